@@ -1,0 +1,135 @@
+"""Every error of onnxserve, in one tree.
+
+    OnnxserveError                  500 INTERNAL_ERROR
+    ├── InvalidRequest              400 BAD_REQUEST              the body cannot be read
+    │   ├── SchemaMismatch          400 BAD_REQUEST              it can, and does not fit the model
+    │   ├── UnsupportedMediaType    415 BAD_REQUEST
+    │   └── BodyTooLarge            413 BAD_REQUEST
+    ├── InvalidConfig               400 INVALID_PARAMETER_VALUE  a setting, option or spec field
+    ├── NotFound                    404 RESOURCE_DOES_NOT_EXIST
+    ├── AlreadyExists               409 RESOURCE_ALREADY_EXISTS
+    ├── NotReady                    503 TEMPORARILY_UNAVAILABLE  nothing is loaded yet
+    ├── ModelError                  400 INVALID_PARAMETER_VALUE  a model that cannot be used
+    │   ├── ConversionError                                      it has no ONNX form
+    │   ├── ParityError                                          its ONNX form answers otherwise
+    │   └── InvalidArtifact                                      its files are not what they should be
+    ├── InferenceError              400 BAD_REQUEST              the runtime refused this input
+    ├── RuntimeMissing              500 INTERNAL_ERROR           no ONNX Runtime is installed
+    ├── DeviceUnavailable           500 INTERNAL_ERROR           the device asked for is not really used
+    ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not answer
+    └── DeploymentFailed            500 INTERNAL_ERROR           a server that did not come up
+
+The message is for the person who made the mistake: what was wrong, where, and what would be right. `http_status`
+and `error_code` (one of MLflow's, so that MLflow's clients understand it) say the same to programs. One place each
+turns the tree into HTTP (`server/http/app.py`), into `MlflowException` (`deployments/client.py`) and into a line on
+stderr with exit status 1 (`cli`).
+"""
+
+from typing import ClassVar
+
+
+class OnnxserveError(Exception):
+    """Base of everything that onnxserve raises on purpose."""
+
+    http_status: ClassVar[int] = 500
+    error_code: ClassVar[str] = "INTERNAL_ERROR"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(OnnxserveError):
+    """The body of a request cannot be read as what its content type promises."""
+
+    http_status = 400
+    error_code = "BAD_REQUEST"
+
+
+class SchemaMismatch(InvalidRequest):
+    """The data can be read, but a column or tensor is missing, mistyped or misshapen; the message names it."""
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The content type is not one that the route understands; the message lists those that are."""
+
+    http_status = 415
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is larger than the server's limit."""
+
+    http_status = 413
+
+
+class InvalidConfig(OnnxserveError):
+    """A setting, a command-line option or a field of a spec is unknown or has a value it cannot have."""
+
+    http_status = 400
+    error_code = "INVALID_PARAMETER_VALUE"
+
+
+class NotFound(OnnxserveError):
+    """The model, version, endpoint or deployment does not exist."""
+
+    http_status = 404
+    error_code = "RESOURCE_DOES_NOT_EXIST"
+
+
+class AlreadyExists(OnnxserveError):
+    """The name is taken."""
+
+    http_status = 409
+    error_code = "RESOURCE_ALREADY_EXISTS"
+
+
+class NotReady(OnnxserveError):
+    """The server lives, but has no version loaded that could answer."""
+
+    http_status = 503
+    error_code = "TEMPORARILY_UNAVAILABLE"
+
+
+class ModelError(OnnxserveError):
+    """A model that cannot be wrapped or served."""
+
+    http_status = 400
+    error_code = "INVALID_PARAMETER_VALUE"
+
+
+class ConversionError(ModelError):
+    """The model has no ONNX form that we know how to make."""
+
+
+class ParityError(ModelError):
+    """The ONNX form answers otherwise than the original; the message shows the worst rows."""
+
+
+class InvalidArtifact(ModelError):
+    """The folder of a model lacks a file, or a file is not what the MLmodel file says."""
+
+
+class InferenceError(OnnxserveError):
+    """ONNX Runtime refused an input that fits the signature (an unseen category, a shape the graph cannot take)."""
+
+    http_status = 400
+    error_code = "BAD_REQUEST"
+
+
+class RuntimeMissing(OnnxserveError):
+    """No ONNX Runtime is installed: neither the `cpu` nor the `gpu` extra."""
+
+
+class DeviceUnavailable(OnnxserveError):
+    """ONNX Runtime would not really run on the device that was asked for."""
+
+
+class RegistryUnavailable(OnnxserveError):
+    """The MLflow server (or the artifact store behind it) does not answer."""
+
+    http_status = 503
+    error_code = "TEMPORARILY_UNAVAILABLE"
+
+
+class DeploymentFailed(OnnxserveError):
+    """A server did not become ready; the message carries the reason from its log."""

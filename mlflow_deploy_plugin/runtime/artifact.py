@@ -1,0 +1,207 @@
+"""Reads the folder of a saved model: the MLmodel file, the signature, the ONNX file, the meaning of its outputs.
+
+The flavor (`flavor/save.py`) writes the section `flavors.onnxserve` that is read here; a model with only MLflow's own
+`onnx` section is read too, and bound to its graph when that is loaded (`runtime/model.py`).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mlflow_deploy_plugin.errors import InvalidArtifact
+
+MLMODEL = "MLmodel"
+FLAVOR = "onnxserve"
+
+ColumnType = Literal["double", "float", "integer", "long", "boolean", "string"]
+Role = Literal["label", "probabilities", "scores", "values"]
+ParityState = Literal["proven", "warned", "no-original"]
+
+COLUMN_TYPES: dict[str, str] = {
+    "double": "float64",
+    "float": "float32",
+    "integer": "int32",
+    "long": "int64",
+    "boolean": "bool",
+    "string": "str",
+}
+"""MLflow's column types that an ONNX graph can take, and the numpy dtype of each (`str`: an object array of str)."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a column-based signature."""
+
+    name: str
+    type: ColumnType
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a tensor-based signature; `name` is empty for the only one; -1 in `shape` is free."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Input:
+    """An ONNX input and what of the signature feeds it.
+
+    Attributes:
+        name: the ONNX input.
+        dtype: numpy dtype of the ONNX input, `str` for strings.
+        shape: -1 for free dimensions; the first is the batch.
+        columns: signature columns that are stacked along axis 1, in this order; empty: the tensor of this name.
+        missing: for strings, the text that stands for a missing value; None: a missing value is an error.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    columns: tuple[str, ...] = ()
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """An ONNX output and what it means."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    role: Role = "values"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What the MLmodel folder at `folder` says.
+
+    Attributes:
+        columns / tensors: the signature's inputs; one of them is empty, both where there is no signature.
+        inputs / outputs: the graph's, bound to the signature; empty for a stock `onnx` model until it is loaded.
+        prediction: the outputs that `predict` answers: one name is answered as a bare array, several as a mapping.
+        classes: the labels in the order of the columns of the probabilities.
+        parity: the state and the figures of `parity.json`.
+        provenance: git commit, dataset digest, environment lock; empty where unknown.
+        reference: file name of the reference sample (Parquet), or None.
+    """
+
+    folder: Path
+    onnx_file: Path
+    flavor: Literal["onnxserve", "onnx"]
+    mlflow_version: str
+    model_id: str
+    run_id: str
+    columns: tuple[Column, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    prediction: tuple[str, ...] = ()
+    classes: tuple[str | int | float | bool, ...] = ()
+    framework: str = "onnx"
+    parity: Mapping[str, Any] = field(default_factory=lambda: {"state": "no-original"})
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+
+    @property
+    def parity_state(self) -> str:
+        return str(self.parity.get("state", "no-original"))
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Reads the MLmodel file in `folder`; the graph itself is not opened.
+
+    Raises:
+        InvalidArtifact: no MLmodel file, no ONNX in it, a file missing, or a signature that no graph can take.
+    """
+    document = _read_mlmodel(folder)
+    flavors = document.get("flavors") or {}
+    name = "onnxserve" if FLAVOR in flavors else "onnx"
+    section = flavors.get(name)
+    if not isinstance(section, Mapping):
+        known = ", ".join(sorted(flavors)) or "none"
+        raise InvalidArtifact(
+            f"this model has the flavors {known}, none of which is onnxserve or onnx: "
+            "log it with mlflow_deploy_plugin.log_model"
+        )
+    try:
+        columns, tensors = _read_signature(document.get("signature"))
+        return Artifact(
+            folder=folder,
+            onnx_file=_inside(folder, str(section["data"])),
+            flavor="onnxserve" if name == "onnxserve" else "onnx",
+            mlflow_version=str(document.get("mlflow_version", "")),
+            model_id=str(document.get("model_id") or document.get("model_uuid") or ""),
+            run_id=str(document.get("run_id") or ""),
+            columns=columns,
+            tensors=tensors,
+            inputs=tuple(_input(entry) for entry in section.get("inputs") or ()),
+            outputs=tuple(
+                Output(e["name"], e["dtype"], tuple(e["shape"]), e["role"]) for e in section.get("outputs") or ()
+            ),
+            prediction=tuple(section.get("prediction") or ()),
+            classes=tuple(section.get("classes") or ()),
+            framework=str(section.get("framework", "onnx")),
+            parity=section.get("parity") or {"state": "no-original"},
+            provenance=section.get("provenance") or {},
+            reference=(section.get("reference") or {}).get("data"),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
+
+
+def _read_mlmodel(folder: Path) -> Mapping[str, Any]:
+    try:
+        document = yaml.safe_load((folder / MLMODEL).read_text())
+    except FileNotFoundError:
+        raise InvalidArtifact(f"{folder.name}: no MLmodel file in this folder, so it is not an MLflow model") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidArtifact(f"the MLmodel file cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(document, Mapping):
+        raise InvalidArtifact("the MLmodel file is not a mapping")
+    return document
+
+
+def _inside(folder: Path, relative: str) -> Path:
+    """The file `relative` of the folder; a path that leads out of the folder is refused."""
+    path = folder / relative
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InvalidArtifact(f"the MLmodel file names {relative!r}, which lies outside of the model")
+    if not path.is_file():
+        raise InvalidArtifact(f"the model lacks its file {relative!r}")
+    return path
+
+
+def _input(entry: Mapping[str, Any]) -> Input:
+    return Input(
+        entry["name"],
+        entry["dtype"],
+        tuple(entry["shape"]),
+        tuple(entry.get("columns") or ()),
+        entry.get("missing"),
+    )
+
+
+def _read_signature(signature: Mapping[str, Any] | None) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
+    fields = json.loads((signature or {}).get("inputs") or "[]")
+    columns, tensors = [], []
+    for position, entry in enumerate(fields):
+        if entry.get("type") == "tensor":
+            spec = entry["tensor-spec"]
+            tensors.append(Tensor(entry.get("name", ""), spec["dtype"], tuple(spec["shape"])))
+        elif entry.get("type") in COLUMN_TYPES:
+            # a column without a name is known by its position, as in MLflow
+            columns.append(Column(entry.get("name", str(position)), entry["type"], entry.get("required", True)))
+        else:
+            raise InvalidArtifact(
+                f"column {entry.get('name', position)!r} has the type {entry.get('type')!r}, which an ONNX model "
+                f"cannot take; it takes {', '.join(COLUMN_TYPES)}"
+            )
+    return tuple(columns), tuple(tensors)

@@ -1,0 +1,112 @@
+"""OnnxModel: one loaded version as a function of named arrays."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, read_artifact
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
+from mlflow_deploy_plugin.runtime.session import describe, open_session
+from mlflow_deploy_plugin.spec import Device
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    "tensor(string)": "str",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+class OnnxModel:
+    """A model that is ready to answer.
+
+    Attributes:
+        artifact: what its folder says, with inputs and outputs bound to the graph.
+        schema: turns columns, rows or tensors into feeds.
+    """
+
+    def __init__(self, artifact: Artifact, session: Any) -> None:
+        self._session = session
+        self.artifact = artifact if artifact.inputs else _bind_to_graph(artifact, session)
+        self.schema: Schema = compile_schema(self.artifact.columns, self.artifact.tensors, self.artifact.inputs)
+        self._output_names = [output.name for output in self.artifact.outputs]
+
+    @classmethod
+    def load(cls, folder: Path, device: Device = "cpu", intra_op_num_threads: int = 1) -> "OnnxModel":
+        """Loads the MLmodel folder.
+
+        Raises:
+            InvalidArtifact: the folder or its graph cannot be used.
+            DeviceUnavailable, RuntimeMissing: see `runtime.session.open_session`.
+        """
+        artifact = read_artifact(folder)
+        return cls(artifact, open_session(artifact.onnx_file, device, intra_op_num_threads))
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Computes the named outputs (default: all) for feeds made by `schema`; arrays by ONNX output name.
+
+        Raises:
+            InferenceError: the graph refuses the input.
+        """
+        names = list(outputs) if outputs is not None else self._output_names
+        try:
+            return dict(zip(names, self._session.run(names, feeds), strict=True))
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+            raise InferenceError(f"the model cannot compute this input: {describe(error)}") from None
+
+    def prediction(self, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
+        """What `predict` answers: the bare array of the one prediction output, or a mapping of several."""
+        names = self.artifact.prediction
+        return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
+
+    def example_feeds(self) -> Feeds:
+        """One row of zeros (empty strings), to warm up a graph that came without an example."""
+        return {
+            entry.name: np.full([1, *(max(size, 1) for size in entry.shape[1:])], "", dtype=object)
+            if entry.dtype == "str"
+            else np.zeros([1, *(max(size, 1) for size in entry.shape[1:])], dtype=entry.dtype)
+            for entry in self.artifact.inputs
+        }
+
+
+def _bind_to_graph(artifact: Artifact, session: Any) -> Artifact:
+    """Binds the inputs of a stock `onnx` model: by name, else the columns stacked into the only input."""
+    inputs = [Input(node.name, _dtype(node), _shape(node)) for node in session.get_inputs()]
+    outputs = tuple(Output(node.name, _dtype(node), _shape(node)) for node in session.get_outputs())
+    tensors = artifact.tensors
+    if artifact.columns:
+        names = tuple(column.name for column in artifact.columns)
+        if {entry.name for entry in inputs} <= set(names):
+            inputs = [replace(entry, columns=(entry.name,)) for entry in inputs]
+        elif len(inputs) == 1:
+            inputs = [replace(inputs[0], columns=names)]
+        else:
+            raise InvalidArtifact(
+                f"the graph's inputs {[entry.name for entry in inputs]} are not the signature's columns {list(names)}"
+            )
+    elif not tensors:
+        tensors = tuple(Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs)
+    return replace(
+        artifact,
+        tensors=tensors,
+        inputs=tuple(inputs),
+        outputs=outputs,
+        prediction=tuple(output.name for output in outputs),
+    )
+
+
+def _dtype(node: Any) -> str:
+    try:
+        return _DTYPES[node.type]
+    except KeyError:
+        raise InvalidArtifact(f"the graph's {node.name!r} is a {node.type}, which cannot be served") from None
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) and size > 0 else -1 for size in node.shape or ())

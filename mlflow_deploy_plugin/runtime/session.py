@@ -1,0 +1,97 @@
+"""An ONNX Runtime session with everything said explicitly: providers, threads, and a device that is really used."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
+from mlflow_deploy_plugin.spec import Device
+
+_PROVIDERS: dict[Device, list[str]] = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
+}
+_CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
+def onnxruntime() -> Any:
+    """The module, or the error that says how to get it.
+
+    Raises:
+        RuntimeMissing: it is not installed.
+    """
+    try:
+        import onnxruntime as module  # heavy, and of one of two distributions
+    except ImportError:
+        raise RuntimeMissing(
+            "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA"
+        ) from None
+    module.disable_telemetry_events()
+    return module
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity and the cgroup's quota, which ONNX Runtime itself ignores."""
+    affinity = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CGROUP_CPU_MAX.read_text().split()
+    except (OSError, ValueError):
+        return affinity
+    return affinity if quota == "max" else max(1, min(affinity, int(quota) // int(period)))
+
+
+def open_session(onnx_file: Path, device: Device = "cpu", intra_op_num_threads: int = 1) -> Any:
+    """An `onnxruntime.InferenceSession` on `device`, and on nothing else.
+
+    ONNX Runtime falls back to the CPU without a word where a GPU library is missing; here that is an error, and so is
+    a node of the graph that the device cannot run (`session.disable_cpu_ep_fallback`).
+
+    Raises:
+        RuntimeMissing: ONNX Runtime is not installed.
+        DeviceUnavailable: `device` would not really be used.
+        InvalidArtifact: the file is not a model that ONNX Runtime can load.
+    """
+    ort = onnxruntime()
+    _check_device(ort, device)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = intra_op_num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads take the core from the other workers: measured, it matters from two sessions on few cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if device != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS[device])
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+        reason = describe(error)
+        if device != "cpu":
+            raise DeviceUnavailable(f"the model does not run on {device}: {reason}") from None
+        raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
+    if _PROVIDERS[device][0] not in session.get_providers():
+        raise DeviceUnavailable(
+            f"--device {device} was asked for, but ONNX Runtime uses {', '.join(session.get_providers())}: "
+            "the GPU, its driver or the CUDA libraries are missing"
+        )
+    return session
+
+
+def describe(error: Exception) -> str:
+    """ONNX Runtime's message in one line, without its prefix codes and the paths of its build."""
+    text = " ".join(str(error).split())
+    text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    words = [word for word in text.split(" ") if "/" not in word or "://" in word]
+    return " ".join(words)[:500]
+
+
+def _check_device(ort: Any, device: Device) -> None:
+    if device == "cpu":
+        return
+    if _PROVIDERS[device][0] not in ort.get_available_providers():
+        raise DeviceUnavailable(
+            f"--device {device} needs ONNX Runtime's GPU build: pip uninstall onnxruntime, then "
+            "pip install 'mlflow-onnxserve[gpu]'"
+        )
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels

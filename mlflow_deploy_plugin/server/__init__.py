@@ -1,0 +1,1 @@
+"""SERVE: requests in, answers out. Imports neither mlflow nor pandas."""

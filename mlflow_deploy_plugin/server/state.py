@@ -1,0 +1,132 @@
+"""What the processes of one server tell each other: small JSON files in its state folder.
+
+    spec.yaml           whoever deploys → agent     the endpoints, one YAML document each
+    wanted.json         agent → workers             the versions to be served, already on this disk
+    workers/PID.json    each worker → everyone      what it has loaded, and what it could not load
+    agent.json          agent → everyone            when it last reached the registry, and what went wrong
+    server.json         supervisor → everyone       process id, host, port
+    server.log          supervisor, workers, agent  their log
+    spool/              workers → agent             captured requests (`server/capture.py`)
+
+Every file has one writer and is replaced by an atomic rename, so that a reader sees the old or the new, never half.
+With the registry down, or after a restart, what `wanted.json` says goes on being served.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mlflow_deploy_plugin.spec import CaptureSpec
+
+
+class _State(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class WantedVariant(_State):
+    """One concrete version that is to be served.
+
+    Attributes:
+        model_uri: as the spec has it, e.g. models:/flight-delay/Production.
+        model / version: what it was resolved to; `version` is the registry's number, or the model id of a model
+            that is not registered.
+        folder: the MLmodel folder on this disk, verified by the agent.
+        aspects: what is shown with the version: stage, run_id, parity, git_commit, …
+    """
+
+    model_uri: str
+    model: str
+    version: str
+    folder: Path
+    weight: int = 100
+    shadow: bool = False
+    aspects: dict[str, str] = Field(default_factory=dict)
+
+
+class WantedEndpoint(_State):
+    variants: dict[str, WantedVariant]
+    capture: CaptureSpec = CaptureSpec()
+
+
+class Wanted(_State):
+    """What every worker is to serve. `generation` grows by one with every change."""
+
+    generation: int = 0
+    endpoints: dict[str, WantedEndpoint] = Field(default_factory=dict)
+
+
+class LoadedVariant(_State):
+    """What one worker has of a variant: the version that answers, and why the wanted one does not, if it does not."""
+
+    version: str = ""
+    error: str = ""
+
+
+class WorkerState(_State):
+    """One worker's own account.
+
+    Attributes:
+        generation: the `Wanted` it has dealt with, successfully or not.
+        endpoints: endpoint → variant → what is loaded.
+    """
+
+    pid: int
+    generation: int
+    endpoints: dict[str, dict[str, LoadedVariant]] = Field(default_factory=dict)
+
+
+class AgentState(_State):
+    """The agent's own account. `error` is empty while the last look at the registry went well; `fatal` says that
+    nothing can be served because a model could not be resolved or fetched and there is no earlier version."""
+
+    pid: int
+    checked_at: float = 0.0
+    error: str = ""
+    fatal: bool = False
+
+
+class ServerState(_State):
+    """Written by the supervisor once it knows its port; removed when it ends in good order."""
+
+    pid: int
+    host: str
+    port: int
+    started_at: float
+    phase: Literal["starting", "serving", "stopping"] = "starting"
+
+
+StateT = TypeVar("StateT", bound=_State)
+
+WANTED, AGENT, SERVER, SPEC, LOG = "wanted.json", "agent.json", "server.json", "spec.yaml", "server.log"
+
+
+def write_state(path: Path, state: _State) -> None:
+    """Replaces the file in one step; readers see the old content or the new."""
+    write_atomically(path, state.model_dump_json().encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def read_state(path: Path, kind: type[StateT]) -> StateT | None:
+    """The file's content, or None where there is no (readable) file yet."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def worker_file(state_dir: Path, pid: int) -> Path:
+    return state_dir / "workers" / f"{pid}.json"
+
+
+def read_workers(state_dir: Path) -> list[WorkerState]:
+    """The accounts of all workers that left one."""
+    states = (read_state(path, WorkerState) for path in sorted((state_dir / "workers").glob("*.json")))
+    return [state for state in states if state is not None]

@@ -1,0 +1,78 @@
+"""Every `ONNXSERVE_*` setting of a process, typed and documented in one place.
+
+What is served, and how, stands in the spec (`spec.py`); a setting says where this machine keeps things and how long
+this process waits. Each is read from the environment: `ONNXSERVE_HOME=/var/lib/onnxserve onnxserve serve …`.
+"""
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+
+
+class Settings(BaseSettings):
+    """Settings of this process. The reference page of the docs is generated from these fields."""
+
+    model_config = SettingsConfigDict(env_prefix="ONNXSERVE_", frozen=True, extra="ignore")
+
+    home: Path = Field(
+        default=Path("~/.onnxserve"),
+        description="Folder for the default store, the logs, the model cache and the inference log.",
+    )
+    store_uri: str = Field(
+        default="",
+        repr=False,  # may hold a password
+        description="SQLAlchemy URI of the store, e.g. postgresql+psycopg://user@host/db. Default: SQLite in HOME.",
+    )
+    log_uri: str = Field(
+        default="",
+        description="Where the inference log is written as Parquet. Default: HOME/inference_log.",
+    )
+    poll_seconds: float = Field(
+        default=2.0,
+        ge=0.1,
+        le=3600,
+        description="Seconds between two looks at the registry for a followed reference.",
+    )
+    ready_timeout_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds `mlflow deployments create` waits for the server to be ready.",
+    )
+
+    @cached_property
+    def home_path(self) -> Path:
+        return self.home.expanduser().absolute()
+
+    @property
+    def store_url(self) -> str:
+        return self.store_uri or f"sqlite:///{self.home_path / 'onnxserve.db'}"
+
+    @property
+    def inference_log(self) -> str:
+        return self.log_uri or str(self.home_path / "inference_log")
+
+    @property
+    def cache_path(self) -> Path:
+        return self.home_path / "cache"
+
+    @property
+    def deployments_path(self) -> Path:
+        return self.home_path / "deployments"
+
+
+def load_settings() -> Settings:
+    """Reads the environment.
+
+    Raises:
+        InvalidConfig: a value does not fit; the message names the variable.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = "ONNXSERVE_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise InvalidConfig(f"{variable}: {first['msg']} (got {first['input']!r})") from None

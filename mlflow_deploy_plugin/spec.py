@@ -1,0 +1,224 @@
+"""EndpointSpec: the one description of what is served and how.
+
+An endpoint is a server; a deployment is a variant in it. One YAML document describes one endpoint:
+
+    apiVersion: onnxserve/v1
+    name: flights
+    variants:
+      flights: {model: "models:/flight-delay/Production", weight: 100}   # a stage or alias is followed
+    server: {workers: 2, device: cpu, port: 8080}
+    capture: {fraction: 1.0}
+    monitors:
+      daily: {kind: drift, every: 1d, min_rows: 200}
+
+Field names, defaults, bounds and descriptions stand here once: `-C server.port=8123`, `onnxserve serve --help`,
+`mlflow deployments help -t onnxserve` and the reference page of the docs are made from them.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[smhd]$")]
+Device = Literal["cpu", "cuda", "tensorrt"]
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration_seconds(duration: str) -> int:
+    """`"90s"`, `"5m"`, `"1h"`, `"1d"` in seconds."""
+    return int(duration[:-1]) * _SECONDS[duration[-1]]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class VariantSpec(_Part):
+    """One model of an endpoint."""
+
+    model: str = Field(
+        min_length=1,
+        description="Model URI: models:/X/Production, models:/X@alias, models:/X/3, runs:/…, s3://…, a path.",
+    )
+    weight: int = Field(default=100, ge=0, le=100, description="Share of the endpoint's traffic, in parts of the sum.")
+    shadow: bool = Field(default=False, description="Gets a copy of the traffic and never answers.")
+
+
+class ServerSpec(_Part):
+    """The server process of an endpoint."""
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port to listen on. Default: the first free one from 8080 up.",
+    )
+    workers: int = Field(default=1, ge=1, le=256, description="Worker processes; each holds the models once.")
+    threads: int = Field(default=4, ge=1, le=256, description="Requests that one worker handles at the same time.")
+    device: Device = Field(default="cpu", description="Where ONNX Runtime runs; cuda and tensorrt refuse to fall back.")
+    intra_op_num_threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="ONNX Runtime's threads per session. Default: the cores allowed, divided by the workers.",
+    )
+    max_body_bytes: int = Field(
+        default=16 * 1024 * 1024,
+        ge=1024,
+        description="Largest request body accepted; above it the answer is 413.",
+    )
+    request_timeout_seconds: int = Field(
+        default=60, ge=1, le=3600, description="A worker that is silent this long is replaced."
+    )
+    graceful_timeout_seconds: int = Field(
+        default=30, ge=1, le=3600, description="What requests in flight may take to finish after SIGTERM."
+    )
+
+
+class CaptureSpec(_Part):
+    """What is kept of the traffic for monitoring."""
+
+    fraction: float = Field(default=1.0, ge=0, le=1, description="Share of the requests that are captured.")
+    max_rows_per_request: int = Field(default=10_000, ge=1, description="Rows kept of one request.")
+
+
+class MonitorSpec(_Part):
+    """A judgement that is made of the captured traffic again and again."""
+
+    kind: Literal["drift"] = Field(default="drift", description="What is judged.")
+    every: Duration = Field(default="1d", description="Length of a window in event time: 30m, 1h, 1d.")
+    reference: Literal["training"] = Field(default="training", description="What the window is compared with.")
+    min_rows: int = Field(default=200, ge=1, description="Fewer rows in a window are not judged.")
+    false_alarm_rate: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="Share of windows like the reference that may be called drifted.",
+    )
+
+
+class EndpointSpec(_Part):
+    """One endpoint: its variants, its server, what is captured and what watches it."""
+
+    api_version: Literal["onnxserve/v1"] = Field(default="onnxserve/v1", alias="apiVersion")
+    name: Name
+    variants: dict[Name, VariantSpec] = Field(min_length=1)
+    server: ServerSpec = ServerSpec()
+    capture: CaptureSpec = CaptureSpec()
+    monitors: dict[Name, MonitorSpec] = Field(default_factory=dict)
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _some_variant_answers(self) -> "EndpointSpec":
+        if not any(variant.weight > 0 and not variant.shadow for variant in self.variants.values()):
+            raise ValueError("no variant answers: one needs a weight above 0 and shadow: false")
+        return self
+
+
+def new_endpoint(name: str, model_uri: str, config: Mapping[str, Any] | None = None) -> EndpointSpec:
+    """The endpoint `name` with the one variant `name` at 100 %, changed by `config` (dotted field names).
+
+    Raises:
+        InvalidConfig: the name, or a field of `config`, is unknown or has a value it cannot have.
+    """
+    document = {"name": name, "variants": {name: {"model": model_uri}}}
+    return apply_config(_validated(document), config or {})
+
+
+def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
+    """`spec` with fields replaced by their dotted names: `{"server.port": "8123"}`.
+
+    Raises:
+        InvalidConfig: a name is unknown (the nearest valid one is named) or a value does not fit its field.
+    """
+    document = spec.model_dump(by_alias=True, exclude_defaults=True)
+    for dotted, value in config.items():
+        _check_name(spec, dotted)
+        *parents, leaf = dotted.split(".")
+        target = document
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[leaf] = value
+    return _validated(document)
+
+
+def load_specs(text: str) -> list[EndpointSpec]:
+    """The endpoints of a YAML text, one a document.
+
+    Raises:
+        InvalidConfig: not YAML, not a spec, or a name that stands twice.
+    """
+    try:
+        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+    except yaml.YAMLError as error:
+        raise InvalidConfig(f"the spec is not valid YAML: {' '.join(str(error).split())}") from None
+    specs = [_validated(document) for document in documents]
+    if not specs:
+        raise InvalidConfig("the spec is empty: it needs at least `name` and `variants`")
+    names = [spec.name for spec in specs]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidConfig(f"endpoint {doubled[0]!r} stands twice in the spec")
+    return specs
+
+
+def dump_spec(spec: EndpointSpec) -> str:
+    """The spec as YAML, defaults left out; `load_specs` reads it back."""
+    document = {"apiVersion": spec.api_version, **spec.model_dump(by_alias=True, exclude_defaults=True)}
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+def field_reference() -> Iterator[tuple[str, str, str, str]]:
+    """Every field that `-C` takes: (dotted name, type, default, description)."""
+    parts: list[tuple[str, type[BaseModel]]] = [
+        ("server.", ServerSpec),
+        ("capture.", CaptureSpec),
+        ("variants.NAME.", VariantSpec),
+        ("monitors.NAME.", MonitorSpec),
+    ]
+    for prefix, part in parts:
+        for name, field in part.model_fields.items():
+            if (prefix, name) == ("variants.NAME.", "model"):
+                continue  # -m says it
+            default = "" if field.default is None else str(field.default)
+            yield prefix + name, _type_name(field.annotation), default, field.description or ""
+
+
+def _type_name(annotation: Any) -> str:
+    text = getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
+    return str(text).replace("typing.", "").replace(" | None", "")
+
+
+def _check_name(spec: EndpointSpec, dotted: str) -> None:
+    known = [name for name, *_ in field_reference()]
+    parts = dotted.split(".")
+    generic = ".".join([parts[0], "NAME", *parts[2:]]) if parts[0] in ("variants", "monitors") else dotted
+    if generic in known or (generic == "variants.NAME.model" and parts[1] in spec.variants):
+        return
+    nearest = difflib.get_close_matches(generic, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(known)}"
+    raise InvalidConfig(f"unknown config key {dotted!r}{hint}")
+
+
+def _validated(document: Any) -> EndpointSpec:
+    if not isinstance(document, Mapping):
+        raise InvalidConfig(f"a spec is a mapping with `name` and `variants`, not {type(document).__name__}")
+    try:
+        return EndpointSpec.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = [name for name, *_ in field_reference()] + list(EndpointSpec.model_fields)
+            nearest = difflib.get_close_matches(where, known, n=1, cutoff=0.4)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise InvalidConfig(f"unknown field {where!r}{hint}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise InvalidConfig(f"{where}: {message} (got {first['input']!r})" if where else message) from None
