@@ -17,6 +17,7 @@
     ├── RuntimeMissing              500 INTERNAL_ERROR           no ONNX Runtime is installed
     ├── DeviceUnavailable           500 INTERNAL_ERROR           the device asked for is not really used
     ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not answer
+    ├── StoreUnavailable            503 TEMPORARILY_UNAVAILABLE  the store's database cannot be used
     └── DeploymentFailed            500 INTERNAL_ERROR           a server that did not come up
 
 The message is for the person who made the mistake: what was wrong, where, and what would be right. `http_status`
@@ -126,6 +127,13 @@ class DeviceUnavailable(OnnxserveError):
 
 class RegistryUnavailable(OnnxserveError):
     """The MLflow server (or the artifact store behind it) does not answer."""
+
+    http_status = 503
+    error_code = "TEMPORARILY_UNAVAILABLE"
+
+
+class StoreUnavailable(OnnxserveError):
+    """The database of the store cannot be reached, or its schema is not ours."""
 
     http_status = 503
     error_code = "TEMPORARILY_UNAVAILABLE"

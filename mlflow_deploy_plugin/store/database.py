@@ -1,0 +1,131 @@
+"""Opens the store: connects, brings the schema up to date, and hands out a `Store`.
+
+Two processes may open a new store at the same time. One migrates while the other waits: on SQLite because every
+transaction takes the write lock at its start, on PostgreSQL because the migration's transaction takes an advisory
+lock first.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.store.failures import shown, unavailable
+from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.store.tables import VERSION_TABLE
+from mlflow_deploy_plugin.version import __version__
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+_ADVISORY_LOCK = 0x6F6E6E78  # "onnx"; any number that all of us agree on
+_BUSY_SECONDS = 30
+_CONNECT_SECONDS = 10
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def open_store(url: str, clock: Callable[[], datetime] = utc_now) -> Store:
+    """The store at an SQLAlchemy URL; it is created, or brought up to date, where needed.
+
+    Raises:
+        InvalidConfig: not a URL of a database that is known here.
+        StoreUnavailable: it cannot be reached, or a newer onnxserve made it.
+    """
+    engine = _engine(_parsed(url))
+    try:
+        with engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+            _migrate(connection)
+    except DBAPIError as error:
+        engine.dispose()
+        raise unavailable(engine.url, error) from None
+    except StoreUnavailable:
+        engine.dispose()
+        raise
+    return Store(engine, clock)
+
+
+def migration_config(connection: Connection) -> Config:
+    """Alembic's configuration for this connection; `migrations/env.py` takes the connection from it."""
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _migrate(connection: Connection) -> None:
+    config = migration_config(connection)
+    scripts = ScriptDirectory.from_config(config)
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    current = context.get_current_revision()
+    known = {script.revision for script in scripts.walk_revisions()}
+    if current is not None and current not in known:
+        raise StoreUnavailable(
+            f"the store at {shown(connection.engine.url)} was made by a newer onnxserve (schema {current}): "
+            f"upgrade this one ({__version__})"
+        )
+    if current != scripts.get_current_head():
+        command.upgrade(config, "head")
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError):
+        # the text is not shown: it may hold a password
+        raise InvalidConfig(
+            "ONNXSERVE_STORE_URI is not an SQLAlchemy URI like postgresql+psycopg://user@host/db"
+        ) from None
+
+
+def _engine(url: URL) -> Engine:
+    backend = url.get_backend_name()
+    arguments: dict[str, Any] = {}
+    if backend == "sqlite":
+        arguments = {"timeout": _BUSY_SECONDS}
+        _make_folder(url)
+    elif backend == "postgresql":
+        arguments = {"connect_timeout": _CONNECT_SECONDS}
+    try:
+        engine = create_engine(url, connect_args=arguments, hide_parameters=True)
+    except NoSuchModuleError:
+        raise InvalidConfig(f"ONNXSERVE_STORE_URI: {url.drivername!r} is no database known here") from None
+    except ImportError as error:
+        raise InvalidConfig(
+            f"ONNXSERVE_STORE_URI: the driver of {url.drivername!r} is not installed ({error}): "
+            'pip install "mlflow-onnxserve[postgresql]"'
+        ) from None
+    if backend == "sqlite":
+        _take_write_lock_at_start(engine)
+    return engine
+
+
+def _make_folder(url: URL) -> None:
+    if not url.database or url.database == ":memory:":
+        return
+    try:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unavailable(url, error) from None
+
+
+def _take_write_lock_at_start(engine: Engine) -> None:
+    """A transaction that reads first and writes then fails at once, without waiting, if another wrote in between."""
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves, so that DDL is part of the transaction too
+        connection.execute("PRAGMA journal_mode=WAL")
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

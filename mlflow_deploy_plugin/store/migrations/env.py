@@ -1,0 +1,13 @@
+"""Run by Alembic: migrates over the connection, and in the transaction, that `store/database.py` has opened."""
+
+from alembic import context
+
+from mlflow_deploy_plugin.store.tables import VERSION_TABLE, Base
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    version_table=VERSION_TABLE,
+    render_as_batch=True,
+)
+context.run_migrations()
