@@ -1,0 +1,49 @@
+"""Writes `docs/reference.md` out of the fields of the spec and the settings: `python docs/make_reference.py`."""
+
+from pathlib import Path
+
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import field_reference
+
+PAGE = Path(__file__).with_name("reference.md")
+
+HEAD = """# Reference
+
+Made by `python docs/make_reference.py` from `spec.py` and `settings.py`; a test holds it equal to them.
+
+## Fields of an endpoint
+
+`mlflow deployments create|update -t onnxserve … -C NAME=VALUE`, and `onnxserve serve -C NAME=VALUE`. In a spec file the same
+names are nested keys. `variants.NAME.` is one of the endpoint's variants, `monitors.NAME.` one of its monitors.
+
+| field | type | default | |
+|---|---|---|---|
+"""
+
+SETTINGS = """
+## Settings of a process
+
+From the environment.
+
+| variable | default | |
+|---|---|---|
+"""
+
+
+def reference() -> str:
+    """The page as Markdown."""
+    rows = [_row(name, default, description, kind) for name, kind, default, description in field_reference()]
+    settings = [
+        _row(f"ONNXSERVE_{name.upper()}", str(field.default), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+    return HEAD + "".join(rows) + SETTINGS + "".join(settings)
+
+
+def _row(name: str, default: str, description: str, *more: str) -> str:
+    cells = [f"`{name}`", *more, f"`{default}`" if default else "", description]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(reference())

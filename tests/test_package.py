@@ -1,0 +1,63 @@
+"""What is installed: entry points, extras, tested versions, and what an import brings along."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import distribution, entry_points
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+
+
+def requirements_of(extra: str) -> set[str]:
+    """Names that `pip install mlflow-onnxserve[extra]` brings, those of extras inside it included."""
+    names: set[str] = set()
+    for line in distribution("mlflow-onnxserve").requires or []:
+        requirement = Requirement(line)
+        if requirement.marker is None or not requirement.marker.evaluate({"extra": extra}):
+            continue
+        if requirement.marker.evaluate({"extra": ""}):
+            continue
+        if requirement.name == "mlflow-onnxserve":
+            names |= {name for inner in requirement.extras for name in requirements_of(inner)}
+        else:
+            names.add(requirement.name)
+    return names
+
+
+def test_mlflow_finds_the_deployment_target() -> None:
+    (target,) = entry_points(group="mlflow.deployments", name="onnxserve")
+    assert target.value == "mlflow_deploy_plugin.deployments.client"
+
+
+def test_the_command_is_installed() -> None:
+    (command,) = entry_points(group="console_scripts", name="onnxserve")
+    assert command.load().name == "main"
+
+
+@pytest.mark.parametrize("extra", ["cpu", "gpu", "sklearn", "torch", "s3", "postgresql", "kubernetes", "all", "dev"])
+def test_no_extra_asks_for_both_runtimes(extra: str) -> None:
+    runtimes = requirements_of(extra) & {"onnxruntime", "onnxruntime-gpu"}
+    assert len(runtimes) <= 1
+    assert ("onnxruntime-gpu" in runtimes) == (extra == "gpu")
+
+
+def test_the_tested_versions_are_exact_and_keep_to_what_is_known_to_work() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = dict(line.split("==") for line in lines)
+    assert pinned["torch"] == "2.13.0"
+    assert tuple(map(int, pinned["pandas"].split(".")[:2])) < (3, 1)
+    assert int(pinned["protobuf"].split(".")[0]) < 7
+    assert re.fullmatch(r"[\d.]+", pinned["uvicorn"])
+    assert re.fullmatch(r"[\d.]+", pinned["uvicorn-worker"])
+
+
+@pytest.mark.parametrize("module", ["mlflow_deploy_plugin", "mlflow_deploy_plugin.server.http.app"])
+def test_importing_the_server_brings_neither_mlflow_nor_pandas(module: str) -> None:
+    heavy = "{'mlflow', 'pandas', 'sklearn', 'torch', 'sqlalchemy', 'pyarrow'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == "[]"
