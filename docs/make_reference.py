@@ -13,8 +13,8 @@ Made by `python docs/make_reference.py` from `spec.py` and `settings.py`; a test
 
 ## Fields of an endpoint
 
-`mlflow deployments create|update -t onnxserve … -C NAME=VALUE`, and `onnxserve serve -C NAME=VALUE`. In a spec file the same
-names are nested keys. `variants.NAME.` is one of the endpoint's variants, `monitors.NAME.` one of its monitors.
+`mlflow deployments create|update -t onnxserve … -C NAME=VALUE`, and `onnxserve serve -C NAME=VALUE`. In a spec file the
+same names are nested keys. `variants.NAME.` is one of the endpoint's variants, `monitors.NAME.` one of its monitors.
 
 | field | type | default | |
 |---|---|---|---|

@@ -17,7 +17,7 @@ Field names, defaults, bounds and descriptions stand here once: `-C server.port=
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -192,8 +192,9 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _type_name(annotation: Any) -> str:
-    text = getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
-    return str(text).replace("typing.", "").replace(" | None", "")
+    """How a field's type is called in help texts: `int`, or the values it takes."""
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)] or [annotation]
+    return " | ".join(getattr(kind, "__name__", None) or str(kind) for kind in kinds)
 
 
 def _check_name(spec: EndpointSpec, dotted: str) -> None:
