@@ -1,0 +1,46 @@
+"""Puts a model of the registry behind a server on this machine, or points an existing deployment at it.
+
+mlflow run . -e deploy                # or: python -m projects.flight_delay.deploy --deployment flights
+"""
+
+import argparse
+from typing import Any
+
+from mlflow.deployments import get_deploy_client
+from mlflow.exceptions import MlflowException
+
+TARGET = "onnxserve"
+
+
+def deploy(deployment: str, model_uri: str, workers: int) -> dict[str, Any]:
+    """Makes the deployment, or changes it where it exists, and waits until it answers; what `get_deployment` says.
+
+    Raises:
+        MlflowException: no such model, or a server that does not come up; the message is one line.
+    """
+    client = get_deploy_client(TARGET)
+    config = {"server.workers": workers}
+    if deployment in {known["name"] for known in client.list_deployments()}:
+        client.update_deployment(deployment, model_uri=model_uri, config=config)
+    else:
+        client.create_deployment(deployment, model_uri, config=config)
+    return client.get_deployment(deployment)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--deployment", default="flights", help="its name")
+    parser.add_argument(
+        "--model-uri", default="models:/flight-delay/Production", help="a stage or an alias is followed"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="worker processes of the server")
+    options = parser.parse_args()
+    try:
+        deployed = deploy(options.deployment, options.model_uri, options.workers)
+    except MlflowException as error:
+        parser.exit(1, f"{error.message}\n")
+    print(f"{options.deployment} answers at {deployed['url']}")
+
+
+if __name__ == "__main__":
+    main()

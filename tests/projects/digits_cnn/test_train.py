@@ -1,0 +1,10 @@
+"""The digits network learns; logging it is the flavor's affair and tested there."""
+
+from projects.digits_cnn.train import accuracy, fit, load_images
+
+
+def test_the_network_reads_the_test_digits() -> None:
+    train_images, test_images, train_digits, test_digits = load_images(seed=7)
+    assert train_images.shape[1:] == (1, 8, 8)
+    network = fit(train_images, train_digits, epochs=12, seed=7)
+    assert accuracy(network, test_images, test_digits) >= 0.95

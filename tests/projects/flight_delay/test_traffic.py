@@ -1,0 +1,90 @@
+"""Real flights on their way: what reaches a listener that writes down every request."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pandas as pd
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidRequest, NotReady
+from projects.flight_delay import data, traffic
+
+
+class _Server(ThreadingHTTPServer):
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.requests: list[tuple[str, int]] = []
+        self.status = 200
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_POST(self) -> None:
+        rows = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["dataframe_split"]["data"]
+        self.server.requests.append((self.headers["X-Event-Time"], len(rows)))
+        body = json.dumps({"predictions": [False] * len(rows)} if self.server.status == 200 else {"message": "bad"})
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Model-Version", "3")
+        self.send_header("X-Prediction-Id", f"p{len(self.server.requests)}")
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    with _Server() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def two_days() -> pd.DataFrame:
+    flights = data.load_flights()
+    days = [pd.Timestamp("2013-07-04", tz="UTC"), pd.Timestamp("2013-07-05", tz="UTC")]
+    return flights[flights[data.DAY].isin(days)]
+
+
+def test_every_flight_is_sent_once_with_the_hour_it_belongs_to(server: _Server, two_days: pd.DataFrame) -> None:
+    heard: list[tuple[str, int]] = []
+    url = f"http://127.0.0.1:{server.server_port}"
+
+    answers = traffic.send(url, two_days, lambda day, count: heard.append((str(day.date()), count)))
+
+    assert [day for day, _ in heard] == ["2013-07-04", "2013-07-05"]
+    sent = pd.DataFrame(server.requests, columns=["hour", "rows"]).groupby("hour")["rows"].sum()
+    wanted = two_days.groupby(data.EVENT_TIME).size()
+    assert sent.tolist() == wanted.tolist()
+    assert answers.versions == {"3": len(server.requests)}
+    assert answers.table[data.LABEL].tolist() == two_days[data.LABEL].tolist()
+    assert not answers.table.duplicated(["prediction_id", "row"]).any()
+
+
+def test_a_missing_measurement_is_sent_as_null(two_days: pd.DataFrame) -> None:
+    body = json.loads(traffic.request_body(two_days.head(50)))["dataframe_split"]
+    gust = body["columns"].index("wind_gust")
+    assert [row[gust] is None for row in body["data"]] == two_days.head(50)["wind_gust"].isna().tolist()
+
+
+@pytest.mark.parametrize(("status", "error"), [(400, InvalidRequest), (503, NotReady)])
+def test_an_error_of_the_server_is_raised_in_its_own_words(
+    server: _Server, two_days: pd.DataFrame, status: int, error: type[Exception]
+) -> None:
+    server.status = status
+    with pytest.raises(error, match="bad"):
+        traffic.send(f"http://127.0.0.1:{server.server_port}", two_days)
+
+
+def test_nobody_listening_is_one_clear_line(two_days: pd.DataFrame) -> None:
+    with pytest.raises(NotReady, match="does not answer"):
+        traffic.send("http://127.0.0.1:9", two_days)
