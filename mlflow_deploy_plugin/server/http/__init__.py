@@ -1,0 +1,1 @@
+"""HTTP: `routes.py` answers a request without any framework, `app.py` is the Flask shell around it."""

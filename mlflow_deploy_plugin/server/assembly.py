@@ -1,0 +1,62 @@
+"""Puts one worker's server together from its state folder."""
+
+import atexit
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mlflow_deploy_plugin.runtime.session import available_cores
+from mlflow_deploy_plugin.server.capture import SPOOL, CaptureWriter
+from mlflow_deploy_plugin.server.dataplane import DataPlane
+from mlflow_deploy_plugin.server.metrics import Metrics
+from mlflow_deploy_plugin.server.repository import Repository
+from mlflow_deploy_plugin.server.state import SPEC
+from mlflow_deploy_plugin.server.warmup import load_warm
+from mlflow_deploy_plugin.spec import ServerSpec, load_specs
+
+
+@dataclass(frozen=True)
+class Server:
+    """What answers requests in this process; every transport is handed this."""
+
+    dataplane: DataPlane
+    repository: Repository
+    metrics: Metrics
+    capture: CaptureWriter
+    max_body_bytes: int
+
+    def close(self) -> None:
+        """Stops following, and lets go of the spool's segment and of the worker's state file."""
+        self.repository.stop()
+        self.capture.close()
+
+
+def open_server(state_dir: Path) -> Server:
+    """The server of the state folder; it begins to load at once, in a thread of its own.
+
+    Raises:
+        InvalidConfig: spec.yaml is there and is not a spec.
+    """
+    spec = read_server_spec(state_dir)
+    threads = spec.intra_op_num_threads or max(1, available_cores() // spec.workers)
+    metrics = Metrics()
+    capture = CaptureWriter(state_dir / SPOOL, metrics.count_capture)
+    load = partial(load_warm, device=spec.device, intra_op_num_threads=threads)
+    repository = Repository(state_dir, load, metrics.show_table)
+    server = Server(DataPlane(repository, capture), repository, metrics, capture, spec.max_body_bytes)
+    repository.start()
+    atexit.register(server.close)
+    return server
+
+
+def read_server_spec(state_dir: Path) -> ServerSpec:
+    """The `server:` part of spec.yaml (of its first endpoint, where there are several), or the defaults.
+
+    Raises:
+        InvalidConfig: spec.yaml is there and is not a spec.
+    """
+    try:
+        text = (state_dir / SPEC).read_text()
+    except FileNotFoundError:
+        return ServerSpec()
+    return load_specs(text)[0].server

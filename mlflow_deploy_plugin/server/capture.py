@@ -1,0 +1,286 @@
+"""The spool: every worker appends the requests it has answered to a segment file, the agent ships it as Parquet.
+
+A segment `spool/<uuid>.seg` is a row of frames: magic, length of the payload, its CRC32, the payload. The payload
+begins with its kind. A model frame holds, as JSON, what binds a version's arrays to its signature; it is written before
+the first request of that version in the segment. A request frame names its model frame by offset, and holds the
+ids and times as JSON and the arrays as they lie in memory (strings as JSON), so that writing costs microseconds.
+
+The worker holds an flock on its open segment; the kernel lets go of it however the worker ends, so that the agent knows
+(`is_released`) when a segment will not grow any more. A frame that was torn by a crash ends the segment for its reader.
+"""
+
+import fcntl
+import logging
+import os
+import struct
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
+from mlflow_deploy_plugin.runtime.schema import Array, Schema
+
+logger = logging.getLogger(__name__)
+
+SPOOL = "spool"
+SUFFIX = ".seg"
+MAX_SEGMENT_BYTES = 16 * 1024 * 1024
+
+_FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
+_REQUEST = struct.Struct("<cII")  # kind, offset of the model frame, length of the JSON
+_MAGIC = b"OXS1"
+_MODEL_KIND, _REQUEST_KIND = b"M", b"R"
+_LOG_SECONDS = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedModel:
+    """What binds the arrays of a captured request to names; `as_rows(schema, prediction, feeds, outputs)` takes it.
+
+    `eq=False`: one object a loaded version, compared by identity.
+    """
+
+    model: str
+    version: str
+    schema: Schema
+    prediction: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """One answered request, without its arrays; times in microseconds since 1970 (UTC)."""
+
+    endpoint: str
+    variant: str
+    request_id: str
+    prediction_id: str
+    event_time: int
+    received_time: int
+
+
+@dataclass(frozen=True)
+class CapturedRequest:
+    """One request as it was read back; (segment, offset) tells doubles.
+
+    Attributes:
+        feeds: arrays by ONNX input, the rows first (strings: object arrays).
+        outputs: arrays by ONNX output, only those with one entry a row.
+    """
+
+    segment: str
+    offset: int
+    record: RequestRecord
+    model: CapturedModel
+    feeds: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+class CaptureWriter:
+    """Appends to this worker's own segment. A request that cannot be written is counted and logged, and never fails.
+
+    Args:
+        count: called with whether a request was written.
+        clock: seconds, for the log's one line a minute.
+    """
+
+    def __init__(
+        self,
+        spool: Path,
+        count: Callable[[bool], None] = lambda is_written: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._spool = spool
+        self._count = count
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._file = -1
+        self._size = 0
+        self._models: dict[CapturedModel, int] = {}
+        self._silent_until = float("-inf")
+
+    def write(
+        self,
+        record: RequestRecord,
+        model: CapturedModel,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        max_rows: int,
+    ) -> bool:
+        """Appends one request, its first `max_rows` rows; whether it is in the file now."""
+        try:
+            head, blobs = _pack(record, feeds, outputs, max_rows)
+            with self._lock:
+                self._append(model, head, blobs)
+        except (OSError, struct.error, orjson.JSONEncodeError) as error:
+            self._count(False)
+            self._complain(error)
+            return False
+        self._count(True)
+        return True
+
+    def close(self) -> None:
+        """Lets go of the segment; the next write begins another."""
+        with self._lock:
+            self._close()
+
+    def _append(self, model: CapturedModel, head: bytes, blobs: list[bytes]) -> None:
+        size = len(head) + sum(map(len, blobs))
+        if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
+            self._close()
+            self._open()
+        if model not in self._models:
+            self._models[model] = self._write_frame(_MODEL_KIND + orjson.dumps(model))
+        prefix = _REQUEST.pack(_REQUEST_KIND, self._models[model], len(head))
+        self._write_frame(b"".join([prefix, head, *blobs]))
+
+    def _write_frame(self, payload: bytes) -> int:
+        """Appends one frame in one write and gives its offset; a partial one is taken back."""
+        offset = self._size
+        frame = _FRAME.pack(_MAGIC, len(payload), zlib.crc32(payload)) + payload
+        try:
+            written = os.write(self._file, frame)
+            if written != len(frame):
+                raise OSError("no space left for the whole frame")
+        except OSError:
+            os.ftruncate(self._file, offset)
+            raise
+        self._size += len(frame)
+        return offset
+
+    def _open(self) -> None:
+        """A new segment under its name only once it is locked: no reader can take it for one that was left."""
+        self._spool.mkdir(parents=True, exist_ok=True)
+        name = uuid.uuid4().hex
+        temporary = self._spool / f".{name}"
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(temporary, self._spool / (name + SUFFIX))
+        except OSError:
+            os.close(file)
+            raise
+        self._file, self._size = file, 0
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._size = -1, 0
+        self._models.clear()
+
+    def _complain(self, error: Exception) -> None:
+        now = self._clock()
+        if now >= self._silent_until:
+            self._silent_until = now + _LOG_SECONDS
+            logger.error("requests are not captured: %s", error)
+
+
+def segments(spool: Path) -> list[Path]:
+    """The segments in the spool, the oldest first."""
+    return sorted(spool.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def is_released(segment: Path) -> bool:
+    """Whether its worker has let go of it (rotated, ended or was killed): it will not grow any more."""
+    with segment.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], int]:
+    """The requests from offset `start` (0, or what an earlier call gave) on, and where to go on the next time.
+
+    Stops without a word at a frame that is torn or not yet whole.
+    """
+    content = segment.read_bytes()
+    models: dict[int, CapturedModel] = {}
+    requests: list[CapturedRequest] = []
+    offset = start
+    while (payload := _payload(content, offset)) is not None:
+        if payload[:1] == _REQUEST_KIND:
+            _, model_offset, length = _REQUEST.unpack_from(payload)
+            if model_offset not in models:
+                models[model_offset] = _read_model(_payload(content, model_offset))
+            head = orjson.loads(payload[_REQUEST.size : _REQUEST.size + length])
+            feeds, outputs = _unpack(head, payload[_REQUEST.size + length :])
+            record = RequestRecord(**head["record"])
+            requests.append(CapturedRequest(segment.stem, offset, record, models[model_offset], feeds, outputs))
+        offset += _FRAME.size + len(payload)
+    return requests, offset
+
+
+def _payload(content: bytes, offset: int) -> memoryview | None:
+    if offset + _FRAME.size > len(content):
+        return None
+    magic, length, checksum = _FRAME.unpack_from(content, offset)
+    payload = memoryview(content)[offset + _FRAME.size : offset + _FRAME.size + length]
+    if magic != _MAGIC or len(payload) != length or zlib.crc32(payload) != checksum:
+        return None
+    return payload
+
+
+def _read_model(payload: memoryview | None) -> CapturedModel:
+    if payload is None:
+        raise ValueError("a request frame names a model frame that is not there")
+    document = orjson.loads(payload[1:])
+    schema = document["schema"]
+    inputs = (
+        Input(e["name"], e["dtype"], tuple(e["shape"]), tuple(e["columns"]), e["missing"]) for e in schema["inputs"]
+    )
+    return CapturedModel(
+        document["model"],
+        document["version"],
+        Schema(
+            tuple(Column(**entry) for entry in schema["columns"]),
+            tuple(Tensor(e["name"], e["dtype"], tuple(e["shape"])) for e in schema["tensors"]),
+            tuple(inputs),
+        ),
+        tuple(document["prediction"]),
+    )
+
+
+def _pack(
+    record: RequestRecord, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int
+) -> tuple[bytes, list[bytes]]:
+    """The JSON head of a request frame, and its arrays as bytes in the order in which the head names them."""
+    rows = len(next(iter(feeds.values())))
+    layout: dict[str, list[tuple[str, str, tuple[int, ...], int]]] = {}
+    blobs: list[bytes] = []
+    for side, arrays in (("feeds", feeds), ("outputs", outputs)):
+        layout[side] = []
+        for name, array in arrays.items():
+            if array.shape[:1] != (rows,):
+                continue  # no value a row: it has no place in a table of rows
+            kept = array[:max_rows]
+            is_text = kept.dtype == object
+            blobs.append(orjson.dumps(kept.tolist()) if is_text else kept.tobytes())
+            layout[side].append((name, "str" if is_text else kept.dtype.str, kept.shape, len(blobs[-1])))
+    return orjson.dumps({"record": record, **layout}), blobs
+
+
+def _unpack(head: Mapping[str, Any], blobs: memoryview) -> tuple[dict[str, Array], dict[str, Array]]:
+    sides: list[dict[str, Array]] = []
+    position = 0
+    for side in ("feeds", "outputs"):
+        arrays: dict[str, Array] = {}
+        for name, dtype, shape, length in head[side]:
+            blob = blobs[position : position + length]
+            if dtype == "str":
+                array = np.empty(shape, dtype=object)
+                array[...] = np.array(orjson.loads(blob), dtype=object).reshape(shape)
+            else:
+                array = np.frombuffer(blob, dtype=dtype).reshape(shape)
+            arrays[name] = array
+            position += length
+        sides.append(arrays)
+    return sides[0], sides[1]

@@ -1,0 +1,68 @@
+"""gunicorn for one server: its command line, and the hooks of its configuration (`-c python:…gunicorn_conf`)."""
+
+import contextlib
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlflow_deploy_plugin.server.state import worker_file
+from mlflow_deploy_plugin.spec import ServerSpec
+
+STATE_DIR = "ONNXSERVE_STATE_DIR"
+MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported: never before a fork
+METRICS = "metrics"
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+def gunicorn_command(state_dir: Path, server: ServerSpec, port: int) -> list[str]:
+    """The command that serves the state folder on `port`; run it in any folder, it goes on until SIGTERM.
+
+    SIGTERM lets requests in flight finish, for `graceful_timeout_seconds` at most. Nothing is preloaded: each worker
+    makes its application, and loads its models, after the fork, since ONNX Runtime's threads do not survive one.
+    """
+    options = {
+        "--config": f"python:{__name__}",
+        "--bind": f"{_bracketed(server.host)}:{port}",
+        "--workers": server.workers,
+        "--worker-class": "gthread",
+        "--threads": server.threads,
+        "--timeout": server.request_timeout_seconds,
+        "--graceful-timeout": server.graceful_timeout_seconds,
+        "--keep-alive": 75,  # longer than the 60 s after which load balancers let go of an idle connection
+        "--limit-request-line": 8190,
+        "--limit-request-fields": 100,
+        "--limit-request-field_size": 8190,
+        "--log-level": "warning",
+    }
+    if os.access(_SHARED_MEMORY, os.W_OK):
+        options["--worker-tmp-dir"] = str(_SHARED_MEMORY)  # the heartbeat must not wait for a disk
+    command = [sys.executable, "-m", "gunicorn", "--no-control-socket"]
+    for name, value in options.items():
+        command += [name, str(value)]
+    for name, path in ((STATE_DIR, state_dir), (MULTIPROC_DIR, state_dir / METRICS)):
+        command += ["--env", f"{name}={path}"]
+    return [*command, f"mlflow_deploy_plugin.server.http.app:create_app({str(state_dir)!r})"]
+
+
+def on_starting(arbiter: Any) -> None:
+    """Before the first fork: nothing of an earlier run counts."""
+    state_dir = Path(os.environ[STATE_DIR])
+    for folder in (state_dir / METRICS, state_dir / "workers"):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+
+def child_exit(arbiter: Any, worker: Any) -> None:
+    """A worker has ended, perhaps killed: it serves nothing any more."""
+    from prometheus_client.multiprocess import mark_process_dead  # reads the environment that --env sets
+
+    with contextlib.suppress(OSError):
+        worker_file(Path(os.environ[STATE_DIR]), worker.pid).unlink(missing_ok=True)
+        mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def _bracketed(host: str) -> str:
+    """gunicorn wants an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host

@@ -1,0 +1,70 @@
+"""A request and an answer without a framework, and what their headers mean."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class RawRequest:
+    """One HTTP request, its body read; names of headers in lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RawResponse:
+    """One HTTP answer."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def error_response(status: int, error_code: str, message: str, headers: dict[str, str] | None = None) -> RawResponse:
+    """An error in MLflow's form."""
+    body = dump_json({"error_code": error_code, "message": message})
+    return RawResponse(status, body, headers=headers or {})
+
+
+def refused(error: OnnxserveError, headers: dict[str, str] | None = None) -> RawResponse:
+    """The answer to a request that ended in one of our errors."""
+    return error_response(error.http_status, error.error_code, error.message, headers)
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The caller's `X-Request-Id` where it is fit to be sent back (1–128 visible ASCII characters), else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+
+
+def event_time(headers: Mapping[str, str]) -> int | None:
+    """`X-Event-Time` in microseconds since 1970 (UTC), or None where there is none.
+
+    Raises:
+        InvalidRequest: it is not a time of RFC 3339 with its offset.
+    """
+    given = headers.get("x-event-time")
+    if given is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(given)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise InvalidRequest(
+            f"X-Event-Time is {given[:60]!r}; a time of RFC 3339 with its offset is expected, as 2013-07-01T12:30:00Z"
+        )
+    return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,77 @@
+"""What every protocol over HTTP shares: the content type, and JSON in both directions."""
+
+from typing import Any
+
+import numpy as np
+import orjson
+
+from mlflow_deploy_plugin.errors import InvalidRequest, UnsupportedMediaType
+
+JSON, CSV = "application/json", "text/csv"
+
+
+def media_type(content_type: str | None, accepted: tuple[str, ...]) -> str:
+    """The media type of a `Content-Type` header, one of `accepted`, in lower case.
+
+    Raises:
+        UnsupportedMediaType: no header, another type, or a charset that is not UTF-8.
+    """
+    takes = " or ".join(accepted)
+    if not content_type:
+        raise UnsupportedMediaType(f"the request has no Content-Type; this route takes {takes}")
+    name, *parameters = (part.strip() for part in content_type.split(";"))
+    if name.lower() not in accepted:
+        raise UnsupportedMediaType(f"this route does not take the Content-Type {name[:100]!r}; it takes {takes}")
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip().lower() == "charset" and value.strip(' "').lower() not in ("utf-8", "utf8"):
+            raise UnsupportedMediaType(f"the charset {value.strip()[:40]!r} is not understood; send UTF-8")
+    return name.lower()
+
+
+def load_json(body: bytes) -> Any:
+    """The document in `body`. orjson bounds the depth itself (1,024 levels).
+
+    Raises:
+        InvalidRequest: not JSON; the message says where.
+    """
+    if not body:
+        raise InvalidRequest("the body is empty; a JSON document is expected")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+
+
+def load_json_object(content_type: str | None, body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`.
+
+    Raises:
+        UnsupportedMediaType: the content type is not JSON.
+        InvalidRequest: not JSON, or not an object.
+    """
+    media_type(content_type, (JSON,))
+    document = load_json(body)
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
+    return document
+
+
+def dump_json(document: Any) -> bytes:
+    """JSON with arrays as nested lists; NaN and infinity, which JSON does not know, become null."""
+    return orjson.dumps(document, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+
+
+def json_type(value: Any) -> str:
+    """What JSON calls the type of a decoded value."""
+    if value is None:
+        return "null"
+    names: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
+    return names.get(type(value), "object")
+
+
+def _plain(value: Any) -> Any:
+    """Arrays that orjson does not take by itself: of strings, or not contiguous."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form")

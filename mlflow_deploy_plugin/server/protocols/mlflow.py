@@ -1,0 +1,85 @@
+"""MLflow's scoring protocol: the body of `/invocations`, and its answer.
+
+https://mlflow.org/docs/latest/genai/serving/custom-apps.html and `mlflow/pyfunc/scoring_server/__init__.py` (3.17):
+exactly one of `dataframe_split`, `dataframe_records`, `instances`, `inputs` in JSON, or CSV with a header; the answer
+is `{"predictions": …}`. `params` is accepted; an ONNX graph has none, and MLflow ignores those it does not know.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, dump_json, json_type, load_json_object, media_type
+from mlflow_deploy_plugin.server.protocols.table import read_csv
+
+
+def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
+    """The feeds in the body of `/invocations`.
+
+    Raises:
+        UnsupportedMediaType: neither JSON nor CSV in UTF-8.
+        InvalidRequest: the body cannot be read, or holds none or several of the four fields.
+        SchemaMismatch: it can be read, and does not fit the signature.
+    """
+    if media_type(content_type, (JSON, CSV)) == CSV:
+        return read_csv(body, schema)
+    return decode_document(load_json_object(content_type, body), schema)
+
+
+def decode_document(document: dict[str, Any], schema: Schema) -> Feeds:
+    """As `decode`, for a body that is parsed already."""
+    present = [field for field in _READERS if field in document]
+    if len(present) != 1:
+        holds = ", ".join(list(map(repr, document))[:10]) or "nothing"
+        raise InvalidRequest(
+            f"the JSON object must hold exactly one of the fields {', '.join(_READERS)}; this one holds {holds[:300]}"
+        )
+    params = document.get("params")
+    if params is not None and not isinstance(params, dict):
+        raise InvalidRequest(f"params is a JSON {json_type(params)}; an object is expected")
+    return _READERS[present[0]](document[present[0]], schema)
+
+
+def encode(prediction: Array | dict[str, Array]) -> bytes:
+    """`{"predictions": …}`: nested lists for one output, a mapping of them for several."""
+    return dump_json({"predictions": prediction})
+
+
+def _dataframe_split(value: Any, schema: Schema) -> Feeds:
+    """pandas' `to_dict(orient="split")`; its `index` is ignored, as in MLflow's answer."""
+    if not isinstance(value, dict) or not isinstance(value.get("data"), list):
+        raise InvalidRequest("dataframe_split must be an object with the arrays `columns` and `data`")
+    columns = value.get("columns")
+    if columns is None:
+        return schema.from_array(value["data"])
+    if not isinstance(columns, list) or not all(type(name) in (str, int) for name in columns):
+        raise InvalidRequest("dataframe_split: columns must be an array of names")
+    return schema.from_rows([str(name) for name in columns], value["data"])
+
+
+def _dataframe_records(value: Any, schema: Schema) -> Feeds:
+    return schema.from_records(_rows("dataframe_records", value))
+
+
+def _instances(value: Any, schema: Schema) -> Feeds:
+    rows = _rows("instances", value)
+    return schema.from_records(rows) if rows and isinstance(rows[0], dict) else schema.from_array(rows)
+
+
+def _inputs(value: Any, schema: Schema) -> Feeds:
+    return schema.from_columns(value) if isinstance(value, dict) else _instances(_rows("inputs", value), schema)
+
+
+def _rows(field: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{field} is a JSON {json_type(value)}; an array is expected")
+    return value
+
+
+_READERS: dict[str, Callable[[Any, Schema], Feeds]] = {
+    "dataframe_split": _dataframe_split,
+    "dataframe_records": _dataframe_records,
+    "instances": _instances,
+    "inputs": _inputs,
+}

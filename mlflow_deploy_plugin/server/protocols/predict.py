@@ -1,0 +1,77 @@
+"""The short protocol of the guides: `/predict` for one record, `/predict/batch` for many."""
+
+from typing import Any
+
+from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, load_json, load_json_object, media_type
+
+
+def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
+    """One record: `{column: value, …}`, or `{"features": […]}` in the signature's order.
+
+    Raises:
+        UnsupportedMediaType: not JSON.
+        InvalidRequest: not a JSON object.
+        SchemaMismatch: it does not fit the signature.
+    """
+    document = load_json_object(content_type, body)
+    if "features" in document and "features" not in schema.names:
+        return schema.from_array([document["features"]])
+    if schema.columns:
+        return schema.from_records([document])
+    return schema.from_columns({name: [value] for name, value in document.items()})
+
+
+def decode_batch(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
+    """Many records: a list of objects or of rows, or `{"instances": […]}` around one.
+
+    Raises:
+        UnsupportedMediaType, InvalidRequest, SchemaMismatch: as `decode`.
+    """
+    media_type(content_type, (JSON,))
+    document = load_json(body)
+    rows = document.get("instances") if isinstance(document, dict) else document
+    if not isinstance(rows, list):
+        raise InvalidRequest('the body must be an array of records, or {"instances": […]} around one')
+    if rows and isinstance(rows[0], dict):
+        return schema.from_records(rows)
+    return schema.from_array(rows)
+
+
+def encode(artifact: Artifact, model: str, version: str, outputs: dict[str, Array]) -> bytes:
+    """`{"prediction", "probabilities"?, "model", "model_version"}` of the first row."""
+    answer: dict[str, Any] = {"prediction": _first(_predictions(artifact, outputs))}
+    if (probabilities := _probabilities(artifact, outputs)) is not None:
+        answer["probabilities"] = probabilities[0]
+    return dump_json({**answer, "model": model, "model_version": version})
+
+
+def encode_batch(artifact: Artifact, model: str, version: str, outputs: dict[str, Array]) -> bytes:
+    """`{"predictions", "probabilities"?, "count", "model", "model_version"}`."""
+    answer: dict[str, Any] = {"predictions": _predictions(artifact, outputs)}
+    if (probabilities := _probabilities(artifact, outputs)) is not None:
+        answer["probabilities"] = probabilities
+    count = len(outputs[artifact.prediction[0]])
+    return dump_json({**answer, "count": count, "model": model, "model_version": version})
+
+
+def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[str, Array]:
+    names = artifact.prediction
+    return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
+
+
+def _first(predictions: Array | dict[str, Array]) -> Any:
+    if isinstance(predictions, dict):
+        return {name: array[0] for name, array in predictions.items()}
+    return predictions[0]
+
+
+def _probabilities(artifact: Artifact, outputs: dict[str, Array]) -> list[dict[Any, float]] | None:
+    """Class → probability for each row, where the model says which columns belong to which class."""
+    for output in artifact.outputs:
+        array = outputs.get(output.name)
+        if output.role == "probabilities" and array is not None and array.shape[1:] == (len(artifact.classes),):
+            return [dict(zip(artifact.classes, row, strict=True)) for row in array.tolist()]
+    return None

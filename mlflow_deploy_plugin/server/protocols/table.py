@@ -1,0 +1,87 @@
+"""CSV with a header, typed by the signature: nothing is guessed from the text."""
+
+import csv
+import io
+from collections.abc import Callable
+from typing import Any
+
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
+
+_BOOLEANS = {"true": True, "false": False}
+
+
+def read_csv(body: bytes, schema: Schema) -> Feeds:
+    """The feeds in a CSV text; an empty field is null, blank lines are skipped.
+
+    Raises:
+        InvalidRequest: not UTF-8, or not CSV.
+        SchemaMismatch: a field is not of its column's type, a row has another length than the header, no rows.
+    """
+    header, rows = _parse(body)
+    types = _column_types(header, schema)
+    columns: list[list[Any]] = []
+    for position, name in enumerate(header):
+        read = _READERS.get(types.get(name, "string"), str)
+        columns.append([_field(name, types, row, fields[position], read) for row, fields in enumerate(rows)])
+    return schema.from_rows(header, list(zip(*columns, strict=True)))
+
+
+def _parse(body: bytes) -> tuple[list[str], list[list[str]]]:
+    try:
+        text = body.decode("utf-8-sig")
+        lines = [fields for fields in csv.reader(io.StringIO(text, newline=""), strict=True) if fields]
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the CSV is not valid UTF-8: byte {error.start} is {body[error.start]:#04x}") from None
+    except csv.Error as error:
+        raise InvalidRequest(f"the body is not valid CSV: {error}") from None
+    if not lines:
+        raise InvalidRequest("the CSV is empty; a line with the columns' names and at least one row are needed")
+    header, *rows = lines
+    for row, fields in enumerate(rows):
+        if len(fields) != len(header):
+            raise SchemaMismatch(f"row {row} has {len(fields)} fields; the header has {len(header)}")
+    return header, rows
+
+
+def _column_types(header: list[str], schema: Schema) -> dict[str, str]:
+    """The type of each column; a table for a tensor has the tensor's type everywhere."""
+    if schema.columns:
+        return {column.name: column.type for column in schema.columns}
+    return dict.fromkeys(header, schema.tensors[0].dtype)
+
+
+def _field(name: str, types: dict[str, str], row: int, text: str, read: Callable[[str], Any]) -> Any:
+    if not text:
+        return None
+    try:
+        return read(text)
+    except (KeyError, ValueError):
+        raise SchemaMismatch(f"column {name!r} ({types[name]}), row {row}: {text[:60]!r} is no {types[name]}") from None
+
+
+def _float(text: str) -> float:
+    return float(_without_underscore(text))
+
+
+def _integer(text: str) -> int:
+    return int(_without_underscore(text))
+
+
+def _without_underscore(text: str) -> str:
+    """Python reads "1_000" as a number; a CSV file does not mean that."""
+    if "_" in text:
+        raise ValueError(text)
+    return text
+
+
+def _boolean(text: str) -> bool:
+    return _BOOLEANS[text.strip().lower()]
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("double", "float", "float16", "float32", "float64"), _float),
+    **dict.fromkeys(("integer", "long"), _integer),
+    **{f"{sign}int{bits}": _integer for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **dict.fromkeys(("boolean", "bool"), _boolean),
+}

@@ -1,0 +1,241 @@
+"""The versions held in this process: load → warm → atomic swap → drop the old when its last request has left.
+
+`Repository` follows `wanted.json`. What it serves is an immutable `Table`, replaced in one assignment: a request takes
+one `ServedVariant` out of it and keeps that object until it has answered, so that it is answered by exactly one
+version; a version that no table names any more is freed by CPython's reference counting when the last such request
+lets go. Whatever fails on the way to a new version leaves the old one serving and is told in this worker's state file.
+"""
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.server import routing
+from mlflow_deploy_plugin.server.capture import CapturedModel
+from mlflow_deploy_plugin.server.state import (
+    WANTED,
+    LoadedVariant,
+    Wanted,
+    WantedEndpoint,
+    WantedVariant,
+    WorkerState,
+    read_state,
+    worker_file,
+    write_state,
+)
+from mlflow_deploy_plugin.spec import CaptureSpec
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedVersion:
+    """One version in memory. `eq=False`: two loads of one version are two."""
+
+    model: str
+    version: str
+    folder: Path
+    onnx: OnnxModel
+    captured: CapturedModel
+
+
+@dataclass(frozen=True)
+class ServedVariant:
+    """A loaded version in its place: what one request is answered by."""
+
+    endpoint: str
+    name: str
+    weight: int
+    shadow: bool
+    loaded: LoadedVersion
+    capture: CaptureSpec
+    aspects: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServedEndpoint:
+    """The variants of an endpoint that are in memory, and those among them that may answer."""
+
+    variants: Mapping[str, ServedVariant]
+    answering: tuple[ServedVariant, ...]
+
+
+Table = Mapping[str, ServedEndpoint]
+
+
+class Repository:
+    """Holds the versions of one worker.
+
+    Args:
+        state_dir: the server's state folder, see `server/state.py`.
+        load: makes a version ready to answer, from its MLmodel folder (loaded and warmed).
+        on_change: called with the new table after every change.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        load: Callable[[Path], OnnxModel],
+        on_change: Callable[[Table], None] = lambda table: None,
+    ) -> None:
+        self._state_dir = state_dir
+        self._load = load
+        self._on_change = on_change
+        self._table: Table = {}
+        self._errors: dict[str, dict[str, str]] = {}
+        self._generation: int | None = None
+        self._seen: tuple[int, int, int] | None = None
+        self._is_reported = True
+        self._stopping = threading.Event()
+        self._follower = threading.Thread(target=self._follow, name="onnxserve-repository", daemon=True)
+
+    @property
+    def table(self) -> Table:
+        return self._table
+
+    def start(self) -> None:
+        """Follows `wanted.json` in a thread of its own, until `stop`."""
+        self._follower.start()
+
+    def stop(self) -> None:
+        """Ends the thread and removes this worker's state file."""
+        self._stopping.set()
+        if self._follower.is_alive():
+            self._follower.join()
+        worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
+
+    def lease(self, endpoint: str | None, draw: float) -> ServedVariant:
+        """The variant that answers a request; None: the only endpoint, or the first of several.
+
+        Raises:
+            NotReady: nothing is loaded that could answer.
+            NotFound: no endpoint of this name.
+        """
+        table = self._table
+        name = next(iter(table), None) if endpoint is None else endpoint
+        served = table.get(name) if name is not None else None
+        if served is None:
+            if endpoint is None or self._generation is None:
+                raise NotReady("no model is loaded yet; ask again in a moment")
+            raise NotFound(f"no endpoint {endpoint[:100]!r} here; there is {', '.join(map(repr, table)) or 'none'}")
+        if not served.answering:
+            raise NotReady(self._why_silent(str(name)))
+        return routing.choose(served.answering, draw)
+
+    def not_ready(self) -> str:
+        """Why this worker cannot answer for every endpoint yet; empty: it can."""
+        if self._generation is None:
+            return "no model is loaded yet; ask again in a moment"
+        silent = [name for name, served in self._table.items() if not served.answering]
+        return self._why_silent(silent[0]) if silent else ""
+
+    def look(self) -> None:
+        """Deals with `wanted.json` if it is another one than at the last look."""
+        try:
+            status = (self._state_dir / WANTED).stat()
+        except FileNotFoundError:
+            return
+        seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if seen != self._seen:
+            wanted = read_state(self._state_dir / WANTED, Wanted)
+            self._seen = seen
+            if wanted is None:
+                logger.error("%s cannot be read; what is served stays as it is", WANTED)
+                return
+            self._apply(wanted)
+        if not self._is_reported:
+            self._report()
+
+    def _follow(self) -> None:
+        while True:
+            try:
+                self.look()
+            except Exception:
+                logger.exception("following %s failed; it is tried again", WANTED)
+            if self._stopping.wait(POLL_SECONDS):
+                return
+
+    def _apply(self, wanted: Wanted) -> None:
+        for name in [name for name in self._table if name not in wanted.endpoints]:
+            self._publish({key: served for key, served in self._table.items() if key != name})
+            self._errors.pop(name, None)
+        for name, endpoint in wanted.endpoints.items():
+            served, self._errors[name] = self._serve(name, endpoint)
+            self._publish({**self._table, name: served})
+        self._generation = wanted.generation
+        self._is_reported = False
+        self._report()
+
+    def _serve(self, endpoint: str, wanted: WantedEndpoint) -> tuple[ServedEndpoint, dict[str, str]]:
+        """The endpoint as wanted, as far as its versions can be loaded, and what went wrong by variant."""
+        before = self._table[endpoint].variants if endpoint in self._table else {}
+        variants, errors = {}, {}
+        for name, want in wanted.variants.items():
+            loaded = before[name].loaded if name in before else None
+            if loaded is None or (loaded.model, loaded.version, loaded.folder) != (
+                want.model,
+                want.version,
+                want.folder,
+            ):
+                try:
+                    loaded = self._loaded(want)
+                except OnnxserveError as error:
+                    errors[name] = error.message
+                    kept = f"version {loaded.version} stays" if loaded else "nothing answers for it"
+                    logger.error("%s/%s: %s %s: %s; %s", endpoint, name, want.model, want.version, error.message, kept)
+            if loaded is not None:
+                variants[name] = ServedVariant(
+                    endpoint, name, want.weight, want.shadow, loaded, wanted.capture, want.aspects
+                )
+        return ServedEndpoint(variants, routing.answering(tuple(variants.values()))), errors
+
+    def _loaded(self, want: WantedVariant) -> LoadedVersion:
+        try:
+            onnx = self._load(want.folder)
+        except OnnxserveError:
+            raise
+        except Exception as error:
+            logger.exception("loading %s %s failed", want.model, want.version)
+            raise OnnxserveError(f"loading failed unexpectedly: {type(error).__name__}, see the log") from None
+        captured = CapturedModel(want.model, want.version, onnx.schema, onnx.artifact.prediction)
+        loaded = LoadedVersion(want.model, want.version, want.folder, onnx, captured)
+        logger.info("loaded %s %s", want.model, want.version)
+        weakref.finalize(loaded, logger.info, "dropped %s %s", want.model, want.version)
+        return loaded
+
+    def _publish(self, table: Table) -> None:
+        self._table = table
+        self._on_change(table)
+
+    def _report(self) -> None:
+        """Writes this worker's state; on a full disk it is tried again at the next look."""
+        endpoints: dict[str, dict[str, LoadedVariant]] = {}
+        for name, served in self._table.items():
+            errors = self._errors.get(name, {})
+            endpoints[name] = {
+                variant: LoadedVariant(
+                    version=served.variants[variant].loaded.version if variant in served.variants else "",
+                    error=errors.get(variant, ""),
+                )
+                for variant in dict.fromkeys([*served.variants, *errors])
+            }
+        state = WorkerState(pid=os.getpid(), generation=self._generation or 0, endpoints=endpoints)
+        try:
+            write_state(worker_file(self._state_dir, state.pid), state)
+        except OSError as error:
+            logger.error("the state of this worker cannot be written: %s", error.strerror)
+            return
+        self._is_reported = True
+
+    def _why_silent(self, endpoint: str) -> str:
+        errors = self._errors.get(endpoint, {})
+        reasons = "; ".join(f"{variant}: {error}" for variant, error in errors.items())
+        return f"endpoint {endpoint!r} has no version that answers" + (f": {reasons}" if reasons else "")

@@ -1,0 +1,258 @@
+"""Tiny models with hand-written MLmodel files, state folders, and servers around them, with and without gunicorn."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import requests
+import yaml
+
+from mlflow_deploy_plugin.server.assembly import Server, open_server
+from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.server.state import WANTED, Wanted, write_state
+from mlflow_deploy_plugin.spec import ServerSpec
+
+HEADER = '<ir_version: 10, opset_import: ["": 21]>'
+COLUMN_TYPES = {"double": "float64", "long": "int64", "boolean": "bool", "string": "str", "float": "float32"}
+
+MIXED = (
+    HEADER
+    + """
+mixed (string[N,1] carrier, double[N,1] distance, int64[N,1] hour, bool[N,1] late)
+  => (string[N] label, float[N,2] probabilities)
+<string[1] aa = {"AA"}, double[1] scale = {0.001}, int64[1] one = {1}, float[1] bound = {0.5}, float[1] unit = {1.0},
+ string[1] yes = {"yes"}, string[1] no = {"no"}> {
+  is_aa = Equal(carrier, aa)
+  a = Cast<to=11>(is_aa)
+  b = Mul(distance, scale)
+  c = Cast<to=11>(hour)
+  c2 = Mul(c, scale)
+  d = Cast<to=11>(late)
+  ab = Add(a, b)
+  abc = Add(ab, c2)
+  score = Add(abc, d)
+  p64 = Sigmoid(score)
+  p = Cast<to=1>(p64)
+  q = Sub(unit, p)
+  probabilities = Concat<axis=1>(q, p)
+  is_yes = Greater(p, bound)
+  flat = Squeeze(is_yes, one)
+  label = Where(flat, yes, no)
+}"""
+)
+
+
+def single(bias: float, width: int = 3) -> str:
+    """y = the sum of X's columns + bias, as [N,1]."""
+    return (
+        HEADER
+        + f"""
+single (float[N,{width}] X) => (float[N,1] y) <float[1] bias = {{{bias}}}, int64[1] axis = {{1}}> {{
+  s = ReduceSum(X, axis)
+  y = Add(s, bias)
+}}"""
+    )
+
+
+TENSOR = (
+    HEADER
+    + """
+tensor (float[N,2,2] image) => (float[N,2,2] doubled, float[N] total) <int64[2] axes = {1, 2}, float[1] two = {2.0}> {
+  doubled = Mul(image, two)
+  total = ReduceSum<keepdims=0>(image, axes)
+}"""
+)
+
+
+def columns(**types: str) -> list[dict[str, Any]]:
+    return [{"name": name, "type": kind, "required": True} for name, kind in types.items()]
+
+
+def write_model(
+    folder: Path, graph: str, signature: list[dict[str, Any]] | None, section: dict[str, Any] | None
+) -> Path:
+    """An MLmodel folder; `section`: the rest of flavors.onnxserve, None for a model of the stock onnx flavor."""
+    folder.mkdir(parents=True)
+    onnx.save(onnx.parser.parse_model(graph), folder / "model.onnx")
+    flavors: dict[str, Any] = {"onnx": {"data": "model.onnx", "onnx_version": "1.23.2"}}
+    if section is not None:
+        flavors["onnxserve"] = {"data": "model.onnx", "onnxserve_version": "0.1.0", **section}
+    document: dict[str, Any] = {"flavors": flavors, "mlflow_version": "3.17.2", "model_id": "m-1", "run_id": "r-1"}
+    if signature is not None:
+        document["signature"] = {"inputs": json.dumps(signature), "outputs": None, "params": None}
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    return folder
+
+
+def mixed_model(folder: Path) -> Path:
+    types = {"carrier": "string", "distance": "double", "hour": "long", "late": "boolean"}
+    inputs = [
+        {"name": name, "dtype": COLUMN_TYPES[kind], "shape": [-1, 1], "columns": [name], "missing": None}
+        for name, kind in types.items()
+    ]
+    section = {
+        "inputs": inputs,
+        "outputs": [
+            {"name": "label", "dtype": "str", "shape": [-1], "role": "label"},
+            {"name": "probabilities", "dtype": "float32", "shape": [-1, 2], "role": "probabilities"},
+        ],
+        "prediction": ["label"],
+        "classes": ["no", "yes"],
+    }
+    return write_model(folder, MIXED, columns(**types), section)
+
+
+def single_model(folder: Path, bias: float = 0.0) -> Path:
+    """Columns a, b, c stacked into X; y tells the version by its bias."""
+    section = {
+        "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 3], "columns": ["a", "b", "c"]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "prediction": ["y"],
+    }
+    return write_model(folder, single(bias), columns(a="double", b="double", c="double"), section)
+
+
+def tensor_model(folder: Path) -> Path:
+    """Two outputs, both answered, from one tensor."""
+    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]}}]
+    section = {
+        "inputs": [{"name": "image", "dtype": "float32", "shape": [-1, 2, 2]}],
+        "outputs": [
+            {"name": "doubled", "dtype": "float32", "shape": [-1, 2, 2], "role": "values"},
+            {"name": "total", "dtype": "float32", "shape": [-1], "role": "values"},
+        ],
+        "prediction": ["doubled", "total"],
+    }
+    return write_model(folder, TENSOR, signature, section)
+
+
+def stock_model(folder: Path) -> Path:
+    """MLflow's own onnx flavor, without a signature."""
+    return write_model(folder, single(0.5), None, None)
+
+
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "mixed": mixed_model,
+    "single": single_model,
+    "tensor": tensor_model,
+    "stock": stock_model,
+}
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of each model by its kind."""
+    root = tmp_path_factory.mktemp("models")
+    return {kind: make(root / kind) for kind, make in MAKERS.items()}
+
+
+@pytest.fixture(scope="session")
+def bias_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Versions 1 to 4 of the single model; version v adds 1000 · v."""
+    root = tmp_path_factory.mktemp("versions")
+    return {str(version): single_model(root / str(version), 1000.0 * version) for version in range(1, 5)}
+
+
+def variant(folder: Path, version: str = "1", **more: Any) -> dict[str, Any]:
+    return {"model_uri": f"models:/m/{version}", "model": "m", "version": version, "folder": str(folder), **more}
+
+
+def want(state_dir: Path, generation: int, endpoints: dict[str, dict[str, dict[str, Any]]], **capture: Any) -> None:
+    """Writes wanted.json: endpoint → variant → fields."""
+    document = {name: {"variants": variants, "capture": capture} for name, variants in endpoints.items()}
+    write_state(state_dir / WANTED, Wanted.model_validate({"generation": generation, "endpoints": document}))
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "the condition") -> Any:
+    """The first true value of the condition."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"{what} did not come true within {seconds} s")
+
+
+@pytest.fixture
+def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Opens a server in this process on endpoint → variant → fields, and waits until it is ready."""
+    opened: list[Server] = []
+
+    def serve(endpoints: dict[str, dict[str, dict[str, Any]]], **capture: Any) -> Server:
+        state_dir = tmp_path / f"state-{len(opened)}"
+        want(state_dir, 1, endpoints, **capture)
+        server = open_server(state_dir)
+        opened.append(server)
+        wait_until(lambda: not server.repository.not_ready(), what="the server")
+        return server
+
+    yield serve
+    for server in opened:
+        server.close()
+
+
+@dataclass(frozen=True)
+class Running:
+    """gunicorn on a port of its own."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    state_dir: Path
+    log: Path
+
+    def post(self, path: str = "/invocations", **arguments: Any) -> requests.Response:
+        return requests.post(self.url + path, timeout=30, **arguments)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def gunicorn(state_dir: Path, spec: ServerSpec | None = None, env: dict[str, str] | None = None) -> Iterator[Running]:
+    """A real server on the state folder, ready; ended at the end."""
+    port = free_port()
+    log = state_dir / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            gunicorn_command(state_dir, spec or ServerSpec(), port),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+        )
+    running = Running(f"http://127.0.0.1:{port}", process, state_dir, log)
+    try:
+        wait_until(lambda: _is_ready(running), what="gunicorn")
+        yield running
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _is_ready(running: Running) -> bool:
+    assert running.process.poll() is None, running.log.read_text()
+    try:
+        return requests.get(running.url + "/ping", timeout=5).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def running_gunicorn() -> Callable[..., Any]:
+    return gunicorn
