@@ -159,7 +159,7 @@ class Repository:
             try:
                 self.look()
             except Exception:
-                logger.exception("following %s failed; it is tried again", WANTED)
+                logger.exception("dealing with %s failed; what is served stays as it is", WANTED)
             if self._stopping.wait(POLL_SECONDS):
                 return
 
@@ -208,7 +208,7 @@ class Repository:
         captured = CapturedModel(want.model, want.version, onnx.schema, onnx.artifact.prediction)
         loaded = LoadedVersion(want.model, want.version, want.folder, onnx, captured)
         logger.info("loaded %s %s", want.model, want.version)
-        weakref.finalize(loaded, logger.info, "dropped %s %s", want.model, want.version)
+        weakref.finalize(loaded, logger.info, "dropped %s %s", want.model, want.version).atexit = False
         return loaded
 
     def _publish(self, table: Table) -> None:

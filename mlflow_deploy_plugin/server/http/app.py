@@ -35,6 +35,7 @@ def build_app(server: Server) -> Flask:
     """The application around a server that is there already."""
     app = Flask("onnxserve", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = server.max_body_bytes
+    app.url_map.merge_slashes = False  # no redirects: a path is answered or is not there
 
     def view(path: str = "") -> Response:
         return _flask_response(answer(server, _raw_request()))

@@ -16,17 +16,19 @@ METRICS = "metrics"
 _SHARED_MEMORY = Path("/dev/shm")
 
 
-def gunicorn_command(state_dir: Path, server: ServerSpec, port: int) -> list[str]:
+def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, listener: int | None = None) -> list[str]:
     """The command that serves the state folder on `port`; run it in any folder, it goes on until SIGTERM.
+
+    `listener` is the file descriptor, inherited by the command, of a socket that is bound already.
 
     SIGTERM lets requests in flight finish, for `graceful_timeout_seconds` at most. Nothing is preloaded: each worker
     makes its application, and loads its models, after the fork, since ONNX Runtime's threads do not survive one.
     """
     options = {
         "--config": f"python:{__name__}",
-        "--bind": f"{_bracketed(server.host)}:{port}",
+        "--bind": f"{_bracketed(server.host)}:{port}" if listener is None else f"fd://{listener}",
         "--workers": server.workers,
-        "--worker-class": "gthread",
+        "--worker-class": "mlflow_deploy_plugin.server.http.gthread.GracefulThreadWorker",
         "--threads": server.threads,
         "--timeout": server.request_timeout_seconds,
         "--graceful-timeout": server.graceful_timeout_seconds,

@@ -1,0 +1,79 @@
+"""The child processes of the supervisor: each in its own process group, reaped, and never left behind.
+
+The kernel tells a child when the supervisor dies (PR_SET_PDEATHSIG), so that not even SIGKILL leaves one running. All
+reaping is done in one place, `Children.reap`: as process 1 of a container the supervisor inherits orphans too.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+"""What the supervisor waits for; blocked in it, so that a signal is taken where it is waited for and nowhere else."""
+
+
+@dataclass
+class Child:
+    """One process. `exit_status` is as in `subprocess`: negative for a signal, None while it runs."""
+
+    pid: int
+    exit_status: int | None = None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends to this process alone; gunicorn's master tells its workers itself."""
+        if self.exit_status is None:
+            os.kill(self.pid, number)
+
+    def kill_group(self) -> None:
+        if self.exit_status is None:
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+@dataclass
+class Children:
+    """All children that were started here."""
+
+    _running: dict[int, Child] = field(default_factory=dict)
+
+    def start(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None, descriptors: Sequence[int] = ()
+    ) -> Child:
+        """Starts `command`; `descriptors` are inherited. On the death of this process it gets SIGTERM."""
+        supervisor = os.getpid()
+
+        def prepare() -> None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+            if os.getppid() != supervisor:  # it died before prctl
+                os._exit(1)
+
+        process = subprocess.Popen(  # noqa: PLW1509 - the supervisor has one thread, so that forking is safe
+            command,
+            env=None if environment is None else dict(environment),
+            pass_fds=descriptors,
+            process_group=0,  # Ctrl-C reaches the supervisor alone, which ends its children in order
+            preexec_fn=prepare,
+            stdin=subprocess.DEVNULL,
+        )
+        process.returncode = 0  # reaped by `reap`, not by Popen
+        child = Child(process.pid)
+        self._running[child.pid] = child
+        return child
+
+    def reap(self) -> None:
+        """Takes note of everything that has ended; never waits."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if child := self._running.pop(pid, None):
+                child.exit_status = os.waitstatus_to_exitcode(status)

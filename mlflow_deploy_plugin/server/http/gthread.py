@@ -1,0 +1,25 @@
+"""gunicorn's threaded worker, which lets go of idle connections when it is told to end.
+
+gunicorn 26.2's own waits for the whole graceful timeout as soon as one client keeps an idle connection open (tried: 30 s
+instead of 0.3 s), since it sleeps on its selector until then.
+"""
+
+from types import FrameType
+
+from gunicorn.workers.gthread import ThreadWorker
+
+
+class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+    """Ends as soon as the requests in flight are answered."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM: no new requests, those in flight are finished, idle connections are closed at once."""
+        super().handle_exit(sig, frame)
+        self.method_queue.defer(self._let_idle_connections_go)
+
+    def _let_idle_connections_go(self) -> None:
+        """Runs in the main thread; an idle connection is one whose time is up."""
+        for connection in (*self.keepalived_conns, *self.pending_conns):
+            connection.timeout = 0.0
+        self.murder_keepalived()
+        self.murder_pending()

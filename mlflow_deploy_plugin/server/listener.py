@@ -1,0 +1,59 @@
+"""The socket a server listens on, taken before anything else is started."""
+
+import errno
+import os
+import socket
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+
+_FIRST_PORT, _LAST_PORT = 8080, 8999
+
+
+def listen_on(host: str, port: int | None) -> socket.socket:
+    """A bound socket: on `port`, or on the first free one from 8080 up. gunicorn inherits it and listens.
+
+    Raises:
+        InvalidConfig: the port is in use or may not be used, or the host is no address of this machine.
+    """
+    if port is not None:
+        try:
+            return _bound(host, port)
+        except OSError as error:
+            raise InvalidConfig(_refusal(host, port, error)) from None
+    for candidate in range(_FIRST_PORT, _LAST_PORT + 1):
+        try:
+            return _bound(host, candidate)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise InvalidConfig(_refusal(host, candidate, error)) from None
+    raise InvalidConfig(f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; name one with --port")
+
+
+def reachable_url(host: str, port: int) -> str:
+    """The URL under which this machine reaches a server that listens on `host`."""
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+        0
+    ]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # Two sockets with SO_REUSEADDR can be bound to one port as long as neither listens.
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _refusal(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use; choose another with --port (-C server.port=…)"
+    if error.errno == errno.EACCES:
+        return f"port {port} may not be opened by this user; ports from 1024 up may"
+    return f"{host}:{port} cannot be listened on: {os.strerror(error.errno) if error.errno else error}"

@@ -1,0 +1,264 @@
+"""`onnxserve serve`: a small supervisor (process 1 in the image) of gunicorn and the agent.
+
+Order of things: take the state folder and the port, start the agent, wait until it has resolved and fetched, start
+gunicorn on the socket, say so when every worker is ready. An agent that crashes is started anew; when gunicorn leaves,
+everything leaves. On SIGTERM gunicorn finishes what is in flight, then the agent ships what was captured and ends.
+"""
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.server.children import WATCHED, Child, Children
+from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.server.listener import listen_on, reachable_url
+from mlflow_deploy_plugin.server.state import (
+    AGENT,
+    SERVER,
+    SPEC,
+    WANTED,
+    AgentState,
+    ServerState,
+    Wanted,
+    read_state,
+    read_workers,
+    write_state,
+)
+from mlflow_deploy_plugin.spec import ServerSpec, load_specs
+
+_log = logging.getLogger(__name__)
+
+_LOCK = "server.lock"
+_TICK_SECONDS = 0.1
+_AGENT_END_SECONDS = 30.0
+_CRASHES_BEFORE_READY = 3
+_LONGEST_RESTART_SECONDS = 30.0
+_STABLE_SECONDS = 60.0
+
+
+@contextmanager
+def claimed(state_dir: Path) -> Iterator[None]:
+    """Holds the state folder for one server; the kernel lets go of it however the process ends.
+
+    Raises:
+        AlreadyExists: a server runs in it.
+        InvalidConfig: it cannot be written.
+    """
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(state_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise InvalidConfig(f"the state folder {state_dir} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
+    finally:
+        os.close(lock)
+
+
+def supervise(state_dir: Path, follow: bool, announce: Callable[[str], None]) -> None:
+    """Serves what `state_dir/spec.yaml` says until SIGTERM or SIGINT; returns after an orderly end.
+
+    Call it with the folder `claimed`, in a process without other threads.
+
+    Raises:
+        InvalidConfig: the spec is none, or its port cannot be used.
+        DeploymentFailed: the server did not become ready (the message says why), or its workers are gone.
+    """
+    server = load_specs((state_dir / SPEC).read_text())[0].server
+    listener = listen_on(server.host, server.port)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    try:
+        _Supervisor(state_dir, server, listener, follow, announce).run()
+    finally:
+        listener.close()
+        (state_dir / SERVER).unlink(missing_ok=True)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+class _Stop(Exception):
+    """SIGTERM or SIGINT came."""
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        state_dir: Path,
+        server: ServerSpec,
+        listener: socket.socket,
+        follow: bool,
+        announce: Callable[[str], None],
+    ) -> None:
+        self._state_dir = state_dir
+        self._server = server
+        self._listener = listener
+        self._announce = announce
+        self._agent_command = [sys.executable, "-m", "mlflow_deploy_plugin.agent", str(state_dir)]
+        if not follow:
+            self._agent_command.append("--no-follow")
+        self._port = int(listener.getsockname()[1])
+        self._url = reachable_url(server.host, self._port)
+        self._started_at = time.time()
+        self._children = Children()
+        self._agent: Child | None = None
+        self._agent_started = 0.0
+        self._agent_crashes = 0
+        self._restart_agent_at = 0.0
+        self._gunicorn: Child | None = None
+        self._is_ready = False
+
+    def run(self) -> None:
+        self._write("starting")
+        try:
+            self._start_agent()
+            self._wait_until(self._agent_has_looked)
+            self._start_gunicorn()
+            self._wait_until(self._answers)
+            self._is_ready = True
+            self._write("serving")
+            self._announce(self._describe())
+            self._wait_until(lambda: False)
+        except _Stop:
+            _log.info("ending: requests in flight are finished")
+        finally:
+            self._write("stopping")
+            self._end()
+
+    def _wait_until(self, done: Callable[[], bool]) -> None:
+        """Waits for signals and minds the children, until `done`.
+
+        Raises:
+            _Stop, DeploymentFailed
+        """
+        while not done():
+            received = signal.sigtimedwait(WATCHED, 1.0 if self._is_ready else _TICK_SECONDS)
+            if received is not None and received.si_signo != signal.SIGCHLD:
+                raise _Stop
+            self._children.reap()
+            self._mind_gunicorn()
+            self._mind_agent()
+
+    def _mind_gunicorn(self) -> None:
+        if self._gunicorn is None or self._gunicorn.exit_status is None:
+            return
+        how = _ending(self._gunicorn)
+        if self._is_ready:
+            raise DeploymentFailed(f"gunicorn {how} while serving; the log says why")
+        raise DeploymentFailed(f"gunicorn {how} before a worker was ready; the log says why")
+
+    def _mind_agent(self) -> None:
+        if self._agent is None:
+            if time.monotonic() >= self._restart_agent_at:
+                self._start_agent()
+            return
+        if self._agent.exit_status is None:
+            return
+        state = self._agent_state()
+        if state is not None and state.fatal and not self._is_ready:
+            raise DeploymentFailed(state.error)
+        lived = time.monotonic() - self._agent_started
+        self._agent_crashes = 1 if lived > _STABLE_SECONDS else self._agent_crashes + 1
+        how = _ending(self._agent)
+        if not self._is_ready and self._agent_crashes >= _CRASHES_BEFORE_READY:
+            raise DeploymentFailed(f"the agent {how} again and again; the log says why")
+        pause = min(2.0 ** (self._agent_crashes - 1), _LONGEST_RESTART_SECONDS)
+        _log.error("the agent %s; it is started anew in %.0f s, and serving goes on", how, pause)
+        self._agent = None
+        self._restart_agent_at = time.monotonic() + pause
+
+    def _start_agent(self) -> None:
+        self._agent = self._children.start(self._agent_command)
+        self._agent_started = time.monotonic()
+
+    def _start_gunicorn(self) -> None:
+        descriptor = self._listener.fileno()
+        command = gunicorn_command(self._state_dir, self._server, self._port, descriptor)
+        self._gunicorn = self._children.start(command, descriptors=[descriptor])
+        self._listener.close()  # gunicorn's alone now: when it lets go, connections are refused
+
+    def _agent_has_looked(self) -> bool:
+        state = self._agent_state()
+        return state is not None and not state.fatal
+
+    def _agent_state(self) -> AgentState | None:
+        """What the agent that runs (or just ended) has written; an earlier one's account does not count."""
+        state = read_state(self._state_dir / AGENT, AgentState)
+        return state if state is not None and self._agent is not None and state.pid == self._agent.pid else None
+
+    def _answers(self) -> bool:
+        """Every worker has loaded what is wanted, and the HTTP side answers too."""
+        wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
+        workers = [worker for worker in read_workers(self._state_dir) if worker.generation == wanted.generation]
+        if len(workers) < self._server.workers:
+            return False
+        try:
+            with urllib.request.urlopen(f"{self._url}/ping", timeout=5) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _end(self) -> None:
+        """gunicorn first, so that the agent ships what the last requests left; nobody is left behind."""
+        if self._gunicorn is not None:
+            self._end_child(self._gunicorn, self._server.graceful_timeout_seconds + 5.0)
+        if self._agent is not None:
+            self._end_child(self._agent, _AGENT_END_SECONDS)
+
+    def _end_child(self, child: Child, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        self._children.reap()
+        child.signal(signal.SIGTERM)
+        while child.exit_status is None and time.monotonic() < deadline:
+            signal.sigtimedwait(WATCHED, _TICK_SECONDS)
+            self._children.reap()
+        if child.exit_status is None:
+            _log.error("process %d does not end within %.0f s and is killed", child.pid, patience)
+            child.kill_group()
+            while child.exit_status is None:
+                signal.sigtimedwait(WATCHED, _TICK_SECONDS)
+                self._children.reap()
+
+    def _describe(self) -> str:
+        wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
+        return "\n".join(
+            f"onnxserve: {name} = "
+            + ", ".join(
+                f"{v.model} version {v.version}" + _aspect(v.aspects) for v in endpoint.variants.values()
+            )
+            + f" at {self._url}"
+            for name, endpoint in wanted.endpoints.items()
+        )
+
+    def _write(self, phase: str) -> None:
+        state = ServerState.model_validate(
+            {
+                "pid": os.getpid(),
+                "host": self._server.host,
+                "port": self._port,
+                "started_at": self._started_at,
+                "phase": phase,
+            }
+        )
+        write_state(self._state_dir / SERVER, state)
+
+
+def _aspect(aspects: dict[str, str]) -> str:
+    shown = aspects.get("stage") or (f"@{aspects['alias']}" if "alias" in aspects else "")
+    return f" ({shown})" if shown else ""
+
+
+def _ending(child: Child) -> str:
+    status = child.exit_status or 0
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
