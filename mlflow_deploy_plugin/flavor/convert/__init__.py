@@ -1,0 +1,47 @@
+"""Trained models → ONNX: one small module per framework, chosen by a table.
+
+The next framework is one module with the two functions below, and one line in `_MODULES`:
+
+    read_batch(model, data) -> Batch  the user's example or data, as the model takes it
+    forms(model, batch, predict_fn) -> list[Callable[[], ConvertedModel]]
+                                      ways to make its ONNX form, the preferred one first; tried until one is proven
+"""
+
+from importlib import import_module
+from os import PathLike
+from typing import Any
+
+from mlflow_deploy_plugin.errors import ConversionError
+
+_MODULES = {
+    "onnx": "mlflow_deploy_plugin.flavor.convert.onnx",
+    "sklearn": "mlflow_deploy_plugin.flavor.convert.sklearn",
+    "torch": "mlflow_deploy_plugin.flavor.convert.torch",
+}
+
+
+def converter_for(model: Any) -> Any:
+    """The module that converts `model`: that of the first class in its ancestry whose package we know.
+
+    Raises:
+        ConversionError: no module knows the model's framework, or the framework's converter is not installed.
+    """
+    if isinstance(model, str | PathLike):
+        return _import("onnx")
+    packages = [kind.__module__.split(".")[0] for kind in type(model).__mro__]
+    known = next((package for package in packages if package in _MODULES), None)
+    if known is None:
+        raise ConversionError(
+            f"{type(model).__module__}.{type(model).__qualname__} is of no framework that can be converted to ONNX; "
+            f"known are {', '.join(sorted(_MODULES))}"
+        )
+    return _import(known)
+
+
+def _import(framework: str) -> Any:
+    try:
+        return import_module(_MODULES[framework])  # only now: the frameworks are heavy, and optional
+    except ModuleNotFoundError as error:
+        raise ConversionError(
+            f"converting a {framework} model needs {error.name}: pip install 'mlflow-onnxserve[{framework}]'"
+        ) from None

@@ -1,0 +1,69 @@
+"""How far two answers are apart, row by row, and how far they may be.
+
+Tolerances, with their reasons:
+
+    label          equal. Where the original's own margin between its two best labels is below `TIE_MARGIN`, the row is a
+                   tie: it is counted apart, because either answer is a rounding of the same margin.
+    probabilities  1e-4 absolute: sums over trees or layers in 32-bit floats lose two to three of seven digits.
+    values         1e-4 of the value, plus 1e-4 of the spread (standard deviation) of the original's answers, so that
+                   values near zero are measured on the scale of the target.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlflow_deploy_plugin.runtime.artifact import Role
+from mlflow_deploy_plugin.runtime.schema import Array
+
+TIE_MARGIN = 1e-4
+ABSOLUTE = 1e-4
+RELATIVE = 1e-4
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One output over N rows.
+
+    Attributes:
+        absolute / relative: [N], the row's largest error; for labels 0 or 1.
+        excess: [N], the error in units of its tolerance; above 1 is beyond it.
+    """
+
+    absolute: Array
+    relative: Array
+    excess: Array
+
+
+def difference(role: Role, want: Array, got: Array, spread: float) -> Difference:
+    """Compares an output [N, …] with the original's; `spread` is the standard deviation of the original's answers."""
+    if want.shape != got.shape:
+        everywhere = np.full(len(want), np.inf)
+        return Difference(everywhere, everywhere, everywhere)
+    if role == "label" or want.dtype.kind in "OUTb":
+        wrong = _by_row(want != got).astype(np.float64)
+        return Difference(wrong, wrong, np.where(wrong > 0, np.inf, 0.0))
+    want, got = want.astype(np.float64), got.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        error = np.where(want == got, 0.0, np.abs(want - got))  # equal infinities are equal
+        allowed = ABSOLUTE if role == "probabilities" else ABSOLUTE * spread + RELATIVE * np.abs(want)
+        excess = np.where(error == 0, 0.0, error / np.maximum(allowed, np.finfo(np.float32).tiny))
+        relative = np.where(error == 0, 0.0, error / np.maximum(np.abs(want), np.finfo(np.float32).tiny))
+    both_nan = np.isnan(want) & np.isnan(got)
+    one_nan = np.isnan(want) != np.isnan(got)
+    parts = [np.where(one_nan, np.inf, np.where(both_nan, 0.0, part)) for part in (error, relative, excess)]
+    return Difference(*(_by_row(part) for part in parts))
+
+
+def margins(probabilities: Array) -> Array:
+    """[N]: how far the best label of [N, C] probabilities (or scores) leads the second."""
+    if probabilities.ndim == 1:
+        return np.abs(probabilities)
+    if probabilities.shape[1] < 2:
+        return np.full(len(probabilities), np.inf)
+    best = np.sort(probabilities, axis=1)
+    return np.asarray(best[:, -1] - best[:, -2])
+
+
+def _by_row(values: Array) -> Array:
+    return np.asarray(values.reshape(len(values), -1).max(axis=1)) if values.ndim > 1 else values

@@ -1,0 +1,40 @@
+"""ConvertedModel: what every framework's module gives."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.runtime.artifact import Input, Output
+from mlflow_deploy_plugin.runtime.schema import Array
+
+Original = Callable[[Batch], dict[str, Array]]
+"""The original model's answers for a batch, by ONNX output name; it raises what it raises for rows it refuses."""
+
+
+@dataclass(frozen=True)
+class ConvertedModel:
+    """A model's ONNX form, and what is needed to prove it.
+
+    Attributes:
+        proto: the `onnx.ModelProto`, with its weights inline; never one that the caller still holds.
+        inputs / outputs: the graph's, bound to the signature by column (or tensor) name.
+        prediction: names of the outputs that `predict` answers.
+        original: None where there is nothing to compare with (a ready ONNX model).
+        classes: labels in the order of the columns of the probabilities.
+        thresholds: for tree models, by signature column, the input values at which a tree decides ([T] float64).
+        margin: for classifiers without probabilities: the decision function, [N] or [N, C], from which ties are told.
+        repair: what was done so that 32-bit floats do not change the answers; empty for the plain conversion.
+    """
+
+    proto: Any
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    prediction: tuple[str, ...]
+    framework: str
+    framework_version: str
+    original: Original | None
+    classes: tuple[str | int | float | bool, ...] = ()
+    thresholds: Mapping[str, Array] = field(default_factory=dict)
+    margin: Callable[[Batch], Array] | None = None
+    repair: str = ""

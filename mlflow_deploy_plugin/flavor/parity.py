@@ -1,0 +1,303 @@
+"""Parity: the saved model against the original, on a thousand rows and more, before anything is logged.
+
+The saved side is the whole path that a request takes: the compiled signature, the graph, the outputs (`OnnxModel`).
+Every row counts once, with its source; a row that the original itself refuses is dropped and counted.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.errors import InferenceError, ParityError, SchemaMismatch
+from mlflow_deploy_plugin.flavor import batch as batches
+from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.compare import ABSOLUTE, RELATIVE, TIE_MARGIN, difference, margins
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
+from mlflow_deploy_plugin.runtime.artifact import Output, ParityState
+from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime.schema import Array
+
+WORST_ROWS = 5
+_SMALL_BATCHES = ((1, 16), (2, 16))  # batch size, rows: what a batch of its own must answer as well
+
+_TOLERANCES = {
+    "label": f"equal; rows whose own margin is below {TIE_MARGIN:g} are ties",
+    "probabilities": f"{ABSOLUTE:g} absolute: sums in 32-bit floats",
+    "values": f"{RELATIVE:g} of the value + {ABSOLUTE:g} of the spread of the answers: sums in 32-bit floats",
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one source.
+
+    Attributes:
+        generated: the original may refuse them.
+        block: so many rows in turn stand or fall together where the original refuses; 0: all.
+        on_thresholds: made to stand on tree thresholds, where one rounding decides: a row that the original itself
+            answers otherwise when its input moves by one 32-bit step is a tie.
+    """
+
+    source: str
+    batch: Batch
+    generated: bool = True
+    block: int = 0
+    on_thresholds: bool = False
+
+
+@dataclass
+class OutputFigures:
+    """What was measured of one output. `agreement` is the share of rows within the tolerance, ties included."""
+
+    name: str
+    role: str
+    tolerance: str
+    agreement: float = 1.0
+    max_absolute_error: float = 0.0
+    max_relative_error: float = 0.0
+    beyond_tolerance: int = 0
+    ties: int = 0
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The content of parity.json."""
+
+    state: ParityState
+    rows: int = 0
+    sources: dict[str, int] = field(default_factory=dict)
+    refused_by_original: dict[str, int] = field(default_factory=dict)
+    batch_sizes: list[int] = field(default_factory=list)
+    outputs: list[OutputFigures] = field(default_factory=list)
+    worst_rows: list[dict[str, Any]] = field(default_factory=list)
+    problem: str = ""
+    repair: str = ""
+
+    @property
+    def beyond_tolerance(self) -> int:
+        return sum(output.beyond_tolerance for output in self.outputs)
+
+    @property
+    def doubts(self) -> tuple[bool, int, int]:
+        """What speaks against this form; the smallest is the best."""
+        return bool(self.problem), self.beyond_tolerance, sum(output.ties for output in self.outputs)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value not in ("", [], {})}
+
+    def figures(self) -> dict[str, Any]:
+        """The short form for the MLmodel file."""
+        short = self.as_dict()
+        return {name: short[name] for name in ("state", "rows", "repair", "problem", "outputs") if name in short}
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics for the MLflow run, by names that MLflow accepts."""
+        named = {"onnxserve.parity.rows": float(self.rows), "onnxserve.parity.beyond_tolerance": self.beyond_tolerance}
+        for output in self.outputs:
+            prefix = f"onnxserve.parity.{_metric_name(output.name)}"
+            named[f"{prefix}.agreement"] = output.agreement
+            if output.role != "label":
+                named[f"{prefix}.max_absolute_error"] = output.max_absolute_error
+                named[f"{prefix}.max_relative_error"] = output.max_relative_error
+        return named
+
+
+def prove(model: OnnxModel, converted: ConvertedModel, groups: Iterable[Rows]) -> ParityReport:
+    """Compares the saved model with the original on all rows.
+
+    The report's state is `proven`, or `warned` where the answers differ; who asked decides whether that is an error.
+    """
+    if converted.original is None:
+        return ParityReport("no-original")
+    proof = _Proof(model, converted)
+    for group in groups:
+        proof.add(group)
+        if proof.problem:
+            break
+    return proof.report()
+
+
+def refusal(report: ParityReport) -> ParityError:
+    """The error for a model that answers otherwise, with the worst rows as a small table."""
+    if report.problem:
+        return ParityError(f"the ONNX form cannot answer what the original answers: {report.problem}")
+    wrong = ", ".join(
+        f"{output.name}: {output.beyond_tolerance} of {report.rows} rows beyond tolerance ({output.tolerance}), "
+        f"largest error {output.max_absolute_error:.3g}"
+        for output in report.outputs
+        if output.beyond_tolerance
+    )
+    lines = [
+        f"  {row['source']:<12} original {row['original']!s:<24.24} ONNX {row['onnx']!s:<24.24} "
+        f"{row['output']}  at {row['input']!s:.120}"
+        for row in report.worst_rows
+    ]
+    return ParityError(
+        "the ONNX form answers otherwise than the original; " + wrong + ". Worst rows:\n" + "\n".join(lines) + "\n"
+        'Log it all the same with parity="warn"; its state is then shown as warned wherever the version is.'
+    )
+
+
+class _Proof:
+    """Figures over all rows seen so far."""
+
+    def __init__(self, model: OnnxModel, converted: ConvertedModel) -> None:
+        assert converted.original is not None
+        self._model, self._original, self._converted = model, converted.original, converted
+        self._figures = {
+            output.name: OutputFigures(output.name, output.role, _TOLERANCES.get(output.role, _TOLERANCES["values"]))
+            for output in converted.outputs
+        }
+        self._worst: list[tuple[float, dict[str, Any]]] = []
+        self._sources: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._spreads: dict[str, float] = {}
+        self._sizes: set[str | int] = set()
+        self.problem = ""
+
+    def add(self, group: Rows) -> None:
+        try:
+            want = self._original(group.batch)
+        except Exception:
+            if not group.generated:
+                raise
+            self._divide(group)
+            return
+        try:
+            got = self._answers(group.batch)
+            self._compare(group, want, got)
+            if group.source == "example":
+                self._small_batches(group, want)
+        except (SchemaMismatch, InferenceError) as error:
+            self.problem = f"{group.source} rows: {error.message}"
+
+    def _divide(self, group: Rows) -> None:
+        """Finds the blocks that the original refuses, by halves."""
+        count = batches.rows(group.batch)
+        if not group.block or count <= group.block:
+            self._refused[group.source] += count
+            return
+        middle = (count // group.block + 1) // 2 * group.block
+        for part in (slice(0, middle), slice(middle, count)):
+            self.add(replace(group, batch=batches.take(group.batch, part)))
+
+    def _answers(self, batch: Batch) -> dict[str, Array]:
+        return self._model.run(batches.feed(self._model.schema, batch))
+
+    def _small_batches(self, group: Rows, want: dict[str, Array]) -> None:
+        for size, count in _SMALL_BATCHES:
+            some = batches.take(group.batch, slice(0, count))
+            answers = [self._answers(part) for part in batches.chunks(some, size)]
+            got = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+            source = Rows(f"batch of {size}", some, generated=False)
+            self._compare(source, {name: array[:count] for name, array in want.items()}, got)
+            self._sizes.add(size)
+
+    def _compare(self, group: Rows, want: dict[str, Array], got: dict[str, Array]) -> None:
+        count = batches.rows(group.batch)
+        self._sources[group.source] += count
+        self._sizes.add(count)
+        tied = self._ties(group, want)
+        for output in self._converted.outputs:
+            expected, found = want[output.name], got[output.name]
+            if expected.shape != found.shape:
+                self.problem = (
+                    f"output {output.name!r} has the shape {found.shape} for {count} rows; "
+                    f"the original's is {expected.shape}"
+                )
+                return
+            self._count(group, output, expected, found, tied)
+
+    def _count(self, group: Rows, output: Output, want: Array, got: Array, tied: Array) -> None:
+        spread = self._spreads.setdefault(output.name, _spread(want))
+        measured = difference(output.role, want, got, spread)
+        beyond = measured.excess > 1
+        ties = beyond & tied if output.role == "label" else np.zeros(len(beyond), dtype=bool)
+        if group.on_thresholds and beyond.any():
+            ties |= beyond & self._unstable(group, output, want, spread)
+        beyond &= ~ties
+        figures = self._figures[output.name]
+        figures.beyond_tolerance += int(beyond.sum())
+        figures.ties += int(ties.sum())
+        figures.max_absolute_error = max(figures.max_absolute_error, float(measured.absolute[~ties].max(initial=0)))
+        figures.max_relative_error = max(figures.max_relative_error, float(measured.relative[~ties].max(initial=0)))
+        excess = np.where(ties, 0.0, measured.excess)
+        for row in np.argsort(-excess, kind="stable")[:WORST_ROWS]:
+            if excess[row] > 0:
+                shown = _shown(group, output.name, int(row), want, got)
+                self._worst.append((float(excess[row]), shown))
+        self._worst = sorted(self._worst, key=lambda entry: -entry[0])[:WORST_ROWS]
+
+    def _ties(self, group: Rows, want: dict[str, Array]) -> Array:
+        """[N]: where the original's own margin is below `TIE_MARGIN`."""
+        if "probabilities" in want:
+            return margins(want["probabilities"]) < TIE_MARGIN
+        if self._converted.margin is not None:
+            return margins(self._converted.margin(group.batch)) < TIE_MARGIN
+        return np.zeros(batches.rows(group.batch), dtype=bool)
+
+    def _unstable(self, group: Rows, output: Output, want: Array, spread: float) -> Array:
+        """[N]: where the original's own answer changes when every number of the input moves by one 32-bit step."""
+        unstable = np.zeros(len(want), dtype=bool)
+        for toward in (-np.inf, np.inf):
+            moved = self._original(batches.nudged(group.batch, toward))[output.name]
+            unstable |= difference(output.role, want, moved, spread).excess > 1
+        return unstable
+
+    def report(self) -> ParityReport:
+        rows = sum(self._sources.values())
+        for figures in self._figures.values():
+            figures.agreement = 1 - figures.beyond_tolerance / max(rows, 1)
+        wrong = self.problem or any(figures.beyond_tolerance for figures in self._figures.values())
+        return ParityReport(
+            state="warned" if wrong else "proven",
+            rows=rows,
+            sources=dict(self._sources),
+            refused_by_original=dict(self._refused),
+            batch_sizes=sorted(size for size in self._sizes if isinstance(size, int)),
+            outputs=list(self._figures.values()),
+            worst_rows=[row for _, row in self._worst],
+            problem=self.problem,
+            repair=self._converted.repair,
+        )
+
+
+def _spread(answers: Array) -> float:
+    if answers.dtype.kind not in "fiu":
+        return 0.0
+    finite = answers[np.isfinite(answers)]
+    return float(np.std(finite)) if finite.size else 0.0
+
+
+def _shown(group: Rows, output: str, row: int, want: Array, got: Array) -> dict[str, Any]:
+    one = batches.take(group.batch, slice(row, row + 1))
+    if isinstance(one, pd.DataFrame):
+        values: Any = {str(name): _plain(one[name].iloc[0]) for name in one.columns}
+    else:
+        values = {name or "input": _plain(array[0]) for name, array in one.items()}
+    return {
+        "source": group.source,
+        "output": output,
+        "original": _plain(want[row]),
+        "onnx": _plain(got[row]),
+        "input": values,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Short and JSON-able: numbers and texts as they are, arrays as their first numbers."""
+    if isinstance(value, np.ndarray):
+        flat = [_plain(entry) for entry in value.reshape(-1)[:8]]
+        return flat + ["…"] if value.size > 8 else flat
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else str(value)
+    return value if isinstance(value, bool | int | str) else str(value)
+
+
+def _metric_name(name: str) -> str:
+    return "".join(character if character.isalnum() or character in "_-. " else "_" for character in name)[:100]

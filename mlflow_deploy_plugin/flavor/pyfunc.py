@@ -1,0 +1,73 @@
+"""The pyfunc flavor: what `mlflow.pyfunc.load_model` and `mlflow models serve` call.
+
+Answers are those of the original framework's own pyfunc: an array for scikit-learn; for torch and ONNX an array for
+arrays and a DataFrame for a DataFrame; a mapping of arrays where there are several outputs.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.flavor.batch import feed
+from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+
+_CONFIG = ("device", "intra_op_num_threads")
+
+
+class PyfuncModel:
+    """A loaded model with MLflow's `predict`."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._model = model
+
+    def get_raw_model(self) -> OnnxModel:
+        return self._model
+
+    def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """Predictions for a DataFrame, an array, a mapping of columns or tensors, or a list of rows or records.
+
+        Raises:
+            SchemaMismatch: the data does not fit the signature; the message names the column.
+        """
+        model = self._model
+        outputs = model.run(self._feeds(data), model.artifact.prediction)
+        prediction = model.prediction(outputs)
+        if isinstance(data, pd.DataFrame) and model.artifact.framework in ("torch", "onnx"):
+            return _frame(prediction, data.index)
+        return prediction
+
+    def _feeds(self, data: Any) -> Feeds:
+        schema = self._model.schema
+        if isinstance(data, pd.DataFrame):
+            if schema.columns or len(schema.tensors) > 1:
+                return feed(schema, data)
+            return schema.from_array(data.to_numpy())  # the only tensor takes the columns by their position
+        if isinstance(data, Mapping):
+            return schema.from_columns({name: _values(values) for name, values in data.items()})
+        if isinstance(data, list) and data and isinstance(data[0], Mapping):
+            return schema.from_records(data)
+        return schema.from_array(data)
+
+
+def _values(values: Any) -> Any:
+    return values if isinstance(values, np.ndarray | list | tuple) else np.asarray(values)
+
+
+def _frame(prediction: Array | dict[str, Array], index: Any) -> Any:
+    """One output as its columns; several as they are, because their widths and meanings differ."""
+    if isinstance(prediction, dict) or prediction.ndim > 2:
+        return prediction
+    return pd.DataFrame(prediction, index=index)
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyfuncModel:
+    """Called by MLflow; `path` is the model's folder. `model_config` may set `device` and `intra_op_num_threads`."""
+    config = dict(model_config or {})
+    if unknown := sorted(set(config) - set(_CONFIG)):
+        raise InvalidConfig(f"model_config: {unknown[0]!r} is unknown; known are {', '.join(_CONFIG)}")
+    return PyfuncModel(OnnxModel.load(Path(path), **config))

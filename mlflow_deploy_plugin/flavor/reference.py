@@ -1,0 +1,77 @@
+"""The reference sample: inputs and predictions that drift is later judged against, as Parquet beside the model."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.flavor import batch as batches
+from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, as_rows
+from mlflow_deploy_plugin.runtime.schema import Array
+
+FILE = "reference.parquet"
+MAX_ROWS = 100_000
+_CHUNK = 10_000
+
+
+def reference_sample(model: OnnxModel, data: Batch, times: Array | None, seed: int = 0) -> pa.Table:
+    """A uniform sample of at most `MAX_ROWS` rows in their order, with the saved model's own answers.
+
+    Args:
+        times: [N] event times (datetime64, UTC), kept as the column `_event_time`; None: there are none.
+    """
+    count = batches.rows(data)
+    if count > MAX_ROWS:
+        chosen = np.sort(np.random.default_rng(seed).choice(count, MAX_ROWS, replace=False))
+        data, times = batches.take(data, chosen), None if times is None else times[chosen]
+    parts: list[dict[str, Array]] = []
+    for part in batches.chunks(data, _CHUNK):
+        feeds = batches.feed(model.schema, part)
+        parts.append(as_rows(model.schema, model.artifact.prediction, feeds, model.run(feeds)))
+    columns = {name: _arrow(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    if times is not None:
+        columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]"), type=pa.timestamp("us")).cast(
+            pa.timestamp("us", tz="UTC")
+        )
+    return pa.table(columns)
+
+
+def write_reference(table: pa.Table, folder: Path) -> None:
+    pq.write_table(table, folder / FILE, compression="zstd")
+
+
+def event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
+    """The event times in UTC, and the data without them.
+
+    Args:
+        event_time: None, the name of a column of `data`, or N times; times without a zone are UTC.
+
+    Raises:
+        InvalidConfig: no such column, not times, or of another length than the data.
+    """
+    if event_time is None:
+        return None, data
+    if isinstance(event_time, str):
+        if not isinstance(data, pd.DataFrame) or event_time not in data.columns:
+            raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
+        event_time, data = data[event_time], data.drop(columns=[event_time])
+    try:
+        times = pd.to_datetime(pd.Series(np.asarray(event_time)) if not isinstance(event_time, pd.Series) else event_time, utc=True)
+    except (TypeError, ValueError) as error:
+        raise InvalidConfig(f"event_time: {error}") from None
+    if len(times) != len(data):
+        raise InvalidConfig(f"event_time has {len(times)} values, the reference data {len(data)} rows")
+    if times.isna().any():
+        raise InvalidConfig("event_time has missing values; every row of the reference needs its time")
+    return times.dt.tz_localize(None).to_numpy(), data
+
+
+def _arrow(array: Array) -> pa.Array:
+    """[N] as a column, [N, …] as a column of (nested) lists."""
+    return pa.array(array if array.ndim == 1 else array.tolist())

@@ -1,0 +1,164 @@
+"""The flavor's public functions, with MLflow's own conventions."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import ModelInfo
+from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
+from mlflow.tracking.artifact_utils import _download_artifact_from_uri
+
+from mlflow_deploy_plugin.flavor import folder
+from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, Wrapped, wrap
+from mlflow_deploy_plugin.runtime.artifact import FLAVOR
+from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.spec import Device
+
+PARITY_TAG = "onnxserve.parity"
+
+_logger = logging.getLogger("mlflow_deploy_plugin.flavor")
+
+
+def save_model(
+    model: Any,
+    path: str | Path,
+    *,
+    signature: ModelSignature | None = None,
+    input_example: Any = None,
+    pyfunc_predict_fn: PredictFunction = "predict",
+    parity: ParityPolicy = "require",
+    parity_data: Any = None,
+    reference_data: Any = None,
+    event_time: Any = None,
+    mlflow_model: Model | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    conda_env: Any = None,
+    pip_requirements: Any = None,
+    extra_pip_requirements: Any = None,
+    code_paths: list[str] | None = None,
+) -> None:
+    """Converts `model` to ONNX, proves the result against it, and saves that to the folder `path`.
+
+    Args:
+        model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX model or the path of its file.
+        path: a folder that does not exist yet, or is empty.
+        signature: MLflow's; default: inferred from the example, with names, order and types.
+        input_example: rows of the model's input: a DataFrame, an array, or tensors by name. All rows count for the
+            proof and the reference; the first five are saved as MLflow's input example.
+        pyfunc_predict_fn: what `predict` answers: labels and values, or "predict_proba".
+        parity: "require" refuses a model whose ONNX form answers otherwise; "warn" saves it in the state `warned`.
+        parity_data: more real rows for the proof.
+        reference_data: rows that drift is later judged against; default: the example.
+        event_time: when each row of the reference happened: a column of it by name, or one time a row.
+        mlflow_model, metadata, conda_env, pip_requirements, extra_pip_requirements, code_paths: as in MLflow.
+
+    Raises:
+        ConversionError: the model has no ONNX form; the message names the part that has none.
+        ParityError: its ONNX form answers otherwise; the message shows the worst rows.
+        InvalidConfig: an argument is not what it should be; the message names it.
+    """
+    folder.save_model(
+        path,
+        wrap(
+            model,
+            input_example,
+            signature=signature,
+            predict_fn=pyfunc_predict_fn,
+            parity=parity,
+            parity_data=parity_data,
+            reference_data=reference_data,
+            event_time=event_time,
+        ),
+        mlflow_model,
+        predict_fn=pyfunc_predict_fn,
+        metadata=metadata,
+        conda_env=conda_env,
+        pip_requirements=pip_requirements,
+        extra_pip_requirements=extra_pip_requirements,
+        code_paths=code_paths,
+    )
+
+
+def log_model(
+    model: Any,
+    name: str | None = None,
+    *,
+    registered_model_name: str | None = None,
+    signature: ModelSignature | None = None,
+    input_example: Any = None,
+    pyfunc_predict_fn: PredictFunction = "predict",
+    parity: ParityPolicy = "require",
+    parity_data: Any = None,
+    reference_data: Any = None,
+    event_time: Any = None,
+    await_registration_for: int | None = DEFAULT_AWAIT_MAX_SLEEP_SECONDS,
+    metadata: Mapping[str, Any] | None = None,
+    conda_env: Any = None,
+    pip_requirements: Any = None,
+    extra_pip_requirements: Any = None,
+    code_paths: list[str] | None = None,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, Any] | None = None,
+    model_type: str | None = None,
+    step: int = 0,
+    model_id: str | None = None,
+) -> ModelInfo:
+    """Logs `model` as checked ONNX to MLflow, and registers it where a name is given.
+
+    The conversion and the proof are `save_model`'s, with its arguments and errors; nothing reaches MLflow before they
+    have passed. The parity state becomes the tag `onnxserve.parity` of the active run, of the logged model and of the
+    registered version, the figures become metrics of the run (`onnxserve.parity.…`). The other arguments are MLflow's.
+    """
+    wrapped = wrap(
+        model,
+        input_example,
+        signature=signature,
+        predict_fn=pyfunc_predict_fn,
+        parity=parity,
+        parity_data=parity_data,
+        reference_data=reference_data,
+        event_time=event_time,
+    )
+    info = Model.log(
+        artifact_path=None,
+        name=name,
+        flavor=folder,
+        flavor_name=FLAVOR,
+        registered_model_name=registered_model_name,
+        await_registration_for=await_registration_for,
+        metadata=metadata,
+        model_type=model_type,
+        params=dict(params or {}),
+        tags=dict(tags or {}),
+        step=step,
+        model_id=model_id,
+        wrapped=wrapped,
+        predict_fn=pyfunc_predict_fn,
+        conda_env=conda_env,
+        pip_requirements=pip_requirements,
+        extra_pip_requirements=extra_pip_requirements,
+        code_paths=code_paths,
+    )
+    _record(info, wrapped, registered_model_name)
+    return info
+
+
+def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:
+    """The saved model, ready to run; errors are those of `OnnxModel.load` and of MLflow's download."""
+    local = _download_artifact_from_uri(artifact_uri=model_uri)
+    return OnnxModel.load(Path(local), device, intra_op_num_threads)
+
+
+def _record(info: ModelInfo, wrapped: Wrapped, registered_model_name: str | None) -> None:
+    """Shows the parity wherever the model is shown: run, logged model, registered version."""
+    state = wrapped.report.state
+    client = mlflow.MlflowClient()
+    client.set_logged_model_tags(info.model_id, {PARITY_TAG: state})
+    if info.run_id:
+        client.set_tag(info.run_id, PARITY_TAG, state)
+        mlflow.log_metrics(wrapped.report.metrics(), run_id=info.run_id, model_id=info.model_id)
+    if registered_model_name and info.registered_model_version is not None:
+        client.set_model_version_tag(registered_model_name, str(info.registered_model_version), PARITY_TAG, state)

@@ -1,0 +1,71 @@
+"""The MLflow signature of a batch and of a model's answers, and a batch made to fit a given signature."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.models.signature import infer_signature
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.flavor.batch import Batch, columns_of, tensors_of
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Input, Output
+from mlflow_deploy_plugin.runtime.schema import Array
+
+
+def signature_of(batch: Batch, prediction: Array | dict[str, Array]) -> ModelSignature:
+    """Names, order and types of the columns (or tensors), and the type of what `predict` answers.
+
+    Integers are `long`: MLflow warns that they cannot be missing, and an ONNX integer cannot.
+    """
+    return ModelSignature(inputs=input_schema(batch), outputs=infer_signature(None, prediction).outputs)
+
+
+def input_schema(batch: Batch) -> Schema:
+    """The signature's inputs for a batch."""
+    if isinstance(batch, pd.DataFrame):
+        return Schema([ColSpec(DataType[column.type], column.name) for column in columns_of(batch)])
+    return Schema(
+        [TensorSpec(np.dtype(tensor.dtype), tensor.shape, tensor.name or None) for tensor in tensors_of(batch)]
+    )
+
+
+def output_schema(outputs: tuple[Output, ...]) -> Schema:
+    """The signature's outputs as the graph declares them."""
+    return Schema([TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs])
+
+
+def graph_signature(inputs: tuple[Input, ...], outputs: tuple[Output, ...]) -> ModelSignature:
+    """The signature of a graph that came without an example: tensors by the graph's own names."""
+    tensors = [TensorSpec(np.dtype(entry.dtype), entry.shape, entry.name) for entry in inputs]
+    return ModelSignature(inputs=Schema(tensors), outputs=output_schema(outputs))
+
+
+def conform(batch: Batch, signature: Any) -> Batch:
+    """The batch with the columns, the order and the types of a signature that the user has given.
+
+    Raises:
+        InvalidConfig: the signature names what the batch lacks, or a type that no ONNX graph can take.
+    """
+    if signature is None or signature.inputs is None:
+        return batch
+    names = [name for name in signature.inputs.input_names() if name is not None]
+    if not isinstance(batch, pd.DataFrame):
+        if set(names) - set(batch):
+            raise InvalidConfig(f"signature: the example has the tensors {sorted(batch)}, not {names}")
+        return batch
+    if missing := [name for name in names if name not in batch.columns]:
+        raise InvalidConfig(f"signature: the example has no column {missing[0]!r}")
+    types = {spec.name: getattr(spec.type, "name", str(spec.type)) for spec in signature.inputs.inputs}
+    if unknown := [name for name in names if types[name] not in COLUMN_TYPES]:
+        raise InvalidConfig(
+            f"signature: column {unknown[0]!r} has the type {types[unknown[0]]}, which an ONNX model cannot take; "
+            f"it takes {', '.join(COLUMN_TYPES)}"
+        )
+    have = {column.name: column.type for column in columns_of(batch[names])}
+    changed = {name: COLUMN_TYPES[types[name]] for name in names if types[name] != have[name]}
+    try:
+        return batch[names].astype({name: object if dtype == "str" else dtype for name, dtype in changed.items()})
+    except (TypeError, ValueError) as error:
+        raise InvalidConfig(f"signature: the example does not fit it: {error}") from None
