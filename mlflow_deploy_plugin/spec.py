@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[smhd]$")]
@@ -123,13 +123,16 @@ class EndpointSpec(_Part):
         return self
 
 
-def new_endpoint(name: str, model_uri: str, config: Mapping[str, Any] | None = None) -> EndpointSpec:
-    """The endpoint `name` with the one variant `name` at 100 %, changed by `config` (dotted field names).
+def new_endpoint(
+    name: str, model_uri: str, config: Mapping[str, Any] | None = None, variant: str | None = None
+) -> EndpointSpec:
+    """The endpoint `name` with one variant (of the same name, if not said otherwise) at 100 %, changed by `config`
+    (dotted field names).
 
     Raises:
         InvalidConfig: the name, or a field of `config`, is unknown or has a value it cannot have.
     """
-    document = {"name": name, "variants": {name: {"model": model_uri}}}
+    document = {"name": name, "variants": {variant or name: {"model": model_uri}}}
     return apply_config(_validated(document), config or {})
 
 
@@ -139,7 +142,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     Raises:
         InvalidConfig: a name is unknown (the nearest valid one is named) or a value does not fit its field.
     """
-    document = spec.model_dump(by_alias=True, exclude_defaults=True)
+    document = _document(spec)
     for dotted, value in config.items():
         _check_name(spec, dotted)
         *parents, leaf = dotted.split(".")
@@ -148,6 +151,29 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
             target = target.setdefault(parent, {})
         target[leaf] = value
     return _validated(document)
+
+
+def add_variant(spec: EndpointSpec, name: str, model_uri: str, config: Mapping[str, Any] | None = None) -> EndpointSpec:
+    """`spec` with a further variant that gets no traffic yet, changed by `config` (dotted field names).
+
+    Raises:
+        AlreadyExists: there is a variant of this name.
+        InvalidConfig: as `new_endpoint`.
+    """
+    if name in spec.variants:
+        raise AlreadyExists(f"the endpoint {spec.name!r} has a deployment {name!r} already: update or delete it")
+    variants = {**_document(spec)["variants"], name: {"model": model_uri, "weight": 0}}
+    return apply_config(_validated({**_document(spec), "variants": variants}), config or {})
+
+
+def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
+    """`spec` without one of its variants.
+
+    Raises:
+        InvalidConfig: none of those that stay would answer.
+    """
+    variants = {key: variant for key, variant in _document(spec)["variants"].items() if key != name}
+    return _validated({**_document(spec), "variants": variants})
 
 
 def load_specs(text: str) -> list[EndpointSpec]:
@@ -171,7 +197,7 @@ def load_specs(text: str) -> list[EndpointSpec]:
 
 def dump_spec(spec: EndpointSpec) -> str:
     """The spec as YAML, defaults left out; `load_specs` reads it back."""
-    document = {"apiVersion": spec.api_version, **spec.model_dump(by_alias=True, exclude_defaults=True)}
+    document = {"apiVersion": spec.api_version, **_document(spec)}
     return yaml.safe_dump(document, sort_keys=False)
 
 
@@ -189,6 +215,10 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
                 continue  # -m says it
             default = "" if field.default is None else str(field.default)
             yield prefix + name, _type_name(field.annotation), default, field.description or ""
+
+
+def _document(spec: EndpointSpec) -> dict[str, Any]:
+    return spec.model_dump(by_alias=True, exclude_defaults=True)
 
 
 def _type_name(annotation: Any) -> str:

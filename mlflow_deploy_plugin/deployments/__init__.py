@@ -1,0 +1,1 @@
+"""CONTROL: the `mlflow.deployments` plugin. `client.py` translates, `lifecycle.py` decides, `backends/` does."""

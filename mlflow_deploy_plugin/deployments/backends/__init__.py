@@ -1,0 +1,1 @@
+"""Where deployments run. A backend is a module with `realise`, `observe`, `stop` and `remove`."""

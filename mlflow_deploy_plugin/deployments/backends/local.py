@@ -1,0 +1,156 @@
+"""Deployments on this machine: one detached supervisor an endpoint, in a state folder of its own.
+
+Declarative: `realise` compares what is wanted with what runs and does what is missing, so that the same call after a
+crash finishes the work. Whoever calls holds the endpoint's lock (`lifecycle.py`).
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mlflow_deploy_plugin.deployments.backends import supervisor
+from mlflow_deploy_plugin.deployments.backends.environment import server_environment
+from mlflow_deploy_plugin.deployments.backends.observation import Observation, State
+from mlflow_deploy_plugin.deployments.backends.ports import check_port
+from mlflow_deploy_plugin.deployments.backends.readiness import (
+    look_before,
+    served_spec,
+    url_of,
+    wait_until_served,
+)
+from mlflow_deploy_plugin.deployments.backends.report import Report, read_report
+from mlflow_deploy_plugin.deployments.backends.server_log import last_error
+from mlflow_deploy_plugin.deployments.locking import is_locked
+from mlflow_deploy_plugin.server.state import (
+    AGENT,
+    LOG,
+    SERVER,
+    SPEC,
+    AgentState,
+    ServerState,
+    read_state,
+    write_atomically,
+)
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
+
+_STOP_MARGIN_SECONDS = 5
+
+
+def state_dir(name: str, settings: Settings) -> Path:
+    return settings.deployments_path / name
+
+
+def lock_path(name: str, settings: Settings) -> Path:
+    """The lock of an endpoint; held by whoever changes it."""
+    return settings.deployments_path / f".{name}.lock"
+
+
+def realise(spec: EndpointSpec, settings: Settings, progress: Callable[[str], None]) -> None:
+    """Makes this machine serve `spec`, whose port is set, and waits until every worker does.
+
+    A change of variants or capture is applied by the running server; one of its `server` part restarts it.
+
+    Raises:
+        DeploymentFailed: it did not become ready. A server that was started for it is stopped; the folder stays.
+    """
+    folder = state_dir(spec.name, settings)
+    begun = time.monotonic()
+    before = look_before(folder)
+    pid = _running(folder)
+    if before.spec is None or before.spec.server != spec.server:
+        pid = None  # workers read the server part when they start
+    is_new = pid is None
+    if pid is None:
+        if before.spec is None or _address(before.spec) != _address(spec):
+            check_port(*_address(spec))  # said before anything is stopped
+        stop(spec.name, settings)  # also the workers of a supervisor that was killed, which still hold the port
+        check_port(*_address(spec))
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(folder / SPEC, dump_spec(spec).encode())
+        progress(f"{spec.name}: starting the server on port {spec.server.port}")
+        pid = supervisor.start(folder, server_environment(folder, settings))
+    else:
+        write_atomically(folder / SPEC, dump_spec(spec).encode())
+    try:
+        wait_until_served(spec, folder, before, pid, settings.ready_timeout_seconds, progress)
+    except BaseException:
+        if is_new:
+            _end(folder, pid, spec.server)
+        raise
+    progress(f"{spec.name}: ready at {url_of(spec.server)} after {time.monotonic() - begun:.1f} s")
+
+
+def observe(spec: EndpointSpec, settings: Settings) -> Observation:
+    """What is to be seen of the endpoint's server now."""
+    folder = state_dir(spec.name, settings)
+    log = str(folder / LOG)
+    server = read_state(folder / SERVER, ServerState)
+    if server is None:
+        if is_locked(lock_path(spec.name, settings)):
+            return Observation("starting", "the server is being started", log=log)
+        return Observation("stopped", f"`onnxserve start {spec.name}` starts it", log=log)
+    if not supervisor.is_alive(folder, server.pid):
+        said = last_error(folder)
+        reason = f"the server (process {server.pid}) is gone; `onnxserve start {spec.name}` brings it back"
+        return Observation("failed", f"{reason}{f'; last in its log: {said}' if said else ''}", log=log)
+    report = read_report(folder, spec)
+    agent = read_state(folder / AGENT, AgentState)
+    state, reason = _state(server, report)
+    return Observation(
+        state=state,
+        reason=reason,
+        url=url_of(spec.server),
+        pid=server.pid,
+        started_at=server.started_at,
+        wanted=report.wanted,
+        workers=report.workers,
+        errors=report.errors,
+        registry_error=agent.error if agent is not None else "",
+        log=log,
+    )
+
+
+def stop(name: str, settings: Settings) -> None:
+    """Ends the server: what is in flight is finished, what does not finish in time is killed. The folder stays."""
+    folder = state_dir(name, settings)
+    server = read_state(folder / SERVER, ServerState)
+    if server is not None:
+        spec = served_spec(folder)
+        _end(folder, server.pid, spec.server if spec is not None else ServerSpec())
+
+
+def remove(name: str, settings: Settings) -> None:
+    """Ends the server and removes its state folder; what was captured and shipped stays in the inference log."""
+    stop(name, settings)
+    shutil.rmtree(state_dir(name, settings), ignore_errors=True)
+
+
+def _address(spec: EndpointSpec) -> tuple[str, int]:
+    return spec.server.host, spec.server.port or 0
+
+
+def _end(folder: Path, pid: int, server: ServerSpec) -> None:
+    supervisor.stop(folder, pid, server.graceful_timeout_seconds + _STOP_MARGIN_SECONDS)
+    (folder / SERVER).unlink(missing_ok=True)  # a supervisor that was killed leaves it
+
+
+def _running(folder: Path) -> int | None:
+    """The process id of the living supervisor."""
+    server = read_state(folder / SERVER, ServerState)
+    if server is None or server.phase == "stopping" or not supervisor.is_alive(folder, server.pid):
+        return None
+    return server.pid
+
+
+def _state(server: ServerState, report: Report) -> tuple[State, str]:
+    """The state of a server whose supervisor lives, and the reason where it is not running."""
+    if server.phase == "stopping":
+        return "stopped", "it finishes the requests in flight"
+    for name in report.silent:
+        if name in report.errors:
+            return "failed", report.errors[name]
+    if report.pending or server.phase == "starting":
+        return "starting", report.pending or "the server is being started"
+    return "running", ""

@@ -1,0 +1,36 @@
+"""What a backend sees of an endpoint's server."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlflow_deploy_plugin.server.state import WantedEndpoint, WorkerState
+
+State = Literal["running", "starting", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """An endpoint's server at one moment.
+
+    Attributes:
+        reason: why it is not running, or what is waited for; empty while all is well.
+        url: where it answers; empty where nothing is to be asked.
+        pid / started_at: of the supervisor (seconds since the epoch); None while it does not live.
+        wanted: the versions that are to be served, as resolved by the agent.
+        workers: the accounts of the living workers.
+        errors: variant → why a worker could not load the wanted version; what it had before goes on answering.
+        registry_error: why the agent's last look at the registry failed.
+        log: where the server's log is.
+    """
+
+    state: State
+    reason: str = ""
+    url: str = ""
+    pid: int | None = None
+    started_at: float | None = None
+    wanted: WantedEndpoint | None = None
+    workers: tuple[WorkerState, ...] = ()
+    errors: Mapping[str, str] = field(default_factory=dict)
+    registry_error: str = ""
+    log: str = ""

@@ -1,0 +1,111 @@
+"""Waiting until a server serves a spec, or until it is clear that it will not."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from mlflow_deploy_plugin.deployments.backends import supervisor
+from mlflow_deploy_plugin.deployments.backends.report import Report, read_report
+from mlflow_deploy_plugin.deployments.backends.server_log import last_error, log_size
+from mlflow_deploy_plugin.errors import DeploymentFailed, OnnxserveError
+from mlflow_deploy_plugin.server.state import AGENT, SPEC, AgentState, read_state
+from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs
+
+_POLL_SECONDS = 0.1
+_PING_SECONDS = 2.0
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
+
+
+@dataclass(frozen=True)
+class Before:
+    """What stood in the state folder before a spec was written there; what is news afterwards is told from it."""
+
+    spec: EndpointSpec | None
+    agent: AgentState | None
+    log_size: int
+    time: float
+
+    def changed(self, spec: EndpointSpec) -> list[str]:
+        """The variants of `spec` that are new or name another model."""
+        old = {name: variant.model for name, variant in self.spec.variants.items()} if self.spec is not None else {}
+        return [name for name, variant in spec.variants.items() if old.get(name) != variant.model]
+
+
+def look_before(state_dir: Path) -> Before:
+    return Before(served_spec(state_dir), read_state(state_dir / AGENT, AgentState), log_size(state_dir), time.time())
+
+
+def served_spec(state_dir: Path) -> EndpointSpec | None:
+    """The spec that was last written into the state folder."""
+    try:
+        (spec,) = load_specs((state_dir / SPEC).read_text())
+    except (OSError, OnnxserveError):
+        return None
+    return spec
+
+
+def url_of(server: ServerSpec) -> str:
+    """Where this machine reaches the server."""
+    host = _ANY_ADDRESS.get(server.host, f"[{server.host}]" if ":" in server.host else server.host)
+    return f"http://{host}:{server.port}"
+
+
+def wait_until_served(
+    spec: EndpointSpec, state_dir: Path, before: Before, pid: int, seconds: float, progress: Callable[[str], None]
+) -> None:
+    """Returns when every worker serves `spec` and the server says that it is ready.
+
+    A variant that `spec` changes must be loaded. One that it does not may go on with the version it had.
+
+    Raises:
+        DeploymentFailed: it cannot become ready, or has not in `seconds`; the message says why.
+    """
+    deadline = time.monotonic() + seconds
+    told = ""
+    while True:
+        is_alive = supervisor.is_alive(state_dir, pid)  # looked at first: its last words are read after its end
+        now = read_report(state_dir, spec)
+        if reason := _why_hopeless(now, spec, before, read_state(state_dir / AGENT, AgentState)):
+            raise DeploymentFailed(f"{spec.name}: {reason}")
+        if not is_alive:
+            said = last_error(state_dir, before.log_size) or "it left no word in its log"
+            raise DeploymentFailed(f"{spec.name}: the server has ended: {said}")
+        pending = now.pending or _ping(url_of(spec.server))
+        if not pending:
+            return
+        if time.monotonic() > deadline:
+            raise DeploymentFailed(
+                f"{spec.name}: not ready after {seconds:g} s, still {pending} "
+                "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)"
+            )
+        if pending != told:
+            progress(f"{spec.name}: {pending}")
+            told = pending
+        time.sleep(_POLL_SECONDS)
+
+
+def _why_hopeless(now: Report, spec: EndpointSpec, before: Before, agent: AgentState | None) -> str:
+    """Why there is no use in waiting; empty while there is."""
+    must_load = {*before.changed(spec), *now.silent}
+    if failed := [error for name, error in now.errors.items() if name in must_load]:
+        return failed[0]
+    if agent is None or not agent.error or now.is_resolved:
+        return ""
+    if before.agent is None or (agent.pid, agent.error) != (before.agent.pid, before.agent.error):
+        return agent.error
+    # the same words as before: an answer to this spec only if they were said after it was written
+    return agent.error if agent.checked_at > before.time else ""
+
+
+def _ping(url: str) -> str:
+    """What the server still waits for; empty where it says that it is ready."""
+    try:
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy stands between this machine and itself
+            answer = session.get(f"{url}/ping", timeout=_PING_SECONDS)
+    except requests.RequestException:
+        return f"waiting for an answer at {url}"
+    return "" if answer.ok else "waiting until the server says that it is ready"

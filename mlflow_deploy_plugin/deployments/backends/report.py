@@ -1,0 +1,69 @@
+"""Whether a server serves what its spec says, by the account of its processes (`server/state.py`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from mlflow_deploy_plugin.server.state import (
+    WANTED,
+    LoadedVariant,
+    Wanted,
+    WantedEndpoint,
+    WorkerState,
+    read_state,
+    read_workers,
+)
+from mlflow_deploy_plugin.spec import EndpointSpec
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the processes of a server say of an endpoint.
+
+    Attributes:
+        is_resolved: the agent has versions for exactly what the spec says.
+        pending: what is waited for; empty where everything that the spec wants has been dealt with by every worker.
+        errors: variant → why a worker could not load the wanted version.
+        silent: the variants with a share of the traffic that have no version in some worker.
+        wanted: the versions that are to be served; None before the agent has found the first.
+        workers: the accounts of the living workers.
+    """
+
+    is_resolved: bool
+    pending: str
+    errors: dict[str, str]
+    silent: tuple[str, ...]
+    wanted: WantedEndpoint | None
+    workers: tuple[WorkerState, ...]
+
+
+def read_report(state_dir: Path, spec: EndpointSpec) -> Report:
+    """Reads what agent and workers have written about the endpoint of `spec`."""
+    wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
+    endpoint = wanted.endpoints.get(spec.name)
+    workers = tuple(worker for worker in read_workers(state_dir) if psutil.pid_exists(worker.pid))
+    if endpoint is None or not _is_resolved(spec, endpoint):
+        return Report(False, f"fetching {_unresolved(spec, endpoint)}", {}, (), endpoint, workers)
+    informed = [w.endpoints.get(spec.name, {}) for w in workers if w.generation == wanted.generation]
+    errors = {name: variant.error for variants in informed for name, variant in variants.items() if variant.error}
+    silent = tuple(
+        name
+        for name, variant in spec.variants.items()
+        if variant.weight > 0 and any(not variants.get(name, LoadedVariant()).version for variants in informed)
+    )
+    count = spec.server.workers
+    pending = "" if len(informed) >= count else f"loading the model, {len(informed)} of {count} workers have it"
+    return Report(True, pending, errors, silent, endpoint, workers)
+
+
+def _is_resolved(spec: EndpointSpec, endpoint: WantedEndpoint) -> bool:
+    wanted = {name: (v.model_uri, v.weight, v.shadow) for name, v in endpoint.variants.items()}
+    return endpoint.capture == spec.capture and wanted == {
+        name: (v.model, v.weight, v.shadow) for name, v in spec.variants.items()
+    }
+
+
+def _unresolved(spec: EndpointSpec, endpoint: WantedEndpoint | None) -> str:
+    known = {variant.model_uri for variant in endpoint.variants.values()} if endpoint is not None else set()
+    return ", ".join(sorted({variant.model for variant in spec.variants.values()} - known)) or "the changed spec"

@@ -1,0 +1,93 @@
+"""The supervisor's process: started in a session of its own, so that it outlives the command; known again later; ended.
+
+The session's id is the supervisor's process id. Should somebody kill the supervisor, what it leaves behind is found by
+that id together with the working directory, which is the state folder: a number alone may belong to a stranger by then.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+from mlflow_deploy_plugin.server.state import LOG, SPEC
+
+_POLL_SECONDS = 0.05
+_KILL_SECONDS = 5.0
+
+
+def start(state_dir: Path, environment: Mapping[str, str]) -> int:
+    """Starts the supervisor on the spec in `state_dir` and returns its process id."""
+    with (state_dir / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            command(state_dir),
+            cwd=state_dir,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    process.returncode = 0  # it is not ours to wait for: without this, Popen warns of a child that still runs
+    return process.pid
+
+
+def command(state_dir: Path) -> list[str]:
+    """The supervisor's command line."""
+    spec = str(state_dir / SPEC)
+    return [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "--spec", spec, "--state-dir", str(state_dir)]
+
+
+def is_alive(state_dir: Path, pid: int) -> bool:
+    """Whether `pid` is the living supervisor of this state folder, and not a stranger with a number used again."""
+    _reap(pid)
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.cmdline()[-2:] == command(state_dir)[-2:]
+    except psutil.Error:
+        return False
+
+
+def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
+    """Asks the supervisor to finish; what is left of its session after `patience_seconds` is killed."""
+    if is_alive(state_dir, pid):
+        _signal(pid, signal.SIGTERM)
+        _wait(lambda: not is_alive(state_dir, pid), patience_seconds)
+    for left in _session(state_dir, pid):
+        _signal(left, signal.SIGKILL)
+    _wait(lambda: not _session(state_dir, pid), _KILL_SECONDS)
+
+
+def _session(state_dir: Path, session_id: int) -> list[int]:
+    """The processes of the session whose working directory is the state folder."""
+    _reap(session_id)
+    members = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session_id and Path(process.cwd()) == state_dir.resolve():
+                members.append(process.pid)
+        except (psutil.Error, OSError):
+            continue  # it has ended, or is not ours to look into
+    return members
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _reap(pid: int) -> None:
+    """A supervisor that this very process started (a notebook's deployment) stays a zombie until it is waited for."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)

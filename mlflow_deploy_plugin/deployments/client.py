@@ -1,0 +1,150 @@
+"""The `mlflow.deployments` plugin for the target `onnxserve`: translates names, arguments, results and errors."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
+
+from mlflow_deploy_plugin.deployments.description import describe, summary
+from mlflow_deploy_plugin.deployments.failure import as_mlflow_errors
+from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
+from mlflow_deploy_plugin.deployments.run_local import serve_in_foreground
+from mlflow_deploy_plugin.deployments.scoring import invoke
+from mlflow_deploy_plugin.deployments.target import check_target, help_text
+from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.registry.connection import limit_patience
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import open_store
+
+_FLAVORS = ("onnxserve", "onnx")
+
+
+class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # mlflow is untyped here
+    """Deployments of this machine, as MLflow's own interface has them. Every failure is an MlflowException.
+
+    An endpoint is a server; a deployment is a variant in it. Without `endpoint` a deployment has a server of its own.
+    `config` takes fields of the spec by their dotted names, see `mlflow deployments help -t onnxserve`.
+    """
+
+    def __init__(self, target_uri: str) -> None:
+        super().__init__(target_uri)
+        with as_mlflow_errors():
+            check_target(target_uri)
+
+    def create_deployment(
+        self,
+        name: str,
+        model_uri: str,
+        flavor: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        endpoint: str | None = None,
+    ) -> dict[str, Any]:
+        """Serves `model_uri` and returns, when it answers, what `get_deployment` does."""
+        with as_mlflow_errors(), _deployments() as deployments:
+            _check_flavor(flavor)
+            return describe(deployments.create(name, model_uri, config or {}, endpoint))
+
+    def update_deployment(
+        self,
+        name: str,
+        model_uri: str | None = None,
+        flavor: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        endpoint: str | None = None,
+    ) -> dict[str, Any]:
+        """Changes model or configuration. Only a change of `server.…` restarts; what fails changes nothing."""
+        with as_mlflow_errors(), _deployments() as deployments:
+            _check_flavor(flavor)
+            return describe(deployments.update(name, model_uri, config or {}, endpoint))
+
+    def delete_deployment(
+        self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
+    ) -> None:
+        """Ends the deployment; requests in flight are finished. One that does not exist is deleted already."""
+        with as_mlflow_errors(), _deployments() as deployments:
+            if config:
+                raise InvalidConfig(f"delete takes no config, and {next(iter(config))!r} is none")
+            deployments.delete(name, endpoint)
+
+    def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
+        """Name, endpoint, state, URL and model of each."""
+        with as_mlflow_errors(), _deployments() as deployments:
+            return [summary(deployment) for deployment in deployments.list(endpoint)]
+
+    def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
+        """State (running, starting, stopped, failed) with its reason, URL, versions by worker, provenance."""
+        with as_mlflow_errors(), _deployments() as deployments:
+            return describe(deployments.get(name, endpoint))
+
+    def predict(
+        self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
+    ) -> PredictionsResponse:
+        """Predictions for a DataFrame, an array, a dict of columns, or a list of rows or records."""
+        with as_mlflow_errors(), _deployments() as deployments:
+            asked = _asked(deployments, deployment_name, endpoint)
+            if not asked.observation.url:
+                raise NotReady(f"{asked.endpoint.name}: {asked.observation.state}; {asked.observation.reason}")
+            timeout_seconds = asked.endpoint.spec.server.request_timeout_seconds
+            return PredictionsResponse(invoke(asked.observation.url, inputs, timeout_seconds))
+
+    def explain(self, deployment_name: str | None = None, df: Any = None, endpoint: str | None = None) -> None:
+        """Not there."""
+        with as_mlflow_errors():
+            raise OnnxserveError("explanations are not available for the target onnxserve")
+
+
+def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:
+    """Serves the model in the foreground until Ctrl-C; `list` and the other commands do not know it."""
+    with as_mlflow_errors():
+        _check_flavor(flavor)
+        serve_in_foreground(new_endpoint(name, model_uri, config), _say)
+
+
+def target_help() -> str:
+    """The text of `mlflow deployments help -t onnxserve`."""
+    return help_text()
+
+
+@contextmanager
+def _deployments() -> Iterator[Deployments]:
+    limit_patience()
+    settings = load_settings()
+    store = open_store(settings.store_url)
+    try:
+        yield Deployments(store, settings, _say)
+    finally:
+        store.close()
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _check_flavor(flavor: str | None) -> None:
+    if flavor == "python_function":
+        raise InvalidConfig("serving python_function models is not there yet: log the model as onnxserve or onnx")
+    if flavor is not None and flavor not in _FLAVORS:
+        raise InvalidConfig(f"unknown flavor {flavor!r}; known are {', '.join(_FLAVORS)}")
+
+
+def _asked(deployments: Deployments, name: str | None, endpoint: str | None) -> Deployment:
+    """The deployment that is to answer: the only one of its endpoint, or any where the endpoint is asked."""
+    if name is None and endpoint is None:
+        raise InvalidConfig("say which deployment or which endpoint is asked")
+    if name is None:
+        found = deployments.list(endpoint)
+        if not found:
+            raise InvalidConfig(f"there is no endpoint {endpoint!r}")
+        return found[0]
+    asked = deployments.get(name, endpoint)
+    answering = [key for key, one in asked.endpoint.spec.variants.items() if one.weight > 0 and not one.shadow]
+    if answering != [name]:
+        raise InvalidConfig(
+            f"{name!r} cannot be asked alone, the endpoint {asked.endpoint.name!r} is answered by "
+            f"{', '.join(answering)}: ask by --endpoint {asked.endpoint.name}"
+        )
+    return asked
