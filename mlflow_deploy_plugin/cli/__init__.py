@@ -1,0 +1,63 @@
+"""The command `onnxserve`. One module a noun, imported when it is called; errors become one line here."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.version import __version__
+
+_COMMANDS = {
+    "serve": ("mlflow_deploy_plugin.cli.serve", "Serve a model in the foreground."),
+    "start": ("mlflow_deploy_plugin.cli.lifecycle", "Start a deployment whose server has ended."),
+    "stop": ("mlflow_deploy_plugin.cli.lifecycle", "Stop the server of a deployment, and keep the deployment."),
+    "drift": ("mlflow_deploy_plugin.cli.drift", "Judge captured traffic against the model's reference."),
+}
+"""Name → (module that has a command of this name, what `--help` says)."""
+
+
+class _Commands(click.Group):
+    """Commands that are imported when they are asked for: `onnxserve --help` and `serve` do not wait for MLflow."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(_COMMANDS[cmd_name][0])
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, description) for name, (_, description) in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OnnxserveError as error:
+            _fail(error.message)
+        except Exception as error:
+            if not _is_mlflow_error(error):
+                raise
+            _fail(" ".join(str(error).split()))
+
+
+def _is_mlflow_error(error: Exception) -> bool:
+    """Whether it is an MlflowException; mlflow is not imported to find out."""
+    exceptions = sys.modules.get("mlflow.exceptions")
+    return exceptions is not None and isinstance(error, exceptions.MlflowException)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["--help"]})
+@click.version_option(__version__, prog_name="onnxserve")
+def main() -> None:
+    """Serve MLflow models as ONNX, and watch them."""

@@ -14,8 +14,14 @@ from dataclasses import dataclass, field
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
-WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
-"""What the supervisor waits for; blocked in it, so that a signal is taken where it is waited for and nowhere else."""
+
+def watched_signals() -> set[signal.Signals]:
+    """What the supervisor waits for; blocked in it, so that a signal is taken where it is waited for, nowhere else.
+
+    SIGHUP is left alone where it is ignored (nohup): a blocked signal would come through.
+    """
+    ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    return {signal.SIGCHLD} | {number for number in ends if signal.getsignal(number) != signal.SIG_IGN}
 
 
 @dataclass
@@ -49,16 +55,16 @@ class Children:
 
         def prepare() -> None:
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
             if os.getppid() != supervisor:  # it died before prctl
                 os._exit(1)
 
-        process = subprocess.Popen(  # noqa: PLW1509 - the supervisor has one thread, so that forking is safe
+        process = subprocess.Popen(
             command,
             env=None if environment is None else dict(environment),
             pass_fds=descriptors,
             process_group=0,  # Ctrl-C reaches the supervisor alone, which ends its children in order
-            preexec_fn=prepare,
+            preexec_fn=prepare,  # noqa: PLW1509 - the supervisor has one thread, so that forking is safe
             stdin=subprocess.DEVNULL,
         )
         process.returncode = 0  # reaped by `reap`, not by Popen

@@ -29,22 +29,24 @@ def listen_on(host: str, port: int | None) -> socket.socket:
     raise InvalidConfig(f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; name one with --port")
 
 
+def reachable_host(host: str) -> str:
+    """The address at which this machine reaches a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+
+
 def reachable_url(host: str, port: int) -> str:
-    """The URL under which this machine reaches a server that listens on `host`."""
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    address = reachable_host(host)
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-        0
-    ]
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        # Two sockets with SO_REUSEADDR can be bound to one port as long as neither listens.
-        listener.listen()
+        listener.listen()  # at once: with SO_REUSEADDR two sockets can be bound to a port as long as neither listens
     except OSError:
         listener.close()
         raise

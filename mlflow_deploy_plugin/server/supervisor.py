@@ -6,22 +6,21 @@ everything leaves. On SIGTERM gunicorn finishes what is in flight, then the agen
 """
 
 import fcntl
+import http.client
 import logging
 import os
 import signal
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
-from mlflow_deploy_plugin.server.children import WATCHED, Child, Children
+from mlflow_deploy_plugin.server.children import Child, Children, watched_signals
 from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
-from mlflow_deploy_plugin.server.listener import listen_on, reachable_url
+from mlflow_deploy_plugin.server.listener import listen_on, reachable_host, reachable_url
 from mlflow_deploy_plugin.server.state import (
     AGENT,
     SERVER,
@@ -79,7 +78,7 @@ def supervise(state_dir: Path, follow: bool, announce: Callable[[str], None]) ->
     """
     server = load_specs((state_dir / SPEC).read_text())[0].server
     listener = listen_on(server.host, server.port)
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
     try:
         _Supervisor(state_dir, server, listener, follow, announce).run()
     finally:
@@ -112,6 +111,7 @@ class _Supervisor:
         self._url = reachable_url(server.host, self._port)
         self._started_at = time.time()
         self._children = Children()
+        self._signals = watched_signals()
         self._agent: Child | None = None
         self._agent_started = 0.0
         self._agent_crashes = 0
@@ -133,8 +133,10 @@ class _Supervisor:
         except _Stop:
             _log.info("ending: requests in flight are finished")
         finally:
-            self._write("stopping")
-            self._end()
+            try:
+                self._write("stopping")
+            finally:
+                self._end()
 
     def _wait_until(self, done: Callable[[], bool]) -> None:
         """Waits for signals and minds the children, until `done`.
@@ -143,7 +145,7 @@ class _Supervisor:
             _Stop, DeploymentFailed
         """
         while not done():
-            received = signal.sigtimedwait(WATCHED, 1.0 if self._is_ready else _TICK_SECONDS)
+            received = signal.sigtimedwait(self._signals, 1.0 if self._is_ready else _TICK_SECONDS)
             if received is not None and received.si_signo != signal.SIGCHLD:
                 raise _Stop
             self._children.reap()
@@ -173,7 +175,7 @@ class _Supervisor:
         how = _ending(self._agent)
         if not self._is_ready and self._agent_crashes >= _CRASHES_BEFORE_READY:
             raise DeploymentFailed(f"the agent {how} again and again; the log says why")
-        pause = min(2.0 ** (self._agent_crashes - 1), _LONGEST_RESTART_SECONDS)
+        pause = min(2.0 ** min(self._agent_crashes - 1, 10), _LONGEST_RESTART_SECONDS)
         _log.error("the agent %s; it is started anew in %.0f s, and serving goes on", how, pause)
         self._agent = None
         self._restart_agent_at = time.monotonic() + pause
@@ -201,13 +203,17 @@ class _Supervisor:
         """Every worker has loaded what is wanted, and the HTTP side answers too."""
         wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
         workers = [worker for worker in read_workers(self._state_dir) if worker.generation == wanted.generation]
-        if len(workers) < self._server.workers:
+        loaded = [w for w in workers if all(any(v.version for v in e.values()) for e in w.endpoints.values())]
+        if len(loaded) < self._server.workers:
             return False
+        connection = http.client.HTTPConnection(reachable_host(self._server.host), self._port, timeout=5)
         try:
-            with urllib.request.urlopen(f"{self._url}/ping", timeout=5) as response:
-                return bool(response.status == 200)
-        except (urllib.error.URLError, OSError):
+            connection.request("GET", "/ping")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
             return False
+        finally:
+            connection.close()
 
     def _end(self) -> None:
         """gunicorn first, so that the agent ships what the last requests left; nobody is left behind."""
@@ -221,22 +227,20 @@ class _Supervisor:
         self._children.reap()
         child.signal(signal.SIGTERM)
         while child.exit_status is None and time.monotonic() < deadline:
-            signal.sigtimedwait(WATCHED, _TICK_SECONDS)
+            signal.sigtimedwait(self._signals, _TICK_SECONDS)
             self._children.reap()
         if child.exit_status is None:
             _log.error("process %d does not end within %.0f s and is killed", child.pid, patience)
             child.kill_group()
             while child.exit_status is None:
-                signal.sigtimedwait(WATCHED, _TICK_SECONDS)
+                signal.sigtimedwait(self._signals, _TICK_SECONDS)
                 self._children.reap()
 
     def _describe(self) -> str:
         wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
         return "\n".join(
             f"onnxserve: {name} = "
-            + ", ".join(
-                f"{v.model} version {v.version}" + _aspect(v.aspects) for v in endpoint.variants.values()
-            )
+            + ", ".join(f"{v.model} version {v.version}" + _aspect(v.aspects) for v in endpoint.variants.values())
             + f" at {self._url}"
             for name, endpoint in wanted.endpoints.items()
         )

@@ -1,0 +1,96 @@
+"""`python -m mlflow_deploy_plugin.agent STATE_DIR [--no-follow]`: started and ended by the supervisor.
+
+SIGTERM ends it: the supervisor sends it once gunicorn has drained, so that everything captured is shipped. Exit status
+1 with `fatal` in agent.json: there is nothing to be served. Any other failure is a crash, after which it is restarted.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from mlflow_deploy_plugin.agent.cache import ModelCache
+from mlflow_deploy_plugin.agent.follow import Follower
+from mlflow_deploy_plugin.agent.ship import Shipper
+from mlflow_deploy_plugin.agent.version import MlflowRegistry
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.registry.connection import limit_patience
+from mlflow_deploy_plugin.server.capture import SPOOL
+from mlflow_deploy_plugin.server.state import AGENT, AgentState, write_state
+from mlflow_deploy_plugin.settings import load_settings
+
+_log = logging.getLogger("mlflow_deploy_plugin.agent")
+
+_ROUND_SECONDS = 0.25
+"""Between two looks at the files; how often the registry is asked is `settings.poll_seconds`."""
+_SHIP_SECONDS = 2.0
+
+
+class _Following(threading.Thread):
+    """Runs the rounds beside shipping: a registry that is slow to fail must delay neither shipping nor the end."""
+
+    def __init__(self, follower: Follower, stop: threading.Event) -> None:
+        super().__init__(name="follow", daemon=True)
+        self._follower = follower
+        self._stop_agent = stop
+        self.failed = False
+
+    def run(self) -> None:
+        try:
+            while not self._stop_agent.is_set():
+                if self._follower.round().fatal:
+                    self.failed = True
+                    break
+                self._stop_agent.wait(_ROUND_SECONDS)
+        except Exception:  # noqa: BLE001 - the boundary of this thread: it logs, and the process ends
+            _log.exception("the agent ends, and is started anew by the supervisor")
+            self.failed = True
+        finally:
+            self._stop_agent.set()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="mlflow_deploy_plugin.agent")
+    parser.add_argument("state_dir", type=Path)
+    parser.add_argument("--no-follow", action="store_true")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s [agent] %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        return _run(options.state_dir, not options.no_follow, stop)
+    except OnnxserveError as error:
+        write_state(options.state_dir / AGENT, AgentState(pid=os.getpid(), error=error.message, fatal=True))
+        return 1
+
+
+def _run(state_dir: Path, follow: bool, stop: threading.Event) -> int:
+    settings = load_settings()
+    limit_patience()
+    follower = Follower(
+        state_dir,
+        MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
+        settings.poll_seconds,
+        follow,
+        clock=time.monotonic,
+        wall_clock=time.time,
+    )
+    shipper = Shipper(state_dir / SPOOL, settings.inference_log)
+    following = _Following(follower, stop)
+    following.start()
+    while not stop.wait(_SHIP_SECONDS):
+        shipper.ship()
+    shipper.ship()
+    return 1 if following.failed else 0
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # a look at a registry that does not answer may still be waiting in its thread

@@ -1,0 +1,264 @@
+"""Following: spec and registry → the versions that are wanted.
+
+One round looks at everything and never waits: the spec (read again when it changes), every reference whose time has
+come, and what the workers say about the versions they were given. References to a stage or an alias come due again and
+again; pinned ones are looked at until they are resolved, and never again. Whatever fails, what was served is wanted on.
+"""
+
+import logging
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mlflow_deploy_plugin.agent.version import FetchedVersion, restored_versions
+from mlflow_deploy_plugin.errors import ModelError, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from mlflow_deploy_plugin.server.state import (
+    AGENT,
+    SPEC,
+    WANTED,
+    AgentState,
+    Wanted,
+    WantedEndpoint,
+    WantedVariant,
+    WorkerState,
+    read_state,
+    read_workers,
+    write_state,
+)
+from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_BACKOFF_SECONDS = 30.0
+_JITTER = 0.2
+
+
+class Registry(Protocol):
+    """What following needs of the world outside."""
+
+    def resolve(self, model_uri: str) -> ResolvedModel: ...
+    def fetch(self, resolved: ResolvedModel) -> FetchedVersion: ...
+    def report_failure(self, version: FetchedVersion, error: str) -> None: ...
+
+
+@dataclass
+class _Tracked:
+    """One model URI.
+
+    Attributes:
+        version: what is to be served for it; None until something could be fetched.
+        previous: what was served before, to go back to when the workers cannot load `version`.
+        refused: identity of a version that cannot be served, so that it is not tried again and again.
+        refusal: why not.
+        error: why the last look at the registry failed.
+        due: when to look at the registry next.
+    """
+
+    version: FetchedVersion | None = None
+    previous: FetchedVersion | None = None
+    refused: str = ""
+    refusal: str = ""
+    error: str = ""
+    failures: int = 0
+    due: float = 0.0
+
+
+@dataclass
+class Follower:
+    """The agent's memory from round to round.
+
+    Attributes:
+        follow: False resolves every reference once and then leaves it.
+        clock: monotonic seconds.
+        wall_clock: seconds since 1970, for agent.json.
+        uniform: random between two numbers, to spread the polls of many agents.
+    """
+
+    state_dir: Path
+    registry: Registry
+    poll_seconds: float
+    follow: bool
+    clock: Callable[[], float]
+    wall_clock: Callable[[], float]
+    uniform: Callable[[float, float], float] = random.uniform
+
+    def __post_init__(self) -> None:
+        self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
+        # what was served before a restart is served on, whatever the registry says or does not say
+        self._tracked = {uri: _Tracked(version) for uri, version in restored_versions(self._wanted).items()}
+        self._specs: list[EndpointSpec] = []
+        self._spec_text = ""
+        self._spec_error = ""
+        self._written: AgentState | None = None
+
+    def round(self) -> AgentState:
+        """Looks once; writes wanted.json and agent.json where they change.
+
+        Returns:
+            What stands in agent.json now; `fatal` means that there is nothing to be served and no use in waiting.
+        """
+        first = self._written is None
+        self._read_spec()
+        restored = any(tracked.version is not None for tracked in self._tracked.values())
+        looked = self._look_at_registry()
+        fatal = first and not restored and self._something_lacks()
+        if not fatal:
+            self._write_wanted()
+            fatal = self._hear_workers()
+            self._write_wanted()
+        state = AgentState(
+            pid=os.getpid(),
+            checked_at=self.wall_clock() if looked or self._written is None else self._written.checked_at,
+            error=self._errors(),
+            fatal=fatal,
+        )
+        self._report(state)
+        return state
+
+    def _errors(self) -> str:
+        of_models = [text for tracked in self._tracked.values() for text in (tracked.refusal, tracked.error)]
+        return "; ".join(text for text in [self._spec_error, *of_models] if text)
+
+    def _report(self, state: AgentState) -> None:
+        """Writes agent.json, and logs an error when it comes, changes and goes."""
+        before = self._written.error if self._written else ""
+        if state.error and state.error != before:
+            _log.warning("%s", state.error)
+        elif before and not state.error:
+            _log.info("all that the spec names is resolved and served")
+        if state != self._written:
+            write_state(self.state_dir / AGENT, state)
+            self._written = state
+
+    def _read_spec(self) -> None:
+        try:
+            text = (self.state_dir / SPEC).read_text()
+            if text == self._spec_text:
+                return
+            self._spec_text = text
+            self._specs = load_specs(text)
+            self._spec_error = ""
+        except (OSError, UnicodeDecodeError) as error:
+            self._spec_error = f"{SPEC} cannot be read: {error}"
+        except OnnxserveError as error:
+            self._spec_error = f"{SPEC}: {error.message}"
+        uris = {variant.model for spec in self._specs for variant in spec.variants.values()}
+        self._tracked = {uri: self._tracked.get(uri) or _Tracked() for uri in sorted(uris)}
+
+    def _look_at_registry(self) -> bool:
+        due = [(uri, tracked) for uri, tracked in self._tracked.items() if tracked.due <= self.clock()]
+        for uri, tracked in due:
+            try:
+                followed = self._look(uri, tracked)
+                tracked.failures = 0
+                tracked.due = self.clock() + self._pause(0) if followed and self.follow else float("inf")
+            except RegistryUnavailable as error:
+                tracked.error = error.message
+                tracked.failures += 1
+                tracked.due = self.clock() + self._pause(tracked.failures)
+            except OnnxserveError as error:
+                tracked.error = f"{uri}: {error.message}"
+                tracked.due = self.clock() + self._pause(0)
+        return bool(due)
+
+    def _look(self, uri: str, tracked: _Tracked) -> bool:
+        """Brings `tracked` to what the registry says now; answers whether it has to be looked at again."""
+        resolved = self.registry.resolve(uri)
+        tracked.error = ""
+        if resolved.identity == tracked.refused:
+            return resolved.followed
+        if tracked.version is None or tracked.version.identity != resolved.identity:
+            try:
+                fetched = self.registry.fetch(resolved)
+            except ModelError as error:
+                tracked.refused, tracked.refusal = resolved.identity, f"{uri}: {error.message}"
+                return resolved.followed
+            if tracked.version is not None and tracked.version.folder != fetched.folder:
+                tracked.previous = tracked.version
+            tracked.version = fetched
+        tracked.refused, tracked.refusal = "", ""
+        return resolved.followed
+
+    def _pause(self, failures: int) -> float:
+        longest = max(self.poll_seconds, _LONGEST_BACKOFF_SECONDS)
+        seconds = min(self.poll_seconds * 2.0 ** min(failures, 10), longest)
+        return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
+
+    def _write_wanted(self) -> None:
+        endpoints = {spec.name: self._wanted_endpoint(spec) for spec in self._specs}
+        if endpoints == self._wanted.endpoints or not any(endpoint.variants for endpoint in endpoints.values()):
+            return
+        self._wanted = Wanted(generation=self._wanted.generation + 1, endpoints=endpoints)
+        write_state(self.state_dir / WANTED, self._wanted)
+        for name, endpoint in endpoints.items():
+            for variant in endpoint.variants.values():
+                _log.info("endpoint %s: %s version %s is wanted", name, variant.model, variant.version)
+
+    def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
+        variants = {
+            name: _wanted_variant(variant, version)
+            for name, variant in spec.variants.items()
+            if (version := self._tracked[variant.model].version) is not None
+        }
+        return WantedEndpoint(variants=variants, capture=spec.capture)
+
+    def _hear_workers(self) -> bool:
+        """Goes back to the previous version where workers could not load the wanted one.
+
+        Returns:
+            True when a version failed, no earlier one is there, and no worker has anything that answers.
+        """
+        workers = [w for w in read_workers(self.state_dir) if w.generation == self._wanted.generation and _lives(w.pid)]
+        nothing_loaded = not any(v.version for w in workers for e in w.endpoints.values() for v in e.values())
+        failed = False
+        for spec in self._specs:
+            for name, variant in spec.variants.items():
+                tracked = self._tracked[variant.model]
+                error = _load_error(workers, spec.name, name)
+                if not error or tracked.version is None or tracked.refused == tracked.version.identity:
+                    continue
+                failed = failed or (tracked.previous is None and nothing_loaded)
+                self._refuse(variant.model, tracked, tracked.version, error)
+        return failed
+
+    def _refuse(self, uri: str, tracked: _Tracked, version: FetchedVersion, error: str) -> None:
+        tracked.refused = version.identity
+        tracked.refusal = f"{uri}: version {version.version} cannot be loaded: {error}"
+        if tracked.previous is not None:
+            tracked.refusal += f"; version {tracked.previous.version} is served on"
+            tracked.version, tracked.previous = tracked.previous, None
+        self.registry.report_failure(version, error)
+
+    def _something_lacks(self) -> bool:
+        return not self._specs or any(tracked.version is None for tracked in self._tracked.values())
+
+
+def _wanted_variant(variant: VariantSpec, version: FetchedVersion) -> WantedVariant:
+    return WantedVariant(
+        model_uri=variant.model,
+        model=version.model,
+        version=version.version,
+        folder=version.folder,
+        weight=variant.weight,
+        shadow=variant.shadow,
+        aspects=version.aspects,
+    )
+
+
+def _load_error(workers: list[WorkerState], endpoint: str, variant: str) -> str:
+    loaded = (worker.endpoints.get(endpoint, {}).get(variant) for worker in workers)
+    return next((entry.error for entry in loaded if entry is not None and entry.error), "")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

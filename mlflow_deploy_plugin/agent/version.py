@@ -1,0 +1,111 @@
+"""A version whose files are on this disk: how it is fetched, and how it is found again after a restart."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlflow_deploy_plugin.agent.cache import ModelCache
+from mlflow_deploy_plugin.errors import NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.registry.connection import registry_address
+from mlflow_deploy_plugin.registry.download import refuse_links
+from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
+from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version
+from mlflow_deploy_plugin.runtime.artifact import Artifact, read_artifact
+from mlflow_deploy_plugin.server.state import Wanted
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_TAG = 5000
+
+
+@dataclass(frozen=True)
+class FetchedVersion:
+    """One version, ready to be loaded.
+
+    Attributes:
+        identity: `ResolvedModel.identity` of what was fetched; empty for what wanted.json said before a restart.
+        source: where the files came from.
+    """
+
+    model: str
+    version: str
+    folder: Path
+    aspects: dict[str, str] = field(default_factory=dict)
+    identity: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class MlflowRegistry:
+    """The world outside of `Follower`: MLflow, and the cache that its files come into."""
+
+    cache: ModelCache
+
+    def resolve(self, model_uri: str) -> ResolvedModel:
+        return resolve(model_uri)
+
+    def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
+        """Fetches and verifies; a folder on this disk is served from where it stands.
+
+        Raises:
+            InvalidArtifact, NotFound, RegistryUnavailable: see `ModelCache.fetch`.
+        """
+        if parse_model_uri(resolved.source).kind == "path":
+            folder = Path(resolved.source)
+            refuse_links(folder)
+        else:
+            folder = self.cache.fetch(resolved.source, _lasting_identity(resolved))
+            self.cache.prune()
+        return _described(resolved, read_artifact(folder))
+
+    def report_failure(self, version: FetchedVersion, error: str) -> None:
+        """Tags the registered version with the error, where the registry can be reached."""
+        reference = parse_model_uri(version.source)
+        if reference.kind != "version":
+            return
+        try:
+            tag_version(reference.name, reference.selector, ERROR_TAG, error[:_LONGEST_TAG])
+        except (NotFound, RegistryUnavailable) as unreachable:
+            _log.warning("the version could not be tagged with its error: %s", unreachable)
+
+
+def restored_versions(wanted: Wanted) -> dict[str, FetchedVersion]:
+    """What was served before this start, by model URI; only versions whose files are still whole."""
+    versions = {}
+    for endpoint in wanted.endpoints.values():
+        for variant in endpoint.variants.values():
+            try:
+                read_artifact(variant.folder)
+            except OnnxserveError as error:
+                _log.warning("%s version %s is gone from this disk: %s", variant.model, variant.version, error)
+                continue
+            versions[variant.model_uri] = FetchedVersion(
+                variant.model, variant.version, variant.folder, dict(variant.aspects)
+            )
+    return versions
+
+
+def _lasting_identity(resolved: ResolvedModel) -> str | None:
+    """A registered or logged model never changes its files; what stands behind a URI or in a run may."""
+    if parse_model_uri(resolved.source).kind not in ("version", "logged_model"):
+        return None
+    return f"{registry_address()} {resolved.identity}"
+
+
+def _described(resolved: ResolvedModel, artifact: Artifact) -> FetchedVersion:
+    """Fills in from the MLmodel file what the registry does not say."""
+    known = {
+        "run_id": artifact.run_id,
+        "model_id": artifact.model_id,
+        "parity": artifact.parity_state,
+        "git_commit": str(artifact.provenance.get("git_commit") or ""),
+    }
+    return FetchedVersion(
+        model=resolved.name,
+        version=resolved.version or artifact.model_id or "unknown",
+        folder=artifact.folder,
+        aspects={name: value for name, value in known.items() if value} | resolved.aspects,
+        identity=resolved.identity,
+        source=resolved.source,
+    )

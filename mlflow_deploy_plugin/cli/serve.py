@@ -1,0 +1,126 @@
+"""`onnxserve serve`: one server in the foreground."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import click
+
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
+from mlflow_deploy_plugin.registry.reference import default_endpoint_name
+from mlflow_deploy_plugin.server.state import SPEC, write_atomically
+from mlflow_deploy_plugin.server.supervisor import claimed, supervise
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, dump_spec, load_specs, new_endpoint
+
+_MOST_SERVERS_OF_A_NAME = 100
+
+
+@click.command()
+@click.option("-m", "--model-uri", help="What to serve, e.g. models:/flight-delay/Production (followed) or a folder.")
+@click.option(
+    "--spec", "spec_file", type=click.Path(path_type=Path), help="Serve the endpoints of this YAML file instead."
+)
+@click.option("-h", "--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("-p", "--port", type=int, help="Port to listen on.  [default: the first free one from 8080 up]")
+@click.option("-w", "--workers", type=int, help="Worker processes.  [default: 1]")
+@click.option("--name", help="Name of the endpoint.  [default: the model's]")
+@click.option("--device", help="cpu, cuda or tensorrt; the last two refuse to fall back.  [default: cpu]")
+@click.option("--no-follow", is_flag=True, help="Resolve a stage or alias once, and do not follow it.")
+@click.option("-C", "--config", multiple=True, metavar="KEY=VALUE", help="Any field, e.g. server.threads=8.")
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of this server; started there again, it serves what it served even without the registry."
+    "  [default: ONNXSERVE_HOME/serve/NAME, with -PORT where one is given]",
+)
+def serve(
+    model_uri: str | None,
+    spec_file: Path | None,
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    name: str | None,
+    device: str | None,
+    no_follow: bool,
+    config: tuple[str, ...],
+    state_dir: Path | None,
+) -> None:
+    """Serve a model, or the endpoints of a spec, until SIGTERM or Ctrl-C; what is in flight is finished then."""
+    if (model_uri is None) == (spec_file is None):
+        raise InvalidConfig("give either -m MODEL_URI or --spec FILE")
+    options = {"server.host": host, "server.port": port, "server.workers": workers, "server.device": device}
+    changes = {**_pairs(config), **{key: value for key, value in options.items() if value is not None}}
+    if spec_file is not None:
+        if name is not None:
+            raise InvalidConfig("--name goes with -m; a spec names its endpoints itself")
+        first, *others = load_specs(_read(spec_file))
+        specs = [apply_config(first, {**_defaults(first), **changes}), *others]
+    else:
+        assert model_uri is not None
+        spec = new_endpoint(name or default_endpoint_name(model_uri), model_uri)
+        specs = [apply_config(spec, {**_defaults(spec), **changes})]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s [serve] %(levelname)s %(message)s", stream=sys.stderr)
+    with _claimed_folder(specs[0], state_dir) as folder:
+        text = "---\n".join(dump_spec(spec) for spec in specs)
+        if not (folder / SPEC).exists() or _read(folder / SPEC) != text:
+            write_atomically(folder / SPEC, text.encode())
+        supervise(folder, not no_follow, click.echo)
+
+
+def _defaults(spec: EndpointSpec) -> dict[str, str | int]:
+    """What ONNXSERVE_HOST and ONNXSERVE_PORT (an image sets them) say where the spec says nothing."""
+    settings = load_settings()
+    said = {"host": settings.host, "port": settings.port}
+    silent = said.keys() - spec.server.model_fields_set
+    return {f"server.{name}": value for name in silent if (value := said[name]) is not None}
+
+
+@contextmanager
+def _claimed_folder(spec: EndpointSpec, state_dir: Path | None) -> Iterator[Path]:
+    """The state folder, held for this process: the one that was named, or the first free one of the endpoint's name.
+
+    Raises:
+        AlreadyExists: a server runs in the named folder.
+    """
+    if state_dir is not None:
+        folder = state_dir.expanduser().absolute()
+        with claimed(folder):
+            yield folder
+        return
+    port = spec.server.port
+    base = load_settings().home_path / "serve" / (spec.name if port is None else f"{spec.name}-{port}")
+    with ExitStack() as held:
+        yield _first_free(base, held)
+
+
+def _first_free(base: Path, held: ExitStack) -> Path:
+    for number in range(1, _MOST_SERVERS_OF_A_NAME + 1):
+        folder = base if number == 1 else base.with_name(f"{base.name}.{number}")
+        try:
+            held.enter_context(claimed(folder))
+        except AlreadyExists:
+            continue
+        return folder
+    raise AlreadyExists(f"{_MOST_SERVERS_OF_A_NAME} servers named {base.name} run on this machine already")
+
+
+def _pairs(config: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for entry in config:
+        key, equals, value = entry.partition("=")
+        if not equals or not key:
+            raise InvalidConfig(f"-C {entry!r} is not KEY=VALUE")
+        pairs[key] = value
+    return pairs
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        raise InvalidConfig(f"the spec {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"the spec {path} cannot be read: {error}") from None

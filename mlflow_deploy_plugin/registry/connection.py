@@ -1,0 +1,82 @@
+"""The connection to MLflow: how long it may take, what it is called in messages, and what its failures mean."""
+
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_IMPATIENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+}
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def limit_patience() -> None:
+    """Makes MLflow give up on a silent server after seconds; by its defaults one call may take ten minutes.
+
+    What the environment already says is kept. Reads on a download count from one byte to the next.
+    """
+    for variable, value in _IMPATIENT.items():
+        os.environ.setdefault(variable, value)
+
+
+def registry_client() -> "MlflowClient":
+    from mlflow import MlflowClient  # here and below: a second, and not needed for a model on this disk
+
+    return MlflowClient()
+
+
+def registry_address() -> str:
+    """The registry's URI as it may be shown: without user and password."""
+    import mlflow
+
+    return without_credentials(str(mlflow.get_registry_uri()))
+
+
+def without_credentials(text: str) -> str:
+    return _CREDENTIALS.sub("", text)
+
+
+@contextmanager
+def registry_errors(what: str) -> Iterator[None]:
+    """Turns MLflow's failures into ours; `what` names the thing that is asked for, e.g. "run 1a2b".
+
+    Raises:
+        NotFound: the server answers that it does not exist.
+        RegistryUnavailable: it does not answer, refuses us, or fails.
+    """
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # stages are deprecated upstream, and are what is followed
+            yield
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise NotFound(f"{what} does not exist: {_one_line(error)}") from None
+        raise RegistryUnavailable(_unavailable(what, error)) from None
+    except (RequestException, OSError) as error:
+        raise RegistryUnavailable(_unavailable(what, error)) from None
+
+
+def _unavailable(what: str, error: Exception) -> str:
+    return f"{what}: MLflow at {registry_address()} does not answer as it should: {_one_line(error)}"
+
+
+def _one_line(error: Exception) -> str:
+    text = without_credentials(" ".join(str(error).split()))
+    if "Max retries exceeded" in text or "Connection refused" in text:
+        if "Connection refused" in text:
+            return "connection refused"
+        return "no answer in time" if "timed out" in text else text[-200:]
+    return text if len(text) <= 300 else text[:297] + "…"

@@ -1,0 +1,74 @@
+"""The files of one resolved version, from wherever MLflow keeps them, into a folder of ours."""
+
+import os
+import shutil
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.reference import parse_model_uri
+
+
+def download(source: str, destination: Path) -> Path:
+    """Copies what `source` (of a `ResolvedModel`) holds below the empty folder `destination`.
+
+    Returns:
+        The folder of the MLmodel file, somewhere below `destination`.
+
+    Raises:
+        NotFound: the registry knows the version, but its files are gone.
+        InvalidArtifact: a link stands among the files.
+        RegistryUnavailable: MLflow, or the artifact store behind it, does not answer.
+    """
+    location = _location(source)
+    scheme = urlparse(location).scheme
+    if scheme in ("", "file"):
+        return _copy(Path(unquote(urlparse(location).path)), destination)
+    from mlflow.artifacts import download_artifacts  # a second to import; a model on this disk does without
+
+    with registry_errors(f"the files of {source}"):
+        return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
+
+
+def refuse_links(folder: Path) -> None:
+    """A model is made of plain files: a link could bring in any file of this machine.
+
+    Raises:
+        InvalidArtifact: a symbolic or hard link, or something that is neither file nor folder.
+    """
+    for parent, folders, files in os.walk(folder):
+        for name in folders + files:
+            path = Path(parent, name)
+            status = path.lstat()
+            shown = path.relative_to(folder)
+            if path.is_symlink() or (path.is_file() and status.st_nlink > 1):
+                raise InvalidArtifact(f"the model's {str(shown)!r} is a link; only plain files are taken")
+            if not (path.is_file() or path.is_dir()):
+                raise InvalidArtifact(f"the model's {str(shown)!r} is neither a file nor a folder")
+
+
+def _location(source: str) -> str:
+    """Where the artifact store keeps the files: the registry knows it for models:/, the tracking server for runs."""
+    reference = parse_model_uri(source)
+    match reference.kind:
+        case "version":
+            with registry_errors(f"model {reference.name} version {reference.selector}"):
+                return str(registry_client().get_model_version_download_uri(reference.name, reference.selector))
+        case "logged_model":
+            with registry_errors(f"logged model {reference.name}"):
+                return str(registry_client().get_logged_model(reference.name).artifact_location)
+        case _:
+            return source
+
+
+def _copy(folder: Path, destination: Path) -> Path:
+    if not folder.is_dir():
+        raise NotFound(f"the folder {folder} of the model's files does not exist")
+    refuse_links(folder)
+    copied = destination / "model"
+    try:
+        shutil.copytree(folder, copied, symlinks=True)
+    except (OSError, shutil.Error):
+        raise NotFound(f"files vanished from {folder} while they were copied") from None
+    return copied

@@ -1,0 +1,105 @@
+"""What a model URI refers to, read from its text alone: no registry is asked and mlflow is not imported."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlparse
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+
+Kind = Literal["path", "remote", "stage", "alias", "version", "latest", "logged_model", "run"]
+
+_FORMS = (
+    "a registered model (models:/NAME/Production, models:/NAME@ALIAS, models:/NAME/3, models:/NAME/latest), "
+    "a logged model (models:/m-…), a run's artifact (runs:/RUN_ID/PATH), a URI (s3://…, https://…) or a folder"
+)
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model URI, taken apart.
+
+    Attributes:
+        name: the registered model; the model id, the run id, the folder or the whole URI for the other kinds.
+        selector: the stage, alias or version; the artifact path for a run; empty otherwise.
+    """
+
+    kind: Kind
+    name: str
+    selector: str = ""
+
+    @property
+    def followed(self) -> bool:
+        """A stage or an alias is made to be moved; everything else stays what it was when it was resolved."""
+        return self.kind in ("stage", "alias")
+
+
+def parse_model_uri(model_uri: str) -> Reference:
+    """Takes the URI apart by MLflow's rules.
+
+    Raises:
+        InvalidConfig: it is none of the known forms.
+    """
+    scheme = _SCHEME.match(model_uri)
+    if scheme is None:
+        return Reference("path", model_uri)
+    match scheme.group()[:-1].lower():
+        case "models":
+            return _registered(model_uri)
+        case "runs":
+            run_id, _, path = _path(model_uri).partition("/")
+            if not run_id or not path:
+                raise InvalidConfig(f"{model_uri!r} is not a run's model; runs:/RUN_ID/PATH is expected")
+            return Reference("run", run_id, path)
+        case "file":
+            return Reference("path", unquote(urlparse(model_uri).path))
+        case _:
+            return Reference("remote", model_uri)
+
+
+def default_endpoint_name(model_uri: str) -> str:
+    """A name for the endpoint that serves this model: models:/flight-delay/Production → flight-delay.
+
+    Raises:
+        InvalidConfig: the URI is none of the known forms.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(parse_model_uri(model_uri))).strip("-._")
+    return name[:63] or "model"
+
+
+def model_name(reference: Reference) -> str:
+    """The registered model's name, or the last part of the path."""
+    match reference.kind:
+        case "path":
+            return Path(reference.name).absolute().name or "model"
+        case "remote":
+            return urlparse(reference.name).path.rstrip("/").rpartition("/")[2] or "model"
+        case "run":
+            return reference.selector.rstrip("/").rpartition("/")[2]
+        case _:
+            return reference.name
+
+
+def _registered(model_uri: str) -> Reference:
+    parts = _path(model_uri).split("/")
+    if len(parts) > 2 or not all(part.strip() for part in parts) or urlparse(model_uri).netloc:
+        raise InvalidConfig(f"{model_uri!r} is not a model URI; it is {_FORMS}")
+    if len(parts) == 2:
+        name, selector = parts
+        if selector.isdigit():
+            return Reference("version", name, str(int(selector)))
+        if selector.lower() == "latest":
+            return Reference("latest", name)
+        return Reference("stage", name, selector)
+    name, at, alias = parts[0].rpartition("@")
+    if at and name and alias:
+        return Reference("alias", name, alias)
+    if at or not parts[0].startswith("m-"):
+        raise InvalidConfig(f"{model_uri!r} names no version; the model is {_FORMS}")
+    return Reference("logged_model", parts[0])
+
+
+def _path(model_uri: str) -> str:
+    return model_uri.partition(":")[2].lstrip("/").rstrip("/")

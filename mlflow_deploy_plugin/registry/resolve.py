@@ -1,0 +1,181 @@
+"""A model URI → one concrete version, before anything is fetched."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.reference import Reference, model_name, parse_model_uri
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+PARITY_TAG = "onnxserve.parity"
+GIT_COMMIT_TAG = "mlflow.source.git.commit"
+_STAGES = {stage.lower(): stage for stage in ("None", "Staging", "Production", "Archived")}
+_SHOWN_VERSIONS = 10
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """One version of a model.
+
+    Attributes:
+        name: the registered model, else the logged model's name or the last part of the path.
+        version: the registry's number or the model id; empty where only the files say it (a path, a URI, a run's
+            artifact): then it is the `model_id` of the MLmodel file, which the agent reads once the files are there.
+        source: where the files are, and nothing that moves: models:/X/3, models:/m-…, runs:/…, a URI, a folder.
+        followed: the reference can move to another version (a stage or an alias).
+        aspects: what is known beside it: stage, alias, run_id, model_id, parity, git_commit.
+    """
+
+    model_uri: str
+    name: str
+    version: str
+    source: str
+    followed: bool = False
+    aspects: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """Tells versions apart, also one that was deleted and registered anew under the same number."""
+        return " ".join((self.source, self.aspects.get("model_id", ""), self.aspects.get("run_id", "")))
+
+
+def resolve(model_uri: str) -> ResolvedModel:
+    """Asks the registry (with one call where all is well) what the URI means now; a folder asks nobody.
+
+    Raises:
+        InvalidConfig: not a model URI.
+        NotFound: no such model, version, stage, alias, run or folder; the message names what exists.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    reference = parse_model_uri(model_uri)
+    match reference.kind:
+        case "path":
+            folder = Path(reference.name).expanduser().absolute()
+            if not folder.is_dir():
+                raise NotFound(f"the folder {folder} does not exist")
+            return ResolvedModel(model_uri, model_name(reference), "", str(folder))
+        case "remote":
+            return ResolvedModel(model_uri, model_name(reference), "", model_uri)
+        case "run":
+            return _of_run(model_uri, reference)
+        case "logged_model":
+            return _logged(model_uri, reference)
+        case _:
+            return _registered(model_uri, reference)
+
+
+def _of_run(model_uri: str, reference: Reference) -> ResolvedModel:
+    with registry_errors(f"run {reference.name}"):
+        run = registry_client().get_run(reference.name)
+    aspects = {"run_id": run.info.run_id, "git_commit": run.data.tags.get(GIT_COMMIT_TAG, "")}
+    return ResolvedModel(model_uri, model_name(reference), "", model_uri, aspects=_known(aspects))
+
+
+def _logged(model_uri: str, reference: Reference) -> ResolvedModel:
+    with registry_errors(f"logged model {reference.name}"):
+        model = registry_client().get_logged_model(reference.name)
+    aspects = {
+        "model_id": model.model_id,
+        "run_id": model.source_run_id or "",
+        "parity": model.tags.get(PARITY_TAG, ""),
+        "git_commit": model.tags.get(GIT_COMMIT_TAG, ""),
+    }
+    return ResolvedModel(model_uri, model.name, model.model_id, f"models:/{model.model_id}", aspects=_known(aspects))
+
+
+def _registered(model_uri: str, reference: Reference) -> ResolvedModel:
+    found = _find_version(reference)
+    if found is None:
+        raise NotFound(_not_found(reference))
+    stage = found.current_stage or ""
+    is_logged = (found.source or "").startswith("models:/m-")
+    aspects = {
+        "stage": "" if stage == "None" else stage,
+        "alias": reference.selector if reference.kind == "alias" else "",
+        "run_id": found.run_id or "",
+        "model_id": (found.source or "").removeprefix("models:/") if is_logged else "",
+        "parity": found.tags.get(PARITY_TAG, ""),
+        "git_commit": found.tags.get(GIT_COMMIT_TAG, ""),
+    }
+    version = str(found.version)
+    source = f"models:/{reference.name}/{version}"
+    return ResolvedModel(model_uri, reference.name, version, source, reference.followed, _known(aspects))
+
+
+def _find_version(reference: Reference) -> "ModelVersion | None":
+    """The version, or None where the registry has none such. In a stage the highest number counts, as in MLflow."""
+    client = registry_client()
+    try:
+        with registry_errors(f"model {reference.name}"):
+            match reference.kind:
+                case "version":
+                    return client.get_model_version(reference.name, reference.selector)
+                case "alias":
+                    return client.get_model_version_by_alias(reference.name, reference.selector)
+                case "stage":
+                    return _highest(client.get_latest_versions(reference.name, [_stage(reference)]))
+                case _:
+                    return _highest(_versions(client, reference.name))
+    except NotFound:
+        return None
+
+
+def _stage(reference: Reference) -> str:
+    """MLflow's spelling of the stage; case does not matter there either."""
+    try:
+        return _STAGES[reference.selector.lower()]
+    except KeyError:
+        raise InvalidConfig(
+            f"models:/{reference.name}/{reference.selector}: {reference.selector!r} is neither a version, `latest` nor "
+            f"a stage ({', '.join(_STAGES.values())}); an alias is models:/{reference.name}@{reference.selector}"
+        ) from None
+
+
+def _wish(reference: Reference) -> str:
+    match reference.kind:
+        case "stage":
+            return f"version in stage {_stage(reference)}"
+        case "latest":
+            return "version"
+        case kind:
+            return f"{kind} {reference.selector}"
+
+
+def _not_found(reference: Reference) -> str:
+    """Says what exists instead: the model's versions with stage and aliases, or, without such a model, the models."""
+    client, name = registry_client(), reference.name
+    lacks = f"model {name} has no {_wish(reference)}; "
+    with registry_errors(f"model {name}"):
+        versions = sorted(_versions(client, name), key=lambda version: int(version.version), reverse=True)
+        if versions:
+            aliases = {str(v): alias for alias, v in client.get_registered_model(name).aliases.items()}
+            shown = [_shown(version, aliases) for version in versions[:_SHOWN_VERSIONS]]
+            return lacks + "versions: " + ", ".join(reversed(shown))
+        models = [model.name for model in client.search_registered_models(max_results=_SHOWN_VERSIONS)]
+    if name in models:
+        return lacks + "it has no versions at all"
+    others = f"registered are {', '.join(models)}" if models else "the registry is empty"
+    return f"there is no registered model {name}; {others}"
+
+
+def _shown(version: "ModelVersion", aliases: dict[str, str]) -> str:
+    alias = aliases.get(str(version.version))
+    return f"{version.version} ({version.current_stage}{f', @{alias}' if alias else ''})"
+
+
+def _versions(client: Any, name: str) -> "Sequence[ModelVersion]":
+    escaped = name.replace("'", "\\'")
+    return list(client.search_model_versions(f"name='{escaped}'"))
+
+
+def _highest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
+    return max(versions, key=lambda version: int(version.version), default=None)
+
+
+def _known(aspects: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in aspects.items() if value}
