@@ -32,10 +32,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	@$(BIN)/python projects/demo.py
+	@$(BIN)/python -m projects.demo
 
 demo-stop: install
-	@$(BIN)/python projects/demo.py stop
+	@$(BIN)/python -m projects.demo stop
 
 test: install
 	$(BIN)/python -m pytest -m 'not long'
