@@ -31,6 +31,16 @@ class Settings(BaseSettings):
         default="",
         description="Where the inference log is written as Parquet. Default: HOME/inference_log.",
     )
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address that `onnxserve serve` listens on where neither the spec nor an option says one.",
+    )
+    port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port, likewise. Default: the first free one from 8080 up.",
+    )
     poll_seconds: float = Field(
         default=2.0,
         ge=0.1,
