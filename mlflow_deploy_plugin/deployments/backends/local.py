@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.deployments.backends.readiness import (
     wait_until_served,
 )
 from mlflow_deploy_plugin.deployments.backends.report import Report, read_report
-from mlflow_deploy_plugin.deployments.backends.server_log import last_error
+from mlflow_deploy_plugin.deployments.backends.server_log import dying_words
 from mlflow_deploy_plugin.deployments.locking import is_locked
 from mlflow_deploy_plugin.server.state import (
     AGENT,
@@ -35,7 +35,9 @@ from mlflow_deploy_plugin.server.state import (
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
 
-_STOP_MARGIN_SECONDS = 5
+_STOP_MARGIN_SECONDS = 40  # beside what requests may take: the agent ships what was captured
+_STOPPED = "stopped"
+"""A file in the state folder: the server was stopped on purpose, so that it is not missed."""
 
 
 def state_dir(name: str, settings: Settings) -> Path:
@@ -69,6 +71,7 @@ def realise(spec: EndpointSpec, settings: Settings, progress: Callable[[str], No
         check_port(*_address(spec))
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(folder / SPEC, dump_spec(spec).encode())
+        (folder / _STOPPED).unlink(missing_ok=True)
         progress(f"{spec.name}: starting the server on port {spec.server.port}")
         pid = supervisor.start(folder, server_environment(folder, settings))
     else:
@@ -87,14 +90,9 @@ def observe(spec: EndpointSpec, settings: Settings) -> Observation:
     folder = state_dir(spec.name, settings)
     log = str(folder / LOG)
     server = read_state(folder / SERVER, ServerState)
-    if server is None:
-        if is_locked(lock_path(spec.name, settings)):
-            return Observation("starting", "the server is being started", log=log)
-        return Observation("stopped", f"`onnxserve start {spec.name}` starts it", log=log)
-    if not supervisor.is_alive(folder, server.pid):
-        said = last_error(folder)
-        reason = f"the server (process {server.pid}) is gone; `onnxserve start {spec.name}` brings it back"
-        return Observation("failed", f"{reason}{f'; last in its log: {said}' if said else ''}", log=log)
+    if server is None or not supervisor.is_alive(folder, server.pid):
+        state, reason = _absent(spec.name, folder, settings)
+        return Observation(state, reason, log=log)
     report = read_report(folder, spec)
     agent = read_state(folder / AGENT, AgentState)
     state, reason = _state(server, report)
@@ -119,6 +117,8 @@ def stop(name: str, settings: Settings) -> None:
     if server is not None:
         spec = served_spec(folder)
         _end(folder, server.pid, spec.server if spec is not None else ServerSpec())
+    if folder.exists():
+        (folder / _STOPPED).touch()
 
 
 def remove(name: str, settings: Settings) -> None:
@@ -142,6 +142,16 @@ def _running(folder: Path) -> int | None:
     if server is None or server.phase == "stopping" or not supervisor.is_alive(folder, server.pid):
         return None
     return server.pid
+
+
+def _absent(name: str, folder: Path, settings: Settings) -> tuple[State, str]:
+    """The state of a server that does not live, and the reason."""
+    if is_locked(lock_path(name, settings)):
+        return "starting", "the server is being started"
+    if (folder / _STOPPED).exists():
+        return "stopped", f"`onnxserve start {name}` starts it"
+    said = f"; last in its log: {line}" if (line := dying_words(folder)) else ""
+    return "failed", f"the server is gone; `onnxserve start {name}` brings it back{said}"
 
 
 def _state(server: ServerState, report: Report) -> tuple[State, str]:

@@ -9,9 +9,9 @@ import requests
 
 from mlflow_deploy_plugin.deployments.backends import supervisor
 from mlflow_deploy_plugin.deployments.backends.report import Report, read_report
-from mlflow_deploy_plugin.deployments.backends.server_log import last_error, log_size
+from mlflow_deploy_plugin.deployments.backends.server_log import last_error
 from mlflow_deploy_plugin.errors import DeploymentFailed, OnnxserveError
-from mlflow_deploy_plugin.server.state import AGENT, SPEC, AgentState, read_state
+from mlflow_deploy_plugin.server.state import AGENT, SERVER, SPEC, AgentState, ServerState, read_state
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs
 
 _POLL_SECONDS = 0.1
@@ -25,7 +25,6 @@ class Before:
 
     spec: EndpointSpec | None
     agent: AgentState | None
-    log_size: int
     time: float
 
     def changed(self, spec: EndpointSpec) -> list[str]:
@@ -35,7 +34,7 @@ class Before:
 
 
 def look_before(state_dir: Path) -> Before:
-    return Before(served_spec(state_dir), read_state(state_dir / AGENT, AgentState), log_size(state_dir), time.time())
+    return Before(served_spec(state_dir), read_state(state_dir / AGENT, AgentState), time.time())
 
 
 def served_spec(state_dir: Path) -> EndpointSpec | None:
@@ -71,9 +70,9 @@ def wait_until_served(
         if reason := _why_hopeless(now, spec, before, read_state(state_dir / AGENT, AgentState)):
             raise DeploymentFailed(f"{spec.name}: {reason}")
         if not is_alive:
-            said = last_error(state_dir, before.log_size) or "it left no word in its log"
+            said = last_error(state_dir) or "it left no word in its log"
             raise DeploymentFailed(f"{spec.name}: the server has ended: {said}")
-        pending = now.pending or _ping(url_of(spec.server))
+        pending = now.pending or _unready(state_dir) or _ping(url_of(spec.server))
         if not pending:
             return
         if time.monotonic() > deadline:
@@ -90,14 +89,21 @@ def wait_until_served(
 def _why_hopeless(now: Report, spec: EndpointSpec, before: Before, agent: AgentState | None) -> str:
     """Why there is no use in waiting; empty while there is."""
     must_load = {*before.changed(spec), *now.silent}
-    if failed := [error for name, error in now.errors.items() if name in must_load]:
-        return failed[0]
+    for name, error in now.errors.items():
+        if name in must_load:
+            return error if name == spec.name else f"deployment {name}: {error}"
     if agent is None or not agent.error or now.is_resolved:
         return ""
     if before.agent is None or (agent.pid, agent.error) != (before.agent.pid, before.agent.error):
         return agent.error
     # the same words as before: an answer to this spec only if they were said after it was written
     return agent.error if agent.checked_at > before.time else ""
+
+
+def _unready(state_dir: Path) -> str:
+    """What the supervisor still waits for; empty where it has seen everything answer."""
+    server = read_state(state_dir / SERVER, ServerState)
+    return "" if server is not None and server.phase == "serving" else "waiting for the workers to answer"
 
 
 def _ping(url: str) -> str:

@@ -44,7 +44,7 @@ def read_report(state_dir: Path, spec: EndpointSpec) -> Report:
     endpoint = wanted.endpoints.get(spec.name)
     workers = tuple(worker for worker in read_workers(state_dir) if psutil.pid_exists(worker.pid))
     if endpoint is None or not _is_resolved(spec, endpoint):
-        return Report(False, f"fetching {_unresolved(spec, endpoint)}", {}, (), endpoint, workers)
+        return Report(False, _resolving(spec, endpoint), {}, (), endpoint, workers)
     informed = [w.endpoints.get(spec.name, {}) for w in workers if w.generation == wanted.generation]
     errors = {name: variant.error for variants in informed for name, variant in variants.items() if variant.error}
     silent = tuple(
@@ -64,6 +64,7 @@ def _is_resolved(spec: EndpointSpec, endpoint: WantedEndpoint) -> bool:
     }
 
 
-def _unresolved(spec: EndpointSpec, endpoint: WantedEndpoint | None) -> str:
+def _resolving(spec: EndpointSpec, endpoint: WantedEndpoint | None) -> str:
     known = {variant.model_uri for variant in endpoint.variants.values()} if endpoint is not None else set()
-    return ", ".join(sorted({variant.model for variant in spec.variants.values()} - known)) or "the changed spec"
+    new = sorted({variant.model for variant in spec.variants.values()} - known)
+    return f"fetching {', '.join(new)}" if new else "applying the changed spec"

@@ -4,26 +4,30 @@ The session's id is the supervisor's process id. Should somebody kill the superv
 that id together with the working directory, which is the state folder: a number alone may belong to a stranger by then.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from mlflow_deploy_plugin.server.state import LOG, SPEC
 
+EARLIER_LOG = "server.1.log"
 _POLL_SECONDS = 0.05
 _KILL_SECONDS = 5.0
+_EXEC_SECONDS = 0.2
 
 
 def start(state_dir: Path, environment: Mapping[str, str]) -> int:
-    """Starts the supervisor on the spec in `state_dir` and returns its process id."""
-    with (state_dir / LOG).open("ab") as log:
+    """Starts the supervisor on the spec in `state_dir`, with a new log, and returns its process id."""
+    with suppress(FileNotFoundError):
+        (state_dir / LOG).replace(state_dir / EARLIER_LOG)
+    with (state_dir / LOG).open("wb") as log:
         process = subprocess.Popen(
             command(state_dir),
             cwd=state_dir,
@@ -44,10 +48,14 @@ def command(state_dir: Path) -> list[str]:
 
 
 def is_alive(state_dir: Path, pid: int) -> bool:
-    """Whether `pid` is the living supervisor of this state folder, and not a stranger with a number used again."""
+    """Whether `pid` is the living supervisor of this state folder, and not a stranger with a number used again.
+
+    A process that has just been started has no command line for a moment, in the middle of exec.
+    """
     _reap(pid)
     try:
         process = psutil.Process(pid)
+        _wait(lambda: process.status() == psutil.STATUS_ZOMBIE or bool(process.cmdline()), _EXEC_SECONDS)
         return process.status() != psutil.STATUS_ZOMBIE and process.cmdline()[-2:] == command(state_dir)[-2:]
     except psutil.Error:
         return False
@@ -77,13 +85,13 @@ def _session(state_dir: Path, session_id: int) -> list[int]:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 def _reap(pid: int) -> None:
     """A supervisor that this very process started (a notebook's deployment) stays a zombie until it is waited for."""
-    with contextlib.suppress(ChildProcessError):
+    with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 
 
