@@ -1,8 +1,8 @@
 """WRAP: any trained model as a checked ONNX model in MLflow's format.
 
-    log_model / save_model   convert → prove parity → save (`convert/`, `wrap.py`, `parity.py`, `save.py`)
-    load_model               the saved model as a ready `runtime.OnnxModel`
-    _load_pyfunc             what `mlflow.pyfunc.load_model` calls (`pyfunc.py`)
+log_model / save_model   convert → prove parity → save (`convert/`, `wrap.py`, `parity.py`, `save.py`)
+load_model               the saved model as a ready `runtime.OnnxModel`
+_load_pyfunc             what `mlflow.pyfunc.load_model` calls (`pyfunc.py`)
 """
 
 from mlflow_deploy_plugin.flavor.pyfunc import _load_pyfunc

@@ -114,9 +114,7 @@ def _in_range(series: "pd.Series[Any]", random: np.random.Generator, count: int)
     return pd.Series(random.uniform(float(low), float(high), count)).astype(series.dtype)
 
 
-def _at_thresholds(
-    example: pd.DataFrame, thresholds: Mapping[str, Array], random: np.random.Generator
-) -> pd.DataFrame:
+def _at_thresholds(example: pd.DataFrame, thresholds: Mapping[str, Array], random: np.random.Generator) -> pd.DataFrame:
     """Observed rows whose columns stand exactly on a threshold, on its 32-bit rounding, or one step beside that."""
     table = example.iloc[random.integers(0, len(example), _THRESHOLD_ROWS)].reset_index(drop=True)
     for name, values in thresholds.items():

@@ -20,7 +20,9 @@ LOCK = "requirements.lock"
 def environment_lock() -> str:
     """What is installed, as `pip install -r` reads it: one `name==version` a line, sorted."""
     installed = {
-        distribution.metadata["Name"].lower().replace("_", "-"): f"{distribution.metadata['Name']}=={distribution.version}"
+        distribution.metadata["Name"]
+        .lower()
+        .replace("_", "-"): f"{distribution.metadata['Name']}=={distribution.version}"
         for distribution in distributions()
         if distribution.metadata["Name"]
     }

@@ -62,7 +62,9 @@ def event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
             raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
         event_time, data = data[event_time], data.drop(columns=[event_time])
     try:
-        times = pd.to_datetime(pd.Series(np.asarray(event_time)) if not isinstance(event_time, pd.Series) else event_time, utc=True)
+        times = pd.to_datetime(
+            pd.Series(np.asarray(event_time)) if not isinstance(event_time, pd.Series) else event_time, utc=True
+        )
     except (TypeError, ValueError) as error:
         raise InvalidConfig(f"event_time: {error}") from None
     if len(times) != len(data):

@@ -114,7 +114,9 @@ class _Data:
         cls, model: Any, input_example: Any, signature: Any, parity_data: Any, reference_data: Any, event_time: Any
     ) -> "_Data":
         converter = converter_for(model)
-        times, judged = reference.event_times(event_time, reference_data if reference_data is not None else input_example)
+        times, judged = reference.event_times(
+            event_time, reference_data if reference_data is not None else input_example
+        )
         if reference_data is None:
             input_example = judged
         elif isinstance(event_time, str) and event_time in getattr(input_example, "columns", ()):
@@ -151,6 +153,7 @@ def _best_form(
         except (ConversionError, InvalidArtifact) as error:
             failure = failure or error
             continue
+        _logger.debug("form %d: %s", position, form.report.as_dict())
         if best is None or form.report.doubts < best.report.doubts:
             best = form
         if not any(form.report.doubts):

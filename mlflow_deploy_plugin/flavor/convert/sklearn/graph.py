@@ -1,0 +1,86 @@
+"""The conversion itself: skl2onnx with everything said explicitly."""
+
+import re
+from typing import Any, Literal
+
+import numpy as np
+from skl2onnx import convert_sklearn
+from skl2onnx._supported_operators import sklearn_operator_name_map
+from skl2onnx.common._registration import get_converter
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.sklapi import CastTransformer
+from sklearn.pipeline import Pipeline
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.convert.sklearn.imputer import CONVERTERS, SHAPES
+from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import readable_copy
+from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step, parts
+from mlflow_deploy_plugin.flavor.convert.sklearn.trees import restore_missing_directions
+from mlflow_deploy_plugin.runtime.artifact import Input
+
+Precision = Literal["single", "double_until_last_step", "double"]
+
+# Said explicitly: with the defaults IsolationForest is not converted, and newer opsets need a newer runtime.
+_OPSET = {"": 21, "ai.onnx.ml": 3}
+_TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int64TensorType, "str": StringTensorType}
+
+
+def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any:
+    """The ModelProto of a fitted estimator.
+
+    Raises:
+        ConversionError: a step has no converter; the message names it.
+    """
+    copy = readable_copy(fitted)
+    if precision == "double_until_last_step":
+        copy = _round_before_last_step(copy)
+    last = last_step(copy)
+    try:
+        proto = convert_sklearn(
+            copy,
+            initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
+            options={id(last): {"zipmap": False}} if _knows_zipmap(last) else None,
+            custom_conversion_functions=CONVERTERS,
+            custom_shape_calculators=SHAPES,
+            target_opset=_OPSET,
+        )
+    except Exception as error:
+        raise ConversionError(f"{_culprit(error, last)} cannot be converted to ONNX: {_first_line(error)}") from error
+    restore_missing_directions(proto.graph, fitted)
+    _set_locale(proto.graph)
+    return proto
+
+
+def _knows_zipmap(last: Any) -> bool:
+    """Would skl2onnx otherwise make a list of mappings of the probabilities?"""
+    alias = sklearn_operator_name_map.get(type(last))
+    options = getattr(get_converter(alias), "get_allowed_options", dict)() if alias else None
+    return "zipmap" in (options or ())
+
+
+def _round_before_last_step(copy: Any) -> Any:
+    """Rounds to 32 bits where the estimator itself does it: right before its last step (of every pipeline in it)."""
+    if not isinstance(copy, Pipeline):
+        copy = Pipeline([("model", copy)])
+    for part in list(parts(copy)):
+        if isinstance(part, Pipeline) and hasattr(part.steps[-1][1], "predict"):
+            part.steps.insert(len(part.steps) - 1, ("onnxserve_round", CastTransformer(dtype=np.float32)))
+    return copy
+
+
+def _culprit(error: Exception, last: Any) -> str:
+    found = re.search(r"class '([\w.]+)'", str(error))
+    return found.group(1).split(".")[-1] if found else type(last).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _set_locale(graph: Any) -> None:
+    """Without en_US on the machine a graph that names it does not load; C.UTF-8 is everywhere."""
+    for node in graph.node:
+        if node.op_type == "StringNormalizer":
+            for attribute in node.attribute:
+                if attribute.name == "locale":
+                    attribute.s = b"C.UTF-8"

@@ -1,0 +1,100 @@
+"""Which ONNX inputs a scikit-learn model gets, and the copy of the model that reads them.
+
+A matrix, and a table whose columns are all treated alike, become one input [N, k]: one array to fill for a request. A table
+from which a ColumnTransformer picks becomes one input [N, 1] a column, under the column's name.
+"""
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.flavor.batch import Batch, columns_of
+from mlflow_deploy_plugin.flavor.convert.sklearn.steps import (
+    column_names,
+    column_transformer,
+    encoded_columns,
+    encoders,
+    has_encoder,
+    parts,
+)
+from mlflow_deploy_plugin.runtime.artifact import Column, Input
+from mlflow_deploy_plugin.runtime.schema import Array
+
+MISSING = "<missing>"
+"""Stands for a missing text in the graph, because ONNX strings have no missing value."""
+
+MATRIX = "X"
+
+
+def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tuple[Input, ...]:
+    """The graph's inputs; numbers in `float_dtype`, save where an encoder reads integers or booleans as categories."""
+    if not isinstance(batch, pd.DataFrame):
+        array = batch[""]
+        return (Input(MATRIX, "str" if array.dtype.kind in "OUT" else float_dtype, (-1, array.shape[1])),)
+    columns = columns_of(batch)
+    texts = {column.name for column in columns if column.type == "string"}
+    missing = {name: MISSING for name in texts if _takes_missing(model, batch, name)}
+    transformer = column_transformer(fitted)
+    if transformer is None and len(texts) in (0, len(columns)):
+        names = tuple(column.name for column in columns)
+        codes = not texts and has_encoder(fitted) and all(_is_code(column) for column in columns)
+        dtype = "str" if texts else "int64" if codes else float_dtype
+        return (Input(MATRIX, dtype, (-1, len(names)), names, MISSING if texts and len(missing) == len(texts) else None),)
+    encoded = encoded_columns(transformer) if transformer is not None else set()
+    return tuple(
+        Input(
+            column.name,
+            "str"
+            if column.name in texts
+            else "int64"
+            if column.name in encoded and _is_code(column)
+            else float_dtype,
+            (-1, 1),
+            (column.name,),
+            missing.get(column.name),
+        )
+        for column in columns
+    )
+
+
+def readable_copy(fitted: Any) -> Any:
+    """A copy that skl2onnx reads as it should: columns by name, booleans and missing texts as encoders' categories."""
+    copy = deepcopy(fitted)  # skl2onnx changes some estimators, and so do we
+    for encoder in encoders(copy):
+        if hasattr(encoder, "categories_"):
+            encoder.categories_ = [_readable(categories) for categories in encoder.categories_]
+    transformer = column_transformer(copy)
+    if transformer is not None and hasattr(transformer, "feature_names_in_"):
+        names = list(transformer.feature_names_in_)
+        transformer.transformers_ = [
+            (name, step, column_names(columns, names)) for name, step, columns in transformer.transformers_
+        ]
+    for part in parts(copy):
+        if part is not transformer:
+            vars(part).pop("feature_names_in_", None)  # skl2onnx would look for them among the graph's inputs
+    return copy
+
+
+def _takes_missing(model: Any, batch: pd.DataFrame, name: str) -> bool:
+    """Does the model itself answer for a row in which this text is missing?"""
+    row = batch.head(1).copy()
+    row[name] = pd.Series([np.nan], index=row.index).astype(batch[name].dtype)
+    try:
+        model.predict(row)
+    except Exception:  # noqa: BLE001 - any step of the user's may refuse, each in its own way
+        return False
+    return True
+
+
+def _is_code(column: Column) -> bool:
+    return column.type in ("integer", "long", "boolean")
+
+
+def _readable(categories: Array) -> Array:
+    if categories.dtype.kind == "b" or (len(categories) and all(isinstance(entry, bool) for entry in categories)):
+        return categories.astype(np.int64)
+    if categories.dtype.kind == "O" and any(pd.isna(entry) for entry in categories):
+        return np.array([MISSING if pd.isna(entry) else entry for entry in categories], dtype=object)
+    return categories
