@@ -1,0 +1,182 @@
+"""Opening the store: migrations, races, and failures that say what is wrong without a password."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.command import downgrade, upgrade
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, inspect, text
+
+from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store.database import migration_config
+from mlflow_deploy_plugin.store.tables import VERSION_TABLE, Base
+
+OPEN_AND_ADD = """
+import sys
+from mlflow_deploy_plugin.errors import AlreadyExists
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import open_store
+store = open_store(sys.argv[1])
+try:
+    store.add_endpoint("onnxserve", new_endpoint("raced", "m"))
+    print("won")
+except AlreadyExists:
+    print("lost")
+"""
+
+
+def url_of(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> str:
+    return f"sqlite:///{tmp_path}/store.db" if kind == "sqlite" else request.getfixturevalue("postgresql_url")
+
+
+both = pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+
+
+@both
+def test_the_migrations_make_exactly_the_tables_of_the_models(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    url = url_of(request, tmp_path, kind)
+    open_store(url).close()
+
+    with create_engine(url).connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+@both
+def test_the_migrations_can_be_taken_back(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
+    url = url_of(request, tmp_path, kind)
+    open_store(url).close()
+
+    with create_engine(url).begin() as connection:
+        downgrade(migration_config(connection), "base")
+        assert inspect(connection).get_table_names() == [VERSION_TABLE]
+        upgrade(migration_config(connection), "head")
+        assert set(Base.metadata.tables) < set(inspect(connection).get_table_names())
+
+
+@both
+def test_of_processes_that_open_a_new_store_at_once_all_succeed_and_one_gets_the_name(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    url = url_of(request, tmp_path, kind)
+    command = [sys.executable, "-c", OPEN_AND_ADD, url]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+
+    answers = [process.communicate(timeout=60)[0].strip() for process in processes]
+
+    assert sorted(answers) == ["lost", "lost", "won"]
+    store = open_store(url)
+    assert store.remove_endpoint("raced")
+    store.close()
+
+
+def test_opening_again_changes_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    first = open_store(url)
+    first.add_endpoint("onnxserve", new_endpoint("flights", "m"))
+    first.close()
+
+    second = open_store(url)
+
+    assert [endpoint.name for endpoint in second.endpoints()] == ["flights"]
+    second.close()
+
+
+def test_a_store_shares_a_database_with_mlflow(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/mlflow.db"
+    with create_engine(url).begin() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('mlflows-own')"))
+        connection.execute(text("CREATE TABLE endpoints (endpoint_id VARCHAR(36))"))
+
+    store = open_store(url)
+
+    assert store.endpoints() == []
+    store.close()
+
+
+def test_a_store_of_a_newer_onnxserve_is_left_alone(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    open_store(url).close()
+    with create_engine(url).begin() as connection:
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+
+    with pytest.raises(StoreUnavailable, match=r"made by a newer onnxserve \(schema 9999\): upgrade this one"):
+        open_store(url)
+
+
+def test_a_file_that_is_no_database_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "store.db").write_bytes(b"no database at all, but long enough to have a header" * 20)
+
+    with pytest.raises(StoreUnavailable) as caught:
+        open_store(f"sqlite:///{tmp_path}/store.db")
+
+    assert "file is not a database" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StoreUnavailable, match="cannot be used"):
+        open_store(f"sqlite:///{tmp_path}/file/store.db")
+
+
+def test_an_unreachable_database_is_named_without_its_password() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(StoreUnavailable) as caught:
+            open_store(f"postgresql+psycopg://onnx:s3cret@127.0.0.1:{port}/db?application_name=x")
+
+    assert f"postgresql+psycopg://onnx:***@127.0.0.1:{port}/db cannot be used" in caught.value.message
+    assert "s3cret" not in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.postgresql
+def test_a_wrong_password_is_not_shown(postgresql_url: str) -> None:
+    with pytest.raises(StoreUnavailable) as caught:
+        open_store(postgresql_url.replace("s3cr", "wr0ng"))
+
+    assert "password authentication failed" in caught.value.message
+    assert "wr0ng" not in caught.value.message
+
+
+@pytest.mark.postgresql
+def test_a_store_that_goes_away_while_it_is_open_is_an_error_of_ours(postgresql_url: str) -> None:
+    store = open_store(postgresql_url)
+    store.endpoints()
+    with create_engine(postgresql_url).begin() as connection:
+        others = "pid <> pg_backend_pid() AND datname = 'postgres'"
+        connection.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
+
+    with pytest.raises(StoreUnavailable):
+        store.endpoints()
+
+    assert store.endpoints() == []  # the next one connects anew
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("onnx:s3cret@host", "is not an SQLAlchemy URI"),
+        ("postgresql://onnx:s3cret@host:port/db", "is not an SQLAlchemy URI"),
+        ("nonsense://onnx:s3cret@host/db", "'nonsense' is no database known here"),
+        ("oracle+oracledb://onnx:s3cret@host/db", "driver of 'oracle\\+oracledb' is not installed"),
+    ],
+)
+def test_a_uri_that_cannot_be_is_a_configuration_error_without_its_password(url: str, said: str) -> None:
+    with pytest.raises(InvalidConfig, match=said) as caught:
+        open_store(url)
+
+    assert "s3cret" not in caught.value.message

@@ -1,0 +1,104 @@
+"""The store keeps endpoints and what happened to them, on SQLite and on PostgreSQL alike."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.store import Store, open_store
+
+START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
+
+
+class Clock:
+    """A second passes with every look."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        self.now += timedelta(seconds=1)
+        return self.now
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    url = f"sqlite:///{tmp_path}/deep/store.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql_url")
+    opened = open_store(url, Clock())
+    yield opened
+    for endpoint in opened.endpoints():
+        opened.remove_endpoint(endpoint.name)
+    opened.close()
+
+
+def test_an_endpoint_comes_back_as_it_was_put_in(store: Store) -> None:
+    spec = new_endpoint("flights", "models:/flight-delay/Production", {"server.port": 8123, "capture.fraction": 0.5})
+
+    added = store.add_endpoint("onnxserve", spec)
+
+    assert store.endpoint("flights") == added
+    assert (added.name, added.target, added.spec) == ("flights", "onnxserve", spec)
+    assert START < added.created_at == added.updated_at
+    assert added.created_at.tzinfo is UTC
+
+
+def test_endpoints_are_listed_by_name(store: Store) -> None:
+    for name in ("b", "a"):
+        store.add_endpoint("onnxserve", new_endpoint(name, "m"))
+
+    assert [endpoint.name for endpoint in store.endpoints()] == ["a", "b"]
+
+
+def test_a_name_is_given_once(store: Store) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", "one"))
+
+    with pytest.raises(AlreadyExists, match="'flights' exists already"):
+        store.add_endpoint("onnxserve", new_endpoint("flights", "two"))
+
+    assert store.endpoints()[0].spec.variants["flights"].model == "one"
+
+
+def test_a_replaced_spec_keeps_the_time_of_creation(store: Store) -> None:
+    first = store.add_endpoint("onnxserve", new_endpoint("flights", "one"))
+
+    second = store.replace_spec(apply_config(first.spec, {"server.workers": 2}))
+
+    assert second == store.endpoint("flights")
+    assert second.spec.server.workers == 2
+    assert second.created_at == first.created_at < second.updated_at
+
+
+def test_what_is_not_there_cannot_be_replaced_and_need_not_be_removed(store: Store) -> None:
+    with pytest.raises(NotFound, match="'flights'"):
+        store.replace_spec(new_endpoint("flights", "one"))
+
+    assert store.endpoint("flights") is None
+    assert store.remove_endpoint("flights") is False
+
+
+def test_every_change_leaves_an_event_that_outlives_the_endpoint(store: Store, request: pytest.FixtureRequest) -> None:
+    name = "audited"
+    store.add_endpoint("onnxserve", new_endpoint(name, "one"))
+    store.record("stop", name)
+    store.replace_spec(new_endpoint(name, "two"))
+    assert store.remove_endpoint(name) is True
+
+    events = store.events(name)
+
+    assert [event.action for event in events] == ["create", "stop", "update", "delete"]
+    assert "model: two" in events[2].detail["spec"]
+    assert all("@" in event.actor for event in events)
+    assert [event.at for event in events] == sorted(event.at for event in events)
+
+
+def test_a_failed_change_leaves_no_event(store: Store) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("once", "one"))
+    with pytest.raises(AlreadyExists):
+        store.add_endpoint("onnxserve", new_endpoint("once", "two"))
+
+    assert [event.action for event in store.events("once")] == ["create"]
