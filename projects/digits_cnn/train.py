@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import mlflow_deploy_plugin as onnxserve
+from projects.parity import parity_line
 
 try:
     import torch
@@ -100,6 +101,8 @@ def train(seed: int, epochs: int) -> Any:
             input_example=train_images[:4],
             parity_data=test_images,
         )
+        logged = mlflow.get_run(run.info.run_id).data
+        print(parity_line(logged.tags["onnxserve.parity"], logged.metrics), flush=True)
         print(f"registered {MODEL_NAME} version {info.registered_model_version}, run {run.info.run_id}", flush=True)
         return info
 

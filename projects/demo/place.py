@@ -1,0 +1,70 @@
+"""Where the demo keeps its things, and the environment that points MLflow and onnxserve there."""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+
+CHECKOUT = Path(__file__).parents[2]
+DEFAULT_HOME = CHECKOUT / ".demo"
+_MARKER = "This folder belongs to the demo of onnxserve; each run of the demo empties it first.\n"
+
+
+@dataclass(frozen=True)
+class Place:
+    """The demo's folder. Everything it writes is in there, so that it touches nobody's MLflow and no deployment."""
+
+    home: Path
+
+    @property
+    def marker(self) -> Path:
+        return self.home / "README.txt"
+
+    @property
+    def server_file(self) -> Path:
+        return self.home / "mlflow-server.json"
+
+    @property
+    def mlflow(self) -> Path:
+        return self.home / "mlflow"
+
+    @property
+    def onnxserve_home(self) -> Path:
+        return self.home / "onnxserve"
+
+    @property
+    def reports(self) -> Path:
+        return self.home / "reports"
+
+    def check(self) -> None:
+        """Refuses a folder that holds something which the demo did not write.
+
+        Raises:
+            InvalidConfig: the folder is not empty and not the demo's.
+        """
+        if self.home.exists() and not self.marker.exists() and any(self.home.iterdir()):
+            raise InvalidConfig(f"{self.home} is not empty and not the demo's: give another folder with --home")
+
+    def empty(self) -> None:
+        """Makes the folder, with nothing of an earlier run in it. Call `check` first, and stop its servers."""
+        shutil.rmtree(self.home, ignore_errors=True)
+        for folder in (self.mlflow, self.onnxserve_home, self.reports):
+            folder.mkdir(parents=True)
+        self.marker.write_text(_MARKER)
+
+    def use(self, tracking_uri: str | None = None) -> None:
+        """Points this process and its children here: MLflow's server, onnxserve's home, and the commands of this
+        Python on PATH, since `mlflow run --env-manager local` calls `python` by that name."""
+        os.environ["ONNXSERVE_HOME"] = str(self.onnxserve_home)
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        os.environ["DO_NOT_TRACK"] = "1"
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        for inherited in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_REGISTRY_URI"):
+            os.environ.pop(inherited, None)
+        for inherited in ("ONNXSERVE_STORE_URI", "ONNXSERVE_LOG_URI"):
+            os.environ.pop(inherited, None)
+        if tracking_uri is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = tracking_uri

@@ -1,0 +1,117 @@
+"""Starting the demo's MLflow server, and ending it. Only a process that the demo itself started is ever ended.
+
+A process is known by its id and the time it was started: an id alone may by now be somebody else's.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import requests
+
+from mlflow_deploy_plugin.errors import DeploymentFailed
+from projects.demo.place import Place
+
+READY_SECONDS = 90.0
+STOP_SECONDS = 15.0
+_WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves a gigabyte of idle processes
+_POLL_SECONDS = 0.2
+_LOG_LINES = 15
+
+
+def start_mlflow(place: Place) -> str:
+    """Starts MLflow's server with its UI on a free port, waits until it answers, and gives its URL.
+
+    Raises:
+        DeploymentFailed: it does not come up; the message carries the end of its log.
+    """
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    log = place.mlflow / "server.log"
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{place.mlflow / 'mlflow.db'}"),
+        *("--artifacts-destination", str(place.mlflow / "artifacts")),
+    ]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=place.mlflow,
+            env=os.environ | _WITHOUT_JOBS,
+            start_new_session=True,
+        )
+    remembered = {"pid": process.pid, "created": psutil.Process(process.pid).create_time(), "url": url}
+    place.server_file.write_text(json.dumps(remembered))
+    deadline = time.monotonic() + READY_SECONDS
+    while not _answers(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            stop_mlflow(place)
+            raise DeploymentFailed(f"the MLflow server did not come up; its log ends with:\n{_tail(log)}")
+        time.sleep(_POLL_SECONDS)
+    return url
+
+
+def stop_mlflow(place: Place) -> bool:
+    """Ends the MLflow server of this place, with its children; says whether there was one."""
+    process = _remembered(place)
+    if process is None:
+        place.server_file.unlink(missing_ok=True)
+        return False
+    family = [process, *process.children(recursive=True)]
+    for member in family:
+        _send(member, signal.SIGTERM)
+    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+    for member in alive:
+        _send(member, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=STOP_SECONDS)
+    place.server_file.unlink(missing_ok=True)
+    return True
+
+
+def mlflow_url(place: Place) -> str | None:
+    """The URL of the place's MLflow server, or None where none runs."""
+    if _remembered(place) is None:
+        return None
+    return str(json.loads(place.server_file.read_text())["url"])
+
+
+def _remembered(place: Place) -> psutil.Process | None:
+    try:
+        remembered = json.loads(place.server_file.read_text())
+        process = psutil.Process(remembered["pid"])
+        same = abs(process.create_time() - remembered["created"]) < 1
+    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+        return None
+    return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/health", timeout=2).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])

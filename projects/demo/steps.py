@@ -1,0 +1,185 @@
+"""The steps of the demo, each a function of MLflow, the deployment client and the flights.
+
+They use what any user has: the commands `mlflow run` and the Python API of MLflow, `get_deploy_client("onnxserve")`,
+plain HTTP, and the drift job.
+"""
+
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow.dataset
+import requests
+from mlflow import MlflowClient
+from mlflow.deployments import get_deploy_client
+
+from mlflow_deploy_plugin.errors import DeploymentFailed, NotReady, OnnxserveError
+from projects.demo.place import CHECKOUT
+from projects.flight_delay.data import FEATURES
+from projects.flight_delay.traffic import request_body
+from projects.flight_delay.train import MODEL_NAME
+
+EXPERIMENT = "flight-delay"
+DEPLOYMENT = "flights"
+PRODUCTION = f"models:/{MODEL_NAME}/Production"
+SHIPPED_SECONDS = 60.0
+FOLLOWED_SECONDS = 60.0
+_POLL_SECONDS = 0.1
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version of the model.
+
+    Attributes:
+        parity: proven, warned or no-original.
+        metrics: of the run that made it.
+    """
+
+    number: str
+    run_id: str
+    parity: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The same flights answered by `mlflow.pyfunc.load_model` and by the server."""
+
+    rows: int
+    equal: int
+    version: str
+
+
+def train(say: Say, **parameters: float) -> Version:
+    """`mlflow run . -e train`; its output is passed on line by line.
+
+    Raises:
+        OnnxserveError: training failed; what it printed was passed on.
+    """
+    command = [sys.executable, "-m", "mlflow", "run", str(CHECKOUT), "-e", "train", "--env-manager", "local"]
+    command += ["--experiment-name", EXPERIMENT]
+    for name, value in parameters.items():
+        command += ["-P", f"{name}={value}"]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if _is_progress(line):
+                say(line.rstrip())
+    if process.returncode != 0:
+        raise OnnxserveError("training failed:\n" + "\n".join(lines[-20:]))
+    return newest_version()
+
+
+def _is_progress(line: str) -> bool:
+    """What train.py says, without the log lines and warnings of the libraries."""
+    return line.startswith(("training", "train ", "validation", "converting", "parity", "registered"))
+
+
+def newest_version() -> Version:
+    client = MlflowClient()
+    newest = max(client.search_model_versions(f"name = '{MODEL_NAME}'"), key=lambda version: int(version.version))
+    return Version(
+        number=str(newest.version),
+        run_id=newest.run_id,
+        parity=newest.tags.get("onnxserve.parity", "no-original"),
+        metrics=client.get_run(newest.run_id).data.metrics,
+    )
+
+
+def promote(version: Version) -> None:
+    """Moves the version to the stage Production, as the Stage menu of MLflow's UI does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MLflow says "deprecated" of stages since 2.9
+        MlflowClient().transition_model_version_stage(
+            MODEL_NAME, version.number, "Production", archive_existing_versions=True
+        )
+
+
+def undeploy_all(say: Say) -> int:
+    """Ends every deployment of this ONNXSERVE_HOME and gives their number."""
+    client = get_deploy_client("onnxserve")
+    deployments = client.list_deployments()
+    for deployment in deployments:
+        say(f"stopping the server of {deployment['name']}")
+        client.delete_deployment(deployment["name"])
+    return len(deployments)
+
+
+def wait_until_logged(log: Path, rows: int) -> None:
+    """Waits until the agent has shipped this many rows from the workers' spool to the inference log.
+
+    Raises:
+        DeploymentFailed: it did not within a minute.
+    """
+    deadline = time.monotonic() + SHIPPED_SECONDS
+    while (logged := _logged_rows(log)) < rows:
+        if time.monotonic() > deadline:
+            raise DeploymentFailed(f"after {SHIPPED_SECONDS:.0f} s the inference log has {logged} of {rows} rows")
+        time.sleep(_POLL_SECONDS)
+
+
+def _logged_rows(log: Path) -> int:
+    try:
+        return int(pyarrow.dataset.dataset(log, format="parquet", partitioning=None).count_rows())
+    except (FileNotFoundError, OSError):
+        return 0  # nothing yet, or a file was replaced between listing and reading
+
+
+def served_version(url: str, flight: pd.DataFrame) -> str:
+    """Asks the server about one flight and gives the version that answered."""
+    answer = requests.post(
+        f"{url}/invocations", data=request_body(flight), headers={"Content-Type": "application/json"}, timeout=10
+    )
+    if answer.status_code != 200:
+        raise NotReady(f"{url} answered {answer.status_code}: {answer.text[:300]}")
+    return answer.headers["X-Model-Version"]
+
+
+def wait_until_served(url: str, flight: pd.DataFrame, version: Version) -> tuple[float, int]:
+    """Asks again and again until this version answers; the seconds that took, and the requests that were answered.
+
+    Raises:
+        NotReady: a request failed, which must not happen, or the version does not come.
+    """
+    start = time.monotonic()
+    requests_answered = 1
+    while served_version(url, flight) != version.number:
+        requests_answered += 1
+        if time.monotonic() - start > FOLLOWED_SECONDS:
+            raise NotReady(f"{url} does not answer with version {version.number} after {FOLLOWED_SECONDS:.0f} s")
+        time.sleep(_POLL_SECONDS)
+    return time.monotonic() - start, requests_answered
+
+
+def compare_with_pyfunc(url: str, flights: pd.DataFrame) -> Agreement:
+    """The same flights through `mlflow.pyfunc.load_model` in this process and through the server."""
+    answer = requests.post(
+        f"{url}/invocations", data=request_body(flights), headers={"Content-Type": "application/json"}, timeout=30
+    )
+    answer.raise_for_status()
+    served = np.asarray(answer.json()["predictions"])
+    loaded = np.asarray(mlflow.pyfunc.load_model(PRODUCTION).predict(flights[list(FEATURES)]))
+    return Agreement(len(flights), int((served == loaded).sum()), answer.headers["X-Model-Version"])
+
+
+def run_link(url: str, run_id: str, tail: str = "") -> str:
+    experiment = MlflowClient().get_run(run_id).info.experiment_id
+    return f"{url}/#/experiments/{experiment}/runs/{run_id}{tail}"
+
+
+def version_link(url: str, version: Version) -> str:
+    return f"{url}/#/models/{MODEL_NAME}/versions/{version.number}"
