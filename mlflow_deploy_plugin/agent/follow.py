@@ -124,9 +124,9 @@ class Follower:
         return "; ".join(text for text in [self._spec_error, *of_models] if text)
 
     def _report(self, state: AgentState) -> None:
-        """Writes agent.json, and logs an error when it comes, changes and goes."""
+        """Writes agent.json, and logs an error when it comes, changes and goes; a fatal one the supervisor tells."""
         before = self._written.error if self._written else ""
-        if state.error and state.error != before:
+        if state.error and state.error != before and not state.fatal:
             _log.warning("%s", state.error)
         elif before and not state.error:
             _log.info("all that the spec names is resolved and served")

@@ -1,0 +1,200 @@
+"""`onnxserve serve` beside a real MLflow server: following, surviving, ending, refusing."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from mlflow_deploy_plugin.server.state import AGENT, AgentState, read_state
+
+Until = Callable[[Callable[[], Any], float, str], Any]
+
+
+def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
+    serve: Callable[..., Any], register: Callable[..., Any], record_property: Callable[[str, object], None]
+) -> None:
+    model = register("+1", "+2")
+    model.promote(1)
+    served = serve("-m", f"models:/{model.name}/Production", "-w", "2", "--name", "e").wait_ready()
+    url, stop = served.url, threading.Event()
+    seen: list[tuple[float, int, str, float]] = []
+
+    def ask() -> None:
+        session = requests.Session()
+        while not stop.is_set():
+            answer = session.post(f"{url}/invocations", json={"inputs": [[1.0]]}, timeout=30)
+            value = answer.json()["predictions"][0][0] if answer.ok else float("nan")
+            seen.append((time.monotonic(), answer.status_code, answer.headers["X-Model-Version"], value))
+
+    clients = [threading.Thread(target=ask) for _ in range(3)]
+    for client in clients:
+        client.start()
+    while len(seen) < 100:
+        time.sleep(0.01)
+    model.promote(2)
+    promoted = time.monotonic()
+    while time.monotonic() < promoted + 8 and {version for *_, version, _ in seen[-50:]} != {"2"}:
+        time.sleep(0.01)
+    stop.set()
+    for client in clients:
+        client.join()
+
+    last_old = max(at for at, _, version, _ in seen if version == "1")
+    record_property("seconds until the last answer of version 1", last_old - promoted)
+    assert {status for _, status, *_ in seen} == {200}
+    assert {(version, value) for *_, version, value in seen} == {("1", 2.0), ("2", 3.0)}
+    assert seen[-1][2] == "2"
+    assert last_old - promoted < 5
+
+
+def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
+    serve: Callable[..., Any],
+    register: Callable[..., Any],
+    own_mlflow: Any,
+    until: Until,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", own_mlflow.url)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(own_mlflow.url)
+    models = client.search_logged_models(["0"])
+    source = next(model.model_uri for model in models if model.name == "add1")
+    client.create_registered_model("kept")
+    client.create_model_version("kept", source, model_id=source.removeprefix("models:/"))
+    client.set_registered_model_alias("kept", "live", "1")
+    served = serve("-m", "models:/kept@live").wait_ready()
+
+    own_mlflow.kill()
+    error = until(lambda: (read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)).error, 20, "an error")
+    assert own_mlflow.url in error
+    assert served.predict(1).json() == {"predictions": [[2.0]]}
+    assert served.end() == 0
+
+    again = serve("-m", "models:/kept@live").wait_ready()
+    assert again.predict(1).json() == {"predictions": [[2.0]]}
+    assert again.version() == "1"
+
+
+def test_sigterm_finishes_a_request_in_flight_and_ships_it(
+    serve: Callable[..., Any], register: Callable[..., Any], tmp_path: Path, until: Until
+) -> None:
+    served = serve("-m", f"models:/{register('slow').name}/1").wait_ready()
+    with ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        steps = 200_000
+        assert requests.post(f"{served.url}/invocations", json={"inputs": [steps]}, timeout=60).ok
+        steps = int(steps / (time.monotonic() - began) * 3)
+        url = served.url
+        answer = pool.submit(requests.post, f"{url}/invocations", json={"inputs": [steps]}, timeout=60)
+        until(lambda: _busy(served), 10, "the request is being computed")
+        assert served.end() == 0
+        assert answer.result().json() == {"predictions": [steps]}
+    assert "Traceback" not in served.log.read_text()
+    assert not list((served.state_dir / "spool").glob("*.seg"))
+    assert len(list((tmp_path / "home" / "inference_log").rglob("*.parquet"))) == 2
+
+
+def _busy(served: Any) -> bool:
+    """A process of the server uses its processor."""
+    return any(process.cpu_percent(interval=0.2) > 50 for process in served.members() if process.is_running())
+
+
+def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
+    serve: Callable[..., Any], register: Callable[..., Any], until: Until
+) -> None:
+    model = register("+1", "broken", "+3")
+    model.promote(1)
+    served = serve("-m", f"models:/{model.name}/Production").wait_ready()
+
+    model.promote(2)
+    tags = lambda: model.client.get_model_version(model.name, "2").tags  # noqa: E731
+    until(lambda: "onnxserve.error" in tags(), 20, "version 2 is tagged")
+    state = until(lambda: read_state(served.state_dir / AGENT, AgentState), 5, "agent.json")
+    assert "version 2 cannot be loaded" in state.error
+    assert served.version() == "1"
+    assert served.end() == 0
+
+    again = serve("-m", f"models:/{model.name}/Production").wait_ready()
+    assert again.version() == "1"
+    model.promote(3)
+    until(lambda: again.version() == "3", 10, "version 3 is served")
+    until(lambda: read_state(served.state_dir / AGENT, AgentState).error == "", 5, "no error any more")
+
+
+def test_no_follow_stays_with_what_it_resolved(
+    serve: Callable[..., Any], register: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.1")
+    model = register("+1", "+2")
+    model.promote(1)
+    served = serve("-m", f"models:/{model.name}/production", "--no-follow").wait_ready()
+    model.promote(2)
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        assert served.version() == "1"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "arguments", "message"),
+    [
+        ((), ["-m", "models:/no-such-model/Production"], "there is no registered model no-such-model"),
+        (
+            ("+1", "+2"),
+            ["-m", "models:/{name}/Production"],
+            "has no version in stage Production; versions: 1 (None), 2",
+        ),
+        (("+1",), ["-m", "models:/{name}@live"], "has no alias live; versions: 1 (None)"),
+        (("pyfunc",), ["-m", "models:/{name}/1"], "none of which is onnxserve or onnx"),
+        (("broken",), ["-m", "models:/{name}/1"], "ONNX Runtime cannot load model.onnx"),
+        (("+1",), ["-m", "models:/{name}/1", "--device", "cuda"], "--device cuda"),
+        (("+1",), ["-m", "models:/{name}/1", "-p", "{used}"], "port {used} on 127.0.0.1 is in use"),
+        ((), ["-m", "models:/x/1", "-C", "server.prot=1"], "did you mean 'server.port'?"),
+        ((), ["-m", "models:/x/1", "-w", "many"], "'many' is not a valid integer"),
+        ((), ["-m", "/no/such/folder"], "the folder /no/such/folder does not exist"),
+        ((), [], "give either -m MODEL_URI or --spec FILE"),
+        ((), ["--spec", "none.yaml"], "the spec none.yaml does not exist"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_line_and_leaves_no_process(
+    serve: Callable[..., Any],
+    register: Callable[..., Any],
+    used_port: int,
+    kinds: tuple[str, ...],
+    arguments: list[str],
+    message: str,
+) -> None:
+    name = register(*kinds).name if kinds else ""
+    fill = {"{name}": name, "{used}": str(used_port)}
+    for placeholder, value in fill.items():
+        arguments = [argument.replace(placeholder, value) for argument in arguments]
+        message = message.replace(placeholder, value)
+
+    served = serve(*arguments)
+
+    assert served.process.wait(timeout=60) in (1, 2)
+    assert served.end() in (1, 2)
+    lines = [line for line in served.log.read_text().splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1, served.log.read_text()
+    assert message in lines[0]
+    assert "Traceback" not in served.log.read_text()
+    assert not (served.state_dir / "server.json").exists()
+
+
+def test_a_registry_that_is_down_at_the_first_start_is_said_within_seconds(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    started = time.monotonic()
+    served = serve("-m", "models:/x/Production")
+    assert served.process.wait(timeout=30) == 1
+    text = served.log.read_text()
+    assert "Error: " in text
+    assert "http://127.0.0.1:9 " in text
+    assert "secret" not in text
+    assert time.monotonic() - started < 15
