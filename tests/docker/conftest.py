@@ -1,0 +1,218 @@
+"""A Docker engine, the image built from this checkout, containers that leave with their test, and tiny models."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import onnx
+import pytest
+from mlflow.models import infer_signature
+from onnx import TensorProto, helper
+
+ROOT = Path(__file__).parents[2]
+LIMITS = ["--memory", "512m", "--cpus", "1", "--pids-limit", "128"]
+RIGHTS = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+HARDENED = ["--init", "--user", "10001", *RIGHTS, *LIMITS]
+
+
+def run_docker(*arguments: str, check: bool = True, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    """Runs the Docker CLI; a failure carries what it wrote."""
+    result = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+    assert not check or result.returncode == 0, f"docker {' '.join(arguments)}: {result.stderr[-4000:]}"
+    return result
+
+
+@contextmanager
+def built_image(target: str, timeout: float) -> Iterator[str]:
+    """The tag of an image of this checkout's Dockerfile, removed at the end; Docker's build cache stays."""
+    tag = f"onnxserve-test:{target}-{uuid.uuid4().hex[:12]}"
+    run_docker("build", "-q", "-f", "docker/Dockerfile", "--target", target, "-t", tag, str(ROOT), timeout=timeout)
+    try:
+        yield tag
+    finally:
+        run_docker("rmi", "-f", tag, check=False)
+
+
+@pytest.fixture(scope="session")
+def docker() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The Docker CLI as a function, where there is an engine behind it."""
+    try:
+        reached = run_docker("info", check=False, timeout=30)
+    except FileNotFoundError:
+        pytest.skip("the docker command is not installed")
+    if reached.returncode:
+        pytest.skip(f"no Docker engine answers: {reached.stderr.strip().splitlines()[-1]}")
+    return run_docker
+
+
+@pytest.fixture(scope="session")
+def image(docker: Any) -> Iterator[str]:
+    with built_image("cpu", timeout=280) as tag:
+        yield tag
+
+
+@pytest.fixture(scope="session")
+def gpu_image(docker: Any) -> Iterator[str]:
+    with built_image("gpu", timeout=1500) as tag:
+        yield tag
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass(frozen=True)
+class Container:
+    """A running container of the image, its port 8080 published on a free port of this machine."""
+
+    name: str
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return json.loads(run_docker("inspect", "-f", "{{json .State}}", self.name).stdout)
+
+    @property
+    def logs(self) -> str:
+        result = run_docker("logs", self.name, check=False)
+        return result.stdout + result.stderr
+
+    def run(self, *command: str) -> str:
+        return run_docker("exec", self.name, *command).stdout
+
+    def wait_healthy(self, seconds: float = 60) -> None:
+        """Waits for the image's own HEALTHCHECK."""
+        deadline = time.monotonic() + seconds
+        while (state := self.state)["Health"]["Status"] != "healthy":
+            assert state["Running"], f"the container ended:\n{self.logs}"
+            assert time.monotonic() < deadline, f"not healthy: {state['Health']}\n{self.logs}"
+            time.sleep(0.2)
+
+    def ask(self, rows: list[list[float]]) -> Answer:
+        address = run_docker("port", self.name, "8080/tcp").stdout.split()[0]
+        request = urllib.request.Request(
+            f"http://{address}/invocations",
+            json.dumps({"inputs": rows}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return Answer(response.status, dict(response.headers), json.load(response))
+        except urllib.error.HTTPError as error:
+            return Answer(error.code, dict(error.headers), json.load(error))
+
+
+@contextmanager
+def started(image: str, *options: str, command: list[str]) -> Iterator[Container]:
+    """A container of `image`; it and its anonymous volume are removed at the end."""
+    name = f"onnxserve-test-{uuid.uuid4().hex[:12]}"
+    run_docker(
+        "run", "-d", "--name", name, "-p", "127.0.0.1::8080", "--health-interval", "1s", *options, image, *command
+    )
+    try:
+        yield Container(name)
+    finally:
+        run_docker("rm", "-f", "-v", name, check=False)
+
+
+@pytest.fixture(scope="session")
+def times() -> Callable[[float], onnx.ModelProto]:
+    """Makes the graph y = factor · x, float32 (batch, 2) → (batch, 2)."""
+
+    def make(factor: float) -> onnx.ModelProto:
+        graph = helper.make_graph(
+            [helper.make_node("Mul", ["x", "factor"], ["y"])],
+            "times",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
+            [helper.make_tensor("factor", TensorProto.FLOAT, [1], [factor])],
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model_folder(times: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stock `mlflow.onnx` model that doubles its input, readable for every user."""
+    folder = tmp_path_factory.mktemp("docker") / "model"
+    example = np.ones((1, 2), np.float32)
+    mlflow.onnx.save_model(times(2), str(folder), signature=infer_signature(example, example))
+    folder.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., AbstractContextManager[Container]]:
+    """Starts containers; each and its anonymous volume are removed at the end of its `with`."""
+    return started
+
+
+@pytest.fixture(scope="module")
+def hardened(image: str, model_folder: Path) -> Iterator[Container]:
+    """The image with every restriction of docker/README.md, serving the mounted model."""
+    options = [*HARDENED, "-v", f"{model_folder}:/model:ro"]
+    with started(image, *options, command=["serve", "-m", "/model"]) as container:
+        container.wait_healthy()
+        yield container
+
+
+@pytest.fixture(scope="session")
+def gateway(image: str) -> str:
+    """docker0's address: the default route of a container. The engine's own account of it is not always filled in."""
+    routes = run_docker("run", "--rm", "--entrypoint", "cat", image, "/proc/net/route").stdout.splitlines()
+    default = next(fields[2] for fields in map(str.split, routes) if fields[1] == "00000000")
+    return socket.inet_ntoa(bytes.fromhex(default)[::-1])
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(gateway: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server on docker0's address, where containers reach it; this process uses it too."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as free:
+        free.bind((gateway, 0))
+        port = free.getsockname()[1]
+    uri = f"http://{gateway}:{port}"
+    address = ["--host", gateway, "--port", str(port), "--allowed-hosts", f"{gateway}:{port}", "--workers", "1"]
+    storage = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
+    with (folder / "server.log").open("wb") as log:
+        command = [sys.executable, "-m", "mlflow", "server", *address, *storage]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # not used here, and slow to start
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_until_answered(f"{uri}/health", process, folder / "server.log")
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(uri)
+        yield uri
+        mlflow.set_tracking_uri(before)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+
+
+def _wait_until_answered(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert process.poll() is None, f"the MLflow server ended:\n{log.read_text()[-4000:]}"
+            assert time.monotonic() < deadline, f"the MLflow server is silent:\n{log.read_text()[-4000:]}"
+            time.sleep(0.2)

@@ -1,0 +1,25 @@
+"""The gpu image on a machine without a GPU. Its build downloads gigabytes, so it runs with `make test-all` only."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(1800)]
+
+
+def test_cuda_is_refused_in_one_line_where_there_is_no_gpu(gpu_image: str, docker: Any, model_folder: Path) -> None:
+    if "nvidia" in docker("info", "-f", "{{json .Runtimes}}").stdout:
+        pytest.skip("this machine's Docker has NVIDIA's runtime")
+    mount = f"{model_folder}:/model:ro"
+    ended = docker("run", "--rm", "-v", mount, gpu_image, "serve", "-m", "/model", "--device", "cuda", check=False)
+    assert ended.returncode == 1
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert "cuda" in ended.stderr
+
+
+def test_the_same_image_serves_on_the_cpu(gpu_image: str, start: Any, model_folder: Path) -> None:
+    command = ["serve", "-m", "/model", "--device", "cpu"]
+    with start(gpu_image, "-v", f"{model_folder}:/model:ro", command=command) as container:
+        container.wait_healthy()
+        assert container.ask([[1.0, 2.0]]).status == 200

@@ -1,0 +1,114 @@
+"""The cpu image: hardened, asked, stopped, following a stage. Skips, with the reason, where there is no Docker."""
+
+import json
+import re
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.models import infer_signature
+
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning"),
+]
+
+ROOT = Path(__file__).parents[2]
+CONSTRAINTS = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+ROWS = [[1.0, 2.0], [3.0, 4.0]]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def log_version(times: Any, factor: float) -> str:
+    """Registers a version of the model `times` that multiplies by `factor`."""
+    example = np.ones((1, 2), np.float32)
+    with mlflow.start_run():
+        info = mlflow.onnx.log_model(
+            times(factor), name="model", signature=infer_signature(example, example), registered_model_name="times"
+        )
+    return str(info.registered_model_version)
+
+
+def test_a_hardened_container_answers(hardened: Any) -> None:
+    answer = hardened.ask(ROWS)
+    assert answer.status == 200
+    assert np.asarray(list(answer.body["predictions"])).tolist() == [[2.0, 4.0], [6.0, 8.0]]
+
+
+def test_its_processes_run_without_root_and_cannot_write_the_image(hardened: Any) -> None:
+    assert hardened.run("id", "-u").strip() == "10001"
+    assert hardened.run("sh", "-c", "touch /opt/onnxserve/x 2>&1 || true").strip().endswith("Read-only file system")
+    assert hardened.run("sh", "-c", "grep CapEff /proc/1/status").split()[1].strip("0") == ""
+
+
+def test_bad_input_is_refused_and_the_next_request_served(hardened: Any) -> None:
+    refused = hardened.ask([[1.0, 2.0, 3.0]])
+    assert refused.status == 400
+    assert set(refused.body) == {"error_code", "message"}
+    assert hardened.ask(ROWS).status == 200
+
+
+def test_what_was_answered_is_captured_in_the_inference_log(hardened: Any) -> None:
+    hardened.ask(ROWS)
+    deadline = time.monotonic() + 30
+    while not hardened.run("find", "/var/lib/onnxserve/", "-name", "*.parquet"):
+        assert time.monotonic() < deadline, hardened.logs
+        time.sleep(0.2)
+
+
+def test_installed_are_the_tested_versions(hardened: Any) -> None:
+    listed = "import importlib.metadata as m, json; print(json.dumps([[d.name, d.version] for d in m.distributions()]))"
+    installed = {canonical(name): number for name, number in json.loads(hardened.run("python", "-P", "-c", listed))}
+    assert installed.pop("mlflow-onnxserve") == version("mlflow-onnxserve")
+    tested = {canonical(name): number for name, number in CONSTRAINTS}
+    assert {name: number for name, number in installed.items() if tested.get(name) != number} == {}
+    assert not {"pandas", "scikit-learn", "torch", "onnx", "evidently", "mlflow", "pip", "setuptools"} & set(installed)
+
+
+def test_its_code_is_compiled_when_the_image_is_built(hardened: Any) -> None:
+    compiled = "from mlflow_deploy_plugin import settings as s; import os; print(os.path.exists(s.__cached__))"
+    assert hardened.run("python", "-c", compiled).strip() == "True"
+
+
+def test_sigterm_ends_it_in_good_order(image: str, start: Any, docker: Any, model_folder: Path) -> None:
+    with start(image, "-v", f"{model_folder}:/model:ro", command=["serve", "-m", "/model"]) as container:
+        container.wait_healthy()
+        began = time.monotonic()
+        docker("stop", "-t", "30", container.name)
+        assert time.monotonic() - began < 10
+        assert container.state["ExitCode"] == 0, container.logs
+
+
+def test_a_device_that_is_not_there_is_refused_in_one_line(image: str, docker: Any, model_folder: Path) -> None:
+    mount = f"{model_folder}:/model:ro"
+    ended = docker("run", "--rm", "-v", mount, image, "serve", "-m", "/model", "--device", "cuda", check=False)
+    assert ended.returncode == 1
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert "--device cuda needs ONNX Runtime's GPU build" in ended.stderr
+
+
+def test_a_promotion_is_served_within_five_seconds(image: str, start: Any, tracking_uri: str, times: Any) -> None:
+    first, second = log_version(times, 2), log_version(times, 3)
+    registry = MlflowClient(tracking_uri)
+    registry.transition_model_version_stage("times", first, "Production")
+    options = ["--read-only", "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve"]
+    follow = ["serve", "-m", "models:/times/Production"]
+    with start(image, *options, "-e", f"MLFLOW_TRACKING_URI={tracking_uri}", command=follow) as container:
+        container.wait_healthy()
+        assert container.ask(ROWS).headers["X-Model-Version"] == first
+        registry.transition_model_version_stage("times", second, "Production", archive_existing_versions=True)
+        promoted = time.monotonic()
+        while (answer := container.ask(ROWS)).headers["X-Model-Version"] == first:
+            assert answer.status == 200
+            assert time.monotonic() - promoted < 5, container.logs
+            time.sleep(0.05)
+        assert answer.headers["X-Model-Version"] == second
+        assert answer.status == 200
