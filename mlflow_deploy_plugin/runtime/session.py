@@ -1,5 +1,6 @@
 """An ONNX Runtime session with everything said explicitly: providers, threads, and a device that is really used."""
 
+import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ _PROVIDERS: dict[Device, list[str]] = {
     "cuda": ["CUDAExecutionProvider"],
     "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
 }
+_DRIVER = "libcuda.so.1"
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -53,7 +55,7 @@ def open_session(onnx_file: Path, device: Device = "cpu", intra_op_num_threads: 
         InvalidArtifact: the file is not a model that ONNX Runtime can load.
     """
     ort = onnxruntime()
-    _check_device(ort, device)
+    check_libraries(ort, device)
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_num_threads
     options.inter_op_num_threads = 1
@@ -85,7 +87,12 @@ def describe(error: Exception) -> str:
     return " ".join(words)[:500]
 
 
-def _check_device(ort: Any, device: Device) -> None:
+def check_libraries(ort: Any, device: Device) -> None:
+    """Loads what `device` needs beside ONNX Runtime itself.
+
+    Raises:
+        DeviceUnavailable: this ONNX Runtime was built without the device, or NVIDIA's driver is not there.
+    """
     if device == "cpu":
         return
     if _PROVIDERS[device][0] not in ort.get_available_providers():
@@ -93,5 +100,12 @@ def _check_device(ort: Any, device: Device) -> None:
             f"--device {device} needs ONNX Runtime's GPU build: pip uninstall onnxruntime, then "
             "pip install 'mlflow-onnxserve[gpu]'"
         )
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        raise DeviceUnavailable(
+            f"--device {device} needs NVIDIA's driver, and {_DRIVER} cannot be loaded here; "
+            "a container is given it by docker run --gpus all"
+        ) from None
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels

@@ -1,0 +1,38 @@
+"""Is the device there? Where a GPU is, the refusals cannot be provoked and are skipped."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.errors import DeviceUnavailable
+from mlflow_deploy_plugin.runtime.device import require_device
+from mlflow_deploy_plugin.runtime.session import onnxruntime
+
+no_cuda = pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime().get_available_providers(), reason="this is ONNX Runtime's GPU build"
+)
+
+
+def test_the_cpu_is_always_there() -> None:
+    require_device("cpu")
+
+
+@no_cuda
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name(device: str) -> None:
+    with pytest.raises(DeviceUnavailable, match=rf"^--device {device} needs ONNX Runtime's GPU build"):
+        require_device(device)
+
+
+@no_cuda
+def test_serve_refuses_it_in_one_line_before_it_fetches_anything(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "-m", "models:/nowhere/1", "--device", "cuda"]
+    ended = subprocess.run(
+        command, env={"ONNXSERVE_HOME": str(tmp_path / "home")}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [ended.stderr.strip()]
+    assert ended.stderr.startswith("Error: --device cuda needs ONNX Runtime's GPU build")
+    assert not (tmp_path / "home").exists()
