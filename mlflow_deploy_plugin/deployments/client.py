@@ -8,12 +8,12 @@ from typing import Any
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 
 from mlflow_deploy_plugin.deployments.description import describe, summary
-from mlflow_deploy_plugin.deployments.failure import as_mlflow_errors
+from mlflow_deploy_plugin.deployments.failure import as_mlflow_errors, not_available
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.deployments.run_local import serve_in_foreground
 from mlflow_deploy_plugin.deployments.scoring import invoke
 from mlflow_deploy_plugin.deployments.target import check_target, help_text
-from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady
 from mlflow_deploy_plugin.registry.connection import limit_patience
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
@@ -92,8 +92,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
 
     def explain(self, deployment_name: str | None = None, df: Any = None, endpoint: str | None = None) -> None:
         """Not there."""
-        with as_mlflow_errors():
-            raise OnnxserveError("explanations are not available for the target onnxserve")
+        raise not_available("explanations")
 
 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:
@@ -138,7 +137,7 @@ def _asked(deployments: Deployments, name: str | None, endpoint: str | None) -> 
     if name is None:
         found = deployments.list(endpoint)
         if not found:
-            raise InvalidConfig(f"there is no endpoint {endpoint!r}")
+            raise NotFound(f"there is no endpoint {endpoint!r}")
         return found[0]
     asked = deployments.get(name, endpoint)
     answering = [key for key, one in asked.endpoint.spec.variants.items() if one.weight > 0 and not one.shadow]

@@ -22,9 +22,13 @@ def as_mlflow_errors() -> Iterator[None]:
     try:
         yield
     except OnnxserveError as error:
-        raise mlflow_error(error) from error
+        raise _mlflow_error(error.message, error.error_code) from error
 
 
-def mlflow_error(error: OnnxserveError) -> DeploymentError:
-    """The same in MLflow's terms."""
-    return DeploymentError(error.message, ErrorCode.Value(error.error_code))  # type: ignore[call-arg]
+def not_available(what: str) -> DeploymentError:
+    """For what MLflow's interface has and this target has not."""
+    return _mlflow_error(f"{what} are not available for the target onnxserve", "NOT_IMPLEMENTED")
+
+
+def _mlflow_error(message: str, error_code: str) -> DeploymentError:
+    return DeploymentError(message, ErrorCode.Value(error_code))  # type: ignore[call-arg]  # mlflow is untyped here

@@ -1,0 +1,138 @@
+"""Tiny models, and a client whose deployments are gone, with every process of theirs, when its test ends."""
+
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow.onnx
+import onnx
+import psutil
+import pytest
+from mlflow.deployments import BaseDeploymentClient, get_deploy_client
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+
+from mlflow_deploy_plugin.deployments.backends import local
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.store import open_store
+
+HEADER = '<ir_version: 10, opset_import: ["": 21]>'
+SIGNATURE = ModelSignature(inputs=Schema([ColSpec("double", "a"), ColSpec("double", "b")]))
+
+
+def weighted_sum(factor: float) -> onnx.ModelProto:
+    """y = (a + b) * factor: the answer tells which model gave it."""
+    return onnx.parser.parse_model(
+        f"""{HEADER} sum (float[N,2] x) => (float[N] y) <int64[1] axes = {{1}}, float factor = {{{factor}}}> {{
+          total = ReduceSum <keepdims = 0> (x, axes)
+          y = Mul(total, factor)
+        }}"""
+    )
+
+
+@dataclass(frozen=True)
+class Models:
+    """Folders of saved models: `once` answers a + b, `twice` its double; the others cannot be served."""
+
+    once: str
+    twice: str
+    broken: str
+    pyfunc: str
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    folder = tmp_path_factory.mktemp("models")
+    for name, factor in (("once", 1.0), ("twice", 2.0)):
+        mlflow.onnx.save_model(
+            weighted_sum(factor), folder / name, signature=SIGNATURE, pip_requirements=["onnxruntime"]
+        )
+    shutil.copytree(folder / "once", folder / "broken")
+    (folder / "broken" / "model.onnx").write_bytes(b"this is no graph")
+    (folder / "pyfunc").mkdir()
+    (folder / "pyfunc" / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}\n")
+    return Models(*(str(folder / name) for name in ("once", "twice", "broken", "pyfunc")))
+
+
+@contextmanager
+def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
+    """A client on a home of its own; in the end all that is there is removed, and no process may be left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        try:
+            yield get_deploy_client("onnxserve")
+        finally:
+            settings = load_settings()
+            store = open_store(settings.store_url)
+            for endpoint in store.endpoints():
+                local.remove(endpoint.name, settings)
+            store.close()
+        left = [process.cmdline() for process in working_in(folder)]
+    assert left == []
+
+
+def working_in(folder: Path) -> list[psutil.Process]:
+    """The processes whose working directory is somewhere below `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(folder.resolve()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[BaseDeploymentClient]:
+    with empty_home(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, models: Models) -> Iterator[BaseDeploymentClient]:
+    """A client with the deployment `sum` of the model `once`, for tests that change nothing."""
+    with empty_home(tmp_path_factory.mktemp("served")) as opened:
+        opened.create_deployment("sum", models.once)
+        yield opened
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Callable[[], list[psutil.Process]]:
+    """Gives the processes of this test's deployments."""
+    return lambda: working_in(tmp_path)
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], Any], str], Any]:
+    """Waits until something is so, and gives it."""
+
+    def wait(condition: Callable[[], Any], what: str) -> Any:
+        deadline = time.monotonic() + 30
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"still not: {what}"
+            time.sleep(0.05)
+        return value
+
+    return wait
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port on which another program listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield int(listener.getsockname()[1])

@@ -1,0 +1,183 @@
+"""What the plugin answers on what it is asked, where nothing changes."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.deployments import BaseDeploymentClient, get_deploy_client
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.deployments import client as plugin
+
+SPLIT = {"dataframe_split": {"columns": ["b", "a"], "data": [[2, 1], [4.5, 3]]}}
+RECORDS = [{"a": 1, "b": 2}, {"b": 4.5, "a": 3}]
+FRAME = pd.DataFrame({"b": [2, 4.5], "a": [1, 3]})
+
+
+def test_the_plugin_has_what_mlflow_looks_for() -> None:
+    clients = [
+        value
+        for _, value in inspect.getmembers(plugin, inspect.isclass)
+        if issubclass(value, BaseDeploymentClient) and value is not BaseDeploymentClient
+    ]
+
+    assert len(clients) == 1
+    for method in ("create_deployment", "update_deployment", "delete_deployment"):
+        assert {"config", "endpoint"} <= inspect.signature(getattr(clients[0], method)).parameters.keys()
+    assert list(inspect.signature(plugin.run_local).parameters) == ["name", "model_uri", "flavor", "config"]
+
+
+@pytest.mark.parametrize("uri", ["onnxserve:/docker", "onnxserve:/kubernetes/x", "onnxserve://host"])
+def test_a_target_that_is_not_there_says_which_is(uri: str) -> None:
+    with pytest.raises(MlflowException, match="it is `-t onnxserve`, this machine"):
+        get_deploy_client(uri)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        FRAME,
+        FRAME[["a", "b"]].to_numpy(),
+        pd.DataFrame(FRAME[["a", "b"]].to_numpy()),
+        {"a": [1, 3], "b": [2, 4.5]},
+        {"a": np.array([1, 3]), "b": np.array([2, 4.5], dtype=np.float32)},
+        [[1, 2], [3, 4.5]],
+        RECORDS,
+        SPLIT,
+        {"dataframe_records": RECORDS},
+        {"instances": RECORDS},
+        {"inputs": {"a": [1, 3], "b": [2, 4.5]}},
+    ],
+    ids=lambda inputs: f"{type(inputs).__name__} {str(inputs)[:24]}",
+)
+def test_predictions_are_plain_values_whatever_the_form_of_the_input(served: BaseDeploymentClient, inputs: Any) -> None:
+    response = served.predict("sum", inputs)
+
+    assert response["predictions"] == [3.0, 7.5]
+    assert json.loads(response.to_json()) == dict(response)
+    assert response.get_predictions("ndarray").tolist() == [3.0, 7.5]
+
+
+def test_one_row_as_a_dict_is_one_prediction(served: BaseDeploymentClient) -> None:
+    assert served.predict("sum", {"a": 1, "b": 2})["predictions"] == [3.0]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        SPLIT,
+        {"dataframe_split": {**SPLIT["dataframe_split"], "index": [7, 8]}},
+        {"dataframe_records": RECORDS},
+        {"instances": [[1, 2], [3, 4.5]]},
+        {"instances": RECORDS},
+        {"inputs": [[1, 2], [3, 4.5]]},
+        {"inputs": {"a": [1, 3], "b": [2, 4.5]}},
+        RECORDS,
+        {"a": {"0": 1, "1": 3}, "b": {"0": 2, "1": 4.5}},
+    ],
+    ids=lambda document: str(document)[:40],
+)
+def test_a_file_that_mlflow_read_with_pandas_is_understood(
+    served: BaseDeploymentClient, tmp_path: Path, document: Any
+) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(document))
+
+    frame = pd.read_json(tmp_path / "rows.json")  # as `mlflow deployments predict -I` does
+
+    assert served.predict("sum", frame)["predictions"] == [3.0, 7.5]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (FRAME[["a"]], "column 'b' is missing; the model needs a, b"),
+        ({"a": ["x"], "b": [1]}, "'x'"),
+        (FRAME[:0], "no rows"),
+        ("a,b\n1,2", "cannot predict on str: give a DataFrame"),
+        (None, "cannot predict on NoneType"),
+        ({"a": [object()], "b": [1]}, "the input cannot be sent as JSON"),
+    ],
+    ids=["missing", "mistyped", "empty", "text", "none", "object"],
+)
+def test_an_input_that_does_not_fit_is_refused_in_the_servers_words(
+    served: BaseDeploymentClient, inputs: Any, said: str
+) -> None:
+    with pytest.raises(MlflowException) as caught:
+        served.predict("sum", inputs)
+
+    assert said in caught.value.message
+    assert caught.value.error_code == "BAD_REQUEST"
+
+
+def test_get_tells_everything_and_list_the_main_things(served: BaseDeploymentClient, models: Any) -> None:
+    got = served.get_deployment("sum")
+
+    assert json.loads(json.dumps(got))["state"] == "running"
+    assert (got["model_uri"], got["model"], got["flavor"], got["parity"]) == (
+        models.once,
+        "once",
+        "onnx",
+        "no-original",
+    )
+    assert list(got["workers"].values()) == [f"once {got['version']}"]
+    assert got["reason"] == got["error"] == ""
+    assert Path(got["log"]).is_file()
+    (listed,) = served.list_deployments()
+    assert listed.items() <= got.items()
+    assert {"name", "endpoint", "state", "url"} < listed.keys()
+    assert served.list_deployments("elsewhere") == []
+
+
+@pytest.mark.parametrize(
+    ("call", "said", "code"),
+    [
+        (lambda c: c.get_deployment("no"), "there is no deployment 'no'", "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.get_deployment("sum", "no"), "no deployment 'sum' in endpoint 'no'", "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.update_deployment("no", "m"), "there is no deployment 'no'", "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.predict("no", [[1]]), "there is no deployment 'no'", "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.predict(None, [[1]], "no"), "there is no endpoint 'no'", "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.predict(None, [[1]]), "say which deployment", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_deployment("sum", "m"), "'sum' exists already", "RESOURCE_ALREADY_EXISTS"),
+        (lambda c: c.create_deployment("../x", "m"), "should match pattern", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_deployment("x", "m", "python_function"), "is not there yet", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_deployment("x", "m", "keras"), "unknown flavor 'keras'", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.delete_deployment("sum", {"x": "1"}), "delete takes no config", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.explain("sum", [[1]]), "explanations are not available", "NOT_IMPLEMENTED"),
+    ],
+)
+def test_what_cannot_be_done_is_an_mlflow_exception_with_its_code(
+    served: BaseDeploymentClient, call: Any, said: str, code: str
+) -> None:
+    with pytest.raises(MlflowException) as caught:
+        call(served)
+
+    assert said in caught.value.message
+    assert caught.value.error_code == code
+
+
+def test_what_does_not_exist_is_deleted_already(served: BaseDeploymentClient) -> None:
+    served.delete_deployment("no")
+    served.delete_deployment("sum", endpoint="elsewhere")
+
+    assert served.get_deployment("sum")["state"] == "running"
+
+
+def test_numbers_keep_all_their_digits(served: BaseDeploymentClient) -> None:
+    from mlflow_deploy_plugin.deployments.payload import encode
+
+    frame = pd.DataFrame({"a": [0.1234567890123456, np.nan], "s": ["x", None], "t": [True, False]})
+
+    data = json.loads(encode(frame))["dataframe_split"]["data"]
+
+    assert data == [[0.1234567890123456, "x", True], [None, None, False]]
+
+
+def test_the_help_explains_the_target_and_every_field() -> None:
+    text = plugin.target_help()
+
+    for needed in ("TARGET URI", "server.port (int)", "variants.NAME.weight", "capture.fraction", "dataframe_split"):
+        assert needed in text

@@ -1,0 +1,252 @@
+"""Deployments through MLflow's own interface: created, changed, broken, brought back, deleted."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+from mlflow.deployments import BaseDeploymentClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.store import open_store
+
+ROWS = [[1, 2], [3, 4.5]]
+ONCE, TWICE = [3.0, 7.5], [6.0, 15.0]
+
+
+def answers(client: BaseDeploymentClient, name: str | None = "d", endpoint: str | None = None) -> Any:
+    return client.predict(name, ROWS, endpoint=endpoint)["predictions"]
+
+
+def start(name: str) -> list[str]:
+    """What `onnxserve start NAME` does; gives its progress."""
+    lines: list[str] = []
+    settings = load_settings()
+    Deployments(open_store(settings.store_url), settings, lines.append).start(name)
+    return lines
+
+
+def stop(name: str) -> None:
+    settings = load_settings()
+    Deployments(open_store(settings.store_url), settings, lambda line: None).stop(name)
+
+
+def left_behind(tmp_path: Path, client: BaseDeploymentClient) -> list[Any]:
+    """Deployments, files and processes that a failed create should not have left."""
+    return [*client.list_deployments(), *(tmp_path / "home" / "deployments").glob("*")]
+
+
+def test_a_deployment_is_created_changed_while_it_serves_and_deleted(
+    client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    created = client.create_deployment("d", models.once, config={"server.port": str(free_port)})
+    assert (created["name"], created["flavor"], created["state"]) == ("d", "onnx", "running")
+    assert created["url"] == f"http://127.0.0.1:{free_port}"
+    assert f"d: ready at http://127.0.0.1:{free_port} after" in capsys.readouterr().err
+    assert answers(client) == ONCE
+
+    updated = client.update_deployment("d", models.twice, config={"capture.fraction": "0.5"})
+    assert (updated["flavor"], updated["pid"], updated["model_uri"]) == ("onnx", created["pid"], models.twice)
+    assert updated["version"] != created["version"]
+    assert answers(client) == TWICE
+
+    with pytest.raises(MlflowException, match="ONNX Runtime cannot load") as caught:
+        client.update_deployment("d", models.broken)
+    assert caught.value.error_code == "INTERNAL_ERROR"
+    assert client.get_deployment("d")["model_uri"] == models.twice
+    assert answers(client) == TWICE
+
+    with pytest.raises(MlflowException, match=f"the folder {tmp_path}/nowhere does not exist"):
+        client.update_deployment("d", str(tmp_path / "nowhere"))
+    assert answers(client) == TWICE
+
+    client.delete_deployment("d")
+    client.delete_deployment("d")
+    assert left_behind(tmp_path, client) == []
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{created['url']}/ping", timeout=5)
+
+
+def test_a_change_of_the_server_restarts_it_and_one_that_fails_does_not(
+    client: BaseDeploymentClient, models: Any, free_port: int, taken_port: int
+) -> None:
+    created = client.create_deployment("d", models.once)
+
+    with pytest.raises(MlflowException, match=f"port {taken_port} on 127.0.0.1 is in use"):
+        client.update_deployment("d", config={"server.port": taken_port})
+    assert client.get_deployment("d")["pid"] == created["pid"]
+
+    moved = client.update_deployment("d", config={"server.port": free_port, "server.workers": 2})
+    assert moved["pid"] != created["pid"]
+    assert moved["url"] == f"http://127.0.0.1:{free_port}"
+    assert len(moved["workers"]) == 2
+    assert answers(client) == ONCE
+
+
+def test_a_killed_server_is_told_and_comes_back_on_its_port(
+    client: BaseDeploymentClient, models: Any, processes: Callable[[], list[psutil.Process]]
+) -> None:
+    created = client.create_deployment("d", models.once)
+    os.kill(created["pid"], signal.SIGKILL)
+    psutil.wait_procs([p for p in processes() if p.pid == created["pid"]], timeout=10)
+
+    dead = client.get_deployment("d")
+    assert dead["state"] == "failed"
+    assert "`onnxserve start d` brings it back" in dead["reason"]
+    assert (dead["url"], dead["pid"], dead["workers"]) == ("", "", {})
+    with pytest.raises(MlflowException, match="`onnxserve start d` brings it back") as caught:
+        answers(client)
+    assert caught.value.error_code == "TEMPORARILY_UNAVAILABLE"
+
+    assert start("d")[-1].startswith(f"d: ready at {created['url']}")
+    assert answers(client) == ONCE
+    assert start("d") != []  # running already: fine
+    assert client.get_deployment("d")["url"] == created["url"]
+
+
+def test_a_stopped_deployment_is_kept_and_update_brings_it_back(
+    client: BaseDeploymentClient, models: Any, processes: Callable[[], list[psutil.Process]]
+) -> None:
+    created = client.create_deployment("d", models.once)
+
+    stop("d")
+    stop("d")
+    stopped = client.get_deployment("d")
+    assert (stopped["state"], stopped["reason"]) == ("stopped", "`onnxserve start d` starts it")
+    assert processes() == []
+
+    updated = client.update_deployment("d", models.twice)
+    assert (updated["state"], updated["url"]) == ("running", created["url"])
+    assert answers(client) == TWICE
+
+
+def test_a_number_used_again_is_not_taken_for_the_server(
+    client: BaseDeploymentClient, models: Any, tmp_path: Path
+) -> None:
+    created = client.create_deployment("d", models.once)
+    stop("d")
+    server = tmp_path / "home" / "deployments" / "d" / "server.json"
+    server.write_text(f'{{"pid": {os.getpid()}, "host": "127.0.0.1", "port": 1, "started_at": 1}}')
+
+    assert client.get_deployment("d")["state"] == "stopped"
+    client.delete_deployment("d")  # and this process is not ended
+
+    assert created["pid"] != os.getpid()
+
+
+def test_variants_share_a_server_and_get_traffic_by_their_weight(
+    client: BaseDeploymentClient, models: Any, tmp_path: Path
+) -> None:
+    first = client.create_deployment("champion", models.once, endpoint="e")
+    second = client.create_deployment("candidate", models.twice, endpoint="e")
+    assert (first["endpoint"], first["weight"]) == ("e", 100)
+    assert (second["pid"], second["weight"]) == (first["pid"], 0)
+    assert answers(client, None, "e") == answers(client, "champion") == ONCE
+
+    with pytest.raises(MlflowException, match=r"'candidate' cannot be asked alone.*ask by --endpoint e"):
+        answers(client, "candidate")
+    with pytest.raises(MlflowException, match="'e' has a deployment 'candidate' already"):
+        client.create_deployment("candidate", models.twice, endpoint="e")
+    with pytest.raises(MlflowException, match="deployment broken: ONNX Runtime cannot load"):
+        client.create_deployment("broken", models.broken, endpoint="e")
+    assert [d["name"] for d in client.list_deployments("e")] == ["champion", "candidate"]
+
+    with pytest.raises(MlflowException, match="no variant answers"):
+        client.delete_deployment("champion")
+    weights = {"variants.champion.weight": "0", "variants.candidate.weight": "100"}
+    client.update_deployment("candidate", config=weights)
+    assert answers(client, None, "e") == TWICE
+
+    client.delete_deployment("champion", endpoint="e")
+    assert [(d["name"], d["state"]) for d in client.list_deployments()] == [("candidate", "running")]
+    client.delete_deployment("candidate")
+    assert left_behind(tmp_path, client) == []
+
+
+def test_of_those_who_create_one_name_at_once_one_wins(
+    client: BaseDeploymentClient, models: Any, processes: Callable[[], list[psutil.Process]]
+) -> None:
+    outcomes: list[str] = []
+
+    def create() -> None:
+        try:
+            outcomes.append(client.create_deployment("d", models.once)["state"])
+        except MlflowException as error:
+            outcomes.append(error.error_code)
+
+    threads = [threading.Thread(target=create) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(outcomes) == ["RESOURCE_ALREADY_EXISTS", "RESOURCE_ALREADY_EXISTS", "running"]
+    assert len([p for p in processes() if "serve" in p.cmdline()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "said", "code"),
+    [
+        ("once", {"server.prot": "1"}, "unknown config key 'server.prot'; did you mean 'server.port'?", "parameter"),
+        ("once", {"server.port": "high"}, "server.port: Input should be a valid integer", "parameter"),
+        ("once", {"variants.x.weight": "1"}, "variants.x.model: Field required", "parameter"),
+        ("broken", {}, "ONNX Runtime cannot load model.onnx", "internal"),
+        ("pyfunc", {}, "has the flavors python_function, none of which is onnxserve or onnx", "internal"),
+        ("nowhere", {}, "the folder /nowhere does not exist", "missing"),
+        ("models:/nowhere", {}, "'models:/nowhere' names no version", "parameter"),
+    ],
+)
+def test_a_create_that_cannot_be_says_why_in_one_line_and_leaves_nothing(
+    client: BaseDeploymentClient,
+    models: Any,
+    tmp_path: Path,
+    processes: Callable[[], list[psutil.Process]],
+    model: str,
+    config: dict[str, str],
+    said: str,
+    code: str,
+) -> None:
+    codes = {"parameter": "INVALID_PARAMETER_VALUE", "internal": "INTERNAL_ERROR", "missing": "RESOURCE_DOES_NOT_EXIST"}
+    uri = getattr(models, model, model if ":" in model else f"/{model}")
+
+    with pytest.raises(MlflowException) as caught:
+        client.create_deployment("d", uri, config=config)
+
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.error_code == codes[code]
+    assert left_behind(tmp_path, client) == []
+    assert processes() == []
+
+
+def test_a_port_of_another_program_or_of_a_stopped_deployment_is_refused(
+    client: BaseDeploymentClient, models: Any, taken_port: int, tmp_path: Path
+) -> None:
+    with pytest.raises(MlflowException, match=f"port {taken_port} on 127.0.0.1 is in use"):
+        client.create_deployment("d", models.once, config={"server.port": taken_port})
+    assert left_behind(tmp_path, client) == []
+
+    port = client.create_deployment("d", models.once)["url"].rpartition(":")[2]
+    stop("d")
+    with pytest.raises(MlflowException, match=f"port {port} belongs to the deployment 'd'"):
+        client.create_deployment("other", models.once, config={"server.port": port})
+    with pytest.raises(MlflowException, match="a deployment 'd' exists already"):
+        client.create_deployment("d", models.once)
+
+
+def test_a_time_limit_ends_the_wait_and_cleans_up(
+    client: BaseDeploymentClient, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_READY_TIMEOUT_SECONDS", "0.2")
+
+    with pytest.raises(MlflowException, match=r"not ready after 0.2 s, still .*ONNXSERVE_READY_TIMEOUT_SECONDS"):
+        client.create_deployment("d", models.once)
+
+    assert left_behind(tmp_path, client) == []
