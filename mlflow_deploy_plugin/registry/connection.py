@@ -12,20 +12,21 @@ from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_IMPATIENT = {
+_FOR_A_SERVICE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def limit_patience() -> None:
-    """Makes MLflow give up on a silent server after seconds; by its defaults one call may take ten minutes.
+    """Makes MLflow give up on a silent server after seconds, and keep its progress bars out of the log.
 
-    What the environment already says is kept. Reads on a download count from one byte to the next.
+    By its defaults one call may take ten minutes. What the environment already says is kept. Reads on a download count from one byte to the next.
     """
-    for variable, value in _IMPATIENT.items():
+    for variable, value in _FOR_A_SERVICE.items():
         os.environ.setdefault(variable, value)
 
 

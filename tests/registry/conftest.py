@@ -1,0 +1,60 @@
+"""A SQLite registry with one model in every state, and the folders behind it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import mlflow.onnx
+import onnx
+import pytest
+from mlflow import MlflowClient
+
+GRAPH = '<ir_version: 10, opset_import: ["": 21]> same (float[N,1] x) => (float[N,1] y) { y = Identity(x) }'
+
+
+@dataclass(frozen=True)
+class Store:
+    """Registered: `tiny` 1 (Production), 2 (Production, @live), 3 (no stage); `empty` without versions."""
+
+    uri: str
+    run_id: str
+    model_id: str
+
+
+@pytest.fixture(scope="session")
+def built_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    experiment = mlflow.create_experiment("e", artifact_location=(folder / "artifacts").as_uri())
+    with mlflow.start_run(experiment_id=experiment) as run:
+        graph = onnx.parser.parse_model(GRAPH)
+        logged = mlflow.onnx.log_model(graph, name="model", pip_requirements=["onnxruntime"])
+    client = MlflowClient()
+    client.create_registered_model("tiny")
+    client.create_registered_model("empty")
+    model_id = logged.model_uri.removeprefix("models:/")
+    for _ in range(3):
+        client.create_model_version("tiny", logged.model_uri, run.info.run_id, model_id=model_id)
+    for version in ("1", "2"):
+        client.transition_model_version_stage("tiny", version, "Production")
+    client.set_registered_model_alias("tiny", "live", "2")
+    client.set_model_version_tag("tiny", "2", "onnxserve.parity", "proven")
+    mlflow.set_tracking_uri(before)
+    return Store(uri, run.info.run_id, model_id)
+
+
+@pytest.fixture
+def store(built_store: Store) -> Iterator[Store]:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(built_store.uri)
+    yield built_store
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def artifacts(store: Store) -> Path:
+    """The folder of the logged model's files."""
+    return Path(MlflowClient().get_logged_model(store.model_id).artifact_location.removeprefix("file://"))

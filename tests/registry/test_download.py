@@ -1,0 +1,44 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
+from mlflow_deploy_plugin.registry.download import download, refuse_links
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("source", ["models:/tiny/2", "models:/{model_id}", "runs:/{run_id}/model"])
+def test_the_files_of_a_version_are_copied(store: Any, artifacts: Path, tmp_path: Path, source: str) -> None:
+    folder = download(source.format(model_id=store.model_id, run_id=store.run_id), tmp_path)
+    assert folder.is_relative_to(tmp_path)
+    assert names(folder) - {"registered_model_meta"} == names(artifacts)  # MLflow adds it for a run's model
+    assert (folder / "MLmodel").read_bytes() == (artifacts / "MLmodel").read_bytes()
+
+
+def test_files_that_are_gone_are_said_to_be(store: Any, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="the folder /no/such of the model's files does not exist"):
+        download("file:///no/such", tmp_path)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_links_among_the_files_are_refused(tmp_path: Path, link: Any) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("of this machine")
+    model = tmp_path / "model"
+    (model / "data").mkdir(parents=True)
+    link(secret, model / "data" / "weights")
+    with pytest.raises(InvalidArtifact, match="'data/weights' is a link"):
+        refuse_links(model)
+    with pytest.raises(InvalidArtifact, match="'data/weights' is a link"):
+        download(str(model), tmp_path / "copy")
+
+
+def test_a_pipe_among_the_files_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.onnx")
+    with pytest.raises(InvalidArtifact, match="neither a file nor a folder"):
+        refuse_links(tmp_path)

@@ -1,0 +1,100 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.registry.connection import limit_patience
+from mlflow_deploy_plugin.registry.resolve import resolve
+
+
+@pytest.mark.parametrize(
+    ("model_uri", "version", "followed", "aspects"),
+    [
+        ("models:/tiny/Production", "2", True, {"stage": "Production", "parity": "proven"}),
+        ("models:/tiny/production", "2", True, {"stage": "Production", "parity": "proven"}),
+        ("models:/tiny/None", "3", True, {}),
+        ("models:/tiny@live", "2", True, {"stage": "Production", "alias": "live", "parity": "proven"}),
+        ("models:/tiny/1", "1", False, {"stage": "Production"}),
+        ("models:/tiny/latest", "3", False, {}),
+    ],
+)
+def test_a_registered_model_becomes_one_version(
+    store: Any, model_uri: str, version: str, followed: bool, aspects: dict[str, str]
+) -> None:
+    resolved = resolve(model_uri)
+    assert (resolved.model_uri, resolved.name, resolved.version) == (model_uri, "tiny", version)
+    assert resolved.source == f"models:/tiny/{version}"
+    assert resolved.followed is followed
+    assert resolved.aspects == {"run_id": store.run_id, "model_id": store.model_id, **aspects}
+
+
+def test_a_logged_model_is_its_own_version(store: Any) -> None:
+    resolved = resolve(f"models:/{store.model_id}")
+    assert (resolved.name, resolved.version, resolved.followed) == ("model", store.model_id, False)
+    assert resolved.aspects["run_id"] == store.run_id
+
+
+def test_a_runs_model_leaves_the_version_to_its_files(store: Any) -> None:
+    resolved = resolve(f"runs:/{store.run_id}/model")
+    assert (resolved.name, resolved.version) == ("model", "")
+    assert resolved.aspects["run_id"] == store.run_id
+
+
+@pytest.mark.parametrize(
+    ("model_uri", "message"),
+    [
+        (
+            "models:/tiny/Staging",
+            "model tiny has no version in stage Staging; versions: 1 (Production), 2 (Production, @live), 3 (None)",
+        ),
+        ("models:/tiny/9", "model tiny has no version 9; versions: 1 (Production)"),
+        ("models:/tiny@dead", "model tiny has no alias dead; versions: 1 (Production)"),
+        ("models:/empty/latest", "model empty has no version; it has no versions at all"),
+        ("models:/tyni/Production", "there is no registered model tyni; registered are empty, tiny"),
+        ("models:/m-0000", "logged model m-0000 does not exist"),
+        ("runs:/0000/model", "run 0000 does not exist"),
+        ("/no/such/folder", "the folder /no/such/folder does not exist"),
+    ],
+)
+def test_what_does_not_exist_is_said_with_what_does(store: Any, model_uri: str, message: str) -> None:
+    with pytest.raises(NotFound) as caught:
+        resolve(model_uri)
+    assert caught.value.message.startswith(message)
+    assert "\n" not in caught.value.message
+
+
+def test_an_unknown_stage_is_told_from_an_alias(store: Any) -> None:
+    with pytest.raises(InvalidConfig, match=r"neither a version, `latest` nor a stage.*models:/tiny@champion"):
+        resolve("models:/tiny/champion")
+
+
+def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_credentials(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):  # set first, so that they are taken back afterwards
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "")
+        del os.environ[f"MLFLOW_HTTP_REQUEST_{variable}"]
+    limit_patience()
+    mlflow.set_tracking_uri("http://user:secret@127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(RegistryUnavailable) as caught:
+        resolve("models:/tiny/Production")
+    assert caught.value.message == (
+        "model tiny: MLflow at http://127.0.0.1:9 does not answer as it should: connection refused"
+    )
+    assert time.monotonic() - started < 10
+
+
+def test_a_folder_is_resolved_without_importing_mlflow(tmp_path: Path) -> None:
+    code = (
+        "import sys; from mlflow_deploy_plugin.registry.resolve import resolve;"
+        f"r = resolve({str(tmp_path)!r}); print(r.name, r.source, 'mlflow' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == [tmp_path.name, str(tmp_path), "False"]
