@@ -109,7 +109,8 @@ def write_state(path: Path, state: _State) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # not the process id: containers that share a volume have the same ones
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     temporary.write_bytes(content)
     os.replace(temporary, path)
 

@@ -1,0 +1,130 @@
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.agent.cache import ModelCache
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
+
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ModelCache:
+    (tmp_path / "state").mkdir()
+    return ModelCache(tmp_path / "cache", tmp_path / "state")
+
+
+def left_overs(tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "cache").glob("fetching-*"))
+
+
+def test_a_version_is_fetched_once_and_found_again(cache: ModelCache, make_model: MakeModel, tmp_path: Path) -> None:
+    source = make_model(tmp_path / "source")
+    folder = cache.fetch(str(source), "registry x 1")
+    assert (folder / "MLmodel").read_bytes() == (source / "MLmodel").read_bytes()
+    assert not left_overs(tmp_path)
+
+    source.rename(tmp_path / "gone")
+    assert cache.fetch(str(source), "registry x 1") == folder
+    with pytest.raises(NotFound):
+        cache.fetch(str(source), "registry x 2")
+
+
+def test_without_a_lasting_identity_it_is_fetched_every_time(
+    cache: ModelCache, make_model: MakeModel, tmp_path: Path
+) -> None:
+    source = make_model(tmp_path / "source", "m-1")
+    first = cache.fetch(str(source), None)
+    (source / "MLmodel").write_text((source / "MLmodel").read_text().replace("m-1", "m-2"))
+    assert cache.fetch(str(source), None) != first
+
+
+def test_the_same_files_from_two_sources_are_kept_once(
+    cache: ModelCache, make_model: MakeModel, tmp_path: Path
+) -> None:
+    folders = {cache.fetch(str(make_model(tmp_path / name)), name) for name in ("a", "b")}
+    assert len(folders) == 1
+
+
+def test_files_that_were_changed_on_disk_are_fetched_again(
+    cache: ModelCache, make_model: MakeModel, tmp_path: Path
+) -> None:
+    source = make_model(tmp_path / "source")
+    folder = cache.fetch(str(source), "x")
+    (folder / "model.onnx").write_bytes(b"torn")
+    assert cache.fetch(str(source), "x") == folder
+    assert (folder / "model.onnx").read_bytes() == (source / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["no MLmodel", "no graph", "link"])
+def test_what_is_no_model_leaves_nothing_behind(
+    cache: ModelCache, make_model: MakeModel, tmp_path: Path, fault: str
+) -> None:
+    source = make_model(tmp_path / "source")
+    if fault == "no MLmodel":
+        (source / "MLmodel").unlink()
+    else:
+        (source / "model.onnx").unlink()
+    if fault == "link":
+        (source / "model.onnx").symlink_to("/etc/hostname")
+    with pytest.raises(InvalidArtifact):
+        cache.fetch(str(source), "x")
+    assert not left_overs(tmp_path)
+    assert not list((tmp_path / "cache" / "models").iterdir())
+    assert not (tmp_path / "cache" / "sources").exists()
+
+
+def test_many_fetchers_at_the_same_time_get_the_same_whole_folder(make_model: MakeModel, tmp_path: Path) -> None:
+    source = make_model(tmp_path / "source")
+    start = threading.Barrier(8)
+    got: list[Path] = []
+
+    def fetch(number: int) -> None:
+        own = ModelCache(tmp_path / "cache", tmp_path / f"state-{number}")
+        start.wait()
+        got.append(own.fetch(str(source), "x"))
+
+    fetchers = [threading.Thread(target=fetch, args=(number,)) for number in range(8)]
+    for fetcher in fetchers:
+        fetcher.start()
+    for fetcher in fetchers:
+        fetcher.join()
+    assert len(got) == 8
+    assert len(set(got)) == 1
+    assert {path.name for path in got[0].iterdir()} == {"MLmodel", "model.onnx"}
+    assert not left_overs(tmp_path)
+
+
+def test_old_versions_are_deleted_but_none_that_a_server_wants(
+    cache: ModelCache, make_model: MakeModel, tmp_path: Path
+) -> None:
+    folders = [cache.fetch(str(make_model(tmp_path / f"s{n}", f"m-{n}")), f"s{n}") for n in range(9)]
+    for age, folder in enumerate(reversed(folders)):
+        os.utime(folder, (time.time() - age, time.time() - age))
+    variant = {"model_uri": "models:/x/1", "model": "x", "version": "1", "folder": str(folders[0])}
+    wanted = {"generation": 1, "endpoints": {"e": {"variants": {"v": variant}}}}
+    (tmp_path / "state" / "wanted.json").write_text(json.dumps(wanted))
+
+    cache.prune()
+    assert all(folder.exists() for folder in folders), "all were asked for within the hour"
+
+    cache.prune(now=time.time() + 4000)
+    assert [folder.exists() for folder in folders] == [True] + [False] * 3 + [True] * 5
+
+
+def test_a_server_that_is_gone_holds_nothing(make_model: MakeModel, tmp_path: Path) -> None:
+    ModelCache(tmp_path / "cache", tmp_path / "never-made")
+    cache = ModelCache(tmp_path / "cache", tmp_path)
+    cache.prune()
+    assert len(list((tmp_path / "cache" / "users").iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidConfig, match="cannot be written: Not a directory"):
+        ModelCache(tmp_path / "file" / "cache", tmp_path)

@@ -1,0 +1,270 @@
+"""`Follower` round by round, with a clock in the hand and a registry that says what the test wants."""
+
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.agent.follow import Follower
+from mlflow_deploy_plugin.agent.version import FetchedVersion
+from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from mlflow_deploy_plugin.server.state import (
+    AGENT,
+    SPEC,
+    WANTED,
+    AgentState,
+    LoadedVariant,
+    Wanted,
+    WorkerState,
+    read_state,
+    worker_file,
+    write_state,
+)
+
+STAGE = "models:/tiny/Production"
+
+
+@dataclass
+class World:
+    """A registry that answers with `versions[uri]` (or raises it), and versions that lie ready on this disk."""
+
+    make_model: Callable[..., Path]
+    root: Path
+    versions: dict[str, str | OnnxserveError] = field(default_factory=dict)
+    unusable: set[str] = field(default_factory=set)
+    resolved: list[str] = field(default_factory=list)
+    fetched: list[str] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def resolve(self, model_uri: str) -> ResolvedModel:
+        self.resolved.append(model_uri)
+        answer = self.versions[model_uri]
+        if isinstance(answer, OnnxserveError):
+            raise answer
+        followed = not model_uri.rpartition("/")[2].isdigit()
+        return ResolvedModel(model_uri, "tiny", answer, f"models:/tiny/{answer}", followed)
+
+    def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
+        self.fetched.append(resolved.version)
+        if resolved.version in self.unusable:
+            raise InvalidArtifact("no onnx here")
+        folder = self.root / resolved.version
+        if not folder.exists():
+            self.make_model(folder)
+        return FetchedVersion("tiny", resolved.version, folder, {}, resolved.identity, resolved.source)
+
+    def report_failure(self, version: FetchedVersion, error: str) -> None:
+        self.failures.append((version.version, error))
+
+
+@dataclass
+class Case:
+    state_dir: Path
+    world: World
+    now: float = 1000.0
+
+    def spec(self, *variants: str) -> None:
+        lines = [f"  v{number}: {{model: '{uri}'}}" for number, uri in enumerate(variants, 1)]
+        (self.state_dir / SPEC).write_text("\n".join(["name: e", "variants:", *lines]))
+
+    def follower(self, follow: bool = True) -> Follower:
+        clock = lambda: self.now  # noqa: E731
+        return Follower(self.state_dir, self.world, 2.0, follow, clock, clock, uniform=lambda low, high: 1.0)
+
+    @property
+    def wanted(self) -> Wanted:
+        return read_state(self.state_dir / WANTED, Wanted) or Wanted()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {name: variant.version for name, variant in self.wanted.endpoints["e"].variants.items()}
+
+    def worker_says(self, **loaded: LoadedVariant) -> None:
+        state = WorkerState(pid=os.getpid(), generation=self.wanted.generation, endpoints={"e": loaded})
+        write_state(worker_file(self.state_dir, os.getpid()), state)
+
+
+@pytest.fixture
+def case(tmp_path: Path, make_model: Callable[..., Path]) -> Case:
+    (tmp_path / "state").mkdir()
+    return Case(tmp_path / "state", World(make_model, tmp_path / "versions"))
+
+
+def test_what_the_registry_names_is_wanted_and_a_move_is_noticed_at_the_next_poll(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    assert not follower.round().fatal
+    assert (case.wanted.generation, case.versions) == (1, {"v1": "1"})
+
+    case.world.versions[STAGE] = "2"
+    case.now += 1.9
+    follower.round()
+    assert case.versions == {"v1": "1"}
+    case.now += 0.2
+    follower.round()
+    assert (case.wanted.generation, case.versions) == (2, {"v1": "2"})
+    case.now += 2
+    follower.round()
+    assert case.wanted.generation == 2
+    assert case.world.fetched == ["1", "2"]
+
+
+def test_a_pinned_version_is_looked_up_once(case: Case) -> None:
+    case.spec("models:/tiny/3")
+    case.world.versions["models:/tiny/3"] = "3"
+    follower = case.follower()
+    for _ in range(5):
+        follower.round()
+        case.now += 100
+    assert case.world.resolved == ["models:/tiny/3"]
+
+
+def test_without_following_a_stage_is_looked_up_once(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower(follow=False)
+    for _ in range(5):
+        follower.round()
+        case.now += 100
+    assert case.world.resolved == [STAGE]
+
+
+def test_an_outage_is_told_and_the_version_stays_while_the_polls_become_rare(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    case.world.versions[STAGE] = RegistryUnavailable("MLflow is down")
+    polls = []
+    for _ in range(1200):
+        case.now += 0.1
+        before = len(case.world.resolved)
+        state = follower.round()
+        if len(case.world.resolved) > before:
+            polls.append(case.now)
+    assert (state.error, state.fatal) == ("MLflow is down", False)
+    pauses = [round(later - earlier) for earlier, later in itertools.pairwise(polls)]
+    assert pauses[:4] == [4, 8, 16, 30]
+    assert (case.wanted.generation, case.versions) == (1, {"v1": "1"})
+
+    case.world.versions[STAGE] = "2"
+    case.now += 30
+    assert follower.round().error == ""
+    assert case.versions == {"v1": "2"}
+
+
+@pytest.mark.parametrize("error", [NotFound("no such model"), RegistryUnavailable("MLflow is down")])
+def test_at_a_first_start_nothing_to_serve_is_fatal(case: Case, error: OnnxserveError) -> None:
+    case.spec(STAGE, "models:/tiny/3")
+    case.world.versions = {STAGE: error, "models:/tiny/3": "3"}
+    state = case.follower().round()
+    assert state.fatal
+    assert error.message in state.error
+    assert read_state(case.state_dir / AGENT, AgentState) == state
+    assert case.wanted.generation == 0
+
+
+def test_after_a_restart_what_was_served_is_served_on_without_the_registry(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.follower().round()
+    case.world.versions[STAGE] = RegistryUnavailable("MLflow is down")
+    state = case.follower().round()
+    assert (state.fatal, state.error) == (False, "MLflow is down")
+    assert (case.wanted.generation, case.versions) == (1, {"v1": "1"})
+
+
+def test_after_a_restart_with_another_model_the_old_one_does_not_count(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.follower().round()
+    case.spec("models:/other/Production")
+    case.world.versions["models:/other/Production"] = NotFound("no model other")
+    assert case.follower().round().fatal
+
+
+def test_a_spec_that_changes_is_read_again(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions = {STAGE: "1", "models:/tiny/3": "3"}
+    follower = case.follower()
+    follower.round()
+    case.spec(STAGE, "models:/tiny/3")
+    follower.round()
+    assert (case.wanted.generation, case.versions) == (2, {"v1": "1", "v2": "3"})
+
+    (case.state_dir / SPEC).write_text("name: [")
+    assert "not valid YAML" in follower.round().error
+    assert case.wanted.generation == 2
+
+    case.spec("models:/tiny/3")
+    assert follower.round().error == ""
+    assert case.versions == {"v1": "3"}
+
+
+def test_a_version_without_onnx_is_refused_once_and_the_old_one_stays(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.world.unusable = {"2"}
+    follower = case.follower()
+    follower.round()
+    case.world.versions[STAGE] = "2"
+    for _ in range(3):
+        case.now += 2
+        assert follower.round().error == f"{STAGE}: no onnx here"
+    assert case.world.fetched == ["1", "2"]
+    assert case.versions == {"v1": "1"}
+
+
+def test_a_version_that_workers_cannot_load_gives_way_to_the_one_before(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    case.worker_says(v1=LoadedVariant(version="1"))
+    case.world.versions[STAGE] = "2"
+    case.now += 2
+    follower.round()
+    assert case.versions == {"v1": "2"}
+
+    case.worker_says(v1=LoadedVariant(version="1", error="bad graph"))
+    for _ in range(3):
+        case.now += 2
+        state = follower.round()
+        assert (state.error, state.fatal) == (
+            f"{STAGE}: version 2 cannot be loaded: bad graph; version 1 is served on",
+            False,
+        )
+    assert (case.wanted.generation, case.versions) == (3, {"v1": "1"})
+    assert case.world.failures == [("2", "bad graph")]
+
+    case.world.versions[STAGE] = "3"
+    case.now += 2
+    assert follower.round().error == ""
+    assert case.versions == {"v1": "3"}
+
+
+def test_a_first_version_that_does_not_load_is_fatal(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    case.worker_says(v1=LoadedVariant(error="bad graph"))
+    state = follower.round()
+    assert state.fatal
+    assert state.error == f"{STAGE}: version 1 cannot be loaded: bad graph"
+
+
+def test_a_second_variant_that_does_not_load_leaves_the_first_one_serving(case: Case) -> None:
+    case.spec(STAGE, "models:/tiny/3")
+    case.world.versions = {STAGE: "1", "models:/tiny/3": "3"}
+    follower = case.follower()
+    follower.round()
+    case.worker_says(v1=LoadedVariant(version="1"), v2=LoadedVariant(error="bad graph"))
+    state = follower.round()
+    assert not state.fatal
+    assert state.error == "models:/tiny/3: version 3 cannot be loaded: bad graph"

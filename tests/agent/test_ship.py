@@ -1,0 +1,201 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlflow_deploy_plugin.agent.ship import Shipper
+from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
+from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
+
+NOON = int(datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
+HOUR = 3_600_000_000
+
+TABULAR = CapturedModel(
+    "tiny",
+    "3",
+    Schema(
+        (Column("carrier", "string"), Column("distance", "double")),
+        (),
+        (Input("c", "str", (-1, 1), ("carrier",)), Input("d", "float64", (-1, 1), ("distance",))),
+    ),
+    ("label",),
+)
+IMAGES = CapturedModel(
+    "cnn",
+    "1",
+    Schema((), (Tensor("image", "float32", (-1, -1, 2)),), (Input("image", "float32", (-1, -1, 2)),)),
+    ("p",),
+)
+
+
+def write(writer: CaptureWriter, request: str, carriers: list[str], at: int = NOON) -> None:
+    record = RequestRecord("flights", "champion", request, f"p-{request}", at, NOON)
+    feeds = {
+        "c": np.array([[carrier] for carrier in carriers], dtype=object),
+        "d": np.arange(len(carriers), dtype=np.float64).reshape(-1, 1),
+    }
+    outputs = {"label": np.array(["late"] * len(carriers), dtype=object)}
+    outputs["probabilities"] = np.full((len(carriers), 2), 0.5, dtype=np.float32)
+    assert writer.write(record, TABULAR, feeds, outputs, 100)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[CaptureWriter]:
+    writer = CaptureWriter(tmp_path / "spool")
+    yield writer
+    writer.close()
+
+
+@pytest.fixture
+def shipper(tmp_path: Path) -> Shipper:
+    return Shipper(tmp_path / "spool", str(tmp_path / "log"))
+
+
+def files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "log").rglob("*.parquet"))
+
+
+def rows(tmp_path: Path) -> list[dict[str, Any]]:
+    return [row for file in files(tmp_path) for row in pq.ParquetFile(file).read().to_pylist()]
+
+
+def test_captured_rows_come_out_under_the_signatures_names(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    write(writer, "a", ["AA", "UA"])
+    assert shipper.ship() == 2
+
+    (segment,) = (tmp_path / "spool").glob("*.seg")
+    first, second = rows(tmp_path)
+    assert first == {
+        "_event_time": datetime(2026, 6, 1, 12, tzinfo=UTC),
+        "_received_time": datetime(2026, 6, 1, 12, tzinfo=UTC),
+        "_prediction_id": "p-a",
+        "_request_id": "a",
+        "_variant": "champion",
+        "_model": "tiny",
+        "_version": "3",
+        "_segment": segment.stem,
+        "_offset": first["_offset"],
+        "_row": 0,
+        "carrier": "AA",
+        "distance": 0.0,
+        "prediction": "late",
+        "output.probabilities": [0.5, 0.5],
+    }
+    assert (second["_row"], second["carrier"]) == (1, "UA")
+    schema = pq.ParquetFile(files(tmp_path)[0]).schema_arrow
+    assert schema.field("_event_time").type == pa.timestamp("us", tz="UTC")
+    assert (schema.field("_offset").type, schema.field("_row").type) == (pa.int64(), pa.int32())
+    assert schema.field("output.probabilities").type == pa.list_(pa.float32())
+
+
+def test_rows_are_partitioned_by_endpoint_and_the_hour_of_event_time(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    for number, hours in enumerate((0, 0, 1, 13)):
+        write(writer, str(number), ["AA"], NOON + hours * HOUR)
+    shipper.ship()
+    folders = [str(file.parent.relative_to(tmp_path / "log")) for file in files(tmp_path)]
+    assert folders == [
+        "endpoint=flights/date=2026-06-01/hour=12",
+        "endpoint=flights/date=2026-06-01/hour=13",
+        "endpoint=flights/date=2026-06-02/hour=01",
+    ]
+
+
+def test_only_what_is_new_is_shipped_and_a_segment_goes_when_its_worker_let_go(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    write(writer, "a", ["AA"])
+    assert shipper.ship() == 1
+    assert shipper.ship() == 0
+    write(writer, "b", ["UA"])
+    again = Shipper(tmp_path / "spool", str(tmp_path / "log"))
+    assert again.ship() == 1
+    assert len(list((tmp_path / "spool").glob("*.seg"))) == 1
+
+    write(writer, "c", ["DL"])
+    writer.close()
+    assert again.ship() == 1
+    assert not list((tmp_path / "spool").iterdir())
+    assert sorted(row["_request_id"] for row in rows(tmp_path)) == ["a", "b", "c"]
+
+
+def test_a_crash_before_the_offset_is_written_makes_no_doubles(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    write(writer, "a", ["AA"])
+    shipper.ship()
+    (shipped,) = (tmp_path / "spool").glob("*.shipped")
+    shipped.unlink()
+    write(writer, "b", ["UA"])
+    Shipper(tmp_path / "spool", str(tmp_path / "log")).ship()
+    assert [row["_request_id"] for row in rows(tmp_path)] == ["a", "b"]
+
+
+def test_what_a_killed_worker_left_is_shipped_up_to_the_torn_frame(shipper: Shipper, tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_ship as t, time;"
+        "w = t.CaptureWriter(Path(sys.argv[2])); t.write(w, 'a', ['AA']); t.write(w, 'b', ['UA']);"
+        "print('written', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "spool")]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == b"written\n"
+    (segment,) = (tmp_path / "spool").glob("*.seg")
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.communicate()
+    os.truncate(segment, segment.stat().st_size - 3)
+
+    assert shipper.ship() == 1
+    assert [row["_request_id"] for row in rows(tmp_path)] == ["a"]
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def test_a_log_that_cannot_be_written_keeps_the_segment(writer: CaptureWriter, tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"))
+    write(writer, "a", ["AA"])
+    writer.close()
+    assert shipper.ship() == 0
+    (tmp_path / "log").unlink()
+    assert shipper.ship() == 1
+
+
+def test_a_segment_that_makes_no_sense_is_set_aside(writer: CaptureWriter, shipper: Shipper, tmp_path: Path) -> None:
+    write(writer, "a", ["AA"])
+    writer.close()
+    (segment,) = (tmp_path / "spool").glob("*.seg")
+    (tmp_path / "spool" / f"{segment.stem}.shipped").write_text("not a number")
+    assert shipper.ship() == 0
+    assert [path.suffix for path in (tmp_path / "spool").iterdir()] == [".broken"]
+
+
+def test_tensors_of_different_lengths_become_nested_lists(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    for number, length in enumerate((1, 3)):
+        record = RequestRecord("cnn", "cnn", str(number), f"p-{number}", NOON, NOON)
+        image = np.arange(2 * length * 2, dtype=np.float32).reshape(2, length, 2)
+        assert writer.write(record, IMAGES, {"image": image}, {"p": np.zeros(2, np.int64)}, 100)
+    assert shipper.ship() == 4
+    found = rows(tmp_path)
+    assert [row["image"] for row in found] == [
+        [[0.0, 1.0]],
+        [[2.0, 3.0]],
+        [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]],
+        [[6.0, 7.0], [8.0, 9.0], [10.0, 11.0]],
+    ]
+    assert [row["prediction"] for row in found] == [0, 0, 0, 0]
