@@ -1,12 +1,9 @@
 """Loading a version so that its first request is not its slowest."""
 
-import json
 import logging
 from pathlib import Path
 
-import orjson
-
-from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON
@@ -29,7 +26,7 @@ def load_warm(folder: Path, device: Device, intra_op_num_threads: int) -> OnnxMo
     example = folder / EXAMPLE
     if example.is_file():
         try:
-            model.run(mlflow.decode(JSON, _strict(example.read_bytes()), model.schema))
+            model.run(mlflow.decode(JSON, example.read_bytes(), model.schema))
         except OnnxserveError as error:
             raise InvalidArtifact(f"the model cannot answer its own example ({EXAMPLE}): {error.message}") from None
         return model
@@ -39,15 +36,3 @@ def load_warm(folder: Path, device: Device, intra_op_num_threads: int) -> OnnxMo
         # A graph may have every right to refuse zeros (an unknown category, a shape): it only starts cold.
         logger.info("%s: no warm-up, since it refuses a row of zeros: %s", folder.name, error.message)
     return model
-
-
-def _strict(body: bytes) -> bytes:
-    """MLflow writes a missing number as the bare word NaN, which is no JSON; requests say null.
-
-    Raises:
-        InvalidRequest: not even Python's lenient reader understands it.
-    """
-    try:
-        return orjson.dumps(json.loads(body))
-    except ValueError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None

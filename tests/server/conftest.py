@@ -1,7 +1,6 @@
 """Tiny models with hand-written MLmodel files, state folders, and servers around them, with and without gunicorn."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -221,20 +221,20 @@ def free_port() -> int:
 
 
 @contextmanager
-def gunicorn(state_dir: Path, spec: ServerSpec | None = None, env: dict[str, str] | None = None) -> Iterator[Running]:
-    """A real server on the state folder, ready; ended at the end."""
+def gunicorn(
+    state_dir: Path, spec: ServerSpec | None = None, config: Path | None = None, awaited: int = 200
+) -> Iterator[Running]:
+    """A real server on the state folder, once /ping answers `awaited`; `config` stands in for our configuration."""
     port = free_port()
     log = state_dir / "server.log"
+    command = gunicorn_command(state_dir, spec or ServerSpec(), port)
+    if config is not None:
+        command[command.index("--config") + 1] = str(config)
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            gunicorn_command(state_dir, spec or ServerSpec(), port),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     running = Running(f"http://127.0.0.1:{port}", process, state_dir, log)
     try:
-        wait_until(lambda: _is_ready(running), what="gunicorn")
+        wait_until(lambda: ping(running) == awaited, what="gunicorn")
         yield running
     finally:
         process.send_signal(signal.SIGTERM)
@@ -245,14 +245,33 @@ def gunicorn(state_dir: Path, spec: ServerSpec | None = None, env: dict[str, str
             process.wait()
 
 
-def _is_ready(running: Running) -> bool:
+def ping(running: Running) -> int:
+    """The status of /ping; 0: nobody listens."""
     assert running.process.poll() is None, running.log.read_text()
     try:
-        return requests.get(running.url + "/ping", timeout=5).status_code == 200
+        return requests.get(running.url + "/ping", timeout=5).status_code
     except requests.ConnectionError:
-        return False
+        return 0
+
+
+def exchange(url: str, request: bytes) -> bytes:
+    """What the server sends back for raw bytes, until it closes or its first answer is there."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(request)
+        return connection.recv(65536)
 
 
 @pytest.fixture(scope="session")
-def running_gunicorn() -> Callable[..., Any]:
-    return gunicorn
+def tools() -> SimpleNamespace:
+    """The functions of this file: a conftest cannot be imported by the tests beside it."""
+    return SimpleNamespace(
+        want=want,
+        variant=variant,
+        wait_until=wait_until,
+        gunicorn=gunicorn,
+        ping=ping,
+        exchange=exchange,
+        single_model=single_model,
+        write_model=write_model,
+    )

@@ -5,11 +5,10 @@ import time
 from pathlib import Path
 from typing import IO
 
-from flask import Flask, Response
-from flask import request as flask_request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
 
-from mlflow_deploy_plugin.errors import BodyTooLarge
+from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
 from mlflow_deploy_plugin.server.http.routes import answer
@@ -34,32 +33,50 @@ def create_app(state_dir: str) -> Flask:
 def build_app(server: Server) -> Flask:
     """The application around a server that is there already."""
     app = Flask("onnxserve", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = server.max_body_bytes
     app.url_map.merge_slashes = False  # no redirects: a path is answered or is not there
 
     def view(path: str = "") -> Response:
-        return _flask_response(answer(server, _raw_request()))
+        try:
+            raw = _raw_request(server.max_body_bytes)
+        except OnnxserveError as error:
+            return _flask_response(refused(error))
+        return _flask_response(answer(server, raw))
 
     app.add_url_rule("/", "any", view, methods=_METHODS, provide_automatic_options=False)
     app.add_url_rule("/<path:path>", "any", view, methods=_METHODS, provide_automatic_options=False)
 
-    def too_large(error: RequestEntityTooLarge) -> Response:
-        _drain(flask_request.environ["wsgi.input"], flask_request.content_length)
-        limit = server.max_body_bytes
-        return _flask_response(refused(BodyTooLarge(f"the body is larger than this server's limit of {limit} bytes")))
-
     def refused_by_werkzeug(error: HTTPException) -> Response:
         return _flask_response(error_response(error.code or 500, "BAD_REQUEST", error.description or error.name))
 
-    app.register_error_handler(RequestEntityTooLarge, too_large)
     app.register_error_handler(HTTPException, refused_by_werkzeug)
     return app
 
 
-def _raw_request() -> RawRequest:
-    request = flask_request
+def _raw_request(max_body_bytes: int) -> RawRequest:
     headers = {name.lower(): value for name, value in request.headers.items()}
-    return RawRequest(request.method, request.path, headers, request.get_data(cache=False))
+    body = _read_body(request.environ["wsgi.input"], request.content_length, max_body_bytes)
+    return RawRequest(request.method, request.path, headers, body)
+
+
+def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> bytes:
+    """The whole body.
+
+    werkzeug 3.1's own limit cuts a chunked body off without a word, and takes half a body for a whole one.
+
+    Raises:
+        BodyTooLarge: it is larger than `limit`, declared or chunked.
+        InvalidRequest: it ended before its declared length.
+    """
+    if content_length is None and not request.environ.get("wsgi.input_terminated"):
+        return b""
+    is_small = content_length is None or content_length <= limit
+    body = stream.read(limit + 1 if content_length is None else content_length) if is_small else b""
+    if not is_small or len(body) > limit:
+        _drain(stream, content_length)
+        raise BodyTooLarge(f"the body is larger than this server's limit of {limit} bytes")
+    if content_length is not None and len(body) < content_length:
+        raise InvalidRequest(f"the body ended after {len(body)} of {content_length} bytes")
+    return body
 
 
 def _flask_response(response: RawResponse) -> Response:

@@ -1,5 +1,7 @@
 """What every protocol over HTTP shares: the content type, and JSON in both directions."""
 
+import contextlib
+import json
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,9 @@ def media_type(content_type: str | None, accepted: tuple[str, ...]) -> str:
 def load_json(body: bytes) -> Any:
     """The document in `body`. orjson bounds the depth itself (1,024 levels).
 
+    The bare words NaN and Infinity are no JSON, but MLflow's own clients and input examples write them, and its server
+    reads them: so does this one.
+
     Raises:
         InvalidRequest: not JSON; the message says where.
     """
@@ -40,6 +45,9 @@ def load_json(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        if b"NaN" in body or b"Infinity" in body:
+            with contextlib.suppress(ValueError, RecursionError):
+                return json.loads(body)
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
 
 
