@@ -1,0 +1,66 @@
+"""`onnxserve drift run NAME`: judges a window of what an endpoint has answered, now."""
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.monitoring.drift import DriftResult
+
+_SHOWN = 8
+
+
+@click.group()
+def drift() -> None:
+    """Judge captured traffic against the model's reference."""
+
+
+@drift.command("run")
+@click.argument("name")
+@click.option(
+    "--window",
+    metavar="START/END",
+    help="Half-open interval of event time in UTC: 2013-07-01/2013-07-02 or 2013-07-01/1d. "
+    "Default: the latest whole window of the monitor's length that has rows.",
+)
+@click.option(
+    "--monitor", help="A monitor of the endpoint's spec. Default: its only one, else a daily one named drift."
+)
+@click.option("--min-rows", type=click.IntRange(min=1), help="Fewer rows are not judged. Default: the monitor's.")
+@click.option(
+    "--false-alarm-rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of windows like the reference that may be called drifted. Default: the monitor's.",
+)
+def run(
+    name: str, window: str | None, monitor: str | None, min_rows: int | None, false_alarm_rate: float | None
+) -> None:
+    """Judges one window of the endpoint NAME and logs the report to MLflow. Exit status 0 whatever the verdict is."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    # here: Evidently and MLflow take seconds that no other command should wait for
+    from mlflow_deploy_plugin.monitoring.windows import parse_window
+
+    parsed = parse_window(window) if window is not None else None
+    from mlflow_deploy_plugin.monitoring.drift import run_drift
+
+    _print(run_drift(name, parsed, monitor, min_rows, false_alarm_rate))
+
+
+def _print(result: "DriftResult") -> None:
+    from mlflow_deploy_plugin.monitoring.report import summary
+
+    judgement, verdict = result.judgement, result.verdict
+    click.echo(f"{judgement.endpoint} {judgement.window}: {verdict.state}")
+    click.echo(f"  model {judgement.model} version {judgement.version}, {verdict.rows:,} rows")
+    click.echo(f"  {summary(verdict)}")
+    if verdict.threshold is not None:
+        width = max(len(feature.name) for feature in verdict.features[:_SHOWN])
+        for feature in verdict.features[:_SHOWN]:
+            mark = "drifted" if feature.is_drifted else ""
+            line = f"  {feature.name:{width}}  score {feature.score:7.2f}  threshold {verdict.threshold:.2f}  {mark}"
+            click.echo(line.rstrip())
+    for note in judgement.notes:
+        click.echo(f"  note: {note}")
+    click.echo(f"  report: {result.run.url or f'run {result.run.run_id} in experiment {result.run.experiment}'}")

@@ -1,0 +1,53 @@
+"""Waits until what a server has captured is in the inference log: a window is to be judged with all of its rows."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mlflow_deploy_plugin.server.capture import SPOOL, segments
+from mlflow_deploy_plugin.server.state import AGENT, AgentState, read_state
+
+_PAUSE = 0.1
+
+
+def wait_until_shipped(
+    state_dir: Path,
+    patience: float,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> bool:
+    """Whether all that is in the spool now is in the log, after waiting at most `patience` seconds for the agent.
+
+    Without a living agent nobody ships, and there is nothing to wait for.
+    """
+    deadline = clock() + patience
+    sizes = {segment: segment.stat().st_size for segment in segments(state_dir / SPOOL)}
+    while any(_shipped(segment) < size for segment, size in sizes.items()):
+        if clock() >= deadline or not _agent_lives(state_dir):
+            return False
+        pause(_PAUSE)
+    return True
+
+
+def _shipped(segment: Path) -> float:
+    """Bytes of the segment that are in the log; all, where the agent has deleted it."""
+    if not segment.exists():
+        return float("inf")
+    try:
+        return int(segment.with_suffix(".shipped").read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def _agent_lives(state_dir: Path) -> bool:
+    agent = read_state(state_dir / AGENT, AgentState)
+    if agent is None:
+        return False
+    try:
+        os.kill(agent.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

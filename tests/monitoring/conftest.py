@@ -1,0 +1,190 @@
+"""A world with an endpoint whose rows were captured, a model with a reference, and an MLflow of its own."""
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.monitoring.inference_log import InferenceLog, open_log
+from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
+from mlflow_deploy_plugin.settings import Settings
+
+ENDPOINT, MODEL = "flights", "flight-delay"
+FIRST_DAY = datetime(2013, 1, 1, tzinfo=UTC)
+REFERENCE_DAYS = 40
+DAY_ROWS = 120
+
+
+def day_of_rows(rng: np.random.Generator, day: datetime, shift: float = 0.0, rows: int = DAY_ROWS) -> dict[str, Any]:
+    """Rows of one day: a temperature that a day shares, noise, a text, a boolean, a prediction."""
+    temperature = rng.normal(rng.normal(0, 1) + shift, 1, rows)
+    temperature[rng.random(rows) < 0.05] = np.nan
+    seconds = np.sort(rng.integers(0, 86400, rows))
+    return {
+        "_event_time": [day + timedelta(seconds=int(second)) for second in seconds],
+        "temperature": temperature,
+        "noise": rng.normal(size=rows),
+        "carrier": rng.choice(["UA", "AA", "DL"], rows).astype(object),
+        "is_weekend": np.full(rows, day.weekday() >= 5),
+        "prediction": (np.nan_to_num(temperature) > 0.5).astype(np.int64),
+    }
+
+
+def event_table(columns: Mapping[str, Any]) -> pa.Table:
+    """A table whose `_event_time` has the log's type."""
+    arrays = {name: pa.array(values) for name, values in columns.items() if name != "_event_time"}
+    arrays["_event_time"] = pa.array(columns["_event_time"], type=pa.timestamp("us", tz="UTC"))
+    return pa.table(arrays)
+
+
+@dataclass(frozen=True)
+class LogWriter:
+    """Writes Parquet files as the agent does."""
+
+    root: Path
+
+    def write(
+        self,
+        columns: Mapping[str, Any],
+        version: str = "1",
+        segment: str | None = None,
+        offset: int = 0,
+        endpoint: str = ENDPOINT,
+        suffix: str = "",
+    ) -> str:
+        """One request with these rows, one file an hour; gives the segment."""
+        segment = segment or uuid.uuid4().hex
+        table = event_table(columns)
+        rows = len(table)
+        own = {
+            "_received_time": table.column("_event_time"),
+            "_prediction_id": [uuid.uuid4().hex] * rows,
+            "_request_id": ["same"] * rows,
+            "_variant": [endpoint] * rows,
+            "_model": [MODEL] * rows,
+            "_version": [version] * rows,
+            "_segment": [segment] * rows,
+            "_offset": pa.array([offset] * rows, pa.int64()),
+            "_row": pa.array(np.arange(rows), pa.int32()),
+        }
+        for name, values in own.items():
+            table = table.append_column(name, values if isinstance(values, pa.ChunkedArray) else pa.array(values))
+        hours = np.array([time.strftime("date=%Y-%m-%d/hour=%H") for time in table.column("_event_time").to_pylist()])
+        for hour in np.unique(hours):
+            folder = self.root / f"endpoint={endpoint}" / hour
+            folder.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table.filter(pa.array(hours == hour)), folder / f"{segment}-{offset}{suffix}.parquet")
+        return segment
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, made once: their migrations take seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_registered_models()
+    return path
+
+
+@pytest.fixture
+def mlflow_store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    monkeypatch.chdir(tmp_path)  # artifacts of a database store go below the working directory
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    yield uri
+    mlflow.set_tracking_uri(before[0])
+    mlflow.set_registry_uri(before[1])
+
+
+def write_model(folder: Path, reference: pa.Table | None, model_id: str = "") -> Path:
+    """An MLmodel folder as far as monitoring reads it."""
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"not opened here")
+    section: dict[str, Any] = {"data": "model.onnx", "onnxserve_version": "0"}
+    if reference is not None:
+        section["reference"] = {"data": "reference.parquet", "rows": len(reference)}
+        pq.write_table(reference, folder / "reference.parquet")
+    document = {"model_id": model_id, "mlflow_version": mlflow.__version__, "flavors": {"onnxserve": section}}
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    return folder
+
+
+def serve(state_dir: Path, folder: Path, version: str = "1") -> None:
+    """Leaves in the state folder what a server that serves this folder leaves there."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    document = {"name": ENDPOINT, "variants": {ENDPOINT: {"model": f"models:/{MODEL}/{version}"}}}
+    (state_dir / "spec.yaml").write_text(yaml.safe_dump(document))
+    variant = WantedVariant(model_uri=f"models:/{MODEL}/{version}", model=MODEL, version=version, folder=folder)
+    wanted = Wanted(generation=1, endpoints={ENDPOINT: WantedEndpoint(variants={ENDPOINT: variant})})
+    write_state(state_dir / WANTED, wanted)
+
+
+def reference_of_days(days: Sequence[Mapping[str, Any]]) -> pa.Table:
+    return pa.concat_tables([event_table(day) for day in days])
+
+
+@dataclass(frozen=True)
+class World:
+    """The pieces, and what a test does with them."""
+
+    settings: Settings
+    writer: LogWriter
+    log: InferenceLog
+    model_id: str
+    model_folder: Path
+
+    @property
+    def state_dir(self) -> Path:
+        return self.settings.deployments_path / ENDPOINT
+
+    def capture_day(self, day: datetime, shift: float = 0.0, rows: int = DAY_ROWS, version: str = "1") -> None:
+        """Writes the rows of a day to the log; a shift of 6 is a season."""
+        rng = np.random.default_rng(day.toordinal())
+        self.writer.write(day_of_rows(rng, day, shift, rows), version)
+
+    def write_model(self, name: str, reference: pa.Table | None) -> Path:
+        return write_model(self.model_folder.with_name(name), reference)
+
+    def serve(self, folder: Path, version: str) -> None:
+        serve(self.state_dir, folder, version)
+
+    def reference(self) -> pa.Table:
+        return pq.read_table(self.model_folder / "reference.parquet")
+
+
+@pytest.fixture
+def world(tmp_path: Path, mlflow_store: str) -> World:
+    rng = np.random.default_rng(0)
+    days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(REFERENCE_DAYS)]
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment("training")
+    logged = client.create_logged_model(experiment, name="model")
+    folder = write_model(tmp_path / "models" / "1", reference_of_days(days), logged.model_id)
+    client.create_registered_model(MODEL)
+    client.create_model_version(MODEL, source=str(folder))
+    settings = Settings(home=tmp_path / "home")
+    serve(settings.deployments_path / ENDPOINT, folder)
+    log = open_log(settings.inference_log)
+    return World(settings, LogWriter(Path(settings.inference_log)), log, logged.model_id, folder)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> LogWriter:
+    return LogWriter(tmp_path / "log")
+
+
+@pytest.fixture
+def day_columns() -> Callable[..., dict[str, Any]]:
+    return day_of_rows

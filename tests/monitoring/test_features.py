@@ -1,0 +1,67 @@
+"""Columns of any type, reduced to numbers and categories."""
+
+import datetime
+import decimal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.monitoring.features import Feature, align, read_features
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "values"),
+    [
+        (pa.array([1, None, 3], pa.int64()), "number", [1.0, np.nan, 3.0]),
+        (pa.array([1, 2], pa.uint8()), "number", [1.0, 2.0]),
+        (pa.array([2**63 + 1], pa.uint64()), "number", [float(2**63)]),
+        (pa.array([0.5, np.nan, None], pa.float32()), "number", [0.5, np.nan, np.nan]),
+        (pa.array([decimal.Decimal("1.25")]), "number", [1.25]),
+        (pa.array([True, None, False]), "category", ["true", None, "false"]),
+        (pa.array(["a", None]), "category", ["a", None]),
+        (pa.array(["a", "b", "a"]).dictionary_encode(), "category", ["a", "b", "a"]),
+        (pa.nulls(2), "category", [None, None]),
+    ],
+)
+def test_a_column_becomes_a_feature(column, kind, values):
+    features, notes = read_features(pa.table({"x": column}))
+
+    assert (features["x"].kind, notes) == (kind, [])
+    np.testing.assert_array_equal(features["x"].values, np.array(values, dtype=features["x"].values.dtype))
+
+
+def test_a_tensor_becomes_the_mean_and_the_spread_of_each_row():
+    nested = pa.array([[[1.0, 3.0], [5.0, 7.0]], [[2.0, 2.0], [2.0, 2.0]]])
+    ragged = pa.array([[1, 2, 3], []])
+
+    features, _ = read_features(pa.table({"image": nested, "tokens": ragged}))
+
+    assert list(features) == ["image.mean", "image.std", "tokens.mean", "tokens.std"]
+    np.testing.assert_allclose(features["image.mean"].values, [4, 2])
+    np.testing.assert_allclose(features["image.std"].values, [np.sqrt(5), 0])
+    np.testing.assert_array_equal(features["tokens.mean"].values, [2, np.nan])
+
+
+def test_the_logs_own_columns_and_times_are_no_features():
+    table = pa.table({"_row": [1], "when": [datetime.datetime(2013, 1, 1)], "words": [["a"]], "x": [1.0]})
+
+    features, notes = read_features(table)
+
+    assert list(features) == ["x"]
+    assert notes == ["when: a column of type timestamp[us] is not judged"]
+
+
+def test_features_are_paired_by_name_and_brought_to_one_kind():
+    number = Feature("x", "number", np.array([1.0, np.nan]))
+    text = Feature("x", "category", np.array(["1", "b"], dtype=object))
+    empty = Feature("x", "category", np.array([None, None], dtype=object))
+
+    ((left, right),), notes = align({"x": number, "gone": number}, {"x": text, "new": text})
+    assert (left.kind, list(left.values), right.kind) == ("category", ["1", None], "category")
+    assert notes == [
+        "gone: in the reference, not in the captured rows",
+        "new: in the captured rows, not in the reference",
+    ]
+    ((left, right),), _ = align({"x": number}, {"x": empty})
+    assert (left.kind, right.kind, np.isnan(right.values).all()) == ("number", "number", True)
