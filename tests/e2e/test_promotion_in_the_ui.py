@@ -10,6 +10,8 @@ import requests
 from mlflow.deployments import get_deploy_client
 from playwright.sync_api import Page, sync_playwright
 
+from support.waiting import wait_until
+
 CHROMIUM = shutil.which("chromium")
 
 
@@ -34,7 +36,7 @@ class Traffic(threading.Thread):
         session = requests.Session()
         while not self._ended.is_set():
             response = session.post(self._url, json={"inputs": [[10.0]]}, timeout=10)
-            value = response.json()["predictions"]["y"][0][0] if response.ok else float("nan")
+            value = response.json()["predictions"][0][0] if response.ok else float("nan")
             version = response.headers.get("X-Model-Version", "")
             self.answers.append(Answer(time.monotonic(), response.status_code, version, value))
             self._ended.wait(0.005)
@@ -80,10 +82,9 @@ def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fail
                 ],
             )
             clicked = promote_in_the_ui(browser.new_page(), mlflow_server, two_versions, "2")
-            deadline = clicked + 20
-            while time.monotonic() < deadline and traffic.answers[-1].version != "2":
-                time.sleep(0.05)
-            time.sleep(1)  # so that an answer of the old version after the first of the new one would be seen
+            wait_until(lambda: traffic.answers[-1].version == "2", 20, "version 2 answers")
+            seen = len(traffic.answers)  # an answer of the old version after the first of the new one would be seen
+            wait_until(lambda: len(traffic.answers) > seen + 100, 20, "a hundred answers after it")
             browser.close()
         answers = traffic.stop()
     finally:

@@ -1,0 +1,32 @@
+"""Waiting for a condition instead of for a time, and ports that nobody uses."""
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import requests
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "the condition") -> Any:
+    """The first true value of `condition`; fails with `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
+        time.sleep(0.05)
+    return value
+
+
+def free_port() -> int:
+    """A port of this machine that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of `url` is answered with a status below 400."""
+    try:
+        return requests.get(url, timeout=2).ok
+    except requests.RequestException:
+        return False
