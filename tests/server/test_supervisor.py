@@ -49,7 +49,7 @@ class Running:
     def phase(self) -> str:
         assert self.process.poll() is None, self.log.read_text()
         state = read_state(self.state_dir / SERVER, ServerState)
-        return state.phase if state else ""
+        return state.phase if state and state.pid == self.process.pid else ""
 
     def wait_ready(self) -> "Running":
         wait_until(lambda: self.phase() == "serving", 60, "serving")
