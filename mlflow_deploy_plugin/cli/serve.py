@@ -10,6 +10,7 @@ import click
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.registry.reference import default_endpoint_name
+from mlflow_deploy_plugin.runtime.device import require_device
 from mlflow_deploy_plugin.server.state import SPEC, write_atomically
 from mlflow_deploy_plugin.server.supervisor import claimed, supervise
 from mlflow_deploy_plugin.settings import load_settings
@@ -49,25 +50,29 @@ def serve(
     state_dir: Path | None,
 ) -> None:
     """Serve a model, or the endpoints of a spec, until SIGTERM or Ctrl-C; what is in flight is finished then."""
-    if (model_uri is None) == (spec_file is None):
-        raise InvalidConfig("give either -m MODEL_URI or --spec FILE")
     options = {"server.host": host, "server.port": port, "server.workers": workers, "server.device": device}
     changes = {**_pairs(config), **{key: value for key, value in options.items() if value is not None}}
-    if spec_file is not None:
-        if name is not None:
-            raise InvalidConfig("--name goes with -m; a spec names its endpoints itself")
-        first, *others = load_specs(_read(spec_file))
-        specs = [apply_config(first, {**_defaults(first), **changes}), *others]
-    else:
-        assert model_uri is not None
-        spec = new_endpoint(name or default_endpoint_name(model_uri), model_uri)
-        specs = [apply_config(spec, {**_defaults(spec), **changes})]
+    first, *others = _named_specs(model_uri, spec_file, name)
+    specs = [apply_config(first, {**_defaults(first), **changes}), *others]
+    require_device(specs[0].server.device)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s [serve] %(levelname)s %(message)s", stream=sys.stderr)
     with _claimed_folder(specs[0], state_dir) as folder:
         text = "---\n".join(dump_spec(spec) for spec in specs)
         if not (folder / SPEC).exists() or _read(folder / SPEC) != text:
             write_atomically(folder / SPEC, text.encode())
         supervise(folder, not no_follow, click.echo)
+
+
+def _named_specs(model_uri: str | None, spec_file: Path | None, name: str | None) -> list[EndpointSpec]:
+    match model_uri, spec_file:
+        case str(), None:
+            return [new_endpoint(name or default_endpoint_name(model_uri), model_uri)]
+        case None, Path():
+            if name is not None:
+                raise InvalidConfig("--name goes with -m; a spec names its endpoints itself")
+            return load_specs(_read(spec_file))
+        case _:
+            raise InvalidConfig("give either -m MODEL_URI or --spec FILE")
 
 
 def _defaults(spec: EndpointSpec) -> dict[str, str | int]:
