@@ -14,6 +14,8 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.runtime.artifact import Column, ColumnType, Tensor
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 
+_SHORT = ("int8", "uint8", "int16", "uint16", "int32")
+
 Batch: TypeAlias = pd.DataFrame | dict[str, Array]
 """N rows: a table, or tensors [N, …] by name (the only tensor may have the empty name)."""
 
@@ -25,18 +27,9 @@ def rows(batch: Batch) -> int:
 def take(batch: Batch, positions: Any) -> Batch:
     """The rows at `positions` (indices, a slice or a boolean mask)."""
     if isinstance(batch, pd.DataFrame):
-        return batch.iloc[positions]
+        table: pd.DataFrame = batch.iloc[positions]
+        return table
     return {name: array[positions] for name, array in batch.items()}
-
-
-def concatenate(batches: list[Batch]) -> Batch:
-    """The rows of all, in order; columns and dtypes are those of the first."""
-    first = batches[0]
-    if isinstance(first, pd.DataFrame):
-        tables = [pd.DataFrame(batch)[list(first.columns)].astype(first.dtypes.to_dict()) for batch in batches]
-        return pd.concat(tables, ignore_index=True)
-    tensors: list[dict[str, Array]] = [batch for batch in batches if isinstance(batch, dict)]
-    return {name: np.concatenate([batch[name] for batch in tensors]) for name in first}
 
 
 def chunks(batch: Batch, size: int) -> Iterator[Batch]:
@@ -44,20 +37,13 @@ def chunks(batch: Batch, size: int) -> Iterator[Batch]:
         yield take(batch, slice(start, start + size))
 
 
-def nudged(batch: Batch, toward: float) -> Batch:
-    """The batch with every floating-point number rounded to 32 bits and moved one step of those toward `toward`."""
-    if isinstance(batch, pd.DataFrame):
-        moved = {name: _step(batch[name].to_numpy(), toward) for name in batch.columns if _is_float(batch[name])}
-        return batch.assign(**{str(name): values for name, values in moved.items()})
-    return {name: _step(array, toward) if array.dtype.kind == "f" else array for name, array in batch.items()}
-
-
-def _step(values: Array, toward: float) -> Array:
-    return np.nextafter(values.astype(np.float32), np.float32(toward)).astype(values.dtype)
-
-
-def _is_float(series: "pd.Series[Any]") -> bool:
-    return isinstance(series.dtype, np.dtype) and series.dtype.kind == "f"
+def concatenate(batches: list[Batch]) -> Batch:
+    """The rows of all, which have the same columns, in order."""
+    tables = [batch for batch in batches if isinstance(batch, pd.DataFrame)]
+    if tables:
+        return pd.concat(tables, ignore_index=True)
+    tensors = [batch for batch in batches if isinstance(batch, dict)]
+    return {name: np.concatenate([batch[name] for batch in tensors]) for name in tensors[0]}
 
 
 def feed(schema: Schema, batch: Batch) -> Feeds:
@@ -81,8 +67,10 @@ def column_values(series: "pd.Series[Any]") -> Array:
         pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype) and series.hasnans
     ):
         return series.to_numpy(dtype=np.float64, na_value=np.nan)
-    values = series.to_numpy(dtype=object)
-    return np.where(pd.isna(values), None, values) if series.hasnans else values
+    values: Array = series.to_numpy(dtype=object, copy=series.hasnans)
+    if series.hasnans:
+        values[pd.isna(values)] = None
+    return values
 
 
 def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
@@ -109,9 +97,9 @@ def _column_type(name: str, series: "pd.Series[Any]") -> ColumnType:
     if types.is_integer_dtype(dtype):
         if series.hasnans:
             return "double"
-        return "integer" if dtype.itemsize < 4 or str(dtype).lower() == "int32" else "long"
+        return "integer" if str(dtype).lower() in _SHORT else "long"
     if types.is_float_dtype(dtype):
-        return "float" if dtype.itemsize < 8 else "double"
+        return "float" if str(dtype).lower() in ("float16", "float32") else "double"
     present = series.dropna()
     if types.is_string_dtype(dtype) or types.is_object_dtype(dtype):
         if len(present) and all(isinstance(value, bool | np.bool_) for value in present):

@@ -2,8 +2,8 @@
 
 Tolerances, with their reasons:
 
-    label          equal. Where the original's own margin between its two best labels is below `TIE_MARGIN`, the row is a
-                   tie: it is counted apart, because either answer is a rounding of the same margin.
+    label          equal. Where the original's own margin between its two best labels is below `TIE_MARGIN`, the row is
+                   a tie: it is counted apart, because either answer is a rounding of the same margin.
     probabilities  1e-4 absolute: sums over trees or layers in 32-bit floats lose two to three of seven digits.
     values         1e-4 of the value, plus 1e-4 of the spread (standard deviation) of the original's answers, so that
                    values near zero are measured on the scale of the target.

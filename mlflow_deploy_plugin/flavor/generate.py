@@ -170,10 +170,10 @@ def _tensor_rows(example: dict[str, Array], random: np.random.Generator, wanted:
 def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool) -> Array:
     if array.dtype.kind not in "fiu":
         return np.asarray(array[rows])
-    low, high = array.min(), array.max()
+    low, high = np.nanmin(array), np.nanmax(array)
     shape = (len(rows), *array.shape[1:])
     if array.dtype.kind in "iu":
         return random.integers(low, high, shape, endpoint=True).astype(array.dtype)
     if around:
-        return (array[rows] + random.normal(size=shape) * (high - low) * 0.1).astype(array.dtype)
+        return np.asarray(array[rows] + random.normal(size=shape) * (high - low) * 0.1).astype(array.dtype)
     return random.uniform(low, high, shape).astype(array.dtype)

@@ -6,18 +6,20 @@ Every row counts once, with its source; a row that the original itself refuses i
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.errors import InferenceError, ParityError, SchemaMismatch
+from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.compare import ABSOLUTE, RELATIVE, TIE_MARGIN, difference, margins
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
-from mlflow_deploy_plugin.runtime.artifact import Output, ParityState
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, answers_for
+from mlflow_deploy_plugin.flavor.report import OutputFigures, ParityReport
+from mlflow_deploy_plugin.flavor.ties import unstable
+from mlflow_deploy_plugin.runtime.artifact import Output
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.schema import Array
 
@@ -49,63 +51,6 @@ class Rows:
     on_thresholds: bool = False
 
 
-@dataclass
-class OutputFigures:
-    """What was measured of one output. `agreement` is the share of rows within the tolerance, ties included."""
-
-    name: str
-    role: str
-    tolerance: str
-    agreement: float = 1.0
-    max_absolute_error: float = 0.0
-    max_relative_error: float = 0.0
-    beyond_tolerance: int = 0
-    ties: int = 0
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """The content of parity.json."""
-
-    state: ParityState
-    rows: int = 0
-    sources: dict[str, int] = field(default_factory=dict)
-    refused_by_original: dict[str, int] = field(default_factory=dict)
-    batch_sizes: list[int] = field(default_factory=list)
-    outputs: list[OutputFigures] = field(default_factory=list)
-    worst_rows: list[dict[str, Any]] = field(default_factory=list)
-    problem: str = ""
-    repair: str = ""
-
-    @property
-    def beyond_tolerance(self) -> int:
-        return sum(output.beyond_tolerance for output in self.outputs)
-
-    @property
-    def doubts(self) -> tuple[bool, int, int]:
-        """What speaks against this form; the smallest is the best."""
-        return bool(self.problem), self.beyond_tolerance, sum(output.ties for output in self.outputs)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value not in ("", [], {})}
-
-    def figures(self) -> dict[str, Any]:
-        """The short form for the MLmodel file."""
-        short = self.as_dict()
-        return {name: short[name] for name in ("state", "rows", "repair", "problem", "outputs") if name in short}
-
-    def metrics(self) -> dict[str, float]:
-        """Metrics for the MLflow run, by names that MLflow accepts."""
-        named = {"onnxserve.parity.rows": float(self.rows), "onnxserve.parity.beyond_tolerance": self.beyond_tolerance}
-        for output in self.outputs:
-            prefix = f"onnxserve.parity.{_metric_name(output.name)}"
-            named[f"{prefix}.agreement"] = output.agreement
-            if output.role != "label":
-                named[f"{prefix}.max_absolute_error"] = output.max_absolute_error
-                named[f"{prefix}.max_relative_error"] = output.max_relative_error
-        return named
-
-
 def prove(model: OnnxModel, converted: ConvertedModel, groups: Iterable[Rows]) -> ParityReport:
     """Compares the saved model with the original on all rows.
 
@@ -119,27 +64,6 @@ def prove(model: OnnxModel, converted: ConvertedModel, groups: Iterable[Rows]) -
         if proof.problem:
             break
     return proof.report()
-
-
-def refusal(report: ParityReport) -> ParityError:
-    """The error for a model that answers otherwise, with the worst rows as a small table."""
-    if report.problem:
-        return ParityError(f"the ONNX form cannot answer what the original answers: {report.problem}")
-    wrong = ", ".join(
-        f"{output.name}: {output.beyond_tolerance} of {report.rows} rows beyond tolerance ({output.tolerance}), "
-        f"largest error {output.max_absolute_error:.3g}"
-        for output in report.outputs
-        if output.beyond_tolerance
-    )
-    lines = [
-        f"  {row['source']:<12} original {row['original']!s:<24.24} ONNX {row['onnx']!s:<24.24} "
-        f"{row['output']}  at {row['input']!s:.120}"
-        for row in report.worst_rows
-    ]
-    return ParityError(
-        "the ONNX form answers otherwise than the original; " + wrong + ". Worst rows:\n" + "\n".join(lines) + "\n"
-        'Log it all the same with parity="warn"; its state is then shown as warned wherever the version is.'
-    )
 
 
 class _Proof:
@@ -156,19 +80,21 @@ class _Proof:
         self._sources: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._spreads: dict[str, float] = {}
-        self._sizes: set[str | int] = set()
+        self._sizes: set[int] = set()
         self.problem = ""
 
     def add(self, group: Rows) -> None:
         try:
-            want = self._original(group.batch)
-        except Exception:
+            want = answers_for(self._original, group.batch, group.source)
+        except InvalidConfig:
             if not group.generated:
                 raise
             self._divide(group)
             return
         try:
             got = self._answers(group.batch)
+            self._sources[group.source] += batches.rows(group.batch)
+            self._sizes.add(batches.rows(group.batch))
             self._compare(group, want, got)
             if group.source == "example":
                 self._small_batches(group, want)
@@ -199,8 +125,6 @@ class _Proof:
 
     def _compare(self, group: Rows, want: dict[str, Array], got: dict[str, Array]) -> None:
         count = batches.rows(group.batch)
-        self._sources[group.source] += count
-        self._sizes.add(count)
         tied = self._ties(group, want)
         for output in self._converted.outputs:
             expected, found = want[output.name], got[output.name]
@@ -218,7 +142,7 @@ class _Proof:
         beyond = measured.excess > 1
         ties = beyond & tied if output.role == "label" else np.zeros(len(beyond), dtype=bool)
         if group.on_thresholds and beyond.any():
-            ties |= beyond & self._unstable(group, output, want, spread)
+            ties[beyond] |= self._unstable(group, output, beyond, want, spread)
         beyond &= ~ties
         figures = self._figures[output.name]
         figures.beyond_tolerance += int(beyond.sum())
@@ -240,13 +164,15 @@ class _Proof:
             return margins(self._converted.margin(group.batch)) < TIE_MARGIN
         return np.zeros(batches.rows(group.batch), dtype=bool)
 
-    def _unstable(self, group: Rows, output: Output, want: Array, spread: float) -> Array:
-        """[N]: where the original's own answer changes when every number of the input moves by one 32-bit step."""
-        unstable = np.zeros(len(want), dtype=bool)
-        for toward in (-np.inf, np.inf):
-            moved = self._original(batches.nudged(group.batch, toward))[output.name]
-            unstable |= difference(output.role, want, moved, spread).excess > 1
-        return unstable
+    def _unstable(self, group: Rows, output: Output, beyond: Array, want: Array, spread: float) -> Array:
+        """[rows beyond the tolerance]: whether the original itself answers them otherwise a 32-bit step away."""
+        expected = want[beyond]
+
+        def answers_otherwise(moved: Batch, origin: Array) -> Array:
+            answers = self._original(moved)[output.name]
+            return difference(output.role, expected[origin], answers, spread).excess > 1
+
+        return unstable(batches.take(group.batch, np.flatnonzero(beyond)), answers_otherwise)
 
     def report(self) -> ParityReport:
         rows = sum(self._sources.values())
@@ -258,7 +184,7 @@ class _Proof:
             rows=rows,
             sources=dict(self._sources),
             refused_by_original=dict(self._refused),
-            batch_sizes=sorted(size for size in self._sizes if isinstance(size, int)),
+            batch_sizes=sorted(self._sizes),
             outputs=list(self._figures.values()),
             worst_rows=[row for _, row in self._worst],
             problem=self.problem,
@@ -292,12 +218,8 @@ def _plain(value: Any) -> Any:
     """Short and JSON-able: numbers and texts as they are, arrays as their first numbers."""
     if isinstance(value, np.ndarray):
         flat = [_plain(entry) for entry in value.reshape(-1)[:8]]
-        return flat + ["…"] if value.size > 8 else flat
+        return [*flat, "…"] if value.size > 8 else flat
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, float):
         return value if np.isfinite(value) else str(value)
     return value if isinstance(value, bool | int | str) else str(value)
-
-
-def _metric_name(name: str) -> str:
-    return "".join(character if character.isalnum() or character in "_-. " else "_" for character in name)[:100]

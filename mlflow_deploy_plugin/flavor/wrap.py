@@ -16,7 +16,8 @@ from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.flavor.generate import parity_rows
-from mlflow_deploy_plugin.flavor.parity import ParityReport, prove, refusal
+from mlflow_deploy_plugin.flavor.parity import prove
+from mlflow_deploy_plugin.flavor.report import ParityReport, refusal
 from mlflow_deploy_plugin.flavor.section import write_section
 from mlflow_deploy_plugin.flavor.signature import conform, graph_signature, input_schema, output_schema, signature_of
 from mlflow_deploy_plugin.runtime.model import OnnxModel

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.runtime.artifact import Input, Output
 from mlflow_deploy_plugin.runtime.schema import Array
@@ -38,3 +39,18 @@ class ConvertedModel:
     thresholds: Mapping[str, Array] = field(default_factory=dict)
     margin: Callable[[Batch], Array] | None = None
     repair: str = ""
+
+
+def answers_for(original: Original, batch: Batch, argument: str = "input_example") -> dict[str, Array]:
+    """The original's answers for rows that the user has given.
+
+    Raises:
+        InvalidConfig: the model itself refuses them; the message names the argument and has the model's reason.
+    """
+    try:
+        return original(batch)
+    except OnnxserveError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InvalidConfig(f"{argument}: the model itself refuses it: {type(error).__name__}: {reason}") from error

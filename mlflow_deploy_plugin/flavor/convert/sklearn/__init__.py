@@ -1,8 +1,8 @@
 """scikit-learn estimators and pipelines, by skl2onnx.
 
-    steps.py     looking into estimators        inputs.py   the graph's inputs
-    trees.py     thresholds, missing values     imputer.py  a converter that skl2onnx lacks
-    graph.py     the conversion itself
+steps.py     looking into estimators        inputs.py   the graph's inputs
+trees.py     thresholds, missing values     imputer.py  a converter that skl2onnx lacks
+graph.py     the conversion itself
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.compare import margins
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original, answers_for
 from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape, finish_output, keep_outputs
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Precision, to_onnx
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import bind_inputs
@@ -88,11 +88,9 @@ def _original(model: Any, predict_fn: str) -> Original:
     return original
 
 
-def _convert(
-    model: Any, batch: Batch, original: Original, predict_fn: str, precision: Precision
-) -> ConvertedModel:
+def _convert(model: Any, batch: Batch, original: Original, predict_fn: str, precision: Precision) -> ConvertedModel:
     fitted = unwrap(model)
-    answers = original(batches.take(batch, _HEAD))
+    answers = answers_for(original, batches.take(batch, _HEAD))
     inputs = bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
     proto = to_onnx(fitted, inputs, precision)
     outputs = _finish_outputs(proto.graph, answers)

@@ -5,8 +5,6 @@ from typing import Any, Literal
 
 import numpy as np
 from skl2onnx import convert_sklearn
-from skl2onnx._supported_operators import sklearn_operator_name_map
-from skl2onnx.common._registration import get_converter
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.sklapi import CastTransformer
 from sklearn.pipeline import Pipeline
@@ -39,7 +37,8 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
         proto = convert_sklearn(
             copy,
             initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
-            options={id(last): {"zipmap": False}} if _knows_zipmap(last) else None,
+            # probabilities as a matrix, not as a list of mappings; an empty entry keeps skl2onnx from asking for those
+            options={id(last): {"zipmap": False} if hasattr(last, "predict_proba") else {}},
             custom_conversion_functions=CONVERTERS,
             custom_shape_calculators=SHAPES,
             target_opset=_OPSET,
@@ -49,13 +48,6 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     restore_missing_directions(proto.graph, fitted)
     _set_locale(proto.graph)
     return proto
-
-
-def _knows_zipmap(last: Any) -> bool:
-    """Would skl2onnx otherwise make a list of mappings of the probabilities?"""
-    alias = sklearn_operator_name_map.get(type(last))
-    options = getattr(get_converter(alias), "get_allowed_options", dict)() if alias else None
-    return "zipmap" in (options or ())
 
 
 def _round_before_last_step(copy: Any) -> Any:

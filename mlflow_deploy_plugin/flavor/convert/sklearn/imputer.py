@@ -49,7 +49,9 @@ def convert_imputer(scope: Any, operator: Any, container: Any) -> None:
         proto = TensorProto.DOUBLE if isinstance(kind, DoubleTensorType) else TensorProto.FLOAT
         container.add_initializer(fill, proto, [1, len(values)], values.tolist())
         container.add_node("IsNaN", [source], [gaps], op_version=20, name=scope.get_unique_operator_name("IsNaN"))
-    container.add_node("Where", [gaps, fill, source], [result], op_version=16, name=scope.get_unique_operator_name("Where"))
+    container.add_node(
+        "Where", [gaps, fill, source], [result], op_version=16, name=scope.get_unique_operator_name("Where")
+    )
 
 
 def _texts(imputer: SimpleImputer) -> list[bytes]:

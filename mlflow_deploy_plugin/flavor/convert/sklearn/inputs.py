@@ -1,7 +1,7 @@
 """Which ONNX inputs a scikit-learn model gets, and the copy of the model that reads them.
 
-A matrix, and a table whose columns are all treated alike, become one input [N, k]: one array to fill for a request. A table
-from which a ColumnTransformer picks becomes one input [N, 1] a column, under the column's name.
+A matrix, and a table whose columns are all treated alike, become one input [N, k]: one array to fill for a request. A
+table from which a ColumnTransformer picks becomes one input [N, 1] a column, under the column's name.
 """
 
 from copy import deepcopy
@@ -41,16 +41,14 @@ def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tupl
         names = tuple(column.name for column in columns)
         codes = not texts and has_encoder(fitted) and all(_is_code(column) for column in columns)
         dtype = "str" if texts else "int64" if codes else float_dtype
-        return (Input(MATRIX, dtype, (-1, len(names)), names, MISSING if texts and len(missing) == len(texts) else None),)
+        return (
+            Input(MATRIX, dtype, (-1, len(names)), names, MISSING if texts and len(missing) == len(texts) else None),
+        )
     encoded = encoded_columns(transformer) if transformer is not None else set()
     return tuple(
         Input(
             column.name,
-            "str"
-            if column.name in texts
-            else "int64"
-            if column.name in encoded and _is_code(column)
-            else float_dtype,
+            "str" if column.name in texts else "int64" if column.name in encoded and _is_code(column) else float_dtype,
             (-1, 1),
             (column.name,),
             missing.get(column.name),

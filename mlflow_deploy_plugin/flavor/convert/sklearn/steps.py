@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
@@ -34,7 +35,7 @@ def parts(estimator: Any) -> Iterator[Any]:
             waiting.extend(reversed(part))
         elif isinstance(part, dict):
             waiting.extend(reversed(list(part.values())))
-        elif getattr(part, "dtype", None) == object and getattr(part, "ndim", 0) > 0:
+        elif isinstance(part, np.ndarray) and part.dtype.kind == "O":
             waiting.extend(reversed(part.ravel().tolist()))  # GradientBoosting keeps its trees in an array
 
 

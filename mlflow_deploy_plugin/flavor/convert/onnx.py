@@ -1,0 +1,101 @@
+"""Ready ONNX models and files: nothing to convert, and no original to compare with."""
+
+from collections.abc import Callable
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pandas as pd
+
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
+from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape
+from mlflow_deploy_plugin.runtime.artifact import Input, Output
+from mlflow_deploy_plugin.runtime.schema import Array
+
+
+def read_batch(model: Any, data: Any) -> Batch:
+    """A table, tensors by name, or one tensor for a graph with one input."""
+    if isinstance(data, pd.DataFrame):
+        return data
+    if isinstance(data, dict):
+        return {str(name): np.asarray(values) for name, values in data.items()}
+    return {"": np.asarray(data)}
+
+
+def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[], ConvertedModel]]:
+    """The graph itself.
+
+    Raises:
+        InvalidConfig: `predict_proba` was asked for; which output that were, a graph does not say.
+    """
+    if predict_fn != "predict":
+        raise InvalidConfig("pyfunc_predict_fn: an ONNX graph answers all its outputs; only 'predict' is possible")
+    return [partial(_bind, model, batch)]
+
+
+def _bind(model: Any, batch: Batch | None) -> ConvertedModel:
+    proto = _read(model)
+    held = {initializer.name for initializer in proto.graph.initializer}
+    nodes = [value for value in proto.graph.input if value.name not in held]
+    inputs = tuple(_input(value.name, *_known(value), nodes, batch) for value in nodes)
+    outputs = tuple(Output(value.name, *_known(value)) for value in proto.graph.output)
+    return ConvertedModel(
+        proto=proto,
+        inputs=inputs,
+        outputs=outputs,
+        prediction=tuple(output.name for output in outputs),
+        framework="onnx",
+        framework_version=onnx.__version__,
+        original=None,
+    )
+
+
+def _read(model: Any) -> Any:
+    """A model of our own with its weights inline; what the caller holds is never touched.
+
+    Raises:
+        ConversionError: not an ONNX file, or a graph that breaks ONNX's rules.
+    """
+    try:
+        if isinstance(model, str | PathLike):
+            proto = onnx.load(str(Path(model)))  # reads external weights too
+        else:
+            proto = onnx.ModelProto()
+            proto.CopyFrom(model)
+        onnx.checker.check_model(proto)
+    except Exception as error:  # noqa: BLE001 - protobuf, the checker and the file system each raise their own
+        raise ConversionError(f"not a valid ONNX model: {' '.join(str(error).split())[:300]}") from None
+    return proto
+
+
+def _known(value: Any) -> tuple[str, tuple[int, ...]]:
+    dtype, shape = dtype_and_shape(value)
+    if not dtype:
+        raise ConversionError(f"the graph's {value.name!r} is of a type that cannot be served")
+    return dtype, shape
+
+
+def _input(name: str, dtype: str, shape: tuple[int, ...], nodes: list[Any], batch: Batch | None) -> Input:
+    """Bound to the table's columns: by name, or all of them stacked into the only input."""
+    if not isinstance(batch, pd.DataFrame):
+        _check_tensors(nodes, batch)
+        return Input(name, dtype, shape)
+    columns = tuple(str(column) for column in batch.columns)
+    if all(value.name in columns for value in nodes):
+        return Input(name, dtype, shape, (name,))
+    if len(nodes) == 1 and (len(shape) != 2 or shape[1] in (-1, len(columns))):
+        return Input(name, dtype, shape, columns)
+    raise InvalidConfig(
+        f"input_example: its columns {list(columns)} are not the graph's inputs {[value.name for value in nodes]}"
+    )
+
+
+def _check_tensors(nodes: list[Any], batch: dict[str, Array] | None) -> None:
+    names = {value.name for value in nodes}
+    if batch is not None and set(batch) != names and not (set(batch) == {""} and len(names) == 1):
+        raise InvalidConfig(f"input_example: its tensors {sorted(batch)} are not the graph's inputs {sorted(names)}")

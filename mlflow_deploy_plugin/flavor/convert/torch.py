@@ -1,0 +1,186 @@
+"""torch modules, by torch's dynamo exporter."""
+
+import inspect
+import io
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.flavor import batch as batches
+from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original, answers_for
+from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape
+from mlflow_deploy_plugin.runtime.artifact import Input, Output
+from mlflow_deploy_plugin.runtime.schema import Array
+
+_EXAMPLE_ROWS = 3
+"""Rows of the traced example. One row would fix the batch at 1 for LSTM and Transformer without a word; two, and the
+exporter may take an inner size of 2 for the batch."""
+
+
+def read_batch(model: Any, data: Any) -> Batch:
+    """A table of numbers, one array or tensor, a tuple in the order of `forward`, or a mapping by its names."""
+    if isinstance(data, pd.DataFrame):
+        return data
+    if isinstance(data, dict):
+        return {str(name): _array(values) for name, values in data.items()}
+    if isinstance(data, tuple):
+        return {name: _array(values) for name, values in zip(_parameters(model), data, strict=False)}
+    return {"": _array(data)}
+
+
+def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[], ConvertedModel]]:
+    """The exported module.
+
+    Raises:
+        InvalidConfig: no example (its shapes and types are needed), or `predict_proba`, which a module does not have.
+    """
+    if batch is None:
+        raise InvalidConfig("input_example: a torch module needs one, to know the shapes and types of its inputs")
+    if predict_fn != "predict":
+        raise InvalidConfig("pyfunc_predict_fn: a torch module has only its forward; leave it at 'predict'")
+    return [partial(_export, model, batch)]
+
+
+def _export(module: torch.nn.Module, batch: Batch) -> ConvertedModel:
+    training = module.training
+    module.eval()
+    try:
+        names = _input_names(module, batch)
+        some = batches.take(batch, _some_rows(batch))
+        answers = answers_for(_original(module), some)
+        proto = _to_onnx(module, _tensors(module, some), names, list(answers))
+    finally:
+        module.train(training)
+    return ConvertedModel(
+        proto=proto,
+        inputs=tuple(_input(value, batch) for value in proto.graph.input),
+        outputs=tuple(Output(value.name, *_free(value)) for value in proto.graph.output),
+        prediction=tuple(value.name for value in proto.graph.output),
+        framework="torch",
+        framework_version=str(torch.__version__),
+        original=_original(module),
+    )
+
+
+def _to_onnx(module: Any, arguments: tuple[torch.Tensor, ...], names: list[str], outputs: list[str]) -> Any:
+    """The ModelProto, its weights inline.
+
+    Raises:
+        ConversionError: the exporter refuses the module; the message has its first line.
+    """
+    size = torch.export.Dim("batch")
+    try:
+        with redirect_stdout(io.StringIO()):  # the exporter prints its progress
+            program = torch.onnx.export(
+                module,
+                arguments,
+                dynamo=True,
+                dynamic_shapes=tuple({0: size} for _ in arguments),
+                input_names=names,
+                output_names=outputs,
+                verbose=False,
+            )
+    except Exception as error:
+        lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+        reason = lines[0][:300] if lines else type(error).__name__
+        raise ConversionError(f"{type(module).__name__} cannot be exported to ONNX: {reason}") from error
+    return program.model_proto
+
+
+def _original(module: torch.nn.Module) -> Original:
+    def original(batch: Batch) -> dict[str, Array]:
+        training = module.training
+        module.eval()
+        try:
+            answers = _named(_forward(module, _tensors(module, batch)))
+        finally:
+            module.train(training)
+        return {name: answer.detach().cpu().numpy() for name, answer in answers.items()}
+
+    return original
+
+
+def _forward(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> Any:
+    with torch.no_grad():
+        return module(*arguments)
+
+
+def _named(answer: Any) -> dict[str, torch.Tensor]:
+    """A module's answer, however nested, by output names: `output`, `output_1`, the keys of a mapping."""
+    flat: dict[str, torch.Tensor] = {}
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, torch.Tensor):
+            flat[name or "output"] = value
+        elif isinstance(value, dict):
+            for key, entry in value.items():
+                walk(entry, f"{name}.{key}" if name else str(key))
+        elif isinstance(value, list | tuple):
+            for position, entry in enumerate(value):
+                walk(entry, f"{name or 'output'}_{position}")
+        elif value is not None:
+            raise ConversionError(f"the module answers a {type(value).__name__}, which is not a tensor")
+
+    walk(answer, "")
+    return flat
+
+
+def _tensors(module: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
+    """The arguments of `forward`, in its order, on the module's device."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    if isinstance(batch, pd.DataFrame):
+        return (torch.from_numpy(batch.to_numpy(dtype=np.float32)).to(device),)
+    order = [name for name in _parameters(module) if name in batch] or list(batch)
+    return tuple(torch.from_numpy(np.ascontiguousarray(batch[name])).to(device) for name in order)
+
+
+def _input_names(module: torch.nn.Module, batch: Batch) -> list[str]:
+    if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
+        return [next(iter(_parameters(module)), "input")]
+    unknown = [name for name in batch if name not in _parameters(module)]
+    if unknown:
+        raise InvalidConfig(
+            f"input_example: {type(module).__name__}.forward has no parameter {unknown[0]!r}; "
+            f"it has {', '.join(_parameters(module))}"
+        )
+    return [name for name in _parameters(module) if name in batch]
+
+
+def _parameters(module: torch.nn.Module) -> list[str]:
+    return list(inspect.signature(module.forward).parameters)
+
+
+def _input(value: Any, batch: Batch) -> Input:
+    dtype, shape = _free(value)
+    columns = tuple(str(name) for name in batch.columns) if isinstance(batch, pd.DataFrame) else ()
+    return Input(value.name, dtype, shape, columns)
+
+
+def _free(value: Any) -> tuple[str, tuple[int, ...]]:
+    """dtype and shape.
+
+    Raises:
+        ConversionError: the first dimension is fixed, so that only batches of one size could be answered.
+    """
+    dtype, shape = dtype_and_shape(value)
+    if not shape or shape[0] != -1:
+        raise ConversionError(
+            f"{value.name!r} has the fixed shape {list(shape)}: the module must treat its first dimension as the batch"
+        )
+    return dtype, shape
+
+
+def _some_rows(batch: Batch) -> Array:
+    """Row numbers for the traced example, repeated where the example is shorter."""
+    return np.arange(_EXAMPLE_ROWS) % batches.rows(batch)
+
+
+def _array(values: Any) -> Array:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

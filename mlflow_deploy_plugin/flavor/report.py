@@ -1,0 +1,95 @@
+"""ParityReport: what was found, as parity.json, as metrics of the run, and as the error that refuses a model."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mlflow_deploy_plugin.errors import ParityError
+from mlflow_deploy_plugin.runtime.artifact import ParityState
+
+
+@dataclass
+class OutputFigures:
+    """What was measured of one output. `agreement` is the share of rows within the tolerance, ties included."""
+
+    name: str
+    role: str
+    tolerance: str
+    agreement: float = 1.0
+    max_absolute_error: float = 0.0
+    max_relative_error: float = 0.0
+    beyond_tolerance: int = 0
+    ties: int = 0
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The content of parity.json.
+
+    Attributes:
+        sources: rows by where they come from; answers in batches of 1 and 2 are checked on top of these.
+        refused_by_original: generated rows that were dropped because the original itself does not answer them.
+        problem: why the saved model could not answer at all; empty where it could.
+    """
+
+    state: ParityState
+    rows: int = 0
+    sources: dict[str, int] = field(default_factory=dict)
+    refused_by_original: dict[str, int] = field(default_factory=dict)
+    batch_sizes: list[int] = field(default_factory=list)
+    outputs: list[OutputFigures] = field(default_factory=list)
+    worst_rows: list[dict[str, Any]] = field(default_factory=list)
+    problem: str = ""
+    repair: str = ""
+
+    @property
+    def beyond_tolerance(self) -> int:
+        return sum(output.beyond_tolerance for output in self.outputs)
+
+    @property
+    def doubts(self) -> tuple[bool, int, int]:
+        """What speaks against this form; the smallest is the best."""
+        return bool(self.problem), self.beyond_tolerance, sum(output.ties for output in self.outputs)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value not in ("", [], {})}
+
+    def figures(self) -> dict[str, Any]:
+        """The short form for the MLmodel file."""
+        short = self.as_dict()
+        return {name: short[name] for name in ("state", "rows", "repair", "problem", "outputs") if name in short}
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics for the MLflow run, by names that MLflow accepts."""
+        named = {"onnxserve.parity.rows": float(self.rows), "onnxserve.parity.beyond_tolerance": self.beyond_tolerance}
+        for output in self.outputs:
+            prefix = f"onnxserve.parity.{_metric_name(output.name)}"
+            named[f"{prefix}.agreement"] = output.agreement
+            if output.role != "label":
+                named[f"{prefix}.max_absolute_error"] = output.max_absolute_error
+                named[f"{prefix}.max_relative_error"] = output.max_relative_error
+        return named
+
+
+def refusal(report: ParityReport) -> ParityError:
+    """The error for a model that answers otherwise, with the worst rows as a small table."""
+    if report.problem:
+        return ParityError(f"the ONNX form cannot answer what the original answers: {report.problem}")
+    wrong = ", ".join(
+        f"{output.name}: {output.beyond_tolerance} of {report.rows} rows beyond tolerance ({output.tolerance}), "
+        f"largest error {output.max_absolute_error:.3g}"
+        for output in report.outputs
+        if output.beyond_tolerance
+    )
+    lines = [
+        f"  {row['source']:<12} original {row['original']!s:<24.24} ONNX {row['onnx']!s:<24.24} "
+        f"{row['output']}  at {row['input']!s:.120}"
+        for row in report.worst_rows
+    ]
+    return ParityError(
+        "the ONNX form answers otherwise than the original; " + wrong + ". Worst rows:\n" + "\n".join(lines) + "\n"
+        'Log it all the same with parity="warn"; its state is then shown as warned wherever the version is.'
+    )
+
+
+def _metric_name(name: str) -> str:
+    return "".join(character if character.isalnum() or character in "_-. " else "_" for character in name)[:100]

@@ -1,0 +1,61 @@
+"""Ties: rows whose answer hangs on a rounding, so that original and ONNX form may both be right.
+
+A label is a tie where the original's own margin is below `TIE_MARGIN` (`compare.py`). A row that was made to stand on a
+tree's threshold is a tie where the original itself answers otherwise once a number moves by one 32-bit step. Rows that the
+user gave are never ties of the second kind: if they flip, the model is repaired or refused.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.flavor import batch as batches
+from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.runtime.schema import Array
+
+_MOST = 100
+"""Rows that are looked at; where more differ, it is not a matter of ties."""
+
+
+def unstable(batch: Batch, answers_otherwise: Callable[[Batch, Array], Array]) -> Array:
+    """[N]: where some small step of one number changes the original's answer.
+
+    Args:
+        batch: N rows that differ.
+        answers_otherwise: (rows, the row of `batch` that each comes from) → [rows] whether the original answers them
+            otherwise than that row.
+    """
+    count = batches.rows(batch)
+    found = np.zeros(count, dtype=bool)
+    few = min(count, _MOST)
+    moved = list(_moved(batches.take(batch, slice(0, few))))
+    if moved:
+        origin = np.tile(np.arange(few), len(moved))
+        np.logical_or.at(found, origin, answers_otherwise(batches.concatenate(moved), origin))
+    return found
+
+
+def _moved(batch: Batch) -> Iterator[Batch]:
+    """The rows once for each floating-point column and direction, that column moved by one 32-bit step."""
+    if isinstance(batch, pd.DataFrame):
+        for name in batch.columns:
+            series = batch[name]
+            if isinstance(series.dtype, np.dtype) and series.dtype.kind == "f":
+                for values in _stepped(series.to_numpy()):
+                    yield batch.assign(**{str(name): values})
+    else:
+        name, matrix = next(iter(batch.items()))
+        for column in range(matrix.shape[1] if matrix.dtype.kind == "f" and matrix.ndim == 2 else 0):
+            for values in _stepped(matrix[:, column]):
+                copy = matrix.copy()
+                copy[:, column] = values
+                yield {name: copy}
+
+
+def _stepped(values: Array) -> Iterator[Array]:
+    """The column, a 32-bit step of its largest value lower and higher: so much a scaler's rounding may move it."""
+    largest = np.nanmax(np.abs(values), initial=0.0)
+    step = 2 * float(np.spacing(np.float32(largest)))
+    yield (values - step).astype(values.dtype)
+    yield (values + step).astype(values.dtype)

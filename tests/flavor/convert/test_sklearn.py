@@ -1,0 +1,262 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.compose import ColumnTransformer, make_column_selector, make_column_transformer
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import (
+    BaggingRegressor,
+    ExtraTreesRegressor,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    IsolationForest,
+    RandomForestClassifier,
+    RandomForestRegressor,
+    StackingClassifier,
+)
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, TunedThresholdClassifierCV
+from sklearn.multioutput import MultiOutputRegressor
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.svm import SVR, LinearSVC
+from sklearn.tree import DecisionTreeClassifier
+
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
+from mlflow_deploy_plugin.flavor.wrap import wrap
+
+
+def _columns(impute_texts: bool = False) -> ColumnTransformer:
+    numbers = make_pipeline(SimpleImputer(), StandardScaler())
+    texts = OneHotEncoder(handle_unknown="ignore")
+    if impute_texts:
+        texts = make_pipeline(SimpleImputer(strategy="most_frequent"), texts)
+    return ColumnTransformer(
+        [
+            ("numbers", numbers, ["temperature", "humidity", "hour"]),
+            ("texts", texts, ["city"]),
+            ("codes", OneHotEncoder(handle_unknown="ignore"), ["weekend", "code"]),
+        ],
+        sparse_threshold=0,
+    )
+
+
+MIXED = {
+    "linear": lambda: make_pipeline(_columns(), LogisticRegression()),
+    "boosted trees": lambda: make_pipeline(_columns(), HistGradientBoostingClassifier(max_iter=10)),
+    "ordinals beside the rest": lambda: make_pipeline(
+        ColumnTransformer(
+            [("texts", OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"])],
+            remainder="passthrough",
+        ),
+        HistGradientBoostingClassifier(max_iter=10),
+    ),
+    "columns by selector": lambda: make_pipeline(
+        make_column_transformer(
+            (SimpleImputer(), make_column_selector(dtype_include="number")),
+            (OneHotEncoder(), ["city"]),
+            ("passthrough", ["weekend"]),
+        ),
+        RandomForestClassifier(5),
+    ),
+}
+
+
+@pytest.mark.parametrize("make", MIXED.values(), ids=MIXED.keys())
+def test_mixed_table_is_proven(make, weather):
+    table, labels = weather
+
+    wrapped = wrap(make().fit(table, labels), table)
+
+    assert wrapped.report.state == "proven"
+    assert wrapped.report.rows >= 1000
+    assert wrapped.report.sources["missing"] > 0
+    assert [entry.columns for entry in wrapped.converted.inputs] == [(name,) for name in table.columns]
+    assert wrapped.converted.classes == ("late", "on time")
+
+
+@pytest.mark.parametrize("impute", [True, False], ids=["imputed", "a category of its own"])
+def test_missing_texts_are_answered_as_the_original_does(impute, weather):
+    table, labels = weather
+    table = table.copy()
+    table.loc[::7, "city"] = np.nan
+
+    wrapped = wrap(make_pipeline(_columns(impute), LogisticRegression()).fit(table, labels), table)
+
+    assert wrapped.report.state == "proven"
+    assert wrapped.report.refused_by_original == {}
+    assert next(entry for entry in wrapped.converted.inputs if entry.name == "city").missing is not None
+
+
+def test_what_the_original_refuses_is_dropped_and_counted(weather):
+    table, labels = weather
+    strict = make_column_transformer((OneHotEncoder(), ["city"]), (StandardScaler(), ["hour"]))
+
+    report = wrap(make_pipeline(strict, LogisticRegression()).fit(table, labels), table[["city", "hour"]]).report
+
+    assert report.state == "proven"
+    assert report.refused_by_original["unseen"] > 0
+    assert report.refused_by_original["missing"] > 0
+
+
+NUMERIC = {
+    "forest": lambda: RandomForestClassifier(10),
+    "tree with booleans": DecisionTreeClassifier,
+    "grid search": lambda: GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression()), {"logisticregression__C": [0.1, 1]}, cv=2
+    ),
+    "randomized search": lambda: RandomizedSearchCV(LogisticRegression(), {"C": [0.1, 1]}, n_iter=2, cv=2),
+    "no probabilities": lambda: make_pipeline(StandardScaler(), LinearSVC()),
+    "naive Bayes": GaussianNB,
+    "network": lambda: make_pipeline(StandardScaler(), MLPClassifier(max_iter=10)),
+    "stacking": lambda: StackingClassifier([("a", RandomForestClassifier(3)), ("b", LogisticRegression())], cv=2),
+}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("labels", [int, str, bool, float], ids=lambda kind: f"{kind.__name__} labels")
+@pytest.mark.parametrize("make", [NUMERIC["forest"], NUMERIC["no probabilities"]], ids=["forest", "no probabilities"])
+def test_labels_keep_their_type(make, labels, matrix):
+    rows, target = matrix
+    wanted = (target > 3).astype(int).astype(labels)
+
+    wrapped = wrap(make().fit(rows, wanted), rows)
+
+    dtype = {int: "int64", str: "str", bool: "bool", float: "float64"}[labels]
+    assert wrapped.report.state == "proven"
+    assert (wrapped.converted.outputs[0].dtype, wrapped.converted.outputs[0].role) == (dtype, "label")
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("make", NUMERIC.values(), ids=NUMERIC.keys())
+def test_classifier_of_numbers_is_proven(make, matrix):
+    rows, target = matrix
+
+    wrapped = wrap(make().fit(rows, target > 3), rows)
+
+    assert wrapped.report.state == "proven"
+    assert [entry.shape for entry in wrapped.converted.inputs] == [(-1, 5)]
+
+
+REGRESSORS = {
+    "linear, two targets": (Ridge, 2, (-1, 2)),
+    "forest, three targets": (lambda: RandomForestRegressor(5), 3, (-1, 3)),
+    "one model a target": (lambda: MultiOutputRegressor(GradientBoostingRegressor(n_estimators=5)), 2, (-1, 2)),
+    "one target": (lambda: ExtraTreesRegressor(5), 0, (-1,)),
+    "kernel": (lambda: make_pipeline(StandardScaler(), SVR()), 0, (-1,)),
+    "bagging": (lambda: BaggingRegressor(n_estimators=3), 0, (-1,)),
+}
+
+
+@pytest.mark.parametrize(("make", "targets", "shape"), REGRESSORS.values(), ids=REGRESSORS.keys())
+def test_regressor_keeps_its_shape(make, targets, shape, matrix):
+    rows, target = matrix
+    wanted = np.column_stack([target * (n + 1) for n in range(targets)]) if targets else target
+
+    wrapped = wrap(make().fit(rows, wanted), rows)
+
+    assert wrapped.report.state == "proven"
+    assert wrapped.converted.outputs[0].shape == shape
+
+
+@pytest.mark.parametrize("make", [lambda: KMeans(3, n_init=1), lambda: IsolationForest(n_estimators=5)])
+def test_models_without_target_answer_labels(make, matrix):
+    rows, _ = matrix
+
+    wrapped = wrap(make().fit(rows), rows)
+
+    assert wrapped.report.state == "proven"
+    assert (wrapped.converted.outputs[0].shape, wrapped.converted.outputs[0].role) == ((-1,), "label")
+
+
+@pytest.mark.parametrize(
+    "trees", [RandomForestRegressor(10, random_state=0), HistGradientBoostingRegressor(max_iter=20)], ids=str
+)
+def test_scaler_before_trees_is_repaired_by_itself(trees, matrix):
+    rows, target = matrix
+    table = pd.DataFrame(rows, columns=list("abcde"))
+
+    wrapped = wrap(make_pipeline(StandardScaler(), trees).fit(table, target), table)
+
+    assert wrapped.report.state == "proven"
+    assert "64 bits" in wrapped.report.repair
+    assert wrapped.converted.inputs[0].dtype == "float64"
+    assert wrapped.report.sources["thresholds"] > 0
+
+
+def test_trees_without_a_scaler_stay_in_32_bits(matrix):
+    rows, target = matrix
+
+    wrapped = wrap(RandomForestRegressor(5).fit(rows, target), rows)
+
+    assert (wrapped.report.repair, wrapped.converted.inputs[0].dtype) == ("", "float32")
+
+
+def test_integers_too_large_for_32_bits_are_computed_in_64():
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"a": random.integers(10**9, 10**9 + 1000, 300), "b": random.normal(size=300)})
+
+    wrapped = wrap(Ridge().fit(table, random.normal(size=300)), table)
+
+    assert wrapped.report.state == "proven"
+    assert "64 bits" in wrapped.report.repair
+
+
+def test_threshold_that_the_converter_ignores_is_refused(matrix):
+    rows, target = matrix
+    rare = (target > 25).astype(int)
+    model = TunedThresholdClassifierCV(LogisticRegression(C=0.001), scoring="balanced_accuracy", cv=2).fit(rows, rare)
+
+    with pytest.raises(ParityError, match=r"label: \d+ of \d+ rows beyond tolerance") as refused:
+        wrap(model, rows)
+
+    assert "original 1" in refused.value.message
+    assert 'parity="warn"' in refused.value.message
+
+
+def test_estimator_without_converter_is_named(matrix):
+    rows, target = matrix
+
+    with pytest.raises(ConversionError, match="DummyClassifier cannot be converted to ONNX"):
+        wrap(DummyClassifier().fit(rows, target > 0), rows)
+
+
+def test_example_is_needed(matrix):
+    with pytest.raises(InvalidConfig, match="input_example: a scikit-learn model needs one"):
+        wrap(Ridge().fit(*matrix))
+
+
+def test_example_that_the_model_refuses_is_said(matrix):
+    rows, target = matrix
+
+    with pytest.raises(InvalidConfig, match=r"input_example: the model itself refuses it: ValueError: .*3 features"):
+        wrap(Ridge().fit(rows, target), rows[:, :3])
+
+
+def test_column_that_no_graph_can_take_is_named(weather):
+    table, labels = weather
+    model = make_pipeline(_columns(), LogisticRegression()).fit(table, labels)
+
+    with pytest.raises(InvalidConfig, match="column 'when' has the type datetime64"):
+        wrap(model, table.assign(when=pd.Timestamp("2013-01-01")))
+
+
+def test_pandas_categories_and_nullable_numbers_are_read(weather):
+    table, labels = weather
+    table = table.astype({"city": "category", "hour": "Int64", "humidity": "Float64", "weekend": "boolean"})
+
+    wrapped = wrap(make_pipeline(_columns(), LogisticRegression()).fit(table, labels), table)
+
+    assert wrapped.report.state == "proven"
+    assert {spec.name: spec.type.name for spec in wrapped.signature.inputs.inputs} == {
+        "city": "string",
+        "temperature": "double",
+        "humidity": "double",
+        "hour": "long",
+        "weekend": "boolean",
+        "code": "long",
+    }
