@@ -40,6 +40,10 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except OnnxserveError as error:
             _fail(error.message)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("mlflow_deploy_plugin"):
+                raise
+            _fail(f"this command needs {error.name}, which is not installed here (the images hold what `serve` needs)")
         except Exception as error:
             if not _is_mlflow_error(error):
                 raise
