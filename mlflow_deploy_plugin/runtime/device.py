@@ -12,8 +12,6 @@ import tempfile
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from mlflow_deploy_plugin.errors import DeviceUnavailable, OnnxserveError
 from mlflow_deploy_plugin.runtime.session import check_libraries, onnxruntime, open_session
 from mlflow_deploy_plugin.spec import Device
@@ -53,6 +51,8 @@ def require_device(device: Device) -> None:
 
 
 def _compute_on(device: Device) -> None:
+    import numpy as np  # here, so that the supervisor, which only asks, stays without it
+
     check_libraries(onnxruntime(), device)
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(_ADDITION)

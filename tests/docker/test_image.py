@@ -87,12 +87,30 @@ def test_sigterm_ends_it_in_good_order(image: str, start: Any, docker: Any, mode
         assert container.state["ExitCode"] == 0, container.logs
 
 
+def test_a_spec_is_served_where_the_environment_says_and_the_health_check_asks_there(
+    image: str, start: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("{apiVersion: onnxserve/v1, name: doubled, variants: {only: {model: /model}}}")
+    mounts = ["-v", f"{model_folder}:/model:ro", "-v", f"{spec}:/spec.yaml:ro"]
+    with start(image, *mounts, "-e", "ONNXSERVE_PORT=9000", command=["serve", "--spec", "/spec.yaml"]) as container:
+        container.wait_healthy()
+        assert "http://127.0.0.1:9000" in container.logs
+
+
 def test_a_device_that_is_not_there_is_refused_in_one_line(image: str, docker: Any, model_folder: Path) -> None:
     mount = f"{model_folder}:/model:ro"
     ended = docker("run", "--rm", "-v", mount, image, "serve", "-m", "/model", "--device", "cuda", check=False)
     assert ended.returncode == 1
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
     assert "--device cuda needs ONNX Runtime's GPU build" in ended.stderr
+
+
+def test_a_command_that_the_image_does_not_hold_says_so_in_one_line(image: str, docker: Any) -> None:
+    ended = docker("run", "--rm", image, "drift", "run", "flights", check=False)
+    assert ended.returncode == 1
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert "which is not installed here" in ended.stderr
 
 
 def test_a_promotion_is_served_within_five_seconds(image: str, start: Any, tracking_uri: str, times: Any) -> None:
