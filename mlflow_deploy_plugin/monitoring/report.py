@@ -5,8 +5,8 @@ and everything on thirty rows. Our score of each feature is registered with it a
 data set drifted when one feature is.
 
 Evidently 0.7.23 fails as a whole on a single column that it cannot take, so every column is made one that it can:
-float64 or text, none without a value (such a column is shown as "known" against "missing"), no more than some fifty
-categories, no infinities, no more features than it draws in seconds.
+float64 or text, numbers without a value or without a histogram as text, no more than some fifty categories, no
+infinities, no more features than it draws in seconds.
 """
 
 import html
@@ -31,11 +31,12 @@ from mlflow_deploy_plugin.monitoring.features import Array, Feature
 from mlflow_deploy_plugin.monitoring.verdict import Verdict
 
 MAX_ROWS = 5_000
-MAX_FEATURES = 50
+MAX_FEATURES = 30
 _CATEGORIES = 50
 _MIN_ROWS = 3  # with one or two rows of text Evidently raises
+_LARGEST = 1e100
 _METHOD = "onnxserve"
-_MISSING, _KNOWN, _OTHER = "(missing)", "(known)", "(other)"
+_MISSING, _OTHER = "(missing)", "(other)"
 
 _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")
 
@@ -115,12 +116,26 @@ def _frames(
             text.add(name)
             columns[0][name], columns[1][name] = _categories(left, right)
             continue
-        numbers = [np.where(np.isfinite(values), values, np.nan) for values in (left, right)]
-        if any(np.isnan(values).all() for values in numbers):
+        left, right = (np.where(np.isfinite(values), values, np.nan) for values in (left, right))
+        if not (_has_histogram(left) and _has_histogram(right)):
             text.add(name)
-            numbers = [np.where(np.isnan(values), _MISSING, _KNOWN).astype(object) for values in numbers]
-        columns[0][name], columns[1][name] = numbers
+            left, right = _categories(_as_text(left), _as_text(right))
+        columns[0][name], columns[1][name] = left, right
     return pd.DataFrame(columns[0]), pd.DataFrame(columns[1]), text
+
+
+def _has_histogram(values: Array) -> bool:
+    """Whether numpy can bin the values: some are known, and they are no larger than float64 can tell apart."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return False
+    largest = float(np.abs(known).max())
+    width = float(known.max() - known.min()) or 1.0  # numpy widens a constant by a half to both sides
+    return largest < _LARGEST and width > 100 * float(np.spacing(largest))
+
+
+def _as_text(values: Array) -> Array:
+    return np.array([None if np.isnan(value) else f"{value:.6g}" for value in values], dtype=object)
 
 
 def _categories(left: Array, right: Array) -> tuple[Array, Array]:

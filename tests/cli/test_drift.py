@@ -1,0 +1,103 @@
+"""`onnxserve drift run`: what it prints, and what it refuses. The job itself: tests/monitoring/test_drift.py."""
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
+
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
+TIME = pa.timestamp("us", tz="UTC")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An endpoint `flights` with a calm day and a shifted one in its log."""
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    rng = np.random.default_rng(0)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.onnx").touch()
+    section = {"data": "model.onnx", "reference": {"data": "reference.parquet", "rows": 3000}}
+    (model / "MLmodel").write_text(yaml.safe_dump({"flavors": {"onnxserve": section}}))
+    times = [DAY - timedelta(days=30) + timedelta(minutes=14.4 * row) for row in range(3000)]
+    pq.write_table(
+        pa.table({"x": rng.normal(size=3000), "_event_time": pa.array(times, TIME)}), model / "reference.parquet"
+    )
+    state = tmp_path / "home" / "deployments" / "flights"
+    state.mkdir(parents=True)
+    (state / "spec.yaml").write_text(
+        yaml.safe_dump({"name": "flights", "variants": {"flights": {"model": str(model)}}})
+    )
+    variant = WantedVariant(model_uri=str(model), model="model", version="unknown", folder=model)
+    write_state(state / WANTED, Wanted(endpoints={"flights": WantedEndpoint(variants={"flights": variant})}))
+    for days, shift in ((0, 0), (1, 9)):
+        write_day(tmp_path / "home" / "inference_log", DAY + timedelta(days=days), rng.normal(shift, 1, 250))
+    yield tmp_path / "home"
+    mlflow.set_tracking_uri(before)
+
+
+def write_day(log, day, values):
+    rows = len(values)
+    folder = log / f"endpoint=flights/date={day:%Y-%m-%d}/hour=00"
+    folder.mkdir(parents=True)
+    table = {
+        "_event_time": pa.array([day + timedelta(seconds=row) for row in range(rows)], TIME),
+        "_model": ["model"] * rows,
+        "_version": ["unknown"] * rows,
+        "_segment": [uuid.uuid4().hex] * rows,
+        "_offset": pa.array([0] * rows, pa.int64()),
+        "_row": pa.array(range(rows), pa.int32()),
+        "x": values,
+    }
+    pq.write_table(pa.table(table), folder / "a-0.parquet")
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, ["drift", "run", *arguments])
+
+
+def test_it_prints_the_verdict_the_scores_and_the_run(home):
+    drifted = invoke("flights")
+    calm = invoke("flights", "--window", "2013-07-01/1d")
+    refused = invoke("flights", "--min-rows", "300", "--monitor", "nightly")
+
+    assert [result.exit_code for result in (drifted, calm, refused)] == [0, 0, 0]
+    assert drifted.stdout.startswith("flights 2013-07-02/2013-07-03: drift\n")
+    assert "  x  score" in drifted.stdout
+    assert calm.stdout.startswith("flights 2013-07-01/2013-07-02: no drift\n")
+    assert refused.stdout.startswith("flights 2013-07-02/2013-07-03: not judged\n")
+    assert "the window has 250 rows; min_rows is 300" in refused.stdout
+    experiment = mlflow.get_experiment_by_name("onnxserve/flights")
+    runs = mlflow.search_runs([experiment.experiment_id], output_format="list")
+    assert {run.data.tags["onnxserve.monitor"] for run in runs} == {"drift", "nightly"}
+    assert all(run.info.run_id in drifted.stdout + calm.stdout + refused.stdout for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nothing"], 1, "Error: there is no endpoint 'nothing'; there are flights"),
+        (["flights", "--window", "soon"], 1, "Error: window 'soon': a window is START/END"),
+        (["flights", "--window", "2001-01-01/1d"], 1, "the latest whole window with rows is 2013-07-02/2013-07-03"),
+        (["flights", "--false-alarm-rate", "1"], 2, "is not in the range 0<x<1"),
+        (["flights", "--min-rows", "0"], 2, "is not in the range x>=1"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(home, arguments, code, message):
+    result = invoke(*arguments)
+
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.output
