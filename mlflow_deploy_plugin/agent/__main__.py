@@ -58,8 +58,8 @@ def main() -> int:
     parser.add_argument("state_dir", type=Path)
     parser.add_argument("--no-follow", action="store_true")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s [agent] %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(asctime)s [agent] %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("mlflow_deploy_plugin").setLevel(logging.INFO)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -24,7 +24,8 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 def limit_patience() -> None:
     """Makes MLflow give up on a silent server after seconds, and keep its progress bars out of the log.
 
-    By its defaults one call may take ten minutes. What the environment already says is kept. Reads on a download count from one byte to the next.
+    By its defaults one call may take ten minutes. What the environment already says is kept. Reads on a download count
+    from one byte to the next.
     """
     for variable, value in _FOR_A_SERVICE.items():
         os.environ.setdefault(variable, value)
@@ -48,8 +49,12 @@ def without_credentials(text: str) -> str:
 
 
 @contextmanager
-def registry_errors(what: str) -> Iterator[None]:
-    """Turns MLflow's failures into ours; `what` names the thing that is asked for, e.g. "run 1a2b".
+def registry_errors(what: str, where: str = "") -> Iterator[None]:
+    """Turns MLflow's failures into ours.
+
+    Args:
+        what: names the thing that is asked for, e.g. "run 1a2b".
+        where: who is asked, if that is not the registry.
 
     Raises:
         NotFound: the server answers that it does not exist.
@@ -65,13 +70,14 @@ def registry_errors(what: str) -> Iterator[None]:
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise NotFound(f"{what} does not exist: {_one_line(error)}") from None
-        raise RegistryUnavailable(_unavailable(what, error)) from None
+        raise RegistryUnavailable(unavailable(what, where, error)) from None
     except (RequestException, OSError) as error:
-        raise RegistryUnavailable(_unavailable(what, error)) from None
+        raise RegistryUnavailable(unavailable(what, where, error)) from None
 
 
-def _unavailable(what: str, error: Exception) -> str:
-    return f"{what}: MLflow at {registry_address()} does not answer as it should: {_one_line(error)}"
+def unavailable(what: str, where: str, error: Exception) -> str:
+    """The message of a `RegistryUnavailable`, in one line and without credentials."""
+    return f"{what}: {where or f'MLflow at {registry_address()}'} does not answer as it should: {_one_line(error)}"
 
 
 def _one_line(error: Exception) -> str:

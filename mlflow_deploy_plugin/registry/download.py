@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors, unavailable, without_credentials
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
+
+_THROUGH_MLFLOW = ("mlflow-artifacts", "runs")
 
 
 def download(source: str, destination: Path) -> Path:
@@ -25,10 +27,7 @@ def download(source: str, destination: Path) -> Path:
     scheme = urlparse(location).scheme
     if scheme in ("", "file"):
         return _copy(Path(unquote(urlparse(location).path)), destination)
-    from mlflow.artifacts import download_artifacts  # a second to import; a model on this disk does without
-
-    with registry_errors(f"the files of {source}"):
-        return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
+    return _fetch(source, location, destination)
 
 
 def refuse_links(folder: Path) -> None:
@@ -60,6 +59,21 @@ def _location(source: str) -> str:
                 return str(registry_client().get_logged_model(reference.name).artifact_location)
         case _:
             return source
+
+
+def _fetch(source: str, location: str, destination: Path) -> Path:
+    from mlflow.artifacts import download_artifacts  # a second to import; a model on this disk does without
+
+    scheme = urlparse(location).scheme
+    where = "" if scheme in _THROUGH_MLFLOW else f"{scheme}://{urlparse(location).hostname}"
+    what = f"the files of {without_credentials(source)}"
+    try:
+        with registry_errors(what, where):
+            return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
+    except OnnxserveError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each kind of artifact store (boto3, GCS, Azure, …) has its own classes
+        raise RegistryUnavailable(unavailable(what, where, error)) from None
 
 
 def _copy(folder: Path, destination: Path) -> Path:
