@@ -1,5 +1,6 @@
 """Tiny models, and a client whose deployments are gone, with every process of theirs, when its test ends."""
 
+import random
 import shutil
 import socket
 import time
@@ -17,7 +18,7 @@ from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
-from mlflow_deploy_plugin.deployments.backends import local
+from mlflow_deploy_plugin.deployments.backends import local, ports
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
 
@@ -64,6 +65,8 @@ def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
     """A client on a home of its own; in the end all that is there is removed, and no process may be left."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        # homes do not know of each other's ports; tests that run at the same time begin to look at different ones
+        patch.setattr(ports, "FIRST_PORT", random.SystemRandom().randrange(20000, 30000))
         try:
             yield get_deploy_client("onnxserve")
         finally:

@@ -36,6 +36,7 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
 
 _STOP_MARGIN_SECONDS = 40  # beside what requests may take: the agent ships what was captured
+_STARTING = "the server is being started"
 _STOPPED = "stopped"
 """A file in the state folder: the server was stopped on purpose, so that it is not missed."""
 
@@ -90,7 +91,7 @@ def observe(spec: EndpointSpec, settings: Settings) -> Observation:
     folder = state_dir(spec.name, settings)
     log = str(folder / LOG)
     server = read_state(folder / SERVER, ServerState)
-    if server is None or not supervisor.is_alive(folder, server.pid):
+    if server is None or server.pid != _supervisor(folder):
         state, reason = _absent(spec.name, folder, settings)
         return Observation(state, reason, log=log)
     report = read_report(folder, spec)
@@ -114,9 +115,10 @@ def stop(name: str, settings: Settings) -> None:
     """Ends the server: what is in flight is finished, what does not finish in time is killed. The folder stays."""
     folder = state_dir(name, settings)
     server = read_state(folder / SERVER, ServerState)
-    if server is not None:
-        spec = served_spec(folder)
-        _end(folder, server.pid, spec.server if spec is not None else ServerSpec())
+    spec = served_spec(folder)
+    for pid in (_supervisor(folder), server.pid if server is not None else None):
+        if pid is not None:
+            _end(folder, pid, spec.server if spec is not None else ServerSpec())
     if folder.exists():
         (folder / _STOPPED).touch()
 
@@ -137,17 +139,23 @@ def _end(folder: Path, pid: int, server: ServerSpec) -> None:
 
 
 def _running(folder: Path) -> int | None:
+    """The process id of a supervisor that lives and goes on to."""
+    server = read_state(folder / SERVER, ServerState)
+    return None if server is not None and server.phase == "stopping" else _supervisor(folder)
+
+
+def _supervisor(folder: Path) -> int | None:
     """The process id of the living supervisor."""
     server = read_state(folder / SERVER, ServerState)
-    if server is None or server.phase == "stopping" or not supervisor.is_alive(folder, server.pid):
-        return None
-    return server.pid
+    if server is not None and supervisor.is_alive(folder, server.pid):
+        return server.pid
+    return supervisor.find(folder)
 
 
 def _absent(name: str, folder: Path, settings: Settings) -> tuple[State, str]:
-    """The state of a server that does not live, and the reason."""
-    if is_locked(lock_path(name, settings)):
-        return "starting", "the server is being started"
+    """The state of a server that has not written down, or not taken away, who it is; and the reason."""
+    if is_locked(lock_path(name, settings)) or supervisor.find(folder) is not None:
+        return "starting", _STARTING
     if (folder / _STOPPED).exists():
         return "stopped", f"`onnxserve start {name}` starts it"
     said = f"; last in its log: {line}" if (line := dying_words(folder)) else ""
@@ -162,5 +170,5 @@ def _state(server: ServerState, report: Report) -> tuple[State, str]:
         if name in report.errors:
             return "failed", report.errors[name]
     if report.pending or server.phase == "starting":
-        return "starting", report.pending or "the server is being started"
+        return "starting", report.pending or _STARTING
     return "running", ""

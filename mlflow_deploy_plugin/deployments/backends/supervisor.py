@@ -61,6 +61,20 @@ def is_alive(state_dir: Path, pid: int) -> bool:
         return False
 
 
+def find(state_dir: Path) -> int | None:
+    """The process id of the living supervisor of this state folder, by a look at every process.
+
+    One that has just been started has not written down its id yet; who started it may be gone.
+    """
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline()[-2:] == command(state_dir)[-2:]:
+                return int(process.pid)
+        except psutil.Error:
+            continue
+    return None
+
+
 def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
     """Asks the supervisor to finish; what is left of its session after `patience_seconds` is killed."""
     if is_alive(state_dir, pid):

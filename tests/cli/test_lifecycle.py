@@ -1,0 +1,60 @@
+"""`onnxserve start` and `onnxserve stop` as they are typed."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import open_store
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("command", ["start", "stop"])
+def test_an_unknown_name_is_one_line_and_exit_status_1(home: Path, command: str) -> None:
+    typed = [sys.executable, "-m", "mlflow_deploy_plugin.cli", command, "nobody"]
+
+    said = subprocess.run(typed, capture_output=True, text=True, env=dict(os.environ), check=False, timeout=60)
+
+    assert (said.returncode, said.stdout, said.stderr) == (1, "", "Error: there is no deployment 'nobody'\n")
+
+
+def test_stop_says_how_to_bring_it_back_and_writes_it_down(home: Path) -> None:
+    store = open_store(f"sqlite:///{home}/onnxserve.db")
+    store.add_endpoint("onnxserve", new_endpoint("idle", "m", {"server.port": 8080}))
+
+    said = CliRunner().invoke(main, ["stop", "idle"])
+
+    assert (said.exit_code, said.output) == (0, "idle is stopped; `onnxserve start idle` brings it back\n")
+    assert [event.action for event in store.events("idle")] == ["create", "stop"]
+    store.close()
+
+
+def test_start_that_fails_says_why(home: Path, free_port: int) -> None:
+    store = open_store(f"sqlite:///{home}/onnxserve.db")
+    store.add_endpoint("onnxserve", new_endpoint("lost", "/nowhere", {"server.port": free_port}))
+    store.close()
+    typed = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "start", "lost"]
+
+    said = subprocess.run(typed, capture_output=True, text=True, env=dict(os.environ), check=False, timeout=60)
+
+    assert said.returncode == 1
+    assert said.stderr.splitlines()[-1].endswith("the folder /nowhere does not exist")
+    assert not (home / "deployments" / "lost" / "server.json").exists()

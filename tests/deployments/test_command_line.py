@@ -1,0 +1,111 @@
+"""The commands as they are typed: `mlflow deployments … -t onnxserve`, each a process of its own."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from mlflow.deployments import BaseDeploymentClient
+
+ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4.5]]}}
+
+
+def deployments(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mlflow", "deployments", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def typed(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return deployments(command, "-t", "onnxserve", "--name", "typed", *arguments)
+
+
+def test_a_deployment_lives_through_its_commands(
+    client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(models.once).parent)
+    created = typed("create", "-m", "once", "-C", f"server.port={free_port}")
+    assert "onnx deployment typed is created" in created.stdout
+    assert f"typed: ready at http://127.0.0.1:{free_port}" in created.stderr
+    assert "Traceback" not in created.stderr
+
+    shown = dict(line.split(": ", 1) for line in typed("get").stdout.splitlines() if ": " in line)
+    assert (shown["state"], shown["model_uri"]) == ("running", models.once)
+    assert requests.get(f"{shown['url']}/ping", timeout=5).ok
+
+    updated = typed("update", "-m", models.twice)
+    assert "Deployment typed is updated (with flavor onnx)" in updated.stdout
+
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    predicted = typed("predict", "-I", str(tmp_path / "rows.json"))
+    assert json.loads(predicted.stdout) == {"predictions": [6.0, 15.0]}
+
+    assert "'name': 'typed'" in deployments("list", "-t", "onnxserve").stdout
+
+    assert "Deployment typed is deleted" in typed("delete").stdout
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{shown['url']}/ping", timeout=5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_create_that_is_cut_off_can_be_cleaned_up(
+    client: BaseDeploymentClient, models: Any, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C leaves nothing; what a kill leaves is a deployment that can be seen, and deleted."""
+    code = "import sys, mlflow.deployments as d; d.get_deploy_client('onnxserve').create_deployment('cut', sys.argv[1])"
+    process = subprocess.Popen([sys.executable, "-c", code, models.once], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("starting the server" in line for line in process.stderr)
+
+    process.send_signal(number)
+    process.communicate(timeout=60)
+
+    left = [deployment["name"] for deployment in client.list_deployments()]
+    assert left == ([] if number == signal.SIGINT else ["cut"])
+    client.delete_deployment("cut")
+    assert list((tmp_path / "home" / "deployments").glob("*")) == []
+
+
+def test_a_mistake_is_one_line_on_stderr(models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+
+    refused = deployments("create", "-t", "onnxserve", "--name", "x", "-m", models.once, "-C", "server.prot=1")
+
+    assert refused.returncode == 1
+    assert refused.stderr == "Error: unknown config key 'server.prot'; did you mean 'server.port'?\n"
+
+
+def test_the_help_is_printed() -> None:
+    assert "TARGET URI" in deployments("help", "-t", "onnxserve").stdout
+
+
+def test_run_local_serves_in_the_foreground_until_it_is_interrupted(
+    models: Any, free_port: int, tmp_path: Path, eventually: Callable[[Callable[[], Any], str], Any]
+) -> None:
+    command = [sys.executable, "-m", "mlflow", "deployments", "run-local", "-t", "onnxserve", "--name", "front"]
+    command += ["-m", models.once, "-C", f"server.port={free_port}"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
+    url = f"http://127.0.0.1:{free_port}"
+
+    def answers() -> bool:
+        try:
+            return requests.get(f"{url}/ping", timeout=5).ok
+        except requests.ConnectionError:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            return False
+
+    try:
+        eventually(answers, "the server answers")
+        assert requests.post(f"{url}/invocations", json=ROWS, timeout=5).json() == {"predictions": [3.0, 7.5]}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(60)
+
+    assert status == 0, (tmp_path / "log").read_text()
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{url}/ping", timeout=5)

@@ -1,0 +1,67 @@
+"""A deployment of a stage: it follows the registry, and it knows its registry when it is started from elsewhere."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow.onnx
+import onnx
+import pytest
+from mlflow import MlflowClient
+from mlflow.deployments import BaseDeploymentClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.store import open_store
+
+
+@pytest.fixture
+def registry(tmp_path: Path, models: Any) -> Iterator[MlflowClient]:
+    """A registry with the model `sum`: version 1, in Production, answers a + b, version 2 its double."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/registry.db")
+    client = MlflowClient()
+    mlflow.create_experiment("sums", artifact_location=str(tmp_path / "artifacts"))
+    mlflow.set_experiment("sums")
+    with mlflow.start_run():
+        for folder in (models.once, models.twice):
+            mlflow.onnx.log_model(
+                onnx.load(Path(folder) / "model.onnx"),
+                name="model",
+                registered_model_name="sum",
+                signature=mlflow.models.get_model_info(folder).signature,
+                pip_requirements=["onnxruntime"],
+            )
+    client.transition_model_version_stage("sum", "1", "Production")
+    yield client
+    mlflow.set_tracking_uri(before)
+
+
+def test_a_deployment_of_a_stage_serves_what_is_moved_there(
+    client: BaseDeploymentClient,
+    registry: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    eventually: Callable[[Callable[[], Any], str], Any],
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
+    with pytest.raises(MlflowException, match="sum"):
+        client.create_deployment("s", "models:/sum/Staging")
+    created = client.create_deployment("s", "models:/sum/Production")
+    assert (created["model"], created["version"], created["stage"]) == ("sum", "1", "Production")
+
+    registry.transition_model_version_stage("sum", "2", "Production")
+    moved = eventually(lambda: (got := client.get_deployment("s"))["version"] == "2" and got, "version 2 is served")
+    assert (moved["stage"], list(moved["workers"].values())) == ("Production", ["sum 2"])
+    assert client.predict("s", [[1, 2]])["predictions"] == [6.0]
+
+    settings = load_settings()
+    deployments = Deployments(open_store(settings.store_url), settings, lambda line: None)
+    deployments.stop("s")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/another.db")  # as in a shell that knows nothing of the first
+    registry.transition_model_version_stage("sum", "2", "Archived")
+    registry.transition_model_version_stage("sum", "1", "Production")
+    deployments.start("s")
+    eventually(lambda: client.get_deployment("s")["version"] == "1", "version 1 is served")
+    assert client.get_deployment("s")["error"] == ""

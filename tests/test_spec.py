@@ -1,0 +1,187 @@
+"""The spec: read, changed field by field, written, and every mistake named."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
+from mlflow_deploy_plugin.spec import (
+    EndpointSpec,
+    add_variant,
+    apply_config,
+    dump_spec,
+    duration_seconds,
+    field_reference,
+    load_specs,
+    new_endpoint,
+    remove_variant,
+)
+
+FLIGHTS = """
+apiVersion: onnxserve/v1
+name: flights
+variants:
+  champion: {model: "models:/flight-delay/Production", weight: 95}
+  challenger: {model: "models:/flight-delay@challenger", weight: 5}
+  candidate: {model: "models:/flight-delay/7", shadow: true}
+server: {workers: 2, device: cpu, port: 8080}
+capture: {fraction: 0.5}
+monitors:
+  daily: {kind: drift, every: 1d, min_rows: 500}
+"""
+
+
+def flights() -> EndpointSpec:
+    (spec,) = load_specs(FLIGHTS)
+    return spec
+
+
+def test_a_document_is_read() -> None:
+    spec = flights()
+
+    assert spec.name == "flights"
+    assert [(name, v.weight, v.shadow) for name, v in spec.variants.items()] == [
+        ("champion", 95, False),
+        ("challenger", 5, False),
+        ("candidate", 100, True),
+    ]
+    assert (spec.server.workers, spec.server.port, spec.server.host) == (2, 8080, "127.0.0.1")
+    assert spec.capture.fraction == 0.5
+    assert spec.monitors["daily"].min_rows == 500
+
+
+def test_several_documents_are_several_endpoints() -> None:
+    specs = load_specs(f"{FLIGHTS}\n---\nname: other\nvariants: {{other: {{model: m}}}}\n---\n")
+
+    assert [spec.name for spec in specs] == ["flights", "other"]
+
+
+@given(
+    name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"),
+    model=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=80),
+    weight=st.integers(1, 100),
+    port=st.none() | st.integers(1, 65535),
+    fraction=st.floats(0, 1),
+)
+def test_what_is_written_is_read_back(name: str, model: str, weight: int, port: int | None, fraction: float) -> None:
+    config: dict[str, Any] = {f"server.{key}": value for key, value in {"port": port}.items() if value is not None}
+    spec = new_endpoint(name, model, {**config, "capture.fraction": fraction})
+    spec = EndpointSpec.model_validate(
+        {**spec.model_dump(by_alias=True), "variants": {name: {"model": model, "weight": weight}}}
+    )
+
+    assert load_specs(dump_spec(spec)) == [spec]
+
+
+def test_a_new_endpoint_has_one_variant_of_its_name_or_another() -> None:
+    assert list(new_endpoint("flights", "m").variants) == ["flights"]
+    assert list(new_endpoint("flights", "m", variant="champion").variants) == ["champion"]
+
+
+def test_config_changes_fields_of_any_part_and_turns_text_into_their_type() -> None:
+    changed = apply_config(
+        flights(),
+        {
+            "server.port": "8123",
+            "variants.champion.weight": "90",
+            "variants.champion.model": "models:/flight-delay/8",
+            "capture.fraction": "1",
+            "monitors.hourly.every": "1h",
+        },
+    )
+
+    assert changed.server.port == 8123
+    assert changed.server.workers == 2
+    assert (changed.variants["champion"].weight, changed.variants["champion"].model) == (90, "models:/flight-delay/8")
+    assert changed.capture.fraction == 1.0
+    assert duration_seconds(changed.monitors["hourly"].every) == 3600
+    assert list(changed.monitors) == ["daily", "hourly"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("server.prot", "1", "unknown config key 'server.prot'; did you mean 'server.port'"),
+        ("port", "1", "unknown config key 'port'; did you mean 'server.port'"),
+        ("variants.champion.wieght", "1", "did you mean 'variants.NAME.weight'"),
+        ("variants.nobody.model", "m", "unknown config key 'variants.nobody.model'"),
+        ("zzz", "1", "known are server.host"),
+        ("name", "x", "unknown config key 'name'"),
+        ("", "x", "unknown config key ''"),
+        ("server.port", "high", r"server.port: .*integer.*'high'"),
+        ("server.port", "70000", r"server.port: .*65535.*'70000'"),
+        ("server.device", "tpu", r"server.device: .*'cpu', 'cuda' or 'tensorrt'"),
+        ("capture.fraction", "1.5", r"capture.fraction: .*1.*'1.5'"),
+        ("variants.nobody.weight", "1", r"variants.nobody.model: Field required"),
+        ("monitors.daily.every", "soon", r"monitors.daily.every: .*'soon'"),
+    ],
+)
+def test_a_key_or_value_that_cannot_be_is_named(key: str, value: str, said: str) -> None:
+    with pytest.raises(InvalidConfig, match=said):
+        apply_config(flights(), {key: value})
+
+
+def test_an_added_variant_gets_no_traffic_yet() -> None:
+    spec = add_variant(new_endpoint("flights", "m"), "candidate", "n", {"variants.candidate.shadow": "true"})
+
+    assert (spec.variants["candidate"].weight, spec.variants["candidate"].shadow) == (0, True)
+    assert spec.variants["flights"].weight == 100
+    with pytest.raises(AlreadyExists, match="'flights' has a deployment 'candidate' already"):
+        add_variant(spec, "candidate", "n")
+
+
+def test_a_variant_is_removed_unless_none_would_answer() -> None:
+    spec = add_variant(new_endpoint("flights", "m"), "candidate", "n")
+
+    assert remove_variant(spec, "candidate") == new_endpoint("flights", "m")
+    with pytest.raises(InvalidConfig, match="no variant answers"):
+        remove_variant(spec, "flights")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the spec is empty"),
+        ("a: [", "not valid YAML"),
+        ("- a", "a spec is a mapping with `name` and `variants`, not list"),
+        ("name: x", "variants: Field required"),
+        ("name: x\nvariants: {}", "variants: "),
+        ("name: ../x\nvariants: {x: {model: m}}", "name: String should match pattern"),
+        ("name: x\nvariants: {x: {model: ''}}", "variants.x.model: "),
+        ("name: x\nvariants: {x: {model: m, weight: 0}}", "no variant answers"),
+        ("name: x\nvariants: {x: {model: m, shadow: true}}", "no variant answers"),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {prot: 1}",
+            "unknown field 'server.prot'; did you mean 'server.port'",
+        ),
+        ("name: x\nvariants: {x: {model: m}}\napiVersion: onnxserve/v9", "apiVersion: "),
+        ("name: x\nvariants: {x: {model: m}}\n---\nname: x\nvariants: {x: {model: m}}", "'x' stands twice"),
+    ],
+)
+def test_a_document_that_is_no_spec_says_where(text: str, said: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        load_specs(text)
+
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172800)])
+def test_durations_are_seconds(text: str, seconds: int) -> None:
+    assert duration_seconds(text) == seconds
+
+
+def test_every_field_that_config_takes_is_in_the_reference_and_described() -> None:
+    rows = list(field_reference())
+
+    names = {name for name, *_ in rows}
+    assert {"server.port", "capture.fraction", "variants.NAME.weight", "monitors.NAME.every"} <= names
+    assert all(kind and description for _, kind, _, description in rows)
+    for name in names:
+        if name.startswith(("server.", "capture.")):
+            part, field = name.split(".")
+            value = getattr(getattr(flights(), part), field)
+            if value is not None:
+                assert apply_config(flights(), {name: value}) == flights()
