@@ -199,11 +199,13 @@ class Follower:
                 _log.info("endpoint %s: %s version %s is wanted", name, variant.model, variant.version)
 
     def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
-        variants = {
-            name: _wanted_variant(variant, version)
-            for name, variant in spec.variants.items()
-            if (version := self._tracked[variant.model].version) is not None
-        }
+        served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
+        variants = {}
+        for name, variant in spec.variants.items():
+            if (version := self._tracked[variant.model].version) is not None:
+                variants[name] = _wanted_variant(variant, version)
+            elif name in served:  # its model was changed to one that cannot be had (yet)
+                variants[name] = served[name]
         return WantedEndpoint(variants=variants, capture=spec.capture)
 
     def _hear_workers(self) -> bool:

@@ -12,10 +12,11 @@ from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _FOR_A_SERVICE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    _TIMEOUT: "5",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
@@ -24,11 +25,27 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 def limit_patience() -> None:
     """Makes MLflow give up on a silent server after seconds, and keep its progress bars out of the log.
 
-    By its defaults one call may take ten minutes. What the environment already says is kept. Reads on a download count
-    from one byte to the next.
+    By its defaults one call may take ten minutes. What the environment already says is kept.
     """
     for variable, value in _FOR_A_SERVICE.items():
         os.environ.setdefault(variable, value)
+
+
+@contextmanager
+def patience_for_files() -> Iterator[None]:
+    """Takes back the time limit for as long as files are fetched.
+
+    MLflow's server gets a whole file from its artifact store before it sends the first byte of it.
+    """
+    limit = os.environ.get(_TIMEOUT)
+    if limit != _FOR_A_SERVICE[_TIMEOUT]:
+        yield
+        return
+    del os.environ[_TIMEOUT]
+    try:
+        yield
+    finally:
+        os.environ[_TIMEOUT] = limit
 
 
 def registry_client() -> "MlflowClient":

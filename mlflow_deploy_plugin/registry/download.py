@@ -6,7 +6,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors, unavailable, without_credentials
+from mlflow_deploy_plugin.registry.connection import (
+    patience_for_files,
+    registry_client,
+    registry_errors,
+    unavailable,
+    without_credentials,
+)
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 
 _THROUGH_MLFLOW = ("mlflow-artifacts", "runs")
@@ -68,7 +74,7 @@ def _fetch(source: str, location: str, destination: Path) -> Path:
     where = "" if scheme in _THROUGH_MLFLOW else f"{scheme}://{urlparse(location).hostname}"
     what = f"the files of {without_credentials(source)}"
     try:
-        with registry_errors(what, where):
+        with registry_errors(what, where), patience_for_files():
             return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
     except OnnxserveError:
         raise

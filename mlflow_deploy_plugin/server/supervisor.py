@@ -121,6 +121,8 @@ class _Supervisor:
 
     def run(self) -> None:
         self._write("starting")
+        # an earlier agent's account could pass for this one's: in a container the process ids are the same every time
+        (self._state_dir / AGENT).unlink(missing_ok=True)
         try:
             self._start_agent()
             self._wait_until(self._agent_has_looked)
@@ -200,12 +202,15 @@ class _Supervisor:
         return state if state is not None and self._agent is not None and state.pid == self._agent.pid else None
 
     def _answers(self) -> bool:
-        """Every worker has loaded what is wanted, and the HTTP side answers too."""
+        """The HTTP side answers, and every worker has loaded what is wanted."""
+        if not self._pings():
+            return False
         wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
         workers = [worker for worker in read_workers(self._state_dir) if worker.generation == wanted.generation]
         loaded = [w for w in workers if all(any(v.version for v in e.values()) for e in w.endpoints.values())]
-        if len(loaded) < self._server.workers:
-            return False
+        return len(loaded) >= self._server.workers
+
+    def _pings(self) -> bool:
         connection = http.client.HTTPConnection(reachable_host(self._server.host), self._port, timeout=5)
         try:
             connection.request("GET", "/ping")

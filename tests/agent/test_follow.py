@@ -206,6 +206,20 @@ def test_a_spec_that_changes_is_read_again(case: Case) -> None:
     assert case.versions == {"v1": "3"}
 
 
+def test_a_variant_that_is_given_a_model_that_cannot_be_had_keeps_the_one_it_has(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions = {STAGE: "1", "models:/tiny/9": NotFound("no version 9")}
+    follower = case.follower()
+    follower.round()
+    case.spec("models:/tiny/9")
+    assert follower.round().error == "models:/tiny/9: no version 9"
+    assert case.versions == {"v1": "1"}
+    case.world.versions["models:/tiny/9"] = "9"
+    case.now += 2
+    assert follower.round().error == ""
+    assert case.versions == {"v1": "9"}
+
+
 def test_a_version_without_onnx_is_refused_once_and_the_old_one_stays(case: Case) -> None:
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
