@@ -19,6 +19,7 @@ from mlflow.utils.file_utils import get_total_file_size
 from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_and_prepare_target_save_path
 
 from mlflow_deploy_plugin.flavor import provenance, reference
+from mlflow_deploy_plugin.flavor.pyfunc import DEFAULT_CONFIG
 from mlflow_deploy_plugin.flavor.section import ONNX_FILE, write_section
 from mlflow_deploy_plugin.flavor.wrap import Wrapped
 from mlflow_deploy_plugin.runtime.artifact import MLMODEL
@@ -57,8 +58,8 @@ def save_model(
         loader_module=_LOADER,
         conda_env=environment._CONDA_ENV_FILE_NAME,
         python_env=environment._PYTHON_ENV_FILE_NAME,
-        code=code,
-        predict_fn=predict_fn,
+        model_config=DEFAULT_CONFIG,
+        code=code,  # no predict_fn: the saved model itself knows what its `predict` answers
     )
     model.add_flavor(
         "onnx",

@@ -6,7 +6,7 @@ arrays and a DataFrame for a DataFrame; a mapping of arrays where there are seve
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,12 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import feed
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime.session import available_cores
+from mlflow_deploy_plugin.spec import Device
 
-_CONFIG = ("device", "intra_op_num_threads")
+DEFAULT_CONFIG = {"device": "cpu", "intra_op_num_threads": None}
+"""What `mlflow.pyfunc.load_model(uri, model_config=…)` may set; MLflow warns of other names, and drops them. Threads:
+default all cores allowed."""
 
 
 class PyfuncModel:
@@ -66,8 +70,14 @@ def _frame(prediction: Array | dict[str, Array], index: Any) -> Any:
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyfuncModel:
-    """Called by MLflow; `path` is the model's folder. `model_config` may set `device` and `intra_op_num_threads`."""
-    config = dict(model_config or {})
-    if unknown := sorted(set(config) - set(_CONFIG)):
-        raise InvalidConfig(f"model_config: {unknown[0]!r} is unknown; known are {', '.join(_CONFIG)}")
-    return PyfuncModel(OnnxModel.load(Path(path), **config))
+    """Called by MLflow; `path` is the model's folder, `model_config` as in `DEFAULT_CONFIG`.
+
+    Raises:
+        InvalidConfig: `device` is none that we know.
+    """
+    config = DEFAULT_CONFIG | dict(model_config or {})
+    device = str(config["device"])
+    if device not in get_args(Device):
+        raise InvalidConfig(f"model_config: device {device!r} is not one of {', '.join(get_args(Device))}")
+    threads = int(config["intra_op_num_threads"] or available_cores())
+    return PyfuncModel(OnnxModel.load(Path(path), cast(Device, device), threads))

@@ -1,0 +1,132 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig  # noqa: E402
+from mlflow_deploy_plugin.flavor.save import load_model, save_model  # noqa: E402
+from mlflow_deploy_plugin.flavor.wrap import wrap  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the exporter warns of its own future
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = torch.nn.LSTM(4, 8, batch_first=True)
+        self.head = torch.nn.Linear(8, 3)
+
+    def forward(self, sequence):
+        states, _ = self.cells(sequence)
+        return self.head(states[:, -1])
+
+
+class TwoInputs(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(10, 4)
+        self.head = torch.nn.Linear(7, 2)
+
+    def forward(self, ids, dense):
+        together = torch.cat([self.embedding(ids), dense], 1)
+        return {"scores": self.head(together), "norm": together.norm(dim=1)}
+
+
+class Nested(torch.nn.Module):
+    def forward(self, x):
+        return x.sum(1), (x * 2, {"inner": x + 1})
+
+
+class NoBatch(torch.nn.Module):
+    def forward(self, x):
+        return x.mean()
+
+
+def _mlp():
+    return torch.nn.Sequential(
+        torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(8, 2)
+    )
+
+
+def _cnn():
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.Linear(36, 10)
+    )
+
+
+SHAPES = {"mlp": (_mlp, (4,)), "cnn": (_cnn, (1, 8, 8)), "lstm": (Recurrent, (5, 4))}
+
+
+@pytest.mark.parametrize(("make", "shape"), SHAPES.values(), ids=SHAPES.keys())
+def test_module_answers_every_batch_size_after_an_example_of_one_row(make, shape, tmp_path):
+    torch.manual_seed(0)
+    module = make()
+    random = np.random.default_rng(0)
+
+    save_model(module, tmp_path / "model", input_example=random.normal(size=(1, *shape)).astype(np.float32))
+
+    model = load_model(str(tmp_path / "model"))
+    assert model.artifact.parity_state == "proven"
+    module.eval()
+    for batch in (1, 2, 7):
+        rows = random.normal(size=(batch, *shape)).astype(np.float32)
+        with torch.no_grad():
+            wanted = module(torch.from_numpy(rows)).numpy()
+        found = model.prediction(model.run(model.schema.from_array(rows)))
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_module_is_left_in_its_mode():
+    module = _mlp().train()
+
+    wrap(module, torch.randn(4, 4))
+
+    assert module.training
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        (torch.arange(8) % 10, torch.ones(8, 3)),
+        {"dense": np.ones((8, 3), np.float32), "ids": np.arange(8) % 10},
+    ],
+    ids=["a tuple in forward's order", "a mapping in any order"],
+)
+def test_several_inputs_and_outputs_keep_names_and_shapes(example):
+    wrapped = wrap(TwoInputs(), example)
+
+    assert wrapped.report.state == "proven"
+    assert [entry.name for entry in wrapped.converted.inputs] == ["ids", "dense"]
+    assert {output.name: output.shape for output in wrapped.converted.outputs} == {"scores": (-1, 2), "norm": (-1,)}
+
+
+def test_nested_outputs_are_named_by_their_way():
+    wrapped = wrap(Nested(), torch.randn(4, 3))
+
+    assert wrapped.converted.prediction == ("output_0", "output_1_0", "output_1_1.inner")
+    assert wrapped.report.state == "proven"
+
+
+def test_table_becomes_one_input():
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 4)), columns=list("abcd"))
+
+    wrapped = wrap(_mlp(), table)
+
+    assert wrapped.converted.inputs[0].columns == tuple("abcd")
+    assert wrapped.report.state == "proven"
+
+
+def test_answer_without_a_batch_is_refused():
+    with pytest.raises(ConversionError, match="first dimension as the batch"):
+        wrap(NoBatch(), torch.randn(4, 3))
+
+
+def test_unknown_input_is_named():
+    with pytest.raises(InvalidConfig, match="forward has no parameter 'image'; it has ids, dense"):
+        wrap(TwoInputs(), {"image": np.ones((2, 3), np.float32)})
+
+
+def test_example_of_the_wrong_shape_is_said():
+    with pytest.raises(InvalidConfig, match="input_example: the model itself refuses it: RuntimeError"):
+        wrap(_mlp(), torch.randn(4, 5))

@@ -1,0 +1,206 @@
+import json
+from pathlib import Path
+
+import mlflow
+import mlflow.onnx
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from mlflow.models import Model, infer_signature
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import TunedThresholdClassifierCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.errors import InvalidConfig, ParityError
+from mlflow_deploy_plugin.runtime.artifact import read_artifact
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    random = np.random.default_rng(0)
+    return pd.DataFrame(random.normal(size=(300, 3)), columns=["a", "b", "c"])
+
+
+@pytest.fixture(scope="module")
+def model(table: pd.DataFrame):
+    return make_pipeline(StandardScaler(), LogisticRegression()).fit(table, np.where(table.a > 0, "up", "down"))
+
+
+@pytest.fixture(scope="module")
+def logged(tracking: Path, model, table):
+    """A registered version, with a dataset in its run and event times in its reference."""
+    times = pd.date_range("2013-01-01", periods=len(table), freq="h")
+    with mlflow.start_run():
+        mlflow.log_input(mlflow.data.from_pandas(table, name="training"))
+        return onnxserve.log_model(
+            model,
+            name="model",
+            registered_model_name="updown",
+            input_example=table,
+            event_time=times,
+            metadata={"team": "sky"},
+            extra_pip_requirements=["requests"],
+        )
+
+
+@pytest.fixture(scope="module")
+def folder(logged) -> Path:
+    return Path(mlflow.artifacts.download_artifacts("models:/updown/1"))
+
+
+def test_parity_shows_on_run_model_and_version(logged):
+    client = mlflow.MlflowClient()
+    run = client.get_run(logged.run_id)
+
+    assert run.data.tags["onnxserve.parity"] == "proven"
+    assert client.get_logged_model(logged.model_id).tags["onnxserve.parity"] == "proven"
+    assert client.get_model_version("updown", "1").tags["onnxserve.parity"] == "proven"
+    assert run.data.metrics["onnxserve.parity.rows"] >= 1000
+    assert run.data.metrics["onnxserve.parity.label.agreement"] == 1
+    assert run.data.metrics["onnxserve.parity.probabilities.max_absolute_error"] < 1e-4
+
+
+def test_parity_stands_in_the_folder(folder):
+    report = json.loads((folder / "parity.json").read_text())
+
+    assert report["state"] == "proven"
+    assert report["rows"] == sum(report["sources"].values()) >= 1000
+    assert {1, 2, 300} <= set(report["batch_sizes"])
+    assert [(output["name"], output["beyond_tolerance"]) for output in report["outputs"]] == [
+        ("label", 0),
+        ("probabilities", 0),
+    ]
+    assert read_artifact(folder).parity["rows"] == report["rows"]
+
+
+def test_flavors_and_requirements(folder):
+    document = yaml.safe_load((folder / "MLmodel").read_text())
+    requirements = (folder / "requirements.txt").read_text().split()
+
+    assert set(document["flavors"]) == {"onnxserve", "onnx", "python_function"}
+    assert document["flavors"]["onnxserve"]["classes"] == ["down", "up"]
+    assert document["metadata"] == {"team": "sky"}
+    assert f"mlflow-onnxserve[cpu]=={onnxserve.__version__}" in requirements
+    assert "requests" in requirements
+    assert not any(line.startswith("scikit-learn") for line in requirements)
+
+
+def test_signature_and_example_come_from_the_data(folder):
+    model = Model.load(folder)
+    example = json.loads((folder / "serving_input_example.json").read_text())
+
+    assert [(spec.name, spec.type.name) for spec in model.signature.inputs.inputs] == [
+        ("a", "double"),
+        ("b", "double"),
+        ("c", "double"),
+    ]
+    assert example["dataframe_split"]["columns"] == ["a", "b", "c"]
+    assert len(example["dataframe_split"]["data"]) == 5
+
+
+def test_provenance_names_commit_dataset_and_environment(folder, logged):
+    provenance = read_artifact(folder).provenance
+    dataset = mlflow.get_run(logged.run_id).inputs.dataset_inputs[0].dataset
+
+    assert len(provenance["git_commit"]) == 40
+    assert provenance["dataset_digest"] == dataset.digest
+    assert provenance["dataset_name"] == "training"
+    assert f"onnxruntime=={onnxruntime.__version__}" in (folder / provenance["environment"]).read_text()
+
+
+def test_reference_holds_inputs_predictions_and_times(folder, model, table):
+    artifact = read_artifact(folder)
+    reference = pq.read_table(folder / artifact.reference)
+
+    assert reference.column_names == ["a", "b", "c", "prediction", "output.probabilities", "_event_time"]
+    assert reference["prediction"].to_pylist() == model.predict(table).tolist()
+    assert str(reference.schema.field("_event_time").type) == "timestamp[us, tz=UTC]"
+    assert reference["_event_time"][1].as_py().isoformat() == "2013-01-01T01:00:00+00:00"
+
+
+def test_stock_onnx_flavor_loads_the_same_model(logged, model, table):
+    proto = mlflow.onnx.load_model(logged.model_uri)
+
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    labels = session.run(["label"], {"X": table.to_numpy(np.float32)})[0]
+    assert labels.tolist() == model.predict(table).tolist()
+
+
+def test_load_model_gives_the_ready_model(logged, model, table):
+    loaded = onnxserve.load_model("models:/updown/1")
+
+    answers = loaded.run(loaded.schema.from_columns({name: table[name].to_numpy() for name in table}))
+    np.testing.assert_allclose(answers["probabilities"], model.predict_proba(table), atol=1e-6)
+
+
+def test_probabilities_as_prediction(model, table, tmp_path):
+    onnxserve.save_model(model, tmp_path / "model", input_example=table, pyfunc_predict_fn="predict_proba")
+
+    found = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(table)
+    np.testing.assert_allclose(found, model.predict_proba(table), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def unfaithful(table):
+    """Its tuned threshold is silently lost in the conversion."""
+    rare = (table.a > 1.2).astype(int)
+    return TunedThresholdClassifierCV(LogisticRegression(C=0.01), scoring="balanced_accuracy", cv=2).fit(table, rare)
+
+
+def test_unfaithful_model_leaves_nothing_in_mlflow(tracking, unfaithful, table):
+    before = len(mlflow.search_logged_models(output_format="list"))
+
+    with mlflow.start_run(), pytest.raises(ParityError):
+        onnxserve.log_model(unfaithful, name="model", input_example=table, registered_model_name="lossy")
+
+    assert len(mlflow.search_logged_models(output_format="list")) == before
+    assert mlflow.MlflowClient().search_registered_models("name = 'lossy'") == []
+
+
+def test_unfaithful_model_is_logged_as_warned_on_request(tracking, unfaithful, table, caplog):
+    with mlflow.start_run():
+        info = onnxserve.log_model(
+            unfaithful, name="model", input_example=table, registered_model_name="lossy", parity="warn"
+        )
+
+    assert mlflow.MlflowClient().get_model_version("lossy", "1").tags["onnxserve.parity"] == "warned"
+    assert onnxserve.load_model(info.model_uri).artifact.parity_state == "warned"
+
+
+def test_without_a_run_the_model_itself_carries_the_parity(tracking, model, table):
+    info = onnxserve.log_model(model, name="model", input_example=table)
+
+    assert mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.parity"] == "proven"
+
+
+def test_given_signature_decides_order_and_types(model, table, tmp_path):
+    signature = infer_signature(table.astype(np.float32), model.predict(table))
+
+    onnxserve.save_model(model, tmp_path / "model", input_example=table[["c", "b", "a"]], signature=signature)
+
+    loaded = onnxserve.load_model(str(tmp_path / "model"))
+    assert [(column.name, column.type) for column in loaded.artifact.columns] == [
+        ("a", "float"),
+        ("b", "float"),
+        ("c", "float"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"parity": "maybe"}, "parity: 'maybe' is not one of require, warn"),
+        ({"pyfunc_predict_fn": "transform"}, "pyfunc_predict_fn: 'transform' is not one of predict, predict_proba"),
+        ({"event_time": "when"}, "event_time: the reference data has no column 'when'"),
+        ({"event_time": ["2013-01-01"]}, "event_time has 1 values, the reference data 300 rows"),
+        ({"event_time": ["x"] * 300}, "event_time: "),
+    ],
+)
+def test_wrong_argument_is_named(arguments, message, model, table, tmp_path):
+    with pytest.raises(InvalidConfig, match=message):
+        onnxserve.save_model(model, tmp_path / "model", input_example=table, **arguments)
