@@ -195,7 +195,8 @@ def _read_signature(signature: Mapping[str, Any] | None) -> tuple[tuple[Column, 
     for position, entry in enumerate(fields):
         if entry.get("type") == "tensor":
             spec = entry["tensor-spec"]
-            tensors.append(Tensor(entry.get("name", ""), spec["dtype"], tuple(spec["shape"])))
+            dtype = "str" if spec["dtype"] == "object" else spec["dtype"]  # MLflow's for strings, either of them
+            tensors.append(Tensor(entry.get("name", ""), dtype, tuple(spec["shape"])))
         elif entry.get("type") in COLUMN_TYPES:
             # a column without a name is known by its position, as in MLflow
             columns.append(Column(entry.get("name", str(position)), entry["type"], entry.get("required", True)))

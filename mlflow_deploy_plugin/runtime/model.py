@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, read_artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import describe, open_session
+from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.spec import Device
 
 _DTYPES = {
@@ -56,9 +57,13 @@ class OnnxModel:
         """
         names = list(outputs) if outputs is not None else self._output_names
         try:
-            return dict(zip(names, self._session.run(names, feeds), strict=True))
+            values = self._session.run(names, feeds)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
             raise InferenceError(f"the model cannot compute this input: {describe(error)}") from None
+        return {
+            name: _objects(value) if isinstance(value, list) else value
+            for name, value in zip(names, values, strict=True)
+        }
 
     def prediction(self, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
         """What `predict` answers: the bare array of the one prediction output, or a mapping of several."""
@@ -66,19 +71,19 @@ class OnnxModel:
         return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
 
     def example_feeds(self) -> Feeds:
-        """One row of zeros (empty strings), to warm up a graph that came without an example."""
-        return {
-            entry.name: np.full([1, *(max(size, 1) for size in entry.shape[1:])], "", dtype=object)
-            if entry.dtype == "str"
-            else np.zeros([1, *(max(size, 1) for size in entry.shape[1:])], dtype=entry.dtype)
-            for entry in self.artifact.inputs
-        }
+        """A row of zeros (empty strings), or a fixed batch of them, to warm up a graph that came without an example."""
+        feeds: Feeds = {}
+        for entry in self.artifact.inputs:
+            shape = [max(size, 1) for size in entry.shape]
+            blank = "" if entry.dtype == "str" else 0
+            feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
+        return feeds
 
 
 def _bind_to_graph(artifact: Artifact, session: Any) -> Artifact:
     """Binds the inputs of a stock `onnx` model: by name, else the columns stacked into the only input."""
     inputs = [Input(node.name, _dtype(node), _shape(node)) for node in session.get_inputs()]
-    outputs = tuple(Output(node.name, _dtype(node), _shape(node)) for node in session.get_outputs())
+    outputs = tuple(Output(node.name, _output_dtype(node), _shape(node)) for node in session.get_outputs())
     tensors = artifact.tensors
     if artifact.columns:
         names = tuple(column.name for column in artifact.columns)
@@ -106,6 +111,18 @@ def _dtype(node: Any) -> str:
         return _DTYPES[node.type]
     except KeyError:
         raise InvalidArtifact(f"the graph's {node.name!r} is a {node.type}, which cannot be served") from None
+
+
+def _output_dtype(node: Any) -> str:
+    """`map` for one mapping from class to probability a row: skl2onnx's default for classifiers (ZipMap)."""
+    return "map" if node.type.startswith("seq(map(") else _dtype(node)
+
+
+def _objects(values: list[Any]) -> Array:
+    """A sequence of the graph as an array of [N]: objects are never taken apart, as np.array would."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
 
 
 def _shape(node: Any) -> tuple[int, ...]:

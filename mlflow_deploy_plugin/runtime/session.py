@@ -83,7 +83,7 @@ def describe(error: Exception) -> str:
     """ONNX Runtime's message in one line, without its prefix codes and the paths of its build."""
     text = " ".join(str(error).split())
     text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
-    words = [word for word in text.split(" ") if "/" not in word or "://" in word]
+    words = [word for word in text.split(" ") if not word.startswith("/")]
     return " ".join(words)[:500]
 
 

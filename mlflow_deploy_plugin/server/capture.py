@@ -259,10 +259,10 @@ def _pack(
     for side, arrays in (("feeds", feeds), ("outputs", outputs)):
         layout[side] = []
         for name, array in arrays.items():
-            if array.shape[:1] != (rows,):
-                continue  # no value a row: it has no place in a table of rows
+            is_text = array.dtype == object and isinstance(array.flat[0], str)
+            if array.shape[:1] != (rows,) or (array.dtype == object and not is_text):
+                continue  # not one value a row, or one that no column takes: it has no place in a table
             kept = array[:max_rows]
-            is_text = kept.dtype == object
             blobs.append(orjson.dumps(kept.tolist()) if is_text else kept.tobytes())
             layout[side].append((name, "str" if is_text else kept.dtype.str, kept.shape, len(blobs[-1])))
     return orjson.dumps({"record": record, **layout}), blobs

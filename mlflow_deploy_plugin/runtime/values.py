@@ -1,0 +1,194 @@
+"""One column or one tensor: values as they came, checked, as an array of the signature's type.
+
+Checked as MLflow's signature enforcement does: integers go into floating-point columns, nothing else changes its type
+silently. An error names the column, the row and the value.
+"""
+
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Tensor
+
+Array = npt.NDArray[Any]
+
+_EXPECTED = {"f": "a number", "i": "an integer", "b": "true or false", "s": "a string"}
+_ACCEPTED = {"f": frozenset("fi"), "i": frozenset("i"), "b": frozenset("b"), "s": frozenset("s")}
+_KINDS = {"f": "f", "i": "i", "u": "i", "b": "b", "O": "s"}
+"""The kind of value that an array of this numpy kind takes; strings live in object arrays."""
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxlist, _SHOWN.maxdict, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 3, 4, 4, 60, 60, 60
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """The numpy dtype of a signature's or a graph's; strings are Python's, in object arrays."""
+    return np.dtype(object) if dtype == "str" else np.dtype(dtype)
+
+
+def shown(value: Any) -> str:
+    """A value as an error may show it: in JSON's words, short, and never deeper than a few levels."""
+    if value is None or value is True or value is False:
+        return {None: "null", True: "true", False: "false"}[value]
+    return _SHOWN.repr(value)
+
+
+def typed_column(column: Column, values: Sequence[Any] | Array, missing: str | None) -> Array:
+    """The values of one column as an array of [N] in the column's type.
+
+    Args:
+        missing: what stands for a missing string; None: a missing string is an error.
+
+    Raises:
+        SchemaMismatch: a value has another type, does not fit, or is missing where that cannot be said in the type.
+    """
+    dtype = numpy_dtype(COLUMN_TYPES[column.type])
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
+        return _narrowed(column, values, dtype)
+    listed: Sequence[Any] = values.tolist() if isinstance(values, np.ndarray) else values
+    return _strings(column, listed, missing) if dtype.kind == "O" else _numbers(column, listed, dtype)
+
+
+def typed_tensor(tensor: Tensor, values: Any) -> Array:
+    """One tensor, in the signature's dtype and shape; in a floating-point tensor null is NaN.
+
+    Raises:
+        SchemaMismatch: ragged, of another type or shape, a number that does not fit, or no rows.
+    """
+    label = f"tensor {tensor.name!r}" if tensor.name else "the tensor"
+    dtype = numpy_dtype(tensor.dtype)
+    array = _as_array(label, values, dtype)
+    if len(array.shape) != len(tensor.shape) or any(
+        want not in (-1, have) for want, have in zip(tensor.shape, array.shape, strict=True)
+    ):
+        if array.shape[:1] == (0,):
+            raise SchemaMismatch("the data has no rows; at least one is needed")
+        raise SchemaMismatch(f"{label} has the shape {_sizes(array.shape)}; {_sizes(tensor.shape)} is expected")
+    if array.size and array.dtype.kind not in _SOURCES[dtype.kind]:
+        raise SchemaMismatch(f"{label} holds {_found(array.dtype.kind)}, where {tensor.dtype} is expected")
+    if array.shape[:1] == (0,):
+        raise SchemaMismatch("the data has no rows; at least one is needed")
+    converted = array.astype(dtype, copy=False)
+    if dtype.kind in "iu" and converted is not array and not np.array_equal(array, converted):
+        raise SchemaMismatch(f"{label} holds a number that does not fit {tensor.dtype}")
+    return converted
+
+
+_SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
+"""The numpy kinds that may become an array of this kind."""
+
+
+def _as_array(label: str, values: Any, dtype: np.dtype[Any]) -> Array:
+    """An array as numpy reads it; of objects where text is wanted; null is NaN where floating point is."""
+    try:
+        if dtype.kind == "O":
+            return _text(label, np.array(values, dtype=object))
+        array = np.asarray(values)
+    except (ValueError, OverflowError):
+        raise SchemaMismatch(f"{label} is ragged, or nested too deeply: all its rows need the same shape") from None
+    if array.dtype.kind != "O" or dtype.kind != "f":
+        return array
+    return _with_nan(label, array)
+
+
+def _text(label: str, array: Array) -> Array:
+    for value in array.flat:
+        if not isinstance(value, str):
+            raise SchemaMismatch(f"{label} holds {shown(value)}, where a string is expected")
+    return array
+
+
+def _with_nan(label: str, array: Array) -> Array:
+    """Objects as floating-point numbers, in which null stands for NaN."""
+    for value in set(map(type, array.flat)):
+        if _kind_of(value) not in "fin":
+            raise SchemaMismatch(f"{label} is ragged, or holds something that is not a number")
+    return np.array([np.nan if value is None else value for value in array.flat], dtype=np.float64).reshape(array.shape)
+
+
+def _kind_of(kind: type) -> str:
+    """f, i, b, s for the type of a value, n for a missing one, ? for anything else."""
+    if issubclass(kind, bool | np.bool_):
+        return "b"
+    if issubclass(kind, int | np.integer):
+        return "i"
+    if issubclass(kind, float | np.floating):
+        return "f"
+    if issubclass(kind, str):
+        return "s"
+    return "n" if kind is type(None) else "?"
+
+
+def _numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]) -> Array:
+    """Numbers or booleans, in which null is NaN where the column is of floating point."""
+    kinds = set(map(_kind_of, set(map(type, values))))
+    if "n" in kinds and dtype.kind == "f":
+        values = [np.nan if value is None else value for value in values]
+        kinds.discard("n")
+    if not kinds <= _ACCEPTED[_KINDS[dtype.kind]]:
+        row = next(i for i, value in enumerate(values) if _kind_of(type(value)) not in _ACCEPTED[_KINDS[dtype.kind]])
+        raise SchemaMismatch(_mistyped(column, row, values[row]))
+    try:
+        return np.array(values, dtype=dtype)
+    except (OverflowError, FloatingPointError):
+        row = next(i for i, value in enumerate(values) if not _fits(value, dtype))
+        raise SchemaMismatch(_unfit(column, row, values[row])) from None
+
+
+def _narrowed(column: Column, values: Array, dtype: np.dtype[Any]) -> Array:
+    """An array of numbers or booleans in the column's type; integers may not wrap around."""
+    if dtype.kind == "O" or values.dtype.kind not in _SOURCES[dtype.kind]:
+        raise SchemaMismatch(_mistyped(column, 0, values[0].item()))
+    if dtype.kind == "i" and not np.can_cast(values.dtype, dtype):
+        limits = np.iinfo(dtype)
+        outside = np.flatnonzero((values < limits.min) | (values > limits.max))
+        if len(outside):
+            raise SchemaMismatch(_unfit(column, int(outside[0]), values[outside[0]].item()))
+    try:
+        return values.astype(dtype, copy=False)
+    except FloatingPointError:
+        row = int(np.flatnonzero(np.isfinite(values) & (np.abs(values) > np.finfo(dtype).max))[0])
+        raise SchemaMismatch(_unfit(column, row, values[row].item())) from None
+
+
+def _strings(column: Column, values: Sequence[Any], missing: str | None) -> Array:
+    """Strings, in which null and NaN (a frame's missing string) become `missing`."""
+    array = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        if isinstance(value, str):
+            array[row] = value
+        elif missing is not None and (value is None or value != value):
+            array[row] = missing
+        else:
+            raise SchemaMismatch(_mistyped(column, row, value))
+    return array
+
+
+def _fits(value: Any, dtype: np.dtype[Any]) -> bool:
+    try:
+        np.array(value, dtype=dtype)
+    except (OverflowError, FloatingPointError):
+        return False
+    return True
+
+
+def _mistyped(column: Column, row: int, value: Any) -> str:
+    expected = _EXPECTED[_KINDS[numpy_dtype(COLUMN_TYPES[column.type]).kind]]
+    return f"column {column.name!r} ({column.type}), row {row}: {shown(value)}; {expected} is expected"
+
+
+def _unfit(column: Column, row: int, value: Any) -> str:
+    return f"column {column.name!r}, row {row}: {shown(value)} does not fit the type {column.type}"
+
+
+def _found(kind: str) -> str:
+    names = {"f": "numbers with fractions", "i": "integers", "u": "integers", "b": "booleans", "U": "strings"}
+    return names.get(kind, "null, or a mixture of types")
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join("any" if size == -1 else str(size) for size in shape) + "]"

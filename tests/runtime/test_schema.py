@@ -1,0 +1,379 @@
+"""Signatures as tables: what goes in, what comes out, and what is said of the rest."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.runtime.schema import Feeds, Schema, compile_schema
+
+
+def columns_schema(missing: str | None = None, **types: ColumnType) -> Schema:
+    """Each column feeds an input of its own name and type."""
+    columns = tuple(Column(name, kind) for name, kind in types.items())
+    inputs = tuple(Input(c.name, COLUMN_TYPES[c.type], (-1, 1), (c.name,), missing) for c in columns)
+    return compile_schema(columns, (), inputs)
+
+
+def tensor_schema(dtype: str, *shape: int, name: str = "") -> Schema:
+    return compile_schema((), (Tensor(name, dtype, shape),), (Input("x", dtype, shape),))
+
+
+def stacked_schema(dtype: str = "float32", *names: str) -> Schema:
+    columns = tuple(Column(name, "double") for name in names)
+    return compile_schema(columns, (), (Input("X", dtype, (-1, len(names)), names),))
+
+
+MIXED = columns_schema(None, s="string", d="double", n="long", b="boolean")
+
+
+def as_lists(feeds: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {name: array.tolist() for name, array in feeds.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "dtype", "typed"),
+    [
+        ("double", [1, 2.5], np.float64, [1.0, 2.5]),
+        ("double", [1.0, None], np.float64, [1.0, np.nan]),
+        ("double", np.array([1, 2], np.int8), np.float64, [1.0, 2.0]),
+        ("double", np.array([1.5], object), np.float64, [1.5]),
+        ("double", [np.float32(0.5)], np.float64, [0.5]),
+        ("float", [0.5, 10**10], np.float32, [0.5, 1e10]),
+        ("float", np.array([np.inf, np.nan]), np.float32, [np.inf, np.nan]),
+        ("long", [1, -(2**63)], np.int64, [1, -(2**63)]),
+        ("long", np.array([1], np.uint64), np.int64, [1]),
+        ("integer", [2**31 - 1], np.int32, [2**31 - 1]),
+        ("integer", np.array([7], np.int64), np.int32, [7]),
+        ("boolean", [True, False], np.bool_, [True, False]),
+        ("boolean", np.array([True]), np.bool_, [True]),
+        ("string", ["a", ""], object, ["a", ""]),
+        ("string", np.array(["a", "bc"]), object, ["a", "bc"]),
+        ("string", ("a",), object, ["a"]),
+    ],
+)
+def test_a_column_takes_what_mlflow_takes(kind: ColumnType, values: Any, dtype: Any, typed: list[Any]) -> None:
+    array = columns_schema(c=kind).from_columns({"c": values})["c"]
+    assert array.dtype == dtype
+    assert array.shape == (len(typed), 1)
+    np.testing.assert_array_equal(array[:, 0], np.array(typed, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "words"),
+    [
+        ("double", [1.0, "x"], ["'c' (double)", "row 1", "'x'", "a number is expected"]),
+        ("double", [True], ["row 0", "true"]),
+        ("double", [10**400], ["row 0", "does not fit the type double"]),
+        ("double", [[1.0]], ["row 0", "[1.0]"]),
+        ("double", np.array([True]), ["row 0", "true"]),
+        ("double", np.array(["1"]), ["row 0", "'1'"]),
+        ("double", np.array(["2013-01-01"], "datetime64[D]"), ["row 0"]),
+        ("float", [1.0, 1e300], ["row 1", "1e+300", "does not fit the type float"]),
+        ("float", np.array([1.0, -1e300]), ["row 1", "-1e+300", "does not fit the type float"]),
+        ("long", [1, 2.0], ["row 1", "2.0", "an integer"]),
+        ("long", [None], ["row 0", "null"]),
+        ("long", [float("nan")], ["row 0", "nan"]),
+        ("long", [1, 2**63], ["row 1", str(2**63)]),
+        ("long", np.array([1, 2**63], np.uint64), ["row 1", str(2**63)]),
+        ("long", np.array([1.0]), ["row 0", "1.0"]),
+        ("integer", [2**31], ["row 0", str(2**31), "does not fit the type integer"]),
+        ("integer", np.array([0, -(2**31) - 1]), ["row 1", str(-(2**31) - 1)]),
+        ("boolean", [1], ["row 0", "1", "true or false"]),
+        ("boolean", [None], ["row 0", "null"]),
+        ("boolean", np.array([1]), ["row 0", "1"]),
+        ("string", ["a", None], ["row 1", "null", "a string"]),
+        ("string", ["a", 5], ["row 1", "5"]),
+        ("string", np.array([5]), ["row 0", "5"]),
+        ("string", np.array([np.nan]), ["row 0", "nan"]),
+        ("double", "text", ["'c'", "'text'", "a list of values"]),
+        ("double", 5, ["'c'", "5", "a list of values"]),
+        ("double", {"0": 1.0}, ["'c'", "a list of values"]),
+        ("double", np.zeros((2, 2)), ["'c'", "a list of values"]),
+        ("double", [], ["no rows"]),
+    ],
+)
+def test_a_column_that_does_not_fit_is_named_with_row_and_value(
+    kind: ColumnType, values: Any, words: list[str]
+) -> None:
+    with pytest.raises(SchemaMismatch) as caught:
+        columns_schema(c=kind).from_columns({"c": values})
+    for word in words:
+        assert word in caught.value.message
+
+
+def test_null_and_nan_become_the_text_that_stands_for_a_missing_string() -> None:
+    feeds = columns_schema("?", c="string").from_columns({"c": ["a", None, float("nan")]})
+    assert feeds["c"][:, 0].tolist() == ["a", "?", "?"]
+
+
+def test_columns_may_come_in_any_order_with_others_among_them() -> None:
+    wanted = as_lists(MIXED.from_rows(["s", "d", "n", "b"], [["x", 1.0, 2, True]]))
+    assert wanted == {"s": [["x"]], "d": [[1.0]], "n": [[2]], "b": [[True]]}
+    assert as_lists(MIXED.from_rows(["b", "n", "more", "d", "s"], [[True, 2, {}, 1.0, "x"]])) == wanted
+    assert as_lists(MIXED.from_records([{"b": True, "s": "x", "n": 2, "d": 1.0, "more": 1}])) == wanted
+    assert as_lists(MIXED.from_columns({"n": [2], "d": [1], "s": ["x"], "b": [True], "more": 1})) == wanted  # type: ignore[dict-item]
+    assert as_lists(MIXED.from_array([["x", 1.0, 2, True]])) == wanted
+
+
+def test_missing_columns_are_all_named() -> None:
+    with pytest.raises(SchemaMismatch, match="columns 'd', 'b' are missing; the model needs s, d, n, b"):
+        MIXED.from_records([{"s": "x", "n": 2}])
+
+
+def test_a_key_that_some_records_lack_is_null_there() -> None:
+    schema = columns_schema(a="double", b="double")
+    feeds = schema.from_records([{"a": 1.0, "b": 1.0}, {"a": 2.0}])
+    assert np.isnan(feeds["b"][1, 0])
+
+
+def test_an_optional_column_may_be_absent() -> None:
+    columns = (Column("a", "double"), Column("b", "double", required=False))
+    schema = compile_schema(columns, (), (Input("X", "float64", (-1, 2), ("a", "b")),))
+    np.testing.assert_array_equal(schema.from_columns({"a": [1.0]})["X"], [[1.0, np.nan]])
+
+
+def test_an_optional_integer_column_still_needs_a_value() -> None:
+    columns = (Column("a", "double"), Column("b", "long", required=False))
+    schema = compile_schema(columns, (), (Input("a", "float64", (-1, 1), ("a",)), Input("b", "int64", (-1, 1), ("b",))))
+    with pytest.raises(SchemaMismatch, match=r"'b' \(long\), row 0: null"):
+        schema.from_columns({"a": [1.0]})
+
+
+def test_columns_are_stacked_in_the_order_of_the_graph() -> None:
+    schema = stacked_schema("float32", "a", "b", "c")
+    feeds = schema.from_columns({"c": [3, 6], "a": [1, 4], "b": [2.0, 5.0]})
+    assert feeds["X"].dtype == np.float32
+    assert feeds["X"].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert as_lists(schema.to_columns(feeds)) == {"a": [1, 4], "b": [2, 5], "c": [3, 6]}
+
+
+def test_a_vector_input_stays_one() -> None:
+    schema = compile_schema((Column("a", "long"),), (), (Input("a", "int64", (-1,), ("a",)),))
+    assert schema.from_array([1, 2])["a"].shape == (2,)
+
+
+def test_a_number_beyond_the_graphs_precision_is_refused_not_made_infinite() -> None:
+    with pytest.raises(SchemaMismatch, match=r"'b', row 1: 1e\+300 is too large"):
+        stacked_schema("float32", "a", "b").from_columns({"a": [1.0, 2.0], "b": [1.0, 1e300]})
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "words"),
+    [
+        (["s", "s"], [["a", "b"]], "column 's' stands twice"),
+        (["s"], [["a", "b"]], "row 0"),
+        (["s"], ["a"], "row 0 is 'a'"),
+        (["s"], [None], "row 0 is null"),
+        (["s", "d", "n", "b"], [], "no rows"),
+        ([], [[]], "missing"),
+    ],
+)
+def test_rows_that_are_no_table_are_refused(names: list[str], rows: list[Any], words: str) -> None:
+    with pytest.raises(SchemaMismatch, match=words):
+        MIXED.from_rows(names, rows)
+
+
+@pytest.mark.parametrize("values", [None, 5, "text", {"a": 1}, [], [5], [[1, 2]], np.float64(1.0), np.zeros(3)])
+def test_an_array_that_is_no_table_is_refused(values: Any) -> None:
+    with pytest.raises(SchemaMismatch):
+        MIXED.from_array(values)
+
+
+def test_ten_thousand_doubled_names_are_refused_in_no_time() -> None:
+    names = [str(number) for number in range(50_000)]
+    with pytest.raises(SchemaMismatch, match="'49999' stands twice"):
+        MIXED.from_rows([*names, "49999"], [[0] * 50_001])
+
+
+def test_a_value_of_any_depth_or_length_makes_a_short_message() -> None:
+    deep: list[Any] = []
+    for _ in range(900):
+        deep = [deep]
+    for value in (deep, "x" * 10**6, ["x"] * 10**6, 10**4000, {"k": deep}):
+        with pytest.raises(SchemaMismatch) as caught:
+            columns_schema(c="boolean").from_columns({"c": [value]})
+        assert len(caught.value.message) < 500
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "typed"),
+    [
+        ("float32", [[1, 2], [3, 4]], [[1, 2], [3, 4]]),
+        ("float32", [[1.5, None]], [[1.5, np.nan]]),
+        ("float64", [[2**64, 1.0]], [[2.0**64, 1.0]]),
+        ("float16", np.ones((1, 2)), [[1, 1]]),
+        ("int64", [[1, 2]], [[1, 2]]),
+        ("uint8", [[255, 0]], [[255, 0]]),
+        ("bool", [[True, False]], [[True, False]]),
+        ("str", [["a", ""]], [["a", ""]]),
+        ("str", np.array([["a", "bc"]]), [["a", "bc"]]),
+    ],
+)
+def test_a_tensor_takes_its_type(dtype: str, values: Any, typed: list[Any]) -> None:
+    feeds = tensor_schema(dtype, -1, 2).from_array(values)
+    assert feeds["x"].dtype == (object if dtype == "str" else dtype)
+    np.testing.assert_array_equal(feeds["x"], np.array(typed, dtype=feeds["x"].dtype))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "words"),
+    [
+        ("float32", [["a", 1.0]], "strings"),
+        ("float32", [["5", None]], "not a number"),
+        ("float32", [[True, None]], "not a number"),
+        ("float32", [[1.0, 1e300]], "too large"),
+        ("float32", [[1, 2], [3]], "ragged"),
+        ("float32", [[1, [2]]], "ragged"),
+        ("float32", [1, 2], r"shape \[2\]; \[any, 2\]"),
+        ("float32", [[1, 2, 3]], r"shape \[1, 3\]"),
+        ("float32", 5, r"shape \[\]"),
+        ("float32", None, "shape"),
+        ("float32", {"a": 1}, "."),
+        ("float32", [], "no rows"),
+        ("float32", np.zeros((0, 2)), "no rows"),
+        ("float32", [[True, False]], "booleans"),
+        ("int64", [[1.0, 2.0]], "fractions"),
+        ("int64", [[1, None]], "null"),
+        ("int64", [[2**63, 1]], "."),
+        ("int64", [[2**64, 1]], "."),
+        ("uint8", [[256, 0]], "does not fit uint8"),
+        ("uint8", [[-1, 0]], "does not fit uint8"),
+        ("bool", [[1, 0]], "integers"),
+        ("str", [["a", 1]], "holds 1"),
+        ("str", [["a", None]], "holds null"),
+        ("str", [["a"], ["b", "c"]], "."),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_refused(dtype: str, values: Any, words: str) -> None:
+    with pytest.raises(SchemaMismatch, match=words):
+        tensor_schema(dtype, -1, 2).from_array(values)
+
+
+def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_called() -> None:
+    schema = tensor_schema("float64", -1, 2)
+    for feeds in (
+        schema.from_rows(["0", "1"], [[1, 2], [3, 4]]),
+        schema.from_rows(["a", "b"], [[1, 2], [3, 4]]),
+        schema.from_records([{"a": 1, "b": 2}, {"a": 3, "b": 4}]),
+        schema.from_columns({"x": [[1, 2], [3, 4]]}),
+    ):
+        assert as_lists(feeds) == {"x": [[1, 2], [3, 4]]}
+
+
+def test_several_tensors_are_bound_by_name_and_share_a_batch() -> None:
+    tensors = (Tensor("b", "float32", (-1,)), Tensor("a", "int64", (-1, 2)))
+    schema = compile_schema((), tensors, (Input("a", "int64", (-1, 2)), Input("b", "float32", (-1,))))
+    assert as_lists(schema.from_columns({"b": [0.5], "a": [[1, 2]], "more": [0]})) == {"a": [[1, 2]], "b": [0.5]}
+    with pytest.raises(SchemaMismatch, match="tensor 'a' is missing"):
+        schema.from_columns({"b": [0.5]})
+    with pytest.raises(SchemaMismatch, match="different batch sizes"):
+        schema.from_columns({"b": [0.5, 1.0], "a": [[1, 2]]})
+    with pytest.raises(SchemaMismatch, match="several tensors"):
+        schema.from_array([1])
+    with pytest.raises(SchemaMismatch, match="a table does not fit"):
+        schema.from_rows(["x"], [[1]])
+
+
+@pytest.mark.parametrize(
+    ("columns", "tensors", "inputs"),
+    [
+        ((Column("a", "double"),), (), (Input("X", "float32", (-1, 1), ("b",)),)),
+        ((Column("a", "double"),), (), (Input("X", "float32", (-1, 1)),)),
+        ((Column("a", "double"), Column("a", "double")), (), (Input("X", "float32", (-1, 1), ("a",)),)),
+        ((), (Tensor("a", "float32", (-1,)),), (Input("a", "float32", (-1,)), Input("b", "float32", (-1,)))),
+        (
+            (),
+            (Tensor("b", "float32", (-1,)), Tensor("c", "float32", (-1,))),
+            (Input("a", "float32", (-1,)), Input("b", "float32", (-1,))),
+        ),
+    ],
+)
+def test_a_graph_that_its_signature_does_not_feed_is_refused(columns: Any, tensors: Any, inputs: Any) -> None:
+    with pytest.raises(InvalidArtifact):
+        compile_schema(columns, tensors, inputs)
+
+
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "double": st.floats() | st.integers(-(2**53), 2**53) | st.none(),
+    "float": st.floats(width=32) | st.integers(-(2**24), 2**24) | st.none(),
+    "long": st.integers(-(2**63), 2**63 - 1),
+    "integer": st.integers(-(2**31), 2**31 - 1),
+    "boolean": st.booleans(),
+    "string": st.text(max_size=5) | st.none(),
+}
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[Schema, dict[str, list[Any]]]:
+    kinds = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=5))
+    rows = draw(st.integers(1, 6))
+    names = [f"c{position}" for position in range(len(kinds))]
+    data = {
+        name: draw(st.lists(VALUES[kind], min_size=rows, max_size=rows))
+        for name, kind in zip(names, kinds, strict=True)
+    }
+    return columns_schema("<missing>", **dict(zip(names, kinds, strict=True))), data  # type: ignore[arg-type]
+
+
+@given(tables())
+@settings(max_examples=100, deadline=None)
+def test_every_way_in_gives_the_same_feeds_and_the_way_back_the_values(
+    table: tuple[Schema, dict[str, list[Any]]],
+) -> None:
+    schema, data = table
+    feeds = schema.from_columns(data)
+    rows = [list(row) for row in zip(*data.values(), strict=True)]
+    records = [dict(zip(data, row, strict=True)) for row in rows]
+    for other in (schema.from_rows(list(data), rows), schema.from_records(records), schema.from_array(rows)):
+        for name, array in feeds.items():
+            np.testing.assert_array_equal(array, other[name])
+    back = schema.to_columns(feeds)
+    again = schema.from_columns(back)
+    for name, array in feeds.items():
+        np.testing.assert_array_equal(array, again[name])
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("sdnbx"), inner, max_size=4),
+    max_leaves=20,
+)
+ANY_SCHEMA = [
+    MIXED,
+    columns_schema("?", s="string"),
+    stacked_schema("float32", "s", "d"),
+    tensor_schema("float32", -1, 2),
+    tensor_schema("int64", -1),
+    tensor_schema("str", -1, -1, name="s"),
+    tensor_schema("bool", -1, 1, 2, name="b"),
+]
+
+
+def fed_or_refused(call: Callable[[], Feeds]) -> Feeds | None:
+    try:
+        return call()
+    except SchemaMismatch as error:
+        return None if 0 < len(error.message) < 500 else pytest.fail(error.message)
+
+
+@given(st.sampled_from(ANY_SCHEMA), json_values)
+@settings(max_examples=400, deadline=None)
+def test_whatever_json_comes_is_fed_whole_or_refused_as_ours(schema: Schema, value: Any) -> None:
+    calls: list[Any] = [lambda: schema.from_array(value)]
+    if isinstance(value, dict):
+        calls.append(lambda: schema.from_columns(value))
+        calls.append(lambda: schema.from_records([value]))
+    if isinstance(value, list):
+        calls.append(lambda: schema.from_records(value))
+        calls.append(lambda: schema.from_rows(["s", "d", "n", "b"], value))
+    for call in calls:
+        feeds = fed_or_refused(call)
+        if feeds is not None:
+            assert set(feeds) == {entry.name for entry in schema.inputs}
+            assert len({len(array) for array in feeds.values()}) == 1
