@@ -21,5 +21,5 @@ def parity_line(state: str, metrics: Mapping[str, float]) -> str:
         if figure == "max_absolute_error":
             parts.append(f"{output} within {figures[name]:.1e}")
         elif figure == "agreement" and f"{output}.max_absolute_error" not in figures:
-            parts.append(f"{output} equal in {figures[name]:.4%}")
+            parts.append(f"{output} equal in {figures[name]:.2%}")
     return f"parity {state} on {figures['rows']:,.0f} rows: {', '.join(parts)}"

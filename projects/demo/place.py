@@ -10,6 +10,20 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 
 CHECKOUT = Path(__file__).parents[2]
 DEFAULT_HOME = CHECKOUT / ".demo"
+_QUIET = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+_LEADS_ELSEWHERE = (
+    "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_RUN_ID",
+    "ONNXSERVE_LOG_URI",
+    "ONNXSERVE_STORE_URI",
+)
 _MARKER = "This folder belongs to the demo of onnxserve; each run of the demo empties it first.\n"
 
 
@@ -58,13 +72,11 @@ class Place:
     def use(self, tracking_uri: str | None = None) -> None:
         """Points this process and its children here: MLflow's server, onnxserve's home, and the commands of this
         Python on PATH, since `mlflow run --env-manager local` calls `python` by that name."""
-        os.environ["ONNXSERVE_HOME"] = str(self.onnxserve_home)
-        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        os.environ["DO_NOT_TRACK"] = "1"
-        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        for inherited in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_REGISTRY_URI"):
+        for inherited in _LEADS_ELSEWHERE:
             os.environ.pop(inherited, None)
-        for inherited in ("ONNXSERVE_STORE_URI", "ONNXSERVE_LOG_URI"):
-            os.environ.pop(inherited, None)
+        commands, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
+        if path.split(os.pathsep)[0] != commands:
+            os.environ["PATH"] = os.pathsep.join([commands, path])
+        os.environ |= _QUIET | {"ONNXSERVE_HOME": str(self.onnxserve_home)}
         if tracking_uri is not None:
             os.environ["MLFLOW_TRACKING_URI"] = tracking_uri

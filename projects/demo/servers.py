@@ -90,7 +90,7 @@ def _remembered(place: Place) -> psutil.Process | None:
         remembered = json.loads(place.server_file.read_text())
         process = psutil.Process(remembered["pid"])
         same = abs(process.create_time() - remembered["created"]) < 1
-    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+    except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
         return None
     return process if same and process.status() != psutil.STATUS_ZOMBIE else None
 

@@ -10,26 +10,30 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
-import pyarrow.dataset
 import requests
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
-from mlflow_deploy_plugin.errors import DeploymentFailed, NotReady, OnnxserveError
+from mlflow_deploy_plugin.errors import NotReady, OnnxserveError
+from mlflow_deploy_plugin.monitoring.drift import DriftResult, run_drift
+from mlflow_deploy_plugin.monitoring.tracking import HTML as REPORT
+from mlflow_deploy_plugin.monitoring.windows import Window
 from projects.demo.place import CHECKOUT
-from projects.flight_delay.data import FEATURES
+from projects.flight_delay.data import DAY, FEATURES
+from projects.flight_delay.drift import describe
 from projects.flight_delay.traffic import request_body
 from projects.flight_delay.train import MODEL_NAME
+from projects.parity import parity_line
 
 EXPERIMENT = "flight-delay"
 DEPLOYMENT = "flights"
 PRODUCTION = f"models:/{MODEL_NAME}/Production"
-SHIPPED_SECONDS = 60.0
 FOLLOWED_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 
@@ -100,6 +104,17 @@ def newest_version() -> Version:
     )
 
 
+def show_parity(version: Version, say: Say) -> None:
+    """The proof that was made before the version could be registered: what it was made on, tolerances, worst row."""
+    say(parity_line(version.parity, version.metrics))
+    proof = mlflow.artifacts.load_dict(f"models:/{MODEL_NAME}/{version.number}/parity.json")
+    say("rows: " + ", ".join(f"{count:,} {source}" for source, count in proof["sources"].items()))
+    for output in proof["outputs"]:
+        say(f"tolerance of {output['name']}: {output['tolerance']}")
+    worst = proof["worst_rows"][0]
+    say(f"worst row: original {worst['original']}, ONNX {worst['onnx']}")
+
+
 def promote(version: Version) -> None:
     """Moves the version to the stage Production, as the Stage menu of MLflow's UI does."""
     with warnings.catch_warnings():
@@ -119,24 +134,27 @@ def undeploy_all(say: Say) -> int:
     return len(deployments)
 
 
-def wait_until_logged(log: Path, rows: int) -> None:
-    """Waits until the agent has shipped this many rows from the workers' spool to the inference log.
-
-    Raises:
-        DeploymentFailed: it did not within a minute.
-    """
-    deadline = time.monotonic() + SHIPPED_SECONDS
-    while (logged := _logged_rows(log)) < rows:
-        if time.monotonic() > deadline:
-            raise DeploymentFailed(f"after {SHIPPED_SECONDS:.0f} s the inference log has {logged} of {rows} rows")
-        time.sleep(_POLL_SECONDS)
+def judge_days(flights: pd.DataFrame, say: Say) -> list[DriftResult]:
+    """The drift job on each day of the flights: one verdict and one MLflow run a day."""
+    results = []
+    for day in sorted(flights[DAY].unique()):
+        start = pd.Timestamp(day).to_pydatetime()
+        result = run_drift(DEPLOYMENT, Window(start, start + timedelta(days=1)))
+        say(f"{start.date()}  {describe(result)}")
+        results.append(result)
+    return results
 
 
-def _logged_rows(log: Path) -> int:
-    try:
-        return int(pyarrow.dataset.dataset(log, format="parquet", partitioning=None).count_rows())
-    except (FileNotFoundError, OSError):
-        return 0  # nothing yet, or a file was replaced between listing and reading
+def keep_report(results: list[DriftResult], state: str, target: Path) -> DriftResult | None:
+    """Copies the Evidently report of the first day with this verdict to the file `target`."""
+    for result in results:
+        if result.verdict.state == state:
+            mlflow.artifacts.download_artifacts(
+                run_id=result.run.run_id, artifact_path=REPORT, dst_path=str(target.parent)
+            )
+            (target.parent / REPORT).replace(target)
+            return result
+    return None
 
 
 def served_version(url: str, flight: pd.DataFrame) -> str:
@@ -174,11 +192,6 @@ def compare_with_pyfunc(url: str, flights: pd.DataFrame) -> Agreement:
     served = np.asarray(answer.json()["predictions"])
     loaded = np.asarray(mlflow.pyfunc.load_model(PRODUCTION).predict(flights[list(FEATURES)]))
     return Agreement(len(flights), int((served == loaded).sum()), answer.headers["X-Model-Version"])
-
-
-def run_link(url: str, run_id: str, tail: str = "") -> str:
-    experiment = MlflowClient().get_run(run_id).info.experiment_id
-    return f"{url}/#/experiments/{experiment}/runs/{run_id}{tail}"
 
 
 def version_link(url: str, version: Version) -> str:

@@ -1,18 +1,17 @@
 """The story that the demo tells, step by step."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.monitoring.drift import DriftResult
 from projects.demo import steps
 from projects.demo.place import Place
 from projects.demo.screen import Screen
 from projects.demo.servers import mlflow_url, start_mlflow, stop_mlflow
-from projects.flight_delay.data import DAY, load_flights, split, summer_days
+from projects.flight_delay.data import load_flights, split, summer_days
 from projects.flight_delay.deploy import deploy
 from projects.flight_delay.traffic import send
+from projects.flight_delay.train import MODEL_NAME
 from projects.parity import parity_line
 
 SEED = 7
@@ -37,7 +36,8 @@ def tell(place: Place, screen: Screen) -> list[tuple[str, str]]:
         OnnxserveError: a step failed; the message is for the reader.
     """
     screen.step("An MLflow server with its UI")
-    stop(place, screen)
+    if stop(place, screen):
+        screen.line("stopped the servers of an earlier run")
     place.empty()
     url = start_mlflow(place)
     place.use(url)
@@ -47,7 +47,7 @@ def tell(place: Place, screen: Screen) -> list[tuple[str, str]]:
     first = steps.train(screen.line, **FIRST)
 
     screen.step(f"Parity of version {first.number}: the ONNX form against the scikit-learn pipeline")
-    screen.line(parity_line(first.parity, first.metrics))
+    steps.show_parity(first, screen.line)
 
     screen.step(f"Promote version {first.number} to Production, and deploy the stage")
     steps.promote(first)
@@ -59,12 +59,13 @@ def tell(place: Place, screen: Screen) -> list[tuple[str, str]]:
     calm, summer = split(flights, SEED).calm, summer_days(flights, SEED)
     traffic = pd.concat([calm, summer])
     answers = send(server, traffic, lambda day, count: screen.line(f"{day.date()}  {count:5,} flights"))
-    steps.wait_until_logged(Path(load_settings().inference_log), len(traffic))
-    screen.line(f"{len(answers.table):,} flights answered and captured, in {answers.versions.total()} requests")
+    screen.line(f"{len(answers.table):,} flights answered in {answers.versions.total()} requests")
 
     screen.step("Judge each of the twenty days against the training days")
-    _judge("calm", calm, place, screen)
-    _judge("summer", summer, place, screen)
+    screen.line("ten calm days")
+    calm_results = steps.judge_days(calm, screen.line)
+    screen.line("ten summer days")
+    summer_results = steps.judge_days(summer, screen.line)
 
     screen.step("Train a second version with more and bolder trees")
     second = steps.train(screen.line, **SECOND)
@@ -80,9 +81,36 @@ def tell(place: Place, screen: Screen) -> list[tuple[str, str]]:
     screen.line(f"{agreement.equal} of {agreement.rows} predictions are equal, version {agreement.version}")
     if agreement.equal != agreement.rows:
         raise OnnxserveError("the server and mlflow.pyfunc.load_model disagree, which must not happen")
-    return []
+    return [
+        (
+            "Model",
+            f"{MODEL_NAME}, validation ROC AUC {_auc(first)} (version {first.number}), "
+            f"{_auc(second)} (version {second.number})",
+        ),
+        ("", steps.version_link(url, second)),
+        ("Parity", parity_line(first.parity, first.metrics).removeprefix("parity ")),
+        ("Calm days called drifted", _drifted(calm_results)),
+        ("", _report(place, "calm", calm_results, "no drift")),
+        ("Summer days called drifted", _drifted(summer_results)),
+        ("", _report(place, "summer", summer_results, "drift")),
+        ("Promotion", f"version {second.number} answered {seconds:.1f} s after the stage moved, no request failed"),
+        ("Agreement", f"{agreement.equal} of {agreement.rows} predictions equal those of mlflow.pyfunc.load_model"),
+        ("Took", f"{screen.seconds():.0f} s"),
+        ("MLflow", url),
+        ("Server", f"{server}/invocations"),
+    ]
 
 
-def _judge(kind: str, flights: pd.DataFrame, place: Place, screen: Screen) -> None:
-    for day in sorted(flights[DAY].unique()):
-        screen.line(f"{kind} {pd.Timestamp(day).date()}")
+def _auc(version: steps.Version) -> str:
+    return f"{version.metrics['validation_roc_auc']:.3f}"
+
+
+def _drifted(results: list[DriftResult]) -> str:
+    return f"{sum(result.verdict.state == 'drift' for result in results)} of {len(results)}"
+
+
+def _report(place: Place, kind: str, results: list[DriftResult], state: str) -> str:
+    """Where one report of this kind can be read: a file of its own, and its run in MLflow's UI."""
+    page = place.reports / f"{kind}.html"
+    result = steps.keep_report(results, state, page)
+    return f"{result.run.url}\n{page.as_uri()}" if result else f"no day was judged {state!r}"

@@ -35,7 +35,7 @@ from projects.flight_delay.scores import score
 from projects.parity import parity_line
 
 MODEL_NAME = "flight-delay"
-EXAMPLE_ROWS = 5
+EXAMPLE_ROWS = 1000
 PARITY_ROWS = 2000
 
 
@@ -105,21 +105,20 @@ def _log_scores(pipeline: Pipeline, parts: Split) -> None:
 
 def _log_model(pipeline: Pipeline, parts: Split) -> Any:
     features = list(FEATURES)
-    held_out = np.linspace(0, len(parts.calm) - 1, PARITY_ROWS).astype(int)
     return onnxserve.log_model(
         pipeline,
         name="model",
         registered_model_name=MODEL_NAME,
-        input_example=_example(parts.train[features]),
-        parity_data=parts.calm[features].iloc[held_out],
+        input_example=_spread(parts.train[features], EXAMPLE_ROWS),
+        parity_data=_spread(parts.calm[features], PARITY_ROWS),
         reference_data=parts.train[[*features, EVENT_TIME]],
         event_time=EVENT_TIME,
     )
 
 
-def _example(table: pd.DataFrame) -> pd.DataFrame:
-    """A few rows, spread over the table, that between them show a NaN in no integer column and both booleans."""
-    return table.iloc[np.linspace(0, len(table) - 1, EXAMPLE_ROWS).astype(int)]
+def _spread(table: pd.DataFrame, rows: int) -> pd.DataFrame:
+    """Rows at equal distances, so that every week and its weather is among them."""
+    return table.iloc[np.linspace(0, len(table) - 1, rows).astype(int)]
 
 
 def _say(line: str) -> None:
