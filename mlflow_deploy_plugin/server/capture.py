@@ -119,7 +119,7 @@ class CaptureWriter:
             head, blobs = _pack(record, feeds, outputs, max_rows)
             with self._lock:
                 self._append(model, head, blobs)
-        except (OSError, struct.error, orjson.JSONEncodeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is: the answer is right, and is sent; the log has it
             self._count(False)
             self._complain(error)
             return False
@@ -179,7 +179,7 @@ class CaptureWriter:
         now = self._clock()
         if now >= self._silent_until:
             self._silent_until = now + _LOG_SECONDS
-            logger.error("requests are not captured: %s", error)
+            logger.error("requests are not captured: %s", error, exc_info=not isinstance(error, OSError))
 
 
 def segments(spool: Path) -> list[Path]:
@@ -253,13 +253,13 @@ def _pack(
     record: RequestRecord, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int
 ) -> tuple[bytes, list[bytes]]:
     """The JSON head of a request frame, and its arrays as bytes in the order in which the head names them."""
-    rows = len(next(iter(feeds.values())))
+    rows = next((len(array) for array in feeds.values() if array.ndim), 0)
     layout: dict[str, list[tuple[str, str, tuple[int, ...], int]]] = {}
     blobs: list[bytes] = []
     for side, arrays in (("feeds", feeds), ("outputs", outputs)):
         layout[side] = []
         for name, array in arrays.items():
-            is_text = array.dtype == object and isinstance(array.flat[0], str)
+            is_text = array.dtype == object and (array.size == 0 or isinstance(array.flat[0], str))
             if array.shape[:1] != (rows,) or (array.dtype == object and not is_text):
                 continue  # not one value a row, or one that no column takes: it has no place in a table
             kept = array[:max_rows]

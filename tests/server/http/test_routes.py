@@ -1,0 +1,147 @@
+"""The HTTP surface as a function: headers, identities, capture, and the Flask shell that must not change a byte."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.capture import read_segment, segments
+from mlflow_deploy_plugin.server.http.app import build_app
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.routes import answer
+
+JSON = {"content-type": "application/json"}
+ROW = b'{"inputs": [[1, 2, 3]]}'
+
+
+@pytest.fixture
+def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any) -> Server:
+    return serve_here(
+        {"e": {"v": tools.variant(bias_folders["1"], "1")}, "f": {"w": tools.variant(bias_folders["2"], "2")}}
+    )
+
+
+def ask(
+    server: Server, path: str = "/invocations", method: str = "POST", body: bytes = ROW, **headers: str
+) -> RawResponse:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return answer(server, RawRequest(method, path, {**JSON, **named}, body))
+
+
+def captured(server: Server, tmp_path: Path) -> list[Any]:
+    server.capture.close()
+    return [request for path in segments(tmp_path / "state-0" / "spool") for request in read_segment(path)[0]]
+
+
+def test_an_answer_says_which_version_gave_it(server: Server) -> None:
+    response = ask(server, x_request_id="mine")
+    assert response.status == 200
+    assert response.headers.pop("X-Prediction-Id")
+    assert response.headers == {"X-Request-Id": "mine", "X-Model-Name": "m", "X-Model-Version": "1"}
+
+
+def test_an_endpoint_is_asked_by_its_name(server: Server) -> None:
+    assert json.loads(ask(server, "/endpoints/f/invocations").body) == {"predictions": [[2006.0]]}
+    assert ask(server, "/endpoints/f/invocations").headers["X-Model-Version"] == "2"
+    assert ask(server, "/endpoints/g/invocations").status == 404
+
+
+def test_a_refused_request_says_which_version_refused_it(server: Server) -> None:
+    response = ask(server, body=b"{}")
+    assert response.status == 400
+    assert {"X-Request-Id", "X-Model-Name", "X-Model-Version"} == set(response.headers)
+
+
+@pytest.mark.parametrize("given", ["", "a" * 129, "a b", "a\nb", "ü"])
+def test_a_request_id_unfit_to_be_sent_back_is_replaced(server: Server, given: str) -> None:
+    made = ask(server, x_request_id=given).headers["X-Request-Id"]
+    assert made != given
+    assert len(made) == 32
+
+
+def test_what_is_answered_is_captured_with_its_ids_and_times(server: Server, tmp_path: Path) -> None:
+    first = ask(server, x_request_id="mine", x_event_time="2013-07-01T08:30:00.5-04:00")
+    second = ask(server, "/endpoints/f/invocations", x_request_id="mine")
+    ask(server, body=b"{}")
+    one, two = captured(server, tmp_path)
+    assert (one.record.endpoint, one.record.variant, one.record.request_id) == ("e", "v", "mine")
+    assert one.record.event_time == 1_372_681_800_500_000
+    assert one.record.prediction_id == first.headers["X-Prediction-Id"] != second.headers["X-Prediction-Id"]
+    assert (two.record.endpoint, two.model.version, two.record.event_time) == ("f", "2", two.record.received_time)
+    assert two.outputs["y"].tolist() == [[2006.0]]
+    assert b'onnxserve_capture_requests_total{outcome="captured"} 2.0' in ask(server, "/metrics", "GET").body
+
+
+@pytest.mark.parametrize(("fraction", "low", "high"), [(0.0, 0, 0), (0.5, 20, 80), (1.0, 100, 100)])
+def test_a_fraction_of_the_requests_is_captured(
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
+    tools: Any,
+    tmp_path: Path,
+    fraction: float,
+    low: int,
+    high: int,
+) -> None:
+    server = serve_here({"e": {"v": tools.variant(bias_folders["1"])}}, fraction=fraction)
+    for _ in range(100):
+        assert ask(server).status == 200
+    assert low <= len(captured(server, tmp_path)) <= high
+
+
+def test_an_error_that_nobody_foresaw_is_logged_and_answered_without_details(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(type(server.dataplane), "infer", broken)
+    response = ask(server)
+    assert (response.status, json.loads(response.body)["error_code"]) == (500, "INTERNAL_ERROR")
+    assert b"secret" not in response.body
+    assert "secret" in caplog.text
+    assert response.headers["X-Request-Id"] in caplog.text
+
+
+def test_the_plain_pages_answer(server: Server) -> None:
+    assert (ask(server, "/ping", "GET").status, ask(server, "/ping", "HEAD").status) == (200, 200)
+    assert ask(server, "/health", "GET").body == b'{"status":"ok"}'
+    assert ask(server, "/version", "GET").body == b"3.17.2"
+    page = ask(server, "/metrics", "GET").body.decode()
+    assert 'onnxserve_served_version{endpoint="f",model="m",variant="w",version="2"} 1.0' in page
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "content_type"),
+    [
+        ("POST", "/invocations", ROW, "application/json"),
+        ("POST", "/invocations", b"a,b,c\n1,2,3", "text/csv"),
+        ("POST", "/invocations", b"{", "application/json"),
+        ("POST", "/invocations", b"x", "text/plain"),
+        ("POST", "/predict", b'{"a": 1, "b": 2, "c": 3}', "application/json"),
+        ("POST", "/predict/batch", b"[[1, 2, 3]]", "application/json"),
+        ("POST", "/endpoints/f/invocations", ROW, "application/json"),
+        ("POST", "/endpoints/g/invocations", ROW, "application/json"),
+        ("GET", "/invocations", b"", "application/json"),
+        ("GET", "/ping", b"", "application/json"),
+        ("GET", "/health", b"", "application/json"),
+        ("GET", "/version", b"", "application/json"),
+        ("GET", "/", b"", "application/json"),
+        ("GET", "/nowhere", b"", "application/json"),
+    ],
+)
+def test_flask_sends_what_the_function_answers(
+    server: Server, method: str, path: str, body: bytes, content_type: str
+) -> None:
+    headers = {"content-type": content_type, "x-request-id": "mine"}
+    expected = answer(server, RawRequest(method, path, headers, body))
+    got = build_app(server).test_client().open(path, method=method, data=body, headers=headers)
+    assert (got.status_code, got.data, got.headers["Content-Type"]) == (
+        expected.status,
+        expected.body,
+        expected.content_type,
+    )
+    for name, value in expected.headers.items():
+        assert name == "X-Prediction-Id" or got.headers[name] == value

@@ -1,0 +1,151 @@
+"""MLflow's scoring protocol, form by form."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
+from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.server.protocols.mlflow import decode, encode
+
+COLUMNS = (Column("s", "string"), Column("d", "double"), Column("n", "long"), Column("b", "boolean"))
+MIXED = compile_schema(
+    COLUMNS, (), tuple(Input(c.name, COLUMN_TYPES[c.type], (-1, 1), (c.name,), "?") for c in COLUMNS)
+)
+TENSOR = compile_schema((), (Tensor("", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),))
+ROWS = [["a", 1.5, 2, True], [None, None, -3, False]]
+NAMES = ["s", "d", "n", "b"]
+RECORDS = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
+BY_COLUMN = {name: [row[position] for row in ROWS] for position, name in enumerate(NAMES)}
+
+
+def decoded(document: Any, schema: Schema = MIXED, content_type: str = "application/json") -> dict[str, list[Any]]:
+    body = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return {name: array.tolist() for name, array in decode(content_type, body, schema).items()}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"dataframe_split": {"columns": NAMES, "data": ROWS}},
+        {"dataframe_split": {"columns": NAMES, "data": ROWS, "index": [5, 6]}},
+        {"dataframe_split": {"data": ROWS}},
+        {"dataframe_split": {"columns": [*NAMES[::-1], "more"], "data": [[*row[::-1], {}] for row in ROWS]}},
+        {"dataframe_records": RECORDS},
+        {"instances": ROWS},
+        {"instances": RECORDS},
+        {"inputs": BY_COLUMN},
+        {"inputs": ROWS},
+        {"inputs": RECORDS},
+        {"inputs": ROWS, "params": {"unknown": 1}},
+        {"inputs": ROWS, "params": None},
+    ],
+)
+def test_every_form_of_a_table_gives_the_same_feeds(document: Any) -> None:
+    feeds = decode("application/json", json.dumps(document).encode(), MIXED)
+    assert feeds["s"].tolist() == [["a"], ["?"]]
+    np.testing.assert_array_equal(feeds["d"], [[1.5], [np.nan]])
+    assert (feeds["n"].tolist(), feeds["b"].tolist()) == ([[2], [-3]], [[True], [False]])
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"instances": [[1, 2], [3, 4]]},
+        {"inputs": [[1, 2], [3, 4]]},
+        {"inputs": {"x": [[1, 2], [3, 4]]}},
+        {"dataframe_split": {"columns": [0, 1], "data": [[1, 2], [3, 4]]}},
+        {"dataframe_split": {"columns": ["p", "q"], "data": [[1, 2], [3, 4]]}},
+        {"dataframe_records": [{"p": 1, "q": 2}, {"p": 3, "q": 4}]},
+    ],
+)
+def test_every_form_of_a_tensor_gives_the_same_feeds(document: Any) -> None:
+    assert decoded(document, TENSOR) == {"x": [[1, 2], [3, 4]]}
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf8"']
+)
+def test_json_in_utf8_is_taken_however_it_is_spelt(content_type: str) -> None:
+    assert decoded({"instances": [[1, 2]]}, TENSOR, content_type) == {"x": [[1, 2]]}
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "", "text/plain", "application/jsonx", "application/json; charset=utf-16", ";", "a/b/c"]
+)
+def test_another_content_type_is_refused(content_type: str | None) -> None:
+    with pytest.raises(UnsupportedMediaType):
+        decode(content_type, b"{}", MIXED)
+
+
+def test_the_bare_nan_of_mlflows_clients_is_a_missing_number() -> None:
+    body = b'{"dataframe_split": {"columns": ["s", "d", "n", "b"], "data": [[NaN, NaN, 1, true]]}}'
+    feeds = decode("application/json", body, MIXED)
+    assert feeds["s"].tolist() == [["?"]]
+    assert np.isnan(feeds["d"]).all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s,d,n,b\na,1.5,2,true\n,,-3,False\n",
+        "\ufeffs,d,n,b\r\na,1.5,2,TRUE\r\n,,-3,false",
+        'b,"more",n,d,s\ntrue,x,2,1.5,"a"\n\nfalse,,-3,,\n',
+        's,d,n,b\n"a", 1.5,2,true\n,nan,-3,false\n',
+    ],
+)
+def test_csv_is_typed_by_the_signature(text: str) -> None:
+    feeds = decode("text/csv; charset=utf-8", text.encode(), MIXED)
+    assert feeds["s"].tolist() == [["a"], ["?"]]
+    np.testing.assert_array_equal(feeds["d"], [[1.5], [np.nan]])
+    assert (feeds["n"].tolist(), feeds["b"].tolist()) == ([[2], [-3]], [[True], [False]])
+
+
+def test_csv_feeds_a_tensor_by_position() -> None:
+    assert decoded(b"p,q\n1,2\n3,4\n", TENSOR, "text/csv") == {"x": [[1, 2], [3, 4]]}
+
+
+@pytest.mark.parametrize("field", ["1_000", "x", "1,5", "0x10", "1e", "--1"])
+def test_a_csv_field_that_is_no_number_is_named(field: str) -> None:
+    with pytest.raises((SchemaMismatch, InvalidRequest), match="row 0"):
+        decode("text/csv", f"s,d,n,b\na,{field},1,true\n".encode(), MIXED)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer"),
+    [
+        (np.array([1, 2], np.int64), [1, 2]),
+        (np.array([[0.5], [0.25]], np.float32), [[0.5], [0.25]]),
+        (np.array([np.nan, np.inf, -np.inf]), [None, None, None]),
+        (np.array(["a", 'b"'], dtype=object), ["a", 'b"']),
+        (np.array([True, False]), [True, False]),
+        (np.arange(6, dtype=np.float64).reshape(2, 3).T, [[0, 3], [1, 4], [2, 5]]),
+        (np.array([1.5], np.float16), [1.5]),
+        (np.array([2**63], np.uint64), [2**63]),
+        (np.array([{1: 0.5}], dtype=object), [{"1": 0.5}]),
+        ({"a": np.array([1]), "b": np.array([[2.5]])}, {"a": [1], "b": [[2.5]]}),
+    ],
+)
+def test_an_answer_is_valid_json_in_mlflows_form(prediction: Any, answer: Any) -> None:
+    def no_constant(name: str) -> None:
+        raise AssertionError(name)
+
+    assert json.loads(encode(prediction), parse_constant=no_constant) == {"predictions": answer}
+
+
+@given(
+    st.binary(max_size=200) | st.text(max_size=200).map(str.encode), st.sampled_from(["application/json", "text/csv"])
+)
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_are_read_or_refused_as_ours(body: bytes, content_type: str) -> None:
+    for schema in (MIXED, TENSOR):
+        try:
+            feeds = decode(content_type, body, schema)
+        except InvalidRequest:
+            continue
+        assert feeds

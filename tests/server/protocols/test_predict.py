@@ -1,0 +1,67 @@
+"""The short protocol of the guides, through the whole surface but the socket."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.messages import RawRequest
+from mlflow_deploy_plugin.server.http.routes import answer
+
+RECORD = {"carrier": "AA", "distance": 0.0, "hour": 0, "late": False}
+SIGMOID_1 = pytest.approx(0.7310586, abs=1e-6)
+
+
+def post(server: Server, path: str, body: Any, **headers: str) -> tuple[int, Any]:
+    request = RawRequest("POST", path, {"content-type": "application/json", **headers}, json.dumps(body).encode())
+    response = answer(server, request)
+    return response.status, json.loads(response.body)
+
+
+@pytest.fixture
+def mixed(serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any) -> Server:
+    return serve_here({"e": {"v": tools.variant(model_folders["mixed"], "3")}})
+
+
+@pytest.mark.parametrize("body", [RECORD, {"features": ["AA", 0.0, 0, False]}])
+def test_one_record_is_answered_with_its_probabilities(mixed: Server, body: Any) -> None:
+    status, document = post(mixed, "/predict", body)
+    probabilities = document.pop("probabilities")
+    assert (status, document) == (200, {"prediction": "yes", "model": "m", "model_version": "3"})
+    assert list(probabilities) == ["no", "yes"]
+    assert probabilities["yes"] == SIGMOID_1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [RECORD, RECORD],
+        {"instances": [RECORD, RECORD]},
+        [["AA", 0, 0, False]] * 2,
+        {"instances": [["AA", 0, 0, False]] * 2},
+    ],
+)
+def test_a_batch_is_answered_row_by_row(mixed: Server, body: Any) -> None:
+    status, document = post(mixed, "/predict/batch", body)
+    probabilities = document.pop("probabilities")
+    assert (status, document) == (200, {"predictions": ["yes"] * 2, "count": 2, "model": "m", "model_version": "3"})
+    assert [row["yes"] for row in probabilities] == [SIGMOID_1, SIGMOID_1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "prediction"),
+    [
+        ("single", {"a": 1, "b": 2, "c": 3}, [6.0]),
+        ("stock", {"features": [1, 2, 3]}, [6.5]),
+        ("stock", {"X": [1, 2, 3]}, [6.5]),
+        ("tensor", {"features": [[1, 2], [3, 4]]}, {"doubled": [[2, 4], [6, 8]], "total": 10}),
+    ],
+)
+def test_models_without_classes_answer_without_probabilities(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any, kind: str, body: Any, prediction: Any
+) -> None:
+    server = serve_here({"e": {"v": tools.variant(model_folders[kind])}})
+    assert post(server, "/predict", body) == (200, {"prediction": prediction, "model": "m", "model_version": "1"})

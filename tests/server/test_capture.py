@@ -1,0 +1,215 @@
+"""The spool: what is written can be read back whole, and nothing that is torn is read."""
+
+import fcntl
+import os
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.runtime.artifact import Column, Input
+from mlflow_deploy_plugin.runtime.rows import as_rows
+from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.server import capture
+from mlflow_deploy_plugin.server.capture import (
+    CapturedModel,
+    CaptureWriter,
+    RequestRecord,
+    is_released,
+    read_segment,
+    segments,
+)
+
+RECORD = RequestRecord("e", "v", "request", "prediction", 1_000_000, 2_000_000)
+
+
+def schema() -> Schema:
+    columns = (Column("s", "string"), Column("d", "double"), Column("n", "long"), Column("b", "boolean"))
+    inputs = (
+        Input("s", "str", (-1, 1), ("s",), "?"),
+        Input("dn", "float32", (-1, 2), ("d", "n")),
+        Input("b", "bool", (-1, 1), ("b",)),
+    )
+    return compile_schema(columns, (), inputs)
+
+
+MODEL = CapturedModel("m", "7", schema(), ("y",))
+FEEDS = MODEL.schema.from_columns(
+    {"s": ["a", 'ü"', None], "d": [1.5, None, 2], "n": [1, 2, 3], "b": [True, False, True]}
+)
+OUTPUTS = {
+    "y": np.array(["x", "", "z"], dtype=object),
+    "p": np.arange(6, dtype=np.float32).reshape(3, 2),
+    "total": np.array([5.0]),  # not one value a row
+    "maps": np.array([{1: 0.5}] * 3, dtype=object),
+}
+
+
+def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    (segment,) = segments(tmp_path)
+    (request,), end = read_segment(segment)
+    assert (request.segment, request.record, end) == (segment.stem, RECORD, segment.stat().st_size)
+    assert (request.model.model, request.model.version, request.model.schema) == ("m", "7", MODEL.schema)
+    for name, array in FEEDS.items():
+        assert request.feeds[name].dtype == array.dtype
+        np.testing.assert_array_equal(request.feeds[name], array)
+    assert set(request.outputs) == {"y", "p"}
+    rows = as_rows(request.model.schema, request.model.prediction, request.feeds, request.outputs)
+    assert {name: array.tolist() for name, array in rows.items() if name != "d"} == {
+        "s": ["a", 'ü"', "?"],
+        "n": [1, 2, 3],
+        "b": [True, False, True],
+        "prediction": ["x", "", "z"],
+        "output.p": [[0, 1], [2, 3], [4, 5]],
+    }
+
+
+def test_only_the_first_rows_are_kept(tmp_path: Path) -> None:
+    CaptureWriter(tmp_path).write(RECORD, MODEL, FEEDS, OUTPUTS, 2)
+    (request,), _ = read_segment(segments(tmp_path)[0])
+    assert {len(array) for array in (*request.feeds.values(), *request.outputs.values())} == {2}
+
+
+def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    other = CapturedModel("m", "8", MODEL.schema, ("y",))
+    ends = [0]
+    versions = []
+    for model in (MODEL, other, MODEL, MODEL):
+        writer.write(RECORD, model, FEEDS, OUTPUTS, 100)
+        requests, end = read_segment(segments(tmp_path)[0], ends[-1])
+        versions += [request.model.version for request in requests]
+        ends.append(end)
+    assert versions == ["7", "8", "7", "7"]
+    assert read_segment(segments(tmp_path)[0], ends[-1]) == ([], ends[-1])
+    offsets = [request.offset for request in read_segment(segments(tmp_path)[0])[0]]
+    assert len(set(offsets)) == 4
+
+
+def test_a_segment_torn_anywhere_gives_the_requests_before_the_tear(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path / "spool")
+    ends = []
+    for _ in range(3):
+        writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+        ends.append(segments(tmp_path / "spool")[0].stat().st_size)
+    content = segments(tmp_path / "spool")[0].read_bytes()
+    torn = tmp_path / "torn.seg"
+    for length in range(0, len(content), 7):
+        torn.write_bytes(content[:length])
+        whole = sum(end <= length for end in ends)
+        requests, end = read_segment(torn)
+        assert len(requests) == whole
+        assert end <= length
+        assert len(read_segment(torn, end)[0]) == 0
+
+
+def test_a_flipped_byte_ends_the_segment(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    for _ in range(2):
+        writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    (segment,) = segments(tmp_path)
+    content = bytearray(segment.read_bytes())
+    content[-3] ^= 1
+    segment.write_bytes(content)
+    assert len(read_segment(segment)[0]) == 1
+
+
+def test_the_segment_is_locked_while_its_worker_has_it_and_free_after(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    (segment,) = segments(tmp_path)
+    assert not is_released(segment)
+    writer.close()
+    assert is_released(segment)
+    writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    assert len(segments(tmp_path)) == 2
+
+
+def test_a_full_segment_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "MAX_SEGMENT_BYTES", 3000)
+    writer = CaptureWriter(tmp_path)
+    for _ in range(30):
+        assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    found = segments(tmp_path)
+    assert len(found) > 2
+    assert sum(len(read_segment(segment)[0]) for segment in found) == 30
+    assert sum(not is_released(segment) for segment in found) == 1
+
+
+def test_threads_write_whole_frames(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+
+    def write() -> None:
+        for _ in range(50):
+            writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+
+    threads = [threading.Thread(target=write) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(len(read_segment(segment)[0]) for segment in segments(tmp_path)) == 400
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A disk that is full: writes beyond `size` come short, then fail with EFBIG (SIGXFSZ is ignored by Python)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_on_a_full_disk_requests_are_counted_and_what_is_whole_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted: list[bool] = []
+    now = [0.0]
+    writer = CaptureWriter(tmp_path, counted.append, lambda: now[0])
+    writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    (segment,) = segments(tmp_path)
+    size = segment.stat().st_size
+    with files_of_at_most(size + 100):
+        assert not any(writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100) for _ in range(5))
+        assert segment.stat().st_size == size
+    assert counted == [True, *[False] * 5]
+    assert len(caplog.records) == 1
+    now[0] = 61.0
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    assert len(read_segment(segment)[0]) == 2
+
+
+def test_a_spool_that_cannot_be_made_fails_no_request(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_text("a file where the folder should be")
+    assert CaptureWriter(tmp_path / "spool").write(RECORD, MODEL, FEEDS, OUTPUTS, 100) is False
+
+
+def test_another_process_sees_the_lock(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    (segment,) = segments(tmp_path)
+    child = os.fork()
+    if child == 0:  # only system calls: nothing of pytest may run twice
+        code = 1
+        try:
+            fcntl.flock(os.open(segment, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            code = 42
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+
+
+def test_empty_text_and_no_rows_of_text_are_kept(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    outputs: dict[str, Any] = {"y": np.empty((3, 0), dtype=object)}
+    assert writer.write(RECORD, MODEL, FEEDS, outputs, 100)
+    assert len(read_segment(segments(tmp_path)[0])[0]) == 1

@@ -1,0 +1,217 @@
+"""Versions in memory: swapped whole, dropped when the last request has left, kept when the next one fails."""
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.errors import NotFound, NotReady
+from mlflow_deploy_plugin.server.repository import Repository
+from mlflow_deploy_plugin.server.state import WANTED, LoadedVariant, WorkerState, read_workers
+from mlflow_deploy_plugin.server.warmup import EXAMPLE, load_warm
+
+
+@pytest.fixture
+def loads() -> list[Path]:
+    return []
+
+
+@pytest.fixture
+def repository(tmp_path: Path, loads: list[Path]) -> Iterator[Repository]:
+    """Without its thread: a test calls `look` itself."""
+
+    def load(folder: Path) -> Any:
+        loads.append(folder)
+        return load_warm(folder, device="cpu", intra_op_num_threads=1)
+
+    repository = Repository(tmp_path, load)
+    yield repository
+    repository.stop()
+
+
+Serve = Callable[..., WorkerState]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, repository: Repository, tools: Any) -> Serve:
+    """Wants variants of the endpoint e, and gives the worker's account of them."""
+    generations = iter(range(1, 100))
+
+    def serve(**variants: dict[str, Any]) -> WorkerState:
+        tools.want(tmp_path, next(generations), {"e": variants})
+        repository.look()
+        (state,) = read_workers(tmp_path)
+        return state
+
+    return serve
+
+
+def test_before_anything_is_wanted_nothing_answers(repository: Repository) -> None:
+    repository.look()
+    assert "no model is loaded yet" in repository.not_ready()
+    with pytest.raises(NotReady):
+        repository.lease("e", 0.0)
+
+
+def test_a_request_keeps_its_version_until_it_lets_go(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    serve(v=tools.variant(bias_folders["1"], "1"))
+    leased = repository.lease(None, 0.0)
+    dropped = weakref.ref(leased.loaded)
+    serve(v=tools.variant(bias_folders["2"], "2"))
+    assert repository.lease(None, 0.0).loaded.version == "2"
+    feeds = leased.loaded.onnx.schema.from_array([[1, 2, 3]])
+    assert leased.loaded.onnx.run(feeds)["y"].tolist() == [[1006.0]]
+    assert dropped() is not None
+    del leased
+    gc.collect()
+    assert dropped() is None
+
+
+def test_a_change_of_weights_or_aspects_loads_nothing(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tools: Any
+) -> None:
+    serve(a=tools.variant(bias_folders["1"], "1"), b=tools.variant(bias_folders["2"], "2", weight=0))
+    before = repository.lease(None, 0.0).loaded
+    serve(a=tools.variant(bias_folders["1"], "1", weight=50), b=tools.variant(bias_folders["2"], "2", weight=50))
+    assert repository.lease(None, 0.0).loaded is before
+    assert repository.lease(None, 0.9).loaded.version == "2"
+    assert len(loads) == 2
+    serve(a=tools.variant(bias_folders["1"], "1"))
+    assert {repository.lease(None, draw / 10).loaded.version for draw in range(10)} == {"1"}
+
+
+def test_a_variant_in_the_shadow_or_without_weight_never_answers(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    serve(
+        a=tools.variant(bias_folders["1"], "1", weight=0),
+        b=tools.variant(bias_folders["2"], "2", weight=100, shadow=True),
+        c=tools.variant(bias_folders["3"], "3", weight=1),
+    )
+    assert {repository.lease("e", draw / 10).loaded.version for draw in range(10)} == {"3"}
+
+
+def without_graph(folder: Path) -> None:
+    (folder / "model.onnx").unlink()
+
+
+def with_a_broken_graph(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"no graph")
+
+
+def with_an_example_that_does_not_fit(folder: Path) -> None:
+    (folder / EXAMPLE).write_text('{"inputs": [[1, 2]]}')
+
+
+def with_an_example_that_is_no_json(folder: Path) -> None:
+    (folder / EXAMPLE).write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (without_graph, "lacks its file 'model.onnx'"),
+        (with_a_broken_graph, "cannot load model.onnx"),
+        (with_an_example_that_does_not_fit, "cannot answer its own example"),
+        (with_an_example_that_is_no_json, "not valid JSON"),
+    ],
+)
+def test_whatever_fails_leaves_the_old_version_and_is_told(
+    serve: Serve,
+    repository: Repository,
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
+    tools: Any,
+    spoil: Callable[[Path], None],
+    words: str,
+) -> None:
+    serve(v=tools.variant(bias_folders["1"], "1"))
+    spoil(tools.single_model(tmp_path / "spoilt"))
+    state = serve(v=tools.variant(tmp_path / "spoilt", "2"))
+    loaded = state.endpoints["e"]["v"]
+    assert (state.generation, loaded.version) == (2, "1")
+    assert words in loaded.error
+    assert repository.not_ready() == ""
+    assert repository.lease("e", 0.0).loaded.version == "1"
+    healed = serve(v=tools.variant(bias_folders["3"], "3"))
+    assert healed.endpoints["e"]["v"] == LoadedVariant(version="3")
+
+
+def test_a_first_version_that_fails_says_why_to_whoever_asks(
+    serve: Serve, repository: Repository, tmp_path: Path, tools: Any
+) -> None:
+    state = serve(v=tools.variant(tmp_path / "nothing", "1"))
+    assert state.endpoints["e"]["v"].version == ""
+    assert "no MLmodel file" in repository.not_ready()
+    with pytest.raises(NotReady, match="no MLmodel file"):
+        repository.lease("e", 0.0)
+
+
+def test_a_failing_new_variant_leaves_the_endpoint_ready(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, tools: Any
+) -> None:
+    serve(a=tools.variant(bias_folders["1"], "1"), b=tools.variant(tmp_path / "nothing", "2"))
+    assert repository.not_ready() == ""
+    assert {repository.lease("e", draw / 10).loaded.version for draw in range(10)} == {"1"}
+
+
+def test_an_error_that_nobody_foresaw_is_logged_and_told_without_details(
+    tmp_path: Path, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(folder: Path) -> Any:
+        raise MemoryError("secret")
+
+    repository = Repository(tmp_path, load)
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(tmp_path)}})
+    repository.look()
+    (state,) = read_workers(tmp_path)
+    assert "MemoryError" in state.endpoints["e"]["v"].error
+    assert "secret" not in state.endpoints["e"]["v"].error
+    assert "secret" in caplog.text
+
+
+def test_an_example_warms_and_may_hold_nan(serve: Serve, tmp_path: Path, tools: Any) -> None:
+    folder = tools.single_model(tmp_path / "m")
+    (folder / EXAMPLE).write_text('{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, NaN, 3]]}}')
+    assert serve(v=tools.variant(folder)).endpoints["e"]["v"] == LoadedVariant(version="1")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"generation": "x"}', b"[]"])
+def test_a_wanted_file_that_cannot_be_read_changes_nothing(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, tools: Any, content: bytes
+) -> None:
+    serve(v=tools.variant(bias_folders["1"], "1"))
+    (tmp_path / WANTED).write_bytes(content)
+    repository.look()
+    assert repository.lease("e", 0.0).loaded.version == "1"
+    assert serve(v=tools.variant(bias_folders["2"], "2")).endpoints["e"]["v"].version == "2"
+
+
+def test_endpoints_come_and_go(
+    repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, tools: Any
+) -> None:
+    first, second = tools.variant(bias_folders["1"], "1"), tools.variant(bias_folders["2"], "2")
+    tools.want(tmp_path, 1, {"one": {"v": first}, "two": {"v": second}})
+    repository.look()
+    assert [repository.lease(name, 0.0).loaded.version for name in (None, "one", "two")] == ["1", "1", "2"]
+    tools.want(tmp_path, 2, {"two": {"v": second}})
+    repository.look()
+    assert repository.lease(None, 0.0).loaded.version == "2"
+    with pytest.raises(NotFound, match="no endpoint 'one' here; there is 'two'"):
+        repository.lease("one", 0.0)
+
+
+def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> None:
+    repository = Repository(tmp_path, partial(load_warm, device="cpu", intra_op_num_threads=1))
+    repository.start()
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    tools.wait_until(lambda: not repository.not_ready())
+    assert len(read_workers(tmp_path)) == 1
+    repository.stop()
+    assert read_workers(tmp_path) == []
