@@ -1,8 +1,9 @@
 """Features: the columns of a table of rows, reduced to the two kinds that drift can be measured on.
 
 A number is float64 with NaN where it is missing; a category is text with None where it is missing. Booleans are
-categories. A tensor ([N, …], a list in Parquet) becomes the mean and the spread of each row: `image.mean`, `image.std`.
-Times, binary values and structures have no distance here and are left out, with a note.
+categories. A short vector (a list in Parquet), as probabilities are, becomes its components: `probabilities.0`,
+`probabilities.1`; a long one or a tensor the mean and the spread of each row: `image.mean`, `image.std`. Times, binary
+values and structures have no distance here and are left out, with a note.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ Array = npt.NDArray[Any]
 Kind = Literal["number", "category"]
 
 OWN_PREFIX = "_"
+_COMPONENTS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class Feature:
 
 
 def summarise_lists(table: pa.Table) -> pa.Table:
-    """Replaces each column of lists by the mean and the standard deviation of each row's values.
+    """Replaces each column of lists by a few columns of numbers.
 
     The rows of a tensor are large; what is read from a log is reduced by this while it is read.
     """
@@ -44,7 +46,7 @@ def summarise_lists(table: pa.Table) -> pa.Table:
             continue
         position = table.column_names.index(name)
         table = table.remove_column(position)
-        for suffix, values in _row_moments(column).items():
+        for suffix, values in _parts(column).items():
             table = table.append_column(f"{name}.{suffix}", pa.array(values))
     return table
 
@@ -114,22 +116,35 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _row_moments(column: pa.ChunkedArray) -> dict[str, Array]:
-    """Mean and standard deviation of each row's numbers, however deep they are nested; NaN where it has none."""
+def _parts(column: pa.ChunkedArray) -> dict[str, Array]:
+    """What is kept of a column of lists: [N] float64 by suffix, NaN where a row has no such value."""
     rows = np.arange(len(column))
     flat = column.combine_chunks()
+    depth = 0
     while _is_list(flat.type):
         rows = rows[np.asarray(pc.list_parent_indices(flat))]
         flat = pc.list_flatten(flat)
+        depth += 1
     if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type) or pa.types.is_boolean(flat.type)):
         return {}
-    values = np.asarray(flat.cast(pa.float32(), safe=False).cast(pa.float64()).fill_null(float("nan")))
+    values = np.asarray(flat.cast(pa.float64(), safe=False).fill_null(float("nan")))
+    lengths = np.bincount(rows, minlength=len(column))
+    longest = int(lengths.max(initial=0))
+    if depth == 1 and longest <= _COMPONENTS:
+        table = np.full((len(column), longest), np.nan)
+        table[rows, np.arange(len(rows)) - (np.cumsum(lengths) - lengths)[rows]] = values
+        return {str(position): table[:, position] for position in range(longest)}
+    return _moments(rows, values, len(column))
+
+
+def _moments(rows: Array, values: Array, count: int) -> dict[str, Array]:
+    """Mean and standard deviation of each row's finite values; `rows` says which row a value is of."""
     is_known = np.isfinite(values)
     rows, values = rows[is_known], values[is_known]
     with np.errstate(invalid="ignore"):
-        count = np.bincount(rows, minlength=len(column))
-        mean = np.bincount(rows, values, minlength=len(column)) / count
-        deviation = np.bincount(rows, (values - mean[rows]) ** 2, minlength=len(column)) / count
+        lengths = np.bincount(rows, minlength=count)
+        mean = np.bincount(rows, values, minlength=count) / lengths
+        deviation = np.bincount(rows, (values - mean[rows]) ** 2, minlength=count) / lengths
     return {"mean": mean, "std": np.sqrt(deviation)}
 
 

@@ -157,7 +157,7 @@ def _precomputed(reference: pd.Series, current: pd.Series, kind: Any, threshold:
 register_stattest(
     StatTest(
         name=_METHOD,
-        display_name="standard deviations above the reference's own windows",
+        display_name="standard deviations (onnxserve)",
         allowed_feature_types=[ColumnType.Numerical, ColumnType.Categorical],
     ),
     _precomputed,

@@ -33,14 +33,22 @@ def test_a_column_becomes_a_feature(column, kind, values):
 
 def test_a_tensor_becomes_the_mean_and_the_spread_of_each_row():
     nested = pa.array([[[1.0, 3.0], [5.0, 7.0]], [[2.0, 2.0], [2.0, 2.0]]])
-    ragged = pa.array([[1, 2, 3], []])
+    long = pa.array([list(range(9)), []])
 
-    features, _ = read_features(pa.table({"image": nested, "tokens": ragged}))
+    features, _ = read_features(pa.table({"image": nested, "tokens": long}))
 
     assert list(features) == ["image.mean", "image.std", "tokens.mean", "tokens.std"]
     np.testing.assert_allclose(features["image.mean"].values, [4, 2])
     np.testing.assert_allclose(features["image.std"].values, [np.sqrt(5), 0])
-    np.testing.assert_array_equal(features["tokens.mean"].values, [2, np.nan])
+    np.testing.assert_array_equal(features["tokens.mean"].values, [4, np.nan])
+
+
+def test_a_short_vector_becomes_its_components():
+    features, _ = read_features(pa.table({"p": pa.array([[0.25, 0.75], [1.0], [], None, [None, 0.5]])}))
+
+    assert list(features) == ["p.0", "p.1"]
+    np.testing.assert_array_equal(features["p.0"].values, [0.25, 1, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(features["p.1"].values, [0.75, np.nan, np.nan, np.nan, 0.5])
 
 
 def test_the_logs_own_columns_and_times_are_no_features():
