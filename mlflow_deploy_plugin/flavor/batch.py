@@ -100,6 +100,8 @@ def _column_type(name: str, series: "pd.Series[Any]") -> ColumnType:
         return "integer" if str(dtype).lower() in _SHORT else "long"
     if types.is_float_dtype(dtype):
         return "float" if str(dtype).lower() in ("float16", "float32") else "double"
+    if isinstance(dtype, pd.StringDtype):
+        return "string"
     present = series.dropna()
     if types.is_string_dtype(dtype) or types.is_object_dtype(dtype):
         if len(present) and all(isinstance(value, bool | np.bool_) for value in present):

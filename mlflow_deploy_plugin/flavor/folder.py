@@ -10,7 +10,6 @@ from typing import Any
 
 import mlflow.utils.environment as environment
 import onnx
-import onnxruntime
 import yaml
 from mlflow import pyfunc
 from mlflow.models import Model
@@ -23,6 +22,7 @@ from mlflow_deploy_plugin.flavor.pyfunc import DEFAULT_CONFIG
 from mlflow_deploy_plugin.flavor.section import ONNX_FILE, write_section
 from mlflow_deploy_plugin.flavor.wrap import Wrapped
 from mlflow_deploy_plugin.runtime.artifact import MLMODEL
+from mlflow_deploy_plugin.runtime.session import onnxruntime
 from mlflow_deploy_plugin.version import __version__
 
 PARITY_FILE = "parity.json"
@@ -91,7 +91,7 @@ def default_requirements() -> list[str]:
 
     Not inferred by loading the model in a second process, as MLflow does it: the runtime needs no training framework.
     """
-    return [f"mlflow-onnxserve[cpu]=={__version__}", f"onnxruntime=={onnxruntime.__version__}"]
+    return [f"mlflow-onnxserve[cpu]=={__version__}", f"onnxruntime=={onnxruntime().__version__}"]
 
 
 def _write_environment(folder: Path, conda_env: Any, pip_requirements: Any, extra_pip_requirements: Any) -> None:

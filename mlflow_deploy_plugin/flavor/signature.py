@@ -42,6 +42,22 @@ def graph_signature(inputs: tuple[Input, ...], outputs: tuple[Output, ...]) -> M
     return ModelSignature(inputs=Schema(tensors), outputs=output_schema(outputs))
 
 
+def align(batch: Batch, example: Batch | None, argument: str) -> Batch:
+    """More rows, with the columns (or tensors) of the example and no others.
+
+    Raises:
+        InvalidConfig: one is missing; the message names it, and the argument.
+    """
+    if example is None:
+        return batch
+    wanted = list(example.columns) if isinstance(example, pd.DataFrame) else list(example)
+    if missing := [name for name in wanted if name not in batch]:
+        raise InvalidConfig(f"{argument}: {missing[0]!r} is missing; the example has it")
+    if isinstance(batch, pd.DataFrame):
+        return batch[wanted]
+    return {name: batch[name] for name in wanted}
+
+
 def conform(batch: Batch, signature: Any) -> Batch:
     """The batch with the columns, the order and the types of a signature that the user has given.
 

@@ -19,7 +19,14 @@ from mlflow_deploy_plugin.flavor.generate import parity_rows
 from mlflow_deploy_plugin.flavor.parity import prove
 from mlflow_deploy_plugin.flavor.report import ParityReport, refusal
 from mlflow_deploy_plugin.flavor.section import write_section
-from mlflow_deploy_plugin.flavor.signature import conform, graph_signature, input_schema, output_schema, signature_of
+from mlflow_deploy_plugin.flavor.signature import (
+    align,
+    conform,
+    graph_signature,
+    input_schema,
+    output_schema,
+    signature_of,
+)
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.runtime.session import available_cores
@@ -123,11 +130,14 @@ class _Data:
         elif isinstance(event_time, str) and event_time in getattr(input_example, "columns", ()):
             input_example = input_example.drop(columns=[event_time])
 
-        def read(data: Any) -> Batch | None:
-            return None if data is None else conform(converter.read_batch(model, data), signature)
+        first = input_example if input_example is not None else parity_data
+        example = None if first is None else conform(converter.read_batch(model, first), signature)
 
-        example = read(input_example if input_example is not None else parity_data)
-        return cls(example, read(parity_data), read(judged) if reference_data is not None else None, times)
+        def read(data: Any, argument: str) -> Batch | None:
+            return None if data is None else align(converter.read_batch(model, data), example, argument)
+
+        further = None if reference_data is None else judged
+        return cls(example, read(parity_data, "parity_data"), read(further, "reference_data"), times)
 
 
 @dataclass(frozen=True)

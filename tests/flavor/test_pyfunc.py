@@ -143,7 +143,6 @@ def test_several_outputs_are_a_mapping_of_arrays(tmp_path):
     assert {name: array.shape for name, array in found.items()} == {"all": (2, 3), "sum": (2,)}
 
 
-@pytest.mark.long
 def test_mlflow_models_serve_answers(classifier, free_port: int, tmp_path: Path):
     model, folder, table = classifier
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "-p", str(free_port)]

@@ -2,8 +2,9 @@
 
 import inspect
 import io
-from collections.abc import Callable
-from contextlib import redirect_stdout
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -77,7 +78,7 @@ def _to_onnx(module: Any, arguments: tuple[torch.Tensor, ...], names: list[str],
     """
     size = torch.export.Dim("batch")
     try:
-        with redirect_stdout(io.StringIO()):  # the exporter prints its progress
+        with _quiet():
             program = torch.onnx.export(
                 module,
                 arguments,
@@ -92,6 +93,19 @@ def _to_onnx(module: Any, arguments: tuple[torch.Tensor, ...], names: list[str],
         reason = lines[0][:300] if lines else type(error).__name__
         raise ConversionError(f"{type(module).__name__} cannot be exported to ONNX: {reason}") from error
     return program.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints its progress, and warns of every optional library that is not there."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _original(module: torch.nn.Module) -> Original:

@@ -15,6 +15,7 @@ from sklearn.ensemble import (
     RandomForestRegressor,
     StackingClassifier,
 )
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, TunedThresholdClassifierCV
@@ -260,3 +261,17 @@ def test_pandas_categories_and_nullable_numbers_are_read(weather):
         "weekend": "boolean",
         "code": "long",
     }
+
+
+@pytest.mark.parametrize("in_table", [False, True], ids=["alone", "as a column"])
+def test_texts_are_read_without_the_machine_s_locale(in_table):
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(["alpha", "beta", "gamma"], 4)) for _ in range(200)]
+    labels = ["alpha" in text for text in texts]
+    vectorizer = TfidfVectorizer(token_pattern="[a-zA-Z]+")
+    first = make_column_transformer((vectorizer, "text")) if in_table else vectorizer
+    example = pd.DataFrame({"text": texts}) if in_table else texts
+
+    wrapped = wrap(make_pipeline(first, LogisticRegression()).fit(example, labels), example)
+
+    assert wrapped.report.state == "proven"

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.flavor.compare import margins
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original, answers_for
 from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape, finish_output, keep_outputs
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Precision, to_onnx
-from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import bind_inputs
+from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import bind_inputs, own_form
 from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step, unwrap
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import has_trees, thresholds_of
 from mlflow_deploy_plugin.runtime.artifact import Output, Role
@@ -31,7 +31,7 @@ _HEAD = slice(0, 3)
 
 
 def read_batch(model: Any, data: Any) -> Batch:
-    """A DataFrame, or one [N, k] array.
+    """A DataFrame, one [N, k] array, or one column of texts.
 
     Raises:
         InvalidConfig: the data is neither.
@@ -42,6 +42,8 @@ def read_batch(model: Any, data: Any) -> Batch:
         return data if named else {"": data.to_numpy()}
     if isinstance(data, dict):
         return pd.DataFrame(data)
+    if isinstance(data, pd.Series) or (isinstance(data, list) and all(isinstance(entry, str) for entry in data)):
+        return pd.DataFrame({getattr(data, "name", None) or "text": list(data)})
     array = np.asarray(data)
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
         raise InvalidConfig(
@@ -79,7 +81,7 @@ def _original(model: Any, predict_fn: str) -> Original:
         raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no probabilities of one target")
 
     def original(batch: Batch) -> dict[str, Array]:
-        data = batch if isinstance(batch, pd.DataFrame) else batch[""]
+        data = own_form(model, batch)
         predicted = np.asarray(model.predict(data))
         if not classifier:
             return {"prediction": predicted}
@@ -132,10 +134,10 @@ def _margin(model: Any) -> Callable[[Batch], Array] | None:
     """How far the best label leads, for a classifier whose graph has no probabilities: [N], or scores [N, C]."""
 
     def decision(batch: Batch) -> Array:
-        return np.asarray(model.decision_function(batch if isinstance(batch, pd.DataFrame) else batch[""]))
+        return np.asarray(model.decision_function(own_form(model, batch)))
 
     def of_several_targets(batch: Batch) -> Array:
-        by_target = model.predict_proba(batch if isinstance(batch, pd.DataFrame) else batch[""])
+        by_target = model.predict_proba(own_form(model, batch))
         return np.asarray(np.min([margins(probabilities) for probabilities in by_target], axis=0))
 
     if hasattr(model, "decision_function"):

@@ -4,6 +4,7 @@ import re
 from typing import Any, Literal
 
 import numpy as np
+from onnx import helper
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.sklapi import CastTransformer
@@ -70,9 +71,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _set_locale(graph: Any) -> None:
-    """Without en_US on the machine a graph that names it does not load; C.UTF-8 is everywhere."""
+    """Without en_US on the machine a graph that wants it (the default) does not load; C.UTF-8 is everywhere."""
     for node in graph.node:
         if node.op_type == "StringNormalizer":
-            for attribute in node.attribute:
-                if attribute.name == "locale":
-                    attribute.s = b"C.UTF-8"
+            others = [attribute for attribute in node.attribute if attribute.name != "locale"]
+            del node.attribute[:]
+            node.attribute.extend([*others, helper.make_attribute("locale", "C.UTF-8")])

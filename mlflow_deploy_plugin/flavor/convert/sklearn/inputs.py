@@ -18,6 +18,8 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.steps import (
     encoders,
     has_encoder,
     parts,
+    reads_text,
+    unwrap,
 )
 from mlflow_deploy_plugin.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.runtime.schema import Array
@@ -57,6 +59,13 @@ def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tupl
     )
 
 
+def own_form(model: Any, batch: Batch) -> Any:
+    """A batch as the estimator itself takes it: a table, a matrix, or a list of texts."""
+    if not isinstance(batch, pd.DataFrame):
+        return batch[""]
+    return batch.iloc[:, 0] if reads_text(unwrap(model)) else batch
+
+
 def readable_copy(fitted: Any) -> Any:
     """A copy that skl2onnx reads as it should: columns by name, booleans and missing texts as encoders' categories."""
     copy = deepcopy(fitted)  # skl2onnx changes some estimators, and so do we
@@ -80,7 +89,7 @@ def _takes_missing(model: Any, batch: pd.DataFrame, name: str) -> bool:
     row = batch.head(1).copy()
     row[name] = pd.Series([np.nan], index=row.index).astype(batch[name].dtype)
     try:
-        model.predict(row)
+        model.predict(own_form(model, row))
     except Exception:  # noqa: BLE001 - any step of the user's may refuse, each in its own way
         return False
     return True

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.compose import ColumnTransformer
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
@@ -50,6 +51,13 @@ def column_transformer(estimator: Any) -> ColumnTransformer | None:
     while isinstance(estimator, Pipeline):
         estimator = estimator.steps[0][1]
     return estimator if isinstance(estimator, ColumnTransformer) else None
+
+
+def reads_text(estimator: Any) -> bool:
+    """Does the first step take one column of texts, not a table?"""
+    while isinstance(estimator, Pipeline):
+        estimator = estimator.steps[0][1]
+    return isinstance(estimator, CountVectorizer | HashingVectorizer)
 
 
 def has_encoder(estimator: Any) -> bool:

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.flavor.compare import difference, margins
+
+CASES = {
+    "equal labels": ("label", ["a", "b"], ["a", "b"], [0, 0]),
+    "another label": ("label", ["a", "b"], ["a", "c"], [0, np.inf]),
+    "several labels a row": ("label", [[1, 0], [1, 1]], [[1, 0], [1, 0]], [0, np.inf]),
+    "probabilities within": ("probabilities", [[0.5, 0.5]], [[0.50005, 0.49995]], [0.5]),
+    "probabilities beyond": ("probabilities", [[0.5, 0.5]], [[0.5003, 0.4997]], [3]),
+    "values by their size": ("values", [1000.0], [1000.05], [0.5]),
+    "NaN is NaN": ("values", [np.nan], [np.nan], [0]),
+    "NaN is no number": ("values", [np.nan, 1.0], [1.0, np.nan], [np.inf, np.inf]),
+    "infinity is infinity": ("values", [np.inf], [np.inf], [0]),
+    "one wrong value among many": ("values", [[1.0, 1000.0]], [[1.0, 1001.0]], [10]),
+}
+
+
+@pytest.mark.parametrize(("role", "want", "got", "excess"), CASES.values(), ids=CASES.keys())
+def test_error_is_measured_in_tolerances(role, want, got, excess):
+    measured = difference(role, np.array(want), np.array(got), spread=0.0)
+
+    np.testing.assert_allclose(measured.excess, excess, rtol=1e-6)
+
+
+def test_values_near_zero_are_measured_on_the_spread():
+    measured = difference("values", np.array([0.0]), np.array([1e-3]), spread=10.0)
+
+    assert measured.excess[0] == pytest.approx(1.0)
+
+
+def test_another_shape_is_beyond_every_tolerance():
+    assert np.isinf(difference("values", np.zeros(2), np.zeros((2, 1)), 1.0).excess).all()
+
+
+def test_margin_is_the_lead_of_the_best_label():
+    np.testing.assert_allclose(margins(np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])), [0.2, 0.0])
+    np.testing.assert_allclose(margins(np.array([-0.3, 0.1])), [0.3, 0.1])

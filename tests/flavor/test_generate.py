@@ -1,0 +1,114 @@
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlflow_deploy_plugin.flavor import batch as batches
+from mlflow_deploy_plugin.flavor.generate import MINIMUM, parity_rows
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "city": ["rome", "oslo", "lima", "rome"],
+            "temperature": [1.5, -3.25, 20.0, 7.0],
+            "hour": [0, 30, 12, 23],
+            "weekend": [True, False, True, True],
+        }
+    )
+
+
+def _by_source(example, thresholds=None, parity_data=None):
+    return {group.source: group for group in parity_rows(example, parity_data, thresholds or {})}
+
+
+def test_few_rows_become_a_thousand_and_more(table):
+    counts = Counter()
+    for group in parity_rows(table, None, {}):
+        counts[group.source] += batches.rows(group.batch)
+
+    assert sum(counts.values()) >= MINIMUM
+    assert counts["example"] == 4
+
+
+def test_parity_data_counts_as_given(table):
+    groups = _by_source(table, parity_data=table.head(2))
+
+    assert not groups["parity_data"].generated
+    assert batches.rows(groups["parity_data"].batch) == 2
+
+
+def test_generated_rows_keep_columns_types_and_ranges(table):
+    rows = _by_source(table)["ranges"].batch
+
+    assert rows.dtypes.to_dict() == table.dtypes.to_dict()
+    assert rows.temperature.between(-3.25, 20).all()
+    assert set(rows.city) == {"rome", "oslo", "lima"}
+    assert rows.temperature.nunique() <= 4  # so few distinct numbers are codes
+
+
+def test_numbers_are_drawn_between_the_observed():
+    random = np.random.default_rng(0)
+    example = pd.DataFrame({"a": random.normal(size=100), "n": np.arange(100)})
+
+    rows = _by_source(example)["ranges"].batch
+
+    assert rows.a.nunique() > 500
+    assert rows.n.between(0, 99).all()
+    assert rows.n.dtype == np.int64
+
+
+def test_rows_stand_on_thresholds_and_one_step_beside(table):
+    threshold = 0.1
+
+    rows = _by_source(table, {"temperature": np.array([threshold])})["thresholds"]
+
+    single = np.float32(threshold)
+    steps = {threshold, float(single), float(np.nextafter(single, np.float32(0))), float(np.nextafter(single, 1))}
+    assert rows.on_thresholds
+    assert steps <= set(rows.batch.temperature)
+
+
+def test_integers_stand_on_both_sides_of_a_threshold(table):
+    rows = _by_source(table, {"hour": np.array([7.5])})["thresholds"].batch
+
+    assert {7, 8} <= set(rows.hour)
+
+
+def test_each_column_that_can_is_missing_and_each_text_unseen(table):
+    groups = _by_source(table)
+
+    missing = groups["missing"]
+    assert missing.batch.isna().sum().to_dict() == {
+        "city": missing.block,
+        "temperature": missing.block,
+        "hour": 0,
+        "weekend": 0,
+    }
+    assert (groups["unseen"].batch.city == "never seen").sum() == groups["unseen"].block
+
+
+def test_same_seed_gives_the_same_rows(table):
+    first, second = _by_source(table)["ranges"].batch, _by_source(table)["ranges"].batch
+
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_matrix_keeps_its_dtype():
+    example = {"": np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)}
+
+    for group in parity_rows(example, None, {"1": np.array([0.5])}):
+        assert group.batch[""].dtype == np.float32
+        assert group.batch[""].shape[1] == 3
+
+
+def test_tensors_are_drawn_within_their_range():
+    example = {"ids": np.array([[1, 5], [3, 9]]), "image": np.ones((2, 4, 4), np.float32)}
+
+    groups = [group for group in parity_rows(example, None, {}) if group.source == "ranges"]
+
+    assert sum(batches.rows(group.batch) for group in groups) >= MINIMUM - 2
+    assert all(group.batch["ids"].min() >= 1 and group.batch["ids"].max() <= 9 for group in groups)
+    assert {group.batch["image"].shape[1:] for group in groups} == {(4, 4)}

@@ -1,0 +1,117 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.models import Model
+from sklearn.linear_model import LinearRegression, LogisticRegression
+
+from mlflow_deploy_plugin.flavor.convert.sklearn import forms
+from mlflow_deploy_plugin.flavor.parity import Rows, prove
+from mlflow_deploy_plugin.flavor.report import refusal
+from mlflow_deploy_plugin.flavor.section import write_section
+from mlflow_deploy_plugin.flavor.signature import signature_of
+from mlflow_deploy_plugin.runtime.model import OnnxModel
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return pd.DataFrame(np.random.default_rng(0).normal(size=(50, 2)), columns=["a", "b"])
+
+
+def _saved(model, table, folder):
+    converted = forms(model, table, "predict")[0]()
+    signature = signature_of(table, model.predict(table))
+    write_section(folder, Model(signature=signature), converted, "predict", {})
+    return OnnxModel.load(folder), converted
+
+
+@pytest.fixture
+def regressor(table, tmp_path):
+    return _saved(LinearRegression().fit(table, table.a * 3), table, tmp_path)
+
+
+@pytest.fixture
+def classifier(table, tmp_path):
+    return _saved(LogisticRegression().fit(table, table.a > 0), table, tmp_path)
+
+
+def test_faithful_model_is_proven_in_batches_of_one_two_and_many(regressor, table):
+    report = prove(*regressor, [Rows("example", table, generated=False)])
+
+    assert report.state == "proven"
+    assert report.batch_sizes == [1, 2, 50]
+    assert report.rows == 50
+
+
+def test_wrong_rows_are_counted_and_shown_worst_first(regressor, table):
+    model, converted = regressor
+    wrong = replace(converted, original=lambda batch: {"prediction": batch.a.to_numpy() * 4})
+
+    report = prove(model, wrong, [Rows("example", table, generated=False)])
+
+    errors = [abs(row["original"] - row["onnx"]) for row in report.worst_rows]
+    assert report.state == "warned"
+    assert report.outputs[0].beyond_tolerance > 40
+    assert report.outputs[0].max_absolute_error == pytest.approx(table.a.abs().max(), rel=1e-3)
+    assert len(errors) == 5
+    assert set(report.worst_rows[0]["input"]) == {"a", "b"}
+    json.dumps(report.as_dict(), allow_nan=False)
+
+
+def test_refusal_shows_the_worst_rows_as_a_table(regressor, table):
+    model, converted = regressor
+    wrong = replace(converted, original=lambda batch: {"prediction": batch.a.to_numpy() * 4})
+
+    lines = refusal(prove(model, wrong, [Rows("example", table, generated=False)])).message.splitlines()
+
+    assert lines[0].startswith("the ONNX form answers otherwise than the original; prediction: ")
+    assert all("original" in line and "ONNX" in line and "'a':" in line for line in lines[1:6])
+
+
+def test_label_without_a_margin_is_a_tie(classifier, table):
+    model, converted = classifier
+
+    def undecided(batch):
+        count = len(batch)
+        return {"label": np.zeros(count, bool), "probabilities": np.full((count, 2), 0.5)}
+
+    report = prove(model, replace(converted, original=undecided), [Rows("example", table, generated=False)])
+
+    label = next(output for output in report.outputs if output.name == "label")
+    assert label.ties > 0
+    assert label.beyond_tolerance == 0
+
+
+def test_another_shape_is_a_problem_that_names_both(regressor, table):
+    model, converted = regressor
+    wide = replace(converted, original=lambda batch: {"prediction": np.zeros((len(batch), 2))})
+
+    report = prove(model, wide, [Rows("example", table, generated=False)])
+
+    assert report.problem == "output 'prediction' has the shape (50,) for 50 rows; the original's is (50, 2)"
+    assert "(50, 2)" in refusal(report).message
+
+
+def test_blocks_that_the_original_refuses_are_found_and_dropped(regressor, table):
+    model, converted = regressor
+
+    def picky(batch):
+        if (batch.a > 100).any():
+            raise ValueError("too much")
+        return converted.original(batch)
+
+    rows = pd.concat([table.head(4), table.head(4).assign(a=200.0), table.tail(4)])
+    report = prove(model, replace(converted, original=picky), [Rows("unseen", rows, block=4)])
+
+    assert report.refused_by_original == {"unseen": 4}
+    assert report.sources == {"unseen": 8}
+
+
+def test_metrics_have_names_that_mlflow_takes(classifier, table):
+    metrics = prove(*classifier, [Rows("example", table, generated=False)]).metrics()
+
+    assert metrics["onnxserve.parity.rows"] == 50
+    assert metrics["onnxserve.parity.label.agreement"] == 1
+    assert "onnxserve.parity.probabilities.max_relative_error" in metrics

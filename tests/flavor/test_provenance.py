@@ -1,0 +1,44 @@
+import subprocess
+
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.flavor.provenance import digest, environment_lock, provenance
+
+
+def test_lock_lists_what_is_installed_by_name():
+    lines = environment_lock().splitlines()
+
+    names = [line.partition("==")[0].lower().replace("_", "-") for line in lines]
+    assert all("==" in line for line in lines)
+    assert "scikit-learn" in names
+    assert names == sorted(names)
+
+
+def test_digest_follows_the_values():
+    table = pd.DataFrame({"a": [1.0, 2.0], "city": ["rome", None]})
+
+    assert digest(table) == digest(table.copy())
+    assert digest(table) != digest(table.assign(a=[1.0, 3.0]))
+    assert digest({"x": np.ones(2)}) != digest({"x": np.zeros(2)})
+
+
+def test_commit_and_uncommitted_changes_are_recorded(tmp_path):
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    (tmp_path / "train.py").write_text("1")
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
+
+    clean = provenance(None, "", tmp_path)
+    (tmp_path / "train.py").write_text("2")
+    dirty = provenance(None, "", tmp_path)
+
+    assert len(clean["git_commit"]) == 40
+    assert (clean["git_dirty"], dirty["git_dirty"]) == (False, True)
+
+
+def test_without_git_there_is_no_commit(tmp_path):
+    found = provenance(pd.DataFrame({"a": [1]}), "x==1\n", tmp_path)
+
+    assert "git_commit" not in found
+    assert found["dataset_name"] == "reference"

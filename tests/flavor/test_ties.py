@@ -1,0 +1,28 @@
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.flavor.ties import unstable
+
+
+def test_row_on_an_edge_is_unstable_and_one_beside_it_is_not():
+    table = pd.DataFrame({"a": [0.5, 0.6, 0.5], "b": [1.0, 1.0, -1.0], "text": ["x", "y", "z"]})
+
+    def answers_otherwise(moved, origin):
+        return (moved.a > 0.5).to_numpy() != (table.a.to_numpy() > 0.5)[origin]
+
+    assert unstable(table, answers_otherwise).tolist() == [True, False, True]
+
+
+def test_matrix_is_moved_column_by_column():
+    matrix = {"": np.array([[0.5, 2.0], [0.7, 2.0]])}
+
+    def answers_otherwise(moved, origin):
+        return (moved[""][:, 0] > 0.5) != (matrix[""][:, 0] > 0.5)[origin]
+
+    assert unstable(matrix, answers_otherwise).tolist() == [True, False]
+
+
+def test_rows_without_fractions_are_never_unstable():
+    table = pd.DataFrame({"n": [1, 2]})
+
+    assert unstable(table, lambda moved, origin: np.ones(len(origin), bool)).tolist() == [False, False]
