@@ -160,16 +160,18 @@ class Deployments:
     def _change(self, old: EndpointSpec, new: EndpointSpec) -> None:
         """Makes `new` of `old`, or leaves `old` as it was. The lock is held."""
         _check_owner(new, {e.spec.server.port: e.name for e in self.store.endpoints() if e.target == TARGET})
-        ran = local.observe(old, self.settings).state in ("running", "starting")
+        was_running = local.is_running(old.name, self.settings)
         self.store.replace_spec(new)
         try:
             local.realise(new, self.settings, self.progress)
         except BaseException:
             self.store.replace_spec(old)
-            if ran:
+            if was_running:
                 self.progress(f"{old.name}: going back to what was served before")
                 with contextlib.suppress(OnnxserveError):  # the first failure is the one to tell
                     local.realise(old, self.settings, lambda line: None)
+            else:
+                local.stop(old.name, self.settings)
             raise
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:

@@ -122,6 +122,11 @@ def test_a_stopped_deployment_is_kept_and_update_brings_it_back(
     assert (stopped["state"], stopped["reason"]) == ("stopped", "`onnxserve start d` starts it")
     assert processes() == []
 
+    with pytest.raises(MlflowException, match="ONNX Runtime cannot load"):
+        client.update_deployment("d", models.broken)
+    assert client.get_deployment("d")["state"] == "stopped"
+    assert processes() == []
+
     updated = client.update_deployment("d", models.twice)
     assert (updated["state"], updated["url"]) == ("running", created["url"])
     assert answers(client) == TWICE

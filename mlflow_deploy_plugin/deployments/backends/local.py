@@ -56,6 +56,7 @@ def realise(spec: EndpointSpec, settings: Settings, progress: Callable[[str], No
     A change of variants or capture is applied by the running server; one of its `server` part restarts it.
 
     Raises:
+        InvalidConfig: its port is another program's; what ran goes on.
         DeploymentFailed: it did not become ready. A server that was started for it is stopped; the folder stays.
     """
     folder = state_dir(spec.name, settings)
@@ -129,6 +130,11 @@ def remove(name: str, settings: Settings) -> None:
     shutil.rmtree(state_dir(name, settings), ignore_errors=True)
 
 
+def is_running(name: str, settings: Settings) -> bool:
+    """Whether the endpoint's server lives, ready or not, and goes on to."""
+    return _running(state_dir(name, settings)) is not None
+
+
 def _address(spec: EndpointSpec) -> tuple[str, int]:
     return spec.server.host, spec.server.port or 0
 
@@ -169,6 +175,6 @@ def _state(server: ServerState, report: Report) -> tuple[State, str]:
     for name in report.silent:
         if name in report.errors:
             return "failed", report.errors[name]
-    if report.pending or server.phase == "starting":
+    if server.phase == "starting" or not any(worker.endpoints for worker in report.workers):
         return "starting", report.pending or _STARTING
-    return "running", ""
+    return "running", report.pending  # a new version is being loaded while the one before answers

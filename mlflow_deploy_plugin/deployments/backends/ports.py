@@ -4,7 +4,7 @@ import errno
 import socket
 from collections.abc import Collection
 
-from mlflow_deploy_plugin.errors import DeploymentFailed
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 
 FIRST_PORT = 8080
 _TRIED = 1000
@@ -25,13 +25,13 @@ def choose_port(host: str, reserved: Collection[int]) -> int:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises DeploymentFailed where another program listens."""
+    """Raises InvalidConfig where another program listens."""
     if not is_free(host, port):
-        raise DeploymentFailed(f"port {port} on {host} is in use: choose another one by -C server.port=…")
+        raise InvalidConfig(f"port {port} on {host} is in use: choose another one by -C server.port=…")
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now. Raises DeploymentFailed where `host` is no address of this machine."""
+    """Whether a server could listen there now. Raises InvalidConfig where `host` is no address of this machine."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -43,5 +43,5 @@ def is_free(host: str, port: int) -> bool:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return False
-        raise DeploymentFailed(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        raise InvalidConfig(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return True
