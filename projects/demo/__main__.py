@@ -8,34 +8,29 @@ import os
 import sys
 from pathlib import Path
 
-from mlflow.exceptions import MlflowException
-
-from mlflow_deploy_plugin.errors import OnnxserveError
+from projects.command import plain_errors
 from projects.demo.place import DEFAULT_HOME, Place
 from projects.demo.screen import Screen
 from projects.demo.story import STEPS, stop, tell
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m projects.demo", description=__doc__.partition("\n")[0])
     parser.add_argument("command", nargs="?", choices=("run", "stop"), default="run")
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder for everything the demo writes")
     options = parser.parse_args()
     place, screen = Place(options.home.absolute()), Screen(STEPS)
     try:
-        if options.command == "stop":
-            print("everything is stopped" if stop(place, screen) else "nothing of the demo runs")
-            return 0
-        return _run(place, screen)
-    except (OnnxserveError, MlflowException) as error:
-        print(f"Error: {error.message}", file=sys.stderr)
-        return 1
+        with plain_errors():
+            if options.command == "stop":
+                print("everything is stopped" if stop(place, screen) else "nothing of the demo runs")
+            else:
+                _run(place, screen)
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+        sys.exit("\ninterrupted; what the demo had started is stopped")
 
 
-def _run(place: Place, screen: Screen) -> int:
+def _run(place: Place, screen: Screen) -> None:
     """Tells the story; the servers go on running only where it ended well and nobody asked otherwise."""
     finished = False
     try:
@@ -47,8 +42,7 @@ def _run(place: Place, screen: Screen) -> int:
     if os.environ.get("DEMO_EXIT") != "1":
         home = "" if place.home == DEFAULT_HOME else f" --home {place.home}"
         print(f"The servers go on running. This stops them:   {sys.executable} -m projects.demo stop{home}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -57,10 +57,17 @@ class Version:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The same flights answered by `mlflow.pyfunc.load_model` and by the server."""
+    """The same flights answered by `mlflow.pyfunc.load_model` and by the server.
+
+    Attributes:
+        equal: number of flights on which both say the same.
+        served: [rows] what the server said.
+        version: that answered.
+    """
 
     rows: int
     equal: int
+    served: np.ndarray
     version: str
 
 
@@ -191,7 +198,7 @@ def compare_with_pyfunc(url: str, flights: pd.DataFrame) -> Agreement:
     answer.raise_for_status()
     served = np.asarray(answer.json()["predictions"])
     loaded = np.asarray(mlflow.pyfunc.load_model(PRODUCTION).predict(flights[list(FEATURES)]))
-    return Agreement(len(flights), int((served == loaded).sum()), answer.headers["X-Model-Version"])
+    return Agreement(len(flights), int((served == loaded).sum()), served, answer.headers["X-Model-Version"])
 
 
 def version_link(url: str, version: Version) -> str:

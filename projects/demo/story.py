@@ -81,6 +81,9 @@ def tell(place: Place, screen: Screen) -> list[tuple[str, str]]:
     screen.line(f"{agreement.equal} of {agreement.rows} predictions are equal, version {agreement.version}")
     if agreement.equal != agreement.rows:
         raise OnnxserveError("the server and mlflow.pyfunc.load_model disagree, which must not happen")
+    before = answers.table["prediction"].to_numpy()[len(calm) :][:_COMPARED_ROWS]
+    changed = int((before != agreement.served).sum())
+    screen.line(f"{changed} of them are not what version {first.number} said, so it really is another model")
     return [
         (
             "Model",

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import mlflow_deploy_plugin as onnxserve
+from projects.command import plain_errors
 from projects.parity import parity_line
 
 try:
@@ -112,7 +113,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7, help="chooses the test images, first weights and batches")
     parser.add_argument("--epochs", type=int, default=12, help="passes over the training images")
     options = parser.parse_args()
-    train(options.seed, options.epochs)
+    with plain_errors():
+        train(options.seed, options.epochs)
 
 
 if __name__ == "__main__":

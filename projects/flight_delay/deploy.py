@@ -7,7 +7,8 @@ import argparse
 from typing import Any
 
 from mlflow.deployments import get_deploy_client
-from mlflow.exceptions import MlflowException
+
+from projects.command import plain_errors
 
 TARGET = "onnxserve"
 
@@ -35,10 +36,8 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=1, help="worker processes of the server")
     options = parser.parse_args()
-    try:
+    with plain_errors():
         deployed = deploy(options.deployment, options.model_uri, options.workers)
-    except MlflowException as error:
-        parser.exit(1, f"{error.message}\n")
     print(f"{options.deployment} answers at {deployed['url']}")
 
 

@@ -7,9 +7,9 @@ The verdict, the report and the figures are an MLflow run of the experiment onnx
 
 import argparse
 
-from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring.drift import DriftResult, run_drift
 from mlflow_deploy_plugin.monitoring.windows import parse_window
+from projects.command import plain_errors
 
 
 def describe(result: DriftResult) -> str:
@@ -28,11 +28,9 @@ def main() -> None:
     parser.add_argument("--deployment", default="flights", help="whose captured traffic is judged")
     parser.add_argument("--window", default="", help="START/END or START/1d in UTC; empty: the latest whole one")
     options = parser.parse_args()
-    try:
+    with plain_errors():
         window = parse_window(options.window) if options.window else None
         result = run_drift(options.deployment, window)
-    except OnnxserveError as error:
-        parser.exit(1, f"{error.message}\n")
     print(f"{options.deployment}, {result.judgement.window}: {describe(result)}")
     print(f"run {result.run.run_id} of the experiment {result.run.experiment}  {result.run.url}")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from projects.command import plain_errors
 from projects.flight_delay.data import FEATURES, LABEL, load_flights, months
 from projects.flight_delay.scores import score
 
@@ -53,7 +54,8 @@ def main() -> None:
     parser.add_argument("--first-month", type=int, default=4, help="first month of 2013, 1 to 12")
     parser.add_argument("--last-month", type=int, default=6, help="last month, included")
     options = parser.parse_args()
-    scores = evaluate(options.model_uri, options.first_month, options.last_month)
+    with plain_errors():
+        scores = evaluate(options.model_uri, options.first_month, options.last_month)
     print(f"{options.model_uri} on months {options.first_month} to {options.last_month} of 2013:")
     for name, value in scores.items():
         print(f"  {name:12} {value:.4f}")

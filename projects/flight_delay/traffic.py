@@ -17,6 +17,7 @@ import pandas as pd
 import requests
 
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady
+from projects.command import plain_errors
 from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, LABEL, load_flights
 
 BATCH_ROWS = 200
@@ -102,7 +103,8 @@ def main() -> None:
     chosen = flights[flights[DAY].isin([pd.Timestamp(day, tz="UTC") for day in options.day])]
     if chosen.empty:
         parser.error(f"no flight left on {', '.join(options.day)}; the data hold 2013")
-    answers = send(options.url, chosen, lambda day, count: print(f"{day.date()}  {count:5,} flights", flush=True))
+    with plain_errors():
+        answers = send(options.url, chosen, lambda day, count: print(f"{day.date()}  {count:5,} flights", flush=True))
     right = (answers.table["prediction"].astype(bool) == answers.table[LABEL]).mean()
     print(f"{len(answers.table):,} flights, {right:.1%} predicted right, by versions {dict(answers.versions)}")
 

@@ -19,6 +19,7 @@ from sklearn.preprocessing import OneHotEncoder
 from threadpoolctl import threadpool_limits
 
 import mlflow_deploy_plugin as onnxserve
+from projects.command import plain_errors
 from projects.flight_delay.data import (
     BOOLEANS,
     CATEGORIES,
@@ -131,7 +132,8 @@ def main() -> None:
     parser.add_argument("--max-iter", type=int, default=60, help="number of boosted trees")
     parser.add_argument("--learning-rate", type=float, default=0.1, help="how much each tree adds")
     options = parser.parse_args()
-    train(options.seed, options.max_iter, options.learning_rate)
+    with plain_errors():
+        train(options.seed, options.max_iter, options.learning_rate)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""`make demo DEMO_EXIT=1`: the whole loop on real data, and nothing left running."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.timeout(900)
+def test_the_demo_tells_the_whole_loop_and_leaves_nothing_running(tmp_path: Path) -> None:
+    home = tmp_path / "demo"
+    done = subprocess.run(
+        [sys.executable, "-m", "projects.demo", "--home", str(home)],
+        cwd=ROOT,
+        env=os.environ | {"DEMO_EXIT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=840,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    table = done.stdout.rpartition("[9/9]")[2]
+    assert drifted_of_ten(table, "Calm") <= 2
+    assert drifted_of_ten(table, "Summer") >= 8
+    assert re.search(r"Parity +proven on [1-9],\d{3} rows", table)
+    assert re.search(r"Promotion +version 2 answered \d+\.\d s", table)
+    assert re.search(r"Agreement +(\d+) of \1 predictions", table)
+    for kind in ("calm", "summer"):
+        assert "<html" in (home / "reports" / f"{kind}.html").read_text()[:2000]
+    assert processes_of(home) == []
+
+
+def drifted_of_ten(table: str, kind: str) -> int:
+    found = re.search(rf"{kind} days called drifted +(\d+) of 10\n", table)
+    assert found is not None, table
+    return int(found.group(1))
+
+
+def processes_of(home: Path) -> list[str]:
+    """Command lines of the processes that have anything to do with the folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            told = [*process.cmdline(), *process.environ().values()]
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if process.pid != os.getpid() and any(str(home) in text for text in told):
+            found.append(" ".join(process.cmdline()))
+    return found
