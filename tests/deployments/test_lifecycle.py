@@ -255,3 +255,31 @@ def test_a_time_limit_ends_the_wait_and_cleans_up(
         client.create_deployment("d", models.once)
 
     assert left_behind(tmp_path, client) == []
+
+
+def test_no_request_fails_while_the_model_is_changed(client: BaseDeploymentClient, models: Any) -> None:
+    url = client.create_deployment("d", models.once)["url"]
+    body = {"inputs": ROWS}
+    seen: list[Any] = []
+    changed = threading.Event()
+
+    def ask() -> None:
+        with requests.Session() as session:
+            while not changed.is_set():
+                answer = session.post(f"{url}/invocations", json=body, timeout=10)
+                seen.append(answer.json().get("predictions", answer.text))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for model in (models.twice, models.once, models.twice):
+            client.update_deployment("d", model)
+    finally:
+        changed.set()
+        for thread in threads:
+            thread.join()
+
+    assert len(seen) > 20
+    assert [answer for answer in seen if answer not in (ONCE, TWICE)] == []
+    assert answers(client) == TWICE
