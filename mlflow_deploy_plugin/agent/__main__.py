@@ -60,6 +60,7 @@ def main() -> int:
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s [agent] %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("mlflow_deploy_plugin").setLevel(logging.INFO)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # an outage is told once, by us, not at every poll
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

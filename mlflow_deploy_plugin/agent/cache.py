@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.registry.download import download, refuse_links
 from mlflow_deploy_plugin.runtime.artifact import MLMODEL, read_artifact
 from mlflow_deploy_plugin.server.state import WANTED, Wanted, read_state, write_atomically
@@ -54,15 +54,19 @@ class ModelCache:
 
         Raises:
             InvalidArtifact: the files are no model that can be served, or there are links among them.
+            OnnxserveError: the disk is full, or the cache cannot be written.
             NotFound, RegistryUnavailable: see `registry.download`.
         """
         remembered = None if identity is None else self._root / "sources" / _key(identity)
-        folder = self._cached(remembered)
-        if folder is None:
-            folder = self._download(source)
-            if remembered is not None:
-                write_atomically(remembered, folder.name.encode())
-        os.utime(folder)
+        try:
+            folder = self._cached(remembered)
+            if folder is None:
+                folder = self._download(source)
+                if remembered is not None:
+                    write_atomically(remembered, folder.name.encode())
+            os.utime(folder)
+        except OSError as error:
+            raise OnnxserveError(f"the model cache {self._root} cannot take {source}: {error.strerror}") from None
         return folder
 
     def prune(self, now: float | None = None) -> None:
@@ -101,7 +105,7 @@ class ModelCache:
                 fetched.rename(folder)
             except OSError:
                 if not (folder / MLMODEL).is_file():  # else another agent was first with the same files
-                    raise InvalidArtifact(f"the files of {source} cannot be put into {self._models}") from None
+                    raise
         return folder
 
     def _wanted(self) -> set[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mlflow_deploy_plugin.agent.version import FetchedVersion, restored_versions
-from mlflow_deploy_plugin.errors import ModelError, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, ModelError, NotFound, OnnxserveError
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
 from mlflow_deploy_plugin.server.state import (
     AGENT,
@@ -156,13 +156,13 @@ class Follower:
                 followed = self._look(uri, tracked)
                 tracked.failures = 0
                 tracked.due = self.clock() + self._pause(0) if followed and self.follow else float("inf")
-            except RegistryUnavailable as error:
+            except (NotFound, InvalidConfig) as error:  # somebody may put it right at any moment
+                tracked.error = f"{uri}: {error.message}"
+                tracked.due = self.clock() + self._pause(0)
+            except OnnxserveError as error:
                 tracked.error = error.message
                 tracked.failures += 1
                 tracked.due = self.clock() + self._pause(tracked.failures)
-            except OnnxserveError as error:
-                tracked.error = f"{uri}: {error.message}"
-                tracked.due = self.clock() + self._pause(0)
         return bool(due)
 
     def _look(self, uri: str, tracked: _Tracked) -> bool:

@@ -27,7 +27,7 @@ def download(source: str, destination: Path) -> Path:
     Raises:
         NotFound: the registry knows the version, but its files are gone.
         InvalidArtifact: a link stands among the files.
-        RegistryUnavailable: MLflow, or the artifact store behind it, does not answer.
+        RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
     """
     location = _location(source)
     scheme = urlparse(location).scheme
@@ -89,6 +89,9 @@ def _copy(folder: Path, destination: Path) -> Path:
     copied = destination / "model"
     try:
         shutil.copytree(folder, copied, symlinks=True)
-    except (OSError, shutil.Error):
-        raise NotFound(f"files vanished from {folder} while they were copied") from None
+    except shutil.Error as error:
+        _, _, reason = error.args[0][0]  # of the first file; they vanish, or the disk is full
+        raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
+    except OSError as error:
+        raise RegistryUnavailable(f"the files in {folder} cannot be copied: {error.strerror}") from None
     return copied

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.agent.cache import ModelCache
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError
 
 MakeModel = Callable[..., Path]
 
@@ -122,6 +122,15 @@ def test_a_server_that_is_gone_holds_nothing(make_model: MakeModel, tmp_path: Pa
     cache = ModelCache(tmp_path / "cache", tmp_path)
     cache.prune()
     assert len(list((tmp_path / "cache" / "users").iterdir())) == 1
+
+
+def test_a_cache_that_takes_no_more_is_named(cache: ModelCache, make_model: MakeModel, tmp_path: Path) -> None:
+    source = make_model(tmp_path / "source")
+    (tmp_path / "cache" / "models").rmdir()
+    (tmp_path / "cache" / "models").touch()
+    with pytest.raises(OnnxserveError, match=r"the model cache .*/cache cannot take .*/source: Not a directory"):
+        cache.fetch(str(source), "x")
+    assert not left_overs(tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
