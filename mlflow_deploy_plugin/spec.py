@@ -48,7 +48,7 @@ class VariantSpec(_Part):
         description="Model URI: models:/X/Production, models:/X@alias, models:/X/3, runs:/…, s3://…, a path.",
     )
     weight: int = Field(default=100, ge=0, le=100, description="Share of the endpoint's traffic, in parts of the sum.")
-    shadow: bool = Field(default=False, description="Gets a copy of the traffic and never answers.")
+    shadow: bool = Field(default=False, description="Is loaded and never answers; it gets no copy of the traffic yet.")
 
 
 class ServerSpec(_Part):

@@ -15,6 +15,7 @@ _PROVIDERS: dict[Device, list[str]] = {
 }
 _DRIVER = "libcuda.so.1"
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_CGROUP_V1_CPU = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
 
 
 def onnxruntime() -> Any:
@@ -36,11 +37,20 @@ def onnxruntime() -> Any:
 def available_cores() -> int:
     """Cores this process may use: its affinity and the cgroup's quota, which ONNX Runtime itself ignores."""
     affinity = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota()
+    return affinity if quota is None else max(1, min(affinity, int(quota)))
+
+
+def _cgroup_quota() -> float | None:
+    """Cores that the cgroup (version 2, else version 1) allows, as a container sees it; None: no limit."""
     try:
         quota, period = _CGROUP_CPU_MAX.read_text().split()
     except (OSError, ValueError):
-        return affinity
-    return affinity if quota == "max" else max(1, min(affinity, int(quota) // int(period)))
+        try:
+            quota, period = (path.read_text().strip() for path in _CGROUP_V1_CPU)
+        except OSError:
+            return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
 def open_session(onnx_file: Path, device: Device = "cpu", intra_op_num_threads: int = 1) -> Any:
