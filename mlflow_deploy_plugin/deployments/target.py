@@ -40,8 +40,8 @@ ENDPOINTS
 INPUT OF predict -I FILE
   JSON as /invocations takes it: {"dataframe_split": {"columns": […], "data": [[…]]}},
   {"dataframe_records": [{…}]}, {"instances": […]}, {"inputs": …}. MLflow reads the file with pandas before
-  onnxserve sees it: a bare list of records arrives with numbers made of strings that look like numbers, and
-  a CSV file fails. The forms above arrive as they are written.
+  onnxserve sees it. The first two arrive as they are written; in the others, and in a bare list of records,
+  strings that look like numbers arrive as numbers; a CSV file fails.
 
 CONFIGURATION (-C NAME=VALUE)
 """
