@@ -1,5 +1,6 @@
 """The Flask application: everything over HTTP. What is answered is decided in `routes.py`."""
 
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -65,12 +66,15 @@ def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> byt
 
     Raises:
         BodyTooLarge: it is larger than `limit`, declared or chunked.
-        InvalidRequest: it ended before its declared length.
+        InvalidRequest: it ended before its declared length, or did not arrive in time.
     """
     if content_length is None and not request.environ.get("wsgi.input_terminated"):
         return b""
     is_small = content_length is None or content_length <= limit
-    body = stream.read(limit + 1 if content_length is None else content_length) if is_small else b""
+    try:
+        body = stream.read(limit + 1 if content_length is None else content_length) if is_small else b""
+    except OSError:  # the receive timeout of http/gthread.py, or a client that is gone
+        raise InvalidRequest("the body did not arrive in time") from None
     if not is_small or len(body) > limit:
         _drain(stream, content_length)
         raise BodyTooLarge(f"the body is larger than this server's limit of {limit} bytes")
@@ -92,8 +96,6 @@ def _drain(stream: IO[bytes], content_length: int | None) -> None:
         return
     deadline = time.monotonic() + _DRAIN_SECONDS
     drained = 0
-    while drained < _DRAIN_BYTES and time.monotonic() < deadline:
-        piece = stream.read(65536)
-        if not piece:
-            return
-        drained += len(piece)
+    with contextlib.suppress(OSError):
+        while drained < _DRAIN_BYTES and time.monotonic() < deadline and (piece := stream.read(65536)):
+            drained += len(piece)

@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.spec import ServerSpec
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported: never before a fork
 METRICS = "metrics"
+_HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -30,7 +31,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, listener: i
         "--workers": server.workers,
         "--worker-class": "mlflow_deploy_plugin.server.http.gthread.GracefulThreadWorker",
         "--threads": server.threads,
-        "--timeout": server.request_timeout_seconds,
+        "--timeout": max(_HEARTBEATS, server.request_timeout_seconds),
         "--graceful-timeout": server.graceful_timeout_seconds,
         "--keep-alive": 75,  # longer than the 60 s after which load balancers let go of an idle connection
         "--limit-request-line": 8190,

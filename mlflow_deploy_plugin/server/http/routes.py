@@ -63,20 +63,19 @@ def answer(server: Server, request: RawRequest) -> RawResponse:
 
 
 def _dispatch(server: Server, request: RawRequest) -> RawResponse:
-    method = "GET" if request.method == "HEAD" else request.method
-    methods = _ROUTES.get(request.path)
-    if methods is not None and method in methods:
-        return methods[method](server, request)
-    if methods is None and (match := _ENDPOINT_INVOCATIONS.fullmatch(request.path)):
-        methods = {"POST": lambda server, request: infer(server, request, INVOCATIONS, match["endpoint"])}
-        if method == "POST":
-            return infer(server, request, INVOCATIONS, match["endpoint"])
+    match = _ENDPOINT_INVOCATIONS.fullmatch(request.path)
+    if match and request.method == "POST":
+        return infer(server, request, INVOCATIONS, match["endpoint"])
+    methods = _ROUTES["/invocations"] if match else _ROUTES.get(request.path)
     if methods is None:
         known = ", ".join([*_ROUTES, "/endpoints/NAME/invocations"])
         return error_response(404, "ENDPOINT_NOT_FOUND", f"there is no {request.path[:200]} here; there is {known}")
-    allowed = ", ".join(methods)
-    message = f"{request.path[:200]} takes {allowed}, not {request.method[:20]}"
-    return error_response(405, "BAD_REQUEST", message, {"Allow": allowed})
+    view = methods.get("GET" if request.method == "HEAD" else request.method)
+    if view is None:
+        allowed = ", ".join(methods)
+        message = f"{request.path[:200]} takes {allowed}, not {request.method[:20]}"
+        return error_response(405, "BAD_REQUEST", message, {"Allow": allowed})
+    return view(server, request)
 
 
 def infer(server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None) -> RawResponse:

@@ -1,0 +1,29 @@
+"""The command line that the supervisor runs."""
+
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.spec import ServerSpec
+
+
+@pytest.mark.parametrize(
+    ("host", "bind"),
+    [("127.0.0.1", "127.0.0.1:81"), ("0.0.0.0", "0.0.0.0:81"), ("::1", "[::1]:81"), ("[::1]", "[::1]:81")],
+)
+def test_an_address_of_either_family_is_bound(host: str, bind: str) -> None:
+    command = gunicorn_command(Path("/s"), ServerSpec(host=host), 81)
+    assert command[command.index("--bind") + 1] == bind
+
+
+def test_the_spec_decides_and_the_state_folder_may_have_any_name() -> None:
+    spec = ServerSpec(workers=3, threads=7, request_timeout_seconds=11, graceful_timeout_seconds=12)
+    command = gunicorn_command(Path("/with 'quotes'/and space"), spec, 81)
+    said = {
+        option: command[command.index(option) + 1]
+        for option in ("--workers", "--threads", "--timeout", "--graceful-timeout")
+    }
+    assert said == {"--workers": "3", "--threads": "7", "--timeout": "11", "--graceful-timeout": "12"}
+    assert "--preload" not in command
+    assert eval(command[-1].partition("create_app")[2]) == "/with 'quotes'/and space"
