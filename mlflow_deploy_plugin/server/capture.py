@@ -259,8 +259,9 @@ def _pack(
     for side, arrays in (("feeds", feeds), ("outputs", outputs)):
         layout[side] = []
         for name, array in arrays.items():
-            is_text = array.dtype == object and (array.size == 0 or isinstance(array.flat[0], str))
-            if array.shape[:1] != (rows,) or (array.dtype == object and not is_text):
+            holds_objects = array.dtype.kind == "O"
+            is_text = holds_objects and (array.size == 0 or isinstance(array.flat[0], str))
+            if array.shape[:1] != (rows,) or (holds_objects and not is_text):
                 continue  # not one value a row, or one that no column takes: it has no place in a table
             kept = array[:max_rows]
             blobs.append(orjson.dumps(kept.tolist()) if is_text else kept.tobytes())
