@@ -17,18 +17,21 @@ from mlflow_deploy_plugin.runtime.schema import Array
 
 FILE = "reference.parquet"
 MAX_ROWS = 100_000
+MAX_VALUES = 20_000_000
+"""Numbers that a sample of tensors may hold: images are large, and drift needs few of them."""
+
 _CHUNK = 10_000
 
 
 def reference_sample(model: OnnxModel, data: Batch, times: Array | None, seed: int = 0) -> pa.Table:
-    """A uniform sample of at most `MAX_ROWS` rows in their order, with the saved model's own answers.
+    """A uniform sample of at most `MAX_ROWS` rows (`MAX_VALUES` numbers) in order, with the saved model's own answers.
 
     Args:
         times: [N] event times (datetime64, UTC), kept as the column `_event_time`; None: there are none.
     """
     count = batches.rows(data)
-    if count > MAX_ROWS:
-        chosen = np.sort(np.random.default_rng(seed).choice(count, MAX_ROWS, replace=False))
+    if count > (most := _most_rows(data)):
+        chosen = np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
         data, times = batches.take(data, chosen), None if times is None else times[chosen]
     parts: list[dict[str, Array]] = []
     for part in batches.chunks(data, _CHUNK):
@@ -40,6 +43,13 @@ def reference_sample(model: OnnxModel, data: Batch, times: Array | None, seed: i
             pa.timestamp("us", tz="UTC")
         )
     return pa.table(columns)
+
+
+def _most_rows(data: Batch) -> int:
+    if isinstance(data, pd.DataFrame):
+        return MAX_ROWS
+    width = sum(array[:1].size for array in data.values())
+    return min(MAX_ROWS, max(MAX_VALUES // max(width, 1), 1))
 
 
 def write_reference(table: pa.Table, folder: Path) -> None:

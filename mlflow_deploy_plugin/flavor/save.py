@@ -12,7 +12,8 @@ from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 
 from mlflow_deploy_plugin.flavor import folder
-from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, Wrapped, wrap
+from mlflow_deploy_plugin.flavor.choose import PredictFunction
+from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, Wrapped, wrap
 from mlflow_deploy_plugin.runtime.artifact import FLAVOR
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.spec import Device

@@ -9,6 +9,7 @@ from mlflow.models.signature import infer_signature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch, columns_of, tensors_of
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Input, Output
 from mlflow_deploy_plugin.runtime.schema import Array
@@ -40,6 +41,19 @@ def graph_signature(inputs: tuple[Input, ...], outputs: tuple[Output, ...]) -> M
     """The signature of a graph that came without an example: tensors by the graph's own names."""
     tensors = [TensorSpec(np.dtype(entry.dtype), entry.shape, entry.name) for entry in inputs]
     return ModelSignature(inputs=Schema(tensors), outputs=output_schema(outputs))
+
+
+def check_example(example: Batch) -> None:
+    """Refuses what no signature can be made of.
+
+    Raises:
+        InvalidConfig: no rows, no columns, or a column's name that stands twice.
+    """
+    if isinstance(example, pd.DataFrame) and not example.columns.is_unique:
+        doubled = example.columns[example.columns.duplicated()][0]
+        raise InvalidConfig(f"input_example: column {doubled!r} stands twice")
+    if (isinstance(example, pd.DataFrame) and example.empty) or not batches.rows(example):
+        raise InvalidConfig("input_example has no rows")
 
 
 def align(batch: Batch, example: Batch | None, argument: str) -> Batch:

@@ -7,36 +7,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
-from mlflow.models import Model, ModelSignature
+from mlflow.models import ModelSignature
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, ModelError
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor import provenance, reference
 from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.choose import PredictFunction, best_form
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
-from mlflow_deploy_plugin.flavor.generate import parity_rows
-from mlflow_deploy_plugin.flavor.parity import prove
 from mlflow_deploy_plugin.flavor.report import ParityReport, refusal
-from mlflow_deploy_plugin.flavor.section import write_section
-from mlflow_deploy_plugin.flavor.signature import (
-    align,
-    conform,
-    graph_signature,
-    input_schema,
-    output_schema,
-    signature_of,
-)
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.flavor.signature import align, check_example, conform
 from mlflow_deploy_plugin.runtime.schema import Array
-from mlflow_deploy_plugin.runtime.session import available_cores
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 ParityPolicy = Literal["require", "warn"]
-PredictFunction = Literal["predict", "predict_proba"]
 _EXAMPLE_ROWS = 5
-_HEAD = slice(0, 3)
 
 
 @dataclass(frozen=True)
@@ -81,7 +68,7 @@ def wrap(
     _check_choice("parity", parity, ParityPolicy)
     data = _Data.read(model, input_example, signature, parity_data, reference_data, event_time)
     with TemporaryDirectory(prefix="onnxserve-") as folder:
-        form = _best_form(Path(folder), model, data, signature, predict_fn)
+        form = best_form(Path(folder), model, data.example, data.parity, signature, predict_fn)
         _judge(form.report, parity)
         judged = data.reference if data.reference is not None else data.example
         sample = None if judged is None else reference.reference_sample(form.runnable, judged, data.times)
@@ -132,73 +119,14 @@ class _Data:
 
         first = input_example if input_example is not None else parity_data
         example = None if first is None else conform(converter.read_batch(model, first), signature)
+        if example is not None:
+            check_example(example)
 
         def read(data: Any, argument: str) -> Batch | None:
             return None if data is None else align(converter.read_batch(model, data), example, argument)
 
         further = None if reference_data is None else judged
         return cls(example, read(parity_data, "parity_data"), read(further, "reference_data"), times)
-
-
-@dataclass(frozen=True)
-class _Form:
-    """One ONNX form, saved as a draft, loaded again and compared with the original."""
-
-    converted: ConvertedModel
-    runnable: OnnxModel
-    signature: ModelSignature
-    report: ParityReport
-
-
-def _best_form(
-    folder: Path, model: Any, data: _Data, signature: ModelSignature | None, predict_fn: PredictFunction
-) -> _Form:
-    """The first form that answers as the original, else the one that comes closest."""
-    best: _Form | None = None
-    failure: ModelError | None = None
-    for position, make in enumerate(converter_for(model).forms(model, data.example, predict_fn)):
-        try:
-            draft = folder / str(position)
-            draft.mkdir()
-            form = _try(draft, make(), data, signature, predict_fn)
-        except (ConversionError, InvalidArtifact) as error:
-            failure = failure or error
-            continue
-        _logger.debug("form %d: %s", position, form.report.as_dict())
-        if best is None or form.report.doubts < best.report.doubts:
-            best = form
-        if not any(form.report.doubts):
-            break
-    if best is None:
-        raise ConversionError(failure.message if failure else f"{type(model).__name__} has no ONNX form")
-    return best
-
-
-def _try(
-    draft: Path,
-    converted: ConvertedModel,
-    data: _Data,
-    signature: ModelSignature | None,
-    predict_fn: PredictFunction,
-) -> _Form:
-    given = signature or _signature(converted, data.example)
-    write_section(draft, Model(signature=given), converted, predict_fn, {})
-    runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
-    if data.example is None:
-        return _Form(converted, runnable, given, ParityReport("no-original"))
-    rows = parity_rows(data.example, data.parity, converted.thresholds)
-    return _Form(converted, runnable, given, prove(runnable, converted, rows))
-
-
-def _signature(converted: ConvertedModel, example: Batch | None) -> ModelSignature:
-    """Inputs as the example has them, outputs as the original answers them; without those as the graph says."""
-    if example is None:
-        return graph_signature(converted.inputs, converted.outputs)
-    if converted.original is None:
-        return ModelSignature(inputs=input_schema(example), outputs=output_schema(converted.outputs))
-    answers = converted.original(batches.take(example, _HEAD))
-    names = converted.prediction
-    return signature_of(example, answers[names[0]] if len(names) == 1 else {name: answers[name] for name in names})
 
 
 def _saved_example(example: Batch) -> Any:

@@ -45,6 +45,15 @@ def test_large_data_is_sampled_in_order(model, table, monkeypatch):
     assert times[-1] > table.when.iloc[200]
 
 
+def test_large_tensors_are_bounded_by_their_numbers(monkeypatch):
+    monkeypatch.setattr(reference, "MAX_VALUES", 160)
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(50, 4))
+    model = LinearRegression().fit(rows, rows[:, 0])
+
+    assert wrap(model, rows).reference.num_rows == 40
+
+
 def test_missing_column_of_the_reference_is_named(model, table):
     with pytest.raises(InvalidConfig, match="reference_data: 'b' is missing; the example has it"):
         wrap(model, table[["a", "b"]], reference_data=table[["a"]])

@@ -238,6 +238,22 @@ def test_example_that_the_model_refuses_is_said(matrix):
         wrap(Ridge().fit(rows, target), rows[:, :3])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:0], "input_example has no rows"),
+        (lambda rows: pd.DataFrame(rows, columns=list("abcda")), "input_example: column 'a' stands twice"),
+        (lambda rows: rows[:, 0], r"takes a DataFrame or an array of \[rows, columns\]"),
+    ],
+    ids=["empty", "doubled", "vector"],
+)
+def test_example_without_a_meaning_is_refused(change, message, matrix):
+    rows, target = matrix
+
+    with pytest.raises(InvalidConfig, match=message):
+        wrap(Ridge().fit(rows, target), change(rows))
+
+
 def test_column_that_no_graph_can_take_is_named(weather):
     table, labels = weather
     model = make_pipeline(_columns(), LogisticRegression()).fit(table, labels)

@@ -1,0 +1,128 @@
+"""Chooses a model's ONNX form: each is saved as a draft, loaded and compared, until one answers as the original."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from mlflow.models import Model, ModelSignature
+
+from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, ModelError
+from mlflow_deploy_plugin.flavor import batch as batches
+from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.convert import converter_for
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original
+from mlflow_deploy_plugin.flavor.generate import parity_rows
+from mlflow_deploy_plugin.flavor.parity import Rows, prove
+from mlflow_deploy_plugin.flavor.report import ParityReport
+from mlflow_deploy_plugin.flavor.section import write_section
+from mlflow_deploy_plugin.flavor.signature import graph_signature, input_schema, output_schema, signature_of
+from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime.session import available_cores
+
+_logger = logging.getLogger("mlflow_deploy_plugin.flavor")
+
+PredictFunction = Literal["predict", "predict_proba"]
+_HEAD = slice(0, 3)
+
+
+@dataclass(frozen=True)
+class Form:
+    """One ONNX form, as it runs from its draft, and how it compares with the original."""
+
+    converted: ConvertedModel
+    runnable: OnnxModel
+    signature: ModelSignature
+    report: ParityReport
+
+
+def best_form(
+    folder: Path,
+    model: Any,
+    example: Batch | None,
+    parity_data: Batch | None,
+    signature: ModelSignature | None,
+    predict_fn: PredictFunction,
+) -> Form:
+    """The first form without doubts, else the one that comes closest to the original.
+
+    Args:
+        folder: an empty one for the drafts.
+
+    Raises:
+        ConversionError: no form can be made, or run.
+    """
+    best: Form | None = None
+    failure: ModelError | None = None
+    trials = _Trials(example, parity_data, signature, predict_fn)
+    for position, make in enumerate(converter_for(model).forms(model, example, predict_fn)):
+        try:
+            draft = folder / str(position)
+            draft.mkdir()
+            form = trials.run(draft, make())
+        except (ConversionError, InvalidArtifact) as error:
+            failure = failure or error
+            continue
+        _logger.debug("form %d: %s", position, form.report.as_dict())
+        if best is None or form.report.doubts < best.report.doubts:
+            best = form
+        if not any(form.report.doubts):
+            break
+    if best is None:
+        raise ConversionError(failure.message if failure else f"{type(model).__name__} has no ONNX form")
+    return best
+
+
+class _Trials:
+    """All forms of a model are compared on the same rows, for which the original is asked once."""
+
+    def __init__(
+        self,
+        example: Batch | None,
+        parity_data: Batch | None,
+        signature: ModelSignature | None,
+        predict_fn: PredictFunction,
+    ) -> None:
+        self._example, self._parity_data = example, parity_data
+        self._signature, self._predict_fn = signature, predict_fn
+        self._rows: list[Rows] = []
+        self._answers: dict[int, dict[str, Array]] = {}
+
+    def run(self, draft: Path, converted: ConvertedModel) -> Form:
+        given = self._signature or _signature(converted, self._example)
+        write_section(draft, Model(signature=given), converted, self._predict_fn, {})
+        runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
+        if self._example is None or converted.original is None:
+            return Form(converted, runnable, given, ParityReport("no-original"))
+        asked = replace(converted, original=self._once(converted.original))
+        return Form(converted, runnable, given, prove(runnable, asked, self._same_rows(self._example, converted)))
+
+    def _same_rows(self, example: Batch, converted: ConvertedModel) -> Iterable[Rows]:
+        if not isinstance(example, pd.DataFrame):  # tensors may be large, and have one form: they are not kept
+            return parity_rows(example, self._parity_data, converted.thresholds)
+        self._rows = self._rows or list(parity_rows(example, self._parity_data, converted.thresholds))
+        return self._rows
+
+    def _once(self, original: Original) -> Original:
+        def remembered(batch: Batch) -> dict[str, Array]:
+            if not any(batch is group.batch for group in self._rows):
+                return original(batch)
+            if id(batch) not in self._answers:  # the row groups live as long as this object, and so do their ids
+                self._answers[id(batch)] = original(batch)
+            return self._answers[id(batch)]
+
+        return remembered
+
+
+def _signature(converted: ConvertedModel, example: Batch | None) -> ModelSignature:
+    """Inputs as the example has them, outputs as the original answers them; without those as the graph says."""
+    if example is None:
+        return graph_signature(converted.inputs, converted.outputs)
+    if converted.original is None:
+        return ModelSignature(inputs=input_schema(example), outputs=output_schema(converted.outputs))
+    answers = converted.original(batches.take(example, _HEAD))
+    names = converted.prediction
+    return signature_of(example, answers[names[0]] if len(names) == 1 else {name: answers[name] for name in names})
