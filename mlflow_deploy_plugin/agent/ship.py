@@ -20,12 +20,19 @@ import pyarrow as pa
 from mlflow_deploy_plugin.agent.sink import Sink, open_sink
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, as_rows
 from mlflow_deploy_plugin.runtime.schema import Array
-from mlflow_deploy_plugin.server.capture import CapturedRequest, is_released, read_segment, segments
+from mlflow_deploy_plugin.server.capture import (
+    SHIPPED,
+    SUFFIX,
+    CapturedRequest,
+    is_released,
+    read_segment,
+    segments,
+    shipped_bytes,
+)
 from mlflow_deploy_plugin.server.state import write_atomically
 
 _log = logging.getLogger(__name__)
 
-_SHIPPED = ".shipped"
 _BROKEN = ".broken"
 _TIME = pa.timestamp("us", tz="UTC")
 _MICROSECONDS_AN_HOUR = 3600 * 1_000_000
@@ -51,22 +58,21 @@ class Shipper:
             try:
                 rows += self._ship_segment(segment)
             except OSError as failure:
-                error = f"the inference log {self._sink.shown} cannot be written: {failure}"
+                error = f"the inference log {self._sink.location.shown} cannot be written: {failure}"
             except (ValueError, KeyError, TypeError):
                 _log.exception("segment %s cannot be understood and is set aside", segment.name)
                 segment.rename(segment.with_suffix(_BROKEN))
         if error != self._error:
             _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log is written again")
             self._error = error
-        for left_over in self._spool.glob(f"*{_SHIPPED}"):
-            if not left_over.with_suffix(".seg").exists():
+        for left_over in self._spool.glob(f"*{SHIPPED}"):
+            if not left_over.with_suffix(SUFFIX).exists():
                 left_over.unlink(missing_ok=True)
         return rows
 
     def _ship_segment(self, segment: Path) -> int:
         is_final = is_released(segment)  # asked before reading: what is released does not grow
-        shipped = segment.with_suffix(_SHIPPED)
-        start = int(shipped.read_text()) if shipped.exists() else 0
+        start = shipped_bytes(segment)
         requests: list[CapturedRequest] = []
         end = start
         if segment.stat().st_size > start:
@@ -75,9 +81,9 @@ class Shipper:
             self._sink.write(_file_name(group[0]), _table(group))
         if is_final:
             segment.unlink()
-            shipped.unlink(missing_ok=True)
+            segment.with_suffix(SHIPPED).unlink(missing_ok=True)
         elif end > start:
-            write_atomically(shipped, str(end).encode())
+            write_atomically(segment.with_suffix(SHIPPED), str(end).encode())
         return sum(_rows(request) for request in requests)
 
 

@@ -7,13 +7,11 @@ gives the same sample (bottom-k sampling: Cohen and Kaplan, PODC 2007).
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.errors import NotFound, OnnxserveError
+from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.monitoring.features import Array, summarise_lists
 from mlflow_deploy_plugin.monitoring.windows import Window, window_at
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
@@ -159,20 +158,13 @@ class InferenceLog:
 
 
 def open_log(log_uri: str) -> InferenceLog:
-    """The log at a folder, a file:// or an s3:// URI (`AWS_ENDPOINT_URL` names an S3 API other than Amazon's).
+    """The log at `log_uri`.
 
     Raises:
-        InvalidConfig: any other URI.
+        InvalidConfig: the URI is of a kind that cannot be read.
     """
-    parsed = urlparse(log_uri)
-    if parsed.scheme in ("", "file"):
-        return InferenceLog(fs.LocalFileSystem(), unquote(parsed.path).rstrip("/"), log_uri)
-    if parsed.scheme != "s3" or not parsed.netloc:
-        raise InvalidConfig(f"ONNXSERVE_LOG_URI: {log_uri!r} is neither a folder nor s3://BUCKET/PREFIX")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    filesystem = fs.S3FileSystem(endpoint_override=endpoint, region=region or "us-east-1")
-    return InferenceLog(filesystem, (parsed.netloc + parsed.path).rstrip("/"), log_uri)
+    location = locate_log(log_uri)
+    return InferenceLog(location.filesystem, location.root, location.shown)
 
 
 class _Sample:

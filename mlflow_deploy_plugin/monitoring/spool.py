@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mlflow_deploy_plugin.server.capture import SPOOL, segments
+from mlflow_deploy_plugin.server.capture import SPOOL, segments, shipped_bytes
 from mlflow_deploy_plugin.server.state import AGENT, AgentState, read_state
 
 _PAUSE = 0.1
@@ -32,12 +32,7 @@ def wait_until_shipped(
 
 def _shipped(segment: Path) -> float:
     """Bytes of the segment that are in the log; all, where the agent has deleted it."""
-    if not segment.exists():
-        return float("inf")
-    try:
-        return int(segment.with_suffix(".shipped").read_text())
-    except (FileNotFoundError, ValueError):
-        return 0
+    return shipped_bytes(segment) if segment.exists() else float("inf")
 
 
 def _agent_lives(state_dir: Path) -> bool:

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 SPOOL = "spool"
 SUFFIX = ".seg"
+SHIPPED = ".shipped"  # beside a segment: how many of its bytes are in the inference log
 MAX_SEGMENT_BYTES = 16 * 1024 * 1024
 
 _FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
@@ -185,6 +186,14 @@ class CaptureWriter:
 def segments(spool: Path) -> list[Path]:
     """The segments in the spool, the oldest first."""
     return sorted(spool.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def shipped_bytes(segment: Path) -> int:
+    """How much of the segment is in the inference log already; the agent writes it down."""
+    try:
+        return int(segment.with_suffix(SHIPPED).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def is_released(segment: Path) -> bool:

@@ -15,7 +15,7 @@ import pytest
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.schema import Schema
-from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
+from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord, read_segment
 
 NOON = int(datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
 HOUR = 3_600_000_000
@@ -178,9 +178,20 @@ def test_a_segment_that_makes_no_sense_is_set_aside(writer: CaptureWriter, shipp
     write(writer, "a", ["AA"])
     writer.close()
     (segment,) = (tmp_path / "spool").glob("*.seg")
-    (tmp_path / "spool" / f"{segment.stem}.shipped").write_text("not a number")
+    (request,), _ = read_segment(segment)
+    segment.write_bytes(segment.read_bytes()[request.offset :])  # without the frame that describes the model
     assert shipper.ship() == 0
     assert [path.suffix for path in (tmp_path / "spool").iterdir()] == [".broken"]
+
+
+def test_where_it_is_not_known_how_far_a_segment_is_shipped_all_of_it_is(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    write(writer, "a", ["AA"])
+    assert shipper.ship() == 1
+    (shipped,) = (tmp_path / "spool").glob("*.shipped")
+    shipped.write_text("not a number")
+    assert shipper.ship() == 1
 
 
 def test_tensors_of_different_lengths_become_nested_lists(

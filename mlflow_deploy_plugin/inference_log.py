@@ -1,0 +1,44 @@
+"""Where the inference log lies: a folder, or a bucket behind an S3 API. The agent writes there, monitoring reads."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from pyarrow import fs
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+
+
+@dataclass(frozen=True)
+class LogLocation:
+    """A file system and the log's root on it.
+
+    Attributes:
+        shown: the log as messages name it.
+        is_local: files can be renamed into place; an object store shows an object only once it is whole.
+    """
+
+    filesystem: Any
+    root: str
+    shown: str
+    is_local: bool
+
+
+def locate_log(log_uri: str) -> LogLocation:
+    """The log at a folder, a file:// or an s3:// URI.
+
+    An S3 API other than Amazon's is named by `AWS_ENDPOINT_URL`, as for boto3 and so for MLflow's own artifacts.
+
+    Raises:
+        InvalidConfig: any other URI.
+    """
+    parsed = urlparse(log_uri)
+    if parsed.scheme in ("", "file"):
+        return LogLocation(fs.LocalFileSystem(), unquote(parsed.path).rstrip("/"), log_uri, is_local=True)
+    if parsed.scheme != "s3" or not parsed.netloc:
+        raise InvalidConfig(f"ONNXSERVE_LOG_URI: {log_uri!r} is neither a folder nor s3://BUCKET/PREFIX")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    filesystem = fs.S3FileSystem(endpoint_override=endpoint, region=region or "us-east-1")
+    return LogLocation(filesystem, (parsed.netloc + parsed.path).rstrip("/"), log_uri, is_local=False)
