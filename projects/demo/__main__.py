@@ -5,6 +5,7 @@ DEMO_EXIT=1 in the environment stops everything at the end, and whatever happens
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder for everything the demo writes")
     options = parser.parse_args()
     place, screen = Place(options.home.absolute()), Screen(STEPS)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us wants the servers gone, as with Ctrl-C
     try:
         with plain_errors():
             if options.command == "stop":

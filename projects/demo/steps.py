@@ -4,6 +4,8 @@ They use what any user has: the commands `mlflow run` and the Python API of MLfl
 plain HTTP, and the drift job.
 """
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -81,15 +83,24 @@ def train(say: Say, **parameters: float) -> Version:
     command += ["--experiment-name", EXPERIMENT]
     for name, value in parameters.items():
         command += ["-P", f"{name}={value}"]
+    lines = []
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            if _is_progress(line):
-                say(line.rstrip())
+        try:
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                if _is_progress(line):
+                    say(lines[-1])
+        except BaseException:  # Ctrl-C too: the training is a child of a child, and would go on
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
     if process.returncode != 0:
         raise OnnxserveError("training failed:\n" + "\n".join(lines[-20:]))
     return newest_version()
