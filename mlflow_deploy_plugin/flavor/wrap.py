@@ -61,7 +61,7 @@ def wrap(
 
     Raises:
         ConversionError: the model has no ONNX form.
-        ParityError: its ONNX form answers otherwise, and `parity` is "require".
+        ParityError: its ONNX form cannot answer, or answers otherwise and `parity` is "require".
         InvalidConfig: an argument is not what it should be; the message names it.
     """
     _check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
@@ -87,7 +87,7 @@ def wrap(
 def _judge(report: ParityReport, parity: ParityPolicy) -> None:
     if report.state == "warned":
         error = refusal(report)
-        if parity == "require":
+        if parity == "require" or report.problem:
             raise error
         _logger.warning("%s", error.message)
     if report.repair:

@@ -93,6 +93,49 @@ def test_missing_texts_are_answered_as_the_original_does(impute, weather):
     assert next(entry for entry in wrapped.converted.inputs if entry.name == "city").missing is not None
 
 
+@pytest.mark.parametrize("code", [np.nan, -2], ids=["NaN", "a code of its own"])
+def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(code, weather):
+    table, labels = weather
+    table = table[["city", "hour"]].copy()
+    table.loc[::7, "city"] = np.nan
+    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=code)
+    columns = make_column_transformer((encoder, ["city"]), remainder="passthrough")
+
+    wrapped = wrap(make_pipeline(columns, HistGradientBoostingClassifier(max_iter=5)).fit(table, labels), table)
+
+    assert wrapped.report.state == "proven"
+    assert wrapped.report.refused_by_original == {}
+
+
+def test_gaps_are_marked_by_the_imputer_s_indicator(weather):
+    table, labels = weather
+    numbers = table[["temperature", "humidity"]]
+    model = make_pipeline(SimpleImputer(add_indicator=True), LogisticRegression()).fit(numbers, labels)
+
+    assert wrap(model, numbers).report.state == "proven"
+
+
+def test_columns_may_be_unused_and_have_any_name(weather):
+    table, labels = weather
+    table = table.rename(columns={"city": "where (from/to)", "humidity": "label"})
+    columns = make_column_transformer((StandardScaler(), ["label"]), (OneHotEncoder(), ["where (from/to)"]))
+
+    wrapped = wrap(make_pipeline(columns, LogisticRegression()).fit(table, labels), table)
+
+    assert wrapped.report.state == "proven"
+    assert [entry.columns[0] for entry in wrapped.converted.inputs] == list(table.columns)
+
+
+def test_categories_that_the_converter_takes_for_numbers_are_refused(weather):
+    """skl2onnx treats categories of boosted trees as numbers."""
+    table, labels = weather
+    numbers = table[["humidity", "code"]]
+    model = HistGradientBoostingClassifier(max_iter=5, categorical_features=["code"]).fit(numbers, labels)
+
+    with pytest.raises(ParityError):
+        wrap(model, numbers)
+
+
 def test_what_the_original_refuses_is_dropped_and_counted(weather):
     table, labels = weather
     strict = make_column_transformer((OneHotEncoder(), ["city"]), (StandardScaler(), ["hour"]))

@@ -1,11 +1,12 @@
 """scikit-learn estimators and pipelines, by skl2onnx.
 
 steps.py     looking into estimators        inputs.py   the graph's inputs
-trees.py     thresholds, missing values     imputer.py  a converter that skl2onnx lacks
+trees.py     thresholds, missing values     imputer.py, ordinal.py  converters that skl2onnx lacks
 graph.py     the conversion itself
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -95,6 +96,9 @@ def _convert(model: Any, batch: Batch, original: Original, predict_fn: str, prec
     answers = answers_for(original, batches.take(batch, _HEAD))
     inputs = bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
     proto = to_onnx(fitted, inputs, precision)
+    # skl2onnx rewrites names that are not identifiers; the order stays
+    nodes = zip(inputs, proto.graph.input, strict=True)
+    inputs = tuple(replace(entry, name=node.name) for entry, node in nodes)
     outputs = _finish_outputs(proto.graph, answers)
     names = [str(name) for name in batch.columns] if isinstance(batch, pd.DataFrame) else _positions(batch)
     classes = getattr(model, "classes_", None) if outputs[0].role == "label" else None

@@ -11,7 +11,7 @@ from skl2onnx.sklapi import CastTransformer
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.errors import ConversionError
-from mlflow_deploy_plugin.flavor.convert.sklearn.imputer import CONVERTERS, SHAPES
+from mlflow_deploy_plugin.flavor.convert.sklearn import imputer, ordinal
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import readable_copy
 from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step, parts
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import restore_missing_directions
@@ -40,12 +40,12 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
             initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
             # probabilities as a matrix, not as a list of mappings; an empty entry keeps skl2onnx from asking for those
             options={id(last): {"zipmap": False} if hasattr(last, "predict_proba") else {}},
-            custom_conversion_functions=CONVERTERS,
-            custom_shape_calculators=SHAPES,
+            custom_conversion_functions=imputer.CONVERTERS | ordinal.CONVERTERS,
+            custom_shape_calculators=imputer.SHAPES | ordinal.SHAPES,
             target_opset=_OPSET,
         )
     except Exception as error:
-        raise ConversionError(f"{_culprit(error, last)} cannot be converted to ONNX: {_first_line(error)}") from error
+        raise ConversionError(f"{_culprit(error, copy)} cannot be converted to ONNX: {_first_line(error)}") from error
     restore_missing_directions(proto.graph, fitted)
     _set_locale(proto.graph)
     return proto
@@ -61,9 +61,11 @@ def _round_before_last_step(copy: Any) -> Any:
     return copy
 
 
-def _culprit(error: Exception, last: Any) -> str:
-    found = re.search(r"class '([\w.]+)'", str(error))
-    return found.group(1).split(".")[-1] if found else type(last).__name__
+def _culprit(error: Exception, copy: Any) -> str:
+    """The name of the step that the error speaks of, else of the last one."""
+    words = set(re.findall(r"\w+", str(error)))
+    named = [name for name in (type(part).__name__ for part in parts(copy)) if name in words]
+    return next((name for name in named if name != "Pipeline"), type(last_step(copy)).__name__)
 
 
 def _first_line(error: Exception) -> str:

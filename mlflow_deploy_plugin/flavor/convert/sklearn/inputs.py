@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.ensemble import VotingClassifier
 
 from mlflow_deploy_plugin.flavor.batch import Batch, columns_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.steps import (
@@ -72,6 +73,9 @@ def readable_copy(fitted: Any) -> Any:
     for encoder in encoders(copy):
         if hasattr(encoder, "categories_"):
             encoder.categories_ = [_readable(categories) for categories in encoder.categories_]
+    for part in parts(copy):
+        if isinstance(part, VotingClassifier):
+            part.flatten_transform = False  # matters to `transform` alone, and the default has no converter
     transformer = column_transformer(copy)
     if transformer is not None and hasattr(transformer, "feature_names_in_"):
         names = list(transformer.feature_names_in_)
