@@ -6,6 +6,8 @@ from typing import Any
 from mlflow_deploy_plugin.errors import ParityError
 from mlflow_deploy_plugin.runtime.artifact import ParityState
 
+_INPUT_WIDTH = 120
+
 
 @dataclass
 class OutputFigures:
@@ -80,15 +82,30 @@ def refusal(report: ParityReport) -> ParityError:
         for output in report.outputs
         if output.beyond_tolerance
     )
-    lines = [
-        f"  {row['source']:<12} original {row['original']!s:<24.24} ONNX {row['onnx']!s:<24.24} "
-        f"{row['output']}  at {row['input']!s:.120}"
-        for row in report.worst_rows
-    ]
     return ParityError(
-        "the ONNX form answers otherwise than the original; " + wrong + ". Worst rows:\n" + "\n".join(lines) + "\n"
+        f"the ONNX form answers otherwise than the original; {wrong}. Worst rows:\n{_table(report.worst_rows)}\n"
         'Log it all the same with parity="warn"; its state is then shown as warned wherever the version is.'
     )
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """The rows under headings, each column as wide as it needs."""
+    names = ("source", "output", "original", "onnx", "input")
+    lines = [names, *([_short(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    return "\n".join("  ".join(["", *map(str.ljust, line, widths)]).rstrip() for line in lines)
+
+
+def _short(value: Any) -> str:
+    """Six digits are enough to see what is wrong."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value))}]"
+    if isinstance(value, dict):
+        text = ", ".join(f"{name}={_short(entry)}" for name, entry in value.items())
+        return text if len(text) <= _INPUT_WIDTH else text[: _INPUT_WIDTH - 1] + "…"
+    return str(value)
 
 
 def _metric_name(name: str) -> str:

@@ -67,7 +67,8 @@ def test_refusal_shows_the_worst_rows_as_a_table(regressor, table):
     lines = refusal(prove(model, wrong, [Rows("example", table, generated=False)])).message.splitlines()
 
     assert lines[0].startswith("the ONNX form answers otherwise than the original; prediction: ")
-    assert all("original" in line and "ONNX" in line and "'a':" in line for line in lines[1:6])
+    assert lines[1].split() == ["source", "output", "original", "onnx", "input"]
+    assert all(line.startswith("  example  prediction  ") and "a=" in line for line in lines[2:7])
 
 
 def test_label_without_a_margin_is_a_tie(classifier, table):
