@@ -69,7 +69,7 @@ def save_model(
         onnx_session_options=None,
         code=code,
     )
-    (folder / PARITY_FILE).write_text(json.dumps(wrapped.report.as_dict(), indent=2, default=str) + "\n")
+    (folder / PARITY_FILE).write_text(json.dumps(wrapped.report.as_dict(), indent=2, allow_nan=False) + "\n")
     (folder / provenance.LOCK).write_text(wrapped.lock)
     if wrapped.reference is not None:
         reference.write_reference(wrapped.reference, folder)

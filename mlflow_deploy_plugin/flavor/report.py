@@ -1,5 +1,6 @@
 """ParityReport: what was found, as parity.json, as metrics of the run, and as the error that refuses a model."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,7 +54,8 @@ class ParityReport:
         return bool(self.problem), self.beyond_tolerance, sum(output.ties for output in self.outputs)
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value not in ("", [], {})}
+        """As JSON can hold it: an infinite error is a string."""
+        return {name: _finite(value) for name, value in asdict(self).items() if value not in ("", [], {})}
 
     def figures(self) -> dict[str, Any]:
         """The short form for the MLmodel file."""
@@ -94,6 +96,14 @@ def _table(rows: list[dict[str, Any]]) -> str:
     lines = [names, *([_short(row[name]) for name in names] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
     return "\n".join("  ".join(["", *map(str.ljust, line, widths)]).rstrip() for line in lines)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _short(value: Any) -> str:

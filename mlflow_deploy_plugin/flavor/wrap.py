@@ -87,7 +87,7 @@ def wrap(
 def _judge(report: ParityReport, parity: ParityPolicy) -> None:
     if report.state == "warned":
         error = refusal(report)
-        if parity == "require" or report.problem:
+        if parity == "require" or not report.rows:  # not even the example can be answered
             raise error
         _logger.warning("%s", error.message)
     if report.repair:

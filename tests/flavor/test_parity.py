@@ -116,3 +116,13 @@ def test_metrics_have_names_that_mlflow_takes(classifier, table):
     assert metrics["onnxserve.parity.rows"] == 50
     assert metrics["onnxserve.parity.label.agreement"] == 1
     assert "onnxserve.parity.probabilities.max_relative_error" in metrics
+
+
+def test_infinite_error_is_still_json(regressor, table):
+    model, converted = regressor
+    missing = replace(converted, original=lambda batch: {"prediction": np.full(len(batch), np.nan)})
+
+    report = prove(model, missing, [Rows("example", table, generated=False)])
+
+    assert report.outputs[0].max_absolute_error == np.inf
+    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["outputs"][0]["max_absolute_error"] == "inf"
