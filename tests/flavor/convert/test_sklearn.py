@@ -93,6 +93,38 @@ def test_missing_texts_are_answered_as_the_original_does(impute, weather):
     assert next(entry for entry in wrapped.converted.inputs if entry.name == "city").missing is not None
 
 
+ONE_HOT = {
+    "strict": {},
+    "unknown ignored": {"handle_unknown": "ignore"},
+    "first dropped": {"drop": "first"},
+    "binary dropped": {"drop": "if_binary", "handle_unknown": "ignore"},
+    "infrequent grouped": {"min_frequency": 120, "handle_unknown": "infrequent_if_exist"},
+    "few kept, unknown ignored": {"max_categories": 2, "handle_unknown": "ignore"},
+    "grouped and dropped": {"max_categories": 2, "handle_unknown": "infrequent_if_exist", "drop": "first"},
+}
+
+
+@pytest.mark.parametrize("options", ONE_HOT.values(), ids=ONE_HOT.keys())
+def test_one_hot_encoder_is_proven_with_every_option(options):
+    """On texts and fractions with gaps, integers and booleans; unseen ones where the encoder takes them."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "text": random.choice(list("aaaaaabbbbcd"), 400),
+            "gaps": random.choice(["x", "y", None], 400),
+            "fraction": random.choice([1.5, 2.5, np.nan], 400),
+            "integer": random.integers(0, 3, 400),
+            "flag": random.random(400) < 0.5,
+        }
+    )
+    labels = (table.text == "a") ^ (table.integer == 1)
+
+    wrapped = wrap(make_pipeline(OneHotEncoder(**options), LogisticRegression()).fit(table, labels), table)
+
+    assert wrapped.report.state == "proven"
+    assert ("unseen" in wrapped.report.refused_by_original) == ("handle_unknown" not in options)
+
+
 @pytest.mark.parametrize("code", [np.nan, -2], ids=["NaN", "a code of its own"])
 def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(code, weather):
     table, labels = weather

@@ -1,7 +1,7 @@
 """scikit-learn estimators and pipelines, by skl2onnx.
 
 steps.py     looking into estimators        inputs.py   the graph's inputs
-trees.py     thresholds, missing values     imputer.py, ordinal.py  converters that skl2onnx lacks
+trees.py     thresholds, missing values     imputer.py, categories.py  converters that skl2onnx lacks
 graph.py     the conversion itself
 """
 

@@ -1,6 +1,7 @@
 """The conversion itself: skl2onnx with everything said explicitly."""
 
 import re
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from skl2onnx.sklapi import CastTransformer
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.errors import ConversionError
-from mlflow_deploy_plugin.flavor.convert.sklearn import imputer, ordinal
+from mlflow_deploy_plugin.flavor.convert.sklearn import categories, imputer
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import readable_copy
 from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step, parts
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import restore_missing_directions
@@ -35,15 +36,17 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
         copy = _round_before_last_step(copy)
     last = last_step(copy)
     try:
-        proto = convert_sklearn(
-            copy,
-            initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
-            # probabilities as a matrix, not as a list of mappings; an empty entry keeps skl2onnx from asking for those
-            options={id(last): {"zipmap": False} if hasattr(last, "predict_proba") else {}},
-            custom_conversion_functions=imputer.CONVERTERS | ordinal.CONVERTERS,
-            custom_shape_calculators=imputer.SHAPES | ordinal.SHAPES,
-            target_opset=_OPSET,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # skl2onnx's own use of onnx and of scikit-learn
+            proto = convert_sklearn(
+                copy,
+                initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
+                # probabilities as a matrix, not as a list of mappings, which are the default without an entry
+                options={id(last): {"zipmap": False} if hasattr(last, "predict_proba") else {}},
+                custom_conversion_functions=imputer.CONVERTERS | categories.CONVERTERS,
+                custom_shape_calculators=imputer.SHAPES | categories.SHAPES,
+                target_opset=_OPSET,
+            )
     except Exception as error:
         raise ConversionError(f"{_culprit(error, copy)} cannot be converted to ONNX: {_first_line(error)}") from error
     restore_missing_directions(proto.graph, fitted)

@@ -1,6 +1,5 @@
-"""SimpleImputer for skl2onnx: texts and 64-bit floats too, which its own converter (and ONNX's Imputer) refuse."""
+"""SimpleImputer for skl2onnx: texts, indicators and 64-bit floats too, which its own converter refuses."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from skl2onnx.operator_converters.common import concatenate_variables
 from sklearn.impute import SimpleImputer
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import MISSING
+from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import add_constant, add_node
 
 
 def imputer_shapes(operator: Any) -> None:
@@ -31,36 +31,27 @@ def convert_imputer(scope: Any, operator: Any, container: Any) -> None:
     marks_nan = isinstance(imputer.missing_values, float) and np.isnan(imputer.missing_values)
     if not (marks_nan or texts) or (texts and _marked(imputer)):
         raise NotImplementedError("SimpleImputer with missing_values other than NaN, or add_indicator on texts")
-    node = partial(_add_node, scope, container)
     joined = concatenate_variables(scope, operator.inputs, container)
     source = joined if isinstance(joined, str) else joined[0]
     result = operator.outputs[0].full_name
-    if isinstance(kind, Int64TensorType):
-        container.add_node("Identity", [source], [result], name=scope.get_unique_operator_name("Identity"))
+    shape = [1, len(imputer.statistics_)]
+    if isinstance(kind, Int64TensorType):  # integers have no gaps
+        add_node(scope, container, "Identity", [source], 16, result)
         return
-    fill = scope.get_unique_variable_name("imputer_fill")
     if texts:
-        mark = scope.get_unique_variable_name("imputer_mark")
-        container.add_initializer(mark, TensorProto.STRING, [1], [MISSING.encode()])
-        container.add_initializer(fill, TensorProto.STRING, [1, len(imputer.statistics_)], _texts(imputer))
-        gaps = node("Equal", [source, mark], version=19)
+        mark = add_constant(scope, container, TensorProto.STRING, [1], [MISSING.encode()])
+        filler = add_constant(scope, container, TensorProto.STRING, shape, _texts(imputer))
+        gaps = add_node(scope, container, "Equal", [source, mark], 19)
     else:
-        container.add_initializer(fill, _float(kind), [1, len(imputer.statistics_)], _numbers(imputer))
-        gaps = node("IsNaN", [source], version=20)
-    filled = node("Where", [gaps, fill, source], version=16)
+        filler = add_constant(scope, container, _float(kind), shape, _numbers(imputer))
+        gaps = add_node(scope, container, "IsNaN", [source], 20)
+    filled = add_node(scope, container, "Where", [gaps, filler, source], 16)
     if marked := _marked(imputer):
-        chosen = scope.get_unique_variable_name("imputer_marked")
-        container.add_initializer(chosen, TensorProto.INT64, [len(marked)], marked)
-        numbers = node("Cast", [node("Gather", [gaps, chosen], version=13, axis=1)], version=19, to=_float(kind))
-        filled = node("Concat", [filled, numbers], version=13, axis=1)
-    container.add_node("Identity", [filled], [result], name=scope.get_unique_operator_name("Identity"))
-
-
-def _add_node(scope: Any, container: Any, operator: str, inputs: list[str], version: int, **attributes: Any) -> str:
-    output = str(scope.get_unique_variable_name(f"imputer_{operator.lower()}"))
-    name = scope.get_unique_operator_name(operator)
-    container.add_node(operator, inputs, [output], op_version=version, name=name, **attributes)
-    return output
+        chosen = add_constant(scope, container, TensorProto.INT64, [len(marked)], marked)
+        flags = add_node(scope, container, "Gather", [gaps, chosen], 13, axis=1)
+        numbers = add_node(scope, container, "Cast", [flags], 19, to=_float(kind))
+        filled = add_node(scope, container, "Concat", [filled, numbers], 13, axis=1)
+    add_node(scope, container, "Identity", [filled], 16, result)
 
 
 def _marked(imputer: SimpleImputer) -> list[int]:

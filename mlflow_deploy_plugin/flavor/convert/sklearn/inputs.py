@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import VotingClassifier
 
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, columns_of
+from mlflow_deploy_plugin.flavor.convert.converted import answers_for
 from mlflow_deploy_plugin.flavor.convert.sklearn.steps import (
     column_names,
     column_transformer,
@@ -93,8 +95,8 @@ def _takes_missing(model: Any, batch: pd.DataFrame, name: str) -> bool:
     row = batch.head(1).copy()
     row[name] = pd.Series([np.nan], index=row.index).astype(batch[name].dtype)
     try:
-        model.predict(own_form(model, row))
-    except Exception:  # noqa: BLE001 - any step of the user's may refuse, each in its own way
+        answers_for(lambda batch: {"": model.predict(own_form(model, batch))}, row)
+    except InvalidConfig:
         return False
     return True
 

@@ -1,0 +1,134 @@
+"""Encoders of categories for skl2onnx: each category to a code, by one LabelEncoder a column.
+
+skl2onnx's own converters give a missing text a number of its own (OrdinalEncoder), refuse numbers with fractions, and
+make graphs that fail on an unseen value where categories are grouped as infrequent (OneHotEncoder).
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from onnx import TensorProto
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import MISSING
+from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import add_constant, add_node
+from mlflow_deploy_plugin.runtime.schema import Array
+
+_KEYS = {StringTensorType: "keys_strings", Int64TensorType: "keys_int64s", FloatTensorType: "keys_floats"}
+_NO_COLUMN = -1.0
+"""The code of a category that is dropped, or unknown: it stands in no column."""
+
+
+def ordinal_shapes(operator: Any) -> None:
+    """One 32-bit float a column: the codes, which may be NaN."""
+    operator.outputs[0].type = FloatTensorType([None, len(operator.raw_operator.categories_)])
+
+
+def convert_ordinal(scope: Any, operator: Any, container: Any) -> None:
+    """The codes of all columns, side by side.
+
+    Raises:
+        NotImplementedError: infrequent categories.
+    """
+    encoder: OrdinalEncoder = operator.raw_operator
+    if getattr(encoder, "_infrequent_enabled", False):
+        raise NotImplementedError("OrdinalEncoder with infrequent categories")
+    unknown = float(encoder.unknown_value) if encoder.handle_unknown == "use_encoded_value" else _NO_COLUMN
+    missing = float(encoder.encoded_missing_value)
+    parts = []
+    for column, categories in zip(_columns(scope, operator, container), encoder.categories_, strict=True):
+        codes = [missing if _is_missing(entry) else float(code) for code, entry in enumerate(categories)]
+        parts.append(_encode(scope, container, column, categories, codes, unknown))
+    add_node(scope, container, "Concat", parts, 13, operator.outputs[0].full_name, axis=1)
+
+
+def one_hot_shapes(operator: Any) -> None:
+    """A 32-bit float for each category that is not dropped or grouped."""
+    encoder = operator.raw_operator
+    width = sum(_one_hot_codes(encoder, position)[2] for position in range(len(encoder.categories_)))
+    operator.outputs[0].type = FloatTensorType([None, width])
+
+
+def convert_one_hot(scope: Any, operator: Any, container: Any) -> None:
+    """1 where the code of a row's category is the column's."""
+    encoder: OneHotEncoder = operator.raw_operator
+    parts = []
+    columns = _columns(scope, operator, container)
+    for position, (column, categories) in enumerate(zip(columns, encoder.categories_, strict=True)):
+        codes, unknown, width = _one_hot_codes(encoder, position)
+        code = _encode(scope, container, column, categories, codes, unknown)
+        numbers = add_constant(scope, container, TensorProto.FLOAT, [1, width], [float(n) for n in range(width)])
+        equal = add_node(scope, container, "Equal", [code, numbers], 19)
+        parts.append(add_node(scope, container, "Cast", [equal], 19, to=TensorProto.FLOAT))
+    add_node(scope, container, "Concat", parts, 13, operator.outputs[0].full_name, axis=1)
+
+
+def _one_hot_codes(encoder: OneHotEncoder, position: int) -> tuple[list[float], float, int]:
+    """The column of each category, that of an unknown one, and the number of columns; -1 for none."""
+    count = len(encoder.categories_[position])
+    grouped = encoder._default_to_infrequent_mappings[position] if encoder._infrequent_enabled else None
+    codes = np.arange(count) if grouped is None else np.asarray(grouped)
+    infrequent = -1 if grouped is None else int(codes.max())
+    dropped = None if encoder.drop_idx_ is None else encoder.drop_idx_[position]
+    if dropped is not None:
+        gone = codes[int(dropped)]
+        codes = np.where(codes == gone, -1, codes - (codes > gone))
+        infrequent = -1 if infrequent == gone else infrequent - (infrequent > gone)
+    takes_unknown = encoder.handle_unknown in ("infrequent_if_exist", "warn")
+    return [float(code) for code in codes], float(infrequent) if takes_unknown else _NO_COLUMN, int(codes.max()) + 1
+
+
+def _columns(scope: Any, operator: Any, container: Any) -> list[tuple[str, type]]:
+    """Each column [N, 1] of all inputs, and its type."""
+    found = []
+    for entry in operator.inputs:
+        kind, source = type(entry.type), entry.full_name
+        if kind is DoubleTensorType:
+            kind, source = FloatTensorType, add_node(scope, container, "Cast", [source], 19, to=TensorProto.FLOAT)
+        for position in range(entry.type.shape[1]):
+            index = add_constant(scope, container, TensorProto.INT64, [1], [position])
+            found.append((add_node(scope, container, "Gather", [source, index], 13, axis=1), kind))
+    return found
+
+
+def _encode(
+    scope: Any, container: Any, column: tuple[str, type], categories: Array, codes: list[float], unknown: float
+) -> str:
+    """[N, 1] 32-bit floats: the code of each row's category."""
+    source, kind = column
+    texts = kind is StringTensorType
+    present = [position for position, entry in enumerate(categories) if texts or not _is_missing(entry)]
+    keys = [categories[position] for position in present]
+    attributes: dict[str, Any] = {_KEYS[kind]: [_key(kind, key) for key in keys]}
+    encoded = add_node(
+        scope,
+        container,
+        "LabelEncoder",
+        [source],
+        2,
+        op_domain="ai.onnx.ml",
+        values_floats=[codes[position] for position in present],
+        default_float=unknown,
+        **attributes,
+    )
+    if len(present) == len(categories) or kind is Int64TensorType:
+        return encoded
+    gap = next(code for code, entry in zip(codes, categories, strict=True) if _is_missing(entry))
+    filler = add_constant(scope, container, TensorProto.FLOAT, [1, 1], [gap])
+    return add_node(scope, container, "Where", [add_node(scope, container, "IsNaN", [source], 20), filler, encoded], 16)
+
+
+def _key(kind: type, category: Any) -> bytes | int | float:
+    if kind is StringTensorType:
+        return str(category).encode()
+    return int(category) if kind is Int64TensorType else float(category)
+
+
+def _is_missing(entry: Any) -> bool:
+    return bool(pd.isna(entry)) or entry == MISSING
+
+
+SHAPES = {OrdinalEncoder: ordinal_shapes, OneHotEncoder: one_hot_shapes}
+CONVERTERS = {OrdinalEncoder: convert_ordinal, OneHotEncoder: convert_one_hot}
