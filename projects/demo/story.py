@@ -1,5 +1,8 @@
-"""The story that the demo tells, step by step."""
+"""The story that the demo tells, in four acts: wrap, deploy, watch, promote."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -19,6 +22,36 @@ FIRST = {"seed": SEED, "max_iter": 60, "learning_rate": 0.1}
 SECOND = {"seed": SEED, "max_iter": 90, "learning_rate": 0.15}
 STEPS = 9
 _COMPARED_ROWS = 500
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Twenty days of traffic.
+
+    Attributes:
+        flights: those that were sent, in this order; predictions: [N] what the first version said of each.
+        calm, summer: the verdicts, a day each.
+    """
+
+    flights: pd.DataFrame
+    predictions: np.ndarray
+    calm: list[DriftResult]
+    summer: list[DriftResult]
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """The second version at the same URL.
+
+    Attributes:
+        seconds: from the change of the stage to its first answer.
+        changed: flights of which the first version had said otherwise.
+    """
+
+    version: steps.Version
+    seconds: float
+    agreement: steps.Agreement
+    changed: int
 
 
 def stop(place: Place, screen: Screen) -> bool:
@@ -43,17 +76,42 @@ def tell(place: Place, screen: Screen) -> list[tuple[str, str]]:
     place.use(url)
     screen.line(f"{url}   (SQLite and artifacts in {place.home})")
 
+    first = _wrap(screen)
+    server = _deploy(first, screen)
+    watched = _watch(server, screen)
+    promoted = _promote(server, first, watched, screen)
+    return [
+        ("Model", f"{MODEL_NAME}, validation ROC AUC: {_quality(first)}, {_quality(promoted.version)}"),
+        ("", steps.version_link(url, promoted.version)),
+        ("Parity", parity_line(first.parity, first.metrics).removeprefix("parity ")),
+        ("Calm days called drifted", _drifted(watched.calm)),
+        ("", _report(place, "calm", watched.calm, "no drift")),
+        ("Summer days called drifted", _drifted(watched.summer)),
+        ("", _report(place, "summer", watched.summer, "drift")),
+        *_promotion_rows(promoted),
+        ("Took", f"{screen.seconds():.0f} s"),
+        ("MLflow", url),
+        ("Server", f"{server}/invocations"),
+    ]
+
+
+def _wrap(screen: Screen) -> steps.Version:
     screen.step("Train on January to March: mlflow run . -e train")
-    first = steps.train(screen.line, **FIRST)
+    version = steps.train(screen.line, **FIRST)
+    screen.step(f"Parity of version {version.number}: the ONNX form against the scikit-learn pipeline")
+    steps.show_parity(version, screen.line)
+    return version
 
-    screen.step(f"Parity of version {first.number}: the ONNX form against the scikit-learn pipeline")
-    steps.show_parity(first, screen.line)
 
-    screen.step(f"Promote version {first.number} to Production, and deploy the stage")
-    steps.promote(first)
-    server = deploy(steps.DEPLOYMENT, steps.PRODUCTION, workers=1)["url"]
-    screen.line(f"{server}   answers with version {first.number}")
+def _deploy(version: steps.Version, screen: Screen) -> str:
+    screen.step(f"Promote version {version.number} to Production, and deploy the stage")
+    steps.promote(version)
+    server = str(deploy(steps.DEPLOYMENT, steps.PRODUCTION, workers=1)["url"])
+    screen.line(f"{server}   answers with version {version.number}")
+    return server
 
+
+def _watch(server: str, screen: Screen) -> Watched:
     screen.step("Send ten calm days that training never saw, then ten summer days")
     flights = load_flights()
     calm, summer = split(flights, SEED).calm, summer_days(flights, SEED)
@@ -66,46 +124,40 @@ def tell(place: Place, screen: Screen) -> list[tuple[str, str]]:
     calm_results = steps.judge_days(calm, screen.line)
     screen.line("ten summer days")
     summer_results = steps.judge_days(summer, screen.line)
+    return Watched(traffic, answers.table["prediction"].to_numpy(), calm_results, summer_results)
 
+
+def _promote(server: str, first: steps.Version, watched: Watched, screen: Screen) -> Promoted:
     screen.step("Train a second version with more and bolder trees")
     second = steps.train(screen.line, **SECOND)
 
     screen.step(f"Promote version {second.number}: the same URL answers with it")
-    probe = calm.head(1)
     steps.promote(second)
-    seconds, asked = steps.wait_until_served(server, probe, second)
+    seconds, asked = steps.wait_until_served(server, watched.flights.head(1), second)
     screen.line(f"X-Model-Version: {second.number} after {seconds:.1f} s; {asked} requests meanwhile, none failed")
 
     screen.step("mlflow.pyfunc.load_model and the server, on the same flights")
-    chosen = slice(None, None, len(traffic) // _COMPARED_ROWS)
-    agreement = steps.compare_with_pyfunc(server, traffic.iloc[chosen])
+    chosen = slice(None, None, len(watched.flights) // _COMPARED_ROWS)
+    agreement = steps.compare_with_pyfunc(server, watched.flights.iloc[chosen])
     screen.line(f"{agreement.equal} of {agreement.rows} predictions are equal, version {agreement.version}")
     if agreement.equal != agreement.rows:
         raise OnnxserveError("the server and mlflow.pyfunc.load_model disagree, which must not happen")
-    changed = int((answers.table["prediction"].to_numpy()[chosen] != agreement.served).sum())
+    changed = int((watched.predictions[chosen] != agreement.served).sum())
     screen.line(f"version {first.number} had said otherwise of {changed} of these flights")
+    return Promoted(second, seconds, agreement, changed)
+
+
+def _promotion_rows(promoted: Promoted) -> list[tuple[str, str]]:
+    number, agreement = promoted.version.number, promoted.agreement
     return [
-        (
-            "Model",
-            f"{MODEL_NAME}, validation ROC AUC {_auc(first)} (version {first.number}), "
-            f"{_auc(second)} (version {second.number})",
-        ),
-        ("", steps.version_link(url, second)),
-        ("Parity", parity_line(first.parity, first.metrics).removeprefix("parity ")),
-        ("Calm days called drifted", _drifted(calm_results)),
-        ("", _report(place, "calm", calm_results, "no drift")),
-        ("Summer days called drifted", _drifted(summer_results)),
-        ("", _report(place, "summer", summer_results, "drift")),
-        ("Promotion", f"version {second.number} answered {seconds:.1f} s after the stage moved, no request failed"),
+        ("Promotion", f"version {number} answered {promoted.seconds:.1f} s after the stage moved, no request failed"),
+        ("", f"it says otherwise than the first of {promoted.changed} of {agreement.rows} flights"),
         ("Agreement", f"{agreement.equal} of {agreement.rows} predictions equal those of mlflow.pyfunc.load_model"),
-        ("Took", f"{screen.seconds():.0f} s"),
-        ("MLflow", url),
-        ("Server", f"{server}/invocations"),
     ]
 
 
-def _auc(version: steps.Version) -> str:
-    return f"{version.metrics['validation_roc_auc']:.3f}"
+def _quality(version: steps.Version) -> str:
+    return f"{version.metrics['validation_roc_auc']:.3f} (version {version.number})"
 
 
 def _drifted(results: list[DriftResult]) -> str:

@@ -61,13 +61,13 @@ def load_flights() -> pd.DataFrame:
     weather = pd.read_csv(folder / "weather.csv", usecols=["origin", "time_hour", *WEATHER])
     flights = flights.merge(weather, on=["origin", "time_hour"], how="left", validate="many_to_one")
     event_time = pd.to_datetime(flights["time_hour"], utc=True)
-    table = flights.assign(
-        departure_minute=_minute_of_day(flights["sched_dep_time"]),
-        arrival_minute=_minute_of_day(flights["sched_arr_time"]),
-        weekend=event_time.dt.tz_convert("America/New_York").dt.dayofweek >= 5,
-        **{LABEL: flights["arr_delay"] > LATE_MINUTES, EVENT_TIME: event_time, DAY: event_time.dt.floor("D")},
-        **{name: flights[name].astype("float64") for name in WEATHER},
-    )
+    table = flights.astype(dict.fromkeys(WEATHER, "float64"))
+    table["departure_minute"] = _minute_of_day(flights["sched_dep_time"])
+    table["arrival_minute"] = _minute_of_day(flights["sched_arr_time"])
+    table["weekend"] = event_time.dt.tz_convert("America/New_York").dt.dayofweek >= 5
+    table[LABEL] = flights["arr_delay"] > LATE_MINUTES
+    table[EVENT_TIME] = event_time
+    table[DAY] = event_time.dt.floor("D")
     table = table[[*FEATURES, LABEL, EVENT_TIME, DAY]]
     return table.sort_values(EVENT_TIME, kind="stable", ignore_index=True)
 

@@ -25,7 +25,7 @@ def deploy(deployment: str, model_uri: str, workers: int) -> dict[str, Any]:
         client.update_deployment(deployment, model_uri=model_uri, config=config)
     else:
         client.create_deployment(deployment, model_uri, config=config)
-    return client.get_deployment(deployment)
+    return dict(client.get_deployment(deployment))
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def delay_probability(model: mlflow.pyfunc.PyFuncModel, features: pd.DataFrame) 
     onnx = model.get_raw_model()
     probabilities = next(output.name for output in onnx.artifact.outputs if output.role == "probabilities")
     feeds = onnx.schema.from_columns({name: features[name].to_numpy() for name in features})
-    return onnx.run(feeds, [probabilities])[probabilities][:, 1]
+    return np.asarray(onnx.run(feeds, [probabilities])[probabilities][:, 1])
 
 
 def main() -> None:

@@ -48,15 +48,15 @@ def send(url: str, flights: pd.DataFrame, on_day: Callable[[pd.Timestamp, int], 
     answers: list[pd.DataFrame] = []
     versions: Counter[str] = Counter()
     with requests.Session() as session:
-        for day, of_day in flights.groupby(DAY, sort=True):
-            for event_time, of_hour in of_day.groupby(EVENT_TIME, sort=True):
+        for _, of_day in flights.groupby(DAY, sort=True):
+            for _, of_hour in of_day.groupby(EVENT_TIME, sort=True):
                 for start in range(0, len(of_hour), BATCH_ROWS):
                     batch = of_hour.iloc[start : start + BATCH_ROWS]
-                    response = _post(session, url, batch, pd.Timestamp(event_time))
+                    response = _post(session, url, batch, of_hour[EVENT_TIME].iloc[0])
                     versions[response.headers.get("X-Model-Version", "")] += 1
                     answers.append(_answered(response, batch))
             if on_day is not None:
-                on_day(pd.Timestamp(day), len(of_day))
+                on_day(of_day[DAY].iloc[0], len(of_day))
     return Answers(pd.concat(answers, ignore_index=True), versions)
 
 
