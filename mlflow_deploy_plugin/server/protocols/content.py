@@ -79,7 +79,8 @@ def json_type(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays that orjson does not take by itself: of strings, or not contiguous."""
-    if isinstance(value, np.ndarray):
+    """What orjson does not take by itself: arrays of strings or not contiguous, and ONNX Runtime's 64-bit integers,
+    which are numpy.longlong, one by one."""
+    if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} has no JSON form")

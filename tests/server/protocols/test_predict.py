@@ -5,11 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest
 from mlflow_deploy_plugin.server.http.routes import answer
+from mlflow_deploy_plugin.server.protocols import predict
 
 RECORD = {"carrier": "AA", "distance": 0.0, "hour": 0, "late": False}
 SIGMOID_1 = pytest.approx(0.7310586, abs=1e-6)
@@ -65,3 +68,11 @@ def test_models_without_classes_answer_without_probabilities(
 ) -> None:
     server = serve_here({"e": {"v": tools.variant(model_folders[kind])}})
     assert post(server, "/predict", body) == (200, {"prediction": prediction, "model": "m", "model_version": "1"})
+
+
+@pytest.mark.parametrize("dtype", [np.longlong, np.uint64, np.int32, np.float16, np.bool_])
+def test_a_number_of_any_type_is_one_record_s_prediction(dtype: type[np.generic]) -> None:
+    """ONNX Runtime's int64 outputs are numpy.longlong on Linux, which orjson does not know one by one."""
+    artifact = Artifact(Path(), Path("m.onnx"), "onnxserve", "", "", "", prediction=("label",))
+    answered = predict.encode(artifact, "m", "1", {"label": np.array([1], dtype)})
+    assert json.loads(answered)["prediction"] == 1
