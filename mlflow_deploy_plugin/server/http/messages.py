@@ -10,6 +10,8 @@ from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_EVENT, _LAST_EVENT = datetime(1700, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+"""What every reader of the inference log can hold; pandas' nanoseconds reach from 1677 to 2262."""
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
@@ -54,7 +56,7 @@ def event_time(headers: Mapping[str, str]) -> int | None:
     """`X-Event-Time` in microseconds since 1970 (UTC), or None where there is none.
 
     Raises:
-        InvalidRequest: it is not a time of RFC 3339 with its offset.
+        InvalidRequest: it is not a time of RFC 3339 with its offset, or too far away.
     """
     given = headers.get("x-event-time")
     if given is None:
@@ -67,4 +69,6 @@ def event_time(headers: Mapping[str, str]) -> int | None:
         raise InvalidRequest(
             f"X-Event-Time is {given[:60]!r}; a time of RFC 3339 with its offset is expected, as 2013-07-01T12:30:00Z"
         )
+    if not _FIRST_EVENT <= moment < _LAST_EVENT:
+        raise InvalidRequest(f"X-Event-Time is {given[:60]!r}; a time from the year 1700 to 2199 is expected")
     return (moment - _EPOCH) // timedelta(microseconds=1)

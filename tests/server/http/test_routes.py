@@ -36,6 +36,13 @@ def captured(server: Server, tmp_path: Path) -> list[Any]:
     return [request for path in segments(tmp_path / "state-0" / "spool") for request in read_segment(path)[0]]
 
 
+@pytest.mark.parametrize("given", ["0001-01-01T00:00:00+14:00", "0999-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00"])
+def test_an_event_time_that_the_inference_log_cannot_hold_is_refused(server: Server, given: str) -> None:
+    response = ask(server, x_event_time=given)
+    assert response.status == 400
+    assert "X-Event-Time" in json.loads(response.body)["message"]
+
+
 def test_an_answer_says_which_version_gave_it(server: Server) -> None:
     response = ask(server, x_request_id="mine")
     assert response.status == 200
