@@ -77,14 +77,25 @@ class Shipper:
         end = start
         if segment.stat().st_size > start:
             requests, end = read_segment(segment, start)
-        for group in _by_file(requests):
-            self._sink.write(_file_name(group[0]), _table(group))
+        rows = sum(self._write(group) for group in _by_file(requests))
         if is_final:
             segment.unlink()
             segment.with_suffix(SHIPPED).unlink(missing_ok=True)
         elif end > start:
             write_atomically(segment.with_suffix(SHIPPED), str(end).encode())
-        return sum(_rows(request) for request in requests)
+        return rows
+
+    def _write(self, group: Sequence[CapturedRequest]) -> int:
+        """Writes one file. Rows that have no form in it are left out, so that they do not take the others with them."""
+        try:
+            table = _table(group)
+            self._sink.write(_file_name(group[0]), table)
+        except OSError:
+            raise
+        except Exception:  # noqa: BLE001 - the boundary of one file: arrow raises a dozen unrelated classes
+            _log.exception("%d requests of %s have no form in the log, and are left out", len(group), group[0].segment)
+            return 0
+        return len(table)
 
 
 def _by_file(requests: Iterable[CapturedRequest]) -> Iterable[list[CapturedRequest]]:
@@ -98,7 +109,9 @@ def _by_file(requests: Iterable[CapturedRequest]) -> Iterable[list[CapturedReque
 
 def _file_name(first: CapturedRequest) -> str:
     moment = datetime.fromtimestamp(first.record.event_time // 1_000_000, UTC)
-    return f"endpoint={first.record.endpoint}/{moment:date=%Y-%m-%d/hour=%H}/{first.segment}-{first.offset}.parquet"
+    return (
+        f"endpoint={first.record.endpoint}/date={moment.date()}/hour={moment:%H}/{first.segment}-{first.offset}.parquet"
+    )
 
 
 def _table(requests: Sequence[CapturedRequest]) -> pa.Table:
@@ -147,4 +160,4 @@ def _column(array: Array) -> pa.Array:
 
 
 def _rows(request: CapturedRequest) -> int:
-    return len(next(iter(request.feeds.values())))
+    return next((len(array) for array in request.feeds.values()), 0)

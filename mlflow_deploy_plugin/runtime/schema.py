@@ -115,10 +115,14 @@ class Schema:
         return self.from_rows(self.names, rows)
 
     def to_columns(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The way back: arrays of [N] by signature column (of [N, …] by tensor name), as captured rows need them."""
+        """The way back: arrays of [N] by signature column (of [N, …] by tensor name), as captured rows need them.
+
+        An input without an entry in `feeds` (one value for all rows is not captured) has no column.
+        """
         columns: dict[str, Array] = {}
         for entry in self.inputs:
-            array = feeds[entry.name]
+            if (array := feeds.get(entry.name)) is None:
+                continue
             if entry.columns:
                 flat = array.reshape(len(array), -1)
                 columns.update({name: flat[:, position] for position, name in enumerate(entry.columns)})

@@ -184,6 +184,31 @@ def test_a_segment_that_makes_no_sense_is_set_aside(writer: CaptureWriter, shipp
     assert [path.suffix for path in (tmp_path / "spool").iterdir()] == [".broken"]
 
 
+def test_a_time_that_no_file_can_be_named_for_takes_no_other_row_with_it(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    write(writer, "before", ["AA"])
+    write(writer, "impossible", ["AA"], at=-62_135_600_000_000_000)  # in the year 0
+    write(writer, "after", ["AA"])
+    assert shipper.ship() == 2
+    write(writer, "later", ["AA"])
+    assert shipper.ship() == 1
+    assert {row["_request_id"] for row in rows(tmp_path)} == {"before", "after", "later"}
+
+
+def test_one_value_for_all_rows_is_no_column(writer: CaptureWriter, shipper: Shipper, tmp_path: Path) -> None:
+    tensors = (Tensor("x", "float32", (-1,)), Tensor("threshold", "float32", ()))
+    schema = Schema((), tensors, tuple(Input(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors))
+    record = RequestRecord("e", "v", "r", "p", NOON, NOON)
+    feeds = {"threshold": np.array(0.5, np.float32), "x": np.array([1, 2], np.float32)}
+    assert writer.write(record, CapturedModel("m", "1", schema, ("y",)), feeds, {"y": feeds["x"]}, 100)
+    assert shipper.ship() == 2
+    assert [(row["x"], row["prediction"], "threshold" in row) for row in rows(tmp_path)] == [
+        (1.0, 1.0, False),
+        (2.0, 2.0, False),
+    ]
+
+
 def test_where_it_is_not_known_how_far_a_segment_is_shipped_all_of_it_is(
     writer: CaptureWriter, shipper: Shipper, tmp_path: Path
 ) -> None:
