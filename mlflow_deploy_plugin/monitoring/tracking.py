@@ -1,12 +1,13 @@
 """A drift verdict in MLflow: one run with the report, tags on the model version that lead to it."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelInput, Metric
+from mlflow.entities import LoggedModelInput, Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import get_tracking_uri
 from mlflow.utils.time import get_current_time_millis
@@ -22,6 +23,7 @@ VERDICT_TAG = "onnxserve.drift.{monitor}"
 RUN_TAG = "onnxserve.drift.{monitor}.run"
 HTML, JSON, VERDICT = "drift_report.html", "drift_report.json", "verdict.json"
 
+_PROJECT_RUN = "MLFLOW_RUN_ID"  # MLflow sets it for the process of a project
 _LONGEST_NAME = 200
 _LONGEST_TAG = 5000
 
@@ -57,24 +59,37 @@ class LoggedRun:
 def log_judgement(judgement: Judgement, report: DriftReport) -> LoggedRun:
     """Logs the run and tags the registered version with the verdict and the run.
 
+    It is the run of the MLflow project that this process belongs to (`mlflow run . -e drift`), else a new one in the
+    experiment `onnxserve/ENDPOINT`.
+
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
     client = MlflowClient()
-    experiment = f"onnxserve/{judgement.endpoint}"
-    with registry_errors(f"experiment {experiment}"):
-        experiment_id = _experiment_id(client, experiment)
-        name = f"drift {judgement.monitor} {judgement.window}"
-        run_id = client.create_run(experiment_id, run_name=name, tags=_tags(judgement)).info.run_id
+    with registry_errors("the experiment of the drift run"):
+        run_id, is_new = _begin(client, judgement)
         is_complete = False
         try:
             _log_content(client, run_id, judgement, report)
             is_complete = True
         finally:
-            client.set_terminated(run_id, "FINISHED" if is_complete else "FAILED")
-    url = _url(experiment_id, run_id)
+            if is_new:
+                client.set_terminated(run_id, "FINISHED" if is_complete else "FAILED")
+        experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
+    url = _url(experiment.experiment_id, run_id)
     _tag_version(judgement, url or run_id)
-    return LoggedRun(run_id, experiment, url)
+    return LoggedRun(run_id, experiment.name, url)
+
+
+def _begin(client: MlflowClient, judgement: Judgement) -> tuple[str, bool]:
+    """The run to log to, with its tags, and whether it was made here."""
+    tags = _tags(judgement)
+    if run_id := os.environ.get(_PROJECT_RUN):
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        return run_id, False
+    experiment_id = _experiment_id(client, f"onnxserve/{judgement.endpoint}")
+    name = f"drift {judgement.monitor} {judgement.window}"
+    return str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id), True
 
 
 def _log_content(client: MlflowClient, run_id: str, judgement: Judgement, report: DriftReport) -> None:

@@ -2,7 +2,8 @@
 
     mlflow run . -e drift -P window=2013-07-04/1d        # or: onnxserve drift run flights --window 2013-07-04/1d
 
-The verdict, the report and the figures are an MLflow run of the experiment onnxserve/DEPLOYMENT.
+The verdict, the report and the figures are an MLflow run: that of `mlflow run`, else one of its own in the experiment
+onnxserve/DEPLOYMENT.
 """
 
 import argparse

@@ -63,6 +63,20 @@ def test_the_run_holds_the_report_and_the_verdict_and_they_agree(world):
     assert "plotly" in page
 
 
+def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(world, monkeypatch):
+    world.capture_day(CALM)
+    run_id = mlflow.MlflowClient().create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+
+    result = run_drift("flights", parse_window("2013-04-01/1d"), min_rows=100, settings=world.settings)
+
+    assert (result.run.run_id, result.run.experiment) == (run_id, "Default")
+    run = mlflow.get_run(run_id)
+    assert run.info.status == "RUNNING"  # MLflow ends the run of a project itself
+    assert run.data.tags["onnxserve.verdict"] == result.verdict.state
+    assert "<html" in artifact(run_id, "drift_report.html")
+
+
 def test_the_metrics_are_linked_to_the_logged_model(world):
     world.capture_day(CALM)
 
