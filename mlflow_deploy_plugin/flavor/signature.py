@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch, columns_of, tensors_of
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Input, Output
+from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.runtime.schema import Array
 
 
@@ -47,8 +48,15 @@ def check_example(example: Batch) -> None:
     """Refuses what no signature can be made of.
 
     Raises:
-        InvalidConfig: no rows, no columns, or a column's name that stands twice.
+        InvalidConfig: no rows, no columns, a column's name that stands twice, or one that the table of a model's rows
+            (`runtime/rows.py`) has for itself.
     """
+    names = [str(name) for name in example]
+    if reserved := [name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))]:
+        raise InvalidConfig(
+            f"input_example: the name {reserved[0]!r} is taken: in the inference log, {PREDICTION!r} and what begins "
+            f"with {OUTPUT_PREFIX!r} are the model's answers, and what begins with '_' is the log's own"
+        )
     if isinstance(example, pd.DataFrame) and not example.columns.is_unique:
         doubled = example.columns[example.columns.duplicated()][0]
         raise InvalidConfig(f"input_example: column {doubled!r} stands twice")

@@ -1,5 +1,6 @@
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -12,14 +13,16 @@ import pandas as pd
 import pytest
 
 
-@pytest.fixture(scope="session")
-def tracking(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store of the tests' own, active for the whole session."""
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An MLflow store of the module's own, active until its last test."""
     folder = tmp_path_factory.mktemp("mlflow")
+    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("flavor", artifact_location=str(folder / "artifacts"))
-    mlflow.set_experiment("flavor")
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_EXPERIMENT_ID", mlflow.create_experiment("flavor", str(folder / "artifacts")))
+        yield folder
+    mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(scope="session")

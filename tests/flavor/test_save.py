@@ -191,6 +191,13 @@ def test_given_signature_decides_order_and_types(model, table, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["prediction", "output.label", "_row"])
+def test_a_column_whose_name_the_log_needs_is_refused(name, model, table, tmp_path):
+    example = table.rename(columns={table.columns[0]: name})
+    with pytest.raises(InvalidConfig, match=f"the name '{name}' is taken"):
+        onnxserve.save_model(model, tmp_path / "model", input_example=example)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
