@@ -67,18 +67,19 @@ class Schema:
                 raise SchemaMismatch(_overflow(arrays)) from None
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
-        """Rows as mappings from column to value; a key that some rows lack is null in those.
+        """Rows as mappings from column to value; a column that some rows lack is null in those.
 
         Raises:
-            SchemaMismatch: as `from_columns`, or a row is not a mapping.
+            SchemaMismatch: as `from_columns`, a row is no mapping, or names other columns of a tensor than the first.
         """
         for row, record in enumerate(records):
             if not isinstance(record, Mapping):
                 raise SchemaMismatch(f"row {row} is {shown(record)}; an object with one value a column is expected")
         if not records:
             raise SchemaMismatch(_NO_ROWS)
-        names = self.names if self.columns else tuple(dict.fromkeys(name for record in records for name in record))
-        present = [name for name in names if any(name in record for record in records)]
+        if not self.columns:
+            return self._from_tensor_records(records)
+        present = [name for name in self.names if any(name in record for record in records)]
         return self._from_frame({name: [record.get(name) for record in records] for name in present})
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Feeds:
@@ -154,6 +155,15 @@ class Schema:
         if len(self.tensors) == 1 and len(self.tensors[0].shape) == 2:
             return self._from_tensors({self.tensors[0].name: list(map(list, zip(*data.values(), strict=True)))})
         raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {', '.join(self.names)}")
+
+    def _from_tensor_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
+        """The first row names the columns; keys of the rows' own would make a table as wide as it is long."""
+        names = records[0].keys()
+        for row, record in enumerate(records):
+            if record.keys() != names:
+                other = next(iter(record.keys() ^ names))
+                raise SchemaMismatch(f"row {row} and row 0 name different columns: {shown(other)} is in one of them")
+        return self._from_frame({name: [record[name] for record in records] for name in names})
 
     def _from_tensors(self, data: Mapping[str, Any]) -> Feeds:
         if self.names == ("",) and len(data) == 1:

@@ -61,6 +61,8 @@ def typed_tensor(tensor: Tensor, values: Any) -> Array:
     """
     label = f"tensor {tensor.name!r}" if tensor.name else "the tensor"
     dtype = numpy_dtype(tensor.dtype)
+    if not isinstance(values, np.ndarray):
+        _check_nesting(label, tensor, values)
     array = _as_array(label, values, dtype)
     if len(array.shape) != len(tensor.shape) or any(
         want not in (-1, have) for want, have in zip(tensor.shape, array.shape, strict=True)
@@ -80,6 +82,24 @@ def typed_tensor(tensor: Tensor, values: Any) -> Array:
 
 _SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
 """The numpy kinds that may become an array of this kind."""
+
+
+def _check_nesting(label: str, tensor: Tensor, values: Any) -> None:
+    """Refuses what numpy would take gigabytes for: one long text makes it give every number as much room."""
+    kinds = _types_within(values, len(tensor.shape))
+    if list in kinds or tuple in kinds:
+        raise SchemaMismatch(f"{label} is ragged, or nested too deeply: the shape {_sizes(tensor.shape)} is expected")
+    if str in kinds and tensor.dtype != "str":
+        raise SchemaMismatch(f"{label} holds {_found('U')}, where {tensor.dtype} is expected")
+
+
+def _types_within(values: Any, depth: int) -> set[type]:
+    """The types of what lies at most `depth` lists deep; a list among them lies deeper."""
+    if depth == 0 or not isinstance(values, list | tuple):
+        return {type(values)}
+    if depth == 1:
+        return set(map(type, values))
+    return set().union(*(_types_within(value, depth - 1) for value in values))
 
 
 def _as_array(label: str, values: Any, dtype: np.dtype[Any]) -> Array:

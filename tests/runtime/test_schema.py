@@ -1,5 +1,6 @@
 """Signatures as tables: what goes in, what comes out, and what is said of the rest."""
 
+import tracemalloc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -225,7 +226,8 @@ def test_a_tensor_takes_its_type(dtype: str, values: Any, typed: list[Any]) -> N
     ("dtype", "values", "words"),
     [
         ("float32", [["a", 1.0]], "strings"),
-        ("float32", [["5", None]], "not a number"),
+        ("float32", [["5", None]], "strings"),
+        ("float32", [[[1], [2]]], r"too deeply: the shape \[any, 2\]"),
         ("float32", [[True, None]], "not a number"),
         ("float32", [[1.0, 1e300]], "too large"),
         ("float32", [[1, 2], [3]], "ragged"),
@@ -253,6 +255,26 @@ def test_a_tensor_takes_its_type(dtype: str, values: Any, typed: list[Any]) -> N
 def test_a_tensor_that_does_not_fit_is_refused(dtype: str, values: Any, words: str) -> None:
     with pytest.raises(SchemaMismatch, match=words):
         tensor_schema(dtype, -1, 2).from_array(values)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(lambda s: s.from_array([["x" * 10**6] + [1.0] * 10**6]), id="a long text among many numbers"),
+        pytest.param(lambda s: s.from_array([[[["x" * 10**6]] + [1.0] * 10**6]]), id="the same, deeper"),
+        pytest.param(lambda s: s.from_records([{f"k{i}": 1} for i in range(50_000)]), id="a key of its own a row"),
+    ],
+)
+def test_a_small_body_for_a_tensor_takes_no_gigabytes(ask: Callable[[Schema], Feeds]) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(SchemaMismatch) as caught:
+            ask(tensor_schema("float32", -1, 2))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 * 2**20
+    assert len(caught.value.message) < 500
 
 
 def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_called() -> None:
