@@ -28,6 +28,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "ONNXSERVE_HOME": str(tmp_path / "onnxserve"),
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that nothing here uses
         "MLFLOW_ARTIFACTS_DESTINATION": str(tmp_path / "artifacts"),
     }
     return {**os.environ, **own, "MLFLOW_TRACKING_URI": own["MLFLOW_BACKEND_STORE_URI"]}
@@ -56,8 +57,9 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 
 def test_the_smallest_example_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     (code,) = blocks("python")
+    command = [sys.executable, "-c", code]
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+        command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
     )
     assert result.returncode == 0, result.stderr
     assert "{'predictions': [0, 0, 0]} from http://127.0.0.1:" in result.stdout
@@ -89,5 +91,5 @@ def test_the_commands_of_by_hand_run_in_their_order(
     assert "onnxserve deployment flights is created" in output
     assert re.search(r'\{"predictions":\s*\[(true|false)\]\}', output)
     assert "parity: proven" in output
-    assert "flights 2013-07-04T00:00:00Z/2013-07-05T00:00:00Z: drift" in output or "drift\n" in output
+    assert re.search(r"^flights 2013-07-04.*: drift$", output, re.MULTILINE)
     assert "Deployment flights is deleted" in output
