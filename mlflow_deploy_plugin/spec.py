@@ -145,7 +145,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     document = _document(spec)
     for dotted, value in config.items():
         _check_name(spec, dotted)
-        *parents, leaf = dotted.split(".")
+        *parents, leaf = _path(dotted)
         target = document
         for parent in parents:
             target = target.setdefault(parent, {})
@@ -227,9 +227,16 @@ def _type_name(annotation: Any) -> str:
     return " | ".join(getattr(kind, "__name__", None) or str(kind) for kind in kinds)
 
 
+def _path(dotted: str) -> list[str]:
+    """The keys that a dotted name leads through; the names of variants and monitors may have dots themselves."""
+    part, _, rest = dotted.partition(".")
+    name, _, field = rest.rpartition(".")
+    return [part, name, field] if part in ("variants", "monitors") and name else dotted.split(".")
+
+
 def _check_name(spec: EndpointSpec, dotted: str) -> None:
     known = [name for name, *_ in field_reference()]
-    parts = dotted.split(".")
+    parts = _path(dotted)
     generic = ".".join([parts[0], "NAME", *parts[2:]]) if parts[0] in ("variants", "monitors") else dotted
     if generic in known or (generic == "variants.NAME.model" and parts[1] in spec.variants):
         return

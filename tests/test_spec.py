@@ -100,6 +100,15 @@ def test_config_changes_fields_of_any_part_and_turns_text_into_their_type() -> N
     assert list(changed.monitors) == ["daily", "hourly"]
 
 
+def test_a_name_with_dots_is_changed_like_any_other() -> None:
+    changed = apply_config(
+        new_endpoint("v1.2", "models:/m/1"),
+        {"variants.v1.2.model": "models:/m/2", "variants.v1.2.weight": "5", "monitors.a.b.every": "1h"},
+    )
+    assert (changed.variants["v1.2"].model, changed.variants["v1.2"].weight) == ("models:/m/2", 5)
+    assert changed.monitors["a.b"].every == "1h"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
@@ -107,6 +116,7 @@ def test_config_changes_fields_of_any_part_and_turns_text_into_their_type() -> N
         ("port", "1", "unknown config key 'port'; did you mean 'server.port'"),
         ("variants.champion.wieght", "1", "did you mean 'variants.NAME.weight'"),
         ("variants.nobody.model", "m", "unknown config key 'variants.nobody.model'"),
+        ("variants.weight", "1", "unknown config key 'variants.weight'"),
         ("zzz", "1", "known are server.host"),
         ("name", "x", "unknown config key 'name'"),
         ("", "x", "unknown config key ''"),
