@@ -33,5 +33,7 @@ def test_what_the_user_said_counts(clean: pytest.MonkeyPatch) -> None:
 
 
 def test_credentials_are_taken_out_of_every_uri_of_a_text() -> None:
-    text = "https://user:p%40ss@host/x failed, postgresql+psycopg://u@db/y too, a@b.c stays"
-    assert without_credentials(text) == "https://host/x failed, postgresql+psycopg://db/y too, a@b.c stays"
+    text = "https://user:p%40ss@host/x failed, postgresql+psycopg://u@db/y too, a@b.c stays, http://u:p@ss@h:1/z@a"
+    assert without_credentials(text) == (
+        "https://host/x failed, postgresql+psycopg://db/y too, a@b.c stays, http://h:1/z@a"
+    )
