@@ -4,7 +4,7 @@ import io
 import os
 import uuid
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,8 +32,12 @@ class Sink:
             return
         temporary = path.with_name(f".{uuid.uuid4().hex}")  # readers of a dataset pass over names with a dot
         self.location.filesystem.create_dir(str(path.parent), recursive=True)
-        self._put(str(temporary), content)
-        os.replace(temporary, path)
+        try:
+            self._put(str(temporary), content)
+            os.replace(temporary, path)
+        except OSError:
+            Path(temporary).unlink(missing_ok=True)  # on a full disk it is tried again and again
+            raise
 
     def _put(self, path: str, content: io.BytesIO) -> None:
         with self.location.filesystem.open_output_stream(path) as stream:

@@ -167,6 +167,7 @@ class CaptureWriter:
             os.rename(temporary, self._spool / (name + SUFFIX))
         except OSError:
             os.close(file)
+            temporary.unlink(missing_ok=True)
             raise
         self._file, self._size = file, 0
 

@@ -94,6 +94,7 @@ class Repository:
         self._generation: int | None = None
         self._seen: tuple[int, int, int] | None = None
         self._is_reported = True
+        self._report_error = ""
         self._stopping = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="onnxserve-repository", daemon=True)
 
@@ -231,9 +232,11 @@ class Repository:
         try:
             write_state(worker_file(self._state_dir, state.pid), state)
         except OSError as error:
-            logger.error("the state of this worker cannot be written: %s", error.strerror)
+            if (reason := str(error.strerror)) != self._report_error:
+                logger.error("the state of this worker cannot be written: %s", reason)
+            self._report_error = reason
             return
-        self._is_reported = True
+        self._is_reported, self._report_error = True, ""
 
     def _why_silent(self, endpoint: str) -> str:
         errors = self._errors.get(endpoint, {})

@@ -111,8 +111,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # not the process id: containers that share a volume have the same ones
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk whoever writes tries again and again
+        raise
 
 
 def read_state(path: Path, kind: type[StateT]) -> StateT | None:

@@ -1,3 +1,4 @@
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def test_a_file_stands_whole_below_the_folder_and_is_replaced_by_a_later_one(
         {"a": 1, "endpoint": "e", "date": "2026-06-01"},
         {"a": 2, "endpoint": "e", "date": "2026-06-01"},
     ]
+
+
+def test_a_full_disk_keeps_no_part_of_a_file(tmp_path: Path) -> None:
+    sink = open_sink(str(tmp_path / "log"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            sink.write("f.parquet", pa.table({"a": list(range(1000))}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "log").iterdir()) == []
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "s3:///x", "https://host/x"])
