@@ -1,9 +1,18 @@
-"""What holds for every test: nothing is reported to anybody, and nothing of this user's own is read or written."""
+"""What holds for every test, nothing is reported to anybody and nothing of this user's own is read or written; and
+what tests of several rooms ask for.
+"""
 
 import os
-from collections.abc import Iterator
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+from support.mlflow_server import MlflowServer, create_database
+from support.serving import Served, servers_below
+from support.waiting import free_port as find_free_port
 
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", GIT_PYTHON_REFRESH="quiet")
 for variable in [
@@ -20,3 +29,47 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("ONNXSERVE_HOME", str(folder / "onnxserve"))
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         yield
+
+
+@pytest.fixture(scope="session")
+def new_database(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Puts an empty mlflow.db into a folder and gives its URI."""
+    template = tmp_path_factory.mktemp("database") / "mlflow.db"
+    create_database(template)
+    return lambda folder: f"sqlite:///{shutil.copy(template, folder / 'mlflow.db')}"
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(
+    tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]
+) -> Iterator[MlflowServer]:
+    """The MLflow server of this session; tests keep apart by the names of their models."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    new_database(server.folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Served]]:
+    """Starts `onnxserve serve ARGUMENTS --state-dir …`, to be ended with the test."""
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    with servers_below(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def free_port() -> int:
+    return find_free_port()
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port on which another program listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield int(listener.getsockname()[1])

@@ -19,12 +19,12 @@ TIME = pa.timestamp("us", tz="UTC")
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(tmp_path, new_database, monkeypatch):
     """An endpoint `flights` with a calm day and a shifted one in its log."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    mlflow.set_tracking_uri(new_database(tmp_path))
     rng = np.random.default_rng(0)
     model = tmp_path / "model"
     model.mkdir()

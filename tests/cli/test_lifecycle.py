@@ -1,7 +1,6 @@
 """`onnxserve start` and `onnxserve stop` as they are typed."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +17,6 @@ from mlflow_deploy_plugin.store import open_store
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     return tmp_path
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("command", ["start", "stop"])

@@ -11,8 +11,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.server.state import AGENT, AgentState, read_state
-
-Until = Callable[[Callable[[], Any], float, str], Any]
+from support.waiting import wait_until
 
 
 def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
@@ -34,8 +33,7 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
     clients = [threading.Thread(target=ask) for _ in range(3)]
     for client in clients:
         client.start()
-    while len(seen) < 100:
-        time.sleep(0.01)
+    wait_until(lambda: len(seen) >= 100, 30, "a hundred answers")
     model.promote(2)
     promoted = time.monotonic()
     while time.monotonic() < promoted + 8 and {version for *_, version, _ in seen[-50:]} != {"2"}:
@@ -56,7 +54,6 @@ def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
     serve: Callable[..., Any],
     register: Callable[..., Any],
     own_mlflow: Any,
-    until: Until,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", own_mlflow.url)
@@ -71,7 +68,9 @@ def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
     served = serve("-m", "models:/kept@live").wait_ready()
 
     own_mlflow.kill()
-    error = until(lambda: (read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)).error, 20, "an error")
+    error = wait_until(
+        lambda: (read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)).error, 20, "an error"
+    )
     assert own_mlflow.url in error
     assert served.predict(1).json() == {"predictions": [[2.0]]}
     assert served.end() == 0
@@ -82,7 +81,7 @@ def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
 
 
 def test_sigterm_finishes_a_request_in_flight_and_ships_it(
-    serve: Callable[..., Any], register: Callable[..., Any], tmp_path: Path, until: Until
+    serve: Callable[..., Any], register: Callable[..., Any], tmp_path: Path
 ) -> None:
     served = serve("-m", f"models:/{register('slow').name}/1").wait_ready()
     with ThreadPoolExecutor(1) as pool:
@@ -93,7 +92,7 @@ def test_sigterm_finishes_a_request_in_flight_and_ships_it(
         url = served.url
         before = _computed(served)
         answer = pool.submit(requests.post, f"{url}/invocations", json={"inputs": [steps]}, timeout=60)
-        until(lambda: _computed(served) > before + 0.5, 30, "the request is being computed")
+        wait_until(lambda: _computed(served) > before + 0.5, 30, "the request is being computed")
         assert served.end() == 0
         assert answer.result().json() == {"predictions": [steps]}
     assert "Traceback" not in served.log.read_text()
@@ -107,7 +106,7 @@ def _computed(served: Any) -> float:
 
 
 def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
-    serve: Callable[..., Any], register: Callable[..., Any], until: Until
+    serve: Callable[..., Any], register: Callable[..., Any]
 ) -> None:
     model = register("+1", "broken", "+3")
     model.promote(1)
@@ -115,8 +114,8 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
 
     model.promote(2)
     tags = lambda: model.client.get_model_version(model.name, "2").tags  # noqa: E731
-    until(lambda: "onnxserve.error" in tags(), 20, "version 2 is tagged")
-    state = until(lambda: read_state(served.state_dir / AGENT, AgentState), 5, "agent.json")
+    wait_until(lambda: "onnxserve.error" in tags(), 20, "version 2 is tagged")
+    state = wait_until(lambda: read_state(served.state_dir / AGENT, AgentState), 5, "agent.json")
     assert "version 2 cannot be loaded" in state.error
     assert served.version() == "1"
     assert served.end() == 0
@@ -124,8 +123,8 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
     again = serve("-m", f"models:/{model.name}/Production").wait_ready()
     assert again.version() == "1"
     model.promote(3)
-    until(lambda: again.version() == "3", 10, "version 3 is served")
-    until(lambda: read_state(served.state_dir / AGENT, AgentState).error == "", 5, "no error any more")
+    wait_until(lambda: again.version() == "3", 10, "version 3 is served")
+    wait_until(lambda: read_state(served.state_dir / AGENT, AgentState).error == "", 5, "no error any more")
 
 
 def test_no_follow_stays_with_what_it_resolved(
@@ -165,13 +164,13 @@ def test_no_follow_stays_with_what_it_resolved(
 def test_what_cannot_be_served_is_refused_in_one_line_and_leaves_no_process(
     serve: Callable[..., Any],
     register: Callable[..., Any],
-    used_port: int,
+    taken_port: int,
     kinds: tuple[str, ...],
     arguments: list[str],
     message: str,
 ) -> None:
     name = register(*kinds).name if kinds else ""
-    fill = {"{name}": name, "{used}": str(used_port)}
+    fill = {"{name}": name, "{used}": str(taken_port)}
     for placeholder, value in fill.items():
         arguments = [argument.replace(placeholder, value) for argument in arguments]
         message = message.replace(placeholder, value)

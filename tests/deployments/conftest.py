@@ -2,13 +2,10 @@
 
 import random
 import shutil
-import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow.onnx
 import onnx
@@ -21,15 +18,15 @@ from mlflow.types import ColSpec, Schema
 from mlflow_deploy_plugin.deployments.backends import local, ports
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
+from support.models import parse_graph
 
-HEADER = '<ir_version: 10, opset_import: ["": 21]>'
 SIGNATURE = ModelSignature(inputs=Schema([ColSpec("double", "a"), ColSpec("double", "b")]))
 
 
 def weighted_sum(factor: float) -> onnx.ModelProto:
     """y = (a + b) * factor: the answer tells which model gave it."""
-    return onnx.parser.parse_model(
-        f"""{HEADER} sum (float[N,2] x) => (float[N] y) <int64[1] axes = {{1}}, float factor = {{{factor}}}> {{
+    return parse_graph(
+        f"""sum (float[N,2] x) => (float[N] y) <int64[1] axes = {{1}}, float factor = {{{factor}}}> {{
           total = ReduceSum <keepdims = 0> (x, axes)
           y = Mul(total, factor)
         }}"""
@@ -109,33 +106,3 @@ def served(tmp_path_factory: pytest.TempPathFactory, models: Models) -> Iterator
 def processes(tmp_path: Path) -> Callable[[], list[psutil.Process]]:
     """Gives the processes of this test's deployments."""
     return lambda: working_in(tmp_path)
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], Any], str], Any]:
-    """Waits until something is so, and gives it."""
-
-    def wait(condition: Callable[[], Any], what: str) -> Any:
-        deadline = time.monotonic() + 30
-        while not (value := condition()):
-            assert time.monotonic() < deadline, f"still not: {what}"
-            time.sleep(0.05)
-        return value
-
-    return wait
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def taken_port() -> Iterator[int]:
-    """A port on which another program listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        yield int(listener.getsockname()[1])

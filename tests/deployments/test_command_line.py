@@ -4,13 +4,14 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from mlflow.deployments import BaseDeploymentClient
+
+from support.waiting import wait_until
 
 ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4.5]]}}
 
@@ -84,7 +85,7 @@ def test_the_help_is_printed() -> None:
 
 
 def test_run_local_serves_in_the_foreground_until_it_is_interrupted(
-    models: Any, free_port: int, tmp_path: Path, eventually: Callable[[Callable[[], Any], str], Any]
+    models: Any, free_port: int, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "mlflow", "deployments", "run-local", "-t", "onnxserve", "--name", "front"]
     command += ["-m", models.once, "-C", f"server.port={free_port}"]
@@ -100,7 +101,7 @@ def test_run_local_serves_in_the_foreground_until_it_is_interrupted(
             return False
 
     try:
-        eventually(answers, "the server answers")
+        wait_until(answers, what="the server answers")
         assert requests.post(f"{url}/invocations", json=ROWS, timeout=5).json() == {"predictions": [3.0, 7.5]}
     finally:
         process.send_signal(signal.SIGTERM)

@@ -14,13 +14,14 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
+from support.waiting import wait_until
 
 
 @pytest.fixture
-def registry(tmp_path: Path, models: Any) -> Iterator[MlflowClient]:
+def registry(tmp_path: Path, new_database: Callable[[Path], str], models: Any) -> Iterator[MlflowClient]:
     """A registry with the model `sum`: version 1, in Production, answers a + b, version 2 its double."""
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/registry.db")
+    mlflow.set_tracking_uri(new_database(tmp_path))
     client = MlflowClient()
     mlflow.create_experiment("sums", artifact_location=str(tmp_path / "artifacts"))
     mlflow.set_experiment("sums")
@@ -43,7 +44,6 @@ def test_a_deployment_of_a_stage_serves_what_is_moved_there(
     registry: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    eventually: Callable[[Callable[[], Any], str], Any],
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     with pytest.raises(MlflowException, match="sum"):
@@ -52,7 +52,9 @@ def test_a_deployment_of_a_stage_serves_what_is_moved_there(
     assert (created["model"], created["version"], created["stage"]) == ("sum", "1", "Production")
 
     registry.transition_model_version_stage("sum", "2", "Production")
-    moved = eventually(lambda: (got := client.get_deployment("s"))["version"] == "2" and got, "version 2 is served")
+    moved = wait_until(
+        lambda: (got := client.get_deployment("s"))["version"] == "2" and got, what="version 2 is served"
+    )
     assert (moved["stage"], list(moved["workers"].values())) == ("Production", ["sum 2"])
     assert client.predict("s", [[1, 2]])["predictions"] == [6.0]
 
@@ -63,5 +65,5 @@ def test_a_deployment_of_a_stage_serves_what_is_moved_there(
     registry.transition_model_version_stage("sum", "2", "Archived")
     registry.transition_model_version_stage("sum", "1", "Production")
     deployments.start("s")
-    eventually(lambda: client.get_deployment("s")["version"] == "1", "version 1 is served")
+    wait_until(lambda: client.get_deployment("s")["version"] == "1", what="version 1 is served")
     assert client.get_deployment("s")["error"] == ""

@@ -1,11 +1,8 @@
 """A Docker engine, the image built from this checkout, containers that leave with their test, and tiny models."""
 
 import json
-import os
-import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +18,9 @@ import numpy as np
 import onnx
 import pytest
 from mlflow.models import infer_signature
-from onnx import TensorProto, helper
+
+from support.mlflow_server import MlflowServer
+from support.models import parse_graph
 
 ROOT = Path(__file__).parents[2]
 LIMITS = ["--memory", "512m", "--cpus", "1", "--pids-limit", "128"]
@@ -134,18 +133,9 @@ def started(image: str, *options: str, command: list[str]) -> Iterator[Container
 @pytest.fixture(scope="session")
 def times() -> Callable[[float], onnx.ModelProto]:
     """Makes the graph y = factor · x, float32 (batch, 2) → (batch, 2)."""
-
-    def make(factor: float) -> onnx.ModelProto:
-        graph = helper.make_graph(
-            [helper.make_node("Mul", ["x", "factor"], ["y"])],
-            "times",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
-            [helper.make_tensor("factor", TensorProto.FLOAT, [1], [factor])],
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-
-    return make
+    return lambda factor: parse_graph(
+        f"times (float[N,2] x) => (float[N,2] y) <float[1] factor = {{{float(factor)}}}> {{ y = Mul(x, factor) }}"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +143,9 @@ def model_folder(times: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stock `mlflow.onnx` model that doubles its input, readable for every user."""
     folder = tmp_path_factory.mktemp("docker") / "model"
     example = np.ones((1, 2), np.float32)
-    mlflow.onnx.save_model(times(2), str(folder), signature=infer_signature(example, example))
+    mlflow.onnx.save_model(
+        times(2), str(folder), signature=infer_signature(example, example), pip_requirements=["onnxruntime"]
+    )
     folder.chmod(0o755)
     return folder
 
@@ -182,37 +174,17 @@ def gateway(image: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def tracking_uri(gateway: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def tracking_uri(
+    gateway: str, new_database: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """A real MLflow server on docker0's address, where containers reach it; this process uses it too."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind((gateway, 0))
-        port = free.getsockname()[1]
-    uri = f"http://{gateway}:{port}"
-    address = ["--host", gateway, "--port", str(port), "--allowed-hosts", f"{gateway}:{port}", "--workers", "1"]
-    storage = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
-    with (folder / "server.log").open("wb") as log:
-        command = [sys.executable, "-m", "mlflow", "server", *address, *storage]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # not used here, and slow to start
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), gateway)
+    new_database(server.folder)
+    before = mlflow.get_tracking_uri()
     try:
-        _wait_until_answered(f"{uri}/health", process, folder / "server.log")
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(uri)
-        yield uri
-        mlflow.set_tracking_uri(before)
+        server.start()
+        mlflow.set_tracking_uri(server.url)
+        yield server.url
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
-
-
-def _wait_until_answered(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            assert process.poll() is None, f"the MLflow server ended:\n{log.read_text()[-4000:]}"
-            assert time.monotonic() < deadline, f"the MLflow server is silent:\n{log.read_text()[-4000:]}"
-            time.sleep(0.2)
+        mlflow.set_tracking_uri(before)
+        server.kill()

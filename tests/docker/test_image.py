@@ -32,7 +32,11 @@ def log_version(times: Any, factor: float) -> str:
     example = np.ones((1, 2), np.float32)
     with mlflow.start_run():
         info = mlflow.onnx.log_model(
-            times(factor), name="model", signature=infer_signature(example, example), registered_model_name="times"
+            times(factor),
+            name="model",
+            signature=infer_signature(example, example),
+            registered_model_name="times",
+            pip_requirements=["onnxruntime"],
         )
     return str(info.registered_model_version)
 

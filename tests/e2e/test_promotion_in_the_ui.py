@@ -10,6 +10,7 @@ import requests
 from mlflow.deployments import get_deploy_client
 from playwright.sync_api import Page, sync_playwright
 
+from support.mlflow_server import MlflowServer
 from support.waiting import wait_until
 
 CHROMIUM = shutil.which("chromium")
@@ -62,7 +63,7 @@ def promote_in_the_ui(page: Page, mlflow_url: str, name: str, version: str) -> f
 @pytest.mark.chromium
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
 def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fails(
-    mlflow_server: str, two_versions: str
+    mlflow_server: MlflowServer, two_versions: str
 ) -> None:
     client = get_deploy_client("onnxserve")
     deployment = client.create_deployment(
@@ -81,7 +82,7 @@ def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fail
                     "--disable-sync",
                 ],
             )
-            clicked = promote_in_the_ui(browser.new_page(), mlflow_server, two_versions, "2")
+            clicked = promote_in_the_ui(browser.new_page(), mlflow_server.url, two_versions, "2")
             wait_until(lambda: traffic.answers[-1].version == "2", 20, "version 2 answers")
             seen = len(traffic.answers)  # an answer of the old version after the first of the new one would be seen
             wait_until(lambda: len(traffic.answers) > seen + 100, 20, "a hundred answers after it")

@@ -1,6 +1,5 @@
 """A world with an endpoint whose rows were captured, a model with a reference, and an MLflow of its own."""
 
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,18 +86,9 @@ class LogWriter:
         return segment
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, made once: their migrations take seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_registered_models()
-    return path
-
-
 @pytest.fixture
-def mlflow_store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def mlflow_store(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    uri = new_database(tmp_path)
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     monkeypatch.chdir(tmp_path)  # artifacts of a database store go below the working directory
     mlflow.set_tracking_uri(uri)

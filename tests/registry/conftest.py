@@ -1,16 +1,15 @@
 """A SQLite registry with one model in every state, and the folders behind it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import mlflow.onnx
-import onnx
 import pytest
 from mlflow import MlflowClient
 
-GRAPH = '<ir_version: 10, opset_import: ["": 21]> same (float[N,1] x) => (float[N,1] y) { y = Identity(x) }'
+from support.models import IDENTITY, parse_graph
 
 
 @dataclass(frozen=True)
@@ -23,15 +22,14 @@ class Store:
 
 
 @pytest.fixture(scope="session")
-def built_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def built_store(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Store:
     folder = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = new_database(folder)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     experiment = mlflow.create_experiment("e", artifact_location=(folder / "artifacts").as_uri())
     with mlflow.start_run(experiment_id=experiment) as run:
-        graph = onnx.parser.parse_model(GRAPH)
-        logged = mlflow.onnx.log_model(graph, name="model", pip_requirements=["onnxruntime"])
+        logged = mlflow.onnx.log_model(parse_graph(IDENTITY), name="model", pip_requirements=["onnxruntime"])
     client = MlflowClient()
     client.create_registered_model("tiny")
     client.create_registered_model("empty")

@@ -1,39 +1,26 @@
 """Models from folders on disk: what is read, what is bound, what is refused, what they answer."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-import yaml
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.rows import as_rows
+from support.models import write_model
 
-HEADER = '<ir_version: 10, opset_import: ["": 21, "ai.onnx.ml": 3]>\n'
-SUM = HEADER + "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
-TWO = HEADER + "g (float[N] a, int64[N] b) => (float[N] y, int64[N] n) { y = Neg(a) \n n = Neg(b) }"
-TEXT = HEADER + "g (string[N,1] s) => (string[N,1] t) { t = Identity(s) }"
-ZIPMAP = HEADER + (
+SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
+TWO = "g (float[N] a, int64[N] b) => (float[N] y, int64[N] n) { y = Neg(a) \n n = Neg(b) }"
+TEXT = "g (string[N,1] s) => (string[N,1] t) { t = Identity(s) }"
+ZIPMAP = (
     "g (float[N,2] p) => (seq(map(string, float)) probability)"
     '{ probability = ai.onnx.ml.ZipMap<classlabels_strings = ["no", "yes"]>(p) }'
 )
-FIXED = HEADER + "g (float[2,2] X) => (float[2,2] y) { y = Neg(X) }"
-
-
-def stock(folder: Path, graph: str, *signature: dict[str, Any]) -> Path:
-    folder.mkdir(exist_ok=True)
-    onnx.save(onnx.parser.parse_model(graph), folder / "model.onnx")
-    document: dict[str, Any] = {"flavors": {"onnx": {"data": "model.onnx"}}, "mlflow_version": "3.17.2"}
-    if signature:
-        document["signature"] = {"inputs": json.dumps(signature)}
-    (folder / "MLmodel").write_text(yaml.safe_dump(document))
-    return folder
+FIXED = "g (float[2,2] X) => (float[2,2] y) { y = Neg(X) }"
 
 
 def column(name: str, kind: str = "double") -> dict[str, Any]:
@@ -62,7 +49,7 @@ def tensor(dtype: str, *shape: int, **name: str) -> dict[str, Any]:
 def test_a_stock_onnx_model_answers_by_its_graphs_names(
     tmp_path: Path, graph: str, signature: list[Any], data: dict[str, Any], answer: dict[str, Any]
 ) -> None:
-    model = OnnxModel.load(stock(tmp_path, graph, *signature))
+    model = OnnxModel.load(write_model(tmp_path, graph, signature or None))
     outputs = model.run(model.schema.from_columns(data))
     assert {name: array.tolist() for name, array in outputs.items()} == answer
     prediction = model.prediction(outputs)
@@ -70,18 +57,18 @@ def test_a_stock_onnx_model_answers_by_its_graphs_names(
 
 
 def test_only_the_outputs_asked_for_are_computed(tmp_path: Path) -> None:
-    model = OnnxModel.load(stock(tmp_path, TWO))
+    model = OnnxModel.load(write_model(tmp_path, TWO))
     assert list(model.run(model.schema.from_columns({"a": [1], "b": [1]}), ["n"])) == ["n"]
 
 
 @pytest.mark.parametrize("graph", [SUM, TWO, TEXT, FIXED])
 def test_a_row_of_zeros_fits_every_graph_with_a_free_or_fixed_batch(tmp_path: Path, graph: str) -> None:
-    model = OnnxModel.load(stock(tmp_path, graph))
+    model = OnnxModel.load(write_model(tmp_path, graph))
     assert len(model.run(model.example_feeds())) >= 1
 
 
 def test_what_the_graph_refuses_is_an_error_in_one_line(tmp_path: Path) -> None:
-    model = OnnxModel.load(stock(tmp_path, FIXED))
+    model = OnnxModel.load(write_model(tmp_path, FIXED))
     with pytest.raises(InferenceError) as caught:
         model.run({"X": np.zeros((3, 2), np.float32)})
     assert "X" in caught.value.message
@@ -89,7 +76,7 @@ def test_what_the_graph_refuses_is_an_error_in_one_line(tmp_path: Path) -> None:
 
 
 def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path: Path) -> None:
-    model = OnnxModel.load(stock(tmp_path, SUM, column("p"), column("q")))
+    model = OnnxModel.load(write_model(tmp_path, SUM, [column("p"), column("q")]))
     feeds = model.schema.from_columns({"p": [1, 2], "q": [3, 4]})
     rows = as_rows(model.schema, model.artifact.prediction, feeds, model.run(feeds))
     assert {name: array.tolist() for name, array in rows.items()} == {"p": [1, 2], "q": [3, 4], "prediction": [4, 6]}
@@ -123,7 +110,7 @@ def test_a_broken_mlmodel_file_is_refused_in_one_line(tmp_path: Path, text: str,
 
 
 def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
-    folder = stock(tmp_path / "model", SUM)
+    folder = write_model(tmp_path / "model", SUM)
     os.rename(folder / "model.onnx", tmp_path / "elsewhere.onnx")
     os.symlink(tmp_path / "elsewhere.onnx", folder / "model.onnx")
     with pytest.raises(InvalidArtifact, match="outside"):
@@ -137,7 +124,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a"])
 def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
-    folder = stock(tmp_path, SUM)
+    folder = write_model(tmp_path, SUM)
     (folder / "model.onnx").write_bytes(content)
     with pytest.raises(InvalidArtifact, match=r"model\.onnx") as caught:
         OnnxModel.load(folder)
@@ -146,4 +133,4 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> N
 
 def test_a_signature_that_does_not_fit_the_graph_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArtifact, match="are not the signature's columns"):
-        OnnxModel.load(stock(tmp_path, TWO, column("x")))
+        OnnxModel.load(write_model(tmp_path, TWO, [column("x")]))

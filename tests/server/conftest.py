@@ -1,10 +1,8 @@
 """Tiny models with hand-written MLmodel files, state folders, and servers around them, with and without gunicorn."""
 
-import json
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,22 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import onnx
 import pytest
 import requests
-import yaml
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.state import WANTED, Wanted, write_state
 from mlflow_deploy_plugin.spec import ServerSpec
+from support.models import write_model
+from support.waiting import free_port, wait_until
 
-HEADER = '<ir_version: 10, opset_import: ["": 21]>'
 COLUMN_TYPES = {"double": "float64", "long": "int64", "boolean": "bool", "string": "str", "float": "float32"}
 
-MIXED = (
-    HEADER
-    + """
+MIXED = """
 mixed (string[N,1] carrier, double[N,1] distance, int64[N,1] hour, bool[N,1] late)
   => (string[N] label, float[N,2] probabilities)
 <string[1] aa = {"AA"}, double[1] scale = {0.001}, int64[1] one = {1}, float[1] bound = {0.5}, float[1] unit = {1.0},
@@ -49,49 +44,26 @@ mixed (string[N,1] carrier, double[N,1] distance, int64[N,1] hour, bool[N,1] lat
   flat = Squeeze(is_yes, one)
   label = Where(flat, yes, no)
 }"""
-)
 
 
 def single(bias: float, width: int = 3) -> str:
     """y = the sum of X's columns + bias, as [N,1]."""
-    return (
-        HEADER
-        + f"""
+    return f"""
 single (float[N,{width}] X) => (float[N,1] y) <float[1] bias = {{{bias}}}, int64[1] axis = {{1}}> {{
   s = ReduceSum(X, axis)
   y = Add(s, bias)
 }}"""
-    )
 
 
-TENSOR = (
-    HEADER
-    + """
+TENSOR = """
 tensor (float[N,2,2] image) => (float[N,2,2] doubled, float[N] total) <int64[2] axes = {1, 2}, float[1] two = {2.0}> {
   doubled = Mul(image, two)
   total = ReduceSum<keepdims=0>(image, axes)
 }"""
-)
 
 
 def columns(**types: str) -> list[dict[str, Any]]:
     return [{"name": name, "type": kind, "required": True} for name, kind in types.items()]
-
-
-def write_model(
-    folder: Path, graph: str, signature: list[dict[str, Any]] | None, section: dict[str, Any] | None
-) -> Path:
-    """An MLmodel folder; `section`: the rest of flavors.onnxserve, None for a model of the stock onnx flavor."""
-    folder.mkdir(parents=True)
-    onnx.save(onnx.parser.parse_model(graph), folder / "model.onnx")
-    flavors: dict[str, Any] = {"onnx": {"data": "model.onnx", "onnx_version": "1.23.2"}}
-    if section is not None:
-        flavors["onnxserve"] = {"data": "model.onnx", "onnxserve_version": "0.1.0", **section}
-    document: dict[str, Any] = {"flavors": flavors, "mlflow_version": "3.17.2", "model_id": "m-1", "run_id": "r-1"}
-    if signature is not None:
-        document["signature"] = {"inputs": json.dumps(signature), "outputs": None, "params": None}
-    (folder / "MLmodel").write_text(yaml.safe_dump(document))
-    return folder
 
 
 def mixed_model(folder: Path) -> Path:
@@ -138,7 +110,7 @@ def tensor_model(folder: Path) -> Path:
 
 def stock_model(folder: Path) -> Path:
     """MLflow's own onnx flavor, without a signature."""
-    return write_model(folder, single(0.5), None, None)
+    return write_model(folder, single(0.5))
 
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -173,16 +145,6 @@ def want(state_dir: Path, generation: int, endpoints: dict[str, dict[str, dict[s
     write_state(state_dir / WANTED, Wanted.model_validate({"generation": generation, "endpoints": document}))
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "the condition") -> Any:
-    """The first true value of the condition."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.01)
-    raise AssertionError(f"{what} did not come true within {seconds} s")
-
-
 @pytest.fixture
 def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Opens a server in this process on endpoint → variant → fields, and waits until it is ready."""
@@ -212,12 +174,6 @@ class Running:
 
     def post(self, path: str = "/invocations", **arguments: Any) -> requests.Response:
         return requests.post(self.url + path, timeout=30, **arguments)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @contextmanager
@@ -268,7 +224,6 @@ def tools() -> SimpleNamespace:
     return SimpleNamespace(
         want=want,
         variant=variant,
-        wait_until=wait_until,
         gunicorn=gunicorn,
         ping=ping,
         exchange=exchange,

@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.errors import NotFound, NotReady
 from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.server.state import WANTED, LoadedVariant, WorkerState, read_workers
 from mlflow_deploy_plugin.server.warmup import EXAMPLE, load_warm
+from support.waiting import wait_until
 
 
 @pytest.fixture
@@ -211,7 +212,7 @@ def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Pat
     repository = Repository(tmp_path, partial(load_warm, device="cpu", intra_op_num_threads=1))
     repository.start()
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    tools.wait_until(lambda: not repository.not_ready())
+    wait_until(lambda: not repository.not_ready())
     assert len(read_workers(tmp_path)) == 1
     repository.stop()
     assert read_workers(tmp_path) == []

@@ -2,13 +2,14 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from support.waiting import free_port
 
 _PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
@@ -23,7 +24,7 @@ def postgresql_url() -> Iterator[str]:
     as_server = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
     # not under tmp_path: that is closed to other users
     folder = Path(tempfile.mkdtemp(prefix="onnxserve-postgresql-"))
-    port = _free_port()
+    port = free_port()
     try:
         if as_server:
             shutil.chown(folder, "postgres", "postgres")
@@ -42,9 +43,3 @@ def postgresql_url() -> Iterator[str]:
             subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

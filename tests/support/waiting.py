@@ -13,20 +13,20 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = 
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
-        time.sleep(0.05)
+        time.sleep(0.02)
     return value
 
 
-def free_port() -> int:
+def free_port(host: str = "127.0.0.1") -> int:
     """A port of this machine that was free a moment ago."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
 def answers(url: str) -> bool:
     """Whether a GET of `url` is answered with a status below 400."""
     try:
-        return requests.get(url, timeout=2).ok
+        return requests.get(url, timeout=5).ok
     except requests.RequestException:
         return False

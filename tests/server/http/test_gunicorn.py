@@ -16,6 +16,7 @@ import requests
 from mlflow_deploy_plugin.server.capture import is_released, read_segment, segments
 from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec
+from support.waiting import wait_until
 
 ROW = {"inputs": [[1.0, 2.0, 3.0]]}
 PROBE = """
@@ -42,7 +43,7 @@ def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(
     with tools.gunicorn(tmp_path, config=config) as running:
         assert running.post(json=ROW).status_code == 200
         assert running.post(data="a,b,c\n1,2,3", headers={"Content-Type": "text/csv"}).status_code == 200
-        tools.wait_until(modules.exists)
+        wait_until(modules.exists)
         pid = read_workers(tmp_path)[0].pid
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
     roots = {name.partition(".")[0] for name in modules.read_text().split()}
@@ -66,10 +67,10 @@ def test_versions_change_under_load_without_one_failure(
                 answers.append((response.status_code, response.headers.get("X-Model-Version", ""), bias))
 
     def wait_for_generation(generation: int) -> None:
-        tools.wait_until(lambda: {state.generation for state in read_workers(tmp_path)} == {generation})
+        wait_until(lambda: {state.generation for state in read_workers(tmp_path)} == {generation})
 
     def wait_for_answers(count: int) -> None:
-        tools.wait_until(lambda: len(answers) >= count)
+        wait_until(lambda: len(answers) >= count)
 
     with tools.gunicorn(tmp_path, ServerSpec(workers=2)) as running:
         threads = [threading.Thread(target=post, args=(running.url,)) for _ in range(4)]
@@ -98,7 +99,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
     (tmp_path / "broken").mkdir()
     with tools.gunicorn(tmp_path) as running:
         tools.want(tmp_path, 2, {"e": {"v": tools.variant(tmp_path / "broken", "2")}})
-        state = tools.wait_until(lambda: next((s for s in read_workers(tmp_path) if s.generation == 2), None))
+        state = wait_until(lambda: next((s for s in read_workers(tmp_path) if s.generation == 2), None))
         assert state.endpoints["e"]["v"].version == "1"
         assert "no MLmodel file" in state.endpoints["e"]["v"].error
         assert running.post(json=ROW).headers["X-Model-Version"] == "1"
@@ -128,7 +129,7 @@ def test_sigterm_lets_the_request_in_flight_finish(tmp_path: Path, bias_folders:
         thread.start()
         started.wait()
         running.process.send_signal(signal.SIGTERM)
-        tools.wait_until(lambda: tools.ping(running) == 0, what="the listener's end")
+        wait_until(lambda: tools.ping(running) == 0, what="the listener's end")
         stopped.set()
         thread.join()
         began = time.monotonic()
@@ -149,7 +150,7 @@ def test_a_killed_worker_is_replaced_and_keeps_what_it_captured(
         assert running.post(json=ROW).status_code == 200
         (killed,) = [state.pid for state in read_workers(tmp_path)]
         os.kill(killed, signal.SIGKILL)
-        tools.wait_until(lambda: [s.pid for s in read_workers(tmp_path) if s.pid != killed])
+        wait_until(lambda: [s.pid for s in read_workers(tmp_path) if s.pid != killed])
         assert [state.pid for state in read_workers(tmp_path)] != [killed]
         assert running.post(json=ROW).status_code == 200
         left, new = segments(tmp_path / "spool")

@@ -1,0 +1,54 @@
+"""A real MLflow server, started the quickest way there is, and the empty database that stands behind it."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from support.waiting import answers, free_port, wait_until
+
+
+def create_database(path: Path) -> None:
+    """An SQLite of MLflow's tables without any row: to be made once and copied, since their migrations take seconds."""
+    from mlflow import MlflowClient  # not where a room's tests do without: it takes seconds
+
+    # only the registry's store is opened: the tracking store would add an experiment whose files lie here
+    MlflowClient("http://127.0.0.1:9", f"sqlite:///{path}").search_registered_models()
+
+
+@dataclass
+class MlflowServer:
+    """An MLflow server on `folder`, where mlflow.db may stand already; it can be killed and started again."""
+
+    folder: Path
+    host: str = "127.0.0.1"
+    port: int = field(init=False)
+    process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.port = free_port(self.host)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.port)]
+        command += ["--allowed-hosts", f"{self.host}:{self.port}", "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # not used here, and slow to start
+        log = self.folder / f"{self.port}.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        self.process = process
+        wait_until(lambda: answers(f"{self.url}/health") or process.poll() is not None, 90, "MLflow's server answers")
+        assert process.poll() is None, log.read_text()[-4000:]
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None

@@ -1,0 +1,84 @@
+"""`onnxserve serve` as a process, with everything it starts."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import requests
+
+from support.waiting import wait_until
+
+
+@dataclass
+class Served:
+    """`onnxserve serve` in a session of its own."""
+
+    process: subprocess.Popen[bytes]
+    state_dir: Path
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return self._announced()[0].rpartition(" at ")[2]
+
+    def _announced(self) -> list[str]:
+        return [line for line in self.log.read_text().splitlines() if line.startswith("onnxserve: ")]
+
+    def wait_ready(self) -> "Served":
+        wait_until(lambda: self._announced() or self.process.poll() is not None, 60, "ready")
+        assert self.process.poll() is None, self.log.read_text()
+        return self
+
+    def predict(self, *row: float, **headers: str) -> requests.Response:
+        """The answer to one row; headers are named as in Python, `X_Event_Time`."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return requests.post(f"{self.url}/invocations", json={"inputs": [row]}, headers=named, timeout=30)
+
+    def version(self) -> str:
+        return self.predict(0).headers["X-Model-Version"]
+
+    def members(self) -> list[psutil.Process]:
+        """Every process of the session: supervisor, agent, gunicorn, workers."""
+        return [process for process in psutil.process_iter() if _session(process) == self.process.pid]
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ends it, if it has not ended, and gives its exit status once no process of it is left."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(timeout=40)
+        wait_until(lambda: not self.members(), 40, "no process is left")
+        return code
+
+
+def _session(process: psutil.Process) -> int:
+    try:
+        return 0 if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return 0
+
+
+@contextmanager
+def servers_below(folder: Path) -> Iterator[Callable[..., Served]]:
+    """Starts `onnxserve serve ARGUMENTS --state-dir FOLDER/state`; whatever is still there at the end is ended."""
+    started: list[Served] = []
+
+    def start(*arguments: str, state: str = "state") -> Served:
+        log = folder / f"{len(started)}.log"
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", *arguments]
+        command += ["--state-dir", str(folder / state)]
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=folder)
+        started.append(Served(process, folder / state, log))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for served in started:
+            served.end()
