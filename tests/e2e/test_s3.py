@@ -1,0 +1,73 @@
+"""Models, MLflow's artifacts and the inference log in a bucket behind a real S3 API."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.deployments import get_deploy_client
+
+from mlflow_deploy_plugin.monitoring.inference_log import open_log
+from mlflow_deploy_plugin.monitoring.windows import parse_window
+from support.mlflow_server import MlflowServer
+from support.models import adder, write_model
+from support.serving import Served
+
+COLUMN = {"name": "x", "type": "float", "required": True}
+
+pytestmark = [
+    pytest.mark.s3,
+    pytest.mark.skipif("AWS_ENDPOINT_URL" not in os.environ, reason="no S3 API is named by AWS_ENDPOINT_URL"),
+]
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """A bucket of these tests' own, gone with all that is in it at their end."""
+    made = boto3.resource("s3").create_bucket(Bucket=f"onnxserve-{uuid.uuid4().hex}")
+    yield made
+    made.objects.all().delete()
+    made.delete()
+
+
+def test_a_model_in_a_bucket_is_served_and_its_requests_are_logged_there(
+    bucket: Any, serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in write_model(tmp_path / "model", signature=[COLUMN]).iterdir():
+        bucket.upload_file(str(file), f"model/{file.name}")
+    monkeypatch.setenv("ONNXSERVE_LOG_URI", f"s3://{bucket.name}/log")
+
+    served = serve("-m", f"s3://{bucket.name}/model", "--name", "adder").wait_ready()
+    for x in (1.0, 2.0):
+        answer = served.predict(x, X_Event_Time="2026-06-01T12:30:00Z")
+        assert (answer.status_code, answer.json()) == (200, {"predictions": [[x]]})
+    assert served.end() == 0, served.log.read_text()
+
+    log = open_log(f"s3://{bucket.name}/log")
+    assert log.endpoints() == ["adder"]
+    rows = log.read("adder", parse_window("2026-06-01/1d"))
+    assert rows is not None
+    assert sorted(rows.table.column("x").to_pylist()) == [1.0, 2.0]
+    assert list(tmp_path.rglob("*.parquet")) == []
+
+
+def test_a_stage_whose_files_mlflow_keeps_in_a_bucket_is_deployed(bucket: Any, tracking: MlflowServer) -> None:
+    experiment = mlflow.create_experiment("in-a-bucket", artifact_location=f"s3://{bucket.name}/artifacts")
+    with mlflow.start_run(experiment_id=experiment):
+        mlflow.onnx.log_model(
+            adder(1.0), name="model", registered_model_name="from-s3", pip_requirements=["onnxruntime"]
+        )
+    MlflowClient().transition_model_version_stage("from-s3", "1", "Production")
+    client = get_deploy_client("onnxserve")
+
+    deployed = client.create_deployment("s3", "models:/from-s3/Production")
+    try:
+        assert (deployed["model"], deployed["version"]) == ("from-s3", "1")
+        assert client.predict("s3", {"inputs": [[1.0]]})["predictions"] == [[2.0]]
+    finally:
+        client.delete_deployment("s3")
