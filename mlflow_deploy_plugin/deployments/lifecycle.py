@@ -6,8 +6,7 @@ so fails, both are put back as they were.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,8 +137,8 @@ class Deployments:
 
     def _create_endpoint(self, spec: EndpointSpec, model_uri: str) -> None:
         resolve(model_uri)  # what the registry does not have is said at once, before anything is started
-        spec = self._take_name_and_port(spec)
-        with self._lock(spec.name):
+        with self._lock(spec.name):  # before the name is taken, so that nobody deletes it before it is served
+            spec = self._take_name_and_port(spec)
             try:
                 local.realise(spec, self.settings, self.progress)
             except BaseException:  # also Ctrl-C: whoever gives up waiting wants nothing left behind
@@ -196,8 +195,19 @@ class Deployments:
             raise NotFound(f"there is no endpoint {endpoint!r}")
         return stored
 
-    def _lock(self, endpoint: str) -> AbstractContextManager[None]:
-        return locked(local.lock_path(endpoint, self.settings))
+    @contextlib.contextmanager
+    def _lock(self, endpoint: str) -> Iterator[None]:
+        """Whatever changes an endpoint happens while this is held.
+
+        Raises:
+            InvalidConfig: the disk is full, or the folder of the deployments cannot be written.
+        """
+        try:
+            with locked(local.lock_path(endpoint, self.settings)):
+                yield
+        except OSError as error:
+            folder = self.settings.deployments_path
+            raise InvalidConfig(f"the folder {folder} cannot be used: {error.strerror or error}") from error
 
 
 def _check_owner(spec: EndpointSpec, owners: Mapping[int | None, str]) -> None:

@@ -246,6 +246,17 @@ def test_a_port_of_another_program_or_of_a_stopped_deployment_is_refused(
         client.create_deployment("d", models.once)
 
 
+def test_a_home_that_cannot_be_written_is_said_in_one_line(
+    client: BaseDeploymentClient, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/elsewhere.db")
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(MlflowException, match=r"the folder .*/file/home/deployments cannot be used: Not a directory"):
+        client.create_deployment("d", models.once)
+    assert client.list_deployments() == []
+
+
 def test_a_time_limit_ends_the_wait_and_cleans_up(
     client: BaseDeploymentClient, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
