@@ -57,6 +57,7 @@ def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", own_mlflow.url)
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     from mlflow import MlflowClient
 
     client = MlflowClient(own_mlflow.url)
@@ -106,8 +107,9 @@ def _computed(served: Any) -> float:
 
 
 def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
-    serve: Callable[..., Any], register: Callable[..., Any]
+    serve: Callable[..., Any], register: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     model = register("+1", "broken", "+3")
     model.promote(1)
     served = serve("-m", f"models:/{model.name}/Production").wait_ready()

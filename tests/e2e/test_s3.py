@@ -22,7 +22,7 @@ COLUMN = {"name": "x", "type": "float", "required": True}
 
 pytestmark = [
     pytest.mark.s3,
-    pytest.mark.skipif("AWS_ENDPOINT_URL" not in os.environ, reason="no S3 API is named by AWS_ENDPOINT_URL"),
+    pytest.mark.skipif(not os.environ.get("AWS_ENDPOINT_URL"), reason="no S3 API is named by AWS_ENDPOINT_URL"),
 ]
 
 
