@@ -75,7 +75,10 @@ class ServerSpec(_Part):
         description="Largest request body accepted; above it the answer is 413.",
     )
     request_timeout_seconds: int = Field(
-        default=60, ge=1, le=3600, description="A worker that is silent this long is replaced."
+        default=60,
+        ge=1,
+        le=3600,
+        description="What a request may take to arrive; a worker that is silent this long is replaced.",
     )
     graceful_timeout_seconds: int = Field(
         default=30, ge=1, le=3600, description="What requests in flight may take to finish after SIGTERM."

@@ -66,20 +66,20 @@ def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> byt
 
     Raises:
         BodyTooLarge: it is larger than `limit`, declared or chunked.
-        InvalidRequest: it ended before its declared length, or did not arrive in time.
+        InvalidRequest: it ended before its declared length, did not arrive in time (`http/gthread.py`), or is torn.
     """
     if content_length is None and not request.environ.get("wsgi.input_terminated"):
         return b""
     is_small = content_length is None or content_length <= limit
     try:
         body = stream.read(limit + 1 if content_length is None else content_length) if is_small else b""
-    except OSError:  # the receive timeout of http/gthread.py, or a client that is gone
-        raise InvalidRequest("the body did not arrive in time") from None
+    except OSError:
+        raise InvalidRequest("the body broke off, did not arrive in time, or is not in valid chunks") from None
     if not is_small or len(body) > limit:
         _drain(stream, content_length)
         raise BodyTooLarge(f"the body is larger than this server's limit of {limit} bytes")
     if content_length is not None and len(body) < content_length:
-        raise InvalidRequest(f"the body ended after {len(body)} of {content_length} bytes")
+        raise InvalidRequest(f"only {len(body)} of the {content_length} bytes of the body arrived in time")
     return body
 
 

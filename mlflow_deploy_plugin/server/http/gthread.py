@@ -4,14 +4,16 @@ gunicorn 26.2's own waits for the whole graceful timeout as soon as one client k
 30 s instead of 0.3 s), since it sleeps on its selector until then; and meanwhile new clients are neither answered nor
 refused, since nobody accepts from the listener that it keeps.
 
-And it waits for ever for the rest of a request that a client has begun: as many silent clients as there are threads,
-and nobody is served any more; here a read that brings nothing for `timeout` seconds fails. And it closes connections in
-its main thread, where it waits up to 2 s for each client to do the same; here nothing waits.
+And it waits for ever for the rest of a request that a client has begun, and for a client to take its answer: as many
+silent clients as there are threads, and nobody is served any more; here a request has to be whole after `timeout`
+seconds, however its bytes trickle in, and a client has to take something of its answer in as many. And it closes
+connections in its main thread, where it waits up to 2 s for each client to do the same; here nothing waits.
 """
 
 import contextlib
 import socket
 import struct
+import time
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -22,13 +24,30 @@ _LEFT_BYTES = 65536
 
 
 class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """Ends as soon as the requests in flight are answered; does not wait for ever for a silent client."""
+    """Ends as soon as the requests in flight are answered; does not wait for ever for a slow client."""
 
     def init_process(self) -> None:
-        """Accepted connections inherit the listener's receive timeout (Linux); gunicorn leaves it as it is."""
+        """Accepted connections inherit the listener's send timeout (Linux); gunicorn leaves it as it is."""
+        self._begun: dict[Any, float] = {}
         for listener in self.sockets:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", self.cfg.timeout, 0))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", self.cfg.timeout, 0))
         super().init_process()
+
+    def handle(self, conn: Any) -> Any:
+        """As gunicorn's; runs in a thread of the pool, from the first byte of a request to the last of its answer."""
+        self._begun[conn] = time.monotonic()
+        try:
+            return super().handle(conn)
+        finally:
+            del self._begun[conn]
+
+    def murder_pending(self) -> None:
+        """Runs once a second in the main thread. A request that has come whole does not notice the end of listening."""
+        super().murder_pending()
+        late = time.monotonic() - self.cfg.timeout
+        for connection in [connection for connection, begun in self._begun.copy().items() if begun < late]:
+            with contextlib.suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RD)
 
     def enqueue_req(self, conn: Any) -> None:
         """As gunicorn's, for a connection that closes without waiting."""

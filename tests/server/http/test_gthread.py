@@ -1,0 +1,44 @@
+"""Clients that are slow, or worse, against real gunicorn."""
+
+import contextlib
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.spec import ServerSpec
+
+ROW = {"instances": [[1, 2, 3]]}
+
+
+def trickle(connection: socket.socket, stop: threading.Event) -> None:
+    """Sends a byte now and then: there is never a second without news."""
+    with contextlib.suppress(OSError):
+        while not stop.wait(0.2):
+            connection.sendall(b" ")
+
+
+@pytest.mark.parametrize(
+    "begun", [b"GET /ping HTTP/1.1\r\nX:", b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{"]
+)
+def test_clients_whose_requests_trickle_in_do_not_hold_the_threads_for_ever(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, begun: bytes
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    spec = ServerSpec(threads=2, request_timeout_seconds=1)
+    stop = threading.Event()
+    with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as slow:
+        slow.callback(stop.set)
+        for _ in range(2):
+            connection = slow.enter_context(
+                socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
+            )
+            connection.sendall(begun)
+            threading.Thread(target=trickle, args=(connection, stop)).start()
+        started = time.monotonic()
+        assert running.post(json=ROW).status_code == 200
+        assert time.monotonic() - started < 20
+        assert "Traceback" not in running.log.read_text()
