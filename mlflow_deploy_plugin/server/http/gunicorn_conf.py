@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from mlflow_deploy_plugin.spec import ServerSpec
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported: never before a fork
-METRICS = "metrics"
 _HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -39,31 +39,46 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, listener: i
         "--limit-request-field_size": 8190,
         "--log-level": "warning",
     }
-    if os.access(_SHARED_MEMORY, os.W_OK):
-        options["--worker-tmp-dir"] = str(_SHARED_MEMORY)  # the heartbeat must not wait for a disk
+    if (memory := _shared_memory()) is not None:
+        options["--worker-tmp-dir"] = str(memory)  # the heartbeat must not wait for a disk
     command = [sys.executable, "-m", "gunicorn", "--no-control-socket"]
     for name, value in options.items():
         command += [name, str(value)]
-    for name, path in ((STATE_DIR, state_dir), (MULTIPROC_DIR, state_dir / METRICS)):
-        command += ["--env", f"{name}={path}"]
-    return [*command, f"mlflow_deploy_plugin.server.http.app:create_app({str(state_dir)!r})"]
+    return [
+        *command,
+        "--env",
+        f"{STATE_DIR}={state_dir}",
+        f"mlflow_deploy_plugin.server.http.app:create_app({str(state_dir)!r})",
+    ]
 
 
 def on_starting(arbiter: Any) -> None:
-    """Before the first fork: nothing of an earlier run counts."""
-    state_dir = Path(os.environ[STATE_DIR])
-    for folder in (state_dir / METRICS, state_dir / "workers"):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+    """Before the first fork: nothing of an earlier run counts.
+
+    The metrics lie in files that are mapped into memory: on a full disk, writing to them is the worker's end (SIGBUS).
+    """
+    workers = Path(os.environ[STATE_DIR], "workers")
+    shutil.rmtree(workers, ignore_errors=True)
+    workers.mkdir(parents=True)
+    os.environ[MULTIPROC_DIR] = tempfile.mkdtemp(prefix="onnxserve-metrics-", dir=_shared_memory())
+
+
+def on_exit(arbiter: Any) -> None:
+    """After the last worker."""
+    shutil.rmtree(os.environ[MULTIPROC_DIR], ignore_errors=True)
 
 
 def child_exit(arbiter: Any, worker: Any) -> None:
     """A worker has ended, perhaps killed: it serves nothing any more."""
-    from prometheus_client.multiprocess import mark_process_dead  # reads the environment that --env sets
+    from prometheus_client.multiprocess import mark_process_dead  # reads the environment that is set above
 
     with contextlib.suppress(OSError):
         worker_file(Path(os.environ[STATE_DIR]), worker.pid).unlink(missing_ok=True)
         mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def _shared_memory() -> Path | None:
+    return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
 
 
 def _bracketed(host: str) -> str:

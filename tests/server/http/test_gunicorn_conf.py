@@ -1,10 +1,12 @@
 """The command line that the supervisor runs."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec
 
 
@@ -27,3 +29,18 @@ def test_the_spec_decides_and_the_state_folder_may_have_any_name() -> None:
     assert said == {"--workers": "3", "--threads": "7", "--timeout": "11", "--graceful-timeout": "12"}
     assert "--preload" not in command
     assert eval(command[-1].partition("create_app")[2]) == "/with 'quotes'/and space"
+
+
+def test_metrics_lie_where_a_full_disk_does_not_matter_and_are_taken_away(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    def written() -> list[Path]:
+        return list(Path("/dev/shm").glob(f"onnxserve-metrics-*/*_{worker.pid}.db"))
+
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with tools.gunicorn(tmp_path) as running:
+        (worker,) = read_workers(tmp_path)
+        assert running.post(json={"instances": [[1, 2, 3]]}).status_code == 200
+        assert len(written()) >= 3
+        assert {path.name for path in tmp_path.iterdir()} == {"server.log", "spool", "wanted.json", "workers"}
+    assert written() == []
