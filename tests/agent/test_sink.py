@@ -1,4 +1,3 @@
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from mlflow_deploy_plugin.agent.sink import open_sink
 from mlflow_deploy_plugin.errors import InvalidConfig
+from support.disk import files_of_at_most
 
 
 @pytest.mark.parametrize("as_text", [str, Path.as_uri])
@@ -27,13 +27,8 @@ def test_a_file_stands_whole_below_the_folder_and_is_replaced_by_a_later_one(
 
 def test_a_full_disk_keeps_no_part_of_a_file(tmp_path: Path) -> None:
     sink = open_sink(str(tmp_path / "log"))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            sink.write("f.parquet", pa.table({"a": list(range(1000))}))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
+        sink.write("f.parquet", pa.table({"a": list(range(1000))}))
     assert list((tmp_path / "log").iterdir()) == []
 
 

@@ -2,10 +2,7 @@
 
 import fcntl
 import os
-import resource
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from mlflow_deploy_plugin.server.capture import (
     read_segment,
     segments,
 )
+from support.disk import files_of_at_most
 
 RECORD = RequestRecord("e", "v", "request", "prediction", 1_000_000, 2_000_000)
 
@@ -156,17 +154,6 @@ def test_threads_write_whole_frames(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sum(len(read_segment(segment)[0]) for segment in segments(tmp_path)) == 400
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """A disk that is full: writes beyond `size` come short, then fail with EFBIG (SIGXFSZ is ignored by Python)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_on_a_full_disk_requests_are_counted_and_what_is_whole_stays(
