@@ -49,6 +49,11 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             with contextlib.suppress(OSError):
                 connection.sock.shutdown(socket.SHUT_RD)
 
+    def accept(self, listener: socket.socket) -> None:
+        """As gunicorn's, which may be told of a client in the same moment in which it has closed the listener."""
+        if listener.fileno() >= 0:
+            super().accept(listener)
+
     def enqueue_req(self, conn: Any) -> None:
         """As gunicorn's, for a connection that closes without waiting."""
         conn.close = partial(_close, conn.sock)
@@ -60,9 +65,16 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         self.method_queue.defer(self._let_go)
 
     def _let_go(self) -> None:
-        """Runs in the main thread; an idle connection is one whose time is up."""
+        """Runs in the main thread; an idle connection is one whose time is up.
+
+        Clients that the kernel has connected already, and that nobody has accepted yet, would be reset by the close.
+        """
         self.set_accept_enabled(False)
         for listener in self.sockets:
+            connected = -1
+            while connected < self.nr_conns < self.worker_connections:
+                connected = self.nr_conns
+                super().accept(listener)
             listener.close()
         for connection in (*self.keepalived_conns, *self.pending_conns):
             connection.timeout = 0.0

@@ -1,6 +1,9 @@
 """Clients that are slow, or worse, against real gunicorn."""
 
 import contextlib
+import os
+import re
+import signal
 import socket
 import threading
 import time
@@ -9,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec
+from support.waiting import wait_until
 
 ROW = {"instances": [[1, 2, 3]]}
 
@@ -42,3 +47,25 @@ def test_clients_whose_requests_trickle_in_do_not_hold_the_threads_for_ever(
         assert running.post(json=ROW).status_code == 200
         assert time.monotonic() - started < 20
         assert "Traceback" not in running.log.read_text()
+
+
+def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigterm(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+
+    def is_told_to_end() -> bool:
+        pending = re.search(r"ShdPnd:\s*(\w+)", Path(f"/proc/{worker.pid}/status").read_text())
+        return pending is not None and bool(int(pending[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+    with tools.gunicorn(tmp_path) as running, contextlib.ExitStack() as waiting:
+        (worker,) = read_workers(tmp_path)
+        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        os.kill(worker.pid, signal.SIGSTOP)
+        clients = [waiting.enter_context(socket.create_connection(address, timeout=30)) for _ in range(20)]
+        for client in clients:
+            client.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        running.process.send_signal(signal.SIGTERM)
+        wait_until(is_told_to_end, what="SIGTERM")
+        os.kill(worker.pid, signal.SIGCONT)
+        assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
