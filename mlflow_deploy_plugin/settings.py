@@ -63,7 +63,10 @@ class Settings(BaseSettings):
 
     @property
     def inference_log(self) -> str:
-        return self.log_uri or str(self.home_path / "inference_log")
+        """A URI, or an absolute path: servers run in other folders than the commands that start them."""
+        if ":" in self.log_uri:
+            return self.log_uri
+        return str(Path(self.log_uri).expanduser().absolute() if self.log_uri else self.home_path / "inference_log")
 
     @property
     def cache_path(self) -> Path:

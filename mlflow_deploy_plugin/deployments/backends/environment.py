@@ -19,8 +19,8 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
     if not kept.exists():
         # a URI may hold a password; the folder is open to its owner only
         write_atomically(kept, json.dumps(_registry()).encode())
-    home = {"ONNXSERVE_HOME": str(settings.home_path)}
-    return {**os.environ, **json.loads(kept.read_text()), **home, "PYTHONUNBUFFERED": "1"}
+    places = {"ONNXSERVE_HOME": str(settings.home_path), "ONNXSERVE_LOG_URI": settings.inference_log}
+    return {**os.environ, **json.loads(kept.read_text()), **places, "PYTHONUNBUFFERED": "1"}
 
 
 def _registry() -> dict[str, str]:

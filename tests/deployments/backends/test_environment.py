@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.settings import Settings
 
 def test_the_registry_of_the_first_start_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = Settings(home=Path("home"))
+    settings = Settings(home=Path("home"), log_uri="log")
     state_dir = tmp_path / "state"
     before = mlflow.get_tracking_uri()
     try:
@@ -24,4 +24,5 @@ def test_the_registry_of_the_first_start_is_kept(tmp_path: Path, monkeypatch: py
 
     assert first["MLFLOW_TRACKING_URI"] == second["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/here.db"
     assert first["ONNXSERVE_HOME"] == str(tmp_path / "home")
+    assert first["ONNXSERVE_LOG_URI"] == str(tmp_path / "log")
     assert first["PATH"]
