@@ -122,11 +122,12 @@ def read_artifact(folder: Path) -> Artifact:
         InvalidArtifact: no MLmodel file, no ONNX in it, a file missing, or a signature that no graph can take.
     """
     document = _read_mlmodel(folder)
-    flavors = document.get("flavors") or {}
+    flavors = document.get("flavors")
+    flavors = flavors if isinstance(flavors, Mapping) else {}
     name = "onnxserve" if FLAVOR in flavors else "onnx"
     section = flavors.get(name)
     if not isinstance(section, Mapping):
-        known = ", ".join(sorted(flavors)) or "none"
+        known = ", ".join(sorted(map(str, flavors))) or "none"
         raise InvalidArtifact(
             f"this model has the flavors {known}, none of which is onnxserve or onnx: "
             "log it with mlflow_deploy_plugin.log_model"
@@ -149,11 +150,11 @@ def read_artifact(folder: Path) -> Artifact:
             prediction=tuple(section.get("prediction") or ()),
             classes=tuple(section.get("classes") or ()),
             framework=str(section.get("framework", "onnx")),
-            parity=section.get("parity") or {"state": "no-original"},
-            provenance=section.get("provenance") or {},
+            parity=dict(section.get("parity") or {"state": "no-original"}),
+            provenance=dict(section.get("provenance") or {}),
             reference=(section.get("reference") or {}).get("data"),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
 
 

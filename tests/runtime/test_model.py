@@ -92,6 +92,10 @@ BROKEN: list[tuple[str, str, str]] = [
     ("a file outside", "flavors: {onnx: {data: ../model.onnx}}", "outside"),
     ("an absolute file", "flavors: {onnx: {data: /etc/hostname}}", "outside"),
     ("a signature that is no JSON", "flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: '['}", "JSONDecodeError"),
+    ("flavors that are a list", "flavors: [onnx]", "has the flavors none"),
+    ("a signature that is a text", "flavors: {onnx: {data: model.onnx}}\nsignature: x", "cannot be understood"),
+    ("parity that is a text", "flavors: {onnxserve: {data: model.onnx, parity: proven}}", "cannot be understood"),
+    ("a reference that is a text", "flavors: {onnxserve: {data: model.onnx, reference: x}}", "cannot be understood"),
     (
         "a column of a type that ONNX lacks",
         'flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: \'[{"name": "t", "type": "datetime"}]\'}',
