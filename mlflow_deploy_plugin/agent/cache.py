@@ -111,8 +111,11 @@ class ModelCache:
     def _wanted(self) -> set[str]:
         """Names of the folders that some server's wanted.json names; users whose state folder is gone are forgotten."""
         names: set[str] = set()
-        for user in (self._root / "users").iterdir():
-            state_dir = Path(user.read_text())
+        for user in (self._root / "users").glob("[!.]*"):
+            try:
+                state_dir = Path(user.read_text())
+            except FileNotFoundError:
+                continue  # another agent has forgotten it meanwhile
             if not state_dir.is_dir():
                 user.unlink(missing_ok=True)
                 continue

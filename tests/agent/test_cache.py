@@ -124,6 +124,13 @@ def test_a_server_that_is_gone_holds_nothing(make_model: MakeModel, tmp_path: Pa
     assert len(list((tmp_path / "cache" / "users").iterdir())) == 1
 
 
+def test_a_user_that_another_agent_is_adding_or_forgetting_does_not_matter(cache: ModelCache, tmp_path: Path) -> None:
+    (tmp_path / "cache" / "users" / "forgotten").symlink_to(tmp_path / "gone")
+    (tmp_path / "cache" / "users" / ".added.1a2b").symlink_to(tmp_path / "gone")
+    cache.prune()
+    assert (tmp_path / "cache" / "models").is_dir()
+
+
 def test_a_cache_that_takes_no_more_is_named(cache: ModelCache, make_model: MakeModel, tmp_path: Path) -> None:
     source = make_model(tmp_path / "source")
     (tmp_path / "cache" / "models").rmdir()
