@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from support.mlflow_server import MlflowServer
 from support.models import adder, parse_graph
+from support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 _numbers = itertools.count(1)
 
@@ -38,10 +39,8 @@ def counter() -> onnx.ModelProto:
 @pytest.fixture(scope="session")
 def logged(mlflow_server: MlflowServer) -> dict[str, str]:
     """URIs of logged models: adders by what they add, a slow one, one without ONNX, one whose ONNX is broken."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(mlflow_server.url)
     requirements: dict[str, Any] = {"pip_requirements": ["onnxruntime"]}
-    with mlflow.start_run():
+    with tracking_at(mlflow_server.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         uris = {f"+{n}": mlflow.onnx.log_model(adder(n), name=f"add{n}", **requirements).model_uri for n in (1, 2, 3)}
         uris["slow"] = mlflow.onnx.log_model(counter(), name="slow", **requirements).model_uri
         uris["pyfunc"] = mlflow.pyfunc.log_model(
@@ -51,7 +50,6 @@ def logged(mlflow_server: MlflowServer) -> dict[str, str]:
     model_id = uris["broken"].removeprefix("models:/")
     (file,) = mlflow_server.folder.glob(f"artifacts/**/{model_id}/artifacts/model.onnx")
     file.write_bytes(b"not a graph")
-    mlflow.set_tracking_uri(before)
     return uris
 
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
+from support.tracking import tracking_at
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 TIME = pa.timestamp("us", tz="UTC")
@@ -23,8 +24,6 @@ def home(tmp_path, new_database, monkeypatch):
     """An endpoint `flights` with a calm day and a shifted one in its log."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(new_database(tmp_path))
     rng = np.random.default_rng(0)
     model = tmp_path / "model"
     model.mkdir()
@@ -44,8 +43,8 @@ def home(tmp_path, new_database, monkeypatch):
     write_state(state / WANTED, Wanted(endpoints={"flights": WantedEndpoint(variants={"flights": variant})}))
     for days, shift in ((0, 0), (1, 9)):
         write_day(tmp_path / "home" / "inference_log", DAY + timedelta(days=days), rng.normal(shift, 1, 250))
-    yield tmp_path / "home"
-    mlflow.set_tracking_uri(before)
+    with tracking_at(new_database(tmp_path)):
+        yield tmp_path / "home"
 
 
 def write_day(log, day, values):

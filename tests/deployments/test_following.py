@@ -14,29 +14,27 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
+from support.tracking import tracking_at
 from support.waiting import wait_until
 
 
 @pytest.fixture
 def registry(tmp_path: Path, new_database: Callable[[Path], str], models: Any) -> Iterator[MlflowClient]:
     """A registry with the model `sum`: version 1, in Production, answers a + b, version 2 its double."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(new_database(tmp_path))
-    client = MlflowClient()
-    mlflow.create_experiment("sums", artifact_location=str(tmp_path / "artifacts"))
-    mlflow.set_experiment("sums")
-    with mlflow.start_run():
-        for folder in (models.once, models.twice):
-            mlflow.onnx.log_model(
-                onnx.load(Path(folder) / "model.onnx"),
-                name="model",
-                registered_model_name="sum",
-                signature=mlflow.models.get_model_info(folder).signature,
-                pip_requirements=["onnxruntime"],
-            )
-    client.transition_model_version_stage("sum", "1", "Production")
-    yield client
-    mlflow.set_tracking_uri(before)
+    with tracking_at(new_database(tmp_path)):
+        client = MlflowClient()
+        experiment = mlflow.create_experiment("sums", artifact_location=str(tmp_path / "artifacts"))
+        with mlflow.start_run(experiment_id=experiment):
+            for folder in (models.once, models.twice):
+                mlflow.onnx.log_model(
+                    onnx.load(Path(folder) / "model.onnx"),
+                    name="model",
+                    registered_model_name="sum",
+                    signature=mlflow.models.get_model_info(folder).signature,
+                    pip_requirements=["onnxruntime"],
+                )
+        client.transition_model_version_stage("sum", "1", "Production")
+        yield client
 
 
 def test_a_deployment_of_a_stage_serves_what_is_moved_there(

@@ -21,6 +21,7 @@ from mlflow.models import infer_signature
 
 from support.mlflow_server import MlflowServer
 from support.models import parse_graph
+from support.tracking import tracking_at
 
 ROOT = Path(__file__).parents[2]
 LIMITS = ["--memory", "512m", "--cpus", "1", "--pids-limit", "128"]
@@ -180,11 +181,9 @@ def tracking_uri(
     """A real MLflow server on docker0's address, where containers reach it; this process uses it too."""
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"), gateway)
     new_database(server.folder)
-    before = mlflow.get_tracking_uri()
     try:
         server.start()
-        mlflow.set_tracking_uri(server.url)
-        yield server.url
+        with tracking_at(server.url):
+            yield server.url
     finally:
-        mlflow.set_tracking_uri(before)
         server.kill()

@@ -13,6 +13,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import infer_signature
 
+from support.tracking import DEFAULT_EXPERIMENT
+
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning"),
@@ -30,7 +32,7 @@ def canonical(name: str) -> str:
 def log_version(times: Any, factor: float) -> str:
     """Registers a version of the model `times` that multiplies by `factor`."""
     example = np.ones((1, 2), np.float32)
-    with mlflow.start_run():
+    with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         info = mlflow.onnx.log_model(
             times(factor),
             name="model",

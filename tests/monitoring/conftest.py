@@ -17,6 +17,7 @@ import yaml
 from mlflow_deploy_plugin.monitoring.inference_log import InferenceLog, open_log
 from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
 from mlflow_deploy_plugin.settings import Settings
+from support.tracking import tracking_at
 
 ENDPOINT, MODEL = "flights", "flight-delay"
 FIRST_DAY = datetime(2013, 1, 1, tzinfo=UTC)
@@ -89,13 +90,9 @@ class LogWriter:
 @pytest.fixture
 def mlflow_store(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     uri = new_database(tmp_path)
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     monkeypatch.chdir(tmp_path)  # artifacts of a database store go below the working directory
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    yield uri
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+    with tracking_at(uri):
+        yield uri
 
 
 def write_model(folder: Path, reference: pa.Table | None, model_id: str = "") -> Path:

@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from support.models import IDENTITY, parse_graph
+from support.tracking import tracking_at
 
 
 @dataclass(frozen=True)
@@ -25,31 +26,27 @@ class Store:
 def built_store(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Store:
     folder = tmp_path_factory.mktemp("registry")
     uri = new_database(folder)
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    experiment = mlflow.create_experiment("e", artifact_location=(folder / "artifacts").as_uri())
-    with mlflow.start_run(experiment_id=experiment) as run:
-        logged = mlflow.onnx.log_model(parse_graph(IDENTITY), name="model", pip_requirements=["onnxruntime"])
-    client = MlflowClient()
-    client.create_registered_model("tiny")
-    client.create_registered_model("empty")
-    model_id = logged.model_uri.removeprefix("models:/")
-    for _ in range(3):
-        client.create_model_version("tiny", logged.model_uri, run.info.run_id, model_id=model_id)
-    for version in ("1", "2"):
-        client.transition_model_version_stage("tiny", version, "Production")
-    client.set_registered_model_alias("tiny", "live", "2")
-    client.set_model_version_tag("tiny", "2", "onnxserve.parity", "proven")
-    mlflow.set_tracking_uri(before)
+    with tracking_at(uri):
+        experiment = mlflow.create_experiment("e", artifact_location=(folder / "artifacts").as_uri())
+        with mlflow.start_run(experiment_id=experiment) as run:
+            logged = mlflow.onnx.log_model(parse_graph(IDENTITY), name="model", pip_requirements=["onnxruntime"])
+        client = MlflowClient()
+        client.create_registered_model("tiny")
+        client.create_registered_model("empty")
+        model_id = logged.model_uri.removeprefix("models:/")
+        for _ in range(3):
+            client.create_model_version("tiny", logged.model_uri, run.info.run_id, model_id=model_id)
+        for version in ("1", "2"):
+            client.transition_model_version_stage("tiny", version, "Production")
+        client.set_registered_model_alias("tiny", "live", "2")
+        client.set_model_version_tag("tiny", "2", "onnxserve.parity", "proven")
     return Store(uri, run.info.run_id, model_id)
 
 
 @pytest.fixture
 def store(built_store: Store) -> Iterator[Store]:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(built_store.uri)
-    yield built_store
-    mlflow.set_tracking_uri(before)
+    with tracking_at(built_store.uri):
+        yield built_store
 
 
 @pytest.fixture

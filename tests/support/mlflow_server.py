@@ -1,4 +1,4 @@
-"""A real MLflow server, started the quickest way there is, and the empty database that stands behind it."""
+"""A real MLflow server, started the quickest way there is."""
 
 import os
 import signal
@@ -8,14 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from support.waiting import answers, free_port, wait_until
-
-
-def create_database(path: Path) -> None:
-    """An SQLite of MLflow's tables without any row: to be made once and copied, since their migrations take seconds."""
-    from mlflow import MlflowClient  # not where a room's tests do without: it takes seconds
-
-    # only the registry's store is opened: the tracking store would add an experiment whose files lie here
-    MlflowClient("http://127.0.0.1:9", f"sqlite:///{path}").search_registered_models()
 
 
 @dataclass

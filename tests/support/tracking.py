@@ -1,0 +1,37 @@
+"""The MLflow store that this process uses, and the empty database of one.
+
+MLflow is imported inside: it takes seconds, and most rooms' tests do without.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DEFAULT_EXPERIMENT = "0"  # to be named: what a test sets by `mlflow.set_experiment` holds for its process, in any store
+
+
+def create_database(path: Path) -> None:
+    """An SQLite of MLflow's tables without any row: to be made once and copied, since their migrations take seconds."""
+    from mlflow import MlflowClient
+
+    # only the registry's store is opened: the tracking store would add an experiment whose files lie here
+    MlflowClient("http://127.0.0.1:9", f"sqlite:///{path}").search_registered_models()
+
+
+@contextmanager
+def tracking_at(uri: str) -> Iterator[None]:
+    """MLflow's tracking, and with it its registry, at `uri`; afterwards where the environment said before.
+
+    `mlflow.set_registry_uri` is left alone: once it is called, the registry follows the tracking URI no more.
+    """
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # forgets it, here and in the environment
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
