@@ -47,7 +47,9 @@ def build_app(server: Server) -> Flask:
     app.add_url_rule("/<path:path>", "any", view, methods=_METHODS, provide_automatic_options=False)
 
     def refused_by_werkzeug(error: HTTPException) -> Response:
-        return _flask_response(error_response(error.code or 500, "BAD_REQUEST", error.description or error.name))
+        status = error.code or 500
+        error_code = "BAD_REQUEST" if status < 500 else "INTERNAL_ERROR"
+        return _flask_response(error_response(status, error_code, error.description or error.name))
 
     app.register_error_handler(HTTPException, refused_by_werkzeug)
     return app

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
@@ -23,6 +24,8 @@ from mlflow_deploy_plugin.server.protocols import mlflow, predict
 from mlflow_deploy_plugin.server.repository import ServedVariant
 
 logger = logging.getLogger(__name__)
+
+View = Callable[[Server, RawRequest], RawResponse]
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,7 @@ def answer(server: Server, request: RawRequest) -> RawResponse:
 
 
 def _dispatch(server: Server, request: RawRequest) -> RawResponse:
-    match = _ENDPOINT_INVOCATIONS.fullmatch(request.path)
-    if match and request.method == "POST":
-        return infer(server, request, INVOCATIONS, match["endpoint"])
-    methods = _ROUTES["/invocations"] if match else _ROUTES.get(request.path)
+    methods = _methods(request.path)
     if methods is None:
         known = ", ".join([*_ROUTES, "/endpoints/NAME/invocations"])
         return error_response(404, "ENDPOINT_NOT_FOUND", f"there is no {request.path[:200]} here; there is {known}")
@@ -76,6 +76,13 @@ def _dispatch(server: Server, request: RawRequest) -> RawResponse:
         message = f"{request.path[:200]} takes {allowed}, not {request.method[:20]}"
         return error_response(405, "BAD_REQUEST", message, {"Allow": allowed})
     return view(server, request)
+
+
+def _methods(path: str) -> dict[str, View] | None:
+    """What answers at this path, by HTTP method; None: there is nothing."""
+    if match := _ENDPOINT_INVOCATIONS.fullmatch(path):
+        return {"POST": partial(infer, protocol=INVOCATIONS, endpoint=match["endpoint"])}
+    return _ROUTES.get(path)
 
 
 def infer(server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None) -> RawResponse:
@@ -134,10 +141,10 @@ def _metrics(server: Server, request: RawRequest) -> RawResponse:
 
 
 _ENDPOINT_INVOCATIONS = re.compile(r"/endpoints/(?P<endpoint>[^/]+)/invocations")
-_ROUTES: dict[str, dict[str, Callable[[Server, RawRequest], RawResponse]]] = {
-    "/invocations": {"POST": lambda server, request: infer(server, request, INVOCATIONS)},
-    "/predict": {"POST": lambda server, request: infer(server, request, PREDICT)},
-    "/predict/batch": {"POST": lambda server, request: infer(server, request, PREDICT_BATCH)},
+_ROUTES: dict[str, dict[str, View]] = {
+    "/invocations": {"POST": partial(infer, protocol=INVOCATIONS)},
+    "/predict": {"POST": partial(infer, protocol=PREDICT)},
+    "/predict/batch": {"POST": partial(infer, protocol=PREDICT_BATCH)},
     "/ping": {"GET": _ping},
     "/health": {"GET": _health},
     "/version": {"GET": _version},
