@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
@@ -51,7 +51,7 @@ def claimed(state_dir: Path) -> Iterator[None]:
 
     Raises:
         AlreadyExists: a server runs in it.
-        InvalidConfig: it cannot be written.
+        InvalidConfig: it cannot be written, or the disk is full.
     """
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
@@ -59,12 +59,19 @@ def claimed(state_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise InvalidConfig(f"the state folder {state_dir} cannot be written: {error.strerror}") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock, state_dir)
         yield
-    except BlockingIOError:
-        raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
+    except OSError as error:
+        raise InvalidConfig(f"no server can run in the state folder {state_dir}: {error.strerror or error}") from None
     finally:
         os.close(lock)
+
+
+def _lock(lock: int, state_dir: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
 
 
 def supervise(state_dir: Path, follow: bool, announce: Callable[[str], None]) -> None:
@@ -135,10 +142,9 @@ class _Supervisor:
         except _Stop:
             _log.info("ending: requests in flight are finished")
         finally:
-            try:
+            with suppress(OSError):  # a full disk does not make an orderly end a failure
                 self._write("stopping")
-            finally:
-                self._end()
+            self._end()
 
     def _wait_until(self, done: Callable[[], bool]) -> None:
         """Waits for signals and minds the children, until `done`.

@@ -1,5 +1,6 @@
 """The supervisor and its children as processes: what happens when any of them is killed."""
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -9,7 +10,9 @@ import psutil
 import pytest
 import requests
 
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.server.state import AGENT, SERVER, AgentState, ServerState, read_state
+from mlflow_deploy_plugin.server.supervisor import claimed
 from support.serving import Served
 from support.waiting import wait_until
 
@@ -113,3 +116,15 @@ def test_an_agent_that_crashes_again_and_again_is_said_to(start: Start, monkeypa
     running = start("state")
     assert running.process.wait(timeout=30) == 1
     assert "Error: ONNXSERVE_POLL_SECONDS: " in running.log.read_text()
+
+
+def test_a_disk_that_fills_up_at_the_start_is_said_in_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            InvalidConfig, match=rf"^no server can run in the state folder {tmp_path}: No space left on device$"
+        ),
+        claimed(tmp_path),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with claimed(tmp_path), pytest.raises(AlreadyExists), claimed(tmp_path):
+        pass
