@@ -103,12 +103,11 @@ def test_servers_without_a_port_find_one_each(start: Start) -> None:
     assert all(answers(server) for server in running)
 
 
-def test_the_port_is_free_again_at_once(start: Start) -> None:
-    first = start("state").wait_ready()
-    port = first.url.rpartition(":")[2]
+def test_the_port_is_free_again_at_once(start: Start, free_port: int) -> None:
+    first = start("state", "-p", str(free_port)).wait_ready()
     assert answers(first)
     first.end()
-    assert start("state", "-p", port).wait_ready().url.endswith(f":{port}")
+    assert start("state", "-p", str(free_port)).wait_ready().url.endswith(f":{free_port}")
 
 
 def test_an_agent_that_crashes_again_and_again_is_said_to(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
