@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.spec import ServerSpec
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported: never before a fork
+METRICS = "metrics"
 _HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -56,16 +57,20 @@ def on_starting(arbiter: Any) -> None:
     """Before the first fork: nothing of an earlier run counts.
 
     The metrics lie in files that are mapped into memory: on a full disk, writing to them is the worker's end (SIGBUS).
+    So they are in shared memory, with a link from the state folder to find those that a killed server has left.
     """
-    workers = Path(os.environ[STATE_DIR], "workers")
+    state_dir = Path(os.environ[STATE_DIR])
+    workers = state_dir / "workers"
     shutil.rmtree(workers, ignore_errors=True)
     workers.mkdir(parents=True)
+    _remove_metrics(state_dir)
     os.environ[MULTIPROC_DIR] = tempfile.mkdtemp(prefix="onnxserve-metrics-", dir=_shared_memory())
+    (state_dir / METRICS).symlink_to(os.environ[MULTIPROC_DIR])
 
 
 def on_exit(arbiter: Any) -> None:
     """After the last worker."""
-    shutil.rmtree(os.environ[MULTIPROC_DIR], ignore_errors=True)
+    _remove_metrics(Path(os.environ[STATE_DIR]))
 
 
 def child_exit(arbiter: Any, worker: Any) -> None:
@@ -75,6 +80,13 @@ def child_exit(arbiter: Any, worker: Any) -> None:
     with contextlib.suppress(OSError):
         worker_file(Path(os.environ[STATE_DIR]), worker.pid).unlink(missing_ok=True)
         mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def _remove_metrics(state_dir: Path) -> None:
+    link = state_dir / METRICS
+    if link.is_symlink():
+        shutil.rmtree(link.readlink(), ignore_errors=True)
+        link.unlink()
 
 
 def _shared_memory() -> Path | None:

@@ -31,16 +31,30 @@ def test_the_spec_decides_and_the_state_folder_may_have_any_name() -> None:
     assert eval(command[-1].partition("create_app")[2]) == "/with 'quotes'/and space"
 
 
+def metrics_of(pid: int) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"onnxserve-metrics-*/*_{pid}.db"))
+
+
 def test_metrics_lie_where_a_full_disk_does_not_matter_and_are_taken_away(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:
-    def written() -> list[Path]:
-        return list(Path("/dev/shm").glob(f"onnxserve-metrics-*/*_{worker.pid}.db"))
-
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
     with tools.gunicorn(tmp_path) as running:
         (worker,) = read_workers(tmp_path)
         assert running.post(json={"instances": [[1, 2, 3]]}).status_code == 200
-        assert len(written()) >= 3
-        assert {path.name for path in tmp_path.iterdir()} == {"server.log", "spool", "wanted.json", "workers"}
-    assert written() == []
+        assert len(metrics_of(worker.pid)) >= 3
+    assert metrics_of(worker.pid) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"server.log", "spool", "wanted.json", "workers"}
+
+
+def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with tools.gunicorn(tmp_path) as running:
+        (worker,) = read_workers(tmp_path)
+        running.process.kill()
+        running.process.wait()
+    assert metrics_of(worker.pid)
+    with tools.gunicorn(tmp_path):
+        assert metrics_of(worker.pid) == []
