@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.server.state import (
     WantedEndpoint,
     WantedVariant,
     WorkerState,
+    lives,
     read_state,
     read_workers,
     write_state,
@@ -214,7 +215,7 @@ class Follower:
         Returns:
             True when a version failed, no earlier one is there, and no worker has anything that answers.
         """
-        workers = [w for w in read_workers(self.state_dir) if w.generation == self._wanted.generation and _lives(w.pid)]
+        workers = [w for w in read_workers(self.state_dir) if w.generation == self._wanted.generation and lives(w.pid)]
         nothing_loaded = not any(v.version for w in workers for e in w.endpoints.values() for v in e.values())
         failed = False
         for spec in self._specs:
@@ -254,13 +255,3 @@ def _wanted_variant(variant: VariantSpec, version: FetchedVersion) -> WantedVari
 def _load_error(workers: list[WorkerState], endpoint: str, variant: str) -> str:
     loaded = (worker.endpoints.get(endpoint, {}).get(variant) for worker in workers)
     return next((entry.error for entry in loaded if entry is not None and entry.error), "")
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -1,12 +1,11 @@
 """Waits until what a server has captured is in the inference log: a window is to be judged with all of its rows."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from mlflow_deploy_plugin.server.capture import SPOOL, segments, shipped_bytes
-from mlflow_deploy_plugin.server.state import AGENT, AgentState, read_state
+from mlflow_deploy_plugin.server.state import AGENT, AgentState, lives, read_state
 
 _PAUSE = 0.1
 
@@ -37,12 +36,4 @@ def _shipped(segment: Path) -> float:
 
 def _agent_lives(state_dir: Path) -> bool:
     agent = read_state(state_dir / AGENT, AgentState)
-    if agent is None:
-        return False
-    try:
-        os.kill(agent.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return agent is not None and lives(agent.pid)

@@ -135,3 +135,14 @@ def read_workers(state_dir: Path) -> list[WorkerState]:
     """The accounts of all workers that left one."""
     states = (read_state(path, WorkerState) for path in sorted((state_dir / "workers").glob("*.json")))
     return [state for state in states if state is not None]
+
+
+def lives(pid: int) -> bool:
+    """Whether a process of this id lives; it may be another one than the file meant."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
