@@ -6,14 +6,14 @@ columns are ignored, a missing one is an error. `runtime/values.py` checks the v
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.values import Array as Array
 from mlflow_deploy_plugin.runtime.values import numpy_dtype, shown, typed_column, typed_tensor
 
@@ -130,6 +130,21 @@ class Schema:
             else:
                 columns[entry.name] = array
         return {name: columns[name] for name in self.names if name in columns} if self.columns else columns
+
+    @cached_property
+    def by_input(self) -> "Schema":
+        """The same model for protocols of tensors: each tensor is named as the input of the graph that it feeds."""
+        if self.columns:
+            tensors = [Tensor(entry.name, entry.dtype, entry.shape) for entry in self.inputs]
+        else:
+            tensors = [replace(tensor, name=entry.name) for entry, tensor in self._bound_tensors]
+        return Schema((), tuple(tensors), self.inputs)
+
+    @cached_property
+    def dtypes(self) -> dict[str, str]:
+        """The numpy dtype (`str`: strings) of each column or tensor of the signature, by its name."""
+        columns = {column.name: COLUMN_TYPES[column.type] for column in self.columns}
+        return columns or {tensor.name: tensor.dtype for tensor in self.tensors}
 
     @cached_property
     def _missing(self) -> dict[str, str | None]:

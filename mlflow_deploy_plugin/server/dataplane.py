@@ -67,13 +67,15 @@ class DataPlane:
         self._draw = draw
         self._clock = clock
 
-    def lease(self, endpoint: str | None) -> ServedVariant:
-        """The variant that answers one request of `endpoint` (None: the default one); hold it until the answer is sent.
+    def lease(self, endpoint: str | None, version: str | None = None) -> ServedVariant:
+        """The variant that answers one request of `endpoint` (None: the default one), or that has `version` of it.
+
+        Hold it until the answer is sent.
 
         Raises:
             NotFound, NotReady: see `Repository.lease`.
         """
-        return self._repository.lease(endpoint, self._draw())
+        return self._repository.lease(endpoint, self._draw(), version)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
         """Computes the answer of this variant, and captures it before it is given back.

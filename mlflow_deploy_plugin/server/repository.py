@@ -67,6 +67,10 @@ class ServedEndpoint:
     variants: Mapping[str, ServedVariant]
     answering: tuple[ServedVariant, ...]
 
+    @property
+    def versions(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(variant.loaded.version for variant in self.variants.values()))
+
 
 Table = Mapping[str, ServedEndpoint]
 
@@ -113,23 +117,45 @@ class Repository:
             self._follower.join()
         worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
 
-    def lease(self, endpoint: str | None, draw: float) -> ServedVariant:
-        """The variant that answers a request; None: the only endpoint, or the first of several.
+    def lease(self, endpoint: str | None, draw: float, version: str | None = None) -> ServedVariant:
+        """The variant that answers a request.
+
+        Args:
+            endpoint: None: the only endpoint, or the first of several.
+            version: the loaded version that is to answer, whatever its weight; None: `draw` decides.
 
         Raises:
             NotReady: nothing is loaded that could answer.
-            NotFound: no endpoint of this name.
+            NotFound: no endpoint of this name, or it has not loaded this version.
         """
+        name, served = self._find(endpoint)
+        if version is not None:
+            for variant in served.variants.values():
+                if variant.loaded.version == version:
+                    return variant
+            held = ", ".join(served.versions) or "none"
+            raise NotFound(f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {held}")
+        if not served.answering:
+            raise NotReady(self._why_silent(name))
+        return routing.choose(served.answering, draw)
+
+    def versions(self, endpoint: str) -> tuple[str, ...]:
+        """The versions of an endpoint that are in memory.
+
+        Raises:
+            NotReady, NotFound: as `lease`.
+        """
+        return self._find(endpoint)[1].versions
+
+    def _find(self, endpoint: str | None) -> tuple[str, ServedEndpoint]:
         table = self._table
         name = next(iter(table), None) if endpoint is None else endpoint
         served = table.get(name) if name is not None else None
-        if served is None:
+        if name is None or served is None:
             if endpoint is None or self._generation is None:
                 raise NotReady("no model is loaded yet; ask again in a moment")
             raise NotFound(f"no endpoint {endpoint[:100]!r} here; there is {', '.join(map(repr, table)) or 'none'}")
-        if not served.answering:
-            raise NotReady(self._why_silent(str(name)))
-        return routing.choose(served.answering, draw)
+        return name, served
 
     def not_ready(self) -> str:
         """Why this worker cannot answer for every endpoint yet; empty: it can."""

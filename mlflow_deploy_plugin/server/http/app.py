@@ -40,7 +40,7 @@ def build_app(server: Server) -> Flask:
         try:
             raw = _raw_request(server.max_body_bytes)
         except OnnxserveError as error:
-            return _flask_response(refused(error))
+            return _flask_response(refused(request.path, error))
         return _flask_response(answer(server, raw))
 
     app.add_url_rule("/", "any", view, methods=_METHODS, provide_automatic_options=False)
@@ -49,7 +49,7 @@ def build_app(server: Server) -> Flask:
     def refused_by_werkzeug(error: HTTPException) -> Response:
         status = error.code or 500
         error_code = "BAD_REQUEST" if status < 500 else "INTERNAL_ERROR"
-        return _flask_response(error_response(status, error_code, error.description or error.name))
+        return _flask_response(error_response(request.path, status, error_code, error.description or error.name))
 
     app.register_error_handler(HTTPException, refused_by_werkzeug)
     return app

@@ -35,15 +35,18 @@ class RawResponse:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def error_response(status: int, error_code: str, message: str, headers: dict[str, str] | None = None) -> RawResponse:
-    """An error in MLflow's form."""
-    body = dump_json({"error_code": error_code, "message": message})
-    return RawResponse(status, body, headers=headers or {})
+def error_response(
+    path: str, status: int, error_code: str, message: str, headers: dict[str, str] | None = None
+) -> RawResponse:
+    """An error in the form of the protocol that the path belongs to: V2's, everywhere else MLflow's."""
+    is_v2 = path == "/v2" or path.startswith("/v2/")
+    document = {"error": message} if is_v2 else {"error_code": error_code, "message": message}
+    return RawResponse(status, dump_json(document), headers=headers or {})
 
 
-def refused(error: OnnxserveError, headers: dict[str, str] | None = None) -> RawResponse:
-    """The answer to a request that ended in one of our errors."""
-    return error_response(error.http_status, error.error_code, error.message, headers)
+def refused(path: str, error: OnnxserveError, headers: dict[str, str] | None = None) -> RawResponse:
+    """The answer to a request for this path that ended in one of our errors."""
+    return error_response(path, error.http_status, error.error_code, error.message, headers)
 
 
 def request_id(headers: Mapping[str, str]) -> str:

@@ -3,8 +3,8 @@
 import logging
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -20,21 +20,57 @@ from mlflow_deploy_plugin.server.http.messages import (
     refused,
     request_id,
 )
-from mlflow_deploy_plugin.server.protocols import mlflow, predict
+from mlflow_deploy_plugin.server.protocols import mlflow, predict, v2
+from mlflow_deploy_plugin.server.protocols.content import JSON
 from mlflow_deploy_plugin.server.repository import ServedVariant
 
 logger = logging.getLogger(__name__)
 
-View = Callable[[Server, RawRequest], RawResponse]
+View = Callable[..., RawResponse]
+"""Answers `(server, request)`, and what its path names by keyword."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The body of an answer, and the headers that belong to its form."""
+
+    body: bytes
+    content_type: str = JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a body asks for, and how that is answered; `id` is the body's own, empty where it has none."""
+
+    feeds: Feeds
+    encode: Callable[[ServedVariant, InferResponse], Answer]
+    id: str = ""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way to ask for predictions over HTTP: `decode` gives the feeds in a body, `encode` the body of the answer."""
+    """A way to ask for predictions over HTTP: `decode` reads a request to this variant."""
 
     name: str
-    decode: Callable[[str | None, bytes, Schema], Feeds]
-    encode: Callable[[ServedVariant, InferResponse], bytes]
+    decode: Callable[[RawRequest, ServedVariant], Question]
+
+
+def _plain(
+    name: str,
+    decode: Callable[[str | None, bytes, Schema], Feeds],
+    encode: Callable[[ServedVariant, InferResponse], bytes],
+) -> Protocol:
+    """A protocol whose answer has the same form whatever the request says."""
+
+    def answer_in_json(variant: ServedVariant, response: InferResponse) -> Answer:
+        return Answer(encode(variant, response))
+
+    def read(request: RawRequest, variant: ServedVariant) -> Question:
+        feeds = decode(request.headers.get("content-type"), request.body, variant.loaded.onnx.schema)
+        return Question(feeds, answer_in_json)
+
+    return Protocol(name, read)
 
 
 def _encode_mlflow(variant: ServedVariant, response: InferResponse) -> bytes:
@@ -49,9 +85,21 @@ def _encode_batch(variant: ServedVariant, response: InferResponse) -> bytes:
     return predict.encode_batch(variant.loaded.onnx.artifact, response.model, response.version, response.outputs)
 
 
-INVOCATIONS = Protocol("invocations", mlflow.decode, _encode_mlflow)
-PREDICT = Protocol("predict", predict.decode, _encode_predict)
-PREDICT_BATCH = Protocol("predict_batch", predict.decode_batch, _encode_batch)
+def _read_v2(request: RawRequest, variant: ServedVariant) -> Question:
+    onnx = variant.loaded.onnx
+    question = v2.decode(request.headers, request.body, onnx.artifact, onnx.schema)
+
+    def encode(variant: ServedVariant, response: InferResponse) -> Answer:
+        body, binary_headers = v2.encode(question, variant.endpoint, response.id, response.version, response.outputs)
+        return Answer(body, v2.OCTETS if binary_headers else JSON, binary_headers)
+
+    return Question(question.feeds, encode, question.id)
+
+
+INVOCATIONS = _plain("invocations", mlflow.decode, _encode_mlflow)
+PREDICT = _plain("predict", predict.decode, _encode_predict)
+PREDICT_BATCH = _plain("predict_batch", predict.decode_batch, _encode_batch)
+V2 = Protocol("v2", _read_v2)
 
 
 def answer(server: Server, request: RawRequest) -> RawResponse:
@@ -59,54 +107,64 @@ def answer(server: Server, request: RawRequest) -> RawResponse:
     try:
         return _dispatch(server, request)
     except OnnxserveError as error:
-        return refused(error)
+        return refused(request.path, error)
     except Exception:
         logger.exception("answering %s %s failed", request.method, request.path[:200])
-        return error_response(500, "INTERNAL_ERROR", "the server failed to answer; its log says why")
+        message = "the server failed to answer; its log says why"
+        return error_response(request.path, 500, "INTERNAL_ERROR", message)
 
 
 def _dispatch(server: Server, request: RawRequest) -> RawResponse:
     methods = _methods(request.path)
     if methods is None:
-        known = ", ".join([*_ROUTES, "/endpoints/NAME/invocations"])
-        return error_response(404, "ENDPOINT_NOT_FOUND", f"there is no {request.path[:200]} here; there is {known}")
+        known = ", ".join([*_ROUTES, *(pattern.shown for pattern in _PATTERNS)])
+        message = f"there is no {request.path[:200]} here; there is {known}"
+        return error_response(request.path, 404, "ENDPOINT_NOT_FOUND", message)
     view = methods.get("GET" if request.method == "HEAD" else request.method)
     if view is None:
         allowed = ", ".join(methods)
         message = f"{request.path[:200]} takes {allowed}, not {request.method[:20]}"
-        return error_response(405, "BAD_REQUEST", message, {"Allow": allowed})
+        return error_response(request.path, 405, "BAD_REQUEST", message, {"Allow": allowed})
     return view(server, request)
 
 
 def _methods(path: str) -> dict[str, View] | None:
     """What answers at this path, by HTTP method; None: there is nothing."""
-    if match := _ENDPOINT_INVOCATIONS.fullmatch(path):
-        return {"POST": partial(infer, protocol=INVOCATIONS, endpoint=match["endpoint"])}
-    return _ROUTES.get(path)
+    if path in _ROUTES:
+        return _ROUTES[path]
+    for pattern in _PATTERNS:
+        if match := pattern.path.fullmatch(path):
+            return {pattern.method: partial(pattern.view, **match.groupdict())}
+    return None
 
 
-def infer(server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None) -> RawResponse:
+def infer(
+    server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None, version: str | None = None
+) -> RawResponse:
     """Predictions from the endpoint (None: the default one), by one version from the first to the last byte."""
     started = time.perf_counter()
     headers = {"X-Request-Id": request_id(request.headers)}
     variant: ServedVariant | None = None
     try:
-        variant = server.dataplane.lease(endpoint)
+        variant = server.dataplane.lease(endpoint, version)
         loaded = variant.loaded
         headers["X-Model-Name"], headers["X-Model-Version"] = loaded.model, loaded.version
         moment = event_time(request.headers)
-        feeds = protocol.decode(request.headers.get("content-type"), request.body, loaded.onnx.schema)
+        question = protocol.decode(request, variant)
+        if question.id and "x-request-id" not in request.headers:
+            headers["X-Request-Id"] = request_id({"x-request-id": question.id})
         response = server.dataplane.infer(
-            variant, InferRequest(headers["X-Request-Id"], variant.endpoint, feeds, event_time=moment)
+            variant, InferRequest(headers["X-Request-Id"], variant.endpoint, question.feeds, event_time=moment)
         )
         headers["X-Prediction-Id"] = response.prediction_id
-        result = RawResponse(200, protocol.encode(variant, response), headers=headers)
+        told = question.encode(variant, response)
+        result = RawResponse(200, told.body, told.content_type, {**headers, **told.headers})
     except OnnxserveError as error:
-        result = refused(error, headers)
+        result = refused(request.path, error, headers)
     except Exception:
         logger.exception("answering %s failed, X-Request-Id %s", request.path[:200], headers["X-Request-Id"])
         message = "the server failed to answer; its log says why under this X-Request-Id"
-        result = error_response(500, "INTERNAL_ERROR", message, headers)
+        result = error_response(request.path, 500, "INTERNAL_ERROR", message, headers)
     _count(server, variant, protocol, result.status, time.perf_counter() - started)
     return result
 
@@ -120,13 +178,13 @@ def _count(server: Server, variant: ServedVariant | None, protocol: Protocol, st
 def _ping(server: Server, request: RawRequest) -> RawResponse:
     """MLflow's health check: 200 with an empty line, or 503 with the reason."""
     if reason := server.repository.not_ready():
-        return error_response(503, "TEMPORARILY_UNAVAILABLE", reason)
+        return error_response(request.path, 503, "TEMPORARILY_UNAVAILABLE", reason)
     return RawResponse(200, b"\n")
 
 
 def _health(server: Server, request: RawRequest) -> RawResponse:
     if reason := server.repository.not_ready():
-        return error_response(503, "TEMPORARILY_UNAVAILABLE", reason)
+        return error_response(request.path, 503, "TEMPORARILY_UNAVAILABLE", reason)
     return RawResponse(200, b'{"status":"ok"}')
 
 
@@ -140,7 +198,31 @@ def _metrics(server: Server, request: RawRequest) -> RawResponse:
     return RawResponse(200, server.metrics.page(), metrics.CONTENT_TYPE)
 
 
-_ENDPOINT_INVOCATIONS = re.compile(r"/endpoints/(?P<endpoint>[^/]+)/invocations")
+def _v2_live(server: Server, request: RawRequest) -> RawResponse:
+    return RawResponse(200, b'{"live":true}')
+
+
+def _v2_ready(server: Server, request: RawRequest) -> RawResponse:
+    if reason := server.repository.not_ready():
+        return error_response(request.path, 503, "TEMPORARILY_UNAVAILABLE", reason)
+    return RawResponse(200, b'{"ready":true}')
+
+
+def _v2_server(server: Server, request: RawRequest) -> RawResponse:
+    return RawResponse(200, v2.server_metadata())
+
+
+def _v2_model(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
+    variant = server.dataplane.lease(endpoint, version)
+    versions = server.repository.versions(endpoint)
+    return RawResponse(200, v2.model_metadata(endpoint, versions, variant.loaded.onnx.artifact))
+
+
+def _v2_model_ready(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
+    server.dataplane.lease(endpoint, version)
+    return RawResponse(200, v2.model_ready(endpoint))
+
+
 _ROUTES: dict[str, dict[str, View]] = {
     "/invocations": {"POST": partial(infer, protocol=INVOCATIONS)},
     "/predict": {"POST": partial(infer, protocol=PREDICT)},
@@ -149,4 +231,33 @@ _ROUTES: dict[str, dict[str, View]] = {
     "/health": {"GET": _health},
     "/version": {"GET": _version},
     "/metrics": {"GET": _metrics},
+    "/v2": {"GET": _v2_server},
+    "/v2/health/live": {"GET": _v2_live},
+    "/v2/health/ready": {"GET": _v2_ready},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    """A route whose path names things: its groups are the view's keywords."""
+
+    shown: str
+    path: re.Pattern[str]
+    method: str
+    view: View
+
+
+_V2_MODEL = r"/v2/models/(?P<endpoint>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+_PATTERNS = (
+    _Pattern(
+        "/endpoints/NAME/invocations",
+        re.compile(r"/endpoints/(?P<endpoint>[^/]+)/invocations"),
+        "POST",
+        partial(infer, protocol=INVOCATIONS),
+    ),
+    _Pattern(
+        "/v2/models/NAME[/versions/V]/infer", re.compile(_V2_MODEL + "/infer"), "POST", partial(infer, protocol=V2)
+    ),
+    _Pattern("/v2/models/NAME[/versions/V]/ready", re.compile(_V2_MODEL + "/ready"), "GET", _v2_model_ready),
+    _Pattern("/v2/models/NAME[/versions/V]", re.compile(_V2_MODEL), "GET", _v2_model),
+)

@@ -1,0 +1,225 @@
+"""The Open Inference Protocol V2 over REST, with Triton's binary tensor data.
+
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md and
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
+
+The inputs of a request are those of the graph or, for a column-based signature, its columns as [N] or [N, 1]. All
+outputs are computed, whichever are asked for: the inference log keeps them all.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime.values import shown
+from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_type, load_json, media_type
+from mlflow_deploy_plugin.server.protocols.v2_tensors import (
+    TensorHead,
+    check_datatype,
+    datatype_of,
+    from_binary,
+    from_json,
+    read_head,
+    to_binary,
+    to_json,
+)
+from mlflow_deploy_plugin.version import __version__
+
+OCTETS = "application/octet-stream"
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+_UNSUPPORTED = ("shared_memory_region", "classification")
+
+
+@dataclass(frozen=True, slots=True)
+class WantedOutput:
+    """An output of the answer, as bytes behind the JSON or within it."""
+
+    name: str
+    is_binary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the body of an infer request asks for; `id` is empty where it gives none."""
+
+    id: str
+    feeds: Feeds
+    outputs: tuple[WantedOutput, ...]
+
+
+def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: Schema) -> Question:
+    """What the body of an infer request asks for; names of headers in lower case.
+
+    `tritonclient` sends no Content-Type; one that is there must be JSON's or that of bytes.
+
+    Raises:
+        UnsupportedMediaType: another content type.
+        InvalidRequest: the body cannot be read, or is no infer request.
+        SchemaMismatch: a tensor is unknown, missing, doubled, or not what its shape, its datatype or the model says.
+    """
+    if content_type := headers.get("content-type"):
+        media_type(content_type, (JSON, OCTETS))
+    text, binary = _parts(headers.get(HEADER_LENGTH.lower()), body)
+    document = load_json(text)
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
+    given = document.get("id", "")
+    if not isinstance(given, str) or not given.isprintable():
+        raise InvalidRequest(f"id is {shown(given)}; a string of printable characters is expected")
+    arrays = _read_inputs(document.get("inputs"), binary)
+    return Question(given, _feeds(arrays, schema), _wanted(document, artifact))
+
+
+def encode(
+    question: Question, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
+) -> tuple[bytes, dict[str, str]]:
+    """The answer of `version` of the endpoint; its id is the question's, or else `request_id`.
+
+    Beside the body, the headers that tell how to read it: none if it is JSON, the length of the JSON if bytes follow.
+    """
+    entries, blobs = [], []
+    for wanted in question.outputs:
+        array = outputs[wanted.name]
+        entry: dict[str, Any] = {"name": wanted.name, "shape": array.shape, "datatype": datatype_of(array.dtype.name)}
+        if wanted.is_binary:
+            blobs.append(to_binary(array))
+            entry["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            entry["data"] = to_json(array)
+        entries.append(entry)
+    document = {
+        "model_name": endpoint,
+        "model_version": version,
+        "id": question.id or request_id,
+        "outputs": entries,
+    }
+    text = dump_json(document)
+    if not blobs:
+        return text, {}
+    return b"".join([text, *blobs]), {HEADER_LENGTH: str(len(text))}
+
+
+def server_metadata() -> bytes:
+    """The body of `GET /v2`."""
+    return dump_json({"name": "onnxserve", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+
+def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -> bytes:
+    """The body of `GET /v2/models/NAME`: the versions that are loaded, inputs and outputs of the graph, -1 for free."""
+    inputs, outputs = (
+        [
+            {"name": entry.name, "datatype": datatype_of(entry.dtype), "shape": entry.shape}
+            for entry in entries
+            if datatype_of(entry.dtype)
+        ]
+        for entries in (artifact.inputs, artifact.outputs)
+    )
+    document = {"name": endpoint, "versions": versions, "platform": "onnxruntime_onnx"}
+    return dump_json({**document, "inputs": inputs, "outputs": outputs})
+
+
+def model_ready(endpoint: str) -> bytes:
+    """The body of `GET /v2/models/NAME/ready` where it is ready."""
+    return dump_json({"name": endpoint, "ready": True})
+
+
+def _parts(header_length: str | None, body: bytes) -> tuple[bytes, memoryview]:
+    """The JSON at the beginning of a body, and the bytes behind it."""
+    if header_length is None:
+        return body, memoryview(b"")
+    if not (header_length.isascii() and header_length.isdigit()) or len(header_length) > 12:
+        raise InvalidRequest(f"{HEADER_LENGTH} is {header_length[:40]!r}; the number of bytes of the JSON is expected")
+    length = int(header_length)
+    if length > len(body):
+        raise InvalidRequest(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
+    return body[:length], memoryview(body)[length:]
+
+
+def _read_inputs(entries: Any, binary: memoryview) -> dict[str, tuple[TensorHead, Array]]:
+    """The request's tensors by name; those without `data` take their bytes from `binary`, one after the other."""
+    if not isinstance(entries, list):
+        raise InvalidRequest(f"inputs is a JSON {json_type(entries)}; an array of tensors is expected")
+    arrays: dict[str, tuple[TensorHead, Array]] = {}
+    start = 0
+    for position, entry in enumerate(entries):
+        head = read_head(position, entry)
+        if head.name in arrays:
+            raise SchemaMismatch(f"tensor {head.name[:100]!r} stands twice")
+        size = _parameters(head.label, entry).get("binary_data_size")
+        if (size is None) == ("data" not in entry):
+            raise SchemaMismatch(f"{head.label} needs either data or the parameter binary_data_size")
+        if size is None:
+            arrays[head.name] = head, from_json(head, entry["data"])
+            continue
+        if type(size) is not int or not 0 <= size <= len(binary) - start:
+            left = len(binary) - start
+            raise SchemaMismatch(f"{head.label}: binary_data_size is {shown(size)}, but {left} bytes are left")
+        arrays[head.name] = head, from_binary(head, binary[start : start + size])
+        start += size
+    if start != len(binary):
+        raise InvalidRequest(f"{len(binary)} bytes lie behind the JSON; the tensors name {start}")
+    return arrays
+
+
+def _parameters(label: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `parameters` of a request, an input or an output; those that would change the answer are refused."""
+    parameters = entry.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InvalidRequest(f"{label}: parameters is a JSON {json_type(parameters)}; an object is expected")
+    for name in _UNSUPPORTED:
+        if name in parameters:
+            raise InvalidRequest(f"{label}: the parameter {name} is not supported")
+    return parameters
+
+
+def _feeds(arrays: Mapping[str, tuple[TensorHead, Array]], schema: Schema) -> Feeds:
+    """What feeds the graph, from tensors that are its inputs, or the signature's columns."""
+    graph = {entry.name for entry in schema.inputs}
+    is_stacked = any(len(entry.columns) > 1 for entry in schema.inputs)
+    by_column = schema.columns and arrays.keys() <= set(schema.names) and not (is_stacked and arrays.keys() == graph)
+    fed = schema if by_column else schema.by_input
+    data: dict[str, Array] = {}
+    for name, (head, array) in arrays.items():
+        if name not in fed.dtypes:
+            known = ", ".join(dict.fromkeys([*schema.by_input.names, *(schema.names if schema.columns else ())]))
+            raise SchemaMismatch(f"{head.label} is unknown; the model takes {known[:500]}")
+        check_datatype(head, fed.dtypes[name])
+        data[name] = _column(head, array) if by_column else array
+    return fed.from_columns(data)
+
+
+def _column(head: TensorHead, array: Array) -> Array:
+    if array.ndim == 1 or array.shape[1:] == (1,):
+        return array.reshape(-1)
+    raise SchemaMismatch(f"{head.label} stands for a column; the shape [N] or [N, 1] is expected")
+
+
+def _wanted(document: Mapping[str, Any], artifact: Artifact) -> tuple[WantedOutput, ...]:
+    """The outputs that are asked for, or else all that have a datatype in V2."""
+    is_binary = _flag("the request", document, "binary_data_output", False)
+    known = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
+    entries = document.get("outputs") or []
+    if not isinstance(entries, list):
+        raise InvalidRequest(f"outputs is a JSON {json_type(entries)}; an array of objects is expected")
+    wanted: dict[str, WantedOutput] = {}
+    for position, entry in enumerate(entries):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            raise InvalidRequest(f"outputs[{position}] is {shown(entry)}; an object with a name is expected")
+        if name not in known:
+            raise SchemaMismatch(f"output {name[:100]!r} is unknown; the model gives {', '.join(known)[:500]}")
+        if name in wanted:
+            raise SchemaMismatch(f"output {name!r} stands twice")
+        wanted[name] = WantedOutput(name, _flag(f"output {name!r}", entry, "binary_data", is_binary))
+    return tuple(wanted.values()) or tuple(WantedOutput(name, is_binary) for name in known)
+
+
+def _flag(label: str, entry: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = _parameters(label, entry).get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{label}: the parameter {name} is {shown(value)}; true or false is expected")
+    return value

@@ -1,0 +1,183 @@
+"""One tensor of the Open Inference Protocol V2: its datatype, its data in JSON or in Triton's binary form, its array.
+
+Nothing here takes memory for what a shape says: a shape is compared with the elements that came, and with nothing else.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.runtime.values import Array, shown
+
+MAX_RANK = 32
+"""As many dimensions as anything takes; the product of a million sizes would be computed for hours."""
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BYTES": np.dtype(object),
+}
+_NAMES = {dtype.name: name for name, dtype in _DTYPES.items()} | {"str": "BYTES"}
+
+_JSON_TYPES: dict[str, frozenset[type]] = {
+    "b": frozenset({bool}),
+    "i": frozenset({int}),
+    "u": frozenset({int}),
+    "f": frozenset({int, float, type(None)}),
+    "O": frozenset({str, type(None)}),
+}
+"""The types that JSON gives to the elements of an array of this numpy kind; a null is NaN, or a missing string."""
+
+_TAKEN = {"b": "b", "i": "iu", "u": "iu", "f": "iuf", "O": "O"}
+"""The numpy kinds that an input of this kind takes: as elsewhere, integers go into floating point."""
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHead:
+    """What a request says of a tensor beside its data."""
+
+    name: str
+    shape: tuple[int, ...]
+    datatype: str
+
+    @property
+    def label(self) -> str:
+        return f"tensor {self.name[:100]!r} ({self.datatype}, shape {list(self.shape)})"
+
+
+def datatype_of(dtype: str) -> str:
+    """V2's name for a numpy dtype's (`str`: strings); empty: V2 has none (a mapping from class to probability)."""
+    return _NAMES.get(dtype, "")
+
+
+def check_datatype(head: TensorHead, dtype: str) -> None:
+    """Whether the tensor is of a kind that an input of this numpy dtype takes; the values are not looked at.
+
+    Raises:
+        SchemaMismatch: it is not.
+    """
+    if _DTYPES[head.datatype].kind not in _TAKEN[_DTYPES[datatype_of(dtype)].kind]:
+        raise SchemaMismatch(f"{head.label} is of the wrong datatype; {datatype_of(dtype)} is expected")
+
+
+def read_head(position: int, entry: Any) -> TensorHead:
+    """The head of the request's tensor at `position`.
+
+    Raises:
+        SchemaMismatch: name, shape or datatype is missing or is none.
+    """
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise SchemaMismatch(f"inputs[{position}] is {shown(entry)}; an object with name, shape, datatype is expected")
+    name, shape, datatype = entry["name"], entry.get("shape"), entry.get("datatype")
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        raise SchemaMismatch(f"tensor {name[:100]!r} has the shape {shown(shape)}; an array of sizes is expected")
+    if len(shape) > MAX_RANK:
+        raise SchemaMismatch(f"tensor {name[:100]!r} has {len(shape)} dimensions; at most {MAX_RANK} are taken")
+    if not isinstance(datatype, str) or datatype not in _DTYPES:
+        known = ", ".join(_DTYPES)
+        raise SchemaMismatch(f"tensor {name[:100]!r} has the datatype {shown(datatype)}; there are {known}")
+    head = TensorHead(name, tuple(shape), datatype)
+    if 0 in shape:
+        raise SchemaMismatch(f"{head.label} is empty; every size must be at least 1")
+    return head
+
+
+def from_json(head: TensorHead, data: Any) -> Array:
+    """The array of a tensor whose elements came as a JSON array, flat in row-major order or nested as its shape.
+
+    Raises:
+        SchemaMismatch: another number of elements than the shape says, or one that is not of the datatype.
+    """
+    if not isinstance(data, list):
+        raise SchemaMismatch(f"{head.label} has as its data {shown(data)}; an array is expected")
+    values = _flattened(head, data)
+    dtype = _DTYPES[head.datatype]
+    _check_count(head, len(values))
+    found = set(map(type, values))
+    if not found <= _JSON_TYPES[dtype.kind]:
+        index = next(i for i, value in enumerate(values) if type(value) not in _JSON_TYPES[dtype.kind])
+        raise SchemaMismatch(f"{head.label}: element {index} is {shown(values[index])}, which is no {head.datatype}")
+    if dtype.kind == "f" and type(None) in found:
+        values = [np.nan if value is None else value for value in values]
+    try:
+        with np.errstate(over="raise"):
+            return np.array(values, dtype=dtype).reshape(head.shape)
+    except (OverflowError, FloatingPointError):
+        raise SchemaMismatch(f"{head.label} holds a number that does not fit {head.datatype}") from None
+
+
+def from_binary(head: TensorHead, data: memoryview) -> Array:
+    """The array of a tensor whose elements came as bytes: little-endian, each string behind its length in 4 bytes.
+
+    Raises:
+        SchemaMismatch: another number of bytes than the shape says, a string that is cut off or is not UTF-8.
+    """
+    dtype = _DTYPES[head.datatype]
+    if dtype.kind == "O":
+        strings = _read_strings(head, data)
+        _check_count(head, len(strings))
+        return np.array(strings, dtype=object).reshape(head.shape)
+    wanted = prod(head.shape) * dtype.itemsize
+    if len(data) != wanted:
+        raise SchemaMismatch(f"{head.label} has {len(data)} bytes of data; its shape asks for {wanted}")
+    if dtype.kind == "b":
+        return np.frombuffer(data, np.uint8).reshape(head.shape).astype(np.bool_)
+    return np.require(np.frombuffer(data, dtype), requirements="A").reshape(head.shape)
+
+
+def to_json(array: Array) -> Array:
+    """The elements of an array in row-major order, as `content.dump_json` takes them."""
+    return np.ravel(array)
+
+
+def to_binary(array: Array) -> bytes:
+    """The elements of an array as bytes, the way back from `from_binary`."""
+    if array.dtype.kind != "O":
+        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    texts = [str(value).encode() for value in array.flat]
+    return b"".join(chain.from_iterable((_LENGTH.pack(len(text)), text) for text in texts))
+
+
+def _check_count(head: TensorHead, count: int) -> None:
+    if prod(head.shape) != count:
+        raise SchemaMismatch(f"{head.label} has {count} elements; its shape asks for {prod(head.shape)}")
+
+
+def _flattened(head: TensorHead, data: list[Any]) -> Sequence[Any]:
+    """The elements of nested lists, level by level; a flat list is what it is."""
+    if not any(isinstance(value, list) for value in data):
+        return data
+    level = [data]
+    for size in head.shape:
+        if set(map(type, level)) != {list} or set(map(len, level)) != {size}:
+            raise SchemaMismatch(f"{head.label} is ragged, or nested otherwise than its shape")
+        level = list(chain.from_iterable(level))
+    return level
+
+
+def _read_strings(head: TensorHead, data: memoryview) -> list[str]:
+    strings: list[str] = []
+    start, end = 0, len(data)
+    while start < end:
+        text = start + _LENGTH.size
+        length = _LENGTH.unpack_from(data, start)[0] if text <= end else end
+        start = text + length
+        if start > end:
+            raise SchemaMismatch(f"{head.label}: the data ends within element {len(strings)}")
+        try:
+            strings.append(str(data[text:start], "utf-8"))
+        except UnicodeDecodeError:
+            raise SchemaMismatch(f"{head.label}: element {len(strings)} is not valid UTF-8") from None
+    return strings
