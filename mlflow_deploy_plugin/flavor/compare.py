@@ -50,8 +50,9 @@ def difference(role: Role, want: Array, got: Array, spread: float) -> Difference
         excess = np.where(error == 0, 0.0, error / np.maximum(allowed, np.finfo(np.float32).tiny))
         relative = np.where(error == 0, 0.0, error / np.maximum(np.abs(want), np.finfo(np.float32).tiny))
     both_nan = np.isnan(want) & np.isnan(got)
-    one_nan = np.isnan(want) != np.isnan(got)
-    parts = [np.where(one_nan, np.inf, np.where(both_nan, 0.0, part)) for part in (error, relative, excess)]
+    # a tolerance that grows with an infinite value would allow everything
+    apart = ~(np.isfinite(want) & np.isfinite(got)) & (want != got)
+    parts = [np.where(both_nan, 0.0, np.where(apart, np.inf, part)) for part in (error, relative, excess)]
     return Difference(*(_by_row(part) for part in parts))
 
 

@@ -13,6 +13,8 @@ CASES = {
     "NaN is NaN": ("values", [np.nan], [np.nan], [0]),
     "NaN is no number": ("values", [np.nan, 1.0], [1.0, np.nan], [np.inf, np.inf]),
     "infinity is infinity": ("values", [np.inf], [np.inf], [0]),
+    "infinity is no number": ("values", [np.inf, 5.0], [5.0, np.inf], [np.inf, np.inf]),
+    "infinity has a sign": ("values", [np.inf], [-np.inf], [np.inf]),
     "one wrong value among many": ("values", [[1.0, 1000.0]], [[1.0, 1001.0]], [10]),
 }
 
