@@ -6,7 +6,7 @@ Tolerances, with their reasons:
                    a tie: it is counted apart, because either answer is a rounding of the same margin.
     probabilities  1e-4 absolute: sums over trees or layers in 32-bit floats lose two to three of seven digits.
     values         1e-4 of the value, plus 1e-4 of the spread (standard deviation) of the original's answers, so that
-                   values near zero are measured on the scale of the target.
+                   values near zero are measured on the scale of the target; of several targets, each on its own.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,12 @@ from mlflow_deploy_plugin.runtime.schema import Array
 TIE_MARGIN = 1e-4
 ABSOLUTE = 1e-4
 RELATIVE = 1e-4
+
+ENOUGH_ROWS = 100
+"""Rows that tell the spread of each value of a row."""
+
+_FINEST = 1e-3
+"""Of the spread of all values: with it, the tolerance is what 32-bit floats resolve beside the largest of them."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,8 @@ class Difference:
     excess: Array
 
 
-def difference(role: Role, want: Array, got: Array, spread: float) -> Difference:
-    """Compares an output [N, …] with the original's; `spread` is the standard deviation of the original's answers."""
+def difference(role: Role, want: Array, got: Array, spread: Array | float) -> Difference:
+    """Compares an output [N, …] with the original's; `spread` is that of the original's answers: one, or […]."""
     if want.shape != got.shape:
         everywhere = np.full(len(want), np.inf)
         return Difference(everywhere, everywhere, everywhere)
@@ -54,6 +60,17 @@ def difference(role: Role, want: Array, got: Array, spread: float) -> Difference
     apart = ~(np.isfinite(want) & np.isfinite(got)) & (want != got)
     parts = [np.where(both_nan, 0.0, np.where(apart, np.inf, part)) for part in (error, relative, excess)]
     return Difference(*(_by_row(part) for part in parts))
+
+
+def spread(answers: Array) -> Array:
+    """The standard deviation of the finite answers [N, …]: […], for each value of a row; of few rows one for all."""
+    if answers.dtype.kind not in "fiu":
+        return np.zeros(())
+    known = np.ma.masked_invalid(answers.astype(np.float64))
+    overall = np.asarray(np.ma.filled(known.std(), 0.0))
+    if len(answers) < ENOUGH_ROWS:
+        return overall
+    return np.maximum(np.ma.filled(known.std(axis=0), 0.0), overall * _FINEST)
 
 
 def margins(probabilities: Array) -> Array:

@@ -15,7 +15,15 @@ import pandas as pd
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.flavor.compare import ABSOLUTE, RELATIVE, TIE_MARGIN, difference, margins
+from mlflow_deploy_plugin.flavor.compare import (
+    ABSOLUTE,
+    ENOUGH_ROWS,
+    RELATIVE,
+    TIE_MARGIN,
+    difference,
+    margins,
+    spread,
+)
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, answers_for
 from mlflow_deploy_plugin.flavor.report import OutputFigures, ParityReport
 from mlflow_deploy_plugin.flavor.ties import unstable
@@ -79,7 +87,7 @@ class _Proof:
         self._worst: list[tuple[float, dict[str, Any]]] = []
         self._sources: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        self._spreads: dict[str, float] = {}
+        self._spreads: dict[str, Array] = {}
         self._sizes: set[int] = set()
         self.problem = ""
 
@@ -138,12 +146,12 @@ class _Proof:
             self._count(group, output, expected, found, tied)
 
     def _count(self, group: Rows, output: Output, want: Array, got: Array, tied: Array) -> None:
-        spread = self._spreads.setdefault(output.name, _spread(want))
-        measured = difference(output.role, want, got, spread)
+        scale = self._scale(output, want)
+        measured = difference(output.role, want, got, scale)
         beyond = measured.excess > 1
         ties = beyond & tied if output.role == "label" else np.zeros(len(beyond), dtype=bool)
         if group.on_thresholds and beyond.any():
-            ties[beyond] |= self._unstable(group, output, beyond, want, spread)
+            ties[beyond] |= self._unstable(group, output, beyond, want, scale)
         beyond &= ~ties
         figures = self._figures[output.name]
         figures.beyond_tolerance += int(beyond.sum())
@@ -165,13 +173,19 @@ class _Proof:
             return margins(self._converted.margin(group.batch)) < TIE_MARGIN
         return np.zeros(batches.rows(group.batch), dtype=bool)
 
-    def _unstable(self, group: Rows, output: Output, beyond: Array, want: Array, spread: float) -> Array:
+    def _scale(self, output: Output, want: Array) -> Array:
+        """The spread of the original's answers, by the first rows that are enough to tell it."""
+        if len(want) >= ENOUGH_ROWS:
+            self._spreads.setdefault(output.name, spread(want))
+        return self._spreads.get(output.name, spread(want))
+
+    def _unstable(self, group: Rows, output: Output, beyond: Array, want: Array, scale: Array) -> Array:
         """[rows beyond the tolerance]: whether the original itself answers them otherwise a 32-bit step away."""
         expected = want[beyond]
 
         def answers_otherwise(moved: Batch, origin: Array) -> Array:
             answers = self._original(moved)[output.name]
-            return difference(output.role, expected[origin], answers, spread).excess > 1
+            return difference(output.role, expected[origin], answers, scale).excess > 1
 
         return unstable(batches.take(group.batch, np.flatnonzero(beyond)), answers_otherwise)
 
@@ -194,13 +208,6 @@ class _Proof:
             problem=self.problem,
             repair=self._converted.repair,
         )
-
-
-def _spread(answers: Array) -> float:
-    if answers.dtype.kind not in "fiu":
-        return 0.0
-    finite = answers[np.isfinite(answers)]
-    return float(np.std(finite)) if finite.size else 0.0
 
 
 def _shown(group: Rows, output: str, row: int, want: Array, got: Array) -> dict[str, Any]:

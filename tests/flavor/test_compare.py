@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.flavor.compare import difference, margins
+from mlflow_deploy_plugin.flavor.compare import difference, margins, spread
 
 CASES = {
     "equal labels": ("label", ["a", "b"], ["a", "b"], [0, 0]),
@@ -39,3 +39,18 @@ def test_another_shape_is_beyond_every_tolerance():
 def test_margin_is_the_lead_of_the_best_label():
     np.testing.assert_allclose(margins(np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])), [0.2, 0.0])
     np.testing.assert_allclose(margins(np.array([-0.3, 0.1])), [0.3, 0.1])
+
+
+def test_spread_is_that_of_each_value_of_a_row():
+    answers = np.c_[np.arange(100.0), np.arange(100.0) / 10, np.full(100, 7.0)]
+
+    by_value = spread(answers)
+
+    assert by_value[:2] == pytest.approx([np.std(answers[:, 0]), np.std(answers[:, 1])])
+    assert by_value[2] == pytest.approx(np.std(answers) / 1000)  # no finer than 32 bits resolve beside the others
+
+
+def test_spread_of_few_rows_is_that_of_all_their_values():
+    assert spread(np.array([[1.0, 3.0]])) == 1.0
+    assert spread(np.array([np.nan, np.inf])) == 0.0
+    assert spread(np.array(["a", "b"])) == 0.0

@@ -126,3 +126,16 @@ def test_infinite_error_is_still_json(regressor, table):
 
     assert report.outputs[0].max_absolute_error == np.inf
     assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["outputs"][0]["max_absolute_error"] == "inf"
+
+
+def test_small_values_beside_large_ones_are_measured_on_their_own_spread(table, tmp_path):
+    model, converted = _saved(LinearRegression().fit(table, np.c_[table.a * 1e6, table.b]), table, tmp_path)
+
+    def another(batch):
+        return {"prediction": converted.original(batch)["prediction"] * [1, 1.5]}
+
+    many = pd.concat([table] * 4, ignore_index=True)
+    report = prove(model, replace(converted, original=another), [Rows("ranges", many)])
+
+    assert prove(model, converted, [Rows("ranges", many)]).state == "proven"
+    assert report.outputs[0].beyond_tolerance > 150
