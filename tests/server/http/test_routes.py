@@ -1,5 +1,6 @@
 """The HTTP surface as a function: headers, identities, capture, and the Flask shell that must not change a byte."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.capture import read_segment, segments
 from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
@@ -120,9 +121,96 @@ def test_the_plain_pages_answer(server: Server) -> None:
     assert 'onnxserve_served_version{endpoint="f",model="m",variant="w",version="2"} 1.0' in page
 
 
+V2_ROW = b'{"inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}'
+
+
+def test_v2_says_what_is_served(server: Server) -> None:
+    document = json.loads(ask(server, "/v2", "GET").body)
+    assert (document["name"], document["extensions"]) == ("onnxserve", ["binary_tensor_data"])
+    assert document["version"]
+    metadata = {
+        "name": "f",
+        "versions": ["2"],
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": "X", "datatype": "FP32", "shape": [-1, 3]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}],
+    }
+    assert json.loads(ask(server, "/v2/models/f", "GET").body) == metadata
+    assert json.loads(ask(server, "/v2/models/f/versions/2", "GET").body) == metadata
+
+
+@pytest.mark.parametrize(
+    ("path", "document"),
+    [
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/f/ready", {"name": "f", "ready": True}),
+        ("/v2/models/f/versions/2/ready", {"name": "f", "ready": True}),
+    ],
+)
+def test_v2_says_what_is_ready(server: Server, path: str, document: dict[str, Any]) -> None:
+    response = ask(server, path, "GET")
+    assert (response.status, json.loads(response.body)) == (200, document)
+    assert ask(server, path, "HEAD").status == 200
+
+
+def test_before_a_model_is_loaded_v2_lives_and_is_not_ready(tmp_path: Path) -> None:
+    with contextlib.closing(open_server(tmp_path)) as server:
+        assert ask(server, "/v2/health/live", "GET").status == 200
+        for method, path in [("GET", "/health/ready"), ("GET", "/models/e/ready"), ("POST", "/models/e/infer")]:
+            response = ask(server, "/v2" + path, method, V2_ROW)
+            assert (response.status, list(json.loads(response.body))) == (503, ["error"])
+
+
+def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any, tmp_path: Path
+) -> None:
+    variants = {
+        "champion": tools.variant(bias_folders["1"], "1"),
+        "idle": tools.variant(bias_folders["2"], "2", weight=0),
+        "shadow": tools.variant(bias_folders["3"], "3", shadow=True),
+    }
+    server = serve_here({"e": variants})
+    assert json.loads(ask(server, "/v2/models/e", "GET").body)["versions"] == ["1", "2", "3"]
+    for version, biased in (("1", 1006.0), ("2", 2006.0), ("3", 3006.0)):
+        response = ask(server, f"/v2/models/e/versions/{version}/infer", body=V2_ROW)
+        document = json.loads(response.body)
+        assert (document["model_name"], document["model_version"]) == ("e", version)
+        assert (document["outputs"][0]["data"], response.headers["X-Model-Version"]) == ([biased], version)
+    page = ask(server, "/metrics", "GET").body
+    assert b'requests_total{endpoint="e",model="m",protocol="v2",status="200",version="2"} 1.0' in page
+    assert [request.record.variant for request in captured(server, tmp_path)] == list(variants)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "told"),
+    [
+        ("GET", "/v2/models/g", 404, "'g'"),
+        ("GET", "/v2/models/g/ready", 404, "'g'"),
+        ("POST", "/v2/models/g/infer", 404, "'g'"),
+        ("GET", "/v2/models/e/versions/9", 404, "'9'"),
+        ("GET", "/v2/models/e/versions/9/ready", 404, "'9'"),
+        ("POST", "/v2/models/e/versions/9/infer", 404, "'9'"),
+        ("POST", "/v2/models/e/infer", 400, "inputs"),
+        ("GET", "/v2/models/e/infer", 405, "POST"),
+        ("GET", "/v2/", 404, "/v2/models/NAME"),
+        ("GET", "/v2/models/e/versions/1/nothing", 404, "/v2/models/NAME"),
+    ],
+)
+def test_errors_of_v2_have_its_form(server: Server, method: str, path: str, status: int, told: str) -> None:
+    response = ask(server, path, method)
+    document = json.loads(response.body)
+    assert (response.status, list(document)) == (status, ["error"])
+    assert told in document["error"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "content_type"),
     [
+        ("GET", "/v2", b"", "application/json"),
+        ("GET", "/v2/models/f", b"", "application/json"),
+        ("GET", "/v2/models/g", b"", "application/json"),
+        ("POST", "/v2/models/f/infer", b"{", "application/json"),
         ("POST", "/invocations", ROW, "application/json"),
         ("POST", "/invocations", b"a,b,c\n1,2,3", "text/csv"),
         ("POST", "/invocations", b"{", "application/json"),

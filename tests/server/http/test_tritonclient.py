@@ -1,0 +1,78 @@
+"""The Open Inference Protocol V2 as Triton's own client speaks it, against gunicorn."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any) -> Iterator[Any]:
+    state_dir = tmp_path_factory.mktemp("state")
+    variants = {kind: {"v": tools.variant(model_folders[kind], "7")} for kind in ("mixed", "tensor")}
+    tools.want(state_dir, 1, variants)
+    with tools.gunicorn(state_dir) as running:
+        client = InferenceServerClient(running.url.removeprefix("http://"))
+        yield client
+        client.close()
+
+
+def tensor(name: str, array: Any, is_binary: bool) -> InferInput:
+    given = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    given.set_data_from_numpy(array, binary_data=is_binary)
+    return given
+
+
+def test_the_client_finds_server_and_model_ready(client: Any) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("mixed")
+    assert client.is_model_ready("mixed", "7")
+    assert not client.is_model_ready("mixed", "8")
+    assert not client.is_model_ready("none")
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    metadata = client.get_model_metadata("mixed")
+    assert (metadata["versions"], metadata["inputs"][0]) == (
+        ["7"],
+        {"name": "carrier", "datatype": "BYTES", "shape": [-1, 1]},
+    )
+
+
+@pytest.mark.parametrize("asks_binary", [False, True, None])
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_the_client_reads_what_it_asked_for(client: Any, is_binary: bool, asks_binary: bool | None) -> None:
+    columns = {
+        "carrier": np.array([["AA"], ["ÜÜ"]], dtype=object),
+        "distance": np.zeros((2, 1)),
+        "hour": np.zeros((2, 1), dtype=np.int32),
+        "late": np.zeros((2, 1), dtype=np.bool_),
+    }
+    inputs = [tensor(name, array, is_binary) for name, array in columns.items()]
+    names = ("probabilities", "label")
+    wanted = None if asks_binary is None else [InferRequestedOutput(name, binary_data=asks_binary) for name in names]
+    result = client.infer("mixed", inputs, "7", outputs=wanted, request_id="mine")
+    assert (result.get_response()["id"], result.get_response()["model_version"]) == ("mine", "7")
+    assert [str(value, "utf-8") if isinstance(value, bytes) else value for value in result.as_numpy("label")] == [
+        "yes",
+        "no",
+    ]
+    probabilities = result.as_numpy("probabilities")
+    assert (probabilities.dtype, probabilities.shape) == (np.float32, (2, 2))
+    np.testing.assert_allclose(probabilities[:, 1], [0.7310586, 0.5], atol=1e-6)
+
+
+def test_a_large_tensor_goes_both_ways_in_bytes(client: Any) -> None:
+    image = np.random.default_rng(0).normal(size=(10_000, 2, 2)).astype(np.float32)
+    result = client.infer("tensor", [tensor("image", image, is_binary=True)])
+    np.testing.assert_array_equal(result.as_numpy("doubled"), image * 2)
+
+
+def test_the_client_shows_our_message(client: Any) -> None:
+    with pytest.raises(InferenceServerException, match=r"'image'.*\[any, 2, 2\]"):
+        client.infer("tensor", [tensor("image", np.zeros((2, 2), np.float32), is_binary=True)])
+    with pytest.raises(InferenceServerException, match="'none'"):
+        client.infer("none", [tensor("image", np.zeros((1, 2, 2), np.float32), is_binary=True)])
