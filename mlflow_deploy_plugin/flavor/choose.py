@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original
-from mlflow_deploy_plugin.flavor.generate import parity_rows
+from mlflow_deploy_plugin.flavor.generate import MINIMUM, parity_rows
 from mlflow_deploy_plugin.flavor.parity import Rows, prove
 from mlflow_deploy_plugin.flavor.report import ParityReport
 from mlflow_deploy_plugin.flavor.section import write_section
@@ -98,7 +98,8 @@ class _Trials:
         if self._example is None or converted.original is None:
             return Form(converted, runnable, given, ParityReport("no-original"))
         asked = replace(converted, original=self._once(converted.original))
-        return Form(converted, runnable, given, prove(runnable, asked, self._same_rows(self._example, converted)))
+        report = prove(runnable, asked, self._same_rows(self._example, converted), MINIMUM)
+        return Form(converted, runnable, given, report)
 
     def _same_rows(self, example: Batch, converted: ConvertedModel) -> Iterable[Rows]:
         if not isinstance(example, pd.DataFrame):  # tensors may be large, and have one form: they are not kept

@@ -59,8 +59,8 @@ class Rows:
     on_thresholds: bool = False
 
 
-def prove(model: OnnxModel, converted: ConvertedModel, groups: Iterable[Rows]) -> ParityReport:
-    """Compares the saved model with the original on all rows.
+def prove(model: OnnxModel, converted: ConvertedModel, groups: Iterable[Rows], at_least: int = 1) -> ParityReport:
+    """Compares the saved model with the original on all rows, of which the original must answer `at_least`.
 
     The report's state is `proven`, or `warned` where the answers differ; who asked decides whether that is an error.
     """
@@ -71,7 +71,7 @@ def prove(model: OnnxModel, converted: ConvertedModel, groups: Iterable[Rows]) -
         proof.add(group)
         if proof.problem:
             break
-    return proof.report()
+    return proof.report(at_least)
 
 
 class _Proof:
@@ -166,11 +166,15 @@ class _Proof:
         self._worst = sorted(self._worst, key=lambda entry: -entry[0])[:WORST_ROWS]
 
     def _ties(self, group: Rows, want: dict[str, Array]) -> Array:
-        """[N]: where the original's own margin is below `TIE_MARGIN`."""
+        """[N]: where the original's own margin is below `TIE_MARGIN`; of small scores, that share of the largest."""
         if "probabilities" in want:
-            return margins(want["probabilities"]) < TIE_MARGIN
+            probabilities = want["probabilities"]
+            if want["label"].ndim > 1:  # several labels a row, each likely or not by itself
+                return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
+            return margins(probabilities) < TIE_MARGIN
         if self._converted.margin is not None:
-            return margins(self._converted.margin(group.batch)) < TIE_MARGIN
+            scores = self._converted.margin(group.batch)
+            return margins(scores) < TIE_MARGIN * min(1.0, float(np.abs(scores).max()))
         return np.zeros(batches.rows(group.batch), dtype=bool)
 
     def _scale(self, output: Output, want: Array) -> Array:
@@ -192,13 +196,14 @@ class _Proof:
     def _beyond(self) -> int:
         return sum(figures.beyond_tolerance for figures in self._figures.values())
 
-    def report(self) -> ParityReport:
+    def report(self, at_least: int) -> ParityReport:
         rows = sum(self._sources.values())
         for figures in self._figures.values():
             figures.agreement = 1 - figures.beyond_tolerance / max(rows, 1)
         wrong = self.problem or self._beyond()
+        unproven = "" if wrong or rows >= at_least else _too_few(rows, at_least, self._refused)
         return ParityReport(
-            state="warned" if wrong else "proven",
+            state="warned" if wrong or unproven else "proven",
             rows=rows,
             sources=dict(self._sources),
             refused_by_original=dict(self._refused),
@@ -206,8 +211,17 @@ class _Proof:
             outputs=list(self._figures.values()),
             worst_rows=[row for _, row in self._worst],
             problem=self.problem,
+            unproven=unproven,
             repair=self._converted.repair,
         )
+
+
+def _too_few(rows: int, at_least: int, refused: Counter[str]) -> str:
+    counts = ", ".join(f"{count} of {source}" for source, count in refused.items())
+    return (
+        f"parity needs {at_least} rows, and only {rows} rows could be compared: the original itself refuses generated "
+        f"ones ({counts}); give rows that it answers as parity_data"
+    )
 
 
 def _shown(group: Rows, output: str, row: int, want: Array, got: Array) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class ParityReport:
         sources: rows by where they come from; answers in batches of 1 and 2 are checked on top of these.
         refused_by_original: generated rows that were dropped because the original itself does not answer them.
         problem: why the saved model could not answer at all; empty where it could.
+        unproven: why the rows are too few for a proof; empty where they are enough.
     """
 
     state: ParityState
@@ -42,6 +43,7 @@ class ParityReport:
     outputs: list[OutputFigures] = field(default_factory=list)
     worst_rows: list[dict[str, Any]] = field(default_factory=list)
     problem: str = ""
+    unproven: str = ""
     repair: str = ""
 
     @property
@@ -51,7 +53,7 @@ class ParityReport:
     @property
     def doubts(self) -> tuple[bool, int, int]:
         """What speaks against this form; the smallest is the best."""
-        return bool(self.problem), self.beyond_tolerance, sum(output.ties for output in self.outputs)
+        return bool(self.problem or self.unproven), self.beyond_tolerance, sum(output.ties for output in self.outputs)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it: an infinite error is a string."""
@@ -60,7 +62,9 @@ class ParityReport:
     def figures(self) -> dict[str, Any]:
         """The short form for the MLmodel file."""
         short = self.as_dict()
-        return {name: short[name] for name in ("state", "rows", "repair", "problem", "outputs") if name in short}
+        return {
+            name: short[name] for name in ("state", "rows", "repair", "problem", "unproven", "outputs") if name in short
+        }
 
     def metrics(self) -> dict[str, float]:
         """Metrics for the MLflow run, by names that MLflow accepts."""
@@ -78,6 +82,8 @@ def refusal(report: ParityReport) -> ParityError:
     """The error for a model that answers otherwise, with the worst rows as a small table."""
     if report.problem:
         return ParityError(f"the ONNX form cannot answer what the original answers: {report.problem}")
+    if report.unproven:
+        return ParityError(report.unproven)
     wrong = ", ".join(
         f"{output.name}: {output.beyond_tolerance} of {report.rows} rows beyond tolerance ({output.tolerance}), "
         f"largest error {output.max_absolute_error:.3g}"

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from mlflow.models import Model
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neural_network import MLPClassifier
 
 from mlflow_deploy_plugin.flavor.convert.sklearn import forms
 from mlflow_deploy_plugin.flavor.parity import Rows, prove
@@ -139,3 +140,49 @@ def test_small_values_beside_large_ones_are_measured_on_their_own_spread(table, 
 
     assert prove(model, converted, [Rows("ranges", many)]).state == "proven"
     assert report.outputs[0].beyond_tolerance > 150
+
+
+def test_scores_that_are_all_small_are_no_ties(classifier, table):
+    model, converted = classifier
+    scored = replace(
+        converted,
+        outputs=converted.outputs[:1],
+        original=lambda batch: {"label": (batch.a < 0).to_numpy()},
+        margin=lambda batch: batch.a.to_numpy() * 1e-6,
+    )
+
+    report = prove(model, scored, [Rows("example", table, generated=False)])
+
+    assert report.outputs[0].beyond_tolerance > 40
+
+
+def test_of_several_labels_a_row_each_has_a_margin_of_its_own(table, tmp_path):
+    both = np.c_[table.a > 0, table.b > 0].astype(np.int64)
+    model, converted = _saved(MLPClassifier((3,), max_iter=5).fit(table, both), table, tmp_path)
+
+    def sure_of_both(batch):
+        answers = converted.original(batch)
+        return {"label": 1 - answers["label"], "probabilities": np.ones_like(answers["probabilities"])}
+
+    report = prove(model, replace(converted, original=sure_of_both), [Rows("example", table, generated=False)])
+
+    assert report.outputs[0].ties == 0
+
+
+def test_too_few_rows_prove_nothing(regressor, table):
+    model, converted = regressor
+
+    def never_many(batch):
+        if len(batch) > 100:
+            raise ValueError("too many rows")
+        return converted.original(batch)
+
+    report = prove(
+        model,
+        replace(converted, original=never_many),
+        [Rows("example", table), Rows("ranges", pd.concat([table] * 3))],
+        1000,
+    )
+
+    assert report.state == "warned"
+    assert "only 50 rows" in refusal(report).message
