@@ -67,7 +67,8 @@ def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: 
     document = load_json(text)
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
-    given = document.get("id", "")
+    given = document.get("id")
+    given = "" if given is None else given
     if not isinstance(given, str) or not given.isprintable():
         raise InvalidRequest(f"id is {shown(given)}; a string of printable characters is expected")
     arrays = _read_inputs(document.get("inputs"), binary)
@@ -149,15 +150,15 @@ def _read_inputs(entries: Any, binary: memoryview) -> dict[str, tuple[TensorHead
         head = read_head(position, entry)
         if head.name in arrays:
             raise SchemaMismatch(f"tensor {head.name[:100]!r} stands twice")
-        size = _parameters(head.label, entry).get("binary_data_size")
+        size = _parameters(head, entry).get("binary_data_size")
         if (size is None) == ("data" not in entry):
-            raise SchemaMismatch(f"{head.label} needs either data or the parameter binary_data_size")
+            raise SchemaMismatch(f"{head} needs either data or the parameter binary_data_size")
         if size is None:
             arrays[head.name] = head, from_json(head, entry["data"])
             continue
         if type(size) is not int or not 0 <= size <= len(binary) - start:
             left = len(binary) - start
-            raise SchemaMismatch(f"{head.label}: binary_data_size is {shown(size)}, but {left} bytes are left")
+            raise SchemaMismatch(f"{head}: binary_data_size is {shown(size)}, but {left} bytes are left")
         arrays[head.name] = head, from_binary(head, binary[start : start + size])
         start += size
     if start != len(binary):
@@ -165,14 +166,18 @@ def _read_inputs(entries: Any, binary: memoryview) -> dict[str, tuple[TensorHead
     return arrays
 
 
-def _parameters(label: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The `parameters` of a request, an input or an output; those that would change the answer are refused."""
-    parameters = entry.get("parameters", {})
+def _parameters(owner: TensorHead | str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `parameters` of a request, an input or an output; those that would change the answer are refused.
+
+    Here as everywhere in a request, some clients write null for what they leave out.
+    """
+    parameters = entry.get("parameters")
+    parameters = {} if parameters is None else parameters
     if not isinstance(parameters, dict):
-        raise InvalidRequest(f"{label}: parameters is a JSON {json_type(parameters)}; an object is expected")
+        raise InvalidRequest(f"{owner}: parameters is a JSON {json_type(parameters)}; an object is expected")
     for name in _UNSUPPORTED:
         if name in parameters:
-            raise InvalidRequest(f"{label}: the parameter {name} is not supported")
+            raise InvalidRequest(f"{owner}: the parameter {name} is not supported")
     return parameters
 
 
@@ -186,7 +191,7 @@ def _feeds(arrays: Mapping[str, tuple[TensorHead, Array]], schema: Schema) -> Fe
     for name, (head, array) in arrays.items():
         if name not in fed.dtypes:
             known = ", ".join(dict.fromkeys([*schema.by_input.names, *(schema.names if schema.columns else ())]))
-            raise SchemaMismatch(f"{head.label} is unknown; the model takes {known[:500]}")
+            raise SchemaMismatch(f"{head} is unknown; the model takes {known[:500]}")
         check_datatype(head, fed.dtypes[name])
         data[name] = _column(head, array) if by_column else array
     return fed.from_columns(data)
@@ -195,14 +200,15 @@ def _feeds(arrays: Mapping[str, tuple[TensorHead, Array]], schema: Schema) -> Fe
 def _column(head: TensorHead, array: Array) -> Array:
     if array.ndim == 1 or array.shape[1:] == (1,):
         return array.reshape(-1)
-    raise SchemaMismatch(f"{head.label} stands for a column; the shape [N] or [N, 1] is expected")
+    raise SchemaMismatch(f"{head} stands for a column; the shape [N] or [N, 1] is expected")
 
 
 def _wanted(document: Mapping[str, Any], artifact: Artifact) -> tuple[WantedOutput, ...]:
     """The outputs that are asked for, or else all that have a datatype in V2."""
     is_binary = _flag("the request", document, "binary_data_output", False)
     known = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
-    entries = document.get("outputs") or []
+    entries = document.get("outputs")
+    entries = [] if entries is None else entries
     if not isinstance(entries, list):
         raise InvalidRequest(f"outputs is a JSON {json_type(entries)}; an array of objects is expected")
     wanted: dict[str, WantedOutput] = {}

@@ -52,8 +52,7 @@ class TensorHead:
     shape: tuple[int, ...]
     datatype: str
 
-    @property
-    def label(self) -> str:
+    def __str__(self) -> str:
         return f"tensor {self.name[:100]!r} ({self.datatype}, shape {list(self.shape)})"
 
 
@@ -69,7 +68,7 @@ def check_datatype(head: TensorHead, dtype: str) -> None:
         SchemaMismatch: it is not.
     """
     if _DTYPES[head.datatype].kind not in _TAKEN[_DTYPES[datatype_of(dtype)].kind]:
-        raise SchemaMismatch(f"{head.label} is of the wrong datatype; {datatype_of(dtype)} is expected")
+        raise SchemaMismatch(f"{head} is of the wrong datatype; {datatype_of(dtype)} is expected")
 
 
 def read_head(position: int, entry: Any) -> TensorHead:
@@ -90,7 +89,7 @@ def read_head(position: int, entry: Any) -> TensorHead:
         raise SchemaMismatch(f"tensor {name[:100]!r} has the datatype {shown(datatype)}; there are {known}")
     head = TensorHead(name, tuple(shape), datatype)
     if 0 in shape:
-        raise SchemaMismatch(f"{head.label} is empty; every size must be at least 1")
+        raise SchemaMismatch(f"{head} is empty; every size must be at least 1")
     return head
 
 
@@ -101,21 +100,21 @@ def from_json(head: TensorHead, data: Any) -> Array:
         SchemaMismatch: another number of elements than the shape says, or one that is not of the datatype.
     """
     if not isinstance(data, list):
-        raise SchemaMismatch(f"{head.label} has as its data {shown(data)}; an array is expected")
+        raise SchemaMismatch(f"{head} has as its data {shown(data)}; an array is expected")
     values = _flattened(head, data)
     dtype = _DTYPES[head.datatype]
     _check_count(head, len(values))
     found = set(map(type, values))
     if not found <= _JSON_TYPES[dtype.kind]:
         index = next(i for i, value in enumerate(values) if type(value) not in _JSON_TYPES[dtype.kind])
-        raise SchemaMismatch(f"{head.label}: element {index} is {shown(values[index])}, which is no {head.datatype}")
+        raise SchemaMismatch(f"{head}: element {index} is {shown(values[index])}, which is no {head.datatype}")
     if dtype.kind == "f" and type(None) in found:
         values = [np.nan if value is None else value for value in values]
     try:
         with np.errstate(over="raise"):
             return np.array(values, dtype=dtype).reshape(head.shape)
     except (OverflowError, FloatingPointError):
-        raise SchemaMismatch(f"{head.label} holds a number that does not fit {head.datatype}") from None
+        raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}") from None
 
 
 def from_binary(head: TensorHead, data: memoryview) -> Array:
@@ -131,10 +130,11 @@ def from_binary(head: TensorHead, data: memoryview) -> Array:
         return np.array(strings, dtype=object).reshape(head.shape)
     wanted = prod(head.shape) * dtype.itemsize
     if len(data) != wanted:
-        raise SchemaMismatch(f"{head.label} has {len(data)} bytes of data; its shape asks for {wanted}")
+        raise SchemaMismatch(f"{head} has {len(data)} bytes of data; its shape asks for {wanted}")
     if dtype.kind == "b":
         return np.frombuffer(data, np.uint8).reshape(head.shape).astype(np.bool_)
-    return np.require(np.frombuffer(data, dtype), requirements="A").reshape(head.shape)
+    array = np.frombuffer(data, dtype).reshape(head.shape)
+    return array if array.flags.aligned else array.copy()
 
 
 def to_json(array: Array) -> Array:
@@ -152,17 +152,17 @@ def to_binary(array: Array) -> bytes:
 
 def _check_count(head: TensorHead, count: int) -> None:
     if prod(head.shape) != count:
-        raise SchemaMismatch(f"{head.label} has {count} elements; its shape asks for {prod(head.shape)}")
+        raise SchemaMismatch(f"{head} has {count} elements; its shape asks for {prod(head.shape)}")
 
 
 def _flattened(head: TensorHead, data: list[Any]) -> Sequence[Any]:
     """The elements of nested lists, level by level; a flat list is what it is."""
-    if not any(isinstance(value, list) for value in data):
+    if list not in set(map(type, data)):
         return data
     level = [data]
     for size in head.shape:
         if set(map(type, level)) != {list} or set(map(len, level)) != {size}:
-            raise SchemaMismatch(f"{head.label} is ragged, or nested otherwise than its shape")
+            raise SchemaMismatch(f"{head} is ragged, or nested otherwise than its shape")
         level = list(chain.from_iterable(level))
     return level
 
@@ -175,9 +175,9 @@ def _read_strings(head: TensorHead, data: memoryview) -> list[str]:
         length = _LENGTH.unpack_from(data, start)[0] if text <= end else end
         start = text + length
         if start > end:
-            raise SchemaMismatch(f"{head.label}: the data ends within element {len(strings)}")
+            raise SchemaMismatch(f"{head}: the data ends within element {len(strings)}")
         try:
             strings.append(str(data[text:start], "utf-8"))
         except UnicodeDecodeError:
-            raise SchemaMismatch(f"{head.label}: element {len(strings)} is not valid UTF-8") from None
+            raise SchemaMismatch(f"{head}: element {len(strings)} is not valid UTF-8") from None
     return strings

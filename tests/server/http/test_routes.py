@@ -204,6 +204,14 @@ def test_errors_of_v2_have_its_form(server: Server, method: str, path: str, stat
     assert told in document["error"]
 
 
+def test_what_flask_refuses_has_v2_s_form_too(server: Server) -> None:
+    client = build_app(server).test_client()
+    got = client.post("/v2/models/e/infer", data=bytes(server.max_body_bytes + 1))
+    assert (got.status_code, list(got.json or {})) == (413, ["error"])
+    got = client.post("/invocations", data=bytes(server.max_body_bytes + 1))
+    assert (got.json or {})["error_code"] == "BAD_REQUEST"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "content_type"),
     [

@@ -84,6 +84,7 @@ def test_an_answer_without_an_id_of_its_own_has_that_of_the_request(server: Serv
         {"datatype": "INT8"},
         {"datatype": "UINT64"},
         {"parameters": {"anything": 1}},
+        {"parameters": None},
     ],
 )
 def test_numbers_go_into_floating_point(server: Server, change: dict[str, Any]) -> None:
@@ -112,6 +113,15 @@ def test_models_without_columns_take_the_graph_s_tensors(server: Server, model: 
 
 def test_null_is_a_missing_number_in_both_directions(server: Server) -> None:
     assert outputs(ask(server, {"inputs": [X | {"data": [1, None, 3, 4, 5, 6]}]}))[0]["data"] == [None, 15.0]
+
+
+def test_null_is_as_nothing_where_a_client_leaves_something_out(server: Server) -> None:
+    assert outputs(ask(server, {"id": None, "parameters": None, "outputs": None, "inputs": [X]})) == [Y]
+
+
+def test_a_surrogate_in_a_string_is_refused(server: Server) -> None:
+    asked = columns(carrier=column("carrier", "BYTES", "\ud800"), distance=column("distance", "FP64", float("nan")))
+    assert error(ask(server, asked, "mixed"))
 
 
 def test_only_the_outputs_asked_for_are_answered_in_their_order(server: Server) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor
-from mlflow_deploy_plugin.runtime.schema import Array, compile_schema
+from mlflow_deploy_plugin.runtime.schema import Array, Schema, compile_schema
 from mlflow_deploy_plugin.server.protocols import v2
-from mlflow_deploy_plugin.server.protocols.v2_tensors import TensorHead, datatype_of, from_binary
+from mlflow_deploy_plugin.server.protocols.v2_tensors import TensorHead, from_binary
 
 DTYPES = {
     "BOOL": "bool",
@@ -34,14 +35,17 @@ def arrays(datatype: str, infinity: bool) -> st.SearchStrategy[Array]:
     return hnp.arrays(DTYPES[datatype], SHAPES, elements=elements)
 
 
+def same(datatype: str, shape: tuple[int, ...]) -> tuple[Artifact, Schema]:
+    """A model that gives back its input."""
+    dtype = DTYPES[datatype]
+    entry, output = Input("x", dtype, shape), Output("x", dtype, shape)
+    artifact = Artifact(Path(), Path(), "onnx", "", "", "", inputs=(entry,), outputs=(output,), prediction=("x",))
+    return artifact, compile_schema((), (Tensor("x", dtype, shape),), (entry,))
+
+
 def there_and_back(array: Array, datatype: str, is_binary: bool) -> Array:
     """What a model that gives back its input would have been given, had its answer been the next request."""
-    shape = (-1,) * array.ndim
-    entry, dtype = Input("x", DTYPES[datatype], shape), DTYPES[datatype]
-    artifact = Artifact(
-        Path(), Path(), "onnx", "", "", "", inputs=(entry,), outputs=(Output("x", dtype, shape),), prediction=("x",)
-    )
-    schema = compile_schema((), (Tensor("x", dtype, shape),), (entry,))
+    artifact, schema = same(datatype, (-1,) * array.ndim)
     question = v2.Question("", {}, (v2.WantedOutput("x", is_binary),))
     body, headers = v2.encode(question, "e", "id", "1", {"x": array})
     length = int(headers.get("Inference-Header-Content-Length", len(body)))
@@ -70,8 +74,50 @@ def test_arrays_that_do_not_lie_in_row_major_order_are_answered_in_it() -> None:
     assert there_and_back(turned, "FP32", is_binary=False).tolist() == turned.tolist()
 
 
-def test_a_mapping_from_class_to_probability_has_no_datatype() -> None:
-    assert datatype_of("map") == ""
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 2**64) | st.floats() | st.text(max_size=4) | st.just("FP32"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+TENSORS = st.fixed_dictionaries(
+    {"name": st.just("x") | JUNK, "shape": st.lists(st.integers(0, 4), max_size=3) | JUNK},
+    optional={
+        "datatype": st.sampled_from(list(DTYPES)) | JUNK,
+        "data": st.lists(st.integers(0, 1), max_size=16) | JUNK,
+        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-1, 40) | JUNK}) | JUNK,
+    },
+)
+
+
+@given(
+    document=st.fixed_dictionaries(
+        {"inputs": st.lists(TENSORS, max_size=2) | JUNK},
+        optional={
+            "id": JUNK,
+            "parameters": st.fixed_dictionaries({"binary_data_output": JUNK}) | JUNK,
+            "outputs": st.lists(st.fixed_dictionaries({"name": st.just("x") | JUNK}), max_size=2) | JUNK,
+        },
+    ),
+    blob=st.binary(max_size=40),
+    has_bytes=st.booleans(),
+)
+@settings(max_examples=400, deadline=None)
+def test_any_request_is_read_or_refused(document: Any, blob: bytes, has_bytes: bool) -> None:
+    text = json.dumps(document).encode()
+    headers = {"inference-header-content-length": str(len(text))} if has_bytes else {}
+    with contextlib.suppress(InvalidRequest):
+        v2.decode(headers, text + blob * has_bytes, *same("FP32", (-1, -1)))
+
+
+def test_what_has_no_datatype_is_not_offered() -> None:
+    """scikit-learn's classifiers as converted by default answer a mapping from class to probability."""
+    artifact, schema = same("FP32", (-1,))
+    artifact = replace(artifact, outputs=(*artifact.outputs, Output("map", "map", ())))
+    tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}
+    assert v2.decode({}, json.dumps({"inputs": [tensor]}).encode(), artifact, schema).outputs == (v2.WantedOutput("x"),)
+    assert [output["name"] for output in json.loads(v2.model_metadata("e", ("1",), artifact))["outputs"]] == ["x"]
+    with pytest.raises(SchemaMismatch, match="'map' is unknown"):
+        v2.decode({}, json.dumps({"inputs": [tensor], "outputs": [{"name": "map"}]}).encode(), artifact, schema)
 
 
 @given(body=st.binary(max_size=200), length=st.integers(0, 40))
