@@ -24,6 +24,7 @@ _MISSING_ROWS = 24  # for each column
 _UNSEEN_ROWS = 8
 _CODES = 20  # a number with no more distinct values than this is a code, and drawn as observed
 _MATRIX_COLUMNS = 2_000
+_CHANGED_VALUES = 4_000_000  # of a wide table, some columns are changed: rows for each of them would grow as its square
 _CHUNK_ELEMENTS = 4_000_000  # of a tensor, at once in memory
 
 
@@ -86,10 +87,23 @@ def _table_rows(
     yield Rows("observed", _draw(example, random, max(wanted, 400), _observed))
     if thresholds:
         yield Rows("thresholds", _at_thresholds(example, thresholds, random), on_thresholds=True)
-    if changed := [_missing(example, name, random) for name in example.columns if _can_miss(example[name])]:
+    if names := _some_columns(example, _can_miss, _MISSING_ROWS, random):
+        changed = [_missing(example, name, random) for name in names]
         yield Rows("missing", pd.concat(changed, ignore_index=True), block=_MISSING_ROWS)
-    if changed := [_unseen(example, name, random) for name in example.columns if _is_text(example[name])]:
+    if names := _some_columns(example, _is_text, _UNSEEN_ROWS, random):
+        changed = [_unseen(example, name, random) for name in names]
         yield Rows("unseen", pd.concat(changed, ignore_index=True), block=_UNSEEN_ROWS)
+
+
+def _some_columns(
+    example: pd.DataFrame, fits: Callable[["pd.Series[Any]"], bool], rows: int, random: np.random.Generator
+) -> list[Any]:
+    """The columns that fit, in order; of a wide table as many of them as `rows` for each may be made."""
+    names = [name for name in example.columns if fits(example[name])]
+    most = max(_CHANGED_VALUES // (rows * example.shape[1]), 1)
+    if len(names) <= most:
+        return names
+    return [names[position] for position in np.sort(random.choice(len(names), most, replace=False))]
 
 
 _Draw = Callable[["pd.Series[Any]", np.random.Generator, int], "pd.Series[Any]"]
@@ -108,10 +122,18 @@ def _in_range(series: "pd.Series[Any]", random: np.random.Generator, count: int)
     """Between the smallest and the largest value; codes, categories and booleans as observed."""
     if not _is_number(series) or series.nunique() <= _CODES:
         return _observed(series, random, count)
-    low, high = series.min(), series.max()
     if pd.api.types.is_integer_dtype(series.dtype):
-        return pd.Series(random.integers(int(low), int(high), count, endpoint=True)).astype(series.dtype)
-    return pd.Series(random.uniform(float(low), float(high), count)).astype(series.dtype)
+        smallest, largest = int(series.min()), int(series.max())
+        kind = np.int64 if smallest < 0 else np.uint64
+        return pd.Series(random.integers(smallest, largest, count, dtype=kind, endpoint=True)).astype(series.dtype)
+    low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
+    return pd.Series(2 * random.uniform(low / 2, high / 2, count)).astype(series.dtype)  # the halves' range is finite
+
+
+def _finite_range(values: Array) -> tuple[float, float]:
+    """The smallest and the largest number; NaN where there is none."""
+    known = values[np.isfinite(values)]
+    return (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
 
 
 def _at_thresholds(example: pd.DataFrame, thresholds: Mapping[str, Array], random: np.random.Generator) -> pd.DataFrame:
@@ -119,9 +141,10 @@ def _at_thresholds(example: pd.DataFrame, thresholds: Mapping[str, Array], rando
     table = example.iloc[random.integers(0, len(example), _THRESHOLD_ROWS)].reset_index(drop=True)
     for name, values in thresholds.items():
         series = table[name]
-        if not _is_number(series) or not len(values):
+        numbers = values[np.abs(values) < np.finfo(np.float32).max]  # infinite: only a missing value goes the other way
+        if not _is_number(series) or not len(numbers):
             continue
-        chosen = random.choice(np.asarray(values, dtype=np.float64), _THRESHOLD_ROWS)
+        chosen = random.choice(numbers.astype(np.float64), _THRESHOLD_ROWS)
         if pd.api.types.is_integer_dtype(series.dtype):
             moved = np.floor(chosen) + random.integers(0, 2, _THRESHOLD_ROWS)
         else:
@@ -170,10 +193,11 @@ def _tensor_rows(example: dict[str, Array], random: np.random.Generator, wanted:
 def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool) -> Array:
     if array.dtype.kind not in "fiu":
         return np.asarray(array[rows])
-    low, high = np.nanmin(array), np.nanmax(array)
     shape = (len(rows), *array.shape[1:])
     if array.dtype.kind in "iu":
-        return random.integers(low, high, shape, endpoint=True).astype(array.dtype)
+        return random.integers(array.min(), array.max(), shape, dtype=array.dtype, endpoint=True)
+    low, high = _finite_range(array)
     if around:
-        return np.asarray(array[rows] + random.normal(size=shape) * (high - low) * 0.1).astype(array.dtype)
-    return random.uniform(low, high, shape).astype(array.dtype)
+        with np.errstate(over="ignore"):
+            return np.asarray(array[rows] + random.normal(size=shape) * (high / 2 - low / 2) * 0.2).astype(array.dtype)
+    return (2 * random.uniform(low / 2, high / 2, shape)).astype(array.dtype)

@@ -112,3 +112,40 @@ def test_tensors_are_drawn_within_their_range():
     assert sum(batches.rows(group.batch) for group in groups) >= MINIMUM - 2
     assert all(group.batch["ids"].min() >= 1 and group.batch["ids"].max() <= 9 for group in groups)
     assert {group.batch["image"].shape[1:] for group in groups} == {(4, 4)}
+
+
+@pytest.mark.parametrize("largest", [np.inf, 1.5e308])
+def test_numbers_that_span_more_than_a_float_are_drawn_all_the_same(largest):
+    example = pd.DataFrame({"a": [-largest, largest, *np.linspace(0, 1, 50)]})
+
+    rows = _by_source(example)["ranges"].batch
+    tensors = _by_source({"x": example.to_numpy()[:, :, None]})["ranges"].batch
+
+    assert len(rows) == 600
+    assert rows.a.nunique() > 500
+    assert len(tensors["x"]) > 0
+
+
+def test_thresholds_without_a_number_are_left_out():
+    example = pd.DataFrame({"a": np.arange(50.0), "n": pd.array([None, *range(49)], dtype="Int64")})
+
+    rows = _by_source(example, {"a": np.array([5.5, np.inf]), "n": np.array([5.5, np.inf])})["thresholds"].batch
+
+    assert np.isfinite(rows.a).all()
+    assert rows.n.dtype == "Int64"
+
+
+def test_rows_with_gaps_are_bounded_in_wide_tables():
+    example = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 1500))).rename(columns=str)
+
+    missing = _by_source(example)["missing"].batch
+
+    assert missing.size < 5_000_000
+    assert (missing.isna().sum(axis=1) == 1).all()
+    assert missing.isna().any().sum() > 50  # some of the columns, each by itself
+
+
+def test_uint64_tensors_are_drawn_in_their_range():
+    example = {"x": np.array([[[0, 2**63 + 5]]], dtype=np.uint64)}
+
+    assert _by_source(example)["ranges"].batch["x"].dtype == np.uint64
