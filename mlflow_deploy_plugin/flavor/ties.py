@@ -6,6 +6,7 @@ that the user gave are never ties of the second kind: if they flip, the model is
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,9 @@ from mlflow_deploy_plugin.runtime.schema import Array
 
 _MOST = 100
 """Rows that are looked at; where more differ, it is not a matter of ties."""
+
+_COPIES = 20
+"""Of the rows, at once in memory: there are two for each column."""
 
 
 def unstable(batch: Batch, answers_otherwise: Callable[[Batch, Array], Array]) -> Array:
@@ -29,10 +33,10 @@ def unstable(batch: Batch, answers_otherwise: Callable[[Batch, Array], Array]) -
     count = batches.rows(batch)
     found = np.zeros(count, dtype=bool)
     few = min(count, _MOST)
-    moved = list(_moved(batches.take(batch, slice(0, few))))
-    if moved:
-        origin = np.tile(np.arange(few), len(moved))
-        np.logical_or.at(found, origin, answers_otherwise(batches.concatenate(moved), origin))
+    moved = _moved(batches.take(batch, slice(0, few)))
+    while some := list(islice(moved, _COPIES)):
+        origin = np.tile(np.arange(few), len(some))
+        np.logical_or.at(found, origin, answers_otherwise(batches.concatenate(some), origin))
     return found
 
 
@@ -41,9 +45,9 @@ def _moved(batch: Batch) -> Iterator[Batch]:
     if isinstance(batch, pd.DataFrame):
         for name in batch.columns:
             series = batch[name]
-            if isinstance(series.dtype, np.dtype) and series.dtype.kind == "f":
-                for values in _stepped(series.to_numpy()):
-                    yield batch.assign(**{str(name): values})
+            if pd.api.types.is_float_dtype(series.dtype):  # numpy's, pandas' own and Arrow's
+                for values in _stepped(batches.column_values(series)):
+                    yield batch.assign(**{str(name): pd.Series(values).astype(series.dtype).array})
     else:
         name, matrix = next(iter(batch.items()))
         for column in range(matrix.shape[1] if matrix.dtype.kind == "f" and matrix.ndim == 2 else 0):

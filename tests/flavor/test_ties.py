@@ -26,3 +26,25 @@ def test_rows_without_fractions_are_never_unstable():
     table = pd.DataFrame({"n": [1, 2]})
 
     assert unstable(table, lambda moved, origin: np.ones(len(origin), bool)).tolist() == [False, False]
+
+
+def test_column_of_nullable_floats_is_moved_too():
+    table = pd.DataFrame({"a": pd.array([0.5, 0.6, None], dtype="Float64")})
+
+    def answers_otherwise(moved, origin):
+        assert moved.a.dtype == "Float64"
+        return (moved.a > 0.5).fillna(False).to_numpy(bool) != (table.a > 0.5).fillna(False).to_numpy(bool)[origin]
+
+    assert unstable(table, answers_otherwise).tolist() == [True, False, False]
+
+
+def test_wide_rows_are_moved_a_few_columns_at_a_time():
+    sizes = []
+
+    def answers_otherwise(moved, origin):
+        sizes.append(len(origin))
+        return moved[""][:, -1] > 1
+
+    assert unstable({"": np.ones((3, 500))}, answers_otherwise).all()
+    assert sum(sizes) == 3 * 2 * 500
+    assert max(sizes) <= 100
