@@ -50,15 +50,11 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
 
 
 def _export(module: torch.nn.Module, batch: Batch) -> ConvertedModel:
-    training = module.training
-    module.eval()
-    try:
-        names = _input_names(module, batch)
-        some = batches.take(batch, _some_rows(batch))
-        answers = answers_for(_original(module), some)
+    names = _input_names(module, batch)
+    some = batches.take(batch, _some_rows(batch))
+    answers = answers_for(_original(module), some)
+    with _answering(module):
         proto = _to_onnx(module, _tensors(module, some), names, list(answers))
-    finally:
-        module.train(training)
     return ConvertedModel(
         proto=proto,
         inputs=tuple(_input(value, batch) for value in proto.graph.input),
@@ -108,14 +104,22 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def _answering(module: torch.nn.Module) -> Iterator[None]:
+    """In `eval` mode; afterwards each layer is in its own mode again, because some may be frozen in training."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
 def _original(module: torch.nn.Module) -> Original:
     def original(batch: Batch) -> dict[str, Array]:
-        training = module.training
-        module.eval()
-        try:
+        with _answering(module):
             answers = _named(_forward(module, _tensors(module, batch)))
-        finally:
-            module.train(training)
         return {name: answer.detach().cpu().numpy() for name, answer in answers.items()}
 
     return original

@@ -130,3 +130,12 @@ def test_unknown_input_is_named():
 def test_example_of_the_wrong_shape_is_said():
     with pytest.raises(InvalidConfig, match="input_example: the model itself refuses it: RuntimeError"):
         wrap(_mlp(), torch.randn(4, 5))
+
+
+def test_mode_of_every_layer_is_left_as_it_was(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).train()
+    module[1].eval()  # frozen, as in fine-tuning
+
+    save_model(module, tmp_path / "model", input_example=np.ones((5, 4), dtype=np.float32))
+
+    assert [layer.training for layer in (module, *module)] == [True, True, False]
