@@ -67,14 +67,19 @@ def event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
     """
     if event_time is None:
         return None, data
+    if data is None:
+        raise InvalidConfig("event_time: there are no rows whose times these could be (input_example, reference_data)")
     if isinstance(event_time, str):
         if not isinstance(data, pd.DataFrame) or event_time not in data.columns:
             raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
         event_time, data = data[event_time], data.drop(columns=[event_time])
     try:
-        times = pd.to_datetime(
-            pd.Series(np.asarray(event_time)) if not isinstance(event_time, pd.Series) else event_time, utc=True
-        )
+        given = event_time if isinstance(event_time, pd.Series) else pd.Series(np.asarray(event_time))
+        if pd.api.types.is_numeric_dtype(given.dtype) and len(given):
+            raise InvalidConfig(
+                f"event_time: {given.iloc[0]} is a number; give times (pandas.to_datetime(…, unit='s') makes them)"
+            )
+        times = pd.to_datetime(given, utc=True)
     except (TypeError, ValueError) as error:
         raise InvalidConfig(f"event_time: {error}") from None
     if len(times) != len(data):

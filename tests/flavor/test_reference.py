@@ -62,3 +62,13 @@ def test_missing_column_of_the_reference_is_named(model, table):
 def test_missing_time_is_refused(model, table):
     with pytest.raises(InvalidConfig, match="event_time has missing values"):
         wrap(model, table.assign(when=table.when.where(table.index > 3)), event_time="when")
+
+
+def test_numbers_are_no_times(model, table):
+    with pytest.raises(InvalidConfig, match=r"event_time: 1380000000 is a number; .*pandas\.to_datetime"):
+        wrap(model, table[["a", "b"]], event_time=1_380_000_000 + np.arange(400))
+
+
+def test_times_without_rows_are_refused(model):
+    with pytest.raises(InvalidConfig, match="event_time: there are no rows"):
+        wrap(model, event_time=["2013-01-01"])
