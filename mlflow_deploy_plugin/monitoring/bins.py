@@ -97,7 +97,7 @@ def freeze_bins(reference: Feature) -> Bins:
     known = reference.values[~np.isnan(reference.values)]
     finite = np.sort(known[np.isfinite(known)])
     low, high = np.quantile(finite, [0.005, 0.995]) if len(finite) else (0.0, 0.0)
-    if not 0 < high - low < _WIDEST or len(_distinct(finite)) <= 2:
+    if not low < high or max(-low, high) > _WIDEST or len(_distinct(finite)) <= 2:
         return _categories(known.tolist())
     return _grid(finite, float(low), float(high))
 

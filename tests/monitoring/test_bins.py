@@ -75,3 +75,10 @@ def test_a_side_without_values_has_no_distance():
 
     empty, full = np.zeros(bins.size), np.ones(bins.size)
     assert bins.distance(empty, full) == bins.distance(full, empty) == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_range_beyond_a_float_is_binned_without_a_warning():
+    values = np.array([-1.7e308, 1.7e308, np.inf, *np.zeros(5), np.nan])
+
+    assert isinstance(freeze_bins(Feature("x", "number", values)), CategoryBins)
