@@ -86,7 +86,8 @@ class Artifact:
     Attributes:
         columns / tensors: the signature's inputs; one of them is empty, both where there is no signature.
         inputs / outputs: the graph's, bound to the signature; empty for a stock `onnx` model until it is loaded.
-        prediction: the outputs that `predict` answers: one name is answered as a bare array, several as a mapping.
+        prediction: the outputs that `predict` answers: one name is answered as a bare array, several as a mapping
+            (see `OnnxModel.prediction` for a stock `onnx` model).
         classes: the labels in the order of the columns of the probabilities.
         parity: the state and the figures of `parity.json`.
         provenance: git commit, dataset digest, environment lock; empty where unknown.

@@ -66,8 +66,15 @@ class OnnxModel:
         }
 
     def prediction(self, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
-        """What `predict` answers: the bare array of the one prediction output, or a mapping of several."""
+        """What `predict` answers: the bare array of the one prediction output, or a mapping of several.
+
+        A stock `onnx` model answers as MLflow's pyfunc of it: always a mapping; for columns an array of records, one a
+        row, unless an output has several values a row, which MLflow would spread over more rows than it was given.
+        """
         names = self.artifact.prediction
+        if self.artifact.flavor == "onnx":
+            named = {name: outputs[name] for name in names}
+            return _records(named) if self.artifact.columns and _are_columns(named) else named
         return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
 
     def example_feeds(self) -> Feeds:
@@ -78,6 +85,17 @@ class OnnxModel:
             blank = "" if entry.dtype == "str" else 0
             feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
         return feeds
+
+
+def _are_columns(outputs: Mapping[str, Array]) -> bool:
+    """Whether every output has one value for each of the same rows."""
+    rows = {len(array) if array.ndim else -1 for array in outputs.values()}
+    return len(rows) == 1 and all(array.size == len(array) for array in outputs.values() if array.ndim)
+
+
+def _records(outputs: Mapping[str, Array]) -> Array:
+    columns = [array.reshape(-1).tolist() for array in outputs.values()]
+    return _objects([dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)])
 
 
 def _bind_to_graph(artifact: Artifact, session: Any) -> Artifact:

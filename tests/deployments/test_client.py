@@ -57,13 +57,13 @@ def test_a_target_that_is_not_there_says_which_is(uri: str) -> None:
 def test_predictions_are_plain_values_whatever_the_form_of_the_input(served: BaseDeploymentClient, inputs: Any) -> None:
     response = served.predict("sum", inputs)
 
-    assert response["predictions"] == [3.0, 7.5]
+    assert response["predictions"] == [{"y": 3.0}, {"y": 7.5}]
     assert json.loads(response.to_json()) == dict(response)
-    assert response.get_predictions("ndarray").tolist() == [3.0, 7.5]
+    assert response.get_predictions()["y"].tolist() == [3.0, 7.5]
 
 
 def test_one_row_as_a_dict_is_one_prediction(served: BaseDeploymentClient) -> None:
-    assert served.predict("sum", {"a": 1, "b": 2})["predictions"] == [3.0]
+    assert served.predict("sum", {"a": 1, "b": 2})["predictions"] == [{"y": 3.0}]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_file_that_mlflow_read_with_pandas_is_understood(
 
     frame = pd.read_json(tmp_path / "rows.json")  # as `mlflow deployments predict -I` does
 
-    assert served.predict("sum", frame)["predictions"] == [3.0, 7.5]
+    assert served.predict("sum", frame)["predictions"] == [{"y": 3.0}, {"y": 7.5}]
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_a_deployment_lives_through_its_commands(
 
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
     predicted = typed("predict", "-I", str(tmp_path / "rows.json"))
-    assert json.loads(predicted.stdout) == {"predictions": [6.0, 15.0]}
+    assert json.loads(predicted.stdout) == {"predictions": [{"y": 6.0}, {"y": 15.0}]}
 
     assert "'name': 'typed'" in deployments("list", "-t", "onnxserve").stdout
 
@@ -102,7 +102,9 @@ def test_run_local_serves_in_the_foreground_until_it_is_interrupted(
 
     try:
         wait_until(answers, what="the server answers")
-        assert requests.post(f"{url}/invocations", json=ROWS, timeout=5).json() == {"predictions": [3.0, 7.5]}
+        assert requests.post(f"{url}/invocations", json=ROWS, timeout=5).json() == {
+            "predictions": [{"y": 3.0}, {"y": 7.5}]
+        }
     finally:
         process.send_signal(signal.SIGTERM)
         status = process.wait(60)

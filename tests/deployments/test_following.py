@@ -54,7 +54,7 @@ def test_a_deployment_of_a_stage_serves_what_is_moved_there(
         lambda: (got := client.get_deployment("s"))["version"] == "2" and got, what="version 2 is served"
     )
     assert (moved["stage"], list(moved["workers"].values())) == ("Production", ["sum 2"])
-    assert client.predict("s", [[1, 2]])["predictions"] == [6.0]
+    assert client.predict("s", [[1, 2]])["predictions"] == [{"y": 6.0}]
 
     settings = load_settings()
     deployments = Deployments(open_store(settings.store_url), settings, lambda line: None)

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
 
 ROWS = [[1, 2], [3, 4.5]]
-ONCE, TWICE = [3.0, 7.5], [6.0, 15.0]
+ONCE, TWICE = [{"y": 3.0}, {"y": 7.5}], [{"y": 6.0}, {"y": 15.0}]
 
 
 def answers(client: BaseDeploymentClient, name: str | None = "d", endpoint: str | None = None) -> Any:

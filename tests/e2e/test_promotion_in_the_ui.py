@@ -37,7 +37,7 @@ class Traffic(threading.Thread):
         session = requests.Session()
         while not self._ended.is_set():
             response = session.post(self._url, json={"inputs": [[10.0]]}, timeout=10)
-            value = response.json()["predictions"][0][0] if response.ok else float("nan")
+            value = response.json()["predictions"]["y"][0][0] if response.ok else float("nan")
             version = response.headers.get("X-Model-Version", "")
             self.answers.append(Answer(time.monotonic(), response.status_code, version, value))
             self._ended.wait(0.005)

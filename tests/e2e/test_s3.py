@@ -45,7 +45,7 @@ def test_a_model_in_a_bucket_is_served_and_its_requests_are_logged_there(
     served = serve("-m", f"s3://{bucket.name}/model", "--name", "adder").wait_ready()
     for x in (1.0, 2.0):
         answer = served.predict(x, X_Event_Time="2026-06-01T12:30:00Z")
-        assert (answer.status_code, answer.json()) == (200, {"predictions": [[x]]})
+        assert (answer.status_code, answer.json()) == (200, {"predictions": [{"y": x}]})
     assert served.end() == 0, served.log.read_text()
 
     log = open_log(f"s3://{bucket.name}/log")
@@ -68,6 +68,6 @@ def test_a_stage_whose_files_mlflow_keeps_in_a_bucket_is_deployed(bucket: Any, t
     deployed = client.create_deployment("s3", "models:/from-s3/Production")
     try:
         assert (deployed["model"], deployed["version"]) == ("from-s3", "1")
-        assert client.predict("s3", {"inputs": [[1.0]]})["predictions"] == [[2.0]]
+        assert client.predict("s3", {"inputs": [[1.0]]})["predictions"] == {"y": [[2.0]]}
     finally:
         client.delete_deployment("s3")

@@ -52,8 +52,26 @@ def test_a_stock_onnx_model_answers_by_its_graphs_names(
     model = OnnxModel.load(write_model(tmp_path, graph, signature or None))
     outputs = model.run(model.schema.from_columns(data))
     assert {name: array.tolist() for name, array in outputs.items()} == answer
-    prediction = model.prediction(outputs)
-    assert isinstance(prediction, dict) == (len(answer) > 1)
+
+
+@pytest.mark.parametrize(
+    ("graph", "signature", "data", "prediction"),
+    [
+        (SUM, [], {"X": [[1, 2], [3, 4]]}, {"y": [3.0, 7.0]}),
+        (SUM, [column("a"), column("b")], {"a": [1, 3], "b": [2, 4]}, [{"y": 3.0}, {"y": 7.0}]),
+        (TWO, [column("b", "long"), column("a")], {"b": [2], "a": [1]}, [{"y": -1.0, "n": -2}]),
+        (TEXT, [column("s", "string")], {"s": ["a"]}, [{"t": "a"}]),
+        (FIXED, [column("a"), column("b")], {"a": [1, 3], "b": [2, 4]}, {"y": [[-1, -2], [-3, -4]]}),
+    ],
+)
+def test_the_prediction_of_a_stock_onnx_model_is_that_of_mlflows_pyfunc(
+    tmp_path: Path, graph: str, signature: list[Any], data: dict[str, Any], prediction: Any
+) -> None:
+    model = OnnxModel.load(write_model(tmp_path, graph, signature or None))
+    found = model.prediction(model.run(model.schema.from_columns(data)))
+    assert prediction == (
+        {name: array.tolist() for name, array in found.items()} if isinstance(found, dict) else found.tolist()
+    )
 
 
 def test_only_the_outputs_asked_for_are_computed(tmp_path: Path) -> None:
