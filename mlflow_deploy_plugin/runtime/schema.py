@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -164,9 +165,13 @@ class Schema:
         return rows
 
     def _from_frame(self, data: Mapping[str, list[Any]]) -> Feeds:
-        """A table: by column name; for the only tensor of rank 2, its columns in the order in which they come."""
-        if self.columns or all(name in data for name in self.names):
+        """A table: by column name; for the only tensor its only column, or, of rank 2, all columns as they come."""
+        if self.columns:
             return self.from_columns(data)
+        if len(self.tensors) == 1 and len(data) == 1:
+            data = {self.tensors[0].name: next(iter(data.values()))}
+        if all(name in data for name in self.names):
+            return self._from_tensors({tensor.name: _from_cells(tensor, data[tensor.name]) for tensor in self.tensors})
         if len(self.tensors) == 1 and len(self.tensors[0].shape) == 2:
             return self._from_tensors({self.tensors[0].name: list(map(list, zip(*data.values(), strict=True)))})
         raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {', '.join(self.names)}")
@@ -224,6 +229,24 @@ def compile_schema(columns: tuple[Column, ...], tensors: tuple[Tensor, ...], inp
     if tensors and (len(tensors) != len(inputs) or (len(inputs) > 1 and set(names) != {e.name for e in inputs})):
         raise InvalidArtifact(f"the graph takes {[e.name for e in inputs]}, the signature gives {sorted(names)}")
     return Schema(columns, tensors, inputs)
+
+
+def _from_cells(tensor: Tensor, cells: list[Any]) -> list[Any]:
+    """A column of a table as a tensor: a cell holds its row's one value, or all of them flattened, as in MLflow."""
+    inner = tensor.shape[1:]
+    if len(inner) == 1:
+        return cells if any(isinstance(cell, list) for cell in cells) else [[cell] for cell in cells]
+    return [_unflattened(cell, inner) for cell in cells]
+
+
+def _unflattened(cell: Any, shape: tuple[int, ...]) -> Any:
+    """The values of one row in its shape; what is not as many values in one list is left as it is, to be checked."""
+    is_flat = isinstance(cell, list) and len(shape) > 1 and not any(isinstance(value, list) for value in cell)
+    if not is_flat or min(shape) < 1 or len(cell) != prod(shape):
+        return cell
+    for size in shape[:0:-1]:
+        cell = [cell[start : start + size] for start in range(0, len(cell), size)]
+    return cell
 
 
 def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:

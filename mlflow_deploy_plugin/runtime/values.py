@@ -1,7 +1,8 @@
 """One column or one tensor: values as they came, checked, as an array of the signature's type.
 
-Checked as MLflow's signature enforcement does: integers go into floating-point columns, nothing else changes its type
-silently. An error names the column, the row and the value.
+Checked as MLflow's signature enforcement does: integers go into floating-point columns, and numbers such as 20.0, which
+lose nothing, into integer ones where they come in lists; nothing else changes its type silently. An error names the
+column, the row and the value.
 """
 
 import reprlib
@@ -64,6 +65,8 @@ def typed_tensor(tensor: Tensor, values: Any) -> Array:
     if not isinstance(values, np.ndarray):
         _check_nesting(label, tensor, values)
     array = _as_array(label, values, dtype)
+    if dtype.kind in "iu" and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
+        array = _whole(array, dtype)
     if len(array.shape) != len(tensor.shape) or any(
         want not in (-1, have) for want, have in zip(tensor.shape, array.shape, strict=True)
     ):
@@ -115,6 +118,17 @@ def _as_array(label: str, values: Any, dtype: np.dtype[Any]) -> Array:
     return _with_nan(label, array)
 
 
+def _whole(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Numbers without fractions as integers; others are left as they are, to be refused.
+
+    An integer beside a fractional number has become a float already, which above 2**53 may be another number.
+    """
+    limits = np.iinfo(dtype)
+    low, high = max(limits.min, 1 - 2**53), min(limits.max, 2**53 - 1)
+    fits = (array == np.trunc(array)) & (array >= low) & (array <= high)
+    return array.astype(dtype) if fits.all() else array
+
+
 def _text(label: str, array: Array) -> Array:
     for value in array.flat:
         if not isinstance(value, str):
@@ -149,6 +163,9 @@ def _numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]) -> Arr
     if "n" in kinds and dtype.kind == "f":
         values = [np.nan if value is None else value for value in values]
         kinds.discard("n")
+    if "f" in kinds and dtype.kind in "iu":
+        values = [int(v) if _kind_of(type(v)) == "f" and float(v).is_integer() else v for v in values]
+        kinds = set(map(_kind_of, set(map(type, values))))
     if not kinds <= _ACCEPTED[_KINDS[dtype.kind]]:
         row = next(i for i, value in enumerate(values) if _kind_of(type(value)) not in _ACCEPTED[_KINDS[dtype.kind]])
         raise SchemaMismatch(_mistyped(column, row, values[row]))

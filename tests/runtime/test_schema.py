@@ -41,6 +41,7 @@ def as_lists(feeds: Mapping[str, Any]) -> dict[str, list[Any]]:
     ("kind", "values", "dtype", "typed"),
     [
         ("double", [1, 2.5], np.float64, [1.0, 2.5]),
+        ("long", [1, 2.0], np.int64, [1, 2]),
         ("double", [1.0, None], np.float64, [1.0, np.nan]),
         ("double", np.array([1, 2], np.int8), np.float64, [1.0, 2.0]),
         ("double", np.array([1.5], object), np.float64, [1.5]),
@@ -77,7 +78,8 @@ def test_a_column_takes_what_mlflow_takes(kind: ColumnType, values: Any, dtype: 
         ("double", np.array(["2013-01-01"], "datetime64[D]"), ["row 0"]),
         ("float", [1.0, 1e300], ["row 1", "1e+300", "does not fit the type float"]),
         ("float", np.array([1.0, -1e300]), ["row 1", "-1e+300", "does not fit the type float"]),
-        ("long", [1, 2.0], ["row 1", "2.0", "an integer"]),
+        ("long", [1, 2.5], ["row 1", "2.5", "an integer"]),
+        ("long", [1.0, 2.0**63], ["row 1", "does not fit the type long"]),
         ("long", [None], ["row 0", "null"]),
         ("long", [float("nan")], ["row 0", "nan"]),
         ("long", [1, 2**63], ["row 1", str(2**63)]),
@@ -223,6 +225,31 @@ def test_a_tensor_takes_its_type(dtype: str, values: Any, typed: list[Any]) -> N
 
 
 @pytest.mark.parametrize(
+    ("shape", "cells", "values"),
+    [
+        ((-1,), [1, 2], [1, 2]),
+        ((-1, 1), [1, 2], [[1], [2]]),
+        ((-1, 2), [[1, 2], [3, 4]], [[1, 2], [3, 4]]),
+        ((-1, 2, 3), [[1, 2, 3, 4, 5, 6]], [[[1, 2, 3], [4, 5, 6]]]),
+        ((-1, 1, 2, 2), [[1, 2, 3, 4]], [[[[1, 2], [3, 4]]]]),
+        ((1, 2, 2), [[[1, 2], [3, 4]]], [[[1, 2], [3, 4]]]),
+    ],
+)
+def test_a_cell_of_a_table_holds_a_row_of_a_tensor_nested_or_flattened(
+    shape: tuple[int, ...], cells: list[Any], values: list[Any]
+) -> None:
+    schema = tensor_schema("float32", *shape)
+    for feeds in (schema.from_rows(["x"], [[cell] for cell in cells]), schema.from_records([{"x": c} for c in cells])):
+        assert feeds["x"].tolist() == values
+
+
+@pytest.mark.parametrize("cell", [[1, 2, 3], [1, 2, 3, 4, 5], [1e39, 2, 3, 4], [], [[1], 2, 3, 4], "abcd", None])
+def test_a_cell_that_does_not_fill_its_tensor_is_refused(cell: Any) -> None:
+    with pytest.raises(SchemaMismatch):
+        tensor_schema("float32", -1, 2, 2).from_records([{"x": cell}])
+
+
+@pytest.mark.parametrize(
     ("dtype", "values", "words"),
     [
         ("float32", [["a", 1.0]], "strings"),
@@ -240,7 +267,10 @@ def test_a_tensor_takes_its_type(dtype: str, values: Any, typed: list[Any]) -> N
         ("float32", [], "no rows"),
         ("float32", np.zeros((0, 2)), "no rows"),
         ("float32", [[True, False]], "booleans"),
-        ("int64", [[1.0, 2.0]], "fractions"),
+        ("int64", [[1.5, 2.0]], "fractions"),
+        ("int64", [[1.0, float("nan")]], "fractions"),
+        ("int64", [[2**53 + 1, 1.0]], "fractions"),
+        ("int64", np.array([[1.0, 2.0]]), "fractions"),
         ("int64", [[1, None]], "null"),
         ("int64", [[2**63, 1]], "."),
         ("int64", [[2**64, 1]], "."),

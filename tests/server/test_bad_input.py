@@ -43,7 +43,11 @@ JSON_CASES: list[tuple[str, Any, list[str]]] = [
         {"inputs": {"carrier": ["A"], "distance": [1, 2], "hour": [1], "late": [True]}},
         ["'distance'", "2"],
     ),
-    ("a scalar for a column", {"inputs": {"carrier": "A", "distance": 1, "hour": 1, "late": True}}, ["'carrier'"]),
+    (
+        "a scalar for a column",
+        {"inputs": {"carrier": "A", "distance": [1], "hour": [1], "late": [True]}},
+        ["'carrier'"],
+    ),
     ("a doubled column", split([*ALL, "late"], ["A", 1, 1, True, True]), ["'late'", "twice"]),
     ("a short row", split(ALL, ["AA", 1.0, 3]), ["row 0", "4 values"]),
     ("a row that is no list", split(ALL, 7), ["row 0", "7"]),  # type: ignore[arg-type]

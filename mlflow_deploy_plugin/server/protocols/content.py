@@ -1,5 +1,6 @@
 """What every protocol over HTTP shares: the content type, and JSON in both directions."""
 
+import codecs
 import contextlib
 import json
 from typing import Any
@@ -35,7 +36,7 @@ def load_json(body: bytes) -> Any:
     """The document in `body`. orjson bounds the depth itself (1,024 levels).
 
     The bare words NaN and Infinity are no JSON, but MLflow's own clients and input examples write them, and its server
-    reads them: so does this one.
+    reads them: so does this one. It takes a byte order mark before the document as well.
 
     Raises:
         InvalidRequest: not JSON; the message says where.
@@ -43,7 +44,7 @@ def load_json(body: bytes) -> Any:
     if not body:
         raise InvalidRequest("the body is empty; a JSON document is expected")
     try:
-        return orjson.loads(body)
+        return orjson.loads(body.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         if b"NaN" in body or b"Infinity" in body:
             with contextlib.suppress(ValueError, RecursionError):

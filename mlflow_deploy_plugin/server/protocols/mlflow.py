@@ -8,7 +8,7 @@ is `{"predictions": …}`. `params` is accepted; an ONNX graph has none, and MLf
 from collections.abc import Callable
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.errors import InvalidRequest, UnsupportedMediaType
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, dump_json, json_type, load_json_object, media_type
 from mlflow_deploy_plugin.server.protocols.table import read_csv
@@ -18,11 +18,13 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     """The feeds in the body of `/invocations`.
 
     Raises:
-        UnsupportedMediaType: neither JSON nor CSV in UTF-8.
+        UnsupportedMediaType: neither JSON nor CSV in UTF-8, or a parameter beside the charset.
         InvalidRequest: the body cannot be read, or holds none or several of the four fields.
         SchemaMismatch: it can be read, and does not fit the signature.
     """
-    if media_type(content_type, (JSON, CSV)) == CSV:
+    kind = media_type(content_type, (JSON, CSV))
+    _check_parameters(content_type or "")
+    if kind == CSV:
         return read_csv(body, schema)
     return decode_document(load_json_object(content_type, body), schema)
 
@@ -42,15 +44,29 @@ def decode_document(document: dict[str, Any], schema: Schema) -> Feeds:
 
 
 def encode(prediction: Array | dict[str, Array]) -> bytes:
-    """`{"predictions": …}`: nested lists for one output, a mapping of them for several."""
+    """`{"predictions": …}`: nested lists, a mapping of them by output, or records; see `OnnxModel.prediction`."""
     return dump_json({"predictions": prediction})
+
+
+def _check_parameters(content_type: str) -> None:
+    """Refuses what would change the meaning, as `header=absent` of CSV or MLflow 1's `format=pandas-split`."""
+    for parameter in content_type.split(";")[1:]:
+        name = parameter.partition("=")[0].strip()
+        if name and name.lower() != "charset":
+            raise UnsupportedMediaType(f"the Content-Type has the parameter {name[:40]!r}; only charset is understood")
 
 
 def _dataframe_split(value: Any, schema: Schema) -> Feeds:
     """pandas' `to_dict(orient="split")`; its `index` is ignored, as in MLflow's answer."""
     if not isinstance(value, dict) or not isinstance(value.get("data"), list):
         raise InvalidRequest("dataframe_split must be an object with the arrays `columns` and `data`")
-    columns = value.get("columns")
+    if unknown := value.keys() - _SPLIT_KEYS:
+        raise InvalidRequest(f"dataframe_split holds {min(unknown)[:60]!r}; it takes columns, data and index")
+    index, columns = value.get("index"), value.get("columns")
+    if index is not None and (not isinstance(index, list) or len(index) != len(value["data"])):
+        raise InvalidRequest(
+            f"dataframe_split: index must be an array with one label for each of {len(value['data'])} rows"
+        )
     if columns is None:
         return schema.from_array(value["data"])
     if not isinstance(columns, list) or not all(type(name) in (str, int) for name in columns):
@@ -63,12 +79,20 @@ def _dataframe_records(value: Any, schema: Schema) -> Feeds:
 
 
 def _instances(value: Any, schema: Schema) -> Feeds:
-    rows = _rows("instances", value)
-    return schema.from_records(rows) if rows and isinstance(rows[0], dict) else schema.from_array(rows)
+    return _named_or_rows("instances", value, schema)
 
 
 def _inputs(value: Any, schema: Schema) -> Feeds:
-    return schema.from_columns(value) if isinstance(value, dict) else _instances(_rows("inputs", value), schema)
+    return _named_or_rows("inputs", value, schema)
+
+
+def _named_or_rows(field: str, value: Any, schema: Schema) -> Feeds:
+    """Columns or tensors by name, one record (no value of it is a list), records, or rows without names."""
+    if isinstance(value, dict):
+        is_record = schema.columns and value and not any(isinstance(entry, list) for entry in value.values())
+        return schema.from_records([value]) if is_record else schema.from_columns(value)
+    rows = _rows(field, value)
+    return schema.from_records(rows) if rows and isinstance(rows[0], dict) else schema.from_array(rows)
 
 
 def _rows(field: str, value: Any) -> list[Any]:
@@ -77,6 +101,7 @@ def _rows(field: str, value: Any) -> list[Any]:
     return value
 
 
+_SPLIT_KEYS = {"columns", "data", "index"}
 _READERS: dict[str, Callable[[Any, Schema], Feeds]] = {
     "dataframe_split": _dataframe_split,
     "dataframe_records": _dataframe_records,

@@ -8,11 +8,16 @@ from typing import Any
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
 
-_BOOLEANS = {"true": True, "false": False}
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+_MISSING = frozenset(
+    {"NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan"}
+    | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
+)
+"""What pandas reads as a missing value; here only where a number or a boolean is expected: in a text, NA is Namibia."""
 
 
 def read_csv(body: bytes, schema: Schema) -> Feeds:
-    """The feeds in a CSV text; an empty field is null, blank lines are skipped.
+    """The feeds in a CSV text; an empty field is null, so is pandas' NA for a number; blank lines are skipped.
 
     Raises:
         InvalidRequest: not UTF-8, or not CSV.
@@ -30,7 +35,8 @@ def read_csv(body: bytes, schema: Schema) -> Feeds:
 def _parse(body: bytes) -> tuple[list[str], list[list[str]]]:
     try:
         text = body.decode("utf-8-sig")
-        lines = [fields for fields in csv.reader(io.StringIO(text, newline=""), strict=True) if fields]
+        read = csv.reader(io.StringIO(text, newline=""), strict=True)
+        lines = [fields for fields in read if fields and not (len(fields) == 1 and fields[0].isspace())]
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the CSV is not valid UTF-8: byte {error.start} is {body[error.start]:#04x}") from None
     except csv.Error as error:
@@ -52,7 +58,7 @@ def _column_types(header: list[str], schema: Schema) -> dict[str, str]:
 
 
 def _field(name: str, types: dict[str, str], row: int, text: str, read: Callable[[str], Any]) -> Any:
-    if not text:
+    if not text or (text in _MISSING and read is not str):
         return None
     try:
         return read(text)
@@ -64,8 +70,12 @@ def _float(text: str) -> float:
     return float(_without_underscore(text))
 
 
-def _integer(text: str) -> int:
-    return int(_without_underscore(text))
+def _integer(text: str) -> int | float:
+    """A number with a point or an exponent is a float here; the schema takes it where it is whole."""
+    try:
+        return int(_without_underscore(text))
+    except ValueError:
+        return _float(text)
 
 
 def _without_underscore(text: str) -> str:

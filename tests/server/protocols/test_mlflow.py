@@ -106,6 +106,13 @@ def test_csv_is_typed_by_the_signature(text: str) -> None:
     assert (feeds["n"].tolist(), feeds["b"].tolist()) == ([[2], [-3]], [[True], [False]])
 
 
+def test_pandas_na_is_missing_where_a_number_is_expected_and_itself_in_a_text() -> None:
+    feeds = decode("text/csv", b"s,d,n,b\nNA,NA,2,true\nnull,<NA>,2.0,0\n", MIXED)
+    assert feeds["s"].tolist() == [["NA"], ["null"]]
+    assert np.isnan(feeds["d"]).all()
+    assert (feeds["n"].tolist(), feeds["b"].tolist()) == ([[2], [2]], [[True], [False]])
+
+
 def test_csv_feeds_a_tensor_by_position() -> None:
     assert decoded(b"p,q\n1,2\n3,4\n", TENSOR, "text/csv") == {"x": [[1, 2], [3, 4]]}
 
