@@ -366,3 +366,13 @@ def test_texts_are_read_without_the_machine_s_locale(in_table):
     wrapped = wrap(make_pipeline(first, LogisticRegression()).fit(example, labels), example)
 
     assert wrapped.report.state == "proven"
+
+
+def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix):
+    rows, _ = matrix
+    wrapped = wrap(
+        IsolationForest(n_estimators=12, random_state=0).fit(rows[:200]), rows[:200]
+    )  # the tenth sorts second
+
+    assert wrapped.report.state == "proven"
+    assert wrapped.report.sources["missing"] > 0

@@ -37,16 +37,31 @@ def restore_missing_directions(graph: Any, fitted: Any) -> None:
     for node in graph.node:
         if not node.op_type.startswith("TreeEnsemble"):
             continue
-        lists = {attribute.name: attribute.ints for attribute in node.attribute}
-        owners, positions = np.array(lists["nodes_treeids"]), np.array(lists["nodes_nodeids"])
-        used = trees[: len(set(owners.tolist()))]
-        sizes = [int((owners == owner).sum()) for owner in range(len(used))]
-        if not used or sizes != [tree.node_count for tree in used]:
-            return  # gradient boosting, which says it itself, or an arrangement that we do not know
-        trees = trees[len(used) :]
-        left = [bool(used[owner].missing_go_to_left[at]) for owner, at in zip(owners, positions, strict=True)]
-        del lists["nodes_missing_value_tracks_true"][:]
-        lists["nodes_missing_value_tracks_true"].extend(int(value) for value in left)
+        lists = {attribute.name: np.array(attribute.ints) for attribute in node.attribute}
+        owners, positions = lists["nodes_treeids"], lists["nodes_nodeids"]
+        count = len(np.unique(owners))
+        # the nodes of an IsolationForest, one for each tree, do not come in the trees' order
+        starts = (start for start in range(len(trees) - count + 1) if _is_of(lists, trees[start : start + count]))
+        if (start := next(starts, None)) is None:
+            continue  # gradient boosting, which says it itself, or an arrangement that we do not know
+        used = trees[start : start + count]
+        del trees[start : start + count]
+        left = [int(used[owner].missing_go_to_left[at]) for owner, at in zip(owners, positions, strict=True)]
+        tracks = next(attribute for attribute in node.attribute if attribute.name == "nodes_missing_value_tracks_true")
+        del tracks.ints[:]
+        tracks.ints.extend(left)
+
+
+def _is_of(lists: dict[str, Array], trees: list[Any]) -> bool:
+    """Whether a node of the graph holds these trees: as many nodes in each, deciding by the same features."""
+    for owner, tree in enumerate(trees):
+        mine = lists["nodes_treeids"] == owner
+        if mine.sum() != tree.node_count:
+            return False
+        features = tree.feature[lists["nodes_nodeids"][mine]]
+        if not np.array_equal(lists["nodes_featureids"][mine][features >= 0], features[features >= 0]):
+            return False
+    return True
 
 
 def has_trees(fitted: Any) -> bool:
