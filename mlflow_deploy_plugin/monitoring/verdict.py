@@ -154,6 +154,8 @@ def judge(
         return not_judged("the window and the reference have no feature in common")
     if rows < min_rows:
         return not_judged(f"the window has {rows} rows; min_rows is {min_rows}")
+    if rows < MIN_COMPARED_ROWS:
+        return not_judged(f"the window has {rows} rows; at least {MIN_COMPARED_ROWS} are needed")
     if reference_times is None:
         return not_judged(
             "the model's reference has no event times, so there are no windows to compare with; "

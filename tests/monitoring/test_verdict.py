@@ -94,14 +94,18 @@ def test_one_odd_row_of_a_constant_feature_is_no_drift_and_many_are():
     ("arguments", "reason"),
     [
         ({"min_rows": 81}, "the window has 80 rows; min_rows is 81"),
+        ({"count": 29, "min_rows": 5}, "the window has 29 rows; at least 30 are needed"),
         ({"blocks": 18}, "a false-alarm rate of 0.05 needs at least 19 windows .* it has 18"),
         ({"rate": 0.001}, "needs at least 999 windows"),
     ],
 )
 def test_what_cannot_be_supported_is_not_judged(arguments, reason):
     rng = np.random.default_rng(6)
+    count = arguments.get("count", ROWS)
 
-    verdict = verdict_on(rows(rng, [0])[0], rng, **arguments)
+    verdict = verdict_on(
+        rows(rng, [0], count=count)[0], rng, **{name: value for name, value in arguments.items() if name != "count"}
+    )
 
     assert verdict.state == "not judged"
     assert verdict.p_value is verdict.threshold is None
