@@ -91,4 +91,7 @@ def event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
 
 def _arrow(array: Array) -> pa.Array:
     """[N] as a column, [N, …] as a column of (nested) lists."""
-    return pa.array(array if array.ndim == 1 else array.tolist())
+    if array.ndim == 1:
+        return pa.array(array)
+    starts = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]
+    return pa.ListArray.from_arrays(starts, _arrow(array.reshape(-1, *array.shape[2:])))

@@ -1,5 +1,6 @@
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from sklearn.linear_model import LinearRegression
 
@@ -72,3 +73,10 @@ def test_numbers_are_no_times(model, table):
 def test_times_without_rows_are_refused(model):
     with pytest.raises(InvalidConfig, match="event_time: there are no rows"):
         wrap(model, event_time=["2013-01-01"])
+
+
+def test_wide_answers_are_kept_without_a_python_object_for_each_number():
+    column = reference._arrow(np.arange(24, dtype=np.float32).reshape(4, 3, 2))
+
+    assert column.to_pylist()[1] == [[6.0, 7.0], [8.0, 9.0], [10.0, 11.0]]
+    assert column.type == pa.list_(pa.list_(pa.float32()))
