@@ -43,7 +43,7 @@ class Registry(Protocol):
 
     def resolve(self, model_uri: str) -> ResolvedModel: ...
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion: ...
-    def report_failure(self, version: FetchedVersion, error: str) -> None: ...
+    def report_failure(self, source: str, error: str) -> None: ...
 
 
 @dataclass
@@ -177,6 +177,7 @@ class Follower:
                 fetched = self.registry.fetch(resolved)
             except ModelError as error:
                 tracked.refused, tracked.refusal = resolved.identity, f"{uri}: {error.message}"
+                self.registry.report_failure(resolved.source, error.message)
                 return resolved.followed
             if tracked.version is not None and tracked.version.folder != fetched.folder:
                 tracked.previous = tracked.version
@@ -234,7 +235,7 @@ class Follower:
         if tracked.previous is not None:
             tracked.refusal += f"; version {tracked.previous.version} is served on"
             tracked.version, tracked.previous = tracked.previous, None
-        self.registry.report_failure(version, error)
+        self.registry.report_failure(version.source, error)
 
     def _something_lacks(self) -> bool:
         return not self._specs or any(tracked.version is None for tracked in self._tracked.values())

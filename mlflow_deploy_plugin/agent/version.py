@@ -59,9 +59,9 @@ class MlflowRegistry:
             self.cache.prune()
         return _described(resolved, read_artifact(folder))
 
-    def report_failure(self, version: FetchedVersion, error: str) -> None:
-        """Tags the registered version with the error, where the registry can be reached."""
-        reference = parse_model_uri(version.source)
+    def report_failure(self, source: str, error: str) -> None:
+        """Tags the registered version that is `source` with the error, where the registry can be reached."""
+        reference = parse_model_uri(source)
         if reference.kind != "version":
             return
         try:

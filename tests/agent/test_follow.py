@@ -57,8 +57,8 @@ class World:
             self.make_model(folder)
         return FetchedVersion("tiny", resolved.version, folder, {}, resolved.identity, resolved.source)
 
-    def report_failure(self, version: FetchedVersion, error: str) -> None:
-        self.failures.append((version.version, error))
+    def report_failure(self, source: str, error: str) -> None:
+        self.failures.append((source, error))
 
 
 @dataclass
@@ -231,6 +231,7 @@ def test_a_version_without_onnx_is_refused_once_and_the_old_one_stays(case: Case
         case.now += 2
         assert follower.round().error == f"{STAGE}: no onnx here"
     assert case.world.fetched == ["1", "2"]
+    assert case.world.failures == [("models:/tiny/2", "no onnx here")]
     assert case.versions == {"v1": "1"}
 
 
@@ -254,7 +255,7 @@ def test_a_version_that_workers_cannot_load_gives_way_to_the_one_before(case: Ca
             False,
         )
     assert (case.wanted.generation, case.versions) == (3, {"v1": "1"})
-    assert case.world.failures == [("2", "bad graph")]
+    assert case.world.failures == [("models:/tiny/2", "bad graph")]
 
     case.world.versions[STAGE] = "3"
     case.now += 2

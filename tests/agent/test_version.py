@@ -45,7 +45,7 @@ def test_a_folder_with_a_link_is_not_served(registry: MlflowRegistry, make_model
 
 
 def test_a_failure_of_what_is_not_registered_is_reported_to_nobody(registry: MlflowRegistry, tmp_path: Path) -> None:
-    registry.report_failure(FetchedVersion("x", "m-1", tmp_path, {}, "", str(tmp_path)), "it does not load")
+    registry.report_failure(str(tmp_path), "it does not load")
 
 
 def test_only_versions_that_are_still_whole_are_restored(make_model: MakeModel, tmp_path: Path) -> None:
