@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.reference import Reference, model_name, parse_model_uri
 
 if TYPE_CHECKING:
@@ -147,7 +147,10 @@ def _wish(reference: Reference) -> str:
 
 
 def _not_found(reference: Reference) -> str:
-    """Says what exists instead: the model's versions with stage and aliases, or, without such a model, the models."""
+    """Says what exists instead: the model's versions with stage and aliases, or, without such a model, the models.
+
+    And then where: without MLFLOW_TRACKING_URI it is a file in this folder, which is seldom meant.
+    """
     client, name = registry_client(), reference.name
     lacks = f"model {name} has no {_wish(reference)}; "
     with registry_errors(f"model {name}"):
@@ -160,7 +163,7 @@ def _not_found(reference: Reference) -> str:
     if name in models:
         return lacks + "it has no versions at all"
     others = f"registered are {', '.join(models)}" if models else "the registry is empty"
-    return f"there is no registered model {name}; {others}"
+    return f"there is no registered model {name}; {others}, in MLflow at {registry_address()}"
 
 
 def _shown(version: "ModelVersion", aliases: dict[str, str]) -> str:

@@ -69,6 +69,13 @@ def test_what_does_not_exist_is_said_with_what_does(store: Any, model_uri: str, 
     assert "\n" not in caught.value.message
 
 
+def test_a_model_that_is_not_there_is_said_with_the_registry_that_was_asked(store: Any) -> None:
+    with pytest.raises(
+        NotFound, match=r"no registered model tyni; registered are empty, tiny, in MLflow at sqlite:///\S+$"
+    ):
+        resolve("models:/tyni/Production")
+
+
 def test_an_unknown_stage_is_told_from_an_alias(store: Any) -> None:
     with pytest.raises(InvalidConfig, match=r"neither a version, `latest` nor a stage.*models:/tiny@champion"):
         resolve("models:/tiny/champion")
