@@ -185,7 +185,7 @@ def _head(verdict: Verdict, title: str, notes: Sequence[str]) -> str:
         f"<h1 style='font-size:1.4em'>{html.escape(title)}: {verdict.state}</h1><p>{html.escape(summary(verdict))}</p>"
     ]
     if verdict.features:
-        names = ("feature", "score", "distance", "missing", "in the reference", "")
+        names = ("feature", "score", "distance", "missing", "missing in the reference", "")
         cells = "".join(f"<th style='text-align:left;padding-right:1.5em'>{name}</th>" for name in names)
         rows = [
             f"<tr><td>{html.escape(feature.name)}</td><td>{feature.score:.2f}</td><td>{feature.distance:.3f}</td>"

@@ -88,7 +88,7 @@ def _begin(client: MlflowClient, judgement: Judgement) -> tuple[str, bool]:
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         return run_id, False
     experiment_id = _experiment_id(client, f"onnxserve/{judgement.endpoint}")
-    name = f"drift {judgement.monitor} {judgement.window}"
+    name = f"{judgement.monitor} {judgement.window}"
     return str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id), True
 
 
