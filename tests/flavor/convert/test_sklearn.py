@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer, make_column_selector, make_column_transformer
 from sklearn.dummy import DummyClassifier
@@ -376,3 +377,23 @@ def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix)
 
     assert wrapped.report.state == "proven"
     assert wrapped.report.sources["missing"] > 0
+
+
+def test_numbers_in_an_array_of_objects_are_numbers(matrix):
+    rows, target = matrix
+    mixed = pd.DataFrame({0: rows[:, 0], 1: rows[:, 1] > 0, 2: [None, *rows[1:, 2]]}, dtype=object)
+
+    wrapped = wrap(HistGradientBoostingRegressor(max_iter=3).fit(mixed.to_numpy(), target), mixed)
+
+    assert wrapped.report.state == "proven"
+    assert wrapped.converted.inputs[0].dtype != "str"
+
+
+def test_example_of_another_form_is_refused_by_its_kind(matrix):
+    rows, target = matrix
+    model = Ridge().fit(rows, target)
+
+    with pytest.raises(InvalidConfig, match=r"an array of \[rows, columns\], not a csr_matrix"):
+        wrap(model, csr_matrix(rows))
+    with pytest.raises(InvalidConfig, match=r"not a ndarray of the shape \(5,\)"):
+        wrap(model, rows[0])

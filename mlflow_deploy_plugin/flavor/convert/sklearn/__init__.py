@@ -40,17 +40,28 @@ def read_batch(model: Any, data: Any) -> Batch:
     if isinstance(data, pd.DataFrame):
         # a table without names is one matrix to scikit-learn, and to us
         named = any(isinstance(name, str) for name in data.columns)
-        return data if named else {"": data.to_numpy()}
+        return data if named else {"": _numbers(data.to_numpy())}
     if isinstance(data, dict):
         return pd.DataFrame(data)
     if isinstance(data, pd.Series) or (isinstance(data, list) and all(isinstance(entry, str) for entry in data)):
         return pd.DataFrame({getattr(data, "name", None) or "text": list(data)})
     array = np.asarray(data)
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
+        found = type(data).__name__ + (f" of the shape {array.shape}" if array.ndim else "")
         raise InvalidConfig(
-            f"input_example: a scikit-learn model takes a DataFrame or an array of [rows, columns], not {array.shape}"
+            f"input_example: a scikit-learn model takes a DataFrame or an array of [rows, columns], not a {found}"
         )
-    return {"": array}
+    return {"": _numbers(array)}
+
+
+def _numbers(array: Array) -> Array:
+    """An array of objects without any text as numbers, as scikit-learn reads it; others as they are."""
+    if array.dtype.kind != "O" or any(isinstance(value, str) for value in array.flat):
+        return array
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError):
+        return array
 
 
 def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[], ConvertedModel]]:
