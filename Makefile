@@ -30,6 +30,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 		|| $(PIP) install -q -c constraints.txt 'torch==$(TORCH)'
 	@$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@
+	@echo "installed; 'make demo' runs the whole loop, 'source $(BIN)/activate' is for your own"
 
 demo: install
 	@$(BIN)/python -m projects.demo

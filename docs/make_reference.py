@@ -34,7 +34,7 @@ def reference() -> str:
     """The page as Markdown."""
     rows = [_row(name, default, description, kind) for name, kind, default, description in field_reference()]
     settings = [
-        _row(f"ONNXSERVE_{name.upper()}", str(field.default), field.description or "")
+        _row(f"ONNXSERVE_{name.upper()}", str(field.default or ""), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
     return HEAD + "".join(rows) + SETTINGS + "".join(settings)

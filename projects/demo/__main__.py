@@ -41,7 +41,9 @@ def _run(place: Place, screen: Screen) -> None:
     finally:
         if not finished or os.environ.get("DEMO_EXIT") == "1":
             stop(place, screen)
-    if os.environ.get("DEMO_EXIT") != "1":
+    if os.environ.get("DEMO_EXIT") == "1":
+        print(f"The servers are stopped, as DEMO_EXIT=1 asks; the reports stay in {place.reports}")
+    else:
         home = "" if place.home == DEFAULT_HOME else f" --home {place.home}"
         print(f"The servers go on running. This stops them:   {sys.executable} -m projects.demo stop{home}")
 

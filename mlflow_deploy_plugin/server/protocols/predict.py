@@ -58,7 +58,11 @@ def encode_batch(artifact: Artifact, model: str, version: str, outputs: dict[str
 
 
 def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[str, Array]:
+    """The label where the model has one, also where its `predict` answers probabilities: those stand beside it."""
+    roles = {output.name: output.role for output in artifact.outputs}
     names = artifact.prediction
+    if [roles.get(name) for name in names] == ["probabilities"]:
+        names = tuple(name for name, role in roles.items() if role == "label") or names
     return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
 
 

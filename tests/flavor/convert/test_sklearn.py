@@ -302,6 +302,12 @@ def test_estimator_without_converter_is_named(matrix):
         wrap(DummyClassifier().fit(rows, target > 0), rows)
 
 
+@pytest.mark.parametrize("model", [RandomForestClassifier(), make_pipeline(StandardScaler(), Ridge())])
+def test_a_model_that_is_not_fitted_is_said(model, matrix):
+    with pytest.raises(InvalidConfig, match="is not fitted: call its fit before it is logged"):
+        wrap(model, matrix[0])
+
+
 def test_example_is_needed(matrix):
     with pytest.raises(InvalidConfig, match="input_example: a scikit-learn model needs one"):
         wrap(Ridge().fit(*matrix))

@@ -1,12 +1,14 @@
 """The short protocol of the guides, through the whole surface but the socket."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.server.assembly import Server
@@ -36,6 +38,22 @@ def test_one_record_is_answered_with_its_probabilities(mixed: Server, body: Any)
     assert (status, document) == (200, {"prediction": "yes", "model": "m", "model_version": "3"})
     assert list(probabilities) == ["no", "yes"]
     assert probabilities["yes"] == SIGMOID_1
+
+
+def test_a_model_whose_predict_answers_probabilities_answers_the_label_beside_them(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(model_folders["mixed"], tmp_path / "probabilities"))
+    document = yaml.safe_load((folder / "MLmodel").read_text())
+    section = document["flavors"]["onnxserve"]
+    section["prediction"] = [output["name"] for output in section["outputs"] if output["role"] == "probabilities"]
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    server = serve_here({"e": {"v": tools.variant(folder, "3")}})
+
+    _, given = post(server, "/predict", RECORD)
+
+    assert given["prediction"] == "yes"
+    assert given["probabilities"]["yes"] == SIGMOID_1
 
 
 @pytest.mark.parametrize(

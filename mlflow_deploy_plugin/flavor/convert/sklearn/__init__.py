@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import sklearn
 from sklearn.base import is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
@@ -72,8 +74,13 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
 
     Raises:
         InvalidConfig: there is no example; skl2onnx needs to know the columns and their types.
+        InvalidConfig: the model is not fitted.
         ConversionError: the model has no `predict`.
     """
+    try:
+        check_is_fitted(model)
+    except NotFittedError:
+        raise InvalidConfig(f"the {type(model).__name__} is not fitted: call its fit before it is logged") from None
     if batch is None:
         raise InvalidConfig("input_example: a scikit-learn model needs one, to know its columns and their types")
     original = _original(model, predict_fn)
