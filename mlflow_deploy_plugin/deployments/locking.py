@@ -42,5 +42,5 @@ def _acquire(path: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except FileNotFoundError:
-            pass
+            pass  # its last holder has just taken the file away: the next one is another file
         os.close(descriptor)
