@@ -54,14 +54,19 @@ def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigt
 ) -> None:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
 
+    def status(field: str) -> str:
+        found = re.search(rf"^{field}:\s*(\w+)", Path(f"/proc/{worker.pid}/status").read_text(), re.MULTILINE)
+        return found[1] if found else ""
+
     def is_told_to_end() -> bool:
-        pending = re.search(r"ShdPnd:\s*(\w+)", Path(f"/proc/{worker.pid}/status").read_text())
-        return pending is not None and bool(int(pending[1], 16) >> (signal.SIGTERM - 1) & 1)
+        return bool(int(status("ShdPnd"), 16) >> (signal.SIGTERM - 1) & 1)
 
     with tools.gunicorn(tmp_path) as running, contextlib.ExitStack() as waiting:
         (worker,) = read_workers(tmp_path)
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
         os.kill(worker.pid, signal.SIGSTOP)
+        # not before: of two pending signals the lower number comes first, and that is SIGTERM
+        wait_until(lambda: status("State") == "T", what="the worker's stop")
         clients = [waiting.enter_context(socket.create_connection(address, timeout=30)) for _ in range(20)]
         for client in clients:
             client.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
