@@ -175,17 +175,11 @@ def _count(server: Server, variant: ServedVariant | None, protocol: Protocol, st
     server.metrics.count_request((*names, protocol.name, str(status)), seconds)
 
 
-def _ping(server: Server, request: RawRequest) -> RawResponse:
-    """MLflow's health check: 200 with an empty line, or 503 with the reason."""
+def _readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
+    """200 with `body` when every endpoint can answer, else 503 with the reason."""
     if reason := server.repository.not_ready():
         return error_response(request.path, 503, "TEMPORARILY_UNAVAILABLE", reason)
-    return RawResponse(200, b"\n")
-
-
-def _health(server: Server, request: RawRequest) -> RawResponse:
-    if reason := server.repository.not_ready():
-        return error_response(request.path, 503, "TEMPORARILY_UNAVAILABLE", reason)
-    return RawResponse(200, b'{"status":"ok"}')
+    return RawResponse(200, body)
 
 
 def _version(server: Server, request: RawRequest) -> RawResponse:
@@ -200,12 +194,6 @@ def _metrics(server: Server, request: RawRequest) -> RawResponse:
 
 def _v2_live(server: Server, request: RawRequest) -> RawResponse:
     return RawResponse(200, b'{"live":true}')
-
-
-def _v2_ready(server: Server, request: RawRequest) -> RawResponse:
-    if reason := server.repository.not_ready():
-        return error_response(request.path, 503, "TEMPORARILY_UNAVAILABLE", reason)
-    return RawResponse(200, b'{"ready":true}')
 
 
 def _v2_server(server: Server, request: RawRequest) -> RawResponse:
@@ -227,13 +215,13 @@ _ROUTES: dict[str, dict[str, View]] = {
     "/invocations": {"POST": partial(infer, protocol=INVOCATIONS)},
     "/predict": {"POST": partial(infer, protocol=PREDICT)},
     "/predict/batch": {"POST": partial(infer, protocol=PREDICT_BATCH)},
-    "/ping": {"GET": _ping},
-    "/health": {"GET": _health},
+    "/ping": {"GET": partial(_readiness, body=b"\n")},  # MLflow's: an empty line
+    "/health": {"GET": partial(_readiness, body=b'{"status":"ok"}')},
     "/version": {"GET": _version},
     "/metrics": {"GET": _metrics},
     "/v2": {"GET": _v2_server},
     "/v2/health/live": {"GET": _v2_live},
-    "/v2/health/ready": {"GET": _v2_ready},
+    "/v2/health/ready": {"GET": partial(_readiness, body=b'{"ready":true}')},
 }
 
 
