@@ -73,6 +73,8 @@ def test_versions_change_under_load_without_one_failure(
         wait_until(lambda: len(answers) >= count)
 
     with tools.gunicorn(tmp_path, ServerSpec(workers=2)) as running:
+        # as the supervisor does before it says ready: the worker that starts last answers 503 until it has loaded
+        wait_until(lambda: len(read_workers(tmp_path)) == 2)
         threads = [threading.Thread(target=post, args=(running.url,)) for _ in range(4)]
         for thread in threads:
             thread.start()
