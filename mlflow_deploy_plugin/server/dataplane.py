@@ -84,7 +84,7 @@ class DataPlane:
             InferenceError: the graph refuses the input.
         """
         arrived = self._clock() // 1000
-        outputs = variant.loaded.onnx.run(request.inputs, request.outputs)
+        outputs = variant.loaded.predictor.run(request.inputs, request.outputs)
         prediction_id = os.urandom(16).hex()
         if variant.capture.fraction > self._draw():
             self._capture.write(

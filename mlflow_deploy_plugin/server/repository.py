@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime.predictor import Predictor
 from mlflow_deploy_plugin.server import routing
 from mlflow_deploy_plugin.server.capture import CapturedModel
 from mlflow_deploy_plugin.server.state import (
@@ -43,7 +43,7 @@ class LoadedVersion:
     model: str
     version: str
     folder: Path
-    onnx: OnnxModel
+    predictor: Predictor
     captured: CapturedModel
 
 
@@ -87,7 +87,7 @@ class Repository:
     def __init__(
         self,
         state_dir: Path,
-        load: Callable[[Path], OnnxModel],
+        load: Callable[[Path], Predictor],
         on_change: Callable[[Table], None] = lambda table: None,
     ) -> None:
         self._state_dir = state_dir
@@ -226,14 +226,14 @@ class Repository:
 
     def _loaded(self, want: WantedVariant) -> LoadedVersion:
         try:
-            onnx = self._load(want.folder)
+            predictor = self._load(want.folder)
         except OnnxserveError:
             raise
         except Exception as error:
             logger.exception("loading %s %s failed", want.model, want.version)
             raise OnnxserveError(f"loading failed unexpectedly: {type(error).__name__}, see the log") from None
-        captured = CapturedModel(want.model, want.version, onnx.schema, onnx.artifact.prediction)
-        loaded = LoadedVersion(want.model, want.version, want.folder, onnx, captured)
+        captured = CapturedModel(want.model, want.version, predictor.schema, predictor.artifact.prediction)
+        loaded = LoadedVersion(want.model, want.version, want.folder, predictor, captured)
         logger.info("loaded %s %s", want.model, want.version)
         weakref.finalize(loaded, logger.info, "dropped %s %s", want.model, want.version).atexit = False
         return loaded

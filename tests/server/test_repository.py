@@ -66,8 +66,8 @@ def test_a_request_keeps_its_version_until_it_lets_go(
     dropped = weakref.ref(leased.loaded)
     serve(v=tools.variant(bias_folders["2"], "2"))
     assert repository.lease(None, 0.0).loaded.version == "2"
-    feeds = leased.loaded.onnx.schema.from_array([[1, 2, 3]])
-    assert leased.loaded.onnx.run(feeds)["y"].tolist() == [[1006.0]]
+    feeds = leased.loaded.predictor.schema.from_array([[1, 2, 3]])
+    assert leased.loaded.predictor.run(feeds)["y"].tolist() == [[1006.0]]
     assert dropped() is not None
     del leased
     gc.collect()

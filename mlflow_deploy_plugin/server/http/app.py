@@ -58,7 +58,7 @@ def build_app(server: Server) -> Flask:
 def _raw_request(max_body_bytes: int) -> RawRequest:
     headers = {name.lower(): value for name, value in request.headers.items()}
     body = _read_body(request.environ["wsgi.input"], request.content_length, max_body_bytes)
-    return RawRequest(request.method, request.path, headers, body)
+    return RawRequest(request.method, request.path, headers, body, request.remote_addr or "")
 
 
 def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> bytes:

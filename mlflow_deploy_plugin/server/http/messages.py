@@ -17,12 +17,13 @@ _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class RawRequest:
-    """One HTTP request, its body read; names of headers in lower case."""
+    """One HTTP request, its body read; names of headers in lower case; `client` is the address that it came from."""
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: bytes
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,86 @@
+"""The way of one request for predictions, whatever protocol it speaks: lease → decode → infer → encode → count."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.runtime.schema import Feeds
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.dataplane import InferRequest, InferResponse
+from mlflow_deploy_plugin.server.http.messages import (
+    RawRequest,
+    RawResponse,
+    error_response,
+    event_time,
+    refused,
+    request_id,
+)
+from mlflow_deploy_plugin.server.protocols.content import JSON
+from mlflow_deploy_plugin.server.repository import ServedVariant
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The body of an answer, and the headers that belong to its form."""
+
+    body: bytes
+    content_type: str = JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a body asks for, and how that is answered; `id` is the body's own, empty where it has none."""
+
+    feeds: Feeds
+    encode: Callable[[ServedVariant, InferResponse], Answer]
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to ask for predictions over HTTP: `decode` reads a request to this variant."""
+
+    name: str
+    decode: Callable[[RawRequest, ServedVariant], Question]
+
+
+def infer(
+    server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None, version: str | None = None
+) -> RawResponse:
+    """Predictions from the endpoint (None: the default one), by one version from the first to the last byte."""
+    started = time.perf_counter()
+    headers = {"X-Request-Id": request_id(request.headers)}
+    variant: ServedVariant | None = None
+    try:
+        variant = server.dataplane.lease(endpoint, version)
+        loaded = variant.loaded
+        headers["X-Model-Name"], headers["X-Model-Version"] = loaded.model, loaded.version
+        moment = event_time(request.headers)
+        question = protocol.decode(request, variant)
+        if question.id and "x-request-id" not in request.headers:
+            headers["X-Request-Id"] = request_id({"x-request-id": question.id})
+        response = server.dataplane.infer(
+            variant, InferRequest(headers["X-Request-Id"], variant.endpoint, question.feeds, event_time=moment)
+        )
+        headers["X-Prediction-Id"] = response.prediction_id
+        told = question.encode(variant, response)
+        result = RawResponse(200, told.body, told.content_type, {**headers, **told.headers})
+    except OnnxserveError as error:
+        result = refused(request.path, error, headers)
+    except Exception:
+        logger.exception("answering %s failed, X-Request-Id %s", request.path[:200], headers["X-Request-Id"])
+        message = "the server failed to answer; its log says why under this X-Request-Id"
+        result = error_response(request.path, 500, "INTERNAL_ERROR", message, headers)
+    _count(server, variant, protocol, result.status, time.perf_counter() - started)
+    return result
+
+
+def _count(server: Server, variant: ServedVariant | None, protocol: Protocol, status: int, seconds: float) -> None:
+    """A request that no variant was leased for has empty labels: its endpoint is the caller's text."""
+    names = (variant.endpoint, variant.loaded.model, variant.loaded.version) if variant else ("", "", "")
+    server.metrics.count_request((*names, protocol.name, str(status)), seconds)

@@ -1,0 +1,57 @@
+"""The protocols that are spoken over HTTP: how each module of `server/protocols` meets a request and its answer."""
+
+from collections.abc import Callable
+
+from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
+from mlflow_deploy_plugin.server.dataplane import InferResponse
+from mlflow_deploy_plugin.server.http.messages import RawRequest
+from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question
+from mlflow_deploy_plugin.server.protocols import mlflow, predict, v2
+from mlflow_deploy_plugin.server.protocols.content import JSON
+from mlflow_deploy_plugin.server.repository import ServedVariant
+
+
+def _plain(
+    name: str,
+    decode: Callable[[str | None, bytes, Schema], Feeds],
+    encode: Callable[[ServedVariant, InferResponse], bytes],
+) -> Protocol:
+    """A protocol whose answer has the same form whatever the request says."""
+
+    def answer_in_json(variant: ServedVariant, response: InferResponse) -> Answer:
+        return Answer(encode(variant, response))
+
+    def read(request: RawRequest, variant: ServedVariant) -> Question:
+        feeds = decode(request.headers.get("content-type"), request.body, variant.loaded.predictor.schema)
+        return Question(feeds, answer_in_json)
+
+    return Protocol(name, read)
+
+
+def _encode_mlflow(variant: ServedVariant, response: InferResponse) -> bytes:
+    return mlflow.encode(variant.loaded.predictor.prediction(response.outputs))
+
+
+def _encode_predict(variant: ServedVariant, response: InferResponse) -> bytes:
+    return predict.encode(variant.loaded.predictor.artifact, response.model, response.version, response.outputs)
+
+
+def _encode_batch(variant: ServedVariant, response: InferResponse) -> bytes:
+    return predict.encode_batch(variant.loaded.predictor.artifact, response.model, response.version, response.outputs)
+
+
+def _read_v2(request: RawRequest, variant: ServedVariant) -> Question:
+    predictor = variant.loaded.predictor
+    question = v2.decode(request.headers, request.body, predictor.artifact, predictor.schema)
+
+    def encode(variant: ServedVariant, response: InferResponse) -> Answer:
+        body, binary_headers = v2.encode(question, variant.endpoint, response.id, response.version, response.outputs)
+        return Answer(body, v2.OCTETS if binary_headers else JSON, binary_headers)
+
+    return Question(question.feeds, encode, question.id)
+
+
+INVOCATIONS = _plain("invocations", mlflow.decode, _encode_mlflow)
+PREDICT = _plain("predict", predict.decode, _encode_predict)
+PREDICT_BATCH = _plain("predict_batch", predict.decode_batch, _encode_batch)
+V2 = Protocol("v2", _read_v2)

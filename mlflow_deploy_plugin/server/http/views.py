@@ -1,0 +1,42 @@
+"""What is answered without asking a model: readiness, versions, metadata, metrics."""
+
+from mlflow_deploy_plugin.server import metrics
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response
+from mlflow_deploy_plugin.server.protocols import v2
+
+
+def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
+    """200 with `body` when every endpoint can answer, else 503 with the reason."""
+    if reason := server.repository.not_ready():
+        return error_response(request.path, 503, "TEMPORARILY_UNAVAILABLE", reason)
+    return RawResponse(200, body)
+
+
+def version(server: Server, request: RawRequest) -> RawResponse:
+    """The version of MLflow that the served model was logged with."""
+    artifact = server.dataplane.lease(None).loaded.predictor.artifact
+    return RawResponse(200, artifact.mlflow_version.encode(), "text/plain; charset=utf-8")
+
+
+def metrics_page(server: Server, request: RawRequest) -> RawResponse:
+    return RawResponse(200, server.metrics.page(), metrics.CONTENT_TYPE)
+
+
+def v2_live(server: Server, request: RawRequest) -> RawResponse:
+    return RawResponse(200, b'{"live":true}')
+
+
+def v2_server(server: Server, request: RawRequest) -> RawResponse:
+    return RawResponse(200, v2.server_metadata())
+
+
+def v2_model(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
+    variant = server.dataplane.lease(endpoint, version)
+    versions = server.repository.versions(endpoint)
+    return RawResponse(200, v2.model_metadata(endpoint, versions, variant.loaded.predictor.artifact))
+
+
+def v2_model_ready(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
+    server.dataplane.lease(endpoint, version)
+    return RawResponse(200, v2.model_ready(endpoint))
