@@ -6,6 +6,7 @@ this process waits. Each is read from the environment: `ONNXSERVE_HOME=/var/lib/
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -47,6 +48,11 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds between two looks at the registry for a followed reference.",
     )
+    log_format: Literal["text", "ecs"] = Field(
+        default="text",
+        description="How a server writes its log: lines for people, or JSON in the Elastic Common Schema.",
+    )
+    log_requests: bool = Field(default=False, description="One line in the log for every request.")
     ready_timeout_seconds: float = Field(
         default=120.0,
         gt=0,

@@ -8,7 +8,6 @@ import argparse
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from mlflow_deploy_plugin.agent.follow import Follower
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.agent.version import MlflowRegistry
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry.connection import limit_patience
 from mlflow_deploy_plugin.server.capture import SPOOL
 from mlflow_deploy_plugin.server.state import AGENT, AgentState, write_state
@@ -58,13 +58,12 @@ def main() -> int:
     parser.add_argument("state_dir", type=Path)
     parser.add_argument("--no-follow", action="store_true")
     options = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s [agent] %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("mlflow_deploy_plugin").setLevel(logging.INFO)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # an outage is told once, by us, not at every poll
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
+        configure_logging(load_settings(), "agent")
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # an outage is told once, by us, not at every poll
         return _run(options.state_dir, not options.no_follow, stop)
     except OnnxserveError as error:
         write_state(options.state_dir / AGENT, AgentState(pid=os.getpid(), error=error.message, fatal=True))

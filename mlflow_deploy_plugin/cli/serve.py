@@ -1,7 +1,5 @@
 """`onnxserve serve`: one server in the foreground."""
 
-import logging
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import click
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
+from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry.reference import default_endpoint_name
 from mlflow_deploy_plugin.runtime.device import require_device
 from mlflow_deploy_plugin.server.state import SPEC, write_atomically
@@ -55,7 +54,7 @@ def serve(
     first, *others = _named_specs(model_uri, spec_file, name)
     specs = [apply_config(first, {**_defaults(first), **changes}), *others]
     require_device(specs[0].server.device)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s [serve] %(levelname)s %(message)s", stream=sys.stderr)
+    configure_logging(load_settings(), "serve")
     with _claimed_folder(specs[0], state_dir) as folder:
         text = "---\n".join(dump_spec(spec) for spec in specs)
         if not (folder / SPEC).exists() or _read(folder / SPEC) != text:

@@ -11,7 +11,9 @@ from mlflow_deploy_plugin.server.dataplane import DataPlane
 from mlflow_deploy_plugin.server.metrics import Metrics
 from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.server.state import SPEC
+from mlflow_deploy_plugin.server.tracing import Tracer, open_tracer
 from mlflow_deploy_plugin.server.warmup import load_warm
+from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 
 
@@ -24,11 +26,15 @@ class Server:
     metrics: Metrics
     capture: CaptureWriter
     max_body_bytes: int
+    tracer: Tracer | None = None
+    logs_requests: bool = False
 
     def close(self) -> None:
         """Stops following, and lets go of the spool's segment and of the worker's state file."""
         self.repository.stop()
         self.capture.close()
+        if self.tracer:
+            self.tracer.close()
 
 
 def open_server(state_dir: Path) -> Server:
@@ -43,7 +49,15 @@ def open_server(state_dir: Path) -> Server:
     capture = CaptureWriter(state_dir / SPOOL, metrics.count_capture)
     load = partial(load_warm, device=spec.device, intra_op_num_threads=threads)
     repository = Repository(state_dir, load, metrics.show_table)
-    server = Server(DataPlane(repository, capture), repository, metrics, capture, spec.max_body_bytes)
+    server = Server(
+        DataPlane(repository, capture),
+        repository,
+        metrics,
+        capture,
+        spec.max_body_bytes,
+        open_tracer(),
+        load_settings().log_requests,
+    )
     repository.start()
     atexit.register(server.close)
     return server

@@ -1,7 +1,6 @@
 """The Flask application: everything over HTTP. What is answered is decided in `routes.py`."""
 
 import contextlib
-import logging
 import time
 from pathlib import Path
 from typing import IO
@@ -10,9 +9,11 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
 from mlflow_deploy_plugin.server.http.routes import answer
+from mlflow_deploy_plugin.settings import load_settings
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _DRAIN_BYTES = 64 * 1024 * 1024
@@ -27,7 +28,7 @@ def create_app(state_dir: str) -> Flask:
     Raises:
         InvalidConfig: spec.yaml in the folder is not a spec.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s", level=logging.INFO)
+    configure_logging(load_settings(), "worker")
     return build_app(open_server(Path(state_dir)))
 
 

@@ -8,7 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.state import worker_file
+from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
@@ -59,6 +61,7 @@ def on_starting(arbiter: Any) -> None:
     The metrics lie in files that are mapped into memory: on a full disk, writing to them is the worker's end (SIGBUS).
     So they are in shared memory, with a link from the state folder to find those that a killed server has left.
     """
+    configure_logging(load_settings(), "gunicorn")
     state_dir = Path(os.environ[STATE_DIR])
     workers = state_dir / "workers"
     shutil.rmtree(workers, ignore_errors=True)

@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
+from mlflow_deploy_plugin.server.http.observed import observed
 from mlflow_deploy_plugin.server.http.predictions import infer
 from mlflow_deploy_plugin.server.http.spoken import INVOCATIONS, PREDICT, PREDICT_BATCH, V2
 
@@ -60,6 +61,12 @@ _PATTERNS = (
 
 def answer(server: Server, request: RawRequest) -> RawResponse:
     """The answer to any request. Never raises: what is unexpected is logged with its traceback and answered without."""
+    if server.tracer or server.logs_requests:
+        return observed(request, partial(_answer, server, request), server.tracer, server.logs_requests)
+    return _answer(server, request)
+
+
+def _answer(server: Server, request: RawRequest) -> RawResponse:
     try:
         return _dispatch(server, request)
     except OnnxserveError as error:

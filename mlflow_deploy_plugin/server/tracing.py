@@ -1,0 +1,118 @@
+"""OpenTelemetry traces of requests, sent by OTLP; off, and not even imported, unless the environment asks for them.
+
+The variables are OpenTelemetry's own (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/):
+`OTEL_EXPORTER_OTLP_ENDPOINT=http://jaeger:4318` is enough; `OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`, `OTEL_BSP_*` and
+`OTEL_SDK_DISABLED` mean what they mean everywhere. Spans leave in a thread of their own; a collector that is down
+costs requests nothing.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from mlflow_deploy_plugin.errors import RuntimeMissing
+from mlflow_deploy_plugin.version import __version__
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+def tracing_is_on(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment names a collector (or the `otlp` exporter), and does not disable the SDK."""
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    exporter = environment.get("OTEL_TRACES_EXPORTER", "")
+    return exporter == "otlp" or (not exporter and any(environment.get(name) for name in _ENDPOINTS))
+
+
+def open_tracer() -> "Tracer | None":
+    """The tracer of this process, made after the fork; None where tracing is off.
+
+    Raises:
+        RuntimeMissing: it is on, and the OpenTelemetry SDK is not installed.
+    """
+    if not tracing_is_on():
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        raise RuntimeMissing(
+            "the environment asks for OpenTelemetry traces, and the SDK is not installed: "
+            "pip install 'mlflow-onnxserve[otel]'"
+        ) from None
+    resource = Resource.create({"service.version": __version__, **_service_name()})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return Tracer(provider)
+
+
+def _service_name() -> dict[str, str]:
+    """OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES are read by the SDK, and win."""
+    named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    return {} if named else {"service.name": "onnxserve"}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSpan:
+    """The span of one request while it is answered. `traceparent` continues it (W3C Trace Context)."""
+
+    span: Any
+    traceparent: str
+
+    @property
+    def trace_id(self) -> str:
+        return self.traceparent.split("-")[1]
+
+    def end_with(self, status: int, attributes: Mapping[str, str]) -> None:
+        """Tells the status of the answer; from 500 up the span is an error, as HTTP's conventions have it."""
+        from opentelemetry.trace import Status, StatusCode
+
+        self.span.set_attributes({"http.response.status_code": status, **attributes})
+        if status >= 500:
+            self.span.set_status(Status(StatusCode.ERROR))
+
+
+class Tracer:
+    """Makes a span a request, below the caller's where it sends `traceparent`."""
+
+    def __init__(self, provider: Any) -> None:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._provider = provider
+        self._tracer = provider.get_tracer("mlflow_deploy_plugin", __version__)
+        self._propagator = TraceContextTextMapPropagator()
+
+    @contextmanager
+    def request(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]) -> Iterator[RequestSpan]:
+        """The span of a request, current in this thread; names of headers in lower case."""
+        from opentelemetry.trace import SpanKind
+
+        parent = self._propagator.extract(headers)
+        with self._tracer.start_as_current_span(
+            name, parent, SpanKind.SERVER, attributes=attributes, record_exception=False
+        ) as span:
+            carrier: dict[str, str] = {}
+            self._propagator.inject(carrier)
+            yield RequestSpan(span, carrier["traceparent"])
+
+    def phases(self, marks: Sequence[tuple[str, float]]) -> None:
+        """Child spans of the current request, after the fact, so that a request that is not traced pays nothing.
+
+        Args:
+            marks: (what began, when by `time.perf_counter()`), in order; the last one only ends the one before it.
+        """
+        offset = time.time_ns() - int(time.perf_counter() * 1e9)
+        for (name, begun), (_, ended) in pairwise(marks):
+            span = self._tracer.start_span(name, start_time=offset + int(begun * 1e9))
+            span.end(offset + int(ended * 1e9))
+
+    def close(self) -> None:
+        """Sends what is left, for some seconds at most."""
+        self._provider.force_flush(3000)
+        self._provider.shutdown()
