@@ -14,7 +14,11 @@ ROOTS = [
     "mlflow_deploy_plugin.server.http.gthread",
     "mlflow_deploy_plugin.agent.__main__",
 ]
-MODULE_OF = {"mlflow-skinny": "mlflow", "pyyaml": "yaml"}
+MODULE_OF = {
+    "mlflow-skinny": "mlflow",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    "pyyaml": "yaml",
+}
 NOT_IMPORTED_BY_US = {"boto3"}  # MLflow opens s3:// artifacts with it
 
 
