@@ -1,79 +1,255 @@
-"""Prometheus metrics of the server, summed over its workers.
+"""Prometheus metrics of the server, summed over its workers, and what V2's statistics say of them.
 
-Under gunicorn, prometheus_client keeps the values in files of `PROMETHEUS_MULTIPROC_DIR`, which must be set before this
-module is imported (`http/gunicorn_conf.py` sees to it); without it, the page shows this process alone.
+Every worker keeps its values in files of the folder `PROMETHEUS_MULTIPROC_DIR` (`http/gunicorn_conf.py` makes it before
+the first fork; see `server/tally.py`); without that, in a folder of its own, and the page shows this process alone.
 """
 
 import os
-from collections.abc import Iterator
+import tempfile
+import threading
+import uuid
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from mlflow_deploy_plugin.server.repository import Table
+from mlflow_deploy_plugin.server.tally import Tally
 
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MAX_PREDICTIONS = 100
+"""Values of `prediction` that one version has of its own in each worker; those that come later are "other"."""
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_REQUEST_LABELS = ("endpoint", "model", "version", "protocol", "status")
+_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+_OTHER = "other"
+_LABEL_LENGTH = 100
+
+RequestLabels = tuple[str, str, str, str, str]
+"""Endpoint, model, version, protocol, HTTP status; the first three are empty where no variant was leased."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What one version has done for one endpoint, in all workers that have lived since the server's start.
+
+    A request that waited in the batcher has its queue time here, and that of the graph once for the whole batch.
+    """
+
+    requests: int = 0
+    failures: int = 0
+    request_seconds: float = 0.0
+    rows: int = 0
+    batches: int = 0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Histogram:
+    """The slots of one label set: the sum, and one bucket for each bound and for what lies beyond."""
+
+    total: int
+    buckets: tuple[int, ...]
+
+    def observe(self, cells: "memoryview[float]", value: float, bucket: int) -> None:
+        cells[self.total] += value
+        cells[self.buckets[bucket]] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _RequestSeries:
+    requests: int
+    seconds: _Histogram
+    latency: _Histogram | None
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchSeries:
+    rows: _Histogram
+    queue: _Histogram
+    compute: _Histogram
 
 
 class Metrics:
-    """The counters of this worker, and the page that sums up all."""
+    """The values of this worker, and the page that sums up all. Every method may be called from any thread."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._requests = Counter("onnxserve_requests", "Requests answered.", _REQUEST_LABELS, registry=self._registry)
-        self._seconds = Histogram(
-            "onnxserve_request_duration_seconds",
-            "From the body's arrival to the finished answer.",
-            ("endpoint", "protocol"),
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        captures = Counter(
-            "onnxserve_capture_requests",
-            "Requests written to the spool, and those lost because it could not be written.",
-            ("outcome",),
-            registry=self._registry,
-        )
+        self._own_folder = None if MULTIPROC_DIR in os.environ else tempfile.TemporaryDirectory(prefix="onnxserve-")
+        self._folder = Path(self._own_folder.name if self._own_folder else os.environ[MULTIPROC_DIR])
+        worker = uuid.uuid4().hex  # a process id comes back, and must not write over what a dead worker has counted
+        self._counters = Tally(self._folder / f"counter_{worker}.db")
+        self._histograms = Tally(self._folder / f"histogram_{worker}.db")
+        self._gauges = Tally(self._folder / f"gauge_livesum_{os.getpid()}.db")  # `mark_process_dead` knows this name
+        self._lock = threading.Lock()
+        self._requests: dict[RequestLabels, _RequestSeries] = {}
+        self._seconds: dict[tuple[str, ...], _Histogram] = {}
+        self._batches: dict[tuple[str, str, str], _BatchSeries] = {}
+        self._refused: dict[tuple[str, str], int] = {}
+        self._predictions: dict[str, dict[Any, int]] = {}
+        self._served: dict[tuple[str, str, str, str], int] = {}
         self._captures = {
-            is_written: captures.labels(name) for is_written, name in ((True, "captured"), (False, "dropped"))
+            is_written: self._counter(
+                "onnxserve_capture_requests",
+                {"outcome": outcome},
+                "Requests written to the spool, and those lost because it could not be written.",
+            )
+            for is_written, outcome in ((True, "captured"), (False, "dropped"))
         }
-        self._served = Gauge(
-            "onnxserve_served_version",
-            "Workers that serve this version.",
-            ("endpoint", "variant", "model", "version"),
-            registry=self._registry,
-            multiprocess_mode="livesum",
-        )
-        self._served_now: set[tuple[str, str, str, str]] = set()
 
-    def count_request(self, labels: tuple[str, str, str, str, str], seconds: float) -> None:
-        """One answered request; `labels` are endpoint, model, version, protocol, HTTP status."""
-        self._requests.labels(*labels).inc()
-        self._seconds.labels(labels[0], labels[3]).observe(seconds)
+    def count_request(self, labels: RequestLabels, seconds: float) -> None:
+        """One answered request, `seconds` from its body's arrival to the finished answer."""
+        bucket = bisect_left(_SECONDS, seconds)
+        with self._lock:
+            series = self._requests.get(labels) or self._new_request(labels)
+            self._counters.cells[series.requests] += 1
+            cells = self._histograms.cells
+            series.seconds.observe(cells, seconds, bucket)
+            if series.latency is not None:
+                series.latency.observe(cells, seconds, bucket)
+
+    def count_batch(
+        self,
+        endpoint: str,
+        rows: int,
+        queue_seconds: float,
+        compute_seconds: float,
+        model: str = "",
+        version: str = "",
+    ) -> None:
+        """One run of a graph over `rows` rows; `queue_seconds` is how long its oldest request has waited for it."""
+        labels = endpoint, model, version
+        with self._lock:
+            series = self._batches.get(labels) or self._new_batch(labels)
+            cells = self._histograms.cells
+            series.rows.observe(cells, rows, bisect_left(_ROWS, rows))
+            series.queue.observe(cells, queue_seconds, bisect_left(_SECONDS, queue_seconds))
+            series.compute.observe(cells, compute_seconds, bisect_left(_SECONDS, compute_seconds))
+
+    def count_refused(self, endpoint: str, reason: str) -> None:
+        """One request that a limit has turned away; `endpoint` is one of ours, `reason` a word of the code."""
+        labels = endpoint, reason
+        with self._lock:
+            if labels not in self._refused:
+                named = {"endpoint": endpoint, "reason": reason}
+                self._refused[labels] = self._counter(
+                    "onnxserve_refused_requests", named, "Requests that a limit has turned away."
+                )
+            self._counters.cells[self._refused[labels]] += 1
+
+    def count_prediction(self, version: str, label: str | int | float | bool, rows: int = 1) -> None:
+        """`rows` rows for which this version has predicted `label`."""
+        with self._lock:
+            known = self._predictions.setdefault(version, {})
+            # in Python 1 is True, and an unhashable label does not exist
+            slot = known.get((type(label), label))
+            if slot is None:
+                slot = self._new_prediction(known, version, label)
+            self._counters.cells[slot] += rows
 
     def count_capture(self, is_written: bool) -> None:
-        self._captures[is_written].inc()
+        with self._lock:
+            self._counters.cells[self._captures[is_written]] += 1
 
     def show_table(self, table: Table) -> None:
         """What this worker serves from now on."""
         served = set(_versions(table))
-        for labels in self._served_now - served:
-            self._served.labels(*labels).set(0)
-        for labels in served:
-            self._served.labels(*labels).set(1)
-        self._served_now = served
+        with self._lock:
+            for labels in served - self._served.keys():
+                named = dict(zip(("endpoint", "variant", "model", "version"), labels, strict=True))
+                name = "onnxserve_served_version"
+                self._served[labels] = self._gauges.slot(name, name, named, "Workers that serve this version.")
+            for labels, slot in self._served.items():
+                self._gauges.cells[slot] = float(labels in served)
 
     def page(self) -> bytes:
         """The values of all workers in Prometheus' text format."""
-        if MULTIPROC_DIR not in os.environ:
-            return generate_latest(self._registry)
         summed = CollectorRegistry()
-        MultiProcessCollector(summed)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(summed, str(self._folder))  # type: ignore[no-untyped-call]
         return generate_latest(summed)
+
+    def statistics(self) -> dict[tuple[str, str, str], Statistics]:
+        """What each (endpoint, model, version) has done, summed over all workers, as V2's statistics need it."""
+        summed: dict[tuple[str, str, str], dict[str, float]] = {}
+        for family in MultiProcessCollector(None, str(self._folder)).collect():  # type: ignore[no-untyped-call]
+            for sample in family.samples:
+                for field in _STATISTICS.get(sample.name, ()):
+                    labels: Mapping[str, str] = sample.labels
+                    if field == "failures" and labels["status"] < "400":
+                        continue
+                    values = summed.setdefault((labels["endpoint"], labels["model"], labels["version"]), {})
+                    values[field] = values.get(field, 0) + sample.value
+        return {
+            labels: Statistics(**{k: v if k.endswith("seconds") else int(v) for k, v in values.items()})  # type: ignore[arg-type]
+            for labels, values in summed.items()
+        }
+
+    def _new_request(self, labels: RequestLabels) -> _RequestSeries:
+        endpoint, model, version, protocol, status = labels
+        named = {"endpoint": endpoint, "model": model, "version": version, "protocol": protocol}
+        requests = self._counter("onnxserve_requests", {**named, "status": status}, "Requests answered.")
+        text = "From the body's arrival to the finished answer."
+        seconds = self._histogram("onnxserve_request_duration_seconds", named, text, _SECONDS)
+        latency = None
+        if status == "200":
+            text = "The same for predictions that succeeded, by version alone."
+            latency = self._histogram("ml_prediction_latency_seconds", {"model_version": version}, text, _SECONDS)
+        series = self._requests[labels] = _RequestSeries(requests, seconds, latency)
+        return series
+
+    def _new_batch(self, labels: tuple[str, str, str]) -> _BatchSeries:
+        named = dict(zip(("endpoint", "model", "version"), labels, strict=True))
+        series = self._batches[labels] = _BatchSeries(
+            self._histogram("onnxserve_batch_rows", named, "Rows of one run of a graph.", _ROWS),
+            self._histogram(
+                "onnxserve_queue_seconds", named, "How long the oldest request waited for its run.", _SECONDS
+            ),
+            self._histogram("onnxserve_compute_seconds", named, "How long one run of a graph took.", _SECONDS),
+        )
+        return series
+
+    def _new_prediction(self, known: dict[Any, int], version: str, label: Any) -> int:
+        if len(known) > MAX_PREDICTIONS:
+            return known[_OTHER]
+        if not known:
+            known[_OTHER] = self._prediction(version, _OTHER)
+        known[type(label), label] = slot = self._prediction(version, str(label)[:_LABEL_LENGTH])
+        return slot
+
+    def _prediction(self, version: str, label: str) -> int:
+        named = {"model_version": version, "prediction": label}
+        return self._counter("ml_predictions", named, "Rows by version and predicted label.")
+
+    def _counter(self, family: str, labels: Mapping[str, str], text: str) -> int:
+        return self._counters.slot(family, family + "_total", labels, text)
+
+    def _histogram(self, family: str, labels: Mapping[str, str], text: str, bounds: tuple[float, ...]) -> _Histogram:
+        """One for each label set, however many series share it."""
+        key = family, *labels.values()
+        if key not in self._seconds:
+            buckets = [
+                self._histograms.slot(family, family + "_bucket", {**labels, "le": bound}, text)
+                for bound in (*map(str, bounds), "+Inf")
+            ]
+            total = self._histograms.slot(family, family + "_sum", labels, text)
+            self._seconds[key] = _Histogram(total, tuple(buckets))
+        return self._seconds[key]
+
+
+_STATISTICS: dict[str, tuple[str, ...]] = {
+    "onnxserve_requests_total": ("requests", "failures"),
+    "onnxserve_request_duration_seconds_sum": ("request_seconds",),
+    "onnxserve_batch_rows_sum": ("rows",),
+    "onnxserve_batch_rows_count": ("batches",),
+    "onnxserve_queue_seconds_sum": ("queue_seconds",),
+    "onnxserve_compute_seconds_sum": ("compute_seconds",),
+}
+"""The samples of the page that V2's statistics are made of."""
 
 
 def _versions(table: Table) -> Iterator[tuple[str, str, str, str]]:
