@@ -26,7 +26,13 @@ from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[smhd]$")]
+Rate = Annotated[
+    str, StringConstraints(pattern=r"^[1-9][0-9]{0,8} *(/|per) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?$")
+]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$", to_lower=True)]
+BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Device = Literal["cpu", "cuda", "tensorrt"]
+ModelControlMode = Literal["none", "explicit"]
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -83,6 +89,48 @@ class ServerSpec(_Part):
     graceful_timeout_seconds: int = Field(
         default=30, ge=1, le=3600, description="What requests in flight may take to finish after SIGTERM."
     )
+    model_control_mode: ModelControlMode = Field(
+        default="none",
+        description="explicit: whoever reaches the server may load and unload endpoints (V2 model repository).",
+    )
+    max_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=65536,
+        description="Rows that requests are joined to at most; 1: never. Default: 1 on a CPU, 32 on a GPU.",
+    )
+    preferred_batch_size: tuple[BatchSize, ...] = Field(
+        default=(),
+        max_length=16,
+        description="Sizes of a batch that are computed at once, without waiting for more rows.",
+    )
+    max_queue_delay_microseconds: int = Field(
+        default=500, ge=0, le=10_000_000, description="What a request may wait for others to be joined with."
+    )
+    max_queue_size: int = Field(
+        default=1024, ge=1, le=1_000_000, description="Requests that wait for a batch of one version; above it: 429."
+    )
+    default_timeout_microseconds: int = Field(
+        default=0,
+        ge=0,
+        description="A request that is not being computed after this time is answered with 504; 0: never. "
+        "A request may ask for less (parameter `timeout`).",
+    )
+    max_concurrent_requests: int | None = Field(
+        default=None, ge=1, description="Requests for predictions in flight in one worker; above it: 429."
+    )
+    rate_limit: Rate | None = Field(
+        default=None,
+        description="Requests for predictions by one caller, as 100/minute: 429 above it. Counted by each worker, "
+        "or by all together where ONNXSERVE_REDIS_URL is set.",
+    )
+    rate_limit_header: HeaderName | None = Field(
+        default=None, description="Header that names the caller for the rate limit. Default: the client's address."
+    )
+    response_cache_bytes: int = Field(
+        default=0, ge=0, description="Memory for answers that are given again to the same question; 0: none are kept."
+    )
+    response_cache_seconds: int = Field(default=300, ge=1, le=86400, description="How long such an answer is kept.")
 
 
 class CaptureSpec(_Part):
@@ -180,14 +228,14 @@ def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
 
 
 def load_specs(text: str) -> list[EndpointSpec]:
-    """The endpoints of a YAML text, one a document.
+    """The endpoints of a YAML text, one a document; they share one server, which the first describes.
 
     Raises:
-        InvalidConfig: not YAML, not a spec, or a name that stands twice.
+        InvalidConfig: not YAML, not a spec, a name that stands twice, or a server that differs from the first's.
     """
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a date that is none, of too many brackets
         raise InvalidConfig(f"the spec is not valid YAML: {' '.join(str(error).split())}") from None
     specs = [_validated(document) for document in documents]
     if not specs:
@@ -195,6 +243,12 @@ def load_specs(text: str) -> list[EndpointSpec]:
     names = [spec.name for spec in specs]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidConfig(f"endpoint {doubled[0]!r} stands twice in the spec")
+    for spec in specs[1:]:
+        if "server" in spec.model_fields_set and spec.server != specs[0].server:
+            raise InvalidConfig(
+                f"endpoint {spec.name!r} has a `server` of its own, and all of a spec share one: say it in the first, "
+                f"{specs[0].name!r}"
+            )
     return specs
 
 

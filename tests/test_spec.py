@@ -150,6 +150,18 @@ def test_a_variant_is_removed_unless_none_would_answer() -> None:
         remove_variant(spec, "flights")
 
 
+def test_the_first_document_describes_the_server_for_all() -> None:
+    first, alike, silent = (
+        "name: a\nvariants: {v: {model: x}}\nserver: {workers: 2}",
+        "name: b\nvariants: {v: {model: x}}\nserver: {workers: 2}",
+        "name: c\nvariants: {v: {model: x}}",
+    )
+    assert [spec.name for spec in load_specs("\n---\n".join([first, alike, silent]))] == ["a", "b", "c"]
+
+    with pytest.raises(InvalidConfig, match=r"endpoint 'a' has a `server` of its own.* say it in the first, 'c'"):
+        load_specs("\n---\n".join([silent, first]))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.runtime.device import require_device
 from mlflow_deploy_plugin.server.state import SPEC, write_atomically
 from mlflow_deploy_plugin.server.supervisor import claimed, supervise
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, dump_spec, load_specs, new_endpoint
+from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec, load_specs, new_endpoint
 
 _MOST_SERVERS_OF_A_NAME = 100
 
@@ -52,7 +52,8 @@ def serve(
     options = {"server.host": host, "server.port": port, "server.workers": workers, "server.device": device}
     changes = {**_pairs(config), **{key: value for key, value in options.items() if value is not None}}
     first, *others = _named_specs(model_uri, spec_file, name)
-    specs = [apply_config(first, {**_defaults(first), **changes}), *others]
+    specs = [apply_config(first, {**_defaults(first), **changes})]
+    specs += [other.model_copy(update={"server": ServerSpec()}) for other in others]  # the first says it for all
     require_device(specs[0].server.device)
     configure_logging(load_settings(), "serve")
     with _claimed_folder(specs[0], state_dir) as folder:
