@@ -67,12 +67,8 @@ def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: 
     document = load_json(text)
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
-    given = document.get("id")
-    given = "" if given is None else given
-    if not isinstance(given, str) or not given.isprintable():
-        raise InvalidRequest(f"id is {shown(given)}; a string of printable characters is expected")
     arrays = _read_inputs(document.get("inputs"), binary)
-    return Question(given, _feeds(arrays, schema), _wanted(document, artifact))
+    return Question(read_id(document.get("id")), bind(arrays, schema), wanted_outputs(document, artifact))
 
 
 def encode(
@@ -150,7 +146,7 @@ def _read_inputs(entries: Any, binary: memoryview) -> dict[str, tuple[TensorHead
         head = read_head(position, entry)
         if head.name in arrays:
             raise SchemaMismatch(f"tensor {head.name[:100]!r} stands twice")
-        size = _parameters(head, entry).get("binary_data_size")
+        size = parameters_of(head, entry).get("binary_data_size")
         if (size is None) == ("data" not in entry):
             raise SchemaMismatch(f"{head} needs either data or the parameter binary_data_size")
         if size is None:
@@ -166,10 +162,25 @@ def _read_inputs(entries: Any, binary: memoryview) -> dict[str, tuple[TensorHead
     return arrays
 
 
-def _parameters(owner: TensorHead | str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+def read_id(given: Any) -> str:
+    """The id of a request; empty where it has none.
+
+    Raises:
+        InvalidRequest: it is no string, or not printable.
+    """
+    given = "" if given is None else given
+    if not isinstance(given, str) or not given.isprintable():
+        raise InvalidRequest(f"id is {shown(given)}; a string of printable characters is expected")
+    return given
+
+
+def parameters_of(owner: TensorHead | str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
     """The `parameters` of a request, an input or an output; those that would change the answer are refused.
 
     Here as everywhere in a request, some clients write null for what they leave out.
+
+    Raises:
+        InvalidRequest: they are no object, or one of them is not supported.
     """
     parameters = entry.get("parameters")
     parameters = {} if parameters is None else parameters
@@ -181,8 +192,12 @@ def _parameters(owner: TensorHead | str, entry: Mapping[str, Any]) -> Mapping[st
     return parameters
 
 
-def _feeds(arrays: Mapping[str, tuple[TensorHead, Array]], schema: Schema) -> Feeds:
-    """What feeds the graph, from tensors that are its inputs, or the signature's columns."""
+def bind(arrays: Mapping[str, tuple[TensorHead, Array]], schema: Schema) -> Feeds:
+    """What feeds the graph, from tensors that are its inputs, or the signature's columns.
+
+    Raises:
+        SchemaMismatch: a tensor is unknown, missing, or not what the model says.
+    """
     graph = {entry.name for entry in schema.inputs}
     is_stacked = any(len(entry.columns) > 1 for entry in schema.inputs)
     by_column = schema.columns and arrays.keys() <= set(schema.names) and not (is_stacked and arrays.keys() == graph)
@@ -203,8 +218,12 @@ def _column(head: TensorHead, array: Array) -> Array:
     raise SchemaMismatch(f"{head} stands for a column; the shape [N] or [N, 1] is expected")
 
 
-def _wanted(document: Mapping[str, Any], artifact: Artifact) -> tuple[WantedOutput, ...]:
-    """The outputs that are asked for, or else all that have a datatype in V2."""
+def wanted_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[WantedOutput, ...]:
+    """The outputs that a request asks for, or else all that have a datatype in V2.
+
+    Raises:
+        InvalidRequest, SchemaMismatch: `outputs` are none, or one is unknown or stands twice.
+    """
     is_binary = _flag("the request", document, "binary_data_output", False)
     known = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
     entries = document.get("outputs")
@@ -225,7 +244,7 @@ def _wanted(document: Mapping[str, Any], artifact: Artifact) -> tuple[WantedOutp
 
 
 def _flag(label: str, entry: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = _parameters(label, entry).get(name, default)
+    value = parameters_of(label, entry).get(name, default)
     if not isinstance(value, bool):
         raise InvalidRequest(f"{label}: the parameter {name} is {shown(value)}; true or false is expected")
     return value
