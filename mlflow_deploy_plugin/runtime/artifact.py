@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.errors import InvalidArtifact
 
 MLMODEL = "MLmodel"
 FLAVOR = "onnxserve"
+PYTHON_FUNCTION = "python_function"
 
 ColumnType = Literal["double", "float", "integer", "long", "boolean", "string"]
 Role = Literal["label", "probabilities", "scores", "values"]
@@ -84,6 +85,7 @@ class Artifact:
     """What the MLmodel folder at `folder` says.
 
     Attributes:
+        onnx_file: the graph; `folder` itself for a pyfunc, which has none (`runtime/pyfunc_artifact.py`).
         columns / tensors: the signature's inputs; one of them is empty, both where there is no signature.
         inputs / outputs: the graph's, bound to the signature; empty for a stock `onnx` model until it is loaded.
         prediction: the outputs that `predict` answers: one name is answered as a bare array, several as a mapping
@@ -92,11 +94,12 @@ class Artifact:
         parity: the state and the figures of `parity.json`.
         provenance: git commit, dataset digest, environment lock; empty where unknown.
         reference: file name of the reference sample (Parquet), or None.
+        undescribed: why the inputs of a pyfunc are no named arrays; empty: they are.
     """
 
     folder: Path
     onnx_file: Path
-    flavor: Literal["onnxserve", "onnx"]
+    flavor: Literal["onnxserve", "onnx", "python_function"]
     mlflow_version: str
     model_id: str
     run_id: str
@@ -110,6 +113,7 @@ class Artifact:
     parity: Mapping[str, Any] = field(default_factory=lambda: {"state": "no-original"})
     provenance: Mapping[str, Any] = field(default_factory=dict)
     reference: str | None = None
+    undescribed: str = ""
 
     @property
     def parity_state(self) -> str:
@@ -122,7 +126,7 @@ def read_artifact(folder: Path) -> Artifact:
     Raises:
         InvalidArtifact: no MLmodel file, no ONNX in it, a file missing, or a signature that no graph can take.
     """
-    document = _read_mlmodel(folder)
+    document = read_mlmodel(folder)
     flavors = document.get("flavors")
     flavors = flavors if isinstance(flavors, Mapping) else {}
     name = "onnxserve" if FLAVOR in flavors else "onnx"
@@ -159,7 +163,12 @@ def read_artifact(folder: Path) -> Artifact:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
 
 
-def _read_mlmodel(folder: Path) -> Mapping[str, Any]:
+def read_mlmodel(folder: Path) -> Mapping[str, Any]:
+    """The MLmodel file in `folder`.
+
+    Raises:
+        InvalidArtifact: there is none, or it is no mapping of YAML.
+    """
     try:
         document = yaml.safe_load((folder / MLMODEL).read_text())
     except FileNotFoundError:

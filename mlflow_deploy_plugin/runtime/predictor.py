@@ -1,7 +1,8 @@
 """What the data plane asks of a loaded version, however it computes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
@@ -28,4 +29,40 @@ class Predictor(Protocol):
 
     def prediction(self, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
         """What `predict` answers, from the outputs of `run`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The body of a request that the version reads itself, since not all that it takes has a form as arrays."""
+
+    content_type: str | None
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BodyAnswer:
+    """The JSON that answers a `Body`.
+
+    Attributes:
+        feeds / outputs: what of the request and of its answer can be said as arrays, as `Predictor.run` names them;
+            empty: nothing.
+    """
+
+    content: bytes
+    feeds: Feeds
+    outputs: dict[str, Array]
+
+
+@runtime_checkable
+class BodyReader(Protocol):
+    """A predictor that reads bodies of `/invocations` itself: one whose artifact has the flavor python_function."""
+
+    def answer(self, body: Body) -> BodyAnswer:
+        """Reads, computes and writes.
+
+        Raises:
+            InvalidRequest, UnsupportedMediaType: the body cannot be read, or does not fit the model.
+            InferenceError: the model refuses the input.
+        """
         ...

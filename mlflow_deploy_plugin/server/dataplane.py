@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlflow_deploy_plugin.runtime.predictor import Body, BodyAnswer, BodyReader
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord
 from mlflow_deploy_plugin.server.repository import Repository, ServedVariant
@@ -25,6 +26,7 @@ class InferRequest:
         inputs: arrays by ONNX input name, the batch first.
         outputs: the ONNX outputs that are wanted; None: all.
         event_time: when what the rows describe happened, in microseconds since 1970 (UTC); None: now.
+        body: what a version of the flavor python_function reads itself, in place of `inputs`.
     """
 
     id: str
@@ -33,11 +35,16 @@ class InferRequest:
     outputs: Sequence[str] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     event_time: int | None = None
+    body: Body | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InferResponse:
-    """The answer of exactly one version. `prediction_id` is made here and never repeats: feedback joins on it."""
+    """The answer of exactly one version. `prediction_id` is made here and never repeats: feedback joins on it.
+
+    Attributes:
+        body: the answer to a `body`, ready to be sent; else empty.
+    """
 
     id: str
     prediction_id: str
@@ -45,6 +52,7 @@ class InferResponse:
     version: str
     variant: str
     outputs: dict[str, Array]
+    body: bytes = b""
 
 
 class DataPlane:
@@ -84,9 +92,9 @@ class DataPlane:
             InferenceError: the graph refuses the input.
         """
         arrived = self._clock() // 1000
-        outputs = variant.loaded.predictor.run(request.inputs, request.outputs)
+        computed = _computed(variant, request)
         prediction_id = os.urandom(16).hex()
-        if variant.capture.fraction > self._draw():
+        if (computed.feeds or computed.outputs) and variant.capture.fraction > self._draw():
             self._capture.write(
                 RequestRecord(
                     endpoint=variant.endpoint,
@@ -97,10 +105,26 @@ class DataPlane:
                     received_time=arrived,
                 ),
                 variant.loaded.captured,
-                request.inputs,
-                outputs,
+                computed.feeds,
+                computed.outputs,
                 variant.capture.max_rows_per_request,
             )
         return InferResponse(
-            request.id, prediction_id, variant.loaded.model, variant.loaded.version, variant.name, outputs
+            request.id,
+            prediction_id,
+            variant.loaded.model,
+            variant.loaded.version,
+            variant.name,
+            computed.outputs,
+            computed.content,
         )
+
+
+def _computed(variant: ServedVariant, request: InferRequest) -> BodyAnswer:
+    """What the version computes, and what of the request is captured."""
+    predictor = variant.loaded.predictor
+    if request.body is None:
+        return BodyAnswer(b"", request.inputs, predictor.run(request.inputs, request.outputs))
+    if not isinstance(predictor, BodyReader):
+        raise TypeError(f"version {variant.loaded.version} of {variant.loaded.model} reads no bodies itself")
+    return predictor.answer(request.body)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.runtime.predictor import Body
 from mlflow_deploy_plugin.runtime.schema import Feeds
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferRequest, InferResponse
@@ -34,11 +35,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a body asks for, and how that is answered; `id` is the body's own, empty where it has none."""
+    """What a body asks for, and how that is answered.
+
+    Attributes:
+        id: the body's own, empty where it has none.
+        body: what the version reads itself, in place of `feeds`.
+    """
 
     feeds: Feeds
     encode: Callable[[ServedVariant, InferResponse], Answer]
     id: str = ""
+    body: Body | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,10 @@ def infer(
         if question.id and "x-request-id" not in request.headers:
             headers["X-Request-Id"] = request_id({"x-request-id": question.id})
         response = server.dataplane.infer(
-            variant, InferRequest(headers["X-Request-Id"], variant.endpoint, question.feeds, event_time=moment)
+            variant,
+            InferRequest(
+                headers["X-Request-Id"], variant.endpoint, question.feeds, event_time=moment, body=question.body
+            ),
         )
         headers["X-Prediction-Id"] = response.prediction_id
         told = question.encode(variant, response)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
+from mlflow_deploy_plugin.runtime.predictor import Body
 from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
 from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.messages import RawRequest
@@ -51,7 +53,21 @@ def _read_v2(request: RawRequest, variant: ServedVariant) -> Question:
     return Question(question.feeds, encode, question.id)
 
 
-INVOCATIONS = _plain("invocations", mlflow.decode, _encode_mlflow)
+_ARRAYS = _plain("invocations", mlflow.decode, _encode_mlflow)
+
+
+def _read_invocations(request: RawRequest, variant: ServedVariant) -> Question:
+    """A pyfunc reads the body itself, with MLflow's own functions: objects, dates and params have no form as arrays."""
+    if variant.loaded.predictor.artifact.flavor != PYTHON_FUNCTION:
+        return _ARRAYS.decode(request, variant)
+    return Question({}, _encode_body, body=Body(request.headers.get("content-type"), request.body))
+
+
+def _encode_body(variant: ServedVariant, response: InferResponse) -> Answer:
+    return Answer(response.body)
+
+
+INVOCATIONS = Protocol("invocations", _read_invocations)
 PREDICT = _plain("predict", predict.decode, _encode_predict)
 PREDICT_BATCH = _plain("predict_batch", predict.decode_batch, _encode_batch)
 V2 = Protocol("v2", _read_v2)

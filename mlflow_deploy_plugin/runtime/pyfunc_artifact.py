@@ -1,0 +1,143 @@
+"""The MLmodel folder of a model without an ONNX form: what of its signature can be said as named arrays.
+
+MLflow's signatures know more than arrays (objects, maps, nested arrays, Python type hints). Where one of those is an
+input, `Artifact.undescribed` says so, and the model is asked through `/invocations` alone. Dates and bytes are carried
+as strings: ISO 8601 and base64, as in MLflow's own JSON.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.runtime.artifact import (
+    COLUMN_TYPES,
+    FLAVOR,
+    PYTHON_FUNCTION,
+    Artifact,
+    Column,
+    Input,
+    Output,
+    Tensor,
+    read_artifact,
+    read_mlmodel,
+)
+from mlflow_deploy_plugin.runtime.schema import Feeds, Schema, compile_schema
+
+PREDICTION = "prediction"
+"""The name of the one array that a model answers without a name."""
+
+_AS_STRINGS = {"datetime", "binary"}
+_TENSOR_DTYPES = {
+    "object": "str",
+    "str": "str",
+    "bool": "bool",
+    **{f"float{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+_ONLY_INPUT = "input"
+
+
+def read_served_artifact(folder: Path) -> Artifact:
+    """What the MLmodel file in `folder` says, of a model with an ONNX form (`read_artifact`) or of a pyfunc.
+
+    Raises:
+        InvalidArtifact: it is no model that can be served.
+    """
+    document = read_mlmodel(folder)
+    flavors = document.get("flavors")
+    flavors = flavors if isinstance(flavors, Mapping) else {}
+    if FLAVOR in flavors or "onnx" in flavors or PYTHON_FUNCTION not in flavors:
+        return read_artifact(folder)
+    try:
+        return _pyfunc_artifact(folder, document)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Undescribed(Schema):
+    """The schema of a pyfunc whose inputs are no named arrays: whatever is given as such is refused with `reason`."""
+
+    reason: str = ""
+
+    def from_columns(self, data: Any) -> Feeds:
+        raise SchemaMismatch(self.reason)
+
+    from_records = from_array = from_columns
+
+    def from_rows(self, names: Any, rows: Any) -> Feeds:
+        raise SchemaMismatch(self.reason)
+
+    @property
+    def by_input(self) -> Schema:  # type: ignore[override]  # cached there: here there is nothing to keep
+        raise SchemaMismatch(self.reason)
+
+
+def schema_of(artifact: Artifact) -> Schema:
+    """How columns, rows and tensors become what feeds this pyfunc."""
+    if artifact.undescribed:
+        return Undescribed((), (), (), artifact.undescribed)
+    return compile_schema(artifact.columns, artifact.tensors, artifact.inputs)
+
+
+def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
+    signature = document.get("signature") or {}
+    columns, tensors, undescribed = _inputs(signature)
+    inputs = [Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns]
+    inputs += [Input(tensor.name or _ONLY_INPUT, tensor.dtype, tensor.shape) for tensor in tensors]
+    outputs = _outputs(signature)
+    return Artifact(
+        folder=folder,
+        onnx_file=folder,
+        flavor=PYTHON_FUNCTION,
+        mlflow_version=str(document.get("mlflow_version", "")),
+        model_id=str(document.get("model_id") or document.get("model_uuid") or ""),
+        run_id=str(document.get("run_id") or ""),
+        columns=columns,
+        tensors=tensors,
+        inputs=tuple(inputs),
+        outputs=outputs,
+        prediction=tuple(output.name for output in outputs),
+        framework=str(document["flavors"][PYTHON_FUNCTION].get("loader_module", "")).removeprefix("mlflow."),
+        undescribed=undescribed,
+    )
+
+
+def _inputs(signature: Mapping[str, Any]) -> tuple[tuple[Column, ...], tuple[Tensor, ...], str]:
+    """Columns, tensors, and why neither can be said."""
+    fields = json.loads(signature.get("inputs") or "[]")
+    if not fields:
+        return (), (), "this model has no signature that names its inputs; send the request to /invocations"
+    if signature.get("is_signature_from_type_hint"):
+        return (), (), "this model takes Python objects; send the request to /invocations"
+    columns, tensors = [], []
+    for position, entry in enumerate(fields):
+        name = str(entry.get("name", position))
+        if entry.get("type") == "tensor":
+            spec = entry["tensor-spec"]
+            if spec["dtype"] not in _TENSOR_DTYPES:
+                return (), (), f"the tensor {name!r} is of {spec['dtype']}; send the request to /invocations"
+            tensors.append(Tensor(entry.get("name", ""), _TENSOR_DTYPES[spec["dtype"]], tuple(spec["shape"])))
+            continue
+        kind = "string" if entry.get("type") in _AS_STRINGS else entry.get("type")
+        if kind not in COLUMN_TYPES:
+            return (), (), f"the column {name!r} is of the type {kind}; send the request to /invocations"
+        columns.append(Column(name, kind, entry.get("required", True)))
+    return tuple(columns), tuple(tensors), ""
+
+
+def _outputs(signature: Mapping[str, Any]) -> tuple[Output, ...]:
+    """The outputs as far as the signature says them; empty: nobody knows before the model has answered."""
+    fields = json.loads(signature.get("outputs") or "[]")
+    return tuple(_output(entry, len(fields)) for entry in fields)
+
+
+def _output(entry: Mapping[str, Any], count: int) -> Output:
+    name = str(entry.get("name") or PREDICTION) if count == 1 else str(entry["name"])
+    if entry.get("type") == "tensor":
+        spec = entry["tensor-spec"]
+        return Output(name, _TENSOR_DTYPES.get(spec["dtype"], "object"), tuple(spec["shape"]))
+    return Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,))
