@@ -9,6 +9,8 @@
     ├── NotFound                    404 RESOURCE_DOES_NOT_EXIST
     ├── AlreadyExists               409 RESOURCE_ALREADY_EXISTS
     ├── NotReady                    503 TEMPORARILY_UNAVAILABLE  nothing is loaded yet
+    ├── TooManyRequests             429 REQUEST_LIMIT_EXCEEDED   a limit or a queue is full
+    ├── DeadlineExceeded            504 DEADLINE_EXCEEDED        its time was up before it was computed
     ├── ModelError                  400 INVALID_PARAMETER_VALUE  a model that cannot be used
     │   ├── ConversionError                                      it has no ONNX form
     │   ├── ParityError                                          its ONNX form answers otherwise
@@ -30,14 +32,19 @@ from typing import ClassVar
 
 
 class OnnxserveError(Exception):
-    """Base of everything that onnxserve raises on purpose."""
+    """Base of everything that onnxserve raises on purpose.
+
+    Attributes:
+        retry_after: seconds after which the same request may do better (HTTP's `Retry-After`); None: nobody knows.
+    """
 
     http_status: ClassVar[int] = 500
     error_code: ClassVar[str] = "INTERNAL_ERROR"
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.message = message
+        self.retry_after = retry_after
 
 
 class InvalidRequest(OnnxserveError):
@@ -89,6 +96,20 @@ class NotReady(OnnxserveError):
 
     http_status = 503
     error_code = "TEMPORARILY_UNAVAILABLE"
+
+
+class TooManyRequests(OnnxserveError):
+    """The caller's rate, this worker's requests in flight or the queue of a batcher are at their limit."""
+
+    http_status = 429
+    error_code = "REQUEST_LIMIT_EXCEEDED"
+
+
+class DeadlineExceeded(OnnxserveError):
+    """The time that the caller or the server allows was up before the model began; nothing was computed."""
+
+    http_status = 504
+    error_code = "DEADLINE_EXCEEDED"
 
 
 class ModelError(OnnxserveError):

@@ -32,6 +32,12 @@ class Settings(BaseSettings):
         default="",
         description="Where the inference log is written as Parquet. Default: HOME/inference_log.",
     )
+    redis_url: str = Field(
+        default="",
+        repr=False,  # may hold a password
+        description="Redis that rate limits and the response cache are shared in, e.g. redis://host:6379/0. "
+        "Default: each worker has its own in memory.",
+    )
     host: str = Field(
         default="127.0.0.1",
         description="Address that `onnxserve serve` listens on where neither the spec nor an option says one.",

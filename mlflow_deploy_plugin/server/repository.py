@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.runtime.batcher import Batcher
 from mlflow_deploy_plugin.runtime.predictor import Predictor
 from mlflow_deploy_plugin.server import routing
 from mlflow_deploy_plugin.server.capture import CapturedModel
@@ -38,13 +39,24 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, eq=False)
 class LoadedVersion:
-    """One version in memory. `eq=False`: two loads of one version are two."""
+    """One version in memory. `eq=False`: two loads of one version are two.
+
+    Attributes:
+        batcher: joins its requests; None: each is computed alone.
+        seconds_per_row: what computing one row alone took at warm-up; infinite where that is not known.
+    """
 
     model: str
     version: str
     folder: Path
     predictor: Predictor
     captured: CapturedModel
+    batcher: Batcher | None = None
+    seconds_per_row: float = float("inf")
+
+    @property
+    def is_batched(self) -> bool:
+        return self.batcher is not None
 
 
 @dataclass(frozen=True)
