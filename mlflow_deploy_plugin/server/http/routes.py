@@ -9,6 +9,7 @@ from functools import partial
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import views
+from mlflow_deploy_plugin.server.http.encodings import decoded, encoded
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
 from mlflow_deploy_plugin.server.http.observed import observed
 from mlflow_deploy_plugin.server.http.predictions import infer
@@ -88,7 +89,7 @@ def _dispatch(server: Server, request: RawRequest) -> RawResponse:
         allowed = ", ".join(methods)
         message = f"{request.path[:200]} takes {allowed}, not {request.method[:20]}"
         return error_response(request.path, 405, "BAD_REQUEST", message, {"Allow": allowed})
-    return view(server, request)
+    return encoded(request, view(server, decoded(request, server.max_body_bytes)))
 
 
 def _methods(path: str) -> dict[str, View] | None:
