@@ -61,6 +61,11 @@ def datatype_of(dtype: str) -> str:
     return _NAMES.get(dtype, "")
 
 
+def dtype_of(datatype: str) -> np.dtype[Any]:
+    """The numpy dtype of one of V2's datatypes, which `read_head` has checked."""
+    return _DTYPES[datatype]
+
+
 def check_datatype(head: TensorHead, dtype: str) -> None:
     """Whether the tensor is of a kind that an input of this numpy dtype takes; the values are not looked at.
 
