@@ -27,6 +27,8 @@ _log = logging.getLogger("mlflow_deploy_plugin.agent")
 
 _ROUND_SECONDS = 0.25
 """Between two looks at the files; how often the registry is asked is `settings.poll_seconds`."""
+_COMMAND_SECONDS = 0.05
+"""Between two looks for a command: somebody waits for its answer."""
 _SHIP_SECONDS = 2.0
 
 
@@ -45,12 +47,18 @@ class _Following(threading.Thread):
                 if self._follower.round().fatal:
                     self.failed = True
                     break
-                self._stop_agent.wait(_ROUND_SECONDS)
+                self._pause()
         except Exception:  # noqa: BLE001 - the boundary of this thread: it logs, and the process ends
             _log.exception("the agent ends, and is started anew by the supervisor")
             self.failed = True
         finally:
             self._stop_agent.set()
+
+    def _pause(self) -> None:
+        until = time.monotonic() + _ROUND_SECONDS
+        while not self._stop_agent.wait(_COMMAND_SECONDS) and time.monotonic() < until:
+            if self._follower.has_work():
+                return
 
 
 def main() -> int:

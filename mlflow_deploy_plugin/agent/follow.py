@@ -1,8 +1,9 @@
 """Following: spec and registry → the versions that are wanted.
 
-One round looks at everything and never waits: the spec (read again when it changes), every reference whose time has
-come, and what the workers say about the versions they were given. References to a stage or an alias come due again and
-again; pinned ones are looked at until they are resolved, and never again. Whatever fails, what was served is wanted on.
+One round looks at everything and never waits: the spec (read again when it changes), commands (`agent/control.py`),
+every reference whose time has come, and what the workers say about the versions they were given. References to a stage
+or an alias come due again and again; pinned ones are looked at until they are resolved, and never again. Whatever
+fails, what was served is wanted on.
 """
 
 import logging
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
 from mlflow_deploy_plugin.agent.version import FetchedVersion, restored_versions
 from mlflow_deploy_plugin.errors import InvalidConfig, ModelError, NotFound, OnnxserveError
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
@@ -55,7 +57,7 @@ class _Tracked:
         previous: what was served before, to go back to when the workers cannot load `version`.
         refused: identity of a version that cannot be served, so that it is not tried again and again.
         refusal: why not.
-        error: why the last look at the registry failed.
+        error: why the last look at the registry failed, and `failed` how.
         due: when to look at the registry next.
     """
 
@@ -64,6 +66,7 @@ class _Tracked:
     refused: str = ""
     refusal: str = ""
     error: str = ""
+    failed: type[OnnxserveError] = OnnxserveError
     failures: int = 0
     due: float = 0.0
 
@@ -91,7 +94,10 @@ class Follower:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
         # what was served before a restart is served on, whatever the registry says or does not say
         self._tracked = {uri: _Tracked(version) for uri, version in restored_versions(self._wanted).items()}
+        self._control = EndpointControl(self.state_dir, self.wall_clock)
+        self._own_specs: list[EndpointSpec] = []
         self._specs: list[EndpointSpec] = []
+        self._is_forced = False
         self._spec_text = ""
         self._spec_error = ""
         self._written: AgentState | None = None
@@ -104,6 +110,7 @@ class Follower:
         """
         first = self._written is None
         self._read_spec()
+        self._take_commands()
         restored = any(tracked.version is not None for tracked in self._tracked.values())
         looked = self._look_at_registry()
         fatal = first and not restored and self._something_lacks()
@@ -111,6 +118,7 @@ class Follower:
             self._write_wanted()
             fatal = self._hear_workers()
             self._write_wanted()
+            self._control.settle(self._own_specs, self._outcome)
         state = AgentState(
             pid=os.getpid(),
             checked_at=self.wall_clock() if looked or self._written is None else self._written.checked_at,
@@ -141,14 +149,45 @@ class Follower:
             if text == self._spec_text:
                 return
             self._spec_text = text
-            self._specs = load_specs(text)
+            self._own_specs = load_specs(text)
             self._spec_error = ""
         except (OSError, UnicodeDecodeError) as error:
             self._spec_error = f"{SPEC} cannot be read: {error}"
         except OnnxserveError as error:
             self._spec_error = f"{SPEC}: {error.message}"
-        uris = {variant.model for spec in self._specs for variant in spec.variants.values()}
-        self._tracked = {uri: self._tracked.get(uri) or _Tracked() for uri in sorted(uris)}
+
+    def _take_commands(self) -> None:
+        """What a command loads is looked up at once, and tried again where it was refused."""
+        anew = self._control.take(self._own_specs)
+        specs = self._control.endpoints(self._own_specs)
+        if specs != self._specs:
+            self._specs = specs
+            uris = {variant.model for spec in specs for variant in spec.variants.values()}
+            self._tracked = {uri: self._tracked.get(uri) or _Tracked() for uri in sorted(uris)}
+        for spec in anew or ():
+            for variant in spec.variants.values():
+                tracked = self._tracked[variant.model]
+                tracked.due, tracked.refused, tracked.refusal = 0.0, "", ""
+        self._is_forced = self._is_forced or anew is not None
+
+    def has_work(self) -> bool:
+        """Whether there is a reason for the next round to come soon."""
+        return self._control.has_work()
+
+    def _outcome(self, endpoint: str) -> OnnxserveError | None:
+        """How loading or unloading went; see `control.Outcome`."""
+        spec = next((spec for spec in self._specs if spec.name == endpoint), None)
+        for variant in spec.variants.values() if spec else ():
+            tracked = self._tracked[variant.model]
+            if tracked.refusal:
+                return ModelError(tracked.refusal)
+            if tracked.error:
+                return tracked.failed(tracked.error)
+        workers = [worker for worker in read_workers(self.state_dir) if lives(worker.pid)]
+        is_behind = any(worker.generation != self._wanted.generation for worker in workers)
+        if is_behind or any(_load_error(workers, endpoint, name) for name in (spec.variants if spec else ())):
+            raise Pending  # an error that has just come is dealt with in the next round
+        return None
 
     def _look_at_registry(self) -> bool:
         due = [(uri, tracked) for uri, tracked in self._tracked.items() if tracked.due <= self.clock()]
@@ -158,10 +197,10 @@ class Follower:
                 tracked.failures = 0
                 tracked.due = self.clock() + self._pause(0) if followed and self.follow else float("inf")
             except (NotFound, InvalidConfig) as error:  # somebody may put it right at any moment
-                tracked.error = f"{uri}: {error.message}"
+                tracked.error, tracked.failed = f"{uri}: {error.message}", type(error)
                 tracked.due = self.clock() + self._pause(0)
             except OnnxserveError as error:
-                tracked.error = error.message
+                tracked.error, tracked.failed = error.message, type(error)
                 tracked.failures += 1
                 tracked.due = self.clock() + self._pause(tracked.failures)
         return bool(due)
@@ -192,12 +231,17 @@ class Follower:
 
     def _write_wanted(self) -> None:
         endpoints = {spec.name: self._wanted_endpoint(spec) for spec in self._specs}
-        if endpoints == self._wanted.endpoints or not any(endpoint.variants for endpoint in endpoints.values()):
+        unloaded = self._control.unloaded(self._own_specs)
+        before = self._wanted
+        is_same = before.generation and (endpoints, unloaded) == (before.endpoints, before.unloaded)
+        has_none = not unloaded and not any(endpoint.variants for endpoint in endpoints.values())
+        if (is_same and not self._is_forced) or has_none:
             return
-        self._wanted = Wanted(generation=self._wanted.generation + 1, endpoints=endpoints)
+        self._wanted = Wanted(generation=before.generation + 1, endpoints=endpoints, unloaded=unloaded)
         write_state(self.state_dir / WANTED, self._wanted)
-        for name, endpoint in endpoints.items():
-            for variant in endpoint.variants.values():
+        self._is_forced = False
+        for name in [name for name in endpoints if endpoints[name] != before.endpoints.get(name)]:
+            for variant in endpoints[name].variants.values():
                 _log.info("endpoint %s: %s version %s is wanted", name, variant.model, variant.version)
 
     def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
@@ -225,7 +269,8 @@ class Follower:
                 error = _load_error(workers, spec.name, name)
                 if not error or tracked.version is None or tracked.refused == tracked.version.identity:
                     continue
-                failed = failed or (tracked.previous is None and nothing_loaded)
+                is_commanded = self._control.is_loading(spec.name)  # whoever commanded it is told
+                failed = failed or (tracked.previous is None and nothing_loaded and not is_commanded)
                 self._refuse(variant.model, tracked, tracked.version, error)
         return failed
 
@@ -238,7 +283,11 @@ class Follower:
         self.registry.report_failure(version.source, error)
 
     def _something_lacks(self) -> bool:
-        return not self._specs or any(tracked.version is None for tracked in self._tracked.values())
+        """Whether there is no use in a start; one of many endpoints keeps no other from serving."""
+        lacking = [tracked.version is None for tracked in self._tracked.values()]
+        if len(self._specs) > 1:
+            return all(lacking)
+        return not self._own_specs or any(lacking)
 
 
 def _wanted_variant(variant: VariantSpec, version: FetchedVersion) -> WantedVariant:

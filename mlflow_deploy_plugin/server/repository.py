@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.spec import CaptureSpec
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+_MOST_SHOWN = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,8 @@ class Repository:
         self._load = load
         self._on_change = on_change
         self._table: Table = {}
+        self._applied: dict[str, WantedEndpoint] = {}
+        self._unloaded: tuple[str, ...] = ()
         self._errors: dict[str, dict[str, str]] = {}
         self._generation: int | None = None
         self._seen: tuple[int, int, int] | None = None
@@ -117,6 +120,11 @@ class Repository:
     @property
     def table(self) -> Table:
         return self._table
+
+    @property
+    def unloaded(self) -> tuple[str, ...]:
+        """Endpoints that a command has taken out of memory, and another may bring back."""
+        return self._unloaded
 
     def start(self) -> None:
         """Follows `wanted.json` in a thread of its own, until `stop`."""
@@ -148,7 +156,7 @@ class Repository:
             held = ", ".join(served.versions) or "none"
             raise NotFound(f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {held}")
         if not served.answering:
-            raise NotReady(self._why_silent(name))
+            raise NotReady(self.why_silent(name))
         return routing.choose(served.answering, draw)
 
     def versions(self, endpoint: str) -> tuple[str, ...]:
@@ -166,15 +174,24 @@ class Repository:
         if name is None or served is None:
             if endpoint is None or self._generation is None:
                 raise NotReady("no model is loaded yet; ask again in a moment")
-            raise NotFound(f"no endpoint {endpoint[:100]!r} here; there is {', '.join(map(repr, table)) or 'none'}")
+            if endpoint in self._unloaded:
+                raise NotFound(
+                    f"endpoint {endpoint!r} is unloaded; POST /v2/repository/models/{endpoint}/load loads it"
+                )
+            raise NotFound(f"no endpoint {endpoint[:100]!r} here; there is {_some(table)}")
         return name, served
 
     def not_ready(self) -> str:
-        """Why this worker cannot answer for every endpoint yet; empty: it can."""
+        """Why this worker answers for nobody yet; empty: it does, or nothing is to be served.
+
+        One of many endpoints that has no version says so for itself, and keeps no other from being asked.
+        """
         if self._generation is None:
             return "no model is loaded yet; ask again in a moment"
-        silent = [name for name, served in self._table.items() if not served.answering]
-        return self._why_silent(silent[0]) if silent else ""
+        table = self._table
+        if not table or any(served.answering for served in table.values()):
+            return ""
+        return self.why_silent(next(iter(table)))
 
     def look(self) -> None:
         """Deals with `wanted.json` if it is another one than at the last look."""
@@ -206,9 +223,16 @@ class Repository:
         for name in [name for name in self._table if name not in wanted.endpoints]:
             self._publish({key: served for key, served in self._table.items() if key != name})
             self._errors.pop(name, None)
+            self._applied.pop(name, None)
         for name, endpoint in wanted.endpoints.items():
+            if endpoint == self._applied.get(name) and not self._errors[name]:
+                continue
             served, self._errors[name] = self._serve(name, endpoint)
+            self._applied[name] = endpoint
             self._publish({**self._table, name: served})
+        if list(self._table) != list(wanted.endpoints):
+            self._publish({name: self._table[name] for name in wanted.endpoints})  # the first one is the default
+        self._unloaded = wanted.unloaded
         self._generation = wanted.generation
         self._is_reported = False
         self._report()
@@ -276,7 +300,15 @@ class Repository:
             return
         self._is_reported, self._report_error = True, ""
 
-    def _why_silent(self, endpoint: str) -> str:
+    def why_silent(self, endpoint: str) -> str:
+        """Why no version of the endpoint answers."""
         errors = self._errors.get(endpoint, {})
         reasons = "; ".join(f"{variant}: {error}" for variant, error in errors.items())
         return f"endpoint {endpoint!r} has no version that answers" + (f": {reasons}" if reasons else "")
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few names, as an error shows them."""
+    listed = list(names)
+    shown = ", ".join(map(repr, listed[:_MOST_SHOWN])) or "none"
+    return f"{shown} and {len(listed) - _MOST_SHOWN} more" if len(listed) > _MOST_SHOWN else shown

@@ -4,6 +4,9 @@
     wanted.json         agent → workers             the versions to be served, already on this disk
     workers/PID.json    each worker → everyone      what it has loaded, and what it could not load
     agent.json          agent → everyone            when it last reached the registry, and what went wrong
+    commands/ID.json    worker → agent              an endpoint that is to be loaded or unloaded (`server/commands.py`)
+    answers/ID.json     agent → worker              how that went
+    control.json        agent                       what commands have changed of the spec, for the next start
     server.json         supervisor → everyone       process id, host, port
     server.log          supervisor, workers, agent  their log
     spool/              workers → agent             captured requests (`server/capture.py`)
@@ -18,7 +21,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mlflow_deploy_plugin.spec import CaptureSpec
+from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec
 
 
 class _State(BaseModel):
@@ -51,10 +54,41 @@ class WantedEndpoint(_State):
 
 
 class Wanted(_State):
-    """What every worker is to serve. `generation` grows by one with every change."""
+    """What every worker is to serve. `generation` grows by one with every change; `unloaded` are endpoints that a
+    command has taken out of memory, and another may bring back."""
 
     generation: int = 0
     endpoints: dict[str, WantedEndpoint] = Field(default_factory=dict)
+    unloaded: tuple[str, ...] = ()
+
+
+class Command(_State):
+    """What somebody asks the agent to do.
+
+    Attributes:
+        endpoint: its name.
+        added: the endpoint itself, where the spec does not have it.
+        created_at: seconds since 1970.
+    """
+
+    action: Literal["load", "unload"]
+    endpoint: str
+    added: EndpointSpec | None = None
+    created_at: float
+
+
+class CommandAnswer(_State):
+    """How a command went. `error` is empty where it was done in every worker; `kind` names the class of the error."""
+
+    error: str = ""
+    kind: str = ""
+
+
+class Control(_State):
+    """What commands have changed of the spec: endpoints that are not to be served, and some that it does not have."""
+
+    unloaded: tuple[str, ...] = ()
+    added: dict[str, EndpointSpec] = Field(default_factory=dict)
 
 
 class LoadedVariant(_State):
@@ -100,6 +134,7 @@ class ServerState(_State):
 StateT = TypeVar("StateT", bound=_State)
 
 WANTED, AGENT, SERVER, SPEC, LOG = "wanted.json", "agent.json", "server.json", "spec.yaml", "server.log"
+COMMANDS, ANSWERS, CONTROL = "commands", "answers", "control.json"
 
 
 def write_state(path: Path, state: _State) -> None:

@@ -208,12 +208,14 @@ class _Supervisor:
         return state if state is not None and self._agent is not None and state.pid == self._agent.pid else None
 
     def _answers(self) -> bool:
-        """The HTTP side answers, and every worker has loaded what is wanted."""
+        """The HTTP side answers, and every worker has dealt with what is wanted, so that something of it is served."""
         if not self._pings():
             return False
         wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
         workers = [worker for worker in read_workers(self._state_dir) if worker.generation == wanted.generation]
-        loaded = [w for w in workers if all(any(v.version for v in e.values()) for e in w.endpoints.values())]
+        loaded = [
+            w for w in workers if not w.endpoints or any(v.version for e in w.endpoints.values() for v in e.values())
+        ]
         return len(loaded) >= self._server.workers
 
     def _pings(self) -> bool:
