@@ -88,11 +88,12 @@ def conform(batch: Batch, signature: Any) -> Batch:
     """
     if signature is None or signature.inputs is None:
         return batch
-    names = [name for name in signature.inputs.input_names() if name is not None]
     if not isinstance(batch, pd.DataFrame):
-        if set(names) - set(batch):
-            raise InvalidConfig(f"signature: the example has the tensors {sorted(batch)}, not {names}")
+        tensors = [spec.name for spec in signature.inputs.inputs if spec.name]  # the only one may have none
+        if set(tensors) - set(batch):
+            raise InvalidConfig(f"signature: the example has the tensors {sorted(batch)}, not {tensors}")
         return batch
+    names = [name for name in signature.inputs.input_names() if name is not None]
     if missing := [name for name in names if name not in batch.columns]:
         raise InvalidConfig(f"signature: the example has no column {missing[0]!r}")
     types = {spec.name: getattr(spec.type, "name", str(spec.type)) for spec in signature.inputs.inputs}

@@ -191,6 +191,17 @@ def test_given_signature_decides_order_and_types(model, table, tmp_path):
     ]
 
 
+def test_the_signature_that_mlflow_infers_from_an_array_is_taken(model, table, tmp_path):
+    rows = table.to_numpy()
+    model.fit(rows, model.predict(table))
+    signature = infer_signature(rows, model.predict(rows))
+
+    onnxserve.save_model(model, tmp_path / "model", input_example=rows[:5], signature=signature)
+
+    (tensor,) = onnxserve.load_model(str(tmp_path / "model")).artifact.tensors
+    assert (tensor.name, tensor.dtype, tensor.shape) == ("", "float64", (-1, rows.shape[1]))
+
+
 @pytest.mark.parametrize("name", ["prediction", "output.label", "_row"])
 def test_a_column_whose_name_the_log_needs_is_refused(name, model, table, tmp_path):
     example = table.rename(columns={table.columns[0]: name})
