@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from mlflow_deploy_plugin.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.runtime.session import available_cores
 from mlflow_deploy_plugin.server.capture import SPOOL, CaptureWriter
 from mlflow_deploy_plugin.server.dataplane import DataPlane
@@ -15,6 +16,8 @@ from mlflow_deploy_plugin.server.tracing import Tracer, open_tracer
 from mlflow_deploy_plugin.server.warmup import load_warm
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
+
+_GPU_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def open_server(state_dir: Path) -> Server:
     threads = spec.intra_op_num_threads or max(1, available_cores() // spec.workers)
     metrics = Metrics()
     capture = CaptureWriter(state_dir / SPOOL, metrics.count_capture)
-    load = partial(load_warm, device=spec.device, intra_op_num_threads=threads)
+    load = partial(load_warm, device=spec.device, intra_op_num_threads=threads, policy=_batch_policy(spec))
     repository = Repository(state_dir, load, metrics.show_table)
     server = Server(
         DataPlane(repository, capture),
@@ -61,6 +64,14 @@ def open_server(state_dir: Path) -> Server:
     repository.start()
     atexit.register(server.close)
     return server
+
+
+def _batch_policy(spec: ServerSpec) -> BatchPolicy | None:
+    """How requests are joined; None: not at all, which is best for tiny models on a CPU."""
+    rows = spec.max_batch_size or (1 if spec.device == "cpu" else _GPU_BATCH_SIZE)
+    if rows == 1:
+        return None
+    return BatchPolicy(rows, spec.preferred_batch_size, spec.max_queue_delay_microseconds, spec.max_queue_size)
 
 
 def read_server_spec(state_dir: Path) -> ServerSpec:

@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.server.state import (
     worker_file,
     write_state,
 )
+from mlflow_deploy_plugin.server.warmup import WarmVersion
 from mlflow_deploy_plugin.spec import CaptureSpec
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class LoadedVersion:
     Attributes:
         batcher: joins its requests; None: each is computed alone.
         seconds_per_row: what computing one row alone took at warm-up; infinite where that is not known.
+        is_deterministic: the same question is known to have the same answer.
     """
 
     model: str
@@ -54,6 +56,7 @@ class LoadedVersion:
     captured: CapturedModel
     batcher: Batcher | None = None
     seconds_per_row: float = float("inf")
+    is_deterministic: bool = False
 
     @property
     def is_batched(self) -> bool:
@@ -100,7 +103,7 @@ class Repository:
     def __init__(
         self,
         state_dir: Path,
-        load: Callable[[Path], Predictor],
+        load: Callable[[Path], WarmVersion],
         on_change: Callable[[Table], None] = lambda table: None,
     ) -> None:
         self._state_dir = state_dir
@@ -262,14 +265,24 @@ class Repository:
 
     def _loaded(self, want: WantedVariant) -> LoadedVersion:
         try:
-            predictor = self._load(want.folder)
+            warm = self._load(want.folder)
         except OnnxserveError:
             raise
         except Exception as error:
             logger.exception("loading %s %s failed", want.model, want.version)
             raise OnnxserveError(f"loading failed unexpectedly: {type(error).__name__}, see the log") from None
+        predictor = warm.predictor
         captured = CapturedModel(want.model, want.version, predictor.schema, predictor.artifact.prediction)
-        loaded = LoadedVersion(want.model, want.version, want.folder, predictor, captured)
+        loaded = LoadedVersion(
+            want.model,
+            want.version,
+            want.folder,
+            predictor,
+            captured,
+            warm.batcher,
+            warm.seconds_per_row,
+            warm.is_deterministic,
+        )
         logger.info("loaded %s %s", want.model, want.version)
         weakref.finalize(loaded, logger.info, "dropped %s %s", want.model, want.version).atexit = False
         return loaded
