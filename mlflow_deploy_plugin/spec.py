@@ -67,6 +67,9 @@ class ServerSpec(_Part):
         le=65535,
         description="Port to listen on. Default: the first free one from 8080 up.",
     )
+    grpc_port: int | None = Field(
+        default=None, ge=1, le=65535, description="Port for the Open Inference Protocol over gRPC. Default: no gRPC."
+    )
     workers: int = Field(default=1, ge=1, le=256, description="Worker processes; each holds the models once.")
     threads: int = Field(default=4, ge=1, le=256, description="Requests that one worker handles at the same time.")
     device: Device = Field(default="cpu", description="Where ONNX Runtime runs; cuda and tensorrt refuse to fall back.")

@@ -9,8 +9,10 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 _FIRST_PORT, _LAST_PORT = 8080, 8999
 
 
-def listen_on(host: str, port: int | None) -> socket.socket:
+def listen_on(host: str, port: int | None, option: str = "--port (-C server.port=…)") -> socket.socket:
     """A bound socket: on `port`, or on the first free one from 8080 up. gunicorn inherits it and listens.
+
+    `option` is what an error calls the way to choose another port.
 
     Raises:
         InvalidConfig: the port is in use or may not be used, or the host is no address of this machine.
@@ -19,13 +21,13 @@ def listen_on(host: str, port: int | None) -> socket.socket:
         try:
             return _bound(host, port)
         except OSError as error:
-            raise InvalidConfig(_refusal(host, port, error)) from None
+            raise InvalidConfig(_refusal(host, port, option, error)) from None
     for candidate in range(_FIRST_PORT, _LAST_PORT + 1):
         try:
             return _bound(host, candidate)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise InvalidConfig(_refusal(host, candidate, error)) from None
+                raise InvalidConfig(_refusal(host, candidate, option, error)) from None
     raise InvalidConfig(f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; name one with --port")
 
 
@@ -53,9 +55,9 @@ def _bound(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _refusal(host: str, port: int, error: OSError) -> str:
+def _refusal(host: str, port: int, option: str, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use; choose another with --port (-C server.port=…)"
+        return f"port {port} on {host} is in use; choose another with {option}"
     if error.errno == errno.EACCES:
         return f"port {port} may not be opened by this user; ports from 1024 up may"
     return f"{host}:{port} cannot be listened on: {os.strerror(error.errno) if error.errno else error}"

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime.predictor import Body
@@ -40,12 +41,14 @@ class Question:
     Attributes:
         id: the body's own, empty where it has none.
         body: what the version reads itself, in place of `feeds`.
+        parameters: the request's, for the data plane: `timeout` in microseconds.
     """
 
     feeds: Feeds
     encode: Callable[[ServedVariant, InferResponse], Answer]
     id: str = ""
     body: Body | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,12 @@ def infer(
         response = server.dataplane.infer(
             variant,
             InferRequest(
-                headers["X-Request-Id"], variant.endpoint, question.feeds, event_time=moment, body=question.body
+                headers["X-Request-Id"],
+                variant.endpoint,
+                question.feeds,
+                parameters=question.parameters,
+                event_time=moment,
+                body=question.body,
             ),
         )
         headers["X-Prediction-Id"] = response.prediction_id
