@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.server.children import Child, Children, watched_signals
+from mlflow_deploy_plugin.server.grpc.port import reserved
 from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.listener import listen_on, reachable_host, reachable_url
 from mlflow_deploy_plugin.server.state import (
@@ -80,18 +81,20 @@ def supervise(state_dir: Path, follow: bool, announce: Callable[[str], None]) ->
     Call it with the folder `claimed`, in a process without other threads.
 
     Raises:
-        InvalidConfig: the spec is none, or its port cannot be used.
+        InvalidConfig: the spec is none, or one of its ports cannot be used.
+        RuntimeMissing: it asks for gRPC, and grpcio is not installed.
         DeploymentFailed: the server did not become ready (the message says why), or its workers are gone.
     """
     server = load_specs((state_dir / SPEC).read_text())[0].server
-    listener = listen_on(server.host, server.port)
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
-    try:
-        _Supervisor(state_dir, server, listener, follow, announce).run()
-    finally:
-        listener.close()
-        (state_dir / SERVER).unlink(missing_ok=True)
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    with reserved(server):
+        listener = listen_on(server.host, server.port)
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
+        try:
+            _Supervisor(state_dir, server, listener, follow, announce).run()
+        finally:
+            listener.close()
+            (state_dir / SERVER).unlink(missing_ok=True)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 class _Stop(Exception):

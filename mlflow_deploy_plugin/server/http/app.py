@@ -15,6 +15,9 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, e
 from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.settings import load_settings
 
+SERVER = "onnxserve"
+"""Where the application keeps its `Server`, for what else answers in the worker (`http/gunicorn_conf.py`)."""
+
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _DRAIN_BYTES = 64 * 1024 * 1024
 _DRAIN_SECONDS = 5.0
@@ -35,6 +38,7 @@ def create_app(state_dir: str) -> Flask:
 def build_app(server: Server) -> Flask:
     """The application around a server that is there already."""
     app = Flask("onnxserve", static_folder=None)
+    app.extensions[SERVER] = server
     app.url_map.merge_slashes = False  # no redirects: a path is answered or is not there
 
     def view(path: str = "") -> Response:

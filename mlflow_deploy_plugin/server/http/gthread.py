@@ -69,6 +69,8 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
 
         Clients that the kernel has connected already, and that nobody has accepted yet, would be reset by the close.
         """
+        if self.grpc is not None:
+            self.grpc.drain()
         self.set_accept_enabled(False)
         for listener in self.sockets:
             connected = -1

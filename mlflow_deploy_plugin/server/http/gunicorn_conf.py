@@ -76,6 +76,28 @@ def on_exit(arbiter: Any) -> None:
     _remove_metrics(Path(os.environ[STATE_DIR]))
 
 
+def post_worker_init(worker: Any) -> None:
+    """The application stands: gRPC answers beside it, where the spec has a port for it.
+
+    The worker's class calls `grpc.drain()` when it is told to end, so that both drain at the same time.
+    """
+    from mlflow_deploy_plugin.server.assembly import read_server_spec  # both import prometheus_client
+    from mlflow_deploy_plugin.server.http.app import SERVER
+
+    worker.grpc = None
+    spec = read_server_spec(Path(os.environ[STATE_DIR]))
+    if spec.grpc_port is not None:
+        from mlflow_deploy_plugin.server.grpc.listener import Listener  # 20 MB, only where it is asked for
+
+        worker.grpc = Listener(worker.wsgi.extensions[SERVER], spec)
+
+
+def worker_exit(arbiter: Any, worker: Any) -> None:
+    """The worker has answered everything over HTTP; what is in flight over gRPC is finished too."""
+    if getattr(worker, "grpc", None) is not None:
+        worker.grpc.wait()
+
+
 def child_exit(arbiter: Any, worker: Any) -> None:
     """A worker has ended, perhaps killed: it serves nothing any more."""
     from prometheus_client.multiprocess import mark_process_dead  # reads the environment that is set above

@@ -1,0 +1,78 @@
+"""The gRPC server of one worker: made after the fork, ended together with HTTP."""
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.grpc.service import handlers
+from mlflow_deploy_plugin.server.grpc.streams import Streams
+from mlflow_deploy_plugin.spec import ServerSpec
+
+logger = logging.getLogger(__name__)
+
+_STREAMS = 32
+"""Open at once in a worker; each has a thread of its own beside those that unary calls are answered in."""
+
+_WAITING = 128
+"""Calls that wait for a thread; above it gRPC answers RESOURCE_EXHAUSTED."""
+
+_FRAMING_BYTES = 64 * 1024
+"""What names, shapes and parameters of a message may take beside tensors of `max_body_bytes`."""
+
+_OPTIONS = {
+    "grpc.so_reuseport": 1,
+    "grpc.max_send_message_length": -1,
+    # A message is decompressed without regard to the limit (tried with grpcio 1.67: 1 GB of zeros in 1 MB): take none.
+    "grpc.compression_enabled_algorithms_bitset": 1,
+    # A client that is gone without a word is noticed; clients that ask for the same every 10 s are not sent away.
+    "grpc.keepalive_time_ms": 60_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.http2.min_ping_interval_without_data_ms": 10_000,
+}
+
+
+class Listener:
+    """Answers on `grpc_port` until `drain`.
+
+    Raises:
+        InvalidConfig: the port cannot be bound, or the certificate cannot be read.
+    """
+
+    def __init__(self, server: Server, spec: ServerSpec) -> None:
+        self._grace = spec.graceful_timeout_seconds
+        self._streams = Streams(_STREAMS)
+        threads = spec.threads + _STREAMS
+        options = {**_OPTIONS, "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES}
+        self._grpc = grpc.server(
+            ThreadPoolExecutor(threads, thread_name_prefix="onnxserve-grpc"),
+            handlers=handlers(server, self._streams),
+            options=list(options.items()),
+            maximum_concurrent_rpcs=threads + _WAITING,
+        )
+        self._bind(spec)
+        self._grpc.start()
+        self._ended: threading.Event | None = None
+
+    def drain(self) -> None:
+        """New calls are refused and those in flight are finished, for `graceful_timeout_seconds` at most; returns at once."""
+        self._streams.end()
+        self._ended = self._grpc.stop(self._grace)
+
+    def wait(self) -> None:
+        """Waits until everything is answered, after `drain`."""
+        if self._ended is not None:
+            self._ended.wait()
+
+    def _bind(self, spec: ServerSpec) -> None:
+        host = f"[{spec.host}]" if ":" in spec.host else spec.host
+        address = f"{host or '[::]'}:{spec.grpc_port}"
+        try:
+            self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise InvalidConfig(f"gRPC cannot listen on {address}: {error}") from None

@@ -1,0 +1,188 @@
+"""The methods of the gRPC services: each a request to what answers it over HTTP, and its answer as a message.
+
+An infer call goes the way of every prediction, `http/predictions.py`, with the message as its body; what is asked about
+models and the server goes to the views of V2's REST form, whose documents have the fields of these messages (Triton
+made them so). What the wire adds (metadata, status codes, deadlines, streams) is here.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import grpc
+import orjson
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError, Message
+
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.dataplane import InferResponse
+from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.server.grpc import tensors
+from mlflow_deploy_plugin.server.grpc.status import address_of, code_of, message_of, metadata_of
+from mlflow_deploy_plugin.server.grpc.streams import Streams
+from mlflow_deploy_plugin.server.http import views
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
+from mlflow_deploy_plugin.server.http.observed import observed
+from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
+from mlflow_deploy_plugin.server.repository import ServedVariant
+
+logger = logging.getLogger(__name__)
+
+INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
+_PROTOCOL = "grpc"
+_MICROSECONDS = 1_000_000
+
+Ask = Callable[[Server, RawRequest, Any], RawResponse]
+"""What answers a method: given the server, the request and its message, an answer whose body is JSON."""
+
+
+def handlers(server: Server, streams: Streams) -> list[grpc.GenericRpcHandler]:
+    """What the listener answers; other methods of the services are UNIMPLEMENTED, by gRPC itself."""
+    methods = {
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(partial(_model_infer, server)),
+        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(partial(_model_stream_infer, server, streams)),
+    }
+    for name, ask in _ASKED.items():
+        methods[name] = _about(server, name, ask)
+    return [
+        grpc.method_handlers_generic_handler(INFERENCE, methods),
+        grpc.method_handlers_generic_handler(HEALTH, {"Check": _about(server, "HealthCheck", _health)}),
+    ]
+
+
+def _about(server: Server, name: str, ask: Ask) -> grpc.RpcMethodHandler:
+    asked, told = getattr(messages, f"{name}Request"), getattr(messages, f"{name}Response")
+
+    def answer(body: bytes, context: grpc.ServicerContext) -> bytes:
+        request = _raw_request(name, body, context)
+        response = _guarded(request, lambda: ask(server, request, _parsed(asked, body)))
+        _finish(context, response)
+        document = json_format.ParseDict(orjson.loads(response.body), told(), ignore_unknown_fields=True)
+        return bytes(document.SerializeToString())
+
+    return grpc.unary_unary_rpc_method_handler(answer)
+
+
+def _model_infer(server: Server, body: bytes, context: grpc.ServicerContext) -> bytes:
+    response = _infer(server, _raw_request("ModelInfer", body, context), context.time_remaining())
+    _finish(context, response)
+    return response.body
+
+
+def _model_stream_infer(
+    server: Server, streams: Streams, bodies: Iterator[bytes], context: grpc.ServicerContext
+) -> Iterator[bytes]:
+    """One answer a request, in their order; an error is told in its place, and the stream goes on (Triton's way).
+
+    There is no metadata for each answer: its ids are parameters of the answer.
+    """
+    with streams.held(context) as refusal:
+        if refusal:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
+        for body in streams.until_end(context, bodies):
+            response = _infer(server, _raw_request("ModelStreamInfer", body, context), context.time_remaining())
+            yield _streamed(body, response).SerializeToString()
+
+
+def _streamed(body: bytes, response: RawResponse) -> messages.ModelStreamInferResponse:
+    if response.status == 200:
+        answer = messages.ModelInferResponse.FromString(response.body)
+    else:
+        answer = messages.ModelInferResponse(id=_id_of(body))
+    for name, value in response.headers.items():
+        answer.parameters[name.lower()].string_param = value
+    told = messages.ModelStreamInferResponse(infer_response=answer)
+    if response.status != 200:
+        told.error_message = message_of(response)
+    return told
+
+
+def _id_of(body: bytes) -> str:
+    """The id of a request that was refused, so that its caller knows which; empty where it cannot be read."""
+    try:
+        return messages.ModelInferRequest.FromString(body).id
+    except DecodeError:
+        return ""
+
+
+def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> RawResponse:
+    """The answer to an infer request: a message, or an error in JSON."""
+
+    def answer() -> RawResponse:
+        message = _parsed(messages.ModelInferRequest, request.body)
+        protocol = Protocol(_PROTOCOL, partial(_read, message, seconds_left))
+        return infer(server, request, protocol, message.model_name or None, message.model_version or None)
+
+    return observed(request, lambda: _guarded(request, answer), server.tracer, server.logs_requests)
+
+
+def _read(
+    message: messages.ModelInferRequest, seconds_left: float | None, request: RawRequest, variant: ServedVariant
+) -> Question:
+    predictor = variant.loaded.predictor
+    question = tensors.decode(message, predictor.artifact, predictor.schema)
+
+    def encode(variant: ServedVariant, response: InferResponse) -> Answer:
+        answer = tensors.encode(question, variant.endpoint, response.id, response.version, response.outputs)
+        return Answer(answer.SerializeToString())
+
+    return Question(question.feeds, encode, question.id)
+
+
+def _guarded(request: RawRequest, answer: Callable[[], RawResponse]) -> RawResponse:
+    """The answer, or the error that it ended in; what is unexpected is logged with its traceback and told without."""
+    try:
+        return answer()
+    except OnnxserveError as error:
+        return refused(request.path, error)
+    except Exception:
+        logger.exception("answering %s failed", request.path)
+        return error_response(request.path, 500, "INTERNAL_ERROR", "the server failed to answer; its log says why")
+
+
+def _finish(context: grpc.ServicerContext, response: RawResponse) -> None:
+    """Sets the trailing metadata; ends the call where the answer is an error."""
+    context.set_trailing_metadata(metadata_of(response.headers))
+    if response.status >= 400:
+        context.abort(code_of(response), message_of(response))
+
+
+def _raw_request(method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
+    headers = {name: value for name, value in context.invocation_metadata() if isinstance(value, str)}
+    return RawRequest("POST", f"/{INFERENCE}/{method}", headers, body, address_of(context.peer()))
+
+
+def _parsed(kind: type[Message], body: bytes) -> Any:
+    try:
+        return kind.FromString(body)
+    except DecodeError:
+        raise InvalidRequest(f"the message is no {kind.DESCRIPTOR.name} of the Open Inference Protocol") from None
+
+
+def _ready(server: Server, request: RawRequest, asked: Any) -> RawResponse:
+    return RawResponse(200, b'{"ready":true}' if not server.repository.not_ready() else b'{"ready":false}')
+
+
+def _health(server: Server, request: RawRequest, asked: messages.HealthCheckRequest) -> RawResponse:
+    """gRPC's own health check, of the whole server or of its inference service."""
+    if asked.service not in ("", INFERENCE, HEALTH):
+        return error_response(
+            request.path, 404, "RESOURCE_DOES_NOT_EXIST", f"there is no service {asked.service[:100]!r}"
+        )
+    return RawResponse(200, b'{"status":"NOT_SERVING"}' if server.repository.not_ready() else b'{"status":"SERVING"}')
+
+
+def _named(view: Callable[..., RawResponse]) -> Ask:
+    """A view of one endpoint, of one version of it where the message says which."""
+    return lambda server, request, asked: view(server, request, endpoint=asked.name, version=asked.version or None)
+
+
+_ASKED: dict[str, Ask] = {
+    "ServerLive": lambda server, request, asked: views.v2_live(server, request),
+    "ServerReady": _ready,
+    "ModelReady": _named(views.v2_model_ready),
+    "ServerMetadata": lambda server, request, asked: views.v2_server(server, request),
+    "ModelMetadata": _named(views.v2_model),
+}

@@ -1,0 +1,156 @@
+"""The messages of an infer call ↔ named arrays; what REST checks is checked by the same functions of `protocols`.
+
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_grpc.md: the tensors of a
+request come all as bytes (`raw_input_contents`) or all as typed values (`contents`); the answer is in the form of the
+request. FP16 has no typed form: an answer that holds it is in bytes, whatever the request was.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.server.protocols import v2
+from mlflow_deploy_plugin.server.protocols.v2_tensors import (
+    MAX_RANK,
+    TensorHead,
+    datatype_of,
+    dtype_of,
+    from_binary,
+    read_head,
+    to_binary,
+)
+
+_FIELDS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Where the typed values of a datatype stand; FP16 has no field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What an infer request asks for; `id` is empty where it gives none."""
+
+    id: str
+    feeds: Feeds
+    outputs: tuple[v2.WantedOutput, ...]
+    parameters: Mapping[str, Any]
+    is_raw: bool
+
+
+def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> Question:
+    """What the message asks for.
+
+    Raises:
+        InvalidRequest: it is no infer request, or asks for what is not supported.
+        SchemaMismatch: a tensor is unknown, missing, doubled, or not what its shape, its datatype or the model says.
+    """
+    parameters = v2.parameters_of("the request", {"parameters": _values(request.parameters)})
+    wanted = [{"name": output.name, "parameters": _values(output.parameters)} for output in request.outputs]
+    return Question(
+        v2.read_id(request.id),
+        v2.bind(_read_inputs(request), schema),
+        v2.wanted_outputs({"outputs": wanted}, artifact),
+        parameters,
+        bool(request.raw_input_contents),
+    )
+
+
+def encode(
+    question: Question, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
+) -> messages.ModelInferResponse:
+    """The answer of `version` of the endpoint; its id is the question's, or else `request_id`."""
+    response = messages.ModelInferResponse(model_name=endpoint, model_version=version, id=question.id or request_id)
+    arrays = [(wanted.name, outputs[wanted.name]) for wanted in question.outputs]
+    is_raw = question.is_raw or any(array.dtype == np.float16 for _, array in arrays)
+    for name, array in arrays:
+        datatype = datatype_of(array.dtype.name)
+        told = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        if is_raw:
+            response.raw_output_contents.append(to_binary(array))
+        else:
+            getattr(told.contents, _FIELDS[datatype]).extend(_typed(array))
+    return response
+
+
+def _values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, Any]:
+    """The parameters as Python values; None where a parameter has no value."""
+    kinds = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
+    return {name: getattr(parameters[name], kind) if kind else None for name, kind in kinds.items()}
+
+
+def _read_inputs(request: messages.ModelInferRequest) -> dict[str, tuple[TensorHead, Array]]:
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs")
+    arrays: dict[str, tuple[TensorHead, Array]] = {}
+    for position, entry in enumerate(request.inputs):
+        shape = list(entry.shape[: MAX_RANK + 1])
+        head = read_head(position, {"name": entry.name, "shape": shape, "datatype": entry.datatype})
+        if head.name in arrays:
+            raise SchemaMismatch(f"tensor {head.name[:100]!r} stands twice")
+        v2.parameters_of(head, {"parameters": _values(entry.parameters)})
+        if not raw:
+            arrays[head.name] = head, _from_contents(head, entry.contents)
+        elif entry.HasField("contents"):
+            raise InvalidRequest(f"{head} has contents, beside raw_input_contents; one of them is expected")
+        else:
+            arrays[head.name] = head, from_binary(head, memoryview(raw[position]))
+    return arrays
+
+
+def _from_contents(head: TensorHead, contents: messages.InferTensorContents) -> Array:
+    """The array of a tensor whose elements came as typed values, each checked to be in the field of its datatype."""
+    wanted = _FIELDS.get(head.datatype)
+    if wanted is None:
+        raise SchemaMismatch(f"{head} has no typed contents; send it in raw_input_contents")
+    filled = [field.name for field, _ in contents.ListFields()]
+    if filled != [wanted]:
+        found = ", ".join(filled) or "no contents"
+        raise SchemaMismatch(f"{head} has {found}; its elements are expected in {wanted}")
+    values = getattr(contents, wanted)
+    if len(values) != prod(head.shape):
+        raise SchemaMismatch(f"{head} has {len(values)} elements; its shape asks for {prod(head.shape)}")
+    if head.datatype == "BYTES":
+        return np.array(_texts(head, values), dtype=object).reshape(head.shape)
+    return _narrowed(head, values).reshape(head.shape)
+
+
+def _narrowed(head: TensorHead, values: Sequence[Any]) -> Array:
+    """Numbers in the datatype's own width: INT8 and INT16 come as 32 bits, and so do their unsigned kin."""
+    dtype = dtype_of(head.datatype)
+    if dtype.itemsize >= 4 or dtype.kind not in "iu":
+        return np.fromiter(values, dtype, len(values))
+    wide = np.fromiter(values, np.int64, len(values))
+    limits = np.iinfo(dtype)
+    outside = np.flatnonzero((wide < limits.min) | (wide > limits.max))
+    if len(outside):
+        raise SchemaMismatch(f"{head}: element {outside[0]} is {wide[outside[0]]}, which does not fit {head.datatype}")
+    return wide.astype(dtype)
+
+
+def _texts(head: TensorHead, values: Sequence[bytes]) -> list[str]:
+    texts: list[str] = []
+    for value in values:
+        try:
+            texts.append(value.decode())
+        except UnicodeDecodeError:
+            raise SchemaMismatch(f"{head}: element {len(texts)} is not valid UTF-8") from None
+    return texts
+
+
+def _typed(array: Array) -> list[Any]:
+    return [str(value).encode() for value in array.flat] if array.dtype.kind == "O" else array.ravel().tolist()
