@@ -3,7 +3,6 @@
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 
@@ -60,7 +59,7 @@ class Listener:
         self._ended: threading.Event | None = None
 
     def drain(self) -> None:
-        """New calls are refused and those in flight are finished, for `graceful_timeout_seconds` at most; returns at once."""
+        """Refuses new calls and finishes those in flight, for `graceful_timeout_seconds` at most; returns at once."""
         self._streams.end()
         self._ended = self._grpc.stop(self._grace)
 

@@ -24,7 +24,13 @@ _LEFT_BYTES = 65536
 
 
 class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """Ends as soon as the requests in flight are answered; does not wait for ever for a slow client."""
+    """Ends as soon as the requests in flight are answered; does not wait for ever for a slow client.
+
+    Attributes:
+        grpc: the worker's gRPC listener, where there is one (`http/gunicorn_conf.py`).
+    """
+
+    grpc: Any = None
 
     def init_process(self) -> None:
         """Accepted connections inherit the listener's send timeout (Linux); gunicorn leaves it as it is."""

@@ -84,7 +84,6 @@ def post_worker_init(worker: Any) -> None:
     from mlflow_deploy_plugin.server.assembly import read_server_spec  # both import prometheus_client
     from mlflow_deploy_plugin.server.http.app import SERVER
 
-    worker.grpc = None
     spec = read_server_spec(Path(os.environ[STATE_DIR]))
     if spec.grpc_port is not None:
         from mlflow_deploy_plugin.server.grpc.listener import Listener  # 20 MB, only where it is asked for
