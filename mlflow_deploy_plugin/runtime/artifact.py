@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import yaml
 
@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.errors import InvalidArtifact
 
 MLMODEL = "MLmodel"
 FLAVOR = "onnxserve"
-PYTHON_FUNCTION = "python_function"
+PYTHON_FUNCTION: Final = "python_function"
 
 ColumnType = Literal["double", "float", "integer", "long", "boolean", "string"]
 Role = Literal["label", "probabilities", "scores", "values"]

@@ -66,13 +66,17 @@ class Undescribed(Schema):
     def from_columns(self, data: Any) -> Feeds:
         raise SchemaMismatch(self.reason)
 
-    from_records = from_array = from_columns
+    def from_records(self, records: Any) -> Feeds:
+        raise SchemaMismatch(self.reason)
+
+    def from_array(self, values: Any) -> Feeds:
+        raise SchemaMismatch(self.reason)
 
     def from_rows(self, names: Any, rows: Any) -> Feeds:
         raise SchemaMismatch(self.reason)
 
     @property
-    def by_input(self) -> Schema:  # type: ignore[override]  # cached there: here there is nothing to keep
+    def by_input(self) -> Schema:
         raise SchemaMismatch(self.reason)
 
 
@@ -85,7 +89,7 @@ def schema_of(artifact: Artifact) -> Schema:
 
 def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
     signature = document.get("signature") or {}
-    columns, tensors, undescribed = _inputs(signature)
+    columns, tensors, undescribed = _inputs(signature, bool(document.get("is_signature_from_type_hint")))
     inputs = [Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns]
     inputs += [Input(tensor.name or _ONLY_INPUT, tensor.dtype, tensor.shape) for tensor in tensors]
     outputs = _outputs(signature)
@@ -106,14 +110,15 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
     )
 
 
-def _inputs(signature: Mapping[str, Any]) -> tuple[tuple[Column, ...], tuple[Tensor, ...], str]:
+def _inputs(signature: Mapping[str, Any], takes_objects: bool) -> tuple[tuple[Column, ...], tuple[Tensor, ...], str]:
     """Columns, tensors, and why neither can be said."""
     fields = json.loads(signature.get("inputs") or "[]")
     if not fields:
         return (), (), "this model has no signature that names its inputs; send the request to /invocations"
-    if signature.get("is_signature_from_type_hint"):
+    if takes_objects:
         return (), (), "this model takes Python objects; send the request to /invocations"
-    columns, tensors = [], []
+    columns: list[Column] = []
+    tensors: list[Tensor] = []
     for position, entry in enumerate(fields):
         name = str(entry.get("name", position))
         if entry.get("type") == "tensor":
@@ -122,7 +127,7 @@ def _inputs(signature: Mapping[str, Any]) -> tuple[tuple[Column, ...], tuple[Ten
                 return (), (), f"the tensor {name!r} is of {spec['dtype']}; send the request to /invocations"
             tensors.append(Tensor(entry.get("name", ""), _TENSOR_DTYPES[spec["dtype"]], tuple(spec["shape"])))
             continue
-        kind = "string" if entry.get("type") in _AS_STRINGS else entry.get("type")
+        kind: Any = "string" if entry.get("type") in _AS_STRINGS else entry.get("type")
         if kind not in COLUMN_TYPES:
             return (), (), f"the column {name!r} is of the type {kind}; send the request to /invocations"
         columns.append(Column(name, kind, entry.get("required", True)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from mlflow_deploy_plugin.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.runtime.session import available_cores
 from mlflow_deploy_plugin.server.capture import SPOOL, CaptureWriter
+from mlflow_deploy_plugin.server.commands import Commands
 from mlflow_deploy_plugin.server.dataplane import DataPlane
 from mlflow_deploy_plugin.server.metrics import Metrics
 from mlflow_deploy_plugin.server.repository import Repository
@@ -29,6 +30,8 @@ class Server:
     metrics: Metrics
     capture: CaptureWriter
     max_body_bytes: int
+    commands: Commands
+    spec: ServerSpec
     tracer: Tracer | None = None
     logs_requests: bool = False
 
@@ -50,7 +53,13 @@ def open_server(state_dir: Path) -> Server:
     threads = spec.intra_op_num_threads or max(1, available_cores() // spec.workers)
     metrics = Metrics()
     capture = CaptureWriter(state_dir / SPOOL, metrics.count_capture)
-    load = partial(load_warm, device=spec.device, intra_op_num_threads=threads, policy=_batch_policy(spec))
+    load = partial(
+        load_warm,
+        device=spec.device,
+        intra_op_num_threads=threads,
+        policy=_batch_policy(spec),
+        answer_seconds=float(spec.request_timeout_seconds),
+    )
     repository = Repository(state_dir, load, metrics.show_table)
     server = Server(
         DataPlane(repository, capture),
@@ -58,6 +67,8 @@ def open_server(state_dir: Path) -> Server:
         metrics,
         capture,
         spec.max_body_bytes,
+        Commands(state_dir, spec.model_control_mode, max(1, spec.threads // 2)),
+        spec,
         open_tracer(),
         load_settings().log_requests,
     )

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
 from mlflow_deploy_plugin.runtime.joinable import row, why_not_joined
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.predictor import Predictor
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.runtime.schema import Feeds
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON
+from mlflow_deploy_plugin.server.pyfunc_model import PyfuncModel
 from mlflow_deploy_plugin.spec import Device
 
 logger = logging.getLogger(__name__)
@@ -49,17 +52,22 @@ def load_warm(
     intra_op_num_threads: int,
     policy: BatchPolicy | None = None,
     asks_for_randomness: bool = False,
+    answer_seconds: float = 60.0,
 ) -> WarmVersion:
     """Loads the MLmodel folder and lets it answer: its own example, or a row of zeros where it has none.
 
     Args:
         policy: how its requests are joined, if they can be; None: they are not.
         asks_for_randomness: whether the graph is searched for random nodes, which takes a second for a gigabyte.
+        answer_seconds: what one answer of a pyfunc may take; its process is killed then, and started anew.
 
     Raises:
         InvalidArtifact: the model cannot be used, or cannot answer its own example.
         DeviceUnavailable, RuntimeMissing: see `runtime.session.open_session`.
     """
+    artifact = read_served_artifact(folder)
+    if artifact.flavor == PYTHON_FUNCTION:
+        return WarmVersion(PyfuncModel.load(artifact, answer_seconds))
     model = OnnxModel.load(folder, device, intra_op_num_threads)
     is_deterministic = asks_for_randomness and not has_random_nodes(model.artifact.onnx_file)
     feeds = _answered(model, folder)

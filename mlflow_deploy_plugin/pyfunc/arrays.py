@@ -1,0 +1,150 @@
+"""Named arrays ↔ what an MLflow model takes and gives: frames, arrays, mappings of them, lists."""
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.pyfunc.refusal import Refusal
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import PREDICTION
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime.values import numpy_dtype
+
+
+class Unsayable(Exception):
+    """Something has no form as named arrays."""
+
+
+def to_data(feeds: Mapping[str, Array], artifact: Artifact, types: Mapping[str, str], is_named: bool) -> Any:
+    """What `predict` takes, from arrays that fit the signature.
+
+    Args:
+        types: MLflow's type of each column, by name.
+        is_named: whether the signature's columns have names; without, they are numbered.
+
+    Raises:
+        Refusal: a text is no date, or no base64.
+    """
+    if artifact.columns:
+        frame = pd.DataFrame({name: _column(name, np.array(array), types[name]) for name, array in feeds.items()})
+        return frame if is_named else frame.set_axis(range(frame.shape[1]), axis=1)
+    arrays = {name: np.array(array) for name, array in feeds.items()}  # what came is not writable
+    return arrays if artifact.tensors[0].name else next(iter(arrays.values()))
+
+
+def _column(name: str, array: Array, kind: str) -> Any:
+    try:
+        if kind == "datetime":
+            return pd.to_datetime(array, utc=True, format="ISO8601").tz_localize(None)
+        if kind == "binary":
+            return [base64.b64decode(text, validate=True) for text in array]
+    except (ValueError, binascii.Error):
+        expected = "a date as 2013-07-01T12:30:00" if kind == "datetime" else "base64"
+        raise Refusal("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
+    return array
+
+
+def to_outputs(prediction: Any) -> dict[str, Array]:
+    """The named arrays of what `predict` gave.
+
+    Raises:
+        Unsayable: it holds what no array of numbers, booleans or strings can.
+    """
+    if isinstance(prediction, pd.DataFrame):
+        named = {str(name): _array(prediction.iloc[:, place]) for place, name in enumerate(prediction.columns)}
+        if len(named) != prediction.shape[1]:
+            raise Unsayable("two columns have one name")
+        return named
+    if isinstance(prediction, Mapping):
+        return {str(name): _array(value) for name, value in prediction.items()}
+    return {PREDICTION: _array(prediction)}
+
+
+def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
+    """The arrays that the inference log keeps of what MLflow has read from a body: the way back from `to_data`.
+
+    Raises:
+        Unsayable: it is not what the signature describes.
+    """
+    try:
+        if artifact.columns and isinstance(data, pd.DataFrame):
+            frame = data.set_axis([str(name) for name in data.columns], axis=1)
+            kinds = {column.name: COLUMN_TYPES[column.type] for column in artifact.columns if column.name in frame}
+            return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
+        if artifact.tensors and isinstance(data, Mapping):
+            return {entry.name: np.asarray(data[entry.name]).astype(entry.dtype) for entry in artifact.inputs}
+        if len(artifact.tensors) == 1:
+            entry = artifact.inputs[0]
+            return {entry.name: np.asarray(data).astype(numpy_dtype(entry.dtype))}
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise Unsayable(str(error)) from None
+    raise Unsayable("the body is not what the signature describes")
+
+
+def _typed(column: Any, dtype: str, kind: str) -> Array:
+    if dtype == "str":
+        return _texts(column, _AS_TEXT.get(kind, _text))
+    return np.asarray(column.to_numpy(dtype=dtype))
+
+
+def _texts(values: Any, as_text: Callable[[Any], str]) -> Array:
+    texts = np.empty(len(values), dtype=object)
+    texts[:] = [as_text(value) for value in values]
+    return texts
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is no text")
+    return value
+
+
+def _base64(value: Any) -> str:
+    return base64.b64encode(value).decode()
+
+
+_AS_TEXT: dict[str, Callable[[Any], str]] = {
+    "datetime": lambda value: pd.Timestamp(value).isoformat(),
+    "binary": _base64,
+}
+
+
+def _array(value: Any) -> Array:
+    """One output, the rows first; a single value is one row."""
+    if isinstance(value, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
+        array = _of_pandas(value)
+    else:
+        # scipy's sparse matrices are no arrays to numpy
+        array = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
+    array = np.atleast_1d(array)
+    if array.dtype.kind == "M":
+        return np.datetime_as_string(array).astype(object)
+    if array.dtype.kind == "U":
+        return array.astype(object)
+    if array.dtype.kind in "iub" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
+        return array
+    if array.dtype.kind == "O":
+        if all(isinstance(entry, str) for entry in array.flat):
+            return array
+        try:
+            listed = np.array(array.tolist())
+        except ValueError:
+            listed = array
+        if listed.dtype.kind in "iubf":
+            return listed
+    raise Unsayable(f"an output holds {array.dtype} that are neither numbers nor texts")
+
+
+def _of_pandas(value: Any) -> Array:
+    if isinstance(value.dtype, np.dtype):
+        return np.asarray(value)
+    if pd.api.types.is_bool_dtype(value.dtype) and not pd.isna(value).any():
+        return np.asarray(value.to_numpy(dtype=bool))
+    if pd.api.types.is_numeric_dtype(value.dtype):
+        whole = pd.api.types.is_integer_dtype(value.dtype) and not pd.isna(value).any()
+        return np.asarray(value.to_numpy(dtype=np.int64 if whole else np.float64, na_value=0 if whole else np.nan))
+    return np.asarray(value.astype(object))

@@ -1,0 +1,111 @@
+"""PyfuncModel: one loaded version without an ONNX form, as a function of named arrays and of bodies."""
+
+import sys
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from mlflow_deploy_plugin.errors import (
+    InferenceError,
+    InvalidRequest,
+    OnnxserveError,
+    SchemaMismatch,
+    UnsupportedMediaType,
+)
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.runtime.predictor import Body, BodyAnswer
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import PREDICTION, schema_of
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.server.frames import Message
+from mlflow_deploy_plugin.server.side_process import SideProcess
+
+_REFUSALS: dict[str, type[OnnxserveError]] = {
+    "request": InvalidRequest,
+    "schema": SchemaMismatch,
+    "media type": UnsupportedMediaType,
+    "model": InferenceError,
+}
+"""What the side process calls a refusal (`pyfunc/refusal.py`), and what it is here."""
+
+
+class PyfuncModel:
+    """A model that answers from a process of its own (`mlflow_deploy_plugin.pyfunc`).
+
+    The process ends when nobody holds the model any more.
+
+    Attributes:
+        artifact: what its folder says; outputs that the signature does not say are those of the warm-up.
+        schema: turns columns, rows or tensors into feeds; refuses them all where the model takes no named arrays.
+    """
+
+    def __init__(self, artifact: Artifact, process: SideProcess, outputs: Sequence[Output]) -> None:
+        self._process = process
+        known = artifact.outputs or tuple(outputs) or (Output(PREDICTION, "float64", (-1,)),)
+        names = tuple(output.name for output in known)
+        self.artifact = replace(artifact, outputs=known, prediction=names)
+        self.schema = schema_of(artifact)
+        weakref.finalize(self, process.close)
+
+    @classmethod
+    def load(cls, artifact: Artifact, answer_seconds: float) -> "PyfuncModel":
+        """Starts the process and waits until the model is loaded and has answered its own example, if it has one.
+
+        Raises:
+            InvalidArtifact: the model cannot be loaded; the message says why.
+        """
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.pyfunc", str(artifact.folder)]
+        process = SideProcess(command, answer_seconds)
+        ready = process.start()
+        outputs = [Output(name, dtype, tuple(shape)) for name, dtype, shape in ready.fields["outputs"]]
+        return cls(artifact, process, outputs)
+
+    @property
+    def pid(self) -> int | None:
+        """The side process that answers now; None: it is being started anew."""
+        return self._process.pid
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """The named outputs (default: all) for feeds made by `schema`.
+
+        Raises:
+            SchemaMismatch, InferenceError: the model refuses the input, or answers what is no named array.
+            NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.ask`.
+        """
+        if self.artifact.undescribed:
+            raise SchemaMismatch(self.artifact.undescribed)
+        answer = self._ask(Message("predict", arrays={"feeds": feeds}))
+        computed = dict(answer.arrays["outputs"])
+        known = self.artifact.prediction
+        if len(computed) == 1 and len(known) == 1:
+            computed = {known[0]: next(iter(computed.values()))}
+        if computed.keys() != set(known):
+            raise InferenceError(
+                f"the model answers {_listed(computed)}, its signature says {_listed(known)}; "
+                "send the request to /invocations"
+            )
+        return {name: computed[name] for name in (known if outputs is None else outputs)}
+
+    def prediction(self, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
+        """The bare array of a single output, a mapping of several."""
+        return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
+
+    def answer(self, body: Body) -> BodyAnswer:
+        """The answer of MLflow's own scoring functions to a body of `/invocations`.
+
+        Raises:
+            InvalidRequest, UnsupportedMediaType, InferenceError: as MLflow refuses it.
+            NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.ask`.
+        """
+        answer = self._ask(Message("invocations", {"content_type": body.content_type}, body=body.content))
+        arrays = answer.arrays
+        return BodyAnswer(answer.body, dict(arrays.get("feeds", {})), dict(arrays.get("outputs", {})))
+
+    def _ask(self, question: Message) -> Message:
+        answer = self._process.ask(question)
+        if answer.kind == "refused":
+            raise _REFUSALS[answer.fields["what"]](answer.fields["message"])
+        return answer
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, list(names)[:10]))
