@@ -1,7 +1,8 @@
 """The compiled signature: columns, records, rows or tensors → the named arrays that feed the graph, and back.
 
 The signature says what is given, the graph what is fed: columns are stacked into the input that they belong to, extra
-columns are ignored, a missing one is an error. `runtime/values.py` checks the values themselves.
+columns are ignored, a missing one is an error. `runtime/values.py` checks the values themselves. A table that plainly
+fits goes the quick way of `runtime/quick.py`; the way that is written here decides on every other.
 """
 
 from collections import Counter
@@ -15,6 +16,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
+from mlflow_deploy_plugin.runtime.quick import Quick, compile_quick
 from mlflow_deploy_plugin.runtime.values import Array as Array
 from mlflow_deploy_plugin.runtime.values import numpy_dtype, shown, typed_column, typed_tensor
 
@@ -51,6 +53,8 @@ class Schema:
         """
         if not self.columns:
             return self._from_tensors(data)
+        if self._quick is not None and (feeds := self._quick.from_columns(data)) is not None:
+            return feeds
         missing = [column.name for column in self.columns if column.required and column.name not in data]
         if missing:
             raise SchemaMismatch(f"{_plural('column', missing)} missing; the model needs {', '.join(self.names)}")
@@ -73,6 +77,8 @@ class Schema:
         Raises:
             SchemaMismatch: as `from_columns`, a row is no mapping, or names other columns of a tensor than the first.
         """
+        if self._quick is not None and (feeds := self._quick.from_records(records)) is not None:
+            return feeds
         for row, record in enumerate(records):
             if not isinstance(record, Mapping):
                 raise SchemaMismatch(f"row {row} is {shown(record)}; an object with one value a column is expected")
@@ -89,6 +95,8 @@ class Schema:
         Raises:
             SchemaMismatch: as `from_columns`, a name that stands twice, or a row of another length than `names`.
         """
+        if self._quick is not None and (feeds := self._quick.from_rows(names, rows)) is not None:
+            return feeds
         doubled = [name for name, count in Counter(names).items() if count > 1]
         if doubled:
             raise SchemaMismatch(f"column {doubled[0]!r} stands twice")
@@ -109,7 +117,11 @@ class Schema:
             if len(self.tensors) != 1:
                 raise SchemaMismatch(f"the model takes several tensors; give each by name: {', '.join(self.names)}")
             return self._from_tensors({self.tensors[0].name: values})
-        rows = values.tolist() if isinstance(values, np.ndarray) else values
+        rows = values
+        if isinstance(values, np.ndarray):
+            if self._quick is not None and (feeds := self._quick.from_array(values)) is not None:
+                return feeds
+            rows = values.tolist()
         if not isinstance(rows, list | tuple):
             raise SchemaMismatch(f"the data is {shown(rows)}; a list of rows is expected")
         if len(self.columns) == 1 and not any(isinstance(row, list | tuple) for row in rows):
@@ -146,6 +158,10 @@ class Schema:
         """The numpy dtype (`str`: strings) of each column or tensor of the signature, by its name."""
         columns = {column.name: COLUMN_TYPES[column.type] for column in self.columns}
         return columns or {tensor.name: tensor.dtype for tensor in self.tensors}
+
+    @cached_property
+    def _quick(self) -> Quick | None:
+        return compile_quick(self.columns, self.inputs)
 
     @cached_property
     def _missing(self) -> dict[str, str | None]:

@@ -1,0 +1,210 @@
+"""Where the microseconds of one request go below `routes.answer`, with capture and metrics on.
+
+    .venv/bin/python benchmarks/request_path.py              # about a minute
+    PYTHONPATH=/path/to/another/checkout .venv/bin/python benchmarks/request_path.py    # the same, of other code
+
+Two models: a logistic regression of 30 floats, and a pipeline of the flights' 15 columns (strings, integers, doubles,
+booleans). A row of the table is one form of body; its columns are medians in microseconds: of decoding, the graph's run,
+capture, metrics and encoding, each called by itself, and of the whole `answer`; `rest` is what remains of that. The
+metrics lie in shared memory, as under gunicorn. The models are made once, by another process, so that neither
+MLflow nor pandas is in the one that is measured.
+"""
+
+import gc
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+MODELS = Path(tempfile.gettempdir()) / "onnxserve-request-path"
+PARTS = ("decode", "run", "capture", "metrics", "encode", "answer")
+ROUNDS = 15
+ROUND_SECONDS = 0.02
+WIDTH = 30
+STRINGS = ("carrier", "origin", "dest")
+INTEGERS = ("month", "weekday", "hour", "distance")
+DOUBLES = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "visib")
+FLIGHT = {"carrier": "AA", "origin": "JFK", "dest": "LAX", "month": 7, "weekday": 3, "hour": 17, "distance": 2475}
+FLIGHT |= {name: 10.25 + place for place, name in enumerate(DOUBLES)} | {"holiday": False}
+
+
+def make_models(root: Path) -> None:
+    """Both models as MLmodel folders."""
+    import numpy as np
+    import pandas as pd
+    from sklearn.compose import make_column_transformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    import mlflow_deploy_plugin
+
+    random = np.random.default_rng(0)
+    numbers = pd.DataFrame(random.normal(size=(500, WIDTH)), columns=[f"feature_{place}" for place in range(WIDTH)])
+    target = (numbers.sum(axis=1) > 0).astype(int)
+    mlflow_deploy_plugin.save_model(
+        LogisticRegression().fit(numbers, target), root / "numbers", input_example=numbers.head(5)
+    )
+    flights = pd.DataFrame(
+        {
+            **{name: random.choice([FLIGHT[name], "B6", "UA"], 500) for name in STRINGS},
+            **{name: random.integers(0, 30, 500) for name in INTEGERS},
+            **{name: random.uniform(0, 30, 500) for name in DOUBLES},
+            "holiday": random.integers(0, 2, 500).astype(bool),
+        }
+    )
+    columns = make_column_transformer(
+        (StandardScaler(), [*INTEGERS, *DOUBLES]), (OneHotEncoder(handle_unknown="ignore"), [*STRINGS, "holiday"])
+    )
+    pipeline = make_pipeline(columns, LogisticRegression()).fit(flights, target)
+    mlflow_deploy_plugin.save_model(pipeline, root / "flights", input_example=flights.head(5))
+
+
+def open_servers(root: Path) -> dict[str, Any]:
+    """By model: a server in this process, its metrics in shared memory, once it is ready."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(dir="/dev/shm")
+    from mlflow_deploy_plugin.server.assembly import open_server
+    from mlflow_deploy_plugin.server.state import WANTED, Wanted, write_state
+
+    servers = {}
+    for name in ("numbers", "flights"):
+        variant = {"model_uri": "models:/m/1", "model": "m", "version": "1", "folder": str(MODELS / name)}
+        wanted = {"generation": 1, "endpoints": {name: {"variants": {"v": variant}, "capture": {"fraction": 1.0}}}}
+        write_state(root / name / WANTED, Wanted.model_validate(wanted))
+        servers[name] = open_server(root / name)
+    for server in servers.values():
+        while server.repository.not_ready():
+            time.sleep(0.05)
+    return servers
+
+
+def bodies() -> list[tuple[str, str, str, str, bytes]]:
+    """(what is shown, model, path, content type, body)."""
+    import random
+
+    draw = random.Random(0)
+    row = [draw.gauss(0, 1) for _ in range(WIDTH)]
+    names = [f"feature_{place}" for place in range(WIDTH)]
+    record = dict(zip(names, row, strict=True))
+    split = {"columns": names, "data": [row]}
+    flights = {"columns": list(FLIGHT), "data": [list(FLIGHT.values())]}
+    tensor = {"name": "X", "shape": [1, WIDTH], "datatype": "FP32", "data": row}
+    many = [[draw.gauss(0, 1) for _ in range(WIDTH)] for _ in range(10_000)]
+    documents: list[tuple[str, str, str, Any]] = [
+        ("1 x 30 dataframe_split", "numbers", "/invocations", {"dataframe_split": split}),
+        ("1 x 30 dataframe_records", "numbers", "/invocations", {"dataframe_records": [record]}),
+        ("1 x 30 instances, rows", "numbers", "/invocations", {"instances": [row]}),
+        ("1 x 30 inputs, columns", "numbers", "/invocations", {"inputs": {k: [v] for k, v in record.items()}}),
+        ("1 x 30 V2", "numbers", "/v2/models/numbers/infer", {"inputs": [tensor]}),
+        ("1 x 30 /predict", "numbers", "/predict", record),
+        ("1 x 30 /predict/batch", "numbers", "/predict/batch", [record]),
+        ("flight dataframe_split", "flights", "/invocations", {"dataframe_split": flights}),
+        ("flight dataframe_records", "flights", "/invocations", {"dataframe_records": [FLIGHT]}),
+        ("10,000 x 30 dataframe_split", "numbers", "/invocations", {"dataframe_split": {**split, "data": many}}),
+        ("10,000 x 30 inputs, rows", "numbers", "/invocations", {"inputs": many}),
+        (
+            "10,000 x 30 V2",
+            "numbers",
+            "/v2/models/numbers/infer",
+            {"inputs": [{**tensor, "shape": [10_000, WIDTH], "data": sum(many, [])}]},
+        ),
+    ]
+    csv = ",".join(names) + "\n" + ",".join(map(repr, row)) + "\n"
+    found = [
+        (shown, model, path, "application/json", json.dumps(document, separators=(",", ":")).encode())
+        for shown, model, path, document in documents
+    ]
+    return [*found[:4], ("1 x 30 CSV", "numbers", "/invocations", "text/csv", csv.encode()), *found[4:]]
+
+
+def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str, Callable[[], Any]]:
+    """Each part of answering this body as a function without arguments."""
+    from mlflow_deploy_plugin.server.capture import RequestRecord
+    from mlflow_deploy_plugin.server.http import predictions, spoken
+    from mlflow_deploy_plugin.server.http.messages import RawRequest
+    from mlflow_deploy_plugin.server.http.routes import answer
+
+    protocol = {"/invocations": spoken.INVOCATIONS, "/predict": spoken.PREDICT, "/predict/batch": spoken.PREDICT_BATCH}
+    spoken_here = protocol.get(path, spoken.V2)
+    headers = {"host": "127.0.0.1:8080", "content-type": content_type, "content-length": str(len(body))}
+    request = RawRequest("POST", path, headers, body)
+    result = answer(server, request)
+    assert result.status == 200, result.body[:500]
+    variant = server.dataplane.lease(None)
+    question = spoken_here.decode(request, variant)
+    predictor = variant.loaded.predictor
+    outputs = predictor.run(question.feeds)
+    response = SimpleNamespace(id="0" * 32, model="m", version="1", prediction_id="0" * 32, outputs=outputs)
+    rows = variant.capture.max_rows_per_request
+
+    def capture() -> None:
+        record = RequestRecord(variant.endpoint, variant.name, "0" * 32, "0" * 32, 1_700_000_000, 1_700_000_000)
+        server.capture.write(record, variant.loaded.captured, question.feeds, outputs, rows)
+
+    if hasattr(predictions, "count"):
+
+        def metrics() -> None:
+            predictions.count(server, variant, spoken_here, 200, 0.0001, response)
+    else:
+
+        def metrics() -> None:
+            predictions._count(server, variant, spoken_here, 200, 0.0001)
+
+    return {
+        "decode": lambda: spoken_here.decode(request, variant),
+        "run": lambda: predictor.run(question.feeds),
+        "capture": capture,
+        "metrics": metrics,
+        "encode": lambda: question.encode(variant, response),
+        "answer": lambda: answer(server, request),
+    }
+
+
+def measure(parts: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Microseconds of each part: the median over rounds, in which the parts take turns."""
+    taken: dict[str, list[float]] = {name: [] for name in parts}
+    repeats = {}
+    for name, part in parts.items():
+        started = time.perf_counter()
+        part()
+        repeats[name] = max(1, int(ROUND_SECONDS / max(time.perf_counter() - started, 1e-6)))
+    for _ in range(ROUNDS):
+        for name, part in parts.items():
+            started = time.perf_counter()
+            for _ in range(repeats[name]):
+                part()
+            taken[name].append((time.perf_counter() - started) / repeats[name] * 1e6)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--make-models"]:
+        return make_models(MODELS)
+    if not (MODELS / "flights").is_dir():
+        subprocess.run([sys.executable, __file__, "--make-models"], check=True)
+    root = Path(tempfile.mkdtemp(prefix="request-path-"))
+    try:
+        servers = open_servers(root)
+        gc.freeze()
+        print(f"{'microseconds a request':30}" + "".join(f"{name:>11}" for name in (*PARTS, "rest")))
+        for shown, model, path, content_type, body in bodies():
+            found = measure(parts_of(servers[model], path, content_type, body))
+            found["rest"] = 2 * found["answer"] - sum(found.values())
+            print(f"{shown:30}" + "".join(f"{found[name]:11.1f}" for name in (*PARTS, "rest")))
+            shares = "".join(f"{found[name] / found['answer']:11.0%}" for name in (*PARTS, "rest"))
+            print(f"{'':30}{shares}", flush=True)
+    finally:
+        shutil.rmtree(root)
+        shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The quick way from a table to feeds, for what nearly every request is: the right columns, the right types, no gaps.
+
+`compile_quick` works out once a version which columns have which type and which input they end in; a request is then
+one look at its types and one array a type. Whatever is not plainly right gives None: `runtime/schema.py` then goes its
+exact way, column by column, which decides, and which names what is wrong. A property test holds both to the same feeds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input
+from mlflow_deploy_plugin.runtime.values import Array, numpy_dtype
+
+_NUMBERS = frozenset({float, int})
+_TAKEN: dict[str, frozenset[type]] = {
+    "double": _NUMBERS,
+    "float": _NUMBERS,
+    "integer": frozenset({int}),
+    "long": frozenset({int}),
+    "boolean": frozenset({bool}),
+    "string": frozenset({str}),
+}
+"""The types of JSON's values that this column type takes as they are; a null, a 20.0 for 20, … is for the exact way."""
+
+_ARRAY_KINDS = {"double": "fiu", "float": "f"}
+"""The kinds of array whose numbers become these types as a list of them would."""
+
+_LISTS = frozenset({list, tuple})
+
+_Rows = Sequence[Sequence[Any]]
+_Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The columns of one type, how they are taken from a row, and the type of their array."""
+
+    pick: _Pick
+    taken: frozenset[type]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """One input of the graph: its name and dtype, its rank, and (group, place in the group) of each of its columns."""
+
+    name: str
+    dtype: np.dtype[Any]
+    is_vector: bool
+    sources: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quick:
+    """Feeds from tables that fit, or None.
+
+    Attributes:
+        order: the columns that feed the graph, in the signature's order.
+    """
+
+    order: tuple[str, ...]
+    _groups: tuple[_Group, ...]
+    _targets: tuple[_Target, ...]
+    _by_name: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    _is_one_block: bool
+    _array_kinds: str
+
+    def from_rows(self, names: Sequence[str], rows: _Rows) -> dict[str, Array] | None:
+        """Rows as lists in the order of `names`."""
+        if not rows or not set(map(type, rows)) <= _LISTS or set(map(len, rows)) != {len(names)}:
+            return None
+        if len(names) != len(self.order) or tuple(names) != self.order:
+            places = {name: place for place, name in enumerate(names)}
+            if len(places) != len(names) or not places.keys() >= set(self.order):
+                return None
+            pick = _picker([places[name] for name in self.order])
+            rows = list(map(pick, rows))
+        return self._feeds(rows)
+
+    def from_records(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Array] | None:
+        """Rows as mappings from column to value."""
+        if not records or set(map(type, records)) != {dict}:
+            return None
+        try:
+            rows = list(map(self._by_name, records))
+        except KeyError:
+            return None
+        return self._feeds(rows)
+
+    def from_columns(self, data: Mapping[str, Any]) -> dict[str, Array] | None:
+        """Columns by name."""
+        try:
+            columns = self._by_name(data)
+        except KeyError:
+            return None
+        if set(map(type, columns)) != {list} or len(set(map(len, columns))) != 1 or not columns[0]:
+            return None
+        return self._feeds(list(zip(*columns, strict=True)))
+
+    def from_array(self, values: Array) -> dict[str, Array] | None:
+        """Rows of numbers [N, columns] in the signature's order, for one input of one type of column."""
+        if values.ndim != 2 or values.shape[1] != len(self.order) or not len(values):
+            return None
+        if values.dtype.kind not in self._array_kinds or values.dtype.itemsize > 8:
+            return None
+        return self._one_block(values, self._groups[0].dtype)
+
+    def _feeds(self, rows: _Rows) -> dict[str, Array] | None:
+        if self._is_one_block:
+            group = self._groups[0]
+            kinds = set(map(type, rows[0] if len(rows) == 1 else chain.from_iterable(rows)))
+            return self._one_block(rows, group.dtype) if kinds <= group.taken else None
+        picked = []
+        columns: Sequence[Any] = rows[0] if len(rows) == 1 else list(zip(*rows, strict=True))
+        for group in self._groups:
+            values = group.pick(columns)
+            if not set(map(type, values if len(rows) == 1 else chain.from_iterable(values))) <= group.taken:
+                return None
+            picked.append(values)
+        try:
+            with np.errstate(over="raise"):
+                blocks = [
+                    np.array(values, dtype=group.dtype).reshape(-1, len(rows), 1)
+                    for group, values in zip(self._groups, picked, strict=True)
+                ]
+                return {target.name: _fill(target, blocks) for target in self._targets}
+        except (OverflowError, FloatingPointError):
+            return None
+
+    def _one_block(self, rows: _Rows | Array, dtype: np.dtype[Any]) -> dict[str, Array] | None:
+        """All columns, in their order, are the one input of the graph."""
+        target = self._targets[0]
+        try:
+            with np.errstate(over="raise"):
+                return {target.name: np.asarray(rows, dtype=dtype).astype(target.dtype, order="C", copy=False)}
+        except (OverflowError, FloatingPointError):
+            return None
+
+
+def compile_quick(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> Quick | None:
+    """The quick way for this signature; None: there is none (tensors, numbers as text)."""
+    is_text = {column.name: column.type == "string" for column in columns}
+    if not columns or any(is_text[name] != (entry.dtype == "str") for entry in inputs for name in entry.columns):
+        return None
+    order = tuple(column.name for column in columns)
+    types = {column.name: column.type for column in columns}
+    kinds = tuple(dict.fromkeys(types.values()))
+    members = {kind: [name for name in order if types[name] == kind] for kind in kinds}
+    groups = []
+    for kind in kinds:
+        positions = [order.index(name) for name in members[kind]]
+        groups.append(_Group(_picker(positions), _TAKEN[kind], numpy_dtype(COLUMN_TYPES[kind])))
+    targets = tuple(
+        _Target(
+            entry.name,
+            numpy_dtype(entry.dtype),
+            len(entry.shape) == 1,
+            tuple((kinds.index(types[name]), members[types[name]].index(name)) for name in entry.columns),
+        )
+        for entry in inputs
+    )
+    is_one_block = len(kinds) == 1 and kinds[0] != "string" and len(inputs) == 1 and inputs[0].columns == order
+    is_one_block = is_one_block and len(inputs[0].shape) == 2
+    array_kinds = _ARRAY_KINDS.get(kinds[0], "") if is_one_block else ""
+    return Quick(order, tuple(groups), targets, _picker(order), is_one_block, array_kinds)
+
+
+def _fill(target: _Target, blocks: Sequence[Array]) -> Array:
+    """The array of one input, from blocks of [columns of one type, N, 1]."""
+    if len(target.sources) == 1:
+        group, place = target.sources[0]
+        column: Array = blocks[group][place].astype(target.dtype, copy=False)
+        return column[:, 0] if target.is_vector else column
+    stacked = np.empty((blocks[0].shape[1], len(target.sources)), dtype=target.dtype)
+    for position, (group, place) in enumerate(target.sources):
+        stacked[:, position] = blocks[group][place, :, 0]
+    return stacked
+
+
+def _picker(keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """`itemgetter`, which gives a tuple for a single key as well."""
+    if len(keys) == 1:
+        return lambda row: (row[keys[0]],)
+    return itemgetter(*keys)

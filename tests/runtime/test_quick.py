@@ -1,0 +1,143 @@
+"""The quick way gives what the exact way gives, bit by bit, or leaves it to that."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input
+from mlflow_deploy_plugin.runtime.schema import Feeds, Schema, compile_schema
+
+NUMERIC = ["float32", "float64", "int64", "float16"]
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "double": st.floats() | st.integers(-(2**65), 2**65) | st.sampled_from([3.5e38, 1e39, 2**53 + 1, 10**400]),
+    "float": st.floats() | st.integers(-(2**30), 2**30) | st.sampled_from([3.5e38, 2**1030]),
+    "long": st.integers(-(2**63), 2**63 - 1) | st.sampled_from([2**63, 2.0, 2.5]),
+    "integer": st.integers(-(2**31), 2**31 - 1) | st.sampled_from([2**31, 2.0]),
+    "boolean": st.booleans(),
+    "string": st.text(max_size=3),
+}
+ODD = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=2), st.just([]), st.just([1.0]))
+
+
+@st.composite
+def schemas(draw: st.DrawFn) -> Schema:
+    """Columns of any types; each fed by itself, as a vector or [N, 1], or all numbers in any order to one input."""
+    kinds = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=5))
+    if draw(st.booleans()):
+        kinds = [kinds[0]] * len(kinds)
+    required = draw(st.booleans())
+    columns = tuple(Column(f"c{place}", kind, required) for place, kind in enumerate(kinds))  # type: ignore[arg-type]
+    stacked = [column.name for column in columns if column.type != "string"]
+    stacked = draw(st.permutations(stacked)) if draw(st.booleans()) else stacked
+    alone = [column for column in columns if column.type == "string" or draw(st.booleans())]
+    stacked = [name for name in stacked if name not in {column.name for column in alone}]
+    inputs = []
+    for column in alone:
+        kind = COLUMN_TYPES[column.type]
+        dtype = kind if kind == "str" else draw(st.sampled_from([kind, *NUMERIC]))
+        shape = draw(st.sampled_from([(-1,), (-1, 1)]))
+        inputs.append(Input(column.name, dtype, shape, (column.name,), draw(st.sampled_from([None, "?"]))))
+    if stacked:
+        inputs.append(Input("X", draw(st.sampled_from(NUMERIC)), (-1, len(stacked)), tuple(stacked)))
+    return compile_schema(columns, (), tuple(inputs))
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[Schema, list[list[Any]]]:
+    """Rows that mostly fit the schema."""
+    schema = draw(schemas())
+    rows = [[draw(VALUES[column.type]) for column in schema.columns] for _ in range(draw(st.integers(0, 3)))]
+    if rows and draw(st.integers(0, 3)) == 0:
+        rows[-1][draw(st.integers(0, len(rows[-1]) - 1))] = draw(ODD)
+    if rows and draw(st.integers(0, 5)) == 0:
+        rows[-1] = draw(st.lists(ODD, max_size=5)) if draw(st.booleans()) else draw(ODD)
+    return schema, rows
+
+
+def outcome(ask: Callable[[], Feeds]) -> Any:
+    """Feeds as plain values (their bytes tell NaN and -0.0), or the message."""
+    try:
+        feeds = ask()
+    except SchemaMismatch as error:
+        return error.message
+    return {
+        name: (array.dtype.str, array.shape, array.tolist() if array.dtype.kind == "O" else array.tobytes())
+        for name, array in feeds.items()
+    }
+
+
+def exact(schema: Schema) -> Schema:
+    """The same without the quick way."""
+    slow = replace(schema)
+    slow.__dict__["_quick"] = None
+    return slow
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+@given(tables(), st.randoms(use_true_random=False), st.booleans())
+@settings(max_examples=500, deadline=None)
+def test_both_ways_give_the_same_feeds_and_the_same_errors(
+    table: tuple[Schema, list[Any]], shuffle: Any, has_more: bool
+) -> None:
+    schema, rows = table
+    names = list(schema.names)
+    order = list(range(len(names)))
+    shuffle.shuffle(order)
+    lists = [row for row in rows if isinstance(row, list)]
+    whole = [row for row in lists if len(row) == len(names)]
+    more: dict[str, Any] = {"more": {"odd": 1}} if has_more else {}
+    shuffled = [names[place] for place in order] + list(more)
+    columns = {name: [row[place] for row in whole] for place, name in enumerate(names)}
+    records = [{name: row[place] for name, place in zip(shuffled, order, strict=False)} | more for row in whole]
+    calls: list[Callable[[Schema], Feeds]] = [
+        lambda s: s.from_array(rows),
+        lambda s: s.from_rows(names, rows),
+        lambda s: s.from_rows(shuffled, [[row[place] for place in order] + [[]] * len(more) for row in whole]),
+        lambda s: s.from_rows(names[:-1] + names[:1], rows),
+        lambda s: s.from_rows(names[1:], [row[1:] for row in lists]),
+        lambda s: s.from_records(records),
+        lambda s: s.from_records([*records, {}]),
+        lambda s: s.from_columns(columns | more),
+        lambda s: s.from_columns(columns | {names[0]: columns[names[0]][1:]}),
+    ]
+    slow = exact(schema)
+    for call in calls:
+        assert outcome(lambda: call(schema)) == outcome(lambda: call(slow))  # noqa: B023 - called at once
+
+
+ARRAYS = [np.float32, np.float64, np.int64, np.uint64, np.bool_, np.float16, object]
+
+
+@pytest.mark.parametrize("kind", ["double", "float", "long"])
+@pytest.mark.parametrize("source", ARRAYS)
+@pytest.mark.parametrize("target", ["float32", "float64"])
+def test_an_array_of_rows_is_taken_as_its_lists(kind: Any, source: Any, target: str) -> None:
+    columns = tuple(Column(name, kind) for name in "abc")
+    schema = compile_schema(columns, (), (Input("X", target, (-1, 3), ("a", "b", "c")),))
+    largest = {"f": 3.4e38, "i": 2**63 - 1, "u": 2**64 - 1}.get(np.dtype(source).kind, 1)
+    for values in ([[0, 1, 0], [1, 0, largest]], [[1, 2]], []):
+        with np.errstate(over="ignore"):
+            array = np.array(values, dtype=source)
+        assert outcome(lambda: schema.from_array(array)) == outcome(  # noqa: B023 - called at once
+            lambda: exact(schema).from_array(array.tolist())  # noqa: B023
+        )
+
+
+def test_what_plainly_fits_goes_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = (Column("s", "string"), Column("d", "double"), Column("n", "long"), Column("b", "boolean"))
+    inputs = tuple(Input(column.name, COLUMN_TYPES[column.type], (-1, 1), (column.name,)) for column in columns)
+    schema = compile_schema(columns, (), inputs)
+    monkeypatch.setattr("mlflow_deploy_plugin.runtime.schema.typed_column", None)
+    row = ["a", 1.5, 2, True]
+    record = dict(zip("sdnb", row, strict=True))
+    schema.from_rows(list("sdnb"), [row])
+    schema.from_rows(list("bnds"), [row[::-1]])
+    schema.from_records([record, record])
+    schema.from_columns({name: [value] for name, value in record.items()})
+    schema.from_array([row])
