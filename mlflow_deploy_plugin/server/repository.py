@@ -118,6 +118,7 @@ class Repository:
         self._is_reported = True
         self._report_error = ""
         self._stopping = threading.Event()
+        self._has_dealt = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="onnxserve-repository", daemon=True)
 
     @property
@@ -132,6 +133,10 @@ class Repository:
     def start(self) -> None:
         """Follows `wanted.json` in a thread of its own, until `stop`."""
         self._follower.start()
+
+    def wait_until_dealt(self, seconds: float) -> bool:
+        """Whether, after `seconds` at most, what was wanted at the start is loaded, or could not be, or is nothing."""
+        return self._has_dealt.wait(seconds)
 
     def stop(self) -> None:
         """Ends the thread and removes this worker's state file."""
@@ -151,7 +156,7 @@ class Repository:
             NotReady: nothing is loaded that could answer.
             NotFound: no endpoint of this name, or it has not loaded this version.
         """
-        name, served = self._find(endpoint)
+        name, served = self.find(endpoint)
         if version is not None:
             for variant in served.variants.values():
                 if variant.loaded.version == version:
@@ -168,9 +173,14 @@ class Repository:
         Raises:
             NotReady, NotFound: as `lease`.
         """
-        return self._find(endpoint)[1].versions
+        return self.find(endpoint)[1].versions
 
-    def _find(self, endpoint: str | None) -> tuple[str, ServedEndpoint]:
+    def find(self, endpoint: str | None) -> tuple[str, ServedEndpoint]:
+        """The endpoint and its name; None: the default one.
+
+        Raises:
+            NotReady, NotFound: as `lease`.
+        """
         table = self._table
         name = next(iter(table), None) if endpoint is None else endpoint
         served = table.get(name) if name is not None else None
@@ -219,6 +229,7 @@ class Repository:
                 self.look()
             except Exception:
                 logger.exception("dealing with %s failed; what is served stays as it is", WANTED)
+            self._has_dealt.set()
             if self._stopping.wait(POLL_SECONDS):
                 return
 

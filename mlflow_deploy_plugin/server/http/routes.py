@@ -8,7 +8,7 @@ from functools import partial
 
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http import views
+from mlflow_deploy_plugin.server.http import v2_extensions, views
 from mlflow_deploy_plugin.server.http.encodings import decoded, encoded
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
 from mlflow_deploy_plugin.server.http.observed import observed
@@ -20,7 +20,29 @@ logger = logging.getLogger(__name__)
 View = Callable[..., RawResponse]
 """Answers `(server, request)`, and what its path names by keyword."""
 
+
+def listed() -> list[tuple[str, str]]:
+    """Every route: its path as it is shown, and its method."""
+    plain = [(path, method) for path, methods in _ROUTES.items() for method in methods]
+    return plain + [(pattern.shown, pattern.method) for pattern in _PATTERNS]
+
+
+def _openapi(server: Server, request: RawRequest) -> RawResponse:
+    return views.openapi(server, listed())
+
+
+def _docs(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
+    return views.docs_page(server, request, listed(), endpoint)
+
+
 _ROUTES: dict[str, dict[str, View]] = {
+    "/": {"GET": views.try_page},
+    "/docs": {"GET": _docs},
+    "/openapi.json": {"GET": _openapi},
+    **{
+        f"/pages/{name}": {"GET": partial(views.page_asset, name=name)}
+        for name in ("page.css", "try.js", "docs.js", "icon.svg")
+    },
     "/invocations": {"POST": partial(infer, protocol=INVOCATIONS)},
     "/predict": {"POST": partial(infer, protocol=PREDICT)},
     "/predict/batch": {"POST": partial(infer, protocol=PREDICT_BATCH)},
@@ -29,6 +51,8 @@ _ROUTES: dict[str, dict[str, View]] = {
     "/version": {"GET": views.version},
     "/metrics": {"GET": views.metrics_page},
     "/v2": {"GET": views.v2_server},
+    "/v2/models/stats": {"GET": v2_extensions.stats},
+    "/v2/repository/index": {"POST": v2_extensions.index},
     "/v2/health/live": {"GET": views.v2_live},
     "/v2/health/ready": {"GET": partial(views.readiness, body=b'{"ready":true}')},
 }
@@ -45,6 +69,7 @@ class _Pattern:
 
 
 _V2_MODEL = r"/v2/models/(?P<endpoint>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+_V2_STORED = r"/v2/repository/models/(?P<endpoint>[^/]+)"
 _PATTERNS = (
     _Pattern(
         "/endpoints/NAME/invocations",
@@ -53,9 +78,21 @@ _PATTERNS = (
         partial(infer, protocol=INVOCATIONS),
     ),
     _Pattern(
+        "/endpoints/NAME/predict/batch",
+        re.compile(r"/endpoints/(?P<endpoint>[^/]+)/predict/batch"),
+        "POST",
+        partial(infer, protocol=PREDICT_BATCH),
+    ),
+    _Pattern("/endpoints/NAME/docs", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/docs"), "GET", _docs),
+    _Pattern("/endpoints/NAME", re.compile(r"/endpoints/(?P<endpoint>[^/]+)"), "GET", views.try_page),
+    _Pattern(
         "/v2/models/NAME[/versions/V]/infer", re.compile(_V2_MODEL + "/infer"), "POST", partial(infer, protocol=V2)
     ),
     _Pattern("/v2/models/NAME[/versions/V]/ready", re.compile(_V2_MODEL + "/ready"), "GET", views.v2_model_ready),
+    _Pattern("/v2/models/NAME[/versions/V]/stats", re.compile(_V2_MODEL + "/stats"), "GET", v2_extensions.stats),
+    _Pattern("/v2/models/NAME[/versions/V]/config", re.compile(_V2_MODEL + "/config"), "GET", v2_extensions.config),
+    _Pattern("/v2/repository/models/NAME/load", re.compile(_V2_STORED + "/load"), "POST", v2_extensions.load),
+    _Pattern("/v2/repository/models/NAME/unload", re.compile(_V2_STORED + "/unload"), "POST", v2_extensions.unload),
     _Pattern("/v2/models/NAME[/versions/V]", re.compile(_V2_MODEL), "GET", views.v2_model),
 )
 

@@ -31,6 +31,9 @@ from mlflow_deploy_plugin.version import __version__
 OCTETS = "application/octet-stream"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+"""Those of https://github.com/triton-inference-server/server/tree/main/docs/protocol that are spoken here."""
+
 _UNSUPPORTED = ("shared_memory_region", "classification")
 
 
@@ -102,7 +105,7 @@ def encode(
 
 def server_metadata() -> bytes:
     """The body of `GET /v2`."""
-    return dump_json({"name": "onnxserve", "version": __version__, "extensions": ["binary_tensor_data"]})
+    return dump_json({"name": "onnxserve", "version": __version__, "extensions": EXTENSIONS})
 
 
 def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -> bytes:

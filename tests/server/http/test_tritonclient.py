@@ -34,7 +34,12 @@ def test_the_client_finds_server_and_model_ready(client: Any) -> None:
     assert client.is_model_ready("mixed", "7")
     assert not client.is_model_ready("mixed", "8")
     assert not client.is_model_ready("none")
-    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert client.get_server_metadata()["extensions"] == [
+        "binary_tensor_data",
+        "model_configuration",
+        "model_repository",
+        "statistics",
+    ]
     metadata = client.get_model_metadata("mixed")
     assert (metadata["versions"], metadata["inputs"][0]) == (
         ["7"],
