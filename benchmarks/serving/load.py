@@ -1,0 +1,197 @@
+"""A load client: closed loop (the next request when the answer is there) and open loop (requests at fixed times).
+
+It reads answers on uvloop without a library between, so that one core asks faster than any server here answers. Every
+answer is checked: its status is 200 and it holds the expected bytes. In the open loop latency counts from the time at
+which a request was to be sent, not from when a connection was free: a server that stalls is charged for all that waited
+(Gil Tene's "coordinated omission").
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import uvloop
+
+
+@dataclass(frozen=True)
+class Target:
+    """One request that is sent again and again.
+
+    Attributes:
+        raw: the whole request, head and body.
+        expected: bytes that every answer's body must hold.
+    """
+
+    port: int
+    raw: bytes
+    expected: bytes
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of a run; latencies in seconds."""
+
+    requests: int
+    seconds: float
+    p50: float
+    p99: float
+    wrong: int
+
+    @property
+    def rate(self) -> float:
+        return self.requests / self.seconds
+
+
+def post(path: str, body: bytes, content_type: str = "application/json", **headers: str) -> bytes:
+    """The bytes of a request that keeps its connection."""
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: 127.0.0.1",
+        f"Content-Type: {content_type}",
+        f"Content-Length: {len(body)}",
+    ]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def closed_loop(target: Target, connections: int, seconds: float, warm_up: float = 0.3) -> Measured:
+    """Every connection sends its next request when it has the answer."""
+    return uvloop.run(_closed_loop(target, connections, seconds, warm_up))
+
+
+def open_loop(target: Target, connections: int, seconds: float, rate: float) -> Measured:
+    """`rate` requests a second at even distances, whatever the server does."""
+    return uvloop.run(_open_loop(target, connections, seconds, rate))
+
+
+class _Connection(asyncio.Protocol):
+    """One connection with one request on its way; `on_answer(connection, is_right)` is called for each answer."""
+
+    def __init__(self, target: Target, on_answer: Callable[["_Connection", bool], None]) -> None:
+        self._target = target
+        self._on_answer = on_answer
+        self._answer = bytearray()
+        self._transport: Any = None
+        self.begun = 0.0
+        self.is_closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def send(self, begun: float) -> None:
+        self.begun = begun
+        self._transport.write(self._target.raw)
+
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        length = answer_length(self._answer)
+        if length is not None and len(self._answer) >= length:
+            answer = bytes(self._answer[:length])
+            del self._answer[:length]
+            self._on_answer(self, answer.startswith(b"HTTP/1.1 200") and self._target.expected in answer)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_closed = True
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def answer_length(answer: bytes | bytearray) -> int | None:
+    """The length of the first answer in the bytes; None: its head, or its chunks, are not all there yet."""
+    end = answer.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    head = bytes(answer[:end]).lower()
+    at = head.find(b"\r\ncontent-length:")
+    if at >= 0:
+        return end + 4 + int(head[at + 17 :].split(b"\r\n", 1)[0])
+    if b"transfer-encoding: chunked" not in head:
+        raise ValueError(f"an answer without a length: {head[:200]!r}")
+    last = answer.find(b"0\r\n\r\n", end + 4)
+    return None if last < 0 else last + 5
+
+
+async def _open(target: Target, count: int, on_answer: Callable[[_Connection, bool], None]) -> list[_Connection]:
+    loop = asyncio.get_running_loop()
+    opened = [
+        await loop.create_connection(lambda: _Connection(target, on_answer), "127.0.0.1", target.port)
+        for _ in range(count)
+    ]
+    return [connection for _, connection in opened]
+
+
+async def _closed_loop(target: Target, count: int, seconds: float, warm_up: float) -> Measured:
+    latencies: list[float] = []
+    wrong = 0
+    clock = time.perf_counter
+    begin = clock() + warm_up
+    end = begin + seconds
+
+    def on_answer(connection: _Connection, is_right: bool) -> None:
+        nonlocal wrong
+        now = clock()
+        if begin <= now < end:
+            latencies.append(now - connection.begun)
+            wrong += not is_right
+        if now < end:
+            connection.send(now)
+
+    connections = await _open(target, count, on_answer)
+    for connection in connections:
+        connection.send(clock())
+    while clock() < end:
+        await asyncio.sleep(0.05)
+        if all(connection.is_closed for connection in connections):
+            raise ConnectionError("the server has closed every connection")
+    for connection in connections:
+        connection.close()
+    return _measured(latencies, wrong, seconds)
+
+
+async def _open_loop(target: Target, count: int, seconds: float, rate: float) -> Measured:
+    latencies: list[float] = []
+    wrong = 0
+    clock = time.perf_counter
+    idle: deque[_Connection] = deque()
+    waiting: deque[float] = deque()
+
+    def on_answer(connection: _Connection, is_right: bool) -> None:
+        nonlocal wrong
+        latencies.append(clock() - connection.begun)
+        wrong += not is_right
+        if waiting:
+            connection.send(waiting.popleft())
+        else:
+            idle.append(connection)
+
+    connections = await _open(target, count, on_answer)
+    idle.extend(connections)
+    begin, sent, planned = clock(), 0, int(seconds * rate)
+    while sent < planned:
+        now = clock()
+        while sent < planned and begin + sent / rate <= now:
+            due = begin + sent / rate
+            sent += 1
+            if idle:
+                idle.popleft().send(due)
+            else:
+                waiting.append(due)
+        await asyncio.sleep(min(0.0005, max(0.0, begin + sent / rate - clock())))
+    give_up = clock() + 10
+    while len(latencies) < planned and clock() < give_up:
+        await asyncio.sleep(0.01)
+    for connection in connections:
+        connection.close()
+    return _measured(latencies, wrong + planned - len(latencies), seconds)
+
+
+def _measured(latencies: list[float], wrong: int, seconds: float) -> Measured:
+    if not latencies:
+        raise TimeoutError("not one answer came")
+    p50, p99 = np.percentile(latencies, [50, 99])
+    return Measured(len(latencies), seconds, float(p50), float(p99), wrong)

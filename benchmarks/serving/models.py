@@ -1,0 +1,114 @@
+"""The models that are served, each as scikit-learn or torch has it and as our flavor wraps it."""
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow.sklearn
+import numpy as np
+import pandas as pd
+from mlflow.models import infer_signature
+from sklearn.datasets import load_breast_cancer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import mlflow_deploy_plugin as onnxserve
+from projects.flight_delay.data import FEATURES, LABEL, load_flights, split
+from projects.flight_delay.train import build_pipeline
+
+TABLE_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model on disk.
+
+    Attributes:
+        mlflow: as MLflow's scikit-learn flavor saves it.
+        ours: as our flavor wraps it.
+        pickled: for those who pickle.
+        onnx: the graph within `ours`.
+    """
+
+    mlflow: Path
+    ours: Path
+    pickled: Path
+    onnx: Path
+
+
+def small(folder: Path) -> tuple[Model, np.ndarray, np.ndarray]:
+    """Breast cancer, 30 floats: a scaler and a logistic regression; with the data and what scikit-learn answers."""
+    data, target = load_breast_cancer(return_X_y=True)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(data, target)
+    return _saved(pipeline, data[:5], folder / "small"), data, pipeline.predict(data)
+
+
+def flights(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
+    """The flight-delay pipeline: mixed columns, trained on a sample; with rows and what scikit-learn answers."""
+    parts = split(load_flights(), 0)
+    sample, columns = parts.train.sample(20_000, random_state=0), list(FEATURES)
+    pipeline = build_pipeline(max_iter=60, learning_rate=0.1).fit(sample[columns], sample[LABEL])
+    rows = parts.train[columns].head(100)
+    return _saved(pipeline, sample[columns].head(1000), folder / "flights"), rows, pipeline.predict(rows)
+
+
+def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
+    model = Model(folder / "mlflow", folder / "ours", folder / "model.pkl", folder / "ours" / "model.onnx")
+    if not folder.exists():
+        signature = infer_signature(example, pipeline.predict(example))
+        mlflow.sklearn.save_model(pipeline, model.mlflow, signature=signature, serialization_format="cloudpickle")
+        onnxserve.save_model(pipeline, model.ours, signature=signature, input_example=example)
+        model.pickled.write_bytes(pickle.dumps(pipeline))
+    return model
+
+
+def tiled(data: np.ndarray, rows: int = TABLE_ROWS) -> np.ndarray:
+    """As many rows as wanted, no two alike, within the range of the data."""
+    noise = np.random.default_rng(0).uniform(0.98, 1.02, (rows, data.shape[1]))
+    return np.resize(data, (rows, data.shape[1])) * noise
+
+
+def as_json(**document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+def as_arrow(rows: np.ndarray) -> bytes:
+    """The rows as an Arrow IPC stream of thirty columns named by their position, in one batch."""
+    import pyarrow as pa
+
+    table = pa.table({str(position): rows[:, position] for position in range(rows.shape[1])})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def digits_cnn(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
+    """The network of `projects/digits_cnn`, untrained; with one image and torch's answer."""
+    from projects.digits_cnn.train import DigitsCNN
+
+    return _network(DigitsCNN(), (1, 8, 8), folder / "digits")
+
+
+def resnet18(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
+    """ResNet18 (He et al., 2015) as torchvision has it, written out; untrained, for images of 32 × 32."""
+    from .resnet import resnet18 as build
+
+    return _network(build(), (3, 32, 32), folder / "resnet18")
+
+
+def _network(network: Any, shape: tuple[int, ...], folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
+    import torch
+
+    torch.manual_seed(0)
+    network.eval()
+    images = np.random.default_rng(0).uniform(size=(4, *shape)).astype(np.float32).round(3)
+    model = Model(folder / "mlflow", folder / "ours", folder / "model.pkl", folder / "ours" / "model.onnx")
+    if not model.ours.exists():
+        onnxserve.save_model(network, model.ours, input_example=images)
+    with torch.no_grad():
+        answer = network(torch.from_numpy(images[:1])).numpy()
+    return model, images[:1], answer.tolist()

@@ -1,0 +1,101 @@
+"""The servers that are compared: each as its own documentation tells its users to run it, one worker, logging low."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+_MLFLOW = ("mlflow==3.17.2", "scikit-learn==1.9.1", "pandas<3.1", "cloudpickle")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How a server is installed and started.
+
+    Attributes:
+        requirements: of its environment; empty: it runs in ours.
+        shown: the packages whose versions the table names.
+        command: `{bin}`, `{port}`, `{here}` and the names of `variables` are replaced in it.
+        environment: variables, replaced likewise.
+        path: where it takes `{"inputs": [[…]]}` (MLServer: its V2 form).
+        polls: it is busy while nobody asks, and is stopped while others are measured.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    path: str
+    requirements: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
+    is_v2: bool = False
+    polls: bool = False
+
+
+MLFLOW = Peer(
+    "mlflow models serve",
+    ("{bin}/mlflow", "models", "serve", "-m", "{mlflow}", "-p", "{port}", "-h", "127.0.0.1", "--env-manager", "local"),
+    "/invocations",
+    _MLFLOW,
+    ("mlflow", "scikit-learn"),
+    {"PATH": "{bin}:/usr/bin:/bin", "MLFLOW_DISABLE_TELEMETRY": "true"},
+)
+FLASK = Peer(
+    "Flask + pickle, gunicorn gthread",
+    ("{bin}/gunicorn", "-k", "gthread", "-w", "1", "--threads", "4", "-b", "127.0.0.1:{port}", "--chdir", "{here}",
+     "flask_pickle:app"),
+    "/predict",
+    ("flask==3.1.3", "gunicorn==26.2.0", "scikit-learn==1.9.1"),
+    ("flask", "gunicorn"),
+    {"MODEL": "{pickled}"},
+)  # fmt: skip
+FASTAPI = Peer(
+    "FastAPI + scikit-learn, uvicorn",
+    ("{bin}/uvicorn", "--app-dir", "{here}", "--port", "{port}", "--log-level", "warning", "--no-access-log",
+     "fastapi_sklearn:app"),
+    "/predict",
+    ("fastapi", "uvicorn[standard]", "scikit-learn==1.9.1"),
+    ("fastapi", "uvicorn"),
+    {"MODEL": "{pickled}"},
+)  # fmt: skip
+LITSERVE = Peer(
+    "LitServe + ONNX Runtime",
+    ("{bin}/python", "{here}/litserve_onnx.py", "{onnx}", "{port}"),
+    "/predict",
+    ("litserve==0.2.19", "onnxruntime==1.31.1"),
+    ("litserve",),
+    polls=True,
+)
+BENTOML = Peer(
+    "BentoML + ONNX Runtime",
+    ("{bin}/bentoml", "serve", "--working-dir", "{here}", "-p", "{port}", "-q", "bentoml_onnx:Classifier"),
+    "/predict",
+    ("bentoml", "onnxruntime==1.31.1"),
+    ("bentoml",),
+    {"MODEL": "{onnx}", "BENTOML_DO_NOT_TRACK": "true", "PATH": "{bin}:/usr/bin:/bin"},
+    polls=True,
+)
+MLSERVER = Peer(
+    "MLServer + ONNX Runtime",
+    ("{bin}/mlserver", "start", "{work}"),
+    "/v2/models/small/infer",
+    ("mlserver", "onnxruntime==1.31.1"),
+    ("mlserver",),
+    {"PYTHONPATH": "{here}", "PATH": "{bin}:/usr/bin:/bin"},
+    is_v2=True,
+    polls=True,
+)
+ECHO = Peer(
+    "bare uvloop + httptools echo",
+    ("{bin}/python", "{here}/echo.py", "{port}", "{answer}"),
+    "/",
+    ("uvloop==0.23.0", "httptools==0.9.0"),
+    ("uvloop", "httptools"),
+)
+OURS = Peer(
+    "onnxserve",
+    (sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "-m", "{ours}", "-p", "{port}", "-w", "1",
+     "--name", "small", "--state-dir", "{work}/state"),
+    "/invocations",
+    environment={"ONNXSERVE_HOME": "{work}/home", "MLFLOW_DISABLE_TELEMETRY": "true"},
+)  # fmt: skip

@@ -1,0 +1,119 @@
+"""Starting a server on one core, in a session of its own, and ending everything that it started."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+SERVER_CORE, CLIENT_CORE = 0, 1
+START_SECONDS = 90.0
+
+
+class NotStarted(Exception):
+    """A server that did not answer in time; the message holds the end of its log."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers."""
+
+    name: str
+    port: int
+    pid: int
+    log: Path
+
+    def processes(self) -> list[psutil.Process]:
+        """The server and everything below it."""
+        parent = psutil.Process(self.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def pause(self) -> None:
+        """Takes it off its core while another one is measured; idle servers poll."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def cores_given() -> bool:
+    """Whether server and client each have a core of their own."""
+    return {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0)
+
+
+@contextmanager
+def running(
+    name: str,
+    command: Sequence[str],
+    port: int,
+    log: Path,
+    environment: Mapping[str, str],
+    question: urllib.request.Request,
+) -> Iterator[Server]:
+    """The server, pinned to its core, once it answers `question` with 200.
+
+    Raises:
+        NotStarted: it ended, or did not answer.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["taskset", "-c", str(SERVER_CORE), *command],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+    server = Server(name, port, process.pid, log)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(question):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise NotStarted(f"{name} does not answer: {log.read_text(errors='replace')[-600:]}")
+            time.sleep(0.01)
+        yield server
+    finally:
+        _end(process)
+
+
+def answers(question: urllib.request.Request) -> bool:
+    try:
+        with urllib.request.urlopen(question, timeout=30) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the server, and SIGKILL to what is left of its session."""
+    members = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    for number in (signal.SIGCONT, signal.SIGTERM):
+        _signal_group(process.pid, number)
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+    for member in members:
+        if member.is_running():
+            member.kill()
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,66 @@
+"""Rounds become ratios, and ratios a table that says which targets hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from .load import Measured
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: ours against another, round by round.
+
+    Attributes:
+        ratio: the median over the rounds of ours ÷ theirs (of a duration or a size: theirs ÷ ours).
+        target: what the ratio is to reach; None: for information.
+    """
+
+    work: str
+    against: str
+    ours: str
+    theirs: str
+    ratio: float
+    low: float
+    high: float
+    target: float | None
+
+    @property
+    def holds(self) -> str:
+        return "" if self.target is None else "yes" if self.ratio >= self.target else "**no**"
+
+
+def compared(
+    work: str, against: str, ours: Sequence[Measured], theirs: Sequence[Measured], target: float | None
+) -> Row:
+    """By requests a second, in each round."""
+    ratios = [mine.rate / other.rate for mine, other in zip(ours, theirs, strict=True)]
+    return Row(work, against, shown(ours), shown(theirs), median(ratios), min(ratios), max(ratios), target)
+
+
+def times_less(
+    work: str, against: str, ours: Sequence[float], theirs: Sequence[float], unit: str, target: float | None
+) -> Row:
+    """Durations or sizes, of which less is better: how many times less ours is."""
+    ratios = [other / mine for mine, other in zip(ours, theirs, strict=True)]
+    mine, other = (f"{median(values):.3g} {unit}" for values in (ours, theirs))
+    return Row(work, against, mine, other, median(ratios), min(ratios), max(ratios), target)
+
+
+def shown(rounds: Sequence[Measured]) -> str:
+    """Requests a second, and the latencies; medians over the rounds."""
+    rate, p50, p99 = (median(values) for values in zip(*((r.rate, r.p50, r.p99) for r in rounds), strict=True))
+    return f"{rate:,.0f}/s, {p50 * 1e3:.2f} / {p99 * 1e3:.2f} ms"
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table; the ratio with the least and the greatest of the rounds."""
+    lines = [
+        "| work | against | onnxserve: rate, p50 / p99 | the other | ratio (least–greatest) | target | holds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        target = "" if row.target is None else f"≥ {row.target:g}"
+        spread = f"{row.ratio:.2f} ({row.low:.2f}–{row.high:.2f})"
+        lines.append(f"| {row.work} | {row.against} | {row.ours} | {row.theirs} | {spread} | {target} | {row.holds} |")
+    return "\n".join(lines)

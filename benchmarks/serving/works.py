@@ -1,0 +1,311 @@
+"""What is measured: each work starts its servers, checks their answers, asks them in interleaved rounds, gives rows."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import models, table
+from .environments import NotInstalled, environment, versions
+from .load import Measured, Target, closed_loop, open_loop, post
+from .peers import BENTOML, ECHO, FASTAPI, FLASK, HERE, LITSERVE, MLFLOW, MLSERVER, OURS, Peer
+from .servers import NotStarted, Server, free_port, running
+
+CONNECTIONS = 8
+BATCH_CONNECTIONS = 64
+ONE_ROW = "1 row × 30 floats"
+_CAPTURE_OFF = ("-C", "capture.fraction=0")
+
+
+@dataclass
+class Bench:
+    """One run of the benchmark."""
+
+    folder: Path
+    rounds: int
+    seconds: float
+    say: Callable[[str], None]
+    peers: frozenset[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    _started: int = 0
+
+    def wants(self, peer: Peer) -> bool:
+        return self.peers is None or any(word.lower() in peer.name.lower() for word in self.peers)
+
+    def work_folder(self) -> Path:
+        self._started += 1
+        folder = self.folder / "runs" / str(self._started)
+        folder.mkdir(parents=True)
+        return folder
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A server and the request that it is asked."""
+
+    server: Server
+    target: Target
+    polls: bool = False
+
+
+def one_row(bench: Bench) -> Iterator[table.Row]:
+    """One row of thirty floats, by all."""
+    model, data, answers = models.small(bench.folder)
+    body = models.as_json(inputs=[data[0].tolist()])
+    v2 = models.as_json(inputs=[{"name": "x", "shape": [1, 30], "datatype": "FP64", "data": [data[0].tolist()]}])
+    expected = [int(answers[0])]
+    targets = ((MLFLOW, 50), (FLASK, 12), (FASTAPI, 10), (LITSERVE, 8), (BENTOML, 8), (MLSERVER, 8), (ECHO, None))
+    with ExitStack() as stack:
+        ours = _ours(bench, stack, model.ours, body, expected)
+        silent = _ours(bench, stack, model.ours, body, expected, *_CAPTURE_OFF)
+        answer = len(_body_of(ours.target, ours.server))
+        others = {
+            peer: asked
+            for peer, _ in targets
+            if (asked := _peer(bench, stack, peer, model, v2 if peer.is_v2 else body, expected, answer))
+        }
+        everyone = [ours, silent, *others.values()]
+        measured = _rounds(bench, everyone, lambda asked: closed_loop(asked.target, CONNECTIONS, bench.seconds))
+        half = 0.5 * float(np.median([m.rate for m in measured[0]]))
+        opened = [open_loop(ours.target, 64, max(3.0, bench.seconds), half) for _ in range(bench.rounds)]
+    by_peer = dict(zip(others, measured[2:], strict=True))
+    for peer, target in targets:
+        if peer is ECHO and peer in by_peer:
+            yield table.compared(ONE_ROW, ECHO.name, measured[0], by_peer[peer], 0.35)
+            yield table.compared(f"{ONE_ROW}, capture off", ECHO.name, measured[1], by_peer[peer], 0.5)
+        elif peer in by_peer:
+            yield table.compared(ONE_ROW, peer.name, measured[0], by_peer[peer], target)
+    yield table.times_less(
+        f"open loop at {half:,.0f}/s: 5 × p50 over p99",
+        "own p50",
+        [m.p99 * 1e3 for m in opened],
+        [5 * m.p50 * 1e3 for m in opened],
+        "ms",
+        1.0,
+    )
+    wrong = sum(m.wrong for rounds in (*measured, opened) for m in rounds)
+    bench.notes.append(f"{ONE_ROW}: {wrong} wrong answers of all servers together")
+
+
+def mixed_row(bench: Bench) -> Iterator[table.Row]:
+    """One flight: strings, integers, booleans and floats."""
+    model, rows, answers = models.flights(bench.folder)
+    expected = [bool(answers[0])]
+    split = json.loads(rows.head(1).to_json(orient="split"))
+    forms = {
+        "dataframe_split": models.as_json(dataframe_split={"columns": split["columns"], "data": split["data"]}),
+        "dataframe_records": models.as_json(dataframe_records=json.loads(rows.head(1).to_json(orient="records"))),
+    }
+    yield from _against_mlflow(bench, model, "1 flight, mixed columns, {}", forms, expected, 25)
+
+
+def big_table(bench: Bench) -> Iterator[table.Row]:
+    """10,000 rows of thirty floats: JSON, and Arrow."""
+    model, data, _ = models.small(bench.folder)
+    rows = models.tiled(data)
+    expected = _scikit_learn(model, rows)
+    forms = {"JSON": models.as_json(inputs=rows.tolist())}
+    yield from _against_mlflow(bench, model, "10,000 rows × 30, {}", forms, expected, 5, models.as_arrow(rows))
+
+
+def _against_mlflow(
+    bench: Bench,
+    model: models.Model,
+    work: str,
+    forms: dict[str, bytes],
+    expected: list[Any],
+    target: float,
+    arrow: bytes | None = None,
+) -> Iterator[table.Row]:
+    """The same bodies to MLflow's own server and to ours; an Arrow body of ours against MLflow's JSON."""
+    with ExitStack() as stack:
+        first = next(iter(forms.values()))
+        ours = _ours(bench, stack, model.ours, first, expected)
+        theirs = _peer(bench, stack, MLFLOW, model, first, expected, 0)
+        if theirs is None:
+            return
+        asked = []
+        for body in forms.values():
+            asked += [_asked(OURS, ours.server, body, expected), _asked(MLFLOW, theirs.server, body, expected)]
+        if arrow is not None:
+            raw = post("/invocations", arrow, "application/vnd.apache.arrow.stream", Accept="application/json")
+            asked.append(replace(ours, target=replace(ours.target, raw=raw)))
+        connections = CONNECTIONS if len(expected) == 1 else 2
+        measured = _rounds(bench, asked, lambda one: closed_loop(one.target, connections, bench.seconds))
+    for position, name in enumerate(forms):
+        mine, other = measured[2 * position], measured[2 * position + 1]
+        yield table.compared(work.format(name), MLFLOW.name, mine, other, target)
+    if arrow is not None:
+        yield table.compared(work.format("Arrow"), f"{MLFLOW.name}, JSON", measured[-1], measured[1], 20)
+
+
+def batching(bench: Bench) -> Iterator[table.Row]:
+    """Images by 64 clients, as tensors in bytes: ours with batching, without, and LitServe with it."""
+    for name, size, make in (("torch CNN", 8, models.digits_cnn), ("ResNet18, 3×32×32", 4, models.resnet18)):
+        model, image, expected = make(bench.folder)
+        body = models.as_json(inputs=image.tolist())
+        with ExitStack() as stack:
+            on = ("-C", f"server.max_batch_size={size}", "-C", "server.max_queue_delay_microseconds=500")
+            ours = _ours(bench, stack, model.ours, body, expected, *on)
+            off = _ours(bench, stack, model.ours, body, expected, "-C", "server.max_batch_size=1")
+            lit = replace(LITSERVE, name=f"{LITSERVE.name}, batches of {size}", command=(*LITSERVE.command, str(size)))
+            theirs = _peer(bench, stack, lit, model, body, expected, 0)
+            everyone = [ours, off] + ([theirs] if theirs else [])
+            measured = _rounds(bench, everyone, lambda a: closed_loop(a.target, BATCH_CONNECTIONS, bench.seconds))
+        work = f"{name}, batches of {size}"
+        yield table.compared(work, "onnxserve, batching off", measured[0], measured[1], 1.2)
+        if theirs:
+            yield table.compared(work, lit.name, measured[0], measured[2], 1.0)
+
+
+def start_and_memory(bench: Bench) -> Iterator[table.Row]:
+    """From the command to the first answer, and what the workers hold then."""
+    model, data, answers = models.small(bench.folder)
+    body, expected = models.as_json(inputs=[data[0].tolist()]), [int(answers[0])]
+    seconds: dict[str, list[float]] = {OURS.name: [], MLFLOW.name: []}
+    memory: dict[str, list[float]] = {OURS.name: [], MLFLOW.name: []}
+    for _ in range(bench.rounds):
+        for peer in (OURS, MLFLOW):
+            with ExitStack() as stack:
+                begun = time.perf_counter()
+                if peer is OURS:
+                    server = _ours(bench, stack, model.ours, body, expected).server
+                elif asked := _peer(bench, stack, MLFLOW, model, body, expected, 0):
+                    server = asked.server
+                else:
+                    return
+                seconds[peer.name].append(time.perf_counter() - begun)
+                memory[peer.name].append(_worker_memory(server))
+    mine, other = OURS.name, MLFLOW.name
+    yield table.times_less("start to first answer", other, seconds[mine], seconds[other], "s", 5)
+    yield table.times_less("memory of the worker (PSS)", other, memory[mine], memory[other], "MB", 3)
+
+
+WORKS: dict[str, Callable[[Bench], Iterator[table.Row]]] = {
+    "one-row": one_row,
+    "mixed": mixed_row,
+    "table": big_table,
+    "batching": batching,
+    "start": start_and_memory,
+}
+
+
+def _worker_memory(server: Server) -> float:
+    """The largest of its processes, in megabytes; of ours, of gunicorn's: neither agent nor supervisor."""
+    processes = server.processes()
+    workers = [process for process in processes if "gunicorn" in " ".join(process.cmdline())]
+    return max(process.memory_full_info().pss for process in workers or processes) / 1e6
+
+
+def _rounds(bench: Bench, everyone: Sequence[Asked], measure: Callable[[Asked], Measured]) -> list[list[Measured]]:
+    """A B C A B C …: what disturbs the machine for a while disturbs all alike."""
+    measured: list[list[Measured]] = [[] for _ in everyone]
+    for asked in everyone:
+        closed_loop(asked.target, 2, 0.3)
+        if asked.polls:
+            asked.server.pause()
+    for number in range(bench.rounds):
+        bench.say(f"  round {number + 1} of {bench.rounds}")
+        for asked, results in zip(everyone, measured, strict=True):
+            if asked.polls:
+                asked.server.go_on()
+            results.append(measure(asked))
+            if asked.polls:
+                asked.server.pause()
+    for asked in everyone:
+        if asked.polls:
+            asked.server.go_on()
+    return measured
+
+
+def _ours(bench: Bench, stack: ExitStack, model: Path, body: bytes, expected: list[Any], *config: str) -> Asked:
+    words = {"ours": str(model)}
+    command = (*OURS.command, *config)
+    return _started(bench, stack, replace(OURS, command=command), Path("/"), words, body, expected)
+
+
+def _peer(
+    bench: Bench, stack: ExitStack, peer: Peer, model: models.Model, body: bytes, expected: list[Any], answer: int
+) -> Asked | None:
+    """The peer, started; None, with a note that says why, where it cannot be."""
+    if not bench.wants(peer):
+        return None
+    try:
+        programs = environment(peer.requirements[0].split("=")[0], peer.requirements)
+        words = {"mlflow": model.mlflow, "onnx": model.onnx, "pickled": model.pickled, "answer": answer}
+        asked = _started(bench, stack, peer, programs, words, body, expected)
+    except (NotInstalled, NotStarted) as error:
+        bench.notes.append(f"{peer.name} was left out: {error}")
+        return None
+    if (note := f"{peer.name}: {versions(programs, *peer.shown)}") not in bench.notes:
+        bench.notes.append(note)
+    return asked
+
+
+def _started(
+    bench: Bench,
+    stack: ExitStack,
+    peer: Peer,
+    programs: Path,
+    words: dict[str, Any],
+    body: bytes,
+    expected: list[Any],
+) -> Asked:
+    port, work = free_port(), bench.work_folder()
+    words = {**words, "bin": programs, "port": port, "here": HERE, "work": work}
+    if peer is MLSERVER:
+        _write_mlserver(work, port, words["onnx"])
+    command = [word.format(**words) for word in peer.command]
+    variables = {name: value.format(**words) for name, value in peer.environment.items()}
+    url = f"http://127.0.0.1:{port}{peer.path}"
+    question = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    server = stack.enter_context(running(peer.name, command, port, work / "log", variables, question))
+    return _asked(peer, server, body, expected)
+
+
+def _asked(peer: Peer, server: Server, body: bytes, expected: list[Any]) -> Asked:
+    """The request of this body, once its answer has been found right; every later one must hold the same bytes."""
+    raw = post(peer.path, body)
+    answer = _body_of(Target(server.port, raw, b""), server)
+    if peer is ECHO or peer.name == ECHO.name:
+        return Asked(server, Target(server.port, raw, answer))
+    document = json.loads(answer)
+    values = document["outputs"][0]["data"] if peer.is_v2 else document["predictions"]
+    found = np.asarray(values, dtype=np.float64).ravel()
+    wanted = np.asarray(expected, dtype=np.float64).ravel()
+    if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=1e-3, atol=1e-4):
+        raise AssertionError(f"{server.name} answers {answer[:200]!r}, and {wanted[:5]} was expected")
+    fragment = answer[answer.index(b'"data":') :] if peer.is_v2 else answer
+    return Asked(server, Target(server.port, raw, fragment), peer.polls)
+
+
+def _body_of(target: Target, server: Server) -> bytes:
+    head, _, body = target.raw.partition(b"\r\n\r\n")
+    path = head.split(b" ")[1].decode()
+    question = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}{path}", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(question, timeout=60) as answer:
+        return bytes(answer.read())
+
+
+def _write_mlserver(work: Path, port: int, onnx: Path) -> None:
+    settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
+    settings |= {"parallel_workers": 0, "debug": False}
+    (work / "settings.json").write_text(json.dumps(settings))
+    model = {"name": "small", "implementation": "mlserver_onnx.OnnxModel", "parameters": {"uri": str(onnx)}}
+    (work / "model-settings.json").write_text(json.dumps(model))
+
+
+def _scikit_learn(model: models.Model, rows: Any) -> list[Any]:
+    import pickle
+
+    with model.pickled.open("rb") as file:
+        answers: list[Any] = pickle.load(file).predict(rows).tolist()
+    return answers
