@@ -102,7 +102,7 @@ def _streamed(body: bytes, response: RawResponse) -> messages.ModelStreamInferRe
 def _id_of(body: bytes) -> str:
     """The id of a request that was refused, so that its caller knows which; empty where it cannot be read."""
     try:
-        return messages.ModelInferRequest.FromString(body).id
+        return str(messages.ModelInferRequest.FromString(body).id)
     except DecodeError:
         return ""
 

@@ -32,6 +32,13 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
 
     grpc: Any = None
 
+    @property
+    def server(self) -> Any:
+        """The `Server` that the application of this worker answers from."""
+        from mlflow_deploy_plugin.server.http.app import SERVER  # gunicorn imports this module before it forks
+
+        return self.wsgi.extensions[SERVER]
+
     def init_process(self) -> None:
         """Accepted connections inherit the listener's send timeout (Linux); gunicorn leaves it as it is."""
         self._begun: dict[Any, float] = {}
