@@ -1,5 +1,7 @@
 """What is answered without asking a model: readiness, versions, metadata, metrics."""
 
+from collections.abc import Sequence
+
 from mlflow_deploy_plugin.server import metrics
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response
@@ -40,3 +42,30 @@ def v2_model(server: Server, request: RawRequest, endpoint: str, version: str | 
 def v2_model_ready(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
     server.dataplane.lease(endpoint, version)
     return RawResponse(200, v2.model_ready(endpoint))
+
+
+# The pages are imported where they are asked for: a server that nobody looks at need not hold their templates.
+def openapi(server: Server, routes: Sequence[tuple[str, str]]) -> RawResponse:
+    from mlflow_deploy_plugin.server.http.pages import site
+
+    return site.openapi(server, routes)
+
+
+def try_page(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
+    from mlflow_deploy_plugin.server.http.pages import site
+
+    return site.try_page(server, endpoint)
+
+
+def docs_page(
+    server: Server, request: RawRequest, routes: Sequence[tuple[str, str]], endpoint: str | None = None
+) -> RawResponse:
+    from mlflow_deploy_plugin.server.http.pages import site
+
+    return site.docs_page(server, request, endpoint, routes)
+
+
+def page_asset(server: Server, request: RawRequest, name: str) -> RawResponse:
+    from mlflow_deploy_plugin.server.http.pages import site
+
+    return site.asset(name)

@@ -5,7 +5,9 @@ from typing import Any
 from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
-from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, load_json, load_json_object, media_type
+from mlflow_deploy_plugin.server.protocols import mlflow
+from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, dump_json, load_json, load_json_object, media_type
+from mlflow_deploy_plugin.server.protocols.table import read_csv
 
 
 def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
@@ -25,19 +27,19 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
 
 
 def decode_batch(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
-    """Many records: a list of objects or of rows, or `{"instances": […]}` around one.
+    """Many records: a list of objects or of rows, or whatever `/invocations` takes: `{"instances": […]}`, CSV.
 
     Raises:
         UnsupportedMediaType, InvalidRequest, SchemaMismatch: as `decode`.
     """
-    media_type(content_type, (JSON,))
+    if media_type(content_type, (JSON, CSV)) == CSV:
+        return read_csv(body, schema)
     document = load_json(body)
-    rows = document.get("instances") if isinstance(document, dict) else document
-    if not isinstance(rows, list):
+    if isinstance(document, dict):
+        return mlflow.decode_document(document, schema)
+    if not isinstance(document, list):
         raise InvalidRequest('the body must be an array of records, or {"instances": […]} around one')
-    if rows and isinstance(rows[0], dict):
-        return schema.from_records(rows)
-    return schema.from_array(rows)
+    return schema.from_records(document) if document and isinstance(document[0], dict) else schema.from_array(document)
 
 
 def encode(artifact: Artifact, model: str, version: str, outputs: dict[str, Array]) -> bytes:

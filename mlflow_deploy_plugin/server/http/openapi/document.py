@@ -1,0 +1,216 @@
+"""The OpenAPI 3.1 document of a running server: its routes, for the endpoints and versions that it holds now."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from mlflow_deploy_plugin.errors import NotReady
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.messages import error_response
+from mlflow_deploy_plugin.server.http.openapi import examples, schemas
+from mlflow_deploy_plugin.server.http.openapi.operations import OPERATIONS, Bodies, Operation
+from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
+from mlflow_deploy_plugin.server.repository import ServedVariant
+from mlflow_deploy_plugin.version import __version__
+
+Route = tuple[str, str]
+"""A path as the tables of `http/routes.py` show it, as `/v2/models/NAME[/versions/V]/infer`, and its method."""
+
+_OPTIONAL = re.compile(r"\[([^\]]*)\]")
+
+_REFUSALS = {
+    400: "the body cannot be read, or does not fit the model; the message names the column, the row and the value",
+    404: "there is no such endpoint, or no such version of it",
+    413: "the body is larger than the server's limit",
+    415: "the Content-Type is not one that this route takes",
+    429: "too many requests; ask again after Retry-After seconds",
+    503: "no version is loaded that could answer",
+    504: "the answer was not ready before its deadline",
+}
+_ASKED_HEADERS = {
+    "X-Request-Id": ({"type": "string"}, "comes back in the answer and in the logs"),
+    "X-Event-Time": ({"type": "string", "format": "date-time"}, "when what the rows describe happened"),
+}
+_TOLD_HEADERS = {
+    "X-Request-Id": "the caller's, or a new one",
+    "X-Prediction-Id": "made here, never repeats; labels that arrive later are joined on it",
+    "X-Model-Name": "the model that answered",
+    "X-Model-Version": "its version",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An endpoint as it is described: by the version that gets most of its traffic."""
+
+    endpoint: str
+    versions: tuple[str, ...]
+    variant: ServedVariant
+
+
+def subject_of(server: Server, endpoint: str | None) -> Subject:
+    """The endpoint (None: the default one).
+
+    Raises:
+        NotReady, NotFound: as `Repository.lease`.
+    """
+    name = server.dataplane.lease(endpoint).endpoint
+    served = server.repository.table.get(name)
+    if served is None or not served.answering:
+        raise NotReady("no model is loaded yet; ask again in a moment")
+    return Subject(name, served.versions, max(served.answering, key=lambda variant: variant.weight))
+
+
+def document(server: Server, routes: Iterable[Route]) -> dict[str, Any]:
+    """Every route, with the schemas of every endpoint that can answer now.
+
+    Plain routes are described for the default endpoint, those that name an endpoint for each.
+    """
+    subjects = [subject_of(server, name) for name, served in list(server.repository.table.items()) if served.answering]
+    default = _default(server)
+    paths: dict[str, dict[str, Any]] = {}
+    for shown, method in routes:
+        if operation := OPERATIONS.get((shown, method)):
+            for path, subject in _paths(shown, subjects, default):
+                paths.setdefault(path, {})[method.lower()] = _described(operation, path, subject)
+    components: dict[str, JsonSchema] = {"error": _error_schema("/"), "error_v2": _error_schema("/v2")}
+    for subject in subjects:
+        components |= {f"{subject.endpoint}.{kind}": make(subject) for kind, make in _SCHEMAS.items()}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "onnxserve", "version": __version__, "description": _about(subjects)},
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+_SCHEMAS: Mapping[str, Callable[[Subject], JsonSchema]] = {
+    "invocations": lambda subject: schemas.invocations_schema(subject.variant.loaded.predictor.schema),
+    "predict": lambda subject: schemas.predict_schema(subject.variant.loaded.predictor.schema),
+    "batch": lambda subject: schemas.batch_schema(subject.variant.loaded.predictor.schema),
+    "v2": lambda subject: schemas.v2_request_schema(subject.variant.loaded.predictor.schema),
+    "csv": lambda subject: {"type": "string", "description": "a header with the columns' names, then the rows"},
+    "invocations_answer": lambda subject: schemas.invocations_answer(subject.variant.loaded.predictor.artifact),
+    "predict_answer": lambda subject: schemas.predict_answer(subject.variant.loaded.predictor.artifact),
+    "batch_answer": lambda subject: schemas.batch_answer(subject.variant.loaded.predictor.artifact),
+    "v2_answer": lambda subject: schemas.v2_response_schema(subject.variant.loaded.predictor.artifact),
+}
+
+
+def _default(server: Server) -> Subject | None:
+    try:
+        return subject_of(server, None)
+    except NotReady:
+        return None
+
+
+def _paths(shown: str, subjects: list[Subject], default: Subject | None) -> Iterator[tuple[str, Subject | None]]:
+    """A path of the tables as the document has it: `NAME` for each endpoint, what stands in brackets with and without."""
+    with_all, without = _OPTIONAL.sub(r"\1", shown), _OPTIONAL.sub("", shown)
+    for form in dict.fromkeys((without, with_all)):
+        segments = form.replace(":", "/").split("/")
+        form = re.sub(r"(?<=/)V(?=[/:]|$)", "{version}", form)
+        if "NAME" not in segments:
+            yield form, default
+            continue
+        for subject in subjects:
+            yield form.replace("NAME", quote(subject.endpoint, safe=""), 1), subject
+
+
+def _described(operation: Operation, path: str, subject: Subject | None) -> dict[str, Any]:
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": list(subject.versions)}}
+        for name in re.findall(r"\{(\w+)\}", path)
+        if subject is not None
+    ]
+    if operation.is_prediction:
+        parameters += [
+            {"name": name, "in": "header", "required": False, "schema": schema, "description": meaning}
+            for name, (schema, meaning) in _ASKED_HEADERS.items()
+        ]
+    refusals = sorted({*operation.refusals, *([404] if _names_endpoint(path, subject) else [])})
+    answer: dict[str, Any] = {"description": operation.summary, "content": _content(operation.answer, subject)}
+    if operation.is_prediction:
+        answer["headers"] = {
+            name: {"schema": {"type": "string"}, "description": said} for name, said in _TOLD_HEADERS.items()
+        }
+    described: dict[str, Any] = {
+        "summary": operation.summary,
+        "tags": [operation.tag],
+        "responses": {"200": answer, **{str(status): _refusal(path, status) for status in refusals}},
+    }
+    if subject is not None and _names_endpoint(path, subject):
+        described["x-endpoint"] = subject.endpoint
+    if parameters:
+        described["parameters"] = parameters
+    if operation.request:
+        described["requestBody"] = {"required": True, "content": _content(operation.request, subject)}
+    return described
+
+
+def _names_endpoint(path: str, subject: Subject | None) -> bool:
+    return subject is not None and quote(subject.endpoint, safe="") in path.split("/")
+
+
+def _content(bodies: Bodies, subject: Subject | None) -> dict[str, Any]:
+    """The `content` of a body or an answer; without an endpoint that answers, anything."""
+    content: dict[str, Any] = {}
+    for media_type, said in bodies.items():
+        if not isinstance(said, str):
+            content[media_type] = {"schema": said}
+            continue
+        content[media_type] = {"schema": {"$ref": f"#/components/schemas/{subject.endpoint}.{said}"} if subject else {}}
+        if subject and (example := _example(said, subject)):
+            content[media_type]["example"] = example
+    return content
+
+
+def _example(kind: str, subject: Subject) -> Any:
+    """The example of a body, empty where there is none."""
+    loaded = subject.variant.loaded
+    schema, example = loaded.predictor.schema, examples.example_of(loaded)
+    makers: dict[str, Callable[[], Any]] = {
+        "invocations": lambda: examples.invocations_example(schema, example),
+        "predict": lambda: examples.predict_example(schema, example),
+        "batch": lambda: examples.batch_example(schema, example),
+        "v2": lambda: examples.v2_example(schema, example),
+        "csv": lambda: examples.csv_example(example) if schema.columns else "",
+    }
+    return makers[kind]() if kind in makers else None
+
+
+def _refusal(path: str, status: int) -> dict[str, Any]:
+    refused: dict[str, Any] = {
+        "description": _REFUSALS[status],
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{_error_kind(path)}"}}},
+    }
+    if status == 429:
+        refused["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
+    return refused
+
+
+def _error_kind(path: str) -> str:
+    return "error" if _error_fields(path) == _error_fields("/") else "error_v2"
+
+
+def _error_fields(path: str) -> list[str]:
+    """The fields of an error for this path, read off one."""
+    return list(json.loads(error_response(path, 400, "", "").body))
+
+
+def _error_schema(path: str) -> JsonSchema:
+    fields = _error_fields(path)
+    return {"type": "object", "required": fields, "properties": {name: {"type": "string"} for name in fields}}
+
+
+def _about(subjects: list[Subject]) -> str:
+    """The endpoints in a sentence each."""
+    lines = [
+        f"{subject.endpoint}: {subject.variant.loaded.model} version {subject.variant.loaded.version}"
+        for subject in subjects
+    ]
+    return "; ".join(lines) or "no model is loaded yet"

@@ -1,0 +1,167 @@
+"""One small example of what a version takes, in the form of every protocol.
+
+It is the input example that the model was logged with (its first rows), or a row of zeros where it has none. It is
+shown on pages and in the document, so that it is bounded: of a tensor that is too large to be read there is none.
+"""
+
+import weakref
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
+from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.server.protocols import mlflow
+from mlflow_deploy_plugin.server.protocols.content import JSON, load_json
+from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
+from mlflow_deploy_plugin.server.repository import LoadedVersion
+from mlflow_deploy_plugin.server.warmup import EXAMPLE
+
+MAX_ROWS = 3
+MAX_VALUES = 1024
+_MAX_FILE_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Example:
+    """Values by column (lists of N) or by tensor (nested lists, the batch first).
+
+    Attributes:
+        values: empty where an example would be too large to be shown, or the signature is unknown.
+        rows: how many rows the values have.
+        is_own: whether it is the model's own, and not zeros.
+    """
+
+    values: dict[str, list[Any]] = field(default_factory=dict)
+    rows: int = 0
+    is_own: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """The first row as an object."""
+        return {name: values[0] for name, values in self.values.items()}
+
+    def records(self) -> list[dict[str, Any]]:
+        return [{name: values[row] for name, values in self.values.items()} for row in range(self.rows)]
+
+
+_EXAMPLES: "weakref.WeakKeyDictionary[LoadedVersion, Example]" = weakref.WeakKeyDictionary()
+
+
+def example_of(loaded: LoadedVersion) -> Example:
+    """The example of a loaded version, read once."""
+    if (known := _EXAMPLES.get(loaded)) is None:
+        known = _EXAMPLES[loaded] = _read(loaded) or _zeros(loaded.predictor.schema)
+    return known
+
+
+def invocations_example(schema: Schema, example: Example) -> dict[str, Any]:
+    """A body of `/invocations`; empty where there is no example."""
+    if not example.values:
+        return {}
+    if schema.columns:
+        rows = [list(record.values()) for record in example.records()]
+        return {"dataframe_split": {"columns": list(example.values), "data": rows}}
+    only = list(example.values.values())
+    return {"inputs": only[0] if len(only) == 1 else example.values}
+
+
+def predict_example(schema: Schema, example: Example) -> dict[str, Any]:
+    """A body of `/predict`: the first row."""
+    if not example.values:
+        return {}
+    if schema.columns or len(example.values) > 1:
+        return example.record()
+    return {"features": next(iter(example.values.values()))[0]}
+
+
+def batch_example(schema: Schema, example: Example) -> dict[str, Any]:
+    """A body of `/predict/batch`."""
+    if not example.values:
+        return {}
+    if schema.columns or len(example.values) > 1:
+        return {"instances": example.records()}
+    return {"instances": next(iter(example.values.values()))}
+
+
+def v2_example(schema: Schema, example: Example) -> dict[str, Any]:
+    """A V2 infer request: columns as [N], or the graph's inputs."""
+    if not example.values:
+        return {}
+    inputs = []
+    dtypes = {**schema.by_input.dtypes, **schema.dtypes}
+    for name, values in example.values.items():
+        shape = list(np.asarray(values, dtype=object).shape) if not schema.columns else [len(values)]
+        called = schema.by_input.names[0] if len(example.values) == 1 and not schema.columns else name
+        inputs.append({"name": called, "shape": shape, "datatype": datatype_of(dtypes[called]), "data": values})
+    return {"inputs": inputs}
+
+
+def csv_example(example: Example) -> str:
+    """The first rows as CSV with a header; empty for tensors."""
+    names = list(example.values)
+    lines = [names, *(record.values() for record in example.records())]
+    return "".join(",".join(map(_csv_field, line)) + "\n" for line in lines) if names else ""
+
+
+def _csv_field(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = str(value)
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
+
+
+def _read(loaded: LoadedVersion) -> Example | None:
+    """The model's own example; None: it has none, or one that cannot be shown."""
+    path, schema = loaded.folder / EXAMPLE, loaded.predictor.schema
+    try:
+        if not schema.names or path.stat().st_size > _MAX_FILE_BYTES:
+            return None
+        text = path.read_bytes()
+        document = load_json(text)
+        split = document.get("dataframe_split") if isinstance(document, dict) else None
+        if schema.columns and isinstance(split, dict) and isinstance(split.get("columns"), list):
+            rows = split["data"][:MAX_ROWS]
+            columns = dict(zip(map(str, split["columns"]), map(list, zip(*rows, strict=True)), strict=True))
+            values = {name: columns[name] for name in schema.names if name in columns}
+            return Example(values, len(rows), True) if values and rows else None
+        arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
+    except (OSError, OnnxserveError, LookupError, TypeError, ValueError, NotImplementedError):
+        return None  # it was good enough to warm the model up, or the model would not be here
+    if not arrays or any(array.ndim == 0 for array in arrays.values()):
+        return None
+    rows = min(MAX_ROWS, *(len(array) for array in arrays.values()))
+    return _shown({name: array[:rows] for name, array in arrays.items()}, rows)
+
+
+def _shown(arrays: dict[str, Any], rows: int) -> Example | None:
+    """The arrays as lists, of as many rows as are small enough to be shown."""
+    per_row = sum(array[:1].size for array in arrays.values())
+    rows = min(rows, MAX_VALUES // max(per_row, 1))
+    values = {name: _plain_lists(array[:rows].tolist()) for name, array in arrays.items()}
+    return Example(values, rows, True) if rows else None
+
+
+def _plain_lists(value: Any) -> Any:
+    """NaN as null, which JSON knows."""
+    if isinstance(value, list):
+        return [_plain_lists(entry) for entry in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _zeros(schema: Schema) -> Example:
+    """A row of zeros and empty texts, where that is small enough."""
+    if schema.columns:
+        blank = {"str": "", "bool": False}
+        dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
+        return Example({name: [blank.get(dtype, 0)] for name, dtype in dtypes.items()}, 1)
+    shapes = {tensor.name: [max(size, 1) for size in tensor.shape] for tensor in schema.tensors}
+    if not shapes or any(not shape for shape in shapes.values()) or sum(map(prod, shapes.values())) > MAX_VALUES:
+        return Example()
+    blanks = {tensor.name: "" if tensor.dtype == "str" else 0 for tensor in schema.tensors}
+    values = {name: np.full(shape, blanks[name], dtype=object).tolist() for name, shape in shapes.items()}
+    return Example(values, len(next(iter(values.values()))))

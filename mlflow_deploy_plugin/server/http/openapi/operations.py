@@ -1,0 +1,148 @@
+"""What is said of every route: one `Operation` for each path and method of the tables in `http/routes.py`.
+
+A route that stands in the tables and not here is left out of the document, and fails a test that names it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
+from mlflow_deploy_plugin.server.protocols.content import CSV, JSON
+from mlflow_deploy_plugin.server.protocols.v2 import OCTETS
+
+Bodies = Mapping[str, str | JsonSchema]
+"""By media type: a schema, or the name of one that is made for each endpoint (`openapi/document.py`)."""
+
+HTML, TEXT = "text/html", "text/plain"
+_PREDICTION = (400, 413, 415, 429, 503, 504)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path.
+
+    Attributes:
+        request: the bodies that it takes; empty: none.
+        answer: the bodies of 200.
+        refusals: the statuses of its errors, beside 404 where the path names something.
+        is_prediction: whether it takes and gives the headers of a prediction.
+    """
+
+    summary: str
+    tag: str
+    answer: Bodies
+    request: Bodies = field(default_factory=dict)
+    refusals: tuple[int, ...] = ()
+    is_prediction: bool = False
+
+
+def _said(**properties: str) -> JsonSchema:
+    """An object with these properties, by their JSON types."""
+    return {
+        "type": "object",
+        "required": list(properties),
+        "properties": {name: {"type": kind} for name, kind in properties.items()},
+    }
+
+
+def _predicts(summary: str, tag: str, answer: Bodies, request: Bodies) -> Operation:
+    return Operation(summary, tag, answer, request, _PREDICTION, is_prediction=True)
+
+
+_TEXT: JsonSchema = {"type": "string"}
+_BYTES: JsonSchema = {"type": "string", "format": "binary"}
+_PAGE: Bodies = {HTML: _TEXT}
+_READY = (503,)
+
+_TENSORS: JsonSchema = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["name", "datatype", "shape"],
+        "properties": {
+            "name": {"type": "string"},
+            "datatype": {"type": "string"},
+            "shape": {"type": "array", "items": {"type": "integer"}},
+        },
+    },
+}
+_V2_MODEL: JsonSchema = {
+    "type": "object",
+    "required": ["name", "versions", "platform", "inputs", "outputs"],
+    "properties": {
+        "name": {"type": "string"},
+        "versions": {"type": "array", "items": {"type": "string"}},
+        "platform": {"type": "string"},
+        "inputs": _TENSORS,
+        "outputs": _TENSORS,
+    },
+}
+_INVOCATIONS = _predicts(
+    "Predictions, in the protocol of MLflow's scoring server",
+    "Predictions",
+    {JSON: "invocations_answer"},
+    {JSON: "invocations", CSV: "csv"},
+)
+_PREDICT = _predicts("The prediction for one record", "Predictions", {JSON: "predict_answer"}, {JSON: "predict"})
+_BATCH = _predicts(
+    "Predictions for many records, with the probabilities of the classes",
+    "Predictions",
+    {JSON: "batch_answer"},
+    {JSON: "batch", CSV: "csv"},
+)
+
+OPERATIONS: Mapping[tuple[str, str], Operation] = {
+    ("/invocations", "POST"): _INVOCATIONS,
+    ("/endpoints/NAME/invocations", "POST"): _INVOCATIONS,
+    ("/predict", "POST"): _PREDICT,
+    ("/predict/batch", "POST"): _BATCH,
+    ("/endpoints/NAME/predict/batch", "POST"): _BATCH,
+    ("/v2/models/NAME[/versions/V]/infer", "POST"): _predicts(
+        "Predictions, in the Open Inference Protocol V2; binary tensors behind the JSON, as Triton's clients send them",
+        "Open Inference Protocol V2",
+        {JSON: "v2_answer", OCTETS: _BYTES},
+        {JSON: "v2", OCTETS: _BYTES},
+    ),
+    ("/v2", "GET"): Operation(
+        "The server's name and version",
+        "Open Inference Protocol V2",
+        {JSON: _said(name="string", version="string", extensions="array")},
+    ),
+    ("/v2/health/live", "GET"): Operation(
+        "Whether the server lives", "Open Inference Protocol V2", {JSON: _said(live="boolean")}
+    ),
+    ("/v2/health/ready", "GET"): Operation(
+        "Whether every endpoint can answer",
+        "Open Inference Protocol V2",
+        {JSON: _said(ready="boolean")},
+        refusals=_READY,
+    ),
+    ("/v2/models/NAME[/versions/V]", "GET"): Operation(
+        "The inputs and outputs of the graph", "Open Inference Protocol V2", {JSON: _V2_MODEL}, refusals=_READY
+    ),
+    ("/v2/models/NAME[/versions/V]/ready", "GET"): Operation(
+        "Whether the endpoint, or this version of it, can answer",
+        "Open Inference Protocol V2",
+        {JSON: _said(name="string", ready="boolean")},
+        refusals=_READY,
+    ),
+    ("/ping", "GET"): Operation(
+        "Whether every endpoint can answer; an empty line", "Server", {JSON: {}}, refusals=_READY
+    ),
+    ("/health", "GET"): Operation(
+        "Whether every endpoint can answer", "Server", {JSON: _said(status="string")}, refusals=_READY
+    ),
+    ("/version", "GET"): Operation(
+        "The version of MLflow that the model was logged with", "Server", {TEXT: _TEXT}, refusals=_READY
+    ),
+    ("/metrics", "GET"): Operation("Figures for Prometheus, summed over the workers", "Server", {TEXT: _TEXT}),
+    ("/openapi.json", "GET"): Operation("This document", "Pages", {JSON: {"type": "object"}}),
+    ("/", "GET"): Operation("A page to try the default endpoint in the browser", "Pages", _PAGE),
+    ("/docs", "GET"): Operation("This document, to be read", "Pages", _PAGE),
+    ("/endpoints/NAME", "GET"): Operation("A page to try the endpoint in the browser", "Pages", _PAGE),
+    ("/endpoints/NAME/docs", "GET"): Operation("What the endpoint takes and answers, to be read", "Pages", _PAGE),
+    ("/pages/page.css", "GET"): Operation("The pages' style", "Pages", {"text/css": _TEXT}),
+    ("/pages/try.js", "GET"): Operation("What the try page runs", "Pages", {"text/javascript": _TEXT}),
+    ("/pages/docs.js", "GET"): Operation("What the page of this document runs", "Pages", {"text/javascript": _TEXT}),
+    ("/pages/icon.svg", "GET"): Operation("The pages' icon", "Pages", {"image/svg+xml": _TEXT}),
+}

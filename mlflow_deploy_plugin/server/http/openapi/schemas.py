@@ -1,0 +1,270 @@
+"""JSON Schemas (draft 2020-12, OpenAPI 3.1's) of what a model takes and answers, made from its signature.
+
+They allow what the server takes and refuse what it refuses, as far as JSON Schema can say it: a null stands for a
+missing value in a floating-point column, `20.0` is an integer, and columns that the model does not know are ignored.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact, Column, Output, Tensor
+from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
+
+JsonSchema = dict[str, Any]
+
+_ANY_COLUMN_NAME: JsonSchema = {"type": ["string", "integer"]}
+
+
+def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
+    """One value of a numpy dtype (`str`: strings); floating point is nullable by itself, null being NaN."""
+    if dtype == "str":
+        return {"type": ["string", "null"] if is_nullable else "string"}
+    kind = np.dtype(dtype).kind
+    if kind == "f":
+        return {"type": ["number", "null"]}
+    if kind in "iu":
+        limits = np.iinfo(dtype)
+        return {"type": "integer", "minimum": int(limits.min), "maximum": int(limits.max)}
+    return {"type": "boolean"} if kind == "b" else {}
+
+
+def column_schema(schema: Schema, column: Column) -> JsonSchema:
+    """One value of a column of the signature."""
+    missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
+    dtype = COLUMN_TYPES.get(column.type)
+    described = dtype_schema(dtype, missing.get(column.name) is not None) if dtype else {}
+    return {**described, "description": column.type}
+
+
+def nested(item: JsonSchema, rank: int) -> JsonSchema:
+    """Lists of `rank` levels around an item; the outermost is the batch, which may not be empty."""
+    for _ in range(rank - 1):
+        item = {"type": "array", "items": item}
+    return {"type": "array", "items": item, "minItems": 1} if rank else item
+
+
+def tensor_schema(tensor: Tensor) -> JsonSchema:
+    """A tensor of the signature as nested lists."""
+    sizes = ", ".join("any" if size == -1 else str(size) for size in tensor.shape)
+    return {
+        **nested(dtype_schema(tensor.dtype), len(tensor.shape)),
+        "description": f"{tensor.dtype}, shape [{sizes}], as nested lists",
+    }
+
+
+def record_schema(schema: Schema) -> JsonSchema:
+    """One row as an object. A column that is nullable may be left out of some rows, which are null in it."""
+    if not schema.columns:
+        return {"type": "object", "minProperties": 1, "description": "one row: tensor → its values"}
+    properties = {column.name: column_schema(schema, column) for column in schema.columns}
+    needed = [
+        column.name
+        for column in schema.columns
+        if column.required and "null" not in _types(properties[column.name]) and properties[column.name].get("type")
+    ]
+    return {"type": "object", "properties": properties, "required": needed, "minProperties": 1}
+
+
+def predict_schema(schema: Schema) -> JsonSchema:
+    """The body of `/predict`: one record, or `features` in the signature's order."""
+    features: JsonSchema = {
+        "type": "object",
+        "properties": {"features": _row_schema(schema)},
+        "required": ["features"],
+        "title": "features in the signature's order",
+    }
+    record = {**record_schema(schema), "title": "one record"}
+    if schema.columns:
+        record["required"] = [column.name for column in schema.columns if column.required]
+    return {"anyOf": [record, features]}
+
+
+def invocations_schema(schema: Schema) -> JsonSchema:
+    """The JSON body of `/invocations`: exactly one of MLflow's four fields, and `params`, which is ignored."""
+    fields = {
+        "dataframe_split": _split_schema(schema),
+        "dataframe_records": {"type": "array", "items": record_schema(schema), "minItems": 1},
+        "instances": _named_or_rows(schema),
+        "inputs": _named_or_rows(schema),
+    }
+    params = {"type": ["object", "null"], "description": "accepted, and ignored by an ONNX graph"}
+    return {
+        "oneOf": [
+            {"type": "object", "title": name, "properties": {name: field, "params": params}, "required": [name]}
+            for name, field in fields.items()
+        ]
+    }
+
+
+def batch_schema(schema: Schema) -> JsonSchema:
+    """The JSON body of `/predict/batch`: a bare list of rows, or what `/invocations` takes."""
+    return {"anyOf": [_rows_schema(schema), *invocations_schema(schema)["oneOf"]]}
+
+
+def v2_request_schema(schema: Schema) -> JsonSchema:
+    """The JSON of a V2 infer request: the graph's inputs, or the columns of the signature."""
+    types = dict(schema.by_input.dtypes)
+    if schema.columns:
+        types |= schema.dtypes
+    names = list(dict.fromkeys(types))
+    datatypes = [datatype_of(np.dtype(name).name) for name in _V2_DTYPES] + ["BYTES"]
+    tensor = {
+        "type": "object",
+        "required": ["name", "shape", "datatype"],
+        "properties": {
+            "name": {"type": "string", "enum": names},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+            "datatype": {"type": "string", "enum": datatypes},
+            "data": {"type": "array", "description": "flat or nested, as many values as the shape says"},
+            "parameters": {"type": ["object", "null"]},
+        },
+    }
+    wanted = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
+    return {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": ["string", "null"]},
+            "inputs": {"type": "array", "items": tensor, "minItems": 1},
+            "outputs": {"type": ["array", "null"], "items": wanted, "description": "those that are wanted; else all"},
+            "parameters": {"type": ["object", "null"]},
+        },
+    }
+
+
+def v2_response_schema(artifact: Artifact) -> JsonSchema:
+    """The JSON of a V2 infer answer."""
+    names = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
+    tensor = {
+        "type": "object",
+        "required": ["name", "shape", "datatype"],
+        "properties": {
+            "name": {"type": "string", **({"enum": names} if names else {})},
+            "shape": {"type": "array", "items": {"type": "integer"}},
+            "datatype": {"type": "string"},
+            "data": {"type": "array"},
+            "parameters": {"type": "object"},
+        },
+    }
+    properties = {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string"},
+        "outputs": {"type": "array", "items": tensor},
+    }
+    return {"type": "object", "required": ["model_name", "model_version", "outputs"], "properties": properties}
+
+
+def invocations_answer(artifact: Artifact) -> JsonSchema:
+    """`{"predictions": …}` as `encode` of the protocol writes it."""
+    return _object({"predictions": _predictions_schema(artifact)})
+
+
+def predict_answer(artifact: Artifact) -> JsonSchema:
+    """The answer of `/predict`."""
+    properties: dict[str, JsonSchema] = {"prediction": {}}
+    probabilities = _probabilities_schema(artifact)
+    return _object({**properties, **_VERSION}, {"probabilities": probabilities} if probabilities else {})
+
+
+def batch_answer(artifact: Artifact) -> JsonSchema:
+    """The answer of `/predict/batch`."""
+    probabilities = _probabilities_schema(artifact)
+    more: dict[str, JsonSchema] = {"probabilities": {"type": "array", "items": probabilities}} if probabilities else {}
+    return _object({"predictions": {"type": ["array", "object"]}, "count": {"type": "integer"}, **_VERSION}, more)
+
+
+_VERSION: dict[str, JsonSchema] = {"model": {"type": "string"}, "model_version": {"type": "string"}}
+_V2_DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+_V2_DTYPES += ("float16", "float32", "float64")
+
+
+def _predictions_schema(artifact: Artifact) -> JsonSchema:
+    """Bare nested lists of the one prediction output, an object of several, or a stock model's objects and records."""
+    outputs = {output.name: output for output in artifact.outputs}
+    if artifact.flavor == "onnx" or any(name not in outputs for name in artifact.prediction) or not outputs:
+        return {"type": ["array", "object"]}
+    if len(artifact.prediction) == 1:
+        return _output_schema(artifact, outputs[artifact.prediction[0]])
+    return _object({name: _output_schema(artifact, outputs[name]) for name in artifact.prediction})
+
+
+def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
+    sizes = ", ".join("any" if size == -1 else str(size) for size in output.shape)
+    item = dtype_schema(output.dtype, is_nullable=True) if output.dtype != "map" else {"type": "object"}
+    if output.role == "label" and artifact.classes:
+        item = {"enum": list(artifact.classes)}
+    return {**nested(item, len(output.shape)), "description": f"{output.role}: {output.dtype}, shape [{sizes}]"}
+
+
+def _probabilities_schema(artifact: Artifact) -> JsonSchema:
+    """Class → probability; empty where the model does not say which column belongs to which class."""
+    if not artifact.classes or not any(output.role == "probabilities" for output in artifact.outputs):
+        return {}
+    return {"type": "object", "additionalProperties": {"type": ["number", "null"]}}
+
+
+def _split_schema(schema: Schema) -> JsonSchema:
+    """pandas' `to_dict(orient="split")`; without `columns` the rows are in the signature's order."""
+    return {
+        "type": "object",
+        "required": ["data"],
+        "additionalProperties": False,
+        "properties": {
+            "columns": {"type": ["array", "null"], "items": _ANY_COLUMN_NAME},
+            "data": {"type": "array", "minItems": 1},
+            "index": {"type": ["array", "null"], "description": "one label a row; ignored"},
+        },
+        "description": f"columns: {', '.join(schema.names[:50]) or 'any'}",
+    }
+
+
+def _named_or_rows(schema: Schema) -> JsonSchema:
+    """Columns or tensors by name, one record, records, or rows."""
+    named: JsonSchema = {"type": "object", "title": "values by name", "minProperties": 1}
+    if schema.columns:
+        named["required"] = [column.name for column in schema.columns if column.required]
+    elif len(schema.tensors) > 1:
+        named["required"] = list(schema.names)
+        named["properties"] = {tensor.name: tensor_schema(tensor) for tensor in schema.tensors}
+    return {"anyOf": [named, _rows_schema(schema)]}
+
+
+def _rows_schema(schema: Schema) -> JsonSchema:
+    """Rows as objects or, without names, as lists."""
+    records = {"type": "array", "items": record_schema(schema), "minItems": 1, "title": "records"}
+    if schema.columns:
+        rows: JsonSchema = {"type": "array", "items": _row_schema(schema), "minItems": 1, "title": "rows"}
+    elif len(schema.tensors) == 1:
+        rows = {**tensor_schema(schema.tensors[0]), "title": "the tensor"}
+    else:
+        return records if schema.names else {"type": "array", "minItems": 1}
+    return {"anyOf": [records, rows]}
+
+
+def _row_schema(schema: Schema) -> JsonSchema:
+    """One row without names, in the signature's order; of a tensor, without its batch."""
+    if schema.columns:
+        values = [column_schema(schema, column) for column in schema.columns]
+        row: JsonSchema = {
+            "type": "array",
+            "prefixItems": values,
+            "minItems": len(values),
+            "maxItems": len(values),
+        }
+        return {"anyOf": [row, values[0]]} if len(values) == 1 else row
+    if len(schema.tensors) == 1:
+        return dict(tensor_schema(schema.tensors[0]).get("items", {}))
+    return {}
+
+
+def _object(required: Mapping[str, JsonSchema], optional: Mapping[str, JsonSchema] | None = None) -> JsonSchema:
+    return {"type": "object", "required": list(required), "properties": {**required, **(optional or {})}}
+
+
+def _types(described: JsonSchema) -> list[str]:
+    kinds = described.get("type", [])
+    return [kinds] if isinstance(kinds, str) else list(kinds)

@@ -1,0 +1,86 @@
+"""The same question in the words of a shell, of Python and of Triton's client."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.server.http.openapi.examples import Example, invocations_example, v2_example
+
+_NUMPY = {
+    "BOOL": "bool_",
+    "BYTES": "object_",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+    **{f"INT{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """A piece of code that runs as it stands."""
+
+    title: str
+    code: str
+
+
+def snippets(base: str, path: str, endpoint: str, schema: Schema, example: Example) -> list[Snippet]:
+    """Code that asks for the example's predictions.
+
+    Args:
+        base: the server's address, as http://127.0.0.1:8080.
+        path: the endpoint's route of MLflow's protocol.
+    """
+    body = invocations_example(schema, example)
+    if not body:
+        return []
+    return [
+        Snippet("curl", _curl(base + path, body)),
+        Snippet("Python, requests", _requests(base + path, body)),
+        Snippet("Python, tritonclient", _triton(base, endpoint, v2_example(schema, example))),
+    ]
+
+
+def _curl(url: str, body: dict[str, Any]) -> str:
+    data = shlex.quote(json.dumps(body, ensure_ascii=False))
+    return f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n  -d {data}"
+
+
+def _requests(url: str, body: dict[str, Any]) -> str:
+    return f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body, timeout=30)\n" + (
+        'print(response.json()["predictions"])'
+    )
+
+
+def _triton(base: str, endpoint: str, body: dict[str, Any]) -> str:
+    """With tritonclient[http]; nothing but names, shapes and values differs between models."""
+    lines = ["import numpy as np", "from tritonclient.http import InferenceServerClient, InferInput", "", "inputs = []"]
+    for entry in body["inputs"]:
+        values = f"np.array({_python(entry['data'])}, dtype=np.{_NUMPY.get(entry['datatype'], 'float32')})"
+        lines += [
+            f"tensor = InferInput({entry['name']!r}, {entry['shape']}, {entry['datatype']!r})",
+            f"tensor.set_data_from_numpy({values})",
+            "inputs.append(tensor)",
+        ]
+    host = base.partition("://")[2]
+    is_secure = ", ssl=True" if base.startswith("https:") else ""
+    lines += [
+        "",
+        f"client = InferenceServerClient({host!r}{is_secure})",
+        f"answer = client.infer({endpoint!r}, inputs)",
+        'for output in answer.get_response()["outputs"]:',
+        '    print(output["name"], answer.as_numpy(output["name"]))',
+    ]
+    return "\n".join(lines)
+
+
+def _python(values: Any) -> str:
+    """Lists as Python writes them, null as the NaN of floating point."""
+    return repr(values).replace("None", "np.nan") if not _has_text(values) else repr(values)
+
+
+def _has_text(values: Any) -> bool:
+    return isinstance(values, str) or (isinstance(values, list) and any(map(_has_text, values)))
