@@ -33,6 +33,7 @@ HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$", t
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Device = Literal["cpu", "cuda", "tensorrt"]
 ModelControlMode = Literal["none", "explicit"]
+WorkerClass = Literal["fast", "gthread"]
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -55,6 +56,10 @@ class VariantSpec(_Part):
     )
     weight: int = Field(default=100, ge=0, le=100, description="Share of the endpoint's traffic, in parts of the sum.")
     shadow: bool = Field(default=False, description="Is loaded and never answers; it gets no copy of the traffic yet.")
+    allow_pyfunc: bool = Field(
+        default=False,
+        description="Lets a stage or alias move to a version without an ONNX form, which runs its own Python code.",
+    )
 
 
 class ServerSpec(_Part):
@@ -72,6 +77,14 @@ class ServerSpec(_Part):
     )
     workers: int = Field(default=1, ge=1, le=256, description="Worker processes; each holds the models once.")
     threads: int = Field(default=4, ge=1, le=256, description="Requests that one worker handles at the same time.")
+    worker_class: WorkerClass = Field(
+        default="fast",
+        description="What speaks HTTP: fast answers on an event loop, gthread is gunicorn's own, with Flask.",
+    )
+    certfile: str | None = Field(
+        default=None, min_length=1, description="Certificate chain in PEM; with keyfile, the server speaks https only."
+    )
+    keyfile: str | None = Field(default=None, min_length=1, description="Private key of certfile in PEM.")
     device: Device = Field(default="cpu", description="Where ONNX Runtime runs; cuda and tensorrt refuse to fall back.")
     intra_op_num_threads: int | None = Field(
         default=None,
@@ -134,6 +147,12 @@ class ServerSpec(_Part):
         default=0, ge=0, description="Memory for answers that are given again to the same question; 0: none are kept."
     )
     response_cache_seconds: int = Field(default=300, ge=1, le=86400, description="How long such an answer is kept.")
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> "ServerSpec":
+        if (self.certfile is None) != (self.keyfile is None):
+            raise ValueError("certfile and keyfile belong together: say both, or neither")
+        return self
 
 
 class CaptureSpec(_Part):

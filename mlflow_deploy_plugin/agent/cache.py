@@ -19,7 +19,8 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.registry.download import download, refuse_links
-from mlflow_deploy_plugin.runtime.artifact import MLMODEL, read_artifact
+from mlflow_deploy_plugin.runtime.artifact import MLMODEL
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.state import WANTED, Wanted, read_state, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class ModelCache:
         with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
             fetched = download(source, Path(temporary))
             refuse_links(fetched)
-            read_artifact(fetched)
+            read_served_artifact(fetched)
             folder = self._models / _digest(fetched)
             try:
                 fetched.rename(folder)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mlflow_deploy_plugin.agent.consent import Consent, consent_of
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
 from mlflow_deploy_plugin.agent.version import FetchedVersion, restored_versions
 from mlflow_deploy_plugin.errors import InvalidConfig, ModelError, NotFound, OnnxserveError
@@ -96,6 +97,7 @@ class Follower:
         self._tracked = {uri: _Tracked(version) for uri, version in restored_versions(self._wanted).items()}
         self._control = EndpointControl(self.state_dir, self.wall_clock)
         self._own_specs: list[EndpointSpec] = []
+        self._consent = Consent()
         self._specs: list[EndpointSpec] = []
         self._is_forced = False
         self._spec_text = ""
@@ -150,11 +152,19 @@ class Follower:
                 return
             self._spec_text = text
             self._own_specs = load_specs(text)
+            self._agree(consent_of(self._own_specs))
             self._spec_error = ""
         except (OSError, UnicodeDecodeError) as error:
             self._spec_error = f"{SPEC} cannot be read: {error}"
         except OnnxserveError as error:
             self._spec_error = f"{SPEC}: {error.message}"
+
+    def _agree(self, consent: Consent) -> None:
+        """A version that was refused for want of consent is looked at again where there is one now."""
+        for uri in (consent.allowed - self._consent.allowed) | (consent.named - self._consent.named):
+            if (tracked := self._tracked.get(uri)) is not None:
+                tracked.due, tracked.refused, tracked.refusal = 0.0, "", ""
+        self._consent = consent
 
     def _take_commands(self) -> None:
         """What a command loads is looked up at once, and tried again where it was refused."""
@@ -214,6 +224,8 @@ class Follower:
         if tracked.version is None or tracked.version.identity != resolved.identity:
             try:
                 fetched = self.registry.fetch(resolved)
+                if fetched.runs_code:
+                    self._consent.check(uri, resolved.followed)
             except ModelError as error:
                 tracked.refused, tracked.refusal = resolved.identity, f"{uri}: {error.message}"
                 self.registry.report_failure(resolved.source, error.message)

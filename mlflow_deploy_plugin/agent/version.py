@@ -11,7 +11,8 @@ from mlflow_deploy_plugin.registry.download import refuse_links
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version
-from mlflow_deploy_plugin.runtime.artifact import Artifact, read_artifact
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.state import Wanted
 
 _log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ class FetchedVersion:
     Attributes:
         identity: `ResolvedModel.identity` of what was fetched; empty for what wanted.json said before a restart.
         source: where the files came from.
+        runs_code: it has no ONNX form.
     """
 
     model: str
@@ -34,6 +36,7 @@ class FetchedVersion:
     aspects: dict[str, str] = field(default_factory=dict)
     identity: str = ""
     source: str = ""
+    runs_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class MlflowRegistry:
         else:
             folder = self.cache.fetch(resolved.source, _lasting_identity(resolved))
             self.cache.prune()
-        return _described(resolved, read_artifact(folder))
+        return _described(resolved, read_served_artifact(folder))
 
     def report_failure(self, source: str, error: str) -> None:
         """Tags the registered version that is `source` with the error, where the registry can be reached."""
@@ -76,7 +79,7 @@ def restored_versions(wanted: Wanted) -> dict[str, FetchedVersion]:
     for endpoint in wanted.endpoints.values():
         for variant in endpoint.variants.values():
             try:
-                read_artifact(variant.folder)
+                read_served_artifact(variant.folder)
             except OnnxserveError as error:
                 _log.warning("%s version %s is gone from this disk: %s", variant.model, variant.version, error)
                 continue
@@ -108,4 +111,5 @@ def _described(resolved: ResolvedModel, artifact: Artifact) -> FetchedVersion:
         aspects={name: value for name, value in known.items() if value} | resolved.aspects,
         identity=resolved.identity,
         source=resolved.source,
+        runs_code=artifact.flavor == PYTHON_FUNCTION,
     )

@@ -15,11 +15,12 @@ from mlflow_deploy_plugin.deployments.scoring import invoke
 from mlflow_deploy_plugin.deployments.target import check_target, help_text
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady
 from mlflow_deploy_plugin.registry.connection import limit_patience
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import open_store
 
-_FLAVORS = ("onnxserve", "onnx")
+_FLAVORS = ("onnxserve", "onnx", PYTHON_FUNCTION)
 
 
 class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # mlflow is untyped here
@@ -44,8 +45,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     ) -> dict[str, Any]:
         """Serves `model_uri` and returns, when it answers, what `get_deployment` does."""
         with as_mlflow_errors(), _deployments() as deployments:
-            _check_flavor(flavor)
-            return describe(deployments.create(name, model_uri, config or {}, endpoint))
+            return describe(deployments.create(name, model_uri, _with_flavor(name, flavor, config), endpoint))
 
     def update_deployment(
         self,
@@ -57,8 +57,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     ) -> dict[str, Any]:
         """Changes model or configuration. Only a change of `server.…` restarts; what fails changes nothing."""
         with as_mlflow_errors(), _deployments() as deployments:
-            _check_flavor(flavor)
-            return describe(deployments.update(name, model_uri, config or {}, endpoint))
+            return describe(deployments.update(name, model_uri, _with_flavor(name, flavor, config), endpoint))
 
     def delete_deployment(
         self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
@@ -98,8 +97,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:
     """Serves the model in the foreground until Ctrl-C; `list` and the other commands do not know it."""
     with as_mlflow_errors():
-        _check_flavor(flavor)
-        serve_in_foreground(new_endpoint(name, model_uri, config), _say)
+        serve_in_foreground(new_endpoint(name, model_uri, _with_flavor(name, flavor, config)), _say)
 
 
 def target_help() -> str:
@@ -123,11 +121,16 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
-def _check_flavor(flavor: str | None) -> None:
-    if flavor == "python_function":
-        raise InvalidConfig("serving python_function models is not there yet: log the model as onnxserve or onnx")
+def _with_flavor(name: str, flavor: str | None, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`config`, and that the variant may be a pyfunc where that flavor is asked for by name.
+
+    Raises:
+        InvalidConfig: there is no such flavor.
+    """
     if flavor is not None and flavor not in _FLAVORS:
         raise InvalidConfig(f"unknown flavor {flavor!r}; known are {', '.join(_FLAVORS)}")
+    implied = {f"variants.{name}.allow_pyfunc": True} if flavor == PYTHON_FUNCTION else {}
+    return implied | dict(config or {})
 
 
 def _asked(deployments: Deployments, name: str | None, endpoint: str | None) -> Deployment:

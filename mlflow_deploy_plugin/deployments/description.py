@@ -5,7 +5,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.state import LoadedVariant, WantedVariant
 
 
@@ -54,7 +54,7 @@ def _provenance(wanted: WantedVariant | None) -> dict[str, str]:
     if wanted is None:
         return shown
     try:
-        artifact = read_artifact(wanted.folder)
+        artifact = read_served_artifact(wanted.folder)
     except InvalidArtifact:
         return {**shown, **wanted.aspects}
     from_files = {

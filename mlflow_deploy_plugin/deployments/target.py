@@ -10,15 +10,16 @@ _PLANNED = "Docker and Kubernetes are no targets of this version"
 _WIDTH = 100
 
 _ABOUT = """\
-onnxserve serves MLflow models as ONNX, and follows the registry.
+onnxserve serves MLflow models, as ONNX where they have that form, and follows the registry.
 
 TARGET URI
   onnxserve    a server on this machine, which outlives the command that starts it
 
 MODELS
   -m takes models:/NAME/Production (a stage, followed), models:/NAME@ALIAS (an alias, followed),
-  models:/NAME/3, models:/m-ID, runs:/RUN_ID/PATH, s3://…, or a folder. Served are models of the flavors
-  onnxserve (mlflow_deploy_plugin.log_model) and onnx; --flavor says which one is expected.
+  models:/NAME/3, models:/m-ID, runs:/RUN_ID/PATH, s3://…, or a folder. Models of the flavors
+  onnxserve (mlflow_deploy_plugin.log_model) and onnx are served as ONNX, all others as pyfunc, which runs
+  their own Python code: for a stage or an alias, --flavor python_function allows that.
 
 COMMANDS
   mlflow deployments create  -t onnxserve --name flights -m models:/flight-delay/Production -C server.workers=2
