@@ -92,7 +92,7 @@ class Batcher:
         clock: seconds, monotonic.
     """
 
-    def __init__(self, compute: Compute, policy: BatchPolicy, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, compute: Compute, policy: BatchPolicy, clock: Callable[[], float] = time.perf_counter) -> None:
         self.policy = policy
         self._compute = compute
         self._clock = clock

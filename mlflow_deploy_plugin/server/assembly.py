@@ -1,15 +1,18 @@
 """Puts one worker's server together from its state folder."""
 
 import atexit
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.runtime.session import available_cores
+from mlflow_deploy_plugin.server.cache import open_cache
 from mlflow_deploy_plugin.server.capture import SPOOL, CaptureWriter
 from mlflow_deploy_plugin.server.commands import Commands
 from mlflow_deploy_plugin.server.dataplane import DataPlane
+from mlflow_deploy_plugin.server.limits import Limits, open_rate
 from mlflow_deploy_plugin.server.metrics import Metrics
 from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.server.state import SPEC
@@ -34,6 +37,7 @@ class Server:
     spec: ServerSpec
     tracer: Tracer | None = None
     logs_requests: bool = False
+    limits: Limits = field(default_factory=Limits)
 
     def close(self) -> None:
         """Stops following, and lets go of the spool's segment and of the worker's state file."""
@@ -58,11 +62,14 @@ def open_server(state_dir: Path) -> Server:
         device=spec.device,
         intra_op_num_threads=threads,
         policy=_batch_policy(spec),
+        asks_for_randomness=spec.response_cache_bytes > 0,
         answer_seconds=float(spec.request_timeout_seconds),
     )
     repository = Repository(state_dir, load, metrics.show_table)
+    settings = load_settings()
+    cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url)
     server = Server(
-        DataPlane(repository, capture),
+        DataPlane(repository, capture, metrics.count_batch, cache, spec.default_timeout_microseconds),
         repository,
         metrics,
         capture,
@@ -70,7 +77,8 @@ def open_server(state_dir: Path) -> Server:
         Commands(state_dir, spec.model_control_mode, max(1, spec.threads // 2)),
         spec,
         open_tracer(),
-        load_settings().log_requests,
+        settings.log_requests,
+        _limits(spec, settings.redis_url, partial(metrics.count_refused, "")),
     )
     repository.start()
     atexit.register(server.close)
@@ -83,6 +91,11 @@ def _batch_policy(spec: ServerSpec) -> BatchPolicy | None:
     if rows == 1:
         return None
     return BatchPolicy(rows, spec.preferred_batch_size, spec.max_queue_delay_microseconds, spec.max_queue_size)
+
+
+def _limits(spec: ServerSpec, redis_url: str, refused: Callable[[str], None]) -> Limits:
+    rate = open_rate(spec.rate_limit, redis_url) if spec.rate_limit else None
+    return Limits(spec.max_concurrent_requests, rate, spec.rate_limit or "", spec.rate_limit_header, refused)
 
 
 def read_server_spec(state_dir: Path) -> ServerSpec:

@@ -4,6 +4,7 @@ One request, whatever brings it: `lease` a served variant, decode with *that* va
 of the variant. HTTP (`http/routes.py`) does exactly this; other transports do the same.
 """
 
+import math
 import os
 import random
 import time
@@ -11,10 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.runtime.predictor import Body, BodyAnswer, BodyReader
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime.values import shown
+from mlflow_deploy_plugin.server.cache import ResponseCache, question_key
 from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord
-from mlflow_deploy_plugin.server.repository import Repository, ServedVariant
+from mlflow_deploy_plugin.server.repository import LoadedVersion, Repository, ServedVariant
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,9 @@ class InferRequest:
         id: the caller's, or made by the transport; it may repeat.
         inputs: arrays by ONNX input name, the batch first.
         outputs: the ONNX outputs that are wanted; None: all.
+        parameters: of the protocol; `timeout` in microseconds (Triton's) is the caller's deadline.
         event_time: when what the rows describe happened, in microseconds since 1970 (UTC); None: now.
+        arrived: when the request was there, in `time.perf_counter()`: its deadline counts from then; None: now.
         body: what a version of the flavor python_function reads itself, in place of `inputs`.
     """
 
@@ -36,6 +42,7 @@ class InferRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     event_time: int | None = None
     body: Body | None = None
+    arrived: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,7 @@ class InferResponse:
 
     Attributes:
         body: the answer to a `body`, ready to be sent; else empty.
+        is_cached: whether it was computed before; None: there is no response cache for it.
     """
 
     id: str
@@ -53,12 +61,20 @@ class InferResponse:
     variant: str
     outputs: dict[str, Array]
     body: bytes = b""
+    is_cached: bool | None = None
+
+
+CountBatch = Callable[[str, int, float, float, str, str], None]
+"""Endpoint, rows, seconds in the queue, seconds of the run, model, version; `Metrics.count_batch`."""
 
 
 class DataPlane:
     """Answers requests from the versions of a repository and captures them.
 
     Args:
+        count_batch: is told of every run of a model.
+        cache: answers that are given again; None: every one is computed.
+        default_timeout_microseconds: a request that is not being computed after it is given up; 0: never.
         draw: random numbers in [0, 1): one chooses the variant, one whether a request is captured.
         clock: the time in nanoseconds since 1970.
     """
@@ -67,11 +83,17 @@ class DataPlane:
         self,
         repository: Repository,
         capture: CaptureWriter,
+        count_batch: CountBatch = lambda *batch: None,
+        cache: ResponseCache | None = None,
+        default_timeout_microseconds: int = 0,
         draw: Callable[[], float] = random.random,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._repository = repository
         self._capture = capture
+        self._count_batch = count_batch
+        self._cache = cache
+        self._timeout = default_timeout_microseconds / 1e6 or math.inf
         self._draw = draw
         self._clock = clock
 
@@ -86,13 +108,15 @@ class DataPlane:
         return self._repository.lease(endpoint, self._draw(), version)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
-        """Computes the answer of this variant, and captures it before it is given back.
+        """The answer of this variant, captured before it is given back. Blocks the thread, in a batcher too.
 
         Raises:
-            InferenceError: the graph refuses the input.
+            InferenceError: the model refuses the input.
+            InvalidRequest: the parameter `timeout` is none.
+            DeadlineExceeded, TooManyRequests: its time is up, or the batcher's queue is full; nothing was computed.
         """
         arrived = self._clock() // 1000
-        computed = _computed(variant, request)
+        computed, is_cached = self._answered(variant, request)
         prediction_id = os.urandom(16).hex()
         if (computed.feeds or computed.outputs) and variant.capture.fraction > self._draw():
             self._capture.write(
@@ -117,14 +141,66 @@ class DataPlane:
             variant.name,
             computed.outputs,
             computed.content,
+            is_cached,
         )
 
+    def _answered(self, variant: ServedVariant, request: InferRequest) -> tuple[BodyAnswer, bool | None]:
+        """What the version answers, what of that is captured, and whether it was in the cache."""
+        deadline = self._deadline(request)
+        loaded = variant.loaded
+        if request.body is not None:
+            if not isinstance(loaded.predictor, BodyReader):
+                raise TypeError(f"version {loaded.version} of {loaded.model} reads no bodies itself")
+            _check_deadline(deadline)
+            return loaded.predictor.answer(request.body), None
+        key = _cache_key(loaded, request) if self._cache is not None else None
+        if self._cache is None or key is None:
+            return BodyAnswer(b"", request.inputs, self._computed(variant, request, deadline)), None
+        outputs = self._cache.get(key)
+        is_cached = outputs is not None
+        if outputs is None:
+            outputs = self._computed(variant, request, deadline)
+            self._cache.put(key, outputs)
+        return BodyAnswer(b"", request.inputs, outputs), is_cached
 
-def _computed(variant: ServedVariant, request: InferRequest) -> BodyAnswer:
-    """What the version computes, and what of the request is captured."""
-    predictor = variant.loaded.predictor
-    if request.body is None:
-        return BodyAnswer(b"", request.inputs, predictor.run(request.inputs, request.outputs))
-    if not isinstance(predictor, BodyReader):
-        raise TypeError(f"version {variant.loaded.version} of {variant.loaded.model} reads no bodies itself")
-    return predictor.answer(request.body)
+    def _computed(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
+        loaded = variant.loaded
+
+        def count(rows: int, queue_seconds: float, compute_seconds: float) -> None:
+            self._count_batch(variant.endpoint, rows, queue_seconds, compute_seconds, loaded.model, loaded.version)
+
+        if loaded.batcher is not None:
+            return loaded.batcher.run(request.inputs, request.outputs, deadline, count)
+        _check_deadline(deadline)
+        began = time.perf_counter()
+        outputs = loaded.predictor.run(request.inputs, request.outputs)
+        first = next(iter(request.inputs.values()))
+        count(len(first) if first.ndim else 1, 0.0, time.perf_counter() - began)
+        return outputs
+
+    def _deadline(self, request: InferRequest) -> float:
+        """When the request is to be given up, in `time.perf_counter()`: the sooner of the server's and the caller's."""
+        timeout = self._timeout
+        if (asked := request.parameters.get("timeout")) is not None:
+            if type(asked) is not int or asked < 0:
+                raise InvalidRequest(
+                    f"the parameter timeout is {shown(asked)}; a whole number of microseconds is expected"
+                )
+            timeout = min(timeout, asked / 1e6 or math.inf)
+        if timeout == math.inf:
+            return math.inf
+        return (time.perf_counter() if request.arrived is None else request.arrived) + timeout
+
+
+def _check_deadline(deadline: float) -> None:
+    if deadline != math.inf and time.perf_counter() >= deadline:
+        raise DeadlineExceeded("the request's time was up before the model began; nothing was computed")
+
+
+def _cache_key(loaded: LoadedVersion, request: InferRequest) -> bytes | None:
+    """None: this answer is not to be kept."""
+    if not loaded.is_deterministic:
+        return None
+    artifact = loaded.predictor.artifact
+    version = loaded.model, loaded.version, artifact.model_id, artifact.run_id
+    return question_key(version, request.inputs, request.outputs)

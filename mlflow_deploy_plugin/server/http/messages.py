@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,13 +18,19 @@ _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class RawRequest:
-    """One HTTP request, its body read; names of headers in lower case; `client` is the address that it came from."""
+    """One HTTP request, its body read; names of headers in lower case.
+
+    Attributes:
+        client: the address that it came from.
+        arrived: when it was whole, in `time.perf_counter()`: what it waits for a thread counts towards its deadline.
+    """
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: bytes
     client: str = ""
+    arrived: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,8 @@ def error_response(
 
 def refused(path: str, error: OnnxserveError, headers: dict[str, str] | None = None) -> RawResponse:
     """The answer to a request for this path that ended in one of our errors."""
+    if error.retry_after is not None:
+        headers = {**(headers or {}), "Retry-After": str(error.retry_after)}
     return error_response(path, error.http_status, error.error_code, error.message, headers)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime.predictor import Body
-from mlflow_deploy_plugin.runtime.schema import Feeds
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.server.answered import count_answer
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferRequest, InferResponse
 from mlflow_deploy_plugin.server.http.messages import (
@@ -63,42 +64,25 @@ def infer(
     server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None, version: str | None = None
 ) -> RawResponse:
     """Predictions from the endpoint (None: the default one), by one version from the first to the last byte."""
-    started = time.perf_counter()
     headers = {"X-Request-Id": request_id(request.headers)}
     variant: ServedVariant | None = None
+    is_let_in = False
     try:
+        server.limits.enter(request.headers, request.client)
+        is_let_in = True
         variant = server.dataplane.lease(endpoint, version)
         loaded = variant.loaded
         headers["X-Model-Name"], headers["X-Model-Version"] = loaded.model, loaded.version
-        moment = event_time(request.headers)
-        question = protocol.decode(request, variant)
-        if question.id and "x-request-id" not in request.headers:
-            headers["X-Request-Id"] = request_id({"x-request-id": question.id})
-        response = server.dataplane.infer(
-            variant,
-            InferRequest(
-                headers["X-Request-Id"],
-                variant.endpoint,
-                question.feeds,
-                parameters=question.parameters,
-                event_time=moment,
-                body=question.body,
-            ),
-        )
-        headers["X-Prediction-Id"] = response.prediction_id
-        told = question.encode(variant, response)
-        result = RawResponse(200, told.body, told.content_type, {**headers, **told.headers})
+        result = _predictions(server, request, protocol, variant, headers)
     except OnnxserveError as error:
         result = refused(request.path, error, headers)
     except Exception:
         logger.exception("answering %s failed, X-Request-Id %s", request.path[:200], headers["X-Request-Id"])
         message = "the server failed to answer; its log says why under this X-Request-Id"
         result = error_response(request.path, 500, "INTERNAL_ERROR", message, headers)
-    _count(server, variant, protocol, result.status, time.perf_counter() - started)
+    finally:
+        if is_let_in:
+            server.limits.leave()
+    seconds = time.perf_counter() - started
+    count_answer(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
     return result
-
-
-def _count(server: Server, variant: ServedVariant | None, protocol: Protocol, status: int, seconds: float) -> None:
-    """A request that no variant was leased for has empty labels: its endpoint is the caller's text."""
-    names = (variant.endpoint, variant.loaded.model, variant.loaded.version) if variant else ("", "", "")
-    server.metrics.count_request((*names, protocol.name, str(status)), seconds)
