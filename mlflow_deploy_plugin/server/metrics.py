@@ -30,8 +30,9 @@ _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _OTHER = "other"
 _LABEL_LENGTH = 100
 
+Label = str | int | float | bool
 RequestLabels = tuple[str, str, str, str, str]
-"""Endpoint, model, version, protocol, HTTP status; the first three are empty where no variant was leased."""
+"""Endpoint, model, version, protocol, status (HTTP's, or "OK"); the first three are empty where nothing was leased."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class Metrics:
                 )
             self._counters.cells[self._refused[labels]] += 1
 
-    def count_prediction(self, version: str, label: str | int | float | bool, rows: int = 1) -> None:
+    def count_prediction(self, version: str, label: Label, rows: int = 1) -> None:
         """`rows` rows for which this version has predicted `label`."""
         with self._lock:
             known = self._predictions.setdefault(version, {})
@@ -180,7 +181,7 @@ class Metrics:
             for sample in family.samples:
                 for field in _STATISTICS.get(sample.name, ()):
                     labels: Mapping[str, str] = sample.labels
-                    if field == "failures" and labels["status"] < "400":
+                    if field == "failures" and _is_success(labels["status"]):
                         continue
                     values = summed.setdefault((labels["endpoint"], labels["model"], labels["version"]), {})
                     values[field] = values.get(field, 0) + sample.value
@@ -196,7 +197,7 @@ class Metrics:
         text = "From the body's arrival to the finished answer."
         seconds = self._histogram("onnxserve_request_duration_seconds", named, text, _SECONDS)
         latency = None
-        if status == "200":
+        if _is_success(status):
             text = "The same for predictions that succeeded, by version alone."
             latency = self._histogram("ml_prediction_latency_seconds", {"model_version": version}, text, _SECONDS)
         series = self._requests[labels] = _RequestSeries(requests, seconds, latency)
@@ -250,6 +251,10 @@ _STATISTICS: dict[str, tuple[str, ...]] = {
     "onnxserve_compute_seconds_sum": ("compute_seconds",),
 }
 """The samples of the page that V2's statistics are made of."""
+
+
+def _is_success(status: str) -> bool:
+    return status in ("200", "OK")
 
 
 def _versions(table: Table) -> Iterator[tuple[str, str, str, str]]:
