@@ -3,6 +3,7 @@
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 
@@ -72,6 +73,10 @@ class Listener:
         host = f"[{spec.host}]" if ":" in spec.host else spec.host
         address = f"{host or '[::]'}:{spec.grpc_port}"
         try:
-            self._grpc.add_insecure_port(address)
-        except RuntimeError as error:
+            if spec.certfile is not None and spec.keyfile is not None:
+                pair = Path(spec.keyfile).read_bytes(), Path(spec.certfile).read_bytes()
+                self._grpc.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+            else:
+                self._grpc.add_insecure_port(address)
+        except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"gRPC cannot listen on {address}: {error}") from None

@@ -1,12 +1,12 @@
 """The methods of the gRPC services: each a request to what answers it over HTTP, and its answer as a message.
 
 An infer call goes the way of every prediction, `http/predictions.py`, with the message as its body; what is asked about
-models and the server goes to the views of V2's REST form, whose documents have the fields of these messages (Triton
-made them so). What the wire adds (metadata, status codes, deadlines, streams) is here.
+models and the server (`asked.py`) goes to the views of V2's REST form. What the wire adds (metadata, status codes,
+deadlines, streams) is here.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,10 @@ from google.protobuf.message import DecodeError, Message
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferResponse
+from mlflow_deploy_plugin.server.grpc import asked, tensors
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
-from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.grpc.status import address_of, code_of, message_of, metadata_of
 from mlflow_deploy_plugin.server.grpc.streams import Streams
-from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
 from mlflow_deploy_plugin.server.http.observed import observed
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
@@ -30,12 +29,8 @@ from mlflow_deploy_plugin.server.repository import ServedVariant
 
 logger = logging.getLogger(__name__)
 
-INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
 _PROTOCOL = "grpc"
 _MICROSECONDS = 1_000_000
-
-Ask = Callable[[Server, RawRequest, Any], RawResponse]
-"""What answers a method: given the server, the request and its message, an answer whose body is JSON."""
 
 
 def handlers(server: Server, streams: Streams) -> list[grpc.GenericRpcHandler]:
@@ -44,20 +39,20 @@ def handlers(server: Server, streams: Streams) -> list[grpc.GenericRpcHandler]:
         "ModelInfer": grpc.unary_unary_rpc_method_handler(partial(_model_infer, server)),
         "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(partial(_model_stream_infer, server, streams)),
     }
-    for name, ask in _ASKED.items():
+    for name, ask in asked.METHODS.items():
         methods[name] = _about(server, name, ask)
     return [
-        grpc.method_handlers_generic_handler(INFERENCE, methods),
-        grpc.method_handlers_generic_handler(HEALTH, {"Check": _about(server, "HealthCheck", _health)}),
+        grpc.method_handlers_generic_handler(asked.INFERENCE, methods),
+        grpc.method_handlers_generic_handler(asked.HEALTH, {"Check": _about(server, "HealthCheck", asked.health)}),
     ]
 
 
-def _about(server: Server, name: str, ask: Ask) -> grpc.RpcMethodHandler:
-    asked, told = getattr(messages, f"{name}Request"), getattr(messages, f"{name}Response")
+def _about(server: Server, name: str, ask: asked.Ask) -> grpc.RpcMethodHandler:
+    question, told = getattr(messages, f"{name}Request"), getattr(messages, f"{name}Response")
 
     def answer(body: bytes, context: grpc.ServicerContext) -> bytes:
         request = _raw_request(name, body, context)
-        response = _guarded(request, lambda: ask(server, request, _parsed(asked, body)))
+        response = _guarded(request, lambda: ask(server, request, _parsed(question, body)))
         _finish(context, response)
         document = json_format.ParseDict(orjson.loads(response.body), told(), ignore_unknown_fields=True)
         return bytes(document.SerializeToString())
@@ -128,7 +123,17 @@ def _read(
         answer = tensors.encode(question, variant.endpoint, response.id, response.version, response.outputs)
         return Answer(answer.SerializeToString())
 
-    return Question(question.feeds, encode, question.id)
+    return Question(question.feeds, encode, question.id, parameters=_bounded(question.parameters, seconds_left))
+
+
+def _bounded(parameters: Mapping[str, Any], seconds_left: float | None) -> Mapping[str, Any]:
+    """The parameters with the call's deadline as `timeout`, in microseconds, unless they have a shorter one."""
+    if seconds_left is None:
+        return parameters
+    left = max(1, int(seconds_left * _MICROSECONDS))
+    said = parameters.get("timeout")
+    is_shorter = type(said) is not int or 0 < said < left  # what is no number is refused by whoever reads it
+    return parameters if said is not None and is_shorter else {**parameters, "timeout": left}
 
 
 def _guarded(request: RawRequest, answer: Callable[[], RawResponse]) -> RawResponse:
@@ -151,7 +156,7 @@ def _finish(context: grpc.ServicerContext, response: RawResponse) -> None:
 
 def _raw_request(method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
     headers = {name: value for name, value in context.invocation_metadata() if isinstance(value, str)}
-    return RawRequest("POST", f"/{INFERENCE}/{method}", headers, body, address_of(context.peer()))
+    return RawRequest("POST", f"/{asked.INFERENCE}/{method}", headers, body, address_of(context.peer()))
 
 
 def _parsed(kind: type[Message], body: bytes) -> Any:
@@ -159,30 +164,3 @@ def _parsed(kind: type[Message], body: bytes) -> Any:
         return kind.FromString(body)
     except DecodeError:
         raise InvalidRequest(f"the message is no {kind.DESCRIPTOR.name} of the Open Inference Protocol") from None
-
-
-def _ready(server: Server, request: RawRequest, asked: Any) -> RawResponse:
-    return RawResponse(200, b'{"ready":true}' if not server.repository.not_ready() else b'{"ready":false}')
-
-
-def _health(server: Server, request: RawRequest, asked: messages.HealthCheckRequest) -> RawResponse:
-    """gRPC's own health check, of the whole server or of its inference service."""
-    if asked.service not in ("", INFERENCE, HEALTH):
-        return error_response(
-            request.path, 404, "RESOURCE_DOES_NOT_EXIST", f"there is no service {asked.service[:100]!r}"
-        )
-    return RawResponse(200, b'{"status":"NOT_SERVING"}' if server.repository.not_ready() else b'{"status":"SERVING"}')
-
-
-def _named(view: Callable[..., RawResponse]) -> Ask:
-    """A view of one endpoint, of one version of it where the message says which."""
-    return lambda server, request, asked: view(server, request, endpoint=asked.name, version=asked.version or None)
-
-
-_ASKED: dict[str, Ask] = {
-    "ServerLive": lambda server, request, asked: views.v2_live(server, request),
-    "ServerReady": _ready,
-    "ModelReady": _named(views.v2_model_ready),
-    "ServerMetadata": lambda server, request, asked: views.v2_server(server, request),
-    "ModelMetadata": _named(views.v2_model),
-}
