@@ -4,7 +4,12 @@
     ├── InvalidRequest              400 BAD_REQUEST              the body cannot be read
     │   ├── SchemaMismatch          400 BAD_REQUEST              it can, and does not fit the model
     │   ├── UnsupportedMediaType    415 BAD_REQUEST
-    │   └── BodyTooLarge            413 BAD_REQUEST
+    │   ├── BodyTooLarge            413 BAD_REQUEST
+    │   ├── RequestTimeout          408 BAD_REQUEST
+    │   ├── TargetTooLong           414 BAD_REQUEST
+    │   ├── ExpectationFailed       417 BAD_REQUEST
+    │   ├── HeadersTooLarge         431 BAD_REQUEST
+    │   └── UnknownTransferCoding   501 NOT_IMPLEMENTED
     ├── InvalidConfig               400 INVALID_PARAMETER_VALUE  a setting, option or spec field
     ├── NotFound                    404 RESOURCE_DOES_NOT_EXIST
     ├── AlreadyExists               409 RESOURCE_ALREADY_EXISTS
@@ -68,6 +73,37 @@ class BodyTooLarge(InvalidRequest):
     """The body is larger than the server's limit."""
 
     http_status = 413
+
+
+class RequestTimeout(InvalidRequest):
+    """The request was not whole when its time was up."""
+
+    http_status = 408
+
+
+class TargetTooLong(InvalidRequest):
+    """The request line is longer than the server's limit."""
+
+    http_status = 414
+
+
+class ExpectationFailed(InvalidRequest):
+    """The request expects something other than 100-continue."""
+
+    http_status = 417
+
+
+class HeadersTooLarge(InvalidRequest):
+    """There are more header fields than the server's limit, or one is longer."""
+
+    http_status = 431
+
+
+class UnknownTransferCoding(InvalidRequest):
+    """The body comes in a transfer coding other than chunked."""
+
+    http_status = 501
+    error_code = "NOT_IMPLEMENTED"
 
 
 class InvalidConfig(OnnxserveError):

@@ -5,19 +5,26 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.state import worker_file
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported: never before a fork
 METRICS = "metrics"
 _HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
+_LONGEST_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
 _SHARED_MEMORY = Path("/dev/shm")
+_WORKERS: dict[WorkerClass, tuple[str, str]] = {
+    "fast": ("worker.FastWorker", "front:create_front"),
+    "gthread": ("gthread.GracefulThreadWorker", "app:create_app"),
+}
+"""The class of the worker and what makes its application."""
 
 
 def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, listener: int | None = None) -> list[str]:
@@ -28,11 +35,12 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, listener: i
     SIGTERM lets requests in flight finish, for `graceful_timeout_seconds` at most. Nothing is preloaded: each worker
     makes its application, and loads its models, after the fork, since ONNX Runtime's threads do not survive one.
     """
+    worker, application = _WORKERS[server.worker_class]
     options = {
         "--config": f"python:{__name__}",
         "--bind": f"{_bracketed(server.host)}:{port}" if listener is None else f"fd://{listener}",
         "--workers": server.workers,
-        "--worker-class": "mlflow_deploy_plugin.server.http.gthread.GracefulThreadWorker",
+        "--worker-class": f"{__package__}.{worker}",
         "--threads": server.threads,
         "--timeout": max(_HEARTBEATS, server.request_timeout_seconds),
         "--graceful-timeout": server.graceful_timeout_seconds,
@@ -44,6 +52,8 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, listener: i
     }
     if (memory := _shared_memory()) is not None:
         options["--worker-tmp-dir"] = str(memory)  # the heartbeat must not wait for a disk
+    if server.certfile and server.keyfile:
+        options |= {"--certfile": server.certfile, "--keyfile": server.keyfile}
     command = [sys.executable, "-m", "gunicorn", "--no-control-socket"]
     for name, value in options.items():
         command += [name, str(value)]
@@ -51,7 +61,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, listener: i
         *command,
         "--env",
         f"{STATE_DIR}={state_dir}",
-        f"mlflow_deploy_plugin.server.http.app:create_app({str(state_dir)!r})",
+        f"{__package__}.{application}({str(state_dir)!r})",
     ]
 
 
@@ -77,18 +87,31 @@ def on_exit(arbiter: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """The application stands: gRPC answers beside it, where the spec has a port for it.
+    """The application stands: it is heard when it has loaded, and gRPC answers beside it where the spec has a port.
 
     The worker's class calls `grpc.drain()` when it is told to end, so that both drain at the same time.
     """
-    from mlflow_deploy_plugin.server.assembly import read_server_spec  # both import prometheus_client
-    from mlflow_deploy_plugin.server.http.app import SERVER
+    from mlflow_deploy_plugin.server.assembly import read_server_spec  # it imports prometheus_client
 
+    _wait_until_loaded(worker)
     spec = read_server_spec(Path(os.environ[STATE_DIR]))
     if spec.grpc_port is not None:
         from mlflow_deploy_plugin.server.grpc.listener import Listener  # 20 MB, only where it is asked for
 
-        worker.grpc = Listener(worker.wsgi.extensions[SERVER], spec)
+        worker.grpc = Listener(worker.server, spec)
+
+
+def _wait_until_loaded(worker: Any) -> None:
+    """Waits until the repository has dealt with what is wanted, and tells the arbiter meanwhile that the worker lives.
+
+    The kernel keeps new clients until some worker accepts them, so that nobody gets a 503 from a worker that takes the
+    place of a dead one. After `_LONGEST_LOAD_SECONDS` it accepts all the same: then `/ping` can say what is the matter.
+    """
+    deadline = time.monotonic() + _LONGEST_LOAD_SECONDS
+    while worker.alive and time.monotonic() < deadline:
+        if worker.server.repository.wait_until_dealt(_NOTIFY_SECONDS):
+            return
+        worker.notify()
 
 
 def worker_exit(arbiter: Any, worker: Any) -> None:

@@ -1,0 +1,62 @@
+"""What a request will cost, by what requests like it have cost: whether it may be answered on the event loop."""
+
+import time
+from collections.abc import Callable
+
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+
+INLINE_SECONDS = 0.001
+_INLINE_BYTES = 65536
+_CLASSES = 4096
+_DOWN, _UP = 0.5, 0.1
+_INSTANT = frozenset({"/ping", "/health", "/v2/health/live", "/v2/health/ready"})
+_PREDICTIONS = ("/invocations", "/infer", "/predict", "/predict/batch", ":predict")
+
+_Class = tuple[str, str | None, int]
+
+
+class Costs:
+    """Average seconds by path, content type (which is what a protocol reads) and size of the body, in powers of two.
+
+    A class that is not known yet, and what is no prediction (a page, an admin call that waits for other workers), is no
+    matter for the loop. An average falls faster than it rises: in a thread, requests also pay for their neighbours.
+
+    Args:
+        may_be_inline: False: predictions wait for each other (batching), or for another process.
+    """
+
+    def __init__(self, may_be_inline: bool) -> None:
+        self._may_be_inline = may_be_inline
+        self._seconds: dict[_Class, float] = {}
+
+    def is_quick(self, request: RawRequest) -> bool:
+        """Whether the answer is expected within `INLINE_SECONDS`."""
+        if request.path in _INSTANT:
+            return True
+        if not self._may_be_inline or len(request.body) > _INLINE_BYTES or "content-encoding" in request.headers:
+            return False
+        return self._seconds.get(_class_of(request), INLINE_SECONDS) < INLINE_SECONDS
+
+    def measured(self, answer: Callable[[RawRequest], RawResponse], request: RawRequest) -> RawResponse:
+        """Answers, and remembers what that took."""
+        began = time.perf_counter()
+        response = answer(request)
+        if response.status == 200:  # others are quicker than what they refuse, and their paths are the caller's text
+            self._learn(request, time.perf_counter() - began)
+        return response
+
+    def _learn(self, request: RawRequest, seconds: float) -> None:
+        if not request.path.endswith(_PREDICTIONS):
+            return
+        key = _class_of(request)
+        average = self._seconds.get(key)
+        if average is None:
+            if len(self._seconds) >= _CLASSES:
+                self._seconds.clear()
+            self._seconds[key] = seconds
+            return
+        self._seconds[key] = average + (seconds - average) * (_DOWN if seconds < average else _UP)
+
+
+def _class_of(request: RawRequest) -> _Class:
+    return request.path, request.headers.get("content-type"), len(request.body).bit_length()

@@ -1,0 +1,263 @@
+"""HTTP/1.1 on the event loop: bytes of a connection → `routes.answer` → bytes, without a framework between.
+
+The whole surface is one function, so that every route is a hot one: no request needs Flask here, and Flask
+is not even imported. A request that is expected to take less than a millisecond is answered on the loop, another one
+in a thread; a connection has one request in hand at a time, so that pipelined requests are answered in their order,
+and what has come beyond it waits in a bounded buffer while reading is paused.
+
+Every wait has an end: for the first byte and between requests (keep-alive), for a whole request, and for a client that
+takes nothing of its answer. Deadlines are looked at a few times a second (`sweep`), which costs a request nothing.
+"""
+
+import asyncio
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mlflow_deploy_plugin.errors import (
+    HeadersTooLarge,
+    InvalidRequest,
+    NotReady,
+    OnnxserveError,
+    RequestTimeout,
+    TargetTooLong,
+)
+from mlflow_deploy_plugin.server.http.body import Body, open_body
+from mlflow_deploy_plugin.server.http.front import KEEP_ALIVE_SECONDS, Front
+from mlflow_deploy_plugin.server.http.head import REQUEST_LINE_BYTES, Head, read_head
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, refused
+from mlflow_deploy_plugin.server.http.reply import CONTINUE, reply
+
+_HEAD_BYTES = 128 * 1024  # all fields together; each has its own limit
+_AHEAD_BYTES = 64 * 1024
+_LARGE_BYTES = 64 * 1024
+_FIRST_REQUEST_SECONDS = 1.0
+_LINGER_SECONDS, _LINGER_BYTES = 5.0, 64 * 1024 * 1024
+_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+
+
+class FastProtocol(asyncio.Protocol):
+    """One connection. uvicorn makes it, and calls `shutdown` when the worker ends."""
+
+    def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
+        self._front: Front = config.app
+        self._connections: set[FastProtocol] = server_state.connections
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._client = ""
+        self._buffer = b""
+        self._head: Head | None = None
+        self._body: Body | None = None
+        self._deadline = math.inf
+        self._unsent = 0
+        self._lingered = 0
+        self._is_fresh = True  # nothing has ever come
+        self._has_begun = False  # a part of a request has come
+        self._is_busy = False  # a request is being answered, or a step is about to be taken
+        self._is_blocked = False  # the client does not take what is sent
+        self._is_paused = False  # nothing is read
+        self._is_ending = False  # after this answer the connection ends
+        self._is_lingering = False  # the last answer is sent; what still comes is thrown away
+        self._has_eof = False  # the client sends no more
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # uvloop's own class
+        self._transport.set_write_buffer_limits(0)  # so that bytes which a client does not take are never overlooked
+        peer = transport.get_extra_info("peername")
+        self._client = str(peer[0]) if isinstance(peer, tuple) else ""
+        self._connections.add(self)
+        self._deadline = self._loop.time() + self._front.request_seconds
+        if len(self._connections) > self._front.max_connections:
+            self._refuse(NotReady("this worker has as many connections as it may; ask again in a moment", 1))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+        self._buffer, self._head, self._body = b"", None, None
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_lingering:
+            self._lingered += len(data)
+            if self._lingered > _LINGER_BYTES:
+                self._transport.abort()
+            return
+        self._is_fresh = False
+        self._buffer = self._buffer + data if self._buffer else data
+        if not (self._is_busy or self._is_blocked):
+            self._advance()
+        elif len(self._buffer) > _AHEAD_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """What the client has sent whole is still answered (but over TLS, whose connections end both ways at once)."""
+        self._has_eof = True
+        if self._is_lingering:
+            return False
+        if self._body is not None:
+            self._refuse(InvalidRequest(self._body.missing()))
+        return self._is_busy or self._is_blocked or self._is_lingering
+
+    def pause_writing(self) -> None:
+        self._is_blocked = True
+        self._unsent = self._transport.get_write_buffer_size()
+        self._deadline = self._front.now + self._front.request_seconds
+
+    def resume_writing(self) -> None:
+        self._is_blocked = False
+        if not self._is_busy and not self._is_lingering:
+            self._wait_for_next()
+
+    def shutdown(self) -> None:
+        """The worker ends. What has begun, or can be on its way, is answered; a connection without either is closed."""
+        self._is_ending = True
+        if not (self._has_begun or self._is_busy or self._is_blocked or self._is_lingering):
+            self._deadline = self._front.now + (_FIRST_REQUEST_SECONDS if self._is_fresh else 0.0)
+
+    def sweep(self, now: float) -> None:
+        """Ends a wait that has taken too long."""
+        if now < self._deadline:
+            return
+        if unsent := self._transport.get_write_buffer_size():
+            if unsent >= self._unsent:
+                self._transport.abort()
+            self._unsent = unsent
+            self._deadline = now + self._front.request_seconds
+        elif self._is_lingering or self._transport.is_closing():
+            self._transport.abort()
+        elif self._body is not None:
+            self._refuse(RequestTimeout(self._body.missing()))
+        elif self._buffer:
+            self._refuse(RequestTimeout("the head of the request did not arrive in time"))
+        else:
+            self._transport.close()
+
+    def _advance(self) -> None:
+        """Goes as far as the bytes that are there allow."""
+        try:
+            if self._head is None:
+                self._read_head()
+            if self._head is not None:
+                self._read_body(self._head)
+        except OnnxserveError as error:
+            self._refuse(error)
+
+    def _read_head(self) -> None:
+        buffer = self._buffer
+        if buffer.startswith(b"\r\n") and not self._has_begun:  # some clients end a body with one (RFC 9112, 2.2)
+            buffer = self._buffer = buffer[2:]
+        end = buffer.find(b"\r\n\r\n")
+        if end >= 0:
+            self._head = read_head(buffer[:end])
+            self._buffer = buffer[end + 4 :]
+            return
+        if len(buffer) > REQUEST_LINE_BYTES and b"\r\n" not in buffer[: REQUEST_LINE_BYTES + 2]:
+            raise TargetTooLong(f"the request line is longer than this server's limit of {REQUEST_LINE_BYTES} bytes")
+        if len(buffer) > _HEAD_BYTES:
+            raise HeadersTooLarge(
+                f"the header fields together are more than this server's limit of {_HEAD_BYTES} bytes"
+            )
+        if _BARE_LINE_FEED.search(buffer):
+            raise InvalidRequest("a line of the request's head ends without CR; lines of HTTP/1.1 end with CR LF")
+        self._begin()
+
+    def _read_body(self, head: Head) -> None:
+        if self._body is None:
+            limit = self._front.server.max_body_bytes
+            if 0 <= head.length <= min(len(self._buffer), limit):
+                piece, self._buffer = self._buffer[: head.length], self._buffer[head.length :]
+                self._answer(head, (piece,))
+                return
+            self._body = open_body(head.length, limit)
+            self._begin()
+            if head.waits and not self._buffer:
+                self._transport.write(CONTINUE)
+        before = len(self._buffer)
+        self._buffer = self._body.feed(self._buffer)
+        if self._body.is_whole:
+            self._answer(head, self._body.pieces)
+        elif 0 < len(self._buffer) < before:
+            self._go_on_soon()
+
+    def _answer(self, head: Head, pieces: Sequence[bytes | bytearray]) -> None:
+        if len(pieces) == 1 and len(pieces[0]) <= _LARGE_BYTES:
+            request = RawRequest(head.method, head.path, head.headers, bytes(pieces[0]), self._client)
+            if self._front.costs.is_quick(request):
+                self._send(head, self._front.answer(request))
+                return
+        self._is_busy = True
+        self._deadline = math.inf
+        self._body = None
+        self._front.pool.submit(self._answer_in_thread, head, pieces)
+
+    def _answer_in_thread(self, head: Head, pieces: Sequence[bytes | bytearray]) -> None:
+        request = RawRequest(head.method, head.path, head.headers, b"".join(pieces), self._client)
+        response = self._front.answer(request)
+        self._loop.call_soon_threadsafe(self._send, head, response)
+
+    def _send(self, head: Head, response: RawResponse) -> None:
+        self._is_busy = False
+        if self._transport.is_closing():
+            return
+        self._head = self._body = None
+        keeps_alive = head.keeps_alive and not self._is_ending
+        self._transport.write(reply(response, keeps_alive, head.method != "HEAD"))
+        if keeps_alive:
+            self._wait_for_next()
+        else:
+            self._end()
+
+    def _wait_for_next(self) -> None:
+        self._has_begun = False
+        if self._is_blocked:
+            return
+        self._deadline = self._front.now + KEEP_ALIVE_SECONDS
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+        if self._buffer:
+            self._go_on_soon()
+        elif self._has_eof or self._is_ending:
+            self._transport.close()
+
+    def _go_on_soon(self) -> None:
+        """The next step, after other connections had their turn."""
+        self._is_busy = True
+        self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._is_busy = False
+        if self._transport.is_closing() or self._is_blocked:
+            return
+        self._advance()
+        if self._has_eof and not (self._is_busy or self._is_blocked or self._is_lingering):
+            self._transport.close()  # the rest is no whole request, and nothing more will come
+
+    def _begin(self) -> None:
+        """A part of a request has come: the time for all of it begins."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._deadline = self._front.now + self._front.request_seconds
+
+    def _refuse(self, error: OnnxserveError) -> None:
+        """The last answer on this connection: where the next request would begin is not known."""
+        head = self._head
+        response = refused(head.path if head else "", error)
+        self._transport.write(reply(response, keeps_alive=False, with_body=head is None or head.method != "HEAD"))
+        self._end(reads_on=True)
+
+    def _end(self, reads_on: bool = False) -> None:
+        """Closes; where the client may still be sending only after it has stopped, since a reset would take the answer
+        from it."""
+        if not (reads_on or self._buffer or self._is_paused):
+            self._transport.close()
+            self._deadline = self._front.now + self._front.request_seconds
+            return
+        self._is_lingering = True
+        self._buffer, self._head, self._body = b"", None, None
+        self._deadline = self._front.now + _LINGER_SECONDS
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()

@@ -1,0 +1,71 @@
+"""What the connections of an accelerated worker share: the server, the threads, the costs, the limits."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from mlflow_deploy_plugin.logs import configure_logging
+from mlflow_deploy_plugin.server.assembly import Server, open_server, read_server_spec
+from mlflow_deploy_plugin.server.http.cost import Costs
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.routes import answer
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import ServerSpec
+
+KEEP_ALIVE_SECONDS = 75.0
+_CONNECTIONS = 1000
+
+
+class Front:
+    """
+    Args:
+        may_be_inline: predictions do not wait for each other, so that one can be computed on the loop.
+        threads: requests that are answered beside the loop at the same time.
+        request_seconds: what a request may take to arrive, and a client to take something of its answer.
+
+    Attributes:
+        now: the loop's time, a tenth of a second old at most.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        may_be_inline: bool,
+        threads: int,
+        request_seconds: float,
+        max_connections: int = _CONNECTIONS,
+    ) -> None:
+        self.server = server
+        self.costs = Costs(may_be_inline)
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxserve-request")
+        self.request_seconds = request_seconds
+        self.max_connections = max_connections
+        self.now = 0.0
+        self._answer = partial(answer, server)
+
+    def answer(self, request: RawRequest) -> RawResponse:
+        """The answer; what it took is remembered."""
+        return self.costs.measured(self._answer, request)
+
+    __call__ = answer  # gunicorn wants its application to be callable
+
+
+def create_front(state_dir: str) -> Front:
+    """The application of one worker, serving what the state folder says; made after the fork.
+
+    Raises:
+        InvalidConfig: spec.yaml in the folder is not a spec.
+    """
+    configure_logging(load_settings(), "worker")
+    spec = read_server_spec(Path(state_dir))
+    batch = _largest_batch(spec)
+    return Front(
+        open_server(Path(state_dir)),
+        may_be_inline=batch == 1,
+        threads=max(spec.threads, 2 * batch if batch > 1 else 1),  # one batch is computed while the next one fills
+        request_seconds=spec.request_timeout_seconds,
+    )
+
+
+def _largest_batch(spec: ServerSpec) -> int:
+    return spec.max_batch_size or (1 if spec.device == "cpu" else 32)

@@ -1,0 +1,39 @@
+"""An answer as the bytes of HTTP/1.1."""
+
+import time
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+
+from mlflow_deploy_plugin.server.http.messages import RawResponse
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def reply(response: RawResponse, keeps_alive: bool, with_body: bool = True) -> bytes:
+    """Head and body, to be sent in one write.
+
+    Args:
+        keeps_alive: the connection stays open; else the answer says that it ends.
+        with_body: False: the answer to a HEAD.
+    """
+    fields = "".join([f"\r\n{name}: {value}" for name, value in response.headers.items()])
+    head = (
+        f"{_status_line(response.status)}\r\nDate: {_date(int(time.time()))}"
+        f"\r\nConnection: {'keep-alive' if keeps_alive else 'close'}"
+        f"\r\nContent-Type: {response.content_type}\r\nContent-Length: {len(response.body)}{fields}\r\n\r\n"
+    ).encode("latin-1", "replace")
+    return head + response.body if with_body else head
+
+
+@lru_cache(maxsize=64)
+def _status_line(status: int) -> str:
+    try:
+        return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"HTTP/1.1 {status} Unknown"
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)
