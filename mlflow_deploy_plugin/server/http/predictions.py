@@ -67,13 +67,14 @@ def infer(
     headers = {"X-Request-Id": request_id(request.headers)}
     variant: ServedVariant | None = None
     is_let_in = False
+    outputs: Mapping[str, Array] | None = None
     try:
         server.limits.enter(request.headers, request.client)
         is_let_in = True
         variant = server.dataplane.lease(endpoint, version)
         loaded = variant.loaded
         headers["X-Model-Name"], headers["X-Model-Version"] = loaded.model, loaded.version
-        result = _predictions(server, request, protocol, variant, headers)
+        result, outputs = _predictions(server, request, protocol, variant, headers)
     except OnnxserveError as error:
         result = refused(request.path, error, headers)
     except Exception:
@@ -83,6 +84,34 @@ def infer(
     finally:
         if is_let_in:
             server.limits.leave()
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - request.arrived
     count_answer(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
     return result
+
+
+def _predictions(
+    server: Server, request: RawRequest, protocol: Protocol, variant: ServedVariant, headers: dict[str, str]
+) -> tuple[RawResponse, Mapping[str, Array]]:
+    """The answer of this variant, and the outputs that it is made of; what the answer is called goes into `headers`."""
+    moment = event_time(request.headers)
+    question = protocol.decode(request, variant)
+    if question.id and "x-request-id" not in request.headers:
+        headers["X-Request-Id"] = request_id({"x-request-id": question.id})
+    response = server.dataplane.infer(
+        variant,
+        InferRequest(
+            headers["X-Request-Id"],
+            variant.endpoint,
+            question.feeds,
+            parameters=question.parameters,
+            event_time=moment,
+            body=question.body,
+            arrived=request.arrived,
+        ),
+    )
+    headers["X-Prediction-Id"] = response.prediction_id
+    if response.is_cached is not None:
+        headers["X-Cache"] = "hit" if response.is_cached else "miss"
+    told = question.encode(variant, response)
+    headers.update(told.headers)
+    return RawResponse(200, told.body, told.content_type, headers), response.outputs
