@@ -12,6 +12,7 @@ from functools import partial
 import zstandard
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from mlflow_deploy_plugin.server.http.accept import qualities
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 
 COMPRESSED_FROM_BYTES = 16 * 1024
@@ -144,28 +145,13 @@ def _preferred(headers: Mapping[str, str]) -> str:
 
     RFC 9110, 12.5.3: `gzip;q=0` refuses, `*` stands for what is not named.
     """
-    accepted = headers.get("accept-encoding", "")
-    if not accepted or len(accepted) > 1000:
+    accepted = headers.get("accept-encoding")
+    if not accepted:
         return ""
-    liking: dict[str, float] = {}
-    for entry in accepted.lower().split(","):
-        name, _, parameter = entry.partition(";")
-        liking[name.strip()] = _quality(parameter)
+    liking = qualities(accepted)
     best = max(_ENCODERS, key=lambda name: liking.get(name, liking.get("*", 0.0)))
     quality = liking.get(best, liking.get("*", 0.0))
     return best if quality > 0 and quality >= liking.get("identity", 0.0) else ""
-
-
-def _quality(parameter: str) -> float:
-    """The `q` of an entry; 1 where there is none, 0 where it cannot be read."""
-    name, _, value = parameter.partition("=")
-    if name.strip() != "q":
-        return 1.0
-    try:
-        quality = float(value)
-    except ValueError:
-        return 0.0
-    return quality if 0 <= quality <= 1 else 0.0
 
 
 def _zstd(body: bytes) -> bytes:

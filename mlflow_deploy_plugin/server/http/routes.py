@@ -13,7 +13,8 @@ from mlflow_deploy_plugin.server.http.encodings import decoded, encoded
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
 from mlflow_deploy_plugin.server.http.observed import observed
 from mlflow_deploy_plugin.server.http.predictions import infer
-from mlflow_deploy_plugin.server.http.spoken import INVOCATIONS, PREDICT, PREDICT_BATCH, V2
+from mlflow_deploy_plugin.server.http.spoken import PREDICT, PREDICT_BATCH, V2
+from mlflow_deploy_plugin.server.http.tables import invocations
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ _ROUTES: dict[str, dict[str, View]] = {
         f"/pages/{name}": {"GET": partial(views.page_asset, name=name)}
         for name in ("page.css", "try.js", "docs.js", "icon.svg")
     },
-    "/invocations": {"POST": partial(infer, protocol=INVOCATIONS)},
+    "/invocations": {"POST": invocations},
     "/predict": {"POST": partial(infer, protocol=PREDICT)},
     "/predict/batch": {"POST": partial(infer, protocol=PREDICT_BATCH)},
     "/ping": {"GET": partial(views.readiness, body=b"\n")},  # MLflow's: an empty line
@@ -75,7 +76,7 @@ _PATTERNS = (
         "/endpoints/NAME/invocations",
         re.compile(r"/endpoints/(?P<endpoint>[^/]+)/invocations"),
         "POST",
-        partial(infer, protocol=INVOCATIONS),
+        invocations,
     ),
     _Pattern(
         "/endpoints/NAME/predict/batch",

@@ -1,0 +1,70 @@
+"""`/invocations` in the form of the request, answered in kind, or in the form that Accept asks for.
+
+JSON and CSV are MLflow's and go the short way; Arrow, Parquet and JSON Lines are ours.
+"""
+
+from functools import partial
+
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
+from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.dataplane import InferResponse
+from mlflow_deploy_plugin.server.http.accept import qualities
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
+from mlflow_deploy_plugin.server.http.spoken import INVOCATIONS
+from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow
+from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, media_type
+from mlflow_deploy_plugin.server.repository import ServedVariant
+
+_TABLES = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES)
+_TAKEN = (JSON, CSV, *_TABLES)
+
+
+def invocations(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
+    """Predictions from the endpoint (None: the default one)."""
+    given, wanted = _named(request.headers.get("content-type")), _wanted(request.headers.get("accept"))
+    if given in (JSON, CSV) and wanted in (None, JSON):
+        return infer(server, request, INVOCATIONS, endpoint)
+    answered = wanted or (given if given in _TABLES else JSON)
+    read = partial(_read, answered=answered, limit=server.max_body_bytes)
+    return infer(server, request, Protocol(INVOCATIONS.name, read), endpoint)
+
+
+def _named(content_type: str | None) -> str:
+    return content_type.partition(";")[0].strip().lower() if content_type else ""
+
+
+def _wanted(accept: str | None) -> str | None:
+    """The form that Accept likes best of those that we write; None: no preference, so in kind."""
+    if accept is None or accept == "*/*":
+        return None
+    weights = {name: weight for name, weight in qualities(accept).items() if name in (JSON, *_TABLES) and weight > 0}
+    return max(weights, key=lambda name: weights[name]) if weights else None
+
+
+def _read(request: RawRequest, variant: ServedVariant, answered: str, limit: int) -> Question:
+    """A pyfunc reads and writes its bodies itself, in MLflow's forms."""
+    predictor = variant.loaded.predictor
+    if predictor.artifact.flavor == PYTHON_FUNCTION:
+        return INVOCATIONS.decode(request, variant)
+    return Question(_feeds(request, predictor.schema, limit), partial(_answer, answered))
+
+
+def _feeds(request: RawRequest, schema: Schema, limit: int) -> Feeds:
+    content_type = request.headers.get("content-type")
+    media = media_type(content_type, _TAKEN)
+    if media in arrow.MEDIA_TYPES:
+        return arrow.decode(media, request.body, schema, limit)
+    if media in jsonlines.MEDIA_TYPES:
+        return jsonlines.decode(request.body, schema)
+    return mlflow.decode(content_type, request.body, schema)
+
+
+def _answer(answered: str, variant: ServedVariant, response: InferResponse) -> Answer:
+    prediction = variant.loaded.predictor.prediction(response.outputs)
+    if answered in arrow.MEDIA_TYPES:
+        return Answer(arrow.encode(answered, prediction), answered)
+    if answered in jsonlines.MEDIA_TYPES:
+        return Answer(jsonlines.encode(prediction), answered)
+    return Answer(mlflow.encode(prediction))

@@ -1,0 +1,257 @@
+"""Tables as Arrow IPC streams and files, and as Parquet: bodies ↔ feeds and predictions.
+
+Columns go from the body's buffers into the graph's input without a Python object a value. pyarrow is imported on the
+first such request (50 ms, 30 MB) and by no other; it works in the thread that asks, and never reaches pandas.
+
+https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format, https://www.iana.org/assignments/media-types
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
+from mlflow_deploy_plugin.runtime.rows import PREDICTION
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.server.protocols.arrow_columns import Unreadable, packed_strings, to_numpy
+from mlflow_deploy_plugin.server.protocols.arrow_limits import check_messages, check_pages
+
+STREAM = "application/vnd.apache.arrow.stream"
+FILE = "application/vnd.apache.arrow.file"
+PARQUET = "application/vnd.apache.parquet"
+X_PARQUET = "application/x-parquet"
+MEDIA_TYPES = (STREAM, FILE, PARQUET, X_PARQUET)
+
+_FILE_MAGIC = b"ARROW1\0\0"
+_PARQUET_MAGIC = b"PAR1"
+_MOST_THRIFT = 1_000_000  # strings and lists of a Parquet footer; Arrow's own bounds are 100 times as large
+_LIST_TYPES = ("fixed_size_list", "list", "large_list")
+
+
+def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
+    """The feeds in a body of one of `MEDIA_TYPES`; columns that the model does not take are not read.
+
+    A null is NaN in a floating-point column and a missing string in a string column. Strings may be encoded as a
+    dictionary. A tensor is a column of lists, of any one length, or, of rank 2, all columns as they come.
+
+    Args:
+        limit: bytes that the columns may take when decompressed, and values that they may have.
+
+    Raises:
+        InvalidRequest: the body is none of `media`.
+        BodyTooLarge: it takes more than `limit`.
+        SchemaMismatch: the table does not fit the signature.
+    """
+    import pyarrow as pa
+
+    try:
+        read = _read_parquet if media in (PARQUET, X_PARQUET) else _read_stream
+        table = read(body, schema, limit)
+        table.validate()
+        return _feeds(table, schema, limit)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidRequest(f"the body is not a valid {_called(media)}: {reason[:200]}") from None
+
+
+def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
+    """The prediction as a table of N rows.
+
+    One output is the column `prediction`, several are columns by their names, so are the fields of records. [N] and
+    [N, 1] are plain columns, [N, k] a column of lists of k (`pyarrow.fixed_size_list`), and so on.
+
+    Raises:
+        SchemaMismatch: an output has not one value, or list of values, for each row.
+    """
+    import pyarrow as pa
+
+    columns = _output_columns(prediction)
+    rows = {len(array) if array.ndim else -1 for array in columns.values()}
+    if len(rows) != 1 or -1 in rows:
+        raise SchemaMismatch("the outputs of this model are not one value for each row; ask for application/json")
+    table = pa.Table.from_arrays([_to_arrow(array) for array in columns.values()], names=list(columns))
+    sink = pa.BufferOutputStream()
+    _WRITERS[media](sink, table)
+    encoded: bytes = sink.getvalue().to_pybytes()
+    return encoded
+
+
+def _called(media: str) -> str:
+    return "Parquet file" if media in (PARQUET, X_PARQUET) else "Arrow stream"
+
+
+def _read_stream(body: bytes, schema: Schema, limit: int) -> Any:
+    """The table in an Arrow stream, or in a file, which is one between a magic word and a footer that is not needed."""
+    import pyarrow as pa
+
+    stream = pa.py_buffer(body)
+    if body.startswith(_FILE_MAGIC):
+        stream = stream.slice(len(_FILE_MAGIC))
+    check_messages(pa.ipc.MessageReader.open_stream(stream), limit)
+    return pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False)).read_all()
+
+
+def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
+    """The columns that the model takes; strings stay in their dictionaries, where a few stand for many."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if not (body.startswith(_PARQUET_MAGIC) and body.endswith(_PARQUET_MAGIC)):
+        raise InvalidRequest("the body is not a valid Parquet file: it does not begin and end with PAR1")
+    file = parquet.ParquetFile(
+        pa.BufferReader(body),
+        read_dictionary=[name for name, dtype in schema.dtypes.items() if dtype == "str"],
+        thrift_string_size_limit=_MOST_THRIFT,
+        thrift_container_size_limit=_MOST_THRIFT,
+        pre_buffer=False,
+    )
+    metadata = file.metadata
+    groups = range(metadata.num_row_groups)
+    rows = sum(max(0, metadata.row_group(group).num_rows) for group in groups)
+    given = file.schema_arrow.names
+    names = [name for name in given if name in schema.names] if schema.columns else given
+    if rows * max(1, len(names)) > limit:
+        raise BodyTooLarge(_too_many(rows, len(names), limit))
+    roots = [metadata.schema.column(leaf).path.partition(".")[0] for leaf in range(metadata.num_columns)]
+    chosen = set(names)
+    check_pages(body, metadata, [leaf for leaf, root in enumerate(roots) if root in chosen], limit)
+    return file.read(columns=names, use_threads=False)
+
+
+def _feeds(table: Any, schema: Schema, limit: int) -> Feeds:
+    names = table.column_names
+    wanted = set(schema.names)
+    chosen = [name for name in names if name in wanted] if schema.columns else names
+    if doubled := next((name for name in chosen if names.count(name) > 1), None):
+        raise SchemaMismatch(f"column {doubled[:100]!r} stands twice")
+    if table.num_rows * max(1, len(chosen)) > limit:
+        raise BodyTooLarge(_too_many(table.num_rows, len(chosen), limit))
+    arrays = {name: _column(name, table.column(name), limit) for name in chosen}
+    return _from_columns(arrays, schema) if schema.columns else _from_tensors(arrays, schema)
+
+
+def _column(name: str, chunks: Any, limit: int) -> Array:
+    """One column of a table, whose chunks lie one after the other."""
+    try:
+        parts = [to_numpy(_plain(chunk), limit) for chunk in chunks.chunks]
+    except Unreadable as error:
+        raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=object)
+
+
+def _plain(array: Any) -> Any:
+    """Views of strings (polars writes them) as strings, once it is known that they do not overlap into terabytes."""
+    import pyarrow as pa
+
+    if array.type not in (pa.string_view(), pa.dictionary(pa.uint32(), pa.string_view())):
+        return array
+    array.validate(full=True)
+    views = np.frombuffer(array.buffers()[1], "<i4").reshape(-1, 4)[array.offset :][: len(array)]
+    if int(views[:, 0].sum(dtype=np.int64)) > _MOST_VIEWED:
+        raise BodyTooLarge(f"the strings of a column take more than {_MOST_VIEWED} bytes")
+    return array.cast(pa.large_string())
+
+
+_MOST_VIEWED = 64 * 1024 * 1024
+
+
+def _from_columns(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
+    for column in schema.columns:
+        array = arrays.get(column.name)
+        if array is None:
+            continue
+        label = f"column {column.name!r} ({column.type})"
+        if array.ndim > 1:
+            raise SchemaMismatch(f"{label} holds lists; one value a row is expected")
+        if COLUMN_TYPES[column.type] in ("int32", "int64") and array.dtype.kind == "f" and np.isnan(array).any():
+            raise SchemaMismatch(f"{label}, row {int(np.argmax(np.isnan(array)))}: null; an integer is expected")
+    return schema.from_columns(arrays)
+
+
+def _from_tensors(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
+    """Columns as tensors: by name, the only column for the only tensor, or all columns as a matrix."""
+    if len(schema.tensors) == 1 and len(arrays) == 1:
+        arrays = {schema.tensors[0].name: next(iter(arrays.values()))}
+    if all(tensor.name in arrays for tensor in schema.tensors):
+        return schema.from_columns(
+            {tensor.name: _shaped(arrays[tensor.name], tensor.shape[1:]) for tensor in schema.tensors}
+        )
+    if len(schema.tensors) == 1 and len(schema.tensors[0].shape) == 2 and arrays:
+        if any(array.ndim > 1 for array in arrays.values()):
+            raise SchemaMismatch("several columns make one tensor only where each has one value a row")
+        return schema.from_columns({schema.tensors[0].name: np.column_stack(list(arrays.values()))})
+    raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {', '.join(schema.names)}")
+
+
+def _shaped(array: Array, inner: tuple[int, ...]) -> Array:
+    """A column in the shape of its tensor's rows where it has as many values; others are left to be refused."""
+    if array.shape[1:] == inner or not len(array):
+        return array
+    values = array.size // len(array)
+    if -1 in inner:
+        return array.reshape(len(array), values) if len(inner) == 1 else array
+    return array.reshape(len(array), *inner) if values == int(np.prod(inner)) else array
+
+
+def _output_columns(prediction: Array | dict[str, Array]) -> dict[str, Array]:
+    if isinstance(prediction, dict):
+        return prediction
+    if prediction.dtype.kind == "O" and len(prediction) and all(isinstance(row, dict) for row in prediction.flat):
+        records = list(prediction.flat)
+        return {str(name): np.array([record.get(name) for record in records]) for name in records[0]}
+    return {PREDICTION: prediction}
+
+
+def _to_arrow(array: Array) -> Any:
+    """An array of [N, …] as an Arrow array of N, around the same memory where it is contiguous."""
+    import pyarrow as pa
+
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array.reshape(-1)
+    if array.ndim > 1:
+        values = _to_arrow(array.reshape(-1, *array.shape[2:]))
+        return pa.FixedSizeListArray.from_arrays(values, array.shape[1])
+    if array.dtype.kind in "OU":
+        offsets, data = packed_strings(array)
+        kind, buffers = pa.large_string(), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    elif array.dtype.kind == "b":
+        kind, buffers = pa.bool_(), [None, pa.py_buffer(np.packbits(array, bitorder="little"))]
+    else:
+        kind, buffers = pa.from_numpy_dtype(array.dtype), [None, pa.py_buffer(np.ascontiguousarray(array))]
+    return pa.Array.from_buffers(kind, len(array), buffers)
+
+
+def _write_stream(sink: Any, table: Any) -> None:
+    import pyarrow as pa
+
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _write_file(sink: Any, table: Any) -> None:
+    import pyarrow as pa
+
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _write_parquet(sink: Any, table: Any) -> None:
+    from pyarrow import parquet
+
+    parquet.write_table(table, sink)
+
+
+_WRITERS: dict[str, Callable[[Any, Any], None]] = {
+    STREAM: _write_stream,
+    FILE: _write_file,
+    PARQUET: _write_parquet,
+    X_PARQUET: _write_parquet,
+}
+
+
+def _too_many(rows: int, columns: int, limit: int) -> str:
+    return f"the table has {rows} rows of {columns} columns; this server's limit is {limit} values"

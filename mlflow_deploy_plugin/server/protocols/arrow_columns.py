@@ -1,0 +1,184 @@
+"""One Arrow array as a numpy array and back, by its buffers.
+
+pyarrow's own `to_numpy` and `array` import pandas as soon as it is installed (pyarrow 25: 100 MB and a second in a
+worker that answers requests), and make objects of what has nulls. The buffers have neither fault; numbers without
+nulls are not even copied. The format: https://arrow.apache.org/docs/format/Columnar.html. Whatever the buffers hold,
+numpy and Python look only within their bounds.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.runtime.values import Array
+
+_NUMBERS: dict[str, np.dtype[Any]] = {
+    "halffloat": np.dtype("<f2"),
+    "float": np.dtype("<f4"),
+    "double": np.dtype("<f8"),
+    **{
+        f"{sign}int{bits}": np.dtype(f"<{sign[:1] or 'i'}{bits // 8}") for sign in ("", "u") for bits in (8, 16, 32, 64)
+    },
+}
+_OFFSETS: dict[str, np.dtype[Any]] = {
+    "string": np.dtype("<i4"),
+    "large_string": np.dtype("<i8"),
+    "list": np.dtype("<i4"),
+    "large_list": np.dtype("<i8"),
+}
+
+
+class Unreadable(Exception):
+    """The array is of an Arrow type that no model takes, or holds a null where none can be said; why, and where."""
+
+
+def to_numpy(array: Any, limit: int) -> Array:
+    """The values of an Arrow array of N: [N], of lists of equal length [N, length, …].
+
+    Null is NaN in numbers (integers become float64 for it), None in strings and in a column of nothing but nulls.
+
+    Args:
+        limit: how many values there may be, and how many characters in strings; those of a dictionary count as often
+            as they stand in the rows.
+
+    Raises:
+        Unreadable: another type than numbers, booleans, strings, lists of numbers, dictionaries of those; a null
+            boolean, a null within a list, lists of different lengths.
+        InvalidRequest: the buffers contradict each other, or the strings take more than `limit`.
+    """
+    name = str(array.type)
+    if len(array) > limit:
+        raise InvalidRequest(f"a column has {len(array)} values; this server's limit is {limit}")
+    if name == "null":
+        return np.full(len(array), None, dtype=object)
+    if name in _NUMBERS:
+        return _numbers(array, _NUMBERS[name])
+    kind = name.partition("<")[0]
+    read = _READERS.get(kind)
+    if read is None:
+        raise Unreadable(f"has Arrow's type {name[:60]}")
+    return read(array, limit)
+
+
+def _valid(array: Any) -> Array | None:
+    """Which of the values are no nulls; None: all of them."""
+    bitmap = array.buffers()[0]
+    if bitmap is None or array.null_count == 0:
+        return None
+    return _bits(bitmap, array.offset, len(array))
+
+
+def _bits(buffer: Any, offset: int, count: int) -> Array:
+    packed = _view(buffer, np.dtype(np.uint8), offset // 8, (offset % 8 + count + 7) // 8)
+    return np.unpackbits(packed, bitorder="little")[offset % 8 :][:count].astype(np.bool_)
+
+
+def _view(buffer: Any, dtype: np.dtype[Any], offset: int, count: int) -> Array:
+    """`count` elements of a buffer from the element `offset` on, without a copy where they lie as numpy wants them."""
+    if count == 0:
+        return np.empty(0, dtype)
+    try:
+        array = np.frombuffer(buffer, dtype, count, offset * dtype.itemsize)
+    except (ValueError, TypeError):  # shorter than the rows, or not there
+        raise InvalidRequest("the Arrow data is not valid: a buffer is shorter than its column") from None
+    return array if array.flags.aligned else array.copy()
+
+
+def _numbers(array: Any, dtype: np.dtype[Any]) -> Array:
+    values = _view(array.buffers()[1], dtype, array.offset, len(array))
+    valid = _valid(array)
+    if valid is None:
+        return values
+    filled = values.astype(values.dtype if dtype.kind == "f" else np.float64)
+    filled[~valid] = np.nan
+    return filled
+
+
+def _booleans(array: Any, limit: int) -> Array:
+    valid = _valid(array)
+    if valid is not None:
+        raise Unreadable(f"is null in row {int(np.argmin(valid))}; true or false is expected")
+    return _bits(array.buffers()[1], array.offset, len(array))
+
+
+def _strings(array: Any, limit: int) -> Array:
+    _, positions, buffer = array.buffers()
+    offsets = _view(positions, _OFFSETS[str(array.type)], array.offset, len(array) + 1)
+    data = b"" if buffer is None else buffer.to_pybytes()
+    if len(offsets) and (offsets[0] < 0 or offsets[-1] > len(data) or np.any(np.diff(offsets) < 0)):
+        raise InvalidRequest("the Arrow data is not valid: the offsets of a string column do not rise")
+    texts = np.empty(len(array), dtype=object)
+    bounds = offsets.tolist()
+    try:
+        texts[:] = [data[start:end].decode() for start, end in pairwise(bounds)]
+    except UnicodeDecodeError:
+        raise InvalidRequest("the Arrow data is not valid: a string is not UTF-8") from None
+    valid = _valid(array)
+    if valid is not None:
+        texts[~valid] = None
+    return texts
+
+
+def _dictionary(array: Any, limit: int) -> Array:
+    words = to_numpy(array.dictionary, limit)
+    if words.ndim > 1:
+        raise Unreadable(f"has Arrow's type {str(array.type)[:60]}")
+    valid = _valid(array)
+    indices = _view(array.indices.buffers()[1], _NUMBERS[str(array.indices.type)], array.offset, len(array))
+    if valid is not None:
+        indices = np.where(valid, indices, 0)
+        words = words if len(words) else np.full(1, None if words.dtype.kind == "O" else np.nan, words.dtype)
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(words):
+        raise InvalidRequest("the Arrow data is not valid: an index lies outside of its dictionary")
+    if words.dtype.kind == "O":
+        lengths = np.array([0 if word is None else len(word) for word in words], dtype=np.int64)
+        if int(lengths[indices].sum()) > limit:
+            raise InvalidRequest(f"the strings of a dictionary take more than this server's limit of {limit} bytes")
+    values = words[indices]
+    if valid is None or valid.all():
+        return values
+    if values.dtype.kind == "b":
+        raise Unreadable(f"is null in row {int(np.argmin(valid))}; true or false is expected")
+    values = values.astype(np.float64) if values.dtype.kind in "iu" else values
+    values[~valid] = None if values.dtype.kind == "O" else np.nan
+    return values
+
+
+def _lists(array: Any, limit: int) -> Array:
+    """Lists of equal length as the rows of a tensor."""
+    if array.null_count:
+        raise Unreadable("holds a null where a list is expected")
+    kind = str(array.type).partition("<")[0]
+    if kind in _OFFSETS:
+        lengths = np.diff(_view(array.buffers()[1], _OFFSETS[kind], array.offset, len(array) + 1))
+        if len(lengths) and (lengths.min() != lengths.max() or lengths[0] < 0):
+            raise Unreadable("holds lists of different lengths")
+        size = int(lengths[0]) if len(lengths) else 0
+    else:
+        size = array.type.list_size
+    values = to_numpy(array.flatten(), limit)
+    if len(values) != len(array) * size:
+        raise InvalidRequest("the Arrow data is not valid: a list column has another length than its values")
+    return values.reshape(len(array), size, *values.shape[1:])
+
+
+_READERS: dict[str, Callable[[Any, int], Array]] = {
+    "bool": _booleans,
+    "string": _strings,
+    "large_string": _strings,
+    "dictionary": _dictionary,
+    "list": _lists,
+    "large_list": _lists,
+    "fixed_size_list": _lists,
+}
+
+
+def packed_strings(values: Array) -> tuple[Array, bytes]:
+    """Offsets and bytes of an Arrow string array."""
+    texts = [str(value).encode() for value in values]
+    offsets = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum([len(text) for text in texts], out=offsets[1:])
+    return offsets, b"".join(texts)

@@ -1,0 +1,93 @@
+"""JSON Lines (https://jsonlines.org, also NDJSON): a record or a row a line, answered by one prediction a line.
+
+The lines become arrays a thousand at a time, so that a large body never stands as Python objects all at once. Each line
+stands for itself: it has every column that the model requires, whatever the others have.
+"""
+
+import io
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json
+
+MEDIA_TYPES = ("application/jsonl", "application/x-ndjson", "application/jsonlines")
+
+_CHUNK = 1000
+
+_Line = tuple[int, Any]
+"""The number of a line, from 1, and the document in it."""
+
+
+def decode(body: bytes, schema: Schema) -> Feeds:
+    """The feeds in a body of objects, arrays, or (for a model of one column) bare values, all of one kind.
+
+    Raises:
+        InvalidRequest: a line is not JSON, or of another kind than the first.
+        SchemaMismatch: a line does not fit the signature; the message says which, counting from 1. No lines.
+    """
+    lines = _lines(body)
+    parts: list[Feeds] = []
+    kind: str | None = None
+    while chunk := list(islice(lines, _CHUNK)):
+        kind = kind or json_type(chunk[0][1])
+        parts.append(_feeds(chunk, kind, schema))
+    if not parts:
+        raise SchemaMismatch("the data has no rows; at least one line is needed")
+    if len(parts) == 1:
+        return parts[0]
+    try:
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    except ValueError:
+        raise SchemaMismatch("the lines hold tensors of different shapes") from None
+
+
+def encode(prediction: Array | dict[str, Array]) -> bytes:
+    """One prediction a line: a value, a list of them, or an object of the outputs by name.
+
+    Raises:
+        SchemaMismatch: an output has not one value, or list of values, for each row.
+    """
+    if isinstance(prediction, dict):
+        if len({len(array) if array.ndim else -1 for array in prediction.values()} | {-1}) != 2:
+            raise SchemaMismatch("the outputs of this model are not one value for each row; ask for application/json")
+        rows: Any = (dict(zip(prediction, row, strict=True)) for row in zip(*prediction.values(), strict=True))
+    else:
+        rows = prediction
+    return b"".join(dump_json(row) + b"\n" for row in rows)
+
+
+def _lines(body: bytes) -> Iterator[_Line]:
+    for number, line in enumerate(io.BytesIO(body), 1):
+        if not line.isspace():
+            try:
+                yield number, load_json(line)
+            except InvalidRequest as error:
+                raise InvalidRequest(f"line {number}: {error.message.replace('the body', 'it', 1)}") from None
+
+
+def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
+    """The feeds of some lines; where they do not fit, the first line that does not is looked for."""
+    required = {column.name for column in schema.columns if column.required} if kind == "object" else set()
+    for number, document in chunk:
+        if json_type(document) != kind and "object" in (kind, json_type(document)):
+            raise InvalidRequest(f"line {number} is a JSON {json_type(document)}; the first line is a JSON {kind}")
+        if required and (missing := required - document.keys()):
+            raise SchemaMismatch(f"line {number}: column {min(missing)!r} is missing")
+    try:
+        return _read([document for _, document in chunk], kind, schema)
+    except SchemaMismatch as error:
+        for number, document in chunk:
+            try:
+                _read([document], kind, schema)
+            except SchemaMismatch as own:
+                raise SchemaMismatch(f"line {number}: {own.message.replace(', row 0', '', 1)}") from None
+        raise SchemaMismatch(f"lines {chunk[0][0]} to {chunk[-1][0]}: {error.message}") from None
+
+
+def _read(documents: list[Any], kind: str, schema: Schema) -> Feeds:
+    return schema.from_records(documents) if kind == "object" else schema.from_array(documents)
