@@ -133,7 +133,11 @@ class ServerSpec(_Part):
         "A request may ask for less (parameter `timeout`).",
     )
     max_concurrent_requests: int | None = Field(
-        default=None, ge=1, description="Requests for predictions in flight in one worker; above it: 429."
+        default=None,
+        ge=1,
+        le=1000,
+        description="Requests for predictions in flight in one worker; above it: 429. "
+        "The gthread worker never has more than `threads`.",
     )
     rate_limit: Rate | None = Field(
         default=None,

@@ -56,15 +56,25 @@ def create_front(state_dir: str) -> Front:
     Raises:
         InvalidConfig: spec.yaml in the folder is not a spec.
     """
-    configure_logging(load_settings(), "worker")
+    settings = load_settings()
+    configure_logging(settings, "worker")
     spec = read_server_spec(Path(state_dir))
     batch = _largest_batch(spec)
     return Front(
         open_server(Path(state_dir)),
-        may_be_inline=batch == 1,
-        threads=max(spec.threads, 2 * batch if batch > 1 else 1),  # one batch is computed while the next one fills
+        # what waits for Redis must not hold the loop, and an answer from the cache says nothing of what others cost
+        may_be_inline=batch == 1 and not spec.response_cache_bytes and not (spec.rate_limit and settings.redis_url),
+        threads=_threads(spec, batch),
         request_seconds=spec.request_timeout_seconds,
     )
+
+
+def _threads(spec: ServerSpec, batch: int) -> int:
+    """One batch is computed while the next one fills; and what is over the limit of requests needs a free thread too,
+    to be told so at once."""
+    filling = 2 * batch if batch > 1 else 1
+    refusing = spec.max_concurrent_requests + spec.threads if spec.max_concurrent_requests else 1
+    return max(spec.threads, filling, refusing)
 
 
 def _largest_batch(spec: ServerSpec) -> int:

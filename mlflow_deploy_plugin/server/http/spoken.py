@@ -50,7 +50,7 @@ def _read_v2(request: RawRequest, variant: ServedVariant) -> Question:
         body, binary_headers = v2.encode(question, variant.endpoint, response.id, response.version, response.outputs)
         return Answer(body, v2.OCTETS if binary_headers else JSON, binary_headers)
 
-    return Question(question.feeds, encode, question.id)
+    return Question(question.feeds, encode, question.id, parameters=question.parameters)
 
 
 _ARRAYS = _plain("invocations", mlflow.decode, _encode_mlflow)

@@ -8,7 +8,7 @@ outputs are computed, whichever are asked for: the inference log keeps them all.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
@@ -52,6 +52,7 @@ class Question:
     id: str
     feeds: Feeds
     outputs: tuple[WantedOutput, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: Schema) -> Question:
@@ -71,7 +72,12 @@ def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: 
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
     arrays = _read_inputs(document.get("inputs"), binary)
-    return Question(read_id(document.get("id")), bind(arrays, schema), wanted_outputs(document, artifact))
+    return Question(
+        read_id(document.get("id")),
+        bind(arrays, schema),
+        wanted_outputs(document, artifact),
+        parameters_of("the request", document),
+    )
 
 
 def encode(
