@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from mlflow_deploy_plugin.errors import NotFound, NotReady
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.http import v2_extensions, views
@@ -44,6 +45,14 @@ def _metadata(server: Server, request: RawRequest, asked: messages.ServerMetadat
 def _of_endpoint(view: Callable[..., RawResponse]) -> Ask:
     """A view of one endpoint, or of one version of it where the message says which."""
     return lambda server, request, asked: view(server, request, endpoint=asked.name, version=asked.version or None)
+
+
+def _model_ready(server: Server, request: RawRequest, asked: messages.ModelReadyRequest) -> RawResponse:
+    """A model that is not there is not ready either, as in Triton: its clients' `is_model_ready` would raise else."""
+    try:
+        return views.v2_model_ready(server, request, endpoint=asked.name, version=asked.version or None)
+    except (NotFound, NotReady):
+        return RawResponse(200, dump_json({"ready": False}))
 
 
 def _config(server: Server, request: RawRequest, asked: messages.ModelConfigRequest) -> RawResponse:
@@ -83,7 +92,7 @@ METHODS: dict[str, Ask] = {
     "ServerLive": _live,
     "ServerReady": _ready,
     "ServerMetadata": _metadata,
-    "ModelReady": _of_endpoint(views.v2_model_ready),
+    "ModelReady": _model_ready,
     "ModelMetadata": _of_endpoint(views.v2_model),
     "ModelConfig": _config,
     "ModelStatistics": _statistics,
