@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import json
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from mlflow_deploy_plugin.errors import InvalidRequest, UnsupportedMediaType
 JSON, CSV = "application/json", "text/csv"
 
 
+@lru_cache(maxsize=256)
 def media_type(content_type: str | None, accepted: tuple[str, ...]) -> str:
     """The media type of a `Content-Type` header, one of `accepted`, in lower case.
 

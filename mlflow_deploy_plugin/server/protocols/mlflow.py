@@ -22,8 +22,9 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
         InvalidRequest: the body cannot be read, or holds none or several of the four fields.
         SchemaMismatch: it can be read, and does not fit the signature.
     """
-    kind = media_type(content_type, (JSON, CSV))
-    _check_parameters(content_type or "")
+    kind = media_type(content_type, _ACCEPTED)
+    if content_type != kind:
+        _check_parameters(content_type or "")
     if kind == CSV:
         return read_csv(body, schema)
     return decode_document(load_json_object(content_type, body), schema)
@@ -69,9 +70,10 @@ def _dataframe_split(value: Any, schema: Schema) -> Feeds:
         )
     if columns is None:
         return schema.from_array(value["data"])
-    if not isinstance(columns, list) or not all(type(name) in (str, int) for name in columns):
+    kinds = set(map(type, columns)) if isinstance(columns, list) else {object}
+    if not kinds <= _NAMES:
         raise InvalidRequest("dataframe_split: columns must be an array of names")
-    return schema.from_rows([str(name) for name in columns], value["data"])
+    return schema.from_rows(columns if kinds == {str} else list(map(str, columns)), value["data"])
 
 
 def _dataframe_records(value: Any, schema: Schema) -> Feeds:
@@ -101,6 +103,8 @@ def _rows(field: str, value: Any) -> list[Any]:
     return value
 
 
+_ACCEPTED = (JSON, CSV)
+_NAMES = {str, int}
 _SPLIT_KEYS = {"columns", "data", "index"}
 _READERS: dict[str, Callable[[Any, Schema], Feeds]] = {
     "dataframe_split": _dataframe_split,
