@@ -28,6 +28,7 @@ _LOAD_SECONDS: Final = 600.0
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _STABLE_SECONDS: Final = 60.0
 _END_SECONDS: Final = 5.0
+_GRACE_SECONDS: Final = 1.0
 _FOR_METRICS = "PROMETHEUS_MULTIPROC_DIR"  # the model's own counters have no place among the worker's
 
 
@@ -58,6 +59,13 @@ class _Running:
             if not self._is_reaped:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.pid, signal.SIGKILL)
+
+    def kill_soon(self) -> threading.Timer:
+        """As `kill`, for what has closed its connection and is about to end: so its own exit status is seen."""
+        timer = threading.Timer(_GRACE_SECONDS, self.kill)
+        timer.daemon = True
+        timer.start()
+        return timer
 
     def wait(self) -> None:
         """Returns when the process has ended and nothing of its group is left."""
@@ -157,7 +165,7 @@ class SideProcess:
             answer = None
         if answer is None:
             self._running = None
-            running.kill()
+            running.kill_soon()
             raise NotReady(f"the process of this model {running.how()} over this request; it is started anew", 1)
         return answer
 
@@ -190,13 +198,17 @@ class SideProcess:
         if said is not None and said.kind == READY:
             self._running = running
             self._looked.set()
+        elif said is None:
+            running.kill_soon()
         else:
             running.kill()
         self._starting = None
         running.wait()
         self._running = None
-        if said is not None and said.kind == FAILED:
-            self._why = f"cannot be started anew: {said.fields['message']}"
+        if said is None:
+            self._why = f"{running.how()} before it was ready"
+        elif said.kind == FAILED:
+            self._why = f"cannot be started: {said.fields['message']}"
         else:
             self._why = f"{running.how()} and is started anew"
         if not self._closed.is_set():

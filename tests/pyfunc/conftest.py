@@ -1,0 +1,67 @@
+"""The same models as MLflow's scoring server and as ours read them, without sockets and without side processes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.pyfuncs import save_pyfuncs
+
+Answer = tuple[int, bytes]
+_STATUS = {"request": 400, "schema": 400, "media type": 415, "model": 400}
+
+
+@pytest.fixture(scope="session")
+def pyfunc_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """See `save_pyfuncs`."""
+    return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"))
+
+
+@pytest.fixture(scope="session")
+def scorers(pyfunc_folders: dict[str, Path]) -> dict[str, Any]:
+    """A `Scorer` a model."""
+    from mlflow_deploy_plugin.pyfunc.scorer import Scorer
+
+    return {name: Scorer.load(folder) for name, folder in pyfunc_folders.items()}
+
+
+@pytest.fixture(scope="session")
+def ask_ours(scorers: dict[str, Any]) -> Callable[[str, str | None, bytes], Answer]:
+    from mlflow_deploy_plugin.pyfunc.refusal import Refusal
+
+    def ask(model: str, content_type: str | None, body: bytes) -> Answer:
+        try:
+            return 200, scorers[model].invoke(content_type, body).body
+        except Refusal as refusal:
+            return _STATUS[refusal.what], json.dumps({"message": refusal.message}).encode()
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def ask_mlflow(pyfunc_folders: dict[str, Path]) -> Callable[[str, str | None, bytes], Answer]:
+    """The application that `mlflow models serve` starts."""
+    import warnings
+
+    from mlflow import pyfunc
+    from mlflow.pyfunc import scoring_server
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # starlette's, about its client
+        from starlette.testclient import TestClient
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")  # init() sets it; it is gone with this block
+        clients = {
+            name: TestClient(scoring_server.init(pyfunc.load_model(str(folder))), raise_server_exceptions=False)
+            for name, folder in pyfunc_folders.items()
+        }
+
+    def ask(model: str, content_type: str | None, body: bytes) -> Answer:
+        headers = {} if content_type is None else {"Content-Type": content_type}
+        response = clients[model].post("/invocations", headers=headers, content=body)
+        return response.status_code, response.content
+
+    return ask

@@ -1,0 +1,123 @@
+"""Models that have no ONNX form, as MLflow saves them: what is served from a side process."""
+
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.pyfunc import PythonModel
+
+HANG_SECONDS = 3600
+
+
+class Days(PythonModel):  # type: ignore[misc]
+    """Dates and texts in, a table out; a param."""
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        print("the model speaks on stdout")  # noqa: T201 - models do
+        days = model_input["when"].dt.dayofyear.astype("int64") + (params or {}).get("plus", 0)
+        return pd.DataFrame({"day": days, "name": model_input["name"].str.upper()})
+
+
+class Troubled(PythonModel):  # type: ignore[misc]
+    """Does what it is told."""
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        what = model_input["do"].iloc[0]
+        if what == "hang":
+            time.sleep(HANG_SECONDS)
+        if what == "exit":
+            os._exit(7)
+        if what == "leave":
+            sys.exit("the model has had enough")
+        if what == "raise":
+            raise KeyError("no such thing\nin /usr/lib/python3/thing.py")
+        return np.array([os.getpid()] * len(model_input)) if what == "pid" else model_input["do"]
+
+
+class Anything(PythonModel):  # type: ignore[misc]
+    """Without a signature: says what it was given, and gives what has no form as JSON numbers."""
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        if isinstance(model_input, pd.DataFrame):
+            return model_input.assign(gap=np.nan, none=None)
+        return model_input
+
+
+class Nested(PythonModel):  # type: ignore[misc]
+    """Objects and arrays in, a list of mappings out."""
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        return [
+            {"sum": sum(row.points), "name": row.place["name"], "tags": list(row.tags)}
+            for row in model_input.itertuples()
+        ]
+
+
+class Bytes(PythonModel):  # type: ignore[misc]
+    """Bytes in, numbers out; an optional column and an optional param."""
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        return [len(blob) for blob in model_input["blob"]]
+
+
+class Tensors(PythonModel):  # type: ignore[misc]
+    """Two named tensors in, two out."""
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        return {"sum": model_input["a"].sum(axis=1) + model_input["b"], "twice": model_input["a"] * 2}
+
+
+def save_pyfuncs(root: Path) -> dict[str, Path]:
+    """The folder of each model by its name."""
+    import cloudpickle
+    import mlflow
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+    from sklearn.neighbors import KNeighborsClassifier
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 3)), columns=["a", "b", "c"])
+    labels = np.where(table.a > 0, "up", "down")
+    dates = pd.DataFrame({"when": pd.to_datetime(["2013-07-01", "2013-07-02"]), "name": ["a", "b"]})
+    points = pd.DataFrame({"points": [[1.0, 2.0]], "place": [{"name": "x", "height": 2}], "tags": [["u", "v"]]})
+    models: dict[str, tuple[PythonModel, Any]] = {
+        "days": (Days(), infer_signature(dates, Days().predict(None, dates), {"plus": 1})),
+        "troubled": (Troubled(), infer_signature(pd.DataFrame({"do": ["x"]}), np.array(["x"]))),
+        "anything": (Anything(), None),
+        "nested": (Nested(), infer_signature(points)),
+        "bytes": (
+            Bytes(),
+            ModelSignature(
+                Schema([ColSpec("binary", "blob"), ColSpec("double", "extra", required=False)]),
+                params=ParamSchema([ParamSpec("scale", "double", 1.0)]),
+            ),
+        ),
+        "tensors": (
+            Tensors(),
+            ModelSignature(
+                Schema([TensorSpec(np.dtype("float32"), (-1, 2), "a"), TensorSpec(np.dtype("int64"), (-1,), "b")]),
+                Schema(
+                    [TensorSpec(np.dtype("float32"), (-1,), "sum"), TensorSpec(np.dtype("float32"), (-1, 2), "twice")]
+                ),
+            ),
+        ),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, (model, signature) in models.items():
+            mlflow.pyfunc.save_model(root / name, python_model=model, signature=signature, pip_requirements=[])
+        knn = KNeighborsClassifier(3).fit(table, labels)
+        mlflow.sklearn.save_model(
+            knn,
+            root / "knn",
+            signature=infer_signature(table, labels),
+            input_example=table.head(2),
+            serialization_format="cloudpickle",
+            pip_requirements=[],
+        )
+    return {name: root / name for name in [*models, "knn"]}
