@@ -143,7 +143,7 @@ def test_an_event_time_that_is_none_is_refused(server: Any, time: str) -> None:
     ("method", "path", "status", "code"),
     [
         ("GET", "/nowhere", 404, "ENDPOINT_NOT_FOUND"),
-        ("POST", "/endpoints//invocations", 404, "ENDPOINT_NOT_FOUND"),
+        ("POST", "/endpoints//invocations", 400, "BAD_REQUEST"),
         ("POST", "/endpoints/none/invocations", 404, "RESOURCE_DOES_NOT_EXIST"),
         ("GET", "/invocations", 405, "BAD_REQUEST"),
         ("GET", "/endpoints/flights/invocations", 405, "BAD_REQUEST"),

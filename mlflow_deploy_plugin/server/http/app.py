@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import IO
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
+from mlflow_deploy_plugin.server.http.head import NO_HOST, check_host, path_of
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, refused
 from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.settings import load_settings
 
 SERVER = "onnxserve"
 """Where the application keeps its `Server`, for what else answers in the worker (`http/gunicorn_conf.py`)."""
 
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _DRAIN_BYTES = 64 * 1024 * 1024
 _DRAIN_SECONDS = 5.0
 
@@ -39,31 +38,27 @@ def build_app(server: Server) -> Flask:
     """The application around a server that is there already."""
     app = Flask("onnxserve", static_folder=None)
     app.extensions[SERVER] = server
-    app.url_map.merge_slashes = False  # no redirects: a path is answered or is not there
 
-    def view(path: str = "") -> Response:
+    @app.before_request  # before Flask looks for a route: a path it would redirect, a method it does not know
+    def view() -> Response:
+        path = ""
         try:
-            raw = _raw_request(server.max_body_bytes)
+            path = path_of(request.environ["RAW_URI"])
+            raw = _raw_request(path, server.max_body_bytes)
         except OnnxserveError as error:
-            return _flask_response(refused(request.path, error))
+            return _flask_response(refused(path, error))
         return _flask_response(answer(server, raw))
 
-    app.add_url_rule("/", "any", view, methods=_METHODS, provide_automatic_options=False)
-    app.add_url_rule("/<path:path>", "any", view, methods=_METHODS, provide_automatic_options=False)
-
-    def refused_by_werkzeug(error: HTTPException) -> Response:
-        status = error.code or 500
-        error_code = "BAD_REQUEST" if status < 500 else "INTERNAL_ERROR"
-        return _flask_response(error_response(request.path, status, error_code, error.description or error.name))
-
-    app.register_error_handler(HTTPException, refused_by_werkzeug)
     return app
 
 
-def _raw_request(max_body_bytes: int) -> RawRequest:
+def _raw_request(path: str, max_body_bytes: int) -> RawRequest:
     headers = {name.lower(): value for name, value in request.headers.items()}
+    if "host" not in headers and request.environ["SERVER_PROTOCOL"] == "HTTP/1.1":
+        raise InvalidRequest(NO_HOST)
+    check_host(headers.get("host", ""))
     body = _read_body(request.environ["wsgi.input"], request.content_length, max_body_bytes)
-    return RawRequest(request.method, request.path, headers, body, request.remote_addr or "")
+    return RawRequest(request.method, path, headers, body, request.remote_addr or "")
 
 
 def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> bytes:

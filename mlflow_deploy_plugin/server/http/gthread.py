@@ -62,6 +62,13 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             with contextlib.suppress(OSError):
                 connection.sock.shutdown(socket.SHUT_RD)
 
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
+        """As gunicorn's, with an answer in our form instead of a page of HTML; `exc` is what its parser found."""
+        from mlflow_deploy_plugin.server.http import unparsed  # gunicorn imports this module before it forks
+
+        with contextlib.suppress(OSError):
+            client.sendall(unparsed.answer_to(exc))
+
     def accept(self, listener: socket.socket) -> None:
         """As gunicorn's, which may be told of a client in the same moment in which it has closed the listener."""
         if listener.fileno() >= 0:

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.errors import (
 
 REQUEST_LINE_BYTES, FIELD_BYTES, FIELDS = 8190, 8190, 100
 CHUNKED = -1
+NO_HOST = "the request has no Host header; HTTP/1.1 wants one"
 _REMEMBERED_HEADS, _REMEMBERED_BYTES = 512, 2048
 _LINE = re.compile(rb"([A-Z0-9!$&'*+.^_`|~-]{3,20}) ([^ ]+) HTTP/1\.([01])")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
@@ -72,7 +73,7 @@ def _read(head: bytes) -> Head:
     headers = _fields(lines)
     is_first_minor = match[3] == b"1"
     if is_first_minor and "host" not in headers:
-        raise InvalidRequest("the request has no Host header; HTTP/1.1 wants one")
+        raise InvalidRequest(NO_HOST)
     check_host(headers.get("host", ""))
     length = _length(headers, is_first_minor)
     options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
