@@ -123,10 +123,10 @@ def _read(
         answer = tensors.encode(question, variant.endpoint, response.id, response.version, response.outputs)
         return Answer(answer.SerializeToString())
 
-    return Question(question.feeds, encode, question.id, parameters=_bounded(question.parameters, seconds_left))
+    return Question(question.feeds, encode, question.id, parameters=with_deadline(question.parameters, seconds_left))
 
 
-def _bounded(parameters: Mapping[str, Any], seconds_left: float | None) -> Mapping[str, Any]:
+def with_deadline(parameters: Mapping[str, Any], seconds_left: float | None) -> Mapping[str, Any]:
     """The parameters with the call's deadline as `timeout`, in microseconds, unless they have a shorter one."""
     if seconds_left is None:
         return parameters

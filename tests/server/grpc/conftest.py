@@ -1,0 +1,115 @@
+"""gunicorn with a gRPC port, and what Triton's client needs to ask it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import yaml
+from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, service_pb2_grpc
+from tritonclient.utils import np_to_triton_dtype
+
+from mlflow_deploy_plugin.spec import ServerSpec
+from support.models import write_model
+from support.waiting import free_port
+
+DTYPES = {
+    "BOOL": np.bool_,
+    **{f"{kind.upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+}
+"""V2's datatypes of numbers by the dtypes of their arrays."""
+
+_ONNX = {"BOOL": "bool", "FP16": "float16", "FP32": "float", "FP64": "double", "BYTES": "string"}
+
+
+def echo_model(folder: Path, datatype: str) -> Path:
+    """y is x, a [N, 2] of this datatype."""
+    kind = _ONNX.get(datatype, datatype.lower())
+    dtype = "str" if datatype == "BYTES" else np.dtype(DTYPES[datatype]).name
+    text = f"echo ({kind}[N,2] x) => ({kind}[N,2] y) {{ y = Identity(x) }}"
+    section = {
+        "inputs": [{"name": "x", "dtype": dtype, "shape": [-1, 2]}],
+        "outputs": [{"name": "y", "dtype": dtype, "shape": [-1, 2], "role": "values"}],
+        "prediction": ["y"],
+    }
+    signature = [{"type": "tensor", "name": "x", "tensor-spec": {"dtype": dtype, "shape": [-1, 2]}}]
+    return write_model(folder, text, signature, section)
+
+
+@dataclass(frozen=True)
+class Called:
+    """A server that answers on a gRPC port beside HTTP."""
+
+    http: Any
+    address: str
+
+    def client(self) -> InferenceServerClient:
+        return InferenceServerClient(self.address)
+
+    @contextmanager
+    def stub(self) -> Iterator[Any]:
+        """The generated stub: for what Triton's client does not send, or does not show."""
+        with grpc.insecure_channel(self.address) as channel:
+            yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+@pytest.fixture(scope="session")
+def calling(tools: Any) -> Callable[..., Any]:
+    """Serves endpoint → variant → fields on HTTP and gRPC; keywords are fields of the server's spec."""
+
+    @contextmanager
+    def serve(state_dir: Path, endpoints: dict[str, Any], **fields: Any) -> Iterator[Called]:
+        server = {"grpc_port": free_port(), **fields}
+        first = next(iter(endpoints))
+        document = {"name": first, "variants": {"v": {"model": "models:/m/1"}}, "server": server}
+        (state_dir / "spec.yaml").write_text(yaml.safe_dump(document))
+        tools.want(state_dir, 1, endpoints)
+        with tools.gunicorn(state_dir, ServerSpec.model_validate(server)) as running:
+            yield Called(running, f"127.0.0.1:{server['grpc_port']}")
+
+    return serve
+
+
+@pytest.fixture(scope="session", params=["fast", "gthread"])
+def called(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    model_folders: dict[str, Path],
+    calling: Callable[..., Any],
+    tools: Any,
+) -> Iterator[Called]:
+    """One server a worker class, with the models of the other tests and one a datatype."""
+    root = tmp_path_factory.mktemp("grpc")
+    folders = {kind: model_folders[kind] for kind in ("mixed", "single", "tensor")}
+    folders |= {datatype: echo_model(root / datatype, datatype) for datatype in (*DTYPES, "BYTES")}
+    endpoints = {name: {"v": tools.variant(folder, "7")} for name, folder in folders.items()}
+    with calling(root, endpoints, worker_class=request.param) as served:
+        yield served
+
+
+def tensor(name: str, array: Any) -> InferInput:
+    """An input of Triton's client, in bytes."""
+    given = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    given.set_data_from_numpy(array)
+    return given
+
+
+def message(endpoint: str, *, name: str = "image", shape: Any = (1, 2, 2), datatype: str = "FP32", **more: Any) -> Any:
+    """An infer request with one tensor; `more` are fields of the request, and `contents` of the tensor."""
+    contents = more.pop("contents", None)
+    entry = service_pb2.ModelInferRequest.InferInputTensor(name=name, datatype=datatype, shape=shape, contents=contents)
+    return service_pb2.ModelInferRequest(model_name=endpoint, inputs=[entry], **more)
+
+
+@pytest.fixture(scope="session")
+def asking() -> SimpleNamespace:
+    """The functions of this file: a conftest cannot be imported by the tests beside it."""
+    return SimpleNamespace(tensor=tensor, message=message, dtypes=DTYPES, echo_model=echo_model)
