@@ -27,7 +27,7 @@ MEDIA_TYPES = (STREAM, FILE, PARQUET, X_PARQUET)
 _FILE_MAGIC = b"ARROW1\0\0"
 _PARQUET_MAGIC = b"PAR1"
 _MOST_THRIFT = 1_000_000  # strings and lists of a Parquet footer; Arrow's own bounds are 100 times as large
-_LIST_TYPES = ("fixed_size_list", "list", "large_list")
+_NO_ROWS = "the data has no rows; at least one is needed"
 
 
 def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
@@ -110,6 +110,8 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
     metadata = file.metadata
     groups = range(metadata.num_row_groups)
     rows = sum(max(0, metadata.row_group(group).num_rows) for group in groups)
+    if rows == 0:
+        raise SchemaMismatch(_NO_ROWS)
     given = file.schema_arrow.names
     names = [name for name in given if name in schema.names] if schema.columns else given
     if rows * max(1, len(names)) > limit:
@@ -129,13 +131,15 @@ def _feeds(table: Any, schema: Schema, limit: int) -> Feeds:
     if table.num_rows * max(1, len(chosen)) > limit:
         raise BodyTooLarge(_too_many(table.num_rows, len(chosen), limit))
     arrays = {name: _column(name, table.column(name), limit) for name in chosen}
+    if table.num_rows == 0:
+        raise SchemaMismatch(_NO_ROWS)
     return _from_columns(arrays, schema) if schema.columns else _from_tensors(arrays, schema)
 
 
 def _column(name: str, chunks: Any, limit: int) -> Array:
     """One column of a table, whose chunks lie one after the other."""
     try:
-        parts = [to_numpy(_plain(chunk), limit) for chunk in chunks.chunks]
+        parts = [to_numpy(_plain(chunk, limit), limit) for chunk in chunks.chunks]
     except Unreadable as error:
         raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
     if len(parts) == 1:
@@ -143,20 +147,19 @@ def _column(name: str, chunks: Any, limit: int) -> Array:
     return np.concatenate(parts) if parts else np.empty(0, dtype=object)
 
 
-def _plain(array: Any) -> Any:
+def _plain(array: Any, limit: int) -> Any:
     """Views of strings (polars writes them) as strings, once it is known that they do not overlap into terabytes."""
     import pyarrow as pa
 
-    if array.type not in (pa.string_view(), pa.dictionary(pa.uint32(), pa.string_view())):
+    if pa.types.is_dictionary(array.type) and array.type.value_type == pa.string_view():
+        return pa.DictionaryArray.from_arrays(array.indices, _plain(array.dictionary, limit))
+    if array.type != pa.string_view():
         return array
     array.validate(full=True)
     views = np.frombuffer(array.buffers()[1], "<i4").reshape(-1, 4)[array.offset :][: len(array)]
-    if int(views[:, 0].sum(dtype=np.int64)) > _MOST_VIEWED:
-        raise BodyTooLarge(f"the strings of a column take more than {_MOST_VIEWED} bytes")
+    if int(views[:, 0].sum(dtype=np.int64)) > limit:
+        raise BodyTooLarge(f"the strings of a column take more than this server's limit of {limit} bytes")
     return array.cast(pa.large_string())
-
-
-_MOST_VIEWED = 64 * 1024 * 1024
 
 
 def _from_columns(arrays: Mapping[str, Array], schema: Schema) -> Feeds:

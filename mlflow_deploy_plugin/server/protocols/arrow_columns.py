@@ -108,7 +108,7 @@ def _strings(array: Any, limit: int) -> Array:
     _, positions, buffer = array.buffers()
     offsets = _view(positions, _OFFSETS[str(array.type)], array.offset, len(array) + 1)
     data = b"" if buffer is None else buffer.to_pybytes()
-    if len(offsets) and (offsets[0] < 0 or offsets[-1] > len(data) or np.any(np.diff(offsets) < 0)):
+    if len(offsets) and (offsets[0] < 0 or offsets[-1] > len(data) or np.any(offsets[1:] < offsets[:-1])):
         raise InvalidRequest("the Arrow data is not valid: the offsets of a string column do not rise")
     texts = np.empty(len(array), dtype=object)
     bounds = offsets.tolist()

@@ -1,0 +1,328 @@
+"""Arrow and Parquet bodies ↔ arrays: every type there and back, and what a hostile body costs."""
+
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.server.protocols import arrow
+
+LIMIT = 4_000_000
+
+
+def stream(table: pa.Table, compression: str | None = None) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def file(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def parquet_file(table: pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink, **options)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+WRITERS: dict[str, Callable[[pa.Table], bytes]] = {
+    arrow.STREAM: stream,
+    arrow.FILE: file,
+    arrow.PARQUET: parquet_file,
+    arrow.X_PARQUET: parquet_file,
+}
+
+
+def schema_of(missing: str | None = None, **types: ColumnType) -> Schema:
+    """Each column is an input of its own."""
+    inputs = tuple(
+        Input(name, COLUMN_TYPES[kind], (-1, 1), (name,), missing if kind == "string" else None)
+        for name, kind in types.items()
+    )
+    return compile_schema(tuple(Column(name, kind) for name, kind in types.items()), (), inputs)
+
+
+def stacked(width: int) -> Schema:
+    names = tuple(f"f{i}" for i in range(width))
+    columns = tuple(Column(name, "double") for name in names)
+    return compile_schema(columns, (), (Input("X", "float32", (-1, width), names),))
+
+
+def tensor(*shape: int, dtype: str = "float32") -> Schema:
+    return compile_schema((), (Tensor("", dtype, shape),), (Input("x", dtype, shape),))
+
+
+MIXED = schema_of(carrier="string", distance="double", hour="long", late="boolean")
+ROWS = st.lists(
+    st.tuples(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+        st.floats(),
+        st.integers(-(2**63), 2**63 - 1),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+@pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
+@settings(deadline=None)
+@given(rows=ROWS, is_dictionary=st.booleans(), chunk=st.integers(1, 20))
+def test_a_table_comes_as_it_was(media: str, rows: list[Any], is_dictionary: bool, chunk: int) -> None:
+    columns = [list(values) for values in zip(*rows, strict=True)]
+    texts = pa.array(columns[0], pa.large_string())
+    arrays = [texts.dictionary_encode() if is_dictionary else texts, *map(pa.array, columns[1:])]
+    whole = pa.table(arrays, names=["carrier", "distance", "hour", "late"])
+    pieces = [whole.slice(start, chunk) for start in range(0, len(rows), chunk)]
+    table = pa.concat_tables(pieces).unify_dictionaries()
+    feeds = arrow.decode(media, WRITERS[media](table), MIXED, LIMIT)
+    assert feeds["carrier"].ravel().tolist() == columns[0]
+    np.testing.assert_array_equal(feeds["distance"].ravel(), np.array(columns[1]))
+    assert feeds["hour"].ravel().tolist() == columns[2]
+    assert feeds["late"].ravel().tolist() == columns[3]
+
+
+NUMBERS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
+FLOATS = [pa.float16(), pa.float32(), pa.float64()]
+
+
+@pytest.mark.parametrize("kind", [*NUMBERS, *FLOATS], ids=str)
+@pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
+def test_every_number_goes_into_a_floating_point_column_and_null_is_nan(kind: pa.DataType, media: str) -> None:
+    table = pa.table({"x": pa.array([1, None, 3], kind)})
+    feeds = arrow.decode(media, WRITERS[media](table), schema_of(x="double"), LIMIT)
+    np.testing.assert_array_equal(feeds["x"].ravel(), [1.0, np.nan, 3.0])
+
+
+@pytest.mark.parametrize("writer", [stream, lambda table: stream(table, "zstd"), lambda table: stream(table, "lz4")])
+def test_columns_are_stacked_by_name_into_one_input(writer: Callable[[pa.Table], bytes]) -> None:
+    values = np.random.default_rng(0).normal(size=(1000, 30))
+    table = pa.table({f"f{i}": values[:, i] for i in reversed(range(30))} | {"more": pa.array(["x"] * 1000)})
+    feeds = arrow.decode(arrow.STREAM, writer(table), stacked(30), LIMIT)
+    assert feeds["X"].dtype == np.float32
+    np.testing.assert_array_equal(feeds["X"], values.astype(np.float32))
+
+
+def test_a_missing_string_is_what_the_model_says_and_all_nulls_are_nan() -> None:
+    table = pa.table({"c": pa.array(["a", None]).dictionary_encode(), "x": pa.nulls(2)})
+    feeds = arrow.decode(arrow.STREAM, stream(table), schema_of("?", c="string", x="double"), LIMIT)
+    assert feeds["c"].ravel().tolist() == ["a", "?"]
+    assert np.isnan(feeds["x"]).all()
+
+
+def test_views_of_strings_are_read() -> None:
+    texts = ["a", "a text that does not fit into a view", "ü"]
+    views = pa.array(texts, pa.string_view())
+    for column in (views, pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.uint32()), views)):
+        feeds = arrow.decode(arrow.STREAM, stream(pa.table({"c": column})), schema_of(c="string"), LIMIT)
+        assert feeds["c"].ravel().tolist() == texts
+
+
+REFUSED: list[tuple[str, pa.Array, ColumnType, list[str]]] = [
+    ("null in integers", pa.array([1, None]), "long", ["'x'", "row 1", "null", "integer"]),
+    ("null in booleans", pa.array([True, None]), "boolean", ["'x'", "row 1", "null"]),
+    ("null in strings", pa.array(["a", None]), "string", ["'x'", "row 1", "null"]),
+    ("null in a dictionary", pa.array(["a", None]).dictionary_encode(), "string", ["'x'", "row 1", "null"]),
+    ("nothing but nulls", pa.nulls(2), "long", ["'x'", "row 0", "null"]),
+    ("strings for numbers", pa.array(["1", "2"]), "double", ["'x'", "'1'", "number"]),
+    ("numbers for strings", pa.array([1, 2]), "string", ["'x'", "string"]),
+    ("fractions for integers", pa.array([1.0, 2.5]), "long", ["'x'", "integer"]),
+    ("too large for an integer", pa.array([1, 2**40]), "integer", ["'x'", "row 1", str(2**40)]),
+    ("decimals", pa.array([1, 2]).cast(pa.decimal128(25, 2)), "double", ["'x'", "decimal128"]),
+    ("times", pa.array([1, 2], pa.timestamp("ns")), "long", ["'x'", "timestamp"]),
+    ("bytes", pa.array([b"a", b"b"]), "string", ["'x'", "binary"]),
+    ("lists", pa.array([[1.0], [2.0]]), "double", ["'x'", "lists"]),
+    ("structs", pa.array([{"a": 1}, {"a": 2}]), "double", ["'x'", "struct"]),
+    ("no rows", pa.array([], pa.float64()), "double", ["no rows"]),
+]
+
+
+@pytest.mark.parametrize("media", [arrow.STREAM, arrow.PARQUET])
+@pytest.mark.parametrize(("array", "kind", "words"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+def test_what_does_not_fit_is_refused_by_name(media: str, array: pa.Array, kind: ColumnType, words: list[str]) -> None:
+    with pytest.raises(SchemaMismatch) as caught:
+        arrow.decode(media, WRITERS[media](pa.table({"x": array})), schema_of(x=kind), LIMIT)
+    for word in words:
+        assert word in caught.value.message
+
+
+def test_a_missing_and_a_doubled_column_are_named() -> None:
+    with pytest.raises(SchemaMismatch, match="'late' is missing"):
+        arrow.decode(arrow.STREAM, stream(pa.table({"carrier": ["a"], "distance": [1.0], "hour": [1]})), MIXED, LIMIT)
+    doubled = pa.table([pa.array([1.0]), pa.array([2.0])], names=["x", "x"])
+    with pytest.raises(SchemaMismatch, match="'x' stands twice"):
+        arrow.decode(arrow.STREAM, stream(doubled), schema_of(x="double"), LIMIT)
+
+
+@pytest.mark.parametrize("media", [arrow.STREAM, arrow.PARQUET])
+def test_a_tensor_is_a_column_of_lists_or_all_columns(media: str) -> None:
+    values = np.arange(12, dtype=np.float32)
+    flat = pa.table({"x": pa.FixedSizeListArray.from_arrays(pa.array(values), 4)})
+    lists = pa.table({"any": pa.array(values.reshape(3, 4).tolist())})
+    nested = pa.table({"x": pa.array(values.reshape(3, 2, 2).tolist())})
+    columns = pa.table({f"{i}": values.reshape(3, 4)[:, i] for i in range(4)})
+    write = WRITERS[media]
+    for table in (flat, lists, nested):
+        np.testing.assert_array_equal(
+            arrow.decode(media, write(table), tensor(-1, 2, 2), LIMIT)["x"], values.reshape(3, 2, 2)
+        )
+    for table in (flat, lists, columns):
+        np.testing.assert_array_equal(
+            arrow.decode(media, write(table), tensor(-1, 4), LIMIT)["x"], values.reshape(3, 4)
+        )
+
+
+@pytest.mark.parametrize(
+    "column", [[[1.0], [1.0, 2.0]], [[1.0, None], [1.0, 2.0]], [[1.0] * 3] * 2, [None, [1.0, 2.0]], [["a", "b"]]]
+)
+def test_lists_that_are_no_tensor_are_refused(column: list[Any]) -> None:
+    try:
+        feeds = arrow.decode(arrow.STREAM, stream(pa.table({"x": column})), tensor(-1, 2), LIMIT)
+    except SchemaMismatch:
+        return
+    assert np.isnan(feeds["x"]).any()  # a null within a list of numbers is NaN, as in JSON
+
+
+@pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
+def test_a_prediction_is_a_table_in_kind(media: str) -> None:
+    outputs = {
+        "y": np.array([[0.5], [np.nan], [2.0]], np.float32),
+        "p": np.arange(6, dtype=np.float64).reshape(3, 2),
+        "z": np.arange(12, dtype=np.int64).reshape(3, 2, 2),
+        "label": np.array(["yes", "", "ü"], dtype=object),
+        "late": np.array([True, False, True]),
+    }
+    body = arrow.encode(media, outputs)
+    table = parquet.read_table(pa.BufferReader(body)) if "parquet" in media else READERS[media](body)
+    found = table.to_pydict()
+    assert table.column_names == list(outputs)
+    assert (found["y"][0], found["y"][2], found["label"], found["late"]) == (
+        0.5,
+        2.0,
+        ["yes", "", "ü"],
+        [True, False, True],
+    )
+    assert found["p"] == outputs["p"].tolist()
+    assert found["z"] == outputs["z"].tolist()
+
+
+READERS: dict[str, Callable[[bytes], pa.Table]] = {
+    arrow.STREAM: lambda body: pa.ipc.open_stream(body).read_all(),
+    arrow.FILE: lambda body: pa.ipc.open_file(body).read_all(),
+}
+
+
+def test_one_output_is_the_column_prediction_and_records_are_columns() -> None:
+    one = READERS[arrow.STREAM](arrow.encode(arrow.STREAM, np.array([1, 2])))
+    records = np.empty(2, object)
+    records[:] = [{"y": 1.5, "n": 2}, {"y": 2.5, "n": 3}]
+    assert one.to_pydict() == {"prediction": [1, 2]}
+    assert READERS[arrow.STREAM](arrow.encode(arrow.STREAM, records)).to_pydict() == {"y": [1.5, 2.5], "n": [2, 3]}
+
+
+def test_outputs_of_other_lengths_than_the_rows_are_no_table() -> None:
+    with pytest.raises(SchemaMismatch, match="application/json"):
+        arrow.encode(arrow.STREAM, {"a": np.ones(2), "b": np.array(1.0)})
+
+
+WIDE = pa.table({"f0": np.zeros(100_000), "f1": np.zeros(100_000)})
+
+
+@pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_a_bent_body_is_read_or_refused_and_nothing_else(media: str, data: st.DataObject) -> None:
+    table = pa.table({"carrier": pa.array(["a", "b", None]).dictionary_encode(), "distance": [1.0, None, 2.0]})
+    table = table.append_column("hour", pa.array([1, 2, 3])).append_column("late", pa.array([True, False, True]))
+    body = bytearray(stream(table, "zstd") if media == arrow.STREAM else WRITERS[media](table))
+    for _ in range(data.draw(st.integers(1, 3))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, 30))
+    error = refusal(media, bytes(body[: len(body) - cut]))
+    assert error is None or (error.http_status in (400, 413) and "\n" not in error.message)
+
+
+def refusal(media: str, body: bytes) -> OnnxserveError | None:
+    try:
+        arrow.decode(media, body, MIXED, LIMIT)
+    except OnnxserveError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
+@pytest.mark.parametrize("body", [b"", b"x", b"PAR1", b"PAR1PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff", bytes(1000)])
+def test_what_is_no_table_is_refused(media: str, body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        arrow.decode(media, body, MIXED, LIMIT)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        (arrow.STREAM, stream(WIDE, "zstd")),
+        (arrow.STREAM, stream(WIDE, "lz4")),
+        (arrow.PARQUET, parquet_file(WIDE, use_dictionary=False, compression="zstd")),
+        (arrow.PARQUET, parquet_file(WIDE)),
+    ],
+    ids=["zstd", "lz4", "zstd pages", "run lengths"],
+)
+def test_a_table_that_grows_beyond_the_limit_is_refused_before_it_is_read(body: tuple[str, bytes]) -> None:
+    media, data = body
+    assert len(data) < 100_000
+    before = pa.total_allocated_bytes()
+    with pytest.raises(BodyTooLarge):
+        arrow.decode(media, data, stacked(2), 150_000)
+    assert pa.total_allocated_bytes() - before < 1_000_000
+    assert arrow.decode(media, data, stacked(2), 2_000_000)["X"].shape == (100_000, 2)
+
+
+def test_rows_without_bytes_are_counted() -> None:
+    """A column of nulls takes no memory in the body, however many rows it has."""
+    table = pa.table({"f0": pa.nulls(50_000_000), "f1": pa.nulls(50_000_000)})
+    with pytest.raises(BodyTooLarge, match="50000000 rows"):
+        arrow.decode(arrow.STREAM, stream(table), stacked(2), LIMIT)
+
+
+@pytest.mark.parametrize("media", [arrow.STREAM, arrow.PARQUET])
+def test_a_word_that_stands_for_every_row_counts_in_every_row(media: str) -> None:
+    word = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10_000, np.int32)), pa.array(["x" * 10_000]))
+    with pytest.raises(OnnxserveError, match="limit"):
+        arrow.decode(media, WRITERS[media](pa.table({"c": word})), schema_of(c="string"), LIMIT)
+
+
+def test_prefixes_that_repeat_without_a_bound_are_refused() -> None:
+    table = pa.table({"c": ["x" * 1000] * 1000})
+    body = parquet_file(table, use_dictionary=False, column_encoding={"c": "DELTA_BYTE_ARRAY"})
+    with pytest.raises(InvalidRequest, match="DELTA_BYTE_ARRAY"):
+        arrow.decode(arrow.PARQUET, body, schema_of(c="string"), LIMIT)
+
+
+def test_a_page_that_lies_about_its_size_is_not_believed() -> None:
+    """The footer says what the file takes when decompressed; what counts is what the pages say."""
+    body = bytearray(parquet_file(pa.table({"f0": np.zeros(1000)}), use_dictionary=False, compression="gzip"))
+    assert zlib.decompressobj(31).decompress(bytes(body[body.index(b"\x1f\x8b") :]))
+    chunk = parquet.ParquetFile(pa.BufferReader(bytes(body))).metadata.row_group(0).column(0)
+    at = chunk.data_page_offset
+    assert body[at : at + 3] == b"\x15\x00\x15", "PageHeader: type 0, then the size when decompressed"
+    varint = struct.pack("5B", 0xFE, 0xFF, 0xFF, 0xFF, 0x0F)  # 2 GB
+    lying = body[: at + 3] + varint + body[at + 3 + 3 :] if body[at + 5] < 128 else None
+    if lying is None or len(lying) == len(body):
+        pytest.skip("the header has another shape in this version of pyarrow")
+    with pytest.raises(OnnxserveError):
+        arrow.decode(arrow.PARQUET, bytes(lying), stacked(1), LIMIT)
