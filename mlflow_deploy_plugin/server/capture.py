@@ -1,9 +1,10 @@
 """The spool: every worker appends the requests it has answered to a segment file, the agent ships it as Parquet.
 
 A segment `spool/<uuid>.seg` is a row of frames: magic, length of the payload, its CRC32, the payload. The payload
-begins with its kind. A model frame holds, as JSON, what binds a version's arrays to its signature; it is written before
-the first request of that version in the segment. A request frame names its model frame by offset, and holds the
-ids and times as JSON and the arrays as they lie in memory (strings as JSON), so that writing costs microseconds.
+begins with its kind. A model frame holds, as JSON, what binds a version's arrays to its signature. A layout frame names
+its model frame by offset, and says what its requests hold (`server/packing.py`). Both are written before the first
+request that needs them in the segment. A request frame names its layout frame by offset and holds ids, times and arrays
+as they lie in memory, so that writing costs microseconds.
 
 The worker holds an flock on its open segment; the kernel lets go of it however the worker ends, so that the agent knows
 (`is_released`) when a segment will not grow any more. A frame that was torn by a crash ends the segment for its reader.
@@ -22,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.schema import Array, Schema
+from mlflow_deploy_plugin.server.packing import Packer, unpack
+from mlflow_deploy_plugin.server.packing import RequestRecord as RequestRecord
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +38,9 @@ SHIPPED = ".shipped"  # beside a segment: how many of its bytes are in the infer
 MAX_SEGMENT_BYTES = 16 * 1024 * 1024
 
 _FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
-_REQUEST = struct.Struct("<cII")  # kind, offset of the model frame, length of the JSON
-_MAGIC = b"OXS1"
-_MODEL_KIND, _REQUEST_KIND = b"M", b"R"
+_REFERRING = struct.Struct("<cI")  # kind, offset of the frame that this one needs
+_MAGIC = b"OXS2"
+_MODEL_KIND, _LAYOUT_KIND, _REQUEST_KIND = b"M", b"L", b"R"
 _LOG_SECONDS = 60.0
 
 
@@ -53,18 +55,6 @@ class CapturedModel:
     version: str
     schema: Schema
     prediction: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RequestRecord:
-    """One answered request, without its arrays; times in microseconds since 1970 (UTC)."""
-
-    endpoint: str
-    variant: str
-    request_id: str
-    prediction_id: str
-    event_time: int
-    received_time: int
 
 
 @dataclass(frozen=True)
@@ -105,6 +95,8 @@ class CaptureWriter:
         self._file = -1
         self._size = 0
         self._models: dict[CapturedModel, int] = {}
+        self._layouts: dict[tuple[CapturedModel, bytes], int] = {}
+        self._packer = Packer()
         self._silent_until = float("-inf")
 
     def write(
@@ -117,9 +109,9 @@ class CaptureWriter:
     ) -> bool:
         """Appends one request, its first `max_rows` rows; whether it is in the file now."""
         try:
-            head, blobs = _pack(record, feeds, outputs, max_rows)
+            layout, pieces = self._packer.pack(record, feeds, outputs, max_rows)
             with self._lock:
-                self._append(model, head, blobs)
+                self._append(model, layout, b"".join(pieces))
         except Exception as error:  # noqa: BLE001 - whatever it is: the answer is right, and is sent; the log has it
             self._count(False)
             self._complain(error)
@@ -132,15 +124,17 @@ class CaptureWriter:
         with self._lock:
             self._close()
 
-    def _append(self, model: CapturedModel, head: bytes, blobs: list[bytes]) -> None:
-        size = len(head) + sum(map(len, blobs))
-        if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
+    def _append(self, model: CapturedModel, layout: bytes, packed: bytes) -> None:
+        if self._file < 0 or self._size + len(packed) > MAX_SEGMENT_BYTES:
             self._close()
             self._open()
-        if model not in self._models:
-            self._models[model] = self._write_frame(_MODEL_KIND + orjson.dumps(model))
-        prefix = _REQUEST.pack(_REQUEST_KIND, self._models[model], len(head))
-        self._write_frame(b"".join([prefix, head, *blobs]))
+        offset = self._layouts.get((model, layout))
+        if offset is None:
+            if model not in self._models:
+                self._models[model] = self._write_frame(_MODEL_KIND + orjson.dumps(model))
+            offset = self._write_frame(_REFERRING.pack(_LAYOUT_KIND, self._models[model]) + layout)
+            self._layouts[model, layout] = offset
+        self._write_frame(_REFERRING.pack(_REQUEST_KIND, offset) + packed)
 
     def _write_frame(self, payload: bytes) -> int:
         """Appends one frame in one write and gives its offset; a partial one is taken back."""
@@ -176,6 +170,7 @@ class CaptureWriter:
             os.close(self._file)
         self._file, self._size = -1, 0
         self._models.clear()
+        self._layouts.clear()
 
     def _complain(self, error: Exception) -> None:
         now = self._clock()
@@ -214,17 +209,17 @@ def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], 
     """
     content = segment.read_bytes()
     models: dict[int, CapturedModel] = {}
+    layouts: dict[int, tuple[CapturedModel, Any]] = {}
     requests: list[CapturedRequest] = []
     offset = start
     while (payload := _payload(content, offset)) is not None:
         if payload[:1] == _REQUEST_KIND:
-            _, model_offset, length = _REQUEST.unpack_from(payload)
-            if model_offset not in models:
-                models[model_offset] = _read_model(_payload(content, model_offset))
-            head = orjson.loads(payload[_REQUEST.size : _REQUEST.size + length])
-            feeds, outputs = _unpack(head, payload[_REQUEST.size + length :])
-            record = RequestRecord(**head["record"])
-            requests.append(CapturedRequest(segment.stem, offset, record, models[model_offset], feeds, outputs))
+            _, layout_offset = _REFERRING.unpack_from(payload)
+            if layout_offset not in layouts:
+                layouts[layout_offset] = _read_layout(content, layout_offset, models)
+            model, layout = layouts[layout_offset]
+            record, feeds, outputs = unpack(layout, payload[_REFERRING.size :])
+            requests.append(CapturedRequest(segment.stem, offset, record, model, feeds, outputs))
         offset += _FRAME.size + len(payload)
     return requests, offset
 
@@ -239,9 +234,23 @@ def _payload(content: bytes, offset: int) -> memoryview | None:
     return payload
 
 
-def _read_model(payload: memoryview | None) -> CapturedModel:
+def _read_layout(content: bytes, offset: int, models: dict[int, CapturedModel]) -> tuple[CapturedModel, Any]:
+    """A layout and its model, which is one object however many layouts it has."""
+    payload = _needed(content, offset)
+    _, model_offset = _REFERRING.unpack_from(payload)
+    if model_offset not in models:
+        models[model_offset] = _read_model(_needed(content, model_offset))
+    return models[model_offset], orjson.loads(payload[_REFERRING.size :])
+
+
+def _needed(content: bytes, offset: int) -> memoryview:
+    payload = _payload(content, offset)
     if payload is None:
-        raise ValueError("a request frame names a model frame that is not there")
+        raise ValueError("a frame names another that is not there")
+    return payload
+
+
+def _read_model(payload: memoryview) -> CapturedModel:
     document = orjson.loads(payload[1:])
     schema = document["schema"]
     inputs = (
@@ -257,41 +266,3 @@ def _read_model(payload: memoryview | None) -> CapturedModel:
         ),
         tuple(document["prediction"]),
     )
-
-
-def _pack(
-    record: RequestRecord, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int
-) -> tuple[bytes, list[bytes]]:
-    """The JSON head of a request frame, and its arrays as bytes in the order in which the head names them."""
-    rows = next((len(array) for array in feeds.values() if array.ndim), 0)
-    layout: dict[str, list[tuple[str, str, tuple[int, ...], int]]] = {}
-    blobs: list[bytes] = []
-    for side, arrays in (("feeds", feeds), ("outputs", outputs)):
-        layout[side] = []
-        for name, array in arrays.items():
-            holds_objects = array.dtype.kind == "O"
-            is_text = holds_objects and (array.size == 0 or isinstance(array.flat[0], str))
-            if array.shape[:1] != (rows,) or (holds_objects and not is_text):
-                continue  # not one value a row, or one that no column takes: it has no place in a table
-            kept = array[:max_rows]
-            blobs.append(orjson.dumps(kept.tolist()) if is_text else kept.tobytes())
-            layout[side].append((name, "str" if is_text else kept.dtype.str, kept.shape, len(blobs[-1])))
-    return orjson.dumps({"record": record, **layout}), blobs
-
-
-def _unpack(head: Mapping[str, Any], blobs: memoryview) -> tuple[dict[str, Array], dict[str, Array]]:
-    sides: list[dict[str, Array]] = []
-    position = 0
-    for side in ("feeds", "outputs"):
-        arrays: dict[str, Array] = {}
-        for name, dtype, shape, length in head[side]:
-            blob = blobs[position : position + length]
-            if dtype == "str":
-                array = np.empty(shape, dtype=object)
-                array[...] = np.array(orjson.loads(blob), dtype=object).reshape(shape)
-            else:
-                array = np.frombuffer(blob, dtype=dtype).reshape(shape)
-            arrays[name] = array
-            position += length
-        sides.append(arrays)
-    return sides[0], sides[1]

@@ -75,6 +75,27 @@ def test_only_the_first_rows_are_kept(tmp_path: Path) -> None:
     assert {len(array) for array in (*request.feeds.values(), *request.outputs.values())} == {2}
 
 
+def test_requests_of_every_shape_come_back_as_they_were_written(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    written = []
+    for rows in (1, 3, 1, 2, 3):
+        for width in (1, 2):
+            other = RECORD._replace(variant=f"v{width}", request_id="ü" * rows, event_time=-rows)
+            feeds = {"X": np.arange(rows * width * 2.0).reshape(rows, width, 2), "s": np.array(["a"] * rows, object)}
+            outputs = {"one": np.array([1.5]), "y": np.ones(rows, np.int8)}
+            assert writer.write(other, MODEL, feeds, outputs, 2)
+            written.append((other, feeds, outputs))
+    requests, _ = read_segment(segments(tmp_path)[0])
+    for request, (record, feeds, outputs) in zip(requests, written, strict=True):
+        rows = len(feeds["X"])
+        assert request.record == record
+        assert {name: array.tolist() for name, array in request.feeds.items()} == {
+            name: array[:2].tolist() for name, array in feeds.items()
+        }
+        expected = {name: array[:2].tolist() for name, array in outputs.items() if len(array) == rows}
+        assert {name: array.tolist() for name, array in request.outputs.items()} == expected
+
+
 def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
     writer = CaptureWriter(tmp_path)
     other = CapturedModel("m", "8", MODEL.schema, ("y",))
@@ -131,7 +152,7 @@ def test_the_segment_is_locked_while_its_worker_has_it_and_free_after(tmp_path: 
 
 
 def test_a_full_segment_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "MAX_SEGMENT_BYTES", 3000)
+    monkeypatch.setattr(capture, "MAX_SEGMENT_BYTES", 2000)
     writer = CaptureWriter(tmp_path)
     for _ in range(30):
         assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)

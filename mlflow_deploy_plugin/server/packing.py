@@ -1,0 +1,146 @@
+"""One captured request as bytes: what repeats is said once, in the layout; the rest is ids, times and the arrays.
+
+A layout says, as JSON, which arrays are held, in which order, with their dtypes and the shape of a row. A packed
+request is a head of fixed size, both ids, and the arrays: numbers as they lie in memory, strings as JSON after its
+length.
+`Packer` keeps how requests of one kind are packed, so that writing one costs a comparison and one copy an array.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from mlflow_deploy_plugin.runtime.schema import Array
+
+_HEAD = struct.Struct("<IqqHH")  # rows, event time, received time, lengths of both ids
+_TEXT = struct.Struct("<I")
+_MOST_PLANS = 256
+"""Plans that are kept, each for one endpoint, variant and shape of the first array; beyond it all are made anew."""
+
+
+class RequestRecord(NamedTuple):
+    """One answered request, without its arrays; times in microseconds since 1970 (UTC), ids below 64 kB.
+
+    A named tuple, because one is made for each request: a frozen dataclass takes three times as long.
+    """
+
+    endpoint: str
+    variant: str
+    request_id: str
+    prediction_id: str
+    event_time: int
+    received_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How arrays of exactly these names, dtypes and shapes are packed.
+
+    Attributes:
+        layout: the JSON that tells a reader.
+        kept: the place of each array that is held among all, and whether it is text.
+        rows: how many rows are held; `is_cut`: there are more.
+    """
+
+    names: list[str]
+    dtypes: list[np.dtype[Any]]
+    shapes: list[tuple[int, ...]]
+    layout: bytes
+    kept: tuple[tuple[int, bool], ...]
+    rows: int
+    is_cut: bool
+
+
+class Packer:
+    """Packs the requests of one worker. Every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
+
+    def pack(
+        self, record: RequestRecord, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int
+    ) -> tuple[bytes, list[bytes]]:
+        """The layout of a request's first `max_rows` rows, and the request in pieces.
+
+        An array that has not one entry a row, or holds objects that no column takes, is left out.
+        """
+        arrays = [*feeds.values(), *outputs.values()]
+        names = [*feeds, *outputs]
+        shapes = [array.shape for array in arrays]
+        key = record.endpoint, record.variant, max_rows, shapes[0] if shapes else ()
+        plan = self._plans.get(key)
+        if (
+            plan is None
+            or plan.shapes != shapes
+            or plan.names != names
+            or plan.dtypes != [array.dtype for array in arrays]
+        ):
+            plan = _plan(record, feeds, outputs, max_rows)
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        request_id, prediction_id = record.request_id.encode(), record.prediction_id.encode()
+        head = _HEAD.pack(plan.rows, record.event_time, record.received_time, len(request_id), len(prediction_id))
+        pieces = [head, request_id, prediction_id]
+        for place, is_text in plan.kept:
+            array = arrays[place][: plan.rows] if plan.is_cut else arrays[place]
+            if is_text:
+                text = orjson.dumps(array.tolist())
+                pieces += (_TEXT.pack(len(text)), text)
+            else:
+                pieces.append(array.tobytes())
+        return plan.layout, pieces
+
+
+def unpack(layout: Mapping[str, Any], packed: memoryview) -> tuple[RequestRecord, dict[str, Array], dict[str, Array]]:
+    """The record, the feeds and the outputs of a request that was packed by this layout (parsed)."""
+    rows, event_time, received_time, request_length, prediction_length = _HEAD.unpack_from(packed)
+    position = _HEAD.size
+    ids = []
+    for length in (request_length, prediction_length):
+        ids.append(str(packed[position : position + length], "utf-8"))
+        position += length
+    sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}}
+    for side, arrays in sides.items():
+        for name, dtype, inner in layout[side]:
+            shape = (rows, *inner)
+            if dtype == "str":
+                (length,) = _TEXT.unpack_from(packed, position)
+                position += _TEXT.size
+                arrays[name] = np.empty(shape, dtype=object)
+                values = orjson.loads(packed[position : position + length])
+                arrays[name][...] = np.array(values, dtype=object).reshape(shape)
+            else:
+                length = prod(shape) * np.dtype(dtype).itemsize
+                arrays[name] = np.frombuffer(packed[position : position + length], dtype=dtype).reshape(shape)
+            position += length
+    record = RequestRecord(layout["endpoint"], layout["variant"], ids[0], ids[1], event_time, received_time)
+    return record, sides["feeds"], sides["outputs"]
+
+
+def _plan(record: RequestRecord, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int) -> _Plan:
+    rows = next((len(array) for array in feeds.values() if array.ndim), 0)
+    entries: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {"feeds": [], "outputs": []}
+    kept = []
+    arrays = [("feeds", *entry) for entry in feeds.items()] + [("outputs", *entry) for entry in outputs.items()]
+    for place, (side, name, array) in enumerate(arrays):
+        holds_objects = array.dtype.kind == "O"
+        is_text = holds_objects and (array.size == 0 or isinstance(array.flat[0], str))
+        if array.shape[:1] != (rows,) or (holds_objects and not is_text):
+            continue  # not one value a row, or one that no column takes: it has no place in a table
+        entries[side].append((name, "str" if is_text else array.dtype.str, array.shape[1:]))
+        kept.append((place, is_text))
+    return _Plan(
+        [name for _, name, _ in arrays],
+        [array.dtype for *_, array in arrays],
+        [array.shape for *_, array in arrays],
+        orjson.dumps({"endpoint": record.endpoint, "variant": record.variant, **entries}),
+        tuple(kept),
+        min(rows, max_rows),
+        rows > max_rows,
+    )
