@@ -187,16 +187,22 @@ class Follower:
     def _outcome(self, endpoint: str) -> OnnxserveError | None:
         """How loading or unloading went; see `control.Outcome`."""
         spec = next((spec for spec in self._specs if spec.name == endpoint), None)
-        for variant in spec.variants.values() if spec else ():
+        if spec and (error := self._failure(spec)):
+            return error
+        workers = [worker for worker in read_workers(self.state_dir) if lives(worker.pid)]
+        is_behind = any(worker.generation != self._wanted.generation for worker in workers)
+        if is_behind or any(_load_error(workers, endpoint, name) for name in (spec.variants if spec else ())):
+            raise Pending  # an error that has just come is dealt with in the next round
+        return None
+
+    def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
+        """Why a model of the endpoint is not to be had, or not to be loaded."""
+        for variant in spec.variants.values():
             tracked = self._tracked[variant.model]
             if tracked.refusal:
                 return ModelError(tracked.refusal)
             if tracked.error:
                 return tracked.failed(tracked.error)
-        workers = [worker for worker in read_workers(self.state_dir) if lives(worker.pid)]
-        is_behind = any(worker.generation != self._wanted.generation for worker in workers)
-        if is_behind or any(_load_error(workers, endpoint, name) for name in (spec.variants if spec else ())):
-            raise Pending  # an error that has just come is dealt with in the next round
         return None
 
     def _look_at_registry(self) -> bool:
@@ -242,7 +248,7 @@ class Follower:
         return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
 
     def _write_wanted(self) -> None:
-        endpoints = {spec.name: self._wanted_endpoint(spec) for spec in self._specs}
+        endpoints = {spec.name: self._wanted_endpoint(spec) for spec in self._specs if not self._is_vain(spec)}
         unloaded = self._control.unloaded(self._own_specs)
         before = self._wanted
         is_same = before.generation and (endpoints, unloaded) == (before.endpoints, before.unloaded)
@@ -255,6 +261,11 @@ class Follower:
         for name in [name for name in endpoints if endpoints[name] != before.endpoints.get(name)]:
             for variant in endpoints[name].variants.values():
                 _log.info("endpoint %s: %s version %s is wanted", name, variant.model, variant.version)
+
+    def _is_vain(self, spec: EndpointSpec) -> bool:
+        """Whether a command loads the endpoint that cannot be had: no worker is to hear of it."""
+        is_new = self._control.is_loading(spec.name) and spec.name not in self._wanted.endpoints
+        return is_new and self._failure(spec) is not None
 
     def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
         served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants

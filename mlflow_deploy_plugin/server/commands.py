@@ -111,9 +111,10 @@ class Commands:
             file, answer_file = self._state_dir / COMMANDS / name, self._state_dir / ANSWERS / name
             try:
                 write_state(file, command)
-                answer = self._wait(command, answer_file)
             except OSError as error:
                 raise NotReady(f"the command cannot be written: {error.strerror}") from None
+            try:
+                answer = self._wait(command, answer_file)
             finally:
                 file.unlink(missing_ok=True)  # first: a command without an answer would be taken again
                 answer_file.unlink(missing_ok=True)
