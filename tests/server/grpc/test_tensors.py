@@ -1,0 +1,121 @@
+"""Messages ↔ arrays, without a server: what goes in comes out, and what is wrong is told."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from tritonclient.grpc import InferInput, service_pb2
+
+from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor
+from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.server.grpc.tensors import decode, encode
+
+FIELDS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+DTYPES = {name: np.dtype(name.lower().replace("fp", "float")) for name in FIELDS if name != "BYTES"} | {
+    "FP16": np.dtype(np.float16),
+    "BYTES": np.dtype(object),
+}
+SHAPES = arrays.array_shapes(min_dims=2, max_dims=3, max_side=4)
+TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=12)
+
+
+def elements(datatype: str) -> st.SearchStrategy[Any]:
+    dtype = DTYPES[datatype]
+    if dtype.kind == "O":
+        return arrays.arrays(np.dtype(object), SHAPES, elements=TEXT)
+    return arrays.arrays(dtype, SHAPES, elements=arrays.from_dtype(dtype))
+
+
+def model_of(array: Any) -> tuple[Artifact, Schema]:
+    """One input x and one output y of the array's type, the batch free."""
+    dtype = "str" if array.dtype.kind == "O" else array.dtype.name
+    shape = (-1, *array.shape[1:])
+    tensor, entry = Tensor("x", dtype, shape), Input("x", dtype, shape)
+    artifact = Artifact(
+        None, None, "onnxserve", "", "", "", tensors=(tensor,), inputs=(entry,), outputs=(Output("y", dtype, shape),)
+    )
+    return artifact, Schema((), (tensor,), (entry,))
+
+
+def request_of(array: Any, datatype: str, is_raw: bool) -> messages.ModelInferRequest:
+    """As a client of the standard makes it: its bytes are read by our messages."""
+    entry = service_pb2.ModelInferRequest.InferInputTensor(name="x", datatype=datatype, shape=array.shape)
+    request = service_pb2.ModelInferRequest(model_name="e", inputs=[entry], id="mine")
+    if is_raw:
+        given = InferInput("x", list(array.shape), datatype)
+        given.set_data_from_numpy(array)
+        request.raw_input_contents.append(given._get_content())
+    else:
+        values = [str(value).encode() for value in array.flat] if datatype == "BYTES" else array.ravel().tolist()
+        getattr(request.inputs[0].contents, FIELDS[datatype]).extend(values)
+    return messages.ModelInferRequest.FromString(request.SerializeToString())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.sampled_from(sorted(DTYPES)), st.booleans())
+def test_what_goes_in_comes_out(data: st.DataObject, datatype: str, is_raw: bool) -> None:
+    is_raw = is_raw or datatype == "FP16"
+    array = data.draw(elements(datatype))
+    artifact, schema = model_of(array)
+    question = decode(request_of(array, datatype, is_raw), artifact, schema)
+    assert question.feeds["x"].dtype == array.dtype
+    np.testing.assert_array_equal(question.feeds["x"], array)
+    told = encode(question, "e", "made", "1", {"y": question.feeds["x"]})
+    answer = service_pb2.ModelInferResponse.FromString(told.SerializeToString())
+    assert (answer.id, answer.model_version, answer.outputs[0].datatype) == ("mine", "1", datatype)
+    again = messages.ModelInferRequest(
+        inputs=[{"name": "x", "datatype": datatype, "shape": answer.outputs[0].shape}],
+        raw_input_contents=answer.raw_output_contents,
+    )
+    if not is_raw:
+        again.inputs[0].contents.ParseFromString(answer.outputs[0].contents.SerializeToString())
+    np.testing.assert_array_equal(decode(again, artifact, schema).feeds["x"], array)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200), st.sampled_from(sorted(DTYPES)), st.lists(st.integers(-2, 2**62), max_size=4))
+def test_no_message_brings_anything_but_our_errors(noise: bytes, datatype: str, shape: list[int]) -> None:
+    artifact, schema = model_of(np.zeros((1, 2), DTYPES[datatype]))
+    request = messages.ModelInferRequest(
+        inputs=[{"name": "x", "datatype": datatype, "shape": shape}], raw_input_contents=[noise]
+    )
+    with contextlib.suppress(InvalidRequest):
+        decode(request, artifact, schema)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value", "words"),
+    [("INT8", 128, "does not fit INT8"), ("INT16", -(2**15) - 1, "does not fit INT16"), ("UINT8", 256, "UINT8")],
+)
+def test_a_typed_value_beyond_its_datatype_is_named(datatype: str, value: int, words: str) -> None:
+    array = np.array([[1, value]])
+    artifact, schema = model_of(array.astype(DTYPES[datatype]))
+    with pytest.raises(InvalidRequest, match=f"element 1 is {value}.*{words}"):
+        decode(request_of(array, datatype, is_raw=False), artifact, schema)
+
+
+def test_a_typed_text_that_is_no_utf_8_is_named() -> None:
+    artifact, schema = model_of(np.array([["a", "b"]], dtype=object))
+    request = request_of(np.array([["a", "b"]], dtype=object), "BYTES", is_raw=False)
+    request.inputs[0].contents.bytes_contents[1] = b"\xff"
+    with pytest.raises(InvalidRequest, match="element 1 is not valid UTF-8"):
+        decode(request, artifact, schema)
