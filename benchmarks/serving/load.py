@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import uvloop
 
+_LEAST_ANSWERS = 5
+_PATIENCE = 30.0
+
 
 @dataclass(frozen=True)
 class Target:
@@ -33,7 +36,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of a run; latencies in seconds."""
+    """What came of a run; latencies in seconds. `requests` are those answered rightly, and `wrong` all others."""
 
     requests: int
     seconds: float
@@ -59,7 +62,7 @@ def post(path: str, body: bytes, content_type: str = "application/json", **heade
 
 
 def closed_loop(target: Target, connections: int, seconds: float, warm_up: float = 0.3) -> Measured:
-    """Every connection sends its next request when it has the answer."""
+    """Every connection sends its next request when it has the answer; goes on until some answers have come."""
     return uvloop.run(_closed_loop(target, connections, seconds, warm_up))
 
 
@@ -129,28 +132,29 @@ async def _closed_loop(target: Target, count: int, seconds: float, warm_up: floa
     latencies: list[float] = []
     wrong = 0
     clock = time.perf_counter
-    begin = clock() + warm_up
+    begin = last = clock() + warm_up
     end = begin + seconds
 
     def on_answer(connection: _Connection, is_right: bool) -> None:
-        nonlocal wrong
+        nonlocal wrong, last
         now = clock()
-        if begin <= now < end:
+        if begin <= now and (now < end or len(latencies) < _LEAST_ANSWERS):
             latencies.append(now - connection.begun)
             wrong += not is_right
-        if now < end:
+            last = now
+        if now < end or len(latencies) < _LEAST_ANSWERS:
             connection.send(now)
 
     connections = await _open(target, count, on_answer)
     for connection in connections:
         connection.send(clock())
-    while clock() < end:
+    while clock() < end or (len(latencies) < _LEAST_ANSWERS and clock() < end + _PATIENCE):
         await asyncio.sleep(0.05)
         if all(connection.is_closed for connection in connections):
             raise ConnectionError("the server has closed every connection")
     for connection in connections:
         connection.close()
-    return _measured(latencies, wrong, seconds)
+    return _measured(latencies, wrong, last - begin)
 
 
 async def _open_loop(target: Target, count: int, seconds: float, rate: float) -> Measured:
@@ -182,16 +186,18 @@ async def _open_loop(target: Target, count: int, seconds: float, rate: float) ->
             else:
                 waiting.append(due)
         await asyncio.sleep(min(0.0005, max(0.0, begin + sent / rate - clock())))
-    give_up = clock() + 10
+    give_up = clock() + _PATIENCE
     while len(latencies) < planned and clock() < give_up:
         await asyncio.sleep(0.01)
     for connection in connections:
         connection.close()
-    return _measured(latencies, wrong + planned - len(latencies), seconds)
+    missing = planned - len(latencies)
+    latencies += [_PATIENCE] * missing
+    return _measured(latencies, wrong + missing, seconds)
 
 
 def _measured(latencies: list[float], wrong: int, seconds: float) -> Measured:
     if not latencies:
         raise TimeoutError("not one answer came")
     p50, p99 = np.percentile(latencies, [50, 99])
-    return Measured(len(latencies), seconds, float(p50), float(p99), wrong)
+    return Measured(len(latencies) - wrong, seconds, float(p50), float(p99), wrong)

@@ -39,11 +39,11 @@ class Model:
     onnx: Path
 
 
-def small(folder: Path) -> tuple[Model, np.ndarray, np.ndarray]:
-    """Breast cancer, 30 floats: a scaler and a logistic regression; with the data and what scikit-learn answers."""
-    data, target = load_breast_cancer(return_X_y=True)
+def small(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
+    """Breast cancer, 30 columns of floats: a scaler and a logistic regression; with what scikit-learn answers."""
+    data, target = load_breast_cancer(return_X_y=True, as_frame=True)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(data, target)
-    return _saved(pipeline, data[:5], folder / "small"), data, pipeline.predict(data)
+    return _saved(pipeline, data.head(), folder / "small"), data, pipeline.predict(data)
 
 
 def flights(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
@@ -65,21 +65,27 @@ def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
     return model
 
 
-def tiled(data: np.ndarray, rows: int = TABLE_ROWS) -> np.ndarray:
+def tiled(data: pd.DataFrame, rows: int = TABLE_ROWS) -> pd.DataFrame:
     """As many rows as wanted, no two alike, within the range of the data."""
     noise = np.random.default_rng(0).uniform(0.98, 1.02, (rows, data.shape[1]))
-    return np.resize(data, (rows, data.shape[1])) * noise
+    return pd.DataFrame(np.resize(data.to_numpy(), (rows, data.shape[1])) * noise, columns=data.columns)
 
 
 def as_json(**document: Any) -> bytes:
     return json.dumps(document).encode()
 
 
-def as_arrow(rows: np.ndarray) -> bytes:
-    """The rows as an Arrow IPC stream of thirty columns named by their position, in one batch."""
+def as_split(rows: pd.DataFrame) -> bytes:
+    """MLflow's first form: what pandas calls split, without its index."""
+    split = json.loads(rows.to_json(orient="split", double_precision=15))
+    return as_json(dataframe_split={"columns": split["columns"], "data": split["data"]})
+
+
+def as_arrow(rows: pd.DataFrame) -> bytes:
+    """The rows as an Arrow IPC stream, in one batch."""
     import pyarrow as pa
 
-    table = pa.table({str(position): rows[:, position] for position in range(rows.shape[1])})
+    table = pa.Table.from_pandas(rows, preserve_index=False)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

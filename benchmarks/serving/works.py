@@ -57,8 +57,10 @@ class Asked:
 def one_row(bench: Bench) -> Iterator[table.Row]:
     """One row of thirty floats, by all."""
     model, data, answers = models.small(bench.folder)
-    body = models.as_json(inputs=[data[0].tolist()])
-    v2 = models.as_json(inputs=[{"name": "x", "shape": [1, 30], "datatype": "FP64", "data": [data[0].tolist()]}])
+    row = data.to_numpy()[:1].tolist()
+    body = models.as_json(inputs=row)
+    v2 = models.as_json(inputs=[{"name": "x", "shape": [1, 30], "datatype": "FP64", "data": row}])
+    split = models.as_split(data.head(1))
     expected = [int(answers[0])]
     targets = ((MLFLOW, 50), (FLASK, 12), (FASTAPI, 10), (LITSERVE, 8), (BENTOML, 8), (MLSERVER, 8), (ECHO, None))
     with ExitStack() as stack:
@@ -68,7 +70,7 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
         others = {
             peer: asked
             for peer, _ in targets
-            if (asked := _peer(bench, stack, peer, model, v2 if peer.is_v2 else body, expected, answer))
+            if (asked := _peer(bench, stack, peer, model, _form(peer, body, v2, split), expected, answer))
         }
         everyone = [ours, silent, *others.values()]
         measured = _rounds(bench, everyone, lambda asked: closed_loop(asked.target, CONNECTIONS, bench.seconds))
@@ -97,9 +99,8 @@ def mixed_row(bench: Bench) -> Iterator[table.Row]:
     """One flight: strings, integers, booleans and floats."""
     model, rows, answers = models.flights(bench.folder)
     expected = [bool(answers[0])]
-    split = json.loads(rows.head(1).to_json(orient="split"))
     forms = {
-        "dataframe_split": models.as_json(dataframe_split={"columns": split["columns"], "data": split["data"]}),
+        "dataframe_split": models.as_split(rows.head(1)),
         "dataframe_records": models.as_json(dataframe_records=json.loads(rows.head(1).to_json(orient="records"))),
     }
     yield from _against_mlflow(bench, model, "1 flight, mixed columns, {}", forms, expected, 25)
@@ -110,7 +111,7 @@ def big_table(bench: Bench) -> Iterator[table.Row]:
     model, data, _ = models.small(bench.folder)
     rows = models.tiled(data)
     expected = _scikit_learn(model, rows)
-    forms = {"JSON": models.as_json(inputs=rows.tolist())}
+    forms = {"JSON": models.as_split(rows)}
     yield from _against_mlflow(bench, model, "10,000 rows × 30, {}", forms, expected, 5, models.as_arrow(rows))
 
 
@@ -167,7 +168,7 @@ def batching(bench: Bench) -> Iterator[table.Row]:
 def start_and_memory(bench: Bench) -> Iterator[table.Row]:
     """From the command to the first answer, and what the workers hold then."""
     model, data, answers = models.small(bench.folder)
-    body, expected = models.as_json(inputs=[data[0].tolist()]), [int(answers[0])]
+    body, expected = models.as_split(data.head(1)), [int(answers[0])]
     seconds: dict[str, list[float]] = {OURS.name: [], MLFLOW.name: []}
     memory: dict[str, list[float]] = {OURS.name: [], MLFLOW.name: []}
     for _ in range(bench.rounds):
@@ -196,6 +197,11 @@ WORKS: dict[str, Callable[[Bench], Iterator[table.Row]]] = {
 }
 
 
+def _form(peer: Peer, body: bytes, v2: bytes, split: bytes) -> bytes:
+    """The row as this server's users send it; MLflow takes rows without names for tensors only."""
+    return split if peer is MLFLOW else v2 if peer.is_v2 else body
+
+
 def _worker_memory(server: Server) -> float:
     """The largest of its processes, in megabytes; of ours, of gunicorn's: neither agent nor supervisor."""
     processes = server.processes()
@@ -207,7 +213,6 @@ def _rounds(bench: Bench, everyone: Sequence[Asked], measure: Callable[[Asked], 
     """A B C A B C …: what disturbs the machine for a while disturbs all alike."""
     measured: list[list[Measured]] = [[] for _ in everyone]
     for asked in everyone:
-        closed_loop(asked.target, 2, 0.3)
         if asked.polls:
             asked.server.pause()
     for number in range(bench.rounds):

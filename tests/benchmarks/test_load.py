@@ -1,0 +1,110 @@
+"""The load client against servers whose speed and whose mistakes are known."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks.serving import peers
+from benchmarks.serving.load import Measured, Target, answer_length, closed_loop, open_loop, post
+from benchmarks.serving.table import compared, markdown, times_less
+from support.waiting import free_port, wait_until
+
+ECHO = Path(peers.__file__).parent / "echo.py"
+SLOW = """
+import asyncio, sys
+async def answer(reader, writer):
+    while head := await reader.readuntil(b"\\r\\n\\r\\n"):
+        await reader.readexactly(4)
+        await asyncio.sleep(0.02)
+        writer.write(b"HTTP/1.1 %s x\\r\\nContent-Length: 2\\r\\n\\r\\nok" % sys.argv[2].encode())
+async def main():
+    async with await asyncio.start_server(answer, "127.0.0.1", int(sys.argv[1])) as server:
+        await server.serve_forever()
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def listening(*command: str) -> Iterator[int]:
+    port = free_port()
+    process = subprocess.Popen([word.replace("PORT", str(port)) for word in command], stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: _is_open(port), what="the server")
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _is_open(port: int) -> bool:
+    import socket
+
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def slow(status: int = 200) -> tuple[str, ...]:
+    return (sys.executable, "-c", SLOW, "PORT", str(status))
+
+
+def test_the_closed_loop_asks_as_fast_as_it_is_answered() -> None:
+    with listening(*slow()) as port:
+        measured = closed_loop(Target(port, post("/", b"body"), b"ok"), connections=2, seconds=0.5)
+    assert 40 < measured.rate < 100  # two connections, 20 ms an answer
+    assert 0.02 <= measured.p50 < 0.1
+    assert measured.wrong == 0
+
+
+def test_the_open_loop_charges_the_time_spent_waiting_for_a_connection() -> None:
+    with listening(*slow()) as port:
+        measured = open_loop(Target(port, post("/", b"body"), b"ok"), connections=1, seconds=0.5, rate=100)
+    assert measured.requests == 50
+    assert measured.p99 > 0.2  # 50 answers a second for 100 requests: the last ones waited for the half of it
+
+
+@pytest.mark.parametrize(("status", "expected"), [(500, b"ok"), (200, b"something else")])
+def test_a_wrong_answer_is_no_answer(status: int, expected: bytes) -> None:
+    with listening(*slow(status)) as port:
+        measured = closed_loop(Target(port, post("/", b"body"), expected), connections=1, seconds=0.2)
+    assert measured.requests == 0
+    assert measured.wrong > 0
+
+
+def test_the_echo_is_asked_thousands_of_times_a_second() -> None:
+    with listening(sys.executable, str(ECHO), "PORT", "40") as port:
+        measured = closed_loop(Target(port, post("/", b"x" * 300), b'{"predictions"'), connections=8, seconds=0.5)
+    assert measured.wrong == 0
+    assert measured.rate > 1000
+
+
+@pytest.mark.parametrize(
+    ("answer", "length"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 40),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1", 40),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", None),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 59),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", None),
+    ],
+)
+def test_an_answer_is_whole_when_its_head_says_so(answer: bytes, length: int | None) -> None:
+    assert answer_length(answer) == length
+
+
+def test_a_row_says_the_median_of_the_rounds_ratios_and_whether_it_holds() -> None:
+    ours = [Measured(rate, 1.0, 0.001, 0.002, 0) for rate in (100, 300, 200)]
+    theirs = [Measured(rate, 1.0, 0.001, 0.002, 0) for rate in (10, 10, 100)]
+    row = compared("1 row", "slow", ours, theirs, 8)
+    assert (row.ratio, row.low, row.high, row.holds) == (10, 2, 30, "yes")
+    memory = times_less("memory", "slow", [100.0], [250.0], "MB", 3)
+    assert (memory.ratio, memory.holds) == (2.5, "**no**")
+    assert markdown([row]).splitlines()[-1] == (
+        "| 1 row | slow | 200/s, 1.00 / 2.00 ms | 10/s, 1.00 / 2.00 ms | 10.00 (2.00–30.00) | ≥ 8 | yes |"
+    )
