@@ -22,6 +22,7 @@ MAX_CALLERS = 65_536
 """Callers that a worker's memory holds; whoever has not asked for longest is forgotten."""
 
 _BUSY_RETRY_SECONDS = 1
+_EDGE_SECONDS = 0.001
 
 Rate = Callable[[bytes], float | None]
 """Counts a request of this caller: None where it may pass, else the seconds until one would."""
@@ -98,6 +99,9 @@ class Limits:
 class MemoryRate:
     """Counts in this process: each worker allows each caller the whole rate.
 
+    The requests of the window before count by the share of it that still lies within the last period, as if they had
+    come evenly: over time exactly the rate passes, within one period at worst nearly twice as much.
+
     Args:
         clock: seconds.
     """
@@ -125,10 +129,10 @@ class MemoryRate:
         return None
 
     def _wait(self, elapsed: float, current: int, previous: int) -> float:
-        """Seconds until the requests that still count are fewer than the amount."""
+        """Seconds until the requests that still count are fewer than the amount, not just as many."""
         if current >= self._amount:
-            return self._period - elapsed
-        return self._period * (1 - (self._amount - current) / previous) - elapsed
+            return self._period - elapsed + _EDGE_SECONDS
+        return self._period * (1 - (self._amount - current) / previous) - elapsed + _EDGE_SECONDS
 
 
 class RedisRate:

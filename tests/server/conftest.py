@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import requests
+import yaml
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
-from mlflow_deploy_plugin.server.state import WANTED, Wanted, write_state
+from mlflow_deploy_plugin.server.state import SPEC, WANTED, Wanted, write_state
 from mlflow_deploy_plugin.spec import ServerSpec
 from support.models import write_model
+from support.redis_server import redis_server
 from support.waiting import free_port, wait_until
 
 COLUMN_TYPES = {"double": "float64", "long": "int64", "boolean": "bool", "string": "str", "float": "float32"}
@@ -145,18 +147,32 @@ def want(state_dir: Path, generation: int, endpoints: dict[str, dict[str, dict[s
     write_state(state_dir / WANTED, Wanted.model_validate({"generation": generation, "endpoints": document}))
 
 
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
 @pytest.fixture
 def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Opens a server in this process on endpoint → variant → fields, and waits until it is ready."""
+    """Opens a server in this process on endpoint → variant → fields, and waits until it is ready.
+
+    `server` are fields of the spec's server.
+    """
     opened: list[Server] = []
 
-    def serve(endpoints: dict[str, dict[str, dict[str, Any]]], **capture: Any) -> Server:
+    def serve(
+        endpoints: dict[str, dict[str, dict[str, Any]]], server: dict[str, Any] | None = None, **capture: Any
+    ) -> Server:
         state_dir = tmp_path / f"state-{len(opened)}"
         want(state_dir, 1, endpoints, **capture)
-        server = open_server(state_dir)
-        opened.append(server)
-        wait_until(lambda: not server.repository.not_ready(), what="the server")
-        return server
+        if server is not None:
+            spec = {"name": "e", "variants": {"e": {"model": "models:/m/1"}}, "server": server}
+            (state_dir / SPEC).write_text(yaml.safe_dump(spec))
+        opened.append(open_server(state_dir))
+        repository = opened[-1].repository
+        wait_until(lambda: not repository.not_ready(), what="the server")
+        return opened[-1]
 
     yield serve
     for server in opened:
@@ -228,5 +244,6 @@ def tools() -> SimpleNamespace:
         ping=ping,
         exchange=exchange,
         single_model=single_model,
+        mixed_model=mixed_model,
         write_model=write_model,
     )

@@ -1,0 +1,277 @@
+"""Requests that are joined are answered as if each were alone, and nobody pays for a neighbour's mistake."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooManyRequests
+from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from support.waiting import wait_until
+
+EIGHT = BatchPolicy(max_batch_size=8)
+
+
+class Model:
+    """y = 2x a row; refuses a row that begins with -1; computes only while `gate` is open."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun: list[int] = []
+
+    def __call__(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        self.begun.append(len(feeds["x"]))
+        assert self.gate.wait(30)
+        if (feeds["x"][:, 0] == -1).any():
+            raise InferenceError("a row begins with -1")
+        return {"y": feeds["x"] * 2}
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+@pytest.fixture
+def pool() -> Any:
+    with ThreadPoolExecutor(64) as pool:
+        yield pool
+
+
+Ask = Callable[..., Future[Any]]
+
+
+@pytest.fixture
+def ask(pool: ThreadPoolExecutor) -> Ask:
+    """Asks in a thread of its own, and returns once the request waits or is being computed."""
+
+    def ask(batcher: Batcher, x: Array, deadline: float = float("inf"), **more: Any) -> Future[Any]:
+        before = len(batcher._queue), batcher._is_led
+        future = pool.submit(batcher.run, {"x": x}, None, deadline, **more)
+        wait_until(lambda: future.done() or (len(batcher._queue), batcher._is_led) != before, what="the request")
+        return future
+
+    return ask
+
+
+def rows(number: int, value: float = 1.0, width: int = 2) -> Array:
+    return np.full((number, width), value)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    requests=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3), st.booleans()), min_size=1, max_size=40),
+    limit=st.integers(2, 8),
+    preferred=st.sets(st.integers(1, 8), max_size=2),
+    delay=st.sampled_from([0, 200, 2000]),
+)
+def test_any_mixture_of_requests_is_answered_as_if_each_were_alone(
+    requests: list[tuple[int, int, bool]], limit: int, preferred: set[int], delay: int
+) -> None:
+    policy = BatchPolicy(limit, tuple(size for size in preferred if size <= limit), delay)
+    batcher = Batcher(Model(), policy)
+
+    def one(number: int) -> tuple[Array, Array | str]:
+        count, width, is_bad = requests[number]
+        x = np.random.default_rng(number).random((count, width))
+        x[0, 0] = -1 if is_bad else x[0, 0]
+        try:
+            return x, batcher.run({"x": x})["y"]
+        except InferenceError as error:
+            return x, error.message
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(one, range(len(requests))))
+
+    for (x, answer), (_, _, is_bad) in zip(answers, requests, strict=True):
+        if is_bad:
+            assert answer == "a row begins with -1"
+        else:
+            np.testing.assert_array_equal(answer, x * 2)
+    assert not batcher._queue
+    assert not batcher._is_led
+
+
+def test_what_waits_while_the_model_is_busy_is_computed_together(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, EIGHT)
+    model.gate.clear()
+    counted: list[tuple[int, float, float]] = []
+    count = lambda *batch: counted.append(batch)  # noqa: E731
+    futures = [ask(batcher, rows(1, 10.0), count=count)]
+    wait_until(lambda: model.begun, what="the first run")
+    futures += [ask(batcher, rows(2, float(number)), count=count) for number in range(5)]
+    model.gate.set()
+
+    answers = [future.result(30)["y"] for future in futures]
+
+    assert [answer[0, 0] for answer in answers] == [20.0, 0.0, 2.0, 4.0, 6.0, 8.0]
+    assert [len(answer) for answer in answers] == [1, 2, 2, 2, 2, 2]
+    assert model.begun == [1, 8, 2]
+    assert [batch[0] for batch in counted] == [1, 8, 2]
+    assert counted[1][1] > 0
+    assert all(seconds >= 0 for _, *times in counted for seconds in times)
+
+
+def test_other_shapes_wait_for_their_own_batch(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, EIGHT)
+    model.gate.clear()
+    futures = [ask(batcher, rows(1))]
+    wait_until(lambda: model.begun, what="the first run")
+    futures += [ask(batcher, rows(1, width=width)) for width in (2, 3, 2, 3)]
+    model.gate.set()
+
+    assert [future.result(30)["y"].shape for future in futures] == [(1, 2), (1, 2), (1, 3), (1, 2), (1, 3)]
+    assert model.begun == [1, 2, 2]
+
+
+def test_a_request_above_the_limit_runs_alone(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, EIGHT)
+    model.gate.clear()
+    futures = [ask(batcher, rows(1))]
+    wait_until(lambda: model.begun, what="the first run")
+    futures += [ask(batcher, rows(number)) for number in (1, 50, 1)]
+    model.gate.set()
+
+    assert [len(future.result(30)["y"]) for future in futures] == [1, 1, 50, 1]
+    assert model.begun == [1, 1, 50, 1]
+
+
+def test_an_idle_model_waits_for_company_until_the_batch_is_full(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, replace(EIGHT, max_queue_delay_microseconds=10_000_000))
+    began = time.monotonic()
+    futures = [ask(batcher, rows(2, float(number))) for number in range(4)]
+
+    assert [future.result(30)["y"][0, 0] for future in futures] == [0.0, 2.0, 4.0, 6.0]
+    assert model.begun == [8]
+    assert time.monotonic() - began < 8
+
+
+def test_a_preferred_size_is_computed_at_once_and_never_exceeded(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, BatchPolicy(8, (4,), 10_000_000))
+    began = time.monotonic()
+    futures = [ask(batcher, rows(2)) for _ in range(4)]
+
+    for future in futures:
+        future.result(30)
+    assert model.begun == [4, 4]
+    assert time.monotonic() - began < 8
+
+
+def test_the_delay_ends(model: Model) -> None:
+    batcher = Batcher(model, replace(EIGHT, max_queue_delay_microseconds=20_000))
+    began = time.monotonic()
+    batcher.run({"x": rows(1)})
+
+    assert 0.02 <= time.monotonic() - began < 5
+    assert model.begun == [1]
+
+
+def test_the_error_of_one_does_not_fail_its_neighbours(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, EIGHT)
+    model.gate.clear()
+    first = ask(batcher, rows(1))
+    wait_until(lambda: model.begun, what="the first run")
+    good = [ask(batcher, rows(1, 3.0)), ask(batcher, rows(1, 4.0))]
+    bad = ask(batcher, rows(1, -1.0))
+    model.gate.set()
+
+    assert [future.result(30)["y"][0, 0] for future in [first, *good]] == [2.0, 6.0, 8.0]
+    with pytest.raises(InferenceError, match="begins with -1"):
+        bad.result(30)
+    assert sorted(model.begun) == [1, 1, 1, 1, 3]
+
+
+def test_outputs_that_are_not_per_row_after_all_are_computed_alone(ask: Ask) -> None:
+    gate = threading.Event()
+    begun: list[int] = []
+
+    def compute(feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        begun.append(len(feeds["x"]))
+        assert gate.wait(30)
+        return {"total": feeds["x"].sum(keepdims=True).reshape(1)}
+
+    batcher = Batcher(compute, EIGHT)
+    futures = [ask(batcher, rows(1, 1.0))]
+    wait_until(lambda: begun, what="the first run")
+    futures += [ask(batcher, rows(1, 2.0)), ask(batcher, rows(1, 3.0))]
+    gate.set()
+
+    assert [future.result(30)["total"].item() for future in futures] == [2.0, 4.0, 6.0]
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, replace(EIGHT, max_queue_size=2))
+    model.gate.clear()
+    futures = [ask(batcher, rows(1))]
+    wait_until(lambda: model.begun, what="the first run")
+    futures += [ask(batcher, rows(1)), ask(batcher, rows(1))]
+
+    with pytest.raises(TooManyRequests, match="2 requests wait") as refused:
+        batcher.run({"x": rows(1)})
+
+    assert refused.value.retry_after == 1
+    model.gate.set()
+    for future in futures:
+        assert future.result(30)
+    assert batcher.run({"x": rows(1)})
+
+
+def test_a_request_whose_time_is_up_is_not_computed(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, EIGHT)
+    model.gate.clear()
+    first = ask(batcher, rows(1), deadline=time.perf_counter() + 0.05)  # it is being computed: it is answered
+    wait_until(lambda: model.begun, what="the first run")
+    late = ask(batcher, rows(1, 5.0), deadline=time.perf_counter() + 0.05)
+    patient = ask(batcher, rows(1, 6.0), deadline=time.perf_counter() + 30)
+
+    with pytest.raises(DeadlineExceeded, match="time was up"):
+        late.result(30)
+    assert not first.done()
+    model.gate.set()
+    assert first.result(30)["y"][0, 0] == 2.0
+    assert patient.result(30)["y"][0, 0] == 12.0
+    assert model.begun == [1, 1]
+
+
+def test_a_deadline_in_the_past_is_told_at_once(model: Model) -> None:
+    batcher = Batcher(model, EIGHT)
+    with pytest.raises(DeadlineExceeded):
+        batcher.run({"x": rows(1)}, deadline=time.perf_counter() - 1)
+    assert model.begun == []
+    assert batcher.run({"x": rows(1)})["y"][0, 0] == 2.0
+
+
+def test_a_model_that_crashes_leaves_nobody_waiting(ask: Ask) -> None:
+    gate = threading.Event()
+    begun: list[int] = []
+
+    def compute(feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        begun.append(1)
+        assert gate.wait(30)
+        raise MemoryError
+
+    batcher = Batcher(compute, EIGHT)
+    futures = [ask(batcher, rows(1))]
+    wait_until(lambda: begun, what="the first run")
+    futures += [ask(batcher, rows(1)) for _ in range(3)]
+    gate.set()
+
+    for future in futures:
+        with pytest.raises(MemoryError):
+            future.result(30)
+    assert not batcher._is_led
+
+
+def test_sizes_to_warm_are_powers_of_two_the_largest_and_the_preferred() -> None:
+    assert BatchPolicy(32).sizes == (1, 2, 4, 8, 16, 32)
+    assert BatchPolicy(20, (6, 12)).sizes == (1, 2, 4, 6, 8, 12, 16, 20)
+    assert BatchPolicy(1).sizes == (1,)
