@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
-from mlflow_deploy_plugin.server.outage import ANSWER_SECONDS, CONNECT_SECONDS, Outage
+from mlflow_deploy_plugin.server.outage import ANSWER_SECONDS, CONNECT_SECONDS, Outage, redis_module
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +119,7 @@ class RedisCache:
     """
 
     def __init__(self, url: str, max_bytes: int, seconds: int) -> None:
-        import redis  # only where it is wanted: it costs memory and time at the start
-
+        redis = redis_module(url)
         self._failures: tuple[type[Exception], ...] = (redis.RedisError, OSError)
         self._client: Any = redis.Redis.from_url(
             url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=ANSWER_SECONDS

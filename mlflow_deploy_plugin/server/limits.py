@@ -16,7 +16,7 @@ from math import ceil
 from typing import Any
 
 from mlflow_deploy_plugin.errors import TooManyRequests
-from mlflow_deploy_plugin.server.outage import ANSWER_SECONDS, CONNECT_SECONDS, Outage
+from mlflow_deploy_plugin.server.outage import ANSWER_SECONDS, CONNECT_SECONDS, Outage, redis_module
 
 MAX_CALLERS = 65_536
 """Callers that a worker's memory holds; whoever has not asked for longest is forgotten."""
@@ -142,6 +142,7 @@ class RedisRate:
         from limits.storage import RedisStorage
         from limits.strategies import SlidingWindowCounterRateLimiter
 
+        redis_module(url)
         storage = RedisStorage(
             url,
             key_prefix="onnxserve:rate",

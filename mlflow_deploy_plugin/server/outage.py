@@ -1,9 +1,12 @@
-"""What is done about a service that may be away, and that serving must not wait for."""
+"""What is done about a Redis that may be away, and that serving must not wait for."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
+
+from mlflow_deploy_plugin.errors import InvalidConfig
 
 logger = logging.getLogger(__name__)
 
@@ -11,11 +14,35 @@ _PAUSE_SECONDS = 5.0
 _LOG_SECONDS = 60.0
 
 CONNECT_SECONDS, ANSWER_SECONDS = 0.25, 0.25
-"""What a service may take, once per pause, before the request goes on without it."""
+"""What Redis may take, once per pause, before the request goes on without it."""
+
+_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+def redis_module(url: str) -> Any:
+    """The client's module, for a URL that it can read.
+
+    Raises:
+        InvalidConfig: it is not installed, or `url` is none.
+    """
+    try:
+        import redis  # optional, and only where it is wanted: it costs memory and time at the start
+    except ImportError:
+        raise InvalidConfig(
+            "ONNXSERVE_REDIS_URL is set, but Redis' client is not installed: pip install 'mlflow-onnxserve[redis]'"
+        ) from None
+    try:
+        redis.connection.parse_url(url)
+        is_readable = url.startswith(_SCHEMES)
+    except ValueError:
+        is_readable = False
+    if not is_readable:  # without the URL: it may hold a password
+        raise InvalidConfig("ONNXSERVE_REDIS_URL is no URL of a Redis; redis://HOST:6379/0 is expected")
+    return redis
 
 
 class Outage:
-    """Whether the service is asked at present: after a failure it is not for some seconds.
+    """Whether Redis is asked at present: after a failure it is not for some seconds.
 
     Args:
         consequence: what happens meanwhile, for the log's one line a minute.
@@ -34,7 +61,7 @@ class Outage:
         return self._clock() < self._until
 
     def began(self, error: Exception) -> None:
-        """The service has just failed."""
+        """Redis has just failed."""
         now = self._clock()
         with self._lock:
             self._until = now + _PAUSE_SECONDS

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.errors import TooManyRequests
+from mlflow_deploy_plugin.errors import InvalidConfig, TooManyRequests
 from mlflow_deploy_plugin.server import limits
+from mlflow_deploy_plugin.server.cache import open_cache
 from mlflow_deploy_plugin.server.limits import Limits, MemoryRate, open_rate
 from mlflow_deploy_plugin.server.outage import Outage
 from support.waiting import free_port
@@ -157,6 +158,14 @@ def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
     assert answers[:4] == [None] * 4
     assert all(seconds is not None and 0 < seconds <= 60 for seconds in answers[4:])
     assert workers[0](b"another caller") is None
+
+
+@pytest.mark.parametrize("url", ["http://h:secret", "redis://:secret@h:port/0", "h:6379:secret"])
+def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
+    for opening in (lambda: open_rate("1/minute", url), lambda: open_cache(1000, 60, url)):
+        with pytest.raises(InvalidConfig, match="ONNXSERVE_REDIS_URL is no URL of a Redis") as error:
+            opening()
+        assert "secret" not in error.value.message
 
 
 def test_while_redis_is_away_everybody_passes_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
