@@ -139,10 +139,11 @@ class Repository:
         return self._has_dealt.wait(seconds)
 
     def stop(self) -> None:
-        """Ends the thread and removes this worker's state file."""
+        """Ends the thread, lets go of the versions and removes this worker's state file."""
         self._stopping.set()
         if self._follower.is_alive():
             self._follower.join()
+        self._table = {}
         worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
 
     def lease(self, endpoint: str | None, draw: float, version: str | None = None) -> ServedVariant:

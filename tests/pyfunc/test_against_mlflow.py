@@ -109,7 +109,7 @@ def test_the_same_bytes_have_the_same_answer(
     assert (status, our_status) == EXPECTED.get(name, (status, status)), (theirs[:300], ours[:300])
     if our_status != 200:
         message = json.loads(ours)["message"]
-        assert 0 < len(message) <= 500
+        assert 0 < len(message) < 600
         assert not any(part in message for part in ("\n", "Traceback", "/usr/"))
     if status == our_status == 200:
         assert json.loads(ours) == json.loads(theirs, parse_constant=lambda word: None)

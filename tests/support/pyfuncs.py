@@ -1,4 +1,7 @@
-"""Models that have no ONNX form, as MLflow saves them: what is served from a side process."""
+"""Models that have no ONNX form, as MLflow saves them: what is served from a side process.
+
+Their `predict` has no annotations: MLflow would read a signature from them.
+"""
 
 import os
 import sys
@@ -14,19 +17,19 @@ from mlflow.pyfunc import PythonModel
 HANG_SECONDS = 3600
 
 
-class Days(PythonModel):  # type: ignore[misc]
+class Days(PythonModel):
     """Dates and texts in, a table out; a param."""
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context, model_input, params=None):
         print("the model speaks on stdout")  # noqa: T201 - models do
         days = model_input["when"].dt.dayofyear.astype("int64") + (params or {}).get("plus", 0)
         return pd.DataFrame({"day": days, "name": model_input["name"].str.upper()})
 
 
-class Troubled(PythonModel):  # type: ignore[misc]
+class Troubled(PythonModel):
     """Does what it is told."""
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context, model_input, params=None):
         what = model_input["do"].iloc[0]
         if what == "hang":
             time.sleep(HANG_SECONDS)
@@ -39,36 +42,36 @@ class Troubled(PythonModel):  # type: ignore[misc]
         return np.array([os.getpid()] * len(model_input)) if what == "pid" else model_input["do"]
 
 
-class Anything(PythonModel):  # type: ignore[misc]
+class Anything(PythonModel):
     """Without a signature: says what it was given, and gives what has no form as JSON numbers."""
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context, model_input, params=None):
         if isinstance(model_input, pd.DataFrame):
             return model_input.assign(gap=np.nan, none=None)
         return model_input
 
 
-class Nested(PythonModel):  # type: ignore[misc]
+class Nested(PythonModel):
     """Objects and arrays in, a list of mappings out."""
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context, model_input, params=None):
         return [
             {"sum": sum(row.points), "name": row.place["name"], "tags": list(row.tags)}
             for row in model_input.itertuples()
         ]
 
 
-class Bytes(PythonModel):  # type: ignore[misc]
+class Bytes(PythonModel):
     """Bytes in, numbers out; an optional column and an optional param."""
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context, model_input, params=None):
         return [len(blob) for blob in model_input["blob"]]
 
 
-class Tensors(PythonModel):  # type: ignore[misc]
+class Tensors(PythonModel):
     """Two named tensors in, two out."""
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context, model_input, params=None):
         return {"sum": model_input["a"].sum(axis=1) + model_input["b"], "twice": model_input["a"] * 2}
 
 
