@@ -131,7 +131,7 @@ class CaptureWriter:
         offset = self._layouts.get((model, layout))
         if offset is None:
             if model not in self._models:
-                self._models[model] = self._write_frame(_MODEL_KIND + orjson.dumps(model))
+                self._models[model] = self._write_frame(_MODEL_KIND + _described(model))
             offset = self._write_frame(_REFERRING.pack(_LAYOUT_KIND, self._models[model]) + layout)
             self._layouts[model, layout] = offset
         self._write_frame(_REFERRING.pack(_REQUEST_KIND, offset) + packed)
@@ -248,6 +248,14 @@ def _needed(content: bytes, offset: int) -> memoryview:
     if payload is None:
         raise ValueError("a frame names another that is not there")
     return payload
+
+
+def _described(model: CapturedModel) -> bytes:
+    """Without what the schema has worked out from its fields, which orjson would write as well."""
+    schema = {name: getattr(model.schema, name) for name in ("columns", "tensors", "inputs")}
+    return orjson.dumps(
+        {"model": model.model, "version": model.version, "schema": schema, "prediction": model.prediction}
+    )
 
 
 def _read_model(payload: memoryview) -> CapturedModel:

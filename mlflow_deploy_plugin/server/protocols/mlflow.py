@@ -11,6 +11,7 @@ from typing import Any
 from mlflow_deploy_plugin.errors import InvalidRequest, UnsupportedMediaType
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, dump_json, json_type, load_json_object, media_type
+from mlflow_deploy_plugin.server.protocols.numbers import read_feeds
 from mlflow_deploy_plugin.server.protocols.table import read_csv
 
 
@@ -27,6 +28,8 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
         _check_parameters(content_type or "")
     if kind == CSV:
         return read_csv(body, schema)
+    if (feeds := read_feeds(body, schema)) is not None:
+        return feeds
     return decode_document(load_json_object(content_type, body), schema)
 
 
