@@ -164,7 +164,10 @@ def _numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]) -> Arr
         values = [np.nan if value is None else value for value in values]
         kinds.discard("n")
     if "f" in kinds and dtype.kind in "iu":
-        values = [int(v) if _kind_of(type(v)) == "f" and float(v).is_integer() else v for v in values]
+        # above 2**53 a float may have been another integer, as JSON's beyond 64 bits
+        values = [
+            int(v) if _kind_of(type(v)) == "f" and float(v).is_integer() and abs(v) < 2**53 else v for v in values
+        ]
         kinds = set(map(_kind_of, set(map(type, values))))
     if not kinds <= _ACCEPTED[_KINDS[dtype.kind]]:
         row = next(i for i, value in enumerate(values) if _kind_of(type(value)) not in _ACCEPTED[_KINDS[dtype.kind]])
