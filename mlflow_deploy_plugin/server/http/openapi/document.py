@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.server.http.messages import error_response
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.operations import OPERATIONS, Bodies, Operation
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
+from mlflow_deploy_plugin.server.protocols.content import JSON
 from mlflow_deploy_plugin.server.repository import ServedVariant
 from mlflow_deploy_plugin.version import __version__
 
@@ -23,7 +24,9 @@ _OPTIONAL = re.compile(r"\[([^\]]*)\]")
 
 _REFUSALS = {
     400: "the body cannot be read, or does not fit the model; the message names the column, the row and the value",
+    403: "this server does not let its callers do this",
     404: "there is no such endpoint, or no such version of it",
+    409: "it stands in the way of what is there",
     413: "the body is larger than the server's limit",
     415: "the Content-Type is not one that this route takes",
     429: "too many requests; ask again after Retry-After seconds",
@@ -109,7 +112,7 @@ def _default(server: Server) -> Subject | None:
 
 
 def _paths(shown: str, subjects: list[Subject], default: Subject | None) -> Iterator[tuple[str, Subject | None]]:
-    """A path of the tables as the document has it: `NAME` for each endpoint, what stands in brackets with and without."""
+    """A path of the tables as the document has it: `NAME` for each endpoint, what is in brackets with and without."""
     with_all, without = _OPTIONAL.sub(r"\1", shown), _OPTIONAL.sub("", shown)
     for form in dict.fromkeys((without, with_all)):
         segments = form.replace(":", "/").split("/")
@@ -132,8 +135,11 @@ def _described(operation: Operation, path: str, subject: Subject | None) -> dict
             {"name": name, "in": "header", "required": False, "schema": schema, "description": meaning}
             for name, (schema, meaning) in _ASKED_HEADERS.items()
         ]
-    refusals = sorted({*operation.refusals, *([404] if _names_endpoint(path, subject) else [])})
-    answer: dict[str, Any] = {"description": operation.summary, "content": _content(operation.answer, subject)}
+    named = [*([404] if _names_endpoint(path, subject) else []), *([400] if "{" in path else [])]
+    refusals = sorted({*operation.refusals, *named})
+    answer: dict[str, Any] = {"description": operation.summary}
+    if operation.answer:
+        answer["content"] = _content(operation.answer, subject)
     if operation.is_prediction:
         answer["headers"] = {
             name: {"schema": {"type": "string"}, "description": said} for name, said in _TOLD_HEADERS.items()
@@ -184,10 +190,11 @@ def _example(kind: str, subject: Subject) -> Any:
 
 
 def _refusal(path: str, status: int) -> dict[str, Any]:
-    refused: dict[str, Any] = {
-        "description": _REFUSALS[status],
-        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{_error_kind(path)}"}}},
-    }
+    # a path that cannot be read is nobody's: it is refused in MLflow's form
+    kinds = dict.fromkeys([_error_kind(path), *(["error"] if status == 400 and "{" in path else [])])
+    refs = [{"$ref": f"#/components/schemas/{kind}"} for kind in kinds]
+    schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
+    refused: dict[str, Any] = {"description": _REFUSALS[status], "content": {JSON: {"schema": schema}}}
     if status == 429:
         refused["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
     return refused

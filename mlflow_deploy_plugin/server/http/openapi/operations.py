@@ -14,6 +14,10 @@ Bodies = Mapping[str, str | JsonSchema]
 """By media type: a schema, or the name of one that is made for each endpoint (`openapi/document.py`)."""
 
 HTML, TEXT = "text/html", "text/plain"
+PREDICTIONS, V2, SERVER, PAGES = "Predictions", "Open Inference Protocol V2", "Server", "Pages"
+TAGS = (PREDICTIONS, V2, SERVER, PAGES)
+"""The groups of operations, in the order in which they are read."""
+
 _PREDICTION = (400, 413, 415, 429, 503, 504)
 
 
@@ -23,7 +27,7 @@ class Operation:
 
     Attributes:
         request: the bodies that it takes; empty: none.
-        answer: the bodies of 200.
+        answer: the bodies of 200; empty: none, or one that is no document.
         refusals: the statuses of its errors, beside 404 where the path names something.
         is_prediction: whether it takes and gives the headers of a prediction.
     """
@@ -53,6 +57,8 @@ _TEXT: JsonSchema = {"type": "string"}
 _BYTES: JsonSchema = {"type": "string", "format": "binary"}
 _PAGE: Bodies = {HTML: _TEXT}
 _READY = (503,)
+_REPOSITORY = (400, 403, 409, 413, 503, 504)
+_ADMIN: JsonSchema = {"type": "object", "properties": {"parameters": {"type": "object"}}}
 
 _TENSORS: JsonSchema = {
     "type": "array",
@@ -79,14 +85,14 @@ _V2_MODEL: JsonSchema = {
 }
 _INVOCATIONS = _predicts(
     "Predictions, in the protocol of MLflow's scoring server",
-    "Predictions",
+    PREDICTIONS,
     {JSON: "invocations_answer"},
     {JSON: "invocations", CSV: "csv"},
 )
-_PREDICT = _predicts("The prediction for one record", "Predictions", {JSON: "predict_answer"}, {JSON: "predict"})
+_PREDICT = _predicts("The prediction for one record", PREDICTIONS, {JSON: "predict_answer"}, {JSON: "predict"})
 _BATCH = _predicts(
     "Predictions for many records, with the probabilities of the classes",
-    "Predictions",
+    PREDICTIONS,
     {JSON: "batch_answer"},
     {JSON: "batch", CSV: "csv"},
 )
@@ -99,50 +105,74 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("/endpoints/NAME/predict/batch", "POST"): _BATCH,
     ("/v2/models/NAME[/versions/V]/infer", "POST"): _predicts(
         "Predictions, in the Open Inference Protocol V2; binary tensors behind the JSON, as Triton's clients send them",
-        "Open Inference Protocol V2",
+        V2,
         {JSON: "v2_answer", OCTETS: _BYTES},
         {JSON: "v2", OCTETS: _BYTES},
     ),
     ("/v2", "GET"): Operation(
         "The server's name and version",
-        "Open Inference Protocol V2",
+        V2,
         {JSON: _said(name="string", version="string", extensions="array")},
     ),
-    ("/v2/health/live", "GET"): Operation(
-        "Whether the server lives", "Open Inference Protocol V2", {JSON: _said(live="boolean")}
-    ),
+    ("/v2/health/live", "GET"): Operation("Whether the server lives", V2, {JSON: _said(live="boolean")}),
     ("/v2/health/ready", "GET"): Operation(
         "Whether every endpoint can answer",
-        "Open Inference Protocol V2",
+        V2,
         {JSON: _said(ready="boolean")},
         refusals=_READY,
     ),
     ("/v2/models/NAME[/versions/V]", "GET"): Operation(
-        "The inputs and outputs of the graph", "Open Inference Protocol V2", {JSON: _V2_MODEL}, refusals=_READY
+        "The inputs and outputs of the graph", V2, {JSON: _V2_MODEL}, refusals=_READY
     ),
     ("/v2/models/NAME[/versions/V]/ready", "GET"): Operation(
         "Whether the endpoint, or this version of it, can answer",
-        "Open Inference Protocol V2",
+        V2,
         {JSON: _said(name="string", ready="boolean")},
         refusals=_READY,
     ),
-    ("/ping", "GET"): Operation(
-        "Whether every endpoint can answer; an empty line", "Server", {JSON: {}}, refusals=_READY
+    ("/v2/models/NAME[/versions/V]/config", "GET"): Operation(
+        "The configuration of the endpoint, in Triton's words",
+        V2,
+        {JSON: {"type": "object", "required": ["name", "platform", "input", "output"]}},
+        refusals=_READY,
     ),
+    ("/v2/models/NAME[/versions/V]/stats", "GET"): Operation(
+        "How many requests were answered, and how long they took",
+        V2,
+        {JSON: _said(model_stats="array")},
+        refusals=_READY,
+    ),
+    ("/v2/models/stats", "GET"): Operation(
+        "The statistics of every endpoint", V2, {JSON: _said(model_stats="array")}, refusals=_READY
+    ),
+    ("/v2/repository/index", "POST"): Operation(
+        "The endpoints, and whether they are ready",
+        V2,
+        {JSON: {"type": "array", "items": _said(name="string", state="string")}},
+        {JSON: {"type": "object", "properties": {"ready": {"type": "boolean"}}}},
+        refusals=(400, 413),
+    ),
+    ("/v2/repository/models/NAME/load", "POST"): Operation(
+        "Loads an endpoint, where the server lets its callers do so", V2, {}, {JSON: _ADMIN}, refusals=_REPOSITORY
+    ),
+    ("/v2/repository/models/NAME/unload", "POST"): Operation(
+        "Unloads an endpoint, where the server lets its callers do so", V2, {}, {JSON: _ADMIN}, refusals=_REPOSITORY
+    ),
+    ("/ping", "GET"): Operation("Whether every endpoint can answer; MLflow's empty line", SERVER, {}, refusals=_READY),
     ("/health", "GET"): Operation(
-        "Whether every endpoint can answer", "Server", {JSON: _said(status="string")}, refusals=_READY
+        "Whether every endpoint can answer", SERVER, {JSON: _said(status="string")}, refusals=_READY
     ),
     ("/version", "GET"): Operation(
-        "The version of MLflow that the model was logged with", "Server", {TEXT: _TEXT}, refusals=_READY
+        "The version of MLflow that the model was logged with", SERVER, {TEXT: _TEXT}, refusals=_READY
     ),
-    ("/metrics", "GET"): Operation("Figures for Prometheus, summed over the workers", "Server", {TEXT: _TEXT}),
-    ("/openapi.json", "GET"): Operation("This document", "Pages", {JSON: {"type": "object"}}),
-    ("/", "GET"): Operation("A page to try the default endpoint in the browser", "Pages", _PAGE),
-    ("/docs", "GET"): Operation("This document, to be read", "Pages", _PAGE),
-    ("/endpoints/NAME", "GET"): Operation("A page to try the endpoint in the browser", "Pages", _PAGE),
-    ("/endpoints/NAME/docs", "GET"): Operation("What the endpoint takes and answers, to be read", "Pages", _PAGE),
-    ("/pages/page.css", "GET"): Operation("The pages' style", "Pages", {"text/css": _TEXT}),
-    ("/pages/try.js", "GET"): Operation("What the try page runs", "Pages", {"text/javascript": _TEXT}),
-    ("/pages/docs.js", "GET"): Operation("What the page of this document runs", "Pages", {"text/javascript": _TEXT}),
-    ("/pages/icon.svg", "GET"): Operation("The pages' icon", "Pages", {"image/svg+xml": _TEXT}),
+    ("/metrics", "GET"): Operation("Figures for Prometheus, summed over the workers", SERVER, {TEXT: _TEXT}),
+    ("/openapi.json", "GET"): Operation("This document", PAGES, {JSON: {"type": "object"}}),
+    ("/", "GET"): Operation("A page to try the default endpoint in the browser", PAGES, _PAGE),
+    ("/docs", "GET"): Operation("This document, to be read", PAGES, _PAGE),
+    ("/endpoints/NAME", "GET"): Operation("A page to try the endpoint in the browser", PAGES, _PAGE),
+    ("/endpoints/NAME/docs", "GET"): Operation("What the endpoint takes and answers, to be read", PAGES, _PAGE),
+    ("/pages/page.css", "GET"): Operation("The pages' style", PAGES, {"text/css": _TEXT}),
+    ("/pages/try.js", "GET"): Operation("What the try page runs", PAGES, {"text/javascript": _TEXT}),
+    ("/pages/docs.js", "GET"): Operation("What the page of this document runs", PAGES, {"text/javascript": _TEXT}),
+    ("/pages/icon.svg", "GET"): Operation("The pages' icon", PAGES, {"image/svg+xml": _TEXT}),
 }

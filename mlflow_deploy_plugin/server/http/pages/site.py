@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.openapi import document, examples
 from mlflow_deploy_plugin.server.http.openapi.document import Route, Subject, subject_of
+from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.server.http.pages.fields import fields_of
 from mlflow_deploy_plugin.server.http.pages.snippets import snippets
 from mlflow_deploy_plugin.server.protocols.content import dump_json
@@ -123,19 +124,19 @@ def _base(request: RawRequest) -> str:
 
 
 def _groups(described: dict[str, Any], subject: Subject) -> dict[str, list[dict[str, Any]]]:
-    """The operations by tag, without those of other endpoints."""
+    """The operations by tag, without those of other endpoints and the files of the pages."""
     others = {
         path
         for path, operations in described["paths"].items()
         for operation in operations.values()
         if operation.get("x-endpoint", subject.endpoint) != subject.endpoint
     }
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
     for path, operations in described["paths"].items():
-        if path not in others:
+        if path not in others and not path.startswith("/pages/"):
             for method, operation in operations.items():
                 groups.setdefault(operation["tags"][0], []).append(_row(path, method, operation))
-    return groups
+    return {tag: rows for tag, rows in groups.items() if rows}
 
 
 def _row(path: str, method: str, operation: dict[str, Any]) -> dict[str, Any]:

@@ -264,7 +264,7 @@ async function takeFile(file) {
   element("file-name").textContent = file.name;
 }
 
-/** The pixels of a picture, resized and cropped to nothing: stretched to the tensor's height and width. */
+/** The pixels of a picture, stretched to the tensor's height and width: nothing is cut off. */
 async function pixelsOf(file, { width, height }, canvas) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const bitmap = await createImageBitmap(file);

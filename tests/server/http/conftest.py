@@ -1,0 +1,31 @@
+"""One real server with models for the pages, the OpenAPI document and what is generated from it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import pages
+
+FLIGHTS = {"dataframe_split": {"columns": ["carrier", "distance", "hour", "late"], "data": [["AA", 1400.5, 7, False]]}}
+
+
+@pytest.fixture(scope="session")
+def pages_server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any) -> Iterator[Any]:
+    """flights (a table, classes), digits (pictures, classes), hostile (names that are HTML), tensor, stock."""
+    root = tmp_path_factory.mktemp("pages")
+    state_dir = root / "state"
+    state_dir.mkdir()
+    flights = pages.with_example(tools.mixed_model(root / "flights"), FLIGHTS)
+    aspects = {"stage": "Production", "run_id": "r-1"}
+    folders = {
+        "flights": flights,
+        "digits": pages.digits_model(root / "digits"),
+        "hostile": pages.hostile_model(root / "hostile"),
+        "tensor": model_folders["tensor"],
+        "stock": model_folders["stock"],
+    }
+    tools.want(state_dir, 1, {name: {"v": tools.variant(folder, aspects=aspects)} for name, folder in folders.items()})
+    with tools.gunicorn(state_dir) as running:
+        yield running

@@ -1,0 +1,255 @@
+"""The pages in real headless Chromium: what a person does, with keyboard, phone and hostile models."""
+
+import csv
+import io
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+import requests
+
+from support.pages import HOSTILE, QUOTED
+
+CHROMIUM = shutil.which("chromium")
+playwright_api = pytest.importorskip("playwright.sync_api")
+pytestmark = [
+    pytest.mark.chromium,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
+]
+PHONE = {"width": 360, "height": 740}
+
+
+def png(path: Path, rows: list[bytes], width: int) -> Path:
+    """A picture of 8-bit grey from its rows."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, len(rows), 8, 0, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser: Any, pages_server: Any) -> Iterator[Any]:
+    """A tab; afterwards: nothing was complained about in its console, and nobody but the server was asked."""
+    context = browser.new_context(base_url=pages_server.url, accept_downloads=True)
+    tab = context.new_page()
+    tab.set_default_timeout(20_000)
+    complaints: list[str] = []
+    hosts: set[str] = set()
+    tab.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}") or dialog.dismiss())
+    tab.on("request", lambda request: hosts.add(urlparse(request.url).netloc))
+    yield tab
+    context.close()
+    # a refused question is an answer of 4xx, which Chromium writes into its console
+    assert [text for text in complaints if "the server responded with a status of 4" not in text] == []
+    assert hosts - {"", urlparse(pages_server.url).netloc} == set()
+
+
+def test_the_form_is_filled_with_the_example_and_answered_with_probabilities(page: Any) -> None:
+    page.goto("/")
+    assert page.get_by_label("carrier").input_value() == "AA"
+    assert page.get_by_label("distance").input_value() == "1400.5"
+    assert "Production" in page.locator(".facts").inner_text()
+    page.get_by_role("button", name="Predict").click()
+    page.locator(".single .value").wait_for()
+    assert page.locator(".single .value").inner_text() == "yes"
+    assert [line.split("\n")[0] for line in page.locator(".bar-line").all_inner_texts()] == ["yes", "no"]
+    told = page.locator("#told-headers").inner_text()
+    assert "m 1" in told
+    assert "ms" in told
+    assert "Prediction id" in told
+
+
+def test_the_keyboard_alone_asks_and_is_answered(page: Any) -> None:
+    page.goto("/endpoints/flights")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "field-1":
+            break
+    page.keyboard.press("Control+A")
+    page.keyboard.type("-9000")
+    page.keyboard.press("Enter")
+    page.locator(".single .value").wait_for()
+    assert page.locator(".single .value").inner_text() == "no"
+
+
+def test_an_error_stands_in_the_servers_words_beside_the_field_that_it_names(page: Any) -> None:
+    page.goto("/endpoints/flights")
+    page.get_by_label("distance").fill("far")
+    page.get_by_role("button", name="Predict").click()
+    error = page.locator("#field-1-error")
+    error.wait_for()
+    assert error.inner_text() == "column 'distance' (double), row 0: 'far'; a number is expected"
+    assert page.get_by_role("alert").inner_text() == error.inner_text()
+    assert page.locator("[aria-invalid=true]").count() == 1
+    assert page.evaluate("document.activeElement.id") == "field-1"
+    page.get_by_label("distance").fill("12")
+    page.get_by_role("button", name="Predict").click()
+    page.locator(".single .value").wait_for()
+    assert page.locator("[aria-invalid=true]").count() == 0
+
+
+def test_three_pasted_rows_of_csv_are_answered_and_downloaded(page: Any) -> None:
+    page.goto("/endpoints/flights")
+    page.get_by_label("Paste or upload").check()
+    rows = "carrier,distance,hour,late\nAA,100,7,true\nUA,-9000,8,false\nUA,10,9,1\n"
+    page.locator("#pasted").fill(rows)
+    page.get_by_role("button", name="Predict").click()
+    page.locator("#answer tbody tr").nth(2).wait_for()
+    assert [line[1] for line in table(page)] == ["yes", "no", "yes"]
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Download CSV").click()
+    header, *lines = csv.reader(io.StringIO(Path(waiting.value.path()).read_text()))
+    assert header == ["prediction", "probability no", "probability yes"]
+    assert [line[0] for line in lines] == ["yes", "no", "yes"]
+    assert all(float(line[1]) + float(line[2]) == pytest.approx(1) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '[{"carrier": "AA", "distance": 1, "hour": 1, "late": true}]',
+        '{"dataframe_split": {"columns": ["late", "hour", "distance", "carrier"], "data": [[true, 1, 1, "AA"]]}}',
+        '{"instances": [["AA", 1, 1, true]]}',
+    ],
+)
+def test_pasted_json_is_answered_in_every_form(page: Any, body: str) -> None:
+    page.goto("/endpoints/flights")
+    page.get_by_label("Paste or upload").check()
+    page.locator("#pasted").fill(body)
+    page.locator("#pasted").press("Control+Enter")
+    page.locator(".single .value").wait_for()
+    assert page.locator(".single .value").inner_text() == "yes"
+
+
+def test_an_uploaded_file_is_asked(page: Any, tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text('[["AA", 1, 1, true], ["UA", -9000, 1, false]]')
+    page.goto("/endpoints/flights")
+    page.get_by_label("Paste or upload").check()
+    page.locator("#file").set_input_files(file)
+    page.get_by_text("rows.json").wait_for()
+    page.get_by_role("button", name="Predict").click()
+    page.locator("#answer tbody tr").nth(1).wait_for()
+    assert [line[1] for line in table(page)] == ["yes", "no"]
+
+
+@pytest.mark.parametrize(("bright", "label"), [("top", "0"), ("bottom", "1")])
+def test_a_picture_is_resized_scaled_and_answered(page: Any, tmp_path: Path, bright: str, label: str) -> None:
+    light, dark = [b"\xff" * 20] * 10, [b"\x00" * 20] * 10
+    picture = png(tmp_path / "half.png", light + dark if bright == "top" else dark + light, 20)
+    page.goto("/endpoints/digits")
+    assert "8 × 8" in page.locator(".picture").inner_text()
+    assert "0–255 becomes 0–1" in page.locator(".picture").inner_text()
+    page.locator("#field-0-picture").set_input_files(picture)
+    page.get_by_text("half.png is sent in place of the numbers").wait_for()
+    with page.expect_request("**/predict/batch") as asked:
+        page.get_by_role("button", name="Predict").click()
+    sent = asked.value.post_data_json["inputs"]
+    assert (len(sent), len(sent[0]), len(sent[0][0]), len(sent[0][0][0])) == (1, 1, 8, 8)
+    assert (sent[0][0][0][0], sent[0][0][7][7]) == ((1, 0) if bright == "top" else (0, 1))
+    page.locator(".single .value").wait_for()
+    assert page.locator(".single .value").inner_text() == label
+    page.get_by_role("button", name="Take the numbers instead").click()
+    assert page.locator("#field-0").is_visible()
+
+
+def test_what_is_no_picture_is_said(page: Any, tmp_path: Path) -> None:
+    file = tmp_path / "none.png"
+    file.write_text("no picture")
+    page.goto("/endpoints/digits")
+    page.locator("#field-0-picture").set_input_files(file)
+    page.get_by_text("none.png is not a picture").wait_for()
+
+
+def test_names_and_answers_that_are_html_stay_text(page: Any) -> None:
+    page.goto("/endpoints/hostile")
+    assert page.locator("label[for=field-0]").inner_text() == HOSTILE
+    assert page.locator("label[for=field-1]").inner_text() == QUOTED
+    page.get_by_role("button", name="Predict").click()
+    page.locator(".single .value").wait_for()
+    assert page.locator(".single .value").inner_text() == HOSTILE
+    page.locator("#field-1").fill("<u>wrong</u>")
+    page.get_by_role("button", name="Predict").click()
+    page.locator("#field-1-error").wait_for()
+    assert "<u>wrong</u>" in page.locator("#field-1-error").inner_text()
+    page.goto("/endpoints/hostile/docs")
+    assert HOSTILE in page.locator("table").first.inner_text()
+    assert page.locator("img[src=x], u, table b").count() == 0
+
+
+def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page: Any) -> None:
+    page.goto("/endpoints/tensor")
+    page.locator("#field-0").fill("[[[1, 2], [3, 4]]]")
+    page.get_by_role("button", name="Predict").click()
+    page.locator("#answer tbody tr").wait_for()
+    assert table(page) == [["0", "[[2,4],[6,8]]", "10"]]
+    page.locator("#field-0").fill("[[[1, 2], [3, 4, 5]]]")
+    page.get_by_role("button", name="Predict").click()
+    page.locator("#field-0-error").wait_for()
+
+
+def test_another_endpoint_is_chosen(page: Any) -> None:
+    page.goto("/")
+    page.get_by_label("Endpoint").select_option("digits")
+    page.wait_for_url("**/endpoints/digits")
+    page.get_by_role("link", name="Docs").click()
+    page.get_by_label("Endpoint").select_option("flights")
+    page.wait_for_url("**/endpoints/flights/docs")
+
+
+def test_the_docs_are_read_and_their_code_is_copied(page: Any, pages_server: Any) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto("/docs")
+    page.locator(".copy").first.click()
+    page.get_by_text("Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()").startswith(f"curl {pages_server.url}/endpoints/flights/")
+    page.get_by_text("/v2/models/flights/infer", exact=True).click()
+    assert page.get_by_text("Body: application/octet-stream").first.is_visible()
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/digits", "/endpoints/hostile", "/endpoints/hostile/docs"])
+def test_nothing_is_wider_than_a_phone(page: Any, path: str) -> None:
+    page.set_viewport_size(PHONE)
+    page.goto(path)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    if "docs" not in path:
+        page.get_by_role("button", name="Predict").click()
+        page.locator("#told-headers").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/nope", "/pages/try.js"])
+def test_every_page_allows_no_foreign_script(pages_server: Any, path: str) -> None:
+    answer = requests.get(pages_server.url + path, timeout=10)
+    assert answer.status_code == (404 if path.endswith("nope") else 200)
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def table(page: Any) -> list[list[str]]:
+    """The texts of the answer's cells, row by row."""
+    rows = page.locator("#answer tbody tr").all()
+    return [[cell.inner_text() for cell in row.locator("> td").all()] for row in rows]

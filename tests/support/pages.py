@@ -1,0 +1,77 @@
+"""Models for the pages and the OpenAPI document, each with an example: pictures, and names that are HTML."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from support.models import write_model
+
+DIGITS = """
+digits (float[N,1,8,8] image) => (int64[N] label, float[N,3] probabilities)
+<int64[2] left = {0, 0}, int64[2] right = {0, 4}, int64[1] axis = {1}, int64[2] flat = {-1, 64}, float[1] unit = {1.0},
+ int64[1] half = {32}, int64[1] zero = {0}, int64[1] full = {64}, int64[1] one = {1}, float[1] third = {0.1}> {
+  pixels = Reshape(image, flat)
+  top = Slice(pixels, zero, half, one)
+  bottom = Slice(pixels, half, full, one)
+  a = ReduceMean(top, axis)
+  b = ReduceMean(bottom, axis)
+  zeros = Mul(a, third)
+  scores = Concat<axis=1>(a, b, zeros)
+  probabilities = Softmax<axis=1>(scores)
+  label = ArgMax<axis=1, keepdims=0>(scores)
+}"""
+"""0: the upper half of the picture is brighter, 1: the lower."""
+
+HOSTILE = "<script>alert(1)</script>"
+QUOTED = 'it\'s "quoted" & <b>bold</b>'
+
+
+def with_example(folder: Path, document: dict[str, Any]) -> Path:
+    (folder / "serving_input_example.json").write_text(json.dumps(document))
+    return folder
+
+
+def digits_model(folder: Path) -> Path:
+    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 1, 8, 8]}}]
+    section = {
+        "inputs": [{"name": "image", "dtype": "float32", "shape": [-1, 1, 8, 8]}],
+        "outputs": [
+            {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
+            {"name": "probabilities", "dtype": "float32", "shape": [-1, 3], "role": "probabilities"},
+        ],
+        "prediction": ["label"],
+        "classes": [0, 1, 2],
+    }
+    picture = [[[[row / 8] * 8 for row in range(8)]]]
+    return with_example(write_model(folder, DIGITS, signature, section), {"inputs": picture})
+
+
+def hostile_model(folder: Path) -> Path:
+    """Column names that are HTML, and classes that are, too."""
+    graph = f"""
+hostile (double[N,2] X) => (string[N] label, float[N,2] probabilities)
+<int64[1] first = {{0}}, int64[1] second = {{1}}, int64[1] axis = {{1}}, double[1] zero = {{0.0}},
+ float[1] unit = {{1.0}},
+ string[1] yes = {{"{HOSTILE}"}}, string[1] no = {{"<img src=x onerror=alert(2)>"}}> {{
+  x = Slice(X, first, second, axis)
+  p64 = Sigmoid(x)
+  p = Cast<to=1>(p64)
+  q = Sub(unit, p)
+  probabilities = Concat<axis=1>(p, q)
+  positive = Greater(x, zero)
+  flat = Squeeze(positive, axis)
+  label = Where(flat, yes, no)
+}}"""
+    names = [HOSTILE, QUOTED]
+    section = {
+        "inputs": [{"name": "X", "dtype": "float64", "shape": [-1, 2], "columns": names}],
+        "outputs": [
+            {"name": "label", "dtype": "str", "shape": [-1], "role": "label"},
+            {"name": "probabilities", "dtype": "float32", "shape": [-1, 2], "role": "probabilities"},
+        ],
+        "prediction": ["label"],
+        "classes": [HOSTILE, "<img src=x onerror=alert(2)>"],
+    }
+    signature = [{"name": name, "type": "double", "required": True} for name in names]
+    example = {"dataframe_split": {"columns": names, "data": [[1.5, 2.0]]}}
+    return with_example(write_model(folder, graph, signature, section), example)
