@@ -171,7 +171,8 @@ def _numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]) -> Arr
         kinds = set(map(_kind_of, set(map(type, values))))
     if not kinds <= _ACCEPTED[_KINDS[dtype.kind]]:
         row = next(i for i, value in enumerate(values) if _kind_of(type(value)) not in _ACCEPTED[_KINDS[dtype.kind]])
-        raise SchemaMismatch(_mistyped(column, row, values[row]))
+        is_whole = _kind_of(type(values[row])) == "f" and float(values[row]).is_integer()
+        raise SchemaMismatch((_unfit if is_whole and dtype.kind in "iu" else _mistyped)(column, row, values[row]))
     try:
         return np.array(values, dtype=dtype)
     except (OverflowError, FloatingPointError):
