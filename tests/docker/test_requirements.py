@@ -17,6 +17,7 @@ ROOTS = [
 MODULE_OF = {
     "mlflow-skinny": "mlflow",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    "pysimdjson": "simdjson",
     "pyyaml": "yaml",
 }
 NOT_IMPORTED_BY_US = {"boto3"}  # MLflow opens s3:// artifacts with it
