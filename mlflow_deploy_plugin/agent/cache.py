@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.registry.download import download, refuse_links
-from mlflow_deploy_plugin.runtime.artifact import MLMODEL
+from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.state import WANTED, Wanted, read_state, write_atomically
 

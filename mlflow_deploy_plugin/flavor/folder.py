@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.flavor import provenance, reference
 from mlflow_deploy_plugin.flavor.pyfunc import DEFAULT_CONFIG
 from mlflow_deploy_plugin.flavor.section import ONNX_FILE, write_section
 from mlflow_deploy_plugin.flavor.wrap import Wrapped
-from mlflow_deploy_plugin.runtime.artifact import MLMODEL
+from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL
 from mlflow_deploy_plugin.runtime.session import onnxruntime
 from mlflow_deploy_plugin.version import __version__
 

@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import yaml
-
 from mlflow_deploy_plugin.errors import InvalidArtifact
+from mlflow_deploy_plugin.runtime.mlmodel import read_mlmodel
 
-MLMODEL = "MLmodel"
 FLAVOR = "onnxserve"
 PYTHON_FUNCTION: Final = "python_function"
 
@@ -161,23 +159,6 @@ def read_artifact(folder: Path) -> Artifact:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
-
-
-def read_mlmodel(folder: Path) -> Mapping[str, Any]:
-    """The MLmodel file in `folder`.
-
-    Raises:
-        InvalidArtifact: there is none, or it is no mapping of YAML.
-    """
-    try:
-        document = yaml.safe_load((folder / MLMODEL).read_text())
-    except FileNotFoundError:
-        raise InvalidArtifact(f"{folder.name}: no MLmodel file in this folder, so it is not an MLflow model") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidArtifact(f"the MLmodel file cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(document, Mapping):
-        raise InvalidArtifact("the MLmodel file is not a mapping")
-    return document
 
 
 def _inside(folder: Path, relative: str) -> Path:

@@ -22,8 +22,8 @@ from mlflow_deploy_plugin.runtime.artifact import (
     Output,
     Tensor,
     read_artifact,
-    read_mlmodel,
 )
+from mlflow_deploy_plugin.runtime.mlmodel import read_mlmodel
 from mlflow_deploy_plugin.runtime.schema import Feeds, Schema, compile_schema
 
 PREDICTION = "prediction"
