@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.runtime.session import available_cores
 from mlflow_deploy_plugin.server.cache import open_cache
 from mlflow_deploy_plugin.server.capture import SPOOL, CaptureWriter
+from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud
 from mlflow_deploy_plugin.server.commands import Commands
 from mlflow_deploy_plugin.server.dataplane import DataPlane
 from mlflow_deploy_plugin.server.limits import Limits, open_rate
@@ -38,6 +39,7 @@ class Server:
     tracer: Tracer | None = None
     logs_requests: bool = False
     limits: Limits = field(default_factory=Limits)
+    cloud: Cloud = field(default_factory=Cloud)
 
     def close(self) -> None:
         """Stops following, and lets go of the spool's segment and of the worker's state file."""
@@ -79,6 +81,7 @@ def open_server(state_dir: Path) -> Server:
         open_tracer(),
         settings.log_requests,
         _limits(spec, settings.redis_url, partial(metrics.count_refused, "")),
+        read_cloud(),
     )
     repository.start()
     atexit.register(server.close)

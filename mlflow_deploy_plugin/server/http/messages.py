@@ -46,9 +46,9 @@ class RawResponse:
 def error_response(
     path: str, status: int, error_code: str, message: str, headers: dict[str, str] | None = None
 ) -> RawResponse:
-    """An error in the form of the protocol that the path belongs to: V2's, everywhere else MLflow's."""
-    is_v2 = path == "/v2" or path.startswith("/v2/")
-    document = {"error": message} if is_v2 else {"error_code": error_code, "message": message}
+    """An error in the form of the protocol that the path belongs to: V2's, TensorFlow's, or else MLflow's."""
+    is_short = path == "/v2" or path.startswith(("/v2/", "/v1/models/"))
+    document = {"error": message} if is_short else {"error_code": error_code, "message": message}
     return RawResponse(status, dump_json(document), headers=headers or {})
 
 

@@ -8,7 +8,9 @@ from functools import partial
 
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http import v2_extensions, views
+from mlflow_deploy_plugin.server.clouds import Cloud
+from mlflow_deploy_plugin.server.http import tfserving, v2_extensions, views
+from mlflow_deploy_plugin.server.http.clouds import AZURE, vertex_predict
 from mlflow_deploy_plugin.server.http.encodings import decoded, encoded
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
 from mlflow_deploy_plugin.server.http.observed import observed
@@ -47,6 +49,7 @@ _ROUTES: dict[str, dict[str, View]] = {
     "/invocations": {"POST": invocations},
     "/predict": {"POST": partial(infer, protocol=PREDICT)},
     "/predict/batch": {"POST": partial(infer, protocol=PREDICT_BATCH)},
+    "/score": {"POST": partial(infer, protocol=AZURE)},
     "/ping": {"GET": partial(views.readiness, body=b"\n")},  # MLflow's: an empty line
     "/health": {"GET": partial(views.readiness, body=b'{"status":"ok"}')},
     "/version": {"GET": views.version},
@@ -70,6 +73,8 @@ class _Pattern:
 
 
 _V2_MODEL = r"/v2/models/(?P<endpoint>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+_TF_MODEL = r"/v1/models/(?P<endpoint>[^/:]+)(?:/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?"
+_TF_SHOWN = "/v1/models/NAME[/versions/V|/labels/L]"
 _V2_STORED = r"/v2/repository/models/(?P<endpoint>[^/]+)"
 _PATTERNS = (
     _Pattern(
@@ -95,6 +100,15 @@ _PATTERNS = (
     _Pattern("/v2/repository/models/NAME/load", re.compile(_V2_STORED + "/load"), "POST", v2_extensions.load),
     _Pattern("/v2/repository/models/NAME/unload", re.compile(_V2_STORED + "/unload"), "POST", v2_extensions.unload),
     _Pattern("/v2/models/NAME[/versions/V]", re.compile(_V2_MODEL), "GET", views.v2_model),
+    _Pattern(_TF_SHOWN + ":predict", re.compile(_TF_MODEL + ":predict"), "POST", tfserving.predict),
+    _Pattern(
+        _TF_SHOWN + ":classify",
+        re.compile(_TF_MODEL + ":(?P<method>classify|regress)"),
+        "POST",
+        tfserving.no_such_method,
+    ),
+    _Pattern(_TF_SHOWN + "/metadata", re.compile(_TF_MODEL + "/metadata"), "GET", tfserving.metadata),
+    _Pattern(_TF_SHOWN, re.compile(_TF_MODEL), "GET", tfserving.status),
 )
 
 
@@ -117,7 +131,8 @@ def _answer(server: Server, request: RawRequest) -> RawResponse:
 
 
 def _dispatch(server: Server, request: RawRequest) -> RawResponse:
-    methods = _methods(request.path)
+    path = request.path
+    methods = _cloud_methods(server.cloud, path) if path in server.cloud.paths else _methods(path)
     if methods is None:
         known = ", ".join([*_ROUTES, *(pattern.shown for pattern in _PATTERNS)])
         message = f"there is no {request.path[:200]} here; there is {known}"
@@ -128,6 +143,16 @@ def _dispatch(server: Server, request: RawRequest) -> RawResponse:
         message = f"{request.path[:200]} takes {allowed}, not {request.method[:20]}"
         return error_response(request.path, 405, "BAD_REQUEST", message, {"Allow": allowed})
     return encoded(request, view(server, decoded(request, server.max_body_bytes)))
+
+
+def _cloud_methods(cloud: Cloud, path: str) -> dict[str, View]:
+    """What answers at a path that Vertex AI has named, which may be one of ours."""
+    methods: dict[str, View] = {}
+    if path == cloud.health_route:
+        methods["GET"] = partial(views.readiness, body=b'{"status":"ok"}')
+    if path == cloud.predict_route:
+        methods["POST"] = vertex_predict
+    return methods
 
 
 def _methods(path: str) -> dict[str, View] | None:

@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.runtime.rows import PREDICTION
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.arrow_columns import Unreadable, packed_strings, to_numpy
 from mlflow_deploy_plugin.server.protocols.arrow_limits import check_messages, check_pages
+from mlflow_deploy_plugin.server.protocols.records import check_rows
 
 STREAM = "application/vnd.apache.arrow.stream"
 FILE = "application/vnd.apache.arrow.file"
@@ -68,9 +69,7 @@ def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
     import pyarrow as pa
 
     columns = _output_columns(prediction)
-    rows = {len(array) if array.ndim else -1 for array in columns.values()}
-    if len(rows) != 1 or -1 in rows:
-        raise SchemaMismatch("the outputs of this model are not one value for each row; ask for application/json")
+    check_rows(columns)
     table = pa.Table.from_arrays([_to_arrow(array) for array in columns.values()], names=list(columns))
     sink = pa.BufferOutputStream()
     _WRITERS[media](sink, table)

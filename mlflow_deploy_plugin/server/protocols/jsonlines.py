@@ -14,6 +14,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json
+from mlflow_deploy_plugin.server.protocols.records import by_row
 
 MEDIA_TYPES = ("application/jsonl", "application/x-ndjson", "application/jsonlines")
 
@@ -52,12 +53,7 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
     Raises:
         SchemaMismatch: an output has not one value, or list of values, for each row.
     """
-    if isinstance(prediction, dict):
-        if len({len(array) if array.ndim else -1 for array in prediction.values()} | {-1}) != 2:
-            raise SchemaMismatch("the outputs of this model are not one value for each row; ask for application/json")
-        rows: Any = (dict(zip(prediction, row, strict=True)) for row in zip(*prediction.values(), strict=True))
-    else:
-        rows = prediction
+    rows = by_row(prediction) if isinstance(prediction, dict) else prediction
     return b"".join(dump_json(row) + b"\n" for row in rows)
 
 

@@ -236,7 +236,7 @@ def test_one_output_is_the_column_prediction_and_records_are_columns() -> None:
 
 
 def test_outputs_of_other_lengths_than_the_rows_are_no_table() -> None:
-    with pytest.raises(SchemaMismatch, match="application/json"):
+    with pytest.raises(SchemaMismatch, match="one value for each row"):
         arrow.encode(arrow.STREAM, {"a": np.ones(2), "b": np.array(1.0)})
 
 

@@ -1,0 +1,61 @@
+"""The bodies of the clouds, where they differ from MLflow's: Vertex AI's and Azure ML's.
+
+Vertex AI: `{"instances": [...], "parameters": {...}}` → `{"predictions": [...]}`, one element an instance
+(https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements#request_requirements).
+Azure ML: `{"input_data": …}` → the bare predictions, as its deployments of MLflow models without code
+(https://learn.microsoft.com/azure/machine-learning/how-to-deploy-mlflow-models-online-endpoints).
+"""
+
+from typing import Any
+
+from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.server.protocols import mlflow
+from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json_object
+from mlflow_deploy_plugin.server.protocols.records import by_row
+from mlflow_deploy_plugin.server.protocols.tfserving import decoded_texts
+
+
+def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
+    """The feeds in the body of a prediction, or in MLflow's JSON, which `rawPredict` passes on as it is.
+
+    `parameters` must be an object and is otherwise passed over, as MLflow's `params`: an ONNX graph has none. Text may
+    come as `{"b64": …}`.
+
+    Raises:
+        UnsupportedMediaType, InvalidRequest, SchemaMismatch: as `mlflow.decode`.
+    """
+    document = load_json_object(content_type, body)
+    parameters = document.get("parameters")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise InvalidRequest(f"parameters is a JSON {json_type(parameters)}; an object is expected")
+    return mlflow.decode_document(decoded_texts(document) if b'"b64"' in body else document, schema)
+
+
+def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
+    """`{"predictions": [...]}`: Vertex AI takes nothing but an array there, so several outputs are one object a row.
+
+    Raises:
+        SchemaMismatch: an output has not one value for each row.
+    """
+    return dump_json({"predictions": by_row(prediction) if isinstance(prediction, dict) else prediction})
+
+
+def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
+    """The feeds in `{"input_data": …}`: a table (`columns`, `index`, `data`), rows, records, or columns by name.
+
+    Raises:
+        UnsupportedMediaType, InvalidRequest, SchemaMismatch: as `mlflow.decode`.
+    """
+    document = load_json_object(content_type, body)
+    if "input_data" not in document:
+        raise InvalidRequest("the JSON object must hold the field input_data")
+    data: Any = document["input_data"]
+    field = "dataframe_split" if isinstance(data, dict) and isinstance(data.get("data"), list) else "inputs"
+    params = {"params": document["params"]} if "params" in document else {}
+    return mlflow.decode_document({field: data, **params}, schema)
+
+
+def encode_azure(prediction: Array | dict[str, Array]) -> bytes:
+    """The predictions by themselves."""
+    return dump_json(prediction)

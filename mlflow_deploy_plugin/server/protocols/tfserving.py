@@ -1,0 +1,153 @@
+"""TensorFlow Serving's REST protocol: bytes ↔ arrays.
+
+https://www.tensorflow.org/tfx/serving/api_rest: `instances` (row format) is answered by `predictions`, `inputs` (column
+format) by `outputs`; a model of one input takes it without its name, one of one output gives it without. Every model
+has the one signature `serving_default`, with all outputs of its graph. Text may come as `{"b64": …}`.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime.values import shown
+from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json
+from mlflow_deploy_plugin.server.protocols.records import by_row
+
+SIGNATURE = "serving_default"
+
+_DEEPEST = 32
+_DTYPES = {
+    "float16": "DT_HALF",
+    "float32": "DT_FLOAT",
+    "float64": "DT_DOUBLE",
+    "bool": "DT_BOOL",
+    "str": "DT_STRING",
+    **{f"{sign}int{bits}": f"DT_{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a `:predict` asks for, and whether it is answered row by row."""
+
+    feeds: Feeds
+    is_by_row: bool
+
+
+def decode(body: bytes, schema: Schema) -> Question:
+    """What the body of a `:predict` asks for.
+
+    Raises:
+        InvalidRequest: not JSON, not exactly one of `instances` and `inputs`, another signature.
+        SchemaMismatch: it does not fit the signature.
+    """
+    document = load_json(body)
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
+    if b'"b64"' in body:
+        document = decoded_texts(document)
+    signature = document.get("signature_name", SIGNATURE)
+    if signature not in ("", SIGNATURE):
+        raise InvalidRequest(f"signature_name is {shown(signature)}; the model has only {SIGNATURE!r}")
+    if ("instances" in document) == ("inputs" in document):
+        raise InvalidRequest("the JSON object must hold either instances (row format) or inputs (column format)")
+    if "instances" in document:
+        return Question(_from_rows(document["instances"], schema), True)
+    return Question(_from_named(document["inputs"], schema), False)
+
+
+def encode(question: Question, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
+    """`{"predictions": …}` for rows, `{"outputs": …}` for columns; without names where there is one output.
+
+    Raises:
+        SchemaMismatch: rows are asked for, and an output has not one value for each.
+    """
+    named = {output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES}
+    named = named or dict(outputs)
+    only = next(iter(named.values())) if len(named) == 1 else None
+    if not question.is_by_row:
+        return dump_json({"outputs": named if only is None else only})
+    return dump_json({"predictions": by_row(named) if only is None else only})
+
+
+def decoded_texts(value: Any, depth: int = 0) -> Any:
+    """A JSON document in which every `{"b64": …}` is the text that it holds.
+
+    Raises:
+        InvalidRequest: it is not base64, or not UTF-8, or nested too deeply.
+    """
+    if depth > _DEEPEST:
+        raise InvalidRequest(f"the JSON is nested more than {_DEEPEST} levels deep")
+    if isinstance(value, list):
+        return [decoded_texts(entry, depth + 1) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() != {"b64"}:
+        return {name: decoded_texts(entry, depth + 1) for name, entry in value.items()}
+    try:
+        return base64.b64decode(value["b64"], validate=True).decode()
+    except (TypeError, ValueError, binascii.Error):
+        raise InvalidRequest(f"b64 is {shown(value['b64'])}; UTF-8 text in base64 is expected") from None
+
+
+def status(versions: Sequence[str]) -> bytes:
+    """The body of `GET /v1/models/NAME`, of versions that are all loaded."""
+    told = {"error_code": "OK", "error_message": ""}
+    return dump_json({"model_version_status": [{"version": v, "state": "AVAILABLE", "status": told} for v in versions]})
+
+
+def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) -> bytes:
+    """The body of `GET /v1/models/NAME/metadata`: what `:predict` takes and gives."""
+    if schema.columns:
+        inputs = {column.name: _tensor(column.name, COLUMN_TYPES[column.type], (-1,)) for column in schema.columns}
+    else:
+        named = {tensor.name or schema.inputs[0].name: tensor for tensor in schema.tensors}
+        inputs = {name: _tensor(name, tensor.dtype, tensor.shape) for name, tensor in named.items()}
+    outputs = {
+        output.name: _tensor(output.name, output.dtype, output.shape)
+        for output in artifact.outputs
+        if output.dtype in _DTYPES
+    }
+    signature = {"inputs": inputs, "outputs": outputs, "method_name": "tensorflow/serving/predict"}
+    return dump_json(
+        {
+            "model_spec": {"name": endpoint, "signature_name": "", "version": version},
+            "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}},
+        }
+    )
+
+
+def _tensor(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
+    """A TensorInfo in protobuf's JSON, in which 64-bit integers are strings."""
+    dimensions = [{"size": str(size), "name": ""} for size in shape]
+    return {
+        "dtype": _DTYPES.get(dtype, "DT_INVALID"),
+        "tensor_shape": {"dim": dimensions, "unknown_rank": False},
+        "name": name,
+    }
+
+
+def _from_rows(instances: Any, schema: Schema) -> Feeds:
+    if not isinstance(instances, list):
+        raise InvalidRequest(f"instances is a JSON {json_type(instances)}; an array is expected")
+    if not instances or not isinstance(instances[0], dict):
+        return schema.from_array(instances)
+    if schema.columns:
+        return schema.from_records(instances)
+    for row, instance in enumerate(instances):
+        if not isinstance(instance, dict) or instance.keys() != instances[0].keys():
+            raise SchemaMismatch(f"instance {row} does not name the same tensors as instance 0")
+    return schema.from_columns({name: [instance[name] for instance in instances] for name in instances[0]})
+
+
+def _from_named(inputs: Any, schema: Schema) -> Feeds:
+    if isinstance(inputs, dict):
+        return schema.from_columns(inputs)
+    if not isinstance(inputs, list):
+        raise InvalidRequest(f"inputs is a JSON {json_type(inputs)}; an object, or the only input's array, is expected")
+    return schema.from_array(inputs)
