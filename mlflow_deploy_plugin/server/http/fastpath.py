@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.errors import (
     TargetTooLong,
 )
 from mlflow_deploy_plugin.server.http.body import Body, open_body
-from mlflow_deploy_plugin.server.http.front import KEEP_ALIVE_SECONDS, Front
+from mlflow_deploy_plugin.server.http.front import Front
 from mlflow_deploy_plugin.server.http.head import REQUEST_LINE_BYTES, Head, read_head
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, refused
 from mlflow_deploy_plugin.server.http.reply import CONTINUE, reply
@@ -42,6 +42,7 @@ class FastProtocol(asyncio.Protocol):
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         self._front: Front = config.app
+        self._limits = self._front.limits
         self._connections: set[FastProtocol] = server_state.connections
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
@@ -67,8 +68,8 @@ class FastProtocol(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self._client = str(peer[0]) if isinstance(peer, tuple) else ""
         self._connections.add(self)
-        self._deadline = self._loop.time() + self._front.request_seconds
-        if len(self._connections) > self._front.max_connections:
+        self._deadline = self._loop.time() + self._limits.request_seconds
+        if len(self._connections) > self._limits.connections:
             self._refuse(NotReady("this worker has as many connections as it may; ask again in a moment", 1))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -101,7 +102,7 @@ class FastProtocol(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._is_blocked = True
         self._unsent = self._transport.get_write_buffer_size()
-        self._deadline = self._front.now + self._front.request_seconds
+        self._deadline = self._front.now + self._limits.request_seconds
 
     def resume_writing(self) -> None:
         self._is_blocked = False
@@ -122,7 +123,7 @@ class FastProtocol(asyncio.Protocol):
             if unsent >= self._unsent:
                 self._transport.abort()
             self._unsent = unsent
-            self._deadline = now + self._front.request_seconds
+            self._deadline = now + self._limits.request_seconds
         elif self._is_lingering or self._transport.is_closing():
             self._transport.abort()
         elif self._body is not None:
@@ -211,10 +212,8 @@ class FastProtocol(asyncio.Protocol):
         self._has_begun = False
         if self._is_blocked:
             return
-        self._deadline = self._front.now + KEEP_ALIVE_SECONDS
-        if self._is_paused:
-            self._is_paused = False
-            self._transport.resume_reading()
+        self._deadline = self._front.now + self._limits.keep_alive_seconds
+        self._read_on()
         if self._buffer:
             self._go_on_soon()
         elif self._has_eof or self._is_ending:
@@ -230,14 +229,21 @@ class FastProtocol(asyncio.Protocol):
         if self._transport.is_closing() or self._is_blocked:
             return
         self._advance()
+        if not self._is_busy:
+            self._read_on()
         if self._has_eof and not (self._is_busy or self._is_blocked or self._is_lingering):
             self._transport.close()  # the rest is no whole request, and nothing more will come
+
+    def _read_on(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
 
     def _begin(self) -> None:
         """A part of a request has come: the time for all of it begins."""
         if not self._has_begun:
             self._has_begun = True
-            self._deadline = self._front.now + self._front.request_seconds
+            self._deadline = self._front.now + self._limits.request_seconds
 
     def _refuse(self, error: OnnxserveError) -> None:
         """The last answer on this connection: where the next request would begin is not known."""
@@ -251,13 +257,11 @@ class FastProtocol(asyncio.Protocol):
         from it."""
         if not (reads_on or self._buffer or self._is_paused):
             self._transport.close()
-            self._deadline = self._front.now + self._front.request_seconds
+            self._deadline = self._front.now + self._limits.request_seconds
             return
         self._is_lingering = True
         self._buffer, self._head, self._body = b"", None, None
         self._deadline = self._front.now + _LINGER_SECONDS
-        if self._is_paused:
-            self._is_paused = False
-            self._transport.resume_reading()
+        self._read_on()
         if self._transport.can_write_eof():
             self._transport.write_eof()

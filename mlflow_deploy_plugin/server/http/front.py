@@ -1,6 +1,7 @@
 """What the connections of an accelerated worker share: the server, the threads, the costs, the limits."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +13,20 @@ from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec
 
-KEEP_ALIVE_SECONDS = 75.0
-_CONNECTIONS = 1000
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """gunicorn's settings as they hold for the connections of one worker.
+
+    Attributes:
+        request_seconds: `--timeout`: what a request may take to arrive, and a client to take something of its answer.
+        keep_alive_seconds: `--keep-alive`: how long a connection may be idle.
+        connections: `--worker-connections`: above that, new ones are refused.
+    """
+
+    request_seconds: float = 60.0
+    keep_alive_seconds: float = 75.0
+    connections: int = 1000
 
 
 class Front:
@@ -21,25 +34,18 @@ class Front:
     Args:
         may_be_inline: predictions do not wait for each other, so that one can be computed on the loop.
         threads: requests that are answered beside the loop at the same time.
-        request_seconds: what a request may take to arrive, and a client to take something of its answer.
 
     Attributes:
+        limits: set by the worker before it listens.
         now: the loop's time, a tenth of a second old at most.
     """
 
-    def __init__(
-        self,
-        server: Server,
-        may_be_inline: bool,
-        threads: int,
-        request_seconds: float,
-        max_connections: int = _CONNECTIONS,
-    ) -> None:
+    def __init__(self, server: Server, may_be_inline: bool, threads: int) -> None:
         self.server = server
-        self.costs = Costs(may_be_inline)
+        # a pyfunc answers from another process, and may hang there
+        self.costs = Costs(lambda: may_be_inline and not server.repository.has_pyfuncs)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxserve-request")
-        self.request_seconds = request_seconds
-        self.max_connections = max_connections
+        self.limits = Limits()
         self.now = 0.0
         self._answer = partial(answer, server)
 
@@ -65,7 +71,6 @@ def create_front(state_dir: str) -> Front:
         # what waits for Redis must not hold the loop, and an answer from the cache says nothing of what others cost
         may_be_inline=batch == 1 and not spec.response_cache_bytes and not (spec.rate_limit and settings.redis_url),
         threads=_threads(spec, batch),
-        request_seconds=spec.request_timeout_seconds,
     )
 
 

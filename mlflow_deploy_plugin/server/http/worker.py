@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from uvicorn.server import Server as UvicornServer
@@ -47,6 +48,12 @@ class FastWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn has no types
 
     async def _serve(self) -> None:
         """As uvicorn's, with a server of ours."""
+        self.wsgi.limits = replace(
+            self.wsgi.limits,
+            request_seconds=self.cfg.timeout,
+            keep_alive_seconds=self.cfg.keepalive,
+            connections=self.cfg.worker_connections,
+        )
         self.config.app = self.wsgi
         server = _Server(self)
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.leave)
@@ -83,7 +90,7 @@ class _Server(UvicornServer):
     def _accept_waiting(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):  # BlockingIOError: that was the last one
-            for _ in range(self._front.max_connections):
+            for _ in range(self._front.limits.connections):
                 connection, _ = listener.accept()
                 task = loop.create_task(self._take(connection))
                 self.server_state.tasks.add(task)
