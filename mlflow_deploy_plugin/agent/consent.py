@@ -34,7 +34,7 @@ class Consent:
             return
         what = "the version has no ONNX form, so that serving it runs code of its own"
         if model_uri in self.named:
-            raise InvalidArtifact(f"{what}; variants.NAME.allow_pyfunc: true in the spec allows that")
+            raise InvalidArtifact(f"{what}; for a stage or an alias, -C variants.NAME.allow_pyfunc=true allows that")
         raise InvalidArtifact(f"{what}, which only the server's own spec can allow")
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.batcher import Batcher
 from mlflow_deploy_plugin.runtime.predictor import Predictor
 from mlflow_deploy_plugin.server import routing
@@ -98,6 +99,9 @@ class Repository:
         state_dir: the server's state folder, see `server/state.py`.
         load: makes a version ready to answer, from its MLmodel folder (loaded and warmed).
         on_change: called with the new table after every change.
+
+    Attributes:
+        has_pyfuncs: some version in memory answers from a side process.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class Repository:
         self._load = load
         self._on_change = on_change
         self._table: Table = {}
+        self.has_pyfuncs = False
         self._applied: dict[str, WantedEndpoint] = {}
         self._unloaded: tuple[str, ...] = ()
         self._errors: dict[str, dict[str, str]] = {}
@@ -300,6 +305,8 @@ class Repository:
         return loaded
 
     def _publish(self, table: Table) -> None:
+        variants = (variant for served in table.values() for variant in served.variants.values())
+        self.has_pyfuncs = any(one.loaded.predictor.artifact.flavor == PYTHON_FUNCTION for one in variants)
         self._table = table
         self._on_change(table)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 from mlflow_deploy_plugin.runtime.values import shown
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_type, load_json, media_type
@@ -124,8 +124,13 @@ def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -
         ]
         for entries in (artifact.inputs, artifact.outputs)
     )
-    document = {"name": endpoint, "versions": versions, "platform": "onnxruntime_onnx"}
+    document = {"name": endpoint, "versions": versions, "platform": platform(artifact)}
     return dump_json({**document, "inputs": inputs, "outputs": outputs})
+
+
+def platform(artifact: Artifact) -> str:
+    """Triton's word for what computes the model; it has none for MLflow's pyfunc."""
+    return PYTHON_FUNCTION if artifact.flavor == PYTHON_FUNCTION else "onnxruntime_onnx"
 
 
 def model_ready(endpoint: str) -> bytes:
