@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry.reference import default_endpoint_name
 from mlflow_deploy_plugin.runtime.device import require_device
+from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud
 from mlflow_deploy_plugin.server.state import SPEC, write_atomically
 from mlflow_deploy_plugin.server.supervisor import claimed, supervise
 from mlflow_deploy_plugin.settings import load_settings
@@ -51,8 +52,9 @@ def serve(
     """Serve a model, or the endpoints of a spec, until SIGTERM or Ctrl-C; what is in flight is finished then."""
     options = {"server.host": host, "server.port": port, "server.workers": workers, "server.device": device}
     changes = {**_pairs(config), **{key: value for key, value in options.items() if value is not None}}
-    first, *others = _named_specs(model_uri, spec_file, name)
-    specs = [apply_config(first, {**_defaults(first), **changes})]
+    cloud = read_cloud()
+    first, *others = _named_specs(model_uri or (None if spec_file else cloud.model_uri or None), spec_file, name)
+    specs = [apply_config(first, {**_defaults(first, cloud), **changes})]
     specs += [other.model_copy(update={"server": ServerSpec()}) for other in others]  # the first says it for all
     require_device(specs[0].server.device)
     configure_logging(load_settings(), "serve")
@@ -75,10 +77,14 @@ def _named_specs(model_uri: str | None, spec_file: Path | None, name: str | None
             raise InvalidConfig("give either -m MODEL_URI or --spec FILE")
 
 
-def _defaults(spec: EndpointSpec) -> dict[str, str | int]:
-    """What ONNXSERVE_HOST and ONNXSERVE_PORT (an image sets them) say where the spec says nothing."""
+def _defaults(spec: EndpointSpec, cloud: Cloud) -> dict[str, str | int]:
+    """What ONNXSERVE_HOST and ONNXSERVE_PORT (an image sets them) say where the spec says nothing.
+
+    A cloud asks at the port that it names, from outside of the container.
+    """
     settings = load_settings()
-    said = {"host": settings.host, "port": settings.port}
+    is_asked_from_outside = cloud.port is not None and "host" not in settings.model_fields_set
+    said = {"host": "0.0.0.0" if is_asked_from_outside else settings.host, "port": cloud.port or settings.port}
     silent = said.keys() - spec.server.model_fields_set
     return {f"server.{name}": value for name in silent if (value := said[name]) is not None}
 

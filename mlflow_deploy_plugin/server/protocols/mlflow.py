@@ -24,10 +24,9 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
         SchemaMismatch: it can be read, and does not fit the signature.
     """
     kind = media_type(content_type, _ACCEPTED)
-    if content_type != kind:
-        _check_parameters(content_type or "")
+    parameters = _parameters(content_type or "", kind) if content_type != kind else {}
     if kind == CSV:
-        return read_csv(body, schema)
+        return read_csv(body, schema, parameters.get("header") != "absent")
     if (feeds := read_feeds(body, schema)) is not None:
         return feeds
     return decode_document(load_json_object(content_type, body), schema)
@@ -52,12 +51,23 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
     return dump_json({"predictions": prediction})
 
 
-def _check_parameters(content_type: str) -> None:
-    """Refuses what would change the meaning, as `header=absent` of CSV or MLflow 1's `format=pandas-split`."""
+def _parameters(content_type: str, kind: str) -> dict[str, str]:
+    """The parameters of the content type: `charset`, and for CSV `header=present|absent` (RFC 4180).
+
+    What else would change the meaning is refused, as MLflow 1's `format=pandas-split`.
+    """
+    parameters: dict[str, str] = {}
     for parameter in content_type.split(";")[1:]:
-        name = parameter.partition("=")[0].strip()
-        if name and name.lower() != "charset":
-            raise UnsupportedMediaType(f"the Content-Type has the parameter {name[:40]!r}; only charset is understood")
+        name, _, value = (part.strip(' \t"') for part in parameter.partition("="))
+        name, value = name.lower(), value.lower()
+        if name == "header" and kind == CSV:
+            if value not in ("present", "absent"):
+                raise UnsupportedMediaType(f"the Content-Type says header={value[:40]!r}; it is present or absent")
+        elif name and name != "charset":
+            known = "charset and header are" if kind == CSV else "only charset is"
+            raise UnsupportedMediaType(f"the Content-Type has the parameter {name[:40]!r}; {known} understood")
+        parameters[name] = value
+    return parameters
 
 
 def _dataframe_split(value: Any, schema: Schema) -> Feeds:

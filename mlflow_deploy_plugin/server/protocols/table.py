@@ -1,4 +1,4 @@
-"""CSV with a header, typed by the signature: nothing is guessed from the text."""
+"""CSV, typed by the signature: nothing is guessed from the text, not even whether it has a header."""
 
 import csv
 import io
@@ -16,14 +16,21 @@ _MISSING = frozenset(
 """What pandas reads as a missing value; here only where a number or a boolean is expected: in a text, NA is Namibia."""
 
 
-def read_csv(body: bytes, schema: Schema) -> Feeds:
+def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     """The feeds in a CSV text; an empty field is null, so is pandas' NA for a number; blank lines are skipped.
+
+    Without a header the fields are the signature's columns, in its order (those of a tensor have no names anyway).
 
     Raises:
         InvalidRequest: not UTF-8, or not CSV.
         SchemaMismatch: a field is not of its column's type, a row has another length than the header, no rows.
     """
-    header, rows = _parse(body)
+    lines = _parse(body)
+    header, rows = (lines[0], lines[1:]) if has_header else (_default_header(lines[0], schema), lines)
+    for row, fields in enumerate(rows):
+        if len(fields) != len(header):
+            whose = "the header" if has_header else "the model's signature"
+            raise SchemaMismatch(f"row {row} has {len(fields)} fields; {whose} has {len(header)}")
     types = _column_types(header, schema)
     columns: list[list[Any]] = []
     for position, name in enumerate(header):
@@ -32,7 +39,16 @@ def read_csv(body: bytes, schema: Schema) -> Feeds:
     return schema.from_rows(header, list(zip(*columns, strict=True)))
 
 
-def _parse(body: bytes) -> tuple[list[str], list[list[str]]]:
+def _default_header(first: list[str], schema: Schema) -> list[str]:
+    return list(schema.names) if schema.columns else [str(position) for position in range(len(first))]
+
+
+def _parse(body: bytes) -> list[list[str]]:
+    """The fields of each line; at least one line.
+
+    Raises:
+        InvalidRequest: not UTF-8, not CSV, or empty.
+    """
     try:
         text = body.decode("utf-8-sig")
         read = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -43,11 +59,7 @@ def _parse(body: bytes) -> tuple[list[str], list[list[str]]]:
         raise InvalidRequest(f"the body is not valid CSV: {error}") from None
     if not lines:
         raise InvalidRequest("the CSV is empty; a line with the columns' names and at least one row are needed")
-    header, *rows = lines
-    for row, fields in enumerate(rows):
-        if len(fields) != len(header):
-            raise SchemaMismatch(f"row {row} has {len(fields)} fields; the header has {len(header)}")
-    return header, rows
+    return lines
 
 
 def _column_types(header: list[str], schema: Schema) -> dict[str, str]:

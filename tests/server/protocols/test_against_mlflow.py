@@ -23,7 +23,9 @@ DIFFERENT: dict[tuple[str, int, int], list[str]] = {
         "CSV in upper case",
     ],
     ("JSON is UTF-8 (RFC 8259), and the header says so", 200, 400): ["UTF-16"],
-    ("Parquet takes pyarrow, which the server does without", 400, 415): ["Parquet"],
+    ("CSV may say whether it has a header (RFC 4180), as SageMaker's clients do", 415, 200): [
+        "CSV with a header parameter"
+    ],
     ("rows without names are in the signature's order, as in TensorFlow Serving", 400, 200): [
         "split without columns",
         "instances of rows",
