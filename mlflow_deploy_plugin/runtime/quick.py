@@ -16,7 +16,7 @@ import numpy as np
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input
 from mlflow_deploy_plugin.runtime.values import Array, numpy_dtype
 
-_NUMBERS = frozenset({float, int})
+_NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy makes NaN of None
 _TAKEN: dict[str, frozenset[type]] = {
     "double": _NUMBERS,
     "float": _NUMBERS,
@@ -25,7 +25,7 @@ _TAKEN: dict[str, frozenset[type]] = {
     "boolean": frozenset({bool}),
     "string": frozenset({str}),
 }
-"""The types of JSON's values that this column type takes as they are; a null, a 20.0 for 20, … is for the exact way."""
+"""The types of JSON's values that a column of this type takes as they are; a missing text or a 20.0 for 20 are not."""
 
 _ARRAY_KINDS = {"double": "fiu", "float": "f"}
 """The kinds of array whose numbers become these types as a list of them would."""

@@ -15,8 +15,11 @@ from mlflow_deploy_plugin.runtime.schema import Feeds, Schema, compile_schema
 
 NUMERIC = ["float32", "float64", "int64", "float16"]
 VALUES: dict[str, st.SearchStrategy[Any]] = {
-    "double": st.floats() | st.integers(-(2**65), 2**65) | st.sampled_from([3.5e38, 1e39, 2**53 + 1, 10**400]),
-    "float": st.floats() | st.integers(-(2**30), 2**30) | st.sampled_from([3.5e38, 2**1030]),
+    "double": st.none()
+    | st.floats()
+    | st.integers(-(2**65), 2**65)
+    | st.sampled_from([3.5e38, 1e39, 2**53 + 1, 10**400]),
+    "float": st.none() | st.floats() | st.integers(-(2**30), 2**30) | st.sampled_from([3.5e38, 2**1030]),
     "long": st.integers(-(2**63), 2**63 - 1) | st.sampled_from([2**63, 2.0, 2.5]),
     "integer": st.integers(-(2**31), 2**31 - 1) | st.sampled_from([2**31, 2.0]),
     "boolean": st.booleans(),

@@ -83,7 +83,9 @@ def json_type(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """What orjson does not take by itself: arrays of strings or not contiguous, and ONNX Runtime's 64-bit integers,
-    which are numpy.longlong, one by one."""
+    which are numpy.longlong, one by one. A float of 32 bits has its own shortest text, wherever it lies."""
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not value.flags.c_contiguous:
+        return np.ascontiguousarray(value)
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} has no JSON form")
