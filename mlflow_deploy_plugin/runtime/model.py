@@ -10,7 +10,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, read_artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
-from mlflow_deploy_plugin.runtime.session import describe, open_session
+from mlflow_deploy_plugin.runtime.session import describe, open_session, shrinking_run
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.spec import Device
 
@@ -22,6 +22,10 @@ _DTYPES = {
     "tensor(string)": "str",
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+
+
+_SMALL_RUN = (16,)
+"""The first dimension up to which a run is not worth giving its memory back for; a scalar has none, and is less."""
 
 
 class OnnxModel:
@@ -37,17 +41,23 @@ class OnnxModel:
         self.artifact = artifact if artifact.inputs else _bind_to_graph(artifact, session)
         self.schema: Schema = compile_schema(self.artifact.columns, self.artifact.tensors, self.artifact.inputs)
         self._output_names = [output.name for output in self.artifact.outputs]
+        self._large_run = shrinking_run() if session.get_providers() == ["CPUExecutionProvider"] else None
 
     @classmethod
-    def load(cls, folder: Path, device: Device = "cpu", intra_op_num_threads: int = 1) -> "OnnxModel":
+    def load(
+        cls, folder: Path, device: Device = "cpu", intra_op_num_threads: int = 1, kept_graphs: Path | None = None
+    ) -> "OnnxModel":
         """Loads the MLmodel folder.
+
+        Args:
+            kept_graphs: see `runtime.session.open_session`.
 
         Raises:
             InvalidArtifact: the folder or its graph cannot be used.
             DeviceUnavailable, RuntimeMissing: see `runtime.session.open_session`.
         """
         artifact = read_artifact(folder)
-        return cls(artifact, open_session(artifact.onnx_file, device, intra_op_num_threads))
+        return cls(artifact, open_session(artifact.onnx_file, device, intra_op_num_threads, kept_graphs))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Computes the named outputs (default: all) for feeds made by `schema`; arrays by ONNX output name.
@@ -57,7 +67,8 @@ class OnnxModel:
         """
         names = list(outputs) if outputs is not None else self._output_names
         try:
-            values = self._session.run(names, feeds)
+            is_large = any(array.shape[:1] > _SMALL_RUN for array in feeds.values())
+            values = self._session.run(names, feeds, self._large_run if is_large else None)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
             raise InferenceError(f"the model cannot compute this input: {describe(error)}") from None
         return {

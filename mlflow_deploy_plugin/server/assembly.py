@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 
 _GPU_BATCH_SIZE = 32
+_KEPT_GRAPHS = "graphs"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def open_server(state_dir: Path) -> Server:
         device=spec.device,
         intra_op_num_threads=threads,
         policy=_batch_policy(spec),
+        kept_graphs=state_dir / _KEPT_GRAPHS,
         asks_for_randomness=spec.response_cache_bytes > 0,
         answer_seconds=float(spec.request_timeout_seconds),
     )

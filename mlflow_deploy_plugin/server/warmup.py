@@ -53,6 +53,7 @@ def load_warm(
     policy: BatchPolicy | None = None,
     asks_for_randomness: bool = False,
     answer_seconds: float = 60.0,
+    kept_graphs: Path | None = None,
 ) -> WarmVersion:
     """Loads the MLmodel folder and lets it answer: its own example, or a row of zeros where it has none.
 
@@ -60,6 +61,7 @@ def load_warm(
         policy: how its requests are joined, if they can be; None: they are not.
         asks_for_randomness: whether the graph is searched for random nodes, which takes a second for a gigabyte.
         answer_seconds: what one answer of a pyfunc may take; its process is killed then, and started anew.
+        kept_graphs: the folder in which optimised graphs are kept for the next time.
 
     Raises:
         InvalidArtifact: the model cannot be used, or cannot answer its own example.
@@ -68,7 +70,7 @@ def load_warm(
     artifact = read_served_artifact(folder)
     if artifact.flavor == PYTHON_FUNCTION:
         return WarmVersion(PyfuncModel.load(artifact, answer_seconds))
-    model = OnnxModel.load(folder, device, intra_op_num_threads)
+    model = OnnxModel.load(folder, device, intra_op_num_threads, kept_graphs)
     is_deterministic = asks_for_randomness and not has_random_nodes(model.artifact.onnx_file)
     feeds = _answered(model, folder)
     if feeds is None:
