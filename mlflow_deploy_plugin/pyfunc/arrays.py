@@ -107,10 +107,11 @@ def _base64(value: Any) -> str:
     return base64.b64encode(value).decode()
 
 
-_AS_TEXT: dict[str, Callable[[Any], str]] = {
-    "datetime": lambda value: pd.Timestamp(value).isoformat(),
-    "binary": _base64,
-}
+def _iso(value: Any) -> str:
+    return str(pd.Timestamp(value).isoformat())
+
+
+_AS_TEXT: dict[str, Callable[[Any], str]] = {"datetime": _iso, "binary": _base64}
 
 
 def _array(value: Any) -> Array:
@@ -118,11 +119,13 @@ def _array(value: Any) -> Array:
     if isinstance(value, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
         array = _of_pandas(value)
     else:
-        # scipy's sparse matrices are no arrays to numpy
-        array = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
+        try:  # scipy's sparse matrices are no arrays to numpy
+            array = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
+        except ValueError:
+            raise Unsayable("an output is ragged") from None
     array = np.atleast_1d(array)
     if array.dtype.kind == "M":
-        return np.datetime_as_string(array).astype(object)
+        return _texts(array.reshape(-1), _iso).reshape(array.shape)
     if array.dtype.kind == "U":
         return array.astype(object)
     if array.dtype.kind in "iub" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):

@@ -36,6 +36,7 @@ class World:
     root: Path
     versions: dict[str, str | OnnxserveError] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)
+    pyfuncs: set[str] = field(default_factory=set)
     resolved: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -55,7 +56,8 @@ class World:
         folder = self.root / resolved.version
         if not folder.exists():
             self.make_model(folder)
-        return FetchedVersion("tiny", resolved.version, folder, {}, resolved.identity, resolved.source)
+        runs_code = resolved.version in self.pyfuncs
+        return FetchedVersion("tiny", resolved.version, folder, {}, resolved.identity, resolved.source, runs_code)
 
     def report_failure(self, source: str, error: str) -> None:
         self.failures.append((source, error))
@@ -233,6 +235,31 @@ def test_a_version_without_onnx_is_refused_once_and_the_old_one_stays(case: Case
     assert case.world.fetched == ["1", "2"]
     assert case.world.failures == [("models:/tiny/2", "no onnx here")]
     assert case.versions == {"v1": "1"}
+
+
+def test_a_stage_that_moves_to_a_pyfunc_needs_the_specs_consent(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.world.pyfuncs = {"2"}
+    follower = case.follower()
+    follower.round()
+    case.world.versions[STAGE] = "2"
+    case.now += 2
+    assert "-C variants.NAME.allow_pyfunc=true" in follower.round().error
+    assert case.versions == {"v1": "1"}
+
+    (case.state_dir / SPEC).write_text(f"name: e\nvariants: {{v1: {{model: '{STAGE}', allow_pyfunc: true}}}}")
+    assert follower.round().error == ""
+    assert case.versions == {"v1": "2"}
+
+
+def test_a_pyfunc_of_a_fixed_version_is_served(case: Case) -> None:
+    case.spec("models:/tiny/2")
+    case.world.versions["models:/tiny/2"] = "2"
+    case.world.pyfuncs = {"2"}
+    state = case.follower().round()
+    assert (state.error, state.fatal) == ("", False)
+    assert case.versions == {"v1": "2"}
 
 
 def test_a_version_that_workers_cannot_load_gives_way_to_the_one_before(case: Case) -> None:

@@ -37,6 +37,14 @@ def test_what_the_registry_says_counts_more_than_the_files(
     assert version.aspects == {"model_id": "m-1", "run_id": "r-1", "parity": "proven", "alias": "a"}
 
 
+def test_a_pyfunc_is_told_apart(registry: MlflowRegistry, tmp_path: Path) -> None:
+    folder = tmp_path / "pyfunc"
+    folder.mkdir()
+    (folder / "MLmodel").write_text("flavors: {python_function: {loader_module: x}}\nmodel_id: m-9\n")
+    version = registry.fetch(registry.resolve(str(folder)))
+    assert (version.version, version.runs_code) == ("m-9", True)
+
+
 def test_a_folder_with_a_link_is_not_served(registry: MlflowRegistry, make_model: MakeModel, tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model")
     (folder / "extra").symlink_to("/etc/hostname")

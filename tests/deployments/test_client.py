@@ -143,7 +143,6 @@ def test_get_tells_everything_and_list_the_main_things(served: BaseDeploymentCli
         (lambda c: c.predict(None, [[1]]), "say which deployment", "INVALID_PARAMETER_VALUE"),
         (lambda c: c.create_deployment("sum", "m"), "'sum' exists already", "RESOURCE_ALREADY_EXISTS"),
         (lambda c: c.create_deployment("../x", "m"), "should match pattern", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.create_deployment("x", "m", "python_function"), "is not there yet", "INVALID_PARAMETER_VALUE"),
         (lambda c: c.create_deployment("x", "m", "keras"), "unknown flavor 'keras'", "INVALID_PARAMETER_VALUE"),
         (lambda c: c.delete_deployment("sum", {"x": "1"}), "delete takes no config", "INVALID_PARAMETER_VALUE"),
         (lambda c: c.explain("sum", [[1]]), "explanations are not available", "NOT_IMPLEMENTED"),

@@ -203,7 +203,7 @@ def test_of_those_who_create_one_name_at_once_one_wins(
         ("once", {"server.port": "high"}, "server.port: Input should be a valid integer", "parameter"),
         ("once", {"variants.x.weight": "1"}, "variants.x.model: Field required", "parameter"),
         ("broken", {}, "ONNX Runtime cannot load model.onnx", "internal"),
-        ("pyfunc", {}, "has the flavors python_function, none of which is onnxserve or onnx", "internal"),
+        ("pyfunc", {}, "MLflow cannot load the model: AttributeError", "internal"),
         ("nowhere", {}, "the folder /nowhere does not exist", "missing"),
         ("models:/nowhere", {}, "'models:/nowhere' names no version", "parameter"),
     ],

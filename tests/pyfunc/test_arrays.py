@@ -1,0 +1,53 @@
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csr_matrix
+
+from mlflow_deploy_plugin.pyfunc.arrays import Unsayable, to_outputs
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        (np.array([1, 2]), {"prediction": [1, 2]}),
+        (np.array([[1.5], [2.5]], dtype=np.float32), {"prediction": [[1.5], [2.5]]}),
+        (pd.Series(["a", "b"], name="label"), {"prediction": ["a", "b"]}),
+        (pd.Series([1, None], dtype="Int64"), {"prediction": [1.0, None]}),
+        (pd.Series([1, 2], dtype="Int64"), {"prediction": [1, 2]}),
+        (pd.Series([True, False], dtype="boolean"), {"prediction": [True, False]}),
+        (pd.Series(["a", "b"], dtype="category"), {"prediction": ["a", "b"]}),
+        (pd.DataFrame({"a": [1], 2: ["x"]}), {"a": [1], "2": ["x"]}),
+        (pd.DataFrame({"t": pd.to_datetime(["2013-07-01"])}), {"t": ["2013-07-01T00:00:00"]}),
+        ({"a": [1, 2], "b": [[1], [2]]}, {"a": [1, 2], "b": [[1], [2]]}),
+        ([[1, 2], [3, 4]], {"prediction": [[1, 2], [3, 4]]}),
+        (["a"], {"prediction": ["a"]}),
+        (3.5, {"prediction": [3.5]}),
+        ("text", {"prediction": ["text"]}),
+        (csr_matrix([[1, 0]]), {"prediction": [[1, 0]]}),
+        (np.array([1, 2], dtype=object), {"prediction": [1, 2]}),
+    ],
+)
+def test_what_a_model_answers_has_names(prediction: Any, expected: dict[str, list[Any]]) -> None:
+    outputs = {name: array.tolist() for name, array in to_outputs(prediction).items()}
+    assert {
+        name: [None if value != value else value for value in values] for name, values in outputs.items()
+    } == expected
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        None,
+        [{"a": 1}],
+        [[1], [1, 2]],
+        ["a", None],
+        ["a", 1, object()],
+        np.array([1j]),
+        pd.DataFrame([[1, 2]], columns=["a", "a"]),
+    ],
+)
+def test_what_no_array_can_carry_is_said(prediction: Any) -> None:
+    with pytest.raises(Unsayable):
+        to_outputs(prediction)

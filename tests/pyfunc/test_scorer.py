@@ -1,0 +1,68 @@
+"""What the side process adds to MLflow's own answers: arrays for the log, named arrays in and out, refusals."""
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.pyfunc.refusal import Refusal
+
+JSON = "application/json"
+
+
+def records(*rows: dict[str, Any]) -> bytes:
+    return json.dumps({"dataframe_records": rows}).encode()
+
+
+def values(arrays: Any) -> dict[str, Any]:
+    return {name: array.tolist() for name, array in arrays.items()}
+
+
+def test_a_body_is_kept_as_the_signatures_columns(scorers: dict[str, Any]) -> None:
+    kept = scorers["days"].invoke(JSON, records({"when": "2013-07-01", "name": "a", "more": 3})).arrays
+    assert values(kept["feeds"]) == {"when": ["2013-07-01T00:00:00"], "name": ["a"]}
+    assert values(kept["outputs"]) == {"day": [183], "name": ["A"]}
+    assert values(scorers["bytes"].invoke(JSON, records({"blob": "AAE="})).arrays["feeds"]) == {"blob": ["AAE="]}
+    body = b'{"inputs": {"a": [[1, 2]], "b": [3]}}'
+    assert values(scorers["tensors"].invoke(JSON, body).arrays["feeds"]) == {"a": [[1.0, 2.0]], "b": [3]}
+
+
+def test_what_cannot_be_kept_is_told_of_once(scorers: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    scorers["anything"]._is_told = False
+    with caplog.at_level(logging.WARNING, "mlflow_deploy_plugin.pyfunc"):
+        for _ in range(2):
+            assert not scorers["anything"].invoke(JSON, b'{"inputs": {"a": {"b": 1}}}').arrays["feeds"]
+    assert len([record for record in caplog.records if "not captured" in record.message]) == 1
+
+
+def test_named_arrays_come_back_for_named_arrays(scorers: dict[str, Any]) -> None:
+    feeds = {"when": np.array(["2013-07-01T02:00:00+02:00"], dtype=object), "name": np.array(["a"], dtype=object)}
+    assert values(scorers["days"].predict(feeds).arrays["outputs"]) == {"day": [183], "name": ["A"]}
+    blobs = {"blob": np.array(["AAEC", ""], dtype=object)}
+    assert values(scorers["bytes"].predict(blobs).arrays["outputs"]) == {"prediction": [3, 0]}
+    rows = {name: np.array([5.0, -5.0]) for name in "abc"}
+    assert values(scorers["knn"].predict(rows).arrays["outputs"]) == {"prediction": ["up", "down"]}
+
+
+def test_the_warm_up_says_the_outputs(scorers: dict[str, Any]) -> None:
+    assert scorers["knn"].warm_up() == [("prediction", "str", [-1])]
+    assert scorers["days"].warm_up() == []
+
+
+@pytest.mark.parametrize(
+    ("model", "feeds", "what", "said"),
+    [
+        ("bytes", {"blob": ["%"]}, "schema", "column 'blob' (binary) holds a text that is not base64"),
+        ("troubled", {"do": ["raise"]}, "model", "the model cannot compute this input: KeyError: 'no such thing"),
+    ],
+)
+def test_a_refusal_says_what_is_at_fault(
+    scorers: dict[str, Any], model: str, feeds: dict[str, list[str]], what: str, said: str
+) -> None:
+    with pytest.raises(Refusal) as caught:
+        scorers[model].predict({name: np.array(texts, dtype=object) for name, texts in feeds.items()})
+    assert caught.value.what == what
+    assert said in caught.value.message
+    assert "/usr" not in caught.value.message

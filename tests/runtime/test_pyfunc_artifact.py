@@ -1,0 +1,108 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output, Tensor
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact, schema_of
+from support.models import write_model
+
+TENSOR = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}
+
+
+def read(folder: Path, inputs: Any = None, outputs: Any = None, **more: Any) -> Artifact:
+    document: dict[str, Any] = {"flavors": {"python_function": {"loader_module": "mlflow.sklearn"}}, **more}
+    signature = {"inputs": inputs, "outputs": outputs}
+    document["signature"] = {side: json.dumps(fields) for side, fields in signature.items() if fields is not None}
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    return read_served_artifact(folder)
+
+
+def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) -> None:
+    kinds = {"when": "datetime", "blob": "binary", "x": "double"}
+    artifact = read(tmp_path, [{"name": name, "type": kind} for name, kind in kinds.items()], run_id="r", model_id="m")
+    assert artifact.flavor == "python_function"
+    assert (artifact.run_id, artifact.model_id, artifact.framework) == ("r", "m", "sklearn")
+    assert artifact.columns == (Column("when", "string"), Column("blob", "string"), Column("x", "double"))
+    assert artifact.inputs[2] == Input("x", "float64", (-1,), ("x",))
+    feeds = schema_of(artifact).from_records([{"when": "2013-07-01", "blob": "AA==", "x": 1}])
+    assert {name: array.tolist() for name, array in feeds.items()} == {
+        "when": ["2013-07-01"],
+        "blob": ["AA=="],
+        "x": [1.0],
+    }
+
+
+def test_columns_without_names_are_numbered(tmp_path: Path) -> None:
+    assert [column.name for column in read(tmp_path, [{"type": "long"}, {"type": "double"}]).columns] == ["0", "1"]
+
+
+def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
+    artifact = read(tmp_path, [TENSOR])
+    assert artifact.tensors == (Tensor("", "float32", (-1, 2)),)
+    assert list(schema_of(artifact).from_array([[1, 2]])) == ["input"]
+    named = read(tmp_path, [{**TENSOR, "name": "a"}, {**TENSOR, "name": "b"}])
+    assert list(schema_of(named).from_columns({"a": [[1, 2]], "b": [[1, 2]]})) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "more", "said"),
+    [
+        (None, {}, "no signature that names its inputs"),
+        ([], {}, "no signature that names its inputs"),
+        ([{"name": "o", "type": "object", "properties": {}}], {}, "the column 'o' is of the type object"),
+        ([{"name": "t", **TENSOR, "tensor-spec": {"dtype": "complex64", "shape": [-1]}}], {}, "'t' is of complex64"),
+        ([{"type": "string"}], {"is_signature_from_type_hint": True}, "takes Python objects"),
+    ],
+)
+def test_what_arrays_cannot_carry_is_for_invocations(tmp_path: Path, inputs: Any, more: Any, said: str) -> None:
+    artifact = read(tmp_path, inputs, **more)
+    schema = schema_of(artifact)
+    for ask in (
+        lambda: schema.from_columns({"a": [1]}),
+        lambda: schema.from_records([{"a": 1}]),
+        lambda: schema.from_rows(["a"], [[1]]),
+        lambda: schema.from_array([[1]]),
+        lambda: schema.by_input,
+    ):
+        with pytest.raises(SchemaMismatch, match=f"{said}.*; send the request to /invocations"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        (None, []),
+        ([TENSOR], [Output("prediction", "float32", (-1, 2))]),
+        ([{"type": "string"}], [Output("prediction", "str", (-1,))]),
+        (
+            [{"type": "long", "name": "n"}, {"type": "datetime", "name": "d"}],
+            [Output("n", "int64", (-1,)), Output("d", "str", (-1,))],
+        ),
+    ],
+)
+def test_outputs_are_what_the_signature_says(tmp_path: Path, outputs: Any, expected: list[Output]) -> None:
+    artifact = read(tmp_path, [TENSOR], outputs)
+    assert list(artifact.outputs) == expected
+    assert artifact.prediction == tuple(output.name for output in expected)
+
+
+def test_a_model_with_an_onnx_form_is_read_as_that(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "onnx")
+    document = yaml.safe_load((folder / "MLmodel").read_text())
+    document["flavors"]["python_function"] = {"loader_module": "mlflow.onnx"}
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    assert read_served_artifact(folder).flavor == "onnx"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "flavors: {python_function: 3}", "flavors: {keras: {}}", "flavors: {python_function: {}}\nsignature: 3"],
+)
+def test_what_is_no_model_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "MLmodel").write_text(text)
+    with pytest.raises(InvalidArtifact):
+        read_served_artifact(tmp_path)
