@@ -1,0 +1,145 @@
+"""What a cloud says by its environment, and a server of each cloud asked as that cloud asks."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud
+from support.serving import Served, servers_below
+from support.waiting import free_port
+
+VERTEX = {
+    "AIP_HTTP_PORT": "8081",
+    "AIP_HEALTH_ROUTE": "/v1/endpoints/1/deployedModels/2",
+    "AIP_PREDICT_ROUTE": "/v1/endpoints/1/deployedModels/2:predict",
+    "AIP_STORAGE_URI": "gs://bucket/model",
+}
+
+
+def test_a_machine_outside_of_a_cloud_says_nothing(tmp_path: Path) -> None:
+    cloud = read_cloud({}, tmp_path)
+    assert cloud == Cloud()
+    assert cloud.paths == frozenset()
+
+
+def test_vertex_names_port_routes_and_model(tmp_path: Path) -> None:
+    cloud = read_cloud(VERTEX, tmp_path)
+    assert (cloud.port, cloud.model_uri) == (8081, "gs://bucket/model")
+    assert cloud.paths == {VERTEX["AIP_HEALTH_ROUTE"], VERTEX["AIP_PREDICT_ROUTE"]}
+
+
+def test_sagemaker_unpacks_the_model_and_may_name_a_port(tmp_path: Path) -> None:
+    (tmp_path / "MLmodel").touch()
+    assert read_cloud({}, tmp_path) == Cloud(8080, str(tmp_path))
+    assert read_cloud({"SAGEMAKER_BIND_TO_PORT": "9000"}, tmp_path).port == 9000
+
+
+def test_azure_names_a_folder_around_the_model(tmp_path: Path) -> None:
+    assert read_cloud({"AZUREML_MODEL_DIR": str(tmp_path)}) == Cloud(5001, str(tmp_path))
+    (tmp_path / "flights").mkdir()
+    (tmp_path / "flights" / "MLmodel").touch()
+    assert read_cloud({"AZUREML_MODEL_DIR": str(tmp_path)}) == Cloud(5001, str(tmp_path / "flights"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AIP_HTTP_PORT", "0"),
+        ("AIP_HTTP_PORT", "http"),
+        ("AIP_HTTP_PORT", "80800"),
+        ("AIP_HTTP_PORT", "٨٠٨٠"),
+        ("AIP_PREDICT_ROUTE", "predict"),
+        ("AIP_HEALTH_ROUTE", "/a b"),
+    ],
+)
+def test_a_variable_that_is_wrong_is_named(name: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=name):
+        read_cloud({**VERTEX, name: value}, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Served]]:
+    with servers_below(tmp_path_factory.mktemp("clouds")) as start:
+        yield start
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+def test_vertex_is_answered_on_its_port_at_its_routes(
+    serve: Callable[..., Served], model_folders: dict[str, Path], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At `/predict`, which most containers choose, and which is one of ours as well."""
+    told = {"AIP_HTTP_PORT": str(port), "AIP_HEALTH_ROUTE": "/healthz", "AIP_PREDICT_ROUTE": "/predict"}
+    for name, value in {**told, "AIP_STORAGE_URI": str(model_folders["tensor"])}.items():
+        monkeypatch.setenv(name, value)
+    serve(state="vertex").wait_ready()
+    url = f"http://127.0.0.1:{port}"
+    assert requests.get(f"{url}/healthz", timeout=30).status_code == 200
+
+    body = {"instances": [[[1, 2], [3, 4]], [[0, 0], [0, 1]]], "parameters": {"threshold": 0.5}}
+    answered = requests.post(f"{url}/predict", json=body, timeout=30)
+    rows = [{"doubled": [[2, 4], [6, 8]], "total": 10}, {"doubled": [[0, 0], [0, 2]], "total": 1}]
+    assert (answered.status_code, answered.json()) == (200, {"predictions": rows})
+
+    refused = requests.post(f"{url}/predict", json={**body, "parameters": [1]}, timeout=30)
+    assert (refused.status_code, "parameters" in refused.json()["message"]) == (400, True)
+    raw = requests.post(
+        f"{url}/predict", data="[[1, 2], [3, 4]]\n", headers={"Content-Type": "application/jsonl"}, timeout=30
+    )
+    assert (raw.status_code, raw.json()["total"]) == (200, 10)
+    assert requests.get(f"{url}/predict", timeout=30).status_code == 405
+    assert requests.get(f"{url}/ping", timeout=30).status_code == 200
+
+
+def test_sagemaker_sends_csv_without_a_header(
+    serve: Callable[..., Served], model_folders: dict[str, Path], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", str(port))
+    serve("-m", str(model_folders["mixed"]), state="sagemaker").wait_ready()
+    url = f"http://127.0.0.1:{port}"
+    assert requests.get(f"{url}/ping", timeout=30).status_code == 200
+
+    def ask(body: str, content_type: str) -> requests.Response:
+        headers = {"Content-Type": content_type, "X-Amzn-SageMaker-Custom-Attributes": "trace=1"}
+        return requests.post(f"{url}/invocations", data=body, headers=headers, timeout=30)
+
+    rows = "AA,100.5,3,true\nUA,100,3,false\n"
+    headed = ask("carrier,distance,hour,late\n" + rows, "text/csv; header=present")
+    bare = ask(rows, "text/csv; header=absent")
+    assert (bare.status_code, bare.json()) == (200, headed.json())
+    assert len(bare.json()["predictions"]) == 2
+    short = ask("AA,100.5\n", "text/csv; header=absent")
+    assert (short.status_code, short.json()["message"]) == (400, "row 0 has 2 fields; the model's signature has 4")
+    assert ask(rows, "text/csv; header=maybe").status_code == 415
+
+
+def test_azure_asks_score(
+    serve: Callable[..., Served], model_folders: dict[str, Path], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZUREML_MODEL_DIR", str(model_folders["single"]))
+    serve("-p", str(port), state="azure").wait_ready()
+    url = f"http://127.0.0.1:{port}"
+
+    def ask(document: Any) -> tuple[int, Any]:
+        response = requests.post(f"{url}/score", data=json.dumps(document), headers=JSON, timeout=30)
+        return response.status_code, response.json()
+
+    table = {"columns": ["a", "b", "c"], "index": [0, 1], "data": [[1, 2, 3], [4, 5, 6]]}
+    assert ask({"input_data": table}) == (200, [[6], [15]])
+    assert ask({"input_data": [[1, 2, 3]], "params": {}}) == (200, [[6]])
+    assert ask({"input_data": [{"a": 1, "b": 2, "c": 3}]}) == (200, [[6]])
+    assert ask({"input_data": {"a": [1], "b": [2], "c": [3]}}) == (200, [[6]])
+    for document in ({}, [], {"input_data": 5}, {"input_data": {**table, "data": 5}}, {"input_data": None}):
+        assert ask(document)[0] == 400
+    assert requests.get(f"{url}/ping", timeout=30).status_code == 200
+
+
+JSON = {"Content-Type": "application/json"}
