@@ -22,10 +22,10 @@ class Costs:
     matter for the loop. An average falls faster than it rises: in a thread, requests also pay for their neighbours.
 
     Args:
-        may_be_inline: False: predictions wait for each other (batching), or for another process.
+        may_be_inline: false while predictions wait for each other (batching), or for another process.
     """
 
-    def __init__(self, may_be_inline: bool) -> None:
+    def __init__(self, may_be_inline: Callable[[], bool]) -> None:
         self._may_be_inline = may_be_inline
         self._seconds: dict[_Class, float] = {}
 
@@ -33,7 +33,7 @@ class Costs:
         """Whether the answer is expected within `INLINE_SECONDS`."""
         if request.path in _INSTANT:
             return True
-        if not self._may_be_inline or len(request.body) > _INLINE_BYTES or "content-encoding" in request.headers:
+        if len(request.body) > _INLINE_BYTES or "content-encoding" in request.headers or not self._may_be_inline():
             return False
         return self._seconds.get(_class_of(request), INLINE_SECONDS) < INLINE_SECONDS
 
