@@ -12,11 +12,9 @@ from typing import Any
 import yaml
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
+from mlflow_deploy_plugin.runtime.yaml_text import load_yaml
 
 MLMODEL = "MLmodel"
-
-_DEEPEST = 100
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_mlmodel(folder: Path) -> Mapping[str, Any]:
@@ -40,22 +38,4 @@ def read_mlmodel(folder: Path) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=8)
 def _read(file: Path, modified_ns: int, size: int) -> Any:
-    text = file.read_text()
-    _refuse_depth(text)
-    return yaml.load(text, Loader=_LOADER)
-
-
-def _refuse_depth(text: str) -> None:
-    """libyaml builds what is nested by recursion in C, without a bound: 200,000 brackets are the end of the process.
-
-    Raises:
-        YAMLError: it is nested too deeply, or no YAML.
-    """
-    depth = 0
-    for event in yaml.parse(text, Loader=_LOADER):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > _DEEPEST:
-            raise yaml.YAMLError(f"it is nested more than {_DEEPEST} levels deep")
+    return load_yaml(file.read_text())

@@ -109,13 +109,12 @@ def test_an_endpoint_is_added_by_a_config_or_a_model_uri(
     [
         ("nobody", {}, 404, "no endpoint 'nobody' is known here"),
         ("new", {"model_uri": "/nowhere"}, 404, "/nowhere"),
-        ("new", {"model_uri": "models:/nobody/1"}, 404, "nobody"),
         ("first", {"model_uri": "/nowhere"}, 400, "'first' stands in the server's spec"),
         ("new", {"model_uri": ""}, 400, "variants.new.model"),
         ("new", {"config": "name: other\nvariants: {v: {model: x}}"}, 400, "'new' is expected"),
         ("new", {"config": "name: new\nvariants: {v: {model: x}}\nserver: {workers: 9}"}, 400, "`server` cannot"),
         ("new", {"config": "name: &a new\nvariants: {v: {model: *a}}"}, 400, "aliases"),
-        ("new", {"config": "name: new\nvariants: " + "[" * 5000}, 400, "not valid YAML"),
+        ("new", {"config": "name: new\nvariants: " + "[" * 60_000}, 400, "nested more than 100 levels"),
         ("new", {"config": "name: new\nvariants: {v: {model: 2001-99-99}}"}, 400, "not valid YAML"),
         ("new", {"config": "x" * 70_000}, 400, "at most 65536"),
         ("new", {"config": 1}, 400, "a string is expected"),
@@ -146,13 +145,15 @@ def test_a_model_that_no_worker_can_load_is_refused_and_the_others_are_served_on
         client.load_model("broken", config=json.dumps({"name": "broken", "variants": {"v": {"model": str(broken)}}}))
     wait_until(lambda: "broken" not in index(client), what="the broken endpoint is gone")
     assert asked_twenty_times(served, "/v2/models/first/ready") == {200}
-    assert read_state(served.state_dir / AGENT, AgentState).error == ""
+    state = read_state(served.state_dir / AGENT, AgentState)
+    assert state is not None
+    assert state.error == ""
 
 
 def test_many_commands_at_a_time_are_all_answered_and_leave_no_files(
     served: Served, client: Any, model_folders: dict[str, Path]
 ) -> None:
-    bodies = {f"n{number}": {"parameters": {"model_uri": str(model_folders["single"])}} for number in range(12)}
+    bodies = {f"n{number}": {"parameters": {"model_uri": str(model_folders["single"])}} for number in range(6)}
     answers = [
         requests.post(f"{served.url}/v2/repository/models/{name}/load", json=body, timeout=60)
         for name, body in bodies.items()
@@ -206,7 +207,8 @@ def test_the_statistics_of_all_workers_count_what_was_answered(served: Served, c
 def test_what_was_unloaded_and_added_is_found_again_after_a_restart_and_without_control_the_spec_counts(
     serve: Callable[..., Served], spec_file: Path, model_folders: dict[str, Path]
 ) -> None:
-    served = serve("--spec", str(spec_file), "-C", EXPLICIT).wait_ready()
+    arguments = ("--spec", str(spec_file), "-w", "1")
+    served = serve(*arguments, "-C", EXPLICIT).wait_ready()
     client = client_of(served)
     config = {"name": "third", "variants": {"v": {"model": str(model_folders["stock"])}}}
     client.load_model("third", config=json.dumps(config))
@@ -214,19 +216,22 @@ def test_what_was_unloaded_and_added_is_found_again_after_a_restart_and_without_
         client.unload_model(name)
     served.end()
 
-    client = client_of(again := serve("--spec", str(spec_file), "-C", EXPLICIT).wait_ready())
+    client = client_of(again := serve(*arguments, "-C", EXPLICIT).wait_ready())
     unloaded = ("UNAVAILABLE", "unloaded")
     assert index(client) == {"third": ("READY", ""), "first": unloaded, "second": unloaded}
     client.unload_model("third")
     assert client.is_server_ready()
     again.end()
 
-    empty = serve("--spec", str(spec_file), "-C", EXPLICIT)
-    wait_until(lambda: len(read_workers(empty.state_dir)) == 2, what="both workers")
-    empty.end()
-    assert read_state(empty.state_dir / CONTROL, Control).unloaded == ("first", "second", "third")
+    control = read_state(again.state_dir / CONTROL, Control)
+    assert control is not None
+    assert control.unloaded == ("first", "second", "third")
 
-    client = client_of(serve("--spec", str(spec_file)).wait_ready())
+    empty = serve(*arguments, "-C", EXPLICIT)  # nothing to announce: it serves nothing
+    wait_until(lambda: read_workers(empty.state_dir), what="the worker")
+    empty.end()
+
+    client = client_of(serve(*arguments).wait_ready())
     assert index(client) == {"first": ("READY", ""), "second": ("READY", "")}
     with pytest.raises(InferenceServerException, match="model_control_mode=explicit"):
         client.load_model("first")

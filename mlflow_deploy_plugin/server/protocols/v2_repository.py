@@ -11,6 +11,7 @@ import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.runtime.values import shown
+from mlflow_deploy_plugin.runtime.yaml_text import check_yaml
 from mlflow_deploy_plugin.server.protocols.content import json_type, load_json
 from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, new_endpoint
@@ -93,7 +94,10 @@ def check_unload(parameters: Mapping[str, Any]) -> None:
 def _endpoint(name: str, config: str) -> EndpointSpec:
     if len(config) > LARGEST_CONFIG_BYTES:
         raise InvalidConfig(f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are taken")
-    _refuse_aliases(config)
+    try:
+        check_yaml(config, takes_aliases=False)
+    except yaml.YAMLError as error:
+        raise InvalidConfig(f"config cannot be read: {' '.join(str(error).split())}") from None
     specs = load_specs(config)
     if len(specs) != 1 or specs[0].name != name:
         names = ", ".join(repr(spec.name) for spec in specs[:3])
@@ -101,16 +105,6 @@ def _endpoint(name: str, config: str) -> EndpointSpec:
     if specs[0].server != ServerSpec():
         raise InvalidConfig("`server` cannot be changed by a load: all endpoints share the server that runs")
     return specs[0]
-
-
-def _refuse_aliases(config: str) -> None:
-    """A few hundred characters of YAML with aliases may stand for gigabytes."""
-    try:
-        has_aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(config))
-    except (yaml.YAMLError, RecursionError):
-        return  # whoever reads the document says what is wrong
-    if has_aliases:
-        raise InvalidConfig("config has YAML aliases (*name), which are not taken here")
 
 
 def _object(body: bytes) -> Mapping[str, Any]:
