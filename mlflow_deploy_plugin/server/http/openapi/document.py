@@ -14,19 +14,18 @@ from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.operations import OPERATIONS, Bodies, Operation
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
 from mlflow_deploy_plugin.server.protocols.content import JSON
-from mlflow_deploy_plugin.server.repository import ServedVariant
+from mlflow_deploy_plugin.server.repository import ServedEndpoint, ServedVariant
 from mlflow_deploy_plugin.version import __version__
 
 Route = tuple[str, str]
 """A path as the tables of `http/routes.py` show it, as `/v2/models/NAME[/versions/V]/infer`, and its method."""
 
+_PARAMETERS = {"V": "version", "L": "label"}
 _OPTIONAL = re.compile(r"\[([^\]]*)\]")
 
 _REFUSALS = {
     400: "the body cannot be read, or does not fit the model; the message names the column, the row and the value",
-    403: "this server does not let its callers do this",
     404: "there is no such endpoint, or no such version of it",
-    409: "it stands in the way of what is there",
     413: "the body is larger than the server's limit",
     415: "the Content-Type is not one that this route takes",
     429: "too many requests; ask again after Retry-After seconds",
@@ -51,6 +50,7 @@ class Subject:
 
     endpoint: str
     versions: tuple[str, ...]
+    labels: tuple[str, ...]
     variant: ServedVariant
 
 
@@ -64,23 +64,25 @@ def subject_of(server: Server, endpoint: str | None) -> Subject:
     served = server.repository.table.get(name)
     if served is None or not served.answering:
         raise NotReady("no model is loaded yet; ask again in a moment")
-    return Subject(name, served.versions, max(served.answering, key=lambda variant: variant.weight))
+    return _subject(name, served)
 
 
-def document(server: Server, routes: Iterable[Route]) -> dict[str, Any]:
+def document(server: Server, routes: Iterable[Route], only: str | None = None) -> dict[str, Any]:
     """Every route, with the schemas of every endpoint that can answer now.
 
-    Plain routes are described for the default endpoint, those that name an endpoint for each.
+    Plain routes are described for the default endpoint, those that name an endpoint for each, or for `only` this one.
     """
-    subjects = [subject_of(server, name) for name, served in list(server.repository.table.items()) if served.answering]
     default = _default(server)
+    table = server.repository.table.items()
+    answering = [_subject(name, served) for name, served in table if served.answering]
+    subjects = [subject for subject in answering if only in (None, subject.endpoint)]
     paths: dict[str, dict[str, Any]] = {}
     for shown, method in routes:
         if operation := OPERATIONS.get((shown, method)):
             for path, subject in _paths(shown, subjects, default):
                 paths.setdefault(path, {})[method.lower()] = _described(operation, path, subject)
     components: dict[str, JsonSchema] = {"error": _error_schema("/"), "error_v2": _error_schema("/v2")}
-    for subject in subjects:
+    for subject in [*subjects, *([default] if default else [])]:
         components |= {f"{subject.endpoint}.{kind}": make(subject) for kind, make in _SCHEMAS.items()}
     return {
         "openapi": "3.1.0",
@@ -95,6 +97,8 @@ _SCHEMAS: Mapping[str, Callable[[Subject], JsonSchema]] = {
     "invocations": lambda subject: schemas.invocations_schema(subject.variant.loaded.predictor.schema),
     "predict": lambda subject: schemas.predict_schema(subject.variant.loaded.predictor.schema),
     "batch": lambda subject: schemas.batch_schema(subject.variant.loaded.predictor.schema),
+    "azure": lambda subject: schemas.azure_schema(subject.variant.loaded.predictor.schema),
+    "tfserving": lambda subject: schemas.tfserving_schema(subject.variant.loaded.predictor.schema),
     "v2": lambda subject: schemas.v2_request_schema(subject.variant.loaded.predictor.schema),
     "csv": lambda subject: {"type": "string", "description": "a header with the columns' names, then the rows"},
     "invocations_answer": lambda subject: schemas.invocations_answer(subject.variant.loaded.predictor.artifact),
@@ -102,6 +106,11 @@ _SCHEMAS: Mapping[str, Callable[[Subject], JsonSchema]] = {
     "batch_answer": lambda subject: schemas.batch_answer(subject.variant.loaded.predictor.artifact),
     "v2_answer": lambda subject: schemas.v2_response_schema(subject.variant.loaded.predictor.artifact),
 }
+
+
+def _subject(name: str, served: ServedEndpoint) -> Subject:
+    most = max(served.answering, key=lambda variant: variant.weight)
+    return Subject(name, served.versions, tuple(served.variants), most)
 
 
 def _default(server: Server) -> Subject | None:
@@ -113,10 +122,12 @@ def _default(server: Server) -> Subject | None:
 
 def _paths(shown: str, subjects: list[Subject], default: Subject | None) -> Iterator[tuple[str, Subject | None]]:
     """A path of the tables as the document has it: `NAME` for each endpoint, what is in brackets with and without."""
-    with_all, without = _OPTIONAL.sub(r"\1", shown), _OPTIONAL.sub("", shown)
-    for form in dict.fromkeys((without, with_all)):
+    optional = _OPTIONAL.search(shown)
+    for part in ("", *(optional[1].split("|") if optional else ())):
+        form = _OPTIONAL.sub(part, shown)
         segments = form.replace(":", "/").split("/")
-        form = re.sub(r"(?<=/)V(?=[/:]|$)", "{version}", form)
+        for letter, name in _PARAMETERS.items():
+            form = re.sub(rf"(?<=/){letter}(?=[/:]|$)", f"{{{name}}}", form)
         if "NAME" not in segments:
             yield form, default
             continue
@@ -126,7 +137,7 @@ def _paths(shown: str, subjects: list[Subject], default: Subject | None) -> Iter
 
 def _described(operation: Operation, path: str, subject: Subject | None) -> dict[str, Any]:
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": list(subject.versions)}}
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": _known(name, subject)}}
         for name in re.findall(r"\{(\w+)\}", path)
         if subject is not None
     ]
@@ -149,8 +160,6 @@ def _described(operation: Operation, path: str, subject: Subject | None) -> dict
         "tags": [operation.tag],
         "responses": {"200": answer, **{str(status): _refusal(path, status) for status in refusals}},
     }
-    if subject is not None and _names_endpoint(path, subject):
-        described["x-endpoint"] = subject.endpoint
     if parameters:
         described["parameters"] = parameters
     if operation.request:
@@ -158,8 +167,13 @@ def _described(operation: Operation, path: str, subject: Subject | None) -> dict
     return described
 
 
+def _known(parameter: str, subject: Subject) -> list[str]:
+    """The values of a path's parameter."""
+    return list(subject.versions if parameter == "version" else subject.labels)
+
+
 def _names_endpoint(path: str, subject: Subject | None) -> bool:
-    return subject is not None and quote(subject.endpoint, safe="") in path.split("/")
+    return subject is not None and quote(subject.endpoint, safe="") in path.replace(":", "/").split("/")
 
 
 def _content(bodies: Bodies, subject: Subject | None) -> dict[str, Any]:
@@ -183,6 +197,8 @@ def _example(kind: str, subject: Subject) -> Any:
         "invocations": lambda: examples.invocations_example(schema, example),
         "predict": lambda: examples.predict_example(schema, example),
         "batch": lambda: examples.batch_example(schema, example),
+        "azure": lambda: examples.azure_example(schema, example),
+        "tfserving": lambda: examples.batch_example(schema, example),
         "v2": lambda: examples.v2_example(schema, example),
         "csv": lambda: examples.csv_example(example) if schema.columns else "",
     }

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.server.warmup import EXAMPLE
 
 MAX_ROWS = 3
 MAX_VALUES = 1024
+_MAX_DOCUMENT_BYTES = 64 * 1024
 _MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
@@ -33,11 +34,13 @@ class Example:
         values: empty where an example would be too large to be shown, or the signature is unknown.
         rows: how many rows the values have.
         is_own: whether it is the model's own, and not zeros.
+        document: the model's own body of `/invocations`, where that has no form as named values.
     """
 
     values: dict[str, list[Any]] = field(default_factory=dict)
     rows: int = 0
     is_own: bool = False
+    document: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """The first row as an object."""
@@ -60,7 +63,7 @@ def example_of(loaded: LoadedVersion) -> Example:
 def invocations_example(schema: Schema, example: Example) -> dict[str, Any]:
     """A body of `/invocations`; empty where there is no example."""
     if not example.values:
-        return {}
+        return example.document
     if schema.columns:
         rows = [list(record.values()) for record in example.records()]
         return {"dataframe_split": {"columns": list(example.values), "data": rows}}
@@ -75,6 +78,12 @@ def predict_example(schema: Schema, example: Example) -> dict[str, Any]:
     if schema.columns or len(example.values) > 1:
         return example.record()
     return {"features": next(iter(example.values.values()))[0]}
+
+
+def azure_example(schema: Schema, example: Example) -> dict[str, Any]:
+    """A body of Azure ML's `/score`."""
+    body = invocations_example(schema, example)
+    return {"input_data": next(iter(body.values()))} if example.values else {}
 
 
 def batch_example(schema: Schema, example: Example) -> dict[str, Any]:
@@ -119,10 +128,13 @@ def _read(loaded: LoadedVersion) -> Example | None:
     """The model's own example; None: it has none, or one that cannot be shown."""
     path, schema = loaded.folder / EXAMPLE, loaded.predictor.schema
     try:
-        if not schema.names or path.stat().st_size > _MAX_FILE_BYTES:
+        if path.stat().st_size > _MAX_FILE_BYTES:
             return None
         text = path.read_bytes()
         document = load_json(text)
+        if not schema.names:
+            is_small = len(text) <= _MAX_DOCUMENT_BYTES and isinstance(document, dict)
+            return Example(is_own=True, document=document) if is_small else None
         split = document.get("dataframe_split") if isinstance(document, dict) else None
         if schema.columns and isinstance(split, dict) and isinstance(split.get("columns"), list):
             rows = split["data"][:MAX_ROWS]

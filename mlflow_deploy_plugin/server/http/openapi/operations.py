@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
+from mlflow_deploy_plugin.server.protocols import arrow, jsonlines
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON
 from mlflow_deploy_plugin.server.protocols.v2 import OCTETS
 
@@ -14,8 +15,14 @@ Bodies = Mapping[str, str | JsonSchema]
 """By media type: a schema, or the name of one that is made for each endpoint (`openapi/document.py`)."""
 
 HTML, TEXT = "text/html", "text/plain"
-PREDICTIONS, V2, SERVER, PAGES = "Predictions", "Open Inference Protocol V2", "Server", "Pages"
-TAGS = (PREDICTIONS, V2, SERVER, PAGES)
+PREDICTIONS, V2, TF, SERVER, PAGES = (
+    "Predictions",
+    "Open Inference Protocol V2",
+    "TensorFlow Serving",
+    "Server",
+    "Pages",
+)
+TAGS = (PREDICTIONS, V2, TF, SERVER, PAGES)
 """The groups of operations, in the order in which they are read."""
 
 _PREDICTION = (400, 413, 415, 429, 503, 504)
@@ -56,8 +63,9 @@ def _predicts(summary: str, tag: str, answer: Bodies, request: Bodies) -> Operat
 _TEXT: JsonSchema = {"type": "string"}
 _BYTES: JsonSchema = {"type": "string", "format": "binary"}
 _PAGE: Bodies = {HTML: _TEXT}
+_TABLES: Bodies = dict.fromkeys((*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES), _BYTES)
 _READY = (503,)
-_REPOSITORY = (400, 403, 409, 413, 503, 504)
+_REPOSITORY = (400, 404, 413, 429, 503, 504)
 _ADMIN: JsonSchema = {"type": "object", "properties": {"parameters": {"type": "object"}}}
 
 _TENSORS: JsonSchema = {
@@ -83,11 +91,16 @@ _V2_MODEL: JsonSchema = {
         "outputs": _TENSORS,
     },
 }
+_TF_ANSWER: JsonSchema = {
+    "type": "object",
+    "properties": {"predictions": {"type": "array"}, "outputs": {"type": ["array", "object"]}},
+    "minProperties": 1,
+}
 _INVOCATIONS = _predicts(
-    "Predictions, in the protocol of MLflow's scoring server",
+    "Predictions, in the protocol of MLflow's scoring server; tables are answered in kind, or as Accept asks",
     PREDICTIONS,
-    {JSON: "invocations_answer"},
-    {JSON: "invocations", CSV: "csv"},
+    {JSON: "invocations_answer", **_TABLES},
+    {JSON: "invocations", CSV: "csv", **_TABLES},
 )
 _PREDICT = _predicts("The prediction for one record", PREDICTIONS, {JSON: "predict_answer"}, {JSON: "predict"})
 _BATCH = _predicts(
@@ -103,6 +116,21 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("/predict", "POST"): _PREDICT,
     ("/predict/batch", "POST"): _BATCH,
     ("/endpoints/NAME/predict/batch", "POST"): _BATCH,
+    ("/score", "POST"): _predicts(
+        "Predictions, in the protocol of Azure ML", PREDICTIONS, {JSON: {"type": ["array", "object"]}}, {JSON: "azure"}
+    ),
+    ("/v1/models/NAME[/versions/V|/labels/L]:predict", "POST"): _predicts(
+        "Predictions, by row (instances) or by column (inputs)", TF, {JSON: _TF_ANSWER}, {JSON: "tfserving"}
+    ),
+    ("/v1/models/NAME[/versions/V|/labels/L]:classify", "POST"): Operation(
+        "Refused: no model here takes tf.Example", TF, {}, {JSON: {"type": "object"}}, refusals=(400, 413, 415)
+    ),
+    ("/v1/models/NAME[/versions/V|/labels/L]", "GET"): Operation(
+        "The versions that are loaded", TF, {JSON: _said(model_version_status="array")}, refusals=_READY
+    ),
+    ("/v1/models/NAME[/versions/V|/labels/L]/metadata", "GET"): Operation(
+        "The inputs and outputs", TF, {JSON: _said(model_spec="object", metadata="object")}, refusals=_READY
+    ),
     ("/v2/models/NAME[/versions/V]/infer", "POST"): _predicts(
         "Predictions, in the Open Inference Protocol V2; binary tensors behind the JSON, as Triton's clients send them",
         V2,

@@ -84,17 +84,42 @@ def predict_schema(schema: Schema) -> JsonSchema:
 
 def invocations_schema(schema: Schema) -> JsonSchema:
     """The JSON body of `/invocations`: exactly one of MLflow's four fields, and `params`, which is ignored."""
-    fields = {
+    fields: dict[str, JsonSchema] = {
         "dataframe_split": _split_schema(schema),
         "dataframe_records": {"type": "array", "items": record_schema(schema), "minItems": 1},
         "instances": _named_or_rows(schema),
         "inputs": _named_or_rows(schema),
     }
+    if not schema.names:  # a pyfunc whose inputs have no form as arrays
+        fields = {name: {} for name in fields}
     params = {"type": ["object", "null"], "description": "accepted, and ignored by an ONNX graph"}
     return {
         "oneOf": [
             {"type": "object", "title": name, "properties": {name: field, "params": params}, "required": [name]}
             for name, field in fields.items()
+        ]
+    }
+
+
+def azure_schema(schema: Schema) -> JsonSchema:
+    """The body of Azure ML's `/score`."""
+    data = {"anyOf": [_split_schema(schema), _named_or_rows(schema)]} if schema.names else {}
+    return _object({"input_data": data}, {"params": {"type": ["object", "null"]}})
+
+
+def tfserving_schema(schema: Schema) -> JsonSchema:
+    """The body of TensorFlow Serving's `:predict`: rows, or columns and tensors by name."""
+    forms = {"instances": _rows_schema(schema), "inputs": _named_or_rows(schema)} if schema.names else {"instances": {}}
+    signature: JsonSchema = {"type": "string", "enum": ["", "serving_default"]}
+    return {
+        "oneOf": [
+            {
+                "type": "object",
+                "title": name,
+                "properties": {name: form, "signature_name": signature},
+                "required": [name],
+            }
+            for name, form in forms.items()
         ]
     }
 
@@ -106,16 +131,15 @@ def batch_schema(schema: Schema) -> JsonSchema:
 
 def v2_request_schema(schema: Schema) -> JsonSchema:
     """The JSON of a V2 infer request: the graph's inputs, or the columns of the signature."""
-    types = dict(schema.by_input.dtypes)
+    types = dict(schema.by_input.dtypes) if schema.names else {}
     if schema.columns:
         types |= schema.dtypes
-    names = list(dict.fromkeys(types))
     datatypes = [datatype_of(np.dtype(name).name) for name in _V2_DTYPES] + ["BYTES"]
     tensor = {
         "type": "object",
         "required": ["name", "shape", "datatype"],
         "properties": {
-            "name": {"type": "string", "enum": names},
+            "name": {"type": "string", **({"enum": list(types)} if types else {})},
             "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
             "datatype": {"type": "string", "enum": datatypes},
             "data": {"type": "array", "description": "flat or nested, as many values as the shape says"},

@@ -111,7 +111,7 @@ def _columns(schema: Schema, example: Example) -> list[Field]:
 
 
 def _tensor(position: int, tensor: Tensor, schema: Schema, example: Example) -> Field:
-    name = tensor.name or schema.by_input.names[0]
+    name = tensor.name or schema.inputs[0].name
     sizes = " × ".join("any" if size == -1 else str(size) for size in tensor.shape)
     # by the signature's name, or the graph's where the only tensor has none
     values = example.values.get(tensor.name, example.values.get(name))

@@ -104,7 +104,7 @@ def docs_page(server: Server, request: RawRequest, endpoint: str | None, routes:
         fields=fields_of(schema, example),
         outputs=loaded.predictor.artifact.outputs,
         snippets=snippets(_base(request), _invocations(subject), subject.endpoint, schema, example),
-        groups=_groups(document.document(server, routes), subject),
+        groups=_groups(document.document(server, routes, only=subject.endpoint)),
     )
 
 
@@ -123,17 +123,11 @@ def _base(request: RawRequest) -> str:
     return f"{'https' if scheme == 'https' else 'http'}://{host if _HOST.fullmatch(host) else '127.0.0.1:8080'}"
 
 
-def _groups(described: dict[str, Any], subject: Subject) -> dict[str, list[dict[str, Any]]]:
-    """The operations by tag, without those of other endpoints and the files of the pages."""
-    others = {
-        path
-        for path, operations in described["paths"].items()
-        for operation in operations.values()
-        if operation.get("x-endpoint", subject.endpoint) != subject.endpoint
-    }
+def _groups(described: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The operations by tag, without the files of the pages."""
     groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
     for path, operations in described["paths"].items():
-        if path not in others and not path.startswith("/pages/"):
+        if not path.startswith("/pages/"):
             for method, operation in operations.items():
                 groups.setdefault(operation["tags"][0], []).append(_row(path, method, operation))
     return {tag: rows for tag, rows in groups.items() if rows}

@@ -37,11 +37,10 @@ def snippets(base: str, path: str, endpoint: str, schema: Schema, example: Examp
     body = invocations_example(schema, example)
     if not body:
         return []
-    return [
-        Snippet("curl", _curl(base + path, body)),
-        Snippet("Python, requests", _requests(base + path, body)),
-        Snippet("Python, tritonclient", _triton(base, endpoint, v2_example(schema, example))),
-    ]
+    told = [Snippet("curl", _curl(base + path, body)), Snippet("Python, requests", _requests(base + path, body))]
+    if tensors := v2_example(schema, example):
+        told.append(Snippet("Python, tritonclient", _triton(base, endpoint, tensors)))
+    return told
 
 
 def _curl(url: str, body: dict[str, Any]) -> str:

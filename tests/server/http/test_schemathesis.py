@@ -1,0 +1,44 @@
+"""What schemathesis makes of the served OpenAPI document, asked of a real server by its own command."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed"
+)
+
+CHECKS = [
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "unsupported_method",
+]
+FILE = """
+import sys
+from schemathesis.cli import schemathesis
+schemathesis(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("endpoint", ["flights", "digits"])
+def test_the_server_answers_as_its_document_says(pages_server: Any, tmp_path: Path, endpoint: str) -> None:
+    """A table by the plain routes and its own, a tensor by its own; the same requests in every run."""
+    plain = "|^/[^/]*$|^/predict/|^/v2/health" if endpoint == "flights" else ""
+    command = [
+        *(sys.executable, "-c", FILE, "run", pages_server.url + "/openapi.json"),
+        *("--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing"),
+        *("--include-path-regex", f"/{endpoint}([/:]|$){plain}", "--max-examples", "10", "--seed", "1"),
+        *("--request-timeout", "20", "--continue-on-failure", "--generation-database", "none"),
+    ]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert run.returncode == 0, run.stdout[run.stdout.find("= FAILURES") :][:8000] + run.stderr[-2000:]
+    assert " 0 failed" not in run.stdout
+    assert pages_server.process.poll() is None
