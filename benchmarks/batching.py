@@ -1,0 +1,108 @@
+"""Dynamic batching on and off: a small torch CNN, 64 threads that ask for one picture at a time, in one process.
+
+    python benchmarks/batching.py
+
+Both versions are loaded once and take turns; the ratio of the medians is what counts. Also printed: what one request
+pays for the batcher where nobody else asks, and how large the batches became.
+"""
+
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime.session import available_cores, open_session
+
+CLIENTS = 64
+ROUNDS = 7
+SECONDS = 1.5
+SIDE = 28
+
+Ask = Callable[[Feeds], object]
+
+
+def export_cnn(folder: Path) -> Path:
+    """A CNN for 28 × 28 pictures of ten classes, with a free batch; its weights are random."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()]
+    cnn = nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 49, 64), nn.ReLU(), nn.Linear(64, 10))
+    file = folder / "cnn.onnx"
+    torch.onnx.export(
+        cnn.eval(),
+        (torch.zeros(2, 1, SIDE, SIDE),),
+        str(file),
+        dynamo=True,
+        external_data=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["x"],
+        output_names=["y"],
+        verbose=False,
+    )
+    return file
+
+
+def throughput(ask: Ask, clients: int, seconds: float = SECONDS) -> float:
+    """Requests of one row a second by so many threads, each asking again as soon as it is answered."""
+    counts = [0] * clients
+    stop = threading.Event()
+    feeds = {"x": np.random.default_rng(0).random((1, 1, SIDE, SIDE), dtype=np.float32)}
+
+    def client(number: int) -> None:
+        while not stop.is_set():
+            ask(feeds)
+            counts[number] += 1
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    stop.wait(seconds)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - began)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(export_cnn(Path(folder)), intra_op_num_threads=available_cores())
+
+    def run(feeds: Feeds, outputs: object = None) -> dict[str, Array]:
+        return {"y": session.run(["y"], feeds)[0]}
+
+    rows: list[int] = []
+    ways: dict[str, Ask] = {"off": run}
+    for delay in (0, 500):
+        batcher = Batcher(run, BatchPolicy(32, (), delay))
+        ways[f"on, delay {delay} µs"] = lambda feeds, batcher=batcher: batcher.run(  # type: ignore[misc]
+            feeds, count=lambda size, queue, compute: rows.append(size)
+        )
+    print(f"onnxruntime {onnxruntime.__version__}, {available_cores()} cores, {ROUNDS} rounds of {SECONDS} s")
+    for clients in (1, CLIENTS):
+        measured: dict[str, list[float]] = {name: [] for name in ways}
+        sizes: dict[str, float] = {}
+        for _ in range(ROUNDS):
+            for name, ask in ways.items():
+                rows.clear()
+                measured[name].append(throughput(ask, clients))
+                sizes[name] = statistics.mean(rows) if rows else 1.0
+        base = statistics.median(measured["off"])
+        for name, values in measured.items():
+            median = statistics.median(values)
+            print(
+                f"{clients:3} clients, batching {name:16} {median:8.0f} requests/s  {median / base:5.2f}×"
+                f"  {sizes[name]:5.1f} rows a batch"
+            )
+
+
+if __name__ == "__main__":
+    main()
