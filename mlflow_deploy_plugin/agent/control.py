@@ -126,7 +126,9 @@ class EndpointControl:
         if command.added is not None:
             if any(spec.name == command.endpoint for spec in specs):
                 raise InvalidConfig(f"endpoint {command.endpoint!r} stands in the server's spec; it is changed there")
-            if command.endpoint not in known and len(self._control.added) >= MOST_ADDED and not self._control.unloaded:
+            added, unloaded = self._control.added, self._control.unloaded
+            is_full = len(added) >= MOST_ADDED and not any(name in unloaded for name in added)
+            if is_full and command.endpoint not in added:
                 raise InvalidConfig(f"{MOST_ADDED} endpoints were added already; unload one of them first")
             return command.added
         if command.endpoint not in known:
@@ -160,7 +162,8 @@ class EndpointControl:
         """Commands that are to be taken, the oldest first; what nobody waits for any more is removed."""
         under_way = {taken.file.name for taken in self._taken.values()}
         for file in command_files(self.state_dir):
-            if file.name in under_way or file.name in self._answered:
+            answer = self.state_dir / ANSWERS / file.name
+            if file.name in under_way or file.name in self._answered or answer.exists():
                 continue
             try:
                 is_small = file.stat().st_size <= LARGEST_COMMAND_BYTES

@@ -1,0 +1,196 @@
+"""Commands as the agent takes them: what they change of the spec, and what is kept of it."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.agent import control as module
+from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
+from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
+from mlflow_deploy_plugin.server.commands import LARGEST_COMMAND_BYTES, OLDEST_SECONDS, command_files
+from mlflow_deploy_plugin.server.state import (
+    ANSWERS,
+    COMMANDS,
+    CONTROL,
+    Command,
+    CommandAnswer,
+    Control,
+    read_state,
+    write_state,
+)
+from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint
+
+NOW = 1000.0
+_numbers = itertools.count(1)
+
+
+def allowing(*names: str) -> list[EndpointSpec]:
+    return [apply_config(new_endpoint(name, "m"), {"server.model_control_mode": "explicit"}) for name in names]
+
+
+class Case:
+    """The agent's side of one server that serves a and b."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.specs = allowing("a", "b")
+        self.control = self.started()
+
+    def started(self) -> EndpointControl:
+        return EndpointControl(self.state_dir, lambda: NOW)
+
+    def ask(self, action: str, endpoint: str, added: EndpointSpec | None = None, created_at: float = NOW) -> str:
+        name = f"{next(_numbers):020d}.json"
+        command = Command(action=action, endpoint=endpoint, added=added, created_at=created_at)  # type: ignore[arg-type]
+        write_state(self.state_dir / COMMANDS / name, command)
+        return name
+
+    def answer(self, name: str) -> CommandAnswer | None:
+        return read_state(self.state_dir / ANSWERS / name, CommandAnswer)
+
+    def settle(self, outcome: Callable[[str], OnnxserveError | None] = lambda endpoint: None) -> None:
+        self.control.settle(self.specs, outcome)
+
+    def do(self, action: str, endpoint: str, added: EndpointSpec | None = None) -> CommandAnswer | None:
+        name = self.ask(action, endpoint, added)
+        self.control.take(self.specs)
+        self.settle()
+        return self.answer(name)
+
+    @property
+    def served(self) -> list[str]:
+        return [spec.name for spec in self.control.endpoints(self.specs)]
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case(tmp_path)
+
+
+def test_without_commands_the_spec_is_served(case: Case) -> None:
+    assert case.control.take(case.specs) is None
+    assert not case.control.has_work()
+    assert (case.served, case.control.unloaded(case.specs)) == (["a", "b"], ())
+
+
+def test_an_unload_holds_at_once_and_is_answered_when_every_worker_knows(case: Case) -> None:
+    name = case.ask("unload", "a")
+    assert case.control.has_work()
+    assert case.control.take(case.specs) == []
+    assert (case.served, case.control.unloaded(case.specs)) == (["b"], ("a",))
+
+    def pending(endpoint: str) -> None:
+        raise Pending
+
+    case.settle(pending)
+    assert case.answer(name) is None
+    assert case.control.has_work()
+    case.settle()
+    assert case.answer(name) == CommandAnswer()
+    assert not case.control.has_work()
+
+
+def test_a_load_is_kept_once_it_went_well_and_found_again_by_the_next_agent(case: Case) -> None:
+    added = new_endpoint("c", "x")
+    name = case.ask("load", "c", added)
+    assert case.control.take(case.specs) == [added]
+    assert case.served == ["a", "b", "c"]
+    assert not (case.state_dir / CONTROL).exists()
+    case.settle()
+    assert case.answer(name) == CommandAnswer()
+    assert case.do("unload", "a") == CommandAnswer()
+
+    case.control = case.started()
+    assert (case.served, case.control.unloaded(case.specs)) == (["b", "c"], ("a",))
+    assert case.do("load", "a") == CommandAnswer()
+    assert case.served == ["a", "b", "c"]
+
+
+def test_a_load_that_fails_leaves_what_was_there(case: Case) -> None:
+    old, new = new_endpoint("c", "old"), new_endpoint("c", "new")
+    case.do("load", "c", old)
+    name = case.ask("load", "c", new)
+    case.control.take(case.specs)
+    assert new in case.control.endpoints(case.specs)
+    case.settle(lambda endpoint: ModelError("broken"))
+    assert case.answer(name) == CommandAnswer(error="broken", kind="ModelError")
+    assert old in case.control.endpoints(case.specs)
+    assert read_state(case.state_dir / CONTROL, Control) == Control(added={"c": old})
+
+
+def test_a_second_command_to_an_endpoint_waits_for_the_first(case: Case) -> None:
+    first, second = case.ask("load", "a"), case.ask("unload", "a")
+    case.control.take(case.specs)
+    assert case.control.take(case.specs) is None
+    case.settle()
+    assert (case.answer(first), case.answer(second)) == (CommandAnswer(), None)
+    assert case.control.take(case.specs) == []
+    assert case.served == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("action", "endpoint", "added", "kind", "words"),
+    [
+        ("load", "c", None, "NotFound", "no endpoint 'c' is known here"),
+        ("unload", "c", None, "NotFound", "no endpoint 'c' is known here"),
+        ("load", "a", new_endpoint("a", "x"), "InvalidConfig", "'a' stands in the server's spec"),
+    ],
+)
+def test_a_command_that_cannot_be_is_answered_at_once(
+    case: Case, action: str, endpoint: str, added: EndpointSpec | None, kind: str, words: str
+) -> None:
+    name = case.ask(action, endpoint, added)
+    assert case.control.take(case.specs) is None
+    answer = case.answer(name)
+    assert answer is not None
+    assert answer.kind == kind
+    assert words in answer.error
+
+
+def test_the_spec_takes_back_a_name_and_the_permission(case: Case) -> None:
+    case.do("load", "c", new_endpoint("c", "x"))
+    case.do("unload", "a")
+    own = allowing("a", "c")
+    assert case.control.endpoints(own) == [own[1]]
+    forbidding = [new_endpoint("a", "m")]
+    assert case.control.endpoints(forbidding) == forbidding
+    assert case.control.unloaded(forbidding) == ()
+    name = case.ask("load", "a")
+    case.control.take(forbidding)
+    answer = case.answer(name)
+    assert answer is not None
+    assert "not explicit" in answer.error
+
+
+def test_what_nobody_waits_for_or_can_read_is_removed(case: Case) -> None:
+    case.ask("unload", "a", created_at=NOW - OLDEST_SECONDS)
+    (case.state_dir / COMMANDS / "broken.json").write_text("{")
+    (case.state_dir / COMMANDS / "large.json").write_bytes(b" " * (LARGEST_COMMAND_BYTES + 1))
+    write_state(case.state_dir / ANSWERS / "orphan.json", CommandAnswer())
+    assert case.control.take(case.specs) is None
+    assert case.served == ["a", "b"]
+    assert not command_files(case.state_dir)
+    assert not list((case.state_dir / ANSWERS).iterdir())
+
+
+def test_a_command_that_was_answered_is_not_taken_again(case: Case) -> None:
+    case.do("unload", "a")
+    case.do("load", "a")
+    assert case.control.take(case.specs) is None
+    assert not case.control.has_work()
+
+
+def test_added_endpoints_are_bounded_and_the_oldest_unloaded_one_makes_room(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_ADDED", 2)
+    for name in ("c", "d"):
+        case.do("load", name, new_endpoint(name, "x"))
+    refused = case.do("load", "e", new_endpoint("e", "x"))
+    assert refused is not None
+    assert "unload one of them first" in refused.error
+    case.do("unload", "c")
+    assert case.do("load", "e", new_endpoint("e", "x")) == CommandAnswer()
+    assert (case.served, case.control.unloaded(case.specs)) == (["a", "b", "d", "e"], ())
