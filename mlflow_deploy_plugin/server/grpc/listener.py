@@ -9,8 +9,8 @@ import grpc
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.grpc.calls import Calls
 from mlflow_deploy_plugin.server.grpc.service import handlers
-from mlflow_deploy_plugin.server.grpc.streams import Streams
 from mlflow_deploy_plugin.spec import ServerSpec
 
 logger = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ class Listener:
     """
 
     def __init__(self, server: Server, spec: ServerSpec) -> None:
-        self._grace = spec.graceful_timeout_seconds
-        self._streams = Streams(_STREAMS)
+        self._grace = max(0.5, spec.graceful_timeout_seconds - 1.0)  # then gunicorn kills
+        self._calls = Calls(_STREAMS, spec.request_timeout_seconds)
         threads = spec.threads + _STREAMS
         options = {**_OPTIONS, "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES}
         if tuple(map(int, grpc.__version__.split(".")[:2])) < _BOUNDED_SINCE:
@@ -59,7 +59,7 @@ class Listener:
             options["grpc.compression_enabled_algorithms_bitset"] = 1  # no 1 MB that becomes 1 GB
         self._grpc = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="onnxserve-grpc"),
-            handlers=handlers(server, self._streams),
+            handlers=handlers(server, self._calls),
             options=list(options.items()),
             maximum_concurrent_rpcs=threads + _WAITING,
         )
@@ -69,7 +69,7 @@ class Listener:
 
     def drain(self) -> None:
         """Refuses new calls and finishes those in flight, for `graceful_timeout_seconds` at most; returns at once."""
-        self._streams.end()
+        self._calls.end()
         self._ended = self._grpc.stop(self._grace)
 
     def wait(self) -> None:

@@ -20,8 +20,8 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.grpc import asked, tensors
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.server.grpc.calls import Calls
 from mlflow_deploy_plugin.server.grpc.status import address_of, code_of, message_of, metadata_of
-from mlflow_deploy_plugin.server.grpc.streams import Streams
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
 from mlflow_deploy_plugin.server.http.observed import observed
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
@@ -33,21 +33,34 @@ _PROTOCOL = "grpc"
 _MICROSECONDS = 1_000_000
 
 
-def handlers(server: Server, streams: Streams) -> list[grpc.GenericRpcHandler]:
+def handlers(server: Server, calls: Calls) -> list[grpc.GenericRpcHandler]:
     """What the listener answers; other methods of the services are UNIMPLEMENTED, by gRPC itself."""
     methods = {
-        "ModelInfer": grpc.unary_unary_rpc_method_handler(partial(_model_infer, server)),
-        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(partial(_model_stream_infer, server, streams)),
+        "ModelInfer": _unary(calls, partial(_model_infer, server)),
+        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(partial(_model_stream_infer, server, calls)),
     }
     for name, ask in asked.METHODS.items():
-        methods[name] = _about(server, name, ask)
+        methods[name] = _unary(calls, _about(server, name, ask))
+    health = {"Check": _unary(calls, _about(server, "HealthCheck", asked.health))}
     return [
         grpc.method_handlers_generic_handler(asked.INFERENCE, methods),
-        grpc.method_handlers_generic_handler(asked.HEALTH, {"Check": _about(server, "HealthCheck", asked.health)}),
+        grpc.method_handlers_generic_handler(asked.HEALTH, health),
     ]
 
 
-def _about(server: Server, name: str, ask: asked.Ask) -> grpc.RpcMethodHandler:
+def _unary(calls: Calls, answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler:
+    """A method of one message; that message is waited for in `calls`."""
+
+    def behaviour(bodies: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        body = calls.only(context, bodies)
+        if body is None:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+        return answer(body or b"", context)
+
+    return grpc.stream_unary_rpc_method_handler(behaviour)
+
+
+def _about(server: Server, name: str, ask: asked.Ask) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     question, told = getattr(messages, f"{name}Request"), getattr(messages, f"{name}Response")
 
     def answer(body: bytes, context: grpc.ServicerContext) -> bytes:
@@ -57,7 +70,7 @@ def _about(server: Server, name: str, ask: asked.Ask) -> grpc.RpcMethodHandler:
         document = json_format.ParseDict(orjson.loads(response.body), told(), ignore_unknown_fields=True)
         return bytes(document.SerializeToString())
 
-    return grpc.unary_unary_rpc_method_handler(answer)
+    return answer
 
 
 def _model_infer(server: Server, body: bytes, context: grpc.ServicerContext) -> bytes:
@@ -67,16 +80,16 @@ def _model_infer(server: Server, body: bytes, context: grpc.ServicerContext) -> 
 
 
 def _model_stream_infer(
-    server: Server, streams: Streams, bodies: Iterator[bytes], context: grpc.ServicerContext
+    server: Server, calls: Calls, bodies: Iterator[bytes], context: grpc.ServicerContext
 ) -> Iterator[bytes]:
     """One answer a request, in their order; an error is told in its place, and the stream goes on (Triton's way).
 
     There is no metadata for each answer: its ids are parameters of the answer.
     """
-    with streams.held(context) as refusal:
+    with calls.stream(context) as refusal:
         if refusal:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
-        for body in streams.until_end(context, bodies):
+        for body in calls.each(context, bodies):
             response = _infer(server, _raw_request("ModelStreamInfer", body, context), context.time_remaining())
             yield _streamed(body, response).SerializeToString()
 

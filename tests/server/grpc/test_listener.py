@@ -112,6 +112,29 @@ def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(
         assert next(stub.ModelStreamInfer(iter([request]))).infer_response.outputs
 
 
+def test_messages_that_never_come_do_not_keep_others_out(
+    tmp_path: Path, endpoints: dict[str, Any], calling: Any, asking: Any
+) -> None:
+    """As many calls as there are threads, and more, that send nothing: they are cancelled after the timeout."""
+    ended = threading.Event()
+
+    def silent() -> Any:
+        ended.wait(60)
+        yield from ()
+
+    with (
+        calling(tmp_path, endpoints, request_timeout_seconds=1, threads=2) as called,
+        called.stub() as stub,
+        grpc.insecure_channel(called.address) as channel,
+    ):
+        infer = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        waiting = [infer.future(silent()) for _ in range(40)]
+        request = asking.message("tensor", raw_input_contents=[IMAGE.tobytes()])
+        assert stub.ModelInfer(request, timeout=30).outputs
+        assert {call.exception(30).code() for call in waiting} == {grpc.StatusCode.CANCELLED}
+        ended.set()
+
+
 def test_messages_beyond_the_limit_are_refused(
     tmp_path: Path, endpoints: dict[str, Any], calling: Any, asking: Any
 ) -> None:
