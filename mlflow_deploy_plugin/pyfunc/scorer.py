@@ -110,7 +110,7 @@ class Scorer:
         except (MlflowException, RuntimeError) as error:
             raise self._refusal(recorder, error) from None
         except Unsayable as error:
-            message = f"the model's answer has no form as named arrays ({error}); send the request to /invocations"
+            message = f"the model's answer has no form as named arrays ({error}); send it to /invocations, as JSON"
             raise Refusal("model", message) from None
         return Message("answer", arrays={"outputs": outputs})
 

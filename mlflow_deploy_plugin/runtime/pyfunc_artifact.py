@@ -114,9 +114,9 @@ def _inputs(signature: Mapping[str, Any], takes_objects: bool) -> tuple[tuple[Co
     """Columns, tensors, and why neither can be said."""
     fields = json.loads(signature.get("inputs") or "[]")
     if not fields:
-        return (), (), "this model has no signature that names its inputs; send the request to /invocations"
+        return (), (), "this model has no signature that names its inputs; send it to /invocations, as JSON or CSV"
     if takes_objects:
-        return (), (), "this model takes Python objects; send the request to /invocations"
+        return (), (), "this model takes Python objects; send it to /invocations, as JSON or CSV"
     columns: list[Column] = []
     tensors: list[Tensor] = []
     for position, entry in enumerate(fields):
@@ -124,12 +124,12 @@ def _inputs(signature: Mapping[str, Any], takes_objects: bool) -> tuple[tuple[Co
         if entry.get("type") == "tensor":
             spec = entry["tensor-spec"]
             if spec["dtype"] not in _TENSOR_DTYPES:
-                return (), (), f"the tensor {name!r} is of {spec['dtype']}; send the request to /invocations"
+                return (), (), f"the tensor {name!r} is of {spec['dtype']}; send it to /invocations, as JSON or CSV"
             tensors.append(Tensor(entry.get("name", ""), _TENSOR_DTYPES[spec["dtype"]], tuple(spec["shape"])))
             continue
         kind: Any = "string" if entry.get("type") in _AS_STRINGS else entry.get("type")
         if kind not in COLUMN_TYPES:
-            return (), (), f"the column {name!r} is of the type {kind}; send the request to /invocations"
+            return (), (), f"the column {name!r} is of the type {kind}; send it to /invocations, as JSON or CSV"
         columns.append(Column(name, kind, entry.get("required", True)))
     return tuple(columns), tuple(tensors), ""
 

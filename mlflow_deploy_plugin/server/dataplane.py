@@ -118,7 +118,7 @@ class DataPlane:
         arrived = self._clock() // 1000
         computed, is_cached = self._answered(variant, request)
         prediction_id = os.urandom(16).hex()
-        if (computed.feeds or computed.outputs) and variant.capture.fraction > self._draw():
+        if computed.feeds and variant.capture.fraction > self._draw():
             self._capture.write(
                 RequestRecord(
                     endpoint=variant.endpoint,
@@ -152,7 +152,12 @@ class DataPlane:
             if not isinstance(loaded.predictor, BodyReader):
                 raise TypeError(f"version {loaded.version} of {loaded.model} reads no bodies itself")
             _check_deadline(deadline)
-            return loaded.predictor.answer(request.body), None
+            began = time.perf_counter()
+            answered = loaded.predictor.answer(request.body)
+            rows = max((len(array) for array in answered.feeds.values()), default=1)
+            seconds = time.perf_counter() - began
+            self._count_batch(variant.endpoint, rows, 0.0, seconds, loaded.model, loaded.version)
+            return answered, None
         key = _cache_key(loaded, request) if self._cache is not None else None
         if self._cache is None or key is None:
             return BodyAnswer(b"", request.inputs, self._computed(variant, request, deadline)), None

@@ -81,7 +81,7 @@ class PyfuncModel:
         if computed.keys() != set(known):
             raise InferenceError(
                 f"the model answers {_listed(computed)}, its signature says {_listed(known)}; "
-                "send the request to /invocations"
+                "send it to /invocations, as JSON or CSV"
             )
         return {name: computed[name] for name in (known if outputs is None else outputs)}
 

@@ -68,7 +68,7 @@ def test_what_arrays_cannot_carry_is_for_invocations(tmp_path: Path, inputs: Any
         lambda: schema.from_array([[1]]),
         lambda: schema.by_input,
     ):
-        with pytest.raises(SchemaMismatch, match=f"{said}.*; send the request to /invocations"):
+        with pytest.raises(SchemaMismatch, match=f"{said}.*; send it to /invocations, as JSON or CSV"):
             ask()
 
 

@@ -110,7 +110,7 @@ def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawRespo
     response = ask("/v2/models/anything/infer", infer)
     assert (response.status, message(response)) == (
         400,
-        "this model has no signature that names its inputs; send the request to /invocations",
+        "this model has no signature that names its inputs; send it to /invocations, as JSON or CSV",
     )
 
 

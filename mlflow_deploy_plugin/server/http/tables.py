@@ -19,6 +19,8 @@ from mlflow_deploy_plugin.server.repository import ServedVariant
 
 _TABLES = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES)
 _TAKEN = (JSON, CSV, *_TABLES)
+_OURS = frozenset(_TABLES) - {arrow.PARQUET}
+"""What MLflow's scoring server does not take."""
 
 
 def invocations(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
@@ -44,9 +46,9 @@ def _wanted(accept: str | None) -> str | None:
 
 
 def _read(request: RawRequest, variant: ServedVariant, answered: str, limit: int) -> Question:
-    """A pyfunc reads and writes its bodies itself, in MLflow's forms."""
+    """A pyfunc reads and writes its bodies itself where they have one of MLflow's forms."""
     predictor = variant.loaded.predictor
-    if predictor.artifact.flavor == PYTHON_FUNCTION:
+    if predictor.artifact.flavor == PYTHON_FUNCTION and _named(request.headers.get("content-type")) not in _OURS:
         return INVOCATIONS.decode(request, variant)
     return Question(_feeds(request, predictor.schema, limit), partial(_answer, answered))
 
