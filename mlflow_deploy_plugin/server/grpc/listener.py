@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc.calls import Calls
 from mlflow_deploy_plugin.server.grpc.service import handlers
+from mlflow_deploy_plugin.server.threads import answering_threads
 from mlflow_deploy_plugin.spec import ServerSpec
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Listener:
     def __init__(self, server: Server, spec: ServerSpec) -> None:
         self._grace = max(0.5, spec.graceful_timeout_seconds - 1.0)  # then gunicorn kills
         self._calls = Calls(_STREAMS, spec.request_timeout_seconds)
-        threads = spec.threads + _STREAMS
+        threads = answering_threads(spec) + _STREAMS
         options = {**_OPTIONS, "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES}
         if tuple(map(int, grpc.__version__.split(".")[:2])) < _BOUNDED_SINCE:
             logger.warning(

@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.server.assembly import Server, open_server, read_serve
 from mlflow_deploy_plugin.server.http.cost import Costs
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
+from mlflow_deploy_plugin.server.threads import answering_threads, largest_batch
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec
 
@@ -65,22 +66,10 @@ def create_front(state_dir: str) -> Front:
     settings = load_settings()
     configure_logging(settings, "worker")
     spec = read_server_spec(Path(state_dir))
-    batch = _largest_batch(spec)
+    batch = largest_batch(spec)
     return Front(
         open_server(Path(state_dir)),
         # what waits for Redis must not hold the loop, and an answer from the cache says nothing of what others cost
         may_be_inline=batch == 1 and not spec.response_cache_bytes and not (spec.rate_limit and settings.redis_url),
-        threads=_threads(spec, batch),
+        threads=answering_threads(spec),
     )
-
-
-def _threads(spec: ServerSpec, batch: int) -> int:
-    """One batch is computed while the next one fills; and what is over the limit of requests needs a free thread too,
-    to be told so at once."""
-    filling = 2 * batch if batch > 1 else 1
-    refusing = spec.max_concurrent_requests + spec.threads if spec.max_concurrent_requests else 1
-    return max(spec.threads, filling, refusing)
-
-
-def _largest_batch(spec: ServerSpec) -> int:
-    return spec.max_batch_size or (1 if spec.device == "cpu" else 32)
