@@ -135,8 +135,8 @@ class EndpointControl:
             raise NotFound(f"no endpoint {command.endpoint[:100]!r} is known here; say in parameters what it is")
         if command.action == "load":
             return known[command.endpoint]
-        unloaded = {*self._control.unloaded, command.endpoint}
-        self._keep(tuple(name for name in known if name in unloaded), self._control.added)
+        out = {*self._control.unloaded, command.endpoint}
+        self._keep(tuple(name for name in known if name in out), self._control.added)
         return None
 
     def _keep_loaded(self, specs: Sequence[EndpointSpec], spec: EndpointSpec) -> None:
