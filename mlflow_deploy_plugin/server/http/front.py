@@ -12,7 +12,6 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.server.threads import answering_threads, largest_batch
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import ServerSpec
 
 
 @dataclass(frozen=True, slots=True)
