@@ -27,7 +27,8 @@ MEDIA_TYPES = (STREAM, FILE, PARQUET, X_PARQUET)
 
 _FILE_MAGIC = b"ARROW1\0\0"
 _PARQUET_MAGIC = b"PAR1"
-_MOST_THRIFT = 1_000_000  # strings and lists of a Parquet footer; Arrow's own bounds are 100 times as large
+_MOST_LISTED = 100_000
+"""Entries of a list in a Parquet footer (columns, row groups): each takes hundreds of bytes once it is counted."""
 _NO_ROWS = "the data has no rows; at least one is needed"
 
 
@@ -102,8 +103,7 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
     file = parquet.ParquetFile(
         pa.BufferReader(body),
         read_dictionary=[name for name, dtype in schema.dtypes.items() if dtype == "str"],
-        thrift_string_size_limit=_MOST_THRIFT,
-        thrift_container_size_limit=_MOST_THRIFT,
+        thrift_container_size_limit=_MOST_LISTED,
         pre_buffer=False,
     )
     metadata = file.metadata
@@ -115,10 +115,16 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
     names = [name for name in given if name in schema.names] if schema.columns else given
     if rows * max(1, len(names)) > limit:
         raise BodyTooLarge(_too_many(rows, len(names), limit))
-    roots = [metadata.schema.column(leaf).path.partition(".")[0] for leaf in range(metadata.num_columns)]
+    paths = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
     chosen = set(names)
-    check_pages(body, metadata, [leaf for leaf, root in enumerate(roots) if root in chosen], limit)
+    check_pages(body, metadata, [leaf for leaf, path in enumerate(paths) if _is_read(path, chosen)], limit)
     return file.read(columns=names, use_threads=False)
+
+
+def _is_read(path: str, names: set[str]) -> bool:
+    """Whether a leaf of a Parquet file belongs to one of these columns, whose names may hold dots themselves."""
+    steps = path.split(".")
+    return any(".".join(steps[:depth]) in names for depth in range(1, len(steps) + 1))
 
 
 def _feeds(table: Any, schema: Schema, limit: int) -> Feeds:

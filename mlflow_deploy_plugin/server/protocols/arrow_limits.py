@@ -37,7 +37,7 @@ def check_messages(messages: Iterable[Any], limit: int) -> None:
     for message in messages:
         body = memoryview(message.body) if message.body is not None and message.body.size else memoryview(b"")
         try:
-            left -= len(body) + _decompressed_bytes(memoryview(message.metadata), body)
+            left -= _bytes_of(memoryview(message.metadata), body)
         except (struct.error, IndexError):
             raise InvalidRequest("the body is not a valid Arrow stream: a message is torn") from None
         if left < 0:
@@ -73,8 +73,8 @@ def check_pages(body: bytes, metadata: Any, columns: Iterable[int], limit: int) 
                     )
 
 
-def _decompressed_bytes(metadata: memoryview, body: memoryview) -> int:
-    """What the compressed buffers of one message will take; 0 where it has none.
+def _bytes_of(metadata: memoryview, body: memoryview) -> int:
+    """What the buffers of one message will take: what lies there, or, where they are compressed, what they say.
 
     Message: header type (1), header (2). DictionaryBatch: data (1). RecordBatch: buffers (2), compression (3). The
     numbers are the positions of the fields in Message.fbs. A compressed buffer begins with its length in 8 bytes, -1 if
@@ -84,16 +84,17 @@ def _decompressed_bytes(metadata: memoryview, body: memoryview) -> int:
     kind = _field(metadata, message, 1)
     header = _table(metadata, message, 2)
     if not kind or not header or metadata[kind] not in (_RECORD_BATCH, _DICTIONARY_BATCH):
-        return 0
+        return len(body)
     batch = header if metadata[kind] == _RECORD_BATCH else _table(metadata, header, 1)
     vector = _table(metadata, batch, 2) if batch and _field(metadata, batch, 3) else 0
     if not vector:
-        return 0
+        return len(body)
     total = 0
     for entry in range(_U32.unpack_from(metadata, vector)[0]):
         offset, length = struct.unpack_from("<qq", metadata, vector + 4 + 16 * entry)
         if length > 0:
-            total += max(0, _I64.unpack_from(body, max(0, offset))[0])
+            said = _I64.unpack_from(body, max(0, offset))[0]
+            total += said if said >= 0 else length
     return total
 
 

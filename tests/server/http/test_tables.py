@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.server.protocols import arrow
+from mlflow_deploy_plugin.spec import ServerSpec
 
 TABLE = pa.table({"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, None]})
 
@@ -104,11 +105,13 @@ def test_errors_are_json_whatever_was_asked_for(server: Server) -> None:
     assert "'b', 'c' are missing" in json.loads(response.body)["message"]
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any) -> Iterator[Any]:
+@pytest.fixture(scope="module", params=["fast", "gthread"])
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any
+) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp("state")
     tools.want(state_dir, 1, {"e": {"v": tools.variant(model_folders["single"])}})
-    with tools.gunicorn(state_dir) as running:
+    with tools.gunicorn(state_dir, ServerSpec(worker_class=request.param)) as running:
         yield running
 
 

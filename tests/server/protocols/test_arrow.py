@@ -292,6 +292,14 @@ def test_a_table_that_grows_beyond_the_limit_is_refused_before_it_is_read(body: 
     assert arrow.decode(media, data, stacked(2), 2_000_000)["X"].shape == (100_000, 2)
 
 
+def test_a_column_whose_name_holds_dots_is_read_and_counted() -> None:
+    schema = compile_schema((Column("a.b", "double"),), (), (Input("a.b", "float64", (-1, 1), ("a.b",)),))
+    body = parquet_file(pa.table({"a.b": np.zeros(100_000), "a": np.zeros(100_000)}), use_dictionary=False)
+    assert arrow.decode(arrow.PARQUET, body, schema, 1_000_000)["a.b"].shape == (100_000, 1)
+    with pytest.raises(BodyTooLarge):
+        arrow.decode(arrow.PARQUET, body, schema, 150_000)
+
+
 def test_rows_without_bytes_are_counted() -> None:
     """A column of nulls takes no memory in the body, however many rows it has."""
     table = pa.table({"f0": pa.nulls(50_000_000), "f1": pa.nulls(50_000_000)})
