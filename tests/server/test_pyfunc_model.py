@@ -202,9 +202,11 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back(
     wait_until(lambda: version() == "2", 60, "the pyfunc answers")
     side = psutil.Process(server.repository.lease("e", 0.0).loaded.predictor.pid)
     assert is_alive(side)
+    assert server.repository.has_pyfuncs
     tools.want(state_dir, 3, {"e": {"v": tools.variant(model_folders["single"], "3")}})
     wait_until(lambda: version() == "3", 60, "the ONNX model answers")
     wait_until(lambda: not is_alive(side), what="the end of the side process")
+    assert not server.repository.has_pyfuncs
 
 
 def is_alive(process: psutil.Process) -> bool:
