@@ -1,8 +1,9 @@
 """CSV, typed by the signature: nothing is guessed from the text, not even whether it has a header."""
 
+import contextlib
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
@@ -32,10 +33,8 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
             whose = "the header" if has_header else "the model's signature"
             raise SchemaMismatch(f"row {row} has {len(fields)} fields; {whose} has {len(header)}")
     types = _column_types(header, schema)
-    columns: list[list[Any]] = []
-    for position, name in enumerate(header):
-        read = _READERS.get(types.get(name, "string"), str)
-        columns.append([_field(name, types, row, fields[position], read) for row, fields in enumerate(rows)])
+    by_column = zip(*rows, strict=True)
+    columns = [_column(name, types, fields) for name, fields in zip(header, by_column, strict=True)] if rows else []
     return schema.from_rows(header, list(zip(*columns, strict=True)))
 
 
@@ -67,6 +66,15 @@ def _column_types(header: list[str], schema: Schema) -> dict[str, str]:
     if schema.columns:
         return {column.name: column.type for column in schema.columns}
     return dict.fromkeys(header, schema.tensors[0].dtype)
+
+
+def _column(name: str, types: dict[str, str], fields: Sequence[str]) -> list[Any]:
+    """The values of one column, at once where Python reads all of them as we do."""
+    read = _READERS.get(types.get(name, "string"), str)
+    if read is _float and "_" not in "".join(fields):
+        with contextlib.suppress(ValueError):  # what is missing or wrong is dealt with one by one
+            return list(map(float, fields))
+    return [_field(name, types, row, field, read) for row, field in enumerate(fields)]
 
 
 def _field(name: str, types: dict[str, str], row: int, text: str, read: Callable[[str], Any]) -> Any:
