@@ -30,8 +30,8 @@ def listed() -> list[tuple[str, str]]:
     return plain + [(pattern.shown, pattern.method) for pattern in _PATTERNS]
 
 
-def _openapi(server: Server, request: RawRequest) -> RawResponse:
-    return views.openapi(server, listed())
+def _openapi(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
+    return views.openapi(server, listed(), endpoint)
 
 
 def _docs(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
@@ -90,6 +90,9 @@ _PATTERNS = (
         partial(infer, protocol=PREDICT_BATCH),
     ),
     _Pattern("/endpoints/NAME/docs", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/docs"), "GET", _docs),
+    _Pattern(
+        "/endpoints/NAME/openapi.json", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/openapi\.json"), "GET", _openapi
+    ),
     _Pattern("/endpoints/NAME", re.compile(r"/endpoints/(?P<endpoint>[^/]+)"), "GET", views.try_page),
     _Pattern(
         "/v2/models/NAME[/versions/V]/infer", re.compile(_V2_MODEL + "/infer"), "POST", partial(infer, protocol=V2)

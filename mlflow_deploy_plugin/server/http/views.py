@@ -45,10 +45,10 @@ def v2_model_ready(server: Server, request: RawRequest, endpoint: str, version: 
 
 
 # The pages are imported where they are asked for: a server that nobody looks at need not hold their templates.
-def openapi(server: Server, routes: Sequence[tuple[str, str]]) -> RawResponse:
+def openapi(server: Server, routes: Sequence[tuple[str, str]], endpoint: str | None = None) -> RawResponse:
     from mlflow_deploy_plugin.server.http.pages import site
 
-    return site.openapi(server, routes)
+    return site.openapi(server, routes, endpoint)
 
 
 def try_page(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:

@@ -10,6 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.openapi.document import MOST_ENDPOINTS
 from mlflow_deploy_plugin.server.http.openapi.operations import OPERATIONS
 from mlflow_deploy_plugin.server.http.routes import answer, listed
 from support import pages
@@ -121,6 +122,22 @@ def test_labels_are_an_enumeration_of_the_classes(server: Server) -> None:
 def test_an_endpoint_without_an_example_shows_zeros(server: Server) -> None:
     content = fetched(server)["paths"]["/endpoints/single/invocations"]["post"]["requestBody"]["content"]
     assert content["text/csv"]["example"] == "a,b,c\n0,0,0\n"
+
+
+def test_many_endpoints_are_described_one_by_one(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any
+) -> None:
+    count = MOST_ENDPOINTS + 1
+    server = serve_here({f"e{number}": {"v": tools.variant(model_folders["single"])} for number in range(count)})
+    document = fetched(server)
+    assert {path for path in document["paths"] if path.endswith("/invocations")} == {
+        "/invocations",
+        "/endpoints/e0/invocations",
+    }
+    assert f"{count} endpoints are served" in document["info"]["description"]
+    own = json.loads(ask(server, "/endpoints/e7/openapi.json").body)
+    assert "/endpoints/e7/invocations" in own["paths"]
+    assert ask(server, "/endpoints/none/openapi.json").status == 404
 
 
 def test_before_anything_is_loaded_the_pages_are_there_and_say_so(

@@ -21,6 +21,8 @@ Route = tuple[str, str]
 """A path as the tables of `http/routes.py` show it, as `/v2/models/NAME[/versions/V]/infer`, and its method."""
 
 _PARAMETERS = {"V": "version", "L": "label"}
+MOST_ENDPOINTS = 20
+"""How many endpoints one document describes; 200 would take megabytes, and seconds."""
 _OPTIONAL = re.compile(r"\[([^\]]*)\]")
 
 _REFUSALS = {
@@ -71,10 +73,13 @@ def document(server: Server, routes: Iterable[Route], only: str | None = None) -
     """Every route, with the schemas of every endpoint that can answer now.
 
     Plain routes are described for the default endpoint, those that name an endpoint for each, or for `only` this one.
+    Where there are more than `MOST_ENDPOINTS`, they are described one by one, and here the default one alone.
     """
     default = _default(server)
     table = server.repository.table.items()
     answering = [_subject(name, served) for name, served in table if served.answering]
+    if only is None and default is not None and len(answering) > MOST_ENDPOINTS:
+        only = default.endpoint
     subjects = [subject for subject in answering if only in (None, subject.endpoint)]
     paths: dict[str, dict[str, Any]] = {}
     for shown, method in routes:
@@ -86,7 +91,7 @@ def document(server: Server, routes: Iterable[Route], only: str | None = None) -
         components |= {f"{subject.endpoint}.{kind}": make(subject) for kind, make in _SCHEMAS.items()}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "onnxserve", "version": __version__, "description": _about(subjects)},
+        "info": {"title": "onnxserve", "version": __version__, "description": _about(subjects, len(answering))},
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {"schemas": components},
@@ -230,10 +235,12 @@ def _error_schema(path: str) -> JsonSchema:
     return {"type": "object", "required": fields, "properties": {name: {"type": "string"} for name in fields}}
 
 
-def _about(subjects: list[Subject]) -> str:
-    """The endpoints in a sentence each."""
+def _about(subjects: list[Subject], answering: int) -> str:
+    """The endpoints that are described in a sentence each, and where the others are."""
     lines = [
         f"{subject.endpoint}: {subject.variant.loaded.model} version {subject.variant.loaded.version}"
         for subject in subjects
     ]
+    if len(subjects) < answering:
+        lines.append(f"{answering} endpoints are served, each described by /endpoints/NAME/openapi.json")
     return "; ".join(lines) or "no model is loaded yet"

@@ -195,6 +195,9 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("/metrics", "GET"): Operation("Figures for Prometheus, summed over the workers", SERVER, {TEXT: _TEXT}),
     ("/openapi.json", "GET"): Operation("This document", PAGES, {JSON: {"type": "object"}}),
+    ("/endpoints/NAME/openapi.json", "GET"): Operation(
+        "This document, for one endpoint", PAGES, {JSON: {"type": "object"}}, refusals=_READY
+    ),
     ("/", "GET"): Operation("A page to try the default endpoint in the browser", PAGES, _PAGE),
     ("/docs", "GET"): Operation("This document, to be read", PAGES, _PAGE),
     ("/endpoints/NAME", "GET"): Operation("A page to try the endpoint in the browser", PAGES, _PAGE),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact, Column, Output, Tensor
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact, Output, Tensor
 from mlflow_deploy_plugin.runtime.schema import Schema
 from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
 
@@ -31,12 +31,16 @@ def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
     return {"type": "boolean"} if kind == "b" else {}
 
 
-def column_schema(schema: Schema, column: Column) -> JsonSchema:
-    """One value of a column of the signature."""
+def column_schemas(schema: Schema) -> dict[str, JsonSchema]:
+    """One value of each column of the signature, by name."""
     missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
-    dtype = COLUMN_TYPES.get(column.type)
-    described = dtype_schema(dtype, missing.get(column.name) is not None) if dtype else {}
-    return {**described, "description": column.type}
+    return {
+        column.name: {
+            **dtype_schema(COLUMN_TYPES[column.type], missing.get(column.name) is not None),
+            "description": column.type,
+        }
+        for column in schema.columns
+    }
 
 
 def nested(item: JsonSchema, rank: int) -> JsonSchema:
@@ -59,12 +63,8 @@ def record_schema(schema: Schema) -> JsonSchema:
     """One row as an object. A column that is nullable may be left out of some rows, which are null in it."""
     if not schema.columns:
         return {"type": "object", "minProperties": 1, "description": "one row: tensor → its values"}
-    properties = {column.name: column_schema(schema, column) for column in schema.columns}
-    needed = [
-        column.name
-        for column in schema.columns
-        if column.required and "null" not in _types(properties[column.name]) and properties[column.name].get("type")
-    ]
+    properties = column_schemas(schema)
+    needed = [c.name for c in schema.columns if c.required and "null" not in properties[c.name]["type"]]
     return {"type": "object", "properties": properties, "required": needed, "minProperties": 1}
 
 
@@ -202,8 +202,10 @@ def batch_answer(artifact: Artifact) -> JsonSchema:
 
 
 _VERSION: dict[str, JsonSchema] = {"model": {"type": "string"}, "model_version": {"type": "string"}}
-_V2_DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
-_V2_DTYPES += ("float16", "float32", "float64")
+_V2_DTYPES = (
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64"),
+)
 
 
 def _predictions_schema(artifact: Artifact) -> JsonSchema:
@@ -272,7 +274,7 @@ def _rows_schema(schema: Schema) -> JsonSchema:
 def _row_schema(schema: Schema) -> JsonSchema:
     """One row without names, in the signature's order; of a tensor, without its batch."""
     if schema.columns:
-        values = [column_schema(schema, column) for column in schema.columns]
+        values = list(column_schemas(schema).values())
         row: JsonSchema = {
             "type": "array",
             "prefixItems": values,
@@ -287,8 +289,3 @@ def _row_schema(schema: Schema) -> JsonSchema:
 
 def _object(required: Mapping[str, JsonSchema], optional: Mapping[str, JsonSchema] | None = None) -> JsonSchema:
     return {"type": "object", "required": list(required), "properties": {**required, **(optional or {})}}
-
-
-def _types(described: JsonSchema) -> list[str]:
-    kinds = described.get("type", [])
-    return [kinds] if isinstance(kinds, str) else list(kinds)

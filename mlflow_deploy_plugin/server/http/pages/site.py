@@ -65,9 +65,15 @@ def asset(name: str) -> RawResponse:
     return RawResponse(200, _asset(name), _ASSETS[name], dict(HEADERS))
 
 
-def openapi(server: Server, routes: Iterable[Route]) -> RawResponse:
-    """The OpenAPI document."""
-    return RawResponse(200, dump_json(document.document(server, routes)), headers={"Cache-Control": "no-store"})
+def openapi(server: Server, routes: Iterable[Route], endpoint: str | None) -> RawResponse:
+    """The OpenAPI document, of all endpoints or of one.
+
+    Raises:
+        NotReady, NotFound: as `Repository.lease`, for one endpoint.
+    """
+    only = None if endpoint is None else subject_of(server, endpoint).endpoint
+    body = dump_json(document.document(server, routes, only))
+    return RawResponse(200, body, headers={"Cache-Control": "no-store"})
 
 
 def try_page(server: Server, endpoint: str | None) -> RawResponse:
