@@ -8,7 +8,7 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 INLINE_SECONDS = 0.001
 _INLINE_BYTES = 65536
 _CLASSES = 4096
-_DOWN, _UP = 0.5, 0.1
+_DOWN, _UP, _MOST = 0.5, 0.25, 8
 _INSTANT = frozenset({"/ping", "/health", "/v2/health/live", "/v2/health/ready"})
 _PREDICTIONS = ("/invocations", "/infer", "/predict", "/predict/batch", ":predict")
 
@@ -19,7 +19,9 @@ class Costs:
     """Average seconds by path, content type (which is what a protocol reads) and size of the body, in powers of two.
 
     A class that is not known yet, and what is no prediction (a page, an admin call that waits for other workers), is no
-    matter for the loop. An average falls faster than it rises: in a thread, requests also pay for their neighbours.
+    matter for the loop. An average falls faster than it rises, since in a thread requests pay for their neighbours too;
+    and one measurement counts as eight times the average at most: a busy machine takes the core away for milliseconds
+    now and then, and three slow ones in a row say that it is the model.
 
     Args:
         may_be_inline: false while predictions wait for each other (batching), or for another process.
@@ -55,7 +57,8 @@ class Costs:
                 self._seconds.clear()
             self._seconds[key] = seconds
             return
-        self._seconds[key] = average + (seconds - average) * (_DOWN if seconds < average else _UP)
+        change = min(seconds, _MOST * average) - average
+        self._seconds[key] = average + change * (_DOWN if change < 0 else _UP)
 
 
 def _class_of(request: RawRequest) -> _Class:
