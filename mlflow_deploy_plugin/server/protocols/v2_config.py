@@ -59,11 +59,16 @@ def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[dict[s
         {
             "name": entry.name,
             "data_type": f"TYPE_{datatype_of(entry.dtype)}".replace("BYTES", "STRING"),
-            "dims": list(entry.shape[1:] if is_batched else entry.shape),
+            **_shape(entry.shape[1:] if is_batched else entry.shape),
         }
         for entry in entries
         if datatype_of(entry.dtype)
     ]
+
+
+def _shape(dims: tuple[int, ...]) -> dict[str, Any]:
+    """Triton's `dims` are never empty: a tensor without any is said to be reshaped to nothing."""
+    return {"dims": list(dims)} if dims else {"dims": [1], "reshape": {"shape": []}}
 
 
 def _version_policy(versions: Sequence[str]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Triton's repository, statistics and configuration documents, from a server in this process."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotFound
+from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.metrics import Statistics
 from mlflow_deploy_plugin.server.protocols import v2_config, v2_repository, v2_statistics
@@ -107,6 +109,26 @@ def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(
     assert config["instance_group"] == [{"name": "mixed", "kind": "KIND_CPU", "count": 3}]
     assert config["version_policy"] == {"specific": {"versions": [7]}}
     assert config["default_model_filename"] == "model.onnx"
+
+
+def test_where_requests_are_joined_the_batch_is_left_out(server: Server) -> None:
+    variant = server.dataplane.lease("mixed")
+    policy = BatchPolicy(8, preferred_batch_size=(4,), max_queue_delay_microseconds=100, max_queue_size=16)
+    joined = replace(variant, loaded=replace(variant.loaded, batcher=Batcher(variant.loaded.predictor.run, policy)))
+    config = v2_config.model_config(joined, ("7",), ServerSpec(default_timeout_microseconds=9))
+    assert config["max_batch_size"] == 8
+    assert config["input"][0]["dims"] == [1]
+    assert config["output"][0] == {
+        "name": "label",
+        "data_type": "TYPE_STRING",
+        "dims": [1],
+        "reshape": {"shape": []},
+    }
+    assert config["dynamic_batching"] == {
+        "preferred_batch_size": [4],
+        "max_queue_delay_microseconds": 100,
+        "default_queue_policy": {"default_timeout_microseconds": 9, "max_queue_size": 16},
+    }
 
 
 def test_versions_without_numbers_have_no_policy_that_names_them(server: Server) -> None:
