@@ -40,9 +40,11 @@ def read_feeds(body: bytes, schema: Schema) -> Feeds | None:
     Raises:
         SchemaMismatch: a number is too large for the model's type.
     """
-    takes = {column.type for column in schema.columns} <= _FLOATING_COLUMNS
-    takes = takes and {tensor.dtype for tensor in schema.tensors} <= _FLOATING_TENSORS and len(schema.tensors) < 2
-    if len(body) < LARGE_BYTES or not takes:
+    if len(body) < LARGE_BYTES or len(schema.tensors) > 1:
+        return None
+    if not {column.type for column in schema.columns} <= _FLOATING_COLUMNS:
+        return None
+    if not {tensor.dtype for tensor in schema.tensors} <= _FLOATING_TENSORS:
         return None
     numbers = read_numbers(body)
     if numbers is None:
