@@ -153,9 +153,11 @@ class ServerSpec(_Part):
     response_cache_seconds: int = Field(default=300, ge=1, le=86400, description="How long such an answer is kept.")
 
     @model_validator(mode="after")
-    def _both_or_neither(self) -> "ServerSpec":
+    def _go_together(self) -> "ServerSpec":
         if (self.certfile is None) != (self.keyfile is None):
             raise ValueError("certfile and keyfile belong together: say both, or neither")
+        if self.grpc_port is not None and self.grpc_port == self.port:
+            raise ValueError(f"port and grpc_port are both {self.port}; each needs its own")
         return self
 
 

@@ -63,12 +63,18 @@ def _unary(calls: Calls, answer: Callable[[bytes, grpc.ServicerContext], bytes])
 def _about(server: Server, name: str, ask: asked.Ask) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     question, told = getattr(messages, f"{name}Request"), getattr(messages, f"{name}Response")
 
+    def as_message(request: RawRequest) -> RawResponse:
+        response = ask(server, request, _parsed(question, request.body))
+        if response.status >= 400:
+            return response
+        document = json_format.ParseDict(orjson.loads(response.body), told(), ignore_unknown_fields=True)
+        return RawResponse(200, document.SerializeToString(), headers=response.headers)
+
     def answer(body: bytes, context: grpc.ServicerContext) -> bytes:
         request = _raw_request(name, body, context)
-        response = _guarded(request, lambda: ask(server, request, _parsed(question, body)))
+        response = _guarded(request, partial(as_message, request))
         _finish(context, response)
-        document = json_format.ParseDict(orjson.loads(response.body), told(), ignore_unknown_fields=True)
-        return bytes(document.SerializeToString())
+        return response.body
 
     return answer
 

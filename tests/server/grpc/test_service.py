@@ -204,6 +204,9 @@ def test_bytes_that_are_no_message_are_refused(called: Any) -> None:
             with pytest.raises(grpc.RpcError) as refused:
                 channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(b"\xff" * 50)
             assert refused.value.code().name == code
+        with pytest.raises(grpc.RpcError, match="no message") as refused:
+            channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")(iter([]))
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_timeout_that_has_passed_is_answered_without_computing(client: Any, asking: Any) -> None:
