@@ -125,24 +125,26 @@ function tell(headers, milliseconds) {
   element("told-headers").hidden = false;
 }
 
-/** Predictions as columns: [[name, values], …], one value a row. */
+/** Predictions as columns: [[name, values], …], one value a row. A model of Python may answer with anything. */
 function columnsOf(predictions) {
-  if (!Array.isArray(predictions)) return Object.entries(predictions ?? {});
-  const isRecords = predictions.length > 0 && predictions.every((row) => row !== null && typeof row === "object" && !Array.isArray(row));
-  if (!isRecords) return [["prediction", predictions]];
+  if (predictions === null || typeof predictions !== "object") return [["prediction", [predictions]]];
+  if (!Array.isArray(predictions)) {
+    return Object.entries(predictions).map(([name, values]) => [name, Array.isArray(values) ? values : [values]]);
+  }
+  const isRecord = (row) => row !== null && typeof row === "object" && !Array.isArray(row);
+  if (predictions.length === 0 || !predictions.every(isRecord)) return [["prediction", predictions]];
   return Object.keys(predictions[0]).map((name) => [name, predictions.map((row) => row[name])]);
 }
 
-/** Class → probability of each row: beside the predictions, or the predictions themselves. */
+/** [class, probability] of each row; null where the model gives none. */
 function probabilitiesOf(answer) {
-  if (Array.isArray(answer.probabilities)) return answer.probabilities.map((row) => Object.entries(row));
-  return null;
+  return Array.isArray(answer.probabilities) ? answer.probabilities.map((row) => Object.entries(row)) : null;
 }
 
 /** A single value in one list is that value. */
 function cell(value) {
   const plain = Array.isArray(value) && value.length === 1 && !Array.isArray(value[0]) ? value[0] : value;
-  if (plain === null) return "null";
+  if (plain === null || plain === undefined) return "null";
   if (typeof plain === "number") return String(Number.isInteger(plain) ? plain : Number(plain.toPrecision(7)));
   if (typeof plain !== "object") return String(plain);
   const text = JSON.stringify(plain);
@@ -171,7 +173,7 @@ function bars(row) {
 function show(answer) {
   const columns = columnsOf(answer.predictions);
   const probabilities = probabilitiesOf(answer);
-  const rows = Math.max(0, ...columns.map(([, values]) => (Array.isArray(values) ? values.length : 1)));
+  const rows = columns.reduce((most, [, values]) => Math.max(most, values.length), 0);
   element("waiting").hidden = true;
   const isSingle = rows === 1 && columns.length === 1 && cell(columns[0][1][0]).length <= 40;
   element("answer").append(isSingle ? single(columns[0], probabilities?.[0]) : table(columns, probabilities, rows));
@@ -200,7 +202,7 @@ function table(columns, probabilities, rows) {
   for (let row = 0; row < Math.min(rows, MAX_ROWS_SHOWN); row++) {
     const line = make("tr");
     line.append(make("td", "row-number", String(row)));
-    for (const [, values] of columns) line.append(make("td", "", cell(Array.isArray(values) ? values[row] ?? "" : values)));
+    for (const [, values] of columns) line.append(make("td", "", row < values.length ? cell(values[row]) : ""));
     if (probabilities) {
       const chart = make("td");
       chart.append(bars(probabilities[row] ?? []));
@@ -227,7 +229,7 @@ function offer(columns, probabilities, rows) {
   for (let row = 0; row < rows; row++) {
     const shares = new Map(probabilities?.[row] ?? []);
     lines.push([
-      ...columns.map(([, values]) => csvValue(Array.isArray(values) ? values[row] : values)),
+      ...columns.map(([, values]) => csvValue(values[row])),
       ...classes.map((name) => csvValue(shares.get(name))),
     ]);
   }
