@@ -5,11 +5,14 @@ Names and rules are those of Triton's dynamic batcher
 as it has a preferred size or is full, or when its first request has waited for the delay; with a preferred size, no
 batch is larger than the largest of them.
 
-There is no thread of its own: the thread of the request that has waited longest leads. It computes one batch, which
-its own request is part of, hands the lead to the next request that waits, and wakes those that it has computed. An idle
-batcher without a delay therefore costs a request no change of threads (13 µs and more each, measured), and a
-version that is swapped out answers what it has been asked, since its last request holds it, and leaves nothing behind.
-While a batch is computed, and ONNX Runtime has let go of the GIL, the next one gathers by itself.
+The request that has waited longest leads: its thread computes one batch, which it is part of, hands the lead to the
+next request that waits, and wakes those that it has computed. A version that is swapped out answers what it has been
+asked, since each request holds it. While a batch is computed, and ONNX Runtime has let go of the GIL, the next one
+gathers by itself.
+
+`run` blocks the caller's thread: alone, without a delay, it costs 6 µs and no change of threads, but among many each
+request pays for being put to sleep and woken under the GIL (40 µs, more than a small CNN computes). `submit` is for an
+event loop: the answers of a whole batch are given in one of the batcher's own threads.
 
 A thread waits on a bare lock: 13 µs from release to wake-up; threading.Event and a Future take 18 µs (medians of the
 best runs on this project's machine).
@@ -19,17 +22,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 from math import ceil
+from queue import SimpleQueue
 
 import numpy as np
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, TooManyRequests
+from mlflow_deploy_plugin.runtime.batch_entry import Count, Done, Entry, State
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 
 Compute = Callable[[Feeds, Sequence[str] | None], dict[str, Array]]
-Count = Callable[[int, float, float], None]
-"""Is told of a batch: its rows, seconds that its first request waited, seconds that it was computed."""
 
 
 @dataclass(frozen=True)
@@ -48,42 +50,6 @@ class BatchPolicy:
         return tuple(sorted(powers | {self.max_batch_size, *self.preferred_batch_size}))
 
 
-class _State(Enum):
-    WAITING = auto()
-    LEADS = auto()  # its thread computes the next batch
-    TAKEN = auto()  # it is being computed
-    DONE = auto()
-    ALONE = auto()  # the batch failed: its thread computes it by itself
-    EXPIRED = auto()
-
-
-class _Entry:
-    """One request in the queue; its thread waits on `wake`."""
-
-    __slots__ = ("deadline", "feeds", "key", "outputs", "queued", "result", "rows", "state", "wake")
-
-    def __init__(self, feeds: Feeds, outputs: Sequence[str] | None, rows: int, queued: float, deadline: float) -> None:
-        self.feeds = feeds
-        self.outputs = outputs
-        self.rows = rows
-        self.queued = queued
-        self.deadline = deadline
-        self.key = (
-            None if outputs is None else tuple(outputs),
-            tuple((name, array.dtype, array.shape[1:]) for name, array in feeds.items()),
-        )
-        self.state = _State.WAITING
-        self.result: dict[str, Array] = {}
-        self.wake = threading.Lock()
-        self.wake.acquire()
-
-    def tell(self, state: _State) -> None:
-        """Wakes the thread of an entry that waits; the leader's own thread runs already."""
-        leads, self.state = self.state is _State.LEADS, state
-        if not leads:
-            self.wake.release()
-
-
 class Batcher:
     """Joins the requests of one version.
 
@@ -100,11 +66,13 @@ class Batcher:
         self._limit = max(policy.preferred_batch_size, default=policy.max_batch_size)
         self._delay = policy.max_queue_delay_microseconds / 1e6
         self._lock = threading.Lock()
-        self._queue: list[_Entry] = []  # the leader, while it gathers, is the first
+        self._queue: list[Entry] = []  # the leader, while it gathers, is the first
         self._is_led = False
-        self._gatherer: _Entry | None = None
+        self._gatherer: Entry | None = None
         self._gathered_rows = 0
         self._batch_seconds = 0.0
+        self._leaders: SimpleQueue[Entry | None] = SimpleQueue()  # for the batcher's own threads
+        self._threads: list[threading.Thread] = []
 
     def run(
         self,
@@ -127,19 +95,75 @@ class Batcher:
         rows = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
         if len(rows) != 1:
             return self._compute(feeds, outputs)  # which input has how many rows is for the graph to judge
-        entry = _Entry(feeds, outputs, rows.pop(), self._clock(), deadline)
+        entry = Entry(feeds, outputs, rows.pop(), self._clock(), deadline, count)
         self._enter(entry)
-        if entry.state is not _State.LEADS:
+        if entry.state is not State.LEADS:
             self._wait(entry)
-        if entry.state is _State.LEADS:
-            self._lead(entry, count)
-        if entry.state is _State.EXPIRED:
+        if entry.state is State.LEADS:
+            self._lead(entry)
+        return self._result(entry)
+
+    def submit(self, feeds: Feeds, outputs: Sequence[str] | None, deadline: float, count: Count, done: Done) -> None:
+        """As `run`, without blocking: `done` is called in another thread, or in this one where it cannot be queued.
+
+        While a batch is computed, a request whose time is up is told so only at its end.
+        """
+        rows = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
+        # which input has how many rows is for the graph to judge: such a request is a batch of its own
+        size = rows.pop() if len(rows) == 1 else self._limit
+        entry = Entry(feeds, outputs, size, self._clock(), deadline, count, done)
+        if rows:
+            entry.key = object()
+        if not self._threads:
+            self._start()
+        try:
+            self._enter(entry)
+        except TooManyRequests as error:
+            done(error)
+
+    def close(self) -> None:
+        """Ends the batcher's own threads; the caller holds the version no more, so that nothing is in the queue."""
+        for _ in self._threads:
+            self._leaders.put(None)
+
+    def _start(self) -> None:
+        """Two threads: one gives the answers of a batch while the other computes the next."""
+        with self._lock:
+            if not self._threads:
+                names = ("onnxserve-batcher-0", "onnxserve-batcher-1")
+                self._threads = [threading.Thread(target=self._serve, name=name, daemon=True) for name in names]
+                for thread in self._threads:
+                    thread.start()
+
+    def _serve(self) -> None:
+        while (leader := self._leaders.get()) is not None:
+            try:
+                self._lead(leader)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is given to the one who asked
+                leader.state, leader.result = State.DONE, error
+            self._finish(leader)
+            del leader  # it holds the version
+
+    def _finish(self, entry: Entry) -> None:
+        """Gives a submitted entry its answer."""
+        if entry.done is None:
+            return
+        try:
+            result: dict[str, Array] | Exception = self._result(entry)
+        except Exception as error:  # noqa: BLE001 - as above
+            result = error
+        entry.done(result)
+
+    def _result(self, entry: Entry) -> dict[str, Array]:
+        if entry.state is State.EXPIRED:
             raise DeadlineExceeded("the request's time was up before the model was free; nothing was computed")
-        if entry.state is _State.ALONE:
-            return self._compute(feeds, outputs)
+        if entry.state is State.ALONE:
+            return self._compute(entry.feeds, entry.outputs)
+        if isinstance(entry.result, Exception):
+            raise entry.result
         return entry.result
 
-    def _enter(self, entry: _Entry) -> None:
+    def _enter(self, entry: Entry) -> None:
         with self._lock:
             if len(self._queue) >= self.policy.max_queue_size:
                 raise TooManyRequests(
@@ -148,19 +172,27 @@ class Batcher:
             self._queue.append(entry)
             if not self._is_led:
                 self._is_led = True
-                entry.state = _State.LEADS
+                self._promote(entry)
             elif self._gatherer is not None and self._gatherer.key == entry.key:
                 self._gathered_rows += entry.rows
                 if self._gathered_rows in self._preferred or self._gathered_rows >= self._limit:
                     self._gatherer.wake.release()
                     self._gatherer = None
 
+    def _promote(self, entry: Entry) -> None:
+        """The entry leads: its own thread, or one of the batcher's."""
+        if entry.done is None:
+            entry.tell(State.LEADS)
+        else:
+            entry.state = State.LEADS
+            self._leaders.put(entry)
+
     def _retry_after(self) -> int:
         """Seconds in which the queue, as it is, will have been computed; at least one."""
         batches = sum(entry.rows for entry in self._queue) / self._limit
         return min(max(1, ceil(batches * self._batch_seconds)), 60)
 
-    def _wait(self, entry: _Entry) -> None:
+    def _wait(self, entry: Entry) -> None:
         """Until the entry is done, alone, expired or leads."""
         if entry.deadline == float("inf"):
             entry.wake.acquire()
@@ -168,15 +200,15 @@ class Batcher:
         if entry.wake.acquire(timeout=min(max(0.0, entry.deadline - self._clock()), threading.TIMEOUT_MAX)):
             return
         with self._lock:
-            if entry.state is _State.WAITING:
-                entry.state = _State.EXPIRED
+            if entry.state is State.WAITING:
+                entry.state = State.EXPIRED
                 self._queue.remove(entry)
-        if entry.state is _State.TAKEN:
+        if entry.state is State.TAKEN:
             entry.wake.acquire()
 
-    def _lead(self, leader: _Entry, count: Count) -> None:
+    def _lead(self, leader: Entry) -> None:
         """Computes one batch and answers it; whatever happens, the lead is handed on and nobody is left waiting."""
-        batch: list[_Entry] = []
+        batch: list[Entry] = []
         results: list[dict[str, Array]] = []
         try:
             batch = self._gather(leader)
@@ -184,53 +216,61 @@ class Batcher:
                 began = self._clock()
                 results = self._computed(batch)
                 self._batch_seconds = self._clock() - began
-                count(sum(entry.rows for entry in batch), began - leader.queued, self._batch_seconds)
+                leader.count(sum(entry.rows for entry in batch), began - leader.queued, self._batch_seconds)
         except Exception:
             if len(batch) == 1:
                 raise
         finally:
             self._hand_on(leader)
-            self._answer(batch, results)
+            self._answer(batch, results, leader)
 
-    def _answer(self, batch: list[_Entry], results: list[dict[str, Array]]) -> None:
+    def _answer(self, batch: list[Entry], results: list[dict[str, Array]], leader: Entry) -> None:
         """Gives each entry its part, or lets it be computed alone where there is none."""
         for position, entry in enumerate(batch):
             if results:
                 entry.result = results[position]
-            entry.tell(_State.DONE if results else _State.ALONE)
+            entry.tell(State.DONE if results else State.ALONE)
+            if entry is not leader:
+                self._finish(entry)
 
-    def _gather(self, leader: _Entry) -> list[_Entry]:
+    def _gather(self, leader: Entry) -> list[Entry]:
         """Takes the batch out of the queue once it is worth computing; empty: the leader's own time is up."""
         until = leader.queued + self._delay
         while True:
             with self._lock:
                 now = self._clock()
                 self._gatherer = None
-                self._expire(now)
-                if leader.state is _State.EXPIRED:
+                late = self._expire(now)
+            for entry in late:
+                if entry is not leader:
+                    self._finish(entry)
+            with self._lock:
+                if leader.state is State.EXPIRED:
                     return []
                 batch, rows, is_complete = self._chosen(leader)
                 if is_complete or now >= until:
                     for entry in batch[1:]:
-                        entry.state = _State.TAKEN
-                    self._queue = [entry for entry in self._queue if entry.state is _State.WAITING]
+                        entry.state = State.TAKEN
+                    self._queue = [entry for entry in self._queue if entry.state is State.WAITING]
                     return batch
                 leader.wake.acquire(blocking=False)  # what woke it up to here may have been a timeout
                 self._gatherer, self._gathered_rows = leader, rows
             leader.wake.acquire(timeout=min(until, leader.deadline) - now)
 
-    def _expire(self, now: float) -> None:
+    def _expire(self, now: float) -> list[Entry]:
+        """Takes those out of the queue whose time is up."""
         late = [entry for entry in self._queue if entry.deadline <= now]
         for entry in late:
             self._queue.remove(entry)
-            entry.tell(_State.EXPIRED)
+            entry.tell(State.EXPIRED)
+        return late
 
-    def _chosen(self, leader: _Entry) -> tuple[list[_Entry], int, bool]:
+    def _chosen(self, leader: Entry) -> tuple[list[Entry], int, bool]:
         """The leader and those in the queue that fit behind it, their rows, and whether that is to be computed at once.
 
         A request of more rows than the limit is complete by itself.
         """
-        chosen: list[_Entry] = []
+        chosen: list[Entry] = []
         rows = preferred = 0
         for entry in self._queue:
             if entry.key != leader.key:
@@ -245,7 +285,7 @@ class Batcher:
                 break
         return chosen[:preferred] or chosen, rows, bool(preferred) or rows >= self._limit
 
-    def _computed(self, batch: list[_Entry]) -> list[dict[str, Array]]:
+    def _computed(self, batch: list[Entry]) -> list[dict[str, Array]]:
         """The outputs of each entry: views of the batch's."""
         first = batch[0]
         if len(batch) == 1:
@@ -260,12 +300,12 @@ class Batcher:
             for entry, end in zip(batch, ends, strict=True)
         ]
 
-    def _hand_on(self, leader: _Entry) -> None:
+    def _hand_on(self, leader: Entry) -> None:
         with self._lock:
             self._gatherer = None
             if self._queue and self._queue[0] is leader:  # it failed before it took itself
                 self._queue.pop(0)
             if self._queue:
-                self._queue[0].tell(_State.LEADS)
+                self._promote(self._queue[0])
             else:
                 self._is_led = False

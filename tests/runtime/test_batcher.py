@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -67,32 +67,49 @@ def rows(number: int, value: float = 1.0, width: int = 2) -> Array:
     return np.full((number, width), value)
 
 
+def submitted(batcher: Batcher, x: Array, deadline: float = float("inf")) -> Future[Any]:
+    """As an event loop asks."""
+    future: Future[Any] = Future()
+
+    def done(result: dict[str, Array] | Exception) -> None:
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    batcher.submit({"x": x}, None, deadline, lambda *batch: None, done)
+    return future
+
+
 @settings(max_examples=25, deadline=None)
 @given(
-    requests=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3), st.booleans()), min_size=1, max_size=40),
+    requests=st.lists(
+        st.tuples(st.integers(1, 9), st.integers(1, 3), st.booleans(), st.booleans()), min_size=1, max_size=40
+    ),
     limit=st.integers(2, 8),
     preferred=st.sets(st.integers(1, 8), max_size=2),
     delay=st.sampled_from([0, 200, 2000]),
 )
 def test_any_mixture_of_requests_is_answered_as_if_each_were_alone(
-    requests: list[tuple[int, int, bool]], limit: int, preferred: set[int], delay: int
+    requests: list[tuple[int, int, bool, bool]], limit: int, preferred: set[int], delay: int
 ) -> None:
     policy = BatchPolicy(limit, tuple(size for size in preferred if size <= limit), delay)
     batcher = Batcher(Model(), policy)
 
     def one(number: int) -> tuple[Array, Array | str]:
-        count, width, is_bad = requests[number]
+        count, width, is_bad, is_submitted = requests[number]
         x = np.random.default_rng(number).random((count, width))
         x[0, 0] = -1 if is_bad else x[0, 0]
         try:
-            return x, batcher.run({"x": x})["y"]
+            return x, (submitted(batcher, x).result(30) if is_submitted else batcher.run({"x": x}))["y"]
         except InferenceError as error:
             return x, error.message
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(one, range(len(requests))))
 
-    for (x, answer), (_, _, is_bad) in zip(answers, requests, strict=True):
+    batcher.close()
+    for (x, answer), (_, _, is_bad, _) in zip(answers, requests, strict=True):
         if is_bad:
             assert answer == "a row begins with -1"
         else:
@@ -275,3 +292,59 @@ def test_sizes_to_warm_are_powers_of_two_the_largest_and_the_preferred() -> None
     assert BatchPolicy(32).sizes == (1, 2, 4, 8, 16, 32)
     assert BatchPolicy(20, (6, 12)).sizes == (1, 2, 4, 6, 8, 12, 16, 20)
     assert BatchPolicy(1).sizes == (1,)
+
+
+@pytest.fixture
+def batcher(model: Model) -> Iterator[Batcher]:
+    batcher = Batcher(model, replace(EIGHT, max_queue_size=4))
+    yield batcher
+    model.gate.set()
+    batcher.close()
+    wait_until(lambda: not any(thread.is_alive() for thread in batcher._threads), what="the end of the threads")
+
+
+def test_an_event_loop_is_not_held_and_gets_every_answer(model: Model, batcher: Batcher) -> None:
+    model.gate.clear()
+    futures = [submitted(batcher, rows(1, 1.0))]
+    wait_until(lambda: model.begun, what="the first run")
+    futures += [submitted(batcher, rows(1, value)) for value in (2.0, -1.0, 3.0, 4.0)]
+    refused = submitted(batcher, rows(1))
+    model.gate.set()
+
+    assert [future.result(30)["y"][0, 0] for future in (*futures[:2], *futures[3:])] == [2.0, 4.0, 6.0, 8.0]
+    with pytest.raises(InferenceError, match="begins with -1"):
+        futures[2].result(30)
+    with pytest.raises(TooManyRequests, match="4 requests wait"):
+        refused.result(30)
+    with pytest.raises(InferenceError):
+        submitted(batcher, rows(1, -1.0)).result(30)
+
+
+def test_a_submitted_request_whose_time_is_up_is_not_computed(model: Model, batcher: Batcher) -> None:
+    model.gate.clear()
+    first = submitted(batcher, rows(1))
+    wait_until(lambda: model.begun, what="the first run")
+    late = submitted(batcher, rows(1, 5.0), deadline=time.perf_counter())
+    patient = submitted(batcher, rows(1, 6.0))
+    model.gate.set()
+
+    assert (first.result(30)["y"][0, 0], patient.result(30)["y"][0, 0]) == (2.0, 12.0)
+    with pytest.raises(DeadlineExceeded):
+        late.result(30)
+    with pytest.raises(DeadlineExceeded):
+        submitted(batcher, rows(1), deadline=time.perf_counter() - 1).result(30)
+    assert model.begun == [1, 1]
+
+
+def test_inputs_of_different_lengths_are_for_the_graph_to_judge() -> None:
+    def compute(feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        raise InferenceError(str(sorted(len(array) for array in feeds.values())))
+
+    batcher = Batcher(compute, EIGHT)
+    feeds = {"x": rows(1), "z": rows(2)}
+    with pytest.raises(InferenceError, match=r"\[1, 2\]"):
+        batcher.run(feeds)
+    future: Future[Any] = Future()
+    batcher.submit(feeds, None, float("inf"), lambda *batch: None, future.set_result)
+    assert future.result(30).message == "[1, 2]"
+    batcher.close()
