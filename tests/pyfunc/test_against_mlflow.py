@@ -3,10 +3,12 @@
 Where we differ on purpose the case stands in `DIFFERENT` with both statuses: an exception that is none any more fails.
 """
 
+import io
 import json
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 
 JSON, CSV = "application/json", "text/csv"
@@ -18,6 +20,12 @@ def split(columns: list[str], *rows: list[Any], **more: Any) -> bytes:
 
 def body(**document: Any) -> bytes:
     return json.dumps(document).encode()
+
+
+def parquet(**columns: list[Any]) -> bytes:
+    file = io.BytesIO()
+    pd.DataFrame(columns).to_parquet(file)
+    return file.getvalue()
 
 
 DAYS, BLOB = ["when", "name"], "AAECAw=="
@@ -66,6 +74,8 @@ CASES: list[tuple[str, str, str | None, bytes]] = [
     ("no signature, CSV", "anything", CSV, b"x,y\n1,a\n"),
     ("no signature, ragged", "anything", JSON, body(instances=[[1], [1, 2]])),
     ("no signature, chat messages", "anything", JSON, body(messages=[{"role": "user", "content": "hello"}])),
+    ("Parquet", "knn", "application/vnd.apache.parquet", parquet(a=[1.0], b=[2.0], c=[3.0])),
+    ("no Parquet", "knn", "application/vnd.apache.parquet", b"PAR1"),
     (
         "objects",
         "nested",

@@ -1,8 +1,10 @@
 """Models without an ONNX form behind our routes, each in a real side process."""
 
+import contextlib
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
@@ -20,7 +23,7 @@ from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.server.pyfunc_model import PyfuncModel
 from mlflow_deploy_plugin.server.state import SPEC
 from support.pyfuncs import save_pyfuncs
-from support.waiting import wait_until
+from support.waiting import answers, wait_until
 
 MODELS = ("days", "knn", "anything", "troubled", "tensors")
 DAYS = {"when": "2013-07-01T12:00:00", "name": "ä"}
@@ -213,6 +216,11 @@ def is_alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
+def spin(running: Any) -> None:
+    with contextlib.suppress(requests.ConnectionError):
+        running.post(json=trouble("spin"))
+
+
 def test_nothing_is_left_of_a_worker_that_is_killed(
     pyfunc_folders: dict[str, Path], tools: Any, tmp_path: Path
 ) -> None:
@@ -226,9 +234,14 @@ def test_nothing_is_left_of_a_worker_that_is_killed(
         mapped = Path(f"/proc/{worker.pid}/maps").read_text()
         assert "/pandas/" not in mapped
         assert "/sklearn/" not in mapped
+        spinning = threading.Thread(target=spin, args=(running,))
+        spinning.start()
+        started = side.cpu_times().user
+        wait_until(lambda: side.cpu_times().user > started + 0.3, what="the model computes")
         os.kill(worker.pid, signal.SIGKILL)
+        spinning.join()
         wait_until(lambda: not is_alive(side), what="the end of both")
-        wait_until(lambda: tools.ping(running) == 200, 60, "the next worker")
+        wait_until(lambda: answers(running.url + "/ping"), 60, "the next worker")
         assert running.post(json=trouble("ok")).json() == {"predictions": [{"do": "ok"}]}
         left = psutil.Process(running.process.pid).children(recursive=True)
     wait_until(lambda: not any(map(is_alive, left)), what="the end of all")

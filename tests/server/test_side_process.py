@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -40,7 +41,8 @@ while (question := receive(connection)) is not None:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
         send(connection, Message("child", {"pid": child.pid}))
         continue
-    send(connection, Message("echo", {"pid": os.getpid(), "metrics": "PROMETHEUS_MULTIPROC_DIR" in os.environ}))
+    has_metrics = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+    send(connection, Message("echo", {"pid": os.getpid(), "metrics": has_metrics}, question.arrays, question.body))
 """
 Start = Callable[..., SideProcess]
 
@@ -83,6 +85,18 @@ def test_it_answers_from_a_process_group_of_its_own(new_process: Start, monkeypa
     answer = process.ask(Message("echo"))
     assert answer.fields == {"pid": ready.fields["pid"], "metrics": False}
     assert process.pid == ready.fields["pid"] == os.getpgid(ready.fields["pid"])
+
+
+def test_everybody_gets_the_answer_to_the_own_question(new_process: Start) -> None:
+    process = new_process()
+    process.start()
+
+    def ask(number: int) -> bytes:
+        return process.ask(Message("echo", body=str(number).encode() * 1000)).body
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(200)))
+    assert answers == [str(number).encode() * 1000 for number in range(200)]
 
 
 def test_close_ends_it_and_what_it_has_started(new_process: Start) -> None:

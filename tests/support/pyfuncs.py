@@ -4,6 +4,7 @@ Their `predict` has no annotations: MLflow would read a signature from them.
 """
 
 import os
+import re
 import sys
 import time
 import warnings
@@ -33,6 +34,8 @@ class Troubled(PythonModel):
         what = model_input["do"].iloc[0]
         if what == "hang":
             time.sleep(HANG_SECONDS)
+        if what == "spin":
+            re.match("(a+)+$", "a" * 60 + "b")  # for years, and without letting another thread of this process run
         if what == "exit":
             os._exit(7)
         if what == "leave":
