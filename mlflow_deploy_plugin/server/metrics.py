@@ -7,6 +7,7 @@ the first fork; see `server/tally.py`); without that, in a folder of its own, an
 import os
 import tempfile
 import threading
+import time
 import uuid
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,7 @@ class Statistics:
     """What one version has done for one endpoint, in all workers that have lived since the server's start.
 
     A request that waited in the batcher has its queue time here, and that of the graph once for the whole batch.
+    `last_request` is in seconds since 1970, 0 before the first one.
     """
 
     requests: int = 0
@@ -49,6 +51,7 @@ class Statistics:
     batches: int = 0
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
+    last_request: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class _Histogram:
 @dataclass(frozen=True, slots=True)
 class _RequestSeries:
     requests: int
+    last: int
     seconds: _Histogram
     latency: _Histogram | None
 
@@ -87,6 +91,7 @@ class Metrics:
         self._counters = Tally(self._folder / f"counter_{worker}.db")
         self._histograms = Tally(self._folder / f"histogram_{worker}.db")
         self._gauges = Tally(self._folder / f"gauge_livesum_{os.getpid()}.db")  # `mark_process_dead` knows this name
+        self._latest = Tally(self._folder / f"gauge_max_{worker}.db")
         self._lock = threading.Lock()
         self._requests: dict[RequestLabels, _RequestSeries] = {}
         self._seconds: dict[tuple[str, ...], _Histogram] = {}
@@ -109,6 +114,7 @@ class Metrics:
         with self._lock:
             series = self._requests.get(labels) or self._new_request(labels)
             self._counters.cells[series.requests] += 1
+            self._latest.cells[series.last] = time.time()
             cells = self._histograms.cells
             series.seconds.observe(cells, seconds, bucket)
             if series.latency is not None:
@@ -184,9 +190,10 @@ class Metrics:
                     if field == "failures" and _is_success(labels["status"]):
                         continue
                     values = summed.setdefault((labels["endpoint"], labels["model"], labels["version"]), {})
-                    values[field] = values.get(field, 0) + sample.value
+                    known = values.get(field, 0)
+                    values[field] = max(known, sample.value) if field == "last_request" else known + sample.value
         return {
-            labels: Statistics(**{k: v if k.endswith("seconds") else int(v) for k, v in values.items()})  # type: ignore[arg-type]
+            labels: Statistics(**{k: v if k.endswith(("seconds", "request")) else int(v) for k, v in values.items()})  # type: ignore[arg-type]
             for labels, values in summed.items()
         }
 
@@ -194,13 +201,16 @@ class Metrics:
         endpoint, model, version, protocol, status = labels
         named = {"endpoint": endpoint, "model": model, "version": version, "protocol": protocol}
         requests = self._counter("onnxserve_requests", {**named, "status": status}, "Requests answered.")
+        version_of = {"endpoint": endpoint, "model": model, "version": version}
+        name = "onnxserve_last_request_timestamp_seconds"
+        last = self._latest.slot(name, name, version_of, "When the last request was answered, since 1970.")
         text = "From the body's arrival to the finished answer."
         seconds = self._histogram("onnxserve_request_duration_seconds", named, text, _SECONDS)
         latency = None
         if _is_success(status):
             text = "The same for predictions that succeeded, by version alone."
             latency = self._histogram("ml_prediction_latency_seconds", {"model_version": version}, text, _SECONDS)
-        series = self._requests[labels] = _RequestSeries(requests, seconds, latency)
+        series = self._requests[labels] = _RequestSeries(requests, last, seconds, latency)
         return series
 
     def _new_batch(self, labels: tuple[str, str, str]) -> _BatchSeries:
@@ -245,6 +255,7 @@ class Metrics:
 _STATISTICS: dict[str, tuple[str, ...]] = {
     "onnxserve_requests_total": ("requests", "failures"),
     "onnxserve_request_duration_seconds_sum": ("request_seconds",),
+    "onnxserve_last_request_timestamp_seconds": ("last_request",),
     "onnxserve_batch_rows_sum": ("rows",),
     "onnxserve_batch_rows_count": ("batches",),
     "onnxserve_queue_seconds_sum": ("queue_seconds",),

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,7 @@ def test_the_statistics_of_all_workers_count_what_was_answered(served: Served, c
         for name in ("success", "fail")
     }
     assert grown == {"success": 10, "fail": 1}
+    assert abs(after["last_inference"] / 1000 - time.time()) < 60
     assert after["inference_stats"]["success"]["ns"] > before["inference_stats"]["success"]["ns"]
     assert client.get_inference_statistics("first", version)["model_stats"] == [after]
     assert {entry["name"] for entry in client.get_inference_statistics()["model_stats"]} >= {"first", "second"}

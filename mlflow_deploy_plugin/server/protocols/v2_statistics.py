@@ -47,7 +47,7 @@ def _entry(name: str, version: str, counted: Statistics) -> dict[str, Any]:
     return {
         "name": name,
         "version": version,
-        "last_inference": 0,
+        "last_inference": round(1000 * counted.last_request),
         "inference_count": counted.rows if counted.batches else succeeded,
         "execution_count": counted.batches or succeeded,
         "inference_stats": {

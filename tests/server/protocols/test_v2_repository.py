@@ -80,12 +80,20 @@ def test_an_unload_takes_what_tritons_client_sends() -> None:
 def test_statistics_are_those_of_each_version_in_memory(server: Server) -> None:
     counted = {
         ("two", "m", "1"): Statistics(
-            requests=5, failures=1, request_seconds=0.5, rows=40, batches=2, queue_seconds=0.1, compute_seconds=0.2
+            requests=5,
+            failures=1,
+            request_seconds=0.5,
+            rows=40,
+            batches=2,
+            queue_seconds=0.1,
+            compute_seconds=0.2,
+            last_request=1.5,
         ),
         ("two", "m", "gone"): Statistics(requests=1),
     }
     first, second = v2_statistics.statistics(server.repository, counted, "two")["model_stats"]
     assert (first["name"], first["version"], first["inference_count"], first["execution_count"]) == ("two", "1", 40, 2)
+    assert first["last_inference"] == 1500
     assert first["inference_stats"]["success"] == {"count": 4, "ns": 500_000_000}
     assert first["inference_stats"]["fail"] == {"count": 1, "ns": 0}
     assert first["inference_stats"]["queue"] == {"count": 4, "ns": 100_000_000}
