@@ -265,6 +265,19 @@ def refusal(media: str, body: bytes) -> OnnxserveError | None:
     return None
 
 
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_a_bent_footer_ends_no_process(data: st.DataObject) -> None:
+    """pyarrow's own view of the footer did; what this test finds shows as a crash of pytest."""
+    table = pa.table({"carrier": ["a", "b"], "distance": [1.0, None], "hour": [1, 2], "late": [True, False]})
+    body = bytearray(parquet_file(table))
+    start = len(body) - 8 - int.from_bytes(body[-8:-4], "little")
+    for _ in range(data.draw(st.integers(1, 2))):
+        body[data.draw(st.integers(start, len(body) - 9))] = data.draw(st.integers(0, 255))
+    error = refusal(arrow.PARQUET, bytes(body))
+    assert error is None or error.http_status in (400, 413)
+
+
 @pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
 @pytest.mark.parametrize("body", [b"", b"x", b"PAR1", b"PAR1PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff", bytes(1000)])
 def test_what_is_no_table_is_refused(media: str, body: bytes) -> None:
