@@ -16,9 +16,9 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.quick import Quick, compile_quick
+from mlflow_deploy_plugin.runtime.quick import Quick, QuickTensors, compile_quick, compile_quick_tensors
 from mlflow_deploy_plugin.runtime.values import Array as Array
-from mlflow_deploy_plugin.runtime.values import numpy_dtype, shown, typed_column, typed_tensor
+from mlflow_deploy_plugin.runtime.values import numpy_dtype, overflow_message, shown, typed_column, typed_tensor
 
 Feeds = dict[str, Array]
 """Arrays by ONNX input name, the batch first."""
@@ -69,7 +69,7 @@ class Schema:
             try:
                 return {entry.name: _stack(entry, arrays) for entry in self.inputs}
             except FloatingPointError:
-                raise SchemaMismatch(_overflow(arrays)) from None
+                raise SchemaMismatch(overflow_message(arrays)) from None
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
         """Rows as mappings from column to value; a column that some rows lack is null in those.
@@ -164,6 +164,10 @@ class Schema:
         return compile_quick(self.columns, self.inputs)
 
     @cached_property
+    def _quick_tensors(self) -> QuickTensors | None:
+        return compile_quick_tensors(self._bound_tensors)
+
+    @cached_property
     def _missing(self) -> dict[str, str | None]:
         """By column: what stands for a missing string."""
         said = {name: entry.missing for entry in self.inputs for name in entry.columns}
@@ -202,6 +206,8 @@ class Schema:
         return self._from_frame({name: [record[name] for record in records] for name in names})
 
     def _from_tensors(self, data: Mapping[str, Any]) -> Feeds:
+        if self._quick_tensors is not None and (feeds := self._quick_tensors.from_arrays(data)) is not None:
+            return feeds
         if self.names == ("",) and len(data) == 1:
             data = {"": next(iter(data.values()))}  # the only, nameless tensor may be called anything
         missing = [name for name in self.names if name not in data]
@@ -275,17 +281,6 @@ def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
     for position, name in enumerate(entry.columns):
         stacked[:, position] = arrays[name]
     return stacked
-
-
-def _overflow(arrays: Mapping[str, Array]) -> str:
-    """Names the first number that became infinite on its way into the graph's 32-bit input."""
-    for name, array in arrays.items():
-        if array.dtype.kind == "f":
-            rows = np.flatnonzero(np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max))
-            if len(rows):
-                value = array[rows[0]].item()
-                return f"column {name!r}, row {rows[0]}: {value!r} is too large for the model's 32-bit input"
-    return "a number is too large for the model's floating-point type"
 
 
 def _length(name: str, values: Any) -> int:

@@ -6,7 +6,7 @@ column, the row and the value.
 """
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,17 @@ def typed_tensor(tensor: Tensor, values: Any) -> Array:
     if dtype.kind in "iu" and converted is not array and not np.array_equal(array, converted):
         raise SchemaMismatch(f"{label} holds a number that does not fit {tensor.dtype}")
     return converted
+
+
+def overflow_message(arrays: Mapping[str, Array]) -> str:
+    """Names the first number that became infinite on its way into the graph's 32-bit input."""
+    for name, array in arrays.items():
+        if array.dtype.kind == "f":
+            rows = np.flatnonzero(np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max))
+            if len(rows):
+                value = array[rows[0]].item()
+                return f"column {name!r}, row {rows[0]}: {value!r} is too large for the model's 32-bit input"
+    return "a number is too large for the model's floating-point type"
 
 
 _SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}

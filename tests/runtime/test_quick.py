@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.schema import Feeds, Schema, compile_schema
 
 NUMERIC = ["float32", "float64", "int64", "float16"]
@@ -144,3 +144,39 @@ def test_what_plainly_fits_goes_the_quick_way(monkeypatch: pytest.MonkeyPatch) -
     schema.from_records([record, record])
     schema.from_columns({name: [value] for name, value in record.items()})
     schema.from_array([row])
+
+
+TENSORS = [
+    [("x", "float32", (-1, 2))],
+    [("", "float32", (-1, 2))],
+    [("x", "float64", (2, 2))],
+    [("x", "int64", (-1,)), ("y", "float32", (-1, 2))],
+    [("x", "bool", (-1, 2))],
+    [("x", "str", (-1, 2))],
+    [("x", "float32", ())],
+]
+GIVEN: list[Any] = [
+    np.zeros((2, 2), np.float32),
+    np.zeros((2, 2), np.float64),
+    np.full((2, 2), 1e300),
+    np.zeros((3, 2), np.float32),
+    np.zeros((2, 3), np.float32),
+    np.zeros((0, 2), np.float32),
+    np.zeros(2, np.int64),
+    np.zeros(2, np.int32),
+    np.zeros((2, 2), np.bool_),
+    np.array([["a", "b"]], dtype=object),
+    np.float32(1),
+    [[1.0, 2.0]],
+]
+
+
+@pytest.mark.parametrize("tensors", TENSORS)
+@pytest.mark.parametrize("first", range(len(GIVEN)))
+def test_tensors_go_both_ways_to_the_same_feeds(tensors: Any, first: int) -> None:
+    schema = compile_schema((), tuple(Tensor(*tensor) for tensor in tensors), tuple(Input(*t) for t in tensors))
+    slow = replace(schema)
+    slow.__dict__["_quick_tensors"] = None
+    for second in GIVEN:
+        for data in ({"x": GIVEN[first], "y": second}, {"": GIVEN[first]}, {"x": GIVEN[first]}):
+            assert outcome(lambda: schema.from_columns(data)) == outcome(lambda: slow.from_columns(data))  # noqa: B023
