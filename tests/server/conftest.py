@@ -187,6 +187,7 @@ class Running:
     process: subprocess.Popen[bytes]
     state_dir: Path
     log: Path
+    trusted: str | None = None
 
     def post(self, path: str = "/invocations", **arguments: Any) -> requests.Response:
         return requests.post(self.url + path, timeout=30, **arguments)
@@ -204,7 +205,8 @@ def gunicorn(
         command[command.index("--config") + 1] = str(config)
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    running = Running(f"http://127.0.0.1:{port}", process, state_dir, log)
+    trusted = spec.certfile if spec else None
+    running = Running(f"{'https' if trusted else 'http'}://127.0.0.1:{port}", process, state_dir, log, trusted)
     try:
         wait_until(lambda: ping(running) == awaited, what="gunicorn")
         yield running
@@ -218,11 +220,11 @@ def gunicorn(
 
 
 def ping(running: Running) -> int:
-    """The status of /ping; 0: nobody listens."""
+    """The status of /ping; 0: nobody answers."""
     assert running.process.poll() is None, running.log.read_text()
     try:
-        return requests.get(running.url + "/ping", timeout=5).status_code
-    except requests.ConnectionError:
+        return requests.get(running.url + "/ping", timeout=5, verify=running.trusted or True).status_code
+    except (requests.ConnectionError, requests.Timeout):  # a worker may take long to import on a busy machine
         return 0
 
 
