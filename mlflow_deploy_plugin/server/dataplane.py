@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
+from mlflow_deploy_plugin.runtime.batch_entry import Count
 from mlflow_deploy_plugin.runtime.predictor import Body, BodyAnswer, BodyReader
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.runtime.values import shown
@@ -117,6 +118,44 @@ class DataPlane:
         """
         arrived = self._clock() // 1000
         computed, is_cached = self._answered(variant, request)
+        return self._captured(variant, request, arrived, computed, is_cached)
+
+    def answers_later(self, endpoint: str | None) -> bool:
+        """Whether `infer_later` may be asked, whichever variant of the endpoint is leased.
+
+        Not where there is a cache: it may have to wait for Redis.
+        """
+        table = self._repository.table
+        served = next(iter(table.values()), None) if endpoint is None else table.get(endpoint)
+        if served is None or self._cache is not None:
+            return False
+        return all(variant.loaded.batcher is not None for variant in served.variants.values())
+
+    def infer_later(
+        self, variant: ServedVariant, request: InferRequest, done: Callable[[InferResponse | Exception], None]
+    ) -> None:
+        """As `infer`, for an event loop: `done` is given the answer, or what `infer` would raise, in another thread.
+
+        Raises:
+            InvalidRequest: the parameter `timeout` is none.
+        """
+        batcher = variant.loaded.batcher
+        if batcher is None:
+            raise TypeError("only a batched version answers later")
+        arrived = self._clock() // 1000
+
+        def computed(outputs: dict[str, Array] | Exception) -> None:
+            if isinstance(outputs, Exception):
+                done(outputs)
+                return
+            done(self._captured(variant, request, arrived, BodyAnswer(b"", request.inputs, outputs), None))
+
+        batcher.submit(request.inputs, request.outputs, self._deadline(request), self._count(variant), computed)
+
+    def _captured(
+        self, variant: ServedVariant, request: InferRequest, arrived: int, computed: BodyAnswer, is_cached: bool | None
+    ) -> InferResponse:
+        """The answer, once it is in the spool."""
         prediction_id = os.urandom(16).hex()
         if computed.feeds and variant.capture.fraction > self._draw():
             self._capture.write(
@@ -169,19 +208,25 @@ class DataPlane:
         return BodyAnswer(b"", request.inputs, outputs), is_cached
 
     def _computed(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
-        loaded = variant.loaded
-
-        def count(rows: int, queue_seconds: float, compute_seconds: float) -> None:
-            self._count_batch(variant.endpoint, rows, queue_seconds, compute_seconds, loaded.model, loaded.version)
-
+        loaded, count = variant.loaded, self._count(variant)
         if loaded.batcher is not None:
             return loaded.batcher.run(request.inputs, request.outputs, deadline, count)
         _check_deadline(deadline)
         began = time.perf_counter()
         outputs = loaded.predictor.run(request.inputs, request.outputs)
-        first = next(iter(request.inputs.values()))
-        count(len(first) if first.ndim else 1, 0.0, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        first = next(iter(request.inputs.values()), None)
+        count(len(first) if first is not None and first.ndim else 1, 0.0, seconds)
         return outputs
+
+    def _count(self, variant: ServedVariant) -> Count:
+        """Tells the metrics of a run of this variant."""
+        loaded = variant.loaded
+
+        def count(rows: int, queue_seconds: float, compute_seconds: float) -> None:
+            self._count_batch(variant.endpoint, rows, queue_seconds, compute_seconds, loaded.model, loaded.version)
+
+        return count
 
     def _deadline(self, request: InferRequest) -> float:
         """When the request is to be given up, in `time.perf_counter()`: the sooner of the server's and the caller's."""

@@ -301,6 +301,8 @@ class Repository:
             warm.is_deterministic,
         )
         logger.info("loaded %s %s", want.model, want.version)
+        if warm.batcher is not None:
+            weakref.finalize(loaded, warm.batcher.close).atexit = False
         weakref.finalize(loaded, logger.info, "dropped %s %s", want.model, want.version).atexit = False
         return loaded
 

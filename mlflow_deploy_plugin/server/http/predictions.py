@@ -77,12 +77,8 @@ def infer(
         loaded = variant.loaded
         headers["X-Model-Name"], headers["X-Model-Version"] = loaded.model, loaded.version
         result, outputs = _predictions(server, request, protocol, variant, headers)
-    except OnnxserveError as error:
-        result = refused(request.path, error, headers)
-    except Exception:
-        logger.exception("answering %s failed, X-Request-Id %s", request.path[:200], headers["X-Request-Id"])
-        message = "the server failed to answer; its log says why under this X-Request-Id"
-        result = error_response(request.path, 500, "INTERNAL_ERROR", message, headers)
+    except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+        result = failed(request, error, headers)
     finally:
         if is_let_in:
             server.limits.leave()
@@ -95,25 +91,44 @@ def _predictions(
     server: Server, request: RawRequest, protocol: Protocol, variant: ServedVariant, headers: dict[str, str]
 ) -> tuple[RawResponse, Mapping[str, Array]]:
     """The answer of this variant, and the outputs that it is made of; what the answer is called goes into `headers`."""
+    question, asked = ask(request, protocol, variant, headers)
+    response = server.dataplane.infer(variant, asked)
+    return tell(question, variant, response, headers), response.outputs
+
+
+def ask(
+    request: RawRequest, protocol: Protocol, variant: ServedVariant, headers: dict[str, str]
+) -> tuple[Question, InferRequest]:
+    """What the data plane is asked."""
     moment = event_time(request.headers)
     question = protocol.decode(request, variant)
     if question.id and "x-request-id" not in request.headers:
         headers["X-Request-Id"] = request_id({"x-request-id": question.id})
-    response = server.dataplane.infer(
-        variant,
-        InferRequest(
-            headers["X-Request-Id"],
-            variant.endpoint,
-            question.feeds,
-            parameters=question.parameters,
-            event_time=moment,
-            body=question.body,
-            arrived=request.arrived,
-        ),
+    return question, InferRequest(
+        headers["X-Request-Id"],
+        variant.endpoint,
+        question.feeds,
+        parameters=question.parameters,
+        event_time=moment,
+        body=question.body,
+        arrived=request.arrived,
     )
+
+
+def tell(question: Question, variant: ServedVariant, response: InferResponse, headers: dict[str, str]) -> RawResponse:
+    """The answer to a question."""
     headers["X-Prediction-Id"] = response.prediction_id
     if response.is_cached is not None:
         headers["X-Cache"] = "hit" if response.is_cached else "miss"
     told = question.encode(variant, response)
     headers.update(told.headers)
-    return RawResponse(200, told.body, told.content_type, headers), response.outputs
+    return RawResponse(200, told.body, told.content_type, headers)
+
+
+def failed(request: RawRequest, error: Exception, headers: dict[str, str]) -> RawResponse:
+    """The answer to a request that ended in an error; the log has the traceback of one that is not ours."""
+    if isinstance(error, OnnxserveError):
+        return refused(request.path, error, headers)
+    logger.error("answering %s failed, X-Request-Id %s", request.path[:200], headers["X-Request-Id"], exc_info=error)
+    message = "the server failed to answer; its log says why under this X-Request-Id"
+    return error_response(request.path, 500, "INTERNAL_ERROR", message, headers)

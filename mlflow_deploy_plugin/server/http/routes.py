@@ -12,11 +12,12 @@ from mlflow_deploy_plugin.server.clouds import Cloud
 from mlflow_deploy_plugin.server.http import tfserving, v2_extensions, views
 from mlflow_deploy_plugin.server.http.clouds import AZURE, vertex_predict
 from mlflow_deploy_plugin.server.http.encodings import decoded, encoded
+from mlflow_deploy_plugin.server.http.later import infer_later
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
 from mlflow_deploy_plugin.server.http.observed import observed
 from mlflow_deploy_plugin.server.http.predictions import infer
 from mlflow_deploy_plugin.server.http.spoken import PREDICT, PREDICT_BATCH, V2
-from mlflow_deploy_plugin.server.http.tables import invocations
+from mlflow_deploy_plugin.server.http.tables import invocations, protocol_of
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,24 @@ def answer(server: Server, request: RawRequest) -> RawResponse:
     if server.tracer or server.logs_requests:
         return observed(request, partial(_answer, server, request), server.tracer, server.logs_requests)
     return _answer(server, request)
+
+
+def answer_later(server: Server, request: RawRequest, done: Callable[[RawResponse], None]) -> bool:
+    """As `answer`, for an event loop: predictions of batched versions, without blocking.
+
+    True: `done` is given the answer once, in this thread or another; it must not raise. False: nothing has happened,
+    ask `answer`.
+    """
+    if server.tracer or server.logs_requests or request.method != "POST" or "content-encoding" in request.headers:
+        return False
+    view = None if request.path in server.cloud.paths else (_methods(request.path) or {}).get("POST")
+    named = dict(view.keywords) if isinstance(view, partial) else {}
+    function = view.func if isinstance(view, partial) else view
+    if function is invocations:
+        named["protocol"] = protocol_of(server, request)
+    elif function is not infer:
+        return False
+    return infer_later(server, request, lambda response: done(encoded(request, response)), **named)
 
 
 def _answer(server: Server, request: RawRequest) -> RawResponse:

@@ -1,6 +1,6 @@
 """`/invocations` in the form of the request, answered in kind, or in the form that Accept asks for.
 
-JSON and CSV are MLflow's and go the short way; Arrow, Parquet and JSON Lines are ours.
+JSON and CSV are MLflow's and go the short way; Arrow, Parquet, JSON Lines and numpy's arrays are ours.
 """
 
 from functools import partial
@@ -13,11 +13,11 @@ from mlflow_deploy_plugin.server.http.accept import qualities
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
 from mlflow_deploy_plugin.server.http.spoken import INVOCATIONS
-from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow
+from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, npy
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, media_type
 from mlflow_deploy_plugin.server.repository import ServedVariant
 
-_TABLES = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES)
+_TABLES = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES, *npy.MEDIA_TYPES)
 _TAKEN = (JSON, CSV, *_TABLES)
 _OURS = frozenset(_TABLES) - {arrow.PARQUET}
 """What MLflow's scoring server does not take."""
@@ -25,12 +25,17 @@ _OURS = frozenset(_TABLES) - {arrow.PARQUET}
 
 def invocations(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
     """Predictions from the endpoint (None: the default one)."""
+    return infer(server, request, protocol_of(server, request), endpoint)
+
+
+def protocol_of(server: Server, request: RawRequest) -> Protocol:
+    """How this body is read and answered."""
     given, wanted = _named(request.headers.get("content-type")), _wanted(request.headers.get("accept"))
     if given in (JSON, CSV) and wanted in (None, JSON):
-        return infer(server, request, INVOCATIONS, endpoint)
+        return INVOCATIONS
     answered = wanted or (given if given in _TABLES else JSON)
     read = partial(_read, answered=answered, limit=server.max_body_bytes)
-    return infer(server, request, Protocol(INVOCATIONS.name, read), endpoint)
+    return Protocol(INVOCATIONS.name, read)
 
 
 def _named(content_type: str | None) -> str:
@@ -60,6 +65,8 @@ def _feeds(request: RawRequest, schema: Schema, limit: int) -> Feeds:
         return arrow.decode(media, request.body, schema, limit)
     if media in jsonlines.MEDIA_TYPES:
         return jsonlines.decode(request.body, schema)
+    if media in npy.MEDIA_TYPES:
+        return npy.decode(request.body, schema)
     return mlflow.decode(content_type, request.body, schema)
 
 
@@ -69,4 +76,6 @@ def _answer(answered: str, variant: ServedVariant, response: InferResponse) -> A
         return Answer(arrow.encode(answered, prediction), answered)
     if answered in jsonlines.MEDIA_TYPES:
         return Answer(jsonlines.encode(prediction), answered)
+    if answered in npy.MEDIA_TYPES:
+        return Answer(npy.encode(prediction), answered)
     return Answer(mlflow.encode(prediction))
