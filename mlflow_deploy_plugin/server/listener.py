@@ -36,9 +36,9 @@ def reachable_host(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
 
 
-def reachable_url(host: str, port: int) -> str:
+def reachable_url(host: str, port: int, scheme: str = "http") -> str:
     address = reachable_host(host)
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+    return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"
 
 
 def _bound(host: str, port: int) -> socket.socket:

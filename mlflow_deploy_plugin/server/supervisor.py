@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -118,7 +119,7 @@ class _Supervisor:
         if not follow:
             self._agent_command.append("--no-follow")
         self._port = int(listener.getsockname()[1])
-        self._url = reachable_url(server.host, self._port)
+        self._url = reachable_url(server.host, self._port, "https" if server.certfile else "http")
         self._started_at = time.time()
         self._children = Children()
         self._signals = watched_signals()
@@ -222,7 +223,8 @@ class _Supervisor:
         return len(loaded) >= self._server.workers
 
     def _pings(self) -> bool:
-        connection = http.client.HTTPConnection(reachable_host(self._server.host), self._port, timeout=5)
+        """Whether /ping answers 200; over TLS whoever answers is trusted, since it answers on our own socket."""
+        connection = self._connection()
         try:
             connection.request("GET", "/ping")
             return connection.getresponse().status == 200
@@ -230,6 +232,14 @@ class _Supervisor:
             return False
         finally:
             connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        host = reachable_host(self._server.host)
+        if not self._server.certfile:
+            return http.client.HTTPConnection(host, self._port, timeout=5)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return http.client.HTTPSConnection(host, self._port, timeout=5, context=context)
 
     def _end(self) -> None:
         """gunicorn first, so that the agent ships what the last requests left; nobody is left behind."""

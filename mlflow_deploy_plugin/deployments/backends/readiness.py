@@ -49,7 +49,7 @@ def served_spec(state_dir: Path) -> EndpointSpec | None:
 def url_of(server: ServerSpec) -> str:
     """Where this machine reaches the server."""
     host = _ANY_ADDRESS.get(server.host, f"[{server.host}]" if ":" in server.host else server.host)
-    return f"http://{host}:{server.port}"
+    return f"{'https' if server.certfile else 'http'}://{host}:{server.port}"
 
 
 def wait_until_served(

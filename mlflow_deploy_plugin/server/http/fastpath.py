@@ -32,7 +32,8 @@ from mlflow_deploy_plugin.server.http.reply import CONTINUE, reply
 _HEAD_BYTES = 128 * 1024  # all fields together; each has its own limit
 _AHEAD_BYTES = 64 * 1024
 _LARGE_BYTES = 64 * 1024
-_FIRST_REQUEST_SECONDS = 1.0
+_UNDERWAY_SECONDS = 1.0
+"""After an answer, or after connecting, the next request may be on its way for so long."""
 _LINGER_SECONDS, _LINGER_BYTES = 5.0, 64 * 1024 * 1024
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 
@@ -64,7 +65,7 @@ class FastProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's own class
-        self._transport.set_write_buffer_limits(0)  # so that bytes which a client does not take are never overlooked
+        self._transport.set_write_buffer_limits(high=1, low=0)  # told of all that a client leaves; 0 would block TLS
         peer = transport.get_extra_info("peername")
         self._client = str(peer[0]) if isinstance(peer, tuple) else ""
         self._connections.add(self)
@@ -110,10 +111,12 @@ class FastProtocol(asyncio.Protocol):
             self._wait_for_next()
 
     def shutdown(self) -> None:
-        """The worker ends. What has begun, or can be on its way, is answered; a connection without either is closed."""
+        """The worker ends. What has begun, or is likely to be on its way, is answered; an idle connection is closed."""
         self._is_ending = True
         if not (self._has_begun or self._is_busy or self._is_blocked or self._is_lingering):
-            self._deadline = self._front.now + (_FIRST_REQUEST_SECONDS if self._is_fresh else 0.0)
+            now = self._front.now
+            used = now if self._is_fresh else self._deadline - self._limits.keep_alive_seconds
+            self._deadline = max(now, min(used, now) + _UNDERWAY_SECONDS)
 
     def sweep(self, now: float) -> None:
         """Ends a wait that has taken too long."""

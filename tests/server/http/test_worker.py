@@ -1,0 +1,327 @@
+"""Both workers: the same bytes for the same requests; nothing lost when one is told to end, or killed."""
+
+import contextlib
+import http.client
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from mlflow_deploy_plugin.server.state import read_workers
+from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from support.waiting import wait_until
+
+WORKERS: tuple[WorkerClass, ...] = ("fast", "gthread")
+JSON = "application/json"
+ROW = b'{"inputs": [[1, 2, 3]]}'
+V2_ROW = b'{"id": "mine", "inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}'
+OF_THE_CONNECTION = {"date", "server", "connection", "keep-alive"}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path], tools: Any) -> Iterator[list[Any]]:
+    """A server of each kind, on the same two endpoints."""
+    with contextlib.ExitStack() as servers:
+        running = []
+        for kind in WORKERS:
+            state_dir = tmp_path_factory.mktemp(kind)
+            endpoints = {name: {"v": tools.variant(bias_folders[v], v)} for name, v in (("e", "1"), ("f", "2"))}
+            tools.want(state_dir, 1, endpoints)
+            running.append(servers.enter_context(tools.gunicorn(state_dir, ServerSpec(worker_class=kind))))
+        yield running
+
+
+def ask(url: str, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body; the path goes out as it is written here."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    with contextlib.closing(connection):
+        connection.putrequest(method, path, skip_accept_encoding=True)
+        for name, value in {"X-Request-Id": "mine", "Content-Length": str(len(body)), **headers}.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        response = connection.getresponse()
+        got = {name.lower(): value for name, value in response.getheaders()}
+        return response.status, {n: v for n, v in got.items() if n not in OF_THE_CONNECTION}, response.read()
+
+
+CASES = [
+    *(
+        (method, path, {}, b"")
+        for method in ("GET", "HEAD", "OPTIONS", "DELETE", "TRACE", "BREW")
+        for path in (
+            "/ping",
+            "/health",
+            "/version",
+            "/v2",
+            "/v2/health/live",
+            "/v2/health/ready",
+            "/v2/models/e",
+            "/v2/models/e/versions/1",
+            "/v2/models/e/ready",
+            "/v2/models/none/ready",
+            "/invocations",
+            "/predict",
+            "/nowhere",
+            "/openapi.json",
+        )
+    ),
+    *(
+        ("GET", path, {}, b"")
+        for path in ("/ping?a=b", "/p%69ng", "/p%C3%AFng", "/p%FFng", "/%", "/ping/", "/v2/models/")
+    ),
+    *(("GET", path, {}, b"") for path in ("//ping", "/v2//ping", "/a/../ping", "/%2e%2e/ping", "/a%00", "/ping#x")),
+    *(
+        ("POST", path, {"Content-Type": content_type}, body)
+        for path in (
+            "/invocations",
+            "/predict",
+            "/predict/batch",
+            "/endpoints/f/invocations",
+            "/endpoints/g/invocations",
+        )
+        for content_type, body in (
+            (JSON, ROW),
+            (JSON + "; charset=utf-8", ROW),
+            (JSON + "; charset=latin-1", ROW),
+            (JSON, b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, 5, null]]}}'),
+            (JSON, b'{"dataframe_records": [{"a": 1, "b": 2, "c": 3}]}'),
+            (JSON, b'{"a": 1, "b": 2, "c": 3}'),
+            (JSON, b"[[1, 2, 3]]"),
+            (JSON, b"{"),
+            (JSON, b""),
+            (JSON, b"[" * 2000),
+            (JSON, '{"inputs": "\u00fc"}'.encode()),
+            (JSON, b"\xff\xfe"),
+            (JSON, b'{"inputs": [[1, 2, 3], [1, 2, 3]]}'),
+            (JSON, b'{"inputs": [' + b"[1, 2, 3]," * 20_000 + b"[1, 2, 3]]}"),
+            ("text/csv", b"a,b,c\n1,2,3\n"),
+            ("text/plain", b"x"),
+            ("", ROW),
+        )
+    ),
+    *(
+        ("POST", f"/v2/models/{name}/infer", {"Content-Type": JSON}, body)
+        for name in ("e", "f/versions/2", "f/versions/9", "g")
+        for body in (V2_ROW, b"{}", b"{")
+    ),
+    ("POST", "/invocations", {"Content-Type": JSON, "X-Event-Time": "yesterday"}, ROW),
+    ("POST", "/invocations", {"Content-Type": JSON, "X-Request-Id": "a b"}, b"{"),
+    ("POST", "/invocations", {"Content-Type": JSON, "X_Request_Id": "underscored"}, ROW),
+    ("POST", "/invocations", {"Content-Type": JSON, "Content-Encoding": "gzip"}, ROW),
+    ("POST", "/invocations", {"Content-Type": JSON, "X-Multi": "1"}, ROW),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "headers", "body"), CASES)
+def test_both_workers_send_the_same(
+    both: list[Any], method: str, path: str, headers: dict[str, str], body: bytes
+) -> None:
+    fast, threaded = (list(ask(running.url, method, path, headers, body)) for running in both)
+    for answered in (fast, threaded):  # what differs from answer to answer
+        if "x-prediction-id" in answered[1]:
+            assert len(answered[1].pop("x-prediction-id")) == 32
+        if len(answered[1].get("x-request-id", "")) == 32:
+            answered[1].pop("x-request-id")
+    assert fast == threaded
+    assert fast[0] < 500
+
+
+BROKEN = {
+    "no-version": b"GET /ping\r\n\r\n",
+    "lower-case-method": b"get /ping HTTP/1.1\r\nHost: x\r\n\r\n",
+    "no-host": b"GET /ping HTTP/1.1\r\n\r\n",
+    "two-hosts": b"GET /ping HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
+    "absolute": b"GET http://x/ping HTTP/1.1\r\nHost: x\r\n\r\n",
+    "non-ascii": "GET /pïng HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+    "folded": b"GET /ping HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n",
+    "space-before-colon": b"GET /ping HTTP/1.1\r\nHost : x\r\n\r\n",
+    "two-lengths": b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+    "length-and-chunks": b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "chunk-size": b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n\r\n",
+    "expectation": b"POST /predict HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\nContent-Length: 2\r\n\r\n{}",
+    "coding": b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: br\r\n\r\n",
+    "long-line": b"GET /" + b"a" * 8190 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "long-field": b"GET /ping HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 8200 + b"\r\n\r\n",
+    "many-fields": b"GET /ping HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 100 + b"\r\n",
+}
+
+
+def exchanged(url: str, sent: bytes) -> bytes:
+    """What comes back, up to the end of the document."""
+    answered = b""
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as connection:
+        connection.sendall(sent)
+        while not answered.endswith(b"}") and (piece := connection.recv(65536)):
+            answered += piece
+    return answered
+
+
+@pytest.mark.parametrize("sent", BROKEN.values(), ids=BROKEN.keys())
+def test_both_workers_refuse_broken_http_alike(both: list[Any], sent: bytes) -> None:
+    fast, threaded = (exchanged(running.url, sent) for running in both)
+    for answered in (fast, threaded):
+        assert b"Content-Type: application/json" in answered
+        assert re.search(rb'\{"error_code":"(BAD_REQUEST|NOT_IMPLEMENTED)","message":"', answered)
+    assert fast.split()[1] == threaded.split()[1]
+
+
+class Load:
+    """Clients that ask one request after the other, on connections that they keep, until told to stop."""
+
+    def __init__(self, url: str, clients: int = 6) -> None:
+        self.statuses: list[int] = []
+        self.broken: list[str] = []
+        self._host, _, self._port = url.removeprefix("http://").partition(":")
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, more: int) -> None:
+        enough = len(self.statuses) + more
+        wait_until(lambda: len(self.statuses) >= enough, what="answers")
+
+    def _ask(self) -> None:
+        connection = http.client.HTTPConnection(self._host, int(self._port), timeout=60)
+        while not self._stop.is_set():
+            try:
+                connection.request("POST", "/invocations", ROW, {"Content-Type": JSON})
+                response = connection.getresponse()
+                response.read()
+                self.statuses.append(response.status)
+            except (OSError, http.client.HTTPException) as error:
+                self.broken.append(repr(error))
+                connection.close()
+        connection.close()
+
+
+def other_workers(state_dir: Path, than: set[int]) -> set[int]:
+    return {worker.pid for worker in read_workers(state_dir)} - than
+
+
+def test_a_worker_that_is_told_to_end_under_load_fails_no_request(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with tools.gunicorn(tmp_path, ServerSpec(workers=2)) as running:
+        wait_until(lambda: len(read_workers(tmp_path)) == 2)
+        with Load(running.url) as load:
+            for _ in range(2):
+                load.wait_for(50)
+                before = other_workers(tmp_path, set())
+                ended = min(before)
+                os.kill(ended, signal.SIGTERM)
+                wait_until(lambda ended=ended: not Path(f"/proc/{ended}").exists(), seconds=10, what="its end")
+                wait_until(lambda before=before: other_workers(tmp_path, before), what="its successor")
+            load.wait_for(50)
+    assert (load.broken, set(load.statuses)) == ([], {200})
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_a_killed_worker_is_missed_by_nobody_but_the_clients_it_was_answering(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with tools.gunicorn(tmp_path, ServerSpec(workers=2, worker_class=kind)) as running:
+        wait_until(lambda: len(read_workers(tmp_path)) == 2)
+        with Load(running.url) as load:
+            for _ in range(2):
+                load.wait_for(50)
+                before = other_workers(tmp_path, set())
+                os.kill(min(before), signal.SIGKILL)
+                wait_until(lambda before=before: other_workers(tmp_path, before), what="its successor")
+            load.wait_for(50)
+    assert set(load.statuses) == {200}
+    assert len(load.broken) <= 12, load.broken
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass
+) -> None:
+    variants = {f"v{n}": tools.variant(bias_folders["1"], str(n)) for n in range(1, 60)}  # takes a while to load
+    tools.want(tmp_path, 1, {"e": variants})
+    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running:
+        (killed,) = other_workers(tmp_path, set())
+        os.kill(killed, signal.SIGKILL)
+        statuses = set()
+
+        def is_replaced() -> bool:
+            with contextlib.suppress(requests.ConnectionError):  # nobody has taken its place yet
+                statuses.add(requests.get(running.url + "/ping", timeout=30).status_code)
+            return bool(other_workers(tmp_path, {killed}))
+
+        wait_until(is_replaced)
+    assert statuses == {200}
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_an_idle_client_does_not_hold_the_end_back_and_a_late_one_is_answered(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, requests.Session() as idle:
+        idle.get(running.url + "/ping", timeout=5)
+        began = time.monotonic()
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(timeout=20) == 0
+        assert time.monotonic() - began < 10
+    assert read_workers(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that vouches for itself, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run([*command, *subject], check=True, capture_output=True)
+    return cert, key
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_tls_is_spoken_with_the_spec_s_certificate(
+    tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path], tools: Any, kind: WorkerClass
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    cert, key = certificate
+    spec = ServerSpec(worker_class=kind, certfile=str(cert), keyfile=str(key))
+    with tools.gunicorn(tmp_path, spec) as running, requests.Session() as session:
+        for body in (ROW, b'{"inputs": [' + b"[1, 2, 3]," * 20_000 + b"[1, 2, 3]]}"):
+            response = session.post(
+                running.url + "/invocations", data=body, headers={"Content-Type": JSON}, timeout=30, verify=str(cert)
+            )
+            assert response.json()["predictions"][-1] == [1006.0]
+        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=10) as plain:  # who speaks no TLS is no trouble
+            plain.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+            with contextlib.suppress(OSError):
+                assert b"200" not in plain.recv(100)
+        context = ssl.create_default_context(cafile=str(cert))
+        with (
+            socket.create_connection(address, timeout=10) as opened,
+            context.wrap_socket(opened, server_hostname="127.0.0.1") as wrapped,
+        ):
+            wrapped.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert wrapped.recv(12) == b"HTTP/1.1 200"
+        assert "Traceback" not in running.log.read_text()
