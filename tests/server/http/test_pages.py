@@ -209,6 +209,27 @@ def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page: Any
     page.locator("#field-0-error").wait_for()
 
 
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ('{"predictions": "<i>text</i>"}', "<i>text</i>"),
+        ('{"predictions": null}', "null"),
+        ('{"predictions": {"a": 1}}', "1"),
+        ('{"predictions": [[0.123456789]]}', "0.1234568"),
+        ('{"predictions": [{"a": 1, "b": "<i>x</i>"}, {"a": 2, "b": null}]}', "<i>x</i>"),
+        ('{"predictions": []}', "Row"),
+        ("no JSON", "The server answered 200"),
+    ],
+)
+def test_whatever_a_model_of_python_answers_is_shown_as_text(page: Any, body: str, shown: str) -> None:
+    page.route("**/predict/batch", lambda route: route.fulfill(status=200, body=body))
+    page.goto("/endpoints/flights")
+    page.get_by_role("button", name="Predict").click()
+    page.locator("#told-headers").wait_for()
+    assert shown in page.locator("section", has=page.locator("#answer")).inner_text()
+    assert page.locator("#answer i").count() == 0
+
+
 def test_another_endpoint_is_chosen(page: Any) -> None:
     page.goto("/")
     page.get_by_label("Endpoint").select_option("digits")
@@ -237,6 +258,14 @@ def test_nothing_is_wider_than_a_phone(page: Any, path: str) -> None:
         page.get_by_role("button", name="Predict").click()
         page.locator("#told-headers").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_on_a_phone_the_answer_comes_into_view(page: Any) -> None:
+    page.set_viewport_size(PHONE)
+    page.goto("/endpoints/flights")
+    page.get_by_label("late").select_option("true")
+    page.get_by_role("button", name="Predict").click()
+    playwright_api.expect(page.locator(".single .value")).to_be_in_viewport()
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/nope", "/pages/try.js"])

@@ -62,6 +62,8 @@ async function ask() {
     if (response.ok && answer !== undefined) show(answer);
     else refuse(answer?.message ?? answer?.error ?? `The server answered ${response.status} ${response.statusText}`);
     tell(response.headers, milliseconds);
+    const isAtField = document.querySelector("[aria-invalid=true]") !== null;
+    if (!isAtField) element("answer-title").closest("section").scrollIntoView({ block: "nearest" }); // below, on a phone
   } catch {
     refuse("The server cannot be reached.");
   } finally {
