@@ -15,8 +15,10 @@ ROOTS = [
     "mlflow_deploy_plugin.agent.__main__",
 ]
 MODULE_OF = {
+    "grpcio": "grpc",
     "mlflow-skinny": "mlflow",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    "protobuf": "google",
     "pysimdjson": "simdjson",
     "pyyaml": "yaml",
 }
