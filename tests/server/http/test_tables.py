@@ -1,6 +1,7 @@
 """`/invocations` in every form, asked and answered; through the function, and through a real server."""
 
 import gzip
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,12 +45,16 @@ BODIES = {
     "application/jsonl": b'{"a":1,"b":2,"c":3}\n{"a":4,"b":5,"c":null}\n',
     "application/x-ndjson; charset=utf-8": b"[1,2,3]\n[4,5,null]\n",
 }
+NPY = io.BytesIO()
+np.save(NPY, np.array([[1, 2, 3], [4, 5, np.nan]]))
+BODIES["application/x-npy"] = NPY.getvalue()
 READ: dict[str, Callable[[bytes], list[Any]]] = {
     "application/json": lambda body: [row[0] for row in json.loads(body)["predictions"]],
     arrow.STREAM: lambda body: pa.ipc.open_stream(body).read_all()["prediction"].to_pylist(),
     arrow.FILE: lambda body: pa.ipc.open_file(body).read_all()["prediction"].to_pylist(),
     arrow.PARQUET: lambda body: parquet.read_table(pa.BufferReader(body))["prediction"].to_pylist(),
     arrow.X_PARQUET: lambda body: parquet.read_table(pa.BufferReader(body))["prediction"].to_pylist(),
+    "application/x-npy": lambda body: np.load(io.BytesIO(body)).ravel().tolist(),
     "application/jsonl": lambda body: [json.loads(line)[0] for line in body.splitlines()],
     "application/x-ndjson": lambda body: [json.loads(line)[0] for line in body.splitlines()],
 }

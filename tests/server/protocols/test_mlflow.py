@@ -156,3 +156,22 @@ def test_any_bytes_are_read_or_refused_as_ours(body: bytes, content_type: str) -
         except InvalidRequest:
             continue
         assert feeds
+
+
+@pytest.mark.parametrize("parameter", ["header=absent", "HEADER=absent; charset=utf-8", 'header="absent"'])
+def test_csv_without_a_header_is_in_the_signatures_order(parameter: str) -> None:
+    body = b"a,1.5,2,true\n,,-3,false\n"
+    named = decode("text/csv; header=present", b"s,d,n,b\n" + body, MIXED)
+    bare = decode(f"text/csv; {parameter}", body, MIXED)
+    assert bare["s"].tolist() == named["s"].tolist() == [["a"], ["?"]]
+    np.testing.assert_array_equal(bare["d"], named["d"])
+    assert decode("text/csv; header=absent", b"1,2\n3,4\n", TENSOR)["x"].tolist() == [[1, 2], [3, 4]]
+
+
+def test_a_header_is_said_only_of_csv_and_only_as_present_or_absent() -> None:
+    with pytest.raises(UnsupportedMediaType, match="present or absent"):
+        decode("text/csv; header=1", b"1", MIXED)
+    with pytest.raises(UnsupportedMediaType, match="'header'"):
+        decode("application/json; header=absent", b"{}", MIXED)
+    with pytest.raises(SchemaMismatch, match="row 1 has 1 fields; the model's signature has 4"):
+        decode("text/csv; header=absent", b"a,1,2,true\na\n", MIXED)

@@ -1,0 +1,81 @@
+"""numpy's file format (`application/x-npy`), which SageMaker's NumpySerializer writes and its NumpyDeserializer reads.
+
+https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. Nothing is unpickled, and nothing is allocated
+for what a header says: the shape is compared with the bytes that came.
+"""
+
+import io
+import re
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+
+MEDIA_TYPES = ("application/x-npy",)
+
+_MAGIC = b"\x93NUMPY"
+_LENGTH_BYTES = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}
+"""How many bytes tell the length of the header, by the format's version."""
+_LONGEST_HEADER = 1_000
+_NUMBERS = rb"[<>](?:f[248]|[iu][248])|\|(?:[iu]1|b1)"
+_HEADER = re.compile(
+    rb"\{'descr': '(?P<dtype>" + _NUMBERS + rb")', 'fortran_order': (?P<order>True|False), "
+    rb"'shape': \((?P<shape>(?:[0-9]{1,12}, ){0,31}(?:[0-9]{1,12},?)?)\), \} *\n"
+)
+"""What np.save writes. numpy's own reader evaluates the header as Python, and fails in a dozen ways."""
+
+
+def decode(body: bytes, schema: Schema) -> Feeds:
+    """The feeds in one array of numbers: the columns of [N, columns] in the signature's order, or the only tensor.
+
+    Raises:
+        InvalidRequest: the body is none, or has other bytes than its header says.
+        SchemaMismatch: the array does not fit the signature.
+    """
+    array = _read(body)
+    if not schema.columns:
+        return schema.from_array(array)
+    width = len(schema.names)
+    table = array.reshape(-1, 1) if array.ndim == 1 and width == 1 else array
+    if table.ndim != 2 or table.shape[1] != width:
+        raise SchemaMismatch(f"the array has the shape {list(array.shape)}; [any, {width}] is expected, a column each")
+    return schema.from_columns({name: table[:, position] for position, name in enumerate(schema.names)})
+
+
+def encode(prediction: Array | dict[str, Array]) -> bytes:
+    """The one output as an array; text as numpy's fixed-width text.
+
+    Raises:
+        SchemaMismatch: several outputs, or records: they have no form as one array.
+    """
+    if isinstance(prediction, dict) or any(isinstance(value, dict) for value in prediction.flat[:1]):
+        raise SchemaMismatch("the outputs of this model are no single array; ask for application/json")
+    sink = io.BytesIO()
+    array = prediction.astype(np.str_) if prediction.dtype.kind == "O" else prediction
+    npy.write_array(sink, np.asarray(array), allow_pickle=False)
+    return sink.getvalue()
+
+
+def _read(body: bytes) -> Array:
+    shape, is_fortran, dtype, start = _header(body)
+    if len(body) - start != prod(shape) * dtype.itemsize:
+        raise InvalidRequest(f"the array has {len(body) - start} bytes; its shape {list(shape)} says otherwise")
+    array = np.frombuffer(body, dtype, offset=start).reshape(shape, order="F" if is_fortran else "C")
+    if dtype.kind == "b":
+        array = array.view(np.uint8) != 0  # other bytes than 0 and 1 are no booleans to numpy
+    return array.astype(dtype.newbyteorder("="), copy=not array.flags.aligned)
+
+
+def _header(body: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, order, dtype, and where the data begins."""
+    size = _LENGTH_BYTES.get(body[6:8], 0) if body.startswith(_MAGIC) else 0
+    start = 8 + size + int.from_bytes(body[8 : 8 + size], "little")
+    found = _HEADER.fullmatch(body[8 + size : start]) if size and start - size <= _LONGEST_HEADER else None
+    if found is None:
+        raise InvalidRequest("the body is not an array of numbers in numpy's format, as np.save writes it")
+    shape = tuple(int(entry) for entry in found["shape"].decode().replace(" ", "").split(",") if entry)
+    return shape, found["order"] == b"True", np.dtype(found["dtype"].decode()), start
