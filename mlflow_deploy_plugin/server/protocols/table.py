@@ -1,6 +1,5 @@
 """CSV, typed by the signature: nothing is guessed from the text, not even whether it has a header."""
 
-import contextlib
 import csv
 import io
 from collections.abc import Callable, Sequence
@@ -71,9 +70,11 @@ def _column_types(header: list[str], schema: Schema) -> dict[str, str]:
 def _column(name: str, types: dict[str, str], fields: Sequence[str]) -> list[Any]:
     """The values of one column, at once where Python reads all of them as we do."""
     read = _READERS.get(types.get(name, "string"), str)
-    if read is _float and "_" not in "".join(fields):
-        with contextlib.suppress(ValueError):  # what is missing or wrong is dealt with one by one
+    try:
+        if read is _float and "_" not in "".join(fields):
             return list(map(float, fields))
+    except ValueError:
+        pass  # what is missing or wrong is dealt with one by one
     return [_field(name, types, row, field, read) for row, field in enumerate(fields)]
 
 
