@@ -16,6 +16,7 @@ from typing import Protocol
 
 from mlflow_deploy_plugin.agent.consent import Consent, consent_of
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
+from mlflow_deploy_plugin.agent.tracked import Tracked, wanted_variant
 from mlflow_deploy_plugin.agent.version import FetchedVersion, restored_versions
 from mlflow_deploy_plugin.errors import InvalidConfig, ModelError, NotFound, OnnxserveError
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
@@ -26,14 +27,13 @@ from mlflow_deploy_plugin.server.state import (
     AgentState,
     Wanted,
     WantedEndpoint,
-    WantedVariant,
     WorkerState,
     lives,
     read_state,
     read_workers,
     write_state,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
+from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 
 _log = logging.getLogger(__name__)
 
@@ -47,29 +47,6 @@ class Registry(Protocol):
     def resolve(self, model_uri: str) -> ResolvedModel: ...
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion: ...
     def report_failure(self, source: str, error: str) -> None: ...
-
-
-@dataclass
-class _Tracked:
-    """One model URI.
-
-    Attributes:
-        version: what is to be served for it; None until something could be fetched.
-        previous: what was served before, to go back to when the workers cannot load `version`.
-        refused: identity of a version that cannot be served, so that it is not tried again and again.
-        refusal: why not.
-        error: why the last look at the registry failed, and `failed` how.
-        due: when to look at the registry next.
-    """
-
-    version: FetchedVersion | None = None
-    previous: FetchedVersion | None = None
-    refused: str = ""
-    refusal: str = ""
-    error: str = ""
-    failed: type[OnnxserveError] = OnnxserveError
-    failures: int = 0
-    due: float = 0.0
 
 
 @dataclass
@@ -94,7 +71,7 @@ class Follower:
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
         # what was served before a restart is served on, whatever the registry says or does not say
-        self._tracked = {uri: _Tracked(version) for uri, version in restored_versions(self._wanted).items()}
+        self._tracked = {uri: Tracked(version) for uri, version in restored_versions(self._wanted).items()}
         self._control = EndpointControl(self.state_dir, self.wall_clock)
         self._own_specs: list[EndpointSpec] = []
         self._consent = Consent()
@@ -163,7 +140,7 @@ class Follower:
         """A version that was refused for want of consent is looked at again where there is one now."""
         for uri in (consent.allowed - self._consent.allowed) | (consent.named - self._consent.named):
             if (tracked := self._tracked.get(uri)) is not None:
-                tracked.due, tracked.refused, tracked.refusal = 0.0, "", ""
+                tracked.look_anew()
         self._consent = consent
 
     def _take_commands(self) -> None:
@@ -173,11 +150,10 @@ class Follower:
         if specs != self._specs:
             self._specs = specs
             uris = {variant.model for spec in specs for variant in spec.variants.values()}
-            self._tracked = {uri: self._tracked.get(uri) or _Tracked() for uri in sorted(uris)}
+            self._tracked = {uri: self._tracked.get(uri) or Tracked() for uri in sorted(uris)}
         for spec in anew or ():
             for variant in spec.variants.values():
-                tracked = self._tracked[variant.model]
-                tracked.due, tracked.refused, tracked.refusal = 0.0, "", ""
+                self._tracked[variant.model].look_anew()
         self._is_forced = self._is_forced or anew is not None
 
     def has_work(self) -> bool:
@@ -197,13 +173,8 @@ class Follower:
 
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
         """Why a model of the endpoint is not to be had, or not to be loaded."""
-        for variant in spec.variants.values():
-            tracked = self._tracked[variant.model]
-            if tracked.refusal:
-                return ModelError(tracked.refusal)
-            if tracked.error:
-                return tracked.failed(tracked.error)
-        return None
+        failures = (self._tracked[variant.model].failure() for variant in spec.variants.values())
+        return next((failure for failure in failures if failure is not None), None)
 
     def _look_at_registry(self) -> bool:
         due = [(uri, tracked) for uri, tracked in self._tracked.items() if tracked.due <= self.clock()]
@@ -221,7 +192,7 @@ class Follower:
                 tracked.due = self.clock() + self._pause(tracked.failures)
         return bool(due)
 
-    def _look(self, uri: str, tracked: _Tracked) -> bool:
+    def _look(self, uri: str, tracked: Tracked) -> bool:
         """Brings `tracked` to what the registry says now; answers whether it has to be looked at again."""
         resolved = self.registry.resolve(uri)
         tracked.error = ""
@@ -272,7 +243,7 @@ class Follower:
         variants = {}
         for name, variant in spec.variants.items():
             if (version := self._tracked[variant.model].version) is not None:
-                variants[name] = _wanted_variant(variant, version)
+                variants[name] = wanted_variant(variant, version)
             elif name in served:  # its model was changed to one that cannot be had (yet)
                 variants[name] = served[name]
         return WantedEndpoint(variants=variants, capture=spec.capture)
@@ -294,16 +265,10 @@ class Follower:
                     continue
                 is_commanded = self._control.is_loading(spec.name)  # whoever commanded it is told
                 failed = failed or (tracked.previous is None and nothing_loaded and not is_commanded)
-                self._refuse(variant.model, tracked, tracked.version, error)
+                source = tracked.version.source
+                tracked.refuse(variant.model, tracked.version, error)
+                self.registry.report_failure(source, error)
         return failed
-
-    def _refuse(self, uri: str, tracked: _Tracked, version: FetchedVersion, error: str) -> None:
-        tracked.refused = version.identity
-        tracked.refusal = f"{uri}: version {version.version} cannot be loaded: {error}"
-        if tracked.previous is not None:
-            tracked.refusal += f"; version {tracked.previous.version} is served on"
-            tracked.version, tracked.previous = tracked.previous, None
-        self.registry.report_failure(version.source, error)
 
     def _something_lacks(self) -> bool:
         """Whether there is no use in a start; one of many endpoints keeps no other from serving."""
@@ -311,18 +276,6 @@ class Follower:
         if len(self._specs) > 1:
             return all(lacking)
         return not self._own_specs or any(lacking)
-
-
-def _wanted_variant(variant: VariantSpec, version: FetchedVersion) -> WantedVariant:
-    return WantedVariant(
-        model_uri=variant.model,
-        model=version.model,
-        version=version.version,
-        folder=version.folder,
-        weight=variant.weight,
-        shadow=variant.shadow,
-        aspects=version.aspects,
-    )
 
 
 def _load_error(workers: list[WorkerState], endpoint: str, variant: str) -> str:

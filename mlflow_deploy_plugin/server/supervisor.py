@@ -264,6 +264,8 @@ class _Supervisor:
 
     def _describe(self) -> str:
         wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
+        if not wanted.endpoints:
+            return f"onnxserve: every endpoint is unloaded at {self._url}"
         return "\n".join(
             f"onnxserve: {name} = "
             + ", ".join(f"{v.model} version {v.version}" + _aspect(v.aspects) for v in endpoint.variants.values())

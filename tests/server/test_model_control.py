@@ -13,7 +13,7 @@ import requests
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from mlflow_deploy_plugin.server.state import AGENT, CONTROL, AgentState, Control, read_state, read_workers
+from mlflow_deploy_plugin.server.state import AGENT, CONTROL, AgentState, Control, read_state
 from support.serving import Served, servers_below
 from support.waiting import wait_until
 
@@ -198,6 +198,7 @@ def test_the_statistics_of_all_workers_count_what_was_answered(served: Served, c
         for name in ("success", "fail")
     }
     assert grown == {"success": 10, "fail": 1}
+    assert after["inference_count"] - before["inference_count"] == 40
     assert abs(after["last_inference"] / 1000 - time.time()) < 60
     assert after["inference_stats"]["success"]["ns"] > before["inference_stats"]["success"]["ns"]
     assert client.get_inference_statistics("first", version)["model_stats"] == [after]
@@ -229,8 +230,8 @@ def test_what_was_unloaded_and_added_is_found_again_after_a_restart_and_without_
     assert control is not None
     assert control.unloaded == ("first", "second", "third")
 
-    empty = serve(*arguments, "-C", EXPLICIT)  # nothing to announce: it serves nothing
-    wait_until(lambda: read_workers(empty.state_dir), what="the worker")
+    empty = serve(*arguments, "-C", EXPLICIT).wait_ready()
+    assert client_of(empty).is_server_ready()
     empty.end()
 
     client = client_of(serve(*arguments).wait_ready())
