@@ -35,7 +35,6 @@ _OPTIONS = {
     "grpc.http2.min_ping_interval_without_data_ms": 10_000,
 }
 
-
 _BOUNDED_SINCE = (1, 84)
 """Before it, grpcio holds a message in memory whole, and decompressed, before it finds it beyond the limit. Tried with
 300 MB and a limit of 16 MB: 1.67, 1.73, 1.76, 1.80 and 1.83 took more than 300 MB, 1.84 and 1.85 took 20 MB."""
