@@ -20,10 +20,10 @@ from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.frames import Message
+from mlflow_deploy_plugin.server.warmup import EXAMPLE
 
 _log = logging.getLogger(__name__)
 
-EXAMPLE = "serving_input_example.json"
 _JSON = "application/json"
 
 

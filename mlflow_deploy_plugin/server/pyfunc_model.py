@@ -1,5 +1,6 @@
 """PyfuncModel: one loaded version without an ONNX form, as a function of named arrays and of bodies."""
 
+import logging
 import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ from mlflow_deploy_plugin.runtime.pyfunc_artifact import PREDICTION, schema_of
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.frames import Message
 from mlflow_deploy_plugin.server.side_process import SideProcess
+
+logger = logging.getLogger(__name__)
 
 _REFUSALS: dict[str, type[OnnxserveError]] = {
     "request": InvalidRequest,
@@ -56,6 +59,7 @@ class PyfuncModel:
         command = [sys.executable, "-m", "mlflow_deploy_plugin.pyfunc", str(artifact.folder)]
         process = SideProcess(command, answer_seconds)
         ready = process.start()
+        logger.info("process %s answers for the pyfunc in %s", process.pid, artifact.folder)
         outputs = [Output(name, dtype, tuple(shape)) for name, dtype, shape in ready.fields["outputs"]]
         return cls(artifact, process, outputs)
 

@@ -47,7 +47,7 @@ class _Running:
                 process_group=0,
                 env=environment,
             )
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection within may end in `kill`
         self._is_reaped = False
         self.started_at = time.monotonic()
         self.ended = threading.Event()
