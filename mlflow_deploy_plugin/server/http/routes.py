@@ -45,7 +45,7 @@ _ROUTES: dict[str, dict[str, View]] = {
     "/openapi.json": {"GET": _openapi},
     **{
         f"/pages/{name}": {"GET": partial(views.page_asset, name=name)}
-        for name in ("page.css", "try.js", "docs.js", "icon.svg")
+        for name in ("page.css", "try.js", "answer.js", "pictures.js", "docs.js", "icon.svg")
     },
     "/invocations": {"POST": invocations},
     "/predict": {"POST": partial(infer, protocol=PREDICT)},

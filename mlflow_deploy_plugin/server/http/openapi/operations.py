@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
-from mlflow_deploy_plugin.server.protocols import arrow, jsonlines
+from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, npy
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON
 from mlflow_deploy_plugin.server.protocols.v2 import OCTETS
 
@@ -63,7 +63,7 @@ def _predicts(summary: str, tag: str, answer: Bodies, request: Bodies) -> Operat
 _TEXT: JsonSchema = {"type": "string"}
 _BYTES: JsonSchema = {"type": "string", "format": "binary"}
 _PAGE: Bodies = {HTML: _TEXT}
-_TABLES: Bodies = dict.fromkeys((*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES), _BYTES)
+_TABLES: Bodies = dict.fromkeys((*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES, *npy.MEDIA_TYPES), _BYTES)
 _READY = (503,)
 _REPOSITORY = (400, 404, 413, 429, 503, 504)
 _ADMIN: JsonSchema = {"type": "object", "properties": {"parameters": {"type": "object"}}}
@@ -203,7 +203,9 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("/endpoints/NAME", "GET"): Operation("A page to try the endpoint in the browser", PAGES, _PAGE),
     ("/endpoints/NAME/docs", "GET"): Operation("What the endpoint takes and answers, to be read", PAGES, _PAGE),
     ("/pages/page.css", "GET"): Operation("The pages' style", PAGES, {"text/css": _TEXT}),
-    ("/pages/try.js", "GET"): Operation("What the try page runs", PAGES, {"text/javascript": _TEXT}),
-    ("/pages/docs.js", "GET"): Operation("What the page of this document runs", PAGES, {"text/javascript": _TEXT}),
+    **{
+        (f"/pages/{name}.js", "GET"): Operation("What a page runs", PAGES, {"text/javascript": _TEXT})
+        for name in ("try", "answer", "pictures", "docs")
+    },
     ("/pages/icon.svg", "GET"): Operation("The pages' icon", PAGES, {"image/svg+xml": _TEXT}),
 }

@@ -30,6 +30,8 @@ _HTML = "text/html; charset=utf-8"
 _ASSETS = {
     "page.css": "text/css; charset=utf-8",
     "try.js": "text/javascript; charset=utf-8",
+    "answer.js": "text/javascript; charset=utf-8",
+    "pictures.js": "text/javascript; charset=utf-8",
     "docs.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
