@@ -42,7 +42,8 @@ LARGEST_COMMAND_BYTES = 256 * 1024
 PATIENCE_SECONDS = 60.0
 OLDEST_SECONDS = 2 * PATIENCE_SECONDS
 """After this time nobody waits for the answer to a command any more."""
-_AGENT_SECONDS = 3.0
+_AGENT_SECONDS = 10.0
+"""A crashed agent is started anew after a second, and takes some more to import MLflow."""
 _POLL_SECONDS = 0.05
 
 _ERRORS: dict[str, type[OnnxserveError]] = {
