@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.server.state import read_workers
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from support.waiting import wait_until
 
 ROW = {"instances": [[1, 2, 3]]}
@@ -33,7 +33,7 @@ def test_clients_whose_requests_trickle_in_do_not_hold_the_threads_for_ever(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any, begun: bytes
 ) -> None:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    spec = ServerSpec(threads=2, request_timeout_seconds=1)
+    spec = ServerSpec(worker_class="gthread", threads=2, request_timeout_seconds=1)
     stop = threading.Event()
     with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as slow:
         slow.callback(stop.set)
@@ -49,8 +49,9 @@ def test_clients_whose_requests_trickle_in_do_not_hold_the_threads_for_ever(
         assert "Traceback" not in running.log.read_text()
 
 
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
 def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigterm(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass
 ) -> None:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
 
@@ -61,7 +62,7 @@ def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigt
     def is_told_to_end() -> bool:
         return bool(int(status("ShdPnd"), 16) >> (signal.SIGTERM - 1) & 1)
 
-    with tools.gunicorn(tmp_path) as running, contextlib.ExitStack() as waiting:
+    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, contextlib.ExitStack() as waiting:
         (worker,) = read_workers(tmp_path)
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
         os.kill(worker.pid, signal.SIGSTOP)

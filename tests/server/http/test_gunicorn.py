@@ -15,7 +15,7 @@ import requests
 
 from mlflow_deploy_plugin.server.capture import is_released, read_segment, segments
 from mlflow_deploy_plugin.server.state import read_workers
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from support.waiting import wait_until
 
 ROW = {"inputs": [[1.0, 2.0, 3.0]]}
@@ -24,9 +24,8 @@ import sys
 from pathlib import Path
 from mlflow_deploy_plugin.server.http.gunicorn_conf import *
 
-def post_request(worker, request, environ, response):
-    if request.path == "/invocations":
-        Path({path!r}).write_text("\\n".join(sys.modules))
+def worker_exit(arbiter, worker):
+    Path({path!r}).write_text("\\n".join(sys.modules))
 """
 
 
@@ -34,21 +33,22 @@ def bias_of(response: requests.Response) -> float:
     return float(response.json()["predictions"][0][0]) - 6.0
 
 
+@pytest.mark.parametrize(("kind", "framework"), [("fast", "uvloop"), ("gthread", "flask")])
 def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(
-    tmp_path: Path, model_folders: dict[str, Path], tools: Any
+    tmp_path: Path, model_folders: dict[str, Path], tools: Any, kind: WorkerClass, framework: str
 ) -> None:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(model_folders["single"])}})
     config, modules = tmp_path / "probe.py", tmp_path / "modules.txt"
     config.write_text(PROBE.format(path=str(modules)))
-    with tools.gunicorn(tmp_path, config=config) as running:
+    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind), config=config) as running:
         assert running.post(json=ROW).status_code == 200
         assert running.post(data="a,b,c\n1,2,3", headers={"Content-Type": "text/csv"}).status_code == 200
-        wait_until(modules.exists)
         pid = read_workers(tmp_path)[0].pid
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
     roots = {name.partition(".")[0] for name in modules.read_text().split()}
-    assert {"onnxruntime", "flask", "orjson"} <= roots
+    assert {"onnxruntime", "orjson", framework} <= roots
     assert not roots & {"mlflow", "pandas", "pyarrow", "sqlalchemy", "sklearn", "torch", "onnx", "evidently"}
+    assert ("flask" in roots) == (kind == "gthread")
     assert resident < 150e6
 
 
