@@ -20,6 +20,9 @@ class Body(Protocol):
     is_whole: bool
 
     @property
+    def received(self) -> int: ...
+
+    @property
     def pieces(self) -> Sequence[bytes | bytearray]: ...
 
     def feed(self, data: bytes) -> bytes:
@@ -54,6 +57,10 @@ class _Sized:
         self.is_whole = length == 0
         self._length = self._left = length
 
+    @property
+    def received(self) -> int:
+        return self._length - self._left
+
     def feed(self, data: bytes) -> bytes:
         piece = data[: self._left]
         self.pieces.append(piece)
@@ -62,7 +69,7 @@ class _Sized:
         return data[len(piece) :]
 
     def missing(self) -> str:
-        return f"only {self._length - self._left} of the {self._length} bytes of the body arrived in time"
+        return f"only {self.received} of the {self._length} bytes of the body arrived in time"
 
 
 class _Chunks:
@@ -75,6 +82,10 @@ class _Chunks:
         self._left = 0
         self._ends_chunk = False
         self._trailers = -1
+
+    @property
+    def received(self) -> int:
+        return len(self._content)
 
     @property
     def pieces(self) -> Sequence[bytes | bytearray]:

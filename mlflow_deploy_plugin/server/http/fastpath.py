@@ -13,6 +13,8 @@ import asyncio
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from mlflow_deploy_plugin.errors import (
@@ -28,6 +30,7 @@ from mlflow_deploy_plugin.server.http.front import Front
 from mlflow_deploy_plugin.server.http.head import REQUEST_LINE_BYTES, Head, read_head
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, refused
 from mlflow_deploy_plugin.server.http.reply import CONTINUE, reply
+from mlflow_deploy_plugin.server.http.routes import answer_later
 
 _HEAD_BYTES = 128 * 1024  # all fields together; each has its own limit
 _AHEAD_BYTES = 64 * 1024
@@ -53,6 +56,7 @@ class FastProtocol(asyncio.Protocol):
         self._body: Body | None = None
         self._deadline = math.inf
         self._unsent = 0
+        self._held = 0
         self._lingered = 0
         self._is_fresh = True  # nothing has ever come
         self._has_begun = False  # a part of a request has come
@@ -75,6 +79,8 @@ class FastProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
+        if not self._is_busy:
+            self._hold(0)
         self._buffer, self._head, self._body = b"", None, None
 
     def data_received(self, data: bytes) -> None:
@@ -178,12 +184,14 @@ class FastProtocol(asyncio.Protocol):
                 self._transport.write(CONTINUE)
         before = len(self._buffer)
         self._buffer = self._body.feed(self._buffer)
+        self._hold(self._body.received)
         if self._body.is_whole:
             self._answer(head, self._body.pieces)
         elif 0 < len(self._buffer) < before:
             self._go_on_soon()
 
     def _answer(self, head: Head, pieces: Sequence[bytes | bytearray]) -> None:
+        request = None
         if len(pieces) == 1 and len(pieces[0]) <= _LARGE_BYTES:
             request = RawRequest(head.method, head.path, head.headers, bytes(pieces[0]), self._client)
             if self._front.costs.is_quick(request):
@@ -192,7 +200,13 @@ class FastProtocol(asyncio.Protocol):
         self._is_busy = True
         self._deadline = math.inf
         self._body = None
-        self._front.pool.submit(self._answer_in_thread, head, pieces)
+        if request is None or not answer_later(self._front.server, request, partial(self._answer_from_batch, head)):
+            self._front.pool.submit(self._answer_in_thread, head, pieces)
+
+    def _answer_from_batch(self, head: Head, response: RawResponse) -> None:
+        """In the thread that has computed the batch, or in the loop's."""
+        with suppress(RuntimeError):  # the loop has ended, and with it the connection
+            self._loop.call_soon_threadsafe(self._send, head, response)
 
     def _answer_in_thread(self, head: Head, pieces: Sequence[bytes | bytearray]) -> None:
         request = RawRequest(head.method, head.path, head.headers, b"".join(pieces), self._client)
@@ -201,6 +215,8 @@ class FastProtocol(asyncio.Protocol):
 
     def _send(self, head: Head, response: RawResponse) -> None:
         self._is_busy = False
+        if self._held:
+            self._hold(0)
         if self._transport.is_closing():
             return
         self._head = self._body = None
@@ -242,6 +258,18 @@ class FastProtocol(asyncio.Protocol):
             self._is_paused = False
             self._transport.resume_reading()
 
+    def _hold(self, size: int) -> None:
+        """Says how much of a body is held.
+
+        Raises:
+            NotReady: with those of other connections it is too much.
+        """
+        front = self._front
+        front.held_bytes += size - self._held
+        self._held = size
+        if size and front.held_bytes > self._limits.body_bytes:
+            raise NotReady("this worker receives as many large bodies as it may; ask again in a moment", 1)
+
     def _begin(self) -> None:
         """A part of a request has come: the time for all of it begins."""
         if not self._has_begun:
@@ -263,6 +291,7 @@ class FastProtocol(asyncio.Protocol):
             self._deadline = self._front.now + self._limits.request_seconds
             return
         self._is_lingering = True
+        self._hold(0)
         self._buffer, self._head, self._body = b"", None, None
         self._deadline = self._front.now + _LINGER_SECONDS
         self._read_on()

@@ -22,11 +22,13 @@ class Limits:
         request_seconds: `--timeout`: what a request may take to arrive, and a client to take something of its answer.
         keep_alive_seconds: `--keep-alive`: how long a connection may be idle.
         connections: `--worker-connections`: above that, new ones are refused.
+        body_bytes: of all bodies that have not come whole, or are not answered; what goes beyond that is refused.
     """
 
     request_seconds: float = 60.0
     keep_alive_seconds: float = 75.0
     connections: int = 1000
+    body_bytes: int = 256 * 1024 * 1024
 
 
 class Front:
@@ -38,6 +40,7 @@ class Front:
     Attributes:
         limits: set by the worker before it listens.
         now: the loop's time, a tenth of a second old at most.
+        held_bytes: see `Limits.body_bytes`.
     """
 
     def __init__(self, server: Server, may_be_inline: bool, threads: int) -> None:
@@ -47,6 +50,7 @@ class Front:
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxserve-request")
         self.limits = Limits()
         self.now = 0.0
+        self.held_bytes = 0
         self._answer = partial(answer, server)
 
     def answer(self, request: RawRequest) -> RawResponse:
