@@ -19,7 +19,12 @@ logger = logging.getLogger(__name__)
 _STEP_BYTES = 64 * 1024
 _HEADER = struct.Struct("<i4x")  # bytes in use
 _LENGTH = struct.Struct("<i")
-_LOST = "onnxserve_unrecorded", "Values that found no room in shared memory."
+_LOST = {
+    "counter": ("onnxserve_unrecorded", "onnxserve_unrecorded_total"),
+    "gauge": ("onnxserve_unrecorded_gauges", "onnxserve_unrecorded_gauges"),
+    "histogram": ("onnxserve_unrecorded_histograms", "onnxserve_unrecorded_histograms_sum"),
+}
+"""Family and sample of the values that found no room, by the type of the file: a family is of one type."""
 
 
 class Tally:
@@ -37,7 +42,8 @@ class Tally:
         self._used, self._size = _HEADER.size, 0
         self._grow()
         self._is_full = False
-        self._lost = self.slot(_LOST[0], _LOST[0] + "_total", {}, _LOST[1])
+        family, name = _LOST[path.name.partition("_")[0]]
+        self._lost = self.slot(family, name, {}, "Values that found no room in shared memory.")
 
     def slot(self, family: str, name: str, labels: Mapping[str, str], text: str) -> int:
         """A new value, 0 at first, of the sample `name` of a metric family with the help `text`.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.multiprocess import mark_process_dead
+from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.server.metrics import MAX_PREDICTIONS, MULTIPROC_DIR, Metrics, Statistics
 
@@ -91,6 +92,17 @@ def test_a_dead_worker_serves_nothing_and_has_counted_what_it_did(
     mark_process_dead(gauges.stem.rpartition("_")[2], str(tmp_path))  # type: ignore[no-untyped-call]
     assert not list(tmp_path.glob("gauge_livesum_*"))
     assert sum(samples(workers[1], "onnxserve_requests_total").values()) == 1
+
+
+def test_the_page_can_be_read_and_names_no_process(workers: tuple[Metrics, Metrics]) -> None:
+    for metrics in workers:
+        metrics.count_request(REQUEST, 0.1)
+        metrics.count_batch("e", 3, 0.125, 0.25, "m", "7")
+    families = {family.name: family for family in text_string_to_metric_families(workers[0].page().decode())}
+    assert "unknown" not in {family.type for family in families.values()}
+    assert not [sample for family in families.values() for sample in family.samples if "pid" in sample.labels]
+    assert families["onnxserve_last_request_timestamp_seconds"].type == "gauge"
+    assert [sample.value for sample in families["onnxserve_unrecorded"].samples] == [0]
 
 
 def test_without_a_shared_folder_each_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
