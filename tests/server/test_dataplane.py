@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture import read_segment, segments
 from mlflow_deploy_plugin.server.dataplane import InferRequest
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
-from mlflow_deploy_plugin.server.http.routes import answer
+from mlflow_deploy_plugin.server.http.routes import answer, answer_later
 from support.models import write_model
 from support.waiting import wait_until
 
@@ -197,3 +198,71 @@ def test_a_version_that_is_swapped_out_answers_what_it_was_asked(
     assert {version for version, _ in answers} == {"1", "2", "3", "4"}
     assert all(found == [[1000.0 * int(version) + 6]] for version, found in answers)
     assert not any(thread.is_alive() for thread in threads)
+
+
+BODIES = [
+    ("/invocations", {"dataframe_records": [ROW]}),
+    ("/endpoints/e/invocations", {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 2.0, 3.0]] * 3}}),
+    ("/predict", ROW),
+    ("/v2/models/e/infer", v2(2)),
+    ("/v2/models/e/versions/1/infer", v2(1, timeout=60_000_000)),
+    ("/v2/models/e/infer", v2(1, timeout=-5)),
+    ("/invocations", {"nonsense": 1}),
+    ("/predict", {"a": "x"}),
+]
+
+
+def ask_later(server: Server, path: str, body: Any, **headers: str) -> RawResponse | None:
+    """As an event loop asks; None: it is told to ask otherwise."""
+    answers: SimpleQueue[RawResponse] = SimpleQueue()
+    named = {"content-type": "application/json", "x-request-id": "r", **headers}
+    if not answer_later(server, RawRequest("POST", path, named, orjson.dumps(body), "192.0.2.1"), answers.put):
+        return None
+    return answers.get(timeout=30)
+
+
+@pytest.mark.parametrize(("path", "body"), BODIES)
+def test_an_event_loop_gets_the_answer_that_a_thread_gets(serve: Serve, path: str, body: Any) -> None:
+    server = serve(max_batch_size=8, max_concurrent_requests=1)
+
+    later = [ask_later(server, path, body) for _ in range(2)][1]
+    plain = ask(server, body, path, x_request_id="r")
+
+    assert later is not None
+    assert (later.status, later.body, later.content_type) == (plain.status, plain.body, plain.content_type)
+    ids = {"X-Prediction-Id"}
+    assert {k: v for k, v in later.headers.items() if k not in ids} == {
+        k: v for k, v in plain.headers.items() if k not in ids
+    }
+    assert sample(server, "onnxserve_requests_total", status=str(plain.status)) == 3
+
+
+def test_an_event_loop_is_sent_elsewhere_with_what_is_not_batched(serve: Serve) -> None:
+    assert ask_later(serve(), "/invocations", {"dataframe_records": [ROW]}) is None
+    server = serve(max_batch_size=8)
+    assert ask_later(server, "/ping", {}) is None
+    assert ask_later(server, "/endpoints/none/invocations", {}) is None
+    assert ask_later(server, "/v2/models/e/versions/9/infer", v2()) is None
+    assert ask_later(server, "/invocations", {}, **{"content-encoding": "gzip"}) is None
+    assert ask_later(serve(max_batch_size=8, response_cache_bytes=10_000), "/predict", ROW) is None
+
+
+def test_an_event_loop_is_limited_as_threads_are(serve: Serve) -> None:
+    server = serve(max_batch_size=8, rate_limit="1/minute")
+    answers = [ask_later(server, "/predict", ROW) for _ in range(2)]
+    assert [found.status for found in answers if found] == [200, 429]
+    assert answers[1] is not None
+    assert int(answers[1].headers["Retry-After"]) >= 1
+
+
+def test_the_threads_of_a_batcher_end_with_its_version(
+    serve: Serve, bias_folders: dict[str, Path], tools: Any, tmp_path: Path
+) -> None:
+    server = serve(max_batch_size=8)
+    assert ask_later(server, "/predict", ROW)
+    batcher = server.dataplane.lease("e").loaded.batcher
+    assert batcher is not None
+    tools.want(tmp_path / "state-0", 2, {"e": {"e": tools.variant(bias_folders["2"], "2")}})
+
+    wait_until(lambda: not any(thread.is_alive() for thread in batcher._threads), what="the end of the threads")
+    assert ask_later(server, "/predict", ROW)
