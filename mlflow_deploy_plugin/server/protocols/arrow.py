@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMism
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.rows import PREDICTION
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
-from mlflow_deploy_plugin.server.protocols.arrow_columns import Unreadable, packed_strings, to_numpy
+from mlflow_deploy_plugin.server.protocols.arrow_columns import Unreadable, Words, address, packed_strings, to_numpy
 from mlflow_deploy_plugin.server.protocols.arrow_limits import check_messages
 from mlflow_deploy_plugin.server.protocols.parquet_limits import check_pages, count_rows, read_row_groups
 from mlflow_deploy_plugin.server.protocols.records import check_rows
@@ -140,8 +140,10 @@ def _feeds(table: Any, schema: Schema, limit: int) -> Feeds:
 
 def _column(name: str, chunks: Any, limit: int) -> Array:
     """One column of a table, whose chunks lie one after the other."""
+    words: Words = {}
+    cast: dict[tuple[int, ...], Any] = {}
     try:
-        parts = [to_numpy(_plain(chunk, limit), limit) for chunk in chunks.chunks]
+        parts = [to_numpy(_plain(chunk, limit, cast), limit, words) for chunk in chunks.chunks]
     except Unreadable as error:
         raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
     if len(parts) == 1:
@@ -149,12 +151,18 @@ def _column(name: str, chunks: Any, limit: int) -> Array:
     return np.concatenate(parts) if parts else np.empty(0, dtype=object)
 
 
-def _plain(array: Any, limit: int) -> Any:
-    """Views of strings (polars writes them) as strings, once it is known that they do not overlap into terabytes."""
+def _plain(array: Any, limit: int, cast: dict[tuple[int, ...], Any]) -> Any:
+    """Views of strings (polars writes them) as strings, once it is known that they do not overlap into terabytes.
+
+    A dictionary of them is cast once for all batches that share it; `cast` keeps it, as `Words` are known by address.
+    """
     import pyarrow as pa
 
     if pa.types.is_dictionary(array.type) and array.type.value_type == pa.string_view():
-        return pa.DictionaryArray.from_arrays(array.indices, _plain(array.dictionary, limit))
+        place = address(array.dictionary)
+        if place not in cast:
+            cast[place] = _plain(array.dictionary, limit, cast)
+        return pa.DictionaryArray.from_arrays(array.indices, cast[place])
     if array.type != pa.string_view():
         return array
     array.validate(full=True)

@@ -35,7 +35,11 @@ class Unreadable(Exception):
     """The array is of an Arrow type that no model takes, or holds a null where none can be said; why, and where."""
 
 
-def to_numpy(array: Any, limit: int) -> Array:
+Words = dict[tuple[int, ...], tuple[Array, Array]]
+"""Dictionaries by where their buffers lie: their words, and the length of each. The batches of a stream share one."""
+
+
+def to_numpy(array: Any, limit: int, words: Words) -> Array:
     """The values of an Arrow array of N: [N], of lists of equal length [N, length, …].
 
     Null is NaN in numbers (integers become float64 for it), None in strings and in a column of nothing but nulls.
@@ -43,6 +47,7 @@ def to_numpy(array: Any, limit: int) -> Array:
     Args:
         limit: how many values there may be, and how many characters in strings; those of a dictionary count as often
             as they stand in the rows.
+        words: the dictionaries of this column that have been read; those of this array are added.
 
     Raises:
         Unreadable: another type than numbers, booleans, strings, lists of numbers, dictionaries of those; a null
@@ -60,7 +65,12 @@ def to_numpy(array: Any, limit: int) -> Array:
     read = _READERS.get(kind)
     if read is None:
         raise Unreadable(f"has Arrow's type {name[:60]}")
-    return read(array, limit)
+    return read(array, limit, words)
+
+
+def address(array: Any) -> tuple[int, ...]:
+    """Where an array lies; no other lies there as long as both are held."""
+    return (*(buffer.address if buffer else 0 for buffer in array.buffers()), array.offset, len(array))
 
 
 def _valid(array: Any) -> Array | None:
@@ -97,14 +107,14 @@ def _numbers(array: Any, dtype: np.dtype[Any]) -> Array:
     return filled
 
 
-def _booleans(array: Any, limit: int) -> Array:
+def _booleans(array: Any, limit: int, known: Words) -> Array:
     valid = _valid(array)
     if valid is not None:
         raise Unreadable(f"is null in row {int(np.argmin(valid))}; true or false is expected")
     return _bits(array.buffers()[1], array.offset, len(array))
 
 
-def _strings(array: Any, limit: int) -> Array:
+def _strings(array: Any, limit: int, known: Words) -> Array:
     _, positions, buffer = array.buffers()
     offsets = _view(positions, _OFFSETS[str(array.type)], array.offset, len(array) + 1)
     data = b"" if buffer is None else buffer.to_pybytes()
@@ -122,21 +132,20 @@ def _strings(array: Any, limit: int) -> Array:
     return texts
 
 
-def _dictionary(array: Any, limit: int) -> Array:
-    words = to_numpy(array.dictionary, limit)
+def _dictionary(array: Any, limit: int, known: Words) -> Array:
+    words, lengths = _words(array.dictionary, limit, known)
     if words.ndim > 1:
         raise Unreadable(f"has Arrow's type {str(array.type)[:60]}")
     valid = _valid(array)
     indices = _view(array.indices.buffers()[1], _NUMBERS[str(array.indices.type)], array.offset, len(array))
     if valid is not None:
         indices = np.where(valid, indices, 0)
-        words = words if len(words) else np.full(1, None if words.dtype.kind == "O" else np.nan, words.dtype)
+        if not len(words):
+            words, lengths = np.full(1, None if words.dtype.kind == "O" else np.nan, words.dtype), np.zeros(1, np.int64)
     if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(words):
         raise InvalidRequest("the Arrow data is not valid: an index lies outside of its dictionary")
-    if words.dtype.kind == "O":
-        lengths = np.array([0 if word is None else len(word) for word in words], dtype=np.int64)
-        if int(lengths[indices].sum()) > limit:
-            raise InvalidRequest(f"the strings of a dictionary take more than this server's limit of {limit} bytes")
+    if int(lengths[indices].sum()) > limit:
+        raise InvalidRequest(f"the strings of a dictionary take more than this server's limit of {limit} bytes")
     values = words[indices]
     if valid is None or valid.all():
         return values
@@ -147,7 +156,17 @@ def _dictionary(array: Any, limit: int) -> Array:
     return values
 
 
-def _lists(array: Any, limit: int) -> Array:
+def _words(dictionary: Any, limit: int, known: Words) -> tuple[Array, Array]:
+    key = address(dictionary)
+    if key not in known:
+        words = to_numpy(dictionary, limit, known)
+        texts = words if words.dtype.kind == "O" and words.ndim == 1 else ()
+        lengths = np.array([len(word or "") for word in texts], dtype=np.int64)
+        known[key] = words, lengths if len(lengths) == len(words) else np.zeros(len(words), np.int64)
+    return known[key]
+
+
+def _lists(array: Any, limit: int, known: Words) -> Array:
     """Lists of equal length as the rows of a tensor."""
     if array.null_count:
         raise Unreadable("holds a null where a list is expected")
@@ -159,13 +178,13 @@ def _lists(array: Any, limit: int) -> Array:
         size = int(lengths[0]) if len(lengths) else 0
     else:
         size = array.type.list_size
-    values = to_numpy(array.flatten(), limit)
+    values = to_numpy(array.flatten(), limit, known)
     if len(values) != len(array) * size:
         raise InvalidRequest("the Arrow data is not valid: a list column has another length than its values")
     return values.reshape(len(array), size, *values.shape[1:])
 
 
-_READERS: dict[str, Callable[[Any, int], Array]] = {
+_READERS: dict[str, Callable[[Any, int, Words], Array]] = {
     "bool": _booleans,
     "string": _strings,
     "large_string": _strings,

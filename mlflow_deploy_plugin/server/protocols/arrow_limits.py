@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
 _I32, _U32, _U16, _I64 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H"), struct.Struct("<q")
 
 _RECORD_BATCH, _DICTIONARY_BATCH = 3, 2
+_MOST_MESSAGES = 10_000
 
 
 def check_messages(messages: Iterable[Any], limit: int) -> None:
@@ -29,7 +30,9 @@ def check_messages(messages: Iterable[Any], limit: int) -> None:
         InvalidRequest: a message is not what the format says.
     """
     left = limit
-    for message in messages:
+    for number, message in enumerate(messages):
+        if number > _MOST_MESSAGES:
+            raise BodyTooLarge(f"the Arrow stream has more than {_MOST_MESSAGES} batches; write larger ones")
         body = memoryview(message.body) if message.body is not None and message.body.size else memoryview(b"")
         try:
             left -= _bytes_of(memoryview(message.metadata), body)
@@ -42,15 +45,18 @@ def check_messages(messages: Iterable[Any], limit: int) -> None:
 def _bytes_of(metadata: memoryview, body: memoryview) -> int:
     """What the buffers of one message will take: what lies there, or, where they are compressed, what they say.
 
-    Message: header type (1), header (2). DictionaryBatch: data (1). RecordBatch: buffers (2), compression (3). The
-    numbers are the positions of the fields in Message.fbs. A compressed buffer begins with its length in 8 bytes, -1 if
-    it is not compressed after all.
+    Message: header type (1), header (2). DictionaryBatch: data (1), is a delta (2; the pieces are joined anew for every
+    batch). RecordBatch: buffers (2), compression (3). The numbers are the positions of the fields in Message.fbs. A
+    compressed buffer begins with its length in 8 bytes, -1 if it is not compressed after all.
     """
     message = _U32.unpack_from(metadata, 0)[0]
     kind = _field(metadata, message, 1)
     header = _table(metadata, message, 2)
     if not kind or not header or metadata[kind] not in (_RECORD_BATCH, _DICTIONARY_BATCH):
         return len(body)
+    delta = _field(metadata, header, 2) if metadata[kind] == _DICTIONARY_BATCH else 0
+    if delta and metadata[delta]:
+        raise InvalidRequest("this server does not read dictionaries that come in pieces (deltas)")
     batch = header if metadata[kind] == _RECORD_BATCH else _table(metadata, header, 1)
     vector = _table(metadata, batch, 2) if batch and _field(metadata, batch, 3) else 0
     if not vector:

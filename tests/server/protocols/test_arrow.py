@@ -1,6 +1,7 @@
 """Arrow and Parquet bodies ↔ arrays: every type there and back, and what a hostile body costs."""
 
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -325,6 +326,41 @@ def test_a_word_that_stands_for_every_row_counts_in_every_row(media: str) -> Non
     word = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10_000, np.int32)), pa.array(["x" * 10_000]))
     with pytest.raises(OnnxserveError, match="limit"):
         arrow.decode(media, WRITERS[media](pa.table({"c": word})), schema_of(c="string"), LIMIT)
+
+
+def test_a_large_dictionary_is_read_once_for_all_batches() -> None:
+    words = pa.array([f"word {number}" for number in range(50_000)])
+    column = pa.DictionaryArray.from_arrays(pa.array(np.arange(3000, dtype=np.int32)), words)
+    table = pa.Table.from_batches([pa.record_batch({"c": column.slice(start, 1)}) for start in range(3000)])
+    began = time.perf_counter()
+    feeds = arrow.decode(arrow.STREAM, stream(table), schema_of(c="string"), LIMIT)
+    assert feeds["c"][-1] == ["word 2999"]
+    assert time.perf_counter() - began < 10  # read 3,000 times, it takes a minute
+
+
+def test_batches_with_dictionaries_of_their_own_are_read_by_them() -> None:
+    for kind in (pa.string(), pa.string_view()):
+        texts = [[f"batch {number}", "x" * (number % 7)] for number in range(50)]
+        batches = []
+        for pair in texts:
+            words = pa.DictionaryArray.from_arrays(pa.array([1, 0], pa.int32()), pa.array(pair, kind))
+            batches.append(pa.record_batch({"c": words}))
+        feeds = arrow.decode(arrow.STREAM, stream(pa.Table.from_batches(batches)), schema_of(c="string"), LIMIT)
+        assert feeds["c"].ravel().tolist() == [text for pair in texts for text in reversed(pair)]
+
+
+def test_batches_without_an_end_and_dictionaries_in_pieces_are_refused() -> None:
+    table = pa.Table.from_batches([pa.record_batch({"x": [1.0]})] * 10_001)
+    with pytest.raises(BodyTooLarge, match="batches"):
+        arrow.decode(arrow.STREAM, stream(table), schema_of(x="double"), LIMIT)
+    sink = pa.BufferOutputStream()
+    pieces = [pa.record_batch({"c": pa.array(texts).dictionary_encode()}) for texts in (["a"], ["a", "b"])]
+    options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
+    with pa.ipc.new_stream(sink, pieces[0].schema, options=options) as writer:
+        for piece in pieces:
+            writer.write_batch(piece)
+    with pytest.raises(InvalidRequest, match="deltas"):
+        arrow.decode(arrow.STREAM, bytes(sink.getvalue().to_pybytes()), schema_of(c="string"), LIMIT)
 
 
 def test_prefixes_that_repeat_without_a_bound_are_refused() -> None:
