@@ -1,6 +1,7 @@
 """Versions in memory: swapped whole, dropped when the last request has left, kept when the next one fails."""
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -216,3 +217,36 @@ def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Pat
     assert len(read_workers(tmp_path)) == 1
     repository.stop()
     assert read_workers(tmp_path) == []
+
+
+def test_who_waits_for_the_start_goes_on_when_what_is_wanted_is_loaded(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    may_load = threading.Event()
+
+    def load(folder: Path) -> Any:
+        may_load.wait()
+        return load_warm(folder, device="cpu", intra_op_num_threads=1)
+
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"])}})
+    repository = Repository(tmp_path, load)
+    repository.start()
+    try:
+        assert not repository.wait_until_dealt(0.05)
+        may_load.set()
+        assert repository.wait_until_dealt(30)
+        assert not repository.not_ready()
+    finally:
+        repository.stop()
+
+
+@pytest.mark.parametrize("wanted", [None, "broken", '{"generation": 1, "endpoints": {}}'])
+def test_where_nothing_can_be_loaded_nothing_is_waited_for(tmp_path: Path, wanted: str | None) -> None:
+    if wanted is not None:
+        (tmp_path / WANTED).write_text(wanted)
+    repository = Repository(tmp_path, lambda folder: load_warm(folder, device="cpu", intra_op_num_threads=1))
+    repository.start()
+    try:
+        assert repository.wait_until_dealt(30)
+    finally:
+        repository.stop()
