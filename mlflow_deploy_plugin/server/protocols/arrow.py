@@ -140,10 +140,14 @@ def _feeds(table: Any, schema: Schema, limit: int) -> Feeds:
 
 def _column(name: str, chunks: Any, limit: int) -> Array:
     """One column of a table, whose chunks lie one after the other."""
+    import pyarrow as pa
+
+    is_joined = chunks.num_chunks > 1 and pa.types.is_primitive(chunks.type)  # thousands of batches of a few rows
+    pieces = [chunks.combine_chunks()] if is_joined else chunks.chunks
     words: Words = {}
     cast: dict[tuple[int, ...], Any] = {}
     try:
-        parts = [to_numpy(_plain(chunk, limit, cast), limit, words) for chunk in chunks.chunks]
+        parts = [to_numpy(_plain(chunk, limit, cast), limit, words) for chunk in pieces]
     except Unreadable as error:
         raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
     if len(parts) == 1:
