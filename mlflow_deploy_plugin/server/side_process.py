@@ -211,7 +211,7 @@ class SideProcess:
             self._why = f"cannot be started: {said.fields['message']}"
         else:
             self._why = f"{running.how()} and is started anew"
-        if not self._closed.is_set():
+        if not self._closed.is_set() and self._looked.is_set():  # else it is told to whoever has started it
             logger.error("the process %d of a model %s", running.pid, self._why)
 
     def _hear(self, running: _Running) -> Message | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.onnx
+import mlflow.pyfunc
 import onnx
 import pytest
 from mlflow import MlflowClient
@@ -65,3 +66,33 @@ def test_a_deployment_of_a_stage_serves_what_is_moved_there(
     deployments.start("s")
     wait_until(lambda: client.get_deployment("s")["version"] == "1", what="version 1 is served")
     assert client.get_deployment("s")["error"] == ""
+
+
+def test_a_stage_that_moves_to_a_pyfunc_is_followed_once_that_is_allowed(
+    client: BaseDeploymentClient, registry: MlflowClient, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sum_in_python(model_input):  # type: ignore[no-untyped-def]  # MLflow would read a signature from annotations
+        return model_input.sum(axis=1).to_numpy()
+
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
+    client.create_deployment("s", "models:/sum/Production")
+    experiment = mlflow.get_experiment_by_name("sums")
+    with mlflow.start_run(experiment_id=experiment.experiment_id):
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=sum_in_python,
+            registered_model_name="sum",
+            signature=mlflow.models.get_model_info(models.once).signature,
+            pip_requirements=[],
+        )
+    registry.transition_model_version_stage("sum", "3", "Production")
+    refused = wait_until(lambda: (got := client.get_deployment("s"))["error"] and got, what="the pyfunc is refused")
+    assert "-C variants.NAME.allow_pyfunc=true allows that" in refused["error"]
+    assert (refused["state"], refused["version"], refused["flavor"]) == ("running", "1", "onnx")
+
+    client.update_deployment("s", flavor="python_function")
+    moved = wait_until(
+        lambda: (got := client.get_deployment("s"))["version"] == "3" and got, 60, "the pyfunc is served"
+    )
+    assert (moved["error"], moved["flavor"]) == ("", "python_function")
+    assert client.predict("s", {"a": [1.0], "b": [2.0]})["predictions"] == [3.0]

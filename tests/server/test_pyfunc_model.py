@@ -46,7 +46,7 @@ def server(
     spec = f"name: days\nvariants: {{main: {{model: x}}}}\nserver: {{request_timeout_seconds: {TIMEOUT_SECONDS}}}"
     (state_dir / SPEC).write_text(spec)
     server = open_server(state_dir)
-    wait_until(lambda: not server.repository.not_ready(), 120, "the side processes")
+    wait_until(lambda: not server.repository.not_ready(), 250, "the side processes")
     yield server
     server.close()
 
