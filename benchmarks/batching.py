@@ -1,9 +1,10 @@
-"""Dynamic batching on and off: a small torch CNN, 64 threads that ask for one picture at a time, in one process.
+"""Dynamic batching on and off: a small torch CNN, 64 callers that ask for one picture at a time, in one process.
 
     python benchmarks/batching.py
 
-Both versions are loaded once and take turns; the ratio of the medians is what counts. Also printed: what one request
-pays for the batcher where nobody else asks, and how large the batches became.
+All ways take turns; the ratio of the medians is what counts. The callers are threads, which wait for their answers, or
+one event loop with as many requests under way, which computes them itself where batching is off (as the fast worker
+does). Also printed: what a single caller pays, and how large the batches became.
 """
 
 import statistics
@@ -11,7 +12,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import onnxruntime
@@ -72,6 +75,32 @@ def throughput(ask: Ask, clients: int, seconds: float = SECONDS) -> float:
     return sum(counts) / (time.perf_counter() - began)
 
 
+def from_a_loop(batcher: Batcher | None, run: Ask, rows: list[int], clients: int, seconds: float = SECONDS) -> float:
+    """The same by one thread; None: it computes each request itself."""
+    feeds = {"x": np.random.default_rng(0).random((1, 1, SIDE, SIDE), dtype=np.float32)}
+    answers: SimpleQueue[object] = SimpleQueue()
+    count = 0
+    began = time.perf_counter()
+    for _ in range(clients if batcher else 0):
+        submit(batcher, feeds, rows, answers)
+    while time.perf_counter() - began < seconds:
+        if batcher:
+            answers.get()
+            submit(batcher, feeds, rows, answers)
+        else:
+            run(feeds)
+        count += 1
+    elapsed = time.perf_counter() - began
+    for _ in range(clients if batcher else 0):
+        answers.get()
+    return count / elapsed
+
+
+def submit(batcher: Batcher | None, feeds: Feeds, rows: list[int], answers: SimpleQueue[object]) -> None:
+    assert batcher is not None
+    batcher.submit(feeds, None, float("inf"), lambda size, queue, compute: rows.append(size), answers.put)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(export_cnn(Path(folder)), intra_op_num_threads=available_cores())
@@ -80,26 +109,31 @@ def main() -> None:
         return {"y": session.run(["y"], feeds)[0]}
 
     rows: list[int] = []
-    ways: dict[str, Ask] = {"off": run}
-    for delay in (0, 500):
-        batcher = Batcher(run, BatchPolicy(32, (), delay))
-        ways[f"on, delay {delay} µs"] = lambda feeds, batcher=batcher: batcher.run(  # type: ignore[misc]
-            feeds, count=lambda size, queue, compute: rows.append(size)
-        )
+    batchers = {delay: Batcher(run, BatchPolicy(32, (), delay)) for delay in (0, 500)}
+
+    def joined(batcher: Batcher) -> Ask:
+        return lambda feeds: batcher.run(feeds, count=lambda size, queue, compute: rows.append(size))
+
+    ways: dict[str, Callable[[int], float]] = {"threads, off": lambda clients: throughput(run, clients)}
+    for delay, batcher in batchers.items():
+        ways[f"threads, {delay} µs"] = partial(throughput, joined(batcher))
+    ways["loop, off"] = lambda clients: from_a_loop(None, run, rows, clients)
+    for delay, batcher in batchers.items():
+        ways[f"loop, {delay} µs"] = partial(from_a_loop, batcher, run, rows)
     print(f"onnxruntime {onnxruntime.__version__}, {available_cores()} cores, {ROUNDS} rounds of {SECONDS} s")
     for clients in (1, CLIENTS):
         measured: dict[str, list[float]] = {name: [] for name in ways}
         sizes: dict[str, float] = {}
         for _ in range(ROUNDS):
-            for name, ask in ways.items():
+            for name, measure in ways.items():
                 rows.clear()
-                measured[name].append(throughput(ask, clients))
+                measured[name].append(measure(clients))
                 sizes[name] = statistics.mean(rows) if rows else 1.0
-        base = statistics.median(measured["off"])
         for name, values in measured.items():
             median = statistics.median(values)
+            base = statistics.median(measured[name.partition(",")[0] + ", off"])
             print(
-                f"{clients:3} clients, batching {name:16} {median:8.0f} requests/s  {median / base:5.2f}×"
+                f"{clients:3} clients, {name:16} {median:8.0f} requests/s  {median / base:5.2f}×"
                 f"  {sizes[name]:5.1f} rows a batch"
             )
 
