@@ -105,9 +105,13 @@ class _Server(UvicornServer):
             taken.shutdown()
 
     async def _sweep(self) -> None:
-        """Looks after the deadlines of all connections."""
+        """Looks after the deadlines of all connections, and tells gunicorn that the loop turns.
+
+        uvicorn tells so only after half of `--timeout`, and not at all while it ends.
+        """
         loop = asyncio.get_running_loop()
         while True:
+            self._worker.notify()
             now = self._front.now = loop.time()
             for connection in list(self._connections):
                 connection.sweep(now)

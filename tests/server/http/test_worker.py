@@ -325,3 +325,17 @@ def test_tls_is_spoken_with_the_spec_s_certificate(
             wrapped.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             assert wrapped.recv(12) == b"HTTP/1.1 200"
         assert "Traceback" not in running.log.read_text()
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_a_worker_under_full_load_is_not_taken_for_dead(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind, request_timeout_seconds=1)) as running:
+        before = other_workers(tmp_path, set())
+        began = time.monotonic()
+        with Load(running.url, clients=3) as load:
+            wait_until(lambda: time.monotonic() - began > 5, what="more than the arbiter's patience")
+            assert other_workers(tmp_path, set()) == before
+    assert (load.broken, set(load.statuses)) == ([], {200})
