@@ -168,7 +168,10 @@ def _described(operation: Operation, path: str, subject: Subject | None) -> dict
     if parameters:
         described["parameters"] = parameters
     if operation.request:
-        described["requestBody"] = {"required": True, "content": _content(operation.request, subject)}
+        described["requestBody"] = {
+            "required": operation.needs_body,
+            "content": _content(operation.request, subject),
+        }
     return described
 
 

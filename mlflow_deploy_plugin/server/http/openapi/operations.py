@@ -36,6 +36,7 @@ class Operation:
         request: the bodies that it takes; empty: none.
         answer: the bodies of 200; empty: none, or one that is no document.
         refusals: the statuses of its errors, beside 404 where the path names something.
+        needs_body: whether the request may not be empty.
         is_prediction: whether it takes and gives the headers of a prediction.
     """
 
@@ -44,6 +45,7 @@ class Operation:
     answer: Bodies
     request: Bodies = field(default_factory=dict)
     refusals: tuple[int, ...] = ()
+    needs_body: bool = True
     is_prediction: bool = False
 
 
@@ -66,7 +68,7 @@ _PAGE: Bodies = {HTML: _TEXT}
 _TABLES: Bodies = dict.fromkeys((*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES, *npy.MEDIA_TYPES), _BYTES)
 _READY = (503,)
 _REPOSITORY = (400, 404, 413, 429, 503, 504)
-_ADMIN: JsonSchema = {"type": "object", "properties": {"parameters": {"type": "object"}}}
+_ADMIN: JsonSchema = {"type": "object", "properties": {"parameters": {"type": ["object", "null"]}}}
 
 _TENSORS: JsonSchema = {
     "type": "array",
@@ -177,14 +179,25 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "The endpoints, and whether they are ready",
         V2,
         {JSON: {"type": "array", "items": _said(name="string", state="string")}},
-        {JSON: {"type": "object", "properties": {"ready": {"type": "boolean"}}}},
+        {JSON: {"type": "object", "properties": {"ready": {"type": ["boolean", "null"]}}}},
         refusals=(400, 413),
+        needs_body=False,
     ),
     ("/v2/repository/models/NAME/load", "POST"): Operation(
-        "Loads an endpoint, where the server lets its callers do so", V2, {}, {JSON: _ADMIN}, refusals=_REPOSITORY
+        "Loads an endpoint, where the server lets its callers do so",
+        V2,
+        {},
+        {JSON: _ADMIN},
+        refusals=_REPOSITORY,
+        needs_body=False,
     ),
     ("/v2/repository/models/NAME/unload", "POST"): Operation(
-        "Unloads an endpoint, where the server lets its callers do so", V2, {}, {JSON: _ADMIN}, refusals=_REPOSITORY
+        "Unloads an endpoint, where the server lets its callers do so",
+        V2,
+        {},
+        {JSON: _ADMIN},
+        refusals=_REPOSITORY,
+        needs_body=False,
     ),
     ("/ping", "GET"): Operation("Whether every endpoint can answer; MLflow's empty line", SERVER, {}, refusals=_READY),
     ("/health", "GET"): Operation(
