@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class OnnxModel:
         self.artifact = artifact if artifact.inputs else _bind_to_graph(artifact, session)
         self.schema: Schema = compile_schema(self.artifact.columns, self.artifact.tensors, self.artifact.inputs)
         self._output_names = [output.name for output in self.artifact.outputs]
+        self._looked_at = 1 if self.artifact.columns else None  # columns are of one length, and may be many
         self._large_run = shrinking_run() if session.get_providers() == ["CPUExecutionProvider"] else None
 
     @classmethod
@@ -67,7 +69,8 @@ class OnnxModel:
         """
         names = list(outputs) if outputs is not None else self._output_names
         try:
-            is_large = any(array.shape[:1] > _SMALL_RUN for array in feeds.values())
+            looked_at = islice(feeds.values(), self._looked_at)
+            is_large = any(array.shape[:1] > _SMALL_RUN for array in looked_at)
             values = self._session.run(names, feeds, self._large_run if is_large else None)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
             raise InferenceError(f"the model cannot compute this input: {describe(error)}") from None
