@@ -21,7 +21,6 @@ best runs on this project's machine).
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import ceil
 from queue import SimpleQueue
 
@@ -29,25 +28,10 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, TooManyRequests
 from mlflow_deploy_plugin.runtime.batch_entry import Count, Done, Entry, State
+from mlflow_deploy_plugin.runtime.batch_policy import BatchPolicy
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 
 Compute = Callable[[Feeds, Sequence[str] | None], dict[str, Array]]
-
-
-@dataclass(frozen=True)
-class BatchPolicy:
-    """What is joined, and how long it waits; the fields of `spec.ServerSpec`."""
-
-    max_batch_size: int
-    preferred_batch_size: tuple[int, ...] = ()
-    max_queue_delay_microseconds: int = 0
-    max_queue_size: int = 1024
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The sizes that are warmed: powers of two, the largest, and those that are preferred."""
-        powers = {2**power for power in range(self.max_batch_size.bit_length())}
-        return tuple(sorted(powers | {self.max_batch_size, *self.preferred_batch_size}))
 
 
 class Batcher:
@@ -153,6 +137,9 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - as above
             result = error
         entry.done(result)
+        # an error's traceback holds this frame and the entry, and the entry the version, which is to be freed at once
+        del result
+        entry.result = {}
 
     def _result(self, entry: Entry) -> dict[str, Array]:
         if entry.state is State.EXPIRED:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
-from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
+from mlflow_deploy_plugin.runtime.batch_policy import BatchPolicy
+from mlflow_deploy_plugin.runtime.batcher import Batcher
 from mlflow_deploy_plugin.runtime.joinable import row, why_not_joined
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.predictor import Predictor

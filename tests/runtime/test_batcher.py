@@ -1,7 +1,9 @@
 """Requests that are joined are answered as if each were alone, and nobody pays for a neighbour's mistake."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooManyRequests
-from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
+from mlflow_deploy_plugin.runtime.batch_policy import BatchPolicy
+from mlflow_deploy_plugin.runtime.batcher import Batcher
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from support.waiting import wait_until
 
@@ -334,6 +337,24 @@ def test_a_submitted_request_whose_time_is_up_is_not_computed(model: Model, batc
     with pytest.raises(DeadlineExceeded):
         submitted(batcher, rows(1), deadline=time.perf_counter() - 1).result(30)
     assert model.begun == [1, 1]
+
+
+def test_nothing_holds_a_request_that_is_answered_not_even_an_error(model: Model, batcher: Batcher) -> None:
+    class Version:
+        pass
+
+    gc.disable()
+    try:
+        for value in (1.0, -1.0):
+            version = Version()
+            alive, answered = weakref.ref(version), threading.Event()
+            done = lambda result, version=version, answered=answered: answered.set()  # noqa: E731
+            batcher.submit({"x": rows(1, value)}, None, float("inf"), lambda *batch: None, done)
+            assert answered.wait(30)
+            del version, done
+            wait_until(lambda: alive() is None, seconds=5, what="the end of the version")  # noqa: B023
+    finally:
+        gc.enable()
 
 
 def test_inputs_of_different_lengths_are_for_the_graph_to_judge() -> None:
