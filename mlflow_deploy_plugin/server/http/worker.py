@@ -7,6 +7,7 @@ would raise the signal once more after its end, and nothing would run at exit).
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from dataclasses import replace
@@ -105,13 +106,15 @@ class _Server(UvicornServer):
             taken.shutdown()
 
     async def _sweep(self) -> None:
-        """Looks after the deadlines of all connections, and tells gunicorn that the loop turns.
+        """Looks after the deadlines of all connections, tells gunicorn that the loop turns, and ends without gunicorn.
 
-        uvicorn tells so only after half of `--timeout`, and not at all while it ends.
+        uvicorn tells so only after half of `--timeout`, not at all while it ends, and would outlive a killed gunicorn.
         """
         loop = asyncio.get_running_loop()
         while True:
             self._worker.notify()
+            if os.getppid() != self._worker.ppid:
+                self.should_exit = True
             now = self._front.now = loop.time()
             for connection in list(self._connections):
                 connection.sweep(now)

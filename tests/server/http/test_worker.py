@@ -339,3 +339,14 @@ def test_a_worker_under_full_load_is_not_taken_for_dead(
             wait_until(lambda: time.monotonic() - began > 5, what="more than the arbiter's patience")
             assert other_workers(tmp_path, set()) == before
     assert (load.broken, set(load.statuses)) == ([], {200})
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_a_worker_does_not_outlive_gunicorn(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running:
+        (worker,) = other_workers(tmp_path, set())
+        running.process.kill()
+        wait_until(lambda: not Path(f"/proc/{worker}").exists(), what="the worker's end")
