@@ -55,6 +55,11 @@ class Limits:
         self._lock = threading.Lock()
         self._in_flight = 0
 
+    @property
+    def may_block(self) -> bool:
+        """Whether `enter` asks another machine: that is nothing for an event loop."""
+        return isinstance(self._rate, RedisRate)
+
     def enter(self, headers: Mapping[str, str], client: str) -> None:
         """Lets one request in; `leave` has to follow, whatever becomes of it. One that is refused does not leave.
 

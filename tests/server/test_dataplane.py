@@ -247,6 +247,14 @@ def test_an_event_loop_is_sent_elsewhere_with_what_is_not_batched(serve: Serve) 
     assert ask_later(serve(max_batch_size=8, response_cache_bytes=10_000), "/predict", ROW) is None
 
 
+@pytest.mark.redis
+def test_an_event_loop_does_not_wait_for_redis(serve: Serve, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSERVE_REDIS_URL", redis_url)
+    server = serve(max_batch_size=8, rate_limit="2/minute", response_cache_bytes=0)
+    assert ask_later(server, "/predict", ROW) is None
+    assert [ask(server, ROW, "/predict").status for _ in range(3)] == [200, 200, 429]
+
+
 def test_an_event_loop_is_limited_as_threads_are(serve: Serve) -> None:
     server = serve(max_batch_size=8, rate_limit="1/minute")
     answers = [ask_later(server, "/predict", ROW) for _ in range(2)]

@@ -25,7 +25,7 @@ def infer_later(
     True: `done` is given the answer once, in this thread or another. False: nothing has happened, ask `infer`.
     """
     dataplane = server.dataplane
-    if not dataplane.answers_later(endpoint):
+    if server.limits.may_block or not dataplane.answers_later(endpoint):
         return False
     try:
         variant = dataplane.lease(endpoint, version)
