@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[2]
 ROOTS = [
     "mlflow_deploy_plugin.cli.serve",
     "mlflow_deploy_plugin.server.http.app",
+    "mlflow_deploy_plugin.server.http.fastpath",
+    "mlflow_deploy_plugin.server.http.front",
     "mlflow_deploy_plugin.server.http.gthread",
+    "mlflow_deploy_plugin.server.http.worker",
     "mlflow_deploy_plugin.agent.__main__",
 ]
 MODULE_OF = {
@@ -22,7 +25,7 @@ MODULE_OF = {
     "pysimdjson": "simdjson",
     "pyyaml": "yaml",
 }
-NOT_IMPORTED_BY_US = {"boto3"}  # MLflow opens s3:// artifacts with it
+NOT_IMPORTED_BY_US = {"boto3", "uvloop"}  # MLflow opens s3:// with the one, uvicorn its loop
 
 
 @pytest.fixture(scope="module")
