@@ -20,6 +20,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,10 @@ SUFFIX = ".seg"
 SHIPPED = ".shipped"  # beside a segment: how many of its bytes are in the inference log
 MAX_SEGMENT_BYTES = 16 * 1024 * 1024
 
-_FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
-_REFERRING = struct.Struct("<cI")  # kind, offset of the frame that this one needs
-_MAGIC = b"OXS2"
-_MODEL_KIND, _LAYOUT_KIND, _REQUEST_KIND = b"M", b"L", b"R"
+FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
+REFERRING = struct.Struct("<cI")  # kind, offset of the frame that this one needs
+MAGIC = b"OXS2"
+MODEL_KIND, LAYOUT_KIND, REQUEST_KIND = b"M", b"L", b"R"
 _LOG_SECONDS = 60.0
 
 
@@ -131,15 +132,15 @@ class CaptureWriter:
         offset = self._layouts.get((model, layout))
         if offset is None:
             if model not in self._models:
-                self._models[model] = self._write_frame(_MODEL_KIND + _described(model))
-            offset = self._write_frame(_REFERRING.pack(_LAYOUT_KIND, self._models[model]) + layout)
+                self._models[model] = self._write_frame(MODEL_KIND + _described(model))
+            offset = self._write_frame(REFERRING.pack(LAYOUT_KIND, self._models[model]) + layout)
             self._layouts[model, layout] = offset
-        self._write_frame(_REFERRING.pack(_REQUEST_KIND, offset) + packed)
+        self._write_frame(REFERRING.pack(REQUEST_KIND, offset) + packed)
 
     def _write_frame(self, payload: bytes) -> int:
         """Appends one frame in one write and gives its offset; a partial one is taken back."""
         offset = self._size
-        frame = _FRAME.pack(_MAGIC, len(payload), zlib.crc32(payload)) + payload
+        frame = FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
         try:
             written = os.write(self._file, frame)
             if written != len(frame):
@@ -212,39 +213,49 @@ def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], 
     layouts: dict[int, tuple[CapturedModel, Any]] = {}
     requests: list[CapturedRequest] = []
     offset = start
-    while (payload := _payload(content, offset)) is not None:
-        if payload[:1] == _REQUEST_KIND:
-            _, layout_offset = _REFERRING.unpack_from(payload)
+    while (payload := payload_at(content, offset)) is not None:
+        if payload[:1] == REQUEST_KIND:
+            _, layout_offset = REFERRING.unpack_from(payload)
             if layout_offset not in layouts:
-                layouts[layout_offset] = _read_layout(content, layout_offset, models)
+                layouts[layout_offset] = read_layout(partial(payload_at, content), layout_offset, models)
             model, layout = layouts[layout_offset]
-            record, feeds, outputs = unpack(layout, payload[_REFERRING.size :])
+            record, feeds, outputs = unpack(layout, payload[REFERRING.size :])
             requests.append(CapturedRequest(segment.stem, offset, record, model, feeds, outputs))
-        offset += _FRAME.size + len(payload)
+        offset += FRAME.size + len(payload)
     return requests, offset
 
 
-def _payload(content: bytes, offset: int) -> memoryview | None:
-    if offset + _FRAME.size > len(content):
+def payload_at(content: bytes, offset: int) -> memoryview | None:
+    """What the frame at `offset` holds; None: there is no whole frame."""
+    if offset + FRAME.size > len(content):
         return None
-    magic, length, checksum = _FRAME.unpack_from(content, offset)
-    payload = memoryview(content)[offset + _FRAME.size : offset + _FRAME.size + length]
-    if magic != _MAGIC or len(payload) != length or zlib.crc32(payload) != checksum:
+    magic, length, checksum = FRAME.unpack_from(content, offset)
+    payload = memoryview(content)[offset + FRAME.size : offset + FRAME.size + length]
+    if magic != MAGIC or len(payload) != length or zlib.crc32(payload) != checksum:
         return None
     return payload
 
 
-def _read_layout(content: bytes, offset: int, models: dict[int, CapturedModel]) -> tuple[CapturedModel, Any]:
-    """A layout and its model, which is one object however many layouts it has."""
-    payload = _needed(content, offset)
-    _, model_offset = _REFERRING.unpack_from(payload)
+def read_layout(
+    payload_of: Callable[[int], memoryview | None], offset: int, models: dict[int, CapturedModel]
+) -> tuple[CapturedModel, Any]:
+    """The layout at `offset` and its model, which is one object however many layouts it has.
+
+    Args:
+        payload_of: what the frame at an offset of the segment holds.
+        models: those that were read before, by offset; a new one is added.
+
+    Raises:
+        ValueError, KeyError, TypeError: there is no layout or model.
+    """
+    payload = _needed(payload_of(offset))
+    _, model_offset = REFERRING.unpack_from(payload)
     if model_offset not in models:
-        models[model_offset] = _read_model(_needed(content, model_offset))
-    return models[model_offset], orjson.loads(payload[_REFERRING.size :])
+        models[model_offset] = _read_model(_needed(payload_of(model_offset)))
+    return models[model_offset], orjson.loads(payload[REFERRING.size :])
 
 
-def _needed(content: bytes, offset: int) -> memoryview:
-    payload = _payload(content, offset)
+def _needed(payload: memoryview | None) -> memoryview:
     if payload is None:
         raise ValueError("a frame names another that is not there")
     return payload
