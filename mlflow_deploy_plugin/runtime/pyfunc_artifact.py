@@ -6,7 +6,7 @@ as strings: ISO 8601 and base64, as in MLflow's own JSON.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.runtime.artifact import (
     read_artifact,
 )
 from mlflow_deploy_plugin.runtime.mlmodel import read_mlmodel
-from mlflow_deploy_plugin.runtime.schema import Feeds, Schema, compile_schema
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
 
 PREDICTION = "prediction"
 """The name of the one array that a model answers without a name."""
@@ -58,6 +58,19 @@ def read_served_artifact(folder: Path) -> Artifact:
 
 
 @dataclass(frozen=True)
+class OptionalColumns(Schema):
+    """The schema of a pyfunc with optional columns: one that is left out stays out, as of MLflow's frame.
+
+    A graph has to be fed with something in its place; a model of pandas may tell the one from the other.
+    """
+
+    def from_columns(self, data: Mapping[str, Sequence[Any] | Array]) -> Feeds:
+        columns = tuple(column for column in self.columns if column.required or column.name in data)
+        names = {column.name for column in columns}
+        return Schema(columns, (), tuple(entry for entry in self.inputs if entry.name in names)).from_columns(data)
+
+
+@dataclass(frozen=True)
 class Undescribed(Schema):
     """The schema of a pyfunc whose inputs are no named arrays: whatever is given as such is refused with `reason`."""
 
@@ -84,7 +97,9 @@ def schema_of(artifact: Artifact) -> Schema:
     """How columns, rows and tensors become what feeds this pyfunc."""
     if artifact.undescribed:
         return Undescribed((), (), (), artifact.undescribed)
-    return compile_schema(artifact.columns, artifact.tensors, artifact.inputs)
+    schema = compile_schema(artifact.columns, artifact.tensors, artifact.inputs)
+    has_optional = not all(column.required for column in artifact.columns)
+    return OptionalColumns(schema.columns, (), schema.inputs) if has_optional else schema
 
 
 def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:

@@ -2,12 +2,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output, Tensor
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact, schema_of
+from mlflow_deploy_plugin.runtime.schema import Feeds
 from support.models import write_model
 
 TENSOR = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}
@@ -19,6 +21,10 @@ def read(folder: Path, inputs: Any = None, outputs: Any = None, **more: Any) -> 
     document["signature"] = {side: json.dumps(fields) for side, fields in signature.items() if fields is not None}
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     return read_served_artifact(folder)
+
+
+def listed(feeds: Feeds) -> dict[str, list[Any]]:
+    return {name: array.tolist() for name, array in feeds.items()}
 
 
 def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) -> None:
@@ -34,6 +40,25 @@ def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) 
         "blob": ["AA=="],
         "x": [1.0],
     }
+
+
+def test_an_optional_column_that_is_left_out_is_no_feed(tmp_path: Path) -> None:
+    kinds = {"x": "double", "s": "string", "n": "long", "when": "datetime"}
+    fields = [{"name": name, "type": kind, "required": name == "x"} for name, kind in kinds.items()]
+    schema = schema_of(read(tmp_path, fields))
+    bare = {"x": [1.0]}
+    assert listed(schema.from_records([{"x": 1}])) == bare
+    assert listed(schema.from_rows(["x"], [[1]])) == bare
+    assert listed(schema.from_columns({"x": np.array([1.0])})) == bare
+    assert listed(schema.from_records([{"x": 1, "n": 2}])) == {**bare, "n": [2]}
+    assert listed(schema.from_array([[1, "a", 2, "2013-07-01"]])) == {
+        **bare,
+        "s": ["a"],
+        "n": [2],
+        "when": ["2013-07-01"],
+    }
+    with pytest.raises(SchemaMismatch, match="column 'x' is missing"):
+        schema.from_records([{"s": "a"}])
 
 
 def test_columns_without_names_are_numbered(tmp_path: Path) -> None:
