@@ -10,7 +10,6 @@ _INLINE_BYTES = 65536
 _CLASSES = 4096
 _DOWN, _UP, _MOST = 0.5, 0.25, 8
 _INSTANT = frozenset({"/ping", "/health", "/v2/health/live", "/v2/health/ready"})
-_PREDICTIONS = ("/invocations", "/infer", "/predict", "/predict/batch", ":predict")
 
 _Class = tuple[str, str | None, int]
 
@@ -43,13 +42,12 @@ class Costs:
         """Answers, and remembers what that took."""
         began = time.perf_counter()
         response = answer(request)
-        if response.status == 200:  # others are quicker than what they refuse, and their paths are the caller's text
+        # what is refused is quicker than what is answered, and its path is the caller's text
+        if response.status == 200 and "X-Prediction-Id" in response.headers:
             self._learn(request, time.perf_counter() - began)
         return response
 
     def _learn(self, request: RawRequest, seconds: float) -> None:
-        if not request.path.endswith(_PREDICTIONS):
-            return
         key = _class_of(request)
         average = self._seconds.get(key)
         if average is None:

@@ -24,10 +24,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def took(clock: list[float]) -> Callable[..., None]:
     """Answers a request in so many seconds."""
 
-    def answer(costs: Costs, request: RawRequest, seconds: float, status: int = 200) -> None:
+    def answer(costs: Costs, request: RawRequest, seconds: float, status: int = 200, predicts: bool = True) -> None:
         def slowly(_: RawRequest) -> RawResponse:
             clock[0] += seconds
-            return RawResponse(status, b"")
+            return RawResponse(status, b"", headers={"X-Prediction-Id": "p"} if predicts else {})
 
         costs.measured(slowly, request)
 
@@ -73,10 +73,22 @@ def test_refusals_say_nothing_of_what_answers_cost(costs: Costs, took: Callable[
     assert not costs.is_quick(SMALL)
 
 
-@pytest.mark.parametrize(
-    "request_", [of_size(100_000), of_size(100, path="/metrics"), of_size(100, **{"content-encoding": "gzip"})]
-)
-def test_large_packed_and_other_requests_stay_off_the_loop(
+@pytest.mark.parametrize("path", ["/score", "/v1/models/flights/labels/champion:predict", "/what/vertex/named"])
+def test_a_prediction_is_known_by_its_answer_wherever_it_was_asked_for(
+    costs: Costs, took: Callable[..., None], path: str
+) -> None:
+    took(costs, of_size(100, path), QUICK)
+    assert costs.is_quick(of_size(100, path))
+
+
+def test_what_is_no_prediction_stays_off_the_loop(costs: Costs, took: Callable[..., None]) -> None:
+    load = of_size(100, "/v2/repository/models/trial/load")
+    took(costs, load, QUICK, predicts=False)
+    assert not costs.is_quick(load)
+
+
+@pytest.mark.parametrize("request_", [of_size(100_000), of_size(100, **{"content-encoding": "gzip"})])
+def test_large_and_packed_requests_stay_off_the_loop(
     costs: Costs, took: Callable[..., None], request_: RawRequest
 ) -> None:
     took(costs, request_, QUICK)
