@@ -5,159 +5,174 @@
 At least once: how far a segment is shipped is written down (`<segment>.shipped`) after its rows are in the log, and the
 segment is deleted after its worker let go of it and all of it is shipped. After a crash in between, the same rows come
 again under the same file name; readers drop what is still double by (`_segment`, `_offset`, `_row`).
+
+A busy worker's segment is left to grow, so that few and large files come of it. A log that is down is asked less and
+less often.
 """
 
 import logging
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.agent.sink import Sink, open_sink
-from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, as_rows
-from mlflow_deploy_plugin.runtime.schema import Array
-from mlflow_deploy_plugin.server.capture import (
-    SHIPPED,
-    SUFFIX,
-    CapturedRequest,
-    is_released,
-    read_segment,
-    segments,
-    shipped_bytes,
-)
-from mlflow_deploy_plugin.server.state import write_atomically
+from mlflow_deploy_plugin.agent.table import table_of
+from mlflow_deploy_plugin.server.capture import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
+from mlflow_deploy_plugin.server.captured import CapturedBatch, read_batches
+from mlflow_deploy_plugin.server.state import ShippingState, write_atomically
 
 _log = logging.getLogger(__name__)
 
 _BROKEN = ".broken"
-_TIME = pa.timestamp("us", tz="UTC")
-_MICROSECONDS_AN_HOUR = 3600 * 1_000_000
+_MOST_BROKEN = 4
+"""Segments that make no sense and are kept to be looked at: at most 64 MiB, unless one request alone is larger."""
+_LONGEST_WAIT_SECONDS = 10.0
+_LONGEST_BACKOFF_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """How large a segment was at the last look, and since when some of it waits."""
+
+    size: int
+    since: float
 
 
 class Shipper:
     """Ships the segments in `spool` to the log at `log_uri`.
 
+    Attributes:
+        state: what goes wrong, for agent.json; another thread may read it.
+
+    Args:
+        clock: monotonic seconds.
+
     Raises:
         InvalidConfig: the log's URI is of a kind that cannot be written.
     """
 
-    def __init__(self, spool: Path, log_uri: str) -> None:
+    def __init__(self, spool: Path, log_uri: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._spool = spool
         self._sink: Sink = open_sink(log_uri)
-        self._error = ""
+        self._clock = clock
+        self._growing: dict[str, _Growth] = {}
+        self._failures = 0
+        self._retry_at = float("-inf")
+        self.state = ShippingState()
+
+    def round(self) -> int:
+        """Ships what is due and gives the number of rows: a segment that its worker let go of, that has not grown
+        since the last round, or of which something has waited for `_LONGEST_WAIT_SECONDS`."""
+        if self._clock() < self._retry_at:
+            return 0
+        return self._ship([segment for segment in segments(self._spool) if self._is_due(segment)])
 
     def ship(self) -> int:
-        """Ships what is new in every segment and gives the number of rows; a log that fails is tried again."""
+        """Ships all that is new in every segment, whatever happened before."""
+        return self._ship(segments(self._spool))
+
+    def _is_due(self, segment: Path) -> bool:
+        now, size = self._clock(), segment.stat().st_size
+        if is_released(segment):
+            return True
+        if size <= shipped_bytes(segment):
+            return False
+        before = self._growing.get(segment.name)
+        self._growing[segment.name] = _Growth(size, before.since if before else now)
+        return before is not None and (before.size == size or now - before.since >= _LONGEST_WAIT_SECONDS)
+
+    def _ship(self, due: Sequence[Path]) -> int:
         rows = 0
         error = ""
-        for segment in segments(self._spool):
+        for segment in due:
             try:
                 rows += self._ship_segment(segment)
-            except OSError as failure:
+            except OSError as failure:  # the next one would fail too, after as long a wait
                 error = f"the inference log {self._sink.location.shown} cannot be written: {failure}"
-            except (ValueError, KeyError, TypeError):
-                _log.exception("segment %s cannot be understood and is set aside", segment.name)
-                segment.rename(segment.with_suffix(_BROKEN))
-        if error != self._error:
-            _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log is written again")
-            self._error = error
+                break
+        self._report(error)
         for left_over in self._spool.glob(f"*{SHIPPED}"):
             if not left_over.with_suffix(SUFFIX).exists():
                 left_over.unlink(missing_ok=True)
+        if rows:
+            pa.default_memory_pool().release_unused()  # a segment's tables are some ten times what the agent needs else
         return rows
+
+    def _report(self, error: str) -> None:
+        """Logs an error when it comes, changes and goes, and backs off while there is one."""
+        if error != self.state.error:
+            _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log is written again")
+            self.state = self.state.model_copy(update={"error": error})
+        self._failures = self._failures + 1 if error else 0
+        pause = min(2.0**self._failures, _LONGEST_BACKOFF_SECONDS)
+        self._retry_at = self._clock() + pause if error else float("-inf")
 
     def _ship_segment(self, segment: Path) -> int:
         is_final = is_released(segment)  # asked before reading: what is released does not grow
-        start = shipped_bytes(segment)
-        requests: list[CapturedRequest] = []
-        end = start
-        if segment.stat().st_size > start:
-            requests, end = read_segment(segment, start)
-        rows = sum(self._write(group) for group in _by_file(requests))
+        start = end = shipped_bytes(segment)
+        size = segment.stat().st_size
+        batches: list[CapturedBatch] = []
+        if size > start:
+            try:
+                batches, end = read_batches(segment, start)
+            except (ValueError, KeyError, TypeError):
+                self._set_aside(segment)
+                return 0
+        rows = sum(self._write(segment.stem, group) for group in _by_file(batches))
+        self._growing.pop(segment.name, None)
         if is_final:
+            if end < size:
+                self._tell_torn(segment, size - end)
             segment.unlink()
             segment.with_suffix(SHIPPED).unlink(missing_ok=True)
         elif end > start:
             write_atomically(segment.with_suffix(SHIPPED), str(end).encode())
         return rows
 
-    def _write(self, group: Sequence[CapturedRequest]) -> int:
+    def _tell_torn(self, segment: Path, lost: int) -> None:
+        """Its worker was killed while it wrote, or something else has written there."""
+        _log.warning("the last %d bytes of segment %s are no whole frame, and are lost", lost, segment.stem)
+        self.state = self.state.model_copy(update={"torn_segments": self.state.torn_segments + 1})
+
+    def _set_aside(self, segment: Path) -> None:
+        """Keeps a segment that makes no sense for whoever wants to know why, and the last few of them only."""
+        _log.exception("segment %s cannot be understood and is set aside", segment.name)
+        self._growing.pop(segment.name, None)
+        segment.rename(segment.with_suffix(_BROKEN))
+        kept = sorted(self._spool.glob(f"*{_BROKEN}"), key=lambda path: path.stat().st_mtime_ns)
+        for surplus in kept[:-_MOST_BROKEN]:
+            _log.warning("%s is removed: the last %d that were set aside are kept", surplus.name, _MOST_BROKEN)
+            surplus.unlink()
+        self.state = self.state.model_copy(update={"broken_segments": self.state.broken_segments + 1})
+
+    def _write(self, segment: str, group: Sequence[CapturedBatch]) -> int:
         """Writes one file. Rows that have no form in it are left out, so that they do not take the others with them."""
         try:
-            table = _table(group)
-            self._sink.write(_file_name(group[0]), table)
+            table = table_of(segment, group)
+            self._sink.write(_file_name(segment, group[0]), table)
         except OSError:
             raise
         except Exception:  # noqa: BLE001 - the boundary of one file: arrow raises a dozen unrelated classes
-            _log.exception("%d requests of %s have no form in the log, and are left out", len(group), group[0].segment)
+            requests = sum(len(batch.offsets) for batch in group)
+            _log.exception("%d requests of %s have no form in the log, and are left out", requests, segment)
             return 0
         return len(table)
 
 
-def _by_file(requests: Iterable[CapturedRequest]) -> Iterable[list[CapturedRequest]]:
-    """Requests of one endpoint, hour and set of columns."""
-    groups: dict[tuple[Any, ...], list[CapturedRequest]] = defaultdict(list)
-    for request in requests:
-        hour = request.record.event_time // _MICROSECONDS_AN_HOUR
-        groups[request.record.endpoint, hour, id(request.model), *request.outputs].append(request)
+def _by_file(batches: Sequence[CapturedBatch]) -> Iterable[list[CapturedBatch]]:
+    """Batches of one endpoint, hour and set of columns."""
+    groups: dict[tuple[Any, ...], list[CapturedBatch]] = defaultdict(list)
+    for batch in batches:
+        groups[batch.endpoint, batch.hour, id(batch.model), *batch.outputs].append(batch)
     return groups.values()
 
 
-def _file_name(first: CapturedRequest) -> str:
-    moment = datetime.fromtimestamp(first.record.event_time // 1_000_000, UTC)
-    return (
-        f"endpoint={first.record.endpoint}/date={moment.date()}/hour={moment:%H}/{first.segment}-{first.offset}.parquet"
-    )
-
-
-def _table(requests: Sequence[CapturedRequest]) -> pa.Table:
-    """The rows of these requests; arrays of one shape are joined before they are converted."""
-    alike: dict[tuple[Any, ...], list[CapturedRequest]] = defaultdict(list)
-    for request in requests:
-        arrays = (*request.feeds.values(), *request.outputs.values())
-        alike[tuple(array.shape[1:] for array in arrays)].append(request)
-    return pa.concat_tables(_table_of_alike(group) for group in alike.values())
-
-
-def _table_of_alike(requests: Sequence[CapturedRequest]) -> pa.Table:
-    first, counts = requests[0], [_rows(request) for request in requests]
-    feeds = {name: np.concatenate([request.feeds[name] for request in requests]) for name in first.feeds}
-    outputs = {name: np.concatenate([request.outputs[name] for request in requests]) for name in first.outputs}
-
-    def spread(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-        return pa.array(np.repeat(np.array(values), counts), kind)
-
-    records = [request.record for request in requests]
-    columns = {
-        EVENT_TIME: spread([record.event_time for record in records], pa.int64()).cast(_TIME),
-        "_received_time": spread([record.received_time for record in records], pa.int64()).cast(_TIME),
-        "_prediction_id": spread([record.prediction_id for record in records], pa.string()),
-        "_request_id": spread([record.request_id for record in records], pa.string()),
-        "_variant": spread([record.variant for record in records], pa.string()),
-        "_model": pa.repeat(first.model.model, sum(counts)),
-        "_version": pa.repeat(first.model.version, sum(counts)),
-        "_segment": pa.repeat(first.segment, sum(counts)),
-        "_offset": spread([request.offset for request in requests], pa.int64()),
-        "_row": pa.array(np.concatenate([np.arange(count, dtype=np.int32) for count in counts])),
-    }
-    rows = as_rows(first.model.schema, first.model.prediction, feeds, outputs)
-    return pa.table(columns | {name: _column(array) for name, array in rows.items()})
-
-
-def _column(array: Array) -> pa.Array:
-    """[N] as it is, [N, a, b] as nested lists."""
-    flat = array.reshape(-1)
-    values = pa.array(flat.tolist(), pa.string()) if flat.dtype == object else pa.array(flat)
-    for axis in range(array.ndim - 1, 0, -1):
-        length = int(np.prod(array.shape[:axis]))
-        offsets = np.arange(length + 1, dtype=np.int32) * array.shape[axis]
-        values = pa.ListArray.from_arrays(pa.array(offsets), values)
-    return values
-
-
-def _rows(request: CapturedRequest) -> int:
-    return next((len(array) for array in request.feeds.values()), 0)
+def _file_name(segment: str, first: CapturedBatch) -> str:
+    moment = datetime.fromtimestamp(first.hour * 3600, UTC)
+    return f"endpoint={first.endpoint}/date={moment.date()}/hour={moment:%H}/{segment}-{first.offsets[0]}.parquet"

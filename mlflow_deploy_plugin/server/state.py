@@ -112,6 +112,19 @@ class WorkerState(_State):
     endpoints: dict[str, dict[str, LoadedVariant]] = Field(default_factory=dict)
 
 
+class ShippingState(_State):
+    """How the spool gets to the inference log. `error` is empty while the log takes what is shipped.
+
+    Attributes:
+        torn_segments: those that a killed worker has left with half a frame at the end, since the agent's start.
+        broken_segments: those that made no sense and were set aside, since then.
+    """
+
+    error: str = ""
+    torn_segments: int = 0
+    broken_segments: int = 0
+
+
 class AgentState(_State):
     """The agent's own account. `error` is empty while the last look at the registry went well; `fatal` says that
     nothing can be served because a model could not be resolved or fetched and there is no earlier version."""
@@ -120,6 +133,7 @@ class AgentState(_State):
     checked_at: float = 0.0
     error: str = ""
     fatal: bool = False
+    shipping: ShippingState = ShippingState()
 
 
 class ServerState(_State):

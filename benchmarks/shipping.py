@@ -1,0 +1,180 @@
+"""What shipping the spool costs: the agent's CPU seconds a million captured requests, and its share of a busy core.
+
+    .venv/bin/python -m benchmarks.shipping                # the cost of a million; half a minute
+    .venv/bin/python -m benchmarks.shipping --busy         # and a server asked at full speed: its agent's share
+    PYTHONPATH=/path/to/another/checkout .venv/bin/python benchmarks/shipping.py     # the cost, of other code
+
+The two models are those of `benchmarks/request_path.py`: 30 floats, and the flights' 15 mixed columns. For the cost,
+requests of one row are written to a spool with values that differ, and shipped to a folder by this process. Busy:
+agent, supervisor and one worker share core 0, and wrk asks from core 1.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).parent.parent))
+
+request_path: Any = importlib.import_module("benchmarks.request_path")
+
+KINDS = ("numbers", "flights")
+VARIETY = 997
+SETTLING_SECONDS = 3.0
+
+
+def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """The captured model, feeds and outputs of requests of one row: `VARIETY` answers, and new floats each."""
+    from mlflow_deploy_plugin.runtime.model import OnnxModel
+    from mlflow_deploy_plugin.server.capture import CapturedModel
+
+    loaded = OnnxModel.load(request_path.MODELS / kind)
+    bound = CapturedModel("m", "1", loaded.schema, loaded.artifact.prediction)
+    draw = np.random.default_rng(0)
+    found = []
+    for _ in range(VARIETY):
+        row = {name: [draw.normal()] for name in loaded.schema.names}
+        if kind == "flights":
+            row = {name: [value] for name, value in request_path.FLIGHT.items()}
+            row |= {name: [draw.choice(["AA", "B6", "UA", "LAX"])] for name in request_path.STRINGS}
+            row |= {name: [int(draw.integers(0, 30))] for name in request_path.INTEGERS}
+            row |= {name: [float(draw.uniform(0, 30))] for name in request_path.DOUBLES}
+        feeds = loaded.schema.from_columns(row)
+        found.append((bound, dict(feeds), dict(loaded.run(feeds, None))))
+    while True:
+        for model, feeds, outputs in found:
+            varied = {
+                name: draw.normal(size=array.shape).astype(array.dtype) if array.dtype.kind == "f" else array
+                for name, array in feeds.items()
+            }
+            yield model, varied, outputs
+
+
+def write_spool(spool: Path, kind: str, requests: int) -> float:
+    """Fills the spool; CPU seconds of the writing alone."""
+    from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord
+
+    writer = CaptureWriter(spool)
+    now = time.time_ns() // 1000
+    ids = [os.urandom(16).hex() for _ in range(2 * requests)]
+    source = captured(kind)
+    work = [(next(source), ids[2 * n], ids[2 * n + 1], now + 30 * n) for n in range(requests)]
+    began = time.process_time()
+    for (model, feeds, outputs), request_id, prediction_id, moment in work:
+        writer.write(
+            RequestRecord(kind, kind, request_id, prediction_id, moment, moment), model, feeds, outputs, 10_000
+        )
+    spent = time.process_time() - began
+    writer.close()
+    return spent
+
+
+def cost(kind: str, requests: int, rounds: int) -> None:
+    """Prints the CPU seconds a million of writing and of shipping, the best of the rounds, and what came of it."""
+    from mlflow_deploy_plugin.agent.ship import Shipper
+
+    spent = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="onnxserve-shipping-", dir="/dev/shm") as folder:
+            writing = write_spool(Path(folder, "spool"), kind, requests)
+            bytes_in = sum(path.stat().st_size for path in Path(folder, "spool").iterdir())
+            shipper = Shipper(Path(folder, "spool"), str(Path(folder, "log")))
+            began = time.process_time()
+            rows = shipper.ship()
+            spent.append((time.process_time() - began, writing))
+            files = list(Path(folder, "log").rglob("*.parquet"))
+            bytes_out = sum(path.stat().st_size for path in files)
+    assert rows == requests, (rows, requests)
+    shipping, writing = (min(values) * 1e6 / requests for values in zip(*spent, strict=True))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(
+        f"{kind:8}  writing {writing:5.2f} s  shipping {shipping:5.2f} s a million; {bytes_in / requests:.0f} B a "
+        f"request in the spool, {bytes_out / requests:.0f} B in the log, {len(files)} files; peak memory {peak} MiB"
+    )
+
+
+def busy(kind: str, seconds: float) -> None:
+    """Prints requests per second, and the share of its core that the agent took meanwhile."""
+    import psutil
+
+    shown = {"numbers": "1 x 30 dataframe_split", "flights": "flight dataframe_split"}[kind]
+    path, body = next((path, body) for name, _, path, _, body in request_path.bodies() if name == shown)
+    port = 18_431
+    with tempfile.TemporaryDirectory(prefix="onnxserve-shipping-", dir="/dev/shm") as folder:
+        script = Path(folder, "post.lua")
+        script.write_text(
+            f'wrk.method = "POST"\nwrk.body = {json.dumps(body.decode())}\n'
+            'wrk.headers["Content-Type"] = "application/json"\n'
+        )
+        command = ["taskset", "-c", "0", sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve"]
+        command += ["-m", str(request_path.MODELS / kind), "-p", str(port), "-w", "1"]
+        with Path(folder, "server.log").open("wb") as log:
+            server = subprocess.Popen(
+                [*command, "--state-dir", str(Path(folder, "state"))],
+                env={**os.environ, "ONNXSERVE_HOME": str(Path(folder, "home"))},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            _wait_until_ready(server, Path(folder, "server.log"))
+            tree = psutil.Process(server.pid).children(recursive=True)
+            agent = next(process for process in tree if "mlflow_deploy_plugin.agent" in process.cmdline())
+            asking = ["taskset", "-c", "1", "wrk", "-t1", "-c8", "-s", str(script), f"http://127.0.0.1:{port}{path}"]
+            subprocess.run([*asking, f"-d{SETTLING_SECONDS:.0f}"], check=True, capture_output=True)
+            before = _spent(agent)
+            answered = subprocess.run([*asking, f"-d{seconds:.0f}"], check=True, capture_output=True, text=True).stdout
+            share = (_spent(agent) - before) / seconds
+            rate = next(line.split()[1] for line in answered.splitlines() if line.startswith("Requests/sec"))
+            memory = agent.memory_info().rss / 2**20
+            waiting = sum(path.stat().st_size for path in Path(folder, "state", "spool").iterdir()) / 2**20
+            print(
+                f"{kind:8}  {rate} requests/s; the agent takes {share:.1%} of their core and {memory:.0f} MiB; "
+                f"{waiting:.0f} MiB wait in the spool"
+            )
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(timeout=60)
+
+
+def _spent(process: Any) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _wait_until_ready(server: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while "onnxserve: " not in log.read_text():
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"the server does not start: {log.read_text()[-600:]}")
+        time.sleep(0.1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--busy", action="store_true")
+    parser.add_argument("--seconds", type=float, default=12.0)
+    options = parser.parse_args()
+    if not (request_path.MODELS / "flights").is_dir():
+        subprocess.run([sys.executable, request_path.__file__, "--make-models"], check=True)
+    for kind in KINDS:
+        cost(kind, options.requests, options.rounds)
+    for kind in KINDS if options.busy else ():
+        busy(kind, options.seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Reading the spool by the batch: what the agent ships, without a Python object for each request.
+
+Requests of one layout lie in a segment as frames whose parts have the same order and mostly the same size, so numpy
+takes each part of all of them in one call: a million requests of 30 floats cost a second instead of fifteen. The
+figures are in benchmarks/RESULTS.md; `capture.read_segment` reads the same one by one, and a test holds both equal.
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import orjson
+
+from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.server.capture import (
+    FRAME,
+    MAGIC,
+    REQUEST_KIND,
+    CapturedModel,
+    payload_at,
+    read_layout,
+)
+
+_HEAD = np.dtype(
+    [
+        ("kind", "S1"),
+        ("layout", "<u4"),
+        ("rows", "<u4"),
+        ("event_time", "<i8"),
+        ("received_time", "<i8"),
+        ("request_length", "<u2"),
+        ("prediction_length", "<u2"),
+    ]
+)
+"""The beginning of a request's payload: `REFERRING`, then what `packing.Packer` puts before the ids."""
+_MICROSECONDS_AN_HOUR = 3600 * 1_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """[N] strings in UTF-8: the bytes of all, and [N + 1] int32 where each begins, as Arrow has them."""
+
+    content: Array
+    bounds: Array
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedBatch:
+    """N requests of one layout with `rows` rows each, whose event times lie in one hour; the oldest first.
+
+    Attributes:
+        hour: hours since 1970 (UTC).
+        offsets: [N] int64, with the segment's name what tells doubles.
+        event_times / received_times: [N] int64, microseconds since 1970 (UTC).
+        feeds / outputs: [N * rows, …] by name, as in `capture.CapturedRequest`.
+    """
+
+    model: CapturedModel
+    endpoint: str
+    variant: str
+    hour: int
+    rows: int
+    offsets: Array
+    event_times: Array
+    received_times: Array
+    request_ids: Texts
+    prediction_ids: Texts
+    feeds: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+def read_batches(segment: Path, start: int = 0) -> tuple[list[CapturedBatch], int]:
+    """What `capture.read_segment` gives, in batches, and where to go on the next time. Holds the segment in memory.
+
+    Raises:
+        OSError: the segment cannot be read.
+        ValueError, KeyError, TypeError: it makes no sense, though every frame is whole.
+    """
+    with segment.open("rb") as file:
+        file.seek(start)
+        content = file.read()
+        begins, end = _whole_frames(content)
+        requests, heads = _request_heads(content, begins)
+        hours = heads["event_time"] // _MICROSECONDS_AN_HOUR
+        models: dict[int, CapturedModel] = {}
+        layouts: dict[int, tuple[CapturedModel, Any]] = {}
+        batches = []
+        for group in _groups(heads["layout"], heads["rows"], hours):
+            offset = int(heads["layout"][group[0]])
+            if offset not in layouts:
+                layouts[offset] = read_layout(partial(_payload_in, file), offset, models)
+            batches.append(
+                _batch(content, requests[group], heads[group], int(hours[group[0]]), start, *layouts[offset])
+            )
+    return sorted(batches, key=lambda batch: int(batch.offsets[0])), start + end
+
+
+def _whole_frames(content: bytes) -> tuple[Array, int]:
+    """[N] int64: where the frames begin, up to the first that is torn or not yet whole, and where that begins."""
+    begins = []
+    length, last = len(content), len(content) - FRAME.size
+    unpack, size, checksum_of = FRAME.unpack_from, FRAME.size, zlib.crc32
+    offset = 0
+    while offset <= last:
+        magic, payload_length, checksum = unpack(content, offset)
+        stop = offset + size + payload_length
+        # of a copy of the bytes: that is made faster than a view of them
+        if magic != MAGIC or stop > length or checksum_of(content[offset + size : stop]) != checksum:
+            break
+        begins.append(offset)
+        offset = stop
+    return np.array(begins, dtype=np.int64), offset
+
+
+def _payload_in(file: IO[bytes], offset: int) -> memoryview | None:
+    """What a frame holds that may lie before where the reading began."""
+    file.seek(offset)
+    head = file.read(FRAME.size)
+    if len(head) < FRAME.size:
+        return None
+    _, length, _ = FRAME.unpack(head)
+    return payload_at(head + file.read(length), 0)
+
+
+def _request_heads(content: bytes, begins: Array) -> tuple[Array, Array]:
+    """[N] int64 and [N] `_HEAD`: the requests among the frames, and their heads."""
+    kinds = np.frombuffer(content, np.uint8)[begins + FRAME.size]
+    requests = begins[kinds == ord(REQUEST_KIND)]
+    if len(requests) and requests[-1] + FRAME.size + _HEAD.itemsize > len(content):
+        raise ValueError("a request has no room for its head")
+    return requests, _taken(content, requests + FRAME.size, _HEAD.itemsize).view(_HEAD)
+
+
+def _groups(*keys: Array) -> Iterator[Array]:
+    """[n] places at which all keys are equal, ascending, for each of their combinations."""
+    if not len(keys[0]):
+        return
+    order = np.lexsort(keys)
+    is_new = np.zeros(len(order) - 1, dtype=bool)
+    for key in keys:
+        ordered = key[order]
+        is_new |= ordered[1:] != ordered[:-1]
+    yield from np.split(order, np.flatnonzero(is_new) + 1)
+
+
+def _batch(
+    content: bytes, begins: Array, heads: Array, hour: int, start: int, model: CapturedModel, layout: Mapping[str, Any]
+) -> CapturedBatch:
+    rows = int(heads["rows"][0])
+    position = begins + (FRAME.size + _HEAD.itemsize)
+    ids = []
+    for name in ("request_length", "prediction_length"):
+        lengths = heads[name].astype(np.int64)
+        ids.append(_texts(content, position, lengths))
+        position = position + lengths
+    sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}}
+    for side, arrays in sides.items():
+        for name, dtype, inner in layout[side]:
+            shape = (len(begins) * rows, *inner)
+            if dtype == "str":
+                lengths = _taken(content, position, 4).view("<u4").astype(np.int64)
+                arrays[name] = _strings(content, position + 4, lengths, 1 + len(inner)).reshape(shape)
+                position = position + 4 + lengths
+            else:
+                length = rows * prod(inner) * np.dtype(dtype).itemsize
+                arrays[name] = _taken(content, position, length).view(dtype).reshape(shape)
+                position = position + length
+    return CapturedBatch(
+        model,
+        layout["endpoint"],
+        layout["variant"],
+        hour,
+        rows,
+        begins + start,
+        np.ascontiguousarray(heads["event_time"]),
+        np.ascontiguousarray(heads["received_time"]),
+        ids[0],
+        ids[1],
+        sides["feeds"],
+        sides["outputs"],
+    )
+
+
+def _taken(content: bytes, begins: Array, length: int) -> Array:
+    """[N * length] uint8: `length` bytes from each of the places on.
+
+    A view of every stretch of that length as one item lets numpy copy them without an index for each byte.
+    """
+    if not length or not len(begins):
+        return np.empty(0, dtype=np.uint8)
+    if begins[-1] + length > len(content):
+        raise ValueError("an array ends beyond its frame")
+    stretches: Array = np.ndarray((len(content) - length + 1,), f"V{length}", content, strides=(1,))
+    return stretches[begins].view(np.uint8)
+
+
+def _texts(content: bytes, begins: Array, lengths: Array) -> Texts:
+    bounds = np.zeros(len(begins) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=bounds[1:])
+    if (lengths == lengths[0]).all():
+        return Texts(_taken(content, begins, int(lengths[0])), bounds)
+    return Texts(np.frombuffer(b"".join(_pieces(content, begins, lengths)), np.uint8), bounds)
+
+
+def _strings(content: bytes, begins: Array, lengths: Array, depth: int) -> Array:
+    """[values] objects: the strings of JSON lists that are nested `depth` deep. What is equal is parsed once."""
+    pieces = _pieces(content, begins, lengths)
+    parsed = {piece: _flat(orjson.loads(piece), depth) for piece in set(pieces)}
+    return np.array(list(chain.from_iterable([parsed[piece] for piece in pieces])), dtype=object)
+
+
+def _flat(values: list[Any], depth: int) -> list[Any]:
+    for _ in range(depth - 1):
+        values = list(chain.from_iterable(values))
+    return values
+
+
+def _pieces(content: bytes, begins: Array, lengths: Array) -> list[bytes]:
+    return [content[begin:stop] for begin, stop in zip(begins.tolist(), (begins + lengths).tolist(), strict=True)]
