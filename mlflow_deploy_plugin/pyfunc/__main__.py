@@ -77,8 +77,8 @@ def _load(folder: Path) -> "Scorer | str":
         return Scorer.load(folder)
     except ImportError as error:
         needed = f"the Python package {error.name!r}" if error.name else one_line(error)
-        _log.exception("the model cannot be loaded")
-        return f"the model needs {needed}, which is not installed here: pip install -r {folder / 'requirements.txt'}"
+        _log.exception("the model cannot be loaded; what it needs is in %s", folder / "requirements.txt")
+        return f"the model needs {needed}, which is not installed here; the log says where its requirements.txt lies"
     except Exception as error:  # noqa: BLE001 - loading runs the model's code
         _log.exception("the model cannot be loaded")
         return f"MLflow cannot load the model: {one_line(error)}"
