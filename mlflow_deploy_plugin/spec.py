@@ -150,6 +150,12 @@ class ServerSpec(_Part):
     response_cache_bytes: int = Field(
         default=0, ge=0, description="Memory for answers that are given again to the same question; 0: none are kept."
     )
+    max_spool_bytes: int = Field(
+        default=1024**3,
+        ge=1024**2,
+        description="What captured requests may take on this disk while the inference log is down; those above it are "
+        "answered and not captured.",
+    )
     response_cache_seconds: int = Field(default=300, ge=1, le=86400, description="How long such an answer is kept.")
 
     @model_validator(mode="after")

@@ -30,6 +30,7 @@ _ROUND_SECONDS = 0.25
 _COMMAND_SECONDS = 0.05
 """Between two looks for a command: somebody waits for its answer."""
 _SHIP_SECONDS = 2.0
+_NICE = 10
 
 
 class _Following(threading.Thread):
@@ -81,6 +82,7 @@ def main() -> int:
 def _run(state_dir: Path, follow: bool, stop: threading.Event) -> int:
     settings = load_settings()
     limit_patience()
+    shipper = Shipper(state_dir / SPOOL, settings.inference_log)
     follower = Follower(
         state_dir,
         MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
@@ -88,12 +90,15 @@ def _run(state_dir: Path, follow: bool, stop: threading.Event) -> int:
         follow,
         clock=time.monotonic,
         wall_clock=time.time,
+        shipping=lambda: shipper.state,
     )
-    shipper = Shipper(state_dir / SPOOL, settings.inference_log)
     following = _Following(follower, stop)
     following.start()
+    # Of a core that it shares with workers, shipping is to have what they leave. On Linux this is about this thread and
+    # those that it starts, not `following`: somebody waits for a version that is promoted, or rolled back.
+    os.nice(_NICE)
     while not stop.wait(_SHIP_SECONDS):
-        shipper.ship()
+        shipper.round()
     shipper.ship()
     return 1 if following.failed else 0
 

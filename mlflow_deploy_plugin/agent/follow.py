@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.server.state import (
     SPEC,
     WANTED,
     AgentState,
+    ShippingState,
     Wanted,
     WantedEndpoint,
     WorkerState,
@@ -58,6 +59,7 @@ class Follower:
         clock: monotonic seconds.
         wall_clock: seconds since 1970, for agent.json.
         uniform: random between two numbers, to spread the polls of many agents.
+        shipping: how shipping goes, which stands in agent.json too.
     """
 
     state_dir: Path
@@ -67,6 +69,7 @@ class Follower:
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
     uniform: Callable[[float, float], float] = random.uniform
+    shipping: Callable[[], ShippingState] = ShippingState
 
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
@@ -103,6 +106,7 @@ class Follower:
             checked_at=self.wall_clock() if looked or self._written is None else self._written.checked_at,
             error=self._errors(),
             fatal=fatal,
+            shipping=self.shipping(),
         )
         self._report(state)
         return state

@@ -59,7 +59,7 @@ def open_server(state_dir: Path) -> Server:
     spec = read_server_spec(state_dir)
     threads = spec.intra_op_num_threads or max(1, available_cores() // spec.workers)
     metrics = Metrics()
-    capture = CaptureWriter(state_dir / SPOOL, metrics.count_capture)
+    capture = CaptureWriter(state_dir / SPOOL, metrics.count_capture, max_bytes=spec.max_spool_bytes)
     load = partial(
         load_warm,
         device=spec.device,

@@ -10,6 +10,7 @@ The worker holds an flock on its open segment; the kernel lets go of it however 
 (`is_released`) when a segment will not grow any more. A frame that was torn by a crash ends the segment for its reader.
 """
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -26,8 +27,9 @@ from typing import Any
 
 import orjson
 
-from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.schema import Array, Schema
+from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.server.captured_model import CapturedModel as CapturedModel
+from mlflow_deploy_plugin.server.captured_model import described_model, read_model
 from mlflow_deploy_plugin.server.packing import Packer, unpack
 from mlflow_deploy_plugin.server.packing import RequestRecord as RequestRecord
 
@@ -43,19 +45,7 @@ REFERRING = struct.Struct("<cI")  # kind, offset of the frame that this one need
 MAGIC = b"OXS2"
 MODEL_KIND, LAYOUT_KIND, REQUEST_KIND = b"M", b"L", b"R"
 _LOG_SECONDS = 60.0
-
-
-@dataclass(frozen=True, eq=False)
-class CapturedModel:
-    """What binds the arrays of a captured request to names; `as_rows(schema, prediction, feeds, outputs)` takes it.
-
-    `eq=False`: one object a loaded version, compared by identity.
-    """
-
-    model: str
-    version: str
-    schema: Schema
-    prediction: tuple[str, ...]
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +70,9 @@ class CaptureWriter:
 
     Args:
         count: called with whether a request was written.
-        clock: seconds, for the log's one line a minute.
+        clock: monotonic seconds, for the log's one line a minute and the one look at the spool a second.
+        max_bytes: of the spool, with what other workers have written; above it nothing is captured until the agent has
+            shipped something. What is written between two looks may come on top.
     """
 
     def __init__(
@@ -88,8 +80,12 @@ class CaptureWriter:
         spool: Path,
         count: Callable[[bool], None] = lambda is_written: None,
         clock: Callable[[], float] = time.monotonic,
+        max_bytes: int = 1024**3,
     ) -> None:
         self._spool = spool
+        self._max_bytes = max_bytes
+        self._is_full = False
+        self._look_at = float("-inf")
         self._count = count
         self._clock = clock
         self._lock = threading.Lock()
@@ -126,13 +122,19 @@ class CaptureWriter:
             self._close()
 
     def _append(self, model: CapturedModel, layout: bytes, packed: bytes) -> None:
+        if (now := self._clock()) >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            self._is_full = spool_bytes(self._spool) >= self._max_bytes
+        if self._is_full:
+            self._close()  # the agent removes no segment that is held
+            raise OSError(f"the spool holds the {self._max_bytes} bytes that it may; does the inference log take them?")
         if self._file < 0 or self._size + len(packed) > MAX_SEGMENT_BYTES:
             self._close()
             self._open()
         offset = self._layouts.get((model, layout))
         if offset is None:
             if model not in self._models:
-                self._models[model] = self._write_frame(MODEL_KIND + _described(model))
+                self._models[model] = self._write_frame(MODEL_KIND + described_model(model))
             offset = self._write_frame(REFERRING.pack(LAYOUT_KIND, self._models[model]) + layout)
             self._layouts[model, layout] = offset
         self._write_frame(REFERRING.pack(REQUEST_KIND, offset) + packed)
@@ -183,6 +185,19 @@ class CaptureWriter:
 def segments(spool: Path) -> list[Path]:
     """The segments in the spool, the oldest first."""
     return sorted(spool.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def spool_bytes(spool: Path) -> int:
+    """What the files in the spool hold together, shipped or not; 0 where there is none."""
+    held = 0
+    try:
+        with os.scandir(spool) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # the agent removes what it has shipped
+                    held += entry.stat().st_size
+    except FileNotFoundError:
+        return 0
+    return held
 
 
 def shipped_bytes(segment: Path) -> int:
@@ -251,7 +266,7 @@ def read_layout(
     payload = _needed(payload_of(offset))
     _, model_offset = REFERRING.unpack_from(payload)
     if model_offset not in models:
-        models[model_offset] = _read_model(_needed(payload_of(model_offset)))
+        models[model_offset] = read_model(_needed(payload_of(model_offset))[1:])
     return models[model_offset], orjson.loads(payload[REFERRING.size :])
 
 
@@ -259,29 +274,3 @@ def _needed(payload: memoryview | None) -> memoryview:
     if payload is None:
         raise ValueError("a frame names another that is not there")
     return payload
-
-
-def _described(model: CapturedModel) -> bytes:
-    """Without what the schema has worked out from its fields, which orjson would write as well."""
-    schema = {name: getattr(model.schema, name) for name in ("columns", "tensors", "inputs")}
-    return orjson.dumps(
-        {"model": model.model, "version": model.version, "schema": schema, "prediction": model.prediction}
-    )
-
-
-def _read_model(payload: memoryview) -> CapturedModel:
-    document = orjson.loads(payload[1:])
-    schema = document["schema"]
-    inputs = (
-        Input(e["name"], e["dtype"], tuple(e["shape"]), tuple(e["columns"]), e["missing"]) for e in schema["inputs"]
-    )
-    return CapturedModel(
-        document["model"],
-        document["version"],
-        Schema(
-            tuple(Column(**entry) for entry in schema["columns"]),
-            tuple(Tensor(e["name"], e["dtype"], tuple(e["shape"])) for e in schema["tensors"]),
-            tuple(inputs),
-        ),
-        tuple(document["prediction"]),
-    )
