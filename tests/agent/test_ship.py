@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -235,3 +236,115 @@ def test_tensors_of_different_lengths_become_nested_lists(
         [[6.0, 7.0], [8.0, 9.0], [10.0, 11.0]],
     ]
     assert [row["prediction"] for row in found] == [0, 0, 0, 0]
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def patient(tmp_path: Path, clock: Clock) -> Shipper:
+    return Shipper(tmp_path / "spool", str(tmp_path / "log"), clock)
+
+
+def test_a_segment_that_grows_is_left_to_grow_for_ten_seconds(
+    writer: CaptureWriter, patient: Shipper, clock: Clock
+) -> None:
+    shipped = []
+    for second in range(0, 14, 2):
+        clock.now = float(second)
+        write(writer, str(second), ["AA"])
+        shipped.append(patient.round())
+    assert shipped == [0, 0, 0, 0, 0, 6, 0]
+
+
+def test_a_segment_that_has_stopped_growing_is_shipped_in_the_next_round(
+    writer: CaptureWriter, patient: Shipper
+) -> None:
+    write(writer, "a", ["AA"])
+    assert [patient.round() for _ in range(3)] == [0, 1, 0]
+    write(writer, "b", ["AA"])
+    assert [patient.round() for _ in range(3)] == [0, 1, 0]
+
+
+def test_a_segment_that_its_worker_let_go_of_is_shipped_at_once(writer: CaptureWriter, patient: Shipper) -> None:
+    write(writer, "a", ["AA"])
+    writer.close()
+    assert patient.round() == 1
+
+
+def test_a_log_that_is_down_is_told_and_asked_less_and_less_often(
+    patient: Shipper, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    (tmp_path / "log").touch()
+    for name in "ab":
+        writer = CaptureWriter(tmp_path / "spool")
+        write(writer, name, ["AA"])
+        writer.close()
+    failed = []
+    for second in range(60):
+        clock.now = float(second)
+        before = patient._retry_at
+        assert patient.round() == 0
+        if patient._retry_at != before:
+            failed.append(second)
+    assert failed == [0, 2, 6, 14, 30]
+    assert patient.state.error.startswith(f"the inference log {tmp_path / 'log'} cannot be written: ")
+    assert len(caplog.records) == 1
+
+    (tmp_path / "log").unlink()
+    clock.now = 60.0
+    assert (patient.round(), patient.state.error) == (2, "")
+    assert caplog.messages[1:] == ["the inference log is written again"]
+
+
+def test_a_torn_end_is_counted_and_logged(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in "ab":
+        write(writer, name, ["AA"])
+    writer.close()
+    (segment,) = (tmp_path / "spool").glob("*.seg")
+    (_, last), end = read_segment(segment)
+    os.truncate(segment, end - 3)
+    assert shipper.ship() == 1
+    assert shipper.state.torn_segments == 1
+    lost = end - 3 - last.offset
+    assert caplog.messages == [f"the last {lost} bytes of segment {segment.stem} are no whole frame, and are lost"]
+
+
+def test_the_last_few_segments_that_make_no_sense_are_kept_and_all_are_counted(
+    shipper: Shipper, tmp_path: Path
+) -> None:
+    for number in range(6):
+        writer = CaptureWriter(tmp_path / "spool")
+        write(writer, "a", ["AA"])
+        writer.close()
+        (segment,) = (tmp_path / "spool").glob("*.seg")
+        (request,), _ = read_segment(segment)
+        segment.write_bytes(segment.read_bytes()[request.offset :])
+        os.utime(segment, (number, number))
+        shipper.ship()
+    kept = {path.stat().st_mtime for path in (tmp_path / "spool").glob("*.broken")}
+    assert (kept, shipper.state.broken_segments) == ({2, 3, 4, 5}, 6)
+
+
+def test_requests_that_are_alike_make_one_file_whatever_came_between(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    for number in range(30):
+        write(writer, f"r{number}", ["AA"] * (1 + number % 3))
+    assert shipper.ship() == 60
+    assert len(files(tmp_path)) == 1
+    found = {(row["_request_id"], row["_row"]) for row in rows(tmp_path)}
+    assert found == {(f"r{number}", row) for number in range(30) for row in range(1 + number % 3)}

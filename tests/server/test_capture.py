@@ -221,3 +221,27 @@ def test_empty_text_and_no_rows_of_text_are_kept(tmp_path: Path) -> None:
     outputs: dict[str, Any] = {"y": np.empty((3, 0), dtype=object)}
     assert writer.write(RECORD, MODEL, FEEDS, outputs, 100)
     assert len(read_segment(segments(tmp_path)[0])[0]) == 1
+
+
+def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted: list[bool] = []
+    now = [0.0]
+    writer = CaptureWriter(tmp_path, counted.append, lambda: now[0], max_bytes=1500)
+    (tmp_path / "of another worker").write_bytes(bytes(1000))
+    while writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100):
+        now[0] += 1.0
+    assert len(counted) > 1
+    assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    assert [record.message for record in caplog.records] == [
+        "requests are not captured: the spool holds the 1500 bytes that it may; does the inference log take them?"
+    ]
+    (segment,) = segments(tmp_path)
+    assert is_released(segment)  # else the agent could not remove it, and it would stay full
+
+    segment.unlink()
+    assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    now[0] += 1.0
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    assert counted[-4:] == [False, False, False, True]
