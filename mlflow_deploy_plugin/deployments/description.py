@@ -39,6 +39,7 @@ def describe(deployment: Deployment) -> dict[str, Any]:
         "weight": variant.weight,
         "shadow": variant.shadow,
         "error": seen.errors.get(deployment.name) or seen.registry_error,
+        "shipping_error": seen.shipping_error,
         "pid": seen.pid or "",
         "workers": {pid: f"{wanted.model if wanted else ''} {one.version or 'nothing'}" for pid, one in loaded.items()},
         "started": _shown(seen.started_at),

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.server.state import (
     WANTED,
     AgentState,
     LoadedVariant,
+    ShippingState,
     Wanted,
     WorkerState,
     read_state,
@@ -310,3 +311,15 @@ def test_a_second_variant_that_does_not_load_leaves_the_first_one_serving(case: 
     state = follower.round()
     assert not state.fatal
     assert state.error == "models:/tiny/3: version 3 cannot be loaded: bad graph"
+
+
+def test_how_shipping_goes_stands_beside_how_following_goes(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    for state in (ShippingState(error="the log is down"), ShippingState(torn_segments=1)):
+        follower.shipping = lambda state=state: state  # type: ignore[misc]
+        follower.round()
+        written = read_state(case.state_dir / AGENT, AgentState)
+        assert written is not None
+        assert (written.shipping, written.error) == (state, "")

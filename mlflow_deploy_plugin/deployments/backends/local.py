@@ -108,6 +108,7 @@ def observe(spec: EndpointSpec, settings: Settings) -> Observation:
         workers=report.workers,
         errors=report.errors,
         registry_error=agent.error if agent is not None else "",
+        shipping_error=agent.shipping.error if agent is not None else "",
         log=log,
     )
 

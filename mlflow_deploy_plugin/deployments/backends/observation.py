@@ -21,6 +21,7 @@ class Observation:
         workers: the accounts of the living workers.
         errors: variant → why a worker could not load the wanted version; what it had before goes on answering.
         registry_error: why the agent's last look at the registry failed.
+        shipping_error: why captured requests do not get into the inference log.
         log: where the server's log is.
     """
 
@@ -33,4 +34,5 @@ class Observation:
     workers: tuple[WorkerState, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)
     registry_error: str = ""
+    shipping_error: str = ""
     log: str = ""
