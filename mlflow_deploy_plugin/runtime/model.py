@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ class OnnxModel:
         self.artifact = artifact if artifact.inputs else _bind_to_graph(artifact, session)
         self.schema: Schema = compile_schema(self.artifact.columns, self.artifact.tensors, self.artifact.inputs)
         self._output_names = [output.name for output in self.artifact.outputs]
-        self._looked_at = 1 if self.artifact.columns else None  # columns are of one length, and may be many
+        self._has_columns = bool(self.artifact.columns)
         self._large_run = shrinking_run() if session.get_providers() == ["CPUExecutionProvider"] else None
 
     @classmethod
@@ -68,16 +67,24 @@ class OnnxModel:
             InferenceError: the graph refuses the input.
         """
         names = list(outputs) if outputs is not None else self._output_names
+        options = self._large_run if self._is_large(feeds) else None
         try:
-            looked_at = islice(feeds.values(), self._looked_at)
-            is_large = any(array.shape[:1] > _SMALL_RUN for array in looked_at)
-            values = self._session.run(names, feeds, self._large_run if is_large else None)
+            values = self._session.run(names, feeds, options)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
             raise InferenceError(f"the model cannot compute this input: {describe(error)}") from None
-        return {
-            name: _objects(value) if isinstance(value, list) else value
-            for name, value in zip(names, values, strict=True)
-        }
+        for position, value in enumerate(values):
+            if type(value) is list:
+                values[position] = _objects(value)
+        return dict(zip(names, values, strict=True))
+
+    def _is_large(self, feeds: Feeds) -> bool:
+        """Whether a run needs so much memory that it is to be given back; of columns, one says it for all."""
+        for array in feeds.values():
+            if array.shape[:1] > _SMALL_RUN:
+                return True
+            if self._has_columns:
+                return False
+        return False
 
     def prediction(self, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
         """What `predict` answers: the bare array of the one prediction output, or a mapping of several.

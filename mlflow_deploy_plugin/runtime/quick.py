@@ -137,6 +137,8 @@ class Quick:
         target = self._targets[0]
         try:
             with np.errstate(over="raise"):
+                if type(rows) is list and dtype == np.float64 and target.dtype == np.float32:
+                    return {target.name: np.asarray(rows, dtype=np.float32)}  # rounds once, as by way of the double
                 return {target.name: np.asarray(rows, dtype=dtype).astype(target.dtype, order="C", copy=False)}
         except (OverflowError, FloatingPointError):
             return None

@@ -5,7 +5,6 @@ of the variant. HTTP (`http/routes.py`) does exactly this; other transports do t
 """
 
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +18,13 @@ from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.runtime.values import shown
 from mlflow_deploy_plugin.server.cache import ResponseCache, question_key
 from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord
+from mlflow_deploy_plugin.server.ids import new_id
 from mlflow_deploy_plugin.server.repository import LoadedVersion, Repository, ServedVariant
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferRequest:
-    """Named arrays for one endpoint.
+    """Named arrays for one endpoint. Nothing changes it, nor an answer: to be frozen would cost a microsecond each.
 
     Attributes:
         id: the caller's, or made by the transport; it may repeat.
@@ -46,7 +46,7 @@ class InferRequest:
     arrived: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferResponse:
     """The answer of exactly one version. `prediction_id` is made here and never repeats: feedback joins on it.
 
@@ -156,16 +156,16 @@ class DataPlane:
         self, variant: ServedVariant, request: InferRequest, arrived: int, computed: BodyAnswer, is_cached: bool | None
     ) -> InferResponse:
         """The answer, once it is in the spool."""
-        prediction_id = os.urandom(16).hex()
+        prediction_id = new_id()
         if computed.feeds and variant.capture.fraction > self._draw():
             self._capture.write(
                 RequestRecord(
-                    endpoint=variant.endpoint,
-                    variant=variant.name,
-                    request_id=request.id,
-                    prediction_id=prediction_id,
-                    event_time=arrived if request.event_time is None else request.event_time,
-                    received_time=arrived,
+                    variant.endpoint,
+                    variant.name,
+                    request.id,
+                    prediction_id,
+                    arrived if request.event_time is None else request.event_time,
+                    arrived,
                 ),
                 variant.loaded.captured,
                 computed.feeds,

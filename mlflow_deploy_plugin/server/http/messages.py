@@ -1,6 +1,5 @@
 """A request and an answer without a framework, and what their headers mean."""
 
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.server.ids import new_id
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -64,7 +64,7 @@ def refused(path: str, error: OnnxserveError, headers: dict[str, str] | None = N
 def request_id(headers: Mapping[str, str]) -> str:
     """The caller's `X-Request-Id` where it is fit to be sent back (1–128 visible ASCII characters), else a new one."""
     given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+    return given if given and _REQUEST_ID.fullmatch(given) else new_id()
 
 
 def event_time(headers: Mapping[str, str]) -> int | None:

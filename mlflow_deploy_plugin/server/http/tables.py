@@ -3,7 +3,7 @@
 JSON and CSV are MLflow's and go the short way; Arrow, Parquet, JSON Lines and numpy's arrays are ours.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
@@ -30,12 +30,16 @@ def invocations(server: Server, request: RawRequest, endpoint: str | None = None
 
 def protocol_of(server: Server, request: RawRequest) -> Protocol:
     """How this body is read and answered."""
-    given, wanted = _named(request.headers.get("content-type")), _wanted(request.headers.get("accept"))
+    return _protocol(request.headers.get("content-type"), request.headers.get("accept"), server.max_body_bytes)
+
+
+@lru_cache(maxsize=256)
+def _protocol(content_type: str | None, accept: str | None, limit: int) -> Protocol:
+    given, wanted = _named(content_type), _wanted(accept)
     if given in (JSON, CSV) and wanted in (None, JSON):
         return INVOCATIONS
     answered = wanted or (given if given in _TABLES else JSON)
-    read = partial(_read, answered=answered, limit=server.max_body_bytes)
-    return Protocol(INVOCATIONS.name, read)
+    return Protocol(INVOCATIONS.name, partial(_read, answered=answered, limit=limit))
 
 
 def _named(content_type: str | None) -> str:

@@ -126,7 +126,10 @@ V2_ROW = b'{"inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", "data"
 
 def test_v2_says_what_is_served(server: Server) -> None:
     document = json.loads(ask(server, "/v2", "GET").body)
-    assert (document["name"], document["extensions"]) == ("onnxserve", ["binary_tensor_data"])
+    assert (document["name"], document["extensions"]) == (
+        "onnxserve",
+        ["binary_tensor_data", "model_configuration", "model_repository", "statistics"],
+    )
     assert document["version"]
     metadata = {
         "name": "f",
