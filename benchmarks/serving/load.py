@@ -1,6 +1,8 @@
 """A load client: closed loop (the next request when the answer is there) and open loop (requests at fixed times).
 
-It reads answers on uvloop without a library between, so that one core asks faster than any server here answers. Every
+It reads answers on uvloop without a library between, so that one core asks faster than any server here answers, and
+never sleeps: on a virtual machine, to wake a core that sleeps costs the server tens of microseconds, which only servers
+too slow to keep the client busy would pay (the same server: 6,800 requests/s asked by a sleeper, 9,200 by this). Every
 answer is checked: its status is 200 and it holds the expected bytes. In the open loop latency counts from the time at
 which a request was to be sent, not from when a connection was free: a server that stalls is charged for all that waited
 (Gil Tene's "coordinated omission").
@@ -119,6 +121,16 @@ def answer_length(answer: bytes | bytearray) -> int | None:
     return None if last < 0 else last + 5
 
 
+def _stay_awake() -> None:
+    """Until the loop ends it looks for answers again and again, and never waits for one."""
+    loop = asyncio.get_running_loop()
+
+    def again() -> None:
+        loop.call_soon(again)
+
+    again()
+
+
 async def _open(target: Target, count: int, on_answer: Callable[[_Connection, bool], None]) -> list[_Connection]:
     loop = asyncio.get_running_loop()
     opened = [
@@ -146,6 +158,7 @@ async def _closed_loop(target: Target, count: int, seconds: float, warm_up: floa
             connection.send(now)
 
     connections = await _open(target, count, on_answer)
+    _stay_awake()
     for connection in connections:
         connection.send(clock())
     while clock() < end or (len(latencies) < _LEAST_ANSWERS and clock() < end + _PATIENCE):
@@ -185,7 +198,8 @@ async def _open_loop(target: Target, count: int, seconds: float, rate: float) ->
                 idle.popleft().send(due)
             else:
                 waiting.append(due)
-        await asyncio.sleep(min(0.0005, max(0.0, begin + sent / rate - clock())))
+        await asyncio.sleep(0)
+    _stay_awake()
     give_up = clock() + _PATIENCE
     while len(latencies) < planned and clock() < give_up:
         await asyncio.sleep(0.01)
