@@ -61,6 +61,15 @@ def test_a_request_is_a_span_below_its_callers(
         "onnxserve.version": "1",
         "onnxserve.prediction_id": answer.headers["X-Prediction-Id"],
     }
+    parts = [part for part in received.spans if part.parent_span_id == span.span_id]
+    assert [part.name for part in sorted(parts, key=lambda part: part.start_time_unix_nano)] == [
+        "decode",
+        "infer",
+        "encode",
+    ]
+    assert all(
+        span.start_time_unix_nano - 1_000_000 <= part.start_time_unix_nano <= part.end_time_unix_nano for part in parts
+    )
     (other,) = received.named("POST /invocations")
     assert attributes(other)["http.response.status_code"] == refused.status_code == 400
     assert other.trace_id.hex() != TRACE

@@ -91,9 +91,16 @@ def _predictions(
     server: Server, request: RawRequest, protocol: Protocol, variant: ServedVariant, headers: dict[str, str]
 ) -> tuple[RawResponse, Mapping[str, Array]]:
     """The answer of this variant, and the outputs that it is made of; what the answer is called goes into `headers`."""
+    began = time.perf_counter()
     question, asked = ask(request, protocol, variant, headers)
+    decoded = time.perf_counter()
     response = server.dataplane.infer(variant, asked)
-    return tell(question, variant, response, headers), response.outputs
+    computed = time.perf_counter()
+    result = tell(question, variant, response, headers)
+    if server.tracer:
+        marks = [("decode", began), ("infer", decoded), ("encode", computed), ("", time.perf_counter())]
+        server.tracer.phases(marks)
+    return result, response.outputs
 
 
 def ask(
