@@ -76,9 +76,11 @@ def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> byt
     try:
         body = stream.read(limit + 1 if content_length is None else content_length) if is_small else b""
     except OSError:
+        _give_up(stream)
         raise InvalidRequest("the body broke off, did not arrive in time, or is not in valid chunks") from None
     if not is_small or len(body) > limit:
-        _drain(stream, content_length)
+        if not _drain(stream, content_length):
+            _give_up(stream)
         raise BodyTooLarge(f"the body is larger than this server's limit of {limit} bytes")
     if content_length is not None and len(body) < content_length:
         raise InvalidRequest(f"only {len(body)} of the {content_length} bytes of the body arrived in time")
@@ -89,15 +91,22 @@ def _flask_response(response: RawResponse) -> Response:
     return Response(response.body, response.status, response.headers, content_type=response.content_type)
 
 
-def _drain(stream: IO[bytes], content_length: int | None) -> None:
-    """Reads what a client still sends of a body that is refused, in small pieces, up to a bound.
+def _give_up(stream: IO[bytes]) -> None:
+    """Says that the end of the body is not known: a server that lets it be said (`http/gthread.py`) then closes."""
+    getattr(stream, "give_up", lambda: None)()
+
+
+def _drain(stream: IO[bytes], content_length: int | None) -> bool:
+    """Reads what a client still sends of a body that is refused, in small pieces, up to a bound: whether to its end.
 
     A client that is cut off while it sends sees a reset connection instead of the 413.
     """
     if content_length is not None and content_length > _DRAIN_BYTES:
-        return
+        return False
     deadline = time.monotonic() + _DRAIN_SECONDS
     drained = 0
     with contextlib.suppress(OSError):
         while drained < _DRAIN_BYTES and time.monotonic() < deadline and (piece := stream.read(65536)):
             drained += len(piece)
+        return drained < _DRAIN_BYTES and time.monotonic() < deadline
+    return False

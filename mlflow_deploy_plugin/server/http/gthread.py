@@ -8,6 +8,9 @@ And it waits for ever for the rest of a request that a client has begun, and for
 silent clients as there are threads, and nobody is served any more; here a request has to be whole after `timeout`
 seconds, however its bytes trickle in, and a client has to take something of its answer in as many. And it closes
 connections in its main thread, where it waits up to 2 s for each client to do the same; here nothing waits.
+
+And a request that came together with the one before it waits there until the client sends something more: it lies in
+the parser's buffer, and the selector hears nothing of it.
 """
 
 import contextlib
@@ -53,6 +56,20 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             return super().handle(conn)
         finally:
             del self._begun[conn]
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """As gunicorn's; the application may give up a body (`http/app.py`), and with it the connection: nobody knows
+        where the next request begins."""
+        req.body.give_up = req.force_close
+        return super().handle_request(req, conn)
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        """As gunicorn's, but what has come already of the next request is read at once."""
+        goes_on = not fs.cancelled() and fs.exception() is None and fs.result() is True
+        if goes_on and _holds_bytes(conn):
+            self.enqueue_req(conn)
+        else:
+            super().finish_request(conn, fs)
 
     def murder_pending(self) -> None:
         """Runs once a second in the main thread. A request that has come whole does not notice the end of listening."""
@@ -102,6 +119,12 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             connection.timeout = 0.0
         self.murder_keepalived()
         self.murder_pending()
+
+
+def _holds_bytes(conn: Any) -> bool:
+    """Whether bytes of the connection lie in the parser's buffer, or in that of TLS."""
+    pending = getattr(conn.sock, "pending", None)
+    return bool(conn.parser.unreader.buf.getbuffer().nbytes or (pending and pending()))
 
 
 def _close(connection: socket.socket, graceful: bool = False) -> None:
