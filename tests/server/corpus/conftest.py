@@ -1,0 +1,81 @@
+"""One server a worker class, small enough that its bounds are cheap to reach."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.server.state import read_workers
+from mlflow_deploy_plugin.spec import ServerSpec
+from support.waiting import free_port
+from tests.server.corpus.routes import MAX_BODY_BYTES, VERTEX, VERTEX_HEALTH
+from tests.server.corpus.wire import Wire
+
+WORKERS = ("fast", "gthread")
+SERVER = {"max_body_bytes": MAX_BODY_BYTES, "request_timeout_seconds": 3, "threads": 12}
+_VERTEX = {"AIP_HTTP_PORT": "8080", "AIP_PREDICT_ROUTE": VERTEX, "AIP_HEALTH_ROUTE": VERTEX_HEALTH}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A server that the corpus is sent to."""
+
+    running: Any
+    wire: Wire
+    grpc_port: int
+
+    @property
+    def pids(self) -> set[int]:
+        return {state.pid for state in read_workers(self.running.state_dir)}
+
+    @property
+    def log(self) -> str:
+        text: str = self.running.log.read_text()
+        return text
+
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any) -> Start:
+    """Starts a server with the endpoints of `routes.py`; keywords are fields of its spec.
+
+    `config` stands in for gunicorn's configuration file.
+    """
+
+    @contextmanager
+    def started(worker_class: str, config: Path | None = None, **fields: Any) -> Iterator[Tried]:
+        state_dir = tmp_path_factory.mktemp(worker_class)
+        folders = {"flights": "mixed", "tensor": "tensor", "single": "single"}
+        endpoints = {name: {"v": tools.variant(model_folders[kind])} for name, kind in folders.items()}
+        tools.want(state_dir, 1, endpoints)
+        server = {**SERVER, "worker_class": worker_class, **fields}
+        document = {"name": "flights", "variants": {"v": {"model": "models:/m/1"}}, "server": server}
+        (state_dir / "spec.yaml").write_text(yaml.safe_dump(document))
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in _VERTEX.items():
+                patch.setitem(os.environ, name, value)
+            with tools.gunicorn(state_dir, ServerSpec.model_validate(server), config) as running:
+                secrets = [str(state_dir).encode(), str(model_folders["mixed"].parent).encode()]
+                port = int(running.url.rpartition(":")[2])
+                yield Tried(running, Wire(worker_class, port, secrets), server.get("grpc_port", 0))
+
+    return started
+
+
+@pytest.fixture(scope="session")
+def tried(start: Start) -> Iterator[dict[str, Tried]]:
+    """The server of each worker class; at the end the same workers live, and no traceback is in a log."""
+    with ExitStack() as stack:
+        servers = {kind: stack.enter_context(start(kind, grpc_port=free_port())) for kind in WORKERS}
+        before = {kind: server.pids for kind, server in servers.items()}
+        yield servers
+        for kind, server in servers.items():
+            assert server.pids == before[kind], server.log
+            assert "Traceback" not in server.log

@@ -1,0 +1,125 @@
+"""Requests as bytes on a socket, and what comes back."""
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import IO, Any
+
+from tests.server.corpus.case import AnyCase, Route
+
+PATIENCE_SECONDS = 8.0
+"""After which an answer counts as never given."""
+_SECRETS = (b"Traceback", b'File "', b"site-packages", b"/python3", b".py", b"mlflow_deploy_plugin", b"onnxserve-")
+"""What no answer to a bad request shows; what the request holds itself it may."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Refused(AssertionError):
+    """The server answered a bad request otherwise than it should, or the good one behind it."""
+
+
+def read_answer(stream: IO[bytes], has_body: bool = True) -> Answer | None:
+    """The next answer; None: the server has closed the connection."""
+    line = stream.readline()
+    while line.startswith(b"HTTP/1.1 100 "):
+        stream.readline()
+        line = stream.readline()
+    if not line:
+        return None
+    headers: dict[str, str] = {}
+    while (field := stream.readline()) not in (b"\r\n", b""):
+        name, _, value = field.decode("latin-1").partition(": ")
+        headers[name.lower()] = value.rstrip("\r\n")
+    body = stream.read(int(headers.get("content-length", 0))) if has_body else b""
+    return Answer(int(line.split()[1]), headers, body)
+
+
+class Wire:
+    """One server, asked by bytes."""
+
+    def __init__(self, kind: str, port: int, secrets: Iterable[bytes] = ()) -> None:
+        self._ending = ("both", kind)
+        self._address = ("127.0.0.1", port)
+        self._secrets = (*_SECRETS, *secrets)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self._address, timeout=PATIENCE_SECONDS)
+
+    def check_good(self, route: Route) -> None:
+        """The good request of the route gets its right answer."""
+        with self.connect() as connection, connection.makefile("rb") as stream:
+            connection.sendall(route.request())
+            check_right(route, read_answer(stream))
+
+    def check(self, case: AnyCase, route: Route, comes_first: bool = False) -> None:
+        """The case is refused as it should, and a good request to the same route then gets its right answer.
+
+        Args:
+            comes_first: a good request is sent together with the case, before it.
+        """
+        with self.connect() as connection, connection.makefile("rb") as stream:
+            with contextlib.suppress(OSError):  # what is refused may be cut off while it is sent
+                connection.sendall((route.request() if comes_first else b"") + case.sent(route))
+            if comes_first:
+                check_right(route, read_answer(stream))
+            answer = self._read(stream)
+            if answer is None:
+                raise Refused("no answer at all")
+            check_refusal(case, route, answer, self._secrets)
+            closes = answer.headers.get("connection", "").lower() == "close"
+            if closes and self._read(stream) is not None:
+                raise Refused("the connection goes on, and said that it does not")
+            if not closes and case.ends in self._ending:
+                raise Refused("the connection goes on")
+            if not closes:
+                connection.sendall(route.request())
+                check_right(route, read_answer(stream))
+        if closes:
+            self.check_good(route)
+
+    def _read(self, stream: IO[bytes]) -> Answer | None:
+        try:
+            return read_answer(stream)
+        except TimeoutError:
+            raise Refused("no answer in time") from None
+        except OSError:
+            return None
+
+
+def check_right(route: Route, answer: Answer | None) -> None:
+    if answer is None:
+        raise Refused("the good request is not answered")
+    if answer.status != route.status or route.right not in answer.body:
+        raise Refused(f"the good request is answered by {answer.status} {answer.body[:300]!r}")
+
+
+def check_refusal(case: AnyCase, route: Route, answer: Answer, secrets: Iterable[bytes] = _SECRETS) -> None:
+    """The status, the form and the words of a refusal."""
+    shown = answer.body[:300]
+    if answer.status != case.status:
+        raise Refused(f"{answer.status} in place of {case.status}: {shown!r}")
+    try:
+        document: Any = json.loads(answer.body)
+    except ValueError:
+        raise Refused(f"not JSON: {shown!r}") from None
+    forms = [{"error"} if route.has_short_errors else {"error_code", "message"}]
+    if case.form == "any" or case.ends != "no":  # refused before its path is known
+        forms = [{"error"}, {"error_code", "message"}]
+    if document.keys() not in forms:
+        raise Refused(f"an error of another form: {shown!r}")
+    message = str(document.get("message", document.get("error")))
+    if not 8 < len(message) < 3000 or "\n" in message:
+        raise Refused(f"a message of {len(message)} characters: {shown!r}")
+    if missing := [word for word in case.words if word not in message]:
+        raise Refused(f"the message lacks {missing}: {shown!r}")
+    sent = case.sent(route)
+    if told := [secret for secret in secrets if secret in answer.body and secret not in sent]:
+        raise Refused(f"the message tells {told}: {shown!r}")
