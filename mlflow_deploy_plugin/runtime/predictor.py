@@ -32,6 +32,16 @@ class Predictor(Protocol):
         ...
 
 
+@runtime_checkable
+class Remote(Protocol):
+    """A predictor that computes in a process of its own, which may be away."""
+
+    @property
+    def absence(self) -> str:
+        """Why it cannot be asked just now; empty: it can."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Body:
     """The body of a request that the version reads itself, since not all that it takes has a form as arrays."""

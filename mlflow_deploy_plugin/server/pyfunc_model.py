@@ -68,6 +68,11 @@ class PyfuncModel:
         """The side process that answers now; None: it is being started anew."""
         return self._process.pid
 
+    @property
+    def absence(self) -> str:
+        """Why the side process cannot be asked just now; empty: it can."""
+        return self._process.absence
+
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """The named outputs (default: all) for feeds made by `schema`.
 

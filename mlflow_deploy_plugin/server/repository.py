@@ -17,7 +17,7 @@ from pathlib import Path
 from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.batcher import Batcher
-from mlflow_deploy_plugin.runtime.predictor import Predictor
+from mlflow_deploy_plugin.runtime.predictor import Predictor, Remote
 from mlflow_deploy_plugin.server import routing
 from mlflow_deploy_plugin.server.capture import CapturedModel
 from mlflow_deploy_plugin.server.state import (
@@ -62,6 +62,11 @@ class LoadedVersion:
     @property
     def is_batched(self) -> bool:
         return self.batcher is not None
+
+    @property
+    def absence(self) -> str:
+        """Why it cannot answer just now, though it is loaded; empty: it can."""
+        return self.predictor.absence if isinstance(self.predictor, Remote) else ""
 
 
 @dataclass(frozen=True)
@@ -208,7 +213,7 @@ class Repository:
         if self._generation is None:
             return "no model is loaded yet; ask again in a moment"
         table = self._table
-        if not table or any(served.answering for served in table.values()):
+        if not table or any(not one.loaded.absence for served in table.values() for one in served.answering):
             return ""
         return self.why_silent(next(iter(table)))
 
@@ -336,8 +341,10 @@ class Repository:
 
     def why_silent(self, endpoint: str) -> str:
         """Why no version of the endpoint answers."""
-        errors = self._errors.get(endpoint, {})
-        reasons = "; ".join(f"{variant}: {error}" for variant, error in errors.items())
+        served = self._table.get(endpoint)
+        away = {name: variant.loaded.absence for name, variant in served.variants.items()} if served else {}
+        errors = away | self._errors.get(endpoint, {})
+        reasons = "; ".join(f"{variant}: {error}" for variant, error in errors.items() if error)
         return f"endpoint {endpoint!r} has no version that answers" + (f": {reasons}" if reasons else "")
 
 

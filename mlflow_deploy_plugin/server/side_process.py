@@ -132,7 +132,7 @@ class SideProcess:
         try:
             running = self._running
             if running is None:
-                raise NotReady(f"the process of this model {self._why}; ask again in a moment", 1)
+                raise NotReady(self._told(), 1)
             return self._exchange(running, question)
         finally:
             self._asking.release()
@@ -145,10 +145,18 @@ class SideProcess:
                 running.kill()
 
     @property
+    def absence(self) -> str:
+        """Why there is no process to ask; empty: there is one."""
+        return "" if self._running else self._told()
+
+    @property
     def pid(self) -> int | None:
         """The process that answers now; None: there is none."""
         running = self._running
         return running.pid if running else None
+
+    def _told(self) -> str:
+        return f"the process of this model {self._why}; ask again in a moment"
 
     def _exchange(self, running: _Running, question: Message) -> Message:
         deadline = time.monotonic() + self._answer_seconds

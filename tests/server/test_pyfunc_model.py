@@ -151,6 +151,23 @@ def test_a_model_that_ends_or_hangs_is_started_anew(ask: Callable[..., RawRespon
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers again")
 
 
+def test_an_endpoint_whose_process_is_away_is_not_ready(
+    pyfunc_folders: dict[str, Path], serve_here: Any, tools: Any
+) -> None:
+    server = serve_here({"e": {"v": tools.variant(pyfunc_folders["troubled"])}})
+
+    def get(path: str) -> RawResponse:
+        return answer(server, RawRequest("GET", path, {}, b""))
+
+    wait_until(lambda: get("/ping").status == 200, 60, "the pyfunc")
+    psutil.Process(server.repository.lease("e", 0.0).loaded.predictor.pid).kill()
+    wait_until(lambda: get("/ping").status == 503, what="the end to be noticed")
+    for path in ("/ping", "/v2/models/e/ready", "/v2/models/e/versions/1/ready"):
+        response = get(path)
+        assert (response.status, "was killed by SIGKILL and is started anew" in message(response)) == (503, True)
+    wait_until(lambda: get("/ping").status == get("/v2/models/e/ready").status == 200, 60, "the process")
+
+
 def test_rows_are_captured_as_columns(ask: Callable[..., RawResponse], server: Server, tmp_path: Path) -> None:
     response = ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]})
     spool = server.capture._spool

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mlflow_deploy_plugin.errors import NotReady
 from mlflow_deploy_plugin.server import metrics
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response
@@ -9,7 +10,7 @@ from mlflow_deploy_plugin.server.protocols import v2
 
 
 def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
-    """200 with `body` when every endpoint can answer, else 503 with the reason."""
+    """200 with `body` when what is wanted is loaded and some endpoint can answer, else 503 with the reason."""
     if reason := server.repository.not_ready():
         return error_response(request.path, 503, "TEMPORARILY_UNAVAILABLE", reason)
     return RawResponse(200, body)
@@ -40,7 +41,8 @@ def v2_model(server: Server, request: RawRequest, endpoint: str, version: str | 
 
 
 def v2_model_ready(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
-    server.dataplane.lease(endpoint, version)
+    if absence := server.dataplane.lease(endpoint, version).loaded.absence:
+        raise NotReady(absence)
     return RawResponse(200, v2.model_ready(endpoint))
 
 
