@@ -10,14 +10,13 @@ import threading
 import time
 import uuid
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
-
+from mlflow_deploy_plugin.server.exposition import prometheus_text, read_families
 from mlflow_deploy_plugin.server.repository import Table
 from mlflow_deploy_plugin.server.tally import Tally
 
@@ -176,22 +175,22 @@ class Metrics:
 
     def page(self) -> bytes:
         """The values of all workers in Prometheus' text format."""
-        summed = CollectorRegistry()
-        MultiProcessCollector(summed, str(self._folder))  # type: ignore[no-untyped-call]
-        return generate_latest(summed)
+        return prometheus_text(read_families(self._folder))
 
     def statistics(self) -> dict[tuple[str, str, str], Statistics]:
         """What each (endpoint, model, version) has done, summed over all workers, as V2's statistics need it."""
-        summed: dict[tuple[str, str, str], dict[str, float]] = {}
-        for family in MultiProcessCollector(None, str(self._folder)).collect():  # type: ignore[no-untyped-call]
-            for sample in family.samples:
-                for field in _STATISTICS.get(sample.name, ()):
-                    labels: Mapping[str, str] = sample.labels
-                    if field == "failures" and _is_success(labels["status"]):
-                        continue
-                    values = summed.setdefault((labels["endpoint"], labels["model"], labels["version"]), {})
-                    known = values.get(field, 0)
-                    values[field] = max(known, sample.value) if field == "last_request" else known + sample.value
+        summed: dict[tuple[str, str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for family in read_families(self._folder):
+            if (fields := _STATISTICS.get(family.name)) is None:
+                continue
+            for series in family.series.values():
+                labels = series.labels
+                values = summed[labels["endpoint"], labels["model"], labels["version"]]
+                values[fields[0]] += series.value
+                if fields[1:] == ("batches",):
+                    values["batches"] += series.count
+                elif fields[1:] == ("failures",) and not _is_success(labels["status"]):
+                    values["failures"] += series.value
         return {
             labels: Statistics(**{k: v if k.endswith(("seconds", "request")) else int(v) for k, v in values.items()})  # type: ignore[arg-type]
             for labels, values in summed.items()
@@ -253,15 +252,14 @@ class Metrics:
 
 
 _STATISTICS: dict[str, tuple[str, ...]] = {
-    "onnxserve_requests_total": ("requests", "failures"),
-    "onnxserve_request_duration_seconds_sum": ("request_seconds",),
+    "onnxserve_requests": ("requests", "failures"),
+    "onnxserve_request_duration_seconds": ("request_seconds",),
     "onnxserve_last_request_timestamp_seconds": ("last_request",),
-    "onnxserve_batch_rows_sum": ("rows",),
-    "onnxserve_batch_rows_count": ("batches",),
-    "onnxserve_queue_seconds_sum": ("queue_seconds",),
-    "onnxserve_compute_seconds_sum": ("compute_seconds",),
+    "onnxserve_batch_rows": ("rows", "batches"),
+    "onnxserve_queue_seconds": ("queue_seconds",),
+    "onnxserve_compute_seconds": ("compute_seconds",),
 }
-"""The samples of the page that V2's statistics are made of."""
+"""The metrics that V2's statistics are made of: the field of a series' value, and another that it adds to."""
 
 
 def _is_success(status: str) -> bool:
