@@ -14,6 +14,7 @@ the parser's buffer, and the selector hears nothing of it.
 """
 
 import contextlib
+import errno
 import socket
 import struct
 import time
@@ -61,7 +62,10 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         """As gunicorn's; the application may give up a body (`http/app.py`), and with it the connection: nobody knows
         where the next request begins."""
         req.body.give_up = req.force_close
-        return super().handle_request(req, conn)
+        try:
+            return super().handle_request(req, conn)
+        except BlockingIOError:  # SO_SNDTIMEO (`init_process`); gunicorn would log it as an error of the server
+            raise BrokenPipeError(errno.EPIPE, "the client takes nothing of its answer") from None
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """As gunicorn's, but what has come already of the next request is read at once."""
