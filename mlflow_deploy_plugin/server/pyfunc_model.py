@@ -45,6 +45,12 @@ class PyfuncModel:
         self._process = process
         known = artifact.outputs or tuple(outputs) or (Output(PREDICTION, "float64", (-1,)),)
         names = tuple(output.name for output in known)
+        if artifact.outputs:
+            self._expected = f"its signature says {_listed(names)}"
+        elif outputs:
+            self._expected = f"to its own example it answered {_listed(names)}"
+        else:
+            self._expected = "which neither its signature nor an input example says"
         self.artifact = replace(artifact, outputs=known, prediction=names)
         self.schema = schema_of(artifact)
         weakref.finalize(self, process.close)
@@ -89,8 +95,7 @@ class PyfuncModel:
             computed = {known[0]: next(iter(computed.values()))}
         if computed.keys() != set(known):
             raise InferenceError(
-                f"the model answers {_listed(computed)}, its signature says {_listed(known)}; "
-                "send it to /invocations, as JSON or CSV"
+                f"the model answers {_listed(computed)}, {self._expected}; send it to /invocations, as JSON or CSV"
             )
         return {name: computed[name] for name in (known if outputs is None else outputs)}
 
