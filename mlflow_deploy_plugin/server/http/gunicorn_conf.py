@@ -91,7 +91,7 @@ def post_worker_init(worker: Any) -> None:
 
     The worker's class calls `grpc.drain()` when it is told to end, so that both drain at the same time.
     """
-    from mlflow_deploy_plugin.server.assembly import read_server_spec  # it imports prometheus_client
+    from mlflow_deploy_plugin.server.assembly import read_server_spec  # it imports numpy
 
     _wait_until_loaded(worker)
     spec = read_server_spec(Path(os.environ[STATE_DIR]))
