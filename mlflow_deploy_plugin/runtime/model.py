@@ -1,5 +1,6 @@
 """OnnxModel: one loaded version as a function of named arrays."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,8 +61,10 @@ class OnnxModel:
         artifact = read_artifact(folder)
         return cls(artifact, open_session(artifact.onnx_file, device, intra_op_num_threads, kept_graphs))
 
-    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
         """Computes the named outputs (default: all) for feeds made by `schema`; arrays by ONNX output name.
+
+        A graph is computed by as many threads as ask, so that nothing waits for `deadline`.
 
         Raises:
             InferenceError: the graph refuses the input.

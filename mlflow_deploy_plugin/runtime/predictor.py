@@ -1,5 +1,6 @@
 """What the data plane asks of a loaded version, however it computes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -19,11 +20,15 @@ class Predictor(Protocol):
     artifact: Artifact
     schema: Schema
 
-    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
         """Computes the named outputs (default: all) for feeds made by `schema`.
+
+        Args:
+            deadline: in `time.perf_counter()`: what has to wait for its turn gives up then.
 
         Raises:
             InferenceError: the model refuses the input.
+            DeadlineExceeded: its turn did not come.
         """
         ...
 
@@ -68,8 +73,8 @@ class BodyAnswer:
 class BodyReader(Protocol):
     """A predictor that reads bodies of `/invocations` itself: one whose artifact has the flavor python_function."""
 
-    def answer(self, body: Body) -> BodyAnswer:
-        """Reads, computes and writes.
+    def answer(self, body: Body, deadline: float = math.inf) -> BodyAnswer:
+        """Reads, computes and writes; `deadline` as for `Predictor.run`.
 
         Raises:
             InvalidRequest, UnsupportedMediaType: the body cannot be read, or does not fit the model.

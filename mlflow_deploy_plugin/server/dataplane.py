@@ -192,7 +192,7 @@ class DataPlane:
                 raise TypeError(f"version {loaded.version} of {loaded.model} reads no bodies itself")
             _check_deadline(deadline)
             began = time.perf_counter()
-            answered = loaded.predictor.answer(request.body)
+            answered = loaded.predictor.answer(request.body, deadline)
             rows = max((len(array) for array in answered.feeds.values()), default=1)
             seconds = time.perf_counter() - began
             self._count_batch(variant.endpoint, rows, 0.0, seconds, loaded.model, loaded.version)
@@ -213,7 +213,7 @@ class DataPlane:
             return loaded.batcher.run(request.inputs, request.outputs, deadline, count)
         _check_deadline(deadline)
         began = time.perf_counter()
-        outputs = loaded.predictor.run(request.inputs, request.outputs)
+        outputs = loaded.predictor.run(request.inputs, request.outputs, deadline)
         seconds = time.perf_counter() - began
         first = next(iter(request.inputs.values()), None)
         count(len(first) if first is not None and first.ndim else 1, 0.0, seconds)

@@ -1,6 +1,7 @@
 """PyfuncModel: one loaded version without an ONNX form, as a function of named arrays and of bodies."""
 
 import logging
+import math
 import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,7 +80,7 @@ class PyfuncModel:
         """Why the side process cannot be asked just now; empty: it can."""
         return self._process.absence
 
-    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
         """The named outputs (default: all) for feeds made by `schema`.
 
         Raises:
@@ -88,7 +89,7 @@ class PyfuncModel:
         """
         if self.artifact.undescribed:
             raise SchemaMismatch(self.artifact.undescribed)
-        answer = self._ask(Message("predict", arrays={"feeds": feeds}))
+        answer = self._ask(Message("predict", arrays={"feeds": feeds}), deadline)
         computed = dict(answer.arrays["outputs"])
         known = self.artifact.prediction
         if len(computed) == 1 and len(known) == 1:
@@ -103,19 +104,19 @@ class PyfuncModel:
         """The bare array of a single output, a mapping of several."""
         return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
-    def answer(self, body: Body) -> BodyAnswer:
+    def answer(self, body: Body, deadline: float = math.inf) -> BodyAnswer:
         """The answer of MLflow's own scoring functions to a body of `/invocations`.
 
         Raises:
             InvalidRequest, UnsupportedMediaType, InferenceError: as MLflow refuses it.
             NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.ask`.
         """
-        answer = self._ask(Message("invocations", {"content_type": body.content_type}, body=body.content))
+        answer = self._ask(Message("invocations", {"content_type": body.content_type}, body=body.content), deadline)
         arrays = answer.arrays
         return BodyAnswer(answer.body, dict(arrays.get("feeds", {})), dict(arrays.get("outputs", {})))
 
-    def _ask(self, question: Message) -> Message:
-        answer = self._process.ask(question)
+    def _ask(self, question: Message, deadline: float) -> Message:
+        answer = self._process.ask(question, deadline)
         if answer.kind == "refused":
             raise _REFUSALS[answer.fields["what"]](answer.fields["message"])
         return answer

@@ -9,6 +9,7 @@ when the keeper, that is its parent thread, has gone. It leads a process group, 
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -119,15 +120,18 @@ class SideProcess:
             raise InvalidArtifact(str(first.fields["message"]) if first else f"the process of this model {self._why}")
         return first
 
-    def ask(self, question: Message) -> Message:
-        """The answer of the process.
+    def ask(self, question: Message, deadline: float = math.inf) -> Message:
+        """The answer of the process; by `deadline`, in `time.perf_counter()`, its turn has to have come.
 
         Raises:
             NotReady: it is being started, or has ended over this question.
-            DeadlineExceeded: it did not answer in time, and is killed.
+            DeadlineExceeded: its turn did not come in time; or it did not answer in time, and is killed.
             TooManyRequests: others have been asking all that time.
         """
-        if not self._asking.acquire(timeout=self._answer_seconds):
+        patience = max(0.0, min(self._answer_seconds, deadline - time.perf_counter()))
+        if not self._asking.acquire(timeout=patience):
+            if patience < self._answer_seconds:
+                raise DeadlineExceeded("the request's time was up before the model was free; nothing was computed")
             raise TooManyRequests(f"the model was busy with other requests for {self._answer_seconds:.0f} s", 1)
         try:
             running = self._running

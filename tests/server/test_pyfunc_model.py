@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,12 @@ import pytest
 import requests
 import yaml
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, InvalidArtifact
+from mlflow_deploy_plugin.runtime.predictor import Body
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.capture import read_segment, segments
+from mlflow_deploy_plugin.server.dataplane import InferRequest
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.server.pyfunc_model import PyfuncModel
@@ -119,7 +122,7 @@ def test_outputs_that_nothing_says_are_not_laid_to_the_signature(
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     model = PyfuncModel.load(read_served_artifact(folder), 10.0)
     feeds = model.schema.from_columns({"a": [[1.0, 2.0]], "b": [10]})
-    with pytest.raises(InferenceError, match="answers 'sum', 'twice', which neither .* nor an input example says"):
+    with pytest.raises(InferenceError, match=r"answers 'sum', 'twice', which neither .* nor an input example says"):
         model.run(feeds)
 
 
@@ -166,6 +169,23 @@ def test_a_model_that_ends_or_hangs_is_started_anew(ask: Callable[..., RawRespon
     assert ask(path, trouble(what)).status == status
     assert ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]}).status == 200
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers again")
+
+
+@pytest.mark.parametrize("has_body", [True, False])
+def test_a_request_whose_time_is_up_behind_another_is_not_computed(
+    server: Server, ask: Callable[..., RawResponse], has_body: bool
+) -> None:
+    path = "/endpoints/troubled/invocations"
+    wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
+    variant = server.dataplane.lease("troubled")
+    feeds = variant.loaded.predictor.schema.from_columns({"do": ["ok"]})
+    body = Body("application/json", json.dumps(trouble("ok")).encode()) if has_body else None
+    request = InferRequest("r", "troubled", feeds, parameters={"timeout": 50_000}, body=body)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(ask, path, trouble("hang"))
+        wait_until(variant.loaded.predictor._process._asking.locked, what="the first request")
+        with pytest.raises(DeadlineExceeded, match="nothing was computed"):
+            server.dataplane.infer(variant, request)
 
 
 def test_an_endpoint_whose_process_is_away_is_not_ready(

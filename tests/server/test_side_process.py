@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -164,6 +165,18 @@ def test_questions_wait_for_each_other_but_not_for_ever(new_process: Start) -> N
         thread.join(30)
     assert DeadlineExceeded in refused
     assert len(refused) == 3
+
+
+def test_a_question_whose_time_is_up_before_its_turn_is_not_asked(new_process: Start) -> None:
+    process = new_process(answer_seconds=20.0)
+    process.start()
+    with ThreadPoolExecutor() as pool:
+        hanging = pool.submit(process.ask, Message("hang"))
+        wait_until(process._asking.locked, what="the first question")
+        with pytest.raises(DeadlineExceeded, match="nothing was computed"):
+            process.ask(Message("echo"), time.perf_counter() + 0.05)
+        process.close()
+        assert isinstance(hanging.exception(30), NotReady)
 
 
 def test_it_does_not_outlive_the_one_that_keeps_it(tmp_path: Path) -> None:
