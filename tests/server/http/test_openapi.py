@@ -113,6 +113,16 @@ def test_what_the_server_refuses_does_not_fit_the_schema(server: Server, body: d
     assert refusal.status == 400
 
 
+@pytest.mark.parametrize(
+    "inputs", [[{"carrier": "AA", "distance": 1, "hour": 1, "late": True}], {"carrier": ["AA"]}, [["AA", 1, 1]]]
+)
+def test_what_tensorflow_serving_refuses_does_not_fit_its_schema(server: Server, inputs: Any) -> None:
+    path = "/v1/models/flights:predict"
+    body = {"inputs": inputs}
+    assert not jsonschema_rs.Draft202012Validator(body_schema(fetched(server), path)).is_valid(body)
+    assert ask(server, path, "POST", json.dumps(body).encode(), "application/json").status == 400
+
+
 def test_labels_are_an_enumeration_of_the_classes(server: Server) -> None:
     schemas = fetched(server)["components"]["schemas"]
     assert schemas["flights.invocations_answer"]["properties"]["predictions"]["items"] == {"enum": ["no", "yes"]}

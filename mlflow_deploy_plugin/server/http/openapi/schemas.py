@@ -108,8 +108,9 @@ def azure_schema(schema: Schema) -> JsonSchema:
 
 
 def tfserving_schema(schema: Schema) -> JsonSchema:
-    """The body of TensorFlow Serving's `:predict`: rows, or columns and tensors by name."""
-    forms = {"instances": _rows_schema(schema), "inputs": _named_or_rows(schema)} if schema.names else {"instances": {}}
+    """The body of TensorFlow Serving's `:predict`: rows, or columns and tensors by name, but no records among them."""
+    by_column = {"anyOf": [_named_schema(schema), *_unnamed_schemas(schema)]}
+    forms = {"instances": _rows_schema(schema), "inputs": by_column} if schema.names else {"instances": {}}
     signature: JsonSchema = {"type": "string", "enum": ["", "serving_default"]}
     return {
         "oneOf": [
@@ -250,25 +251,32 @@ def _split_schema(schema: Schema) -> JsonSchema:
 
 def _named_or_rows(schema: Schema) -> JsonSchema:
     """Columns or tensors by name, one record, records, or rows."""
+    return {"anyOf": [_named_schema(schema), _rows_schema(schema)]}
+
+
+def _named_schema(schema: Schema) -> JsonSchema:
     named: JsonSchema = {"type": "object", "title": "values by name", "minProperties": 1}
     if schema.columns:
         named["required"] = [column.name for column in schema.columns if column.required]
     elif len(schema.tensors) > 1:
         named["required"] = list(schema.names)
         named["properties"] = {tensor.name: tensor_schema(tensor) for tensor in schema.tensors}
-    return {"anyOf": [named, _rows_schema(schema)]}
+    return named
 
 
 def _rows_schema(schema: Schema) -> JsonSchema:
     """Rows as objects or, without names, as lists."""
     records = {"type": "array", "items": record_schema(schema), "minItems": 1, "title": "records"}
+    return {"anyOf": [records, *_unnamed_schemas(schema)]} if schema.names else {"type": "array", "minItems": 1}
+
+
+def _unnamed_schemas(schema: Schema) -> list[JsonSchema]:
+    """Rows as lists, or the only tensor; none where several tensors have to be named."""
     if schema.columns:
-        rows: JsonSchema = {"type": "array", "items": _row_schema(schema), "minItems": 1, "title": "rows"}
-    elif len(schema.tensors) == 1:
-        rows = {**tensor_schema(schema.tensors[0]), "title": "the tensor"}
-    else:
-        return records if schema.names else {"type": "array", "minItems": 1}
-    return {"anyOf": [records, rows]}
+        return [{"type": "array", "items": _row_schema(schema), "minItems": 1, "title": "rows"}]
+    if len(schema.tensors) == 1:
+        return [{**tensor_schema(schema.tensors[0]), "title": "the tensor"}]
+    return []
 
 
 def _row_schema(schema: Schema) -> JsonSchema:
