@@ -1,6 +1,5 @@
 """One server a worker class, small enough that its bounds are cheap to reach."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec
-from support.waiting import free_port
+from support.waiting import wait_until
 from tests.server.corpus.routes import MAX_BODY_BYTES, VERTEX, VERTEX_HEALTH
 from tests.server.corpus.wire import Wire
 
@@ -27,7 +27,6 @@ class Tried:
 
     running: Any
     wire: Wire
-    grpc_port: int
 
     @property
     def pids(self) -> set[int]:
@@ -42,6 +41,30 @@ class Tried:
 Start = Callable[..., Any]
 
 
+def _write_state(folder: Path, model_folders: dict[str, Path], tools: Any, server: dict[str, Any]) -> None:
+    """What a server of `routes.py` finds in its state folder; `server` are fields of its spec."""
+    kinds = {"flights": "mixed", "tensor": "tensor", "single": "single"}
+    tools.want(folder, 1, {name: {"v": tools.variant(model_folders[kind])} for name, kind in kinds.items()})
+    document = {"name": "flights", "variants": {"v": {"model": "models:/m/1"}}, "server": server}
+    (folder / "spec.yaml").write_text(yaml.safe_dump(document))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any) -> Iterator[Any]:
+    """The server of `routes.py` in this process."""
+    folder = tmp_path_factory.mktemp("here")
+    _write_state(folder, model_folders, tools, SERVER)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _VERTEX.items():
+            patch.setenv(name, value)
+        server = open_server(folder)
+    try:
+        wait_until(lambda: not server.repository.not_ready(), what="the server")
+        yield server
+    finally:
+        server.close()
+
+
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any) -> Start:
     """Starts a server with the endpoints of `routes.py`; keywords are fields of its spec.
@@ -52,19 +75,15 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
     @contextmanager
     def started(worker_class: str, config: Path | None = None, **fields: Any) -> Iterator[Tried]:
         state_dir = tmp_path_factory.mktemp(worker_class)
-        folders = {"flights": "mixed", "tensor": "tensor", "single": "single"}
-        endpoints = {name: {"v": tools.variant(model_folders[kind])} for name, kind in folders.items()}
-        tools.want(state_dir, 1, endpoints)
         server = {**SERVER, "worker_class": worker_class, **fields}
-        document = {"name": "flights", "variants": {"v": {"model": "models:/m/1"}}, "server": server}
-        (state_dir / "spec.yaml").write_text(yaml.safe_dump(document))
+        _write_state(state_dir, model_folders, tools, server)
         with pytest.MonkeyPatch.context() as patch:
             for name, value in _VERTEX.items():
-                patch.setitem(os.environ, name, value)
+                patch.setenv(name, value)
             with tools.gunicorn(state_dir, ServerSpec.model_validate(server), config) as running:
                 secrets = [str(state_dir).encode(), str(model_folders["mixed"].parent).encode()]
                 port = int(running.url.rpartition(":")[2])
-                yield Tried(running, Wire(worker_class, port, secrets), server.get("grpc_port", 0))
+                yield Tried(running, Wire(worker_class, port, secrets))
 
     return started
 
@@ -73,7 +92,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
 def tried(start: Start) -> Iterator[dict[str, Tried]]:
     """The server of each worker class; at the end the same workers live, and no traceback is in a log."""
     with ExitStack() as stack:
-        servers = {kind: stack.enter_context(start(kind, grpc_port=free_port())) for kind in WORKERS}
+        servers = {kind: stack.enter_context(start(kind)) for kind in WORKERS}
         before = {kind: server.pids for kind, server in servers.items()}
         yield servers
         for kind, server in servers.items():

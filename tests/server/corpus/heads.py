@@ -110,6 +110,22 @@ NOT_FOUND: list[AnyCase] = [
         "a path of seven thousand characters": lambda path: f"/{'a' * 7000}{path}",
     }.items()
 ]
+_FLIGHTS = tuple(
+    route
+    for route in TREE_WIDE
+    if "/flights" in route.path and route.right != b"<html" and "/repository/" not in route.path
+)
+_VERSIONED = tuple(route for route in TREE_WIDE if "/versions/1" in route.path)
+UNKNOWN: list[AnyCase] = [
+    Case(name, "names of models", _at(change), 404, on, (word,))
+    for name, change, on, word in (
+        ("an endpoint that is not there", lambda path: path.replace("flights", "none"), _FLIGHTS, "'none'"),
+        ("an endpoint of 300 characters", lambda path: path.replace("flights", "n" * 300), _FLIGHTS, "nnn"),
+        ("an endpoint that is a way up", lambda path: path.replace("flights", "%2e%2e%5c"), _FLIGHTS, "'..\\\\'"),
+        ("a version that is not there", lambda path: path.replace("/versions/1", "/versions/99"), _VERSIONED, "'99'"),
+        ("a version that is a word", lambda path: path.replace("/versions/1", "/versions/one"), _VERSIONED, "'one'"),
+    )
+]
 METHODS: list[AnyCase] = [
     Case(f"the method {method}", "methods", _line(lambda _, path, m=method: b"%s %s HTTP/1.1" % (m, path)), 405, ALL)  # type: ignore[misc]
     for method in (b"DELETE", b"OPTIONS", b"TRACE", b"BREW")
@@ -255,6 +271,7 @@ CASES: list[AnyCase] = [
     *REQUEST_LINES,
     *TARGETS,
     *NOT_FOUND,
+    *UNKNOWN,
     *METHODS,
     *HOSTS,
     *FIELDS,

@@ -97,7 +97,7 @@ NUMPY: list[AnyCase] = _cases(
         "a header that runs code": _npy(b"{'descr': __import__('os').getcwd(), 'shape': (1, 3), }\n"),
         "a shape of a terabyte": _npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (999999999999, 3), }\n"),
         "a header of 60,000 bytes": _npy(
-            b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3), }" + b" " * 60_000
+            b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3), }" + b" " * 60_000 + b"\n", bytes(12)
         ),
         "another version of the format": _GOOD_NPY[:6] + b"\x09\0" + _GOOD_NPY[8:],
         "a matrix of another width": npy(np.float32([[1, 2]])),
@@ -108,7 +108,7 @@ NUMPY: list[AnyCase] = _cases(
 )
 
 _TABLE = table([RECORD])
-_WIDE = pa.table({name: pa.nulls(5_000_000) for name in RECORD})
+_WIDE = pa.table({name: pa.nulls(600_000) for name in RECORD})
 
 
 def _many(column: str, values: Any) -> pa.Table:
@@ -156,7 +156,7 @@ ARROW: list[AnyCase] = [
         413,
         "decompressed",
     ),
-    *_cases("rows of a table", reading("arrow"), {"five million rows of nothing": arrow_stream(_WIDE)}, 413, "5000000"),
+    *_cases("rows of a table", reading("arrow"), {"600,000 rows of nothing": arrow_stream(_WIDE)}, 413, "600000"),
     *_cases(
         "words of a dictionary",
         reading("arrow", "arrow file"),
@@ -192,9 +192,13 @@ ARROW: list[AnyCase] = [
     *_cases(
         "Parquet's footer",
         reading("parquet"),
-        {"a footer longer than the file": parquet_file(_TABLE)[:-8] + b"\xff\xff\xff\x7fPAR1"},
+        {
+            "a footer of a million bytes": b"PAR1" + bytes(1_100_000) + struct.pack("<I", 1_100_000) + b"PAR1",
+            "a footer longer than the file": parquet_file(_TABLE)[:-8] + b"\xff\xff\xff\x7fPAR1",
+        },
         400,
         "footer",
+        "at most",
     ),
 ]
 
@@ -253,9 +257,13 @@ REPOSITORY: list[AnyCase] = [
         "the repository",
         reading("parameters"),
         {
-            "parameters that are a list in a load": dump({"parameters": [1]}),
             "an unknown parameter of a load": _parameters(x="y"),
         },
+        400,
+        "known",
+    ),
+    *_cases(
+        "kinds of JSON", reading("parameters"), {"parameters of a command that are a list": dump({"parameters": [1]})}
     ),
     *_cases("the repository", reading("index"), {"ready that is a text": dump({"ready": "yes"})}),
     *_cases(

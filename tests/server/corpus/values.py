@@ -18,24 +18,24 @@ def _one(column: str, value: Any) -> Callable[[Route], bytes]:
 
 
 _WRONG: list[tuple[str, str, Any, tuple[str, ...]]] = [
-    ("a text for a number", "distance", "far", ("distance",)),
-    ("a number in a text", "distance", "1.5", ("distance",)),
+    ("a text for a number", "distance", "far", ("distance", "'far'")),
+    ("a number in a text", "distance", "1.5", ("distance", "'1.5'")),
     ("a list for a number", "distance", [1.0], ("distance",)),
     ("an object for a number", "distance", {"x": 1}, ("distance",)),
     ("a boolean for a number", "distance", True, ("distance",)),
-    ("a fraction for an integer", "hour", 3.5, ("hour",)),
-    ("null for an integer", "hour", None, ("hour",)),
+    ("a fraction for an integer", "hour", 3.5, ("hour", "3.5")),
+    ("null for an integer", "hour", None, ("hour", "null")),
     ("an integer of 64 bits and one", "hour", 2**63, ("hour",)),
     ("a negative integer of 65 bits", "hour", -(2**63) - 1, ("hour",)),
     ("an integer of four thousand digits", "hour", 10**4000, ()),
     ("NaN for an integer", "hour", float("nan"), ("hour",)),
     ("infinity for an integer", "hour", float("inf"), ("hour",)),
     ("a number beyond all floats for an integer", "hour", 1e300, ("hour",)),
-    ("a number for a boolean", "late", 1, ("late",)),
-    ("a text for a boolean", "late", "true", ("late",)),
-    ("null for a boolean", "late", None, ("late",)),
-    ("a number for a text", "carrier", 5, ("carrier",)),
-    ("null for a text", "carrier", None, ("carrier",)),
+    ("a number for a boolean", "late", 1, ("late", "1")),
+    ("a text for a boolean", "late", "true", ("late", "'true'")),
+    ("null for a boolean", "late", None, ("late", "null")),
+    ("a number for a text", "carrier", 5, ("carrier", "5")),
+    ("null for a text", "carrier", None, ("carrier", "null")),
     ("NaN for a text", "carrier", float("nan"), ("carrier",)),
     ("a deep list for a text", "carrier", [[[[[["AA"]]]]]], ("carrier",)),
     ("half a surrogate pair for a text", "carrier", "\ud800", ()),
@@ -64,6 +64,19 @@ def _doubled(route: Route) -> bytes:
     return route.good.replace(b'"late": true}', b'"late": true, "late": 5}')
 
 
+def _features(value: Any) -> Callable[[Route], bytes]:
+    return lambda route: dump({"features": value})
+
+
+def _always(body: bytes) -> Callable[[Route], bytes]:
+    return lambda route: body
+
+
+def _uneven(route: Route) -> bytes:
+    return route.good.replace(b"[100.5]", b"[100.5, 2]")
+
+
+_RECORD_ROUTES = reading("record")
 _ROW = list(RECORD.values())
 _SPLITS = reading("dataframe_split", "input_data")
 COLUMN_CASES: list[AnyCase] = [
@@ -87,6 +100,23 @@ COLUMN_CASES: list[AnyCase] = [
         reading("dataframe_records", "instances", "record", "records", "tf rows", "jsonl"),
         400,
         ("late",),
+    ),
+    *[
+        BodyCase(f"{name} for features", "rows", _features(value), _RECORD_ROUTES)
+        for name, value in {
+            "a number": 1,
+            "two values": [1, 2],
+            "nothing": None,
+            "a text": "AA",
+            "a table": [_ROW],
+        }.items()
+    ],
+    BodyCase("a record in place of records", "rows", _always(dump(RECORD)), reading("records")),
+    BodyCase(
+        "a number among records", "rows", lambda route: route.good[:-1] + b", 5]", reading("records"), 400, ("row 1",)
+    ),
+    BodyCase(
+        "a column of another length", "columns", _uneven, reading("inputs", "tf columns"), 400, ("distance", "2 values")
     ),
     BodyCase(
         "a table without rows", "rows", lambda route: b'{"columns": ["a"]}', reading("dataframe_split"), 400, ("colu",)

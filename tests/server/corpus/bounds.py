@@ -1,0 +1,212 @@
+"""Every bound that refuses bad input: where it stands, and how to take it away, so that the corpus proves it holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+_OURS = "mlflow_deploy_plugin."
+_HTTP, _PROTOCOLS, _RUNTIME = f"{_OURS}server.http.", f"{_OURS}server.protocols.", f"{_OURS}runtime."
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How a bound is taken away in one of the workers, or in the function that both answer by.
+
+    Attributes:
+        patched: what stands in for attributes of modules and classes: Python expressions, in which `original` is what
+            was there; `gunicorn:NAME` is one of gunicorn's settings.
+        fields: of the server's spec.
+    """
+
+    of: Literal["answer", "fast", "gthread"]
+    patched: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _answer(**patched: str) -> tuple[Removal, ...]:
+    """Names with `__` for the dots below the package."""
+    return (Removal("answer", {_OURS + name.replace("__", "."): text for name, text in patched.items()}),)
+
+
+def _both(fast: Mapping[str, str], gthread: Mapping[str, str] | None = None) -> tuple[Removal, ...]:
+    removals = (Removal("fast", {_HTTP + name: text for name, text in fast.items()}),)
+    if gthread is None:  # gunicorn's parser refuses it, by no setting
+        return removals
+    return (*removals, Removal("gthread", {(_HTTP if ":" not in n else "") + n: text for n, text in gthread.items()}))
+
+
+_NOTHING = "lambda *_, **__: None"
+BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
+    "request line": (
+        "http/head.py: _LINE; gunicorn's parser",
+        _both({"head._LINE": r're.compile(rb"([^ \t]*)[ \t]*([^ ]*).*?(.?)", re.DOTALL)'}),
+    ),
+    "target": (
+        "http/head.py: path_of",
+        _both(
+            {"head.path_of": "lambda target: target.partition('?')[0]"},
+            {"app.path_of": "lambda target: target.partition('?')[0]"},
+        ),
+    ),
+    "names in paths": ("http/routes.py: _methods", _both({"routes._methods": "lambda path: original('/ping')"})),
+    "names of models": ("server/repository.py: lease", ()),
+    "methods": (
+        "http/routes.py: _dispatch",
+        _both({"routes._methods": "lambda path: {**(m := original(path)), 'DELETE': next(iter(m.values()))}"}),
+    ),
+    "host": ("http/head.py: check_host", _both({"head.check_host": _NOTHING}, {"app.check_host": _NOTHING})),
+    "header fields": (
+        "http/head.py: _FIELD; gunicorn's parser",
+        _both({"head._FIELD": "re.compile('([^:]*):?[ ]*(.*)', re.DOTALL)"}),
+    ),
+    "lengths": (
+        "http/head.py: _length; gunicorn's parser",
+        _both({"head._length": "lambda headers, is_first_minor: 0"}),
+    ),
+    "transfer coding": (
+        "http/head.py: _length; gunicorn's parser",
+        _both({"head.CHUNKED": "0", "head._length": "lambda headers, is_first_minor: 0"}),
+    ),
+    "chunks": (
+        "http/body.py: _SIZE; gunicorn's parser",
+        _both({"body._SIZE": "re.compile(rb'[^0-9a-f]*([0-9a-f]*).*')"}),
+    ),
+    "request line bytes": (
+        "http/head.py: REQUEST_LINE_BYTES; gunicorn's --limit-request-line",
+        _both(
+            {"head.REQUEST_LINE_BYTES": "10**6", "fastpath.REQUEST_LINE_BYTES": "10**6"},
+            {"gunicorn:limit_request_line": "0"},
+        ),
+    ),
+    "field bytes": (
+        "http/head.py: FIELD_BYTES; gunicorn's --limit-request-field_size",
+        _both({"head.FIELD_BYTES": "10**6"}, {"gunicorn:limit_request_field_size": "10**6"}),
+    ),
+    "fields": (
+        "http/head.py: FIELDS; gunicorn's --limit-request-fields",
+        _both({"head.FIELDS": "10**6"}, {"gunicorn:limit_request_fields": "30000"}),
+    ),
+    "expectation": (
+        "http/head.py: _expects; gunicorn's parser",
+        _both({"head._expects": "lambda headers: False"}),
+    ),
+    "body bytes": (
+        "http/body.py: open_body; http/app.py: _read_body",
+        _both(
+            {"fastpath.open_body": "lambda length, limit: original(length, 10**15)"},
+            {"app._read_body": "lambda stream, length, limit: original(stream, length, 10**15)"},
+        ),
+    ),
+    "seconds of a head": (
+        "http/fastpath.py: sweep; http/gthread.py: murder_pending",
+        _both({"fastpath.FastProtocol.sweep": _NOTHING}, {"gthread.GracefulThreadWorker.murder_pending": _NOTHING}),
+    ),
+    "seconds of a body": (
+        "http/fastpath.py: sweep; http/gthread.py: murder_pending",
+        _both({"fastpath.FastProtocol.sweep": _NOTHING}, {"gthread.GracefulThreadWorker.murder_pending": _NOTHING}),
+    ),
+    "content type": (
+        "protocols/content.py: media_type",
+        _answer(server__protocols__content__media_type="lambda content_type, accepted: accepted[0]"),
+    ),
+    "encoding": ("http/encodings.py: decoded", _answer(server__http__routes__decoded="lambda request, limit: request")),
+    "decompressed bytes": (
+        "http/encodings.py: decoded",
+        _answer(server__http__routes__decoded="lambda request, limit: original(request, 10**12)"),
+    ),
+    "gzip members": ("http/encodings.py: _MOST_MEMBERS", _answer(server__http__encodings___MOST_MEMBERS="10**9")),
+    "zstd window": ("http/encodings.py: _ZSTD_WINDOW", _answer(server__http__encodings___ZSTD_WINDOW="2**27")),
+    "JSON": (
+        "protocols/content.py: load_json, by orjson",
+        _answer(server__protocols__predict__load_json="lambda body: []"),
+    ),
+    "depth of JSON": ("orjson: 1,024 levels", ()),
+    "kinds of JSON": ("where each document is read", ()),
+    "depth of base64": ("protocols/tfserving.py: _DEEPEST", _answer(server__protocols__tfserving___DEEPEST="10**9")),
+    "types": (
+        "runtime/values.py: _ACCEPTED",
+        _answer(runtime__values___ACCEPTED="dict.fromkeys(original, frozenset('fibsn?'))"),
+    ),
+    "columns": ("runtime/schema.py: from_rows", _answer(runtime__schema__Counter="lambda names: original()")),
+    "rows": ("runtime/schema.py: from_rows", ()),
+    "shapes": (
+        "runtime/values.py: _check_nesting, _SOURCES",
+        _answer(
+            runtime__values___check_nesting=_NOTHING, runtime__values___SOURCES="dict.fromkeys(original, 'fiubUO')"
+        ),
+    ),
+    "V2": ("protocols/v2.py, v2_tensors.py", _answer(server__protocols__v2___UNSUPPORTED="()")),
+    "V2 rank": ("protocols/v2_tensors.py: MAX_RANK", _answer(server__protocols__v2_tensors__MAX_RANK="10**9")),
+    "V2 counts": (
+        "protocols/v2_tensors.py: _check_count",
+        _answer(server__protocols__v2_tensors___check_count=_NOTHING),
+    ),
+    "binary tensors": (
+        "protocols/v2_tensors.py: from_binary",
+        _answer(server__protocols__v2__from_binary="lambda head, data: original(head, bytes(data)[:16].ljust(16))"),
+    ),
+    "TensorFlow": ("protocols/tfserving.py: decode", ()),
+    "MLflow": ("protocols/mlflow.py: decode_document", ()),
+    "event time": ("http/messages.py: event_time", _answer(server__http__predictions__event_time=_NOTHING)),
+    "event years": (
+        "http/messages.py: _FIRST_EVENT, _LAST_EVENT",
+        _answer(
+            server__http__messages___FIRST_EVENT="original.min.replace(tzinfo=original.tzinfo)",
+            server__http__messages___LAST_EVENT="original.max.replace(tzinfo=original.tzinfo)",
+        ),
+    ),
+    "CSV": (
+        "protocols/table.py",
+        _answer(server__protocols__table___without_underscore="lambda text: text.replace('_', '')"),
+    ),
+    "field of CSV": ("csv.field_size_limit: 131,072 characters", ()),
+    "JSON Lines": (
+        "protocols/jsonlines.py: _feeds",
+        _answer(server__protocols__jsonlines__json_type="lambda value: 'object'"),
+    ),
+    "numpy": ("protocols/npy.py: _LONGEST_HEADER", _answer(server__protocols__npy___LONGEST_HEADER="10**9")),
+    "arrow": ("pyarrow; protocols/arrow.py", ()),
+    "arrow file": ("pyarrow; protocols/arrow.py", ()),
+    "parquet": ("pyarrow; protocols/parquet_limits.py", ()),
+    "Arrow's sizes": (
+        "protocols/arrow_limits.py: check_messages",
+        _answer(server__protocols__arrow__check_messages=_NOTHING),
+    ),
+    "rows of a table": (
+        "protocols/arrow.py: _feeds",
+        _answer(server__protocols__arrow___feeds="lambda table, schema, limit: original(table, schema, 10**12)"),
+    ),
+    "words of a dictionary": (
+        "protocols/arrow_columns.py: to_numpy",
+        _answer(server__protocols__arrow___column="lambda name, chunks, limit: original(name, chunks, 10**12)"),
+    ),
+    "Parquet's pages": (
+        "protocols/parquet_limits.py: check_pages",
+        _answer(server__protocols__arrow__check_pages=_NOTHING),
+    ),
+    "Parquet's prefixes": (
+        "protocols/parquet_limits.py: _DELTA_BYTE_ARRAY",
+        _answer(server__protocols__parquet_limits___DELTA_BYTE_ARRAY="-1"),
+    ),
+    "Parquet's footer": (
+        "protocols/parquet_limits.py: _LARGEST_FOOTER",
+        _answer(server__protocols__parquet_limits___LARGEST_FOOTER="10**9"),
+    ),
+    "the repository": (
+        "protocols/v2_repository.py: check_unload",
+        _answer(server__protocols__v2_repository__check_unload=_NOTHING),
+    ),
+    "bytes of a config": (
+        "protocols/v2_repository.py: LARGEST_CONFIG_BYTES",
+        _answer(server__protocols__v2_repository__LARGEST_CONFIG_BYTES="10**9"),
+    ),
+    "YAML of a config": (
+        "runtime/yaml_text.py: check_yaml",
+        _answer(server__protocols__v2_repository__check_yaml=_NOTHING),
+    ),
+    "queue": ("runtime/batcher.py", (Removal("fast", fields={"max_queue_size": 1000}),)),
+    "requests in flight": ("server/limits.py", (Removal("fast", fields={"max_concurrent_requests": None}),)),
+    "rate": ("server/limits.py", (Removal("fast", fields={"rate_limit": None}),)),
+    "deadline": ("runtime/batcher.py; server/dataplane.py", ()),
+}
+"""By name: where it stands, and how it is taken away; by no way where it is not one attribute."""

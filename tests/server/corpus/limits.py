@@ -1,0 +1,81 @@
+"""What is refused for its number and not for its form: queues, rates, requests in flight, deadlines.
+
+The servers join requests, and wait for more of them a while, so that a few fill what there is room for.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.server.corpus.case import Route
+from tests.server.corpus.routes import RECORDS, dump
+from tests.server.corpus.wire import Answer, Refused, Wire, check_right, read_answer
+
+_BATCHING = {"max_batch_size": 64, "max_queue_delay_microseconds": 150_000, "threads": 32}
+NARROW: dict[str, Any] = {
+    "queue": {**_BATCHING, "max_queue_size": 4},
+    "flight": {**_BATCHING, "max_concurrent_requests": 4, "rate_limit": "12/hour", "rate_limit_header": "x-key"},
+}
+"""The servers: fields of their specs."""
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Requests at the same time, each with a key of its own if not said otherwise.
+
+    Attributes:
+        status: of at least one of them; all others are right.
+        word: in the message of one of them.
+        at_once: how many are in flight together.
+    """
+
+    name: str
+    bound: str
+    requests: int
+    at_once: int
+    status: int
+    word: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def try_on(self, wire: Wire, route: Route) -> None:
+        """
+        Raises:
+            Refused: nobody is refused, or somebody with another status, or nobody for this reason.
+        """
+        with ThreadPoolExecutor(self.at_once) as pool:
+            answers = list(pool.map(lambda number: self._ask(wire, route, number), range(self.requests)))
+        refused = [answer for answer in answers if answer.status != route.status]
+        if not refused:
+            raise Refused("everything passes")
+        for answer in refused:
+            if answer.status != self.status:
+                raise Refused(f"{answer.status} {answer.body!r}")
+            if answer.status == 429 and not answer.headers.get("retry-after", "").isdigit():
+                raise Refused("429 without Retry-After")
+        if not any(self.word in answer.body.decode() for answer in refused):
+            raise Refused(f"nobody is told {self.word!r}")
+        for answer in answers:
+            if answer.status == route.status:
+                check_right(route, answer)
+
+    def _ask(self, wire: Wire, route: Route, number: int) -> Answer:
+        body = None
+        if self.parameters:
+            body = route.good[:-1] + b', "parameters": ' + dump(self.parameters) + b"}"
+        with wire.connect() as connection, connection.makefile("rb") as stream:
+            connection.sendall(route.request(body, {"X-Key": f"{self.name} {number}", **self.headers}))
+            answer = read_answer(stream)
+        if answer is None:
+            raise Refused("no answer at all")
+        return answer
+
+
+ROUTES = (RECORDS[0], RECORDS[4], RECORDS[6], RECORDS[9], RECORDS[10], RECORDS[11], RECORDS[13])
+CASES = [
+    ("queue", Crowd("more than the queue holds", "queue", 8, 8, 429, "wait for this model"), ROUTES),
+    ("queue", Crowd("a deadline that passes", "deadline", 1, 1, 504, "", {}, {"timeout": 1000}), ROUTES[5:6]),
+    ("flight", Crowd("more in flight than may be", "requests in flight", 8, 8, 429, "being answered"), ROUTES),
+    ("flight", Crowd("more than the rate of one caller", "rate", 16, 4, 429, "12/hour", {"X-Key": "one"}), ROUTES[:1]),
+]

@@ -1,0 +1,117 @@
+"""Clients that are slow, on any route: nothing comes, half a request comes, bytes trickle, nobody reads the answers."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.server.corpus.case import Route
+from tests.server.corpus.routes import BINARY, READS, RECORDS
+from tests.server.corpus.wire import Refused, Wire, read_answer
+
+_TRICKLE_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A client that begins like this, and goes on with `trickles` byte by byte.
+
+    Attributes:
+        statuses: one of them ends it; 0: closed without a word.
+    """
+
+    name: str
+    bound: str
+    begun: Callable[[Route], bytes]
+    on: tuple[Route, ...]
+    statuses: tuple[int, ...]
+    trickles: bytes = b""
+
+    def try_on(self, wire: Wire, route: Route, limit: float) -> None:
+        """
+        Raises:
+            Refused: it has not ended after `limit` seconds, or otherwise than it should.
+        """
+        began = time.monotonic()
+        with wire.connect() as connection, connection.makefile("rb") as stream:
+            connection.sendall(self.begun(route))
+            connection.settimeout(_TRICKLE_SECONDS if self.trickles else limit)
+            status = None
+            while status is None:
+                if time.monotonic() - began > limit:
+                    raise Refused(f"after {limit} s the server still waits")
+                try:
+                    status = _status_of(stream.peek(1) and read_answer(stream))  # type: ignore[attr-defined]
+                except TimeoutError:
+                    with contextlib.suppress(OSError):
+                        connection.sendall(self.trickles)
+                    stream = connection.makefile("rb")
+                except OSError:
+                    status = 0
+            if status not in self.statuses:
+                raise Refused(f"it ends with {status}")
+
+
+def _status_of(answer: object) -> int:
+    return int(getattr(answer, "status", 0))
+
+
+def _head(route: Route) -> bytes:
+    return route.request().partition(b"\r\n\r\n")[0]
+
+
+def _half(route: Route) -> bytes:
+    return route.request()[: -len(route.good) // 2]
+
+
+def _half_a_chunk(route: Route) -> bytes:
+    return route.request(b"", {"Transfer-Encoding": "chunked"}, length=-1) + b"fff\r\n{"
+
+
+_ROUTES = (RECORDS[0], RECORDS[6], RECORDS[11], RECORDS[13], BINARY)
+_GONE = (408, 0)
+CASES = [
+    Slow("half a request line", "seconds of a head", lambda route: b"GET /pi", (READS[0],), _GONE),
+    Slow("half a head", "seconds of a head", _head, _ROUTES, _GONE),
+    Slow("a head that trickles", "seconds of a head", _head, _ROUTES[:2], _GONE, b"a"),
+    Slow("half a body", "seconds of a body", _half, _ROUTES, (408, 400)),
+    Slow("a body that trickles", "seconds of a body", _half, _ROUTES[:2], (408, 400), b" "),
+    Slow("half a chunk", "seconds of a body", _half_a_chunk, _ROUTES, (408, 400)),
+    Slow("a chunk that trickles", "seconds of a body", _half_a_chunk, _ROUTES[:1], (408, 400), b" "),
+    Slow(
+        "a chunk whose line ends with LF",
+        "seconds of a body",
+        lambda route: route.request(b"", {"Transfer-Encoding": "chunked"}, length=-1) + b"3\nabc\n0\n\n",
+        _ROUTES[:1],
+        (408, 400),
+    ),
+    Slow(
+        "a head whose lines end with LF",
+        "seconds of a head",
+        lambda route: _head(route).replace(b"\r\n", b"\n") + b"\n\n",
+        _ROUTES[:1],
+        (400, 408, 0),
+    ),
+]
+
+
+def never_read(wire: Wire, route: Route, limit: float) -> None:
+    """A client that asks again and again and takes no answer is let go.
+
+    Raises:
+        Refused: it is not.
+    """
+    asked = route.request() * 50
+    deadline = time.monotonic() + limit
+    with wire.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(1)
+        while time.monotonic() < deadline:
+            try:
+                connection.sendall(asked)
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+    raise Refused(f"after {limit} s the server still sends")

@@ -1,0 +1,95 @@
+"""The corpus holds its bounds: with a bound taken away, one of its cases fails."""
+
+import importlib
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.server.http.messages import RawRequest
+from mlflow_deploy_plugin.server.http.routes import answer
+from tests.server.corpus import limits, slow
+from tests.server.corpus.bounds import BOUNDS, Removal
+from tests.server.corpus.case import BodyCase
+from tests.server.corpus.cases import CASES
+from tests.server.corpus.wire import Answer, Refused, check_refusal
+
+REMOVALS = [(name, removal) for name, (_, removals) in BOUNDS.items() for removal in removals]
+_SLOW_SECONDS = 8.0
+_CONFIG = """
+import importlib, re
+from mlflow_deploy_plugin.server.http.gunicorn_conf import *
+
+def post_fork(arbiter, worker):
+    for name, text in {patched!r}.items():
+        if name.startswith("gunicorn:"):
+            worker.cfg.set(name[9:], eval(text))
+            continue
+        parts = name.split(".")
+        owner = importlib.import_module(".".join(parts[: -1 - parts[-2][0].isupper()]))
+        owner = getattr(owner, parts[-2]) if parts[-2][0].isupper() else owner
+        setattr(owner, parts[-1], eval(text, {{"re": re, "original": getattr(owner, parts[-1])}}))
+"""
+
+
+def test_every_case_names_a_bound_and_every_bound_has_cases() -> None:
+    crowds = [crowd.bound for _, crowd, _ in limits.CASES]
+    assert {case.bound for case in [*CASES, *slow.CASES]} | set(crowds) == BOUNDS.keys()
+    assert sum(len(case.on) for case in CASES) > 150
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def fails(attempts: Iterable[Callable[[], None]]) -> bool:
+    """Whether one of them is refused in another way than it should."""
+    for attempt in attempts:
+        try:
+            attempt()
+        except Refused:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("name", "removal"), [pytest.param(*entry, id=entry[0]) for entry in REMOVALS if entry[1].of == "answer"]
+)
+def test_without_a_bound_of_bodies_one_of_its_cases_fails(
+    server: Any, monkeypatch: pytest.MonkeyPatch, name: str, removal: Removal
+) -> None:
+    def ask(case: BodyCase, route: Any) -> None:
+        headers = {key.lower(): value for key, value in {**route.headers, **case.headers}.items() if value}
+        response = answer(server, RawRequest(route.method, route.path, headers, case.body(route)))
+        check_refusal(case, route, Answer(response.status, response.headers, response.body))
+
+    cases = [case for case in CASES if case.bound == name and isinstance(case, BodyCase)]
+    attempts = [lambda case=case, route=route: ask(case, route) for case in cases for route in case.on]  # type: ignore[misc]
+    assert not fails(attempts)
+    for target, text in removal.patched.items():
+        module, _, attribute = target.rpartition(".")
+        owner = importlib.import_module(module)
+        value = eval(text, {"re": re, "original": getattr(owner, attribute)})
+        monkeypatch.setattr(owner, attribute, value)
+    assert fails(attempts)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "removal"),
+    [pytest.param(*entry, id=f"{entry[0]}-{entry[1].of}") for entry in REMOVALS if entry[1].of != "answer"],
+)
+def test_without_a_bound_of_a_worker_one_of_its_cases_fails(
+    start: Any, tmp_path: Path, name: str, removal: Removal
+) -> None:
+    config = tmp_path / "without.py"
+    config.write_text(_CONFIG.format(patched=dict(removal.patched)))
+    crowds = [(where, crowd, routes) for where, crowd, routes in limits.CASES if crowd.bound == name]
+    fields = {**(limits.NARROW[crowds[0][0]] if crowds else {}), **removal.fields}
+    with start(removal.of, config, **fields) as tried:
+        attempts: list[Callable[[], None]] = [
+            *[lambda c=c, r=r: c.try_on(tried.wire, r) for _, c, routes in crowds for r in routes],
+            *[lambda c=c: tried.wire.check(c, c.on[0]) for c in CASES if c.bound == name],
+            *[lambda c=c: c.try_on(tried.wire, c.on[0], _SLOW_SECONDS) for c in slow.CASES if c.bound == name],
+        ]  # type: ignore[misc]
+        assert attempts
+        assert fails(attempts)

@@ -1,0 +1,22 @@
+"""Crowds: who is too much is told so at once, and everybody else is answered rightly."""
+
+from typing import Any
+
+import pytest
+
+from tests.server.corpus import limits
+from tests.server.corpus.limits import ROUTES
+
+
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
+@pytest.mark.parametrize("server", limits.NARROW)
+def test_a_crowd_is_refused_only_for_its_number(start: Any, kind: str, server: str) -> None:
+    with start(kind, **limits.NARROW[server]) as tried:
+        before = tried.pids
+        for where, crowd, routes in limits.CASES:
+            for route in routes if where == server else ():
+                crowd.try_on(tried.wire, route)
+        for route in ROUTES:
+            tried.wire.check_good(route)
+        assert tried.pids == before
+        assert "Traceback" not in tried.log

@@ -1,0 +1,45 @@
+"""Slow clients, all at once: each has its time, and meanwhile the others are answered."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+from tests.server.corpus import slow
+from tests.server.corpus.routes import READS, RECORDS
+from tests.server.corpus.wire import Refused
+
+LIMIT_SECONDS = 15.0
+"""Five times the server's patience: the machine may be busy."""
+
+
+def test_slow_clients_are_let_go_and_hold_nobody_up(start: Any) -> None:
+    clients = [(case.name, case.try_on, route) for case in slow.CASES for route in case.on]
+    clients.append(("answers that nobody takes", slow.never_read, READS[0]))
+    with ExitStack() as stack:
+        servers = [stack.enter_context(start(kind, threads=len(clients) + 4)) for kind in ("fast", "gthread")]
+        jobs = [(tried, *client) for tried in servers for client in clients]
+        pool = stack.enter_context(ThreadPoolExecutor(len(jobs)))
+        before = [tried.pids for tried in servers]
+        begun = threading.Barrier(len(jobs) + 1)
+
+        def run(tried: Any, name: str, client: Any, route: Any) -> str:
+            begun.wait()
+            try:
+                client(tried.wire, route, LIMIT_SECONDS)
+            except Refused as error:
+                return f"{name}, {route.name}: {error}"
+            return ""
+
+        results = [pool.submit(run, *job) for job in jobs]
+        begun.wait()
+        for tried in servers:
+            began = time.monotonic()
+            tried.wire.check_good(RECORDS[0])
+            assert time.monotonic() - began < LIMIT_SECONDS / 5
+        assert [found for result in results if (found := result.result())] == []
+        for tried in servers:
+            tried.wire.check_good(RECORDS[0])
+            assert "Traceback" not in tried.log
+        assert [tried.pids for tried in servers] == before
