@@ -11,6 +11,7 @@ less often.
 """
 
 import logging
+import struct
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +33,8 @@ _log = logging.getLogger(__name__)
 _BROKEN = ".broken"
 _MOST_BROKEN = 4
 """Segments that make no sense and are kept to be looked at: at most 64 MiB, unless one request alone is larger."""
+_NO_SENSE = (ValueError, LookupError, TypeError, struct.error)
+"""What reading may raise of a segment whose frames are whole and hold something else than they should."""
 _LONGEST_WAIT_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 30.0
 
@@ -121,7 +124,7 @@ class Shipper:
         if size > start:
             try:
                 batches, end = read_batches(segment, start)
-            except (ValueError, KeyError, TypeError):
+            except _NO_SENSE:
                 self._set_aside(segment)
                 return 0
         rows = sum(self._write(segment.stem, group) for group in _by_file(batches))

@@ -80,7 +80,7 @@ def read_batches(segment: Path, start: int = 0) -> tuple[list[CapturedBatch], in
 
     Raises:
         OSError: the segment cannot be read.
-        ValueError, KeyError, TypeError: it makes no sense, though every frame is whole.
+        ValueError, LookupError, TypeError, struct.error: it makes no sense, though every frame is whole.
     """
     with segment.open("rb") as file:
         file.seek(start)

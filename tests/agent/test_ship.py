@@ -1,7 +1,9 @@
 import os
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -348,3 +350,14 @@ def test_requests_that_are_alike_make_one_file_whatever_came_between(
     assert len(files(tmp_path)) == 1
     found = {(row["_request_id"], row["_row"]) for row in rows(tmp_path)}
     assert found == {(f"r{number}", row) for number in range(30) for row in range(1 + number % 3)}
+
+
+@pytest.mark.parametrize("payload", [b"", b"R", b"R" + bytes(4), b"R" + bytes(40), b"L" + bytes(2)])
+def test_whole_frames_that_hold_something_else_do_not_end_the_agent(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path, payload: bytes
+) -> None:
+    frame = struct.pack("<4sII", b"OXS2", len(payload), zlib.crc32(payload)) + payload
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "odd.seg").write_bytes(frame)
+    write(writer, "a", ["AA"])
+    assert shipper.ship() == 1
