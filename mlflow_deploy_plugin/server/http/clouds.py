@@ -3,7 +3,8 @@
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
-from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
+from mlflow_deploy_plugin.server.http.predictions import infer
+from mlflow_deploy_plugin.server.http.spoken import plain
 from mlflow_deploy_plugin.server.http.tables import invocations
 from mlflow_deploy_plugin.server.protocols import clouds
 from mlflow_deploy_plugin.server.protocols.content import JSON
@@ -18,23 +19,13 @@ def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
     return infer(server, request, VERTEX)
 
 
-def _read_vertex(request: RawRequest, variant: ServedVariant) -> Question:
-    schema = variant.loaded.predictor.schema
-    return Question(clouds.decode_vertex(request.headers.get("content-type"), request.body, schema), _answer_vertex)
+def _encode_vertex(variant: ServedVariant, response: InferResponse) -> bytes:
+    return clouds.encode_vertex(variant.loaded.predictor.prediction(response.outputs))
 
 
-def _answer_vertex(variant: ServedVariant, response: InferResponse) -> Answer:
-    return Answer(clouds.encode_vertex(variant.loaded.predictor.prediction(response.outputs)))
+def _encode_azure(variant: ServedVariant, response: InferResponse) -> bytes:
+    return clouds.encode_azure(variant.loaded.predictor.prediction(response.outputs))
 
 
-def _read_azure(request: RawRequest, variant: ServedVariant) -> Question:
-    schema = variant.loaded.predictor.schema
-    return Question(clouds.decode_azure(request.headers.get("content-type"), request.body, schema), _answer_azure)
-
-
-def _answer_azure(variant: ServedVariant, response: InferResponse) -> Answer:
-    return Answer(clouds.encode_azure(variant.loaded.predictor.prediction(response.outputs)))
-
-
-VERTEX = Protocol("vertex", _read_vertex)
-AZURE = Protocol("azure", _read_azure)
+VERTEX = plain("vertex", clouds.decode_vertex, _encode_vertex)
+AZURE = plain("azure", clouds.decode_azure, _encode_azure)
