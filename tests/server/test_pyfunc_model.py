@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from mlflow_deploy_plugin.runtime.predictor import Body
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.capture import read_segment, segments
+from mlflow_deploy_plugin.server.clouds import Cloud
 from mlflow_deploy_plugin.server.dataplane import InferRequest
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
@@ -92,6 +94,16 @@ def test_every_protocol_takes_the_columns_and_dates_as_text(ask: Callable[..., R
     outputs = {entry["name"]: entry for entry in json.loads(v2.body)["outputs"]}
     assert outputs["day"] == {"name": "day", "shape": [1], "datatype": "INT64", "data": [183]}
     assert outputs["name"]["data"] == ["Ä"]
+
+
+def test_the_clouds_pass_on_the_params_of_a_pyfunc(ask: Callable[..., RawResponse], server: Server) -> None:
+    days = {"dataframe_split": {"columns": list(DAYS), "data": [list(DAYS.values())]}}
+    azure = ask("/score", {"input_data": days["dataframe_split"], "params": {"plus": 1000}})
+    assert json.loads(azure.body) == [{"day": 1182, "name": "Ä"}]
+    vertex = replace(server, cloud=Cloud(predict_route="/vertex"))
+    body = json.dumps({"instances": [DAYS], "parameters": {"plus": 1000}}).encode()
+    response = answer(vertex, RawRequest("POST", "/vertex", {"content-type": "application/json"}, body))
+    assert json.loads(response.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
 
 
 def test_named_tensors_come_and_go(ask: Callable[..., RawResponse]) -> None:

@@ -1,13 +1,19 @@
 """The routes of the clouds: Vertex AI names its own, Azure ML asks `/score`; SageMaker's are MLflow's."""
 
+import json
+from collections.abc import Callable
+from typing import Any
+
+from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
+from mlflow_deploy_plugin.runtime.predictor import Body
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
-from mlflow_deploy_plugin.server.http.predictions import infer
-from mlflow_deploy_plugin.server.http.spoken import plain
+from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
 from mlflow_deploy_plugin.server.http.tables import invocations
-from mlflow_deploy_plugin.server.protocols import clouds
-from mlflow_deploy_plugin.server.protocols.content import JSON
+from mlflow_deploy_plugin.server.protocols import clouds, mlflow
+from mlflow_deploy_plugin.server.protocols.content import JSON, load_json
 from mlflow_deploy_plugin.server.repository import ServedVariant
 
 
@@ -19,13 +25,39 @@ def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
     return infer(server, request, VERTEX)
 
 
-def _encode_vertex(variant: ServedVariant, response: InferResponse) -> bytes:
-    return clouds.encode_vertex(variant.loaded.predictor.prediction(response.outputs))
+def _protocol(
+    name: str, read: Callable[[str | None, bytes], dict[str, Any]], encode: Callable[[Any], bytes]
+) -> Protocol:
+    """A cloud's JSON, read as MLflow's document. A pyfunc reads that itself, and so is given its params."""
+
+    def answer_arrays(variant: ServedVariant, response: InferResponse) -> Answer:
+        return Answer(encode(variant.loaded.predictor.prediction(response.outputs)))
+
+    def answer_body(variant: ServedVariant, response: InferResponse) -> Answer:
+        predictions = load_json(response.body)["predictions"]
+        return Answer(encode(response.outputs or predictions if isinstance(predictions, dict) else predictions))
+
+    def decode(request: RawRequest, variant: ServedVariant) -> Question:
+        document = read(request.headers.get("content-type"), request.body)
+        predictor = variant.loaded.predictor
+        if predictor.artifact.flavor == PYTHON_FUNCTION:
+            return Question({}, answer_body, body=Body(JSON, _written(document)))
+        return Question(mlflow.decode_document(document, predictor.schema), answer_arrays)
+
+    return Protocol(name, decode)
 
 
-def _encode_azure(variant: ServedVariant, response: InferResponse) -> bytes:
-    return clouds.encode_azure(variant.loaded.predictor.prediction(response.outputs))
+def _written(document: dict[str, Any]) -> bytes:
+    """The JSON of a document; not by orjson, which refuses what it reads: half a surrogate pair.
+
+    Raises:
+        InvalidRequest: it is nested too deeply.
+    """
+    try:
+        return json.dumps(document).encode()
+    except RecursionError:
+        raise InvalidRequest("the JSON is nested too deeply") from None
 
 
-VERTEX = plain("vertex", clouds.decode_vertex, _encode_vertex)
-AZURE = plain("azure", clouds.decode_azure, _encode_azure)
+VERTEX = _protocol("vertex", clouds.read_vertex, clouds.encode_vertex)
+AZURE = _protocol("azure", clouds.read_azure, clouds.encode_azure)

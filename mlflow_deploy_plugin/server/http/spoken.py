@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.server.protocols.content import JSON
 from mlflow_deploy_plugin.server.repository import ServedVariant
 
 
-def plain(
+def _plain(
     name: str,
     decode: Callable[[str | None, bytes, Schema], Feeds],
     encode: Callable[[ServedVariant, InferResponse], bytes],
@@ -53,7 +53,7 @@ def _read_v2(request: RawRequest, variant: ServedVariant) -> Question:
     return Question(question.feeds, encode, question.id, parameters=question.parameters)
 
 
-_ARRAYS = plain("invocations", mlflow.decode, _encode_mlflow)
+_ARRAYS = _plain("invocations", mlflow.decode, _encode_mlflow)
 
 
 def _read_invocations(request: RawRequest, variant: ServedVariant) -> Question:
@@ -68,6 +68,6 @@ def _encode_body(variant: ServedVariant, response: InferResponse) -> Answer:
 
 
 INVOCATIONS = Protocol("invocations", _read_invocations)
-PREDICT = plain("predict", predict.decode, _encode_predict)
-PREDICT_BATCH = plain("predict_batch", predict.decode_batch, _encode_batch)
+PREDICT = _plain("predict", predict.decode, _encode_predict)
+PREDICT_BATCH = _plain("predict_batch", predict.decode_batch, _encode_batch)
 V2 = Protocol("v2", _read_v2)

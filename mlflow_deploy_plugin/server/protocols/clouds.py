@@ -9,27 +9,26 @@ Azure ML: `{"input_data": …}` → the bare predictions, as its deployments of 
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
-from mlflow_deploy_plugin.server.protocols import mlflow
+from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json_object
 from mlflow_deploy_plugin.server.protocols.records import by_row
 from mlflow_deploy_plugin.server.protocols.tfserving import decoded_texts
 
 
-def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
-    """The feeds in the body of a prediction, or in MLflow's JSON, which `rawPredict` passes on as it is.
+def read_vertex(content_type: str | None, body: bytes) -> dict[str, Any]:
+    """MLflow's document for the body of a prediction; MLflow's own, which `rawPredict` passes on, stays as it is.
 
-    `parameters` must be an object and is otherwise passed over, as MLflow's `params`: an ONNX graph has none. Text may
-    come as `{"b64": …}`.
+    `parameters` are MLflow's `params`. Text may come as `{"b64": …}`.
 
     Raises:
-        UnsupportedMediaType, InvalidRequest, SchemaMismatch: as `mlflow.decode`.
+        UnsupportedMediaType, InvalidRequest: it is no JSON object, or its parameters are none.
     """
     document = load_json_object(content_type, body)
-    parameters = document.get("parameters")
+    parameters = document.pop("parameters", None)
     if parameters is not None and not isinstance(parameters, dict):
         raise InvalidRequest(f"parameters is a JSON {json_type(parameters)}; an object is expected")
-    return mlflow.decode_document(decoded_texts(document) if b'"b64"' in body else document, schema)
+    params = {} if parameters is None else {"params": parameters}
+    return {**params, **(decoded_texts(document) if b'"b64"' in body else document)}
 
 
 def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
@@ -41,11 +40,11 @@ def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
     return dump_json({"predictions": by_row(prediction) if isinstance(prediction, dict) else prediction})
 
 
-def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
-    """The feeds in `{"input_data": …}`: a table (`columns`, `index`, `data`), rows, records, or columns by name.
+def read_azure(content_type: str | None, body: bytes) -> dict[str, Any]:
+    """MLflow's document for `{"input_data": …}`: a table (`columns`, `index`, `data`), rows, records, or columns.
 
     Raises:
-        UnsupportedMediaType, InvalidRequest, SchemaMismatch: as `mlflow.decode`.
+        UnsupportedMediaType, InvalidRequest: it is no JSON object, or lacks the field.
     """
     document = load_json_object(content_type, body)
     if "input_data" not in document:
@@ -53,7 +52,7 @@ def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> Feeds
     data: Any = document["input_data"]
     field = "dataframe_split" if isinstance(data, dict) and isinstance(data.get("data"), list) else "inputs"
     params = {"params": document["params"]} if "params" in document else {}
-    return mlflow.decode_document({field: data, **params}, schema)
+    return {field: data, **params}
 
 
 def encode_azure(prediction: Array | dict[str, Array]) -> bytes:

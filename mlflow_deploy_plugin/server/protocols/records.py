@@ -13,7 +13,7 @@ def check_rows(outputs: Mapping[str, Array]) -> None:
     Raises:
         SchemaMismatch: one has not.
     """
-    lengths = {len(array) if array.ndim else -1 for array in outputs.values()}
+    lengths = {len(array) if getattr(array, "ndim", 0) else -1 for array in outputs.values()}
     if len(lengths) != 1 or -1 in lengths:
         raise SchemaMismatch("the outputs of this model are not one value for each row; ask for JSON at /invocations")
 
