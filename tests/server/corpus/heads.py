@@ -204,6 +204,9 @@ CHUNKS = _refused(
         "a chunk that ends with LF": _chunks(b"3\nabc\n0\n\n\r\n\r\n"),
     },
 )
+TIMES: list[AnyCase] = [
+    Case("an empty time of an event", "event time", _with(b"X-Event-Time:"), 400, RECORDS, ("X-Event-Time", "RFC 3339"))
+]
 MEASURES: list[AnyCase] = [
     *_refused(
         "request line bytes",
@@ -278,6 +281,7 @@ CASES: list[AnyCase] = [
     *SMUGGLING,
     *CODINGS,
     *CHUNKS,
+    *TIMES,
     *MEASURES,
     *BODIES,
 ]

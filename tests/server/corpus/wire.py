@@ -13,6 +13,8 @@ PATIENCE_SECONDS = 8.0
 """After which an answer counts as never given."""
 _SECRETS = (b"Traceback", b'File "', b"site-packages", b"/python3", b".py", b"mlflow_deploy_plugin", b"onnxserve-")
 """What no answer to a bad request shows; what the request holds itself it may."""
+_CODES = {404: ("ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST"), 501: ("NOT_IMPLEMENTED",)}
+"""MLflow's, by the status; of every other one it is BAD_REQUEST."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,11 @@ class Answer:
 
 
 class Refused(AssertionError):
-    """The server answered a bad request otherwise than it should, or the good one behind it."""
+    """The server answered a bad request otherwise than it should."""
+
+
+class Neglected(Refused):
+    """It answered a good request otherwise than it should."""
 
 
 def read_answer(stream: IO[bytes], has_body: bool = True) -> Answer | None:
@@ -96,9 +102,9 @@ class Wire:
 
 def check_right(route: Route, answer: Answer | None) -> None:
     if answer is None:
-        raise Refused("the good request is not answered")
+        raise Neglected("the good request is not answered")
     if answer.status != route.status or route.right not in answer.body:
-        raise Refused(f"the good request is answered by {answer.status} {answer.body[:300]!r}")
+        raise Neglected(f"the good request is answered by {answer.status} {answer.body[:300]!r}")
 
 
 def check_refusal(case: AnyCase, route: Route, answer: Answer, secrets: Iterable[bytes] = _SECRETS) -> None:
@@ -115,6 +121,9 @@ def check_refusal(case: AnyCase, route: Route, answer: Answer, secrets: Iterable
         forms = [{"error"}, {"error_code", "message"}]
     if document.keys() not in forms:
         raise Refused(f"an error of another form: {shown!r}")
+    code = document.get("error_code")
+    if code is not None and code not in _CODES.get(answer.status, ("BAD_REQUEST",)):
+        raise Refused(f"the code {code!r} does not go with {answer.status}")
     message = str(document.get("message", document.get("error")))
     if not 8 < len(message) < 3000 or "\n" in message:
         raise Refused(f"a message of {len(message)} characters: {shown!r}")
