@@ -154,7 +154,6 @@ def test_no_follow_stays_with_what_it_resolved(
             "has no version in stage Production; versions: 1 (None), 2",
         ),
         (("+1",), ["-m", "models:/{name}@live"], "has no alias live; versions: 1 (None)"),
-        (("pyfunc",), ["-m", "models:/{name}/1"], "version 1 cannot be loaded: MLflow cannot load the model: AttributeError"),
         (("broken",), ["-m", "models:/{name}/1"], "ONNX Runtime cannot load model.onnx"),
         (("+1",), ["-m", "models:/{name}/1", "--device", "cuda"], "--device cuda"),
         (("+1",), ["-m", "models:/{name}/1", "-p", "{used}"], "port {used} on 127.0.0.1 is in use"),

@@ -34,6 +34,9 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 """Those of https://github.com/triton-inference-server/server/tree/main/docs/protocol that are spoken here."""
 
+_CURL = "application/x-www-form-urlencoded"
+"""What `curl -d` says where it is told nothing; the protocol's examples are written so."""
+
 _UNSUPPORTED = ("shared_memory_region", "classification")
 
 
@@ -58,7 +61,7 @@ class Question:
 def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: Schema) -> Question:
     """What the body of an infer request asks for; names of headers in lower case.
 
-    `tritonclient` sends no Content-Type; one that is there must be JSON's or that of bytes.
+    `tritonclient` sends no Content-Type; one that is there must be JSON's, that of bytes, or what curl says by itself.
 
     Raises:
         UnsupportedMediaType: another content type.
@@ -66,7 +69,7 @@ def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: 
         SchemaMismatch: a tensor is unknown, missing, doubled, or not what its shape, its datatype or the model says.
     """
     if content_type := headers.get("content-type"):
-        media_type(content_type, (JSON, OCTETS))
+        media_type(content_type, (JSON, OCTETS, _CURL))
     text, binary = _parts(headers.get(HEADER_LENGTH.lower()), body)
     document = load_json(text)
     if not isinstance(document, dict):

@@ -285,6 +285,10 @@ def test_a_wrong_length_of_the_json_is_refused(server: Server, given: str) -> No
     assert "Inference-Header-Content-Length" in message
 
 
+def test_curl_needs_no_content_type(server: Server) -> None:
+    assert ask(server, {"inputs": [X]}, content_type="application/x-www-form-urlencoded").status == 200
+
+
 def test_another_content_type_is_refused(server: Server) -> None:
     response = ask(server, {"inputs": [X]}, content_type="text/csv")
     assert response.status == 415
