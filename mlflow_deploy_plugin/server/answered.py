@@ -8,7 +8,7 @@ import numpy as np
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.metrics import Label, Metrics
-from mlflow_deploy_plugin.server.repository import ServedVariant
+from mlflow_deploy_plugin.server.served import ServedVariant
 
 
 def count_answer(

@@ -19,7 +19,8 @@ from mlflow_deploy_plugin.runtime.values import shown
 from mlflow_deploy_plugin.server.cache import ResponseCache, question_key
 from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord
 from mlflow_deploy_plugin.server.ids import new_id
-from mlflow_deploy_plugin.server.repository import LoadedVersion, Repository, ServedVariant
+from mlflow_deploy_plugin.server.repository import Repository
+from mlflow_deploy_plugin.server.served import LoadedVersion, ServedVariant
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.server.exposition import prometheus_text, read_families
-from mlflow_deploy_plugin.server.repository import Table
+from mlflow_deploy_plugin.server.served import Table
 from mlflow_deploy_plugin.server.tally import Tally
 
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.server.grpc.status import address_of, code_of, message
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
 from mlflow_deploy_plugin.server.http.observed import observed
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
-from mlflow_deploy_plugin.server.repository import ServedVariant
+from mlflow_deploy_plugin.server.served import ServedVariant
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Quest
 from mlflow_deploy_plugin.server.http.tables import invocations
 from mlflow_deploy_plugin.server.protocols import clouds, mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON, load_json
-from mlflow_deploy_plugin.server.repository import ServedVariant
+from mlflow_deploy_plugin.server.served import ServedVariant
 
 
 def vertex_predict(server: Server, request: RawRequest) -> RawResponse:

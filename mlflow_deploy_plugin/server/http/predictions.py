@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.server.http.messages import (
     request_id,
 )
 from mlflow_deploy_plugin.server.protocols.content import JSON
-from mlflow_deploy_plugin.server.repository import ServedVariant
+from mlflow_deploy_plugin.server.served import ServedVariant
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question
 from mlflow_deploy_plugin.server.protocols import mlflow, predict, v2
 from mlflow_deploy_plugin.server.protocols.content import JSON
-from mlflow_deploy_plugin.server.repository import ServedVariant
+from mlflow_deploy_plugin.server.served import ServedVariant
 
 
 def _plain(

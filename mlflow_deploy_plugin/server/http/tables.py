@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Quest
 from mlflow_deploy_plugin.server.http.spoken import INVOCATIONS
 from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, npy
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, media_type
-from mlflow_deploy_plugin.server.repository import ServedVariant
+from mlflow_deploy_plugin.server.served import ServedVariant
 
 _TABLES = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES, *npy.MEDIA_TYPES)
 _TAKEN = (JSON, CSV, *_TABLES)

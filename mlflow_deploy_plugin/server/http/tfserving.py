@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
 from mlflow_deploy_plugin.server.protocols import tfserving
-from mlflow_deploy_plugin.server.repository import ServedVariant
+from mlflow_deploy_plugin.server.served import ServedVariant
 
 
 def predict(server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None) -> RawResponse:

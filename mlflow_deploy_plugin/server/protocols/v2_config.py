@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.runtime.artifact import Input, Output
 from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
-from mlflow_deploy_plugin.server.repository import ServedVariant
+from mlflow_deploy_plugin.server.served import ServedVariant
 from mlflow_deploy_plugin.spec import ServerSpec
 
 _INT64_DIGITS = 18

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.operations import OPERATIONS, Bodies, Operation
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
 from mlflow_deploy_plugin.server.protocols.content import JSON
-from mlflow_deploy_plugin.server.repository import ServedEndpoint, ServedVariant
+from mlflow_deploy_plugin.server.served import ServedEndpoint, ServedVariant
 from mlflow_deploy_plugin.version import __version__
 
 Route = tuple[str, str]

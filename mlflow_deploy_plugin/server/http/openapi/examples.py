@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.runtime.schema import Schema
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON, load_json
 from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
-from mlflow_deploy_plugin.server.repository import LoadedVersion
+from mlflow_deploy_plugin.server.served import LoadedVersion
 from mlflow_deploy_plugin.server.warmup import EXAMPLE
 
 MAX_ROWS = 3
