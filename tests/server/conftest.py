@@ -1,9 +1,10 @@
 """Tiny models with hand-written MLmodel files, state folders, and servers around them, with and without gunicorn."""
 
+import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,7 +196,11 @@ class Running:
 
 @contextmanager
 def gunicorn(
-    state_dir: Path, spec: ServerSpec | None = None, config: Path | None = None, awaited: int = 200
+    state_dir: Path,
+    spec: ServerSpec | None = None,
+    config: Path | None = None,
+    awaited: int = 200,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
     """A real server on the state folder, once /ping answers `awaited`; `config` stands in for our configuration."""
     port = free_port()
@@ -204,7 +209,8 @@ def gunicorn(
     if config is not None:
         command[command.index("--config") + 1] = str(config)
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        variables = {**os.environ, **(environment or {})}
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables)
     trusted = spec.certfile if spec else None
     running = Running(f"{'https' if trusted else 'http'}://127.0.0.1:{port}", process, state_dir, log, trusted)
     try:

@@ -77,13 +77,10 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
         state_dir = tmp_path_factory.mktemp(worker_class)
         server = {**SERVER, "worker_class": worker_class, **fields}
         _write_state(state_dir, model_folders, tools, server)
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in _VERTEX.items():
-                patch.setenv(name, value)
-            with tools.gunicorn(state_dir, ServerSpec.model_validate(server), config) as running:
-                secrets = [str(state_dir).encode(), str(model_folders["mixed"].parent).encode()]
-                port = int(running.url.rpartition(":")[2])
-                yield Tried(running, Wire(worker_class, port, secrets))
+        with tools.gunicorn(state_dir, ServerSpec.model_validate(server), config, environment=_VERTEX) as running:
+            secrets = [str(state_dir).encode(), str(model_folders["mixed"].parent).encode()]
+            port = int(running.url.rpartition(":")[2])
+            yield Tried(running, Wire(worker_class, port, secrets))
 
     return started
 
