@@ -96,7 +96,7 @@ def post_worker_init(worker: Any) -> None:
     _wait_until_loaded(worker)
     spec = read_server_spec(Path(os.environ[STATE_DIR]))
     if spec.grpc_port is not None:
-        from mlflow_deploy_plugin.server.grpc.listener import Listener  # 20 MB, only where it is asked for
+        from mlflow_deploy_plugin.server.grpc.listener import Listener  # only where it is asked for
 
         worker.grpc = Listener(worker.server, spec)
 
