@@ -113,6 +113,6 @@ class Tracer:
             span.end(offset + int(ended * 1e9))
 
     def close(self) -> None:
-        """Sends what is left, for some seconds at most."""
-        self._provider.force_flush(3000)
+        """Sends what is left, for a second at most: a collector that is down must not hold up the end."""
+        self._provider.force_flush(1000)
         self._provider.shutdown()

@@ -1,5 +1,6 @@
 """A world with an endpoint whose rows were captured, a model with a reference, and an MLflow of its own."""
 
+import itertools
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ ENDPOINT, MODEL = "flights", "flight-delay"
 FIRST_DAY = datetime(2013, 1, 1, tzinfo=UTC)
 REFERENCE_DAYS = 40
 DAY_ROWS = 120
+_segments = itertools.count(1)
 
 
 def day_of_rows(rng: np.random.Generator, day: datetime, shift: float = 0.0, rows: int = DAY_ROWS) -> dict[str, Any]:
@@ -63,7 +65,7 @@ class LogWriter:
         suffix: str = "",
     ) -> str:
         """One request with these rows, one file an hour; gives the segment."""
-        segment = segment or uuid.uuid4().hex
+        segment = segment or f"segment-{next(_segments)}"  # not a random one: it chooses which rows are compared
         table = event_table(columns)
         rows = len(table)
         own = {

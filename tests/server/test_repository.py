@@ -213,8 +213,7 @@ def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Pat
     repository = Repository(tmp_path, partial(load_warm, device="cpu", intra_op_num_threads=1))
     repository.start()
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    wait_until(lambda: not repository.not_ready())
-    assert len(read_workers(tmp_path)) == 1
+    wait_until(lambda: not repository.not_ready() and len(read_workers(tmp_path)) == 1)
     repository.stop()
     assert read_workers(tmp_path) == []
 
