@@ -69,13 +69,18 @@ class _Running:
         return timer
 
     def wait(self) -> None:
-        """Returns when the process has ended and nothing of its group is left."""
+        """Returns when the process has ended and nothing of its group is left.
+
+        The connection is shut down here, and closed by whoever knows that nobody reads from it: a number that is free
+        would be given to the connection of the next process while a thread still waits on it.
+        """
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # until it is reaped, the id belongs to nobody else
         self.kill()
         with self._lock:
             self._process.wait()
             self._is_reaped = True
-        self.connection.close()
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
         self.ended.set()
 
     def how(self) -> str:
@@ -217,6 +222,8 @@ class SideProcess:
         self._starting = None
         running.wait()
         self._running = None
+        with self._asking:
+            running.connection.close()
         if said is None:
             self._why = f"{running.how()} before it was ready"
         elif said.kind == FAILED:
