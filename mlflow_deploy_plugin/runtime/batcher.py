@@ -76,7 +76,7 @@ class Batcher:
             DeadlineExceeded: the deadline passed.
             InferenceError: the model refuses this request's input.
         """
-        rows = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
+        rows = _rows(feeds)
         if len(rows) != 1:
             return self._compute(feeds, outputs)  # which input has how many rows is for the graph to judge
         entry = Entry(feeds, outputs, rows.pop(), self._clock(), deadline, count)
@@ -92,7 +92,7 @@ class Batcher:
 
         While a batch is computed, a request whose time is up is told so only at its end.
         """
-        rows = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
+        rows = _rows(feeds)
         # which input has how many rows is for the graph to judge: such a request is a batch of its own
         size = rows.pop() if len(rows) == 1 else self._limit
         entry = Entry(feeds, outputs, size, self._clock(), deadline, count, done)
@@ -296,3 +296,8 @@ class Batcher:
                 self._promote(self._queue[0])
             else:
                 self._is_led = False
+
+
+def _rows(feeds: Feeds) -> set[int]:
+    """How many rows the inputs have: one number, unless they do not belong together."""
+    return {array.shape[0] if array.ndim else 0 for array in feeds.values()}

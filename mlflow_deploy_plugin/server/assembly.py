@@ -17,12 +17,12 @@ from mlflow_deploy_plugin.server.limits import Limits, open_rate
 from mlflow_deploy_plugin.server.metrics import Metrics
 from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.server.state import SPEC
+from mlflow_deploy_plugin.server.threads import largest_batch
 from mlflow_deploy_plugin.server.tracing import Tracer, open_tracer
 from mlflow_deploy_plugin.server.warmup import load_warm
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 
-_GPU_BATCH_SIZE = 32
 _KEPT_GRAPHS = "graphs"
 
 
@@ -92,7 +92,7 @@ def open_server(state_dir: Path) -> Server:
 
 def _batch_policy(spec: ServerSpec) -> BatchPolicy | None:
     """How requests are joined; None: not at all, which is best for tiny models on a CPU."""
-    rows = spec.max_batch_size or (1 if spec.device == "cpu" else _GPU_BATCH_SIZE)
+    rows = largest_batch(spec)
     if rows == 1:
         return None
     return BatchPolicy(rows, spec.preferred_batch_size, spec.max_queue_delay_microseconds, spec.max_queue_size)

@@ -2,6 +2,8 @@
 
 from mlflow_deploy_plugin.spec import ServerSpec
 
+_GPU_BATCH_SIZE = 32
+
 
 def answering_threads(spec: ServerSpec) -> int:
     """Threads for requests beside a loop: one batch is computed while the next one fills; and what is over the limit of
@@ -14,4 +16,4 @@ def answering_threads(spec: ServerSpec) -> int:
 
 def largest_batch(spec: ServerSpec) -> int:
     """Rows that are joined into one run at most; 1: requests are not joined."""
-    return spec.max_batch_size or (1 if spec.device == "cpu" else 32)
+    return spec.max_batch_size or (1 if spec.device == "cpu" else _GPU_BATCH_SIZE)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.server.assembly import Server, open_server, read_server_spec
+from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.cost import Costs
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
@@ -68,10 +68,11 @@ def create_front(state_dir: str) -> Front:
     """
     settings = load_settings()
     configure_logging(settings, "worker")
-    spec = read_server_spec(Path(state_dir))
+    server = open_server(Path(state_dir))
+    spec = server.spec
     batch = largest_batch(spec)
     return Front(
-        open_server(Path(state_dir)),
+        server,
         # what waits for Redis must not hold the loop, and an answer from the cache says nothing of what others cost
         may_be_inline=batch == 1 and not spec.response_cache_bytes and not (spec.rate_limit and settings.redis_url),
         threads=answering_threads(spec),

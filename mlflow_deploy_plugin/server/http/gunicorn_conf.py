@@ -91,10 +91,8 @@ def post_worker_init(worker: Any) -> None:
 
     The worker's class calls `grpc.drain()` when it is told to end, so that both drain at the same time.
     """
-    from mlflow_deploy_plugin.server.assembly import read_server_spec  # it imports numpy
-
     _wait_until_loaded(worker)
-    spec = read_server_spec(Path(os.environ[STATE_DIR]))
+    spec = worker.server.spec
     if spec.grpc_port is not None:
         from mlflow_deploy_plugin.server.grpc.listener import Listener  # only where it is asked for
 
