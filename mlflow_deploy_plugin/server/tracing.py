@@ -71,10 +71,10 @@ class RequestSpan:
 
     def end_with(self, status: int, attributes: Mapping[str, str]) -> None:
         """Tells the status of the answer; from 500 up the span is an error, as HTTP's conventions have it."""
-        from opentelemetry.trace import Status, StatusCode
-
         self.span.set_attributes({"http.response.status_code": status, **attributes})
         if status >= 500:
+            from opentelemetry.trace import Status, StatusCode
+
             self.span.set_status(Status(StatusCode.ERROR))
 
 
@@ -82,20 +82,20 @@ class Tracer:
     """Makes a span a request, below the caller's where it sends `traceparent`."""
 
     def __init__(self, provider: Any) -> None:
+        from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = provider
         self._tracer = provider.get_tracer("mlflow_deploy_plugin", __version__)
         self._propagator = TraceContextTextMapPropagator()
+        self._kind = SpanKind.SERVER
 
     @contextmanager
     def request(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]) -> Iterator[RequestSpan]:
         """The span of a request, current in this thread; names of headers in lower case."""
-        from opentelemetry.trace import SpanKind
-
         parent = self._propagator.extract(headers)
         with self._tracer.start_as_current_span(
-            name, parent, SpanKind.SERVER, attributes=attributes, record_exception=False
+            name, parent, self._kind, attributes=attributes, record_exception=False
         ) as span:
             carrier: dict[str, str] = {}
             self._propagator.inject(carrier)
