@@ -1,0 +1,1 @@
+"""The gate: what a version has to prove before it is promoted."""

@@ -1,0 +1,1 @@
+"""The MLflow app plugin and the console page."""
