@@ -17,7 +17,7 @@ Field names, defaults, bounds and descriptions stand here once: `-C server.port=
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -55,7 +55,9 @@ class VariantSpec(_Part):
         description="Model URI: models:/X/Production, models:/X@alias, models:/X/3, runs:/…, s3://…, a path.",
     )
     weight: int = Field(default=100, ge=0, le=100, description="Share of the endpoint's traffic, in parts of the sum.")
-    shadow: bool = Field(default=False, description="Is loaded and never answers; it gets no copy of the traffic yet.")
+    shadow: bool = Field(
+        default=False, description="Never answers; gets a copy of the traffic, to be compared with what was answered."
+    )
     allow_pyfunc: bool = Field(
         default=False,
         description="Lets a stage or alias move to a version without an ONNX form, which runs its own Python code.",
@@ -189,6 +191,23 @@ class MonitorSpec(_Part):
     )
 
 
+class StickySpec(_Part):
+    """What makes a caller's requests go to one variant, whichever worker they come to."""
+
+    header: HeaderName | None = Field(
+        default=None, description="Header (over gRPC: metadata) whose value keeps to one variant: X-User-Id."
+    )
+    key: str | None = Field(
+        default=None, min_length=1, description="Input column whose value in the first row keeps to one variant."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "StickySpec":
+        if (self.header is None) == (self.key is None):
+            raise ValueError("sticky takes exactly one of header and key")
+        return self
+
+
 class EndpointSpec(_Part):
     """One endpoint: its variants, its server, what is captured and what watches it."""
 
@@ -198,6 +217,10 @@ class EndpointSpec(_Part):
     server: ServerSpec = ServerSpec()
     capture: CaptureSpec = CaptureSpec()
     monitors: dict[Name, MonitorSpec] = Field(default_factory=dict)
+    sticky: StickySpec | None = None
+    require: Literal["gate=passed"] | None = Field(
+        default=None, description="gate=passed: a version that has not passed its model's gate is not served."
+    )
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -224,13 +247,20 @@ def new_endpoint(
 def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     """`spec` with fields replaced by their dotted names: `{"server.port": "8123"}`.
 
+    `sticky.header`, `sticky.key` and `require` are taken away by an empty text.
+
     Raises:
         InvalidConfig: a name is unknown (the nearest valid one is named) or a value does not fit its field.
     """
     document = _document(spec)
+    if any(dotted.startswith("sticky.") for dotted in config):
+        document.pop("sticky", None)  # header and key replace each other
     for dotted, value in config.items():
         _check_name(spec, dotted)
         *parents, leaf = _path(dotted)
+        if value == "" and (leaf == "require" or parents == ["sticky"]):
+            document.pop(leaf, None)
+            continue
         target = document
         for parent in parents:
             target = target.setdefault(parent, {})
@@ -299,6 +329,7 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
         ("capture.", CaptureSpec),
         ("variants.NAME.", VariantSpec),
         ("monitors.NAME.", MonitorSpec),
+        ("sticky.", StickySpec),
     ]
     for prefix, part in parts:
         for name, field in part.model_fields.items():
@@ -306,6 +337,8 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
                 continue  # -m says it
             default = "" if field.default is None else str(field.default)
             yield prefix + name, _type_name(field.annotation), default, field.description or ""
+    require = EndpointSpec.model_fields["require"]
+    yield "require", _type_name(require.annotation), "", require.description or ""
 
 
 def _document(spec: EndpointSpec) -> dict[str, Any]:
@@ -314,7 +347,11 @@ def _document(spec: EndpointSpec) -> dict[str, Any]:
 
 def _type_name(annotation: Any) -> str:
     """How a field's type is called in help texts: `int`, or the values it takes."""
-    kinds = [kind for kind in get_args(annotation) if kind is not type(None)] or [annotation]
+    kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)] or [annotation]
+    if get_origin(kinds[0]) is Literal:
+        kinds = list(get_args(kinds[0]))
+    elif get_origin(kinds[0]) is Annotated:
+        kinds = [get_args(kinds[0])[0]]
     return " | ".join(getattr(kind, "__name__", None) or str(kind) for kind in kinds)
 
 

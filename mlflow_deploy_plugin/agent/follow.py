@@ -250,7 +250,7 @@ class Follower:
                 variants[name] = wanted_variant(variant, version)
             elif name in served:  # its model was changed to one that cannot be had (yet)
                 variants[name] = served[name]
-        return WantedEndpoint(variants=variants, capture=spec.capture)
+        return WantedEndpoint(variants=variants, capture=spec.capture, sticky=spec.sticky)
 
     def _hear_workers(self) -> bool:
         """Goes back to the previous version where workers could not load the wanted one.

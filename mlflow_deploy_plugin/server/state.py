@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec
+from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, StickySpec
 
 
 class _State(BaseModel):
@@ -52,6 +52,7 @@ class WantedVariant(_State):
 class WantedEndpoint(_State):
     variants: dict[str, WantedVariant]
     capture: CaptureSpec = CaptureSpec()
+    sticky: StickySpec | None = None
 
 
 class Wanted(_State):
