@@ -1,16 +1,64 @@
-"""Tags on model versions: what serving learned about a version, where the MLflow UI shows it."""
+"""Tags on model versions: what serving and the gate learned about a version, where the MLflow UI shows it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 
 ERROR_TAG = "onnxserve.error"
 
+GATE_TAG = "onnxserve.gate"
+"""`passed`, `failed` or `forced`; a version without it has not been through the gate."""
+GATE_REASON_TAG = "onnxserve.gate.reason"
+"""One line: what failed, what passed, or why and by whom it was forced."""
+GATE_REPORT_TAG = "onnxserve.gate.report"
+"""Where the report is: the run's page in MLflow, or RUN_ID/gate_report.html where the tracking server has no pages."""
+GATE_AGAINST_TAG = "onnxserve.gate.against"
+"""What the version was compared with, e.g. models:/flight-delay/6; empty where nothing was served."""
+GATE_AT_TAG = "onnxserve.gate.at"
+"""When the verdict was given, as 2026-11-20T14:41:47+00:00."""
+GATE_POLICY_DIGEST_TAG = "onnxserve.gate.policy_digest"
+"""Which policy the verdict was given by: a verdict of another policy is not taken for one of this."""
+GATE_POLICY_TAG = "onnxserve.gate.policy"
+"""On the registered model: its gate policy, as YAML or JSON (`gate/policy.py`)."""
+
+GATE_OPEN = ("passed", "forced")
+"""The states in which a version may be promoted and served: it passed, or somebody answers for it by name."""
+
+_LONGEST_TAG = 5000
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a version stands before the gate.
+
+    Attributes:
+        passed: it may be promoted and served, because it passed, or because somebody forced it.
+        state: `passed`, `failed`, `forced`, or empty where it has never been judged.
+        reason: one line for a person.
+        report: where the report is; empty where there is none.
+    """
+
+    passed: bool
+    state: str
+    reason: str
+    report: str = ""
+
+
+def standing_of(tags: Mapping[str, str]) -> Standing:
+    """The standing that the tags of a version tell."""
+    state, reason, report = tags.get(GATE_TAG, ""), tags.get(GATE_REASON_TAG, ""), tags.get(GATE_REPORT_TAG, "")
+    if not state:
+        return Standing(False, "", "it has not been through the gate")
+    return Standing(state in GATE_OPEN, state, reason or f"the gate says {state}", report)
+
 
 def tag_version(name: str, version: str, key: str, value: str) -> None:
-    """Sets a tag of a registered version.
+    """Sets a tag of a registered version; of a long value, the beginning.
 
     Raises:
         NotFound: there is no such version.
         RegistryUnavailable: MLflow does not answer.
     """
     with registry_errors(f"model {name} version {version}"):
-        registry_client().set_model_version_tag(name, version, key, value)
+        registry_client().set_model_version_tag(name, version, key, value[:_LONGEST_TAG])

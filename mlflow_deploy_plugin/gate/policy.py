@@ -1,0 +1,181 @@
+"""GatePolicy: what a version of a registered model has to prove. One YAML (or JSON) document, every field with a default.
+
+    gated_stages: [Production]
+    gated_aliases: [champion]
+    evaluation: {dataset: "data/holdout.parquet", target: delayed, metric: roc_auc, margin: 0.01}
+    robustness: {noise: 0.05, max_flips: 0.1}
+    budget: {max_latency_ratio: 1.5}
+
+It stands in the tag `onnxserve.gate.policy` of the registered model, or in a file that a command is given. A model
+without one is judged by the defaults when somebody asks, and nothing demands it.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
+
+MetricName = Literal["accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EvaluationPolicy(_Part):
+    """Labelled rows on which the version may not be worse than what is served."""
+
+    dataset: str = Field(
+        default="",
+        description="A file (.csv, .parquet), runs:/RUN_ID/PATH of such a file, dataset:/RUN_ID[/NAME] of a dataset "
+        "that was logged to MLflow, or `reference`, the sample beside the model. Default: not evaluated.",
+    )
+    target: str = Field(default="", description="The column of the dataset that holds the truth.")
+    metric: MetricName | None = Field(
+        default=None, description="What is compared. Default: accuracy for a classifier, rmse for a regressor."
+    )
+    margin: float = Field(
+        default=0.01, ge=0, description="How much worse it may be: in units of the metric; of rmse and mae, as a share."
+    )
+    confidence: float = Field(
+        default=0.95, gt=0.5, lt=1, description="How sure it has to be that it is not worse by more than the margin."
+    )
+    at_least: float | None = Field(
+        default=None, description="The worst value the metric may have, whatever is served now."
+    )
+    resamples: int = Field(default=1000, ge=100, le=100_000, description="Resamples of the paired bootstrap.")
+    max_rows: int = Field(default=50_000, ge=20, description="At most so many rows of the dataset, chosen by the seed.")
+
+    @model_validator(mode="after")
+    def _has_a_target(self) -> "EvaluationPolicy":
+        if self.dataset and not self.target:
+            raise ValueError("the dataset needs a target, the column that holds the truth")
+        return self
+
+
+class RobustnessPolicy(_Part):
+    """How much the answers may change when the input is not as it should be."""
+
+    noise: float = Field(default=0.05, ge=0, description="Noise on each number, as a share of its column's std.")
+    missing: float = Field(default=0.1, ge=0, le=1, description="Share of the values that are taken away.")
+    out_of_range: float = Field(
+        default=2.0, ge=0, description="So many ranges of the column beyond its end are added to a tenth of its values."
+    )
+    max_flips: float = Field(
+        default=0.1, ge=0, le=1, description="Share of the rows whose answer may change under noise."
+    )
+    max_loss: float = Field(
+        default=0.05,
+        ge=0,
+        description="How much worse the metric may become under noise, as the margin; needs an evaluation dataset.",
+    )
+    refusals: Literal["report", "fail"] = Field(
+        default="report", description="Whether refusing missing or out-of-range values as a bad request is a failure."
+    )
+    max_rows: int = Field(default=2_000, ge=20, description="At most so many rows, chosen by the seed.")
+
+
+class BudgetPolicy(_Part):
+    """What an answer may cost beside what is served now, measured side by side on this machine."""
+
+    max_latency_ratio: float | None = Field(
+        default=2.0, gt=0, description="Largest median time of a row, and of a batch, in terms of what is served."
+    )
+    max_memory_ratio: float | None = Field(
+        default=2.0, gt=0, description="Largest memory of the loaded model, in terms of what is served."
+    )
+    max_p99_ms: float | None = Field(default=None, gt=0, description="Largest 99th percentile of a row's time.")
+    max_memory_mb: float | None = Field(default=None, gt=0, description="Largest memory of the loaded model.")
+    batch: int = Field(default=64, ge=2, le=65536, description="Rows of the batch that is timed.")
+
+
+class GatePolicy(_Part):
+    """What a version has to prove before it is promoted."""
+
+    gated_stages: tuple[str, ...] = Field(
+        default=("Production",), description="Stages into which only a passed version may move."
+    )
+    gated_aliases: tuple[str, ...] = Field(default=(), description="Aliases that only a passed version may carry.")
+    parity: Literal["proven", "warned", "any"] = Field(
+        default="proven", description="The least that has to be known of the ONNX form against the original."
+    )
+    evaluation: EvaluationPolicy = EvaluationPolicy()
+    robustness: RobustnessPolicy = RobustnessPolicy()
+    budget: BudgetPolicy = BudgetPolicy()
+    skip: tuple[Literal["signature", "evaluation", "robustness", "budget"], ...] = Field(
+        default=(), description="Checks that are not run."
+    )
+    seed: int = Field(default=7, ge=0, description="Chooses rows, noise and resamples.")
+    fresh_hours: float = Field(
+        default=24.0, gt=0, description="For so long a passed verdict against the same version is taken by `promote`."
+    )
+
+    def gates_stage(self, stage: str) -> bool:
+        return stage.lower() in {gated.lower() for gated in self.gated_stages}
+
+    def gates_alias(self, alias: str) -> bool:
+        return alias.lower() in {gated.lower() for gated in self.gated_aliases}
+
+    @property
+    def digest(self) -> str:
+        """Tells policies apart."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+def parse_policy(text: str, where: str) -> GatePolicy:
+    """The policy of a YAML or JSON document.
+
+    Args:
+        where: what the message calls the document.
+
+    Raises:
+        InvalidConfig: it is no such document; the message names the field.
+    """
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidConfig(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise InvalidConfig(f"{where} is not a mapping; its fields are {', '.join(GatePolicy.model_fields)}")
+    try:
+        return GatePolicy.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        known = f"; the fields are {', '.join(GatePolicy.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise InvalidConfig(f"{where}: {field + ': ' if field else ''}{first['msg']}{known}") from None
+
+
+def read_policy_file(path: Path) -> GatePolicy:
+    """Raises InvalidConfig where it cannot be read, or is no policy."""
+    try:
+        return parse_policy(path.read_text(), f"the policy {path}")
+    except FileNotFoundError:
+        raise InvalidConfig(f"the policy {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"the policy {path} cannot be read: {error}") from None
+
+
+def read_policy(model: str) -> GatePolicy | None:
+    """The policy in the tag of the registered model; None: it has none.
+
+    Raises:
+        NotFound: there is no such model.
+        InvalidConfig: the tag is no policy.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    with registry_errors(f"model {model}"):
+        tags = registry_client().get_registered_model(model).tags
+    return policy_of(model, tags)
+
+
+def policy_of(model: str, tags: dict[str, str]) -> GatePolicy | None:
+    """The policy among the tags of a registered model; raises InvalidConfig where the tag is none."""
+    text = tags.get(GATE_POLICY_TAG)
+    return None if text is None else parse_policy(text, f"the tag {GATE_POLICY_TAG} of model {model}")
