@@ -213,7 +213,7 @@ class EndpointSpec(_Part):
 
     api_version: Literal["onnxserve/v1"] = Field(default="onnxserve/v1", alias="apiVersion")
     name: Name
-    variants: dict[Name, VariantSpec] = Field(min_length=1)
+    variants: dict[Name, VariantSpec]
     server: ServerSpec = ServerSpec()
     capture: CaptureSpec = CaptureSpec()
     monitors: dict[Name, MonitorSpec] = Field(default_factory=dict)
@@ -226,7 +226,8 @@ class EndpointSpec(_Part):
 
     @model_validator(mode="after")
     def _some_variant_answers(self) -> "EndpointSpec":
-        if not any(variant.weight > 0 and not variant.shadow for variant in self.variants.values()):
+        answering = [variant for variant in self.variants.values() if variant.weight > 0 and not variant.shadow]
+        if self.variants and not answering:
             raise ValueError("no variant answers: one needs a weight above 0 and shadow: false")
         return self
 
@@ -242,6 +243,11 @@ def new_endpoint(
     """
     document = {"name": name, "variants": {variant or name: {"model": model_uri}}}
     return apply_config(_validated(document), config or {})
+
+
+def empty_endpoint(name: str, config: Mapping[str, Any]) -> EndpointSpec:
+    """The endpoint `name` without a variant, which cannot be served before it has one. Raises as `new_endpoint`."""
+    return apply_config(_validated({"name": name, "variants": {}}), config)
 
 
 def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
@@ -269,7 +275,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
 
 
 def add_variant(spec: EndpointSpec, name: str, model_uri: str, config: Mapping[str, Any] | None = None) -> EndpointSpec:
-    """`spec` with a further variant that gets no traffic yet, changed by `config` (dotted field names).
+    """`spec` with a further variant, changed by `config` (dotted field names). It gets no traffic yet if others do.
 
     Raises:
         AlreadyExists: there is a variant of this name.
@@ -277,7 +283,8 @@ def add_variant(spec: EndpointSpec, name: str, model_uri: str, config: Mapping[s
     """
     if name in spec.variants:
         raise AlreadyExists(f"the endpoint {spec.name!r} has a deployment {name!r} already: update or delete it")
-    variants = {**_document(spec)["variants"], name: {"model": model_uri, "weight": 0}}
+    added = {"model": model_uri, "weight": 0 if spec.variants else 100}
+    variants = {**_document(spec)["variants"], name: added}
     return apply_config(_validated({**_document(spec), "variants": variants}), config or {})
 
 
@@ -285,14 +292,17 @@ def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
     """`spec` without one of its variants.
 
     Raises:
-        InvalidConfig: none of those that stay would answer.
+        InvalidConfig: none of those that stay would answer. None may stay at all.
     """
     variants = {key: variant for key, variant in _document(spec)["variants"].items() if key != name}
     return _validated({**_document(spec), "variants": variants})
 
 
-def load_specs(text: str) -> list[EndpointSpec]:
+def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
     """The endpoints of a YAML text, one a document; they share one server, which the first describes.
+
+    Args:
+        may_be_empty: an endpoint without a variant is one too; it can be kept, not served.
 
     Raises:
         InvalidConfig: not YAML, not a spec, a name that stands twice, or a server that differs from the first's.
@@ -305,6 +315,8 @@ def load_specs(text: str) -> list[EndpointSpec]:
     if not specs:
         raise InvalidConfig("the spec is empty: it needs at least `name` and `variants`")
     names = [spec.name for spec in specs]
+    if not may_be_empty and (empty := [spec.name for spec in specs if not spec.variants]):
+        raise InvalidConfig(f"variants: endpoint {empty[0]!r} has none; it needs at least one, with a `model`")
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidConfig(f"endpoint {doubled[0]!r} stands twice in the spec")
     for spec in specs[1:]:

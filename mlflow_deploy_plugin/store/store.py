@@ -1,10 +1,8 @@
 """Reads and writes of the store: small transactions, frozen dataclasses out."""
 
-import getpass
-import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -14,43 +12,31 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs
+from mlflow_deploy_plugin.store import leases, rollouts
+from mlflow_deploy_plugin.store.audit import AuditEvent, read_events, this_actor, traffic_of, write_event
+from mlflow_deploy_plugin.store.endpoints import Endpoint, endpoint_of
 from mlflow_deploy_plugin.store.failures import unavailable
-from mlflow_deploy_plugin.store.tables import AuditRow, EndpointRow
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An endpoint that was asked for: where, and as what."""
-
-    name: str
-    target: str
-    spec: EndpointSpec
-    created_at: datetime
-    updated_at: datetime
-
-
-@dataclass(frozen=True)
-class AuditEvent:
-    """One change: `actor` is user@machine, `detail` what belongs to the action (the spec it led to)."""
-
-    at: datetime
-    actor: str
-    action: str
-    endpoint: str
-    detail: dict[str, Any] = field(default_factory=dict)
+from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting
+from mlflow_deploy_plugin.store.rollouts import Rollout
+from mlflow_deploy_plugin.store.tables import EndpointRow
 
 
 class Store:
-    """The endpoints and the audit events of one database; made by `open_store`.
+    """Endpoints, audit events, rollouts and leases of one database; made by `open_store`.
 
-    Every change is one transaction together with its audit event.
+    Every change of an endpoint is one transaction together with its audit event. Where `actor` is None, it is the
+    user of this process.
     """
 
-    def __init__(self, engine: Engine, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, engine: Engine, clock: Callable[[], datetime], monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._engine = engine
         self._clock = clock
+        self._monotonic = monotonic
+        self._sightings: dict[str, Sighting] = {}
 
-    def add_endpoint(self, target: str, spec: EndpointSpec) -> Endpoint:
+    def add_endpoint(self, target: str, spec: EndpointSpec, *, why: str = "", actor: str | None = None) -> Endpoint:
         """Takes the name of `spec` for it. Of two that ask at the same time one gets it.
 
         Raises:
@@ -61,14 +47,23 @@ class Store:
         try:
             with self._transaction() as session:
                 session.add(row)
-                self._audit(session, "create", spec.name, {"spec": row.spec})
+                event = {"after": traffic_of(spec), "why": why, "detail": {"spec": row.spec}}
+                self._audit(session, "create", actor, endpoint=spec.name, **event)
                 session.flush()
-                return _endpoint(row)
+                return endpoint_of(row)
         except IntegrityError:
             raise AlreadyExists(f"the endpoint {spec.name!r} exists already: update or delete it") from None
 
-    def replace_spec(self, spec: EndpointSpec) -> Endpoint:
-        """Keeps `spec` as what is wanted of the endpoint of its name.
+    def replace_spec(
+        self,
+        spec: EndpointSpec,
+        *,
+        action: str = "update",
+        why: str = "",
+        detail: dict[str, Any] | None = None,
+        actor: str | None = None,
+    ) -> Endpoint:
+        """Keeps `spec` as what is wanted of the endpoint of its name; `detail` goes into the audit event beside it.
 
         Raises:
             NotFound: there is no such endpoint.
@@ -77,41 +72,133 @@ class Store:
             row = session.get(EndpointRow, spec.name)
             if row is None:
                 raise NotFound(f"there is no endpoint {spec.name!r}")
+            (before,) = load_specs(row.spec)
             row.spec, row.updated_at = dump_spec(spec), self._clock()
-            self._audit(session, "update", spec.name, {"spec": row.spec})
+            event = {"before": traffic_of(before), "after": traffic_of(spec), "why": why}
+            self._audit(
+                session, action, actor, endpoint=spec.name, **event, detail={"spec": row.spec, **(detail or {})}
+            )
             session.flush()
-            return _endpoint(row)
+            return endpoint_of(row)
 
-    def remove_endpoint(self, name: str) -> bool:
+    def remove_endpoint(self, name: str, *, why: str = "", actor: str | None = None) -> bool:
         """Forgets the endpoint; False where there was none."""
         with self._transaction() as session:
             row = session.get(EndpointRow, name)
             if row is None:
                 return False
+            (before,) = load_specs(row.spec)
             session.delete(row)
-            self._audit(session, "delete", name, {})
+            self._audit(session, "delete", actor, endpoint=name, before=traffic_of(before), why=why)
             return True
-
-    def record(self, action: str, endpoint: str) -> None:
-        """Writes down what was done to an endpoint without changing what is wanted of it (start, stop)."""
-        with self._transaction() as session:
-            self._audit(session, action, endpoint, {})
 
     def endpoint(self, name: str) -> Endpoint | None:
         with self._transaction() as session:
             row = session.get(EndpointRow, name)
-            return None if row is None else _endpoint(row)
+            return None if row is None else endpoint_of(row)
 
     def endpoints(self) -> list[Endpoint]:
         """All, in the order of their names."""
         with self._transaction() as session:
-            return [_endpoint(row) for row in session.scalars(select(EndpointRow).order_by(EndpointRow.name))]
+            return [endpoint_of(row) for row in session.scalars(select(EndpointRow).order_by(EndpointRow.name))]
 
-    def events(self, endpoint: str) -> list[AuditEvent]:
-        """What happened to `endpoint`, oldest first, also if it exists no more."""
-        query = select(AuditRow).where(AuditRow.endpoint == endpoint).order_by(AuditRow.id)
+    def record(
+        self,
+        action: str,
+        *,
+        endpoint: str = "",
+        model: str = "",
+        version: str = "",
+        before: str = "",
+        after: str = "",
+        why: str = "",
+        detail: dict[str, Any] | None = None,
+        actor: str | None = None,
+    ) -> None:
+        """Writes down what was done outside of the store: a start, a promotion, a step of a rollout."""
+        said = {"endpoint": endpoint, "model": model, "version": version, "before": before, "after": after, "why": why}
         with self._transaction() as session:
-            return [AuditEvent(r.at, r.actor, r.action, r.endpoint, r.detail) for r in session.scalars(query)]
+            self._audit(session, action, actor, **said, detail=detail or {})
+
+    def events(
+        self, endpoint: str | None = None, model: str | None = None, limit: int | None = None
+    ) -> list[AuditEvent]:
+        """What happened to this endpoint and this model (None: to any), oldest first; the newest `limit` of it.
+
+        Events outlive what they speak of.
+        """
+        with self._transaction() as session:
+            return read_events(session, endpoint, model, limit)
+
+    def add_rollout(self, endpoint: str, spec: dict[str, Any], state: str) -> Rollout:
+        """Writes down that a rollout begins.
+
+        Raises:
+            AlreadyExists: the endpoint has one that is live.
+        """
+        try:
+            with self._transaction() as session:
+                return rollouts.add(session, endpoint, spec, state, self._clock())
+        except IntegrityError:
+            raise AlreadyExists(
+                f"endpoint {endpoint!r} has a rollout already: wait for its end, or abort it with "
+                f"`onnxserve rollout {endpoint} --abort`"
+            ) from None
+
+    def rollouts(self, endpoint: str | None = None, live: bool = False) -> list[Rollout]:
+        """Oldest first; `live`: those only that have not ended."""
+        with self._transaction() as session:
+            return rollouts.find(session, endpoint, live)
+
+    def update_rollout(self, rollout: Rollout, lease: Lease | None) -> Rollout | None:
+        """Writes the fields of `rollout` that may change, and gives it with its new revision.
+
+        Args:
+            lease: under which it is written; None: by a person, whose word counts without one.
+
+        Returns:
+            None where it was not written: the lease is somebody else's, or the rollout was changed since it was read,
+            or it has ended.
+        """
+        with self._transaction() as session:
+            if lease is not None and not leases.is_held(session, lease):
+                return None
+            return rollouts.update(session, rollout, self._clock())
+
+    def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease | None:
+        """The lease of this name, or None while somebody has it.
+
+        One whose holder was killed is to be had once this store has seen it unrenewed for its length: ask again.
+        """
+        monotonic = self._monotonic()
+        try:
+            with self._transaction() as session:
+                found = leases.acquire(
+                    session, name, holder, seconds, self._sightings.get(name), self._clock(), monotonic
+                )
+        except IntegrityError:  # another made the row at the same time
+            return None
+        if isinstance(found, Sighting):
+            self._sightings[name] = found
+            return None
+        self._sightings.pop(name, None)
+        return found
+
+    def renew_lease(self, lease: Lease) -> Lease | None:
+        """The lease for its length from now; None: it is lost."""
+        monotonic = self._monotonic()
+        with self._transaction() as session:
+            return leases.renew(session, lease, self._clock(), monotonic)
+
+    def release_lease(self, lease: Lease) -> None:
+        """Lets the next one have it at once; fine if it is lost already."""
+        with self._transaction() as session:
+            leases.release(session, lease)
+
+    def lease(self, name: str) -> LeaseView | None:
+        """Who has the lease of this name, as far as the store knows."""
+        with self._transaction() as session:
+            return leases.view(session, name)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -126,18 +213,5 @@ class Store:
         except DBAPIError as error:
             raise unavailable(self._engine.url, error) from None
 
-    def _audit(self, session: Session, action: str, endpoint: str, detail: dict[str, Any]) -> None:
-        session.add(AuditRow(at=self._clock(), actor=_actor(), action=action, endpoint=endpoint, detail=detail))
-
-
-def _actor() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user id without a name
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
-
-
-def _endpoint(row: EndpointRow) -> Endpoint:
-    (spec,) = load_specs(row.spec)
-    return Endpoint(row.name, row.target, spec, row.created_at, row.updated_at)
+    def _audit(self, session: Session, action: str, actor: str | None, **said: Any) -> None:
+        write_event(session, AuditEvent(self._clock(), actor or this_actor(), action, **said))
