@@ -1,26 +1,31 @@
-"""The life of deployments: what `mlflow deployments …` and `onnxserve start/stop` do, in our own terms.
+"""The life of deployments: what `mlflow deployments …`, `onnxserve endpoint …` and `onnxserve start/stop` do, in our
+own terms.
 
-An endpoint is a server; a deployment is a variant in it. The store says what is wanted, the backend makes it so. What
-is wanted is written down first, so that a crash in between is finished by the next `start` or `update`; where making it
-so fails, both are put back as they were.
+An endpoint is a server; a deployment is a variant in it. Every change is live: the server goes on answering while it is
+made, and every worker serves it when the call returns. Only a change of the `server` part of a spec restarts the server.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
-from mlflow_deploy_plugin.deployments.backends.ports import choose_port
-from mlflow_deploy_plugin.deployments.locking import locked
-from mlflow_deploy_plugin.deployments.target import TARGET
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.deployments.endpoints import Cause, Endpoints, ObservedEndpoint
+from mlflow_deploy_plugin.deployments.traffic import with_weights
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 from mlflow_deploy_plugin.registry.resolve import resolve
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, add_variant, apply_config, new_endpoint, remove_variant
+from mlflow_deploy_plugin.spec import (
+    EndpointSpec,
+    add_variant,
+    apply_config,
+    empty_endpoint,
+    new_endpoint,
+    remove_variant,
+)
 from mlflow_deploy_plugin.store import Endpoint, Store
 
 
@@ -35,7 +40,9 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Deployments:
-    """All deployments of this machine.
+    """All deployments and endpoints of this machine.
+
+    Every change is in the audit trail with `why` it was made and the `actor` who made it; None: this process's user.
 
     Args:
         progress: is told in one line each what a long step is doing.
@@ -48,23 +55,28 @@ class Deployments:
     def create(self, name: str, model_uri: str, config: Mapping[str, Any], endpoint: str | None = None) -> Deployment:
         """Serves a model under a new name, and returns when it answers.
 
+        An endpoint that is not there is made. The first deployment of an endpoint gets all of its traffic, a further
+        one nothing before its weight is set.
+
         Raises:
             AlreadyExists: the name is taken.
             NotFound / RegistryUnavailable: the model is not there, or MLflow does not say so.
             InvalidConfig: a name or a field of `config` cannot be.
             DeploymentFailed: the server did not become ready. Nothing is left behind.
         """
-        model_uri = _absolute(model_uri)
         stored = self.store.endpoint(endpoint or name)
         if stored is None:
-            self._create_endpoint(new_endpoint(endpoint or name, model_uri, config, variant=name), model_uri)
-        elif endpoint is None:
+            model_uri = _absolute(model_uri)
+            spec = new_endpoint(endpoint or name, model_uri, variant=name)
+            spec = apply_config(spec, with_weights(spec, config))
+            resolve(model_uri)  # what the registry does not have is said at once, before anything is started
+            self._endpoints.create(spec, "", None)
+            return self.get(name, endpoint)
+        if endpoint is None and name not in stored.spec.variants:
+            raise AlreadyExists(f"{name!r} is an endpoint already: say --endpoint {name} to deploy into it")
+        if endpoint is None:
             raise AlreadyExists(f"a deployment {name!r} exists already: update or delete it")
-        else:
-            with self._lock(endpoint):
-                spec = self._stored(endpoint).spec
-                self._change(spec, add_variant(spec, name, model_uri, config))
-        return self.get(name, endpoint)
+        return self.add(endpoint, name, model_uri, config)
 
     def update(
         self, name: str, model_uri: str | None, config: Mapping[str, Any], endpoint: str | None = None
@@ -77,14 +89,15 @@ class Deployments:
             DeploymentFailed: what is wanted cannot be served; what was served before still is.
         """
         found = self._find(name, endpoint).name
-        with self._lock(found):
-            spec = self._stored(found).spec
-            model = {} if model_uri is None else {f"variants.{name}.model": _absolute(model_uri)}
-            self._change(spec, apply_config(spec, {**model, **config}))
+        model = {} if model_uri is None else {f"variants.{name}.model": _absolute(model_uri)}
+        self._change(found, lambda spec: apply_config(spec, {**model, **with_weights(spec, config)}), Cause())
         return self.get(name, found)
 
     def delete(self, name: str, endpoint: str | None = None) -> None:
-        """Ends a deployment; the last one of an endpoint takes the server with it. Nothing to delete is fine.
+        """Ends a deployment. Nothing to delete is fine.
+
+        The endpoint of its own that a deployment has goes with it. Out of an endpoint that is named, or has another
+        name, it is taken; the last one leaves that endpoint empty.
 
         Raises:
             InvalidConfig: no deployment that stays would answer the endpoint's traffic.
@@ -94,26 +107,26 @@ class Deployments:
             found = self._find(name, endpoint).name
         except NotFound:
             return
-        with self._lock(found):
-            spec = self._stored(found).spec
-            if set(spec.variants) == {name}:
-                local.remove(found, self.settings)
-                self.store.remove_endpoint(found)
+        is_own = endpoint is None and found == name
+        with self._endpoints.lock(found):
+            spec = self._endpoints.stored(found).spec
+            if is_own and set(spec.variants) == {name}:
+                self._endpoints.remove(found, "", None)
             elif name in spec.variants:
-                self._change(spec, remove_variant(spec, name))
+                self._endpoints.change(spec, remove_variant(spec, name), Cause())
 
     def get(self, name: str, endpoint: str | None = None) -> Deployment:
         """Raises NotFound where there is no such deployment."""
         stored = self._find(name, endpoint)
         return Deployment(name, stored, local.observe(stored.spec, self.settings))
 
-    def list(self, endpoint: str | None = None) -> list[Deployment]:
+    def list(self, endpoint: str | None = None) -> "list[Deployment]":
         """All deployments (of one endpoint)."""
         return [
-            Deployment(name, stored, observation)
+            Deployment(name, observed.endpoint, observed.observation)
             for stored in self.store.endpoints()
             if endpoint in (None, stored.name)
-            for observation in [local.observe(stored.spec, self.settings)]
+            for observed in [self._endpoints.observe(stored)]
             for name in stored.spec.variants
         ]
 
@@ -122,56 +135,100 @@ class Deployments:
 
         Raises:
             NotFound, DeploymentFailed: as `update`.
+            InvalidConfig: the endpoint has no deployment yet.
         """
         found = self._find_server(name)
-        with self._lock(found):
-            local.realise(self._stored(found).spec, self.settings, self.progress)
-            self.store.record("start", found)
+        with self._endpoints.lock(found):
+            spec = self._endpoints.stored(found).spec
+            if not spec.variants:
+                raise InvalidConfig(f"the endpoint {found!r} has no deployment that could be served")
+            local.realise(spec, self.settings, self.progress)
+            self.store.record("start", endpoint=found)
 
     def stop(self, name: str) -> None:
         """Stops the server of a deployment, which `start` brings back. Raises NotFound."""
         found = self._find_server(name)
-        with self._lock(found):
+        with self._endpoints.lock(found):
             local.stop(found, self.settings)
-            self.store.record("stop", found)
+            self.store.record("stop", endpoint=found)
 
-    def _create_endpoint(self, spec: EndpointSpec, model_uri: str) -> None:
-        resolve(model_uri)  # what the registry does not have is said at once, before anything is started
-        with self._lock(spec.name):  # before the name is taken, so that nobody deletes it before it is served
-            spec = self._take_name_and_port(spec)
-            try:
-                local.realise(spec, self.settings, self.progress)
-            except BaseException:  # also Ctrl-C: whoever gives up waiting wants nothing left behind
-                local.remove(spec.name, self.settings)
-                self.store.remove_endpoint(spec.name)
-                raise
+    def create_endpoint(
+        self, name: str, config: Mapping[str, Any], why: str = "", actor: str | None = None
+    ) -> ObservedEndpoint:
+        """Takes a name and a port for deployments to come; its server starts with the first of them.
 
-    def _take_name_and_port(self, spec: EndpointSpec) -> EndpointSpec:
-        """Puts the spec into the store, with a port that is no other deployment's, also not of one that is stopped."""
-        with locked(self.settings.deployments_path / ".ports.lock"):
-            owners = {e.spec.server.port: e.name for e in self.store.endpoints() if e.target == TARGET}
-            if spec.server.port is None:
-                port = choose_port(spec.server.host, [taken for taken in owners if taken is not None])
-                spec = apply_config(spec, {"server.port": port})
-            _check_owner(spec, owners)
-            return self.store.add_endpoint(TARGET, spec).spec
+        Raises:
+            AlreadyExists: the name is taken.
+            InvalidConfig: the name or a field of `config` cannot be.
+        """
+        spec = empty_endpoint(name, {})
+        self._endpoints.create(apply_config(spec, with_weights(spec, config)), why, actor)
+        return self.get_endpoint(name)
 
-    def _change(self, old: EndpointSpec, new: EndpointSpec) -> None:
-        """Makes `new` of `old`, or leaves `old` as it was. The lock is held."""
-        _check_owner(new, {e.spec.server.port: e.name for e in self.store.endpoints() if e.target == TARGET})
-        was_running = local.is_running(old.name, self.settings)
-        self.store.replace_spec(new)
-        try:
-            local.realise(new, self.settings, self.progress)
-        except BaseException:
-            self.store.replace_spec(old)
-            if was_running:
-                self.progress(f"{old.name}: going back to what was served before")
-                with contextlib.suppress(OnnxserveError):  # the first failure is the one to tell
-                    local.realise(old, self.settings, lambda line: None)
-            else:
-                local.stop(old.name, self.settings)
-            raise
+    def update_endpoint(
+        self, endpoint: str, config: Mapping[str, Any], why: str = "", actor: str | None = None
+    ) -> ObservedEndpoint:
+        """Changes fields of an endpoint, all or none. Raises as `update`."""
+        cause = Cause("update", why, actor)
+        self._change(endpoint, lambda spec: apply_config(spec, with_weights(spec, config)), cause)
+        return self.get_endpoint(endpoint)
+
+    def set_traffic(
+        self, endpoint: str, weights: Mapping[str, Any], why: str = "", actor: str | None = None
+    ) -> ObservedEndpoint:
+        """Gives each variant its share, and who is not named nothing; shadows stay. Raises as `update`."""
+        cause = Cause("traffic", why, actor)
+        self._change(endpoint, lambda spec: apply_config(spec, with_weights(spec, {"traffic": weights})), cause)
+        return self.get_endpoint(endpoint)
+
+    def delete_endpoint(self, endpoint: str, why: str = "", actor: str | None = None) -> None:
+        """Ends the endpoint with everything in it; requests in flight are finished. Nothing to delete is fine."""
+        with self._endpoints.lock(endpoint):
+            if self.store.endpoint(endpoint) is not None:
+                self._endpoints.remove(endpoint, why, actor)
+
+    def get_endpoint(self, endpoint: str) -> ObservedEndpoint:
+        """Raises NotFound where there is no such endpoint."""
+        return self._endpoints.observe(self._endpoints.stored(endpoint))
+
+    def list_endpoints(self) -> "list[ObservedEndpoint]":
+        """All endpoints, in the order of their names."""
+        return [self._endpoints.observe(stored) for stored in self.store.endpoints()]
+
+    def add(
+        self,
+        endpoint: str,
+        name: str,
+        model_uri: str,
+        config: Mapping[str, Any],
+        why: str = "",
+        actor: str | None = None,
+    ) -> Deployment:
+        """Adds a deployment to an endpoint that is there. Raises as `create`, and NotFound for the endpoint."""
+        model_uri = _absolute(model_uri)
+
+        def added(spec: EndpointSpec) -> EndpointSpec:
+            wider = add_variant(spec, name, model_uri)
+            return apply_config(wider, with_weights(wider, config))
+
+        self._change(endpoint, added, Cause("update", why, actor))
+        return self.get(name, endpoint)
+
+    def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
+        """Takes a deployment out of an endpoint, which stays. Nothing to remove is fine; raises as `delete`."""
+        with self._endpoints.lock(endpoint):
+            spec = self._endpoints.stored(endpoint).spec
+            if name in spec.variants:
+                self._endpoints.change(spec, remove_variant(spec, name), Cause("update", why, actor))
+
+    @property
+    def _endpoints(self) -> Endpoints:
+        return Endpoints(self.store, self.settings, self.progress)
+
+    def _change(self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], cause: Cause) -> None:
+        with self._endpoints.lock(endpoint):
+            spec = self._endpoints.stored(endpoint).spec
+            self._endpoints.change(spec, changed(spec), cause)
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
         """The endpoint of a deployment: the one given, the one of the same name, or the only one that has it."""
@@ -187,33 +244,6 @@ class Deployments:
     def _find_server(self, name: str) -> str:
         """The endpoint that is meant by its own name or by that of a deployment in it."""
         return name if self.store.endpoint(name) is not None else self._find(name, None).name
-
-    def _stored(self, endpoint: str) -> Endpoint:
-        """Raises NotFound: it may have been deleted while we waited for the lock."""
-        stored = self.store.endpoint(endpoint)
-        if stored is None:
-            raise NotFound(f"there is no endpoint {endpoint!r}")
-        return stored
-
-    @contextlib.contextmanager
-    def _lock(self, endpoint: str) -> Iterator[None]:
-        """Whatever changes an endpoint happens while this is held.
-
-        Raises:
-            InvalidConfig: the disk is full, or the folder of the deployments cannot be written.
-        """
-        try:
-            with locked(local.lock_path(endpoint, self.settings)):
-                yield
-        except OSError as error:
-            folder = self.settings.deployments_path
-            raise InvalidConfig(f"the folder {folder} cannot be used: {error.strerror or error}") from error
-
-
-def _check_owner(spec: EndpointSpec, owners: Mapping[int | None, str]) -> None:
-    port = spec.server.port
-    if port is not None and owners.get(port, spec.name) != spec.name:
-        raise InvalidConfig(f"port {port} belongs to the deployment {owners[port]!r}: choose another one")
 
 
 def _absolute(model_uri: str) -> str:

@@ -5,6 +5,7 @@ transaction takes the write lock at its start, on PostgreSQL because the migrati
 lock first.
 """
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +34,9 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def open_store(url: str, clock: Callable[[], datetime] = utc_now) -> Store:
+def open_store(
+    url: str, clock: Callable[[], datetime] = utc_now, monotonic: Callable[[], float] = time.monotonic
+) -> Store:
     """The store at an SQLAlchemy URL; it is created, or brought up to date, where needed.
 
     Raises:
@@ -52,7 +55,7 @@ def open_store(url: str, clock: Callable[[], datetime] = utc_now) -> Store:
     except StoreUnavailable:
         engine.dispose()
         raise
-    return Store(engine, clock)
+    return Store(engine, clock, monotonic)
 
 
 def migration_config(connection: Connection) -> Config:

@@ -72,7 +72,7 @@ class Store:
             row = session.get(EndpointRow, spec.name)
             if row is None:
                 raise NotFound(f"there is no endpoint {spec.name!r}")
-            (before,) = load_specs(row.spec)
+            (before,) = load_specs(row.spec, may_be_empty=True)
             row.spec, row.updated_at = dump_spec(spec), self._clock()
             event = {"before": traffic_of(before), "after": traffic_of(spec), "why": why}
             self._audit(
@@ -87,7 +87,7 @@ class Store:
             row = session.get(EndpointRow, name)
             if row is None:
                 return False
-            (before,) = load_specs(row.spec)
+            (before,) = load_specs(row.spec, may_be_empty=True)
             session.delete(row)
             self._audit(session, "delete", actor, endpoint=name, before=traffic_of(before), why=why)
             return True

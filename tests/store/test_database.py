@@ -63,6 +63,25 @@ def test_the_migrations_can_be_taken_back(request: pytest.FixtureRequest, tmp_pa
 
 
 @both
+def test_a_store_of_an_older_schema_keeps_its_rows(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
+    url = url_of(request, tmp_path, kind)
+    open_store(url).close()
+    old = (
+        "INSERT INTO onnxserve_audit_events (at, actor, action, endpoint, detail) "
+        "VALUES ('2026-10-01 08:00:00', 'ada@laptop', 'stop', 'aged', '{}')"
+    )
+    with create_engine(url).begin() as connection:
+        downgrade(migration_config(connection), "0001")
+        connection.execute(text(old))
+
+    store = open_store(url)
+
+    (event,) = store.events("aged")
+    assert (event.actor, event.action, event.why, event.model) == ("ada@laptop", "stop", "", "")
+    store.close()
+
+
+@both
 def test_of_processes_that_open_a_new_store_at_once_all_succeed_and_one_gets_the_name(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:

@@ -84,13 +84,14 @@ def test_what_is_not_there_cannot_be_replaced_and_need_not_be_removed(store: Sto
 def test_every_change_leaves_an_event_that_outlives_the_endpoint(store: Store, request: pytest.FixtureRequest) -> None:
     name = "audited"
     store.add_endpoint("onnxserve", new_endpoint(name, "one"))
-    store.record("stop", name)
+    store.record("stop", endpoint=name)
     store.replace_spec(new_endpoint(name, "two"))
     assert store.remove_endpoint(name) is True
 
     events = store.events(name)
 
     assert [event.action for event in events] == ["create", "stop", "update", "delete"]
+    assert (events[2].before, events[2].after) == ("audited one 100", "audited two 100")
     assert "model: two" in events[2].detail["spec"]
     assert all("@" in event.actor for event in events)
     assert [event.at for event in events] == sorted(event.at for event in events)
@@ -102,3 +103,22 @@ def test_a_failed_change_leaves_no_event(store: Store) -> None:
         store.add_endpoint("onnxserve", new_endpoint("once", "two"))
 
     assert [event.action for event in store.events("once")] == ["create"]
+
+
+def test_an_event_says_what_was_changed_from_what_to_what_by_whom_and_why(store: Store) -> None:
+    said = {"model": "flight-delay", "version": "7", "before": "Staging", "after": "Production", "why": "better"}
+
+    store.record("transition", **said, detail={"auc": 0.71}, actor="ada@laptop")
+
+    (event,) = store.events(model="flight-delay")
+    assert (event.actor, event.action, event.endpoint) == ("ada@laptop", "transition", "")
+    assert (event.model, event.version, event.before, event.after, event.why) == tuple(said.values())
+    assert event.detail == {"auc": 0.71}
+
+
+def test_of_many_events_the_newest_are_given_oldest_first(store: Store) -> None:
+    for endpoint, why in (("many", "1"), ("many", "2"), ("other", "3"), ("many", "4")):
+        store.record("start", endpoint=endpoint, why=why)
+
+    assert [event.why for event in store.events("many", limit=2)] == ["2", "4"]
+    assert [event.why for event in store.events(limit=2)] == ["3", "4"]

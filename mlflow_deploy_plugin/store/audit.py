@@ -1,0 +1,97 @@
+"""Audit events: who changed what, when, from what to what, why, and the figures that it was decided on."""
+
+import getpass
+import socket
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.store.tables import AuditRow
+
+
+@dataclass(frozen=True)
+class AuditEvent:
+    """One change.
+
+    Attributes:
+        actor: user@machine, or who a server has authenticated.
+        action: create update delete start stop traffic transition alias promote gate refused rollout.start
+            rollout.step rollout.end rollback.
+        model / version: a registered model and its version, where the change was about one.
+        before / after: what was there and what came instead, in words.
+        detail: what else belongs to the action: the spec it led to, the figures it was decided on.
+    """
+
+    at: datetime
+    actor: str
+    action: str
+    endpoint: str = ""
+    model: str = ""
+    version: str = ""
+    before: str = ""
+    after: str = ""
+    why: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def this_actor() -> str:
+    """Who runs this process."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+def write_event(session: Session, event: AuditEvent) -> None:
+    session.add(
+        AuditRow(
+            at=event.at,
+            actor=event.actor,
+            action=event.action,
+            endpoint=event.endpoint,
+            model=event.model,
+            version=event.version,
+            before=event.before,
+            after=event.after,
+            why=event.why,
+            detail=event.detail,
+        )
+    )
+
+
+def read_events(session: Session, endpoint: str | None, model: str | None, limit: int | None) -> list[AuditEvent]:
+    """Oldest first; with `limit` the newest of them."""
+    query = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
+    if endpoint is not None:
+        query = query.where(AuditRow.endpoint == endpoint)
+    if model is not None:
+        query = query.where(AuditRow.model == model)
+    return [_event(row) for row in reversed(session.scalars(query).all())]
+
+
+def traffic_of(spec: EndpointSpec) -> str:
+    """An endpoint's variants in one line: `champion models:/X/3 95, candidate models:/X/4 5`."""
+    return ", ".join(
+        f"{name} {variant.model} {'shadow' if variant.shadow else variant.weight}"
+        for name, variant in spec.variants.items()
+    )
+
+
+def _event(row: AuditRow) -> AuditEvent:
+    return AuditEvent(
+        at=row.at,
+        actor=row.actor,
+        action=row.action,
+        endpoint=row.endpoint,
+        model=row.model,
+        version=row.version,
+        before=row.before,
+        after=row.after,
+        why=row.why,
+        detail=row.detail,
+    )

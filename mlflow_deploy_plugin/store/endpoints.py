@@ -1,0 +1,23 @@
+"""Endpoints as they were asked for."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
+from mlflow_deploy_plugin.store.tables import EndpointRow
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint that was asked for: where, and as what."""
+
+    name: str
+    target: str
+    spec: EndpointSpec
+    created_at: datetime
+    updated_at: datetime
+
+
+def endpoint_of(row: EndpointRow) -> Endpoint:
+    (spec,) = load_specs(row.spec, may_be_empty=True)
+    return Endpoint(row.name, row.target, spec, row.created_at, row.updated_at)

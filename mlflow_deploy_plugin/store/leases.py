@@ -1,0 +1,96 @@
+"""Leases: at most one holder of a name at a time, among processes and machines that share the store.
+
+A contender never compares a time in the store with its own wall clock, which may jump or differ. It takes a lease over
+once it has itself seen it, unrenewed, for the lease's whole length by its own monotonic clock (the way of DynamoDB's
+lock client; Gray and Cheriton 1989 for leases). A holder counts its lease from before it asked for it, likewise by the
+monotonic clock, so it stops believing in it before another can have it. Each taking has a higher token than the one
+before, and what is written under a lease is refused with an old token: a holder that slept through its lease does no
+harm.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from mlflow_deploy_plugin.store.tables import LeaseRow
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What the holder has: valid while its own monotonic clock is below `until`."""
+
+    name: str
+    holder: str
+    token: int
+    seconds: float
+    until: float
+
+
+@dataclass(frozen=True)
+class LeaseView:
+    """What others see of a lease; `expires_at` is for people, and by the clock of the holder's machine."""
+
+    name: str
+    holder: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A lease of somebody else as it was when first seen so, and when (monotonic)."""
+
+    token: int
+    renewals: int
+    at: float
+
+
+def acquire(
+    session: Session, name: str, holder: str, seconds: float, seen: Sighting | None, now: datetime, monotonic: float
+) -> Lease | Sighting:
+    """The lease, or what was seen of it: to be given again at the next attempt."""
+    row = _row(session, name)
+    if row is None:
+        row = LeaseRow(name=name, holder="", token=0, renewals=0, seconds=seconds, expires_at=now)
+        session.add(row)
+    elif row.holder:
+        is_unchanged = seen is not None and (seen.token, seen.renewals) == (row.token, row.renewals)
+        sighting = seen if seen is not None and is_unchanged else Sighting(row.token, row.renewals, monotonic)
+        if monotonic - sighting.at < row.seconds:
+            return sighting
+    row.holder, row.token, row.renewals, row.seconds = holder, row.token + 1, 0, seconds
+    row.expires_at = now + timedelta(seconds=seconds)
+    session.flush()
+    return Lease(name, holder, row.token, seconds, monotonic + seconds)
+
+
+def renew(session: Session, lease: Lease, now: datetime, monotonic: float) -> Lease | None:
+    """The lease from now on; None: somebody else has it, or had it."""
+    row = _row(session, lease.name)
+    if row is None or row.token != lease.token or not row.holder:
+        return None
+    row.renewals += 1
+    row.expires_at = now + timedelta(seconds=lease.seconds)
+    return Lease(lease.name, lease.holder, lease.token, lease.seconds, monotonic + lease.seconds)
+
+
+def release(session: Session, lease: Lease) -> None:
+    row = _row(session, lease.name)
+    if row is not None and row.token == lease.token:
+        row.holder = ""
+
+
+def is_held(session: Session, lease: Lease) -> bool:
+    """Whether nobody has taken the lease since; what is written in this transaction is then written under it."""
+    row = _row(session, lease.name)
+    return row is not None and row.token == lease.token and bool(row.holder)
+
+
+def view(session: Session, name: str) -> LeaseView | None:
+    row = session.get(LeaseRow, name)
+    return LeaseView(row.name, row.holder, row.expires_at) if row is not None and row.holder else None
+
+
+def _row(session: Session, name: str) -> LeaseRow | None:
+    return session.scalars(select(LeaseRow).where(LeaseRow.name == name).with_for_update()).one_or_none()

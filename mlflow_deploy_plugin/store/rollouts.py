@@ -1,0 +1,107 @@
+"""Rollouts as they are written down: what was asked for, how far it is, and what it is judged on."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from mlflow_deploy_plugin.store.tables import RolloutRow
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One rollout of an endpoint; an endpoint has at most one that is live.
+
+    Attributes:
+        spec: what was asked for, and what was served before; never changed.
+        state: where it is (`controller/rollout.py` knows the words).
+        step: index into the steps of `spec`.
+        step_at: when the step began, for people.
+        figures: what the step is judged on.
+        reason: why it is in this state.
+        requested: what somebody wants of it: {"action": "pause", "actor": …, "why": …}, empty for nothing.
+        revision: grows with every write; one with an older revision is refused.
+        ended_at: None while it is live.
+    """
+
+    id: int
+    endpoint: str
+    spec: dict[str, Any]
+    state: str
+    step: int
+    step_at: datetime
+    figures: dict[str, Any]
+    reason: str
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None = None
+    revision: int = 0
+    requested: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_live(self) -> bool:
+        return self.ended_at is None
+
+
+def add(session: Session, endpoint: str, spec: dict[str, Any], state: str, now: datetime) -> Rollout:
+    row = RolloutRow(
+        endpoint=endpoint,
+        spec=spec,
+        state=state,
+        step=0,
+        step_at=now,
+        figures={},
+        reason="",
+        requested={},
+        revision=0,
+        created_at=now,
+        updated_at=now,
+        ended_at=None,
+    )
+    session.add(row)
+    session.flush()
+    return _rollout(row)
+
+
+def find(session: Session, endpoint: str | None, live: bool) -> list[Rollout]:
+    """Oldest first."""
+    query = select(RolloutRow).order_by(RolloutRow.id)
+    if endpoint is not None:
+        query = query.where(RolloutRow.endpoint == endpoint)
+    if live:
+        query = query.where(RolloutRow.ended_at.is_(None))
+    return [_rollout(row) for row in session.scalars(query)]
+
+
+def update(session: Session, rollout: Rollout, now: datetime) -> Rollout | None:
+    """Writes state, step, figures, reason, requested and end of `rollout`; None: it was changed since it was read."""
+    query = select(RolloutRow).where(RolloutRow.id == rollout.id).with_for_update()
+    row = session.scalars(query).one_or_none()
+    if row is None or row.revision != rollout.revision or row.ended_at is not None:
+        return None
+    row.state, row.step, row.step_at = rollout.state, rollout.step, rollout.step_at
+    row.figures, row.reason, row.requested = rollout.figures, rollout.reason, rollout.requested
+    row.updated_at, row.ended_at = now, rollout.ended_at
+    row.revision += 1
+    session.flush()
+    return _rollout(row)
+
+
+def _rollout(row: RolloutRow) -> Rollout:
+    return Rollout(
+        id=row.id,
+        endpoint=row.endpoint,
+        spec=row.spec,
+        state=row.state,
+        step=row.step,
+        step_at=row.step_at,
+        figures=row.figures,
+        reason=row.reason,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        ended_at=row.ended_at,
+        revision=row.revision,
+        requested=row.requested,
+    )

@@ -1,0 +1,147 @@
+"""Rollouts and leases in the store: one live rollout an endpoint, one holder a lease, and no write under a lost one."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.errors import AlreadyExists
+from mlflow_deploy_plugin.store import Store, open_store
+
+NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
+
+
+class Machine:
+    """A store as one machine sees it, with clocks that are set by hand."""
+
+    def __init__(self, url: str) -> None:
+        self.wall = NOW
+        self.monotonic = 1000.0
+        self.store: Store = open_store(url, lambda: self.wall, lambda: self.monotonic)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def machines(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
+    url = f"sqlite:///{tmp_path}/store.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql_url")
+    both = (Machine(url), Machine(url))
+    yield both
+    for machine in both:
+        machine.store.close()
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """An endpoint, or a lease, that no other test uses: PostgreSQL's database is shared."""
+    return f"e{abs(hash(request.node.name)) % 10**12}"
+
+
+def test_a_rollout_comes_back_as_it_was_written(machines: tuple[Machine, Machine], name: str) -> None:
+    store = machines[0].store
+    added = store.add_rollout(name, {"to": "models:/X/7"}, "starting")
+
+    written = store.update_rollout(replace(added, state="stepping", step=2, figures={"n": 5}, reason="so"), None)
+
+    assert written is not None
+    assert store.rollouts(name) == [written]
+    assert (written.id, written.state, written.step, written.figures) == (added.id, "stepping", 2, {"n": 5})
+    assert (written.spec, written.reason, written.is_live) == ({"to": "models:/X/7"}, "so", True)
+
+
+def test_an_endpoint_has_one_live_rollout(machines: tuple[Machine, Machine], name: str) -> None:
+    first, second = (machine.store for machine in machines)
+    live = first.add_rollout(name, {}, "starting")
+
+    with pytest.raises(AlreadyExists, match=f"endpoint '{name}' has a rollout already"):
+        second.add_rollout(name, {}, "starting")
+
+    assert first.update_rollout(replace(live, state="promoted", ended_at=NOW), None)
+    assert second.add_rollout(name, {}, "starting").is_live
+    assert len(first.rollouts(name)) == 2
+    assert len(first.rollouts(name, live=True)) == 1
+
+
+def test_of_two_that_change_the_same_rollout_the_second_is_refused(
+    machines: tuple[Machine, Machine], name: str
+) -> None:
+    first, second = (machine.store for machine in machines)
+    read = first.add_rollout(name, {}, "starting")
+
+    assert first.update_rollout(replace(read, requested={"action": "pause"}), None)
+    assert second.update_rollout(replace(read, state="stepping"), None) is None
+
+
+def test_what_has_ended_is_not_changed_any_more(machines: tuple[Machine, Machine], name: str) -> None:
+    store = machines[0].store
+    ended = store.update_rollout(replace(store.add_rollout(name, {}, "starting"), ended_at=NOW), None)
+
+    assert ended is not None
+    assert store.update_rollout(replace(ended, state="stepping"), None) is None
+
+
+def test_a_lease_has_one_holder_until_it_is_given_back(machines: tuple[Machine, Machine], name: str) -> None:
+    first, second = (machine.store for machine in machines)
+    lease = first.acquire_lease(name, "one", 10)
+
+    assert lease is not None
+    assert second.acquire_lease(name, "two", 10) is None
+    assert (seen := second.lease(name)) is not None
+    assert seen.holder == "one"
+    first.release_lease(lease)
+    assert second.lease(name) is None
+    assert second.acquire_lease(name, "two", 10)
+
+
+def test_a_lease_that_is_not_renewed_is_taken_over_after_its_length(
+    machines: tuple[Machine, Machine], name: str
+) -> None:
+    first, second = machines
+    lost = first.store.acquire_lease(name, "one", 10)
+    assert lost is not None
+    rollout = first.store.add_rollout(name, {}, "starting")
+
+    assert second.store.acquire_lease(name, "two", 10) is None
+    second.monotonic += 9.9
+    assert second.store.acquire_lease(name, "two", 10) is None
+    second.monotonic += 0.2
+    taken = second.store.acquire_lease(name, "two", 10)
+
+    assert taken is not None
+    assert taken.token > lost.token
+    assert first.store.renew_lease(lost) is None
+    assert first.store.update_rollout(replace(rollout, state="stepping"), lost) is None
+    assert second.store.update_rollout(replace(rollout, state="stepping"), taken)
+    first.store.release_lease(lost)
+    assert second.store.renew_lease(taken)
+
+
+def test_a_renewed_lease_is_kept_however_long(machines: tuple[Machine, Machine], name: str) -> None:
+    first, second = machines
+    lease = first.store.acquire_lease(name, "one", 10)
+
+    for _ in range(5):
+        assert lease is not None
+        assert second.store.acquire_lease(name, "two", 10) is None
+        first.monotonic += 6
+        second.monotonic += 6
+        lease = first.store.renew_lease(lease)
+
+    assert lease is not None
+    assert lease.until == first.monotonic + 10
+
+
+def test_a_jump_of_a_wall_clock_moves_no_lease(machines: tuple[Machine, Machine], name: str) -> None:
+    first, second = machines
+    assert first.store.acquire_lease(name, "one", 10)
+    assert second.store.acquire_lease(name, "two", 10) is None
+
+    second.wall = NOW.replace(year=2030)
+    second.monotonic += 1
+
+    assert second.store.acquire_lease(name, "two", 10) is None
+    first.wall = NOW.replace(year=2020)
+    second.monotonic += 10
+    assert second.store.acquire_lease(name, "two", 10)
