@@ -1,11 +1,11 @@
 """The life of deployments: what `mlflow deployments …`, `onnxserve endpoint …` and `onnxserve start/stop` do, in our
 own terms.
 
-An endpoint is a server; a deployment is a variant in it. Every change is live: the server goes on answering while it is
-made, and every worker serves it when the call returns. Only a change of the `server` part of a spec restarts the server.
+An endpoint is a server; a deployment is a variant in it. Every change is live: the server goes on answering while it
+is made, and every worker serves it when the call returns. Only a change of the spec's `server` part restarts it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class Deployments:
         stored = self._find(name, endpoint)
         return Deployment(name, stored, local.observe(stored.spec, self.settings))
 
-    def list(self, endpoint: str | None = None) -> "list[Deployment]":
+    def list(self, endpoint: str | None = None) -> list[Deployment]:
         """All deployments (of one endpoint)."""
         return [
             Deployment(name, observed.endpoint, observed.observation)
@@ -191,7 +191,7 @@ class Deployments:
         """Raises NotFound where there is no such endpoint."""
         return self._endpoints.observe(self._endpoints.stored(endpoint))
 
-    def list_endpoints(self) -> "list[ObservedEndpoint]":
+    def list_endpoints(self) -> Sequence[ObservedEndpoint]:
         """All endpoints, in the order of their names."""
         return [self._endpoints.observe(stored) for stored in self.store.endpoints()]
 

@@ -37,6 +37,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
 
 _STOP_MARGIN_SECONDS = 40  # beside what requests may take: the agent ships what was captured
 _STARTING = "the server is being started"
+_EMPTY = "no deployment yet; `mlflow deployments create … --endpoint {name}` adds one"
 _STOPPED = "stopped"
 """A file in the state folder: the server was stopped on purpose, so that it is not missed."""
 
@@ -90,6 +91,8 @@ def realise(spec: EndpointSpec, settings: Settings, progress: Callable[[str], No
 def observe(spec: EndpointSpec, settings: Settings) -> Observation:
     """What is to be seen of the endpoint's server now."""
     folder = state_dir(spec.name, settings)
+    if not spec.variants:
+        return Observation("empty", _EMPTY.format(name=spec.name))
     log = str(folder / LOG)
     server = read_state(folder / SERVER, ServerState)
     if server is None or server.pid != _supervisor(folder):

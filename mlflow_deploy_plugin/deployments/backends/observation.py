@@ -6,7 +6,8 @@ from typing import Literal
 
 from mlflow_deploy_plugin.server.state import WantedEndpoint, WorkerState
 
-State = Literal["running", "starting", "stopped", "failed"]
+State = Literal["running", "starting", "stopped", "failed", "empty"]
+"""`empty`: an endpoint without a deployment, which has no server."""
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,8 @@ def read_report(state_dir: Path, spec: EndpointSpec) -> Report:
 
 def _is_resolved(spec: EndpointSpec, endpoint: WantedEndpoint) -> bool:
     wanted = {name: (v.model_uri, v.weight, v.shadow) for name, v in endpoint.variants.items()}
-    return endpoint.capture == spec.capture and wanted == {
-        name: (v.model, v.weight, v.shadow) for name, v in spec.variants.items()
-    }
+    said = {name: (v.model, v.weight, v.shadow) for name, v in spec.variants.items()}
+    return wanted == said and (endpoint.capture, endpoint.sticky) == (spec.capture, spec.sticky)
 
 
 def _resolving(spec: EndpointSpec, endpoint: WantedEndpoint | None) -> str:

@@ -1,0 +1,157 @@
+"""Endpoints, and the one way in which they change.
+
+The store says what is wanted, the backend makes it so. What is wanted is written down first, so that a crash in between
+is finished by the next `start` or `update`; where making it so fails, both are put back as they were.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from mlflow_deploy_plugin.deployments.backends import local
+from mlflow_deploy_plugin.deployments.backends.observation import Observation
+from mlflow_deploy_plugin.deployments.backends.ports import choose_port
+from mlflow_deploy_plugin.deployments.locking import locked
+from mlflow_deploy_plugin.deployments.target import TARGET
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
+from mlflow_deploy_plugin.store import Endpoint, Store
+
+
+@dataclass(frozen=True)
+class ObservedEndpoint:
+    """What is wanted of an endpoint, and what is to be seen of its server."""
+
+    endpoint: Endpoint
+    observation: Observation
+
+
+@dataclass(frozen=True)
+class Cause:
+    """How a change stands in the audit trail.
+
+    Attributes:
+        action: update, traffic, rollback, ….
+        actor: who wants it; None: the user of this process.
+    """
+
+    action: str = "update"
+    why: str = ""
+    actor: str | None = None
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """The endpoints of this machine.
+
+    Args:
+        progress: is told in one line each what a long step is doing.
+    """
+
+    store: Store
+    settings: Settings
+    progress: Callable[[str], None]
+
+    def stored(self, name: str) -> Endpoint:
+        """Raises NotFound: it may also have been deleted while we waited for the lock."""
+        stored = self.store.endpoint(name)
+        if stored is None:
+            raise NotFound(f"there is no endpoint {name!r}")
+        return stored
+
+    def observe(self, stored: Endpoint) -> ObservedEndpoint:
+        return ObservedEndpoint(stored, local.observe(stored.spec, self.settings))
+
+    def create(self, spec: EndpointSpec, why: str, actor: str | None) -> None:
+        """Takes the name, and serves it if it has a variant. What fails leaves nothing behind.
+
+        Raises:
+            AlreadyExists, InvalidConfig, DeploymentFailed: as `Deployments.create`.
+        """
+        with self.lock(spec.name):  # before the name is taken, so that nobody deletes it before it is served
+            spec = self._take_name_and_port(spec, why, actor)
+            if not spec.variants:
+                return
+            try:
+                local.realise(spec, self.settings, self.progress)
+            except BaseException as error:  # also Ctrl-C: whoever gives up waiting wants nothing left behind
+                local.remove(spec.name, self.settings)
+                self.store.remove_endpoint(spec.name, why=_undone(error), actor=actor)
+                raise
+
+    def change(self, old: EndpointSpec, new: EndpointSpec, cause: Cause) -> None:
+        """Makes `new` of `old`, or leaves `old` as it was. The lock is held.
+
+        Without a variant there is no server, and the port is kept.
+
+        Raises:
+            InvalidConfig, DeploymentFailed: as `Deployments.update`.
+        """
+        self._check_port(new)
+        was_running = local.is_running(old.name, self.settings)
+        self.store.replace_spec(new, action=cause.action, why=cause.why, actor=cause.actor)
+        try:
+            if new.variants:
+                local.realise(new, self.settings, self.progress)
+            else:
+                local.remove(new.name, self.settings)
+        except BaseException as error:
+            self.store.replace_spec(old, action=cause.action, why=_undone(error), actor=cause.actor)
+            self._put_back(old, was_running)
+            raise
+
+    def remove(self, name: str, why: str, actor: str | None) -> None:
+        """Ends the server and forgets the endpoint. The lock is held."""
+        local.remove(name, self.settings)
+        self.store.remove_endpoint(name, why=why, actor=actor)
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Whatever changes an endpoint happens while this is held.
+
+        Raises:
+            InvalidConfig: the disk is full, or the folder of the deployments cannot be written.
+        """
+        try:
+            with locked(local.lock_path(name, self.settings)):
+                yield
+        except OSError as error:
+            folder = self.settings.deployments_path
+            raise InvalidConfig(f"the folder {folder} cannot be used: {error.strerror or error}") from error
+
+    def _put_back(self, old: EndpointSpec, was_running: bool) -> None:
+        if was_running:
+            self.progress(f"{old.name}: going back to what was served before")
+            with contextlib.suppress(OnnxserveError):  # the first failure is the one to tell
+                local.realise(old, self.settings, lambda line: None)
+        elif old.variants:
+            local.stop(old.name, self.settings)
+        else:
+            local.remove(old.name, self.settings)
+
+    def _take_name_and_port(self, spec: EndpointSpec, why: str, actor: str | None) -> EndpointSpec:
+        """Puts the spec into the store, with a port that is no other deployment's, also not of one that is stopped."""
+        with locked(self.settings.deployments_path / ".ports.lock"):
+            owners = self._port_owners()
+            if spec.server.port is None:
+                port = choose_port(spec.server.host, [taken for taken in owners if taken is not None])
+                spec = apply_config(spec, {"server.port": port})
+            _check_owner(spec, owners)
+            return self.store.add_endpoint(TARGET, spec, why=why, actor=actor).spec
+
+    def _check_port(self, spec: EndpointSpec) -> None:
+        _check_owner(spec, self._port_owners())
+
+    def _port_owners(self) -> dict[int | None, str]:
+        return {e.spec.server.port: e.name for e in self.store.endpoints() if e.target == TARGET}
+
+
+def _undone(error: BaseException) -> str:
+    return f"undone: {error}" if isinstance(error, OnnxserveError) else f"undone: {type(error).__name__}"
+
+
+def _check_owner(spec: EndpointSpec, owners: Mapping[int | None, str]) -> None:
+    port = spec.server.port
+    if port is not None and owners.get(port, spec.name) != spec.name:
+        raise InvalidConfig(f"port {port} belongs to the deployment {owners[port]!r}: choose another one")
