@@ -1,0 +1,70 @@
+"""Who asks, and what they may do: MLflow's own accounts where its server has them."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from flask import g, request
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who a request comes from.
+
+    Attributes:
+        user: the name that MLflow's basic auth has checked; empty where the server has no accounts.
+        address: of the other end of the connection, which may be a proxy.
+    """
+
+    user: str
+    address: str
+
+    @property
+    def actor(self) -> str:
+        """As the audit trail names them."""
+        return self.user or f"anonymous@{self.address}"
+
+
+def caller() -> Caller:
+    """The caller of the request at hand."""
+    return Caller(str(g.get("mlflow_authenticated_user") or ""), request.remote_addr or "unknown")
+
+
+def may_read(model: str) -> bool:
+    return _permitted(model, "can_read")
+
+
+def may_update(model: str) -> bool:
+    """Whether the caller may move versions of this registered model; without accounts everybody may."""
+    return _permitted(model, "can_update")
+
+
+def _permitted(model: str, what: str) -> bool:
+    auth = _accounts()
+    if auth is None:
+        return True
+    from mlflow.exceptions import MlflowException
+
+    if auth.sender_is_admin():
+        return True
+    try:
+        return bool(getattr(auth._get_registered_model_or_prompt_permission(model), what))
+    except MlflowException:  # no such model (any more)
+        return False
+
+
+def allow_pages(*paths: tuple[str, str]) -> None:
+    """Tells MLflow's basic auth that these (path, method) are for everybody who has an account.
+
+    Without it a server with MLFLOW_BASIC_AUTH_FAIL_CLOSED refuses them, since it does not know them.
+    """
+    auth = _accounts()
+    if auth is not None:
+        for path in paths:
+            auth.BEFORE_REQUEST_VALIDATORS[path] = lambda: True
+
+
+def _accounts() -> Any | None:
+    """MLflow's module of basic auth where this server uses it."""
+    auth = sys.modules.get("mlflow.server.auth")
+    return auth if auth is not None and auth._auth_initialized else None

@@ -1,0 +1,79 @@
+"""MLflow's real Flask app on an SQLite of its own, extended as `mlflow server --app-name onnxserve` does it."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.ui.app import extend
+
+_POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"
+_numbers = count()
+
+
+@dataclass
+class Mlflow:
+    """The app, its registry, and the store that the audit trail is in."""
+
+    app: Flask
+    registry: Any
+    store: Store
+
+    @property
+    def client(self) -> FlaskClient:
+        return self.app.test_client()
+
+    def model(self, policy: str | None = _POLICY, versions: int = 2) -> str:
+        """A new registered model with so many versions."""
+        from mlflow.entities.model_registry import RegisteredModelTag
+
+        name = f"model-{next(_numbers)}"
+        tags = [] if policy is None else [RegisteredModelTag("onnxserve.gate.policy", policy)]
+        self.registry.create_registered_model(name, tags)
+        for _ in range(versions):
+            self.registry.create_model_version(name, "/nowhere")
+        return name
+
+    def stands(self, model: str, version: str, gate: str, reason: str) -> None:
+        """What the gate has written on a version."""
+        from mlflow.entities.model_registry import ModelVersionTag
+
+        self.registry.set_model_version_tag(model, version, ModelVersionTag("onnxserve.gate", gate))
+        self.registry.set_model_version_tag(model, version, ModelVersionTag("onnxserve.gate.reason", reason))
+
+    def stage(self, model: str, version: str) -> str:
+        return str(self.registry.get_model_version(model, version).current_stage)
+
+
+@pytest.fixture(scope="module")
+def mlflow_app(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Mlflow]:
+    """The app of this module's tests; afterwards this process's MLflow is as it was."""
+    import mlflow.server
+    from mlflow.server import handlers
+    from mlflow.tracking._model_registry import utils as registry_utils
+    from mlflow.tracking._tracking_service import utils as tracking_utils
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = new_database(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        patch.setenv("_MLFLOW_SERVER_FILE_STORE", uri)
+        patch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(folder / "artifacts"))
+        for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+            patch.setenv(variable, uri)
+        patch.setattr(registry_utils, "_registry_uri", None)
+        patch.setattr(tracking_utils, "_tracking_uri", None)
+        patch.setattr(handlers, "_model_registry_store", None)
+        patch.setattr(handlers, "_tracking_store", None)
+        app = importlib.reload(mlflow.server).app  # a new one: each module has its own store
+        extend(app)
+        store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
+        yield Mlflow(app, handlers._get_model_registry_store(), store)
+        store.close()

@@ -1,0 +1,130 @@
+"""The gate in MLflow's own API: what is refused, what is written down, and what is left to MLflow."""
+
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.store import AuditEvent
+from mlflow_deploy_plugin.ui import trail
+
+API, AJAX = "/api/2.0/mlflow", "/ajax-api/2.0/mlflow"
+
+
+def events(mlflow_app: Any, model: str) -> list[AuditEvent]:
+    found: list[AuditEvent] = mlflow_app.store.events(model=model)
+    return found
+
+
+def move(mlflow_app: Any, model: str, version: str, stage: str, base: str = API, **more: Any) -> Any:
+    asked = {"name": model, "version": version, "stage": stage, **more}
+    return mlflow_app.client.post(f"{base}/model-versions/transition-stage", json=asked)
+
+
+def point(mlflow_app: Any, model: str, alias: str, version: str) -> Any:
+    asked = {"name": model, "alias": alias, "version": version}
+    return mlflow_app.client.post(f"{API}/registered-models/alias", json=asked)
+
+
+@pytest.mark.parametrize("base", [API, AJAX])
+def test_a_version_that_did_not_pass_may_not_enter_a_gated_stage(mlflow_app: Any, base: str) -> None:
+    model = mlflow_app.model()
+    answer = move(mlflow_app, model, "2", "production", base)
+    assert answer.status_code == 403
+    assert answer.json["error_code"] == "PERMISSION_DENIED"
+    assert answer.json["message"] == (
+        f"version 2 of {model} may not become Production: it has not been through the gate. "
+        f"`onnxserve promote {model} 2 --to Production` runs the gate and says what is missing"
+    )
+    assert mlflow_app.stage(model, "2") == "None"
+
+
+def test_a_refusal_is_in_the_audit_trail_with_its_reason(mlflow_app: Any) -> None:
+    model = mlflow_app.model()
+    mlflow_app.stands(model, "1", "failed", "evaluation: accuracy 0.71 against 0.80")
+    move(mlflow_app, model, "1", "Production")
+    (event,) = events(mlflow_app, model)
+    assert (event.action, event.version, event.before, event.after) == ("refused", "1", "None", "Production")
+    assert event.actor == "anonymous@127.0.0.1"
+    assert "accuracy 0.71 against 0.80" in event.why
+
+
+@pytest.mark.parametrize("gate", ["passed", "forced"])
+def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(mlflow_app: Any, gate: str) -> None:
+    model = mlflow_app.model()
+    mlflow_app.stands(model, "1", gate, "all 5 checks passed")
+    mlflow_app.stands(model, "2", gate, "all 5 checks passed")
+    move(mlflow_app, model, "1", "Production")
+    assert move(mlflow_app, model, "2", "Production", archive_existing_versions=True).status_code == 200
+    assert mlflow_app.stage(model, "2") == "Production"
+    first, second = events(mlflow_app, model)
+    assert (first.action, first.version, first.before, first.after) == ("transition", "1", "None", "Production")
+    assert first.why == f"gate {gate}: all 5 checks passed"
+    assert second.detail == {"via": "mlflow", "address": "127.0.0.1", "stood_there": "1", "archived": True}
+
+
+def test_a_stage_that_is_not_gated_and_a_model_without_a_policy_are_left_alone(mlflow_app: Any) -> None:
+    gated, free = mlflow_app.model(), mlflow_app.model(policy=None)
+    assert move(mlflow_app, gated, "1", "Staging").status_code == 200
+    assert move(mlflow_app, free, "1", "Production").status_code == 200
+    assert [event.after for event in events(mlflow_app, gated) + events(mlflow_app, free)] == ["Staging", "Production"]
+
+
+def test_a_gated_alias_is_refused_and_others_are_written_down(mlflow_app: Any) -> None:
+    model = mlflow_app.model()
+    assert point(mlflow_app, model, "Champion", "1").status_code == 403
+    assert point(mlflow_app, model, "candidate", "1").status_code == 200
+    point(mlflow_app, model, "candidate", "2")
+    asked = {"name": model, "alias": "candidate"}
+    assert mlflow_app.client.delete(f"{API}/registered-models/alias", json=asked).status_code == 200
+    assert [(event.action, event.before, event.after) for event in events(mlflow_app, model)] == [
+        ("refused", "@Champion → nothing", "@Champion → 1"),
+        ("alias", "@candidate → nothing", "@candidate → 1"),
+        ("alias", "@candidate → 1", "@candidate → 2"),
+        ("alias", "@candidate → 2", "@candidate → nothing"),
+    ]
+
+
+def test_a_version_that_is_deleted_out_of_a_stage_is_in_the_trail(mlflow_app: Any) -> None:
+    model = mlflow_app.model(policy=None)
+    move(mlflow_app, model, "1", "Production")
+    asked = {"name": model, "version": "1"}
+    assert mlflow_app.client.delete(f"{API}/model-versions/delete", json=asked).status_code == 200
+    assert [event.after for event in events(mlflow_app, model)] == ["Production", "deleted"]
+
+
+def test_a_policy_that_cannot_be_read_lets_nothing_through(mlflow_app: Any) -> None:
+    model = mlflow_app.model(policy="gated_stage: [Production]")
+    answer = move(mlflow_app, model, "1", "Production")
+    assert answer.status_code == 403
+    assert "gated_stage" in answer.json["message"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "code"),
+    [
+        ({"name": "nobody", "version": "1", "stage": "Production"}, 404, "RESOURCE_DOES_NOT_EXIST"),
+        ({"name": "", "version": "1", "stage": "Production"}, 400, "INVALID_PARAMETER_VALUE"),
+        ({"version": "1"}, 400, "INVALID_PARAMETER_VALUE"),
+    ],
+)
+def test_what_makes_no_sense_is_answered_by_mlflow(mlflow_app: Any, asked: Any, status: int, code: str) -> None:
+    answer = mlflow_app.client.post(f"{API}/model-versions/transition-stage", json=asked)
+    assert (answer.status_code, answer.json["error_code"]) == (status, code)
+
+
+def test_an_unknown_stage_is_answered_by_mlflow_and_not_written_down(mlflow_app: Any) -> None:
+    model = mlflow_app.model()
+    assert move(mlflow_app, model, "1", "Nowhere").json["error_code"] == "INVALID_PARAMETER_VALUE"
+    assert events(mlflow_app, model) == []
+
+
+def test_a_broken_audit_store_is_logged_and_mlflow_goes_on(
+    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = mlflow_app.model(policy=None)
+    kept: trail.Trail = mlflow_app.app.extensions["onnxserve"]
+    monkeypatch.setattr(kept, "_store", None)
+    monkeypatch.setattr(kept, "_url", "sqlite:////proc/nobody/can/write/here.db")
+    assert move(mlflow_app, model, "1", "Production").status_code == 200
+    assert mlflow_app.stage(model, "1") == "Production"
+    assert "not in the audit trail: transition by anonymous@127.0.0.1" in caplog.text
