@@ -10,14 +10,15 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.server import routing
 from mlflow_deploy_plugin.server.capture import CapturedModel
-from mlflow_deploy_plugin.server.served import LoadedVersion, ServedEndpoint, ServedVariant, Table
+from mlflow_deploy_plugin.server.served import LoadedVersion, ServedEndpoint, ServedVariant, Table, served_endpoint
 from mlflow_deploy_plugin.server.state import (
     WANTED,
     LoadedVariant,
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 _MOST_SHOWN = 20
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Repository:
@@ -96,12 +98,16 @@ class Repository:
         self._table = {}
         worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
 
-    def lease(self, endpoint: str | None, draw: float, version: str | None = None) -> ServedVariant:
-        """The variant that answers a request.
+    def lease(
+        self, endpoint: str | None, draw: float, version: str | None = None, headers: Mapping[str, str] = _NONE
+    ) -> ServedVariant:
+        """The variant that answers a request; where a column's value chooses it, one to decode with and to `keep` by.
 
         Args:
             endpoint: None: the only endpoint, or the first of several.
-            version: the loaded version that is to answer, whatever its weight; None: `draw` decides.
+            version: the loaded version that is to answer, whatever its weight; None: the header that the endpoint's
+                callers stick by decides, else `draw`.
+            headers: by their names in lower case.
 
         Raises:
             NotReady: nothing is loaded that could answer.
@@ -116,7 +122,25 @@ class Repository:
             raise NotFound(f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {held}")
         if not served.answering:
             raise NotReady(self.why_silent(name))
+        if (sticky := served.sticky) is not None:
+            if sticky.header is None:
+                return served.answering[0]
+            if key := headers.get(sticky.header):
+                return routing.keep(served.answering, name, key)
         return routing.choose(served.answering, draw)
+
+    def keep(self, variant: ServedVariant, key: str | None, draw: float) -> ServedVariant:
+        """The variant that answers a request in which `variant` has read `key` (None: no column of the name).
+
+        Raises:
+            NotReady, NotFound: as `lease`.
+        """
+        served = self.find(variant.endpoint)[1]
+        if not served.answering:
+            raise NotReady(self.why_silent(variant.endpoint))
+        if key is None:
+            return routing.choose(served.answering, draw)
+        return routing.keep(served.answering, variant.endpoint, key)
 
     def versions(self, endpoint: str) -> tuple[str, ...]:
         """The versions of an endpoint that are in memory.
@@ -205,17 +229,17 @@ class Repository:
     def _serve(self, endpoint: str, wanted: WantedEndpoint) -> tuple[ServedEndpoint, dict[str, str]]:
         """The endpoint as wanted, as far as its versions can be loaded, and what went wrong by variant."""
         before = self._table[endpoint].variants if endpoint in self._table else {}
+        held = {
+            _identity(one.loaded): one.loaded for served in self._table.values() for one in served.variants.values()
+        }
         variants, errors = {}, {}
         for name, want in wanted.variants.items():
-            loaded = before[name].loaded if name in before else None
-            if loaded is None or (loaded.model, loaded.version, loaded.folder) != (
-                want.model,
-                want.version,
-                want.folder,
-            ):
+            loaded = held.get(_identity(want))
+            if loaded is None:
                 try:
-                    loaded = self._loaded(want)
+                    loaded = held[_identity(want)] = self._loaded(want)
                 except OnnxserveError as error:
+                    loaded = before[name].loaded if name in before else None
                     errors[name] = error.message
                     kept = f"version {loaded.version} stays" if loaded else "nothing answers for it"
                     logger.error("%s/%s: %s %s: %s; %s", endpoint, name, want.model, want.version, error.message, kept)
@@ -223,7 +247,7 @@ class Repository:
                 variants[name] = ServedVariant(
                     endpoint, name, want.weight, want.shadow, loaded, wanted.capture, want.aspects
                 )
-        return ServedEndpoint(variants, routing.answering(tuple(variants.values()))), errors
+        return served_endpoint(variants, wanted.sticky), errors
 
     def _loaded(self, want: WantedVariant) -> LoadedVersion:
         try:
@@ -286,6 +310,11 @@ class Repository:
         errors = away | self._errors.get(endpoint, {})
         reasons = "; ".join(f"{variant}: {error}" for variant, error in errors.items() if error)
         return f"endpoint {endpoint!r} has no version that answers" + (f": {reasons}" if reasons else "")
+
+
+def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path]:
+    """What makes two variants share one version in memory."""
+    return version.model, version.version, version.folder
 
 
 def _some(names: Iterable[str]) -> str:

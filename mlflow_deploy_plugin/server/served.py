@@ -1,13 +1,14 @@
 """What is in memory, as plain values: loaded versions in their places. Immutable, replaced as a whole by a swap."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlflow_deploy_plugin.runtime.batcher import Batcher
 from mlflow_deploy_plugin.runtime.predictor import Predictor, Remote
+from mlflow_deploy_plugin.server import routing
 from mlflow_deploy_plugin.server.capture import CapturedModel
-from mlflow_deploy_plugin.spec import CaptureSpec
+from mlflow_deploy_plugin.spec import CaptureSpec, StickySpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,13 @@ class LoadedVersion:
 
 @dataclass(frozen=True)
 class ServedVariant:
-    """A loaded version in its place: what one request is answered by."""
+    """A loaded version in its place: what one request is answered by. Several may have the same one.
+
+    Attributes:
+        shadows: those that get a copy of what it has answered: the endpoint's, without any of the very same version.
+        key: the input column whose value chooses among the variants that answer; None: no column does, or there is
+            no choice.
+    """
 
     endpoint: str
     name: str
@@ -50,18 +57,35 @@ class ServedVariant:
     loaded: LoadedVersion
     capture: CaptureSpec
     aspects: Mapping[str, str] = field(default_factory=dict)
+    shadows: "tuple[ServedVariant, ...]" = ()
+    key: str | None = None
 
 
 @dataclass(frozen=True)
 class ServedEndpoint:
-    """The variants of an endpoint that are in memory, and those among them that may answer."""
+    """The variants of an endpoint that are in memory, those among them that may answer, and what chooses one."""
 
     variants: Mapping[str, ServedVariant]
     answering: tuple[ServedVariant, ...]
+    sticky: StickySpec | None = None
 
     @property
     def versions(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(variant.loaded.version for variant in self.variants.values()))
+
+
+def served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | None = None) -> ServedEndpoint:
+    """The endpoint of these variants, each with what it has to know of the others."""
+    shadows = tuple(variant for variant in variants.values() if variant.shadow)
+    answering = routing.answering(tuple(variants.values()))
+    key = sticky.key if sticky and len(answering) > 1 else None
+    if shadows or key:
+        variants = {
+            name: replace(variant, shadows=tuple(one for one in shadows if one.loaded is not variant.loaded), key=key)
+            for name, variant in variants.items()
+        }
+        answering = routing.answering(tuple(variants.values()))
+    return ServedEndpoint(variants, answering, sticky if len(answering) > 1 else None)
 
 
 Table = Mapping[str, ServedEndpoint]

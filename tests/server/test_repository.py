@@ -88,6 +88,50 @@ def test_a_change_of_weights_or_aspects_loads_nothing(
     assert {repository.lease(None, draw / 10).loaded.version for draw in range(10)} == {"1"}
 
 
+def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tools: Any
+) -> None:
+    old, new = (tools.variant(bias_folders[version], version) for version in "12")
+    serve(champion=old, candidate=new | {"weight": 0})
+    candidate = repository.table["e"].variants["candidate"].loaded
+
+    serve(champion=new, candidate=new | {"weight": 0}, watched=new | {"shadow": True})
+    assert {one.loaded for one in repository.table["e"].variants.values()} == {candidate}
+    serve(champion=new)
+    assert repository.lease(None, 0.0).loaded is candidate
+    assert len(loads) == 2
+
+
+def test_endpoints_share_a_version_and_the_last_one_frees_it(
+    repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tmp_path: Path, tools: Any
+) -> None:
+    one = tools.variant(bias_folders["1"], "1")
+    tools.want(tmp_path, 1, {"a": {"v": one}, "b": {"v": one}})
+    repository.look()
+    shared = weakref.ref(repository.lease("a", 0.0).loaded)
+    assert repository.lease("b", 0.0).loaded is shared()
+    assert len(loads) == 1
+
+    tools.want(tmp_path, 2, {"b": {"v": one}})
+    repository.look()
+    assert shared() is not None
+    tools.want(tmp_path, 3, {"b": {"v": tools.variant(bias_folders["2"], "2")}})
+    repository.look()
+    gc.collect()
+    assert shared() is None
+
+
+def test_whoever_answers_knows_the_shadows_but_not_one_of_its_own_version(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    old, new = (tools.variant(bias_folders[version], version, weight=50) for version in "12")
+    serve(champion=old, candidate=new)
+    assert all(not variant.shadows for variant in repository.table["e"].answering)
+    serve(champion=old, candidate=new, watched=new | {"shadow": True})
+    shadows = {one.name: [shadow.name for shadow in one.shadows] for one in repository.table["e"].answering}
+    assert shadows == {"champion": ["watched"], "candidate": []}
+
+
 def test_a_variant_in_the_shadow_or_without_weight_never_answers(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path], tools: Any
 ) -> None:
