@@ -1,4 +1,4 @@
-"""GatePolicy: what a version of a registered model has to prove. One YAML (or JSON) document, every field with a default.
+"""GatePolicy: what a version of a registered model has to prove. One YAML (or JSON) document; all fields have defaults.
 
     gated_stages: [Production]
     gated_aliases: [champion]

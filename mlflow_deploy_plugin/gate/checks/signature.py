@@ -1,0 +1,155 @@
+"""Signature: who calls what is served now can call the new version without a change, and reads its answers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mlflow_deploy_plugin.gate.result import CheckResult, Table
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Output
+
+NAME = "signature"
+_TAKES = {
+    "double": ("float", "integer", "long"),
+    "float": ("integer", "long"),
+    "long": ("integer",),
+    "integer": (),
+    "boolean": (),
+    "string": (),
+}
+"""The types whose every value a column of this type takes too, as `runtime/values.py` reads values."""
+_LOSES = {("double", "float"): "numbers beyond 32 bits are refused, others rounded"}
+
+
+@dataclass(frozen=True)
+class _Change:
+    what: str
+    name: str
+    before: str
+    after: str
+    breaks: bool
+
+
+def check_signature(candidate: Artifact, current: Artifact) -> CheckResult:
+    """Compares what is asked for and what is answered; a column that is needed no more is ignored in requests."""
+    if candidate.undescribed or current.undescribed:
+        which = "the new version" if candidate.undescribed else "what is served"
+        return CheckResult(NAME, "skipped", f"{which} has no signature of named columns or tensors")
+    changes = [*_inputs(candidate, current), *_outputs(candidate, current)]
+    breaking = [change for change in changes if change.breaks]
+    table = Table(
+        ("change", "name", "served", "new", ""),
+        tuple((c.what, c.name, c.before, c.after, "breaks callers" if c.breaks else "") for c in changes),
+    )
+    figures = {"changes": float(len(changes)), "breaking": float(len(breaking))}
+    if breaking:
+        listed = "; ".join(_sentence(change) for change in breaking)
+        return CheckResult(NAME, "failed", f"callers of what is served would break: {listed}", figures, table=table)
+    if not changes:
+        return CheckResult(NAME, "passed", "the same columns and types as what is served", figures)
+    notes = tuple(_sentence(change) for change in changes)
+    return CheckResult(NAME, "passed", f"callers need no change ({'; '.join(notes)})", figures, notes, table)
+
+
+def _inputs(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
+    if bool(candidate.columns) != bool(current.columns):
+        names = ("columns", "tensors")
+        before, after = names if current.columns else names[::-1]
+        yield _Change("retyped", "the input", before, after, True)
+        return
+    if candidate.columns:
+        yield from _columns(candidate, current)
+    else:
+        yield from _tensors(candidate, current)
+
+
+def _columns(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
+    new = {column.name: column for column in candidate.columns}
+    old = {column.name: column for column in current.columns}
+    for name in old.keys() - new.keys():
+        yield _Change("removed", name, old[name].type, "", False)
+    for name in [name for name in new if name not in old]:
+        yield _Change("added", name, "", _type(new[name]), new[name].required)
+    common = [name for name in new if name in old]
+    for name in common:
+        yield from _retyped(old[name], new[name])
+    if common != [name for name in old if name in new]:
+        yield _Change("reordered", "the columns", ", ".join(old), ", ".join(new), False)
+
+
+def _retyped(old: Column, new: Column) -> Iterator[_Change]:
+    if old.type != new.type:
+        takes = old.type in _TAKES[new.type] or (old.type, new.type) in _LOSES
+        yield _Change("retyped", new.name, old.type, new.type, not takes)
+    if new.required and not old.required:
+        yield _Change("required", new.name, "optional", "required", True)
+    elif old.required and not new.required:
+        yield _Change("optional", new.name, "required", "optional", False)
+
+
+def _tensors(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
+    new = {tensor.name: tensor for tensor in candidate.tensors}
+    old = {tensor.name: tensor for tensor in current.tensors}
+    if len(new) == len(old) == 1 and new.keys() != old.keys() and "" in new.keys() | old.keys():
+        new, old = {"": next(iter(new.values()))}, {"": next(iter(old.values()))}  # the only tensor needs no name
+    for name in old.keys() - new.keys():
+        yield _Change("removed", name, old[name].dtype, "", True)  # a tensor that nothing takes is refused
+    for name in new.keys() - old.keys():
+        yield _Change("added", name, "", new[name].dtype, True)
+    for name in new.keys() & old.keys():
+        before, after = old[name], new[name]
+        if before.dtype != after.dtype:
+            yield _Change("retyped", name or "the tensor", before.dtype, after.dtype, True)
+        if before.shape != after.shape:
+            fits = len(before.shape) == len(after.shape) and all(
+                wide in (-1, size) for wide, size in zip(after.shape, before.shape, strict=True)
+            )
+            yield _Change("reshaped", name or "the tensor", str(list(before.shape)), str(list(after.shape)), not fits)
+
+
+def _outputs(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
+    """What `predict` answers: its names, where there are several, and what each is."""
+    if not candidate.outputs or not current.outputs:
+        return  # a pyfunc that does not say what it answers
+    new, old = _predicted(candidate), _predicted(current)
+    if len(new) == len(old) == 1:  # the only one is answered without its name
+        new, old = {"the prediction": next(iter(new.values()))}, {"the prediction": next(iter(old.values()))}
+    for name in old.keys() - new.keys():
+        yield _Change("removed", name, _answer(old[name]), "", True)
+    for name in new.keys() - old.keys():
+        yield _Change("added", name, "", _answer(new[name]), False)
+    for name in new.keys() & old.keys():
+        if _answer(new[name]) != _answer(old[name]):
+            yield _Change("retyped", name, _answer(old[name]), _answer(new[name]), True)
+    if candidate.classes and current.classes and set(candidate.classes) != set(current.classes):
+        before, after = (", ".join(map(str, side.classes)) for side in (current, candidate))
+        yield _Change("reclassed", "the classes", before, after, False)
+
+
+def _predicted(artifact: Artifact) -> dict[str, Output]:
+    named = {output.name: output for output in artifact.outputs}
+    return {name: named[name] for name in artifact.prediction if name in named} or named
+
+
+_KINDS = {"str": "text", "object": "text", "bool": "true or false"}
+
+
+def _answer(output: Output) -> str:
+    """As a caller sees it: a label or a number, one or several a row; 32 and 64 bits read the same."""
+    kind = _KINDS.get(output.dtype) or ("whole numbers" if "int" in output.dtype else "numbers")
+    several = [size for size in output.shape[1:] if size != 1]
+    return kind + (f" {several} a row" if several else "")
+
+
+def _type(column: Column) -> str:
+    return column.type if column.required else f"{column.type}, optional"
+
+
+def _sentence(change: _Change) -> str:
+    match change.what:
+        case "added":
+            return f"{change.name} ({change.after}) added"
+        case "removed":
+            return f"{change.name} ({change.before}) removed"
+        case "reordered":
+            return "the columns stand in another order, which matters for rows without names"
+        case _:
+            return f"{change.name} {change.what} from {change.before} to {change.after}"

@@ -1,0 +1,124 @@
+"""The rows that a version is judged on: a named dataset with the truth, or the sample that lies beside the model."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
+from mlflow_deploy_plugin.gate.rows import Rows, chosen, count, read_rows, take
+from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
+from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime.schema import Array
+
+REFERENCE = "reference"
+_DATASET = "dataset:/"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Rows to judge by.
+
+    Attributes:
+        name: what a person calls it.
+        rows: the model's inputs, and whatever stands beside them.
+        truth: [N]; None: the rows are without labels.
+    """
+
+    name: str
+    rows: Rows
+    truth: Array | None = None
+
+
+def load_dataset(policy: EvaluationPolicy, artifact: Artifact, seed: int) -> Dataset:
+    """The labelled rows that the policy names, at most `max_rows` of them.
+
+    Raises:
+        InvalidConfig: there is no such file, it cannot be read, or it has no such target.
+        NotFound / RegistryUnavailable: the run or the dataset is not there, or MLflow does not say so.
+    """
+    rows = _rows(policy.dataset, artifact)
+    if policy.target not in rows:
+        columns = ", ".join(rows)
+        raise InvalidConfig(f"the dataset {policy.dataset} has no column {policy.target!r}; it has {columns[:300]}")
+    known = np.flatnonzero([value is not None and value == value for value in rows[policy.target]])
+    if not len(known):
+        raise InvalidConfig(f"the dataset {policy.dataset} has no row whose {policy.target!r} is known")
+    rows = take(rows, known[chosen(len(known), policy.max_rows, seed)])
+    truth = rows.pop(policy.target)
+    if truth.dtype.kind == "O" and not isinstance(truth[0], str):
+        truth = np.array(truth.tolist())
+    return Dataset(policy.dataset, rows, truth)
+
+
+def sample(artifact: Artifact, most: int, seed: int) -> Dataset | None:
+    """Unlabelled rows for what needs none: the reference beside the model, else None."""
+    if artifact.reference is None:
+        return None
+    rows = _reference(artifact)
+    return Dataset("the model's reference", take(rows, chosen(count(rows), most, seed)))
+
+
+def _rows(dataset: str, artifact: Artifact) -> Rows:
+    if dataset == REFERENCE:
+        if artifact.reference is None:
+            raise InvalidConfig("the model has no reference; log it with mlflow_deploy_plugin.log_model")
+        return _reference(artifact)
+    if dataset.startswith(_DATASET):
+        return _logged(dataset)
+    if ":" in dataset and not dataset.startswith("file:"):
+        with tempfile.TemporaryDirectory(prefix="onnxserve-dataset-") as folder:
+            return read_rows(_downloaded(dataset, folder), dataset)
+    return read_rows(Path(dataset.removeprefix("file://")).expanduser(), dataset)
+
+
+def _reference(artifact: Artifact) -> Rows:
+    """The inputs of the reference; its predictions are the model's own, and no truth."""
+    assert artifact.reference is not None
+    path = artifact.folder / artifact.reference
+    if not path.resolve().is_relative_to(artifact.folder.resolve()):
+        raise InvalidConfig(f"the model names the reference {artifact.reference!r}, which lies outside of it")
+    rows = read_rows(path, "of the model's reference")
+    own = (PREDICTION, EVENT_TIME)
+    return {name: values for name, values in rows.items() if name not in own and not name.startswith(OUTPUT_PREFIX)}
+
+
+def _downloaded(uri: str, folder: str) -> Path:
+    from mlflow.artifacts import download_artifacts  # a second, and only for what is not on this disk
+
+    try:
+        with registry_errors(f"the dataset {uri}"), patience_for_files():
+            return Path(download_artifacts(artifact_uri=uri, dst_path=folder))
+    except OnnxserveError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each kind of artifact store has its own classes
+        raise InvalidConfig(f"the dataset {uri} cannot be fetched: {' '.join(str(error).split())[:300]}") from None
+
+
+def _logged(dataset: str) -> Rows:
+    """The file behind a dataset that was logged to a run by `mlflow.log_input`.
+
+    Raises:
+        NotFound: the run has no such dataset.
+        InvalidConfig: MLflow knows where the dataset came from, but that is no file that can be read.
+    """
+    from mlflow.data import get_source  # as above
+
+    run_id, _, name = dataset.removeprefix(_DATASET).partition("/")
+    with registry_errors(f"run {run_id}"):
+        inputs = registry_client().get_run(run_id).inputs.dataset_inputs
+    found = [entry.dataset for entry in inputs if name in ("", entry.dataset.name)]
+    if not found:
+        names = ", ".join(entry.dataset.name for entry in inputs) or "none"
+        raise NotFound(f"run {run_id} has no dataset {name!r}; it has {names}")
+    try:
+        path = Path(get_source(found[-1]).load())
+    except (NotImplementedError, AttributeError, TypeError):
+        raise InvalidConfig(
+            f"the dataset {dataset} was logged without a source that can be read; log it with source=FILE, "
+            "or name the file itself"
+        ) from None
+    return read_rows(path, dataset)

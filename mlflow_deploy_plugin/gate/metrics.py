@@ -1,0 +1,183 @@
+"""The metrics of an evaluation, weighted, and the paired bootstrap over the rows of two models.
+
+Every metric is scikit-learn's of the same name with `sample_weight` (a test lays them side by side), split into what is
+computed once for the rows and what is computed for a thousand weightings of them: a resample is a weight for each row.
+f1 is that of the larger label where there are two, and the mean over the labels (macro) where there are more; roc_auc
+is of two labels, and one against the rest, the mean over the labels, of more.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.gate.model import Answers
+from mlflow_deploy_plugin.gate.policy import MetricName
+from mlflow_deploy_plugin.runtime.schema import Array
+
+Score = Callable[[Array], float]
+"""The metric for a weight of each row, [N]."""
+
+HIGHER_IS_BETTER = {"accuracy": True, "f1": True, "roc_auc": True, "log_loss": False, "rmse": False, "mae": False}
+RELATIVE = ("rmse", "mae")
+"""Whose difference is a share of what is served now: they have the unit of the target."""
+
+_LEAST = float(np.finfo(np.float64).eps)  # as scikit-learn clips probabilities
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much better the candidate is than what is served: negative is worse.
+
+    Attributes:
+        candidate / current: the metric of each on all rows.
+        difference: in units of the metric, of `RELATIVE` ones as a share of the current value.
+        low / high: bounds of the difference, each of which holds with the confidence that was asked for.
+    """
+
+    candidate: float
+    current: float
+    difference: float
+    low: float
+    high: float
+
+
+def default_metric(answers: Answers) -> MetricName:
+    return "accuracy" if answers.is_label else "rmse"
+
+
+def scorer(metric: MetricName, truth: Array, answers: Answers) -> Score:
+    """The metric of the answers, ready for weights.
+
+    Raises:
+        InvalidConfig: the metric does not fit what the model answers, or the answers do not fit the truth.
+    """
+    if metric in ("rmse", "mae"):
+        return _error(metric, truth, answers)
+    labels = np.unique(truth)
+    if metric in ("accuracy", "f1"):
+        predicted = _labels(metric, truth, answers)
+        return _weighted_mean(predicted == truth) if metric == "accuracy" else _f1(truth, predicted, labels)
+    probabilities, columns = _probabilities(metric, labels, answers)
+    if metric == "log_loss":
+        return _log_loss(truth, labels, probabilities[:, columns])
+    if len(labels) < 2:
+        raise InvalidConfig("roc_auc needs rows of two labels; the target has one")
+    picked = [1] if len(labels) == 2 else range(len(labels))
+    curves = [_auc(truth == labels[place], probabilities[:, columns[place]]) for place in picked]
+    return lambda weights: float(np.mean([curve(weights) for curve in curves]))
+
+
+def compare(
+    metric: MetricName, candidate: Score, current: Score, rows: int, confidence: float, resamples: int, seed: int
+) -> Comparison:
+    """Paired bootstrap: both models are weighed by the same resample of the rows."""
+    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
+
+    def difference(weights: Array) -> float:
+        ours, theirs = candidate(weights), current(weights)
+        return sign * (ours - theirs) / (max(abs(theirs), _LEAST) if metric in RELATIVE else 1.0)
+
+    rng = np.random.default_rng(seed)
+    ones = np.ones(rows)
+    drawn = np.array(
+        [difference(np.bincount(rng.integers(0, rows, rows), minlength=rows).astype(float)) for _ in range(resamples)]
+    )
+    drawn = drawn[np.isfinite(drawn)]  # a resample without one of the labels has no roc_auc
+    low, high = np.quantile(drawn, [1 - confidence, confidence]) if len(drawn) else (-np.inf, np.inf)
+    return Comparison(candidate(ones), current(ones), difference(ones), float(low), float(high))
+
+
+def _weighted_mean(values: Array) -> Score:
+    numbers = values.astype(np.float64)
+    return lambda weights: float(weights @ numbers / weights.sum())
+
+
+def _error(metric: MetricName, truth: Array, answers: Answers) -> Score:
+    try:
+        wanted, found = truth.astype(np.float64), answers.prediction.astype(np.float64)
+    except (TypeError, ValueError):
+        raise InvalidConfig(f"{metric} is of numbers; the model or the target holds labels") from None
+    if wanted.shape != found.shape:
+        raise InvalidConfig(f"{metric}: the target has the shape {wanted.shape}, the answers {found.shape}")
+    errors = (wanted - found).reshape(len(wanted), -1)
+    if metric == "mae":
+        return _weighted_mean(np.abs(errors).mean(axis=1))
+    squares = _weighted_mean((errors**2).mean(axis=1))
+    return lambda weights: float(np.sqrt(squares(weights)))
+
+
+def _labels(metric: MetricName, truth: Array, answers: Answers) -> Array:
+    if not answers.is_label:
+        raise InvalidConfig(f"{metric} is of labels; the model answers numbers")
+    predicted = answers.prediction
+    if predicted.shape != truth.shape:
+        raise InvalidConfig(f"{metric}: the target has the shape {truth.shape}, the answers {predicted.shape}")
+    if _is_text(predicted) != _is_text(truth):
+        raise InvalidConfig(
+            f"{metric}: the target holds {_example(truth)}, the model answers {_example(predicted)}; one is text"
+        )
+    return predicted
+
+
+def _is_text(values: Array) -> bool:
+    return isinstance(values.flat[0], str)
+
+
+def _example(values: Array) -> str:
+    return repr(values.flat[0].item() if isinstance(values.flat[0], np.generic) else values.flat[0])
+
+
+def _f1(truth: Array, predicted: Array, labels: Array) -> Score:
+    asked = labels[-1:] if len(labels) == 2 else np.unique(np.concatenate([labels, np.unique(predicted)]))
+    sides = [((truth == label).astype(np.float64), (predicted == label).astype(np.float64)) for label in asked]
+    both = [true * found for true, found in sides]
+
+    def score(weights: Array) -> float:
+        values = []
+        for (true, found), hit in zip(sides, both, strict=True):
+            total = weights @ true + weights @ found
+            values.append(2 * (weights @ hit) / total if total else 0.0)
+        return float(np.mean(values))
+
+    return score
+
+
+def _probabilities(metric: MetricName, labels: Array, answers: Answers) -> tuple[Array, list[int]]:
+    """The probabilities, and which column of them belongs to each label of the truth."""
+    probabilities = answers.probabilities
+    if probabilities is None:
+        raise InvalidConfig(f"{metric} is of probabilities, which the model does not give")
+    classes = list(answers.classes) or (labels.tolist() if len(labels) == probabilities.shape[1] else [])
+    try:
+        return probabilities.astype(np.float64), [classes.index(label) for label in labels.tolist()]
+    except ValueError:
+        unknown = [label for label in labels.tolist() if label not in classes]
+        raise InvalidConfig(
+            f"{metric}: the target holds {unknown[0]!r}, which is no class of the model ({classes or 'unknown'})"
+        ) from None
+
+
+def _log_loss(truth: Array, labels: Array, probabilities: Array) -> Score:
+    places = np.searchsorted(labels, truth)
+    sums = probabilities.sum(axis=1, keepdims=True)
+    own = (probabilities / np.where(sums > 0, sums, 1))[np.arange(len(truth)), places]
+    return _weighted_mean(-np.log(np.clip(own, _LEAST, 1 - _LEAST)))
+
+
+def _auc(is_positive: Array, scores: Array) -> Score:
+    """The share of pairs of a positive and a negative row in which the positive one has the higher score."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of the rows of one score
+    positive = is_positive[order].astype(np.float64)
+
+    def score(weights: Array) -> float:
+        sorted_weights = weights[order]
+        above = np.add.reduceat(sorted_weights * positive, starts)
+        below = np.add.reduceat(sorted_weights * (1 - positive), starts)
+        total = above.sum() * below.sum()
+        pairs = above @ (np.cumsum(below) - below / 2)
+        return float(pairs / total) if total else float("nan")
+
+    return score

@@ -1,0 +1,65 @@
+"""Rows: labelled or unlabelled inputs as named arrays, from whatever MLflow or a disk holds them in."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.runtime.schema import Array
+
+Rows = dict[str, Array]
+"""Arrays of [N] (tensors: [N, …]) by column: text as objects, a missing value as NaN or None."""
+
+
+def count(rows: Rows) -> int:
+    return len(next(iter(rows.values()))) if rows else 0
+
+
+def take(rows: Rows, positions: Array | slice) -> Rows:
+    return {name: array[positions] for name, array in rows.items()}
+
+
+def chosen(total: int, most: int, seed: int) -> Array:
+    """At most `most` positions of `total`, without doubles, in order."""
+    if total <= most:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+
+
+def read_rows(path: Path, shown: str) -> Rows:
+    """The rows of a CSV or Parquet file.
+
+    Raises:
+        InvalidConfig: it does not exist, is neither, or cannot be read; the message calls it `shown`.
+    """
+    try:
+        match path.suffix.lower():
+            case ".parquet":
+                table = pa.parquet.read_table(path)
+            case ".csv":
+                # as pandas reads them, and with it MLflow: an empty text is a missing one
+                table = pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(strings_can_be_null=True))
+            case other:
+                raise InvalidConfig(f"the dataset {shown} ends in {other!r}; .csv and .parquet are read")
+    except FileNotFoundError:
+        raise InvalidConfig(f"the dataset {shown} does not exist") from None
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidConfig(f"the dataset {shown} cannot be read: {' '.join(str(error).split())}") from None
+    if not table.num_rows:
+        raise InvalidConfig(f"the dataset {shown} has no rows")
+    return from_table(table)
+
+
+def from_table(table: pa.Table) -> Rows:
+    return {name: _values(table.column(name)) for name in table.column_names}
+
+
+def _values(column: pa.ChunkedArray) -> Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return np.array(column.to_pylist())
+    return np.asarray(column.to_numpy())
