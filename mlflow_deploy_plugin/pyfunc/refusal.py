@@ -9,11 +9,14 @@ _TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol")
 """Where MLflow's messages begin to repeat the body, or to tell of its version 1."""
 
 
-What = Literal["request", "schema", "media type", "model"]
+What = Literal["request", "schema", "media type", "model", "time"]
 
 
 class Refusal(Exception):
-    """A request is not computed; `what` says whether its body, data or type is at fault, or the model refuses."""
+    """A request is not computed.
+
+    `what` says whether its body, data or type is at fault, whether the model refuses, or whether its time was up.
+    """
 
     def __init__(self, what: What, message: str) -> None:
         super().__init__(message)

@@ -7,29 +7,16 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from mlflow_deploy_plugin.errors import (
-    InferenceError,
-    InvalidRequest,
-    OnnxserveError,
-    SchemaMismatch,
-    UnsupportedMediaType,
-)
+from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.runtime.predictor import Body, BodyAnswer
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import PREDICTION, schema_of
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.frames import Message
+from mlflow_deploy_plugin.server.refusals import unless_refused
 from mlflow_deploy_plugin.server.side_process import SideProcess
 
 logger = logging.getLogger(__name__)
-
-_REFUSALS: dict[str, type[OnnxserveError]] = {
-    "request": InvalidRequest,
-    "schema": SchemaMismatch,
-    "media type": UnsupportedMediaType,
-    "model": InferenceError,
-}
-"""What the side process calls a refusal (`pyfunc/refusal.py`), and what it is here."""
 
 
 class PyfuncModel:
@@ -116,10 +103,7 @@ class PyfuncModel:
         return BodyAnswer(answer.body, dict(arrays.get("feeds", {})), dict(arrays.get("outputs", {})))
 
     def _ask(self, question: Message, deadline: float) -> Message:
-        answer = self._process.ask(question, deadline)
-        if answer.kind == "refused":
-            raise _REFUSALS[answer.fields["what"]](answer.fields["message"])
-        return answer
+        return unless_refused(self._process.ask(question, deadline))
 
 
 def _listed(names: Iterable[str]) -> str:

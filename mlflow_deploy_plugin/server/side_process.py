@@ -1,5 +1,5 @@
-"""A process beside the worker that runs the code of one pyfunc version, so that the worker has neither mlflow nor
-pandas in memory, and outlives whatever that code does.
+"""A process beside the worker that runs the code of one pyfunc version, or explains, so that the worker has neither
+mlflow nor pandas nor shap in memory, and outlives whatever that code does.
 
 A keeper thread starts the process, waits for its end, and starts it anew, with a pause that grows while it does not
 last. A question that finds no process is refused at once; one that takes longer than it may ends the process. The
@@ -97,10 +97,12 @@ class SideProcess:
     Args:
         command: is given the descriptor of its socket as its last argument; says `ready` or `failed` first.
         answer_seconds: what one answer may take; then the process is killed.
+        what: what it is called where it is told why it does not answer.
     """
 
-    def __init__(self, command: Sequence[str], answer_seconds: float) -> None:
+    def __init__(self, command: Sequence[str], answer_seconds: float, what: str = "model") -> None:
         self._command = command
+        self._what = what
         self._answer_seconds = answer_seconds
         self._asking = threading.Lock()
         self._running: _Running | None = None
@@ -122,7 +124,9 @@ class SideProcess:
         first = self._first
         if first is None or first.kind != READY:
             self.close()
-            raise InvalidArtifact(str(first.fields["message"]) if first else f"the process of this model {self._why}")
+            raise InvalidArtifact(
+                str(first.fields["message"]) if first else f"the process of this {self._what} {self._why}"
+            )
         return first
 
     def ask(self, question: Message, deadline: float = math.inf) -> Message:
@@ -136,8 +140,10 @@ class SideProcess:
         patience = max(0.0, min(self._answer_seconds, deadline - time.perf_counter()))
         if not self._asking.acquire(timeout=patience):
             if patience < self._answer_seconds:
-                raise DeadlineExceeded("the request's time was up before the model was free; nothing was computed")
-            raise TooManyRequests(f"the model was busy with other requests for {self._answer_seconds:.0f} s", 1)
+                raise DeadlineExceeded(
+                    f"the request's time was up before the {self._what} was free; nothing was computed"
+                )
+            raise TooManyRequests(f"the {self._what} was busy with other requests for {self._answer_seconds:.0f} s", 1)
         try:
             running = self._running
             if running is None:
@@ -165,7 +171,7 @@ class SideProcess:
         return running.pid if running else None
 
     def _told(self) -> str:
-        return f"the process of this model {self._why}; ask again in a moment"
+        return f"the process of this {self._what} {self._why}; ask again in a moment"
 
     def _exchange(self, running: _Running, question: Message) -> Message:
         deadline = time.monotonic() + self._answer_seconds
@@ -175,7 +181,9 @@ class SideProcess:
         except TimeoutError:
             self._running = None
             running.kill()
-            message = f"the model did not answer within {self._answer_seconds:.0f} s; its process is started anew"
+            message = (
+                f"the {self._what} did not answer within {self._answer_seconds:.0f} s; its process is started anew"
+            )
             raise DeadlineExceeded(message) from None
         except (OSError, BrokenFrame) as error:
             logger.debug("asking process %d failed: %s", running.pid, error)
@@ -183,7 +191,8 @@ class SideProcess:
         if answer is None:
             self._running = None
             running.kill_soon()
-            raise NotReady(f"the process of this model {running.how()} over this request; it is started anew", 1)
+            told = f"the process of this {self._what} {running.how()} over this request; it is started anew"
+            raise NotReady(told, 1)
         return answer
 
     def _keep(self) -> None:
@@ -194,7 +203,7 @@ class SideProcess:
                 running = _Running(self._command)
             except OSError as error:
                 self._why = f"cannot be started: {error.strerror}"
-                logger.error("the process of a model %s", self._why)
+                logger.error("the process of this %s %s", self._what, self._why)
             else:
                 self._live_through(running)
                 crashes = 0 if time.monotonic() - running.started_at > _STABLE_SECONDS else crashes + 1
@@ -231,13 +240,13 @@ class SideProcess:
         else:
             self._why = f"{running.how()} and is started anew"
         if not self._closed.is_set() and self._looked.is_set():  # else it is told to whoever has started it
-            logger.error("the process %d of a model %s", running.pid, self._why)
+            logger.error("the process %d of this %s %s", running.pid, self._what, self._why)
 
     def _hear(self, running: _Running) -> Message | None:
         """What it says when it is ready, or why it cannot be; None: it said nothing."""
         try:
             return receive(running.connection, running.started_at + _LOAD_SECONDS)
         except TimeoutError:
-            return Message(FAILED, {"message": f"the model was not loaded within {_LOAD_SECONDS:.0f} s"})
+            return Message(FAILED, {"message": f"the {self._what} was not loaded within {_LOAD_SECONDS:.0f} s"})
         except (OSError, BrokenFrame):
             return None
