@@ -1,0 +1,127 @@
+"""The test that a rollout is judged by: a mixture sequential probability ratio test (mSPRT), valid at every look.
+
+A watched test cheats itself: with a fixed-sample test at 5 %, looking after every request finds a difference sooner or
+later in most A/A comparisons. Here evidence is an e-process: a mixture of likelihood ratios that is, under the null
+hypothesis, a non-negative supermartingale beginning at 1. By Ville's inequality the probability that it *ever* reaches
+1/level is at most `level`, however often and whenever one looks.
+
+    H. Robbins, Statistical methods related to the law of the iterated logarithm, Ann. Math. Statist. 41, 1970
+    R. Johari, P. Koomen, L. Pekelis, D. Walsh, Peeking at A/B tests, KDD 2017 (the mSPRT)
+    S. Howard, A. Ramdas, J. McAuliffe, J. Sekhon, Time-uniform, nonparametric, nonasymptotic confidence sequences,
+        Ann. Statist. 49, 2021
+
+The candidate is rejected where both of these are, each at the whole level (an intersection-union test, R. Berger 1982):
+
+1. *its share of events is at most the threshold*: binomial against the threshold;
+2. *its share is at most that of the current version*: given that f requests of both had the event since the last look,
+   the number among them that the candidate answered is binomial with the candidate's share of the requests (the
+   conditional test of the maximized SPRT, M. Kulldorff et al., Sequential Analysis 30, 2011). It is really
+   hypergeometric, which a binomial dominates in convex order (W. Hoeffding, J. Amer. Statist. Assoc. 58, 1963, theorem
+   4), so the test errs on the safe side; and since each stretch between two looks is compared within itself, an outage
+   that hits both versions is held against neither.
+
+Both have the same likelihood ratio for the alternative that the odds are θ times the null's: θ^events / (1 + p(θ-1))^n.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+ODDS_RATIOS: Floats = np.array([1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0])
+"""The alternatives that are mixed, with equal weights: from a quarter worse to hopeless."""
+
+
+def growth(events: Any, trials: Any, probability: Any) -> Floats:
+    """Logarithm of each alternative's likelihood ratio for `events` of `trials` against `probability`.
+
+    Args:
+        events / trials / probability: numbers or arrays of one shape.
+
+    Returns:
+        That shape, with a last axis for ODDS_RATIOS.
+    """
+    events, trials, probability = (np.asarray(value, float)[..., None] for value in (events, trials, probability))
+    grown: Floats = events * np.log(ODDS_RATIOS) - trials * np.log1p(probability * (ODDS_RATIOS - 1))
+    return grown
+
+
+def log_evidence(wealth: Floats) -> Floats:
+    """Logarithm of the e-value: of the mean of the alternatives' likelihood ratios."""
+    largest = wealth.max(-1)
+    summed: Floats = largest + np.log(np.exp(wealth - largest[..., None]).mean(-1))
+    return summed
+
+
+def upper_limit(events: float, trials: float, level: float) -> float:
+    """The largest share that `events` of `trials` leave possible at this level, by Chernoff's bound; 1 without trials.
+
+    H. Chernoff, Ann. Math. Statist. 23, 1952: at most exp(-n KL(events/n, p)) of the samples of p have so few events.
+    """
+    if trials <= 0:
+        return 1.0
+    share, room = events / trials, math.log(1 / level) / trials
+    low, high = share, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _divergence(share, middle) < room else (low, middle)
+    return high
+
+
+def _divergence(p: float, q: float) -> float:
+    """Kullback and Leibler's, between two coins."""
+    if q >= 1:
+        return math.inf if p < 1 else 0.0
+    heads = p * math.log(p / q) if p > 0 else 0.0
+    return heads + ((1 - p) * math.log((1 - p) / (1 - q)) if p < 1 else 0.0)
+
+
+@dataclass
+class SequentialTest:
+    """The evidence of one step for one kind of event.
+
+    Attributes:
+        threshold: the share of the candidate's requests that may have the event.
+        level: the probability of a false rejection, over all looks.
+        against_current: whether the candidate must also be worse than the current version.
+        above_threshold / above_current: the alternatives' likelihood ratios so far, as logarithms; with more than one
+            axis many tests run side by side.
+    """
+
+    threshold: float
+    level: float
+    against_current: bool = True
+    above_threshold: Floats = field(default_factory=lambda: np.zeros(len(ODDS_RATIOS)))
+    above_current: Floats = field(default_factory=lambda: np.zeros(len(ODDS_RATIOS)))
+
+    def look(
+        self, events: Any, trials: Any, current_events: Any = 0, current_trials: Any = 0, threshold: Any = None
+    ) -> None:
+        """Takes in what happened since the last look.
+
+        Args:
+            threshold: holds for this look instead of the test's own; it must not depend on the look's events.
+        """
+        limit = self.threshold if threshold is None else threshold
+        self.above_threshold = self.above_threshold + growth(events, trials, limit)
+        if self.against_current:
+            all_trials = np.asarray(trials, float) + current_trials
+            share = np.divide(trials, all_trials, out=np.zeros_like(all_trials), where=all_trials > 0)
+            all_events = np.asarray(events, float) + current_events
+            self.above_current = self.above_current + growth(events, all_events, share)
+
+    @property
+    def log_evidence(self) -> Floats:
+        """Of the weaker of the two rejections that are both needed."""
+        evidence = log_evidence(self.above_threshold)
+        return np.minimum(evidence, log_evidence(self.above_current)) if self.against_current else evidence
+
+    @property
+    def rejects(self) -> NDArray[np.bool_]:
+        """Whether the candidate is worse than allowed."""
+        rejected: NDArray[np.bool_] = self.log_evidence >= math.log(1 / self.level)
+        return rejected
