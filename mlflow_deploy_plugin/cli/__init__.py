@@ -13,6 +13,7 @@ _COMMANDS = {
     "serve": ("mlflow_deploy_plugin.cli.serve", "Serve a model in the foreground."),
     "start": ("mlflow_deploy_plugin.cli.lifecycle", "Start a deployment whose server has ended."),
     "stop": ("mlflow_deploy_plugin.cli.lifecycle", "Stop the server of a deployment, and keep the deployment."),
+    "endpoint": ("mlflow_deploy_plugin.cli.endpoint", "Create, change, show and delete endpoints, and their traffic."),
     "drift": ("mlflow_deploy_plugin.cli.drift", "Judge captured traffic against the model's reference."),
 }
 """Name → (module that has a command of this name, what `--help` says)."""

@@ -1,20 +1,16 @@
 """`onnxserve start NAME` and `onnxserve stop NAME`: the server of a deployment that is there."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
 import click
-
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 
 
 @click.command()
 @click.argument("name")
 def start(name: str) -> None:
     """Brings the server of the deployment NAME back, on its port; fine if it runs already."""
-    with _deployments() as deployments:
+    # here: SQLAlchemy and MLflow take a second that `--help` should not wait for
+    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+
+    with open_deployments(_say) as deployments:
         deployments.start(name)
 
 
@@ -22,21 +18,13 @@ def start(name: str) -> None:
 @click.argument("name")
 def stop(name: str) -> None:
     """Stops the server of the deployment NAME and keeps the deployment; requests in flight are finished."""
-    with _deployments() as deployments:
+    # here: SQLAlchemy and MLflow take a second that `--help` should not wait for
+    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+
+    with open_deployments(_say) as deployments:
         deployments.stop(name)
     click.echo(f"{name} is stopped; `onnxserve start {name}` brings it back")
 
 
-@contextmanager
-def _deployments() -> Iterator["Deployments"]:
-    # here: SQLAlchemy and the rest take a second that no other command should wait for
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-    from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.store import open_store
-
-    settings = load_settings()
-    store = open_store(settings.store_url)
-    try:
-        yield Deployments(store, settings, lambda line: click.echo(line, err=True))
-    finally:
-        store.close()
+def _say(line: str) -> None:
+    click.echo(line, err=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mlflow_deploy_plugin.cli.pairs import pairs
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry.reference import default_endpoint_name
@@ -51,7 +52,7 @@ def serve(
 ) -> None:
     """Serve a model, or the endpoints of a spec, until SIGTERM or Ctrl-C; what is in flight is finished then."""
     options = {"server.host": host, "server.port": port, "server.workers": workers, "server.device": device}
-    changes = {**_pairs(config), **{key: value for key, value in options.items() if value is not None}}
+    changes = {**pairs(config), **{key: value for key, value in options.items() if value is not None}}
     cloud = read_cloud()
     first, *others = _named_specs(model_uri or (None if spec_file else cloud.model_uri or None), spec_file, name)
     specs = [apply_config(first, {**_defaults(first, cloud), **changes})]
@@ -116,16 +117,6 @@ def _first_free(base: Path, held: ExitStack) -> Path:
             continue
         return folder
     raise AlreadyExists(f"{_MOST_SERVERS_OF_A_NAME} servers named {base.name} run on this machine already")
-
-
-def _pairs(config: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
-    for entry in config:
-        key, equals, value = entry.partition("=")
-        if not equals or not key:
-            raise InvalidConfig(f"-C {entry!r} is not KEY=VALUE")
-        pairs[key] = value
-    return pairs
 
 
 def _read(path: Path) -> str:

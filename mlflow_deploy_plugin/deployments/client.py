@@ -1,24 +1,22 @@
 """The `mlflow.deployments` plugin for the target `onnxserve`: translates names, arguments, results and errors."""
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 
-from mlflow_deploy_plugin.deployments.description import describe, summary
-from mlflow_deploy_plugin.deployments.failure import as_mlflow_errors, not_available
-from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
+from mlflow_deploy_plugin.deployments.asked import asked_for
+from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summary, summary_of_endpoint
+from mlflow_deploy_plugin.deployments.failure import as_mlflow_errors
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.deployments.run_local import serve_in_foreground
-from mlflow_deploy_plugin.deployments.scoring import invoke
+from mlflow_deploy_plugin.deployments.scoring import ask
 from mlflow_deploy_plugin.deployments.target import check_target, help_text
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady
-from mlflow_deploy_plugin.registry.connection import limit_patience
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
-from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import open_store
 
 _FLAVORS = ("onnxserve", "onnx", PYTHON_FUNCTION)
 
@@ -83,15 +81,39 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     ) -> PredictionsResponse:
         """Predictions for a DataFrame, an array, a dict of columns, or a list of rows or records."""
         with as_mlflow_errors(), _deployments() as deployments:
-            asked = _asked(deployments, deployment_name, endpoint)
-            if not asked.observation.url:
-                raise NotReady(f"{asked.endpoint.name}: {asked.observation.state}; {asked.observation.reason}")
-            timeout_seconds = asked.endpoint.spec.server.request_timeout_seconds
-            return PredictionsResponse(invoke(asked.observation.url, inputs, timeout_seconds))
+            asked = asked_for(deployments, deployment_name, endpoint)
+            return PredictionsResponse(ask(asked.url, "invocations", inputs, asked.timeout_seconds))
 
-    def explain(self, deployment_name: str | None = None, df: Any = None, endpoint: str | None = None) -> None:
-        """Not there."""
-        raise not_available("explanations")
+    def explain(self, deployment_name: str | None = None, df: Any = None, endpoint: str | None = None) -> Any:
+        """What each column adds to each prediction, as the server's /explain answers it."""
+        with as_mlflow_errors(), _deployments() as deployments:
+            asked = asked_for(deployments, deployment_name, endpoint)
+            return ask(asked.url, "explain", df, asked.timeout_seconds)
+
+    def create_endpoint(self, name: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Takes name and port for deployments to come (`create_deployment(…, endpoint=name)`)."""
+        with as_mlflow_errors(), _deployments() as deployments:
+            return describe_endpoint(deployments.create_endpoint(name, config or {}))
+
+    def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Changes fields: `{"traffic": {"champion": 95, "challenger": 5}}`, `traffic.NAME`, or any of the spec's."""
+        with as_mlflow_errors(), _deployments() as deployments:
+            return describe_endpoint(deployments.update_endpoint(endpoint, config or {}))
+
+    def delete_endpoint(self, endpoint: str) -> None:
+        """Ends the endpoint with every deployment in it. One that does not exist is deleted already."""
+        with as_mlflow_errors(), _deployments() as deployments:
+            deployments.delete_endpoint(endpoint)
+
+    def list_endpoints(self) -> list[dict[str, Any]]:
+        """Name, state, URL, traffic and deployments of each."""
+        with as_mlflow_errors(), _deployments() as deployments:
+            return [summary_of_endpoint(observed) for observed in deployments.list_endpoints()]
+
+    def get_endpoint(self, endpoint: str) -> dict[str, Any]:
+        """State with its reason, URL, traffic, every deployment, versions by worker."""
+        with as_mlflow_errors(), _deployments() as deployments:
+            return describe_endpoint(deployments.get_endpoint(endpoint))
 
 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:
@@ -105,15 +127,8 @@ def target_help() -> str:
     return help_text()
 
 
-@contextmanager
-def _deployments() -> Iterator[Deployments]:
-    limit_patience()
-    settings = load_settings()
-    store = open_store(settings.store_url)
-    try:
-        yield Deployments(store, settings, _say)
-    finally:
-        store.close()
+def _deployments() -> AbstractContextManager[Deployments]:
+    return open_deployments(_say)
 
 
 def _say(line: str) -> None:
@@ -131,22 +146,3 @@ def _with_flavor(name: str, flavor: str | None, config: Mapping[str, Any] | None
         raise InvalidConfig(f"unknown flavor {flavor!r}; known are {', '.join(_FLAVORS)}")
     implied = {f"variants.{name}.allow_pyfunc": True} if flavor == PYTHON_FUNCTION else {}
     return implied | dict(config or {})
-
-
-def _asked(deployments: Deployments, name: str | None, endpoint: str | None) -> Deployment:
-    """The deployment that is to answer: the only one of its endpoint, or any where the endpoint is asked."""
-    if name is None and endpoint is None:
-        raise InvalidConfig("say which deployment or which endpoint is asked")
-    if name is None:
-        found = deployments.list(endpoint)
-        if not found:
-            raise NotFound(f"there is no endpoint {endpoint!r}")
-        return found[0]
-    asked = deployments.get(name, endpoint)
-    answering = [key for key, one in asked.endpoint.spec.variants.items() if one.weight > 0 and not one.shadow]
-    if answering != [name]:
-        raise InvalidConfig(
-            f"{name!r} cannot be asked alone, the endpoint {asked.endpoint.name!r} is answered by "
-            f"{', '.join(answering)}: ask by --endpoint {asked.endpoint.name}"
-        )
-    return asked

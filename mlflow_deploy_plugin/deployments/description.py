@@ -1,36 +1,45 @@
-"""A deployment as the flat mapping that `mlflow deployments get` prints line by line."""
+"""Deployments and endpoints as the flat mappings that `mlflow deployments get` and `get-endpoint` print line by line.
+
+Plain values only; what is not known is an empty text.
+"""
 
 from datetime import UTC, datetime
 from typing import Any
 
+from mlflow_deploy_plugin.deployments.backends.observation import Observation
+from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment
+from mlflow_deploy_plugin.deployments.traffic import weights_of
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.state import LoadedVariant, WantedVariant
+
+_OF_DEPLOYMENT = ("name", "endpoint", "state", "url", "model_uri", "model", "version", "weight", "shadow", "flavor")
+_OF_ENDPOINT = ("name", "state", "reason", "url", "traffic", "shadows")
+_IN_ENDPOINT = ("model_uri", "model", "version", "stage", "flavor", "weight", "shadow", "state", "reason", "error")
 
 
 def summary(deployment: Deployment) -> dict[str, Any]:
     """What `list` shows: a few of the lines of `describe`."""
     shown = describe(deployment)
-    return {key: shown[key] for key in ("name", "endpoint", "state", "url", "model_uri", "model", "version", "flavor")}
+    return {key: shown[key] for key in _OF_DEPLOYMENT}
 
 
 def describe(deployment: Deployment) -> dict[str, Any]:
-    """Everything that is known of a deployment, plain values only; what is not known is an empty text."""
+    """Everything that is known of a deployment."""
     endpoint, seen = deployment.endpoint, deployment.observation
     variant = endpoint.spec.variants[deployment.name]
     wanted = seen.wanted.variants.get(deployment.name) if seen.wanted is not None else None
-    loaded = {
-        worker.pid: worker.endpoints.get(endpoint.name, {}).get(deployment.name, LoadedVariant())
-        for worker in seen.workers
-    }
+    loaded = {pid: variants.get(deployment.name, LoadedVariant()) for pid, variants in _loaded(deployment).items()}
     versions = sorted({one.version for one in loaded.values() if one.version})
+    error = seen.errors.get(deployment.name) or seen.registry_error
+    state, reason = _state(seen, all(one.version for one in loaded.values()), error)
     return {
         "name": deployment.name,
         "endpoint": endpoint.name,
         "target": endpoint.target,
-        "state": seen.state,
-        "reason": seen.reason,
+        "state": state,
+        "reason": reason,
         "url": seen.url,
         "model_uri": variant.model,
         "model": wanted.model if wanted is not None else "",
@@ -38,7 +47,7 @@ def describe(deployment: Deployment) -> dict[str, Any]:
         **_provenance(wanted),
         "weight": variant.weight,
         "shadow": variant.shadow,
-        "error": seen.errors.get(deployment.name) or seen.registry_error,
+        "error": error,
         "shipping_error": seen.shipping_error,
         "pid": seen.pid or "",
         "workers": {pid: f"{wanted.model if wanted else ''} {one.version or 'nothing'}" for pid, one in loaded.items()},
@@ -47,6 +56,54 @@ def describe(deployment: Deployment) -> dict[str, Any]:
         "updated": endpoint.updated_at.isoformat(timespec="seconds"),
         "log": seen.log,
     }
+
+
+def summary_of_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
+    """What `list` shows of an endpoint, and the names of its deployments."""
+    shown = describe_endpoint(observed)
+    return {**{key: shown[key] for key in _OF_ENDPOINT}, "deployments": list(shown["deployments"])}
+
+
+def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
+    """Everything that is known of an endpoint; `deployments` has the main things of each."""
+    endpoint, seen = observed.endpoint, observed.observation
+    spec = endpoint.spec
+    deployments = {name: describe(Deployment(name, endpoint, seen)) for name in spec.variants}
+    return {
+        "name": endpoint.name,
+        "target": endpoint.target,
+        "state": seen.state,
+        "reason": seen.reason,
+        "url": seen.url,
+        "traffic": weights_of(spec),
+        "shadows": [name for name, variant in spec.variants.items() if variant.shadow],
+        "sticky": spec.sticky.model_dump(exclude_none=True) if spec.sticky is not None else {},
+        "require": spec.require or "",
+        "deployments": {name: {key: one[key] for key in _IN_ENDPOINT} for name, one in deployments.items()},
+        "error": seen.registry_error,
+        "shipping_error": seen.shipping_error,
+        "pid": seen.pid or "",
+        "workers": {
+            pid: {name: variants.get(name, LoadedVariant()).version for name in spec.variants}
+            for pid, variants in _loaded(observed).items()
+        },
+        "started": _shown(seen.started_at),
+        "created": endpoint.created_at.isoformat(timespec="seconds"),
+        "updated": endpoint.updated_at.isoformat(timespec="seconds"),
+        "log": seen.log,
+    }
+
+
+def _loaded(observed: Deployment | ObservedEndpoint) -> dict[int, dict[str, LoadedVariant]]:
+    """What each worker has of the endpoint's variants."""
+    return {worker.pid: worker.endpoints.get(observed.endpoint.name, {}) for worker in observed.observation.workers}
+
+
+def _state(seen: Observation, is_loaded: bool, error: str) -> tuple[str, str]:
+    """The state of one deployment: that of its server, unless it runs without this one."""
+    if seen.state != "running" or is_loaded:
+        return seen.state, seen.reason
+    return ("failed", error) if error else ("starting", seen.reason or "it is being loaded")
 
 
 def _provenance(wanted: WantedVariant | None) -> dict[str, str]:

@@ -5,7 +5,8 @@ An endpoint is a server; a deployment is a variant in it. Every change is live: 
 is made, and every worker serves it when the call returns. Only a change of the spec's `server` part restarts it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from mlflow_deploy_plugin.deployments.backends.observation import Observation
 from mlflow_deploy_plugin.deployments.endpoints import Cause, Endpoints, ObservedEndpoint
 from mlflow_deploy_plugin.deployments.traffic import with_weights
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
+from mlflow_deploy_plugin.registry.connection import limit_patience
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 from mlflow_deploy_plugin.registry.resolve import resolve
-from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import (
     EndpointSpec,
     add_variant,
@@ -26,7 +28,7 @@ from mlflow_deploy_plugin.spec import (
     new_endpoint,
     remove_variant,
 )
-from mlflow_deploy_plugin.store import Endpoint, Store
+from mlflow_deploy_plugin.store import Endpoint, Store, open_store
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,18 @@ class Deployments:
     def _find_server(self, name: str) -> str:
         """The endpoint that is meant by its own name or by that of a deployment in it."""
         return name if self.store.endpoint(name) is not None else self._find(name, None).name
+
+
+@contextmanager
+def open_deployments(progress: Callable[[str], None]) -> Iterator[Deployments]:
+    """Those of this user, as the settings of this process say; the registry is not waited for without end."""
+    limit_patience()
+    settings = load_settings()
+    store = open_store(settings.store_url)
+    try:
+        yield Deployments(store, settings, progress)
+    finally:
+        store.close()
 
 
 def _absolute(model_uri: str) -> str:

@@ -1,9 +1,11 @@
-"""Asks a deployment's server for predictions."""
+"""Asks a deployment's server for predictions and explanations."""
 
-from typing import Any
+import warnings
+from typing import Any, Literal
 
 import orjson
 import requests
+from urllib3.exceptions import InsecureRequestWarning
 
 from mlflow_deploy_plugin.deployments.payload import encode
 from mlflow_deploy_plugin.errors import (
@@ -21,27 +23,32 @@ _REFUSALS = {
 }
 
 
-def invoke(url: str, inputs: Any, timeout_seconds: float) -> dict[str, Any]:
-    """The server's answer to /invocations: plain JSON values, the predictions under `predictions`.
+def ask(url: str, route: Literal["invocations", "explain"], inputs: Any, timeout_seconds: float) -> dict[str, Any]:
+    """The server's answer to `inputs`: a JSON object, the predictions of /invocations under `predictions`.
 
     Raises:
         InvalidRequest: `inputs` are of no form that can be sent.
         OnnxserveError: the server's own refusal, in its words; NotReady where it does not answer.
     """
-    body = encode(inputs)
+    document = post(f"{url}/{route}", encode(inputs), timeout_seconds)
+    if route == "invocations" and "predictions" not in document:
+        raise OnnxserveError(f"the server at {url} answered without predictions")
+    return document
+
+
+def post(url: str, body: bytes, timeout_seconds: float) -> dict[str, Any]:
+    """The JSON object that is answered to a JSON body. Raises as `ask`."""
     try:
-        with requests.Session() as session:
+        with requests.Session() as session, warnings.catch_warnings():
             session.trust_env = False  # no proxy stands between this machine and itself
-            answer = session.post(
-                f"{url}/invocations",
-                data=body,
-                headers={"Content-Type": "application/json"},
-                timeout=(_CONNECT_SECONDS, timeout_seconds),
-            )
+            session.verify = False  # nor anybody else; the certificate names the public host
+            warnings.simplefilter("ignore", InsecureRequestWarning)
+            headers = {"Content-Type": "application/json"}
+            answer = session.post(url, data=body, headers=headers, timeout=(_CONNECT_SECONDS, timeout_seconds))
     except requests.Timeout:
-        raise NotReady(f"the server at {url} did not answer in {timeout_seconds:g} s") from None
+        raise NotReady(f"the server did not answer {url} in {timeout_seconds:g} s") from None
     except requests.RequestException:
-        raise NotReady(f"the server at {url} does not answer") from None
+        raise NotReady(f"there is no answer at {url}") from None
     document = _document(answer)
     if answer.ok:
         return document
@@ -54,6 +61,6 @@ def _document(answer: requests.Response) -> dict[str, Any]:
         document = orjson.loads(answer.content)
     except orjson.JSONDecodeError:
         document = None
-    if not isinstance(document, dict) or (answer.ok and "predictions" not in document):
-        raise OnnxserveError(f"the server answered with status {answer.status_code} and no JSON object of predictions")
+    if not isinstance(document, dict):
+        raise OnnxserveError(f"the server answered with status {answer.status_code} and no JSON object")
     return document

@@ -28,7 +28,7 @@ def with_weights(spec: EndpointSpec, config: Mapping[str, Any]) -> dict[str, Any
     return fields
 
 
-def traffic_of(spec: EndpointSpec) -> dict[str, int]:
+def weights_of(spec: EndpointSpec) -> dict[str, int]:
     """The weight of every variant that may answer."""
     return {name: variant.weight for name, variant in spec.variants.items() if not variant.shadow}
 
@@ -38,7 +38,7 @@ def _whole(spec: EndpointSpec, weights: Any) -> dict[str, Any]:
         raise InvalidConfig(
             f"traffic is {{NAME: WEIGHT}}, not {weights!r}; on a command line: -C {_TRAFFIC}.NAME=WEIGHT"
         )
-    fields: dict[str, Any] = dict.fromkeys((f"variants.{name}.weight" for name in traffic_of(spec)), 0)
+    fields: dict[str, Any] = dict.fromkeys((f"variants.{name}.weight" for name in weights_of(spec)), 0)
     for name, weight in weights.items():
         fields |= _share(spec, name, weight)
     return fields

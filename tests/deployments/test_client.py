@@ -145,7 +145,6 @@ def test_get_tells_everything_and_list_the_main_things(served: BaseDeploymentCli
         (lambda c: c.create_deployment("../x", "m"), "should match pattern", "INVALID_PARAMETER_VALUE"),
         (lambda c: c.create_deployment("x", "m", "keras"), "unknown flavor 'keras'", "INVALID_PARAMETER_VALUE"),
         (lambda c: c.delete_deployment("sum", {"x": "1"}), "delete takes no config", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.explain("sum", [[1]]), "explanations are not available", "NOT_IMPLEMENTED"),
     ],
 )
 def test_what_cannot_be_done_is_an_mlflow_exception_with_its_code(

@@ -1,0 +1,165 @@
+"""`onnxserve endpoint …`: endpoints, of which each is a server that its deployments share the traffic of.
+
+`mlflow deployments create-endpoint` raises a TypeError in MLflow itself; this is what it would do, and `traffic`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlflow_deploy_plugin.cli.pairs import pairs
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+
+_output = click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How it is written."
+)
+_config = click.option(
+    "-C",
+    "--config",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="traffic.DEPLOYMENT=WEIGHT, or any field, e.g. server.workers=2; `mlflow deployments help -t onnxserve` "
+    "lists them.",
+)
+_why = click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail (`onnxserve history NAME`).")
+
+
+@click.group()
+def endpoint() -> None:
+    """Create, change, show and delete endpoints.
+
+    An endpoint is a server; its deployments share its traffic by their weights:
+
+    \b
+      onnxserve endpoint create flights
+      mlflow deployments create -t onnxserve --endpoint flights --name champion -m models:/flight-delay/3
+      mlflow deployments create -t onnxserve --endpoint flights --name challenger -m models:/flight-delay/4
+      onnxserve endpoint traffic flights champion=95 challenger=5
+    """
+
+
+@endpoint.command()
+@click.argument("name")
+@_config
+@_why
+@_output
+def create(name: str, config: tuple[str, ...], why: str, output: str) -> None:
+    """Creates the endpoint NAME without a deployment; its server starts with the first one."""
+    with _deployments() as deployments:
+        _show(deployments.create_endpoint(name, pairs(config), why), output)
+
+
+@endpoint.command()
+@click.argument("name")
+@_config
+@_why
+@_output
+def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
+    """Changes the endpoint NAME. Only a change of server.… restarts its server; what fails changes nothing."""
+    with _deployments() as deployments:
+        _show(deployments.update_endpoint(name, pairs(config), why), output)
+
+
+@endpoint.command()
+@click.argument("name")
+@click.argument("weights", nargs=-1, required=True, metavar="DEPLOYMENT=WEIGHT...")
+@_why
+@_output
+def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
+    """Gives each deployment of the endpoint NAME its share of the traffic, while it serves.
+
+    Weights are whole numbers from 0 to 100, parts of their sum; a deployment that is not named gets nothing:
+
+    \b
+      onnxserve endpoint traffic flights champion=95 challenger=5
+    """
+    with _deployments() as deployments:
+        _show(deployments.set_traffic(name, pairs(weights, "traffic"), why), output)
+
+
+@endpoint.command()
+@click.argument("name")
+@_why
+def delete(name: str, why: str) -> None:
+    """Deletes the endpoint NAME with every deployment in it; requests in flight are finished."""
+    with _deployments() as deployments:
+        deployments.delete_endpoint(name, why)
+    click.echo(f"{name} is deleted")
+
+
+@endpoint.command()
+@click.argument("name")
+@_output
+def get(name: str, output: str) -> None:
+    """Shows the endpoint NAME: state, traffic, deployments, versions by worker."""
+    with _deployments() as deployments:
+        _show(deployments.get_endpoint(name), output)
+
+
+@endpoint.command("list")
+@_output
+def list_(output: str) -> None:
+    """Lists all endpoints."""
+    from mlflow_deploy_plugin.deployments.description import summary_of_endpoint
+
+    with _deployments() as deployments:
+        found = [summary_of_endpoint(observed) for observed in deployments.list_endpoints()]
+    if output == "json":
+        click.echo(json.dumps(found))
+        return
+    head = ("NAME", "STATE", "TRAFFIC", "URL")
+    rows = [(one["name"], one["state"], _weights(one["traffic"], one["shadows"]), one["url"]) for one in found]
+    for line in _aligned([head, *rows]):
+        click.echo(line)
+
+
+@contextmanager
+def _deployments() -> Iterator["Deployments"]:
+    # here: SQLAlchemy and MLflow take a second that `--help` should not wait for
+    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+
+    with open_deployments(lambda line: click.echo(line, err=True)) as opened:
+        yield opened
+
+
+def _show(observed: Any, output: str) -> None:
+    from mlflow_deploy_plugin.deployments.description import describe_endpoint
+
+    shown = describe_endpoint(observed)
+    if output == "json":
+        click.echo(json.dumps(shown))
+        return
+    click.echo(f"{shown['name']}: {shown['state']}{' at ' + shown['url'] if shown['url'] else ''}")
+    rows = []
+    for name, one in shown["deployments"].items():
+        share = "shadow" if one["shadow"] else str(one["weight"])
+        version = f"version {one['version']}" if one["version"] else ""
+        rows.append((f"  {name}", share, one["model_uri"], version, one["state"], one["error"]))
+    for line in _aligned(rows):
+        click.echo(line)
+    for key in ("reason", "error", "shipping_error", "require"):
+        if shown[key]:
+            click.echo(f"  {key}: {shown[key]}")
+    for key, value in shown["sticky"].items():
+        click.echo(f"  sticky by {key}: {value}")
+    for pid, versions in shown["workers"].items():
+        served = ", ".join(f"{name} {version or 'nothing'}" for name, version in versions.items())
+        click.echo(f"  worker {pid}: {served}")
+    if shown["log"]:
+        click.echo(f"  log: {shown['log']}")
+
+
+def _weights(traffic: Mapping[str, int], shadows: Sequence[str]) -> str:
+    parts = [f"{name}={weight}" for name, weight in traffic.items()] + [f"{name}=shadow" for name in shadows]
+    return " ".join(parts) or "-"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

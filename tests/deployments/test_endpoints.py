@@ -1,0 +1,188 @@
+"""Endpoints through MLflow's own interface: created empty, filled, their traffic moved while they serve, deleted."""
+
+import json
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from mlflow.deployments import BaseDeploymentClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+from mlflow_deploy_plugin.store import AuditEvent
+
+ROWS = [[1, 2], [3, 4.5]]
+ONCE, TWICE = [{"y": 3.0}, {"y": 7.5}], [{"y": 6.0}, {"y": 15.0}]
+
+
+def silently(line: str) -> None:
+    """Progress that nobody reads."""
+
+
+def events(endpoint: str) -> list[AuditEvent]:
+    with open_deployments(silently) as deployments:
+        return deployments.store.events(endpoint)
+
+
+def answered(client: BaseDeploymentClient, count: int = 40) -> Counter[str]:
+    """How often which model answers the endpoint e."""
+    url = client.get_endpoint("e")["url"]
+    seen: Counter[str] = Counter()
+    with requests.Session() as session:
+        for _ in range(count):
+            predictions = session.post(f"{url}/invocations", json={"inputs": ROWS}, timeout=30).json()["predictions"]
+            seen["once" if predictions == ONCE else "twice" if predictions == TWICE else "other"] += 1
+    return seen
+
+
+def test_an_endpoint_lives_from_before_its_first_deployment_until_after_its_last(
+    client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path
+) -> None:
+    created = client.create_endpoint("e", {"server.port": str(free_port), "capture.fraction": "0.5"})
+    assert (created["name"], created["state"], created["traffic"]) == ("e", "empty", {})
+    assert "--endpoint e" in created["reason"]
+    with pytest.raises(MlflowException, match="e: empty; no deployment yet") as caught:
+        client.predict(None, ROWS, endpoint="e")
+    assert caught.value.error_code == "TEMPORARILY_UNAVAILABLE"
+    with pytest.raises(MlflowException, match=f"port {free_port} belongs to"):
+        client.create_endpoint("f", {"server.port": free_port})
+    with pytest.raises(MlflowException, match="'e' is an endpoint already: say --endpoint e"):
+        client.create_deployment("e", models.once)
+    with pytest.raises(MlflowException, match="ONNX Runtime cannot load"):
+        client.create_deployment("champion", models.broken, endpoint="e")
+    assert (client.get_endpoint("e")["state"], client.list_deployments("e")) == ("empty", [])
+    assert list((tmp_path / "home" / "deployments").glob("*")) == []
+
+    client.create_deployment("champion", models.once, endpoint="e")
+    client.create_deployment("challenger", models.twice, endpoint="e")
+    got = client.get_endpoint("e")
+    assert (got["url"], got["state"]) == (f"http://127.0.0.1:{free_port}", "running")
+    assert got["traffic"] == {"champion": 100, "challenger": 0}
+    assert client.predict(None, ROWS, endpoint="e")["predictions"] == ONCE
+
+    client.delete_deployment("challenger", endpoint="e")
+    client.delete_deployment("champion", endpoint="e")
+    assert client.get_endpoint("e")["state"] == "empty"
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{got['url']}/ping", timeout=5)
+    again = client.create_deployment("other", models.twice, endpoint="e")
+    assert (again["url"], again["weight"]) == (got["url"], 100)
+
+    client.delete_endpoint("e")
+    client.delete_endpoint("e")
+    assert [*client.list_endpoints(), *client.list_deployments()] == []
+    assert [event.action for event in events("e")][:2] == ["create", "update"]
+    assert [event.action for event in events("e")][-1] == "delete"
+    undone = [event.why for event in events("e") if event.why]
+    assert len(undone) == 1
+    assert undone[0].startswith("undone: e: deployment champion: ONNX Runtime cannot load")
+
+
+def test_traffic_moves_without_a_restart_and_without_a_failed_request(
+    client: BaseDeploymentClient, models: Any
+) -> None:
+    client.create_deployment("champion", models.once, config={"server.workers": 2}, endpoint="e")
+    client.create_deployment("challenger", models.twice, endpoint="e")
+    before = client.get_endpoint("e")
+    codes: Counter[int] = Counter()
+    moved = threading.Event()
+
+    def ask() -> None:
+        with requests.Session() as session:
+            while not moved.is_set():
+                codes[session.post(f"{before['url']}/invocations", json={"inputs": ROWS}, timeout=60).status_code] += 1
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        assert answered(client) == {"once": 40}
+        client.update_endpoint("e", {"traffic": {"champion": 0, "challenger": 5}})
+        assert answered(client) == {"twice": 40}
+        client.update_endpoint("e", {"traffic.champion": "50", "traffic.challenger": "50", "capture.fraction": "0"})
+        assert set(answered(client)) == {"once", "twice"}
+        with open_deployments(silently) as deployments:
+            observed = deployments.set_traffic("e", {"champion": 100}, why="enough seen", actor="anna@desk")
+        assert observed.endpoint.spec.variants["challenger"].weight == 0
+        assert answered(client) == {"once": 40}
+        client.create_deployment(
+            "third", models.twice, endpoint="e", config={"traffic.third": 1, "traffic.champion": 0}
+        )
+        client.delete_deployment("champion", endpoint="e")
+        assert answered(client) == {"twice": 40}
+    finally:
+        moved.set()
+        asking.join()
+    assert codes.keys() == {200}
+    after = client.get_endpoint("e")
+    assert (after["pid"], set(after["workers"])) == (before["pid"], set(before["workers"]))
+
+    said = next(event for event in events("e") if event.action == "traffic")
+    assert (said.actor, said.why) == ("anna@desk", "enough seen")
+    assert said.before == f"champion {models.once} 50, challenger {models.twice} 50"
+    assert said.after == f"champion {models.once} 100, challenger {models.twice} 0"
+
+
+@pytest.fixture(scope="module")
+def shared(served: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
+    """The client of `served` with an endpoint e, which no test changes: of champion, challenger and a shadow."""
+    served.create_deployment("champion", models.once, endpoint="e")
+    served.create_deployment("challenger", models.twice, endpoint="e")
+    served.create_deployment("copy", models.twice, endpoint="e", config={"variants.copy.shadow": "true"})
+    served.create_endpoint("empty")
+    return served
+
+
+def test_get_and_list_tell_the_traffic_and_every_deployment(shared: BaseDeploymentClient, models: Any) -> None:
+    got = shared.get_endpoint("e")
+
+    assert json.loads(json.dumps(got))["traffic"] == {"champion": 100, "challenger": 0}
+    assert (got["shadows"], got["reason"], got["error"]) == (["copy"], "", "")
+    champion = got["deployments"]["champion"]
+    assert (champion["model_uri"], champion["state"], champion["flavor"]) == (models.once, "running", "onnx")
+    (versions,) = got["workers"].values()
+    assert versions == {name: one["version"] for name, one in got["deployments"].items()}
+    listed = shared.list_endpoints()
+    assert json.loads(json.dumps(listed)) == listed
+    assert [(one["name"], one["state"], one["deployments"]) for one in listed] == [
+        ("e", "running", ["champion", "challenger", "copy"]),
+        ("empty", "empty", []),
+        ("sum", "running", ["sum"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "said", "code"),
+    [
+        (lambda c: c.create_endpoint("e"), "'e' exists already", "RESOURCE_ALREADY_EXISTS"),
+        (lambda c: c.create_endpoint("sum"), "'sum' exists already", "RESOURCE_ALREADY_EXISTS"),
+        (lambda c: c.create_endpoint("../x"), "should match pattern", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_endpoint("x", {"traffic.a": 1}), "'a'; it has none yet", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_endpoint("x", {"server.prot": 1}), "did you mean 'server.port'", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.get_endpoint("no"), "there is no endpoint 'no'", "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.update_endpoint("no", {}), "there is no endpoint 'no'", "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.update_endpoint("e", {"traffic": {"no": 1}}), "it has champion, c", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.update_endpoint("e", {"traffic": {"champion": 101}}), "less than or", "INVALID_PARAMETER_VALUE"),
+        (
+            lambda c: c.update_endpoint("e", {"traffic": {"champion": 0}}),
+            "no variant answers",
+            "INVALID_PARAMETER_VALUE",
+        ),
+        (lambda c: c.update_endpoint("e", {"traffic": {"copy": 1}}), "'copy' is a shadow", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.update_endpoint("e", {"traffic": "champion"}), "-C traffic.NAME=", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.predict("challenger", ROWS, "e"), "cannot be asked alone", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.get_deployment("no", "e"), "no deployment 'no' in endpoint 'e'", "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.create_deployment("copy", "m", endpoint="e"), "'copy' already", "RESOURCE_ALREADY_EXISTS"),
+    ],
+)
+def test_what_cannot_be_done_to_an_endpoint_is_an_mlflow_exception_with_its_code(
+    shared: BaseDeploymentClient, call: Any, said: str, code: str
+) -> None:
+    with pytest.raises(MlflowException) as caught:
+        call(shared)
+
+    assert said in caught.value.message
+    assert caught.value.error_code == code
+    assert shared.get_endpoint("e")["traffic"] == {"champion": 100, "challenger": 0}
