@@ -8,13 +8,15 @@ from urllib.parse import unquote, urlparse
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 
-Kind = Literal["path", "remote", "stage", "alias", "version", "latest", "logged_model", "run"]
+Kind = Literal["path", "remote", "stage", "alias", "tag", "version", "latest", "logged_model", "run"]
 
 _FORMS = (
-    "a registered model (models:/NAME/Production, models:/NAME@ALIAS, models:/NAME/3, models:/NAME/latest), "
+    "a registered model (models:/NAME/Production, models:/NAME@ALIAS, models:/NAME/tag:KEY=VALUE, models:/NAME/3, "
+    "models:/NAME/latest), "
     "a logged model (models:/m-…), a run's artifact (runs:/RUN_ID/PATH), a URI (s3://…, https://…) or a folder"
 )
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
+_TAG = "tag:"
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Reference:
 
     Attributes:
         name: the registered model; the model id, the run id, the folder or the whole URI for the other kinds.
-        selector: the stage, alias or version; the artifact path for a run; empty otherwise.
+        selector: the stage, alias or version, or KEY=VALUE of a tag; the artifact path for a run; empty otherwise.
     """
 
     kind: Kind
@@ -32,8 +34,14 @@ class Reference:
 
     @property
     def followed(self) -> bool:
-        """A stage or an alias is made to be moved; everything else stays what it was when it was resolved."""
-        return self.kind in ("stage", "alias")
+        """A stage, an alias or a tag is made to be moved; everything else stays what it was when it was resolved."""
+        return self.kind in ("stage", "alias", "tag")
+
+    @property
+    def tag(self) -> tuple[str, str]:
+        """Key and value of a tag."""
+        key, _, value = self.selector.partition("=")
+        return key, value
 
 
 def parse_model_uri(model_uri: str) -> Reference:
@@ -83,7 +91,10 @@ def model_name(reference: Reference) -> str:
 
 
 def _registered(model_uri: str) -> Reference:
-    parts = _path(model_uri).split("/")
+    path = _path(model_uri)
+    if path.partition("/")[2].startswith(_TAG):
+        return _tagged(model_uri, path)
+    parts = path.split("/")
     if len(parts) > 2 or not all(part.strip() for part in parts) or urlparse(model_uri).netloc:
         raise InvalidConfig(f"{model_uri!r} is not a model URI; it is {_FORMS}")
     if len(parts) == 2:
@@ -99,6 +110,16 @@ def _registered(model_uri: str) -> Reference:
     if at or not parts[0].startswith("m-"):
         raise InvalidConfig(f"{model_uri!r} names no version; the model is {_FORMS}")
     return Reference("logged_model", parts[0])
+
+
+def _tagged(model_uri: str, path: str) -> Reference:
+    name, _, selector = path.partition("/")
+    key, equals, value = selector.removeprefix(_TAG).partition("=")
+    if not (name.strip() and key.strip() and equals and value) or urlparse(model_uri).netloc:
+        raise InvalidConfig(f"{model_uri!r} names no version by a tag; models:/NAME/tag:KEY=VALUE is expected")
+    if {"`", '"'} & set(key) or {"'", '"'} <= set(value):  # MLflow's filters have no way to write them
+        raise InvalidConfig(f"{model_uri!r}: MLflow cannot be asked for a tag with such quotes")
+    return Reference("tag", name, f"{key}={value}")
 
 
 def _path(model_uri: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.reference import Reference, model_name, parse_model_uri
+from mlflow_deploy_plugin.registry.tags import GATE_TAG, Standing, standing_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -16,6 +17,7 @@ PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
 _STAGES = {stage.lower(): stage for stage in ("None", "Staging", "Production", "Archived")}
 _SHOWN_VERSIONS = 10
+_UNREGISTERED = Standing(False, "", "only a registered version can pass a gate")
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class ResolvedModel:
         version: the registry's number or the model id; empty where only the files say it (a path, a URI, a run's
             artifact): then it is the `model_id` of the MLmodel file, which the agent reads once the files are there.
         source: where the files are, and nothing that moves: models:/X/3, models:/m-…, runs:/…, a URI, a folder.
-        followed: the reference can move to another version (a stage or an alias).
-        aspects: what is known beside it: stage, alias, run_id, model_id, parity, git_commit.
+        followed: the reference can move to another version (a stage, an alias or a tag).
+        aspects: what is known beside it: stage, alias, tag, gate, run_id, model_id, parity, git_commit.
+        standing: where a registered version stands before its model's gate; nothing else can pass one.
     """
 
     model_uri: str
@@ -37,6 +40,7 @@ class ResolvedModel:
     source: str
     followed: bool = False
     aspects: dict[str, str] = field(default_factory=dict)
+    standing: Standing = _UNREGISTERED
 
     @property
     def identity(self) -> str:
@@ -92,11 +96,18 @@ def _registered(model_uri: str, reference: Reference) -> ResolvedModel:
     found = _find_version(reference)
     if found is None:
         raise NotFound(_not_found(reference))
+    return described(model_uri, reference, found)
+
+
+def described(model_uri: str, reference: Reference, found: "ModelVersion") -> ResolvedModel:
+    """The version that the registry has found for the reference."""
     stage = found.current_stage or ""
     is_logged = (found.source or "").startswith("models:/m-")
     aspects = {
         "stage": "" if stage == "None" else stage,
         "alias": reference.selector if reference.kind == "alias" else "",
+        "tag": reference.selector if reference.kind == "tag" else "",
+        "gate": found.tags.get(GATE_TAG, ""),
         "run_id": found.run_id or "",
         "model_id": (found.source or "").removeprefix("models:/") if is_logged else "",
         "parity": found.tags.get(PARITY_TAG, ""),
@@ -104,11 +115,12 @@ def _registered(model_uri: str, reference: Reference) -> ResolvedModel:
     }
     version = str(found.version)
     source = f"models:/{reference.name}/{version}"
-    return ResolvedModel(model_uri, reference.name, version, source, reference.followed, _known(aspects))
+    standing = standing_of(found.tags)
+    return ResolvedModel(model_uri, reference.name, version, source, reference.followed, _known(aspects), standing)
 
 
 def _find_version(reference: Reference) -> "ModelVersion | None":
-    """The version, or None where the registry has none such. In a stage the highest number counts, as in MLflow."""
+    """The version, or None where the registry has none such. The highest number counts, as in MLflow."""
     client = registry_client()
     try:
         with registry_errors(f"model {reference.name}"):
@@ -118,28 +130,35 @@ def _find_version(reference: Reference) -> "ModelVersion | None":
                 case "alias":
                     return client.get_model_version_by_alias(reference.name, reference.selector)
                 case "stage":
-                    return _highest(client.get_latest_versions(reference.name, [_stage(reference)]))
+                    stage = stage_of(reference)
+                    newest = client.get_registered_model(reference.name).latest_versions
+                    return highest([version for version in newest if version.current_stage == stage])
+                case "tag":
+                    return _newest_tagged(client, reference)
                 case _:
-                    return _highest(_versions(client, reference.name))
+                    return highest(versions_of(client, reference.name))
     except NotFound:
         return None
 
 
-def _stage(reference: Reference) -> str:
+def stage_of(reference: Reference) -> str:
     """MLflow's spelling of the stage; case does not matter there either."""
     try:
         return _STAGES[reference.selector.lower()]
     except KeyError:
         raise InvalidConfig(
             f"models:/{reference.name}/{reference.selector}: {reference.selector!r} is neither a version, `latest` nor "
-            f"a stage ({', '.join(_STAGES.values())}); an alias is models:/{reference.name}@{reference.selector}"
+            f"a stage ({', '.join(_STAGES.values())}); an alias is models:/{reference.name}@{reference.selector}, "
+            f"a tag models:/{reference.name}/tag:KEY=VALUE"
         ) from None
 
 
 def _wish(reference: Reference) -> str:
     match reference.kind:
         case "stage":
-            return f"version in stage {_stage(reference)}"
+            return f"version in stage {stage_of(reference)}"
+        case "tag":
+            return f"version with the tag {reference.selector}"
         case "latest":
             return "version"
         case kind:
@@ -154,10 +173,11 @@ def _not_found(reference: Reference) -> str:
     client, name = registry_client(), reference.name
     lacks = f"model {name} has no {_wish(reference)}; "
     with registry_errors(f"model {name}"):
-        versions = sorted(_versions(client, name), key=lambda version: int(version.version), reverse=True)
+        versions = sorted(versions_of(client, name), key=lambda version: int(version.version), reverse=True)
         if versions:
             aliases = {str(v): alias for alias, v in client.get_registered_model(name).aliases.items()}
-            shown = [_shown(version, aliases) for version in versions[:_SHOWN_VERSIONS]]
+            key = reference.tag[0] if reference.kind == "tag" else ""
+            shown = [_shown(version, aliases, key) for version in versions[:_SHOWN_VERSIONS]]
             return lacks + "versions: " + ", ".join(reversed(shown))
         models = [model.name for model in client.search_registered_models(max_results=_SHOWN_VERSIONS)]
     if name in models:
@@ -166,17 +186,32 @@ def _not_found(reference: Reference) -> str:
     return f"there is no registered model {name}; {others}, in MLflow at {registry_address()}"
 
 
-def _shown(version: "ModelVersion", aliases: dict[str, str]) -> str:
+def _shown(version: "ModelVersion", aliases: dict[str, str], key: str) -> str:
+    """The version with its stage and alias, and its value of the tag that was asked for."""
     alias = aliases.get(str(version.version))
-    return f"{version.version} ({version.current_stage}{f', @{alias}' if alias else ''})"
+    value = version.tags.get(key) if key else None
+    tagged = "" if value is None else f", {key}={value}"
+    return f"{version.version} ({version.current_stage}{f', @{alias}' if alias else ''}{tagged})"
 
 
-def _versions(client: Any, name: str) -> "Sequence[ModelVersion]":
+def versions_of(client: Any, name: str) -> "Sequence[ModelVersion]":
+    """All versions of the model."""
+    return list(client.search_model_versions(_named(name)))
+
+
+def _newest_tagged(client: Any, reference: Reference) -> "ModelVersion | None":
+    key, value = reference.tag
+    quote = '"' if "'" in value else "'"
+    wish = f"{_named(reference.name)} and tags.`{key}` = {quote}{value}{quote}"
+    return highest(client.search_model_versions(wish, max_results=1, order_by=["version_number DESC"]))
+
+
+def _named(name: str) -> str:
     escaped = name.replace("'", "\\'")
-    return list(client.search_model_versions(f"name='{escaped}'"))
+    return f"name='{escaped}'"
 
 
-def _highest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
+def highest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
     return max(versions, key=lambda version: int(version.version), default=None)
 
 

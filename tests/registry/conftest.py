@@ -15,7 +15,8 @@ from support.tracking import tracking_at
 
 @dataclass(frozen=True)
 class Store:
-    """Registered: `tiny` 1 (Production), 2 (Production, @live), 3 (no stage); `empty` without versions."""
+    """Registered: `tiny` 1 (Production), 2 (Production, @live), 3 (no stage), of the teams blue, blue and
+    it's red; `empty` without versions."""
 
     uri: str
     run_id: str
@@ -40,6 +41,8 @@ def built_store(tmp_path_factory: pytest.TempPathFactory, new_database: Callable
             client.transition_model_version_stage("tiny", version, "Production")
         client.set_registered_model_alias("tiny", "live", "2")
         client.set_model_version_tag("tiny", "2", "onnxserve.parity", "proven")
+        for version, team in (("1", "blue"), ("2", "blue"), ("3", "it's red")):
+            client.set_model_version_tag("tiny", version, "team", team)
     return Store(uri, run.info.run_id, model_id)
 
 

@@ -12,6 +12,8 @@ from mlflow_deploy_plugin.registry.reference import Reference, default_endpoint_
         ("models:/flight-delay/3", Reference("version", "flight-delay", "3")),
         ("models:/flight-delay/007", Reference("version", "flight-delay", "7")),
         ("models:/flight-delay/Latest", Reference("latest", "flight-delay")),
+        ("models:/flight-delay/tag:team=blue", Reference("tag", "flight-delay", "team=blue")),
+        ("models:/flight-delay/tag:a.b/c=x=y/z", Reference("tag", "flight-delay", "a.b/c=x=y/z")),
         ("models:/m-0123", Reference("logged_model", "m-0123")),
         ("models:/name with spaces@a", Reference("alias", "name with spaces", "a")),
         ("runs:/abc/some/model", Reference("run", "abc", "some/model")),
@@ -26,9 +28,15 @@ def test_a_model_uri_is_taken_apart(model_uri: str, reference: Reference) -> Non
     assert parse_model_uri(model_uri) == reference
 
 
-def test_only_stages_and_aliases_are_followed() -> None:
-    uris = ["models:/x/Production", "models:/x@a", "models:/x/3", "models:/x/latest", "models:/m-1", "runs:/r/m", "/p"]
-    assert [parse_model_uri(uri).followed for uri in uris] == [True, True, False, False, False, False, False]
+def test_only_stages_aliases_and_tags_are_followed() -> None:
+    followed = ["models:/x/Production", "models:/x@a", "models:/x/tag:a=b"]
+    fixed = ["models:/x/3", "models:/x/latest", "models:/m-1", "runs:/r/m", "/p"]
+    assert all(parse_model_uri(uri).followed for uri in followed)
+    assert not any(parse_model_uri(uri).followed for uri in fixed)
+
+
+def test_a_tag_has_a_key_and_a_value() -> None:
+    assert parse_model_uri("models:/x/tag:a.b/c=x=y").tag == ("a.b/c", "x=y")
 
 
 @pytest.mark.parametrize(
@@ -42,10 +50,14 @@ def test_only_stages_and_aliases_are_followed() -> None:
         "models:/x/1/2",
         "models://host/x/1",
         "runs:/abc",
+        "models:/x/tag:a",
+        "models:/x/tag:=b",
+        "models:/x/tag:a=",
+        "models://host/x/tag:a=b",
     ],
 )
 def test_a_uri_without_a_version_is_refused_with_the_known_forms(model_uri: str) -> None:
-    with pytest.raises(InvalidConfig, match=r"models:/NAME/Production|runs:/RUN_ID/PATH"):
+    with pytest.raises(InvalidConfig, match=r"models:/NAME/Production|runs:/RUN_ID/PATH|models:/NAME/tag:KEY=VALUE"):
         parse_model_uri(model_uri)
 
 
@@ -54,6 +66,7 @@ def test_a_uri_without_a_version_is_refused_with_the_known_forms(model_uri: str)
     [
         ("models:/flight-delay/Production", "flight-delay"),
         ("models:/flight delay@a", "flight-delay"),
+        ("models:/flight-delay/tag:team=blue", "flight-delay"),
         ("models:/m-0123", "m-0123"),
         ("runs:/abc/some/model", "model"),
         ("s3://bucket/a/fraud/", "fraud"),

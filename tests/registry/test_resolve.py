@@ -20,6 +20,13 @@ from mlflow_deploy_plugin.registry.resolve import resolve
         ("models:/tiny/production", "2", True, {"stage": "Production", "parity": "proven"}),
         ("models:/tiny/None", "3", True, {}),
         ("models:/tiny@live", "2", True, {"stage": "Production", "alias": "live", "parity": "proven"}),
+        (
+            "models:/tiny/tag:team=blue",
+            "2",
+            True,
+            {"stage": "Production", "tag": "team=blue", "parity": "proven"},
+        ),
+        ("models:/tiny/tag:team=it's red", "3", True, {"tag": "team=it's red"}),
         ("models:/tiny/1", "1", False, {"stage": "Production"}),
         ("models:/tiny/latest", "3", False, {}),
     ],
@@ -55,6 +62,11 @@ def test_a_runs_model_leaves_the_version_to_its_files(store: Any) -> None:
         ),
         ("models:/tiny/9", "model tiny has no version 9; versions: 1 (Production)"),
         ("models:/tiny@dead", "model tiny has no alias dead; versions: 1 (Production)"),
+        (
+            "models:/tiny/tag:team=green",
+            "model tiny has no version with the tag team=green; versions: 1 (Production, team=blue), "
+            "2 (Production, @live, team=blue), 3 (None, team=it's red)",
+        ),
         ("models:/empty/latest", "model empty has no version; it has no versions at all"),
         ("models:/tyni/Production", "there is no registered model tyni; registered are empty, tiny"),
         ("models:/m-0000", "logged model m-0000 does not exist"),

@@ -1,0 +1,103 @@
+"""Several references of one model, by real calls to a real MLflow server that are counted on their way."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.registry.lookup import Lookup
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from support.mlflow_server import MlflowServer
+from support.proxy import Proxy, proxy_to
+from support.tracking import tracking_at
+
+
+@pytest.fixture(scope="module")
+def model(mlflow_server: MlflowServer) -> str:
+    """Versions 1 (Production, @old, team a), 2 (Production, team b), 3 (Staging, @new, team a), 4 (no stage)."""
+    name = f"many-{uuid.uuid4().hex}"
+    client = MlflowClient(mlflow_server.url)
+    client.create_registered_model(name)
+    for _ in range(4):
+        client.create_model_version(name, "s3://bucket/model")
+    for version, stage in (("1", "Production"), ("2", "Production"), ("3", "Staging")):
+        client.transition_model_version_stage(name, version, stage)
+    for alias, version in (("old", "1"), ("new", "3")):
+        client.set_registered_model_alias(name, alias, version)
+    for version, team in (("1", "a"), ("2", "b"), ("3", "a")):
+        client.set_model_version_tag(name, version, "team", team)
+    return name
+
+
+@pytest.fixture
+def proxy(mlflow_server: MlflowServer) -> Iterator[Proxy]:
+    with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
+        yield proxy
+
+
+def versions(answers: dict[str, object]) -> list[str]:
+    assert all(isinstance(answer, ResolvedModel) for answer in answers.values()), answers
+    return [answer.version for answer in answers.values() if isinstance(answer, ResolvedModel)]
+
+
+@pytest.mark.parametrize(
+    ("selectors", "found", "calls"),
+    [
+        (["/Production"], ["2"], 1),
+        (["@old"], ["1"], 1),
+        (["/tag:team=a"], ["3"], 1),
+        (["/Production", "/Staging"], ["2", "3"], 1),
+        (["/Production", "/tag:team=a", "/tag:team=b"], ["2", "3", "2"], 1),
+        (["/Production", "/Staging", "@new"], ["2", "3", "3"], 1),
+        (["/Production", "@old", "@new"], ["2", "1", "3"], 2),
+        (["@new", "/tag:team=b"], ["3", "2"], 2),
+    ],
+)
+def test_references_of_one_model_cost_one_call_where_mlflow_has_one(
+    proxy: Proxy, model: str, selectors: list[str], found: list[str], calls: int
+) -> None:
+    uris = [f"models:/{model}{selector}" for selector in selectors]
+    answers = Lookup().resolve(uris)
+    assert versions(answers) == found
+    assert len(proxy.asked) == calls, proxy.asked
+    for uri, answer in answers.items():
+        assert answer == Lookup().resolve([uri])[uri]
+
+
+def test_what_cannot_have_changed_is_not_asked_for_again_until_the_gate_is_waited_for(proxy: Proxy, model: str) -> None:
+    uris = [f"models:/{model}/Production", f"models:/{model}@old"]
+    lookup = Lookup()
+    lookup.resolve(uris)
+    asked = len(proxy.asked)
+    lookup.resolve(uris)
+    assert len(proxy.asked) == asked + 2  # version 1 has not passed the gate: its tags are looked at
+    MlflowClient(proxy.url).set_model_version_tag(model, "1", "onnxserve.gate", "passed")
+    proxy.asked.clear()
+    for _ in range(3):
+        answers = lookup.resolve(uris)
+        assert versions(answers) == ["2", "1"]
+    assert len(proxy.asked) == 2 + 1 + 1, proxy.asked
+
+
+def test_one_that_is_not_there_takes_no_other_along(proxy: Proxy, model: str) -> None:
+    good, absent, wrong = f"models:/{model}/Production", f"models:/{model}@dead", f"models:/{model}/champion"
+    answers = Lookup().resolve([good, absent, wrong, "models:/"])
+    assert isinstance(answers[good], ResolvedModel)
+    assert isinstance(answers[absent], NotFound)
+    assert isinstance(answers[wrong], InvalidConfig)
+    assert isinstance(answers["models:/"], InvalidConfig)
+
+
+@pytest.mark.parametrize(
+    ("mood", "status"), [("<html>hello</html>", 200), ("[1]", 200), ("oops", 500), ("refuse", 200)]
+)
+def test_a_registry_that_talks_nonsense_is_said_to(proxy: Proxy, model: str, mood: str, status: int) -> None:
+    proxy.turn(mood, status=status)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        uris = [f"models:/{model}{selector}" for selector in ("/Production", "@new", "/tag:team=a")]
+        for asked in (uris, uris[:1], uris[1:2], uris[2:]):
+            answers = Lookup().resolve(asked)
+            assert {type(answer) for answer in answers.values()} == {RegistryUnavailable}, answers

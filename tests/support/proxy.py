@@ -1,0 +1,104 @@
+"""A server in front of another one: it counts what goes through, and can be slow, hang, refuse or talk nonsense."""
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+_HOP = ("transfer-encoding", "connection", "keep-alive", "content-length", "date", "server")
+
+
+@dataclass
+class Proxy:
+    """What is done with requests whose path holds `where`.
+
+    Attributes:
+        mood: "honest" passes them on; "slow" likewise, after `seconds`; "hang" reads and never answers; "refuse"
+            closes the connection; any other text is the answer, with `status`.
+        asked: method and path of every request that came, by the time it came.
+    """
+
+    host: str
+    port: int
+    mood: str = "honest"
+    where: str = ""
+    status: int = 200
+    seconds: float = 0.0
+    url: str = ""
+    asked: list[str] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def turn(
+        self, mood: str, where: str = "", status: int = 200, seconds: float = 0.0, kind: str = "text/html"
+    ) -> None:
+        self.where, self.status, self.seconds, self.content_type = where, status, seconds, kind
+        self.mood = mood
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: Proxy
+
+    def _answer(self) -> None:
+        proxy = self.proxy
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        proxy.asked.append(f"{self.command} {self.path}")
+        mood = proxy.mood if proxy.where in self.path else "honest"
+        if mood == "slow":
+            proxy.ended.wait(proxy.seconds)
+        elif mood == "hang":
+            until = time.monotonic() + 300
+            while proxy.mood == "hang" and time.monotonic() < until and not proxy.ended.wait(0.05):
+                pass
+        if mood in ("hang", "refuse"):
+            self.close_connection = True
+            return
+        if mood not in ("honest", "slow"):
+            self._send(proxy.status, [("Content-Type", "application/json")], mood.encode())
+            return
+        connection = http.client.HTTPConnection(proxy.host, proxy.port, timeout=120)
+        try:
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+            connection.request(self.command, self.path, body, {**headers, "Host": f"{proxy.host}:{proxy.port}"})
+            answer = connection.getresponse()
+            kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in _HOP]
+            self._send(answer.status, kept, answer.read())
+        except OSError:  # the server behind is down: a client sees the same here
+            self.close_connection = True
+        finally:
+            connection.close()
+
+    def _send(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = do_HEAD = _answer  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def proxy_to(host: str, port: int) -> Iterator[Proxy]:
+    """A proxy on a port of its own."""
+    proxy = Proxy(host, port)
+    handler = type("Handler", (_Handler,), {"proxy": proxy})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    proxy.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.ended.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
