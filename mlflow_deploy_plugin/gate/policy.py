@@ -51,6 +51,7 @@ class EvaluationPolicy(_Part):
     )
     resamples: int = Field(default=1000, ge=100, le=100_000, description="Resamples of the paired bootstrap.")
     max_rows: int = Field(default=50_000, ge=20, description="At most so many rows of the dataset, chosen by the seed.")
+    min_rows: int = Field(default=100, ge=20, description="Fewer rows with a known target prove nothing.")
 
     @model_validator(mode="after")
     def _has_a_target(self) -> "EvaluationPolicy":
@@ -92,6 +93,12 @@ class BudgetPolicy(_Part):
     )
     max_p99_ms: float | None = Field(default=None, gt=0, description="Largest 99th percentile of a row's time.")
     max_memory_mb: float | None = Field(default=None, gt=0, description="Largest memory of the loaded model.")
+    ignore_below_ms: float = Field(
+        default=1.0, ge=0, description="A ratio counts only where the time has grown by more than so many milliseconds."
+    )
+    ignore_below_mb: float = Field(
+        default=32.0, ge=0, description="A ratio counts only where the memory has grown by more than so many megabytes."
+    )
     batch: int = Field(default=64, ge=2, le=65536, description="Rows of the batch that is timed.")
 
 

@@ -1,0 +1,96 @@
+"""Stages and aliases as places a version can be moved to: who is there now, and the move itself."""
+
+from dataclasses import dataclass
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
+
+_STAGES = ("Production", "Staging", "Archived", "None")
+_KEEPS_ONE = ("Production", "Staging")  # MLflow archives the others of no other stage
+
+
+@dataclass(frozen=True)
+class Place:
+    """A stage or an alias of a registered model."""
+
+    stage: str = ""
+    alias: str = ""
+
+    def __str__(self) -> str:
+        return self.stage or f"@{self.alias}"
+
+    def uri(self, model: str) -> str:
+        """The reference that an endpoint follows."""
+        return f"models:/{model}/{self.stage}" if self.stage else f"models:/{model}@{self.alias}"
+
+
+def parse_place(text: str) -> Place:
+    """`Production` or `@champion`; the case of a stage does not matter.
+
+    Raises:
+        InvalidConfig: neither a stage nor an alias.
+    """
+    if text.startswith("@") and len(text) > 1:
+        return Place(alias=text[1:])
+    for stage in _STAGES:
+        if stage.lower() == text.lower():
+            return Place(stage=stage)
+    raise InvalidConfig(f"{text!r} is neither a stage ({', '.join(_STAGES)}) nor an alias (@champion)")
+
+
+def holder(model: str, place: Place, beside: str = "") -> ResolvedModel | None:
+    """The version that is at the place now (in a stage the highest number counts), or None.
+
+    Args:
+        beside: a version that is left out: of one that was promoted already, this finds what it stands beside.
+
+    Raises:
+        NotFound: there is no such model.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    with registry_errors(f"model {model}"):
+        client = registry_client()
+        if place.alias:
+            aliases = client.get_registered_model(model).aliases
+            versions = [str(aliases[place.alias])] if place.alias in aliases else []
+        else:
+            escaped = model.replace("'", "\\'")
+            found = client.search_model_versions(f"name='{escaped}'")
+            if not found:
+                client.get_registered_model(model)
+            versions = [str(version.version) for version in found if version.current_stage == place.stage]
+    versions = sorted((version for version in versions if version != beside), key=int)
+    return resolve(f"models:/{model}/{versions[-1]}") if versions else None
+
+
+def move(model: str, version: str, place: Place) -> None:
+    """Brings a version into a stage, whose other versions are archived, or sets an alias.
+
+    Raises:
+        NotFound: there is no such version.
+        RegistryUnavailable: MLflow does not answer, or does not allow it.
+    """
+    with registry_errors(f"model {model} version {version}"):
+        client = registry_client()
+        if place.alias:
+            client.set_registered_model_alias(model, place.alias, version)
+        else:
+            client.transition_model_version_stage(
+                model, version, place.stage, archive_existing_versions=place.stage in _KEEPS_ONE
+            )
+
+
+def registered(model: str, version: str) -> ResolvedModel:
+    """One version of a registered model.
+
+    Raises:
+        InvalidConfig: `version` is no number.
+        NotFound / RegistryUnavailable: there is no such version, or MLflow does not say so.
+    """
+    if not version.isdigit():
+        raise InvalidConfig(f"{version!r} is no version of {model}; give its number")
+    found = resolve(f"models:/{model}/{version}")
+    if not found.name:
+        raise NotFound(f"there is no model {model}")
+    return found
