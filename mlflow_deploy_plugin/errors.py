@@ -13,6 +13,7 @@
     ├── InvalidConfig               400 INVALID_PARAMETER_VALUE  a setting, option or spec field
     ├── NotFound                    404 RESOURCE_DOES_NOT_EXIST
     ├── AlreadyExists               409 RESOURCE_ALREADY_EXISTS
+    ├── NotInstalled                501 NOT_IMPLEMENTED          a package that only this needs is missing
     ├── NotReady                    503 TEMPORARILY_UNAVAILABLE  nothing is loaded yet
     ├── TooManyRequests             429 REQUEST_LIMIT_EXCEEDED   a limit or a queue is full
     ├── DeadlineExceeded            504 DEADLINE_EXCEEDED        its time was up before it was computed
@@ -125,6 +126,13 @@ class AlreadyExists(OnnxserveError):
 
     http_status = 409
     error_code = "RESOURCE_ALREADY_EXISTS"
+
+
+class NotInstalled(OnnxserveError):
+    """A package that only this needs is not installed; the message says how to install it."""
+
+    http_status = 501
+    error_code = "NOT_IMPLEMENTED"
 
 
 class NotReady(OnnxserveError):

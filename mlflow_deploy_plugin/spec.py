@@ -152,6 +152,12 @@ class ServerSpec(_Part):
     response_cache_bytes: int = Field(
         default=0, ge=0, description="Memory for answers that are given again to the same question; 0: none are kept."
     )
+    explain_max_rows: int = Field(
+        default=100,
+        ge=0,
+        le=10_000,
+        description="Rows of one request that are explained (POST /explain); 0: none are, ever.",
+    )
     max_spool_bytes: int = Field(
         default=1024**3,
         ge=1024**2,

@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.server.capture import SPOOL, CaptureWriter
 from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud
 from mlflow_deploy_plugin.server.commands import Commands
 from mlflow_deploy_plugin.server.dataplane import DataPlane
+from mlflow_deploy_plugin.server.explainer import Explainer
 from mlflow_deploy_plugin.server.limits import Limits, open_rate
 from mlflow_deploy_plugin.server.metrics import Metrics
 from mlflow_deploy_plugin.server.repository import Repository
@@ -37,6 +38,7 @@ class Server:
     max_body_bytes: int
     commands: Commands
     spec: ServerSpec
+    explainer: Explainer
     tracer: Tracer | None = None
     logs_requests: bool = False
     limits: Limits = field(default_factory=Limits)
@@ -46,6 +48,7 @@ class Server:
         """Stops following, and lets go of the spool's segment and of the worker's state file."""
         self.repository.stop()
         self.capture.close()
+        self.explainer.close()
         if self.tracer:
             self.tracer.close()
 
@@ -80,6 +83,7 @@ def open_server(state_dir: Path) -> Server:
         spec.max_body_bytes,
         Commands(state_dir, spec.model_control_mode, max(1, spec.threads // 2)),
         spec,
+        Explainer(float(spec.request_timeout_seconds), max(1, spec.threads // 2)),
         open_tracer(),
         settings.log_requests,
         _limits(spec, settings.redis_url, partial(metrics.count_refused, "")),

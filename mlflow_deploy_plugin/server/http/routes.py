@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.server.clouds import Cloud
 from mlflow_deploy_plugin.server.http import tfserving, v2_extensions, views
 from mlflow_deploy_plugin.server.http.clouds import AZURE, vertex_predict
 from mlflow_deploy_plugin.server.http.encodings import decoded, encoded
+from mlflow_deploy_plugin.server.http.explain import explain
 from mlflow_deploy_plugin.server.http.later import infer_later
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
 from mlflow_deploy_plugin.server.http.observed import observed
@@ -51,6 +52,7 @@ _ROUTES: dict[str, dict[str, View]] = {
     "/predict": {"POST": partial(infer, protocol=PREDICT)},
     "/predict/batch": {"POST": partial(infer, protocol=PREDICT_BATCH)},
     "/score": {"POST": partial(infer, protocol=AZURE)},
+    "/explain": {"POST": explain},
     "/ping": {"GET": partial(views.readiness, body=b"\n")},  # MLflow's: an empty line
     "/health": {"GET": partial(views.readiness, body=b'{"status":"ok"}')},
     "/version": {"GET": views.version},
@@ -90,6 +92,7 @@ _PATTERNS = (
         "POST",
         partial(infer, protocol=PREDICT_BATCH),
     ),
+    _Pattern("/endpoints/NAME/explain", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/explain"), "POST", explain),
     _Pattern("/endpoints/NAME/docs", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/docs"), "GET", _docs),
     _Pattern(
         "/endpoints/NAME/openapi.json", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/openapi\.json"), "GET", _openapi

@@ -59,10 +59,15 @@ def _read(request: RawRequest, variant: ServedVariant, answered: str, limit: int
     predictor = variant.loaded.predictor
     if predictor.artifact.flavor == PYTHON_FUNCTION and _named(request.headers.get("content-type")) not in _OURS:
         return INVOCATIONS.decode(request, variant)
-    return Question(_feeds(request, predictor.schema, limit), partial(_answer, answered))
+    return Question(read_feeds(request, predictor.schema, limit), partial(_answer, answered))
 
 
-def _feeds(request: RawRequest, schema: Schema, limit: int) -> Feeds:
+def read_feeds(request: RawRequest, schema: Schema, limit: int) -> Feeds:
+    """The rows of a body in any of the forms; what is packed in it may unpack to `limit` bytes.
+
+    Raises:
+        UnsupportedMediaType, InvalidRequest, SchemaMismatch: as the modules of the forms.
+    """
     content_type = request.headers.get("content-type")
     media = media_type(content_type, _TAKEN)
     if media in arrow.MEDIA_TYPES:

@@ -31,6 +31,7 @@ _REFUSALS = {
     413: "the body is larger than the server's limit",
     415: "the Content-Type is not one that this route takes",
     429: "too many requests; ask again after Retry-After seconds",
+    501: "a package that this needs is not installed where the server runs; the message says which",
     503: "no version is loaded that could answer",
     504: "the answer was not ready before its deadline",
 }

@@ -98,6 +98,18 @@ _TF_ANSWER: JsonSchema = {
     "properties": {"predictions": {"type": "array"}, "outputs": {"type": ["array", "object"]}},
     "minProperties": 1,
 }
+_EXPLANATION: JsonSchema = {
+    "type": "object",
+    "required": ["columns", "outputs", "base_values", "values", "predictions", "background", "max_evals"],
+    "properties": {
+        "columns": {"type": "array", "items": {"type": "string"}},
+        "outputs": {"type": "array"},
+        "base_values": {"type": "array", "description": "[rows][outputs], or [rows] where one number is explained"},
+        "values": {"type": "array", "description": "[rows][columns][outputs], or [rows][columns]"},
+        "background": _said(source="string", rows="integer"),
+        "max_evals": {"type": "integer"},
+    },
+}
 _INVOCATIONS = _predicts(
     "Predictions, in the protocol of MLflow's scoring server; tables are answered in kind, or as Accept asks",
     PREDICTIONS,
@@ -112,9 +124,19 @@ _BATCH = _predicts(
     {JSON: "batch", CSV: "csv"},
 )
 
+_EXPLAIN = Operation(
+    "What each column of each row has contributed to its prediction, as SHAP says it",
+    PREDICTIONS,
+    {JSON: _EXPLANATION},
+    {JSON: "invocations", CSV: "csv", **_TABLES},
+    refusals=(*_PREDICTION, 501),
+)
+
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("/invocations", "POST"): _INVOCATIONS,
     ("/endpoints/NAME/invocations", "POST"): _INVOCATIONS,
+    ("/explain", "POST"): _EXPLAIN,
+    ("/endpoints/NAME/explain", "POST"): _EXPLAIN,
     ("/predict", "POST"): _PREDICT,
     ("/predict/batch", "POST"): _BATCH,
     ("/endpoints/NAME/predict/batch", "POST"): _BATCH,

@@ -1,0 +1,183 @@
+"""SHAP's permutation explainer on ONNX models, one question at a time.
+
+The explainer works on a matrix of numbers. So each cell of a row is replaced by the number of its value among all that
+its column has in the background and in the rows of the request; texts, dates in numbers, booleans and missing values
+are told apart like that, and no number is rounded on its way to the graph. (shap 0.51, `explainers/_permutation.py`;
+it compares cells by `np.isclose`, which is exact for numbers below 100,000.)
+
+Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017; permutations in antithetic pairs:
+https://shap.readthedocs.io/en/stable/generated/shap.PermutationExplainer.html
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import shap
+
+from mlflow_deploy_plugin.errors import InferenceError, OnnxserveError
+from mlflow_deploy_plugin.pyfunc.background import Background, read_background
+from mlflow_deploy_plugin.pyfunc.refusal import Refusal
+from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.server.explained import Feature, explained_outputs, features_of, names_of, numbers_of
+from mlflow_deploy_plugin.server.frames import Message
+
+BACKGROUND_ROWS = 100
+_FEWEST_ROWS = 10
+_MATRIX_BYTES = 128 * 1024 * 1024
+"""What the matrix of all masked rows of one permutation may take; a wide model is explained against fewer rows."""
+_MODELS = 4
+_RUN_ROWS = 2048
+_SEED = 0
+
+
+class Explainer:
+    """Answers questions about models, of which it keeps the last few in memory."""
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[str, OnnxModel] = OrderedDict()
+        self._backgrounds: dict[tuple[str, int], Background] = {}
+
+    def answer(self, question: Message) -> Message:
+        """The contributions of the columns of each row.
+
+        Args:
+            question: `folder` of the model, `max_evals`, `seed`, `seconds` that it may take; the rows are `feeds`.
+
+        Returns:
+            `values` [N, columns, outputs] and `base_values` [outputs] in float64; the names of both.
+
+        Raises:
+            Refusal: the model cannot be explained, or not within the time.
+        """
+        fields = question.fields
+        deadline = time.monotonic() + fields["seconds"]
+        try:
+            model = self._model(fields["folder"])
+            rows = dict(question.arrays["feeds"])
+            features = features_of(model.artifact, rows)
+            background = self._background(model, len(features))
+            codes = _Codes.of(features, background.feeds, rows)
+            numbers = _Numbers(model, codes, deadline)
+            values, base_values = _explained(numbers, codes, fields["max_evals"], fields["seed"])
+        except InferenceError as error:
+            raise Refusal("model", error.message) from None
+        except OnnxserveError as error:
+            raise Refusal("request", error.message) from None
+        except _TimeIsUp:
+            message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer, or ask for a "
+            raise Refusal("time", message + f"smaller max_evals (it was {fields['max_evals']})") from None
+        said = {
+            "columns": [feature.name for feature in features],
+            "outputs": numbers.names,
+            "background": {"source": background.source, "rows": len(codes.background)},
+        }
+        return Message("explained", said, {"explained": {"values": values, "base_values": base_values}})
+
+    def _model(self, folder: str) -> OnnxModel:
+        if folder not in self._models:
+            self._models[folder] = OnnxModel.load(Path(folder))
+            if len(self._models) > _MODELS:
+                dropped, _ = self._models.popitem(last=False)
+                self._backgrounds = {key: kept for key, kept in self._backgrounds.items() if key[0] != dropped}
+        self._models.move_to_end(folder)
+        return self._models[folder]
+
+    def _background(self, model: OnnxModel, columns: int) -> Background:
+        fitting = _MATRIX_BYTES // (8 * columns * (2 * columns + 1))
+        rows = min(BACKGROUND_ROWS, max(fitting, _FEWEST_ROWS))
+        key = str(model.artifact.folder), rows
+        if key not in self._backgrounds:
+            self._backgrounds[key] = read_background(model, rows, _SEED)
+        return self._backgrounds[key]
+
+
+class _TimeIsUp(Exception):
+    """The deadline of a question has passed."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Codes:
+    """Rows as numbers of values.
+
+    Attributes:
+        values: by feature: each value that it has, once.
+        background / rows: [N, features] float64, positions in `values`.
+        like: the arrays that the graph is fed with, for their shapes and types.
+    """
+
+    features: list[Feature]
+    values: list[Array]
+    background: Array
+    rows: Array
+    like: Feeds
+
+    @classmethod
+    def of(cls, features: list[Feature], background: Feeds, rows: Feeds) -> "_Codes":
+        values, codes = [], []
+        for feature in features:
+            both = np.concatenate([feature.values(background), feature.values(rows)])
+            unique, places = np.unique(both, return_inverse=True)
+            values.append(unique)
+            codes.append(places.astype(np.float64))
+        matrix = np.stack(codes, axis=1)
+        split = len(feature.values(background))
+        return cls(features, values, matrix[:split], matrix[split:], rows)
+
+    def feeds(self, matrix: Array) -> Feeds:
+        """The way back."""
+        places = matrix.astype(np.intp)
+        feeds = {
+            name: np.empty((len(matrix), *array.shape[1:]), dtype=array.dtype) for name, array in self.like.items()
+        }
+        for number, feature in enumerate(self.features):
+            column = self.values[number][places[:, number]]
+            for name, position in feature.places:
+                feeds[name].reshape(len(matrix), -1)[:, position] = column
+        return feeds
+
+
+class _Numbers:
+    """The model as SHAP asks it: a matrix of codes in, a matrix of numbers out.
+
+    Attributes:
+        names: of the columns of what it answers; known once it has answered.
+    """
+
+    def __init__(self, model: OnnxModel, codes: _Codes, deadline: float) -> None:
+        self._model = model
+        self._codes = codes
+        self._deadline = deadline
+        self._explained = explained_outputs(model.artifact)
+        self._wanted = [output.name for output in self._explained]
+        self.names: list[str | int | float | bool] = []
+
+    def __call__(self, matrix: Array) -> Array:
+        return np.concatenate([self._run(matrix[at : at + _RUN_ROWS]) for at in range(0, len(matrix), _RUN_ROWS)])
+
+    def _run(self, matrix: Array) -> Array:
+        if time.monotonic() > self._deadline:
+            raise _TimeIsUp
+        outputs = self._model.run(self._codes.feeds(matrix), self._wanted)
+        numbers = numbers_of(self._explained, outputs)
+        if len(numbers) != len(matrix):
+            raise Refusal("request", f"the model answers {len(numbers)} rows to {len(matrix)}, and cannot be explained")
+        if not self.names:
+            self.names = names_of(self._model.artifact, self._explained, outputs)
+        return numbers
+
+
+def _explained(numbers: Callable[[Array], Array], codes: _Codes, max_evals: int, seed: int) -> tuple[Array, Array]:
+    """Each row by itself, so that its contributions do not depend on the rows beside it."""
+    masker = shap.maskers.Independent(codes.background, max_samples=len(codes.background))
+    values = []
+    for row in codes.rows:
+        explainer = shap.PermutationExplainer(numbers, masker, seed=seed)
+        told = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
+        values.append(told.values[0])
+        base_values = told.base_values[0]
+    return np.array(values), np.array(base_values)
