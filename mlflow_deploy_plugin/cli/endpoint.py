@@ -43,7 +43,7 @@ def endpoint() -> None:
     """
 
 
-@endpoint.command()
+@endpoint.command(short_help="Create an endpoint, without a deployment yet.")
 @click.argument("name")
 @_config
 @_why
@@ -54,7 +54,7 @@ def create(name: str, config: tuple[str, ...], why: str, output: str) -> None:
         _show(deployments.create_endpoint(name, pairs(config), why), output)
 
 
-@endpoint.command()
+@endpoint.command(short_help="Change fields of an endpoint.")
 @click.argument("name")
 @_config
 @_why
@@ -65,7 +65,7 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
         _show(deployments.update_endpoint(name, pairs(config), why), output)
 
 
-@endpoint.command()
+@endpoint.command(short_help="Give each deployment its share of the traffic.")
 @click.argument("name")
 @click.argument("weights", nargs=-1, required=True, metavar="DEPLOYMENT=WEIGHT...")
 @_why
@@ -82,7 +82,7 @@ def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
         _show(deployments.set_traffic(name, pairs(weights, "traffic"), why), output)
 
 
-@endpoint.command()
+@endpoint.command(short_help="Delete an endpoint with all that is in it.")
 @click.argument("name")
 @_why
 def delete(name: str, why: str) -> None:
@@ -92,7 +92,7 @@ def delete(name: str, why: str) -> None:
     click.echo(f"{name} is deleted")
 
 
-@endpoint.command()
+@endpoint.command(short_help="Show an endpoint and its deployments.")
 @click.argument("name")
 @_output
 def get(name: str, output: str) -> None:

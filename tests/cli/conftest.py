@@ -12,7 +12,9 @@ import mlflow.onnx
 import onnx
 import pytest
 from mlflow import MlflowClient
+from mlflow.deployments import BaseDeploymentClient
 
+from support.deploying import Models, empty_home, save_models
 from support.mlflow_server import MlflowServer
 from support.models import adder, parse_graph
 from support.tracking import DEFAULT_EXPERIMENT, tracking_at
@@ -90,3 +92,15 @@ def own_mlflow(mlflow_server: MlflowServer, tmp_path: Path) -> Iterator[MlflowSe
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentClient]:
+    """A client on a home of this module's own, which the commands use too."""
+    with empty_home(tmp_path_factory.mktemp("home")) as client:
+        yield client

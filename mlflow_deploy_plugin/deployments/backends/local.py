@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
 
 _STOP_MARGIN_SECONDS = 40  # beside what requests may take: the agent ships what was captured
 _STARTING = "the server is being started"
-_EMPTY = "no deployment yet; `mlflow deployments create … --endpoint {name}` adds one"
+_EMPTY = "no deployment yet; `mlflow deployments create -t onnxserve --endpoint {name} …` adds one"
 _STOPPED = "stopped"
 """A file in the state folder: the server was stopped on purpose, so that it is not missed."""
 

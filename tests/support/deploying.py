@@ -1,0 +1,87 @@
+"""Deployments of tiny models in a home of their own, gone with every process of theirs when its user ends."""
+
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow.onnx
+import onnx
+import psutil
+import pytest
+from mlflow.deployments import BaseDeploymentClient, get_deploy_client
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+
+from mlflow_deploy_plugin.deployments.backends import local, ports
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.store import open_store
+from support.models import parse_graph
+
+SIGNATURE = ModelSignature(inputs=Schema([ColSpec("double", "a"), ColSpec("double", "b")]))
+
+
+def weighted_sum(factor: float) -> onnx.ModelProto:
+    """y = (a + b) * factor: the answer tells which model gave it."""
+    return parse_graph(
+        f"""sum (float[N,2] x) => (float[N] y) <int64[1] axes = {{1}}, float factor = {{{factor}}}> {{
+          total = ReduceSum <keepdims = 0> (x, axes)
+          y = Mul(total, factor)
+        }}"""
+    )
+
+
+@dataclass(frozen=True)
+class Models:
+    """Folders of saved models: `once` answers a + b, `twice` its double; the others cannot be served."""
+
+    once: str
+    twice: str
+    broken: str
+    pyfunc: str
+
+
+def save_models(folder: Path) -> Models:
+    """Writes them into `folder`."""
+    for name, factor in (("once", 1.0), ("twice", 2.0)):
+        mlflow.onnx.save_model(
+            weighted_sum(factor), folder / name, signature=SIGNATURE, pip_requirements=["onnxruntime"]
+        )
+    shutil.copytree(folder / "once", folder / "broken")
+    (folder / "broken" / "model.onnx").write_bytes(b"this is no graph")
+    (folder / "pyfunc").mkdir()
+    (folder / "pyfunc" / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}\n")
+    return Models(*(str(folder / name) for name in ("once", "twice", "broken", "pyfunc")))
+
+
+@contextmanager
+def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
+    """A client on a home of its own; in the end all that is there is removed, and no process may be left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        # homes do not know of each other's ports; tests that run at the same time begin to look at different ones
+        patch.setattr(ports, "FIRST_PORT", random.SystemRandom().randrange(20000, 30000))
+        try:
+            yield get_deploy_client("onnxserve")
+        finally:
+            settings = load_settings()
+            store = open_store(settings.store_url)
+            for endpoint in store.endpoints():
+                local.remove(endpoint.name, settings)
+            store.close()
+        left = [process.cmdline() for process in working_in(folder)]
+    assert left == []
+
+
+def working_in(folder: Path) -> list[psutil.Process]:
+    """The processes whose working directory is somewhere below `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(folder.resolve()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
