@@ -180,4 +180,5 @@ def _explained(numbers: Callable[[Array], Array], codes: _Codes, max_evals: int,
         told = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
         values.append(told.values[0])
         base_values = told.base_values[0]
-    return np.array(values), np.array(base_values)
+    shape = codes.rows.shape
+    return np.array(values).reshape(*shape, -1), np.reshape(base_values, -1)  # shap leaves out a last dimension of one
