@@ -1,6 +1,6 @@
 """Rollouts as they are written down: what was asked for, how far it is, and what it is judged on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -21,7 +21,6 @@ class Rollout:
         step_at: when the step began, for people.
         figures: what the step is judged on.
         reason: why it is in this state.
-        requested: what somebody wants of it: {"action": "pause", "actor": …, "why": …}, empty for nothing.
         revision: grows with every write; one with an older revision is refused.
         ended_at: None while it is live.
     """
@@ -38,7 +37,6 @@ class Rollout:
     updated_at: datetime
     ended_at: datetime | None = None
     revision: int = 0
-    requested: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_live(self) -> bool:
@@ -54,7 +52,6 @@ def add(session: Session, endpoint: str, spec: dict[str, Any], state: str, now: 
         step_at=now,
         figures={},
         reason="",
-        requested={},
         revision=0,
         created_at=now,
         updated_at=now,
@@ -76,13 +73,13 @@ def find(session: Session, endpoint: str | None, live: bool) -> list[Rollout]:
 
 
 def update(session: Session, rollout: Rollout, now: datetime) -> Rollout | None:
-    """Writes state, step, figures, reason, requested and end of `rollout`; None: it was changed since it was read."""
+    """Writes state, step, figures, reason and end of `rollout`; None: it was changed since it was read."""
     query = select(RolloutRow).where(RolloutRow.id == rollout.id).with_for_update()
     row = session.scalars(query).one_or_none()
     if row is None or row.revision != rollout.revision or row.ended_at is not None:
         return None
     row.state, row.step, row.step_at = rollout.state, rollout.step, rollout.step_at
-    row.figures, row.reason, row.requested = rollout.figures, rollout.reason, rollout.requested
+    row.figures, row.reason = rollout.figures, rollout.reason
     row.updated_at, row.ended_at = now, rollout.ended_at
     row.revision += 1
     session.flush()
@@ -103,5 +100,4 @@ def _rollout(row: RolloutRow) -> Rollout:
         updated_at=row.updated_at,
         ended_at=row.ended_at,
         revision=row.revision,
-        requested=row.requested,
     )

@@ -130,15 +130,18 @@ class Store:
         with self._transaction() as session:
             return read_events(session, endpoint, model, limit)
 
-    def add_rollout(self, endpoint: str, spec: dict[str, Any], state: str) -> Rollout:
-        """Writes down that a rollout begins.
+    def add_rollout(self, endpoint: str, spec: dict[str, Any], state: str, event: AuditEvent | None = None) -> Rollout:
+        """Writes down that a rollout begins, together with its event.
 
         Raises:
             AlreadyExists: the endpoint has one that is live.
         """
         try:
             with self._transaction() as session:
-                return rollouts.add(session, endpoint, spec, state, self._clock())
+                added = rollouts.add(session, endpoint, spec, state, self._clock())
+                if event is not None:
+                    write_event(session, event)
+                return added
         except IntegrityError:
             raise AlreadyExists(
                 f"endpoint {endpoint!r} has a rollout already: wait for its end, or abort it with "
@@ -150,8 +153,8 @@ class Store:
         with self._transaction() as session:
             return rollouts.find(session, endpoint, live)
 
-    def update_rollout(self, rollout: Rollout, lease: Lease | None) -> Rollout | None:
-        """Writes the fields of `rollout` that may change, and gives it with its new revision.
+    def update_rollout(self, rollout: Rollout, lease: Lease | None, event: AuditEvent | None = None) -> Rollout | None:
+        """Writes the fields of `rollout` that may change, and its event, and gives it with its new revision.
 
         Args:
             lease: under which it is written; None: by a person, whose word counts without one.
@@ -163,7 +166,10 @@ class Store:
         with self._transaction() as session:
             if lease is not None and not leases.is_held(session, lease):
                 return None
-            return rollouts.update(session, rollout, self._clock())
+            updated = rollouts.update(session, rollout, self._clock())
+            if updated is not None and event is not None:
+                write_event(session, event)
+            return updated
 
     def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease | None:
         """The lease of this name, or None while somebody has it.

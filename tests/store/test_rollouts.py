@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import AlreadyExists
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store import AuditEvent, Store, open_store
 
 NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 
@@ -70,7 +70,7 @@ def test_of_two_that_change_the_same_rollout_the_second_is_refused(
     first, second = (machine.store for machine in machines)
     read = first.add_rollout(name, {}, "starting")
 
-    assert first.update_rollout(replace(read, requested={"action": "pause"}), None)
+    assert first.update_rollout(replace(read, state="paused"), None)
     assert second.update_rollout(replace(read, state="stepping"), None) is None
 
 
@@ -80,6 +80,19 @@ def test_what_has_ended_is_not_changed_any_more(machines: tuple[Machine, Machine
 
     assert ended is not None
     assert store.update_rollout(replace(ended, state="stepping"), None) is None
+
+
+def test_a_change_is_written_together_with_its_event(machines: tuple[Machine, Machine], name: str) -> None:
+    store = machines[0].store
+    begun = AuditEvent(NOW, "ada@laptop", "rollout.start", name, model="X", version="7", detail={"steps": [1, 100]})
+    added = store.add_rollout(name, {}, "starting", begun)
+
+    assert store.update_rollout(replace(added, state="stepping"), None, replace(begun, action="rollout.step"))
+    assert store.update_rollout(added, None, replace(begun, action="rollout.end")) is None
+    with pytest.raises(AlreadyExists):
+        store.add_rollout(name, {}, "starting", begun)
+
+    assert store.events(name) == [begun, replace(begun, action="rollout.step")]
 
 
 def test_a_lease_has_one_holder_until_it_is_given_back(machines: tuple[Machine, Machine], name: str) -> None:

@@ -29,7 +29,6 @@ def upgrade() -> None:
         sa.Column("step_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("figures", sa.JSON, nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
-        sa.Column("requested", sa.JSON, nullable=False),
         sa.Column("revision", sa.Integer, nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
