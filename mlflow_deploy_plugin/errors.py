@@ -22,6 +22,7 @@
     │   ├── ParityError                                          its ONNX form answers otherwise
     │   └── InvalidArtifact                                      its files are not what they should be
     ├── InferenceError              400 BAD_REQUEST              the runtime refused this input
+    ├── GateRefused                 403 PERMISSION_DENIED        a version that has not passed its gate
     ├── RuntimeMissing              500 INTERNAL_ERROR           no ONNX Runtime is installed
     ├── DeviceUnavailable           500 INTERNAL_ERROR           the device asked for is not really used
     ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not answer
@@ -180,6 +181,13 @@ class InferenceError(OnnxserveError):
 
     http_status = 400
     error_code = "BAD_REQUEST"
+
+
+class GateRefused(OnnxserveError):
+    """A version is to be promoted or served that has not passed its gate; the message says what failed."""
+
+    http_status = 403
+    error_code = "PERMISSION_DENIED"
 
 
 class RuntimeMissing(OnnxserveError):

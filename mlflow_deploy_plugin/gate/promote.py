@@ -1,0 +1,195 @@
+"""Promotion: the gate first, then the stage or the alias, both in the audit trail."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.gate.judge import Progress
+from mlflow_deploy_plugin.gate.run import Chosen, choose_policy, judge_and_log, opened
+from mlflow_deploy_plugin.gate.standing import Standing, standing_of
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.promote import Place, holder, move, parse_place, registered
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from mlflow_deploy_plugin.registry.tags import (
+    GATE_AGAINST_TAG,
+    GATE_AT_TAG,
+    GATE_POLICY_DIGEST_TAG,
+    GATE_POLICY_TAG,
+    GATE_REASON_TAG,
+    GATE_TAG,
+    tag_version,
+)
+from mlflow_deploy_plugin.store import Store, this_actor
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A version that was moved.
+
+    Attributes:
+        to: the stage, or @alias.
+        uri: the reference that endpoints follow it by.
+        before: the version that was there; empty where there was none.
+        gate: `passed`, `forced`, or `not asked` where the policy does not gate the place.
+        reason: what the gate said, or why it was forced.
+        report: where the gate's report is; empty where there is none.
+    """
+
+    model: str
+    version: str
+    to: str
+    uri: str
+    before: str
+    gate: str
+    reason: str
+    report: str
+
+
+def promote(
+    model: str,
+    version: str,
+    to: str,
+    force: bool = False,
+    why: str = "",
+    actor: str | None = None,
+    *,
+    policy_file: Path | None = None,
+    store: Store | None = None,
+    progress: Progress = lambda line: None,
+) -> Promotion:
+    """Moves a version to a stage or an alias once it has passed the gate that the policy puts before it.
+
+    A passed verdict is taken as it is where it is fresh: by the same policy, against the version that is there now, not
+    older than the policy says. Else the gate is run.
+
+    Args:
+        to: a stage, or @alias.
+        force: moves it whatever the gate says; the version's tag, and with `why` the audit trail, say so.
+        actor: who does it; None: the user of this process.
+        store: default: this machine's.
+
+    Raises:
+        GateRefused: it has not passed; the message says what failed.
+        InvalidConfig: the place, the version or the policy is not what it should be, or `force` comes without `why`.
+        NotFound / RegistryUnavailable: the version is not there, or MLflow does not answer, or does not allow the move.
+        StoreUnavailable: the audit trail cannot be written.
+    """
+    if force and not why.strip():
+        raise InvalidConfig("a forced promotion needs its reason: say why")
+    place = parse_place(to)
+    candidate = registered(model, version)
+    chosen = choose_policy(model, policy_file)
+    if not chosen.is_the_models:
+        raise InvalidConfig(f"model {model} has a policy of its own, in its tag {GATE_POLICY_TAG}; leave the file out")
+    actor = actor or this_actor()
+    with opened(store) as trail:
+        before = holder(model, place, beside=candidate.version)
+        standing = _standing(candidate, before, place, chosen, force, actor, trail, progress)
+        if not standing.passed:
+            if not force:
+                _record(trail, "refused", candidate, before, place, standing, why, actor)
+                raise GateRefused(_refusal(candidate, place, standing))
+            standing = _forced(candidate, standing, why, actor)
+        progress(f"moving version {candidate.version} to {place}")
+        move(model, candidate.version, place)
+        _record(trail, "promote", candidate, before, place, standing, why, actor)
+    return Promotion(
+        model=model,
+        version=candidate.version,
+        to=str(place),
+        uri=place.uri(model),
+        before=before.version if before else "",
+        gate=standing.state,
+        reason=standing.reason,
+        report=standing.report,
+    )
+
+
+def _standing(
+    candidate: ResolvedModel,
+    before: ResolvedModel | None,
+    place: Place,
+    chosen: Chosen,
+    force: bool,
+    actor: str,
+    store: Store,
+    progress: Progress,
+) -> Standing:
+    """Where the version stands before the gate of this place, which is run where nothing fresh is known."""
+    policy = chosen.policy
+    if not (policy.gates_stage(place.stage) if place.stage else policy.gates_alias(place.alias)):
+        return Standing(True, "not asked", f"the policy does not gate {place}")
+    tags = _tags(candidate)
+    known = standing_of(tags)
+    if known.state == "passed" and _is_fresh(tags, before, chosen):
+        progress(f"version {candidate.version} has passed the gate at {tags[GATE_AT_TAG]}")
+        return known
+    try:
+        gated = judge_and_log(candidate, before, chosen, actor, store, progress)
+    except OnnxserveError as error:
+        if not force:
+            raise
+        return Standing(False, "", f"the gate could not be run: {error.message}")
+    return Standing(gated.verdict.passed, gated.verdict.state, gated.verdict.reason, gated.run.report)
+
+
+def _is_fresh(tags: dict[str, str], before: ResolvedModel | None, chosen: Chosen) -> bool:
+    try:
+        age = datetime.now(UTC) - datetime.fromisoformat(tags[GATE_AT_TAG])
+    except (KeyError, ValueError, TypeError):
+        return False
+    return (
+        tags.get(GATE_POLICY_DIGEST_TAG) == chosen.policy.digest
+        and tags.get(GATE_AGAINST_TAG, "") == (before.source if before else "")
+        and age < timedelta(hours=chosen.policy.fresh_hours)
+    )
+
+
+def _forced(candidate: ResolvedModel, standing: Standing, why: str, actor: str) -> Standing:
+    """Writes on the version that it was forced, before it is moved: an endpoint that asks for the gate reads that."""
+    reason = f"forced by {actor}: {why} (the gate: {standing.reason})"
+    for key, value in ((GATE_REASON_TAG, reason), (GATE_TAG, "forced")):
+        tag_version(candidate.name, candidate.version, key, value)
+    return Standing(True, "forced", reason, standing.report)
+
+
+def _record(
+    store: Store,
+    action: str,
+    candidate: ResolvedModel,
+    before: ResolvedModel | None,
+    place: Place,
+    standing: Standing,
+    why: str,
+    actor: str,
+) -> None:
+    store.record(
+        action,
+        model=candidate.name,
+        version=candidate.version,
+        before=f"version {before.version} in {place}" if before else "",
+        after=f"version {candidate.version} in {place}" if action == "promote" else "",
+        why=why or standing.reason,
+        detail={
+            "to": str(place),
+            "gate": standing.state,
+            "gate_reason": standing.reason,
+            "report": standing.report,
+            "forced": standing.state == "forced",
+        },
+        actor=actor,
+    )
+
+
+def _refusal(candidate: ResolvedModel, place: Place, standing: Standing) -> str:
+    report = f"; report: {standing.report}" if standing.report else ""
+    return (
+        f"{candidate.name} version {candidate.version} does not go to {place}, it has not passed its gate: "
+        f"{standing.reason}{report}"
+    )
+
+
+def _tags(candidate: ResolvedModel) -> dict[str, str]:
+    with registry_errors(f"model {candidate.name} version {candidate.version}"):
+        return dict(registry_client().get_model_version(candidate.name, candidate.version).tags)

@@ -1,0 +1,139 @@
+"""The gate as one act: judge, log, tag, audit."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_deploy_plugin.gate.judge import Progress, judge
+from mlflow_deploy_plugin.gate.log import LoggedRun, log_verdict, tag_verdict
+from mlflow_deploy_plugin.gate.policy import GatePolicy, read_policy, read_policy_file
+from mlflow_deploy_plugin.gate.result import Verdict
+from mlflow_deploy_plugin.registry.promote import Place, holder, registered
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
+from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.store import Store, open_store
+
+PRODUCTION = Place(stage="Production")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The policy that a version is judged by.
+
+    Attributes:
+        where: where it stands, for a reader.
+        is_the_models: it is what the registered model says (or leaves to the defaults), not another one that somebody
+            wanted to try: only its verdict is written on the version.
+    """
+
+    policy: GatePolicy
+    where: str
+    is_the_models: bool
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A verdict and where it can be read.
+
+    Attributes:
+        is_tagged: it is written on the version.
+    """
+
+    verdict: Verdict
+    run: LoggedRun
+    is_tagged: bool
+
+
+def choose_policy(model: str, file: Path | None = None) -> Chosen:
+    """The policy of a file, else of the registered model's tag, else the defaults.
+
+    A file stands for the model's policy where the model has none of its own, or the same one.
+
+    Raises:
+        NotFound: there is no such model.
+        InvalidConfig: the file or the tag is no policy.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    own = read_policy(model)
+    if file is not None:
+        given = read_policy_file(file)
+        return Chosen(given, str(file), own is None or own.digest == given.digest)
+    if own is not None:
+        return Chosen(own, f"tag {GATE_POLICY_TAG} of model {model}", True)
+    return Chosen(GatePolicy(), "the defaults", True)
+
+
+def run_gate(
+    model: str,
+    version: str,
+    *,
+    policy_file: Path | None = None,
+    against: str | None = None,
+    place: Place = PRODUCTION,
+    actor: str | None = None,
+    store: Store | None = None,
+    progress: Progress = lambda line: None,
+) -> Gated:
+    """Judges a version, logs the report to MLflow, writes the verdict on the version and into the audit trail.
+
+    Args:
+        against: URI of what it is compared with; default: what is at `place` beside it.
+        actor: who asks; None: the user of this process.
+        store: default: this machine's.
+
+    Raises:
+        InvalidConfig: the policy, the version or `against` is not what it should be.
+        NotFound / RegistryUnavailable: the version is not there, or MLflow does not answer.
+        StoreUnavailable: the audit trail cannot be written.
+    """
+    candidate = registered(model, version)
+    chosen = choose_policy(model, policy_file)
+    current = resolve(against) if against else holder(model, place, beside=candidate.version)
+    return judge_and_log(candidate, current, chosen, actor, store, progress)
+
+
+def judge_and_log(
+    candidate: ResolvedModel,
+    current: ResolvedModel | None,
+    chosen: Chosen,
+    actor: str | None,
+    store: Store | None,
+    progress: Progress,
+) -> Gated:
+    with opened(store) as trail:
+        verdict, evaluated = judge(candidate, current, chosen.policy, chosen.where, progress)
+        progress("logging the report to MLflow")
+        run = log_verdict(verdict, candidate, evaluated)
+        if chosen.is_the_models:
+            tag_verdict(verdict, run.report)
+        trail.record(
+            "gate",
+            model=verdict.model,
+            version=verdict.version,
+            before=verdict.against,
+            after=verdict.state,
+            why=verdict.reason,
+            detail={
+                "report": run.report,
+                "run_id": run.run_id,
+                "policy": chosen.where,
+                "checks": {check.name: {"state": check.state, **check.figures} for check in verdict.checks},
+            },
+            actor=actor,
+        )
+    return Gated(verdict, run, chosen.is_the_models)
+
+
+@contextmanager
+def opened(store: Store | None) -> Iterator[Store]:
+    """The store that was given, else this machine's for as long as it is needed."""
+    if store is not None:
+        yield store
+        return
+    own = open_store(load_settings().store_url)
+    try:
+        yield own
+    finally:
+        own.close()
