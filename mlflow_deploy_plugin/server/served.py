@@ -48,6 +48,7 @@ class ServedVariant:
         shadows: those that get a copy of what it has answered: the endpoint's, without any of the very same version.
         key: the input column whose value chooses among the variants that answer; None: no column does, or there is
             no choice.
+        has_others: the endpoint has other variants, so that an answer says by which it was given.
     """
 
     endpoint: str
@@ -59,6 +60,7 @@ class ServedVariant:
     aspects: Mapping[str, str] = field(default_factory=dict)
     shadows: "tuple[ServedVariant, ...]" = ()
     key: str | None = None
+    has_others: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,20 @@ class ServedEndpoint:
 
 def served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | None = None) -> ServedEndpoint:
     """The endpoint of these variants, each with what it has to know of the others."""
-    shadows = tuple(variant for variant in variants.values() if variant.shadow)
-    answering = routing.answering(tuple(variants.values()))
-    key = sticky.key if sticky and len(answering) > 1 else None
-    if shadows or key:
+    shadows = [variant for variant in variants.values() if variant.shadow]
+    if len(routing.answering(tuple(variants.values()))) < 2:
+        sticky = None
+    if len(variants) > 1:
         variants = {
-            name: replace(variant, shadows=tuple(one for one in shadows if one.loaded is not variant.loaded), key=key)
+            name: replace(
+                variant,
+                shadows=tuple(shadow for shadow in shadows if shadow.loaded is not variant.loaded),
+                key=sticky.key if sticky else None,
+                has_others=True,
+            )
             for name, variant in variants.items()
         }
-        answering = routing.answering(tuple(variants.values()))
-    return ServedEndpoint(variants, answering, sticky if len(answering) > 1 else None)
+    return ServedEndpoint(variants, routing.answering(tuple(variants.values())), sticky)
 
 
 Table = Mapping[str, ServedEndpoint]

@@ -12,7 +12,14 @@ import pytest
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady
 from mlflow_deploy_plugin.server.repository import Repository
-from mlflow_deploy_plugin.server.state import WANTED, LoadedVariant, WorkerState, read_workers
+from mlflow_deploy_plugin.server.state import (
+    WANTED,
+    LoadedVariant,
+    Wanted,
+    WorkerState,
+    read_workers,
+    write_state,
+)
 from mlflow_deploy_plugin.server.warmup import EXAMPLE, load_warm
 from support.waiting import wait_until
 
@@ -130,6 +137,34 @@ def test_whoever_answers_knows_the_shadows_but_not_one_of_its_own_version(
     serve(champion=old, candidate=new, watched=new | {"shadow": True})
     shadows = {one.name: [shadow.name for shadow in one.shadows] for one in repository.table["e"].answering}
     assert shadows == {"champion": ["watched"], "candidate": []}
+
+
+def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
+    repository: Repository, bias_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    def serve(generation: int, sticky: dict[str, str], *weights: int) -> None:
+        variants = {
+            str(place): {"model_uri": "m", "model": "m", "version": str(place), "folder": bias_folders[str(place)]}
+            | {"weight": weight}
+            for place, weight in enumerate(weights, 1)
+        }
+        endpoints = {"e": {"variants": variants, "sticky": sticky}}
+        write_state(tmp_path / WANTED, Wanted.model_validate({"generation": generation, "endpoints": endpoints}))
+        repository.look()
+
+    serve(1, {"header": "X-User-Id"}, 50, 50)
+    names = {repository.lease("e", draw / 10, headers={"x-user-id": "ann"}).name for draw in range(10)}
+    assert len(names) == 1
+    assert {repository.lease("e", draw / 10).name for draw in range(10)} == {"1", "2"}
+
+    serve(2, {"key": "a"}, 50, 50)
+    decoding = repository.lease("e", 0.9)
+    assert (decoding.name, decoding.key) == ("1", "a")
+    assert {repository.keep(decoding, key, 0.0).name for key in "abcdefgh"} == {"1", "2"}
+    assert [repository.keep(decoding, None, draw).name for draw in (0.1, 0.9)] == ["1", "2"]
+
+    serve(3, {"key": "a"}, 100, 0)
+    assert repository.lease("e", 0.9).key is None
 
 
 def test_a_variant_in_the_shadow_or_without_weight_never_answers(

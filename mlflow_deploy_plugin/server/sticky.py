@@ -1,0 +1,21 @@
+"""The value in a request that keeps its caller to one variant, where a column has it."""
+
+from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
+
+
+def key_of(schema: Schema, feeds: Feeds, column: str) -> str | None:
+    """The first row's value of a column (of a tensor: its first number) as text; None: there is none, or it is missing.
+
+    A whole number has the same text in every type, so that a version that takes it as another type knows its callers.
+    """
+    for entry in schema.inputs:
+        array = feeds.get(entry.name)
+        if array is None or not array.size or column not in (entry.columns or (entry.name,)):
+            continue
+        place = entry.columns.index(column) if entry.columns else 0
+        value = array.reshape(len(array) if array.ndim else 1, -1)[0, place]
+        value = value if isinstance(value, str) else value.item()
+        if value != value or (entry.missing is not None and value == entry.missing):
+            return None
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return None
