@@ -14,6 +14,9 @@ _COMMANDS = {
     "start": ("mlflow_deploy_plugin.cli.lifecycle", "Start a deployment whose server has ended."),
     "stop": ("mlflow_deploy_plugin.cli.lifecycle", "Stop the server of a deployment, and keep the deployment."),
     "endpoint": ("mlflow_deploy_plugin.cli.endpoint", "Create, change, show and delete endpoints, and their traffic."),
+    "gate": ("mlflow_deploy_plugin.cli.gate", "Check what a version has to prove before it is promoted."),
+    "promote": ("mlflow_deploy_plugin.cli.promote", "Move a version to a stage or alias, through its gate."),
+    "history": ("mlflow_deploy_plugin.cli.history", "Show who changed what, when and why."),
     "drift": ("mlflow_deploy_plugin.cli.drift", "Judge captured traffic against the model's reference."),
 }
 """Name → (module that has a command of this name, what `--help` says)."""

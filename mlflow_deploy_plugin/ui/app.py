@@ -48,5 +48,5 @@ def extend(app: Flask) -> None:
     limit_patience()
     trail = Trail(settings.store_url)
     guard.install(app, trail)
-    console.install(app, settings)
+    console.install(app, settings, trail)
     app.extensions[_EXTENSION] = trail

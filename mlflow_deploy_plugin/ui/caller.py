@@ -1,6 +1,7 @@
 """Who asks, and what they may do: MLflow's own accounts where its server has them."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +35,15 @@ def may_read(model: str) -> bool:
     return _permitted(model, "can_read")
 
 
-def may_update(model: str) -> bool:
-    """Whether the caller may move versions of this registered model; without accounts everybody may."""
-    return _permitted(model, "can_update")
+def may_act_on(models: Sequence[str]) -> bool:
+    """Whether the caller may move versions of these registered models; without accounts everybody may.
+
+    What is served without a registered model is for administrators.
+    """
+    auth = _accounts()
+    if auth is None or auth.sender_is_admin():
+        return True
+    return bool(models) and all(_permitted(model, "can_update") for model in models)
 
 
 def _permitted(model: str, what: str) -> bool:
@@ -53,15 +60,15 @@ def _permitted(model: str, what: str) -> bool:
         return False
 
 
-def allow_pages(*paths: tuple[str, str]) -> None:
-    """Tells MLflow's basic auth that these (path, method) are for everybody who has an account.
+def allow_pages(method: str, *paths: str) -> None:
+    """Tells MLflow's basic auth that these paths are for everybody who has an account.
 
     Without it a server with MLFLOW_BASIC_AUTH_FAIL_CLOSED refuses them, since it does not know them.
     """
     auth = _accounts()
     if auth is not None:
         for path in paths:
-            auth.BEFORE_REQUEST_VALIDATORS[path] = lambda: True
+            auth.BEFORE_REQUEST_VALIDATORS[path, method] = lambda: True
 
 
 def _accounts() -> Any | None:

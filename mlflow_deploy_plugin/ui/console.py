@@ -1,9 +1,161 @@
-"""The page `/onnxserve`."""
+"""The page `/onnxserve` of MLflow's server: what is served, how it does, and the buttons to change it."""
 
-from flask import Flask
+import os
+from pathlib import Path
 
+from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request
+
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.registry.history import as_json, history
 from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.ui.asked import Asked, read_form
+from mlflow_deploy_plugin.ui.caller import allow_pages, caller, may_act_on, may_read
+from mlflow_deploy_plugin.ui.forgery import Forgery
+from mlflow_deploy_plugin.ui.jobs import Job, Jobs
+from mlflow_deploy_plugin.ui.mlflow_pages import Pages
+from mlflow_deploy_plugin.ui.overview import gather
+from mlflow_deploy_plugin.ui.trail import Trail
+from mlflow_deploy_plugin.version import __version__
+
+PATH = "/onnxserve"
+_HERE = Path(__file__).parent
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",  # a form's Origin is `null` without a referrer
+    "Cache-Control": "no-store",
+}
 
 
-def install(app: Flask, settings: Settings) -> None:
+def install(app: Flask, settings: Settings, trail: Trail) -> None:
     """Adds the console to MLflow's Flask app."""
+    from mlflow.server.handlers import _add_static_prefix
+
+    own_address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    folder = settings.home_path / "console"
+    prefix = _add_static_prefix("/").rstrip("/")
+    console = _Console(
+        settings=settings,
+        trail=trail,
+        prefix=prefix,
+        own_address=own_address if own_address.startswith(("http://", "https://")) else "",
+        jobs=Jobs(folder / "jobs"),
+        forgery=Forgery(folder / "key"),
+    )
+    pages = Blueprint("onnxserve", __name__, template_folder="templates")
+    base = f"{prefix}{PATH}"
+    pages.add_url_rule(base, "page", console.page, methods=["GET"])
+    pages.add_url_rule(f"{base}/act", "act", console.act, methods=["POST"])
+    pages.add_url_rule(f"{base}/history.jsonl", "history", console.export, methods=["GET"])
+    pages.add_url_rule(f"{base}/console.css", "style", _style, methods=["GET"])
+    app.register_blueprint(pages)
+    allow_pages("GET", base, f"{base}/history.jsonl", f"{base}/console.css")
+    allow_pages("POST", f"{base}/act")
+
+
+class _Console:
+    """The views, and what they need of the server that they live in."""
+
+    def __init__(
+        self, settings: Settings, trail: Trail, prefix: str, own_address: str, jobs: Jobs, forgery: Forgery
+    ) -> None:
+        self._settings = settings
+        self._trail = trail
+        self._prefix = prefix
+        self._own_address = own_address
+        self._jobs = jobs
+        self._forgery = forgery
+
+    def page(self) -> Response:
+        return self._render(job=self._jobs.get(request.args.get("job", "")))
+
+    def act(self) -> Response:
+        """Starts what a form asks, and shows the page, which tells how it goes."""
+        who = caller()
+        if refusal := self._forgery.refusal(who.user):
+            return self._render(error=refusal, status=403)
+        try:
+            asked = read_form(request.form, self._trail.store())
+            if not may_act_on(asked.models):
+                return self._render(error=_not_allowed(asked), status=403)
+            job = self._jobs.start(asked.said, who.actor, asked.arguments, self._servers(), _credentials())
+        except OnnxserveError as error:
+            return self._render(error=error.message, status=error.http_status)
+        return _finished(make_response(redirect(f"{self._prefix}{PATH}?job={job.id}", 303)))
+
+    def export(self) -> Response:
+        """The audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
+        try:
+            found = history(
+                self._trail.store(), request.args.get("endpoint") or None, request.args.get("model") or None, None
+            )
+        except OnnxserveError as error:
+            return _finished(make_response(error.message, error.http_status, {"Content-Type": "text/plain"}))
+        lines = "".join(f"{as_json(event)}\n" for event in found if not event.model or may_read(event.model))
+        return _finished(make_response(lines, 200, {"Content-Type": "application/x-ndjson; charset=utf-8"}))
+
+    def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
+        from mlflow.server import handlers
+
+        who = caller()
+        cookie, token = self._forgery.token(who.user)
+        pages = Pages(handlers._get_tracking_store(), self._prefix)
+        try:
+            seen = gather(self._trail.store(), self._settings, handlers._get_model_registry_store(), pages)
+        except OnnxserveError as failure:
+            seen, error = None, error or failure.message
+        html = render_template(
+            "onnxserve_console.html",
+            seen=seen,
+            job=job,
+            error=error,
+            who=who,
+            token=token,
+            base=f"{self._prefix}{PATH}",
+            home=f"{self._prefix}/",
+            pages=pages,
+            onnxserve_version=__version__,
+        )
+        response = make_response(html, status)
+        self._forgery.keep(response, cookie, f"{self._prefix}{PATH}")
+        return _finished(response)
+
+    def _servers(self) -> tuple[str, ...]:
+        """Addresses of this MLflow server for a process of this machine, the best first."""
+        if self._own_address:
+            return (self._own_address.rstrip("/"),)
+        host, port = str(request.environ.get("SERVER_NAME")), str(request.environ.get("SERVER_PORT"))
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        local = f"http://{f'[{host}]' if ':' in host else host}:{port}{self._prefix}"
+        return tuple(dict.fromkeys((local, f"{request.host_url.rstrip('/')}{self._prefix}")))
+
+
+def _credentials() -> dict[str, str]:
+    """The caller's own, as MLflow's client reads them."""
+    given = request.authorization
+    if given is None:
+        return {}
+    if given.type == "basic":
+        return {
+            "MLFLOW_TRACKING_USERNAME": given.username or "",
+            "MLFLOW_TRACKING_PASSWORD": given.password or "",
+        }
+    return {"MLFLOW_TRACKING_TOKEN": given.token} if given.type == "bearer" and given.token else {}
+
+
+def _not_allowed(asked: Asked) -> str:
+    models = " and ".join(asked.models) or "what is not registered"
+    return f"you may not {asked.said}: that takes the permission to edit {models}"
+
+
+def _finished(response: Response) -> Response:
+    response.headers.update(_HEADERS)
+    return response
+
+
+def _style() -> Response:
+    style = (_HERE / "static" / "console.css").read_bytes()
+    return _finished(make_response(style, 200, {"Content-Type": "text/css; charset=utf-8"}))

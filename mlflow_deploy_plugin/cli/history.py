@@ -1,0 +1,62 @@
+"""`onnxserve history NAME`: who changed what, when, from what to what, and why."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.store import AuditEvent
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--model", help="Only what was done to this registered model; NAME may be left out.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the newest so many. Default: everything.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json", "jsonl"]),
+    default="text",
+    show_default=True,
+    help="Lines for people; one JSON array; or one JSON object a line, with the figures.",
+)
+def history(name: str | None, model: str | None, limit: int | None, output: str) -> None:
+    """Shows what happened to the endpoint NAME and to the models that it serves, oldest first.
+
+    Without NAME: to everything. What was deleted keeps its history.
+    """
+    # here: SQLAlchemy takes a second that no other command should wait for
+    from mlflow_deploy_plugin.registry.history import as_json
+    from mlflow_deploy_plugin.registry.history import history as read
+    from mlflow_deploy_plugin.settings import load_settings
+    from mlflow_deploy_plugin.store import open_store
+
+    store = open_store(load_settings().store_url)
+    try:
+        found = read(store, name, model, limit)
+    finally:
+        store.close()
+    if output == "jsonl":
+        lines: Iterable[str] = map(as_json, found)
+    elif output == "json":
+        lines = ["[" + ",\n ".join(map(as_json, found)) + "]"]
+    else:
+        lines = [line for event in found for line in _lines(event)]
+    for line in lines:
+        click.echo(line)
+    if not found and output == "text":
+        click.echo(f"nothing is known of {name or model or 'anything'}", err=True)
+
+
+def _lines(event: "AuditEvent") -> Iterable[str]:
+    named = (event.endpoint, event.model, event.version and f"version {event.version}")
+    what = " ".join(part for part in named if part)
+    change = f": {event.before or '–'} → {event.after or '–'}" if event.before or event.after else ""
+    yield f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {what}{change}"
+    if event.why:
+        yield f"    why: {event.why}"
+    figures = {key: value for key, value in event.detail.items() if isinstance(value, str | int | float | bool)}
+    shown = ", ".join(f"{key} {value}" for key, value in figures.items() if key != "spec" and value != "")
+    if shown:
+        yield f"    {shown}"

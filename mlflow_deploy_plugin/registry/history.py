@@ -1,0 +1,36 @@
+"""The audit trail of an endpoint together with that of the models it serves: who, what, when, from, to, why."""
+
+import json
+from dataclasses import asdict
+
+from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.store import AuditEvent, Store
+
+_REGISTERED = ("stage", "alias", "tag", "version", "latest")
+
+
+def history(store: Store, endpoint: str | None, model: str | None, limit: int | None) -> list[AuditEvent]:
+    """What happened, oldest first; with `limit` the newest of it.
+
+    Of an endpoint: also what happened to the registered models that it serves, unless `model` names one.
+    """
+    if endpoint is None or model is not None:
+        return store.events(endpoint, model, limit)
+    found = store.events(endpoint, None, limit)
+    for name in _models(store, endpoint):  # what was done to a model for an endpoint stands in that endpoint's trail
+        found += [event for event in store.events(None, name, limit) if not event.endpoint]
+    ordered = sorted(found, key=lambda event: event.at)
+    return ordered[-limit:] if limit is not None else ordered
+
+
+def as_json(event: AuditEvent) -> str:
+    """One line, with the fields of `AuditEvent`."""
+    return json.dumps({**asdict(event), "at": event.at.isoformat()}, ensure_ascii=False, default=str)
+
+
+def _models(store: Store, endpoint: str) -> list[str]:
+    stored = store.endpoint(endpoint)
+    if stored is None:
+        return []
+    references = [parse_model_uri(variant.model) for variant in stored.spec.variants.values()]
+    return sorted({reference.name for reference in references if reference.kind in _REGISTERED})

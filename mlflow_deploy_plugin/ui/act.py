@@ -1,0 +1,89 @@
+"""`python -m mlflow_deploy_plugin.ui.act FILE`: does what a button of the console asks, and writes down how it went.
+
+Whatever it calls is what the command line calls; who pressed the button stands in the audit trail as the actor.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.ui.jobs import Job, read, write
+
+_PATIENCE_SECONDS = 5
+
+
+def main(path: Path) -> int:
+    """Exit status 0 if it was done."""
+    job = read(path)
+    if job is None:
+        return 2
+    job = replace(job, pid=os.getpid())
+    write(path, job)
+    try:
+        os.environ["MLFLOW_TRACKING_URI"] = _reachable(job.servers)
+        message = _ACTIONS[job.asked["action"]](job)
+    except OnnxserveError as error:
+        write(path, replace(job, state="failed", message=error.message))
+        return 1
+    except Exception as error:
+        from mlflow.exceptions import MlflowException
+
+        # what is no MLflowException goes on to the log with its traceback, and the server says its last line
+        if not isinstance(error, MlflowException):
+            raise
+        write(path, replace(job, state="failed", message=" ".join(str(error).split())))
+        return 1
+    write(path, replace(job, state="done", message=message))
+    return 0
+
+
+def _reachable(servers: tuple[str, ...]) -> str:
+    """The first address under which this MLflow takes our questions (it may refuse a host that it does not know)."""
+    for server in servers:
+        try:
+            if requests.get(f"{server}/version", timeout=_PATIENCE_SECONDS).status_code != 403:
+                return server
+        except requests.RequestException:
+            continue
+    raise RegistryUnavailable(
+        f"this MLflow server reaches itself neither at {' nor at '.join(servers)}: "
+        "start it with MLFLOW_TRACKING_URI set to its own address"
+    )
+
+
+def _traffic(job: Job) -> str:
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+
+    endpoint, weights = job.asked["endpoint"], job.asked["weights"]
+    settings = load_settings()
+    store = open_store(settings.store_url)
+    try:
+        deployments = Deployments(store, settings, print)
+        if deployments.get_endpoint(endpoint).observation.state != "running":
+            # a server that is started here would keep the credentials of whoever pressed the button
+            raise InvalidConfig(f"the server of {endpoint} does not run: `onnxserve start {endpoint}` first")
+        deployments.set_traffic(endpoint, weights, why=job.asked["why"], actor=job.actor)
+    finally:
+        store.close()
+    return f"{endpoint} is answered by {', '.join(f'{name} {weight}' for name, weight in weights.items())}"
+
+
+_ACTIONS: dict[str, Callable[[Job], str]] = {"traffic": _traffic}
+
+
+def _shown(figures: Any) -> str:
+    return ", ".join(f"{name} {value}" for name, value in dict(figures or {}).items())
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", FutureWarning)
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,129 @@
+"""What a button starts: a process of its own, which tells in a file how it went.
+
+The MLflow server stays as light and as free as it was, whatever it runs and however few workers it has; the process
+talks to MLflow over HTTP with the credentials of whoever pressed the button, so that MLflow itself says what they may.
+"""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mlflow_deploy_plugin.errors import TooManyRequests
+from mlflow_deploy_plugin.server.state import lives, write_atomically
+
+_MODULE = "mlflow_deploy_plugin.ui.act"
+_MOST_AT_ONCE = 4
+_KEPT_SECONDS = 24 * 3600
+_SERVER_VARIABLES = ("_MLFLOW_", "MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_")
+"""What MLflow's server tells its own processes, and a client must not take for itself."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One press of a button.
+
+    Attributes:
+        said: what is done, for people: "roll flights back".
+        asked: action and arguments, as `act.py` reads them.
+        message: one line: how it ended, or why it failed.
+        servers: addresses under which this MLflow may be reached, the best first.
+    """
+
+    id: str
+    said: str
+    actor: str
+    asked: dict[str, Any]
+    servers: tuple[str, ...] = ()
+    state: Literal["running", "done", "failed"] = "running"
+    message: str = ""
+    pid: int = 0
+    started_at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The jobs of a folder."""
+
+    folder: Path
+
+    def start(
+        self, said: str, actor: str, asked: dict[str, Any], servers: tuple[str, ...], secret: Mapping[str, str]
+    ) -> Job:
+        """Starts it and returns at once.
+
+        Args:
+            secret: environment variables that hold the caller's credentials; they are in no file.
+
+        Raises:
+            TooManyRequests: so many run that one more would not help.
+        """
+        if sum(job.state == "running" for job in self._all()) >= _MOST_AT_ONCE:
+            raise TooManyRequests(f"{_MOST_AT_ONCE} actions are running: wait until one has ended")
+        job = Job(secrets.token_hex(8), said, actor, asked, servers)
+        path = self.folder / f"{job.id}.json"
+        write(path, job)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_SERVER_VARIABLES)}
+        with path.with_suffix(".log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", _MODULE, str(path)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**environment, **secret},
+                start_new_session=True,
+            )
+        threading.Thread(target=self._see_it_end, args=(path, process), daemon=True).start()
+        return replace(job, pid=process.pid)
+
+    def get(self, id: str) -> Job | None:
+        """None: there is no such job (any more)."""
+        if len(id) != 16 or not id.isalnum():
+            return None
+        job = read(self.folder / f"{id}.json")
+        if job is not None and job.state == "running" and job.pid and not lives(job.pid):
+            job = read(self.folder / f"{id}.json")  # it may have ended between the two looks
+            if job is not None and job.state == "running":
+                return replace(job, state="failed", message="it ended without a word")
+        return job
+
+    def _see_it_end(self, path: Path, process: "subprocess.Popen[bytes]") -> None:
+        code = process.wait()
+        job, log = read(path), path.with_suffix(".log")
+        if job is not None and job.state == "running":
+            lines = log.read_text(errors="replace").strip().splitlines()
+            last = lines[-1] if lines else f"it ended with status {code}"
+            write(path, replace(job, state="failed", message=last[:500]))
+        if job is not None and job.state == "done":
+            log.unlink(missing_ok=True)
+
+    def _all(self) -> list[Job]:
+        """Those of the last day; older ones are removed."""
+        found = []
+        for path in self.folder.glob("*.json"):
+            job = self.get(path.stem)
+            if job is not None and time.time() - job.started_at < _KEPT_SECONDS:
+                found.append(job)
+            else:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".log").unlink(missing_ok=True)
+        return found
+
+
+def read(path: Path) -> Job | None:
+    try:
+        content = json.loads(path.read_bytes())
+        return Job(**{**content, "servers": tuple(content["servers"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def write(path: Path, job: Job) -> None:
+    write_atomically(path, json.dumps(asdict(job)).encode())

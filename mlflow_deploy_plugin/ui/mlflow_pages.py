@@ -1,0 +1,99 @@
+"""The latest drift verdicts of an endpoint, as its runs in MLflow tell them, and the addresses of what MLflow shows."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+_LATEST = 4
+_RUN = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class DriftVerdict:
+    """One judged window. `run` and `report` are addresses within MLflow's pages."""
+
+    endpoint: str
+    monitor: str
+    version: str
+    window: str
+    state: str
+    reason: str
+    run: str
+    report: str
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Addresses within MLflow's UI, and the tracking store that they are looked up in."""
+
+    tracking: Any
+    prefix: str
+
+    def run(self, experiment_id: str, run_id: str) -> str:
+        return f"{self.prefix}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
+
+    def artifact(self, experiment_id: str, run_id: str, path: str) -> str:
+        return f"{self.run(experiment_id, run_id)}/artifacts/{quote(path)}"
+
+    def version(self, model: str, version: str) -> str:
+        return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}"
+
+    def report(self, tag: str) -> str:
+        """The address that a tag on a version means: a page of a tracking server, or RUN_ID[/PATH]; else nothing."""
+        if tag.startswith(("http://", "https://")):
+            return tag
+        run_id, _, path = tag.partition("/")
+        experiment = self._experiment_of(run_id)
+        if not experiment:
+            return ""
+        return self.artifact(experiment, run_id, path) if path else self.run(experiment, run_id)
+
+    def drift(self, endpoint: str) -> list[DriftVerdict]:
+        """The newest first."""
+        from mlflow.entities import ViewType
+        from mlflow.exceptions import MlflowException
+
+        try:
+            experiment = self.tracking.get_experiment_by_name(f"onnxserve/{endpoint}")
+            if experiment is None:
+                return []
+            runs = self.tracking.search_runs(
+                [experiment.experiment_id],
+                "tags.`onnxserve.verdict` != ''",
+                ViewType.ACTIVE_ONLY,
+                _LATEST,
+                ["tags.`onnxserve.window.start` DESC", "attributes.start_time DESC"],
+            )
+        except MlflowException:
+            return []
+        return [self._verdict(endpoint, run) for run in runs]
+
+    def _verdict(self, endpoint: str, run: Any) -> DriftVerdict:
+        tags, experiment, run_id = run.data.tags, run.info.experiment_id, run.info.run_id
+        start, end = tags.get("onnxserve.window.start", ""), tags.get("onnxserve.window.end", "")
+        return DriftVerdict(
+            endpoint=endpoint,
+            monitor=tags.get("onnxserve.monitor", ""),
+            version=tags.get("onnxserve.version", ""),
+            window=f"{_minute(start)} – {_minute(end)}",
+            state=tags.get("onnxserve.verdict", ""),
+            reason=tags.get("onnxserve.reason", ""),
+            run=self.run(experiment, run_id),
+            report=self.artifact(experiment, run_id, "drift_report.html"),
+        )
+
+    def _experiment_of(self, run_id: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        if not _RUN.fullmatch(run_id):
+            return ""
+        try:
+            return str(self.tracking.get_run(run_id).info.experiment_id)
+        except MlflowException:
+            return ""
+
+
+def _minute(moment: str) -> str:
+    """2013-07-01T00:00:00+00:00 → 2013-07-01 00:00."""
+    return moment[:16].replace("T", " ")

@@ -1,0 +1,130 @@
+"""Everything that the page shows, gathered once: endpoints, versions, traffic, health, rollouts, drift, gate, audit."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_deploy_plugin.deployments.backends.observation import Observation
+from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import StoreUnavailable
+from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.store import AuditEvent, Store
+from mlflow_deploy_plugin.store.rollouts import Rollout
+from mlflow_deploy_plugin.ui.caller import may_act_on, may_read
+from mlflow_deploy_plugin.ui.live import Figures, Live, ask
+from mlflow_deploy_plugin.ui.mlflow_pages import DriftVerdict, Pages
+from mlflow_deploy_plugin.ui.registered import RegisteredModel, model_names, registered_models
+
+_EVENTS = 40
+_ROLLOUTS = 10
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """A variant, the version that answers, and how. `page` is the version's page in MLflow's UI, or empty."""
+
+    name: str
+    model_uri: str
+    model: str
+    version: str
+    weight: int
+    shadow: bool
+    error: str
+    figures: Figures
+    page: str
+
+
+@dataclass(frozen=True)
+class EndpointCard:
+    """An endpoint as the page shows it. `health` is one word, `reason` why it is not `healthy`."""
+
+    name: str
+    health: str
+    reason: str
+    url: str
+    variants: tuple[VariantRow, ...]
+    drift: tuple[DriftVerdict, ...]
+    may_act: bool
+    gate_required: bool
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The page's content. `error` says why there is none."""
+
+    endpoints: tuple[EndpointCard, ...] = ()
+    models: tuple[RegisteredModel, ...] = ()
+    updatable: frozenset[str] = frozenset()
+    rollouts: tuple[Rollout, ...] = ()
+    events: tuple[AuditEvent, ...] = ()
+    error: str = ""
+    hidden: int = 0
+
+
+def gather(store: Store, settings: Settings, registry: Any, pages: Pages) -> Overview:
+    """What the caller of the request at hand may see."""
+    try:
+        observed = list(Deployments(store, settings, lambda line: None).list_endpoints())
+        events = store.events(limit=_EVENTS * 3)
+        rollouts = store.rollouts()
+    except StoreUnavailable as error:
+        return Overview(error=error.message)
+    readable = [one for one in observed if all(may_read(name) for name in model_names(one.endpoint.spec))]
+    names = {one.endpoint.name for one in readable}
+    live = ask({one.endpoint.name: one.observation.url for one in readable if one.observation.url})
+    models = registered_models(registry, [one.endpoint.spec for one in readable], pages.report)
+    gone = {one.endpoint.name for one in observed} - names
+    return Overview(
+        endpoints=tuple(_card(one, live.get(one.endpoint.name), pages) for one in readable),
+        models=tuple(models),
+        updatable=frozenset(model.name for model in models if may_act_on([model.name])),
+        rollouts=tuple([one for one in reversed(rollouts) if one.endpoint not in gone][:_ROLLOUTS]),
+        events=tuple([one for one in reversed(events) if _is_visible(one, gone)][:_EVENTS]),
+        hidden=len(gone),
+    )
+
+
+def _is_visible(event: AuditEvent, hidden: set[str]) -> bool:
+    return event.endpoint not in hidden and (not event.model or may_read(event.model))
+
+
+def _card(one: ObservedEndpoint, live: Live | None, pages: Pages) -> EndpointCard:
+    spec, seen = one.endpoint.spec, one.observation
+    health, reason = _health(seen, live)
+    return EndpointCard(
+        name=spec.name,
+        health=health,
+        reason=reason,
+        url=seen.url,
+        variants=tuple(_row(one, name, live or Live(), pages) for name in spec.variants),
+        drift=tuple(pages.drift(spec.name)),
+        may_act=may_act_on(model_names(spec)),
+        gate_required=bool(spec.require),
+    )
+
+
+def _health(seen: Observation, live: Live | None) -> tuple[str, str]:
+    """One word, and why it is not `healthy`."""
+    reason = seen.reason or "; ".join(seen.errors.values()) or seen.registry_error
+    if seen.state != "running":
+        return seen.state, reason
+    if live is not None and live.error:
+        return "silent", f"{seen.url}: {live.error}"
+    return ("degraded" if reason else "healthy"), reason
+
+
+def _row(one: ObservedEndpoint, name: str, live: Live, pages: Pages) -> VariantRow:
+    spec, seen = one.endpoint.spec.variants[name], one.observation
+    wanted = seen.wanted.variants.get(name) if seen.wanted is not None else None
+    loaded = {
+        worker.endpoints[one.endpoint.name][name].version
+        for worker in seen.workers
+        if name in worker.endpoints.get(one.endpoint.name, {})
+    }
+    version = ", ".join(sorted(loaded - {""})) or "–"
+    model = wanted.model if wanted is not None else parse_model_uri(spec.model).name
+    figures = live.of(name, model, version)
+    page = pages.version(model, version) if version.isdigit() else ""
+    error = seen.errors.get(name, "")
+    return VariantRow(name, spec.model, model, version, spec.weight, spec.shadow, error, figures, page)

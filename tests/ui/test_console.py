@@ -1,0 +1,144 @@
+"""The page `/onnxserve`: what it shows, who may press its buttons, and what they start."""
+
+import json
+import re
+import time
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from support.waiting import wait_until
+
+PAGE = "/onnxserve"
+
+
+@pytest.fixture(scope="module")
+def endpoint(mlflow_app: Any) -> str:
+    """An endpoint that somebody asked for, and whose server does not run; its model has two versions."""
+    model = mlflow_app.model()
+    mlflow_app.stands(model, "2", "failed", "evaluation: accuracy 0.71 against 0.80")
+    spec = new_endpoint(f"of-{model}", f"models:/{model}/Production", variant="champion")
+    mlflow_app.store.add_endpoint("onnxserve", apply_config(spec, {"server.port": 65001}))
+    return spec.name
+
+
+def open_page(mlflow_app: Any, path: str = PAGE) -> tuple[Any, str, str]:
+    """A browser that has the page open, the page, and the token of its forms."""
+    browser = mlflow_app.client
+    html = browser.get(path).get_data(as_text=True)
+    found = re.search(r'name="token" value="([0-9a-f]{64})"', html)
+    return browser, html, found.group(1) if found else ""
+
+
+def form(endpoint: str, token: str, **more: str) -> dict[str, str]:
+    return {"action": "traffic", "endpoint": endpoint, "token": token, "weight:champion": "100", "why": "tried", **more}
+
+
+def test_the_page_shows_endpoints_versions_gate_and_trail_and_asks_nobody_else(mlflow_app: Any, endpoint: str) -> None:
+    answer = mlflow_app.client.get(PAGE)
+    html = answer.get_data(as_text=True)
+    assert answer.status_code == 200
+    assert endpoint in html
+    assert "@champion is gated" in html
+    assert "evaluation: accuracy 0.71 against 0.80" in html
+    assert f'<a href="/#/models/{endpoint.removeprefix("of-")}/versions/2">2</a>' in html
+    assert "<td>create</td>" in html
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert re.findall(r'(?:src|href)="(?:https?:)?//', html) == []
+    assert "<script" not in html
+
+
+def test_the_stylesheet_is_there(mlflow_app: Any) -> None:
+    answer = mlflow_app.client.get(f"{PAGE}/console.css")
+    assert answer.status_code == 200
+    assert "prefers-color-scheme: dark" in answer.get_data(as_text=True)
+
+
+def test_names_and_reasons_that_are_html_stay_text(mlflow_app: Any) -> None:
+    mlflow_app.store.record("update", endpoint="x", why="<script>alert(1)</script>")
+    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}],
+)
+def test_a_form_of_another_site_is_refused(mlflow_app: Any, endpoint: str, headers: dict[str, str]) -> None:
+    browser, _, token = open_page(mlflow_app)
+    answer = browser.post(f"{PAGE}/act", data=form(endpoint, token), headers=headers)
+    assert answer.status_code == 403
+    assert "the form was sent from another site" in answer.get_data(as_text=True)
+
+
+@pytest.mark.parametrize("token", ["", "0" * 64])
+def test_a_form_without_its_token_is_refused(mlflow_app: Any, endpoint: str, token: str) -> None:
+    browser, _, _ = open_page(mlflow_app)
+    answer = browser.post(f"{PAGE}/act", data=form(endpoint, token))
+    assert answer.status_code == 403
+    assert "load it again" in answer.get_data(as_text=True)
+
+
+def test_the_token_of_one_browser_is_not_that_of_another(mlflow_app: Any, endpoint: str) -> None:
+    _, _, token = open_page(mlflow_app)
+    other, _, _ = open_page(mlflow_app)
+    assert other.post(f"{PAGE}/act", data=form(endpoint, token)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "said"),
+    [
+        ({"weight:champion": "much"}, 400, "the weight of champion is &#39;much&#39;; a whole number"),
+        ({"weight:champion": "0"}, 400, "give at least one variant a weight"),
+        ({"endpoint": "nobody"}, 404, "there is no endpoint &#39;nobody&#39;"),
+        ({"action": "explode"}, 400, "there is no action &#39;explode&#39;"),
+        ({"action": "promote", "model": "m", "version": "1", "to": "Mars"}, 400, "no stage and no @alias"),
+        ({"action": "gate", "model": "m", "version": "one"}, 400, "the number of its version"),
+        ({"why": "x" * 501}, 400, "at most 500 are kept"),
+    ],
+)
+def test_what_makes_no_sense_is_said_in_one_line(
+    mlflow_app: Any, endpoint: str, changed: dict[str, str], status: int, said: str
+) -> None:
+    browser, _, token = open_page(mlflow_app)
+    answer = browser.post(f"{PAGE}/act", data={**form(endpoint, token), **changed})
+    assert answer.status_code == status
+    assert said in answer.get_data(as_text=True)
+
+
+def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
+    mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser, _, token = open_page(mlflow_app)
+    begun = time.monotonic()
+    answer = browser.post(f"{PAGE}/act", data=form(endpoint, token), headers={"Origin": "http://localhost"})
+    assert time.monotonic() - begun < 30  # the process goes on without the answer
+    assert answer.status_code == 303
+    html = wait_until(lambda: ended(browser, answer.headers["Location"]), 90, "the job has ended")
+    assert 'role="alert"' in html
+    # nobody listens where the test's app says it is: the one thing that this process can do is to say so
+    assert f"Not done: change the traffic of {endpoint} to champion 100. this MLflow server reaches itself" in html
+
+
+def ended(browser: Any, path: str) -> str:
+    html: str = browser.get(path).get_data(as_text=True)
+    return "" if "Under way" in html else html
+
+
+def test_the_audit_trail_is_given_as_json_lines(mlflow_app: Any, endpoint: str) -> None:
+    answer = mlflow_app.client.get(f"{PAGE}/history.jsonl?endpoint={endpoint}")
+    lines = [json.loads(line) for line in answer.get_data(as_text=True).splitlines()]
+    assert [(line["action"], line["endpoint"]) for line in lines] == [("create", endpoint)]
+
+
+def test_a_store_that_cannot_be_used_is_said_and_the_page_stands(
+    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trail = mlflow_app.app.extensions["onnxserve"]
+    monkeypatch.setattr(trail, "_store", None)
+    monkeypatch.setattr(trail, "_url", "sqlite:////proc/nobody/can/write/here.db")
+    answer = mlflow_app.client.get(PAGE)
+    assert answer.status_code == 200
+    assert "the store at sqlite:////proc/nobody" in answer.get_data(as_text=True)
