@@ -66,7 +66,7 @@ class Explainer:
             InvalidRequest, InferenceError: the model cannot be explained.
             DeadlineExceeded: not within `answer_seconds`.
             TooManyRequests: too many wait already.
-            NotReady: the process cannot be started, or has ended over this question.
+            NotReady: the process cannot be started, is still being started, or has ended over this question.
         """
         deadline = time.perf_counter() + self._answer_seconds
         if importlib.util.find_spec("shap") is None:
@@ -76,7 +76,7 @@ class Explainer:
             )
         self._enter()
         try:
-            process = self._started()
+            process = self._started(deadline)
             fields = {"folder": str(folder), "max_evals": max_evals, "seed": seed}
             left = max(0.0, deadline - time.perf_counter())
             question = Message("explain", {**fields, "seconds": left}, {"feeds": feeds})
@@ -119,14 +119,19 @@ class Explainer:
         logger.info("nobody has asked for an explanation for %.0f s; process %s ends", self._idle_seconds, process.pid)
         process.close()
 
-    def _started(self) -> SideProcess:
-        with self._starting:
-            if self._process is None:
-                process = SideProcess(self._command, self._answer_seconds + _GRACE_SECONDS, "explainer")
-                try:
-                    process.start()
-                except InvalidArtifact as error:
-                    raise NotReady(f"predictions cannot be explained: {error.message}") from None
+    def _started(self, deadline: float) -> SideProcess:
+        """The process, which the first to ask starts and all wait for."""
+        if not self._starting.acquire(timeout=max(0.0, deadline - time.perf_counter())):
+            raise NotReady("the process that explains is still being started", 1)
+        try:
+            process = self._process
+            if process is None:
+                process = self._process = SideProcess(self._command, self._answer_seconds + _GRACE_SECONDS, "explainer")
+                process.start(max(0.0, deadline - time.perf_counter()))
                 logger.info("process %s explains", process.pid)
-                self._process = process
-            return self._process
+            return process
+        except InvalidArtifact as error:
+            self._process = None
+            raise NotReady(f"predictions cannot be explained: {error.message}") from None
+        finally:
+            self._starting.release()

@@ -113,14 +113,16 @@ class SideProcess:
         self._why = "is being started"
         self._keeper = threading.Thread(target=self._keep, name="onnxserve-side-process", daemon=True)
 
-    def start(self) -> Message:
+    def start(self, patience: float | None = None) -> Message:
         """Starts the process, and gives what it says when it is ready.
 
         Raises:
             InvalidArtifact: it cannot be; the message says why.
+            NotReady: it is not after `patience` seconds (None: as long as it takes); it is being started all the same.
         """
         self._keeper.start()
-        self._looked.wait()
+        if not self._looked.wait(patience):
+            raise NotReady(self._told(), 1)
         first = self._first
         if first is None or first.kind != READY:
             self.close()
