@@ -1,0 +1,82 @@
+"""`onnxserve gate MODEL VERSION`: what the version has to prove before it is promoted, checked now."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.gate.run import Gated
+
+
+@click.command()
+@click.argument("model")
+@click.argument("version")
+@click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(path_type=Path),
+    help="YAML file of the policy. Default: the tag onnxserve.gate.policy of the model, else the defaults. A file that "
+    "differs from the model's own policy is tried out: its verdict is not written on the version.",
+)
+@click.option("--against", metavar="URI", help="What it is compared with. Default: models:/MODEL/Production.")
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How it is written."
+)
+def gate(model: str, version: str, policy_file: Path | None, against: str | None, output: str) -> None:
+    """Judges VERSION of the registered MODEL by its gate policy, and logs the report to MLflow.
+
+    Each check is one line; the verdict is written on the version as the tag onnxserve.gate. Exit status 1 where it has
+    not passed.
+
+    \b
+      onnxserve gate flight-delay 7
+      onnxserve gate flight-delay 7 --policy gate.yaml --against models:/flight-delay/5
+    """
+    quiet_mlflow()
+    # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
+    from mlflow_deploy_plugin.gate.run import run_gate
+
+    gated = run_gate(model, version, policy_file=policy_file, against=against, progress=say)
+    if output == "json":
+        click.echo(json.dumps(_document(gated), indent=2, default=str))
+    else:
+        show(gated)
+    if not gated.verdict.passed:
+        sys.exit(1)
+
+
+def quiet_mlflow() -> None:
+    """What MLflow and Evidently would tell their makers, and the progress bars that would stand between our lines."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def show(gated: "Gated") -> None:
+    verdict = gated.verdict
+    beside = f", compared with {verdict.against}" if verdict.against else ""
+    click.echo(f"{verdict.model} version {verdict.version}: {verdict.state}{beside}")
+    width = max(len(check.name) for check in verdict.checks)
+    for check in verdict.checks:
+        click.echo(f"  {check.state:7}  {check.name:{width}}  {check.reason}")
+        for note in check.notes:
+            click.echo(f"  {'':7}  {'':{width}}  note: {note}")
+    click.echo(
+        f"  policy: {verdict.policy_from}{'' if gated.is_tagged else ' (tried out, the version keeps its tags)'}"
+    )
+    click.echo(f"  report: {gated.run.url or f'run {gated.run.run_id} in experiment {gated.run.experiment}'}")
+
+
+def _document(gated: "Gated") -> dict[str, Any]:
+    from mlflow_deploy_plugin.gate.report import as_document
+
+    run = {"run_id": gated.run.run_id, "experiment": gated.run.experiment, "url": gated.run.url}
+    return {**as_document(gated.verdict), "run": run, "tagged": gated.is_tagged}

@@ -1,0 +1,161 @@
+"""`onnxserve promote MODEL VERSION --to Production`: the gate, the stage, and until the endpoints here serve it."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlflow_deploy_plugin.cli.gate import quiet_mlflow, say
+from mlflow_deploy_plugin.registry.reference import parse_model_uri
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
+    from mlflow_deploy_plugin.gate.promote import Promotion
+
+_LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Served:
+    """What became of one deployment that follows the place.
+
+    Attributes:
+        state: `serves it`, `stopped`, `refused` (with the reason), or `waiting` where the time was up.
+        seconds: since the move.
+    """
+
+    endpoint: str
+    deployment: str
+    state: str
+    reason: str
+    seconds: float
+
+
+@click.command()
+@click.argument("model")
+@click.argument("version")
+@click.option(
+    "--to", "to", required=True, metavar="STAGE|@ALIAS", help="Production, Staging, …, or an alias: @champion."
+)
+@click.option("--force", is_flag=True, help="Promote it whatever the gate says; needs --why, and is recorded.")
+@click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail, and on a version that is forced.")
+@click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(path_type=Path),
+    help="YAML file of the gate policy, for a model without one of its own.",
+)
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait until the deployments of this machine that follow the stage or alias serve it.",
+)
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How it is written."
+)
+def promote(
+    model: str, version: str, to: str, force: bool, why: str, policy_file: Path | None, wait: float, output: str
+) -> None:
+    """Moves VERSION of the registered MODEL to a stage or alias once it has passed its gate.
+
+    A fresh passed verdict is taken, else the gate is run. In Production and Staging it takes the place of the others,
+    which are archived. Exit status 1 where the gate refuses, or where a deployment here does not come to serve it.
+
+    \b
+      onnxserve promote flight-delay 7 --to Production
+      onnxserve promote flight-delay 7 --to @champion
+      onnxserve promote flight-delay 7 --to Production --force --why 'version 6 answers nonsense'
+    """
+    quiet_mlflow()
+    with _deployments() as deployments:
+        # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
+        from mlflow_deploy_plugin.gate.promote import promote as move
+
+        promotion = move(model, version, to, force, why, policy_file=policy_file, store=deployments.store, progress=say)
+        served = list(_wait(deployments, promotion, wait))
+    if output == "json":
+        click.echo(json.dumps({**asdict(promotion), "served": [asdict(one) for one in served]}, indent=2))
+    else:
+        _show(promotion, served)
+    if any(one.state in ("refused", "waiting") for one in served):
+        sys.exit(1)
+
+
+def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) -> Iterator[Served]:
+    """Each deployment that follows the place, once it serves the version or will not."""
+    start = time.monotonic()
+    pending = [one for one in deployments.list() if _follows(one, promotion)]
+    if pending:
+        say(f"waiting for {', '.join(one.name for one in pending)}")
+    while pending:
+        late = time.monotonic() - start >= seconds
+        for one in list(pending):
+            now = deployments.get(one.name, one.endpoint.name)
+            state, reason = _state(now, promotion)
+            if state == "waiting" and not late:
+                continue
+            pending.remove(one)
+            yield Served(now.endpoint.name, now.name, state, reason, round(time.monotonic() - start, 1))
+        if pending:
+            time.sleep(_LOOK_SECONDS)
+
+
+def _follows(deployment: "Deployment", promotion: "Promotion") -> bool:
+    followed = parse_model_uri(deployment.endpoint.spec.variants[deployment.name].model)
+    place = parse_model_uri(promotion.uri)
+    return followed.kind == place.kind and followed.name == place.name and _same(followed.selector, place.selector)
+
+
+def _same(one: str, other: str) -> bool:
+    return one.lower() == other.lower()  # as in MLflow
+
+
+def _state(deployment: "Deployment", promotion: "Promotion") -> tuple[str, str]:
+    """What a deployment makes of the version by now, and why."""
+    seen = deployment.observation
+    if seen.state in ("stopped", "failed"):
+        return "stopped", seen.reason
+    endpoint = deployment.endpoint.name
+    loaded = [worker.endpoints.get(endpoint, {}).get(deployment.name) for worker in seen.workers]
+    if loaded and all(one is not None and one.version == promotion.version for one in loaded):
+        return "serves it", ""
+    return "waiting", seen.errors.get(deployment.name) or seen.registry_error or seen.reason
+
+
+def _show(promotion: "Promotion", served: list[Served]) -> None:
+    before = f" (before: version {promotion.before})" if promotion.before else ""
+    click.echo(f"{promotion.model} version {promotion.version} is in {promotion.to}{before}")
+    click.echo(f"  gate: {promotion.gate}, {promotion.reason}" if promotion.reason else f"  gate: {promotion.gate}")
+    if promotion.report:
+        click.echo(f"  report: {promotion.report}")
+    for one in served:
+        state = {"waiting": "does not serve it yet", "stopped": "is not running"}.get(one.state, one.state)
+        click.echo(
+            f"  {one.endpoint}/{one.deployment} {state} after {one.seconds} s{f': {one.reason}' if one.reason else ''}"
+        )
+    if not served:
+        click.echo(f"  no deployment of this machine follows {promotion.uri}")
+
+
+@contextmanager
+def _deployments() -> Iterator["Deployments"]:
+    # here: SQLAlchemy and the rest take a second that no other command should wait for
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.settings import load_settings
+    from mlflow_deploy_plugin.store import open_store
+
+    settings = load_settings()
+    store = open_store(settings.store_url)
+    try:
+        yield Deployments(store, settings, say)
+    finally:
+        store.close()
