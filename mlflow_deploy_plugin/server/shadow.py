@@ -229,8 +229,8 @@ class Shadows:
         seconds = time.perf_counter() - began
         outputs = _joined([copy.outputs for copy in copies])
         compared = compare(first.answered_by.predictor.artifact, outputs, predictor.artifact, computed)
-        self._metrics.observe(shadow, compared, len(copies), seconds)
         self._write(copies, feeds, computed)
+        self._metrics.observe(shadow, compared, len(copies), seconds)
 
     def _write(self, copies: list[_Copy], feeds: Feeds, computed: Mapping[str, Array]) -> None:
         """The rows of the shadow, request by request, into the spool."""
