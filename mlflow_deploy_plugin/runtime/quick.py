@@ -5,6 +5,7 @@ one look at its types and one array a type. Whatever is not plainly right gives 
 exact way, column by column, which decides, and which names what is wrong. A property test holds both to the same feeds.
 """
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -29,6 +30,9 @@ _TAKEN: dict[str, frozenset[type]] = {
 
 _ARRAY_KINDS = {"double": "fiu", "float": "f"}
 """The kinds of array whose numbers become these types as a list of them would."""
+
+_PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "float64"): "d"}
+"""What `struct` calls the number that an input takes from this type of column: it rounds once, as numpy does."""
 
 _LISTS = frozenset({list, tuple})
 
@@ -69,6 +73,7 @@ class Quick:
     _by_name: Callable[[Mapping[str, Any]], tuple[Any, ...]]
     _is_one_block: bool
     _array_kinds: str
+    _packed: struct.Struct | None
 
     def from_rows(self, names: Sequence[str], rows: _Rows) -> dict[str, Array] | None:
         """Rows as lists in the order of `names`."""
@@ -113,8 +118,11 @@ class Quick:
     def _feeds(self, rows: _Rows) -> dict[str, Array] | None:
         if self._is_one_block:
             group = self._groups[0]
-            kinds = set(map(type, rows[0] if len(rows) == 1 else chain.from_iterable(rows)))
-            return self._one_block(rows, group.dtype) if kinds <= group.taken else None
+            if not set(map(type, rows[0] if len(rows) == 1 else chain.from_iterable(rows))) <= group.taken:
+                return None
+            if len(rows) == 1 and self._packed is not None:
+                return self._one_row(rows[0], self._packed)
+            return self._one_block(rows, group.dtype)
         picked = []
         columns: Sequence[Any] = rows[0] if len(rows) == 1 else list(zip(*rows, strict=True))
         for group in self._groups:
@@ -131,6 +139,15 @@ class Quick:
                 return {target.name: _fill(target, blocks) for target in self._targets}
         except (OverflowError, FloatingPointError):
             return None
+
+    def _one_row(self, row: Sequence[Any], packed: struct.Struct) -> dict[str, Array] | None:
+        """As `_one_block`, in a quarter of the time."""
+        try:
+            content = packed.pack(*row)
+        except (struct.error, OverflowError):  # a null, or a number that is too large
+            return self._one_block([row], self._groups[0].dtype)
+        target = self._targets[0]
+        return {target.name: np.frombuffer(content, target.dtype).reshape(1, -1)}
 
     def _one_block(self, rows: _Rows | Array, dtype: np.dtype[Any]) -> dict[str, Array] | None:
         """All columns, in their order, are the one input of the graph."""
@@ -200,7 +217,9 @@ def compile_quick(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> Qui
     is_one_block = len(kinds) == 1 and kinds[0] != "string" and len(inputs) == 1 and inputs[0].columns == order
     is_one_block = is_one_block and len(inputs[0].shape) == 2
     array_kinds = _ARRAY_KINDS.get(kinds[0], "") if is_one_block else ""
-    return Quick(order, tuple(groups), targets, _picker(order), is_one_block, array_kinds)
+    packed = _PACKED.get((kinds[0], inputs[0].dtype)) if is_one_block else None
+    row = struct.Struct(f"={len(order)}{packed}") if packed else None
+    return Quick(order, tuple(groups), targets, _picker(order), is_one_block, array_kinds, row)
 
 
 def _fill(target: _Target, blocks: Sequence[Array]) -> Array:

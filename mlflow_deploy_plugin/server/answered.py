@@ -26,10 +26,11 @@ def count_answer(
         outputs: those of the graph; None: it was not run.
     """
     if variant is None:
-        metrics.count_request(("", "", "", protocol, status), seconds)
+        metrics.count_request(("", "", "", "", protocol, status), seconds)
         return
     loaded = variant.loaded
-    metrics.count_request((variant.endpoint, loaded.model, loaded.version, protocol, status), seconds)
+    labels = variant.endpoint, variant.name, loaded.model, loaded.version, protocol, status
+    metrics.count_request(labels, seconds)
     if outputs:
         for label, rows in predicted_labels(loaded.predictor.artifact, outputs):
             metrics.count_prediction(loaded.version, label, rows)

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.server.cache import ResponseCache, question_key
 from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord
 from mlflow_deploy_plugin.server.ids import new_id
 from mlflow_deploy_plugin.server.repository import Repository
-from mlflow_deploy_plugin.server.served import LoadedVersion, ServedVariant
+from mlflow_deploy_plugin.server.served import LoadedVersion, ServedEndpoint, ServedVariant
 
 
 @dataclass(slots=True)
@@ -107,6 +107,9 @@ class DataPlane:
         Raises:
             NotFound, NotReady: see `Repository.lease`.
         """
+        served = self._served(endpoint)
+        if version is None and served is not None and len(served.answering) == 1:
+            return served.answering[0]
         return self._repository.lease(endpoint, self._draw(), version)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
@@ -118,16 +121,26 @@ class DataPlane:
             DeadlineExceeded, TooManyRequests: its time is up, or the batcher's queue is full; nothing was computed.
         """
         arrived = self._clock() // 1000
-        computed, is_cached = self._answered(variant, request)
-        return self._captured(variant, request, arrived, computed, is_cached)
+        deadline = self._deadline(request)
+        if request.body is not None:
+            read = self._read_by_model(variant, request.body, deadline)
+            return self._captured(variant, request, arrived, read.feeds, read.outputs, read.content)
+        if self._cache is not None and (key := _cache_key(variant.loaded, request)) is not None:
+            outputs = self._cache.get(key)
+            is_cached = outputs is not None
+            if outputs is None:
+                outputs = self._computed(variant, request, deadline)
+                self._cache.put(key, outputs)
+            return self._captured(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
+        outputs = self._computed(variant, request, deadline)
+        return self._captured(variant, request, arrived, request.inputs, outputs)
 
     def answers_later(self, endpoint: str | None) -> bool:
         """Whether `infer_later` may be asked, whichever variant of the endpoint is leased.
 
         Not where there is a cache: it may have to wait for Redis.
         """
-        table = self._repository.table
-        served = next(iter(table.values()), None) if endpoint is None else table.get(endpoint)
+        served = self._served(endpoint)
         if served is None or self._cache is not None:
             return False
         return all(variant.loaded.batcher is not None for variant in served.variants.values())
@@ -146,78 +159,58 @@ class DataPlane:
         arrived = self._clock() // 1000
 
         def computed(outputs: dict[str, Array] | Exception) -> None:
-            if isinstance(outputs, Exception):
-                done(outputs)
-                return
-            done(self._captured(variant, request, arrived, BodyAnswer(b"", request.inputs, outputs), None))
+            is_refused = isinstance(outputs, Exception)
+            done(outputs if is_refused else self._captured(variant, request, arrived, request.inputs, outputs))
 
         batcher.submit(request.inputs, request.outputs, self._deadline(request), self._count(variant), computed)
 
+    def _served(self, endpoint: str | None) -> ServedEndpoint | None:
+        table = self._repository.table
+        return next(iter(table.values()), None) if endpoint is None else table.get(endpoint)
+
     def _captured(
-        self, variant: ServedVariant, request: InferRequest, arrived: int, computed: BodyAnswer, is_cached: bool | None
+        self,
+        variant: ServedVariant,
+        request: InferRequest,
+        arrived: int,
+        feeds: Feeds,
+        outputs: dict[str, Array],
+        body: bytes = b"",
+        is_cached: bool | None = None,
     ) -> InferResponse:
         """The answer, once it is in the spool."""
+        loaded, capture = variant.loaded, variant.capture
         prediction_id = new_id()
-        if computed.feeds and variant.capture.fraction > self._draw():
-            self._capture.write(
-                RequestRecord(
-                    variant.endpoint,
-                    variant.name,
-                    request.id,
-                    prediction_id,
-                    arrived if request.event_time is None else request.event_time,
-                    arrived,
-                ),
-                variant.loaded.captured,
-                computed.feeds,
-                computed.outputs,
-                variant.capture.max_rows_per_request,
-            )
+        if feeds and capture.fraction > self._draw():
+            moment = arrived if request.event_time is None else request.event_time
+            record = RequestRecord(variant.endpoint, variant.name, request.id, prediction_id, moment, arrived)
+            self._capture.write(record, loaded.captured, feeds, outputs, capture.max_rows_per_request)
         return InferResponse(
-            request.id,
-            prediction_id,
-            variant.loaded.model,
-            variant.loaded.version,
-            variant.name,
-            computed.outputs,
-            computed.content,
-            is_cached,
+            request.id, prediction_id, loaded.model, loaded.version, variant.name, outputs, body, is_cached
         )
 
-    def _answered(self, variant: ServedVariant, request: InferRequest) -> tuple[BodyAnswer, bool | None]:
-        """What the version answers, what of that is captured, and whether it was in the cache."""
-        deadline = self._deadline(request)
+    def _read_by_model(self, variant: ServedVariant, body: Body, deadline: float) -> BodyAnswer:
         loaded = variant.loaded
-        if request.body is not None:
-            if not isinstance(loaded.predictor, BodyReader):
-                raise TypeError(f"version {loaded.version} of {loaded.model} reads no bodies itself")
-            _check_deadline(deadline)
-            began = time.perf_counter()
-            answered = loaded.predictor.answer(request.body, deadline)
-            rows = max((len(array) for array in answered.feeds.values()), default=1)
-            seconds = time.perf_counter() - began
-            self._count_batch(variant.endpoint, rows, 0.0, seconds, loaded.model, loaded.version)
-            return answered, None
-        key = _cache_key(loaded, request) if self._cache is not None else None
-        if self._cache is None or key is None:
-            return BodyAnswer(b"", request.inputs, self._computed(variant, request, deadline)), None
-        outputs = self._cache.get(key)
-        is_cached = outputs is not None
-        if outputs is None:
-            outputs = self._computed(variant, request, deadline)
-            self._cache.put(key, outputs)
-        return BodyAnswer(b"", request.inputs, outputs), is_cached
-
-    def _computed(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
-        loaded, count = variant.loaded, self._count(variant)
-        if loaded.batcher is not None:
-            return loaded.batcher.run(request.inputs, request.outputs, deadline, count)
+        if not isinstance(loaded.predictor, BodyReader):
+            raise TypeError(f"version {loaded.version} of {loaded.model} reads no bodies itself")
         _check_deadline(deadline)
         began = time.perf_counter()
-        outputs = loaded.predictor.run(request.inputs, request.outputs, deadline)
+        answered = loaded.predictor.answer(body, deadline)
+        rows = max((len(array) for array in answered.feeds.values()), default=1)
+        self._count(variant)(rows, 0.0, time.perf_counter() - began)
+        return answered
+
+    def _computed(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
+        loaded, inputs = variant.loaded, request.inputs
+        if loaded.batcher is not None:
+            return loaded.batcher.run(inputs, request.outputs, deadline, self._count(variant))
+        if deadline != math.inf:
+            _check_deadline(deadline)
+        began = time.perf_counter()
+        outputs = loaded.predictor.run(inputs, request.outputs, deadline)
         seconds = time.perf_counter() - began
-        first = next(iter(request.inputs.values()), None)
-        count(len(first) if first is not None and first.ndim else 1, 0.0, seconds)
+        shape = next(iter(inputs.values())).shape if inputs else ()
+        self._count_batch(variant.endpoint, shape[0] if shape else 1, 0.0, seconds, loaded.model, loaded.version)
         return outputs
 
     def _count(self, variant: ServedVariant) -> Count:
@@ -232,7 +225,7 @@ class DataPlane:
     def _deadline(self, request: InferRequest) -> float:
         """When the request is to be given up, in `time.perf_counter()`: the sooner of the server's and the caller's."""
         timeout = self._timeout
-        if (asked := request.parameters.get("timeout")) is not None:
+        if request.parameters and (asked := request.parameters.get("timeout")) is not None:
             if type(asked) is not int or asked < 0:
                 raise InvalidRequest(
                     f"the parameter timeout is {shown(asked)}; a whole number of microseconds is expected"

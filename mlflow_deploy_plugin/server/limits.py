@@ -1,7 +1,6 @@
 """What one caller, and all together, may ask of a worker: requests in flight, and a rate.
 
-A transport calls `enter` before it decodes anything, and `leave` when its answer is made. Without limits both take
-0.1 µs.
+A transport calls `enter` before it decodes anything, and `leave` when its answer is made.
 
 In memory the rate is a sliding window of two counters, as in the `limits` library, whose own storage in memory is not
 used: it starts a thread every 10 ms that looks at every caller, and never bounds their number.
@@ -37,6 +36,9 @@ class Limits:
         rate_text: the rate as the spec has it, for the message.
         rate_header: the header (lower case) that names the caller; None, or not sent: its address does.
         refused: is told why a request was refused: concurrency or rate.
+
+    Attributes:
+        is_active: false: there is no limit, and `enter` and `leave` need not be called.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Limits:
         rate_header: str | None = None,
         refused: Callable[[str], None] = lambda reason: None,
     ) -> None:
+        self.is_active = max_concurrent_requests is not None or rate is not None
         self._allowed = max_concurrent_requests
         self._rate = rate
         self._rate_text = rate_text

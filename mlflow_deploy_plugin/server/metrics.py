@@ -31,8 +31,9 @@ _OTHER = "other"
 _LABEL_LENGTH = 100
 
 Label = str | int | float | bool
-RequestLabels = tuple[str, str, str, str, str]
-"""Endpoint, model, version, protocol, status (HTTP's, or "OK"); the first three are empty where nothing was leased."""
+RequestLabels = tuple[str, str, str, str, str, str]
+"""Endpoint, variant, model, version, protocol, status (HTTP's, or "OK"); all but the last two are empty where nothing
+was leased."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +54,14 @@ class Statistics:
     last_request: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Histogram:
-    """The slots of one label set: the sum, and one bucket for each bound and for what lies beyond."""
+_Histogram = tuple[int, tuple[int, ...]]
+"""The slots of one label set: the sum, and one bucket for each bound and for what lies beyond."""
 
-    total: int
-    buckets: tuple[int, ...]
+_RequestSeries = tuple[int, int, tuple[_Histogram, ...]]
+"""The slots of the requests and of the last one's time, and the histograms of the seconds."""
 
-    def observe(self, cells: "memoryview[float]", value: float, bucket: int) -> None:
-        cells[self.total] += value
-        cells[self.buckets[bucket]] += 1
-
-
-@dataclass(frozen=True, slots=True)
-class _RequestSeries:
-    requests: int
-    last: int
-    seconds: _Histogram
-    latency: _Histogram | None
-
-
-@dataclass(frozen=True, slots=True)
-class _BatchSeries:
-    rows: _Histogram
-    queue: _Histogram
-    compute: _Histogram
+_BatchSeries = tuple[_Histogram, _Histogram, _Histogram]
+"""Those of rows, seconds in the queue and seconds of the run."""
 
 
 class Metrics:
@@ -111,13 +95,13 @@ class Metrics:
         """One answered request, `seconds` from its body's arrival to the finished answer."""
         bucket = bisect_left(_SECONDS, seconds)
         with self._lock:
-            series = self._requests.get(labels) or self._new_request(labels)
-            self._counters.cells[series.requests] += 1
-            self._latest.cells[series.last] = time.time()
+            requests, last, histograms = self._requests.get(labels) or self._new_request(labels)
+            self._counters.cells[requests] += 1
+            self._latest.cells[last] = time.time()
             cells = self._histograms.cells
-            series.seconds.observe(cells, seconds, bucket)
-            if series.latency is not None:
-                series.latency.observe(cells, seconds, bucket)
+            for total, buckets in histograms:
+                cells[total] += seconds
+                cells[buckets[bucket]] += 1
 
     def count_batch(
         self,
@@ -131,11 +115,14 @@ class Metrics:
         """One run of a graph over `rows` rows; `queue_seconds` is how long its oldest request has waited for it."""
         labels = endpoint, model, version
         with self._lock:
-            series = self._batches.get(labels) or self._new_batch(labels)
+            of_rows, of_queue, of_compute = self._batches.get(labels) or self._new_batch(labels)
             cells = self._histograms.cells
-            series.rows.observe(cells, rows, bisect_left(_ROWS, rows))
-            series.queue.observe(cells, queue_seconds, bisect_left(_SECONDS, queue_seconds))
-            series.compute.observe(cells, compute_seconds, bisect_left(_SECONDS, compute_seconds))
+            cells[of_rows[0]] += rows
+            cells[of_rows[1][bisect_left(_ROWS, rows)]] += 1
+            cells[of_queue[0]] += queue_seconds
+            cells[of_queue[1][bisect_left(_SECONDS, queue_seconds)]] += 1
+            cells[of_compute[0]] += compute_seconds
+            cells[of_compute[1][bisect_left(_SECONDS, compute_seconds)]] += 1
 
     def count_refused(self, endpoint: str, reason: str) -> None:
         """One request that a limit has turned away; `endpoint` is one of ours, `reason` a word of the code."""
@@ -197,30 +184,28 @@ class Metrics:
         }
 
     def _new_request(self, labels: RequestLabels) -> _RequestSeries:
-        endpoint, model, version, protocol, status = labels
-        named = {"endpoint": endpoint, "model": model, "version": version, "protocol": protocol}
-        requests = self._counter("onnxserve_requests", {**named, "status": status}, "Requests answered.")
+        endpoint, variant, model, version, protocol, status = labels
         version_of = {"endpoint": endpoint, "model": model, "version": version}
+        named = {"endpoint": endpoint, "variant": variant, "model": model, "version": version, "protocol": protocol}
+        requests = self._counter("onnxserve_requests", {**named, "status": status}, "Requests answered.")
         name = "onnxserve_last_request_timestamp_seconds"
         last = self._latest.slot(name, name, version_of, "When the last request was answered, since 1970.")
         text = "From the body's arrival to the finished answer."
-        seconds = self._histogram("onnxserve_request_duration_seconds", named, text, _SECONDS)
-        latency = None
+        histograms = [self._histogram("onnxserve_request_duration_seconds", named, text, _SECONDS)]
         if _is_success(status):
             text = "The same for predictions that succeeded, by version alone."
-            latency = self._histogram("ml_prediction_latency_seconds", {"model_version": version}, text, _SECONDS)
-        series = self._requests[labels] = _RequestSeries(requests, last, seconds, latency)
+            name = "ml_prediction_latency_seconds"
+            histograms.append(self._histogram(name, {"model_version": version}, text, _SECONDS))
+        series = self._requests[labels] = requests, last, tuple(histograms)
         return series
 
     def _new_batch(self, labels: tuple[str, str, str]) -> _BatchSeries:
         named = dict(zip(("endpoint", "model", "version"), labels, strict=True))
-        series = self._batches[labels] = _BatchSeries(
-            self._histogram("onnxserve_batch_rows", named, "Rows of one run of a graph.", _ROWS),
-            self._histogram(
-                "onnxserve_queue_seconds", named, "How long the oldest request waited for its run.", _SECONDS
-            ),
-            self._histogram("onnxserve_compute_seconds", named, "How long one run of a graph took.", _SECONDS),
-        )
+        rows = self._histogram("onnxserve_batch_rows", named, "Rows of one run of a graph.", _ROWS)
+        text = "How long the oldest request waited for its run."
+        queue = self._histogram("onnxserve_queue_seconds", named, text, _SECONDS)
+        compute = self._histogram("onnxserve_compute_seconds", named, "How long one run of a graph took.", _SECONDS)
+        series = self._batches[labels] = rows, queue, compute
         return series
 
     def _new_prediction(self, known: dict[Any, int], version: str, label: Any) -> int:
@@ -247,7 +232,7 @@ class Metrics:
                 for bound in (*map(str, bounds), "+Inf")
             ]
             total = self._histograms.slot(family, family + "_sum", labels, text)
-            self._seconds[key] = _Histogram(total, tuple(buckets))
+            self._seconds[key] = total, tuple(buckets)
         return self._seconds[key]
 
 

@@ -56,4 +56,4 @@ def test_an_answer_counts_for_its_version(
     assert replace(counted, last_request=0.0) == Statistics(2, 1, 0.75)
     page = metrics.page().decode()
     assert 'ml_predictions_total{model_version="1",prediction="yes"} 2.0' in page
-    assert 'onnxserve_requests_total{endpoint="",model="",protocol="v2",status="404",version=""} 1.0' in page
+    assert 'onnxserve_requests_total{endpoint="",model="",protocol="v2",status="404",variant="",version=""} 1.0' in page

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.server.metrics import MAX_PREDICTIONS, MULTIPROC_DIR, Metrics, Statistics
 
-REQUEST = ("e", "m", "7", "v2", "200")
+REQUEST = ("e", "v", "m", "7", "v2", "200")
 
 
 @pytest.fixture
@@ -31,12 +31,12 @@ def samples(metrics: Metrics, name: str) -> dict[str, float]:
 def test_requests_of_all_workers_are_summed_by_their_labels(workers: tuple[Metrics, Metrics]) -> None:
     for metrics in workers:
         metrics.count_request(REQUEST, 0.003)
-        metrics.count_request((*REQUEST[:4], "400"), 0.2)
-    labels = 'endpoint="e",model="m",protocol="v2",status="{}",version="7"'
+        metrics.count_request((*REQUEST[:5], "400"), 0.2)
+    labels = 'endpoint="e",model="m",protocol="v2",status="{}",variant="v",version="7"'
     counted = samples(workers[0], "onnxserve_requests_total")
     assert counted == {labels.format(200): 2, labels.format(400): 2}
     buckets = samples(workers[1], "onnxserve_request_duration_seconds_bucket")
-    labels = 'endpoint="e",le="{}",model="m",protocol="v2",version="7"'
+    labels = 'endpoint="e",le="{}",model="m",protocol="v2",variant="v",version="7"'
     assert [buckets[labels.format(bound)] for bound in ("0.0025", "0.005", "0.1", "0.25", "+Inf")] == [0, 2, 2, 4, 4]
     assert samples(workers[0], "ml_prediction_latency_seconds_count") == {'model_version="7"': 2}
     assert samples(workers[0], "ml_prediction_latency_seconds_sum")['model_version="7"'] == pytest.approx(0.006)
@@ -51,10 +51,10 @@ def test_a_bound_belongs_to_its_bucket(workers: tuple[Metrics, Metrics]) -> None
 
 def test_the_statistics_sum_up_all_workers_and_protocols(workers: tuple[Metrics, Metrics]) -> None:
     for metrics, protocol in zip(workers, ("v2", "invocations"), strict=True):
-        metrics.count_request(("e", "m", "7", protocol, "200"), 0.5)
-        metrics.count_request(("e", "m", "7", protocol, "404"), 0.25)
+        metrics.count_request(("e", "v", "m", "7", protocol, "200"), 0.5)
+        metrics.count_request(("e", "v", "m", "7", protocol, "404"), 0.25)
         metrics.count_batch("e", 3, 0.125, 0.25, "m", "7")
-    workers[0].count_request(("", "", "", "v2", "404"), 1.0)
+    workers[0].count_request(("", "", "", "", "v2", "404"), 1.0)
     statistics = workers[1].statistics()
     assert all(0 <= time.time() - counted.last_request < 60 for counted in statistics.values())
     assert {labels: replace(counted, last_request=0.0) for labels, counted in statistics.items()} == {
@@ -116,7 +116,7 @@ def test_without_a_shared_folder_each_has_its_own(monkeypatch: pytest.MonkeyPatc
 def test_threads_lose_no_count(workers: tuple[Metrics, Metrics]) -> None:
     def count() -> None:
         for number in range(2000):
-            workers[0].count_request((*REQUEST[:4], str(200 + number % 5)), 0.001)
+            workers[0].count_request((*REQUEST[:5], str(200 + number % 5)), 0.001)
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:

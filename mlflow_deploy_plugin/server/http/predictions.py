@@ -68,57 +68,48 @@ def infer(
     """Predictions from the endpoint (None: the default one), by one version from the first to the last byte."""
     headers = {"X-Request-Id": request_id(request.headers)}
     variant: ServedVariant | None = None
-    is_let_in = False
     outputs: Mapping[str, Array] | None = None
+    limits, tracer = server.limits, server.tracer
+    is_let_in = False
+    marks = [("decode", time.perf_counter())] if tracer else []
     try:
-        server.limits.enter(request.headers, request.client)
-        is_let_in = True
+        if limits.is_active:
+            limits.enter(request.headers, request.client)
+            is_let_in = True
         variant = server.dataplane.lease(endpoint, version)
         loaded = variant.loaded
         headers["X-Model-Name"], headers["X-Model-Version"] = loaded.model, loaded.version
-        result, outputs = _predictions(server, request, protocol, variant, headers)
+        question, asked = ask(request, protocol, variant, headers)
+        if tracer:
+            marks.append(("infer", time.perf_counter()))
+        response = server.dataplane.infer(variant, asked)
+        if tracer:
+            marks.append(("encode", time.perf_counter()))
+        result = tell(question, variant, response, headers)
+        outputs = response.outputs
+        if tracer:
+            tracer.phases([*marks, ("", time.perf_counter())])
     except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
         result = failed(request, error, headers)
     finally:
         if is_let_in:
-            server.limits.leave()
+            limits.leave()
     seconds = time.perf_counter() - request.arrived
     count_answer(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
     return result
-
-
-def _predictions(
-    server: Server, request: RawRequest, protocol: Protocol, variant: ServedVariant, headers: dict[str, str]
-) -> tuple[RawResponse, Mapping[str, Array]]:
-    """The answer of this variant, and the outputs that it is made of; what the answer is called goes into `headers`."""
-    began = time.perf_counter()
-    question, asked = ask(request, protocol, variant, headers)
-    decoded = time.perf_counter()
-    response = server.dataplane.infer(variant, asked)
-    computed = time.perf_counter()
-    result = tell(question, variant, response, headers)
-    if server.tracer:
-        marks = [("decode", began), ("infer", decoded), ("encode", computed), ("", time.perf_counter())]
-        server.tracer.phases(marks)
-    return result, response.outputs
 
 
 def ask(
     request: RawRequest, protocol: Protocol, variant: ServedVariant, headers: dict[str, str]
 ) -> tuple[Question, InferRequest]:
     """What the data plane is asked."""
-    moment = event_time(request.headers)
+    moment = event_time(request.headers) if "x-event-time" in request.headers else None
     question = protocol.decode(request, variant)
-    if question.id and "x-request-id" not in request.headers:
-        headers["X-Request-Id"] = request_id({"x-request-id": question.id})
+    feeds, _, own_id, body, parameters = question
+    if own_id and "x-request-id" not in request.headers:
+        headers["X-Request-Id"] = request_id({"x-request-id": own_id})
     return question, InferRequest(
-        headers["X-Request-Id"],
-        variant.endpoint,
-        question.feeds,
-        parameters=question.parameters,
-        event_time=moment,
-        body=question.body,
-        arrived=request.arrived,
+        headers["X-Request-Id"], variant.endpoint, feeds, None, parameters, moment, body, request.arrived
     )
 
 
@@ -127,9 +118,10 @@ def tell(question: Question, variant: ServedVariant, response: InferResponse, he
     headers["X-Prediction-Id"] = response.prediction_id
     if response.is_cached is not None:
         headers["X-Cache"] = "hit" if response.is_cached else "miss"
-    told = question.encode(variant, response)
-    headers.update(told.headers)
-    return RawResponse(200, told.body, told.content_type, headers)
+    body, content_type, of_form = question.encode(variant, response)
+    if of_form:
+        headers.update(of_form)
+    return RawResponse(200, body, content_type, headers)
 
 
 def failed(request: RawRequest, error: Exception, headers: dict[str, str]) -> RawResponse:

@@ -30,10 +30,6 @@ def _plain(
     return Protocol(name, read)
 
 
-def _encode_mlflow(variant: ServedVariant, response: InferResponse) -> bytes:
-    return mlflow.encode(variant.loaded.predictor.prediction(response.outputs))
-
-
 def _encode_predict(variant: ServedVariant, response: InferResponse) -> bytes:
     return predict.encode(variant.loaded.predictor.artifact, response.model, response.version, response.outputs)
 
@@ -53,14 +49,17 @@ def _read_v2(request: RawRequest, variant: ServedVariant) -> Question:
     return Question(question.feeds, encode, question.id, parameters=question.parameters)
 
 
-_ARRAYS = _plain("invocations", mlflow.decode, _encode_mlflow)
-
-
 def _read_invocations(request: RawRequest, variant: ServedVariant) -> Question:
     """A pyfunc reads the body itself, with MLflow's own functions: objects, dates and params have no form as arrays."""
-    if variant.loaded.predictor.artifact.flavor != PYTHON_FUNCTION:
-        return _ARRAYS.decode(request, variant)
-    return Question({}, _encode_body, body=Body(request.headers.get("content-type"), request.body))
+    predictor = variant.loaded.predictor
+    content_type = request.headers.get("content-type")
+    if predictor.artifact.flavor == PYTHON_FUNCTION:
+        return Question({}, _encode_body, body=Body(content_type, request.body))
+    return Question(mlflow.decode(content_type, request.body, predictor.schema), _encode_mlflow)
+
+
+def _encode_mlflow(variant: ServedVariant, response: InferResponse) -> Answer:
+    return Answer(mlflow.encode(variant.loaded.predictor.prediction(response.outputs)))
 
 
 def _encode_body(variant: ServedVariant, response: InferResponse) -> Answer:

@@ -62,6 +62,11 @@ def load_json_object(content_type: str | None, body: bytes) -> dict[str, Any]:
         InvalidRequest: not JSON, or not an object.
     """
     media_type(content_type, (JSON,))
+    return json_object(body)
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """As `load_json_object`, where the content type is known to be JSON."""
     document = load_json(body)
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")

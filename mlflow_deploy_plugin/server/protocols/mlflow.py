@@ -10,8 +10,8 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, UnsupportedMediaType
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
-from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, dump_json, json_type, load_json_object, media_type
-from mlflow_deploy_plugin.server.protocols.numbers import read_feeds
+from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, dump_json, json_object, json_type, media_type
+from mlflow_deploy_plugin.server.protocols.numbers import LARGE_BYTES, read_feeds
 from mlflow_deploy_plugin.server.protocols.table import read_csv
 
 
@@ -27,13 +27,17 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     parameters = _parameters(content_type or "", kind) if content_type != kind else {}
     if kind == CSV:
         return read_csv(body, schema, parameters.get("header") != "absent")
-    if (feeds := read_feeds(body, schema)) is not None:
+    if len(body) >= LARGE_BYTES and (feeds := read_feeds(body, schema)) is not None:
         return feeds
-    return decode_document(load_json_object(content_type, body), schema)
+    return decode_document(json_object(body), schema)
 
 
 def decode_document(document: dict[str, Any], schema: Schema) -> Feeds:
     """As `decode`, for a body that is parsed already."""
+    if len(document) == 1:
+        ((field, value),) = document.items()
+        if read := _READERS.get(field):
+            return read(value, schema)
     present = [field for field in _READERS if field in document]
     if len(present) != 1:
         holds = ", ".join(list(map(repr, document))[:10]) or "nothing"

@@ -103,7 +103,7 @@ def test_every_answer_says_who_gave_it(called: Any, asking: Any) -> None:
 def test_calls_are_counted_beside_those_of_http(called: Any, client: Any, asking: Any) -> None:
     ask_tensor(client, asking)
     page = requests.get(called.http.url + "/metrics", timeout=10).text
-    assert 'endpoint="tensor",model="m",protocol="grpc",status="200",version="7"' in page
+    assert 'endpoint="tensor",model="m",protocol="grpc",status="200",variant="v",version="7"' in page
 
 
 def test_many_calls_at_once_get_their_own_answers(client: Any, asking: Any) -> None:

@@ -181,7 +181,7 @@ def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
         assert (document["model_name"], document["model_version"]) == ("e", version)
         assert (document["outputs"][0]["data"], response.headers["X-Model-Version"]) == ([biased], version)
     page = ask(server, "/metrics", "GET").body
-    assert b'requests_total{endpoint="e",model="m",protocol="v2",status="200",version="2"} 1.0' in page
+    assert b'requests_total{endpoint="e",model="m",protocol="v2",status="200",variant="idle",version="2"} 1.0' in page
     assert [request.record.variant for request in captured(server, tmp_path)] == list(variants)
 
 

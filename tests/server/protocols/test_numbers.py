@@ -96,7 +96,7 @@ def test_plain_numbers_are_read_without_the_exact_way(
 ) -> None:
     body = json.dumps(document).encode()
     expected = outcome(lambda: mlflow.decode_document(document, SCHEMAS[name]))
-    monkeypatch.setattr(mlflow, "load_json_object", None)
+    monkeypatch.setattr(mlflow, "json_object", None)
     body = body + b" " * max(0, numbers.LARGE_BYTES - len(body))
     assert outcome(lambda: mlflow.decode(JSON, body, SCHEMAS[name])) == expected
 
