@@ -17,6 +17,8 @@ _COMMANDS = {
     "gate": ("mlflow_deploy_plugin.cli.gate", "Check what a version has to prove before it is promoted."),
     "promote": ("mlflow_deploy_plugin.cli.promote", "Move a version to a stage or alias, through its gate."),
     "history": ("mlflow_deploy_plugin.cli.history", "Show who changed what, when and why."),
+    "rollout": ("mlflow_deploy_plugin.cli.rollout", "Bring a new version by steps, and back if it is bad."),
+    "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts."),
     "drift": ("mlflow_deploy_plugin.cli.drift", "Judge captured traffic against the model's reference."),
 }
 """Name → (module that has a command of this name, what `--help` says)."""

@@ -1,0 +1,129 @@
+"""`onnxserve rollout NAME --to models:/X/7`: a new version by steps, and back by itself where it is not good enough."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.store import Rollout
+
+_POLL_SECONDS = 0.2
+
+
+@click.command()
+@click.argument("name")
+@click.option("--to", metavar="MODEL", help="The version: models:/X/7, or 7 of the model that is served now.")
+@click.option("--steps", default="1,10,50,100", show_default=True, help="Its shares of the traffic in percent.")
+@click.option("--every", default="5m", show_default=True, help="What a step lasts at least: 30s, 5m, 1h.")
+@click.option(
+    "--abort-on",
+    default="error_rate>1%,p99>2x",
+    show_default=True,
+    help="What it is rolled back on: error_rate>1%, p99>2x (p50, p90, p95; or p99>250ms), disagreement>20%.",
+)
+@click.option(
+    "--min-requests",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Requests that the new version has to answer in each step.",
+)
+@click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail.")
+@click.option("--wait", is_flag=True, help="Show the progress until it has ended; run it here if no controller does.")
+@click.option("--status", "asked", flag_value="status", help="Show where the last rollout is.")
+@click.option("--pause", "asked", flag_value="pause", help="Keep the traffic of the step; still rolled back if bad.")
+@click.option("--resume", "asked", flag_value="resume", help="Go on after --pause.")
+@click.option("--abort", "asked", flag_value="abort", help="Go back to what was served before.")
+def rollout(
+    name: str,
+    to: str | None,
+    steps: str,
+    every: str,
+    abort_on: str,
+    min_requests: int,
+    why: str,
+    wait: bool,
+    asked: str | None,
+) -> None:
+    """Brings a new version to the endpoint NAME step by step.
+
+    Each step gives it more of the traffic and judges it by live numbers against the version that answers now. After
+    the last one it is promoted; where it is proved worse, everything goes back by itself. `onnxserve controller` does
+    the work.
+
+    \b
+      onnxserve rollout flights --to models:/flight-delay/7 --steps 1,10,50,100 --every 5m \\
+          --abort-on 'error_rate>1%,p99>2x,disagreement>20%'
+      onnxserve rollout flights --status
+    """
+    if (to is None) == (asked is None) and not (to is None and wait):
+        raise click.UsageError("say one of --to MODEL, --status, --pause, --resume, --abort, --wait")
+    # here and below: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
+    from mlflow_deploy_plugin.controller import command
+
+    with _deployments() as deployments:
+        if to is not None:
+            from mlflow_deploy_plugin.controller.begin import Wish, begin_rollout
+
+            begun = begin_rollout(deployments, name, Wish(to, steps, every, abort_on, min_requests, why))
+            click.echo(command.describe(begun))
+        elif asked == "status":
+            click.echo(command.describe(command.last(deployments.store, name)))
+        elif asked is not None:
+            click.echo(command.say(deployments, name, asked, why))
+        if wait:
+            _wait(deployments, command.last(deployments.store, name))
+        elif to is not None or asked == "resume":
+            click.echo(command.who_works(deployments.store), err=True)
+
+
+def _wait(deployments: "Deployments", begun: "Rollout") -> None:
+    """Shows what happens to a rollout until it has ended, and works on it where no controller does."""
+    from mlflow_deploy_plugin.controller.actions import Actions
+    from mlflow_deploy_plugin.controller.loop import Controller, shown
+    from mlflow_deploy_plugin.controller.who import controller_name, this_process
+
+    ended = threading.Event()
+    actions = Actions(deployments, controller_name(), lambda line: None)
+    controller = Controller(deployments.store, actions, this_process())
+    worker = threading.Thread(target=controller.run, args=(ended,), name="controller")
+    worker.start()
+    told = ""
+    try:
+        while True:
+            current = next(one for one in deployments.store.rollouts(begun.endpoint) if one.id == begun.id)
+            if (line := shown(current)) != told:
+                click.echo(line)
+                told = line
+            if not current.is_live:
+                break
+            time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        click.echo("it goes on where a controller runs; --abort goes back", err=True)
+        raise
+    finally:
+        ended.set()
+        worker.join()
+    if current.state != "promoted":
+        raise SystemExit(1)
+
+
+@contextmanager
+def _deployments() -> Iterator["Deployments"]:
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.registry.connection import limit_patience
+    from mlflow_deploy_plugin.settings import load_settings
+    from mlflow_deploy_plugin.store import open_store
+
+    limit_patience()
+    settings = load_settings()
+    store = open_store(settings.store_url)
+    try:
+        yield Deployments(store, settings, lambda line: None)
+    finally:
+        store.close()

@@ -1,0 +1,125 @@
+"""Does what a rollout decides: adds and removes its deployments, sets the traffic, moves the registry.
+
+Every action looks first whether it is done already, so that it may be done again after a crash in the middle of it.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from mlflow_deploy_plugin.controller.observe import Seen, see
+from mlflow_deploy_plugin.controller.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollout import Action, Progress, weights
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG, point, stands_at
+from mlflow_deploy_plugin.registry.tags import tag_version
+from mlflow_deploy_plugin.spec import VariantSpec
+
+
+@dataclass(frozen=True)
+class Actions:
+    """The hands of a rollout.
+
+    Attributes:
+        actor: who stands in the audit trail for what is done.
+        say: is told in one line each what was moved.
+    """
+
+    deployments: Deployments
+    actor: str
+    say: Callable[[str], None]
+
+    def see(self, endpoint: str) -> Seen:
+        try:
+            return see(self.deployments.get_endpoint(endpoint))
+        except NotFound:
+            return Seen(None)
+
+    def do(self, action: Action, plan: RolloutPlan, progress: Progress) -> None:
+        """Raises what `Deployments` and the registry do; nothing is lost by that."""
+        match action:
+            case "prepare":
+                self._prepare(plan)
+            case "set_traffic":
+                self._set_weights(
+                    plan, weights(plan, progress.step), f"step {plan.steps[progress.step]} % of a rollout"
+                )
+            case "promote":
+                self._promote(plan)
+            case "finish":
+                self._clear(plan, progress.reason or f"version {plan.version} was promoted")
+            case "roll_back":
+                self.roll_back(plan, progress.reason)
+            case "wait":
+                pass
+
+    def roll_back(self, plan: RolloutPlan, why: str) -> None:
+        """Back to what was served before: the traffic first, then the registry."""
+        self._clear(plan, why)
+        reference = parse_model_uri(plan.before_uri)
+        main = self._variants(plan)[plan.main]
+        if plan.kind == "pinned" and main.model == plan.to_uri:
+            self._set_model(plan, plan.before_uri, why)
+        elif plan.kind != "pinned" and stands_at(reference) == plan.version:
+            self._point(plan, plan.before_version, why)
+        with suppress(NotFound):  # somebody has deleted the version
+            tag_version(plan.model, plan.version, ROLLED_BACK_TAG, f"{plan.endpoint}: {why}")
+
+    def _prepare(self, plan: RolloutPlan) -> None:
+        variants = self._variants(plan)
+        why = f"rollout to version {plan.version}"
+        config = {f"variants.{plan.candidate}.allow_pyfunc": True}  # a version that is named is consented to
+        if plan.candidate not in variants:
+            self.deployments.add(plan.endpoint, plan.candidate, plan.to_uri, config, why, self.actor)
+        if plan.shadow and plan.shadow not in variants:
+            config = {f"variants.{plan.shadow}.allow_pyfunc": True, f"variants.{plan.shadow}.shadow": True}
+            self.deployments.add(plan.endpoint, plan.shadow, plan.to_uri, config, why, self.actor)
+
+    def _promote(self, plan: RolloutPlan) -> None:
+        why = f"rollout to version {plan.version} has passed its steps"
+        if plan.kind == "pinned":
+            if self._variants(plan)[plan.main].model != plan.to_uri:
+                self._set_model(plan, plan.to_uri, why)
+        elif stands_at(parse_model_uri(plan.before_uri)) != plan.version:
+            self._point(plan, plan.version, why)
+
+    def _point(self, plan: RolloutPlan, version: str, why: str) -> None:
+        reference = parse_model_uri(plan.before_uri)
+        before = stands_at(reference)
+        point(reference, version)
+        self.say(f"{plan.endpoint}: {plan.before_uri} is version {version} now")
+        self.deployments.store.record(
+            "alias" if plan.kind == "alias" else "transition",
+            endpoint=plan.endpoint,
+            model=plan.model,
+            version=version,
+            before=f"{reference.selector} was version {before or 'none'}",
+            after=reference.selector,
+            why=why,
+            detail={"stood_there": before},
+            actor=self.actor,
+        )
+
+    def _clear(self, plan: RolloutPlan, why: str) -> None:
+        """The main deployment alone again."""
+        self._set_weights(plan, {plan.main: 100}, why)
+        for name in (plan.candidate, plan.shadow):
+            if name and name in self._variants(plan):
+                self.deployments.remove(plan.endpoint, name, why, self.actor)
+
+    def _set_weights(self, plan: RolloutPlan, wanted: dict[str, int], why: str) -> None:
+        variants = self._variants(plan)
+        if any(variants[name].weight != weight for name, weight in wanted.items() if name in variants):
+            self.deployments.set_traffic(plan.endpoint, wanted, why, self.actor)
+
+    def _set_model(self, plan: RolloutPlan, model_uri: str, why: str) -> None:
+        config = {f"variants.{plan.main}.model": model_uri}
+        self.deployments.update_endpoint(plan.endpoint, config, why, self.actor)
+
+    def _variants(self, plan: RolloutPlan) -> dict[str, VariantSpec]:
+        stored = self.deployments.store.endpoint(plan.endpoint)
+        if stored is None or plan.main not in stored.spec.variants:
+            raise InvalidConfig(f"the deployment {plan.main} of endpoint {plan.endpoint} was deleted")
+        return stored.spec.variants

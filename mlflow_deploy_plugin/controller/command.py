@@ -1,0 +1,93 @@
+"""What a person may say of a rollout that is under way, and what can be told of it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from mlflow_deploy_plugin.controller.actions import Actions
+from mlflow_deploy_plugin.controller.journal import event_of, plan_of, progress_of, with_progress
+from mlflow_deploy_plugin.controller.loop import LEASE, shown
+from mlflow_deploy_plugin.controller.rollout import Progress, aborted, paused, resumed
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, StoreUnavailable
+from mlflow_deploy_plugin.store import Rollout, Store, this_actor
+from mlflow_deploy_plugin.store.database import utc_now
+
+_ATTEMPTS = 50
+
+
+def last(store: Store, endpoint: str) -> Rollout:
+    """The live rollout of an endpoint, else its last one. Raises NotFound where there was none."""
+    found = store.rollouts(endpoint)
+    if not found:
+        raise NotFound(f"endpoint {endpoint!r} has had no rollout")
+    return found[-1]
+
+
+def say(deployments: Deployments, endpoint: str, word: str, why: str = "", actor: str | None = None) -> str:
+    """Pauses, resumes or aborts the live rollout; gives where it is then.
+
+    Raises:
+        NotFound: there is none.
+        InvalidConfig: it is not in a state in which that could be.
+    """
+    actor = actor or this_actor()
+    said = f"{word}d by {actor}" if word.endswith("e") else f"{word}ed by {actor}"
+    said += f": {why}" if why else ""
+    if word == "abort":
+        return shown(abort(deployments, endpoint, said, actor))
+    change = {"pause": lambda progress: paused(progress, said), "resume": resumed}[word]
+    return shown(_change(deployments.store, endpoint, word, change, actor))
+
+
+def abort(deployments: Deployments, endpoint: str, reason: str, actor: str) -> Rollout:
+    """Ends the live rollout and goes back to what was served before; no controller is needed for it.
+
+    Raises:
+        NotFound: there is none.
+        InvalidConfig: it has ended, or is going back already.
+    """
+    rollout = _change(deployments.store, endpoint, "abort", lambda progress: aborted(progress, reason), actor)
+    Actions(deployments, actor, lambda line: None).roll_back(plan_of(rollout), reason)
+    ended = _write(deployments.store, rollout, replace(progress_of(rollout), state="rolled_back"), actor, utc_now())
+    return ended or next(one for one in deployments.store.rollouts(endpoint) if one.id == rollout.id)
+
+
+def describe(rollout: Rollout) -> str:
+    """Where it is, and what it is judged by, in a few lines."""
+    lines = [shown(rollout)]
+    for text, judged in rollout.figures.get("criteria", {}).items():
+        share = judged["log_evidence"] / judged["log_evidence_needed"]
+        lines.append(f"  {text}: {judged['figures']}; {max(share, 0):.0%} of the evidence that would end it")
+    return "\n".join(lines)
+
+
+def who_works(store: Store) -> str:
+    """Whether a controller runs, as far as the store knows."""
+    view = store.lease(LEASE)
+    if view is None:
+        return "no controller runs: start one with `onnxserve controller`, or say --wait"
+    if view.expires_at < utc_now():
+        return f"{view.holder} seems to have ended: start a controller with `onnxserve controller`, or say --wait"
+    return f"{view.holder} does it; `onnxserve rollout NAME --status` shows how far it is"
+
+
+def _change(
+    store: Store, endpoint: str, word: str, change: Callable[[Progress], Progress | None], actor: str
+) -> Rollout:
+    for _ in range(_ATTEMPTS):
+        live = store.rollouts(endpoint, live=True)
+        if not live:
+            raise NotFound(f"endpoint {endpoint!r} has no rollout under way")
+        changed = change(progress_of(live[0]))
+        if changed is None:
+            raise InvalidConfig(f"the rollout of {endpoint!r} cannot be {word}d: it is {live[0].state}")
+        written = _write(store, live[0], changed, actor, utc_now())
+        if written is not None:  # else the controller has written in between
+            return written
+    raise StoreUnavailable(f"the rollout of {endpoint!r} changes too fast to be changed by hand: try again")
+
+
+def _write(store: Store, rollout: Rollout, progress: Progress, actor: str, now: datetime) -> Rollout | None:
+    event = event_of(rollout, progress, actor, now)
+    return store.update_rollout(with_progress(rollout, progress, now), None, event)

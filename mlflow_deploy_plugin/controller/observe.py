@@ -1,0 +1,172 @@
+"""What is to be seen of an endpoint under a rollout: which versions answer, and what they have counted.
+
+The counts are the server's own, summed over its workers, from its page /metrics. They begin anew with a server; what is
+lower than before is taken for that, as Prometheus does.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+from urllib3.exceptions import InsecureRequestWarning
+
+from mlflow_deploy_plugin.deployments.backends.observation import State
+from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.spec import VariantSpec
+
+_PAGE_SECONDS = 5.0
+_SUCCESS = ("OK",)
+_CALLER_LEFT = ("499", "CANCELLED")
+_SHADOW_ROWS = "onnxserve_shadow_rows"
+_REQUESTS = "onnxserve_requests"
+_DURATIONS = "onnxserve_request_duration_seconds"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one version has done under one variant's name.
+
+    Attributes:
+        requests / errors: answered, and answered otherwise than with success. A refusal of the input (4xx) is an error
+            too: a model that no longer takes what its callers send is what a rollout is to find.
+        timed: upper bound in seconds → requests that took at most as long; of all kinds.
+        same / different: rows that a shadow has answered like whoever answered, and otherwise.
+    """
+
+    requests: float = 0
+    errors: float = 0
+    timed: Mapping[float, float] = field(default_factory=dict)
+    same: float = 0
+    different: float = 0
+
+    def since(self, before: "Counted") -> "Counted":
+        """What was added to `before`; all of it where the counters have begun anew."""
+        is_anew = self.requests < before.requests or self.same + self.different < before.same + before.different
+        old = Counted() if is_anew else before
+        return self._combined(old, -1)
+
+    def plus(self, other: "Counted") -> "Counted":
+        return self._combined(other, 1)
+
+    def _combined(self, other: "Counted", sign: int) -> "Counted":
+        bounds = sorted({*self.timed, *other.timed})
+        return Counted(
+            requests=self.requests + sign * other.requests,
+            errors=self.errors + sign * other.errors,
+            timed={bound: self.timed.get(bound, 0) + sign * other.timed.get(bound, 0) for bound in bounds},
+            same=self.same + sign * other.same,
+            different=self.different + sign * other.different,
+        )
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "requests": self.requests,
+            "errors": self.errors,
+            "timed": [[str(bound), count] for bound, count in self.timed.items()],
+            "same": self.same,
+            "different": self.different,
+        }
+
+    @staticmethod
+    def from_json(document: Mapping[str, object]) -> "Counted":
+        timed = {float(bound): count for bound, count in document["timed"]}  # type: ignore[attr-defined]
+        return Counted(**{**document, "timed": timed})  # type: ignore[arg-type]
+
+
+Numbers = Mapping[tuple[str, str], Counted]
+"""By variant and version."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An endpoint at one moment.
+
+    Attributes:
+        variants: what is wanted of it; None where the endpoint does not exist.
+        state: of its server: running, starting, stopped, failed.
+        reason: why it is not running, or what is waited for.
+        versions: variant → the version with which every worker answers for it; who has none, or several, is missing.
+        errors: variant → why a worker could not load what is wanted.
+        numbers: None where the server could not be asked.
+    """
+
+    variants: Mapping[str, VariantSpec] | None
+    state: State = "running"
+    reason: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+    numbers: Numbers | None = None
+
+
+def see(observed: ObservedEndpoint) -> Seen:
+    """Looks at an endpoint; asks its server for the counts."""
+    spec, observation = observed.endpoint.spec, observed.observation
+    return Seen(
+        variants=spec.variants,
+        state=observation.state,
+        reason=observation.reason or observation.registry_error,
+        versions=_versions(observed),
+        errors=observation.errors,
+        numbers=fetch_numbers(observation.url, spec.name) if observation.url else None,
+    )
+
+
+def fetch_numbers(url: str, endpoint: str) -> Numbers | None:
+    """The counts of the server at `url`; None where it does not give them."""
+    try:
+        with requests.Session() as session, warnings.catch_warnings():
+            session.trust_env = False  # no proxy stands between this machine and its own server
+            session.verify = False  # the certificate names the public host
+            warnings.simplefilter("ignore", InsecureRequestWarning)
+            answer = session.get(f"{url}/metrics", timeout=_PAGE_SECONDS)
+    except requests.RequestException:
+        return None
+    return read_numbers(answer.text, endpoint) if answer.ok else None
+
+
+def read_numbers(page: str, endpoint: str) -> Numbers:
+    """The counts of one endpoint from a page in Prometheus' text format."""
+    values: dict[tuple[str, str], dict[str, float]] = {}
+    timed: dict[tuple[str, str], dict[float, float]] = {}
+    for family in text_string_to_metric_families(page):
+        if family.name not in (_REQUESTS, _DURATIONS, _SHADOW_ROWS):
+            continue
+        for sample in family.samples:
+            labels = sample.labels
+            if labels.get("endpoint") != endpoint:
+                continue
+            key = labels.get("variant", ""), labels.get("version", "")
+            if sample.name == f"{_DURATIONS}_bucket":
+                bounds = timed.setdefault(key, {})
+                bounds[float(labels["le"])] = bounds.get(float(labels["le"]), 0) + sample.value
+            elif sample.name == f"{_REQUESTS}_total":
+                _count(values.setdefault(key, {}), _kinds(labels["status"]), sample.value)
+            elif sample.name == f"{_SHADOW_ROWS}_total":
+                _count(values.setdefault(key, {}), (labels["agreement"],), sample.value)
+    return {
+        key: Counted(**values.get(key, {}), timed=dict(sorted(timed.get(key, {}).items()))) for key in {*values, *timed}
+    }
+
+
+def _count(values: dict[str, float], kinds: tuple[str, ...], value: float) -> None:
+    for kind in kinds:
+        values[kind] = values.get(kind, 0) + value
+
+
+def _kinds(status: str) -> tuple[str, ...]:
+    """What a request of this status counts as."""
+    if status in _CALLER_LEFT:
+        return ()
+    return ("requests",) if status in _SUCCESS or status.startswith("2") else ("requests", "errors")
+
+
+def _versions(observed: ObservedEndpoint) -> dict[str, str]:
+    workers = [worker.endpoints.get(observed.endpoint.name, {}) for worker in observed.observation.workers]
+    found = {}
+    for name in observed.endpoint.spec.variants:
+        versions = {worker[name].version if name in worker else "" for worker in workers}
+        if len(versions) == 1 and (version := versions.pop()):
+            found[name] = version
+    return found

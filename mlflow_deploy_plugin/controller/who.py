@@ -1,0 +1,12 @@
+"""What a controller is called: in the audit trail, and as the holder of the lease."""
+
+import os
+import socket
+
+
+def controller_name() -> str:
+    return f"controller@{socket.gethostname()}"
+
+
+def this_process() -> str:
+    return f"{controller_name()} (process {os.getpid()})"
