@@ -81,6 +81,7 @@ def test_a_collector_that_is_down_costs_no_request(
 ) -> None:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # at its end the worker tries once more, as long as this
     with tools.gunicorn(tmp_path) as running:
         assert [running.post(json={"inputs": [[1, 2, 3]]}).status_code for _ in range(20)] == [200] * 20
 

@@ -26,18 +26,19 @@ def trickle(connection: socket.socket, stop: threading.Event) -> None:
             connection.sendall(b" ")
 
 
-@pytest.mark.parametrize(
-    "begun", [b"GET /ping HTTP/1.1\r\nX:", b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{"]
-)
+BEGUN = (b"GET /ping HTTP/1.1\r\nX:", b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{")
+
+
 def test_clients_whose_requests_trickle_in_do_not_hold_the_threads_for_ever(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, begun: bytes
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:
+    """Of either kind as many as there are threads."""
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
     spec = ServerSpec(worker_class="gthread", threads=2, request_timeout_seconds=1)
     stop = threading.Event()
     with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as slow:
         slow.callback(stop.set)
-        for _ in range(2):
+        for begun in BEGUN * 2:
             connection = slow.enter_context(
                 socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
             )
