@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deploym
 from mlflow_deploy_plugin.deployments.run_local import serve_in_foreground
 from mlflow_deploy_plugin.deployments.scoring import ask
 from mlflow_deploy_plugin.deployments.target import check_target, help_text
+from mlflow_deploy_plugin.deployments.typed_file import as_written
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.spec import new_endpoint
@@ -82,13 +83,13 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         """Predictions for a DataFrame, an array, a dict of columns, or a list of rows or records."""
         with as_mlflow_errors(), _deployments() as deployments:
             asked = asked_for(deployments, deployment_name, endpoint)
-            return PredictionsResponse(ask(asked.url, "invocations", inputs, asked.timeout_seconds))
+            return PredictionsResponse(ask(asked.url, "invocations", as_written(inputs), asked.timeout_seconds))
 
     def explain(self, deployment_name: str | None = None, df: Any = None, endpoint: str | None = None) -> Any:
         """What each column adds to each prediction, as the server's /explain answers it."""
         with as_mlflow_errors(), _deployments() as deployments:
             asked = asked_for(deployments, deployment_name, endpoint)
-            return ask(asked.url, "explain", df, asked.timeout_seconds)
+            return ask(asked.url, "explain", as_written(df), asked.timeout_seconds)
 
     def create_endpoint(self, name: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Takes name and port for deployments to come (`create_deployment(…, endpoint=name)`)."""

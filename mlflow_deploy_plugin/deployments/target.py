@@ -40,9 +40,9 @@ ENDPOINTS
 
 INPUT OF predict -I FILE
   JSON as /invocations takes it: {"dataframe_split": {"columns": […], "data": [[…]]}},
-  {"dataframe_records": [{…}]}, {"instances": […]}, {"inputs": …}. MLflow reads the file with pandas before
-  onnxserve sees it. The first two arrive as they are written; in the others, and in a bare list of records,
-  strings that look like numbers arrive as numbers; a CSV file fails.
+  {"dataframe_records": [{…}]}, {"instances": […]}, {"inputs": …}; a bare list of records or rows, a mapping of
+  columns, or what DataFrame.to_json writes. MLflow reads the file with pandas.read_json before onnxserve sees it,
+  so CSV, Parquet and JSON lines fail there: `onnxserve predict -n NAME -i FILE` takes them.
 
 CONFIGURATION (-C NAME=VALUE)
 """

@@ -1,0 +1,78 @@
+"""`mlflow deployments predict -I FILE` sends what stands in the file, though pandas has had it before."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import mlflow.onnx
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from mlflow.deployments import BaseDeploymentClient
+from mlflow.deployments.cli import commands
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+
+from support.deploying import empty_home
+from support.models import parse_graph
+
+RECORDS = [{"code": "007", "date": "2013-07-01"}, {"code": "1e3", "date": "7"}]
+ROWS = [["007", "2013-07-01"], ["1e3", "7"]]
+COLUMNS = {"code": ["007", "1e3"], "date": ["2013-07-01", "7"]}
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentClient]:
+    """A client with the deployment `echo`, which answers its two columns of texts as they came."""
+    folder = tmp_path_factory.mktemp("echo")
+    graph = parse_graph("echo (string[N,2] x) => (string[N,2] y) { y = Identity(x) }")
+    signature = ModelSignature(inputs=Schema([ColSpec("string", "code"), ColSpec("string", "date")]))
+    mlflow.onnx.save_model(graph, folder / "model", signature=signature, pip_requirements=["onnxruntime"])
+    with empty_home(folder) as client:
+        client.create_deployment("echo", str(folder / "model"))
+        yield client
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"dataframe_split": {"columns": ["date", "code"], "data": [row[::-1] for row in ROWS]}},
+        {"dataframe_records": RECORDS},
+        {"instances": ROWS},
+        {"instances": RECORDS},
+        {"inputs": ROWS},
+        {"inputs": COLUMNS},
+        RECORDS,
+        ROWS,
+        COLUMNS,
+    ],
+    ids=lambda document: str(document)[:32],
+)
+def test_texts_that_look_like_numbers_or_dates_stay_texts(
+    echo: BaseDeploymentClient, tmp_path: Path, document: Any
+) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(document))
+    typed = ["predict", "-t", "onnxserve", "--name", "echo", "-I", str(tmp_path / "rows.json")]
+
+    result = CliRunner().invoke(commands, [*typed, "-O", str(tmp_path / "out.json")])
+
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out.json").read_text()) == {"predictions": {"y": ROWS}}
+    assert CliRunner().invoke(commands, typed).stdout.startswith('{"predictions"')
+
+
+def test_the_file_of_another_command_is_not_read_in_its_stead(echo: BaseDeploymentClient, tmp_path: Path) -> None:
+    """Whoever reads a file and asks about a part of it is answered about that part."""
+    (tmp_path / "rows.json").write_text(json.dumps(RECORDS))
+    answered: list[Any] = []
+
+    @click.command()
+    @click.option("--input-path", type=Path)
+    def own(input_path: Path) -> None:
+        frame = pd.read_json(input_path, dtype=str, convert_dates=False)
+        answered.extend(echo.predict("echo", frame[:1])["predictions"]["y"])
+
+    assert CliRunner().invoke(own, ["--input-path", str(tmp_path / "rows.json")]).exit_code == 0
+    assert answered == ROWS[:1]
