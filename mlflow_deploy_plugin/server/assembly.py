@@ -17,6 +17,8 @@ from mlflow_deploy_plugin.server.explainer import Explainer
 from mlflow_deploy_plugin.server.limits import Limits, open_rate
 from mlflow_deploy_plugin.server.metrics import Metrics
 from mlflow_deploy_plugin.server.repository import Repository
+from mlflow_deploy_plugin.server.shadow import Shadows
+from mlflow_deploy_plugin.server.shadow_metrics import ShadowMetrics
 from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.server.threads import largest_batch
 from mlflow_deploy_plugin.server.tracing import Tracer, open_tracer
@@ -35,6 +37,7 @@ class Server:
     repository: Repository
     metrics: Metrics
     capture: CaptureWriter
+    shadows: Shadows
     max_body_bytes: int
     commands: Commands
     spec: ServerSpec
@@ -47,6 +50,7 @@ class Server:
     def close(self) -> None:
         """Stops following, and lets go of the spool's segment and of the worker's state file."""
         self.repository.stop()
+        self.shadows.close()
         self.capture.close()
         self.explainer.close()
         if self.tracer:
@@ -62,7 +66,8 @@ def open_server(state_dir: Path) -> Server:
     spec = read_server_spec(state_dir)
     threads = spec.intra_op_num_threads or max(1, available_cores() // spec.workers)
     metrics = Metrics()
-    capture = CaptureWriter(state_dir / SPOOL, metrics.count_capture, max_bytes=spec.max_spool_bytes)
+    open_capture = partial(CaptureWriter, state_dir / SPOOL, metrics.count_capture, max_bytes=spec.max_spool_bytes)
+    capture, shadows = open_capture(), Shadows(open_capture(), ShadowMetrics(metrics.folder))
     load = partial(
         load_warm,
         device=spec.device,
@@ -76,10 +81,13 @@ def open_server(state_dir: Path) -> Server:
     settings = load_settings()
     cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url)
     server = Server(
-        DataPlane(repository, capture, metrics.count_batch, cache, spec.default_timeout_microseconds),
+        DataPlane(
+            repository, capture, metrics.count_batch, cache, spec.default_timeout_microseconds, offer=shadows.offer
+        ),
         repository,
         metrics,
         capture,
+        shadows,
         spec.max_body_bytes,
         Commands(state_dir, spec.model_control_mode, max(1, spec.threads // 2)),
         spec,

@@ -69,6 +69,9 @@ class InferResponse:
 CountBatch = Callable[[str, int, float, float, str, str], None]
 """Endpoint, rows, seconds in the queue, seconds of the run, model, version; `Metrics.count_batch`."""
 
+Offer = Callable[[ServedVariant, RequestRecord, bool, Feeds, Mapping[str, Array], Body | None], None]
+"""Variant, record, whether that is captured, what came in and went out, and what it read itself: `Shadows.offer`."""
+
 
 class DataPlane:
     """Answers requests from the versions of a repository and captures them.
@@ -77,6 +80,7 @@ class DataPlane:
         count_batch: is told of every run of a model.
         cache: answers that are given again; None: every one is computed.
         default_timeout_microseconds: a request that is not being computed after it is given up; 0: never.
+        offer: is given what a variant with shadows has answered; `Shadows.offer`.
         draw: random numbers in [0, 1): one chooses the variant, one whether a request is captured.
         clock: the time in nanoseconds since 1970.
     """
@@ -89,6 +93,7 @@ class DataPlane:
         cache: ResponseCache | None = None,
         default_timeout_microseconds: int = 0,
         draw: Callable[[], float] = random.random,
+        offer: Offer = lambda *answered: None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._repository = repository
@@ -97,6 +102,7 @@ class DataPlane:
         self._cache = cache
         self._timeout = default_timeout_microseconds / 1e6 or math.inf
         self._draw = draw
+        self._offer = offer
         self._clock = clock
 
     def lease(self, endpoint: str | None, version: str | None = None) -> ServedVariant:
@@ -159,8 +165,10 @@ class DataPlane:
         arrived = self._clock() // 1000
 
         def computed(outputs: dict[str, Array] | Exception) -> None:
-            is_refused = isinstance(outputs, Exception)
-            done(outputs if is_refused else self._captured(variant, request, arrived, request.inputs, outputs))
+            if isinstance(outputs, Exception):
+                done(outputs)
+            else:
+                done(self._captured(variant, request, arrived, request.inputs, outputs))
 
         batcher.submit(request.inputs, request.outputs, self._deadline(request), self._count(variant), computed)
 
@@ -181,10 +189,14 @@ class DataPlane:
         """The answer, once it is in the spool."""
         loaded, capture = variant.loaded, variant.capture
         prediction_id = new_id()
-        if feeds and capture.fraction > self._draw():
+        is_captured = bool(feeds) and capture.fraction > self._draw()
+        if is_captured or variant.shadows:
             moment = arrived if request.event_time is None else request.event_time
             record = RequestRecord(variant.endpoint, variant.name, request.id, prediction_id, moment, arrived)
-            self._capture.write(record, loaded.captured, feeds, outputs, capture.max_rows_per_request)
+            if is_captured:
+                self._capture.write(record, loaded.captured, feeds, outputs, capture.max_rows_per_request)
+            if variant.shadows:
+                self._offer(variant, record, is_captured, feeds, outputs, request.body)
         return InferResponse(
             request.id, prediction_id, loaded.model, loaded.version, variant.name, outputs, body, is_cached
         )

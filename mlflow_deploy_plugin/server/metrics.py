@@ -65,16 +65,20 @@ _BatchSeries = tuple[_Histogram, _Histogram, _Histogram]
 
 
 class Metrics:
-    """The values of this worker, and the page that sums up all. Every method may be called from any thread."""
+    """The values of this worker, and the page that sums up all. Every method may be called from any thread.
+
+    Attributes:
+        folder: where every worker has its files.
+    """
 
     def __init__(self) -> None:
         self._own_folder = None if MULTIPROC_DIR in os.environ else tempfile.TemporaryDirectory(prefix="onnxserve-")
-        self._folder = Path(self._own_folder.name if self._own_folder else os.environ[MULTIPROC_DIR])
+        self.folder = Path(self._own_folder.name if self._own_folder else os.environ[MULTIPROC_DIR])
         worker = uuid.uuid4().hex  # a process id comes back, and must not write over what a dead worker has counted
-        self._counters = Tally(self._folder / f"counter_{worker}.db")
-        self._histograms = Tally(self._folder / f"histogram_{worker}.db")
-        self._gauges = Tally(self._folder / f"gauge_livesum_{os.getpid()}.db")  # `mark_process_dead` knows this name
-        self._latest = Tally(self._folder / f"gauge_max_{worker}.db")
+        self._counters = Tally(self.folder / f"counter_{worker}.db")
+        self._histograms = Tally(self.folder / f"histogram_{worker}.db")
+        self._gauges = Tally(self.folder / f"gauge_livesum_{os.getpid()}.db")  # `mark_process_dead` knows this name
+        self._latest = Tally(self.folder / f"gauge_max_{worker}.db")
         self._lock = threading.Lock()
         self._requests: dict[RequestLabels, _RequestSeries] = {}
         self._seconds: dict[tuple[str, ...], _Histogram] = {}
@@ -162,12 +166,12 @@ class Metrics:
 
     def page(self) -> bytes:
         """The values of all workers in Prometheus' text format."""
-        return prometheus_text(read_families(self._folder))
+        return prometheus_text(read_families(self.folder))
 
     def statistics(self) -> dict[tuple[str, str, str], Statistics]:
         """What each (endpoint, model, version) has done, summed over all workers, as V2's statistics need it."""
         summed: dict[tuple[str, str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        for family in read_families(self._folder):
+        for family in read_families(self.folder):
             if (fields := _STATISTICS.get(family.name)) is None:
                 continue
             for series in family.series.values():
