@@ -50,7 +50,7 @@ def _reachable(servers: tuple[str, ...]) -> str:
     """The first address under which this MLflow takes our questions (it may refuse a host that it does not know)."""
     for server in servers:
         try:
-            if requests.get(f"{server}/version", timeout=_PATIENCE_SECONDS).status_code != 403:
+            if requests.get(f"{server}/", timeout=_PATIENCE_SECONDS).status_code != 403:
                 return server
         except requests.RequestException:
             continue

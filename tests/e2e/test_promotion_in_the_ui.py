@@ -1,19 +1,37 @@
-"""The promise of the project: pressing "Transition to → Production" in MLflow's UI is the deployment."""
+"""The promise of the project: pressing "Transition to → Production" in MLflow's UI is the deployment.
+
+One MLflow server (`--app-name onnxserve`), one endpoint under load and one browser for all tests of this module; every
+test also holds that no request failed and that no answer was a mixture of two versions.
+"""
 
 import shutil
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import mlflow
 import pytest
 import requests
+from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.store import AuditEvent, open_store
 from support.mlflow_server import MlflowServer
+from support.models import adder
+from support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from support.waiting import wait_until
 
 CHROMIUM = shutil.which("chromium")
+MODEL, ENDPOINT = "adder", "promoted"
+pytestmark = [
+    pytest.mark.chromium,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
+]
 
 
 @dataclass(frozen=True)
@@ -42,57 +60,178 @@ class Traffic(threading.Thread):
             self.answers.append(Answer(time.monotonic(), response.status_code, version, value))
             self._ended.wait(0.005)
 
-    def stop(self) -> list[Answer]:
+    def stop(self) -> None:
         self._ended.set()
         self.join()
-        return self.answers
+
+    @property
+    def version(self) -> str:
+        """Of the latest answer."""
+        return wait_until(lambda: self.answers, 30, "the first answer")[-1].version
+
+    def wait_for(self, version: str) -> None:
+        """Until nothing but `version` has answered for a hundred requests."""
+        answered = {version}
+        wait_until(
+            lambda: len(self.answers) > 100 and {answer.version for answer in self.answers[-100:]} == answered,
+            30,
+            f"version {version} answers",
+        )
+
+    def last_of(self, *versions: str) -> float:
+        """When one of these has answered last."""
+        return max(answer.at for answer in self.answers if answer.version in versions)
 
 
-def promote_in_the_ui(page: Page, mlflow_url: str, name: str, version: str) -> float:
-    """Presses what a person presses; gives the time of the last click."""
-    page.goto(f"{mlflow_url}/#/models/{name}/versions/{version}")
-    page.get_by_role("switch").first.click()  # "New model registry UI"
+@dataclass(frozen=True)
+class Platform:
+    """MLflow with our app, the endpoint that follows Production of a model of three versions, its load, a browser."""
+
+    mlflow: MlflowServer
+    traffic: Traffic
+    page: Page
+
+    def events(self, action: str) -> list[AuditEvent]:
+        store = open_store(load_settings().store_url)
+        try:
+            return [event for event in store.events() if event.action == action]
+        finally:
+            store.close()
+
+    def stage(self, version: str) -> str:
+        return str(MlflowClient().get_model_version(MODEL, version).current_stage)
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Platform]:
+    folder = tmp_path_factory.mktemp("platform")
+    new_database(folder)
+    server = MlflowServer(folder, app="onnxserve")
+    with pytest.MonkeyPatch.context() as patch, tracking_at(server.url):
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        client = get_deploy_client("onnxserve")
+        traffic = None
+        try:
+            server.start()
+            register_three_versions()
+            deployed = client.create_deployment(ENDPOINT, f"models:/{MODEL}/Production", config={"server.workers": 2})
+            traffic = Traffic(deployed["url"])
+            traffic.start()
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(
+                    executable_path=CHROMIUM,
+                    args=[
+                        "--no-sandbox",
+                        "--disable-background-networking",
+                        "--disable-component-update",
+                        "--disable-sync",
+                    ],
+                )
+                page = browser.new_page()
+                page.set_default_timeout(60_000)
+                use_the_stages(page, server.url)
+                yield Platform(server, traffic, page)
+                browser.close()
+        finally:
+            if traffic is not None:
+                traffic.stop()
+            client.delete_endpoint(ENDPOINT)
+            server.kill()
+
+
+@pytest.fixture(autouse=True)
+def nothing_fails(platform: Platform) -> Iterator[None]:
+    """Holds for every test: each request is answered by one version, wholly."""
+    seen = len(platform.traffic.answers)
+    yield
+    answers = platform.traffic.answers[seen:]
+    assert {answer.status for answer in answers} == {200}
+    assert {answer.value - 10 for answer in answers} == {float(version) for version in {a.version for a in answers}}
+    assert all(answer.value == 10 + float(answer.version) for answer in answers)
+
+
+def register_three_versions() -> None:
+    """Version n adds n; version 1 is in Production."""
+    for amount in (1.0, 2.0, 3.0):
+        with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
+            mlflow.onnx.log_model(
+                adder(amount), name="model", registered_model_name=MODEL, pip_requirements=["onnxruntime"]
+            )
+    MlflowClient().transition_model_version_stage(MODEL, "1", "Production")
+
+
+def use_the_stages(page: Page, url: str) -> None:
+    """Switches MLflow's "New model registry UI" off, which knows aliases and no stages."""
+    page.goto(f"{url}/#/models/{MODEL}/versions/1")
+    page.get_by_role("switch").first.click()
     page.get_by_role("button", name="Disable").click()
-    page.reload()
-    page.get_by_text("None", exact=True).first.click()
-    page.get_by_text("Transition to").filter(has_text="Production").last.click()
-    page.get_by_role("button", name="OK").click()
+
+
+def move_in_the_ui(platform: Platform, version: str, stage: str, now: str = "None") -> float:
+    """Presses what a person presses; gives the time of the last click."""
+    platform.page.goto(f"{platform.mlflow.url}/#/models/{MODEL}/versions/{version}")
+    platform.page.reload()
+    platform.page.get_by_text(now, exact=True).first.click()
+    platform.page.get_by_text("Transition to").filter(has_text=stage).last.click()
+    platform.page.get_by_role("button", name="OK").click()
     return time.monotonic()
 
 
-@pytest.mark.chromium
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
-def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fails(
-    mlflow_server: MlflowServer, two_versions: str
-) -> None:
-    client = get_deploy_client("onnxserve")
-    deployment = client.create_deployment(
-        "promoted", f"models:/{two_versions}/Production", config={"server.workers": 2}
-    )
-    traffic = Traffic(deployment["url"])
-    try:
-        traffic.start()
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=CHROMIUM,
-                args=[
-                    "--no-sandbox",
-                    "--disable-background-networking",
-                    "--disable-component-update",
-                    "--disable-sync",
-                ],
-            )
-            clicked = promote_in_the_ui(browser.new_page(), mlflow_server.url, two_versions, "2")
-            wait_until(lambda: traffic.answers[-1].version == "2", 20, "version 2 answers")
-            seen = len(traffic.answers)  # an answer of the old version after the first of the new one would be seen
-            wait_until(lambda: len(traffic.answers) > seen + 100, 20, "a hundred answers after it")
-            browser.close()
-        answers = traffic.stop()
-    finally:
-        traffic.stop()
-        client.delete_deployment("promoted")
+def open_console(platform: Platform) -> Page:
+    platform.page.goto(f"{platform.mlflow.url}/onnxserve")
+    return platform.page
 
-    assert {answer.status for answer in answers} == {200}
-    assert {(answer.version, answer.value) for answer in answers} == {("1", 11.0), ("2", 12.0)}
-    last_of_the_old = max(answer.at for answer in answers if answer.version == "1")
-    assert last_of_the_old - clicked < 5
+
+def press(page: Page, name: str, **how: Any) -> None:
+    """Presses a button of the console and waits for the page to say that it is done."""
+    page.get_by_role("button", name=name, **how).first.click()
+    expect(page.get_by_text("Done: ")).to_be_visible(timeout=90_000)
+
+
+def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fails(platform: Platform) -> None:
+    clicked = move_in_the_ui(platform, "2", "Production")
+    platform.traffic.wait_for("2")
+    assert platform.traffic.last_of("1") - clicked < 5
+    moved = [event for event in platform.events("transition") if event.version == "2"][-1]
+    assert (moved.before, moved.after, moved.actor) == ("None", "Production", "anonymous@127.0.0.1")
+    assert moved.detail["stood_there"] == "1"
+
+
+def test_a_refused_gate_is_said_by_the_ui_itself_and_nothing_moves(platform: Platform) -> None:
+    before = platform.traffic.version
+    client = MlflowClient()
+    client.set_registered_model_tag(MODEL, "onnxserve.gate.policy", "gated_stages: [Production]")
+    client.set_model_version_tag(MODEL, "3", "onnxserve.gate", "failed")
+    client.set_model_version_tag(MODEL, "3", "onnxserve.gate.reason", "evaluation: accuracy 0.71 against 0.80")
+    try:
+        move_in_the_ui(platform, "3", "Production")
+        expect(platform.page.get_by_text("evaluation: accuracy 0.71 against 0.80").first).to_be_visible()
+        assert "version 3 of adder may not become Production" in platform.page.content()
+        assert platform.stage("3") == "None"
+        assert [event.version for event in platform.events("refused")] == ["3"]
+        platform.traffic.wait_for(before)
+    finally:
+        client.delete_registered_model_tag(MODEL, "onnxserve.gate.policy")
+
+
+def test_the_console_changes_the_traffic_live(platform: Platform) -> None:
+    client = get_deploy_client("onnxserve")
+    client.create_deployment("challenger", f"models:/{MODEL}/3", endpoint=ENDPOINT)
+    before = platform.traffic.version
+    page = open_console(platform)
+    expect(page.get_by_text("healthy")).to_be_visible()
+    page.get_by_label(f"Weight of {ENDPOINT} in {ENDPOINT}").fill("0")
+    page.get_by_label(f"Weight of challenger in {ENDPOINT}").fill("100")
+    page.get_by_label("Why").first.fill("the challenger is to prove itself")
+    press(page, "Change the traffic")
+    platform.traffic.wait_for("3")
+    page.get_by_label(f"Weight of {ENDPOINT} in {ENDPOINT}").fill("100")
+    page.get_by_label(f"Weight of challenger in {ENDPOINT}").fill("0")
+    press(page, "Change the traffic")
+    platform.traffic.wait_for(before)
+    said = platform.events("traffic")[-2]
+    assert (said.endpoint, said.actor, said.why) == (
+        ENDPOINT,
+        "anonymous@127.0.0.1",
+        "the challenger is to prove itself",
+    )

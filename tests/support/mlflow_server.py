@@ -12,10 +12,14 @@ from support.waiting import answers, free_port, wait_until
 
 @dataclass
 class MlflowServer:
-    """An MLflow server on `folder`, where mlflow.db may stand already; it can be killed and started again."""
+    """An MLflow server on `folder`, where mlflow.db may stand already; it can be killed and started again.
+
+    `app` is the `--app-name` that it is started with.
+    """
 
     folder: Path
     host: str = "127.0.0.1"
+    app: str | None = None
     port: int = field(init=False)
     process: subprocess.Popen[bytes] | None = None
 
@@ -31,6 +35,7 @@ class MlflowServer:
         command += ["--allowed-hosts", f"{self.host}:{self.port}", "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        command += ["--app-name", self.app] if self.app is not None else []
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # not used here, and slow to start
         log = self.folder / f"{self.port}.log"
         with log.open("ab") as output:
