@@ -3,7 +3,7 @@
 import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -13,7 +13,7 @@ import requests
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.server.state import AGENT, SERVER, AgentState, ServerState, read_state
 from mlflow_deploy_plugin.server.supervisor import claimed
-from support.serving import Served
+from support.serving import Served, servers_below
 from support.waiting import wait_until
 
 Start = Callable[..., Served]
@@ -23,6 +23,16 @@ Start = Callable[..., Served]
 def start(serve: Start, model_folders: dict[str, Path]) -> Start:
     """Starts a server of the stock model in a state folder."""
     return lambda state, *arguments: serve("-m", str(model_folders["stock"]), *arguments, state=state)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Served]:
+    """A server for tests that leave it serving."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("supervised")
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        with servers_below(folder) as start:
+            yield start("-m", str(model_folders["stock"])).wait_ready()
 
 
 def answers(served: Served) -> bool:
@@ -56,8 +66,7 @@ def test_a_supervisor_that_is_killed_takes_its_children_along(start: Start) -> N
     assert answers(start("state").wait_ready())
 
 
-def test_a_killed_agent_is_started_anew_while_serving_goes_on(start: Start) -> None:
-    running = start("state").wait_ready()
+def test_a_killed_agent_is_started_anew_while_serving_goes_on(running: Served) -> None:
     before = agent_pid(running)
     os.kill(before, signal.SIGKILL)
 
@@ -70,8 +79,7 @@ def test_a_killed_agent_is_started_anew_while_serving_goes_on(start: Start) -> N
     assert (state.pid, state.phase) == (running.process.pid, "serving")
 
 
-def test_a_killed_worker_is_replaced(start: Start) -> None:
-    running = start("state").wait_ready()
+def test_a_killed_worker_is_replaced(running: Served) -> None:
     (worker,) = psutil.Process(gunicorn_pid(running)).children()
     worker.kill()
     wait_until(
@@ -89,25 +97,21 @@ def test_when_gunicorn_is_killed_everything_ends_with_the_reason(start: Start) -
     assert not (running.state_dir / SERVER).exists()
 
 
-def test_a_state_folder_belongs_to_one_server(start: Start) -> None:
-    first = start("state").wait_ready()
-    second = start("state")
+def test_a_state_folder_belongs_to_one_server(running: Served, start: Start) -> None:
+    second = start(str(running.state_dir))
     assert second.process.wait(timeout=30) == 1
-    assert second.log.read_text() == f"Error: a server runs in the state folder {first.state_dir} already\n"
-    assert answers(first)
+    assert second.log.read_text() == f"Error: a server runs in the state folder {running.state_dir} already\n"
+    assert answers(running)
 
 
-def test_servers_without_a_port_find_one_each(start: Start) -> None:
-    running = [start("one"), start("two")]
-    assert len({server.wait_ready().url for server in running}) == 2
-    assert all(answers(server) for server in running)
-
-
-def test_the_port_is_free_again_at_once(start: Start, free_port: int) -> None:
-    first = start("state", "-p", str(free_port)).wait_ready()
-    assert answers(first)
-    first.end()
-    assert start("state", "-p", str(free_port)).wait_ready().url.endswith(f":{free_port}")
+def test_servers_without_a_port_find_one_each_which_is_free_again_at_once(running: Served, start: Start) -> None:
+    other = start("state").wait_ready()
+    assert answers(other)
+    port = other.url.rpartition(":")[2]
+    assert not running.url.endswith(port)
+    other.end()
+    assert start("state", "-p", port).wait_ready().url.endswith(f":{port}")
+    assert answers(running)
 
 
 def test_an_agent_that_crashes_again_and_again_is_said_to(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
