@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
@@ -21,6 +22,9 @@ from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord
 from mlflow_deploy_plugin.server.ids import new_id
 from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.server.served import LoadedVersion, ServedEndpoint, ServedVariant
+from mlflow_deploy_plugin.server.sticky import key_of
+
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -105,10 +109,12 @@ class DataPlane:
         self._offer = offer
         self._clock = clock
 
-    def lease(self, endpoint: str | None, version: str | None = None) -> ServedVariant:
+    def lease(
+        self, endpoint: str | None, version: str | None = None, headers: Mapping[str, str] = _NONE
+    ) -> ServedVariant:
         """The variant that answers one request of `endpoint` (None: the default one), or that has `version` of it.
 
-        Hold it until the answer is sent.
+        Hold it until the answer is sent. Where it has a `key` and no version was asked for, `keep` has the last word.
 
         Raises:
             NotFound, NotReady: see `Repository.lease`.
@@ -116,7 +122,16 @@ class DataPlane:
         served = self._served(endpoint)
         if version is None and served is not None and len(served.answering) == 1:
             return served.answering[0]
-        return self._repository.lease(endpoint, self._draw(), version)
+        return self._repository.lease(endpoint, self._draw(), version, headers)
+
+    def keep(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
+        """The variant that answers whoever is named in the column `variant.key` of `feeds`, which `variant` has decoded.
+
+        Raises:
+            NotFound, NotReady: see `Repository.lease`.
+        """
+        key = key_of(variant.loaded.predictor.schema, feeds, variant.key) if variant.key is not None else None
+        return self._repository.keep(variant, key, self._draw())
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
         """The answer of this variant, captured before it is given back. Blocks the thread, in a batcher too.

@@ -59,6 +59,7 @@ class FastProtocol(asyncio.Protocol):
         self._held = 0
         self._lingered = 0
         self._is_fresh = True  # nothing has ever come
+        self._is_resting = True  # nothing is in hand: no part of a request has come, no answer is on its way
         self._has_begun = False  # a part of a request has come
         self._is_busy = False  # a request is being answered, or a step is about to be taken
         self._is_blocked = False  # the client does not take what is sent
@@ -90,12 +91,35 @@ class FastProtocol(asyncio.Protocol):
                 self._transport.abort()
             return
         self._is_fresh = False
+        if self._is_resting and self._answer_at_once(data):
+            return
+        self._is_resting = False
         self._buffer = self._buffer + data if self._buffer else data
         if not (self._is_busy or self._is_blocked):
             self._advance()
         elif len(self._buffer) > _AHEAD_BYTES and not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
+
+    def _answer_at_once(self, data: bytes) -> bool:
+        """Answers what nearly every read brings: one whole request, and a quick one. False: nothing has happened."""
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 8:
+            return False
+        try:
+            head = read_head(data[: end - 4])
+        except OnnxserveError:
+            return False  # is found, and told, again
+        front = self._front
+        if head.length != len(data) - end or not head.keeps_alive or head.length > front.server.max_body_bytes:
+            return False
+        request = RawRequest(head.method, head.path, head.headers, data[end:], self._client)
+        if not front.costs.is_quick(request):
+            return False
+        self._transport.write(reply(front.answer_on_loop(request), True, head.method != "HEAD"))
+        if not self._is_blocked:
+            self._deadline = front.now + self._limits.keep_alive_seconds
+        return True
 
     def eof_received(self) -> bool:
         """What the client has sent whole is still answered (but over TLS, whose connections end both ways at once)."""
@@ -108,6 +132,7 @@ class FastProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_blocked = True
+        self._is_resting = False
         self._unsent = self._transport.get_write_buffer_size()
         self._deadline = self._front.now + self._limits.request_seconds
 
@@ -119,6 +144,7 @@ class FastProtocol(asyncio.Protocol):
     def shutdown(self) -> None:
         """The worker ends. What has begun, or is likely to be on its way, is answered; an idle connection is closed."""
         self._is_ending = True
+        self._is_resting = False
         if not (self._has_begun or self._is_busy or self._is_blocked or self._is_lingering):
             now = self._front.now
             used = now if self._is_fresh else self._deadline - self._limits.keep_alive_seconds
@@ -195,7 +221,7 @@ class FastProtocol(asyncio.Protocol):
         if len(pieces) == 1 and len(pieces[0]) <= _LARGE_BYTES:
             request = RawRequest(head.method, head.path, head.headers, bytes(pieces[0]), self._client)
             if self._front.costs.is_quick(request):
-                self._send(head, self._front.answer(request))
+                self._send(head, self._front.answer_on_loop(request))
                 return
         self._is_busy = True
         self._deadline = math.inf
@@ -237,6 +263,8 @@ class FastProtocol(asyncio.Protocol):
             self._go_on_soon()
         elif self._has_eof or self._is_ending:
             self._transport.close()
+        else:
+            self._is_resting = True
 
     def _go_on_soon(self) -> None:
         """The next step, after other connections had their turn."""
