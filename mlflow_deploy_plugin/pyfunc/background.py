@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.schema import Feeds
 from mlflow_deploy_plugin.server.protocols import mlflow
@@ -30,8 +30,7 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     """At most `most_rows` of the model's own rows; the same for the same seed.
 
     Raises:
-        InvalidRequest: the model came without any.
-        InvalidArtifact: they are there, and cannot be read or do not fit its signature.
+        InvalidArtifact: there are none, they cannot be read, or do not fit the signature.
     """
     artifact = model.artifact
     try:
@@ -45,10 +44,7 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
         raise InvalidArtifact(f"the rows that came with the model cannot be read: {type(error).__name__}") from None
     except OnnxserveError as error:
         raise InvalidArtifact(f"the rows that came with the model do not fit it: {error.message}") from None
-    raise InvalidRequest(
-        "the model came without rows to explain against; log it with mlflow_deploy_plugin.log_model and "
-        "reference_data= or input_example="
-    )
+    raise InvalidArtifact("the model came without rows to explain against")
 
 
 def _reference(model: OnnxModel, file: str, most_rows: int, seed: int) -> Feeds:

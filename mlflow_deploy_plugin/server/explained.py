@@ -11,6 +11,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact, Input, Output
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.server.warmup import EXAMPLE
 
 MOST_COLUMNS = 1000
 MOST_OUTPUTS = 100
@@ -37,14 +38,45 @@ class Feature:
         return feeds[name].reshape(len(feeds[name]), -1)[:, position]
 
 
+def check_explainable(artifact: Artifact) -> None:
+    """Refuses a model of which nothing can be explained, as far as that is told without its rows.
+
+    Raises:
+        InvalidRequest
+    """
+    if artifact.flavor == PYTHON_FUNCTION:
+        raise InvalidRequest("this version has no ONNX form (it is a pyfunc), and only an ONNX model is explained here")
+    for entry in artifact.inputs:
+        if entry.shape:  # else nobody knows
+            _check_rank(entry.name, len(entry.shape))
+        if entry.shape[:1] not in ((), (-1,)):
+            raise InvalidRequest(
+                f"the graph takes batches of {entry.shape[0]} rows; explaining needs one that takes any number of them"
+            )
+    explained_outputs(artifact)
+    if artifact.reference is None and not (artifact.folder / EXAMPLE).is_file():
+        raise InvalidRequest(
+            "the model came without rows to explain against; log it with mlflow_deploy_plugin.log_model and "
+            "reference_data= or input_example="
+        )
+
+
+def is_explainable(artifact: Artifact) -> bool:
+    try:
+        check_explainable(artifact)
+    except InvalidRequest:
+        return False
+    return True
+
+
 def features_of(artifact: Artifact, feeds: Feeds) -> list[Feature]:
     """The features in the order of the signature; how many a tensor has is told by `feeds`.
 
     Raises:
-        InvalidRequest: the model is none whose rows are made of single values.
+        InvalidRequest: the rows are not made of single values, or of too many.
     """
     for entry in artifact.inputs:
-        _check(entry, feeds)
+        _check_rank(entry.name, feeds[entry.name].ndim)
     if artifact.columns:
         places: dict[str, list[tuple[str, int]]] = {column.name: [] for column in artifact.columns}
         for entry in artifact.inputs:
@@ -58,16 +90,11 @@ def features_of(artifact: Artifact, feeds: Feeds) -> list[Feature]:
     return features
 
 
-def _check(entry: Input, feeds: Feeds) -> None:
-    rank = feeds[entry.name].ndim
+def _check_rank(name: str, rank: int) -> None:
     if rank not in (1, 2):
         raise InvalidRequest(
-            f"the input {entry.name!r} has {rank} dimensions; what is explained is a table: columns, or tensors with "
-            "one row of single values a prediction (not images, texts or sequences)"
-        )
-    if entry.shape[:1] != (-1,):
-        raise InvalidRequest(
-            f"the graph takes batches of {entry.shape[0]} rows only; explaining needs one that takes any number of rows"
+            f"the input {name!r} has {rank} dimensions; what is explained is a table: columns, or tensors with one row "
+            "of single values a prediction (not images, texts or sequences)"
         )
 
 
@@ -84,10 +111,8 @@ def explained_outputs(artifact: Artifact) -> list[Output]:
     """The outputs that are explained: the probabilities of the classes, else scores, else the numbers of `predict`.
 
     Raises:
-        InvalidRequest: there is none, or no ONNX model.
+        InvalidRequest: there is none.
     """
-    if artifact.flavor == PYTHON_FUNCTION:
-        raise InvalidRequest("this version has no ONNX form (it is a pyfunc), and only an ONNX model is explained here")
     for role in ("probabilities", "scores"):
         if found := [output for output in artifact.outputs if output.role == role]:
             return found

@@ -5,7 +5,7 @@ import time
 from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.server.answered import count_answer
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.explained import explained_outputs, features_of
+from mlflow_deploy_plugin.server.explained import check_explainable, features_of
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, request_id
 from mlflow_deploy_plugin.server.http.predictions import failed
 from mlflow_deploy_plugin.server.http.tables import read_feeds
@@ -40,7 +40,7 @@ def _explanation(server: Server, request: RawRequest, variant: ServedVariant) ->
     most_rows = server.spec.explain_max_rows
     if most_rows == 0:
         raise InvalidRequest("this server explains nothing (server.explain_max_rows is 0)")
-    explained_outputs(predictor.artifact)
+    check_explainable(predictor.artifact)
     asked = _asked(request, variant, server.max_body_bytes)
     protocol.check_rows(asked.feeds, most_rows)
     features = features_of(predictor.artifact, asked.feeds)

@@ -86,6 +86,8 @@ def document(server: Server, routes: Iterable[Route], only: str | None = None) -
     for shown, method in routes:
         if operation := OPERATIONS.get((shown, method)):
             for path, subject in _paths(shown, subjects, default):
+                if subject and not operation.fits(subject.variant.loaded.predictor.artifact):
+                    continue
                 paths.setdefault(path, {})[method.lower()] = _described(operation, path, subject)
     components: dict[str, JsonSchema] = {"error": _error_schema("/"), "error_v2": _error_schema("/v2")}
     for subject in [*subjects, *([default] if default else [])]:

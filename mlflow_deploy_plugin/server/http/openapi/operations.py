@@ -3,9 +3,11 @@
 A route that stands in the tables and not here is left out of the document, and fails a test that names it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.server.explained import is_explainable
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
 from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, npy
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON
@@ -38,6 +40,7 @@ class Operation:
         refusals: the statuses of its errors, beside 404 where the path names something.
         needs_body: whether the request may not be empty.
         is_prediction: whether it takes and gives the headers of a prediction.
+        fits: whether it has an answer for a model.
     """
 
     summary: str
@@ -47,6 +50,7 @@ class Operation:
     refusals: tuple[int, ...] = ()
     needs_body: bool = True
     is_prediction: bool = False
+    fits: Callable[[Artifact], bool] = lambda artifact: True
 
 
 def _said(**properties: str) -> JsonSchema:
@@ -130,6 +134,7 @@ _EXPLAIN = Operation(
     {JSON: _EXPLANATION},
     {JSON: "invocations", CSV: "csv", **_TABLES},
     refusals=(*_PREDICTION, 501),
+    fits=is_explainable,
 )
 
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
