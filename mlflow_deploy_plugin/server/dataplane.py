@@ -125,7 +125,7 @@ class DataPlane:
         return self._repository.lease(endpoint, self._draw(), version, headers)
 
     def keep(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
-        """The variant that answers whoever is named in the column `variant.key` of `feeds`, which `variant` has decoded.
+        """The variant of the caller whom the column `variant.key` of `feeds` names, which `variant` has decoded.
 
         Raises:
             NotFound, NotReady: see `Repository.lease`.

@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.server.answered import count_answer
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, refused, request_id
-from mlflow_deploy_plugin.server.http.predictions import Protocol, ask, failed, tell
+from mlflow_deploy_plugin.server.http.predictions import Protocol, ask, failed, name_version, tell
 
 
 def infer_later(
@@ -28,13 +28,13 @@ def infer_later(
     if server.limits.may_block or not dataplane.answers_later(endpoint):
         return False
     try:
-        variant = dataplane.lease(endpoint, version)
+        variant = dataplane.lease(endpoint, version, request.headers)
     except OnnxserveError:
         return False  # `infer` says what is wrong
-    if variant.loaded.batcher is None:
-        return False  # swapped a moment ago
+    if variant.loaded.batcher is None or variant.key is not None:
+        return False  # swapped a moment ago; or the variant is known only once the request is read
     headers = {"X-Request-Id": request_id(request.headers)}
-    headers["X-Model-Name"], headers["X-Model-Version"] = variant.loaded.model, variant.loaded.version
+    name_version(headers, variant)
 
     def finish(result: RawResponse, outputs: Mapping[str, Array] | None = None) -> None:
         seconds = time.perf_counter() - request.arrived

@@ -76,10 +76,11 @@ def infer(
         if limits.is_active:
             limits.enter(request.headers, request.client)
             is_let_in = True
-        variant = server.dataplane.lease(endpoint, version)
-        loaded = variant.loaded
-        headers["X-Model-Name"], headers["X-Model-Version"] = loaded.model, loaded.version
+        variant = server.dataplane.lease(endpoint, version, request.headers)
+        name_version(headers, variant)
         question, asked = ask(request, protocol, variant, headers)
+        if variant.key is not None and version is None:
+            variant, question, asked = _kept(server, request, protocol, variant, headers, question, asked)
         if tracer:
             marks.append(("infer", time.perf_counter()))
         response = server.dataplane.infer(variant, asked)
@@ -97,6 +98,30 @@ def infer(
     seconds = time.perf_counter() - request.arrived
     count_answer(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
     return result
+
+
+def name_version(headers: dict[str, str], variant: ServedVariant) -> None:
+    """Says in an answer's headers which version gives it."""
+    headers["X-Model-Name"], headers["X-Model-Version"] = variant.loaded.model, variant.loaded.version
+    if variant.has_others:
+        headers["X-Model-Variant"] = variant.name
+
+
+def _kept(
+    server: Server,
+    request: RawRequest,
+    protocol: Protocol,
+    variant: ServedVariant,
+    headers: dict[str, str],
+    question: Question,
+    asked: InferRequest,
+) -> tuple[ServedVariant, Question, InferRequest]:
+    """The variant that a column of the question keeps its caller to; the question anew, as that variant reads it."""
+    other = server.dataplane.keep(variant, question.feeds)
+    if other is variant:
+        return variant, question, asked
+    name_version(headers, other)
+    return other, *ask(request, protocol, other, headers)
 
 
 def ask(
