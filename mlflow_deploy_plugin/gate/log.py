@@ -1,8 +1,10 @@
 """A verdict in MLflow: one run with the report and the figures, and the tags of the version that lead to it."""
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mlflow
@@ -167,16 +169,28 @@ def _log_evaluation(run_id: str, evaluated: Evaluated) -> None:
 def _evaluate(side: str, evaluated: Evaluated, answers: Answers) -> None:
     kind = "classifier" if answers.is_label else "regressor"
     table = pd.DataFrame({"target": evaluated.truth, "prediction": answers.prediction})
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _silent("mlflow.models.evaluation"):
         warnings.simplefilter("ignore")  # on types that it infers for a schema which nobody uses
         mlflow.models.evaluate(
             data=mlflow.data.from_pandas(
                 table, name=evaluated.dataset[-200:], targets="target", predictions="prediction"
             ),
             model_type=kind,
-            evaluators=[kind],
-            evaluator_config={"metric_prefix": f"mlflow/{side}/", "log_model_explainability": False},
+            evaluators=kind,
+            evaluator_config={"metric_prefix": f"mlflow_{side}_", "log_model_explainability": False},
         )
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Keeps what a library tells of its steps from between the lines of a command."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _known_model(client: MlflowClient, model_id: str) -> str | None:

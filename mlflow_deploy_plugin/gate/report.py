@@ -8,15 +8,15 @@ from typing import Any
 from mlflow_deploy_plugin.gate.result import CheckResult, Table, Verdict
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8888; --ok: #1a7f37; --bad: #cf222e; --skip: #8a6d00 }
-@media (prefers-color-scheme: dark) { :root { --ok: #3fb950; --bad: #ff7b72; --skip: #d29922 } }
+:root { color-scheme: light dark; --line: #8884; --soft: #666; --ok: #1a7f37; --bad: #cf222e; --skip: #8a6d00 }
+@media (prefers-color-scheme: dark) { :root { --soft: #aaa; --ok: #3fb950; --bad: #ff7b72; --skip: #d29922 } }
 body { font: 14px/1.45 system-ui, sans-serif; margin: 1rem 1.25rem; max-width: 60rem }
 h1 { font-size: 1.25rem; margin: 0 0 .25rem } p { margin: .25rem 0 .75rem }
 .passed { color: var(--ok) } .failed { color: var(--bad) } .skipped { color: var(--skip) }
 b.passed, b.failed, b.skipped { white-space: nowrap }
 table { border-collapse: collapse; width: 100%; margin: .25rem 0 .5rem }
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-td { overflow-wrap: anywhere } td.n { font-variant-numeric: tabular-nums }
+td:last-child { overflow-wrap: anywhere } td.n { font-variant-numeric: tabular-nums }
 details { margin: .25rem 0 } summary { cursor: pointer } small, .note { color: var(--soft) }
 pre { white-space: pre-wrap; font-size: 12px } svg { display: block; max-width: 100%; margin: .5rem 0 }
 svg text { font: 11px system-ui, sans-serif; fill: currentColor }

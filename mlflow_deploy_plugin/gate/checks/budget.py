@@ -76,7 +76,7 @@ def _too_much(line: _Line, policy: BudgetPolicy) -> list[str]:
 
 
 def _sentence(line: _Line) -> str:
-    beside = "" if line.ratio is None else f" ({line.ratio:.2f} times {line.theirs:.3g})"
+    beside = "" if line.ratio is None else f" ({line.ratio:.2f} times what is served)"
     return f"{line.what} {line.ours:.3g} {line.unit}{beside}"
 
 

@@ -85,9 +85,13 @@ def _sentence(metric: str, compared: Comparison, policy: EvaluationPolicy, rows:
     side = "worse" if compared.difference < 0 else "better"
     return (
         f"{metric} {compared.candidate:.4f}, served now {compared.current:.4f}: "
-        f"{_amount(metric, abs(compared.difference))} {side} on {rows:,} rows, "
-        f"with {policy.confidence:.0%} confidence no worse than {_amount(metric, max(-compared.low, 0.0))}"
+        f"{_amount(metric, abs(compared.difference))} {side} on {rows:,} rows "
+        f"({policy.confidence:.0%} bounds {_signed(metric, compared.low)} and {_signed(metric, compared.high)})"
     )
+
+
+def _signed(metric: str, value: float) -> str:
+    return f"{value:+.1%}" if metric in RELATIVE else f"{value:+.4f}"
 
 
 def _amount(metric: str, value: float) -> str:

@@ -1,0 +1,79 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.gate.checks.signature import check_signature
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Output, Tensor
+
+SERVED = Artifact(
+    folder=Path("x"),
+    onnx_file=Path("x"),
+    flavor="onnxserve",
+    mlflow_version="",
+    model_id="",
+    run_id="",
+    columns=(Column("a", "long"), Column("b", "double"), Column("c", "string", required=False)),
+    outputs=(Output("label", "int64", (-1,), "label"), Output("p", "float32", (-1, 2), "probabilities")),
+    prediction=("label",),
+    classes=(0, 1),
+)
+A, B, C = SERVED.columns
+
+
+def columns(*given: Column) -> Artifact:
+    return replace(SERVED, columns=given)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "state", "said"),
+    [
+        (SERVED, "passed", "the same columns and types"),
+        (columns(A, C), "passed", r"b \(double\) removed"),
+        (columns(A, B, C, Column("d", "double")), "failed", r"d \(double\) added"),
+        (columns(A, B, C, Column("d", "double", required=False)), "passed", r"d \(double, optional\) added"),
+        (columns(Column("a", "double"), B, C), "passed", "a retyped from long to double"),
+        (columns(Column("a", "integer"), B, C), "failed", "a retyped from long to integer"),
+        (columns(Column("a", "string"), B, C), "failed", "a retyped from long to string"),
+        (columns(A, Column("b", "float"), C), "passed", "b retyped from double to float"),
+        (columns(A, B, Column("c", "string")), "failed", "c required from optional to required"),
+        (columns(Column("a", "long", required=False), B, C), "passed", "a optional from required to optional"),
+        (columns(B, A, C), "passed", "another order, which matters for rows without names"),
+        (replace(SERVED, columns=(), tensors=(Tensor("", "float32", (-1, 3)),)), "failed", "from columns to tensors"),
+        (replace(SERVED, prediction=("p",)), "failed", r"from whole numbers to numbers \[2\] a row"),
+        (replace(SERVED, classes=(0, 1, 2)), "passed", "the classes reclassed from 0, 1 to 0, 1, 2"),
+        (replace(SERVED, undescribed="objects"), "skipped", "the new version has no signature"),
+    ],
+)
+def test_what_callers_would_notice(candidate, state, said):
+    result = check_signature(candidate, SERVED)
+    assert result.state == state
+    assert re.search(said, result.reason), result.reason
+
+
+def tensors(*given: Tensor) -> Artifact:
+    return replace(SERVED, columns=(), tensors=given)
+
+
+@pytest.mark.parametrize(
+    ("new", "state"),
+    [
+        (Tensor("image", "float32", (-1, 8, 8)), "passed"),
+        (Tensor("", "float32", (-1, 8, 8)), "passed"),
+        (Tensor("image", "float32", (-1, -1, -1)), "passed"),
+        (Tensor("image", "float32", (-1, 9, 9)), "failed"),
+        (Tensor("image", "float64", (-1, 8, 8)), "failed"),
+        (Tensor("picture", "float32", (-1, 8, 8)), "failed"),
+    ],
+)
+def test_tensors_are_told_apart_by_name_type_and_shape(new, state):
+    assert check_signature(tensors(new), tensors(Tensor("image", "float32", (-1, 8, 8)))).state == state
+
+
+def test_every_change_is_in_the_table():
+    result = check_signature(columns(A, Column("d", "long")), SERVED)
+    assert result.table is not None
+    lines = {(line[0], line[1], line[4]) for line in result.table.lines}
+    assert lines == {("removed", "b", ""), ("removed", "c", ""), ("added", "d", "breaks callers")}
+    assert result.figures == {"changes": 3, "breaking": 1}

@@ -1,0 +1,50 @@
+"""A registered model `toy`: version 1 (as good as can be) is in Production, 2 equals it, 3 is worse."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
+from support.gated import COLUMNS, labelled, write_classifier, write_rows
+from support.tracking import tracking_at
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """MLmodel folders of classifiers: `good`, `equal` (the same answers), `worse`; and `holdout`, labelled rows."""
+    folder = tmp_path_factory.mktemp("models")
+    rows = labelled(400, seed=1)
+    reference = {name: rows[name] for name in COLUMNS}
+    return {
+        "good": write_classifier(folder / "good", reference=reference),
+        "equal": write_classifier(folder / "equal", (4.0, -2.0), reference=reference),
+        "worse": write_classifier(folder / "worse", (1.0, 2.0), reference=reference),
+        "holdout": write_rows(folder / "holdout.parquet", labelled(600)),
+    }
+
+
+@pytest.fixture
+def version(folders: dict[str, Path]) -> Callable[[str], ResolvedModel]:
+    """A folder as what the registry would have resolved to."""
+    return lambda name: resolve(str(folders[name]))
+
+
+@pytest.fixture
+def registry(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[MlflowClient]:
+    """A registry and a store of the test's own."""
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of a database's experiments
+    with tracking_at(new_database(tmp_path)):
+        client = MlflowClient()
+        client.create_registered_model("toy")
+        for name in ("good", "equal", "worse"):
+            client.create_model_version("toy", folders[name].as_uri())
+        client.transition_model_version_stage("toy", "1", "Production")
+        yield client

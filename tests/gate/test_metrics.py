@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.gate.metrics import compare, default_metric, scorer
+from mlflow_deploy_plugin.gate.model import Answers
+
+ROWS = 300
+
+
+def classifier(classes, seed=0, certainty=1.0):
+    """Truth and answers that are right more often than not; scores have ties."""
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(classes, ROWS)
+    scores = rng.normal(size=(ROWS, len(classes))) + certainty * (truth[:, None] == np.array(classes))
+    probabilities = np.round(np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True), 1) + 0.01
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return truth, Answers(np.array(classes)[probabilities.argmax(axis=1)], True, probabilities, tuple(classes))
+
+
+def regressor(seed=0, noise=1.0):
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=ROWS)
+    return truth, Answers(truth + rng.normal(size=ROWS) * noise, False)
+
+
+def of_sklearn(metric, truth, answers, weights):
+    labels, probabilities = np.unique(truth), answers.probabilities
+    several = len(labels) > 2
+    match metric:
+        case "accuracy":
+            return metrics.accuracy_score(truth, answers.prediction, sample_weight=weights)
+        case "f1":
+            how = {"average": "macro"} if several else {"pos_label": labels[-1]}
+            return metrics.f1_score(truth, answers.prediction, sample_weight=weights, **how)
+        case "log_loss":
+            return metrics.log_loss(truth, probabilities, sample_weight=weights, labels=labels)
+        case "roc_auc":
+            scores = [
+                metrics.roc_auc_score(truth == label, probabilities[:, place], sample_weight=weights)
+                for place, label in enumerate(labels)
+            ]
+            return np.mean(scores) if several else scores[-1]
+        case "rmse":
+            return metrics.root_mean_squared_error(truth, answers.prediction, sample_weight=weights)
+        case _:
+            return metrics.mean_absolute_error(truth, answers.prediction, sample_weight=weights)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "log_loss", "roc_auc"])
+@pytest.mark.parametrize("classes", [[0, 1], ["late", "on time"], [1, 2, 5]])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_classifiers_metric_is_scikit_learns(metric, classes, weighted):
+    truth, answers = classifier(classes)
+    weights = np.random.default_rng(1).integers(0, 4, ROWS).astype(float) if weighted else np.ones(ROWS)
+    assert scorer(metric, truth, answers)(weights) == pytest.approx(of_sklearn(metric, truth, answers, weights))
+
+
+@pytest.mark.parametrize("metric", ["rmse", "mae"])
+def test_a_regressors_metric_is_scikit_learns(metric):
+    truth, answers = regressor()
+    weights = np.random.default_rng(1).integers(0, 4, ROWS).astype(float)
+    assert scorer(metric, truth, answers)(weights) == pytest.approx(of_sklearn(metric, truth, answers, weights))
+
+
+def test_the_default_is_that_of_what_the_model_answers():
+    assert default_metric(classifier([0, 1])[1]) == "accuracy"
+    assert default_metric(regressor()[1]) == "rmse"
+
+
+@pytest.mark.parametrize(
+    ("metric", "truth", "answers", "message"),
+    [
+        ("accuracy", np.zeros(3), Answers(np.zeros(3), False), "accuracy is of labels; the model answers numbers"),
+        ("roc_auc", np.array([0, 1]), Answers(np.array([0, 1]), True), "probabilities, which the model does not give"),
+        ("rmse", np.array(["a"]), Answers(np.zeros(1), False), "rmse is of numbers"),
+        ("accuracy", np.array(["a"], dtype=object), Answers(np.zeros(1, int), True), "holds 'a', the model answers 0"),
+        ("mae", np.zeros(2), Answers(np.zeros((2, 3)), False), r"shape \(2,\), the answers \(2, 3\)"),
+        (
+            "log_loss",
+            np.array([0, 7]),
+            Answers(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
+            "holds 7, which is no class of the model",
+        ),
+        (
+            "roc_auc",
+            np.array([1, 1]),
+            Answers(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
+            "needs rows of two labels",
+        ),
+    ],
+)
+def test_a_metric_that_does_not_fit_is_refused_with_the_reason(metric, truth, answers, message):
+    with pytest.raises(InvalidConfig, match=message):
+        scorer(metric, truth, answers)
+
+
+def compared(metric, truth, candidate, current, seed=0, resamples=300):
+    pair = scorer(metric, truth, candidate), scorer(metric, truth, current)
+    return compare(metric, *pair, len(truth), 0.95, resamples, seed)
+
+
+def test_equal_answers_differ_by_nothing():
+    truth, answers = classifier([0, 1])
+    same = compared("roc_auc", truth, answers, answers)
+    assert (same.difference, same.low, same.high) == (0, 0, 0)
+
+
+def test_the_same_seed_gives_the_same_bounds():
+    truth, answers = classifier([0, 1])
+    _, other = classifier([0, 1], certainty=0.8)
+    assert compared("accuracy", truth, answers, other) == compared("accuracy", truth, answers, other)
+    assert compared("accuracy", truth, answers, other) != compared("accuracy", truth, answers, other, seed=1)
+
+
+def test_a_smaller_error_is_better_and_counts_as_a_share():
+    truth, current = regressor(noise=1.0)
+    halved = Answers(truth + (current.prediction - truth) / 2, False)
+    found = compared("rmse", truth, halved, current)
+    assert found.difference == pytest.approx(0.5)
+    assert found.low == pytest.approx(0.5)
+    assert compared("rmse", truth, current, halved).difference == pytest.approx(-1.0)
+
+
+def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for():
+    """Two models that differ by nothing on average: in about 5 % of 200 samples the lower bound lies above that."""
+    missed = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        truth = np.ones(ROWS, dtype=int)
+        ours, theirs = (Answers((rng.random(ROWS) < 0.8).astype(int), True) for _ in range(2))
+        missed += compared("accuracy", truth, ours, theirs, seed, resamples=200).low > 0
+    assert 2 <= missed <= 22

@@ -1,0 +1,55 @@
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.gate.policy import GatePolicy, parse_policy, read_policy, read_policy_file
+
+
+def test_an_empty_policy_gates_production_and_asks_for_proof():
+    policy = parse_policy("{}", "it")
+    assert policy == GatePolicy()
+    assert policy.gates_stage("production")
+    assert not policy.gates_stage("Staging")
+    assert not policy.gates_alias("champion")
+    assert policy.parity == "proven"
+
+
+def test_yaml_and_json_say_the_same():
+    yaml = parse_policy("gated_aliases: [champion]\nevaluation: {dataset: d.csv, target: y}", "it")
+    json = parse_policy('{"gated_aliases": ["champion"], "evaluation": {"dataset": "d.csv", "target": "y"}}', "it")
+    assert yaml == json
+    assert yaml.digest == json.digest != GatePolicy().digest
+    assert yaml.gates_alias("Champion")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("evaluaton: {}", "the policy: evaluaton: .*the fields are gated_stages, gated_aliases"),
+        ("evaluation: {margin: -1}", "the policy: evaluation.margin: "),
+        ("evaluation: {dataset: d.csv}", "the dataset needs a target"),
+        ("- a", "the policy is not a mapping"),
+        ("a: [", "the policy is not YAML"),
+    ],
+)
+def test_a_wrong_policy_is_named_with_its_field(text, message):
+    with pytest.raises(InvalidConfig, match=message):
+        parse_policy(text, "the policy")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InvalidConfig, match=r"the policy .*gate\.yaml does not exist"):
+        read_policy_file(tmp_path / "gate.yaml")
+
+
+def test_the_policy_stands_in_the_tag_of_the_registered_model(registry: MlflowClient):
+    assert read_policy("toy") is None
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", "gated_stages: [Staging]")
+    policy = read_policy("toy")
+    assert policy is not None
+    assert policy.gated_stages == ("Staging",)
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", "gated_stage: x")
+    with pytest.raises(InvalidConfig, match=r"the tag onnxserve\.gate\.policy of model toy: gated_stage"):
+        read_policy("toy")
+    with pytest.raises(NotFound, match="model none does not exist"):
+        read_policy("none")

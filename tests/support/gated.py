@@ -1,0 +1,101 @@
+"""Small models whose goodness is known: linear ones, as MLmodel folders and as versions of a registered model."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from support.models import write_model
+
+COLUMNS = ("a", "b")
+TRUTH = (2.0, -1.0)
+"""The weights by which the labels of `labelled` are made."""
+
+
+def labelled(count: int, seed: int = 0, noise: float = 0.5) -> dict[str, np.ndarray]:
+    """Columns a, b, `label` (0 or 1, of the noisy score) and `value` (the noisy score)."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=count), rng.normal(size=count)
+    score = TRUTH[0] * a + TRUTH[1] * b + rng.normal(size=count) * noise
+    return {"a": a, "b": b, "label": (score > 0).astype(np.int64), "value": score}
+
+
+def write_rows(path: Path, rows: dict[str, Any]) -> Path:
+    pq.write_table(pa.table(rows), path)
+    return path
+
+
+def write_classifier(
+    folder: Path,
+    weights: tuple[float, ...] = TRUTH,
+    *,
+    parity: str = "proven",
+    columns: tuple[str, ...] = COLUMNS,
+    types: tuple[str, ...] = (),
+    reference: dict[str, Any] | None = None,
+    extra: str = "",
+) -> Path:
+    """A model of our flavor: label (0, 1) and probabilities of a weighted sum.
+
+    Args:
+        extra: nodes before the sum, which may change `x` into `z`; default: none.
+    """
+    width = len(columns)
+    graph = f"""linear (double[N,{width}] x) => (int64[N] label, float[N,2] probabilities)
+      <double[{width},1] w = {{{", ".join(map(str, weights))}}}, double[1] one = {{1.0}}> {{
+        {extra or "z = Identity(x)"}
+        s = MatMul(z, w)
+        p = Sigmoid(s)
+        q = Sub(one, p)
+        wide = Concat <axis = 1> (q, p)
+        probabilities = Cast <to = 1> (wide)
+        label = ArgMax <axis = 1, keepdims = 0> (wide)
+      }}"""
+    section: dict[str, Any] = {
+        "inputs": [{"name": "x", "dtype": "float64", "shape": [-1, width], "columns": list(columns)}],
+        "outputs": [
+            {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
+            {"name": "probabilities", "dtype": "float32", "shape": [-1, 2], "role": "probabilities"},
+        ],
+        "prediction": ["label"],
+        "classes": [0, 1],
+        "framework": "sklearn",
+        "parity": {"state": parity, "rows": 1000},
+    }
+    return _write(folder, graph, section, columns, types, reference)
+
+
+def write_regressor(folder: Path, weights: tuple[float, ...] = TRUTH, reference: dict[str, Any] | None = None) -> Path:
+    """A model of our flavor: the weighted sum itself."""
+    graph = f"""linear (double[N,2] x) => (double[N,1] y) <double[2,1] w = {{{weights[0]}, {weights[1]}}}> {{
+      y = MatMul(x, w) }}"""
+    section: dict[str, Any] = {
+        "inputs": [{"name": "x", "dtype": "float64", "shape": [-1, 2], "columns": list(COLUMNS)}],
+        "outputs": [{"name": "y", "dtype": "float64", "shape": [-1, 1], "role": "values"}],
+        "prediction": ["y"],
+        "framework": "sklearn",
+        "parity": {"state": "proven", "rows": 1000},
+    }
+    return _write(folder, graph, section, COLUMNS, (), reference)
+
+
+def _write(
+    folder: Path,
+    graph: str,
+    section: dict[str, Any],
+    columns: tuple[str, ...],
+    types: tuple[str, ...],
+    reference: dict[str, Any] | None,
+) -> Path:
+    signature = [
+        {"name": name, "type": kind, "required": True}
+        for name, kind in zip(columns, types or ("double",) * len(columns), strict=True)
+    ]
+    if reference is not None:
+        section["reference"] = {"data": "reference.parquet"}
+    write_model(folder, graph, signature, section)
+    if reference is not None:
+        write_rows(folder / "reference.parquet", reference)
+    return folder
