@@ -10,10 +10,12 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mlflow_deploy_plugin.agent.cache import ModelCache
 from mlflow_deploy_plugin.agent.follow import Follower
+from mlflow_deploy_plugin.agent.pursuit import Pace, Pursuit
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.agent.version import MlflowRegistry
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -30,6 +32,7 @@ _ROUND_SECONDS = 0.25
 _COMMAND_SECONDS = 0.05
 """Between two looks for a command: somebody waits for its answer."""
 _SHIP_SECONDS = 2.0
+_LOOKS_AT_ONCE, _FETCHES_AT_ONCE = 4, 2
 _NICE = 10
 
 
@@ -83,15 +86,13 @@ def _run(state_dir: Path, follow: bool, stop: threading.Event) -> int:
     settings = load_settings()
     limit_patience()
     shipper = Shipper(state_dir / SPOOL, settings.inference_log)
-    follower = Follower(
-        state_dir,
+    pursuit = Pursuit(
         MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
-        settings.poll_seconds,
-        follow,
-        clock=time.monotonic,
-        wall_clock=time.time,
-        shipping=lambda: shipper.state,
+        ThreadPoolExecutor(_LOOKS_AT_ONCE, "look"),
+        ThreadPoolExecutor(_FETCHES_AT_ONCE, "fetch"),
+        Pace(settings.poll_seconds, follow, time.monotonic),
     )
+    follower = Follower(state_dir, pursuit, time.time, lambda: shipper.state)
     following = _Following(follower, stop)
     following.start()
     # Of a core that it shares with workers, shipping is to have what they leave. On Linux this is about this thread and

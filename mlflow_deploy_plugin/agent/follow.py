@@ -1,30 +1,33 @@
 """Following: spec and registry → the versions that are wanted.
 
 One round looks at everything and never waits: the spec (read again when it changes), commands (`agent/control.py`),
-every reference whose time has come, and what the workers say about the versions they were given. References to a stage
-or an alias come due again and again; pinned ones are looked at until they are resolved, and never again. Whatever
-fails, what was served is wanted on.
+what the registry has said and what has been fetched (`agent/pursuit.py`), and what the workers say about the versions
+they were given. References to a stage, an alias or a tag are asked for again and again; pinned ones until they are
+resolved, and never again. Whatever fails, what was served is wanted on.
 """
 
 import logging
 import os
-import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from mlflow_deploy_plugin.agent.consent import Consent, consent_of
+from mlflow_deploy_plugin.agent.consent import consent_of
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
-from mlflow_deploy_plugin.agent.tracked import Tracked, wanted_variant
-from mlflow_deploy_plugin.agent.version import FetchedVersion, restored_versions
-from mlflow_deploy_plugin.errors import InvalidConfig, ModelError, NotFound, OnnxserveError
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from mlflow_deploy_plugin.agent.memory import remember, remembered
+from mlflow_deploy_plugin.agent.pursuit import Pursuit
+from mlflow_deploy_plugin.agent.tracked import Tracked, wanted_variant, wish_of
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.registry.connection import without_addresses
 from mlflow_deploy_plugin.server.state import (
     AGENT,
     SPEC,
     WANTED,
     AgentState,
+    Followed,
+    RefusedVersion,
     ShippingState,
     Wanted,
     WantedEndpoint,
@@ -34,20 +37,12 @@ from mlflow_deploy_plugin.server.state import (
     read_workers,
     write_state,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
+from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_BACKOFF_SECONDS = 30.0
-_JITTER = 0.2
-
-
-class Registry(Protocol):
-    """What following needs of the world outside."""
-
-    def resolve(self, model_uri: str) -> ResolvedModel: ...
-    def fetch(self, resolved: ResolvedModel) -> FetchedVersion: ...
-    def report_failure(self, source: str, error: str) -> None: ...
+_FIRST_LOOK_SECONDS = 5.0
+"""What a restart waits for the registry before it serves what it has served before."""
 
 
 @dataclass
@@ -55,29 +50,22 @@ class Follower:
     """The agent's memory from round to round.
 
     Attributes:
-        follow: False resolves every reference once and then leaves it.
-        clock: monotonic seconds.
         wall_clock: seconds since 1970, for agent.json.
-        uniform: random between two numbers, to spread the polls of many agents.
         shipping: how shipping goes, which stands in agent.json too.
     """
 
     state_dir: Path
-    registry: Registry
-    poll_seconds: float
-    follow: bool
-    clock: Callable[[], float]
+    pursuit: Pursuit
     wall_clock: Callable[[], float]
-    uniform: Callable[[float, float], float] = random.uniform
     shipping: Callable[[], ShippingState] = ShippingState
 
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
         # what was served before a restart is served on, whatever the registry says or does not say
-        self._tracked = {uri: Tracked(version) for uri, version in restored_versions(self._wanted).items()}
-        self._control = EndpointControl(self.state_dir, self.wall_clock)
+        self._restored = remembered(self.state_dir)
+        self._followed = Followed()
+        self._control = EndpointControl(self.state_dir)
         self._own_specs: list[EndpointSpec] = []
-        self._consent = Consent()
         self._specs: list[EndpointSpec] = []
         self._is_forced = False
         self._spec_text = ""
@@ -93,27 +81,59 @@ class Follower:
         first = self._written is None
         self._read_spec()
         self._take_commands()
-        restored = any(tracked.version is not None for tracked in self._tracked.values())
-        looked = self._look_at_registry()
+        restored = any(tracked.version is not None for tracked in self.pursuit.tracked.values())
+        looked = self.pursuit.advance()
+        if first:
+            self._wait_for_the_first_look(None if self._something_lacks() else _FIRST_LOOK_SECONDS)
         fatal = first and not restored and self._something_lacks()
         if not fatal:
             self._write_wanted()
             fatal = self._hear_workers()
             self._write_wanted()
             self._control.settle(self._own_specs, self._outcome)
+        errors = list(self._errors())
         state = AgentState(
             pid=os.getpid(),
             checked_at=self.wall_clock() if looked or self._written is None else self._written.checked_at,
-            error=self._errors(),
+            error="; ".join(errors),
+            errors=len(errors),
             fatal=fatal,
+            refused=tuple(self._refused()),
             shipping=self.shipping(),
         )
         self._report(state)
         return state
 
-    def _errors(self) -> str:
-        of_models = [text for tracked in self._tracked.values() for text in (tracked.refusal, tracked.error)]
-        return "; ".join(text for text in [self._spec_error, *of_models] if text)
+    def _wait_for_the_first_look(self, seconds: float | None) -> None:
+        """Where a version lacks there is nothing else to do; what was served before is not kept from serving."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while under_way := self.pursuit.under_way():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            wait(under_way, left, FIRST_COMPLETED)
+            self.pursuit.advance()
+
+    def _errors(self) -> Iterator[str]:
+        """All that is wrong, each thing once."""
+        of_models = [tracked.words(wish.uri) for wish, tracked in self.pursuit.tracked.items()]
+        yield from dict.fromkeys(text for text in [self._spec_error, *of_models] if text)
+
+    def _refused(self) -> Iterator[RefusedVersion]:
+        for spec in self._specs:
+            for name, variant in spec.variants.items():
+                if (trouble := self._tracked(spec, variant).trouble) is not None:
+                    yield RefusedVersion(
+                        endpoint=spec.name,
+                        variant=name,
+                        model=trouble.model,
+                        version=trouble.version,
+                        cause=trouble.cause,
+                        reason=trouble.reason,
+                    )
+
+    def _tracked(self, spec: EndpointSpec, variant: VariantSpec) -> Tracked:
+        return self.pursuit.tracked[wish_of(spec, variant)]
 
     def _report(self, state: AgentState) -> None:
         """Writes agent.json, and logs an error when it comes, changes and goes; a fatal one the supervisor tells."""
@@ -133,19 +153,12 @@ class Follower:
                 return
             self._spec_text = text
             self._own_specs = load_specs(text)
-            self._agree(consent_of(self._own_specs))
+            self.pursuit.agree(consent_of(self._own_specs))
             self._spec_error = ""
         except (OSError, UnicodeDecodeError) as error:
             self._spec_error = f"{SPEC} cannot be read: {error}"
         except OnnxserveError as error:
             self._spec_error = f"{SPEC}: {error.message}"
-
-    def _agree(self, consent: Consent) -> None:
-        """A version that was refused for want of consent is looked at again where there is one now."""
-        for uri in (consent.allowed - self._consent.allowed) | (consent.named - self._consent.named):
-            if (tracked := self._tracked.get(uri)) is not None:
-                tracked.look_anew()
-        self._consent = consent
 
     def _take_commands(self) -> None:
         """What a command loads is looked up at once, and tried again where it was refused."""
@@ -153,22 +166,26 @@ class Follower:
         specs = self._control.endpoints(self._own_specs)
         if specs != self._specs:
             self._specs = specs
-            uris = {variant.model for spec in specs for variant in spec.variants.values()}
-            self._tracked = {uri: self._tracked.get(uri) or Tracked() for uri in sorted(uris)}
+            wishes = sorted({wish_of(spec, variant) for spec in specs for variant in spec.variants.values()})
+            known = self._restored | self.pursuit.tracked
+            self.pursuit.tracked = {wish: known.get(wish) or Tracked() for wish in wishes}
+            self._restored = {}
         for spec in anew or ():
             for variant in spec.variants.values():
-                self._tracked[variant.model].look_anew()
+                self._tracked(spec, variant).look_anew()
         self._is_forced = self._is_forced or anew is not None
 
     def has_work(self) -> bool:
         """Whether there is a reason for the next round to come soon."""
-        return self._control.has_work()
+        return self._control.has_work() or any(future.done() for future in self.pursuit.under_way())
 
     def _outcome(self, endpoint: str) -> OnnxserveError | None:
         """How loading or unloading went; see `control.Outcome`."""
         spec = next((spec for spec in self._specs if spec.name == endpoint), None)
         if spec and (error := self._failure(spec)):
             return error
+        if spec and not self._is_settled(spec):
+            raise Pending
         workers = [worker for worker in read_workers(self.state_dir) if lives(worker.pid)]
         is_behind = any(worker.generation != self._wanted.generation for worker in workers)
         if is_behind or any(_load_error(workers, endpoint, name) for name in (spec.variants if spec else ())):
@@ -176,51 +193,17 @@ class Follower:
         return None
 
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
-        """Why a model of the endpoint is not to be had, or not to be loaded."""
-        failures = (self._tracked[variant.model].failure() for variant in spec.variants.values())
-        return next((failure for failure in failures if failure is not None), None)
+        """Why a model of the endpoint is not to be had, or not to be loaded, in words that any caller may read."""
+        failures = (
+            self._tracked(spec, variant).failure(variant.model)
+            for variant in spec.variants.values()
+            if self._tracked(spec, variant).is_settled
+        )
+        failure = next((failure for failure in failures if failure is not None), None)
+        return None if failure is None else type(failure)(without_addresses(failure.message))
 
-    def _look_at_registry(self) -> bool:
-        due = [(uri, tracked) for uri, tracked in self._tracked.items() if tracked.due <= self.clock()]
-        for uri, tracked in due:
-            try:
-                followed = self._look(uri, tracked)
-                tracked.failures = 0
-                tracked.due = self.clock() + self._pause(0) if followed and self.follow else float("inf")
-            except (NotFound, InvalidConfig) as error:  # somebody may put it right at any moment
-                tracked.error, tracked.failed = f"{uri}: {error.message}", type(error)
-                tracked.due = self.clock() + self._pause(0)
-            except OnnxserveError as error:
-                tracked.error, tracked.failed = error.message, type(error)
-                tracked.failures += 1
-                tracked.due = self.clock() + self._pause(tracked.failures)
-        return bool(due)
-
-    def _look(self, uri: str, tracked: Tracked) -> bool:
-        """Brings `tracked` to what the registry says now; answers whether it has to be looked at again."""
-        resolved = self.registry.resolve(uri)
-        tracked.error = ""
-        if resolved.identity == tracked.refused:
-            return resolved.followed
-        if tracked.version is None or tracked.version.identity != resolved.identity:
-            try:
-                fetched = self.registry.fetch(resolved)
-                if fetched.runs_code:
-                    self._consent.check(uri, resolved.followed)
-            except ModelError as error:
-                tracked.refused, tracked.refusal = resolved.identity, f"{uri}: {error.message}"
-                self.registry.report_failure(resolved.source, error.message)
-                return resolved.followed
-            if tracked.version is not None and tracked.version.folder != fetched.folder:
-                tracked.previous = tracked.version
-            tracked.version = fetched
-        tracked.refused, tracked.refusal = "", ""
-        return resolved.followed
-
-    def _pause(self, failures: int) -> float:
-        longest = max(self.poll_seconds, _LONGEST_BACKOFF_SECONDS)
-        seconds = min(self.poll_seconds * 2.0 ** min(failures, 10), longest)
-        return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
+    def _is_settled(self, spec: EndpointSpec) -> bool:
+        return all(self._tracked(spec, variant).is_settled for variant in spec.variants.values())
 
     def _write_wanted(self) -> None:
         endpoints = {spec.name: self._wanted_endpoint(spec) for spec in self._specs if not self._is_vain(spec)}
@@ -231,6 +214,7 @@ class Follower:
         if (is_same and not self._is_forced) or has_none:
             return
         self._wanted = Wanted(generation=before.generation + 1, endpoints=endpoints, unloaded=unloaded)
+        self._followed = remember(self.state_dir, self.pursuit.tracked, self._followed)
         write_state(self.state_dir / WANTED, self._wanted)
         self._is_forced = False
         for name in [name for name in endpoints if endpoints[name] != before.endpoints.get(name)]:
@@ -238,19 +222,22 @@ class Follower:
                 _log.info("endpoint %s: %s version %s is wanted", name, variant.model, variant.version)
 
     def _is_vain(self, spec: EndpointSpec) -> bool:
-        """Whether a command loads the endpoint that cannot be had: no worker is to hear of it."""
+        """Whether a command loads the endpoint that cannot be had (yet): no worker is to hear of it."""
         is_new = self._control.is_loading(spec.name) and spec.name not in self._wanted.endpoints
-        return is_new and self._failure(spec) is not None
+        return is_new and (self._failure(spec) is not None or not self._is_settled(spec))
 
     def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
         served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
-        variants = {}
+        variants, errors = {}, {}
         for name, variant in spec.variants.items():
-            if (version := self._tracked[variant.model].version) is not None:
-                variants[name] = wanted_variant(variant, version)
+            tracked = self._tracked(spec, variant)
+            if tracked.version is not None:
+                variants[name] = wanted_variant(variant, tracked.version)
             elif name in served:  # its model was changed to one that cannot be had (yet)
                 variants[name] = served[name]
-        return WantedEndpoint(variants=variants, capture=spec.capture, sticky=spec.sticky)
+            elif words := tracked.words(variant.model):
+                errors[name] = without_addresses(words)
+        return WantedEndpoint(variants=variants, capture=spec.capture, sticky=spec.sticky, errors=errors)
 
     def _hear_workers(self) -> bool:
         """Goes back to the previous version where workers could not load the wanted one.
@@ -263,20 +250,19 @@ class Follower:
         failed = False
         for spec in self._specs:
             for name, variant in spec.variants.items():
-                tracked = self._tracked[variant.model]
+                tracked = self._tracked(spec, variant)
                 error = _load_error(workers, spec.name, name)
-                if not error or tracked.version is None or tracked.refused == tracked.version.identity:
+                if not error or tracked.version is None or tracked.unloadable == tracked.version.identity:
                     continue
                 is_commanded = self._control.is_loading(spec.name)  # whoever commanded it is told
                 failed = failed or (tracked.previous is None and nothing_loaded and not is_commanded)
-                source = tracked.version.source
-                tracked.refuse(variant.model, tracked.version, error)
-                self.registry.report_failure(source, error)
+                tracked.refuse(error)
+        self.pursuit.advance()  # so that the version's tag says it
         return failed
 
     def _something_lacks(self) -> bool:
         """Whether there is no use in a start; one of many endpoints keeps no other from serving."""
-        lacking = [tracked.version is None for tracked in self._tracked.values()]
+        lacking = [tracked.version is None for tracked in self.pursuit.tracked.values()]
         if len(self._specs) > 1:
             return all(lacking)
         return not self._own_specs or any(lacking)

@@ -1,52 +1,140 @@
-"""What the agent knows of one model URI: the version that is served for it, and what went wrong with it."""
+"""What the agent knows of one model URI: the version served for it, and what keeps another from being served."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from mlflow_deploy_plugin.agent.version import FetchedVersion
 from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
+from mlflow_deploy_plugin.registry.lookup import Answer
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel
 from mlflow_deploy_plugin.server.state import WantedVariant
-from mlflow_deploy_plugin.spec import VariantSpec
+from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
+
+Cause = Literal["gate", "fetch", "artifact", "consent", "load"]
+NEVER = float("inf")
+_WORDS: dict[Cause, str] = {
+    "gate": "is not served",
+    "fetch": "cannot be fetched",
+    "artifact": "cannot be served",
+    "consent": "is not served",
+    "load": "cannot be loaded",
+}
+
+
+class Wish(NamedTuple):
+    """What variants name, and what their endpoint requires of a version; empty: nothing."""
+
+    uri: str
+    require: str = ""
+
+
+def wish_of(spec: EndpointSpec, variant: VariantSpec) -> Wish:
+    return Wish(variant.model, spec.require or "")
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a version that the registry names is not served.
+
+    Attributes:
+        retry_at: when it is tried again; `NEVER`: not before the reference moves, or somebody asks for it.
+        kind: the class of the error, for whoever commanded it.
+    """
+
+    identity: str
+    source: str
+    model: str
+    version: str
+    cause: Cause
+    reason: str
+    retry_at: float = NEVER
+    kind: type[OnnxserveError] = ModelError
 
 
 @dataclass
 class Tracked:
-    """One model URI.
+    """One wish.
 
     Attributes:
         version: what is to be served for it; None until something could be fetched.
         previous: what was served before, to go back to when the workers cannot load `version`.
-        refused: identity of a version that cannot be served, so that it is not tried again and again.
-        refusal: why not.
-        error: why the last look at the registry failed, and `failed` how.
-        due: when to look at the registry next.
+        is_checked: the files of `version` have been looked at since the agent's start.
+        target: what the registry has said last.
+        trouble: why the target is not served.
+        unloadable: identity of a version that the workers have said they cannot load.
+        error: why the last look at the registry failed, and `failed` how; `failures`: how often in a row.
+        due: when to look at the registry next; never while a look is under way.
+        told: a version and the error that its tag in the registry says; `saying`: what is being written there.
     """
 
     version: FetchedVersion | None = None
     previous: FetchedVersion | None = None
-    refused: str = ""
-    refusal: str = ""
+    is_checked: bool = False
+    target: ResolvedModel | None = None
+    trouble: Trouble | None = None
+    unloadable: str | None = None
     error: str = ""
     failed: type[OnnxserveError] = OnnxserveError
     failures: int = 0
+    fetch_failures: int = 0
     due: float = 0.0
+    look: "Future[dict[str, Answer]] | None" = None
+    told: tuple[str, str] = ("", "")
+    telling: "Future[bool] | None" = None
+    tell_at: float = 0.0
+    saying: tuple[str, str] = ("", "")
 
-    def failure(self) -> OnnxserveError | None:
+    @property
+    def serves_target(self) -> bool:
+        return self.version is not None and self.target is not None and self.version.identity == self.target.identity
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to be done for what the registry has said last."""
+        if self.look is not None or self.due <= 0 or (self.target is None and not self.error):
+            return False
+        return bool(self.error or self.trouble or (self.serves_target and self.is_checked))
+
+    def failure(self, uri: str) -> OnnxserveError | None:
         """Why the newest version is not to be had, or not to be loaded; None: nothing is known against it."""
-        if self.refusal:
-            return ModelError(self.refusal)
+        if self.trouble is not None:
+            return self.trouble.kind(self.words(uri))
         return self.failed(self.error) if self.error else None
 
-    def refuse(self, uri: str, version: FetchedVersion, error: str) -> None:
+    def words(self, uri: str) -> str:
+        """What is wrong, for the status and the log; empty: nothing is."""
+        trouble = self.trouble
+        if trouble is None:
+            return self.error
+        named = f"version {trouble.version} {_WORDS[trouble.cause]}: " if trouble.version else ""
+        served = self.version
+        goes_on = served is not None and served.identity != trouble.identity
+        kept = f"; version {served.version} is served on" if goes_on and served is not None else ""
+        return "; ".join(filter(None, [self.error, f"{uri}: {named}{trouble.reason}{kept}"]))
+
+    def refuse(self, error: str) -> None:
         """The workers could not load `version`, the wanted one: back to what was served before it."""
-        self.refused = version.identity
-        self.refusal = f"{uri}: version {version.version} cannot be loaded: {error}"
+        failed = self.version
+        assert failed is not None
+        self.unloadable = failed.identity
+        self.trouble = Trouble(failed.identity, failed.source, failed.model, failed.version, "load", error)
         if self.previous is not None:
-            self.refusal += f"; version {self.previous.version} is served on"
             self.version, self.previous = self.previous, None
 
     def look_anew(self) -> None:
         """The registry is asked at once, and what was refused is tried again."""
-        self.due, self.refused, self.refusal = 0.0, "", ""
+        self.due, self.trouble, self.unloadable, self.fetch_failures = 0.0, None, None, 0
+
+    def to_tell(self) -> tuple[str, str] | None:
+        """The version and the error that its tag is to say from now on (empty: none); None: all is said."""
+        if self.trouble is not None:
+            wanted = self.trouble.source, self.trouble.reason
+        elif self.told[1] and self.version is not None and self.version.source == self.told[0]:
+            wanted = self.told[0], ""
+        else:
+            return None
+        return wanted if wanted != self.told else None
 
 
 def wanted_variant(variant: VariantSpec, version: FetchedVersion) -> WantedVariant:

@@ -1,23 +1,22 @@
-"""A version whose files are on this disk: how it is fetched, and how it is found again after a restart."""
+"""A version whose files are on this disk: how it is fetched, and where its failures are told."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_deploy_plugin.agent.cache import ModelCache
-from mlflow_deploy_plugin.errors import NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import registry_address
 from mlflow_deploy_plugin.registry.download import refuse_links
+from mlflow_deploy_plugin.registry.lookup import Answer, Lookup
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
-from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version, untag_version
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.server.state import Wanted
 
 _log = logging.getLogger(__name__)
-
-_LONGEST_TAG = 5000
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class FetchedVersion:
     """One version, ready to be loaded.
 
     Attributes:
-        identity: `ResolvedModel.identity` of what was fetched; empty for what wanted.json said before a restart.
+        identity: `ResolvedModel.identity` of what was fetched; empty where only wanted.json tells of it.
         source: where the files came from.
         runs_code: it has no ONNX form.
     """
@@ -44,9 +43,11 @@ class MlflowRegistry:
     """The world outside of `Follower`: MLflow, and the cache that its files come into."""
 
     cache: ModelCache
+    lookup: Lookup = field(default_factory=Lookup)
 
-    def resolve(self, model_uri: str) -> ResolvedModel:
-        return resolve(model_uri)
+    def resolve(self, model_uris: Sequence[str]) -> dict[str, Answer]:
+        """What each URI means now, or why that cannot be told."""
+        return self.lookup.resolve(model_uris)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
         """Fetches and verifies; a folder on this disk is served from where it stands.
@@ -62,31 +63,26 @@ class MlflowRegistry:
             self.cache.prune()
         return _described(resolved, read_served_artifact(folder))
 
-    def report_failure(self, source: str, error: str) -> None:
-        """Tags the registered version that is `source` with the error, where the registry can be reached."""
+    def report_failure(self, source: str, error: str) -> bool:
+        """Tags the registered version that is `source` with the error, or takes the tag away where that is empty.
+
+        Returns:
+            False: the registry does not answer.
+        """
         reference = parse_model_uri(source)
         if reference.kind != "version":
-            return
+            return True
         try:
-            tag_version(reference.name, reference.selector, ERROR_TAG, error[:_LONGEST_TAG])
-        except (NotFound, RegistryUnavailable) as unreachable:
+            if error:
+                tag_version(reference.name, reference.selector, ERROR_TAG, error)
+            else:
+                untag_version(reference.name, reference.selector, ERROR_TAG)
+        except NotFound:
+            return True
+        except RegistryUnavailable as unreachable:
             _log.warning("the version could not be tagged with its error: %s", unreachable)
-
-
-def restored_versions(wanted: Wanted) -> dict[str, FetchedVersion]:
-    """What was served before this start, by model URI; only versions whose files are still whole."""
-    versions = {}
-    for endpoint in wanted.endpoints.values():
-        for variant in endpoint.variants.values():
-            try:
-                read_served_artifact(variant.folder)
-            except OnnxserveError as error:
-                _log.warning("%s version %s is gone from this disk: %s", variant.model, variant.version, error)
-                continue
-            versions[variant.model_uri] = FetchedVersion(
-                variant.model, variant.version, variant.folder, dict(variant.aspects)
-            )
-    return versions
+            return False
+        return True
 
 
 def _lasting_identity(resolved: ResolvedModel) -> str | None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ _FOR_A_SERVICE = {
     _TIMEOUT: "5",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+_ADDRESS = re.compile(
+    r"(?:,? in)? MLflow at \S+?(?=[,;:]?(?:\s|$))|(?:,? (?:at|from|in))? ?\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*"
+)
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # up to the last @: a password may hold others
 
 
@@ -35,17 +39,44 @@ def limit_patience() -> None:
 def patience_for_files() -> Iterator[None]:
     """Takes back the time limit for as long as files are fetched.
 
-    MLflow's server gets a whole file from its artifact store before it sends the first byte of it.
+    MLflow's server gets a whole file from its artifact store before it sends the first byte of it. The limit is the
+    whole process's: calls made meanwhile are patient too.
     """
-    limit = os.environ.get(_TIMEOUT)
-    if limit != _FOR_A_SERVICE[_TIMEOUT]:
-        yield
-        return
-    del os.environ[_TIMEOUT]
+    with _patience:
+        _patience.ask()
     try:
         yield
     finally:
-        os.environ[_TIMEOUT] = limit
+        with _patience:
+            _patience.release()
+
+
+class _Patience:
+    """Counts who needs it: several threads fetch at the same time. To be held while it is changed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._needed_by = 0
+        self._limit: str | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def ask(self) -> None:
+        if self._needed_by == 0 and os.environ.get(_TIMEOUT) == _FOR_A_SERVICE[_TIMEOUT]:
+            self._limit = os.environ.pop(_TIMEOUT)
+        self._needed_by += 1
+
+    def release(self) -> None:
+        self._needed_by -= 1
+        if self._needed_by == 0 and self._limit is not None:
+            os.environ[_TIMEOUT], self._limit = self._limit, None
+
+
+_patience = _Patience()
 
 
 def registry_client() -> "MlflowClient":
@@ -63,6 +94,11 @@ def registry_address() -> str:
 
 def without_credentials(text: str) -> str:
     return _CREDENTIALS.sub("", text)
+
+
+def without_addresses(text: str) -> str:
+    """The text as anybody may read it who reaches the server: it does not say where MLflow and its files are."""
+    return _ADDRESS.sub("", text)
 
 
 @contextmanager

@@ -62,3 +62,14 @@ def tag_version(name: str, version: str, key: str, value: str) -> None:
     """
     with registry_errors(f"model {name} version {version}"):
         registry_client().set_model_version_tag(name, version, key, value[:_LONGEST_TAG])
+
+
+def untag_version(name: str, version: str, key: str) -> None:
+    """Takes a tag of a registered version away, if it has it.
+
+    Raises:
+        NotFound: there is no such version.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    with registry_errors(f"model {name} version {version}"):
+        registry_client().delete_model_version_tag(name, version, key)

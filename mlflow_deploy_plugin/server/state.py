@@ -4,6 +4,7 @@
     wanted.json         agent → workers             the versions to be served, already on this disk
     workers/PID.json    each worker → everyone      what it has loaded, and what it could not load
     agent.json          agent → everyone            when it last reached the registry, and what went wrong
+    followed.json       agent                       the versions served and those before them, for the next start
     commands/ID.json    worker → agent              an endpoint that is to be loaded or unloaded (`server/commands.py`)
     answers/ID.json     agent → worker              how that went
     control.json        agent                       what commands have changed of the spec, for the next start
@@ -50,9 +51,12 @@ class WantedVariant(_State):
 
 
 class WantedEndpoint(_State):
+    """The variants that have a version; `errors` says why the others have none, in words that any caller may read."""
+
     variants: dict[str, WantedVariant]
     capture: CaptureSpec = CaptureSpec()
     sticky: StickySpec | None = None
+    errors: dict[str, str] = Field(default_factory=dict)
 
 
 class Wanted(_State):
@@ -126,15 +130,65 @@ class ShippingState(_State):
     broken_segments: int = 0
 
 
+class RefusedVersion(_State):
+    """A version that the registry names for a variant and that is not served.
+
+    Attributes:
+        cause: gate, fetch, artifact, consent (it would run code of its own) or load.
+        reason: one line.
+    """
+
+    endpoint: str
+    variant: str
+    model: str
+    version: str
+    cause: str
+    reason: str
+
+
 class AgentState(_State):
     """The agent's own account. `error` is empty while the last look at the registry went well; `fatal` says that
-    nothing can be served because a model could not be resolved or fetched and there is no earlier version."""
+    nothing can be served because a model could not be resolved or fetched and there is no earlier version.
+
+    Attributes:
+        errors: how many things are wrong; `error` names them all.
+        refused: versions that are not served, while those before them are.
+    """
 
     pid: int
     checked_at: float = 0.0
     error: str = ""
+    errors: int = 0
     fatal: bool = False
+    refused: tuple[RefusedVersion, ...] = ()
     shipping: ShippingState = ShippingState()
+
+
+class KnownVersion(_State):
+    """A version whose files are on this disk; see `agent.version.FetchedVersion`."""
+
+    model: str
+    version: str
+    folder: Path
+    aspects: dict[str, str] = Field(default_factory=dict)
+    identity: str = ""
+    source: str = ""
+    runs_code: bool = False
+
+
+class FollowedReference(_State):
+    """What is served for a reference, and what was before it."""
+
+    model_uri: str
+    require: str = ""
+    version: KnownVersion | None = None
+    previous: KnownVersion | None = None
+
+
+class Followed(_State):
+    """The agent's memory, for the agent that is started after it was killed."""
+
+    references: tuple[FollowedReference, ...] = ()
 
 
 class ServerState(_State):
@@ -150,6 +204,7 @@ class ServerState(_State):
 StateT = TypeVar("StateT", bound=_State)
 
 WANTED, AGENT, SERVER, SPEC, LOG = "wanted.json", "agent.json", "server.json", "spec.yaml", "server.log"
+FOLLOWED = "followed.json"
 COMMANDS, ANSWERS, CONTROL = "commands", "answers", "control.json"
 
 

@@ -2,16 +2,21 @@
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.agent.follow import Follower
+from mlflow_deploy_plugin.agent.pursuit import Pace, Pursuit
 from mlflow_deploy_plugin.agent.version import FetchedVersion
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.registry.lookup import Answer
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from mlflow_deploy_plugin.registry.tags import standing_of
 from mlflow_deploy_plugin.server.state import (
     AGENT,
     SPEC,
@@ -29,6 +34,35 @@ from mlflow_deploy_plugin.server.state import (
 STAGE = "models:/tiny/Production"
 
 
+class AtOnce(Executor):
+    """Does in the caller's thread what a pool would do in another."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments, **named))
+        except OnnxserveError as error:
+            future.set_exception(error)
+        return future
+
+
+class Later(Executor):
+    """Does nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":
+        self.waiting.append((Future(), lambda: function(*arguments, **named)))
+        return self.waiting[-1][0]
+
+    def go_on(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for future, work in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_result(work())
+
+
 @dataclass
 class World:
     """A registry that answers with `versions[uri]` (or raises it), and versions that lie ready on this disk."""
@@ -36,32 +70,43 @@ class World:
     make_model: Callable[..., Path]
     root: Path
     versions: dict[str, str | OnnxserveError] = field(default_factory=dict)
-    unusable: set[str] = field(default_factory=set)
+    unusable: dict[str, OnnxserveError] = field(default_factory=dict)
     pyfuncs: set[str] = field(default_factory=set)
     resolved: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    gates: dict[str, str] = field(default_factory=dict)
+    calls: int = 0
+    is_deaf: bool = False
 
-    def resolve(self, model_uri: str) -> ResolvedModel:
+    def resolve(self, model_uris: Sequence[str]) -> dict[str, Answer]:
+        self.calls += 1
+        return {uri: self._resolve(uri) for uri in model_uris}
+
+    def _resolve(self, model_uri: str) -> Answer:
         self.resolved.append(model_uri)
         answer = self.versions[model_uri]
         if isinstance(answer, OnnxserveError):
-            raise answer
+            return answer
         followed = not model_uri.rpartition("/")[2].isdigit()
-        return ResolvedModel(model_uri, "tiny", answer, f"models:/tiny/{answer}", followed)
+        standing = standing_of({"onnxserve.gate": self.gates[answer]} if answer in self.gates else {})
+        return ResolvedModel(model_uri, "tiny", answer, f"models:/tiny/{answer}", followed, standing=standing)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
         self.fetched.append(resolved.version)
         if resolved.version in self.unusable:
-            raise InvalidArtifact("no onnx here")
+            raise self.unusable[resolved.version]
         folder = self.root / resolved.version
         if not folder.exists():
             self.make_model(folder)
         runs_code = resolved.version in self.pyfuncs
         return FetchedVersion("tiny", resolved.version, folder, {}, resolved.identity, resolved.source, runs_code)
 
-    def report_failure(self, source: str, error: str) -> None:
+    def report_failure(self, source: str, error: str) -> bool:
+        if self.is_deaf:
+            return False
         self.failures.append((source, error))
+        return True
 
 
 @dataclass
@@ -74,9 +119,11 @@ class Case:
         lines = [f"  v{number}: {{model: '{uri}'}}" for number, uri in enumerate(variants, 1)]
         (self.state_dir / SPEC).write_text("\n".join(["name: e", "variants:", *lines]))
 
-    def follower(self, follow: bool = True) -> Follower:
+    def follower(self, follow: bool = True, looks: Executor | None = None, fetches: Executor | None = None) -> Follower:
         clock = lambda: self.now  # noqa: E731
-        return Follower(self.state_dir, self.world, 2.0, follow, clock, clock, uniform=lambda low, high: 1.0)
+        pace = Pace(2.0, follow, clock, uniform=lambda low, high: 1.0)
+        pursuit = Pursuit(self.world, looks or AtOnce(), fetches or AtOnce(), pace)
+        return Follower(self.state_dir, pursuit, clock)
 
     @property
     def wanted(self) -> Wanted:
@@ -226,13 +273,13 @@ def test_a_variant_that_is_given_a_model_that_cannot_be_had_keeps_the_one_it_has
 def test_a_version_without_onnx_is_refused_once_and_the_old_one_stays(case: Case) -> None:
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
-    case.world.unusable = {"2"}
+    case.world.unusable["2"] = InvalidArtifact("no onnx here")
     follower = case.follower()
     follower.round()
     case.world.versions[STAGE] = "2"
     for _ in range(3):
         case.now += 2
-        assert follower.round().error == f"{STAGE}: no onnx here"
+        assert follower.round().error == f"{STAGE}: version 2 cannot be served: no onnx here; version 1 is served on"
     assert case.world.fetched == ["1", "2"]
     assert case.world.failures == [("models:/tiny/2", "no onnx here")]
     assert case.versions == {"v1": "1"}

@@ -4,10 +4,9 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.agent.cache import ModelCache
-from mlflow_deploy_plugin.agent.version import FetchedVersion, MlflowRegistry, restored_versions
+from mlflow_deploy_plugin.agent.version import MlflowRegistry
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel
-from mlflow_deploy_plugin.server.state import Wanted
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
 
 MakeModel = Callable[..., Path]
 
@@ -21,7 +20,7 @@ def test_a_folder_is_served_from_where_it_stands_under_its_model_id(
     registry: MlflowRegistry, make_model: MakeModel, tmp_path: Path
 ) -> None:
     folder = make_model(tmp_path / "flights", "m-7")
-    version = registry.fetch(registry.resolve(str(folder)))
+    version = registry.fetch(resolve(str(folder)))
     assert (version.model, version.version, version.folder) == ("flights", "m-7", folder)
     assert version.aspects == {"model_id": "m-7", "run_id": "r-1", "parity": "no-original"}
     assert not list((tmp_path / "cache" / "models").iterdir())
@@ -41,7 +40,7 @@ def test_a_pyfunc_is_told_apart(registry: MlflowRegistry, tmp_path: Path) -> Non
     folder = tmp_path / "pyfunc"
     folder.mkdir()
     (folder / "MLmodel").write_text("flavors: {python_function: {loader_module: x}}\nmodel_id: m-9\n")
-    version = registry.fetch(registry.resolve(str(folder)))
+    version = registry.fetch(resolve(str(folder)))
     assert (version.version, version.runs_code) == ("m-9", True)
 
 
@@ -49,18 +48,8 @@ def test_a_folder_with_a_link_is_not_served(registry: MlflowRegistry, make_model
     folder = make_model(tmp_path / "model")
     (folder / "extra").symlink_to("/etc/hostname")
     with pytest.raises(InvalidArtifact, match="'extra' is a link"):
-        registry.fetch(registry.resolve(str(folder)))
+        registry.fetch(resolve(str(folder)))
 
 
 def test_a_failure_of_what_is_not_registered_is_reported_to_nobody(registry: MlflowRegistry, tmp_path: Path) -> None:
-    registry.report_failure(str(tmp_path), "it does not load")
-
-
-def test_only_versions_that_are_still_whole_are_restored(make_model: MakeModel, tmp_path: Path) -> None:
-    whole = make_model(tmp_path / "whole")
-    variants = {
-        name: {"model_uri": f"models:/{name}/1", "model": name, "version": "1", "folder": str(folder)}
-        for name, folder in (("whole", whole), ("gone", tmp_path / "gone"))
-    }
-    wanted = Wanted.model_validate({"generation": 3, "endpoints": {"e": {"variants": variants}}})
-    assert restored_versions(wanted) == {"models:/whole/1": FetchedVersion("whole", "1", whole)}
+    assert registry.report_failure(str(tmp_path), "it does not load")

@@ -1,0 +1,34 @@
+from collections.abc import Callable
+from pathlib import Path
+
+from mlflow_deploy_plugin.agent.memory import remember, remembered
+from mlflow_deploy_plugin.agent.tracked import Tracked, Wish
+from mlflow_deploy_plugin.agent.version import FetchedVersion
+from mlflow_deploy_plugin.server.state import WANTED, Followed, Wanted, write_state
+
+MakeModel = Callable[..., Path]
+STAGE = Wish("models:/x/Production", "gate=passed")
+
+
+def test_the_version_and_the_one_before_are_found_again(make_model: MakeModel, tmp_path: Path) -> None:
+    new = FetchedVersion("x", "2", make_model(tmp_path / "2"), {"stage": "Production"}, "models:/x/2", "models:/x/2")
+    old = FetchedVersion("x", "1", make_model(tmp_path / "1"), {}, "models:/x/1", "models:/x/1", True)
+    written = remember(tmp_path, {STAGE: Tracked(new, old), Wish("models:/y@a"): Tracked()}, Followed())
+    assert remember(tmp_path, {STAGE: Tracked(new, old)}, written) == written
+    assert remembered(tmp_path) == {STAGE: Tracked(new, old)}
+
+
+def test_a_version_that_is_gone_gives_way_to_the_one_before(make_model: MakeModel, tmp_path: Path) -> None:
+    old = FetchedVersion("x", "1", make_model(tmp_path / "1"))
+    remember(tmp_path, {STAGE: Tracked(FetchedVersion("x", "2", tmp_path / "gone"), old)}, Followed())
+    assert remembered(tmp_path) == {STAGE: Tracked(old)}
+
+
+def test_where_nothing_is_remembered_what_the_workers_were_told_counts(make_model: MakeModel, tmp_path: Path) -> None:
+    whole = make_model(tmp_path / "whole")
+    variants = {
+        name: {"model_uri": f"models:/{name}/1", "model": name, "version": "1", "folder": str(folder)}
+        for name, folder in (("whole", whole), ("gone", tmp_path / "gone"))
+    }
+    write_state(tmp_path / WANTED, Wanted.model_validate({"generation": 3, "endpoints": {"e": {"variants": variants}}}))
+    assert remembered(tmp_path) == {Wish("models:/whole/1"): Tracked(FetchedVersion("whole", "1", whole))}
