@@ -45,6 +45,7 @@ class _Plan:
         layout: the JSON that tells a reader.
         kept: the place of each array that is held among all, and whether it is text.
         rows: how many rows are held; `is_cut`: there are more.
+        is_plain: every array is held as it lies in memory.
     """
 
     names: list[str]
@@ -54,6 +55,7 @@ class _Plan:
     kept: tuple[tuple[int, bool], ...]
     rows: int
     is_cut: bool
+    is_plain: bool
 
 
 class Packer:
@@ -70,23 +72,25 @@ class Packer:
         An array that has not one entry a row, or holds objects that no column takes, is left out.
         """
         arrays = [*feeds.values(), *outputs.values()]
-        names = [*feeds, *outputs]
         shapes = [array.shape for array in arrays]
-        key = record.endpoint, record.variant, max_rows, shapes[0] if shapes else ()
+        endpoint, variant, request_id, prediction_id, event_time, received_time = record
+        key = endpoint, variant, max_rows, shapes[0] if shapes else ()
         plan = self._plans.get(key)
         if (
             plan is None
             or plan.shapes != shapes
-            or plan.names != names
+            or plan.names != [*feeds, *outputs]
             or plan.dtypes != [array.dtype for array in arrays]
         ):
             plan = _plan(record, feeds, outputs, max_rows)
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
-        request_id, prediction_id = record.request_id.encode(), record.prediction_id.encode()
-        head = _HEAD.pack(plan.rows, record.event_time, record.received_time, len(request_id), len(prediction_id))
-        pieces = [head, request_id, prediction_id]
+        ids = request_id.encode(), prediction_id.encode()
+        pieces = [_HEAD.pack(plan.rows, event_time, received_time, len(ids[0]), len(ids[1])), *ids]
+        if plan.is_plain:
+            pieces += [array.tobytes() for array in arrays]
+            return plan.layout, pieces
         for place, is_text in plan.kept:
             array = arrays[place][: plan.rows] if plan.is_cut else arrays[place]
             if is_text:
@@ -143,4 +147,5 @@ def _plan(record: RequestRecord, feeds: Mapping[str, Array], outputs: Mapping[st
         tuple(kept),
         min(rows, max_rows),
         rows > max_rows,
+        rows <= max_rows and len(kept) == len(arrays) and not any(is_text for _, is_text in kept),
     )

@@ -35,10 +35,11 @@ class Costs:
 
     def is_quick(self, request: RawRequest) -> bool:
         """Whether the answer is expected within `INLINE_SECONDS`."""
-        seconds = self._seconds.get(_class_of(request))
+        path, headers, size = request.path, request.headers, len(request.body)
+        seconds = self._seconds.get((path, headers.get("content-type"), size.bit_length()))
         if seconds is None:
-            return request.path in _INSTANT
-        is_small = len(request.body) <= _INLINE_BYTES and "content-encoding" not in request.headers
+            return path in _INSTANT
+        is_small = size <= _INLINE_BYTES and "content-encoding" not in headers
         return seconds < INLINE_SECONDS and is_small and self._may_be_inline()
 
     def on_loop(self, answer: Callable[[RawRequest], RawResponse], request: RawRequest) -> RawResponse:
@@ -60,7 +61,7 @@ class Costs:
     def _learn(self, request: RawRequest, response: RawResponse, seconds: float) -> None:
         if response.status != 200 or "X-Prediction-Id" not in response.headers:
             return  # what is refused is quicker than what is answered, and its path is the caller's text
-        key = _class_of(request)
+        key = request.path, request.headers.get("content-type"), len(request.body).bit_length()
         average = self._seconds.get(key)
         if average is None:
             if len(self._seconds) >= _CLASSES:
@@ -69,7 +70,3 @@ class Costs:
             return
         change = min(seconds, _MOST * average) - average
         self._seconds[key] = average + change * (_DOWN if change < 0 else _UP)
-
-
-def _class_of(request: RawRequest) -> _Class:
-    return request.path, request.headers.get("content-type"), len(request.body).bit_length()

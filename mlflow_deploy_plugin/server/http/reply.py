@@ -17,11 +17,11 @@ def reply(response: RawResponse, keeps_alive: bool, with_body: bool = True) -> b
         keeps_alive: the connection stays open; else the answer says that it ends.
         with_body: False: the answer to a HEAD.
     """
-    fields = "".join([f"\r\n{name}: {value}" for name, value in response.headers.items()])
+    fields = "\r\n".join([*map(": ".join, response.headers.items()), "\r\n"])
     head = (
         f"{_status_line(response.status)}\r\nDate: {_date(int(time.time()))}"
         f"\r\nConnection: {'keep-alive' if keeps_alive else 'close'}"
-        f"\r\nContent-Type: {response.content_type}\r\nContent-Length: {len(response.body)}{fields}\r\n\r\n"
+        f"\r\nContent-Type: {response.content_type}\r\nContent-Length: {len(response.body)}\r\n{fields}"
     ).encode("latin-1", "replace")
     return head + response.body if with_body else head
 
