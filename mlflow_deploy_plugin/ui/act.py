@@ -3,20 +3,24 @@
 Whatever it calls is what the command line calls; who pressed the button stands in the audit trail as the actor.
 """
 
+import importlib
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.settings import Settings, load_settings
+from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.ui.jobs import Job, read, write
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 
 _PATIENCE_SECONDS = 5
 
@@ -30,7 +34,7 @@ def main(path: Path) -> int:
     write(path, job)
     try:
         os.environ["MLFLOW_TRACKING_URI"] = _reachable(job.servers)
-        message = _ACTIONS[job.asked["action"]](job)
+        message = _act(job)
     except OnnxserveError as error:
         write(path, replace(job, state="failed", message=error.message))
         return 1
@@ -44,6 +48,15 @@ def main(path: Path) -> int:
         return 1
     write(path, replace(job, state="done", message=message))
     return 0
+
+
+def _act(job: Job) -> str:
+    settings = load_settings()
+    store = open_store(settings.store_url)
+    try:
+        return _ACTIONS[job.asked["action"]](job, store, settings)
+    finally:
+        store.close()
 
 
 def _reachable(servers: tuple[str, ...]) -> str:
@@ -60,28 +73,58 @@ def _reachable(servers: tuple[str, ...]) -> str:
     )
 
 
-def _traffic(job: Job) -> str:
+def _traffic(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 
     endpoint, weights = job.asked["endpoint"], job.asked["weights"]
-    settings = load_settings()
-    store = open_store(settings.store_url)
-    try:
-        deployments = Deployments(store, settings, print)
-        if deployments.get_endpoint(endpoint).observation.state != "running":
-            # a server that is started here would keep the credentials of whoever pressed the button
-            raise InvalidConfig(f"the server of {endpoint} does not run: `onnxserve start {endpoint}` first")
-        deployments.set_traffic(endpoint, weights, why=job.asked["why"], actor=job.actor)
-    finally:
-        store.close()
-    return f"{endpoint} is answered by {', '.join(f'{name} {weight}' for name, weight in weights.items())}"
+    deployments = Deployments(store, settings, print)
+    _check_running(deployments, endpoint)
+    deployments.set_traffic(endpoint, weights, why=job.asked["why"], actor=job.actor)
+    return f"{endpoint} is answered by {', '.join(f'{name} {weight}' for name, weight in weights.items())}."
 
 
-_ACTIONS: dict[str, Callable[[Job], str]] = {"traffic": _traffic}
+def _rollback(job: Job, store: Store, settings: Settings) -> str:
+    rollback = importlib.import_module("mlflow_deploy_plugin.controller.rollback").rollback
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+
+    endpoint = job.asked["endpoint"]
+    _check_running(Deployments(store, settings, print), endpoint)
+    figures = rollback(endpoint, why=job.asked["why"], actor=job.actor)
+    return f"{endpoint} is back: {_shown(figures)}."
+
+
+def _promote(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.gate.promote import promote
+
+    model, version, to = job.asked["model"], job.asked["version"], job.asked["to"]
+    moved = promote(model, version, to, why=job.asked["why"], actor=job.actor, store=store, progress=print)
+    before = f", where version {moved.before} was" if moved.before else ""
+    return f"Version {moved.version} is in {moved.to}{before}; gate {moved.gate}: {moved.reason}."
+
+
+def _gate(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.gate.run import run_gate
+
+    gated = run_gate(job.asked["model"], job.asked["version"], actor=job.actor, store=store, progress=print)
+    return f"The gate says {gated.verdict.state}: {gated.verdict.reason}."
+
+
+def _check_running(deployments: "Deployments", endpoint: str) -> None:
+    """A server that is started from here would keep the credentials of whoever pressed the button."""
+    if deployments.get_endpoint(endpoint).observation.state not in ("running", "starting"):
+        raise InvalidConfig(f"the server of {endpoint} does not run: `onnxserve start {endpoint}` first")
 
 
 def _shown(figures: Any) -> str:
-    return ", ".join(f"{name} {value}" for name, value in dict(figures or {}).items())
+    return ", ".join(f"{name} {value}" for name, value in dict(figures or {}).items() if value not in ("", None))
+
+
+_ACTIONS: dict[str, Callable[[Job, Store, Settings], str]] = {
+    "traffic": _traffic,
+    "rollback": _rollback,
+    "promote": _promote,
+    "gate": _gate,
+}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from support.waiting import wait_until
 
 CHROMIUM = shutil.which("chromium")
 MODEL, ENDPOINT = "adder", "promoted"
+POLICY_TAG = "onnxserve.gate.policy"
 pytestmark = [
     pytest.mark.chromium,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
@@ -200,7 +201,7 @@ def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fail
 def test_a_refused_gate_is_said_by_the_ui_itself_and_nothing_moves(platform: Platform) -> None:
     before = platform.traffic.version
     client = MlflowClient()
-    client.set_registered_model_tag(MODEL, "onnxserve.gate.policy", "gated_stages: [Production]")
+    client.set_registered_model_tag(MODEL, POLICY_TAG, "gated_stages: [Production]")
     client.set_model_version_tag(MODEL, "3", "onnxserve.gate", "failed")
     client.set_model_version_tag(MODEL, "3", "onnxserve.gate.reason", "evaluation: accuracy 0.71 against 0.80")
     try:
@@ -211,7 +212,7 @@ def test_a_refused_gate_is_said_by_the_ui_itself_and_nothing_moves(platform: Pla
         assert [event.version for event in platform.events("refused")] == ["3"]
         platform.traffic.wait_for(before)
     finally:
-        client.delete_registered_model_tag(MODEL, "onnxserve.gate.policy")
+        client.delete_registered_model_tag(MODEL, POLICY_TAG)
 
 
 def test_the_console_changes_the_traffic_live(platform: Platform) -> None:
@@ -235,3 +236,24 @@ def test_the_console_changes_the_traffic_live(platform: Platform) -> None:
         "anonymous@127.0.0.1",
         "the challenger is to prove itself",
     )
+
+
+@pytest.mark.long
+def test_the_console_promotes_what_passes_the_gate_and_says_why_it_refuses(platform: Platform) -> None:
+    client = MlflowClient()
+    before = platform.traffic.version
+    client.set_registered_model_tag(
+        MODEL, POLICY_TAG, "parity: proven\nskip: [signature, evaluation, robustness, budget]"
+    )
+    page = open_console(platform)
+    page.get_by_role("button", name=f"Promote version 3 of {MODEL}").click()
+    expect(page.get_by_text("Not done: promote version 3")).to_be_visible(timeout=90_000)
+    assert "parity" in page.get_by_role("alert").inner_text()
+    assert platform.stage("3") == "None"
+    client.set_registered_model_tag(MODEL, POLICY_TAG, "parity: any\nskip: [signature, evaluation, robustness, budget]")
+    press(page, f"Promote version 3 of {MODEL}")
+    platform.traffic.wait_for("3")
+    promoted = platform.events("promote")[-1]
+    assert (promoted.version, promoted.actor) == ("3", "anonymous@127.0.0.1")
+    assert before in promoted.before
+    expect(page.get_by_role("link", name="report").first).to_be_visible()
