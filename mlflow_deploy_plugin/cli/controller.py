@@ -21,10 +21,7 @@ def controller(lease_seconds: float) -> None:
     from mlflow_deploy_plugin.controller.actions import Actions
     from mlflow_deploy_plugin.controller.loop import Controller
     from mlflow_deploy_plugin.controller.who import controller_name, this_process
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-    from mlflow_deploy_plugin.registry.connection import limit_patience
-    from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.store import open_store
+    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 
     ended = threading.Event()
 
@@ -33,12 +30,6 @@ def controller(lease_seconds: float) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    limit_patience()
-    settings = load_settings()
-    store = open_store(settings.store_url)
-    deployments = Deployments(store, settings, click.echo)
-    try:
+    with open_deployments(click.echo) as deployments:
         actions = Actions(deployments, controller_name(), click.echo)
-        Controller(store, actions, this_process(), lease_seconds, click.echo).run(ended)
-    finally:
-        store.close()
+        Controller(deployments.store, actions, this_process(), lease_seconds, click.echo).run(ended)

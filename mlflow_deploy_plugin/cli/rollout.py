@@ -115,15 +115,7 @@ def _wait(deployments: "Deployments", begun: "Rollout") -> None:
 
 @contextmanager
 def _deployments() -> Iterator["Deployments"]:
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-    from mlflow_deploy_plugin.registry.connection import limit_patience
-    from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.store import open_store
+    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 
-    limit_patience()
-    settings = load_settings()
-    store = open_store(settings.store_url)
-    try:
-        yield Deployments(store, settings, lambda line: None)
-    finally:
-        store.close()
+    with open_deployments(lambda line: None) as opened:
+        yield opened

@@ -112,7 +112,9 @@ def lacking(plan: RolloutPlan, step: int, ledger: Ledger) -> str:
 
 
 def figures(plan: RolloutPlan, ledger: Ledger) -> dict[str, Any]:
-    """The step in numbers, as the audit trail keeps them."""
+    """The step in numbers, as the audit trail keeps them; empty before the first step."""
+    if not ledger.step:
+        return {}
     judged = {}
     for criterion in plan.criteria:
         if (test := ledger.tests.get(criterion.text)) is not None:
@@ -126,7 +128,7 @@ def figures(plan: RolloutPlan, ledger: Ledger) -> dict[str, Any]:
         for role, counts in ledger.step.items()
         if role != "shadow"
     }
-    if plan.shadow and ledger.step:
+    if plan.shadow:
         counted["shadow"] = {"same": ledger.step["shadow"].same, "different": ledger.step["shadow"].different}
     return {**counted, "criteria": judged}
 
@@ -171,11 +173,8 @@ def _look(
             if bound is not None:
                 test.look(*_slow(candidate, bound), *_slow(current, bound))
         case "disagreement":
-            # the shadow is compared with whoever answered: with the candidate it always agrees
-            answered = current.requests + candidate.requests
-            share = current.requests / answered if answered else 1.0
-            if share > 0:
-                test.look(shadow.different, shadow.same + shadow.different, threshold=criterion.share * share)
+            # a shadow gets no copy of what the very same version has answered
+            test.look(shadow.different, shadow.same + shadow.different)
 
 
 def _slow_from(criterion: Criterion, history: Counted) -> float | None:

@@ -25,6 +25,7 @@ LEASE = "controller"
 LEASE_SECONDS = 15.0
 _LONGEST_PAUSE_SECONDS = 2.0
 _SHORTEST_PAUSE_SECONDS = 0.2
+_FAILURE_SECONDS = 30.0
 _AT_ONCE = 8
 """Rollouts that are taken further at the same time: one that waits for a server holds up no other."""
 
@@ -56,6 +57,7 @@ class Controller:
         self._monotonic = monotonic
         self._clock = clock
         self._looked: dict[int, float] = {}
+        self._not_before: dict[int, float] = {}
 
     def run(self, ended: threading.Event, is_done: Callable[[], bool] = lambda: False) -> None:
         """Waits for the lease, and works under it until `ended` is set or nothing is left to do."""
@@ -108,7 +110,8 @@ class Controller:
                 live = self._store.rollouts(live=True)
                 for rollout in live:
                     future = under_way.get(rollout.id)
-                    if future is None or future.done():
+                    is_due = self._not_before.get(rollout.id, 0.0) <= self._monotonic()
+                    if is_due and (future is None or future.done()):
                         under_way[rollout.id] = pool.submit(self._advance_safely, rollout, keeper)
                 pauses = [plan_of(rollout).every / 10 for rollout in live]
                 ended.wait(max(_SHORTEST_PAUSE_SECONDS, min([_LONGEST_PAUSE_SECONDS, *pauses])))
@@ -119,7 +122,8 @@ class Controller:
         except OnnxserveError as error:
             _log.warning("%s: %s", rollout.endpoint, error.message)
         except Exception:  # noqa: BLE001 — one rollout must not end the others
-            _log.exception("%s: the rollout cannot be taken further", rollout.endpoint)
+            _log.exception("%s: the rollout cannot be taken further; again in %g s", rollout.endpoint, _FAILURE_SECONDS)
+            self._not_before[rollout.id] = self._monotonic() + _FAILURE_SECONDS
 
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:
         """None where the lease is lost, or a person has said otherwise meanwhile."""

@@ -98,16 +98,9 @@ class SequentialTest:
     above_threshold: Floats = field(default_factory=lambda: np.zeros(len(ODDS_RATIOS)))
     above_current: Floats = field(default_factory=lambda: np.zeros(len(ODDS_RATIOS)))
 
-    def look(
-        self, events: Any, trials: Any, current_events: Any = 0, current_trials: Any = 0, threshold: Any = None
-    ) -> None:
-        """Takes in what happened since the last look.
-
-        Args:
-            threshold: holds for this look instead of the test's own; it must not depend on the look's events.
-        """
-        limit = self.threshold if threshold is None else threshold
-        self.above_threshold = self.above_threshold + growth(events, trials, limit)
+    def look(self, events: Any, trials: Any, current_events: Any = 0, current_trials: Any = 0) -> None:
+        """Takes in what happened since the last look."""
+        self.above_threshold = self.above_threshold + growth(events, trials, self.threshold)
         if self.against_current:
             all_trials = np.asarray(trials, float) + current_trials
             share = np.divide(trials, all_trials, out=np.zeros_like(all_trials), where=all_trials > 0)

@@ -75,15 +75,6 @@ def test_without_a_request_there_is_no_evidence() -> None:
     assert not test.rejects
 
 
-def test_a_limit_for_one_look_takes_the_place_of_the_threshold() -> None:
-    strict, lenient = (SequentialTest(0.2, LEVEL, against_current=False) for _ in range(2))
-
-    strict.look(30, 100)
-    lenient.look(30, 100, threshold=0.4)
-
-    assert lenient.log_evidence < 0 < strict.log_evidence
-
-
 @pytest.mark.parametrize(("events", "trials"), [(0, 100), (5, 1000), (999, 1000)])
 def test_the_upper_limit_holds_for_nearly_every_sample(events: int, trials: int) -> None:
     limit = upper_limit(events, trials, 0.05)

@@ -1,0 +1,195 @@
+"""A rollout from the command line, on a real MLflow server and a real endpoint under traffic: a good version is
+promoted, a bad one is taken back, and `rollback` brings back what was served before.
+"""
+
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+from mlflow import MlflowClient
+from mlflow.deployments import get_deploy_client
+
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, open_store
+from support.mlflow_server import MlflowServer
+from support.models import adder, parse_graph
+from support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from support.waiting import wait_until
+
+PATIENCE = 90.0
+FAILING = """fails (float[N,1] x) => (float[N,1] y) <float[4] table = {1, 1, 1, 1}, float[1] one = {1}> {
+  place = Cast<to = 7>(x)
+  found = Gather(table, place)
+  nothing = Sub(found, found)
+  more = Add(x, one)
+  y = Add(more, nothing)
+}"""
+"""Adds 1 as version 1 does, and fails for an x of 4 or more."""
+
+
+class Traffic(threading.Thread):
+    """Asks with x = 0 … 4 in turn until it is told to stop."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self._url = f"{url}/invocations"
+        self._ended = threading.Event()
+        self.answers: Counter[tuple[str, int]] = Counter()
+        self.last_version = ""
+
+    def run(self) -> None:
+        session = requests.Session()
+        asked = 0
+        while not self._ended.wait(0.01):
+            response = session.post(self._url, json={"inputs": [[float(asked % 5)]]}, timeout=30)
+            self.last_version = response.headers.get("X-Model-Version", "")
+            self.answers[self.last_version, response.status_code] += 1
+            asked += 1
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+@dataclass
+class Arena:
+    """An endpoint that follows models:/NAME/Production under traffic, where version 1 is.
+
+    Version 2 answers as version 1 does, version 3 otherwise, and version 4 fails in one of five requests.
+    """
+
+    model: str
+    store: Store
+    traffic: Traffic
+    folder: Path
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow_deploy_plugin.cli", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.folder,
+        )
+        self.processes.append(process)
+        return process
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Exit status and output of `onnxserve ARGUMENTS`."""
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=PATIENCE)
+        return process.returncode, output
+
+    def rollout(self) -> Rollout:
+        return self.store.rollouts("arena")[-1]
+
+    def stages(self) -> dict[str, str]:
+        versions = MlflowClient().search_model_versions(f"name='{self.model}'")
+        return {str(version.version): str(version.current_stage) for version in versions}
+
+    def tags(self, version: str) -> dict[str, str]:
+        return dict(MlflowClient().get_model_version(self.model, version).tags)
+
+    def variants(self) -> dict[str, int]:
+        stored = self.store.endpoint("arena")
+        assert stored is not None
+        return {name: variant.weight for name, variant in stored.spec.variants.items()}
+
+    def events(self, action: str) -> list[AuditEvent]:
+        return [event for event in self.store.events("arena") if event.action == action]
+
+    def back_to_the_beginning(self) -> None:
+        """Version 1 in Production, alone, and nothing that speaks against any version."""
+        client = MlflowClient()
+        for version in ("2", "3", "4"):
+            client.delete_model_version_tag(self.model, version, "onnxserve.rolled_back")
+        client.transition_model_version_stage(self.model, "1", "Production", archive_existing_versions=True)
+        wait_until(lambda: self.traffic.last_version == "1", PATIENCE, "version 1 answers again")
+
+
+@pytest.fixture(scope="module")
+def arena(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+    folder = tmp_path_factory.mktemp("arena")
+    name = f"arena-{folder.name}"
+    with tracking_at(mlflow_server.url), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        patch.setenv("ONNXSERVE_POLL_SECONDS", "0.5")
+        for graph in (adder(1.0), adder(1.0), adder(2.0), parse_graph(FAILING)):
+            with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
+                mlflow.onnx.log_model(graph, name="model", registered_model_name=name, pip_requirements=["onnxruntime"])
+        MlflowClient().transition_model_version_stage(name, "1", "Production")
+        client = get_deploy_client("onnxserve")
+        url = client.create_deployment("arena", f"models:/{name}/Production")["url"]
+        store = open_store(load_settings().store_url)
+        traffic = Traffic(url)
+        arena = Arena(name, store, traffic, folder)
+        try:
+            traffic.start()
+            yield arena
+        finally:
+            traffic.stop()
+            for process in arena.processes:
+                process.kill()
+                process.wait()
+            client.delete_deployment("arena")
+            store.close()
+
+
+@pytest.fixture
+def fresh(arena: Arena) -> Iterator[Arena]:
+    arena.back_to_the_beginning()
+    before = arena.traffic.answers.copy()
+    yield arena
+    served = arena.traffic.answers - before
+    # whatever the rollout did: version 1 and 2 have failed no request
+    assert {key for key in served if key[0] in ("", "1", "2") and key[1] != 200} == set()
+
+
+def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings_the_old_one_back(fresh: Arena) -> None:
+    status, output = fresh.run(
+        *("rollout", "arena", "--to", f"models:/{fresh.model}/2", "--steps", "20,100", "--every", "1s"),
+        *("--abort-on", "error_rate>1%,disagreement>20%", "--min-requests", "20", "--why", "it is new", "--wait"),
+    )
+
+    assert status == 0, output
+    assert "version 1 → 2: promoted" in output
+    assert fresh.stages() == {"1": "Archived", "2": "Production", "3": "None", "4": "None"}
+    assert fresh.variants() == {"arena": 100}
+    wait_until(lambda: fresh.traffic.last_version == "2", PATIENCE, "version 2 answers")
+    (start,), (end,) = fresh.events("rollout.start")[-1:], fresh.events("rollout.end")[-1:]
+    assert (start.version, start.why, start.after) == ("2", "it is new", "version 2 by 20 %, 100 %")
+    assert (end.version, end.before, end.after) == ("2", "version 1", "version 2")
+    assert end.detail["criteria"]["error_rate>1%"]["figures"].startswith("0.00% of")
+    assert [event.after for event in fresh.events("rollout.step")[-2:]] == ["20 %", "100 %"]
+
+
+@pytest.mark.parametrize(
+    ("version", "abort_on", "said"),
+    [
+        ("3", "disagreement>20%", "disagreement>20%: version 3 answers 100.00% of"),
+        ("4", "error_rate>1%", "error_rate>1%: 2"),
+    ],
+)
+def test_a_rollout_of_a_bad_version_rolls_back_by_itself(fresh: Arena, version: str, abort_on: str, said: str) -> None:
+    status, output = fresh.run(
+        *("rollout", "arena", "--to", version, "--steps", "40,100", "--every", "5m"),
+        *("--abort-on", abort_on, "--min-requests", "20", "--wait"),
+    )
+
+    assert status == 1
+    assert f"version 1 → {version}: rolled back; {said}" in output
+    assert fresh.stages()["1"] == "Production"
+    assert fresh.variants() == {"arena": 100}
+    assert fresh.tags(version)["onnxserve.rolled_back"].startswith(f"arena: {said}")
+    (end,) = fresh.events("rollout.end")[-1:]
+    assert (end.version, end.after) == (version, "version 1")
+    assert end.why.startswith(said)
+    assert end.detail["candidate"]["requests"] >= 20
