@@ -19,6 +19,7 @@ _COMMANDS = {
     "history": ("mlflow_deploy_plugin.cli.history", "Show who changed what, when and why."),
     "rollout": ("mlflow_deploy_plugin.cli.rollout", "Bring a new version by steps, and back if it is bad."),
     "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts."),
+    "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),
     "drift": ("mlflow_deploy_plugin.cli.drift", "Judge captured traffic against the model's reference."),
 }
 """Name → (module that has a command of this name, what `--help` says)."""

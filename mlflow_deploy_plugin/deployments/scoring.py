@@ -10,16 +10,27 @@ from urllib3.exceptions import InsecureRequestWarning
 from mlflow_deploy_plugin.deployments.payload import encode
 from mlflow_deploy_plugin.errors import (
     BodyTooLarge,
+    DeadlineExceeded,
     InvalidRequest,
     NotFound,
     NotReady,
     OnnxserveError,
+    TooManyRequests,
     UnsupportedMediaType,
 )
 
 _CONNECT_SECONDS = 5
 _REFUSALS = {
-    refusal.http_status: refusal for refusal in (InvalidRequest, NotFound, BodyTooLarge, UnsupportedMediaType, NotReady)
+    refusal.http_status: refusal
+    for refusal in (
+        InvalidRequest,
+        NotFound,
+        BodyTooLarge,
+        UnsupportedMediaType,
+        NotReady,
+        TooManyRequests,
+        DeadlineExceeded,
+    )
 }
 
 
@@ -30,20 +41,27 @@ def ask(url: str, route: Literal["invocations", "explain"], inputs: Any, timeout
         InvalidRequest: `inputs` are of no form that can be sent.
         OnnxserveError: the server's own refusal, in its words; NotReady where it does not answer.
     """
-    document = post(f"{url}/{route}", encode(inputs), timeout_seconds)
+    with new_session() as session:
+        document = post(session, f"{url}/{route}", encode(inputs), "application/json", timeout_seconds)
     if route == "invocations" and "predictions" not in document:
         raise OnnxserveError(f"the server at {url} answered without predictions")
     return document
 
 
-def post(url: str, body: bytes, timeout_seconds: float) -> dict[str, Any]:
-    """The JSON object that is answered to a JSON body. Raises as `ask`."""
+def new_session() -> requests.Session:
+    """For several questions to a server of this machine."""
+    session = requests.Session()
+    session.trust_env = False  # no proxy stands between this machine and itself
+    session.verify = False  # nor anybody else; the certificate names the public host
+    return session
+
+
+def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> dict[str, Any]:
+    """The JSON object that is answered to a body. Raises as `ask`."""
+    headers = {"Content-Type": content_type, "Accept": "application/json"}
     try:
-        with requests.Session() as session, warnings.catch_warnings():
-            session.trust_env = False  # no proxy stands between this machine and itself
-            session.verify = False  # nor anybody else; the certificate names the public host
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", InsecureRequestWarning)
-            headers = {"Content-Type": "application/json"}
             answer = session.post(url, data=body, headers=headers, timeout=(_CONNECT_SECONDS, timeout_seconds))
     except requests.Timeout:
         raise NotReady(f"the server did not answer {url} in {timeout_seconds:g} s") from None
@@ -53,7 +71,12 @@ def post(url: str, body: bytes, timeout_seconds: float) -> dict[str, Any]:
     if answer.ok:
         return document
     refusal = _REFUSALS.get(answer.status_code, OnnxserveError)
-    raise refusal(str(document.get("message", f"the server answered with status {answer.status_code}")))
+    message = document.get("message", f"the server answered with status {answer.status_code}")
+    raise refusal(str(message), _seconds(answer.headers.get("Retry-After", "")))
+
+
+def _seconds(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
 
 
 def _document(answer: requests.Response) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+"""`onnxserve predict`: predictions for a file of rows."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.deployments.bulk.answering import Answerer
+    from mlflow_deploy_plugin.deployments.bulk.batch import Batch
+    from mlflow_deploy_plugin.deployments.bulk.reading import Kind, Rows
+
+_KINDS = click.Choice(["csv", "json", "jsonl", "parquet"])  # of deployments/bulk/reading.py; a test holds them equal
+
+
+@click.command()
+@click.option("-m", "--model-uri", metavar="URI", help="Load this model here, e.g. models:/flight-delay/Production.")
+@click.option("-n", "--name", help="Ask this deployment or endpoint instead; its server answers.")
+@click.option("-i", "--input-path", default="-", metavar="FILE", help="Rows; - is stdin.  [default: -]")
+@click.option(
+    "-o", "--output-path", default="-", metavar="FILE", help="Predictions; - is standard output.  [default: -]"
+)
+@click.option("-t", "--content-type", type=_KINDS, help="Of the input.  [default: by the file's name, else json]")
+@click.option(
+    "-O", "--output-type", type=_KINDS, help="Of the output.  [default: by the file's name, else the input's]"
+)
+@click.option(
+    "--batch-rows", type=click.IntRange(min=1), default=1000, show_default=True, help="Rows that are asked at once."
+)
+def predict(
+    model_uri: str | None,
+    name: str | None,
+    input_path: str,
+    output_path: str,
+    content_type: str | None,
+    output_type: str | None,
+    batch_rows: int,
+) -> None:
+    """Predicts every row of a CSV, JSON, JSON Lines or Parquet file, batch by batch.
+
+    \b
+      onnxserve predict -n flights -i rows.csv -o predictions.csv
+      onnxserve predict -m models:/flight-delay/3 -i rows.parquet -o predictions.parquet
+      cat rows.jsonl | onnxserve predict -n flights -t jsonl
+
+    The predictions are those of /invocations, one a row, in the order of the rows. A row that cannot be answered ends
+    the command with its line and exit status 1; the output file is then as it was before, or not there.
+    """
+    if (model_uri is None) == (name is None):
+        raise InvalidConfig("say either -m MODEL_URI or -n DEPLOYMENT")
+    # here: pandas and MLflow take a second that `--help` should not wait for
+    from mlflow_deploy_plugin.deployments.bulk.answering import predictions
+    from mlflow_deploy_plugin.deployments.bulk.reading import kind_of, open_input, read_rows
+    from mlflow_deploy_plugin.deployments.bulk.writing import writing
+
+    given = cast("Kind", content_type or kind_of(input_path) or "json")
+    wanted = cast("Kind", output_type or kind_of(output_path) or given)
+    shown = "standard input" if input_path == "-" else input_path
+    count = 0
+    with ExitStack() as held:
+        file = held.enter_context(open_input(input_path, sys.stdin.buffer))
+        rows = read_rows(file, shown, given, batch_rows)
+        batches = held.enter_context(_with_progress(rows))
+        first = next(batches, None)
+        if first is None:
+            raise InvalidRequest(f"{shown} has no rows")
+        ask = held.enter_context(_answerer(model_uri, name))
+        write = held.enter_context(writing(output_path, wanted, sys.stdout.buffer))
+        batch: Batch | None = first
+        while batch is not None:
+            answered = predictions(ask, shown, batch)
+            write(answered)
+            count += len(answered)
+            batch = next(batches, None)
+    if output_path != "-":
+        click.echo(f"{count:,} predictions in {output_path}", err=True)
+
+
+@contextmanager
+def _with_progress(rows: "Rows") -> Iterator[Iterator["Batch"]]:
+    """The batches; on a terminal with a bar on stderr, where the length is known."""
+    if rows.length is None or not sys.stderr.isatty():
+        yield rows.batches
+        return
+    with click.progressbar(length=rows.length, label=rows.name, file=sys.stderr) as bar:
+
+        def moving() -> Iterator["Batch"]:
+            before = 0
+            for batch in rows.batches:
+                yield batch
+                bar.update(batch.position - before)  # when the next one is asked for: this one is answered
+                before = batch.position
+
+        yield moving()
+
+
+def _answerer(model_uri: str | None, name: str | None) -> "AbstractContextManager[Answerer]":
+    from mlflow_deploy_plugin.deployments.asked import asked_for
+    from mlflow_deploy_plugin.deployments.bulk import answering
+    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+
+    if model_uri is not None:
+        return answering.model(model_uri)
+    with open_deployments(lambda line: click.echo(line, err=True)) as deployments:
+        is_endpoint = deployments.store.endpoint(name or "") is not None
+        return answering.deployment(asked_for(deployments, *((None, name) if is_endpoint else (name, None))))

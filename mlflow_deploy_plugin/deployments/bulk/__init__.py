@@ -1,0 +1,1 @@
+"""Predictions for a file: `reading.py` cuts it into batches, `answering.py` asks, `writing.py` keeps the answers."""

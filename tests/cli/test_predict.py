@@ -1,0 +1,255 @@
+"""`onnxserve predict` as it is typed: every kind of file, by a model and by a deployment, and every mistake."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from mlflow.deployments import BaseDeploymentClient
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.predict import predict as command
+from mlflow_deploy_plugin.deployments.bulk.reading import KINDS
+from support.deploying import Models
+from support.pyfuncs import Days
+
+ROWS = 2500
+FRAME = pd.DataFrame({"b": [row / 4 for row in range(ROWS)], "a": range(ROWS)})
+SUMS = [{"y": row * 1.25} for row in range(ROWS)]
+
+
+def predict(*arguments: str, given: bytes | None = None) -> Result:
+    return CliRunner().invoke(main, ["predict", *arguments], input=given)
+
+
+def said(result: Result) -> str:
+    """The one line of a command that failed without an answer."""
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.strip().removeprefix("Error: ")
+
+
+@pytest.fixture(scope="module")
+def by(home: BaseDeploymentClient, models: Models) -> dict[str, list[str]]:
+    """The two ways to be answered by the same model."""
+    home.create_deployment("once", models.once)
+    return {"model": ["-m", models.once], "deployment": ["-n", "once"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rows in every kind of file."""
+    folder = tmp_path_factory.mktemp("rows")
+    FRAME.to_csv(folder / "rows.csv", index=False)
+    FRAME.to_parquet(folder / "rows.parquet")
+    FRAME.to_json(folder / "rows.jsonl", orient="records", lines=True)
+    FRAME.to_json(folder / "rows.json", orient="records")
+    return folder
+
+
+def answers(file: Path) -> list[Any]:
+    """The predictions in a file of any kind, as JSON Lines has them."""
+    match file.suffix:
+        case ".csv":
+            return pd.read_csv(file).to_dict("records")
+        case ".parquet":
+            return pq.read_table(file).to_pylist()
+        case ".jsonl":
+            return [json.loads(line) for line in file.read_text().splitlines()]
+        case _:
+            answered: list[Any] = json.loads(file.read_text())["predictions"]
+            return answered
+
+
+@pytest.mark.parametrize("way", ["model", "deployment"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_row_of_every_kind_of_file_is_answered_in_its_order(
+    by: dict[str, list[str]], folder: Path, tmp_path: Path, way: str, kind: str
+) -> None:
+    out = tmp_path / f"out.{kind}"
+
+    result = predict(*by[way], "-i", str(folder / f"rows.{kind}"), "-o", str(out))
+
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"2,500 predictions in {out}\n")
+    assert answers(out) == SUMS
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"dataframe_split": {"columns": ["b", "a"], "data": [[1, 2], [3, 4]], "index": [7, 8]}},
+        {"dataframe_records": [{"a": 1, "b": 2}, {"a": 3, "b": 4}]},
+        {"instances": [[1, 2], [3, 4]]},
+        {"inputs": {"a": [1, 3], "b": [2, 4]}, "params": {"x": 1}},
+        {"a": [1, 3], "b": [2, 4]},
+        [[1, 2], [3, 4]],
+    ],
+    ids=lambda document: str(document)[:24],
+)
+def test_every_form_of_json_is_cut_into_batches(by: dict[str, list[str]], document: Any) -> None:
+    result = predict(*by["model"], "--batch-rows", "1", given=json.dumps(document).encode())
+
+    assert json.loads(result.stdout) == {"predictions": [{"y": 3.0}, {"y": 7.0}]}
+
+
+def test_one_record_is_one_row(by: dict[str, list[str]]) -> None:
+    result = predict(*by["model"], "-O", "csv", given=b'{"inputs": {"a": 1, "b": 2}}')
+
+    assert result.stdout == "y\n3.0\n"
+
+
+def test_quotes_blank_lines_and_a_byte_order_mark_are_understood_and_lines_still_counted(
+    by: dict[str, list[str]],
+) -> None:
+    text = b'\xef\xbb\xbf"b","a",note\r\n1,2,"two\r\nlines"\r\n\r\n3,4,""\r\n5,x,'
+
+    result = predict(*by["model"], "-t", "csv", given=text[: text.rindex(b"5")])
+    assert result.stdout == "y\n3.0\n7.0\n"
+
+    assert said(predict(*by["model"], "-t", "csv", given=text)).startswith("standard input, line 6: column 'a'")
+
+
+@pytest.mark.parametrize("way", ["model", "deployment"])
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("csv", "b,a\n{ok}1,x\n1,y\n{ok}", "line 1202: column 'a' (double): 'x' is no double"),
+        ("csv", "b,a\n{ok}1\n{ok}", "line 1202: 1 fields; the header has 2"),
+        ("csv", 'b,a\n{ok}1,"x\n{ok}', "line 1202: not valid CSV: unexpected end of data"),
+        ("csv", "c,a\n{ok}", ": column 'b' is missing; the model needs a, b"),
+        ("csv", "b,a\n", " has no rows"),
+        ("jsonl", '{ok}{"a": 1, "b": }\n', "line 1201: not valid JSON: "),
+        ("jsonl", '{ok}{"a": 1, "b": "x"}\n', "line 1201: column 'b' (double): 'x'"),
+        ("jsonl", "{ok}[1, 2]\n", "line 1201: one line is a JSON object, another is not"),
+        ("json", '[{"a": 1, "b": 2}, {"a": 1, "b": []}]', "row 1 (from 0): column 'b' (double): "),
+        ("json", '{"x": {"y": 1}, "z": [1]}', ": no rows are found in it: dataframe_split, "),
+        ("json", "a,b", ": not valid JSON: "),
+        ("parquet", "a,b", " is not a Parquet file: "),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_that_says_where_and_leaves_what_was_there(
+    by: dict[str, list[str]], tmp_path: Path, way: str, kind: str, text: str, expected: str
+) -> None:
+    good = {"csv": "1,2\n", "jsonl": '{"a": 1, "b": 2}\n'}.get(kind, "") * 1200
+    (tmp_path / f"rows.{kind}").write_text(text.replace("{ok}", good))
+    (tmp_path / "out.csv").write_text("before")
+
+    message = said(predict(*by[way], "-i", str(tmp_path / f"rows.{kind}"), "-o", str(tmp_path / "out.csv")))
+
+    separator = "" if expected.startswith((":", " ")) else ", "
+    assert message.startswith(f"{tmp_path}/rows.{kind}{separator}{expected}")
+    assert (tmp_path / "out.csv").read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "say either -m MODEL_URI or -n DEPLOYMENT"),
+        (["-m", "x", "-n", "y"], "say either -m MODEL_URI or -n DEPLOYMENT"),
+        (["-n", "nobody"], "there is no deployment 'nobody'"),
+        (["-m", "/nowhere"], "the folder /nowhere does not exist"),
+        (["-n", "once", "-i", "/nowhere.csv"], "the file /nowhere.csv cannot be read: No such file or directory"),
+        (
+            ["-n", "once", "-o", "/nowhere/x.csv"],
+            "the file /nowhere/x.csv cannot be written: No such file or directory",
+        ),
+        (["-n", "idle"], "idle: empty; no deployment yet; "),
+    ],
+)
+def test_what_cannot_be_begun_says_why(
+    home: BaseDeploymentClient, by: dict[str, list[str]], arguments: list[str], expected: str
+) -> None:
+    home.create_endpoint("idle")
+    try:
+        assert said(predict(*arguments, given=b'[{"a": 1, "b": 2}]')).startswith(expected)
+    finally:
+        home.delete_endpoint("idle")
+
+
+def test_an_endpoint_is_asked_as_its_traffic_goes_and_in_parts_where_a_batch_is_too_large(
+    home: BaseDeploymentClient, models: Models, folder: Path, tmp_path: Path
+) -> None:
+    home.create_deployment("champion", models.twice, config={"server.max_body_bytes": 4096}, endpoint="shared")
+
+    assert predict("-n", "shared", "-i", str(folder / "rows.csv"), "-o", str(tmp_path / "out.csv")).exit_code == 0
+
+    assert answers(tmp_path / "out.csv") == [{"y": 2 * row["y"]} for row in SUMS]
+    assert predict("-n", "champion", "-O", "jsonl", given=b"[[1, 2]]").stdout == '{"y":6.0}\n'
+
+
+@pytest.fixture(scope="module")
+def days(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a model without an ONNX form, which also writes on stdout."""
+    folder = tmp_path_factory.mktemp("days") / "model"
+    signature = ModelSignature(inputs=Schema([ColSpec("datetime", "when"), ColSpec("string", "name")]))
+    mlflow.pyfunc.save_model(folder, python_model=Days(), signature=signature, pip_requirements=["mlflow"])
+    return str(folder)
+
+
+def as_jsonl(frame: pd.DataFrame) -> bytes:
+    return frame.to_json(orient="records", lines=True, date_format="iso").encode()
+
+
+def as_parquet(frame: pd.DataFrame) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(frame), sink)
+    return bytes(sink.getvalue())
+
+
+@pytest.mark.parametrize(("kind", "encode"), [("jsonl", as_jsonl), ("parquet", as_parquet)])
+def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(
+    days: str, kind: str, encode: Callable[[pd.DataFrame], bytes]
+) -> None:
+    frame = pd.DataFrame({"when": pd.to_datetime(["2013-01-01", "2013-07-04"]), "name": ["ana", "007"]})
+
+    result = predict("-m", days, "-t", kind, "-O", "jsonl", "--batch-rows", "1", given=encode(frame))
+
+    assert result.stdout == '{"day":1,"name":"ANA"}\n{"day":185,"name":"007"}\n', result.stderr
+
+
+def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path: Path) -> None:
+    from mlflow_deploy_plugin.deployments.bulk.writing import writing
+
+    out = tmp_path / "out.parquet"
+    with writing(str(out), "parquet", sys.stdout.buffer) as write:
+        write([{"score": None, "label": "x"}])
+        write([{"score": 1, "label": None}])
+        write([{"score": 0.5, "label": "y"}])
+
+    assert pq.read_table(out).to_pydict() == {"score": [None, 1.0, 0.5], "label": ["x", None, "y"]}
+
+
+def test_a_bar_is_drawn_on_a_terminal_only(folder: Path, tmp_path: Path, models: Models) -> None:
+    """On a terminal the bar gets to its end; what is on stdout is the predictions and nothing else."""
+    typed = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "predict", "-m", models.once, "-O", "jsonl"]
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            [*typed, "-i", str(folder / "rows.csv")], stdout=subprocess.PIPE, stderr=theirs, cwd=tmp_path
+        )
+        os.close(theirs)
+        output, _ = process.communicate(timeout=120)
+        shown = terminal.read(100_000).decode()
+
+    assert [json.loads(line) for line in output.splitlines()] == SUMS
+    assert "100%" in shown
+
+
+def test_the_kinds_of_the_options_are_those_that_are_read() -> None:
+    kinds = [option.type.choices for option in command.params if option.name in ("content_type", "output_type")]
+
+    assert [tuple(kind) for kind in kinds] == [KINDS, KINDS]
