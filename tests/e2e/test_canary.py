@@ -1,0 +1,270 @@
+"""Canary and shadow, as a user has them: one server, whose spec is changed while it answers."""
+
+import sys
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import requests
+import yaml
+from mlflow.models import infer_signature
+
+from mlflow_deploy_plugin.server.state import SPEC, WANTED, Wanted, read_state, read_workers, write_atomically
+from support.models import write_model
+from support.pyfuncs import Troubled
+from support.serving import Served, servers_below
+from support.waiting import wait_until
+
+SUM = """sum (float[N,2] X) => (float[N,1] y) <float[1] more = MORE, int64[1] axis = {1}> {
+  s = ReduceSum(X, axis) y = Add(s, more) }"""
+SAME = "same (string[N,1] do) => (string[N,1] y) { y = Identity(do) }"
+WORKERS, SECONDS = 2, 60.0
+
+
+def sums(folder: Path, more: float) -> Path:
+    """y = user + amount + `more`."""
+    signature = [{"name": name, "type": "double", "required": True} for name in ("user", "amount")]
+    return write_model(folder, SUM.replace("MORE", f"{{{more}}}"), signature)
+
+
+def troubled(folder: Path) -> Path:
+    """Without an ONNX form: does what its text says, or answers it."""
+    cloudpickle.register_pickle_by_value(sys.modules[Troubled.__module__])
+    signature = infer_signature(pd.DataFrame({"do": ["x"]}), np.array(["x"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.pyfunc.save_model(folder, python_model=Troubled(), signature=signature, pip_requirements=[])
+    return folder
+
+
+class Canary:
+    """The server, its spec, and what its page of metrics says."""
+
+    def __init__(self, served: Served, documents: list[dict[str, Any]]) -> None:
+        self.served = served
+        self._documents = {document["name"]: document for document in documents}
+
+    def weigh(self, endpoint: str, **weights: int) -> None:
+        """Writes the spec as `update_endpoint` does, and waits until every worker has dealt with it."""
+        before = self._wanted().generation
+        variants = self._documents[endpoint]["variants"]
+        changed = {name: variants[name] | {"weight": weight} for name, weight in weights.items()}
+        self._documents[endpoint] |= {"variants": changed}
+        text = yaml.safe_dump_all(self._documents.values())
+        write_atomically(self.served.state_dir / SPEC, text.encode())
+        wait_until(lambda: self._wanted().generation > before, SECONDS, "the agent")
+        wanted = self._wanted().generation
+        dealt = lambda: [one.generation for one in read_workers(self.served.state_dir)]  # noqa: E731
+        wait_until(lambda: dealt() == [wanted] * WORKERS, SECONDS, "the workers")
+
+    def _wanted(self) -> Wanted:
+        wanted = read_state(self.served.state_dir / WANTED, Wanted)
+        assert wanted is not None
+        return wanted
+
+    def ask(self, endpoint: str, rows: list[dict[str, Any]], **headers: str) -> requests.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        url = f"{self.served.url}/endpoints/{endpoint}/invocations"
+        response = requests.post(url, json={"dataframe_records": rows}, headers=named, timeout=SECONDS)
+        assert response.status_code == 200, response.text
+        return response
+
+    def variant(self, endpoint: str, user: int = 0, **headers: str) -> str:
+        return self.ask(endpoint, [{"user": user, "amount": 1.0}], **headers).headers["X-Model-Variant"]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's values that have these labels."""
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        page = requests.get(self.served.url + "/metrics", timeout=SECONDS).text.splitlines()
+        found = [line for line in page if line.startswith(name + "{") and all(text in line for text in wanted)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("canary")
+
+
+@pytest.fixture(scope="module")
+def canary(home: Path) -> Iterator[Canary]:
+    """Two workers with four endpoints, whose models add 0 or 1000 to the sum of a row."""
+    first, second = str(sums(home / "first", 0.0)), str(sums(home / "second", 1000.0))
+    halves = {"first": {"model": first, "weight": 50}, "second": {"model": second, "weight": 50}}
+    documents: list[dict[str, Any]] = [
+        {
+            "name": "weighted",
+            "variants": {"first": {"model": first, "weight": 95}, "second": {"model": second, "weight": 5}},
+            "server": {"workers": WORKERS},
+        },
+        {"name": "by-header", "variants": halves, "sticky": {"header": "X-User-Id"}},
+        {"name": "by-column", "variants": halves, "sticky": {"key": "user"}},
+        {
+            "name": "watched",
+            "variants": {
+                "main": {"model": first},
+                "equal": {"model": str(sums(home / "equal", 0.001)), "shadow": True},
+                "other": {"model": second, "shadow": True},
+            },
+        },
+    ]
+    with served_at(home, documents) as canary:
+        yield canary
+
+
+@contextmanager
+def served_at(home: Path, documents: list[dict[str, Any]]) -> Iterator[Canary]:
+    (home / "spec.yaml").write_text(yaml.safe_dump_all(documents))
+    with pytest.MonkeyPatch.context() as patch, servers_below(home) as start:
+        patch.setenv("ONNXSERVE_HOME", str(home / "home"))
+        served = start("--spec", str(home / "spec.yaml")).wait_ready()
+        workers = documents[0]["server"]["workers"]
+        wait_until(lambda: len(read_workers(served.state_dir)) == workers, SECONDS, "the workers")
+        yield Canary(served, documents)
+
+
+@pytest.fixture
+def load(canary: Canary) -> Iterator[Counter[str]]:
+    """Requests to the weighted endpoint from two threads as long as a test runs: how many each variant answered."""
+    answered: Counter[str] = Counter()
+    errors: list[BaseException] = []
+    stop, lock = threading.Event(), threading.Lock()
+
+    def work() -> None:
+        try:
+            while not stop.is_set():
+                name = canary.variant("weighted")
+                with lock:
+                    answered[name] += 1
+        except BaseException as error:  # noqa: BLE001 - told by the main thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    yield answered
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def share_of_the_next(answered: Counter[str], requests_: int = 400) -> float:
+    """The second variant's."""
+    before = answered.copy()
+    wait_until(lambda: answered.total() >= before.total() + requests_, SECONDS, "the load")
+    since = answered - before
+    return since["second"] / since.total()
+
+
+def test_canary_weights_change_live_without_a_reload_or_a_failed_request(canary: Canary, load: Counter[str]) -> None:
+    loaded = canary.served.log.read_text().count("loaded ")
+    assert share_of_the_next(load) < 0.15
+    canary.weigh("weighted", first=50, second=50)
+    assert 0.35 < share_of_the_next(load) < 0.65
+    canary.weigh("weighted", first=0, second=100)
+    assert share_of_the_next(load, 50) > 0.9  # a request or two were on their way
+    assert share_of_the_next(load, 50) == 1.0
+
+    assert canary.served.log.read_text().count("loaded ") == loaded
+    for name in ("first", "second"):
+        counted = canary.metric("onnxserve_requests_total", endpoint="weighted", variant=name, status="200")
+        assert load[name] - 2 <= counted <= load[name] + 2
+    assert canary.metric("onnxserve_requests_total", endpoint="weighted") <= load.total() + 2
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "ask"),
+    [
+        ("by-header", lambda canary, user: canary.variant("by-header", X_User_Id=f"user-{user}")),
+        ("by-column", lambda canary, user: canary.variant("by-column", user)),
+    ],
+)
+def test_canary_callers_stick_to_their_variant_and_move_only_when_they_must(
+    canary: Canary, endpoint: str, ask: Callable[[Canary, int], str]
+) -> None:
+    users = range(1, 41)
+    before = {user: ask(canary, user) for user in users}
+    assert 8 <= Counter(before.values())["second"] <= 32
+    assert {user: ask(canary, user) for user in users} == before
+
+    canary.weigh(endpoint, first=1, second=9)
+    after = {user: ask(canary, user) for user in users}
+    assert Counter(after.values())["second"] > Counter(before.values())["second"]
+    assert all(after[user] == "second" for user in users if before[user] == "second")
+
+
+def test_canary_callers_without_the_header_come_by_chance(canary: Canary) -> None:
+    assert {canary.variant("by-header") for _ in range(200)} == {"first", "second"}
+
+
+def test_shadow_variants_are_compared_and_logged_beside_what_was_answered(canary: Canary, home: Path) -> None:
+    rows = [{"user": number, "amount": 0.5} for number in range(3)]
+    responses = [canary.ask("watched", rows) for _ in range(20)]
+    assert {response.text for response in responses} == {'{"predictions":[{"y":0.5},{"y":1.5},{"y":2.5}]}'}
+    assert {response.headers["X-Model-Variant"] for response in responses} == {"main"}
+
+    def compared(name: str) -> float:
+        return canary.metric("onnxserve_shadow_requests_total", variant=name, outcome="compared")
+
+    wait_until(lambda: compared("equal") == compared("other") == 20, SECONDS, "the shadows")
+    assert canary.metric("onnxserve_shadow_rows_total", variant="equal", agreement="same") == 60
+    assert canary.metric("onnxserve_shadow_rows_total", variant="other", agreement="different") == 60
+    assert canary.metric("onnxserve_shadow_difference_sum", variant="other") == pytest.approx(60_000)
+    assert canary.metric("onnxserve_requests_total", endpoint="watched") == 20
+
+    def logged() -> pd.DataFrame:
+        files = (home / "home" / "inference_log").rglob("*.parquet")
+        tables = [pq.ParquetFile(file).read().to_pandas() for file in files if "watched" in str(file)]
+        return pd.concat(tables) if tables else pd.DataFrame({"_variant": []})
+
+    wait_until(lambda: len(logged()) == 180, SECONDS, "the inference log")
+    log = logged()
+    assert dict(log["_variant"].value_counts()) == {"main": 60, "equal": 60, "other": 60}
+    told = {response.headers["X-Prediction-Id"] for response in responses}
+    assert all(set(rows["_prediction_id"]) == told for _, rows in log.groupby("_variant"))
+
+
+@pytest.mark.long
+def test_shadow_that_hangs_raises_or_dies_disturbs_nobody(tmp_path: Path) -> None:
+    texts = write_model(tmp_path / "texts", SAME, [{"name": "do", "type": "string", "required": True}])
+    shadow = {"model": str(troubled(tmp_path / "model")), "shadow": True}
+    variants = {"main": {"model": str(texts)}, "trouble": shadow}
+    server = {"workers": 1, "request_timeout_seconds": 3}
+    with served_at(tmp_path, [{"name": "troubled", "variants": variants, "server": server}]) as canary:
+        _answers_whatever_the_shadow_does(canary)
+
+
+def _answers_whatever_the_shadow_does(canary: Canary) -> None:
+    def ask(text: str) -> None:
+        assert canary.ask("troubled", [{"do": text}]).json() == {"predictions": [{"y": text}]}
+
+    def shadowed(outcome: str) -> float:
+        return canary.metric("onnxserve_shadow_requests_total", endpoint="troubled", outcome=outcome)
+
+    ask("fine")
+    wait_until(lambda: shadowed("compared") == 1, SECONDS, "the shadow")
+    for trouble in ("hang", "raise", "exit"):
+        ask(trouble)
+    for number in range(100):
+        ask(f"after {number}")
+    wait_until(lambda: shadowed("failed") >= 3, SECONDS, "the failures")
+
+    before = shadowed("compared")
+
+    def compares_again() -> bool:
+        ask("fine again")
+        return shadowed("compared") > before
+
+    wait_until(compares_again, SECONDS, "the shadow is back")
+    assert canary.metric("onnxserve_requests_total", endpoint="troubled", status="500") == 0
+    assert canary.metric("onnxserve_shadow_rows_total", endpoint="troubled", agreement="different") == 0
