@@ -52,7 +52,8 @@ class VariantSpec(_Part):
 
     model: str = Field(
         min_length=1,
-        description="Model URI: models:/X/Production, models:/X@alias, models:/X/3, runs:/…, s3://…, a path.",
+        description="Model URI: models:/X/Production, models:/X@alias, models:/X/tag:KEY=VALUE, models:/X/3, runs:/…, "
+        "s3://…, a path.",
     )
     weight: int = Field(default=100, ge=0, le=100, description="Share of the endpoint's traffic, in parts of the sum.")
     shadow: bool = Field(
@@ -92,6 +93,12 @@ class ServerSpec(_Part):
         default=None,
         ge=1,
         description="ONNX Runtime's threads per session. Default: the cores allowed, divided by the workers.",
+    )
+    max_worker_memory_bytes: int | None = Field(
+        default=None,
+        ge=64 * 1024 * 1024,
+        description="Memory that one worker may take; a version that would pass it is refused, and the one before "
+        "serves on. Default: its share of the container's memory, where that is limited.",
     )
     max_body_bytes: int = Field(
         default=16 * 1024 * 1024,

@@ -5,12 +5,16 @@ SIGTERM ends it: the supervisor sends it once gunicorn has drained, so that ever
 """
 
 import argparse
+import fcntl
 import logging
 import os
 import signal
 import threading
 import time
+import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow_deploy_plugin.agent.cache import ModelCache
@@ -34,6 +38,7 @@ _COMMAND_SECONDS = 0.05
 _SHIP_SECONDS = 2.0
 _LOOKS_AT_ONCE, _FETCHES_AT_ONCE = 4, 2
 _NICE = 10
+_LOCK, _LOCK_SECONDS = "agent.lock", 3.0
 
 
 class _Following(threading.Thread):
@@ -76,15 +81,38 @@ def main() -> int:
     try:
         configure_logging(load_settings(), "agent")
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # an outage is told once, by us, not at every poll
-        return _run(options.state_dir, not options.no_follow, stop)
+        with _alone(options.state_dir) as is_alone:
+            return _run(options.state_dir, not options.no_follow, stop) if is_alone else 1
     except OnnxserveError as error:
         write_state(options.state_dir / AGENT, AgentState(pid=os.getpid(), error=error.message, fatal=True))
         return 1
 
 
+@contextmanager
+def _alone(state_dir: Path) -> Iterator[bool]:
+    """Whether this is the only agent of the state folder; the kernel lets go of it however the process ends.
+
+    Two would overwrite each other's wanted state. An agent whose supervisor was killed may live for a moment still.
+    """
+    with (state_dir / _LOCK).open("w") as lock:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    _log.error("another agent follows for %s already; this one ends", state_dir)
+                    yield False
+                    return
+                time.sleep(_ROUND_SECONDS)
+        yield True
+
+
 def _run(state_dir: Path, follow: bool, stop: threading.Event) -> int:
     settings = load_settings()
     limit_patience()
+    warnings.simplefilter("ignore", FutureWarning)  # of stages; for all threads, which `catch_warnings` is not made for
     shipper = Shipper(state_dir / SPOOL, settings.inference_log)
     pursuit = Pursuit(
         MlflowRegistry(ModelCache(settings.cache_path, state_dir)),

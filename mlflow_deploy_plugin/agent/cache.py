@@ -6,7 +6,7 @@
     CACHE/fetching-*/               downloads under way; renamed into models/ in one step
 
 Several agents share one cache. Two that fetch the same version do it twice and keep the first; nothing is deleted that
-a wanted.json names, that is among the latest, or that was asked for within the hour.
+a wanted.json or followed.json names, that is among the latest, or that was asked for within the hour.
 """
 
 import hashlib
@@ -15,13 +15,16 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.registry.download import download, refuse_links
-from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL
+from mlflow_deploy_plugin.runtime.artifact import FLAVOR
+from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL, read_mlmodel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.server.state import WANTED, Wanted, read_state, write_atomically
+from mlflow_deploy_plugin.server.state import FOLLOWED, WANTED, Followed, Wanted, read_state, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +103,7 @@ class ModelCache:
         with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
             fetched = download(source, Path(temporary))
             refuse_links(fetched)
+            _check_digests(fetched)
             read_served_artifact(fetched)
             folder = self._models / _digest(fetched)
             try:
@@ -122,17 +126,43 @@ class ModelCache:
                 continue
             wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
             names |= {v.folder.name for endpoint in wanted.endpoints.values() for v in endpoint.variants.values()}
+            followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
+            known = (one for reference in followed.references for one in (reference.version, reference.previous))
+            names |= {one.folder.name for one in known if one is not None}
         return names
+
+
+def _check_digests(folder: Path) -> None:
+    """The files are those that were saved, as far as the model says what those were (`flavor/section.py`).
+
+    Raises:
+        RegistryUnavailable: the artifact store has given others; it may give the right ones the next time.
+    """
+    found: Any = read_mlmodel(folder)
+    for key in ("flavors", FLAVOR, "digests"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    for name, expected in (found if isinstance(found, Mapping) else {}).items():
+        path = folder / str(name)
+        is_ours = path.is_file() and path.resolve().is_relative_to(folder.resolve())
+        digest = f"sha256:{_sha256(path)}" if is_ours else "no such file"
+        if digest != expected:
+            raise RegistryUnavailable(
+                f"the file {str(name)!r} is not the one that was saved: {digest[:19]}, and MLmodel says "
+                f"{str(expected)[:19]}"
+            )
 
 
 def _digest(folder: Path) -> str:
     """SHA-256 over every file's path and content."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder)}\0{content}\n".encode())
+        digest.update(f"{path.relative_to(folder)}\0{_sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _key(text: str) -> str:

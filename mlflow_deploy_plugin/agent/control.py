@@ -53,7 +53,7 @@ class EndpointControl:
     """The commands of one server, taken by the agent between two looks at the registry."""
 
     state_dir: Path
-    wall_clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
     _taken: dict[str, _Taken] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -170,7 +170,8 @@ class EndpointControl:
             except FileNotFoundError:  # its worker has withdrawn it
                 continue
             command = read_state(file, Command) if is_small else None
-            if command is not None and self.wall_clock() - command.created_at < OLDEST_SECONDS:
+            # one from the future was made before the machine was started anew
+            if command is not None and 0 <= self.clock() - command.created_at < OLDEST_SECONDS:
                 yield file, command
             else:
                 file.unlink(missing_ok=True)

@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.server.state import (
     lives,
     read_state,
     read_workers,
+    take_deaths,
     write_state,
 )
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
@@ -43,6 +44,9 @@ _log = logging.getLogger(__name__)
 
 _FIRST_LOOK_SECONDS = 5.0
 """What a restart waits for the registry before it serves what it has served before."""
+
+_MOST_DEATHS = 2
+"""Of one version; a single one may have been anybody's doing."""
 
 
 @dataclass
@@ -71,6 +75,8 @@ class Follower:
         self._spec_text = ""
         self._spec_error = ""
         self._written: AgentState | None = None
+        take_deaths(self.state_dir)  # of an earlier server that was killed as a whole
+        self._deaths: list[Path | None] = []
 
     def round(self) -> AgentState:
         """Looks once; writes wanted.json and agent.json where they change.
@@ -245,13 +251,14 @@ class Follower:
         Returns:
             True when a version failed, no earlier one is there, and no worker has anything that answers.
         """
+        self._deaths += take_deaths(self.state_dir)
         workers = [w for w in read_workers(self.state_dir) if w.generation == self._wanted.generation and lives(w.pid)]
         nothing_loaded = not any(v.version for w in workers for e in w.endpoints.values() for v in e.values())
         failed = False
         for spec in self._specs:
             for name, variant in spec.variants.items():
                 tracked = self._tracked(spec, variant)
-                error = _load_error(workers, spec.name, name)
+                error = _load_error(workers, spec.name, name) or self._died_of(tracked)
                 if not error or tracked.version is None or tracked.unloadable == tracked.version.identity:
                     continue
                 is_commanded = self._control.is_loading(spec.name)  # whoever commanded it is told
@@ -259,6 +266,14 @@ class Follower:
                 tracked.refuse(error)
         self.pursuit.advance()  # so that the version's tag says it
         return failed
+
+    def _died_of(self, tracked: Tracked) -> str:
+        """Why a version is not given to the workers again that keeps them from living."""
+        folder = tracked.version.folder if tracked.version is not None else None
+        if self._deaths.count(folder) < _MOST_DEATHS:
+            return ""
+        self._deaths = [died for died in self._deaths if died != folder]
+        return f"{_MOST_DEATHS} workers have died while they loaded it: of a crash, or for want of memory"
 
     def _something_lacks(self) -> bool:
         """Whether there is no use in a start; one of many endpoints keeps no other from serving."""

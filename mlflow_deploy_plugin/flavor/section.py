@@ -1,5 +1,6 @@
 """The part of a saved model that the runtime reads: the ONNX file, and the flavor's section in the MLmodel file."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ def write_section(
         ConversionError: the weights do not fit into one ONNX file.
     """
     try:
-        (folder / ONNX_FILE).write_bytes(converted.proto.SerializeToString())
+        graph = converted.proto.SerializeToString()
     except Exception as error:  # noqa: BLE001 - protobuf's own classes differ between its implementations
         raise ConversionError(f"the model does not fit into one ONNX file of 2 GB: {error}") from None
+    (folder / ONNX_FILE).write_bytes(graph)
     model.add_flavor(
         FLAVOR,
         data=ONNX_FILE,
+        digests={ONNX_FILE: f"sha256:{hashlib.sha256(graph).hexdigest()}"},  # who fetches it compares
         onnxserve_version=__version__,
         framework=converted.framework,
         framework_version=converted.framework_version,

@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.server.commands import Commands
 from mlflow_deploy_plugin.server.dataplane import DataPlane
 from mlflow_deploy_plugin.server.explainer import Explainer
 from mlflow_deploy_plugin.server.limits import Limits, open_rate
+from mlflow_deploy_plugin.server.memory import MemoryLimit, worker_limit
 from mlflow_deploy_plugin.server.metrics import Metrics
 from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.server.shadow import Shadows
@@ -22,7 +23,7 @@ from mlflow_deploy_plugin.server.shadow_metrics import ShadowMetrics
 from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.server.threads import largest_batch
 from mlflow_deploy_plugin.server.tracing import Tracer, open_tracer
-from mlflow_deploy_plugin.server.warmup import load_warm
+from mlflow_deploy_plugin.server.warmup import WarmVersion, load_warm
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 
@@ -77,7 +78,13 @@ def open_server(state_dir: Path) -> Server:
         asks_for_randomness=spec.response_cache_bytes > 0,
         answer_seconds=float(spec.request_timeout_seconds),
     )
-    repository = Repository(state_dir, load, metrics.show_table)
+    memory = MemoryLimit(worker_limit(spec.max_worker_memory_bytes, spec.workers))
+
+    def load_within(folder: Path) -> WarmVersion:
+        with memory.loading(folder):
+            return load(folder)
+
+    repository = Repository(state_dir, load_within, metrics.show_table)
     settings = load_settings()
     cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url)
     server = Server(

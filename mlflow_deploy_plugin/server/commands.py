@@ -3,7 +3,8 @@
 The wanted state has one writer, the agent. So a worker leaves a command file in the state folder and waits, for a
 bounded time, until the agent has answered it; the agent (`agent/control.py`) answers once every worker has dealt with
 the change. Files are named by the time of their making, so that they are taken in their order; the worker removes both
-files, and the agent those that nobody waits for any more.
+files, and the agent those that nobody waits for any more. All times are of the machine's monotonic clock, which every
+process of it shares and which nobody sets.
 """
 
 import os
@@ -68,7 +69,7 @@ class Commands:
         most_waiting: int,
         patience_seconds: float = PATIENCE_SECONDS,
         agent_seconds: float = _AGENT_SECONDS,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state_dir = state_dir
         self._mode = mode
@@ -108,7 +109,7 @@ class Commands:
                 "server.model_control_mode: explicit in its spec (-C server.model_control_mode=explicit)"
             )
         with self._admitted():
-            name = f"{time.time_ns():020d}-{os.urandom(8).hex()}.json"
+            name = f"{time.monotonic_ns():020d}-{os.urandom(8).hex()}.json"
             file, answer_file = self._state_dir / COMMANDS / name, self._state_dir / ANSWERS / name
             try:
                 write_state(file, command)

@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.server.state import (
     WantedEndpoint,
     WantedVariant,
     WorkerState,
+    loading,
     read_state,
     worker_file,
     write_state,
@@ -48,6 +49,7 @@ class Repository:
         on_change: called with the new table after every change.
 
     Attributes:
+        state_dir: as it was given.
         has_pyfuncs: some version in memory answers from a side process.
     """
 
@@ -57,7 +59,7 @@ class Repository:
         load: Callable[[Path], WarmVersion],
         on_change: Callable[[Table], None] = lambda table: None,
     ) -> None:
-        self._state_dir = state_dir
+        self.state_dir = state_dir
         self._load = load
         self._on_change = on_change
         self._table: Table = {}
@@ -96,7 +98,7 @@ class Repository:
         if self._follower.is_alive():
             self._follower.join()
         self._table = {}
-        worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
+        worker_file(self.state_dir, os.getpid()).unlink(missing_ok=True)
 
     def lease(
         self, endpoint: str | None, draw: float, version: str | None = None, headers: Mapping[str, str] = _NONE
@@ -184,12 +186,12 @@ class Repository:
     def look(self) -> None:
         """Deals with `wanted.json` if it is another one than at the last look."""
         try:
-            status = (self._state_dir / WANTED).stat()
+            status = (self.state_dir / WANTED).stat()
         except FileNotFoundError:
             return
         seen = (status.st_ino, status.st_mtime_ns, status.st_size)
         if seen != self._seen:
-            wanted = read_state(self._state_dir / WANTED, Wanted)
+            wanted = read_state(self.state_dir / WANTED, Wanted)
             self._seen = seen
             if wanted is None:
                 logger.error("%s cannot be read; what is served stays as it is", WANTED)
@@ -251,7 +253,8 @@ class Repository:
 
     def _loaded(self, want: WantedVariant) -> LoadedVersion:
         try:
-            warm = self._load(want.folder)
+            with loading(self.state_dir, want.folder):
+                warm = self._load(want.folder)
         except OnnxserveError:
             raise
         except Exception as error:
@@ -295,7 +298,7 @@ class Repository:
             }
         state = WorkerState(pid=os.getpid(), generation=self._generation or 0, endpoints=endpoints)
         try:
-            write_state(worker_file(self._state_dir, state.pid), state)
+            write_state(worker_file(self.state_dir, state.pid), state)
         except OSError as error:
             if (reason := str(error.strerror)) != self._report_error:
                 logger.error("the state of this worker cannot be written: %s", reason)
@@ -308,6 +311,8 @@ class Repository:
         served = self._table.get(endpoint)
         away = {name: variant.loaded.absence for name, variant in served.variants.items()} if served else {}
         errors = away | self._errors.get(endpoint, {})
+        if (applied := self._applied.get(endpoint)) is not None:
+            errors = applied.errors | errors
         reasons = "; ".join(f"{variant}: {error}" for variant, error in errors.items() if error)
         return f"endpoint {endpoint!r} has no version that answers" + (f": {reasons}" if reasons else "")
 

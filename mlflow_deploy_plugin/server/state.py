@@ -3,6 +3,7 @@
     spec.yaml           whoever deploys → agent     the endpoints, one YAML document each
     wanted.json         agent → workers             the versions to be served, already on this disk
     workers/PID.json    each worker → everyone      what it has loaded, and what it could not load
+    loading/PID.json    each worker → agent         what it is loading just now
     agent.json          agent → everyone            when it last reached the registry, and what went wrong
     followed.json       agent                       the versions served and those before them, for the next start
     commands/ID.json    worker → agent              an endpoint that is to be loaded or unloaded (`server/commands.py`)
@@ -18,6 +19,8 @@ With the registry down, or after a restart, what `wanted.json` says goes on bein
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -74,7 +77,7 @@ class Command(_State):
     Attributes:
         endpoint: its name.
         added: the endpoint itself, where the spec does not have it.
-        created_at: seconds since 1970.
+        created_at: seconds of the machine's monotonic clock.
     """
 
     action: Literal["load", "unload"]
@@ -115,6 +118,13 @@ class WorkerState(_State):
     pid: int
     generation: int
     endpoints: dict[str, dict[str, LoadedVariant]] = Field(default_factory=dict)
+
+
+class LoadingState(_State):
+    """What a worker is loading just now; one that dies of it leaves this behind."""
+
+    pid: int
+    folder: Path
 
 
 class ShippingState(_State):
@@ -203,6 +213,7 @@ class ServerState(_State):
 
 StateT = TypeVar("StateT", bound=_State)
 
+LOADING = "loading"
 WANTED, AGENT, SERVER, SPEC, LOG = "wanted.json", "agent.json", "server.json", "spec.yaml", "server.log"
 FOLLOWED = "followed.json"
 COMMANDS, ANSWERS, CONTROL = "commands", "answers", "control.json"
@@ -241,6 +252,29 @@ def read_workers(state_dir: Path) -> list[WorkerState]:
     """The accounts of all workers that left one."""
     states = (read_state(path, WorkerState) for path in sorted((state_dir / "workers").glob("*.json")))
     return [state for state in states if state is not None]
+
+
+@contextmanager
+def loading(state_dir: Path, folder: Path) -> Iterator[None]:
+    """Within it a worker loads the version of this folder, and whoever looks knows what it died of."""
+    file = state_dir / LOADING / f"{os.getpid()}.json"
+    with suppress(OSError):  # a full disk
+        write_state(file, LoadingState(pid=os.getpid(), folder=folder))
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def take_deaths(state_dir: Path) -> list[Path]:
+    """The folders that workers have died of loading since the last call."""
+    folders = []
+    for file in sorted((state_dir / LOADING).glob("[!.]*.json")):
+        state = read_state(file, LoadingState)
+        if state is not None and not lives(state.pid):
+            file.unlink(missing_ok=True)
+            folders.append(state.folder)
+    return folders
 
 
 def lives(pid: int) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mlflow_deploy_plugin.errors import NotReady
 from mlflow_deploy_plugin.server import metrics
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.following import following_page
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response
 from mlflow_deploy_plugin.server.protocols import v2
 
@@ -23,7 +24,8 @@ def version(server: Server, request: RawRequest) -> RawResponse:
 
 
 def metrics_page(server: Server, request: RawRequest) -> RawResponse:
-    return RawResponse(200, server.metrics.page(), metrics.CONTENT_TYPE)
+    page = server.metrics.page() + following_page(server.repository.state_dir)
+    return RawResponse(200, page, metrics.CONTENT_TYPE)
 
 
 def v2_live(server: Server, request: RawRequest) -> RawResponse:
