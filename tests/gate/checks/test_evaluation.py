@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
+from mlflow_deploy_plugin.gate.model import Answers
+from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
+
+ROWS = 1000
+TRUTH = np.random.default_rng(0).integers(0, 2, ROWS)
+
+
+def wrong_in(count: int) -> Answers:
+    """Answers that miss the first `count` labels."""
+    answers = TRUTH.copy()
+    answers[:count] = 1 - answers[:count]
+    return Answers(answers, True)
+
+
+def policy(**fields):
+    return EvaluationPolicy(dataset="d.csv", target="y", **fields)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "state", "said"),
+    [
+        (100, "passed", "accuracy 0.9000, served now 0.9000: 0.0000 better"),
+        (80, "passed", "0.0200 better"),
+        (102, "passed", "0.0020 worse"),
+        (108, "failed", "these rows cannot tell that it is not worse by more than 0.0100"),
+        (112, "failed", "worse by more than the margin of 0.0100, as far as these rows can tell"),
+        (200, "failed", "worse by more than the margin of 0.0100; accuracy 0.8000, served now 0.9000: 0.1000 worse"),
+    ],
+)
+def test_it_may_not_be_worse_by_more_than_the_margin(wrong, state, said):
+    result = check_evaluation(TRUTH, wrong_in(wrong), wrong_in(100), policy(), seed=7)
+    assert result.state == state
+    assert said in result.reason
+    assert result.figures["accuracy_candidate"] == pytest.approx(1 - wrong / ROWS)
+    assert result.figures["difference"] == pytest.approx((100 - wrong) / ROWS)
+    assert result.figures["difference_low"] <= result.figures["difference"] <= result.figures["difference_high"]
+
+
+def test_a_wider_margin_lets_it_pass():
+    assert check_evaluation(TRUTH, wrong_in(200), wrong_in(100), policy(margin=0.15), seed=7).state == "passed"
+
+
+def test_the_floor_holds_whatever_is_served():
+    result = check_evaluation(TRUTH, wrong_in(300), None, policy(at_least=0.8), seed=7)
+    assert (result.state, result.reason) == (
+        "failed",
+        "accuracy 0.7000 is worse than 0.8, the worst that the policy allows",
+    )
+    assert check_evaluation(TRUTH, wrong_in(300), wrong_in(400), policy(at_least=0.8), seed=7).state == "failed"
+    assert check_evaluation(TRUTH, wrong_in(100), None, policy(at_least=0.8), seed=7).state == "passed"
+
+
+def test_few_rows_prove_nothing():
+    result = check_evaluation(TRUTH[:50], Answers(TRUTH[:50], True), Answers(TRUTH[:50], True), policy(), seed=7)
+    assert (result.state, result.reason) == (
+        "failed",
+        "50 rows with a known target are too few; the policy asks for 100",
+    )
+
+
+def test_the_margin_of_an_error_is_a_share():
+    values = TRUTH + np.random.default_rng(1).normal(size=ROWS)
+    served, near = Answers(values - 1.0, False), Answers(values - 1.005, False)
+    assert check_evaluation(values, near, served, policy(), seed=7).state == "passed"
+    result = check_evaluation(values, Answers(values - 1.5, False), served, policy(), seed=7)
+    assert result.state == "failed"
+    assert "rmse 1.5000, served now 1.0000: 50.0% worse" in result.reason
+
+
+def test_answers_that_are_no_numbers_fail():
+    result = check_evaluation(TRUTH.astype(float), Answers(np.full(ROWS, np.nan), False), None, policy(), seed=7)
+    assert (result.state, result.reason) == ("failed", "rmse of the new version is nan: it answers no numbers")
+
+
+def test_a_metric_of_probabilities_asks_for_them():
+    with pytest.raises(InvalidConfig, match="roc_auc is of probabilities"):
+        check_evaluation(TRUTH, wrong_in(1), None, policy(metric="roc_auc"), seed=7)
+
+
+def test_served_answers_of_another_kind_cannot_be_compared_with():
+    result = check_evaluation(TRUTH, wrong_in(1), Answers(TRUTH.astype(float), False), policy(), seed=7)
+    assert result.state == "failed"
+    assert "what is served cannot be compared with: accuracy is of labels" in result.reason

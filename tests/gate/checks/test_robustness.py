@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.gate.checks.robustness import (
+    Labelled,
+    check_robustness,
+    noisy,
+    out_of_range,
+    with_missing,
+)
+from mlflow_deploy_plugin.gate.metrics import scorer
+from mlflow_deploy_plugin.gate.model import load
+from mlflow_deploy_plugin.gate.policy import RobustnessPolicy
+from support.gated import COLUMNS, labelled, write_classifier, write_regressor
+
+ROWS = labelled(500)
+INPUT = {name: ROWS[name] for name in COLUMNS}
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_noise_is_a_share_of_the_standard_deviation_and_keeps_the_types(rng):
+    rows = {
+        "wide": rng.normal(0, 100, 5000),
+        "narrow": rng.normal(0, 1, 5000).astype(np.float32),
+        "count": np.arange(5000) % 50,
+        "text": np.array(["x"] * 5000, dtype=object),
+        "flag": np.arange(5000) % 2 == 0,
+    }
+    found = noisy(rows, 0.1, rng)
+    assert (found["wide"] - rows["wide"]).std() == pytest.approx(10, rel=0.1)
+    assert (found["narrow"] - rows["narrow"]).std() == pytest.approx(0.1, rel=0.1)
+    assert (found["count"] != rows["count"]).mean() > 0.5
+    assert {name: values.dtype for name, values in found.items()} == {name: v.dtype for name, v in rows.items()}
+    assert found["text"] is rows["text"]
+    assert found["flag"] is rows["flag"]
+
+
+def test_missing_values_are_nan_in_numbers_and_none_elsewhere(rng):
+    rows = {"x": np.ones(5000), "n": np.ones(5000, dtype=int), "t": np.array(["x"] * 5000, dtype=object)}
+    found = with_missing(rows, 0.2, rng)
+    assert np.isnan(found["x"]).mean() == pytest.approx(0.2, abs=0.03)
+    for name in ("n", "t"):
+        assert np.mean([value is None for value in found[name]]) == pytest.approx(0.2, abs=0.03)
+
+
+def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(rng):
+    rows = {
+        "x": np.linspace(0, 1, 5000),
+        "n": np.array([-(2**31), 2**31 - 1] * 2500, dtype=np.int32),
+        "t": np.array(["x"] * 5000, dtype=object),
+        "empty": np.full(5000, np.nan),
+    }
+    found = out_of_range(rows, 2.0, rng)
+    assert (found["x"].min(), found["x"].max()) == (-2, 3)
+    assert ((found["x"] < 0) | (found["x"] > 1)).mean() == pytest.approx(0.1, abs=0.02)
+    assert found["n"].dtype == np.int32
+    assert set(found["t"]) == {"x", "(never seen)"}
+    assert np.isnan(found["empty"]).all()
+
+
+def test_a_smooth_model_holds(tmp_path):
+    model = load(write_classifier(tmp_path / "model"))
+    result = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
+    assert result.state == "passed"
+    assert 0 < result.figures["noise_flips"] < 0.1
+    assert result.figures["out_of_range_flips"] > result.figures["noise_flips"]
+    assert "noise_loss" not in result.figures
+    assert result == check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
+
+
+def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path):
+    """The fraction of a thousandfold: every little noise makes it another one."""
+    extra = """k = Constant <value = double[1] {1000.0}> ()
+        m = Mul(x, k)
+        f = Floor(m)
+        r = Sub(m, f)
+        h = Constant <value = double[1] {0.5}> ()
+        z = Sub(r, h)"""
+    model = load(write_classifier(tmp_path / "model", extra=extra))
+    result = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
+    assert result.state == "failed"
+    assert "of the answers change under noise of 5% of the std; the policy allows 10.0%" in result.reason
+    assert result.figures["noise_flips"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path):
+    model = load(write_classifier(tmp_path / "model"))
+    with_labels = Labelled("accuracy", lambda answers: scorer("accuracy", ROWS["label"], answers))
+    lenient = RobustnessPolicy(noise=3.0, max_flips=1.0)
+    result = check_robustness(model, INPUT, lenient, seed=7, labelled=with_labels)
+    assert result.state == "failed"
+    assert "the metric loses 0." in result.reason
+    assert result.figures["noise_loss"] > 0.1
+    assert check_robustness(model, INPUT, lenient, seed=7).state == "passed"
+
+
+def test_numbers_have_moved_when_they_did_by_a_tenth_of_their_spread(tmp_path):
+    model = load(write_regressor(tmp_path / "model"))
+    assert check_robustness(model, INPUT, RobustnessPolicy(noise=0.01), seed=7).figures["noise_flips"] == 0
+    assert check_robustness(model, INPUT, RobustnessPolicy(noise=0.5), seed=7).figures["noise_flips"] > 0.5
+
+
+def test_missing_values_that_are_answered_with_no_number_are_told_and_fail_where_the_policy_says(tmp_path):
+    model = load(write_regressor(tmp_path / "model"))
+    told = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
+    assert told.state == "passed"
+    assert told.figures["missing_no_answer"] == pytest.approx(0.2, abs=0.05)
+    strict = check_robustness(model, INPUT, RobustnessPolicy(refusals="fail"), seed=7)
+    assert strict.state == "failed"
+    assert "of the answers to missing values are no numbers" in strict.reason
+
+
+def test_a_refusal_is_told_and_fails_where_the_policy_says(tmp_path):
+    model = load(write_classifier(tmp_path / "model", types=("long", "long")))
+    rows = {name: np.arange(100) for name in COLUMNS}
+    told = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0), seed=7)
+    assert told.state == "passed"
+    assert told.figures["missing_refused"] == 1
+    assert told.notes[0].startswith("missing values are refused: column 'a' (long), row ")
+    strict = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0, refusals="fail"), seed=7)
+    assert (strict.state, strict.reason) == ("failed", told.notes[0])

@@ -1,0 +1,99 @@
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.gate.dataset import load_dataset, sample
+from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
+from mlflow_deploy_plugin.runtime.artifact import read_artifact
+from support.gated import labelled, write_classifier, write_rows
+from support.tracking import DEFAULT_EXPERIMENT
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    return read_artifact(write_classifier(tmp_path / "model"))
+
+
+def load(dataset, artifact, target="y", **fields):
+    return load_dataset(EvaluationPolicy(dataset=str(dataset), target=target, **fields), artifact, seed=7)
+
+
+def test_a_csv_is_read_as_pandas_does(tmp_path, artifact):
+    (tmp_path / "d.csv").write_text("a,city,y\n1.5,rome,late\n,,on time\n3,oslo,\n")
+    found = load(tmp_path / "d.csv", artifact)
+    assert found.truth.tolist() == ["late", "on time"]  # a row whose truth is unknown is left out
+    assert found.rows["city"].tolist() == ["rome", None]
+    assert found.rows["a"][0] == 1.5
+    assert np.isnan(found.rows["a"][1])
+    assert "y" not in found.rows
+
+
+def test_parquet_with_categories_and_lists_is_read(tmp_path, artifact):
+    table = pd.DataFrame({"c": pd.Categorical(["x", "y", None]), "v": [[1.0, 2.0]] * 3, "y": [1, 0, 1]})
+    table.to_parquet(tmp_path / "d.parquet")
+    found = load(tmp_path / "d.parquet", artifact)
+    assert found.rows["c"].tolist() == ["x", "y", None]
+    assert found.rows["v"].shape == (3, 2)
+    assert found.truth.dtype.kind == "i"
+
+
+def test_the_seed_chooses_the_rows(tmp_path, artifact):
+    file = write_rows(tmp_path / "d.parquet", labelled(200))
+    one, again = (load(file, artifact, "label", max_rows=30) for _ in range(2))
+    assert len(one.truth) == 30
+    assert one.rows["a"].tolist() == again.rows["a"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.csv", None, r"the dataset .*gone\.csv does not exist"),
+        ("d.json", "{}", r"ends in '\.json'; \.csv and \.parquet are read"),
+        ("d.parquet", "text", r"d\.parquet cannot be read"),
+        ("d.csv", "a,b\n", "has no rows"),
+        ("d.csv", "a,b\n1,2\n", r"has no column 'y'; it has a, b"),
+        ("d.csv", "a,y\n1,\n", "has no row whose 'y' is known"),
+    ],
+)
+def test_a_dataset_that_cannot_be_used_is_named(name, content, message, tmp_path, artifact):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidConfig, match=message):
+        load(tmp_path / name, artifact)
+
+
+def test_a_reference_is_without_the_models_own_answers(tmp_path):
+    rows = {**labelled(50), "prediction": [1] * 50, "output.p": [0.5] * 50}
+    artifact = read_artifact(write_classifier(tmp_path / "model", reference=rows))
+    assert set(sample(artifact, 20, 7).rows) == {"a", "b", "label", "value"}
+    assert len(sample(artifact, 20, 7).rows["a"]) == 20
+    assert load("reference", artifact, "label").truth.tolist() == rows["label"].tolist()
+    with pytest.raises(InvalidConfig, match="has no column 'prediction'"):
+        load("reference", artifact, "prediction")
+
+
+def test_a_model_without_a_reference_has_no_sample(artifact):
+    assert sample(artifact, 20, 7) is None
+    with pytest.raises(InvalidConfig, match="the model has no reference"):
+        load("reference", artifact)
+
+
+def test_datasets_and_artifacts_of_runs_are_fetched(tmp_path, artifact, registry: MlflowClient):
+    file = write_rows(tmp_path / "holdout.parquet", labelled(60))
+    with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
+        mlflow.log_artifact(str(file), "data")
+        table = pd.read_parquet(file)
+        mlflow.log_input(mlflow.data.from_pandas(table, source=str(file), name="holdout", targets="label"))
+        mlflow.log_input(mlflow.data.from_pandas(table, name="memory"))
+    run_id = run.info.run_id
+    assert len(load(f"runs:/{run_id}/data/holdout.parquet", artifact, "label").truth) == 60
+    assert len(load(f"dataset:/{run_id}/holdout", artifact, "label").truth) == 60
+    with pytest.raises(InvalidConfig, match="logged without a source that can be read"):
+        load(f"dataset:/{run_id}/memory", artifact, "label")
+    with pytest.raises(NotFound, match="has no dataset 'other'; it has holdout, memory"):
+        load(f"dataset:/{run_id}/other", artifact, "label")
+    with pytest.raises(NotFound, match=r"none\.csv"):
+        load(f"runs:/{run_id}/none.csv", artifact, "label")

@@ -1,0 +1,100 @@
+from datetime import UTC, datetime
+
+import pytest
+
+from mlflow_deploy_plugin.gate.judge import judge
+from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy, parse_policy
+from mlflow_deploy_plugin.registry.resolve import resolve
+from support.gated import write_classifier
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def policy(folders):
+    evaluation = EvaluationPolicy(dataset=str(folders["holdout"]), target="label", resamples=200)
+    return GatePolicy(evaluation=evaluation, skip=("budget",))
+
+
+def judged(candidate, current, policy):
+    said = []
+    verdict, evaluated = judge(candidate, current, policy, "a test", said.append, lambda: NOON)
+    return verdict, {check.name: check for check in verdict.checks}, evaluated, said
+
+
+def test_a_version_that_is_as_good_passes_every_check(version, policy):
+    verdict, checks, evaluated, said = judged(version("equal"), version("good"), policy)
+    states = {name: check.state for name, check in checks.items()}
+    assert states == {
+        "parity": "passed",
+        "signature": "passed",
+        "evaluation": "passed",
+        "robustness": "passed",
+        "budget": "skipped",
+    }
+    assert verdict.passed
+    assert verdict.at == NOON
+    assert verdict.reason.startswith(
+        "passed parity, signature, evaluation, robustness; not checked: budget: the policy"
+    )
+    assert said == [
+        "fetching version  and version ",
+        "checking signature",
+        "checking evaluation",
+        "checking robustness",
+    ]
+    assert evaluated.current is not None
+
+
+def test_a_worse_one_fails_with_the_figures(version, policy):
+    verdict, checks, _, _ = judged(version("worse"), version("good"), policy)
+    assert verdict.state == "failed"
+    assert verdict.reason.startswith("evaluation: worse by more than the margin of 0.0100; accuracy 0.")
+    assert checks["evaluation"].figures["difference"] < -0.3
+    assert checks["robustness"].state == "passed"
+
+
+def test_without_anything_served_it_is_judged_alone(version, policy):
+    verdict, checks, _, _ = judged(version("worse"), None, policy)
+    assert verdict.passed
+    assert verdict.against == ""
+    assert checks["signature"].reason == "nothing is served that it could be compared with"
+
+
+def test_without_a_dataset_the_reference_is_disturbed(version):
+    _, checks, evaluated, _ = judged(version("equal"), version("good"), GatePolicy(skip=("budget",)))
+    assert (checks["evaluation"].state, checks["evaluation"].reason) == ("skipped", "the policy names no dataset")
+    assert checks["robustness"].figures["rows"] == 400
+    assert evaluated is None
+
+
+def test_costs_are_measured_beside_what_is_served(version):
+    policy = parse_policy("skip: [signature, evaluation, robustness]\nbudget: {batch: 8}", "it")
+    _, checks, _, _ = judged(version("equal"), version("good"), policy)
+    assert checks["budget"].figures["row_p50_ms_ratio"] > 0
+    assert "memory_mb_ratio" in checks["budget"].figures
+
+
+def test_a_version_that_does_not_load_fails_with_the_reason(version, policy, tmp_path):
+    folder = write_classifier(tmp_path / "broken")
+    (folder / "model.onnx").write_bytes(b"not a graph")
+    verdict, checks, _, _ = judged(resolve(str(folder)), version("good"), policy)
+    assert list(checks) == ["load"]
+    assert verdict.reason.startswith("load: ONNX Runtime cannot load model.onnx")
+
+
+def test_a_served_version_that_does_not_load_keeps_no_better_one_out(version, policy, tmp_path):
+    folder = write_classifier(tmp_path / "broken")
+    (folder / "model.onnx").write_bytes(b"not a graph")
+    verdict, checks, _, _ = judged(version("good"), resolve(str(folder)), policy)
+    assert verdict.passed
+    assert "which is served, cannot be loaded" in checks["signature"].notes[0]
+
+
+def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(version):
+    policy = GatePolicy(evaluation=EvaluationPolicy(dataset="/gone.csv", target="y"), skip=("budget", "robustness"))
+    _, checks, _, _ = judged(version("good"), None, policy)
+    assert (checks["evaluation"].state, checks["evaluation"].reason) == (
+        "failed",
+        "the dataset /gone.csv does not exist",
+    )

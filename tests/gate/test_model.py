@@ -1,0 +1,67 @@
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.models import infer_signature
+from sklearn.linear_model import LogisticRegression
+
+from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.gate.model import load
+from support.gated import COLUMNS, labelled, write_classifier, write_regressor
+from support.models import write_model
+
+ROWS = labelled(12_000)
+
+
+def test_a_classifier_of_our_flavor_gives_labels_and_probabilities(tmp_path):
+    answers = load(write_classifier(tmp_path / "model")).answers(ROWS)  # in several parts
+    assert answers.is_label
+    assert (answers.prediction == ROWS["label"]).mean() > 0.9
+    assert answers.probabilities.shape == (12_000, 2)
+    assert answers.classes == (0, 1)
+
+
+def test_a_regressor_gives_a_number_a_row(tmp_path):
+    answers = load(write_regressor(tmp_path / "model")).answers(ROWS)
+    assert not answers.is_label
+    assert answers.prediction.tolist() == pytest.approx((2 * ROWS["a"] - ROWS["b"]).tolist())
+
+
+def test_the_stock_onnx_flavor_is_read_by_its_types(tmp_path):
+    graph = """g (float[N,1] x) => (int64[N] y, float[N,2] p) <int64[1] last = {1}> {
+        p = Concat <axis = 1> (x, x)
+        s = Squeeze(x, last)
+        y = Cast <to = 7> (s) }"""
+    answers = load(write_model(tmp_path / "model", graph)).answers({"x": np.ones((3, 1), dtype=np.float32)})
+    assert answers.is_label
+    assert answers.probabilities.shape == (3, 2)
+
+
+def test_what_has_no_onnx_form_is_asked_by_mlflow(tmp_path):
+    table = pd.DataFrame({name: ROWS[name][:500] for name in COLUMNS})
+    model = LogisticRegression().fit(table, ROWS["label"][:500])
+    mlflow.sklearn.save_model(
+        model,
+        tmp_path / "model",
+        signature=infer_signature(table, model.predict(table)),
+        pip_requirements=[],
+        serialization_format="cloudpickle",
+    )
+    loaded = load(tmp_path / "model")
+    answers = loaded.answers({**ROWS, "a": ROWS["a"].astype(int)})  # whole numbers go into a double
+    assert answers.is_label
+    assert len(answers) == 12_000
+    with pytest.raises(SchemaMismatch, match="column 'b' is missing"):
+        loaded.answers({"a": ROWS["a"]})
+    with pytest.raises(InferenceError, match="the model cannot compute this input"):
+        loaded.answers({"a": ROWS["a"][:2], "b": np.array(["x", "y"], dtype=object)})
+
+
+def test_rows_that_have_nothing_of_the_model_are_refused(tmp_path):
+    with pytest.raises(SchemaMismatch, match="none of the model's columns is in the rows; it needs a, b"):
+        load(write_classifier(tmp_path / "model")).answers({"z": np.zeros(3)})
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(InvalidArtifact):
+        load(tmp_path)

@@ -1,0 +1,93 @@
+"""The gate as one act: what stands in MLflow, on the version and in the audit trail afterwards."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.gate.run import run_gate
+from mlflow_deploy_plugin.gate.standing import standing
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.store import open_store
+
+
+@pytest.fixture
+def policy(folders, registry: MlflowClient) -> str:
+    """The policy of `toy`, in its tag: everything that needs no process of its own."""
+    evaluation = f"{{dataset: {folders['holdout']}, target: label, resamples: 200}}"
+    text = f"evaluation: {evaluation}\nskip: [budget]\n"
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", text)
+    return text
+
+
+def events():
+    store = open_store(load_settings().store_url)
+    try:
+        return store.events(model="toy")
+    finally:
+        store.close()
+
+
+def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy: str, registry: MlflowClient):
+    gated = run_gate("toy", "2", actor="eva")
+    run = registry.get_run(gated.run.run_id)
+    assert run.info.run_name == "gate toy v2"
+    assert run.info.status == "FINISHED"
+    assert registry.get_experiment(run.info.experiment_id).name == "onnxserve/toy"  # it came from no run
+    assert run.data.metrics["gate_passed"] == 1
+    assert run.data.metrics["evaluation/accuracy_current"] > 0.8
+    assert run.data.metrics["mlflow_candidate_f1_score"] > 0.8  # MLflow's own evaluation
+    names = {entry.path for entry in registry.list_artifacts(gated.run.run_id)}
+    assert {"gate_report.html", "gate.json", "mlflow_candidate_confusion_matrix.png"} <= names
+    document = json.loads(Path(registry.download_artifacts(gated.run.run_id, "gate.json")).read_text())
+    assert (document["state"], document["against"]) == ("passed", "models:/toy/1")
+    assert standing("toy", "2").passed
+    tags = registry.get_model_version("toy", "2").tags
+    assert tags["onnxserve.gate"] == "passed"
+    assert tags["onnxserve.gate.report"] == f"{gated.run.run_id}/gate_report.html"
+    assert tags["onnxserve.gate.against"] == "models:/toy/1"
+    (event,) = events()
+    assert (event.action, event.actor, event.version, event.after) == ("gate", "eva", "2", "passed")
+    assert event.detail["checks"]["evaluation"]["difference"] == 0
+
+
+def test_a_failed_one_says_why(policy: str, registry: MlflowClient):
+    run_gate("toy", "3")
+    found = standing("toy", "3")
+    assert (found.passed, found.state) == (False, "failed")
+    assert found.reason.startswith("evaluation: worse by more than the margin of 0.0100; accuracy 0.")
+    assert standing("toy", "2").reason == "it has not been through the gate"
+
+
+def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(policy: str, tmp_path: Path):
+    (tmp_path / "easy.yaml").write_text("skip: [evaluation, robustness, budget]")
+    gated = run_gate("toy", "3", policy_file=tmp_path / "easy.yaml")
+    assert gated.verdict.passed
+    assert not gated.is_tagged
+    assert standing("toy", "3").state == ""
+    (tmp_path / "same.yaml").write_text(policy)
+    assert run_gate("toy", "3", policy_file=tmp_path / "same.yaml").is_tagged
+
+
+def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(registry: MlflowClient, tmp_path: Path):
+    (tmp_path / "p.yaml").write_text("skip: [evaluation, robustness, budget]")
+    registry.transition_model_version_stage("toy", "2", "Production")
+    assert run_gate("toy", "2", policy_file=tmp_path / "p.yaml").verdict.against == "models:/toy/1"
+    assert run_gate("toy", "3", policy_file=tmp_path / "p.yaml").verdict.against == "models:/toy/2"
+    against = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/1").verdict.against
+    assert against == "models:/toy/1"
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "error", "message"),
+    [
+        ("toy", "9", NotFound, "model toy has no version 9"),
+        ("none", "1", NotFound, "there is no registered model none"),
+        ("toy", "Production", InvalidConfig, "'Production' is no version of toy; give its number"),
+    ],
+)
+def test_a_version_that_is_not_there_is_named(model, version, error, message, registry: MlflowClient):
+    with pytest.raises(error, match=message):
+        run_gate(model, version)
