@@ -5,6 +5,7 @@ what tests of several rooms ask for.
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,10 @@ for variable in [
     name for name in os.environ if name.startswith(("ONNXSERVE_", "MLFLOW_TRACKING_", "MLFLOW_REGISTRY_"))
 ]:
     del os.environ[variable]
+
+# The tests start hundreds of processes, each of which would compile this package anew, and pytest every test.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -174,47 +174,31 @@ def test_an_exception_of_the_model_is_a_refusal_without_its_traceback(ask: Calla
     assert ask("/endpoints/troubled/invocations", trouble("leave")).status == 400
 
 
-@pytest.mark.parametrize(("what", "status"), [("exit", 503), ("hang", 504)])
-def test_a_model_that_ends_or_hangs_is_started_anew(ask: Callable[..., RawResponse], what: str, status: int) -> None:
+def test_a_model_that_ends_is_started_anew(ask: Callable[..., RawResponse]) -> None:
     path = "/endpoints/troubled/invocations"
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
-    assert ask(path, trouble(what)).status == status
+    assert ask(path, trouble("exit")).status == 503
     assert ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]}).status == 200
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers again")
 
 
-@pytest.mark.parametrize("has_body", [True, False])
-def test_a_request_whose_time_is_up_behind_another_is_not_computed(
-    server: Server, ask: Callable[..., RawResponse], has_body: bool
+def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it_are_not_computed(
+    server: Server, ask: Callable[..., RawResponse]
 ) -> None:
     path = "/endpoints/troubled/invocations"
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
     variant = server.dataplane.lease("troubled")
     feeds = variant.loaded.predictor.schema.from_columns({"do": ["ok"]})
-    body = Body("application/json", json.dumps(trouble("ok")).encode()) if has_body else None
-    request = InferRequest("r", "troubled", feeds, parameters={"timeout": 50_000}, body=body)
     with ThreadPoolExecutor() as pool:
-        pool.submit(ask, path, trouble("hang"))
+        hanging = pool.submit(ask, path, trouble("hang"))
         wait_until(variant.loaded.predictor._process._asking.locked, what="the first request")
-        with pytest.raises(DeadlineExceeded, match="nothing was computed"):
-            server.dataplane.infer(variant, request)
-
-
-def test_an_endpoint_whose_process_is_away_is_not_ready(
-    pyfunc_folders: dict[str, Path], serve_here: Any, tools: Any
-) -> None:
-    server = serve_here({"e": {"v": tools.variant(pyfunc_folders["troubled"])}})
-
-    def get(path: str) -> RawResponse:
-        return answer(server, RawRequest("GET", path, {}, b""))
-
-    wait_until(lambda: get("/ping").status == 200, 60, "the pyfunc")
-    psutil.Process(server.repository.lease("e", 0.0).loaded.predictor.pid).kill()
-    wait_until(lambda: get("/ping").status == 503, what="the end to be noticed")
-    for path in ("/ping", "/v2/models/e/ready", "/v2/models/e/versions/1/ready"):
-        response = get(path)
-        assert (response.status, "was killed by SIGKILL and is started anew" in message(response)) == (503, True)
-    wait_until(lambda: get("/ping").status == get("/v2/models/e/ready").status == 200, 60, "the process")
+        for body in (Body("application/json", json.dumps(trouble("ok")).encode()), None):
+            request = InferRequest("r", "troubled", feeds, parameters={"timeout": 50_000}, body=body)
+            with pytest.raises(DeadlineExceeded, match="nothing was computed"):
+                server.dataplane.infer(variant, request)
+        assert ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]}).status == 200
+        assert hanging.result().status == 504
+    wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers again")
 
 
 def test_rows_are_captured_as_columns(ask: Callable[..., RawResponse], server: Server, tmp_path: Path) -> None:
@@ -227,14 +211,6 @@ def test_rows_are_captured_as_columns(ask: Callable[..., RawResponse], server: S
         "name": ["ä"],
     }
     assert {name: array.tolist() for name, array in mine.outputs.items()} == {"day": [183], "name": ["Ä"]}
-
-
-def test_the_process_ends_with_the_version(pyfunc_folders: dict[str, Path]) -> None:
-    model = PyfuncModel.load(read_served_artifact(pyfunc_folders["troubled"]), 10.0)
-    process = psutil.Process(model.pid)
-    assert process.is_running()
-    del model
-    wait_until(lambda: not is_alive(process), what="its end")
 
 
 def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
@@ -257,7 +233,7 @@ def test_without_mlflow_it_says_what_is_missing(
         PyfuncModel.load(read_served_artifact(pyfunc_folders["knn"]), 10.0)
 
 
-def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back(
+def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_its_process_is_away(
     pyfunc_folders: dict[str, Path], model_folders: dict[str, Path], serve_here: Any, tools: Any, tmp_path: Path
 ) -> None:
     server = serve_here({"e": {"v": tools.variant(model_folders["single"], "1")}})
@@ -269,9 +245,18 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back(
         assert response.status == 200, response.body
         return response.headers["X-Model-Version"]
 
+    def get(path: str) -> RawResponse:
+        return answer(server, RawRequest("GET", path, {}, b""))
+
     assert version() == "1"
     tools.want(state_dir, 2, {"e": {"v": tools.variant(pyfunc_folders["knn"], "2")}})
     wait_until(lambda: version() == "2", 60, "the pyfunc answers")
+    psutil.Process(server.repository.lease("e", 0.0).loaded.predictor.pid).kill()
+    wait_until(lambda: get("/ping").status == 503, what="the end to be noticed")
+    for path in ("/ping", "/v2/models/e/ready", "/v2/models/e/versions/2/ready"):
+        response = get(path)
+        assert (response.status, "was killed by SIGKILL and is started anew" in message(response)) == (503, True)
+    wait_until(lambda: get("/ping").status == get("/v2/models/e/ready").status == 200, 60, "the process")
     side = psutil.Process(server.repository.lease("e", 0.0).loaded.predictor.pid)
     assert is_alive(side)
     assert server.repository.has_pyfuncs
