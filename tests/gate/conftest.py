@@ -1,4 +1,4 @@
-"""A registered model `toy`: version 1 (as good as can be) is in Production, 2 equals it, 3 is worse."""
+"""A registered model `toy`: version 1 (as good as can be) is in Production, 2 equals it, 3 is worse, 4 not proven."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +13,8 @@ from support.tracking import tracking_at
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """MLmodel folders of classifiers: `good`, `equal` (the same answers), `worse`; and `holdout`, labelled rows."""
+    """MLmodel folders of classifiers: `good`, `equal` (the same answers), `worse`, `unproven` (its ONNX form answers
+    otherwise than the original); and `holdout`, labelled rows."""
     folder = tmp_path_factory.mktemp("models")
     rows = labelled(400, seed=1)
     reference = {name: rows[name] for name in COLUMNS}
@@ -21,6 +22,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "good": write_classifier(folder / "good", reference=reference),
         "equal": write_classifier(folder / "equal", (4.0, -2.0), reference=reference),
         "worse": write_classifier(folder / "worse", (1.0, 2.0), reference=reference),
+        "unproven": write_classifier(folder / "unproven", parity="warned"),
         "holdout": write_rows(folder / "holdout.parquet", labelled(600)),
     }
 
@@ -44,7 +46,7 @@ def registry(
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         client.create_registered_model("toy")
-        for name in ("good", "equal", "worse"):
+        for name in ("good", "equal", "worse", "unproven"):
             client.create_model_version("toy", folders[name].as_uri())
         client.transition_model_version_stage("toy", "1", "Production")
         yield client
