@@ -20,9 +20,8 @@ _FOR_A_SERVICE = {
     _TIMEOUT: "5",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-_ADDRESS = re.compile(
-    r"(?:,? in)? MLflow at \S+?(?=[,;:]?(?:\s|$))|(?:,? (?:at|from|in))? ?\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*"
-)
+_MLFLOW_AT = re.compile(r", in MLflow at \S+|(?<=MLflow) at \S+")
+_ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # up to the last @: a password may hold others
 
 
@@ -98,7 +97,7 @@ def without_credentials(text: str) -> str:
 
 def without_addresses(text: str) -> str:
     """The text as anybody may read it who reaches the server: it does not say where MLflow and its files are."""
-    return _ADDRESS.sub("", text)
+    return _ADDRESS.sub("…", _MLFLOW_AT.sub("", text))
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import threading
@@ -6,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mlflow_deploy_plugin.agent.cache import ModelCache
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 
 MakeModel = Callable[..., Path]
 
@@ -144,3 +146,20 @@ def test_a_cache_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InvalidConfig, match="cannot be written: Not a directory"):
         ModelCache(tmp_path / "file" / "cache", tmp_path)
+
+
+def test_files_that_are_not_those_that_were_saved_are_not_taken(
+    cache: ModelCache, make_model: MakeModel, tmp_path: Path
+) -> None:
+    source = make_model(tmp_path / "source")
+    document = yaml.safe_load((source / "MLmodel").read_text())
+    saved = (source / "model.onnx").read_bytes()
+    digests = {"model.onnx": f"sha256:{hashlib.sha256(saved).hexdigest()}"}
+    document["flavors"]["onnxserve"] = {"data": "model.onnx", "digests": digests}
+    (source / "MLmodel").write_text(yaml.safe_dump(document))
+    (source / "model.onnx").write_bytes(saved + b"\0")
+    with pytest.raises(RegistryUnavailable, match=r"'model\.onnx' is not the one that was saved"):
+        cache.fetch(str(source), "registry x 1")
+    assert not left_overs(tmp_path)
+    (source / "model.onnx").write_bytes(saved)
+    assert (cache.fetch(str(source), "registry x 1") / "model.onnx").read_bytes() == saved

@@ -166,6 +166,7 @@ def test_the_spec_takes_back_a_name_and_the_permission(case: Case) -> None:
 
 def test_what_nobody_waits_for_or_can_read_is_removed(case: Case) -> None:
     case.ask("unload", "a", created_at=NOW - OLDEST_SECONDS)
+    case.ask("unload", "b", created_at=NOW + 1)  # of before the machine was started anew
     (case.state_dir / COMMANDS / "broken.json").write_text("{")
     (case.state_dir / COMMANDS / "large.json").write_bytes(b" " * (LARGEST_COMMAND_BYTES + 1))
     write_state(case.state_dir / ANSWERS / "orphan.json", CommandAnswer())

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -19,10 +21,12 @@ from mlflow_deploy_plugin.registry.resolve import ResolvedModel
 from mlflow_deploy_plugin.registry.tags import standing_of
 from mlflow_deploy_plugin.server.state import (
     AGENT,
+    LOADING,
     SPEC,
     WANTED,
     AgentState,
     LoadedVariant,
+    LoadingState,
     ShippingState,
     Wanted,
     WorkerState,
@@ -370,3 +374,192 @@ def test_how_shipping_goes_stands_beside_how_following_goes(case: Case) -> None:
         written = read_state(case.state_dir / AGENT, AgentState)
         assert written is not None
         assert (written.shipping, written.error) == (state, "")
+
+
+def require_gate(case: Case, *variants: str) -> None:
+    case.spec(*variants)
+    text = (case.state_dir / SPEC).read_text()
+    (case.state_dir / SPEC).write_text(text + "\nrequire: gate=passed\n")
+
+
+def test_a_version_without_its_gate_is_not_served_until_the_tag_appears(case: Case) -> None:
+    require_gate(case, STAGE)
+    case.world.versions[STAGE] = "1"
+    case.world.gates["1"] = "forced"
+    follower = case.follower()
+    follower.round()
+    for gate in ("", "failed"):
+        case.world.versions[STAGE] = "2"
+        case.world.gates |= {"2": gate} if gate else {}
+        case.now += 2
+        state = follower.round()
+        assert (case.versions, case.world.fetched) == ({"v1": "1"}, ["1"])
+        assert f"{STAGE}: version 2 is not served: " in state.error
+        assert state.error.endswith("and this endpoint requires gate=passed; version 1 is served on")
+        assert [(one.variant, one.version, one.cause) for one in state.refused] == [("v1", "2", "gate")]
+        assert case.world.failures[-1] == ("models:/tiny/2", state.refused[0].reason)
+    case.world.gates["2"] = "passed"
+    case.now += 2
+    state = follower.round()
+    assert (case.versions, state.error, state.refused) == ({"v1": "2"}, "", ())
+    assert case.world.failures[-1] == ("models:/tiny/2", "")
+
+
+def test_a_pinned_version_without_its_gate_is_refused_at_the_start_in_one_line(case: Case) -> None:
+    require_gate(case, "models:/tiny/7")
+    case.world.versions["models:/tiny/7"] = "7"
+    state = case.follower().round()
+    assert state.fatal
+    assert state.error == (
+        "models:/tiny/7: version 7 is not served: it has not been through the gate, "
+        "and this endpoint requires gate=passed"
+    )
+
+
+def test_what_is_served_when_the_gate_comes_to_be_required_is_served_on_also_across_a_restart(case: Case) -> None:
+    require_gate(case, STAGE)
+    case.world.versions[STAGE] = "1"
+    case.world.gates["1"] = "passed"
+    case.follower().round()
+    case.world.gates.clear()
+    case.world.versions[STAGE] = "1"
+    state = case.follower().round()
+    assert (state.fatal, state.error, case.versions) == (False, "", {"v1": "1"})
+
+
+def test_followed_references_of_one_model_are_asked_for_together_and_pinned_ones_once(case: Case) -> None:
+    alias, tag, pinned = "models:/tiny@live", "models:/tiny/tag:a=b", "models:/tiny/3"
+    case.spec(STAGE, alias, tag, pinned)
+    case.world.versions = {STAGE: "1", alias: "2", tag: "2", pinned: "3"}
+    follower = case.follower()
+    follower.round()
+    case.world.calls = 0
+    case.world.resolved.clear()
+    for _ in range(100):
+        case.now += 0.1
+        follower.round()
+    assert case.world.calls == 5
+    assert sorted(set(case.world.resolved)) == sorted([STAGE, alias, tag])
+
+
+def test_files_that_cannot_be_had_are_tried_again_and_told_and_another_version_need_not_wait(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    case.world.versions[STAGE] = "2"
+    case.world.unusable["2"] = NotFound("the files are gone")
+    for _ in range(100):
+        case.now += 1
+        state = follower.round()
+    assert state.error == f"{STAGE}: version 2 cannot be fetched: the files are gone; version 1 is served on"
+    assert state.refused[0].cause == "fetch"
+    assert case.world.failures == [("models:/tiny/2", "the files are gone")]
+    assert 4 <= case.world.fetched.count("2") <= 8
+    case.world.versions[STAGE] = "3"
+    case.now += 2.1
+    assert follower.round().error == ""
+    assert case.versions == {"v1": "3"}
+
+    case.world.versions[STAGE] = "2"
+    case.world.unusable.clear()
+    case.now += 2.1
+    assert follower.round().error == ""
+    assert case.versions == {"v1": "2"}
+    assert case.world.failures[1:] == [("models:/tiny/2", "")]
+
+
+def test_a_failure_is_told_to_the_registry_when_it_is_back(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.world.unusable["2"] = InvalidArtifact("no onnx here")
+    follower = case.follower()
+    follower.round()
+    case.world.versions[STAGE], case.world.is_deaf = "2", True
+    case.now += 2
+    follower.round()
+    case.world.is_deaf = False
+    case.now += 5
+    follower.round()
+    assert case.world.failures == [("models:/tiny/2", "no onnx here")]
+
+
+def test_while_the_registry_hangs_the_weights_still_change_and_nothing_is_asked_twice(case: Case) -> None:
+    looks = Later()
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.follower().round()
+    follower = case.follower(looks=looks)
+    threading.Timer(0.1, looks.go_on).start()
+    follower.round()
+    for _ in range(10):
+        case.now += 100
+        follower.round()
+    assert len(looks.waiting) == 1
+    (case.state_dir / SPEC).write_text(f"name: e\nvariants: {{v1: {{model: '{STAGE}', weight: 7}}}}")
+    follower.round()
+    assert case.wanted.endpoints["e"].variants["v1"].weight == 7
+
+
+def test_a_fetch_that_hangs_is_left_alone_when_the_reference_moves_back(case: Case) -> None:
+    fetches = Later()
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower(fetches=fetches)
+    threading.Timer(0.1, fetches.go_on).start()
+    follower.round()
+    assert case.versions == {"v1": "1"}
+    for version in ("2", "1"):
+        case.world.versions[STAGE] = version
+        case.now += 2
+        assert follower.round().error == ""
+    fetches.go_on()
+    follower.round()
+    assert case.versions == {"v1": "1"}
+    assert case.wanted.generation == 1
+
+
+def test_an_agent_that_is_killed_in_the_middle_of_a_swap_knows_what_to_go_back_to(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    case.world.versions[STAGE] = "2"
+    case.now += 2
+    follower.round()
+    case.worker_says(v1=LoadedVariant(version="1", error="bad graph"))
+    state = case.follower().round()
+    assert state.error == f"{STAGE}: version 2 cannot be loaded: bad graph; version 1 is served on"
+    assert case.versions == {"v1": "1"}
+
+
+def test_a_version_that_workers_die_of_is_taken_back(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    case.world.versions[STAGE] = "2"
+    case.now += 2
+    follower.round()
+    for death in (1, 2):
+        dead = subprocess.Popen(["true"])
+        dead.wait()
+        write_state(
+            case.state_dir / LOADING / f"{dead.pid}.json", LoadingState(pid=dead.pid, folder=case.world.root / "2")
+        )
+        state = follower.round()
+        assert case.versions == {"v1": str(3 - death)}
+    assert "2 workers have died while they loaded it" in state.error
+
+
+def test_why_an_endpoint_has_no_version_is_told_to_its_callers_without_addresses(case: Case) -> None:
+    documents = [f"name: {name}\nvariants: {{v: {{model: 'models:/{name}/1'}}}}\n" for name in ("good", "bad")]
+    (case.state_dir / SPEC).write_text("---\n".join(documents))
+    case.world.versions = {
+        "models:/good/1": "1",
+        "models:/bad/1": NotFound("there is no registered model bad; registered are good, in MLflow at http://db:5000"),
+    }
+    case.follower().round()
+    assert case.wanted.endpoints["bad"].errors == {
+        "v": "models:/bad/1: there is no registered model bad; registered are good"
+    }

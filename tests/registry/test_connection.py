@@ -2,7 +2,12 @@ import os
 
 import pytest
 
-from mlflow_deploy_plugin.registry.connection import limit_patience, patience_for_files, without_credentials
+from mlflow_deploy_plugin.registry.connection import (
+    limit_patience,
+    patience_for_files,
+    without_addresses,
+    without_credentials,
+)
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
@@ -37,3 +42,34 @@ def test_credentials_are_taken_out_of_every_uri_of_a_text() -> None:
     assert without_credentials(text) == (
         "https://host/x failed, postgresql+psycopg://db/y too, a@b.c stays, http://h:1/z@a"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        ("no model x; registered are a, b, in MLflow at sqlite:////srv/x.db", "no model x; registered are a, b"),
+        ("the registry is empty, in MLflow at http://u:5000", "the registry is empty"),
+        (
+            "model x: MLflow at http://10.0.0.1:5000 does not answer as it should: connection refused",
+            "model x: MLflow does not answer as it should: connection refused",
+        ),
+        (
+            "the files of models:/x/3: s3://bucket does not answer as it should: no",
+            "the files of models:/x/3: … does not answer as it should: no",
+        ),
+        ("models:/x/3: version 3 cannot be loaded", "models:/x/3: version 3 cannot be loaded"),
+    ],
+)
+def test_callers_are_not_told_where_mlflow_is(text: str, public: str) -> None:
+    assert without_addresses(text) == public
+
+
+def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.MonkeyPatch) -> None:
+    limit_patience()
+    first, second = patience_for_files(), patience_for_files()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert TIMEOUT not in os.environ
+    second.__exit__(None, None, None)
+    assert os.environ[TIMEOUT] == "5"
