@@ -32,7 +32,7 @@ def caller() -> Caller:
 
 
 def may_read(model: str) -> bool:
-    return _permitted(model, "can_read")
+    return _is_administrator() or _may(model)[0]
 
 
 def may_act_on(models: Sequence[str]) -> bool:
@@ -40,24 +40,29 @@ def may_act_on(models: Sequence[str]) -> bool:
 
     What is served without a registered model is for administrators.
     """
-    auth = _accounts()
-    if auth is None or auth.sender_is_admin():
-        return True
-    return bool(models) and all(_permitted(model, "can_update") for model in models)
+    return _is_administrator() or (bool(models) and all(_may(model)[1] for model in models))
 
 
-def _permitted(model: str, what: str) -> bool:
-    auth = _accounts()
-    if auth is None:
-        return True
+def _is_administrator() -> bool:
+    """Without accounts everybody is."""
+    if "onnxserve_administrator" not in g:
+        auth = _accounts()
+        g.onnxserve_administrator = auth is None or bool(auth.sender_is_admin())
+    return bool(g.onnxserve_administrator)
+
+
+def _may(model: str) -> tuple[bool, bool]:
+    """(read, update), asked once a request and model: MLflow checks the password again at every question."""
     from mlflow.exceptions import MlflowException
 
-    if auth.sender_is_admin():
-        return True
-    try:
-        return bool(getattr(auth._get_registered_model_or_prompt_permission(model), what))
-    except MlflowException:  # no such model (any more)
-        return False
+    known: dict[str, tuple[bool, bool]] = g.setdefault("onnxserve_permissions", {})
+    if model not in known:
+        try:
+            permission = _accounts()._get_registered_model_or_prompt_permission(model)  # type: ignore[union-attr]
+            known[model] = bool(permission.can_read), bool(permission.can_update)
+        except MlflowException:  # no such model (any more)
+            known[model] = False, False
+    return known[model]
 
 
 def allow_pages(method: str, *paths: str) -> None:

@@ -1,0 +1,80 @@
+"""`onnxserve history`: who, what, when, from, to, why, and the figures."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import open_store
+
+
+@pytest.fixture
+def trail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint and what was done to it, to the model that it serves, and to another endpoint and model."""
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    store = open_store(load_settings().store_url)
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/delay/Production"))
+    store.record(
+        "transition", model="delay", version="7", before="None", after="Production", actor="ann", why="gate passed"
+    )
+    store.record("traffic", endpoint="flights", before="a 100", after="a 95, b 5", detail={"seconds": 0.4}, actor="ben")
+    store.record("rollout.end", endpoint="other", model="delay", version="8", actor="controller")
+    store.record("transition", model="unrelated", version="1", after="Staging", actor="ann")
+    store.close()
+
+
+def history(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["history", *arguments])
+
+
+def test_an_endpoint_has_its_own_history_and_that_of_its_model(trail: None) -> None:
+    lines = history("flights").output.splitlines()
+    told = [line.partition("Z  ")[2] for line in lines if not line.startswith(" ")]
+    assert told[1:] == [
+        "ann  transition  delay version 7: None → Production",
+        "ben  traffic  flights: a 100 → a 95, b 5",
+    ]
+    assert "    why: gate passed" in lines
+    assert "    seconds 0.4" in lines
+
+
+def test_json_lines_hold_every_field(trail: None) -> None:
+    lines = [json.loads(line) for line in history("flights", "-o", "jsonl").output.splitlines()]
+    assert [line["action"] for line in lines] == ["create", "transition", "traffic"]
+    assert lines[2] | {"at": ""} == {
+        "at": "",
+        "actor": "ben",
+        "action": "traffic",
+        "endpoint": "flights",
+        "model": "",
+        "version": "",
+        "before": "a 100",
+        "after": "a 95, b 5",
+        "why": "",
+        "detail": {"seconds": 0.4},
+    }
+    assert lines[2]["at"].endswith("+00:00")
+
+
+def test_json_is_one_document_and_the_newest_can_be_asked_for(trail: None) -> None:
+    assert [event["action"] for event in json.loads(history("flights", "-o", "json", "--limit", "2").output)] == [
+        "transition",
+        "traffic",
+    ]
+
+
+def test_a_model_and_everything_can_be_asked_for(trail: None) -> None:
+    assert [json.loads(line)["version"] for line in history("--model", "delay", "-o", "jsonl").output.splitlines()] == [
+        "7",
+        "8",
+    ]
+    assert len(history("-o", "jsonl").output.splitlines()) == 5
+
+
+def test_who_has_no_history_is_told_so(trail: None) -> None:
+    assert history("nobody").output == "nothing is known of nobody\n"
+    assert history("nobody", "-o", "jsonl").output == ""
