@@ -1,4 +1,4 @@
-"""The commands as they are typed: `mlflow deployments … -t onnxserve`, each a process of its own."""
+"""The commands as they are typed: `mlflow deployments … -t onnxserve`, processes of their own where they start some."""
 
 import json
 import signal
@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlflow.deployments.cli
 import pytest
 import requests
+from click.testing import CliRunner, Result
 from mlflow.deployments import BaseDeploymentClient
 
 from support.waiting import wait_until
@@ -16,13 +18,9 @@ from support.waiting import wait_until
 ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4.5]]}}
 
 
-def deployments(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mlflow", "deployments", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
 def typed(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return deployments(command, "-t", "onnxserve", "--name", "typed", *arguments)
+    line = [sys.executable, "-m", "mlflow", "deployments", command, "-t", "onnxserve", "--name", "typed", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_a_deployment_lives_through_its_commands(
@@ -34,7 +32,8 @@ def test_a_deployment_lives_through_its_commands(
     assert f"typed: ready at http://127.0.0.1:{free_port}" in created.stderr
     assert "Traceback" not in created.stderr
 
-    shown = dict(line.split(": ", 1) for line in typed("get").stdout.splitlines() if ": " in line)
+    got = called("get", "-t", "onnxserve", "--name", "typed")
+    shown = dict(line.split(": ", 1) for line in got.stdout.splitlines() if ": " in line)
     assert (shown["state"], shown["model_uri"]) == ("running", models.once)
     assert requests.get(f"{shown['url']}/ping", timeout=5).ok
 
@@ -45,7 +44,7 @@ def test_a_deployment_lives_through_its_commands(
     predicted = typed("predict", "-I", str(tmp_path / "rows.json"))
     assert json.loads(predicted.stdout) == {"predictions": [{"y": 6.0}, {"y": 15.0}]}
 
-    assert "'name': 'typed'" in deployments("list", "-t", "onnxserve").stdout
+    assert "'name': 'typed'" in called("list", "-t", "onnxserve").stdout
 
     assert "Deployment typed is deleted" in typed("delete").stdout
     with pytest.raises(requests.ConnectionError):
@@ -71,17 +70,22 @@ def test_a_create_that_is_cut_off_can_be_cleaned_up(
     assert list((tmp_path / "home" / "deployments").glob("*")) == []
 
 
+def called(*arguments: str) -> Result:
+    """The command within this process, which has imported MLflow already."""
+    return CliRunner().invoke(mlflow.deployments.cli.commands, [*arguments])
+
+
 def test_a_mistake_is_one_line_on_stderr(models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
 
-    refused = deployments("create", "-t", "onnxserve", "--name", "x", "-m", models.once, "-C", "server.prot=1")
+    refused = called("create", "-t", "onnxserve", "--name", "x", "-m", models.once, "-C", "server.prot=1")
 
-    assert refused.returncode == 1
+    assert refused.exit_code == 1
     assert refused.stderr == "Error: unknown config key 'server.prot'; did you mean 'server.port'?\n"
 
 
 def test_the_help_is_printed() -> None:
-    assert "TARGET URI" in deployments("help", "-t", "onnxserve").stdout
+    assert "TARGET URI" in called("help", "-t", "onnxserve").stdout
 
 
 def test_run_local_serves_in_the_foreground_until_it_is_interrupted(
