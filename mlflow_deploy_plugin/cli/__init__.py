@@ -18,6 +18,7 @@ _COMMANDS = {
     "promote": ("mlflow_deploy_plugin.cli.promote", "Move a version to a stage or alias, through its gate."),
     "history": ("mlflow_deploy_plugin.cli.history", "Show who changed what, when and why."),
     "rollout": ("mlflow_deploy_plugin.cli.rollout", "Bring a new version by steps, and back if it is bad."),
+    "rollback": ("mlflow_deploy_plugin.cli.rollback", "Go back to what was served before."),
     "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts."),
     "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),
     "drift": ("mlflow_deploy_plugin.cli.drift", "Judge captured traffic against the model's reference."),

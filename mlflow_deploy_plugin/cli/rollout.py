@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import Rollout
 
 _POLL_SECONDS = 0.2
+_QUIET_SECONDS = 5.0
+"""Between two lines about the same step: what it waits for changes with every look."""
 
 
 @click.command()
@@ -93,13 +95,14 @@ def _wait(deployments: "Deployments", begun: "Rollout") -> None:
     controller = Controller(deployments.store, actions, this_process())
     worker = threading.Thread(target=controller.run, args=(ended,), name="controller")
     worker.start()
-    told = ""
+    told, told_at = ("", -1, ""), 0.0
     try:
         while True:
             current = next(one for one in deployments.store.rollouts(begun.endpoint) if one.id == begun.id)
-            if (line := shown(current)) != told:
-                click.echo(line)
-                told = line
+            now = (current.state, current.step, current.reason)
+            if now[:2] != told[:2] or (now != told and time.monotonic() > told_at + _QUIET_SECONDS):
+                click.echo(shown(current))
+                told, told_at = now, time.monotonic()
             if not current.is_live:
                 break
             time.sleep(_POLL_SECONDS)

@@ -49,7 +49,7 @@ class Actions:
             case "promote":
                 self._promote(plan)
             case "finish":
-                self._clear(plan, progress.reason or f"version {plan.version} was promoted")
+                self._clear(plan, f"rollout to version {plan.version} has promoted it")
             case "roll_back":
                 self.roll_back(plan, progress.reason)
             case "wait":
@@ -95,8 +95,8 @@ class Actions:
             endpoint=plan.endpoint,
             model=plan.model,
             version=version,
-            before=f"{reference.selector} was version {before or 'none'}",
-            after=reference.selector,
+            before=f"version {before} in {reference.selector}" if before else "",
+            after=f"version {version} in {reference.selector}",
             why=why,
             detail={"stood_there": before},
             actor=self.actor,

@@ -22,6 +22,7 @@ _CALLER_LEFT = ("499", "CANCELLED")
 _SHADOW_ROWS = "onnxserve_shadow_rows"
 _REQUESTS = "onnxserve_requests"
 _DURATIONS = "onnxserve_request_duration_seconds"
+_LAST_REQUEST = "onnxserve_last_request_timestamp_seconds"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Seen:
     numbers: Numbers | None = None
 
 
-def see(observed: ObservedEndpoint) -> Seen:
+def see(observed: ObservedEndpoint, with_numbers: bool = True) -> Seen:
     """Looks at an endpoint; asks its server for the counts."""
     spec, observation = observed.endpoint.spec, observed.observation
     return Seen(
@@ -109,12 +110,18 @@ def see(observed: ObservedEndpoint) -> Seen:
         reason=observation.reason or observation.registry_error,
         versions=_versions(observed),
         errors=observation.errors,
-        numbers=fetch_numbers(observation.url, spec.name) if observation.url else None,
+        numbers=fetch_numbers(observation.url, spec.name) if with_numbers and observation.url else None,
     )
 
 
 def fetch_numbers(url: str, endpoint: str) -> Numbers | None:
     """The counts of the server at `url`; None where it does not give them."""
+    page = fetch_page(url)
+    return read_numbers(page, endpoint) if page is not None else None
+
+
+def fetch_page(url: str) -> str | None:
+    """The metrics of the server at `url`; None where it does not answer."""
     try:
         with requests.Session() as session, warnings.catch_warnings():
             session.trust_env = False  # no proxy stands between this machine and its own server
@@ -123,7 +130,23 @@ def fetch_numbers(url: str, endpoint: str) -> Numbers | None:
             answer = session.get(f"{url}/metrics", timeout=_PAGE_SECONDS)
     except requests.RequestException:
         return None
-    return read_numbers(answer.text, endpoint) if answer.ok else None
+    return answer.text if answer.ok else None
+
+
+def read_answered(page: str, endpoint: str, variant: str) -> list[str]:
+    """The versions that have answered under this variant's name since the server's start, the last one first."""
+    under_name: set[str] = set()
+    last: dict[str, float] = {}
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples if family.name in (_REQUESTS, _LAST_REQUEST) else ():
+            labels = sample.labels
+            if labels.get("endpoint") != endpoint or labels.get("variant", variant) != variant:
+                continue
+            if family.name == _REQUESTS:
+                under_name.add(labels["version"])
+            else:
+                last[labels["version"]] = max(last.get(labels["version"], 0), sample.value)
+    return sorted(under_name, key=lambda version: last.get(version, 0), reverse=True)
 
 
 def read_numbers(page: str, endpoint: str) -> Numbers:

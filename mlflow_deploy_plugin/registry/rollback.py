@@ -40,7 +40,8 @@ def stands_at(reference: Reference) -> str:
 def point(reference: Reference, version: str) -> None:
     """Makes the stage, the alias or the tag mean `version`; fine if it does already.
 
-    What else is in the stage is archived, since its highest number counts; of a tag, the others lose it.
+    What else is in the stage is archived, since its highest number counts; of a tag, the others lose it. That the
+    version was rolled back once is forgotten.
 
     Raises:
         InvalidConfig: MLflow refuses it; the message is MLflow's, or the gate's.
@@ -52,7 +53,10 @@ def point(reference: Reference, version: str) -> None:
     name = reference.name
     with registry_errors(f"model {name} version {version}"):
         try:
-            _point(registry_client(), reference, version)
+            client = registry_client()
+            _point(client, reference, version)
+            if ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
+                client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
         except MlflowException as error:
             if error.error_code != "PERMISSION_DENIED":
                 raise

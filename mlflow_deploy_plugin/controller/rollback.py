@@ -1,0 +1,185 @@
+"""Back to what was served before: one call, the registry and the serving together."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from mlflow_deploy_plugin.controller.begin import main_variant
+from mlflow_deploy_plugin.controller.command import abort
+from mlflow_deploy_plugin.controller.observe import Seen, fetch_page, read_answered, see
+from mlflow_deploy_plugin.controller.plan import RolloutPlan
+from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
+from mlflow_deploy_plugin.registry.reference import Reference, parse_model_uri
+from mlflow_deploy_plugin.registry.rollback import (
+    ROLLED_BACK_TAG,
+    Earlier,
+    earlier_in_registry,
+    point,
+    stands_at,
+    was_rolled_back,
+)
+from mlflow_deploy_plugin.registry.tags import tag_version
+from mlflow_deploy_plugin.spec import load_specs
+from mlflow_deploy_plugin.store import Store, this_actor
+
+_SERVED_SECONDS = 60.0
+_POLL_SECONDS = 0.05
+_MOVES = ("promote", "transition", "alias", "rollout.end")
+_STOOD_THERE = re.compile(r"^version (\d+)\b")
+
+
+def rollback(
+    endpoint: str,
+    why: str = "",
+    actor: str | None = None,
+    to: str | None = None,
+    deployments: Deployments | None = None,
+) -> dict[str, str]:
+    """Brings back what `endpoint` served before, and returns when it answers.
+
+    A live rollout is aborted, and that is all. Else the stage, alias or tag that the endpoint follows is given back to
+    the earlier version, and the newer one archived; an endpoint that follows nothing gets its earlier model. The
+    version that is taken back gets a tag, so that no later rollback takes it for what was served before.
+
+    Args:
+        to: the version (or, where nothing is followed, the model URI) to go back to; None: what was served before.
+
+    Returns:
+        What was done: model, from, to, source (how it is known what was served before), seconds.
+
+    Raises:
+        NotFound: there is no such endpoint or version, or nothing tells what was served before.
+        InvalidConfig: several deployments answer, or MLflow refuses the earlier version.
+        RegistryUnavailable: MLflow does not answer.
+        DeploymentFailed: the earlier version does not come back; the one before goes on answering.
+    """
+    with ExitStack() as stack:
+        opened = deployments or stack.enter_context(open_deployments(lambda line: None))
+        return _rollback(opened, endpoint, why, actor or this_actor(), to)
+
+
+def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to: str | None) -> dict[str, str]:
+    begun = time.monotonic()
+    observed = deployments.get_endpoint(endpoint)
+    if deployments.store.rollouts(endpoint, live=True):
+        said = f"rolled back by {actor}{f': {why}' if why else ''}"
+        plan = RolloutPlan.from_json(abort(deployments, endpoint, said, actor).spec)
+        source = "the rollout under way was aborted"
+        figures = _figures(plan.model, plan.version, plan.before_version, source, begun)
+        _record(deployments.store, endpoint, figures, why, actor)
+        return figures
+    spec = observed.endpoint.spec
+    main = main_variant(spec)
+    reference = parse_model_uri(spec.variants[main].model)
+    if not reference.followed:
+        return _pinned_back(deployments, observed, main, why, actor, to)
+    seen = see(observed)
+    current = stands_at(reference) or seen.versions.get(main, "")
+    earlier = Earlier(to, "it was asked for") if to else _earlier(deployments.store, observed, main, reference, current)
+    if earlier.version == current:
+        raise InvalidConfig(f"{spec.variants[main].model} is version {current} already")
+    point(reference, earlier.version)
+    if seen.state in ("running", "starting"):
+        _wait(deployments, endpoint, main, earlier.version)
+    figures = _figures(reference.name, current, earlier.version, earlier.source, begun)
+    if current:
+        tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {why or f'rolled back by {actor}'}")
+    _record(deployments.store, endpoint, figures, why, actor)
+    return figures
+
+
+def _pinned_back(
+    deployments: Deployments, observed: ObservedEndpoint, main: str, why: str, actor: str, to: str | None
+) -> dict[str, str]:
+    """Gives a deployment that follows nothing its earlier model."""
+    begun = time.monotonic()
+    name = observed.endpoint.name
+    current = observed.endpoint.spec.variants[main].model
+    earlier = to or _earlier_model(deployments.store, name, main, current)
+    config = {f"variants.{main}.model": earlier}
+    deployments.update_endpoint(name, config, why or "rollback", actor)
+    source = "it was asked for" if to else "the audit trail has it as the model before"
+    figures = _figures(parse_model_uri(earlier).name, current, earlier, source, begun)
+    _record(deployments.store, name, figures, why, actor)
+    return figures
+
+
+def _earlier(store: Store, observed: ObservedEndpoint, main: str, reference: Reference, current: str) -> Earlier:
+    """The version that was served before `current`, from the truest source that knows it."""
+    for earlier in _known(store, observed, main, reference, current):
+        try:
+            if earlier.version != current and not was_rolled_back(reference.name, earlier.version):
+                return earlier
+        except NotFound:  # it was deleted
+            continue
+    raise NotFound(
+        f"nothing tells what endpoint {observed.endpoint.name!r} served before version {current} of {reference.name}: "
+        "say --to VERSION"
+    )
+
+
+def _known(
+    store: Store, observed: ObservedEndpoint, main: str, reference: Reference, current: str
+) -> Iterator[Earlier]:
+    endpoint = observed.endpoint.name
+    page = fetch_page(observed.observation.url) if observed.observation.url else None
+    for version in read_answered(page, endpoint, main) if page else ():
+        yield Earlier(version, f"it has answered last before version {current}, says the server")
+    for event in reversed(store.events(model=reference.name)):
+        if event.action not in _MOVES or event.version != current:
+            continue
+        stood = _STOOD_THERE.match(event.before)
+        version = event.detail.get("stood_there") or (stood.group(1) if stood else "")
+        if version:
+            yield Earlier(str(version), f"it stood there before version {current}, says the audit trail")
+    if (earlier := earlier_in_registry(reference, current)) is not None:
+        yield Earlier(earlier.version, f"{earlier.source}, says the registry")
+
+
+def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
+    taken_back = {event.detail.get("from") for event in store.events(endpoint) if event.action == "rollback"}
+    for event in reversed(store.events(endpoint)):
+        if text := event.detail.get("spec"):
+            (spec,) = load_specs(text, may_be_empty=True)
+            if main in spec.variants and (model := spec.variants[main].model) not in {current, *taken_back}:
+                return model
+    raise NotFound(f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: say --to MODEL")
+
+
+def _wait(deployments: Deployments, endpoint: str, main: str, version: str) -> None:
+    deadline = time.monotonic() + _SERVED_SECONDS
+    while (seen := _look(deployments, endpoint)).versions.get(main) != version:
+        if error := seen.errors.get(main):
+            raise DeploymentFailed(f"{endpoint}: version {version} does not come back: {error}")
+        if time.monotonic() > deadline:
+            raise DeploymentFailed(
+                f"{endpoint}: the registry has version {version} again, and after {_SERVED_SECONDS:g} s it is not "
+                f"served: {seen.reason or 'no reason is known'}"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _look(deployments: Deployments, endpoint: str) -> Seen:
+    return see(deployments.get_endpoint(endpoint), with_numbers=False)
+
+
+def _figures(model: str, before: str, after: str, source: str, begun: float) -> dict[str, str]:
+    return {"model": model, "from": before, "to": after, "source": source, "seconds": f"{time.monotonic() - begun:.1f}"}
+
+
+def _record(store: Store, endpoint: str, figures: dict[str, str], why: str, actor: str) -> None:
+    before, after = (f"version {one}" if one.isdigit() else one for one in (figures["from"], figures["to"]))
+    store.record(
+        "rollback",
+        endpoint=endpoint,
+        model=figures["model"],
+        version=figures["to"],
+        before=before,
+        after=after,
+        why=why,
+        detail=dict(figures),
+        actor=actor,
+    )

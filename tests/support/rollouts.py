@@ -1,0 +1,52 @@
+"""A plan, and an endpoint as it is seen under it."""
+
+import math
+
+from mlflow_deploy_plugin.controller.observe import Counted, Numbers
+from mlflow_deploy_plugin.controller.plan import RolloutPlan
+from mlflow_deploy_plugin.spec import VariantSpec
+
+PLAN = RolloutPlan(
+    endpoint="flights",
+    main="champion",
+    candidate="candidate",
+    shadow="candidate-shadow",
+    to_uri="models:/X/7",
+    model="X",
+    version="7",
+    before_uri="models:/X/Production",
+    before_version="6",
+    kind="stage",
+    selector="Production",
+    steps=(10, 100),
+    every=60.0,
+    abort_on="error_rate>1%,disagreement>20%",
+    min_requests=50,
+    actor="ada@laptop",
+)
+
+
+def counted(requests: float, errors: float = 0, slow: float = 0, same: float = 0, different: float = 0) -> Counted:
+    """Requests of which `slow` took between 0.1 and 1 s and the others less than 10 ms."""
+    timed = {0.01: requests - slow, 0.1: requests - slow, 1.0: requests, math.inf: requests}
+    return Counted(requests, errors, timed, same, different)
+
+
+def numbers(current: Counted, candidate: Counted | None = None, shadow: Counted | None = None) -> Numbers:
+    return {
+        ("champion", "6"): current,
+        ("candidate", "7"): candidate or Counted(),
+        ("candidate-shadow", "7"): shadow or Counted(),
+    }
+
+
+def variants(share: int | None) -> dict[str, VariantSpec]:
+    """The deployments while the candidate has this share; None: before it is there."""
+    champion = VariantSpec(model="models:/X/Production", weight=100 - (share or 0))
+    if share is None:
+        return {"champion": champion}
+    return {
+        "champion": champion,
+        "candidate": VariantSpec(model="models:/X/7", weight=share),
+        "candidate-shadow": VariantSpec(model="models:/X/7", weight=0, shadow=True),
+    }
