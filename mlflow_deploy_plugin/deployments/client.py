@@ -10,16 +10,14 @@ from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 from mlflow_deploy_plugin.deployments.asked import asked_for
 from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summary, summary_of_endpoint
 from mlflow_deploy_plugin.deployments.failure import as_mlflow_errors
+from mlflow_deploy_plugin.deployments.flavors import with_flavor
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.deployments.run_local import serve_in_foreground
 from mlflow_deploy_plugin.deployments.scoring import ask
 from mlflow_deploy_plugin.deployments.target import check_target, help_text
 from mlflow_deploy_plugin.deployments.typed_file import as_written
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.spec import new_endpoint
-
-_FLAVORS = ("onnxserve", "onnx", PYTHON_FUNCTION)
 
 
 class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # mlflow is untyped here
@@ -44,7 +42,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     ) -> dict[str, Any]:
         """Serves `model_uri` and returns, when it answers, what `get_deployment` does."""
         with as_mlflow_errors(), _deployments() as deployments:
-            return describe(deployments.create(name, model_uri, _with_flavor(name, flavor, config), endpoint))
+            return describe(deployments.create(name, model_uri, with_flavor(name, model_uri, flavor, config), endpoint))
 
     def update_deployment(
         self,
@@ -56,7 +54,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     ) -> dict[str, Any]:
         """Changes model or configuration. Only a change of `server.…` restarts; what fails changes nothing."""
         with as_mlflow_errors(), _deployments() as deployments:
-            return describe(deployments.update(name, model_uri, _with_flavor(name, flavor, config), endpoint))
+            return describe(deployments.update(name, model_uri, with_flavor(name, model_uri, flavor, config), endpoint))
 
     def delete_deployment(
         self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
@@ -120,7 +118,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:
     """Serves the model in the foreground until Ctrl-C; `list` and the other commands do not know it."""
     with as_mlflow_errors():
-        serve_in_foreground(new_endpoint(name, model_uri, _with_flavor(name, flavor, config)), _say)
+        serve_in_foreground(new_endpoint(name, model_uri, with_flavor(name, model_uri, flavor, config)), _say)
 
 
 def target_help() -> str:
@@ -135,15 +133,3 @@ def _deployments() -> AbstractContextManager[Deployments]:
 def _say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
-
-
-def _with_flavor(name: str, flavor: str | None, config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`config`, and that the variant may be a pyfunc where that flavor is asked for by name.
-
-    Raises:
-        InvalidConfig: there is no such flavor.
-    """
-    if flavor is not None and flavor not in _FLAVORS:
-        raise InvalidConfig(f"unknown flavor {flavor!r}; known are {', '.join(_FLAVORS)}")
-    implied = {f"variants.{name}.allow_pyfunc": True} if flavor == PYTHON_FUNCTION else {}
-    return implied | dict(config or {})

@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.errors import (
 )
 
 _CONNECT_SECONDS = 5
+_MARGIN_SECONDS = 5
 _REFUSALS = {
     refusal.http_status: refusal
     for refusal in (
@@ -59,12 +60,13 @@ def new_session() -> requests.Session:
 def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> dict[str, Any]:
     """The JSON object that is answered to a body. Raises as `ask`."""
     headers = {"Content-Type": content_type, "Accept": "application/json"}
+    patience = timeout_seconds + _MARGIN_SECONDS  # so that the server says itself that it took too long
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InsecureRequestWarning)
-            answer = session.post(url, data=body, headers=headers, timeout=(_CONNECT_SECONDS, timeout_seconds))
+            answer = session.post(url, data=body, headers=headers, timeout=(_CONNECT_SECONDS, patience))
     except requests.Timeout:
-        raise NotReady(f"the server did not answer {url} in {timeout_seconds:g} s") from None
+        raise NotReady(f"the server did not answer {url} in {patience:g} s") from None
     except requests.RequestException:
         raise NotReady(f"there is no answer at {url}") from None
     document = _document(answer)

@@ -5,15 +5,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlflow.onnx
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from mlflow.deployments import BaseDeploymentClient, get_deploy_client
+from mlflow.deployments.cli import commands
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.deployments import client as plugin
+from support.deploying import SIGNATURE, weighted_sum
 
 SPLIT = {"dataframe_split": {"columns": ["b", "a"], "data": [[2, 1], [4.5, 3]]}}
+ROWS = [[1, 2], [3, 4.5]]
 RECORDS = [{"a": 1, "b": 2}, {"b": 4.5, "a": 3}]
 FRAME = pd.DataFrame({"b": [2, 4.5], "a": [1, 3]})
 
@@ -144,6 +149,9 @@ def test_get_tells_everything_and_list_the_main_things(served: BaseDeploymentCli
         (lambda c: c.create_deployment("sum", "m"), "'sum' exists already", "RESOURCE_ALREADY_EXISTS"),
         (lambda c: c.create_deployment("../x", "m"), "should match pattern", "INVALID_PARAMETER_VALUE"),
         (lambda c: c.create_deployment("x", "m", "keras"), "unknown flavor 'keras'", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.update_deployment("sum", flavor="onnx"), "goes with a model_uri", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.explain("sum", ROWS), "came without rows to explain against", "BAD_REQUEST"),
+        (lambda c: c.explain("no", ROWS), "there is no deployment 'no'", "RESOURCE_DOES_NOT_EXIST"),
         (lambda c: c.delete_deployment("sum", {"x": "1"}), "delete takes no config", "INVALID_PARAMETER_VALUE"),
     ],
 )
@@ -179,3 +187,39 @@ def test_the_help_explains_the_target_and_every_field() -> None:
 
     for needed in ("TARGET URI", "server.port (int)", "variants.NAME.weight", "capture.fraction", "dataframe_split"):
         assert needed in text
+
+
+def test_a_flavor_that_the_model_has_not_is_refused_before_anything_starts(
+    served: BaseDeploymentClient, models: Any
+) -> None:
+    with pytest.raises(MlflowException, match="has no flavor 'onnx'; it has python_function") as caught:
+        served.create_deployment("x", models.pyfunc, "onnx")
+
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+    with pytest.raises(MlflowException, match="the folder /nowhere does not exist"):
+        served.update_deployment("sum", "/nowhere", "onnxserve")
+    assert served.get_deployment("sum")["model_uri"] == models.once
+
+
+@pytest.mark.long
+def test_explanations_come_through_the_client_and_through_mlflows_own_command(
+    client: BaseDeploymentClient, tmp_path: Path
+) -> None:
+    example = pd.DataFrame({"a": [0.0, 2.0], "b": [1.0, 3.0]})
+    mlflow.onnx.save_model(
+        weighted_sum(2.0), tmp_path / "model", signature=SIGNATURE, input_example=example, pip_requirements=["shap"]
+    )
+    client.create_deployment("d", str(tmp_path / "model"), "onnx")
+
+    explained = client.explain("d", pd.DataFrame({"b": [5.0, 1.0], "a": [3.0, 1.0]}))
+
+    assert json.loads(json.dumps(explained)) == explained
+    assert explained["columns"] == ["a", "b"]
+    assert np.allclose(explained["values"], [[4.0, 6.0], [0.0, -2.0]])
+    (tmp_path / "rows.json").write_text(
+        json.dumps({"dataframe_split": {"columns": ["b", "a"], "data": [[5, 3], [1, 1]]}})
+    )
+    typed = CliRunner().invoke(
+        commands, ["explain", "-t", "onnxserve", "--name", "d", "-I", str(tmp_path / "rows.json")]
+    )
+    assert json.loads(typed.stdout)["values"] == explained["values"]
