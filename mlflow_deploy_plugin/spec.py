@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 
@@ -41,6 +41,11 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def duration_seconds(duration: str) -> int:
     """`"90s"`, `"5m"`, `"1h"`, `"1d"` in seconds."""
     return int(duration[:-1]) * _SECONDS[duration[-1]]
+
+
+def _listed(value: Any) -> Any:
+    """`"8,32"`, as a command line says a list."""
+    return value.split(",") if isinstance(value, str) else value
 
 
 class _Part(BaseModel):
@@ -124,10 +129,10 @@ class ServerSpec(_Part):
         le=65536,
         description="Rows that requests are joined to at most; 1: never. Default: 1 on a CPU, 32 on a GPU.",
     )
-    preferred_batch_size: tuple[BatchSize, ...] = Field(
+    preferred_batch_size: Annotated[tuple[BatchSize, ...], BeforeValidator(_listed)] = Field(
         default=(),
         max_length=16,
-        description="Sizes of a batch that are computed at once, without waiting for more rows.",
+        description="Sizes of a batch that are computed at once, without waiting for more rows: 8,32.",
     )
     max_queue_delay_microseconds: int = Field(
         default=500, ge=0, le=10_000_000, description="What a request may wait for others to be joined with."
@@ -266,7 +271,7 @@ def empty_endpoint(name: str, config: Mapping[str, Any]) -> EndpointSpec:
 def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     """`spec` with fields replaced by their dotted names: `{"server.port": "8123"}`.
 
-    `sticky.header`, `sticky.key` and `require` are taken away by an empty text.
+    An empty text brings a field's default back.
 
     Raises:
         InvalidConfig: a name is unknown (the nearest valid one is named) or a value does not fit its field.
@@ -277,13 +282,14 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     for dotted, value in config.items():
         _check_name(spec, dotted)
         *parents, leaf = _path(dotted)
-        if value == "" and (leaf == "require" or parents == ["sticky"]):
-            document.pop(leaf, None)
-            continue
         target = document
         for parent in parents:
             target = target.setdefault(parent, {})
         target[leaf] = value
+        if value == "":
+            del target[leaf]
+    for part in [part for part, fields in document.items() if fields == {} and part != "variants"]:
+        del document[part]
     return _validated(document)
 
 

@@ -230,3 +230,21 @@ def test_a_passed_gate_can_be_required_and_no_longer_required() -> None:
     assert apply_config(gated, {"require": ""}).require is None
     with pytest.raises(InvalidConfig, match=r"require: .*gate=passed"):
         apply_config(gated, {"require": "gate=maybe"})
+
+
+def test_fields_are_typed_from_the_texts_of_a_command_line_and_an_empty_one_brings_the_default_back() -> None:
+    typed = {
+        "server.workers": "2",
+        "server.preferred_batch_size": "8,32",
+        "server.rate_limit": "100/minute",
+        "server.certfile": "a.pem",
+        "server.keyfile": "b.pem",
+        "variants.candidate.shadow": "false",
+        "capture.fraction": "5e-1",
+        "require": "gate=passed",
+    }
+
+    spec = apply_config(new_endpoint("x", "m", variant="candidate"), typed)
+
+    assert (spec.server.workers, spec.server.preferred_batch_size, spec.capture.fraction) == (2, (8, 32), 0.5)
+    assert apply_config(spec, dict.fromkeys(typed, "")) == new_endpoint("x", "m", variant="candidate")
