@@ -41,7 +41,7 @@ def _column(name: str, array: Array, kind: str) -> Any:
         if kind == "datetime":
             return pd.to_datetime(array, utc=True, format="ISO8601").tz_localize(None)
         if kind == "binary":
-            return [base64.b64decode(text, validate=True) for text in array]
+            return [None if text is None else base64.b64decode(text, validate=True) for text in array]
     except (ValueError, binascii.Error):
         expected = "a date as 2013-07-01T12:30:00" if kind == "datetime" else "base64"
         raise Refusal("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
@@ -87,14 +87,20 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
 
 def _typed(column: Any, dtype: str, kind: str) -> Array:
     if dtype == "str":
-        return _texts(column, _AS_TEXT.get(kind, _text))
+        as_text = _AS_TEXT.get(kind, _text)
+        return _texts(column, lambda value: None if _is_missing(value) else as_text(value))
     return np.asarray(column.to_numpy(dtype=dtype))
 
 
-def _texts(values: Any, as_text: Callable[[Any], str]) -> Array:
+def _texts(values: Any, as_text: Callable[[Any], str | None]) -> Array:
     texts = np.empty(len(values), dtype=object)
     texts[:] = [as_text(value) for value in values]
     return texts
+
+
+def _is_missing(value: Any) -> bool:
+    """None, NaN and pandas' own."""
+    return bool(np.ndim(value) == 0 and pd.isna(value))
 
 
 def _text(value: Any) -> str:

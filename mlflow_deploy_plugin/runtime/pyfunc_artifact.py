@@ -8,6 +8,7 @@ as strings: ISO 8601 and base64, as in MLflow's own JSON.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mlflow_deploy_plugin.runtime.artifact import (
 )
 from mlflow_deploy_plugin.runtime.mlmodel import read_mlmodel
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
+from mlflow_deploy_plugin.runtime.values import Missing
 
 PREDICTION = "prediction"
 """The name of the one array that a model answers without a name."""
@@ -58,16 +60,21 @@ def read_served_artifact(folder: Path) -> Artifact:
 
 
 @dataclass(frozen=True)
-class OptionalColumns(Schema):
-    """The schema of a pyfunc with optional columns: one that is left out stays out, as of MLflow's frame.
+class FrameColumns(Schema):
+    """The columns of a pyfunc, as MLflow's frame holds them: one that is optional may stay out, and a text be missing.
 
-    A graph has to be fed with something in its place; a model of pandas may tell the one from the other.
+    A graph has to be fed with something in their place; a model of pandas may tell the one from the other.
     """
 
     def from_columns(self, data: Mapping[str, Sequence[Any] | Array]) -> Feeds:
         columns = tuple(column for column in self.columns if column.required or column.name in data)
         names = {column.name for column in columns}
-        return Schema(columns, (), tuple(entry for entry in self.inputs if entry.name in names)).from_columns(data)
+        given = FrameColumns(columns, (), tuple(entry for entry in self.inputs if entry.name in names))
+        return Schema.from_columns(given, data)
+
+    @cached_property
+    def _missing(self) -> Mapping[str, str | Missing | None]:
+        return dict.fromkeys(self.names, Missing.KEPT)
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,7 @@ def schema_of(artifact: Artifact) -> Schema:
     if artifact.undescribed:
         return Undescribed((), (), (), artifact.undescribed)
     schema = compile_schema(artifact.columns, artifact.tensors, artifact.inputs)
-    has_optional = not all(column.required for column in artifact.columns)
-    return OptionalColumns(schema.columns, (), schema.inputs) if has_optional else schema
+    return FrameColumns(schema.columns, (), schema.inputs) if artifact.columns else schema
 
 
 def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:

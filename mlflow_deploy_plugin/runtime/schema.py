@@ -18,7 +18,14 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.quick import Quick, QuickTensors, compile_quick, compile_quick_tensors
 from mlflow_deploy_plugin.runtime.values import Array as Array
-from mlflow_deploy_plugin.runtime.values import numpy_dtype, overflow_message, shown, typed_column, typed_tensor
+from mlflow_deploy_plugin.runtime.values import (
+    Missing,
+    numpy_dtype,
+    overflow_message,
+    shown,
+    typed_column,
+    typed_tensor,
+)
 
 Feeds = dict[str, Array]
 """Arrays by ONNX input name, the batch first."""
@@ -168,8 +175,8 @@ class Schema:
         return compile_quick_tensors(self._bound_tensors)
 
     @cached_property
-    def _missing(self) -> dict[str, str | None]:
-        """By column: what stands for a missing string."""
+    def _missing(self) -> Mapping[str, str | Missing | None]:
+        """By column: what stands for a missing string; None: nothing does."""
         said = {name: entry.missing for entry in self.inputs for name in entry.columns}
         return {name: said.get(name) for name in self.names}
 

@@ -7,6 +7,7 @@ column, the row and the value.
 
 import reprlib
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,12 @@ _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxlist, _SHOWN.maxdict, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 3, 4, 4, 60, 60, 60
 
 
+class Missing(Enum):
+    """What a missing string may be beside a text that stands for it."""
+
+    KEPT = None
+
+
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
     """The numpy dtype of a signature's or a graph's; strings are Python's, in object arrays."""
     return np.dtype(object) if dtype == "str" else np.dtype(dtype)
@@ -38,11 +45,11 @@ def shown(value: Any) -> str:
     return _SHOWN.repr(value)
 
 
-def typed_column(column: Column, values: Sequence[Any] | Array, missing: str | None) -> Array:
+def typed_column(column: Column, values: Sequence[Any] | Array, missing: str | Missing | None) -> Array:
     """The values of one column as an array of [N] in the column's type.
 
     Args:
-        missing: what stands for a missing string; None: a missing string is an error.
+        missing: what stands for a missing string (`Missing.KEPT`: None); None: a missing string is an error.
 
     Raises:
         SchemaMismatch: a value has another type, does not fit, or is missing where that cannot be said in the type.
@@ -207,14 +214,14 @@ def _narrowed(column: Column, values: Array, dtype: np.dtype[Any]) -> Array:
         raise SchemaMismatch(_unfit(column, row, values[row].item())) from None
 
 
-def _strings(column: Column, values: Sequence[Any], missing: str | None) -> Array:
+def _strings(column: Column, values: Sequence[Any], missing: str | Missing | None) -> Array:
     """Strings, in which null and NaN (a frame's missing string) become `missing`."""
     array = np.empty(len(values), dtype=object)
     for row, value in enumerate(values):
         if isinstance(value, str):
             array[row] = value
         elif missing is not None and (value is None or value != value):
-            array[row] = missing
+            array[row] = missing.value if isinstance(missing, Missing) else missing
         else:
             raise SchemaMismatch(_mistyped(column, row, value))
     return array

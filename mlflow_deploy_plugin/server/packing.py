@@ -134,7 +134,7 @@ def _plan(record: RequestRecord, feeds: Mapping[str, Array], outputs: Mapping[st
     arrays = [("feeds", *entry) for entry in feeds.items()] + [("outputs", *entry) for entry in outputs.items()]
     for place, (side, name, array) in enumerate(arrays):
         holds_objects = array.dtype.kind == "O"
-        is_text = holds_objects and (array.size == 0 or isinstance(array.flat[0], str))
+        is_text = holds_objects and (array.size == 0 or isinstance(array.flat[0], str | None))
         if array.shape[:1] != (rows,) or (holds_objects and not is_text):
             continue  # not one value a row, or one that no column takes: it has no place in a table
         entries[side].append((name, "str" if is_text else array.dtype.str, array.shape[1:]))

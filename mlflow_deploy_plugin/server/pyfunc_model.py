@@ -25,21 +25,19 @@ class PyfuncModel:
     The process ends when nobody holds the model any more.
 
     Attributes:
-        artifact: what its folder says; outputs that the signature does not say are those of the warm-up.
+        artifact: what its folder says; outputs that the signature does not say are those of the warm-up, or else, once
+            there is one, of the first answer.
         schema: turns columns, rows or tensors into feeds; refuses them all where the model takes no named arrays.
     """
 
     def __init__(self, artifact: Artifact, process: SideProcess, outputs: Sequence[Output]) -> None:
         self._process = process
-        known = artifact.outputs or tuple(outputs) or (Output(PREDICTION, "float64", (-1,)),)
-        names = tuple(output.name for output in known)
+        self.artifact = replace(artifact, prediction=(PREDICTION,))
+        self._expected = ""
         if artifact.outputs:
-            self._expected = f"its signature says {_listed(names)}"
+            self._learn(artifact.outputs, "its signature says")
         elif outputs:
-            self._expected = f"to its own example it answered {_listed(names)}"
-        else:
-            self._expected = "which neither its signature nor an input example says"
-        self.artifact = replace(artifact, outputs=known, prediction=names)
+            self._learn(outputs, "to its own example it answered")
         self.schema = schema_of(artifact)
         weakref.finalize(self, process.close)
 
@@ -78,6 +76,7 @@ class PyfuncModel:
             raise SchemaMismatch(self.artifact.undescribed)
         answer = self._ask(Message("predict", arrays={"feeds": feeds}), deadline)
         computed = dict(answer.arrays["outputs"])
+        self._learn_from(computed)
         known = self.artifact.prediction
         if len(computed) == 1 and len(known) == 1:
             computed = {known[0]: next(iter(computed.values()))}
@@ -99,8 +98,24 @@ class PyfuncModel:
             NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.ask`.
         """
         answer = self._ask(Message("invocations", {"content_type": body.content_type}, body=body.content), deadline)
-        arrays = answer.arrays
-        return BodyAnswer(answer.body, dict(arrays.get("feeds", {})), dict(arrays.get("outputs", {})))
+        feeds, outputs = (dict(answer.arrays.get(group, {})) for group in ("feeds", "outputs"))
+        self._learn_from(outputs)
+        return BodyAnswer(answer.body, feeds, outputs)
+
+    def _learn_from(self, computed: Mapping[str, Array]) -> None:
+        """Takes the first answer for what the model answers, where nothing else has said it."""
+        if self.artifact.outputs or not computed:
+            return
+        said = [
+            Output(name, "str" if array.dtype.kind == "O" else array.dtype.name, (-1, *array.shape[1:]))
+            for name, array in computed.items()
+        ]
+        self._learn(said, "to its first request it answered")
+
+    def _learn(self, outputs: Sequence[Output], how: str) -> None:
+        names = tuple(output.name for output in outputs)
+        self._expected = f"{how} {_listed(names)}"
+        self.artifact = replace(self.artifact, outputs=tuple(outputs), prediction=names)
 
     def _ask(self, question: Message, deadline: float) -> Message:
         return unless_refused(self._process.ask(question, deadline))

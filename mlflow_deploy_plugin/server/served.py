@@ -75,6 +75,11 @@ class ServedEndpoint:
     def versions(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(variant.loaded.version for variant in self.variants.values()))
 
+    @property
+    def absences(self) -> dict[str, str]:
+        """By version: why it cannot answer just now; empty: it can."""
+        return {variant.loaded.version: variant.loaded.absence for variant in self.variants.values()}
+
 
 def served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | None = None) -> ServedEndpoint:
     """The endpoint of these variants, each with what it has to know of the others."""

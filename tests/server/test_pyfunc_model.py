@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,9 +15,8 @@ from typing import Any
 import psutil
 import pytest
 import requests
-import yaml
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, InvalidArtifact
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact
 from mlflow_deploy_plugin.runtime.predictor import Body
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.assembly import Server, open_server
@@ -29,7 +27,6 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.server.pyfunc_model import PyfuncModel
 from mlflow_deploy_plugin.server.state import SPEC
-from mlflow_deploy_plugin.server.warmup import EXAMPLE
 from support.pyfuncs import save_pyfuncs
 from support.waiting import answers, wait_until
 
@@ -122,20 +119,6 @@ def test_one_prediction_has_the_name_of_the_signature_or_prediction(ask: Callabl
     inputs = [{"name": name, "shape": [1], "datatype": "FP64", "data": [5.0]} for name in "abc"]
     response = json.loads(ask("/v2/models/knn/infer", {"inputs": inputs}).body)
     assert [(entry["name"], entry["data"]) for entry in response["outputs"]] == [("prediction", ["up"])]
-
-
-def test_outputs_that_nothing_says_are_not_laid_to_the_signature(
-    pyfunc_folders: dict[str, Path], tmp_path: Path
-) -> None:
-    folder = shutil.copytree(pyfunc_folders["tensors"], tmp_path / "tensors")
-    (folder / EXAMPLE).unlink(missing_ok=True)
-    document = yaml.safe_load((folder / "MLmodel").read_text())
-    document["signature"]["outputs"] = None
-    (folder / "MLmodel").write_text(yaml.safe_dump(document))
-    model = PyfuncModel.load(read_served_artifact(folder), 10.0)
-    feeds = model.schema.from_columns({"a": [[1.0, 2.0]], "b": [10]})
-    with pytest.raises(InferenceError, match=r"answers 'sum', 'twice', which neither .* nor an input example says"):
-        model.run(feeds)
 
 
 def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawResponse]) -> None:

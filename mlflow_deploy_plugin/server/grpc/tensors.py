@@ -74,7 +74,7 @@ def encode(
 ) -> messages.ModelInferResponse:
     """The answer of `version` of the endpoint; its id is the question's, or else `request_id`."""
     response = messages.ModelInferResponse(model_name=endpoint, model_version=version, id=question.id or request_id)
-    arrays = [(wanted.name, outputs[wanted.name]) for wanted in question.outputs]
+    arrays = [(wanted.name, outputs[wanted.name]) for wanted in v2.answered_outputs(question.outputs, outputs)]
     is_raw = question.is_raw or any(array.dtype == np.float16 for _, array in arrays)
     for name, array in arrays:
         datatype = datatype_of(array.dtype.name)

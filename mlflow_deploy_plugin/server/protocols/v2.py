@@ -42,7 +42,7 @@ _UNSUPPORTED = ("shared_memory_region", "classification")
 
 @dataclass(frozen=True, slots=True)
 class WantedOutput:
-    """An output of the answer, as bytes behind the JSON or within it."""
+    """An output of the answer, as bytes behind the JSON or within it; one without a name stands for all of them."""
 
     name: str
     is_binary: bool = False
@@ -91,7 +91,7 @@ def encode(
     Beside the body, the headers that tell how to read it: none if it is JSON, the length of the JSON if bytes follow.
     """
     entries, blobs = [], []
-    for wanted in question.outputs:
+    for wanted in answered_outputs(question.outputs, outputs):
         array = outputs[wanted.name]
         entry: dict[str, Any] = {"name": wanted.name, "shape": array.shape, "datatype": datatype_of(array.dtype.name)}
         if wanted.is_binary:
@@ -238,6 +238,8 @@ def _column(head: TensorHead, array: Array) -> Array:
 def wanted_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[WantedOutput, ...]:
     """The outputs that a request asks for, or else all that have a datatype in V2.
 
+    Of a pyfunc that has not answered yet, and whose signature does not say them, any may be asked for.
+
     Raises:
         InvalidRequest, SchemaMismatch: `outputs` are none, or one is unknown or stands twice.
     """
@@ -252,12 +254,26 @@ def wanted_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[Wan
         name = entry.get("name") if isinstance(entry, dict) else None
         if not isinstance(name, str):
             raise InvalidRequest(f"outputs[{position}] is {shown(entry)}; an object with a name is expected")
-        if name not in known:
+        if known and name not in known:
             raise SchemaMismatch(f"output {name[:100]!r} is unknown; the model gives {', '.join(known)[:500]}")
         if name in wanted:
             raise SchemaMismatch(f"output {name!r} stands twice")
         wanted[name] = WantedOutput(name, _flag(f"output {name!r}", entry, "binary_data", is_binary))
-    return tuple(wanted.values()) or tuple(WantedOutput(name, is_binary) for name in known)
+    return tuple(wanted.values()) or tuple(WantedOutput(name, is_binary) for name in known or [""])
+
+
+def answered_outputs(wanted: Sequence[WantedOutput], outputs: Mapping[str, Array]) -> Sequence[WantedOutput]:
+    """What was asked for, by the names of the answer.
+
+    Raises:
+        SchemaMismatch: the answer has no such output.
+    """
+    if len(wanted) == 1 and not wanted[0].name:
+        return [WantedOutput(name, wanted[0].is_binary) for name in outputs]
+    for output in wanted:
+        if output.name not in outputs:
+            raise SchemaMismatch(f"output {output.name[:100]!r} is unknown; the model gives {', '.join(outputs)[:500]}")
+    return wanted
 
 
 def _flag(label: str, entry: Mapping[str, Any], name: str, default: bool) -> bool:

@@ -21,10 +21,16 @@ _LONGEST_MESSAGE = 500
 
 
 def index(repository: Repository, only_ready: bool = False) -> list[dict[str, str]]:
-    """The versions in memory, the endpoints that have none (and why), and those that a command has unloaded."""
+    """The versions in memory, the endpoints that have none, and those that a command has unloaded.
+
+    What cannot answer just now says why.
+    """
     entries: list[dict[str, str]] = []
     for name, served in repository.table.items():
-        entries += [{"name": name, "version": version, "state": "READY", "reason": ""} for version in served.versions]
+        for version, absence in served.absences.items():
+            if not (absence and only_ready):
+                state = "UNAVAILABLE" if absence else "READY"
+                entries.append({"name": name, "version": version, "state": state, "reason": absence})
         if not served.versions and not only_ready:
             entries.append({"name": name, "state": "UNAVAILABLE", "reason": repository.why_silent(name)})
     unloaded = () if only_ready else repository.unloaded
