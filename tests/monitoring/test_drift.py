@@ -9,10 +9,16 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
-from mlflow_deploy_plugin.monitoring.drift import run_drift
 from mlflow_deploy_plugin.monitoring.windows import parse_window
 
 CALM, SUMMER = datetime(2013, 4, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC)
+
+
+def run_drift(*arguments, **named):
+    # Evidently, which it brings, takes seconds to import, and every worker of a run imports every test
+    from mlflow_deploy_plugin.monitoring import drift
+
+    return drift.run_drift(*arguments, **named)
 
 
 def artifact(run_id, name):
