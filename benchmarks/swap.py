@@ -28,7 +28,6 @@ import numpy as np
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-warnings.simplefilter("ignore", FutureWarning)  # of stages
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.serving.load import Target, closed_loop, post
@@ -56,6 +55,7 @@ class Swap:
 
 def main() -> int:
     options = _options()
+    warnings.simplefilter("ignore", FutureWarning)  # of stages
     if not cores_given():
         print("two cores are needed: one for the servers, one for the clients", file=sys.stderr)
         return 1
