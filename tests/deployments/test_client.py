@@ -182,13 +182,6 @@ def test_numbers_keep_all_their_digits(served: BaseDeploymentClient) -> None:
     assert data == [[0.1234567890123456, "x", True], [None, None, False]]
 
 
-def test_the_help_explains_the_target_and_every_field() -> None:
-    text = plugin.target_help()
-
-    for needed in ("TARGET URI", "server.port (int)", "variants.NAME.weight", "capture.fraction", "dataframe_split"):
-        assert needed in text
-
-
 def test_a_flavor_that_the_model_has_not_is_refused_before_anything_starts(
     served: BaseDeploymentClient, models: Any
 ) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import requests
+from click.testing import CliRunner, Result
 from mlflow.deployments import BaseDeploymentClient
+from mlflow.deployments.cli import commands
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
@@ -186,3 +188,17 @@ def test_what_cannot_be_done_to_an_endpoint_is_an_mlflow_exception_with_its_code
     assert said in caught.value.message
     assert caught.value.error_code == code
     assert shared.get_endpoint("e")["traffic"] == {"champion": 100, "challenger": 0}
+
+
+def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(shared: BaseDeploymentClient) -> None:
+    def typed(command: str, *arguments: str) -> Result:
+        return CliRunner().invoke(commands, [command, "-t", "onnxserve", *arguments])
+
+    assert "'name': 'e'" in typed("list-endpoints").stdout
+    shown = dict(line.split(": ", 1) for line in typed("get-endpoint", "--endpoint", "e").stdout.splitlines() if line)
+    assert (shown["state"], shown["traffic"]) == ("running", "{'champion': 100, 'challenger': 0}")
+    assert typed("update-endpoint", "--endpoint", "empty", "-C", "capture.fraction=0.5").exit_code == 0
+    assert typed("delete-endpoint", "--endpoint", "nobody").stdout == "\nEndpoint nobody is deleted\n"
+    missing = typed("get-endpoint", "--endpoint", "nobody")
+    assert (missing.exit_code, missing.stderr) == (1, "Error: there is no endpoint 'nobody'\n")
+    assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)  # so that we hear of its repair
