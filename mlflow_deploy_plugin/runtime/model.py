@@ -35,7 +35,10 @@ class OnnxModel:
     Attributes:
         artifact: what its folder says, with inputs and outputs bound to the graph.
         schema: turns columns, rows or tensors into feeds.
+        waited: nothing; see `runtime.predictor.Predictor`.
     """
+
+    waited = 0.0
 
     def __init__(self, artifact: Artifact, session: Any) -> None:
         self._session = session

@@ -15,10 +15,14 @@ class Predictor(Protocol):
     Attributes:
         artifact: what its folder says, with inputs and outputs bound.
         schema: turns columns, rows or tensors into feeds.
+        waited: the seconds that went by in this thread's last `run` (or `answer`) before its turn had come.
     """
 
     artifact: Artifact
     schema: Schema
+
+    @property
+    def waited(self) -> float: ...
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
         """Computes the named outputs (default: all) for feeds made by `schema`.

@@ -224,7 +224,8 @@ class DataPlane:
         began = time.perf_counter()
         answered = loaded.predictor.answer(body, deadline)
         rows = max((len(array) for array in answered.feeds.values()), default=1)
-        self._count(variant)(rows, 0.0, time.perf_counter() - began)
+        seconds, waited = time.perf_counter() - began, loaded.predictor.waited
+        self._count(variant)(rows, waited, seconds - waited)
         return answered
 
     def _computed(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
@@ -235,9 +236,10 @@ class DataPlane:
             _check_deadline(deadline)
         began = time.perf_counter()
         outputs = loaded.predictor.run(inputs, request.outputs, deadline)
-        seconds = time.perf_counter() - began
+        seconds, waited = time.perf_counter() - began, loaded.predictor.waited
         shape = next(iter(inputs.values())).shape if inputs else ()
-        self._count_batch(variant.endpoint, shape[0] if shape else 1, 0.0, seconds, loaded.model, loaded.version)
+        rows = shape[0] if shape else 1
+        self._count_batch(variant.endpoint, rows, waited, seconds - waited, loaded.model, loaded.version)
         return outputs
 
     def _count(self, variant: ServedVariant) -> Count:

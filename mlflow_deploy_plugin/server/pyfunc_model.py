@@ -65,6 +65,11 @@ class PyfuncModel:
         """Why the side process cannot be asked just now; empty: it can."""
         return self._process.absence
 
+    @property
+    def waited(self) -> float:
+        """What this thread's last question waited for those before it."""
+        return self._process.waited
+
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
         """The named outputs (default: all) for feeds made by `schema`.
 

@@ -105,6 +105,7 @@ class SideProcess:
         self._what = what
         self._answer_seconds = answer_seconds
         self._asking = threading.Lock()
+        self._asked = threading.local()
         self._running: _Running | None = None
         self._starting: _Running | None = None
         self._closed = threading.Event()
@@ -140,12 +141,14 @@ class SideProcess:
             TooManyRequests: others have been asking all that time.
         """
         patience = max(0.0, min(self._answer_seconds, deadline - time.perf_counter()))
+        began = time.perf_counter()
         if not self._asking.acquire(timeout=patience):
             if patience < self._answer_seconds:
                 raise DeadlineExceeded(
                     f"the request's time was up before the {self._what} was free; nothing was computed"
                 )
             raise TooManyRequests(f"the {self._what} was busy with other requests for {self._answer_seconds:.0f} s", 1)
+        self._asked.waited = time.perf_counter() - began
         try:
             running = self._running
             if running is None:
@@ -160,6 +163,11 @@ class SideProcess:
         for running in (self._starting, self._running):
             if running is not None:
                 running.kill()
+
+    @property
+    def waited(self) -> float:
+        """The seconds that this thread's last question waited for its turn."""
+        return getattr(self._asked, "waited", 0.0)
 
     @property
     def absence(self) -> str:

@@ -14,8 +14,8 @@ def key_of(schema: Schema, feeds: Feeds, column: str) -> str | None:
             continue
         place = entry.columns.index(column) if entry.columns else 0
         value = array.reshape(len(array) if array.ndim else 1, -1)[0, place]
-        value = value if isinstance(value, str) else value.item()
-        if value != value or (entry.missing is not None and value == entry.missing):
+        value = value if isinstance(value, str | None) else value.item()
+        if value is None or value != value or (entry.missing is not None and value == entry.missing):
             return None
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     return None

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,6 +119,24 @@ def test_rows_with_missing_texts_are_captured(ask: Callable[..., Any], server: S
     for request in captured[-2:]:
         assert request.feeds["name"].tolist() == [None]
         assert request.outputs["known"].tolist() == [False]
+
+
+@pytest.mark.parametrize("path", ["/v2/models/names/infer", "/invocations"])
+def test_waiting_for_the_model_is_no_computing(ask: Callable[..., Any], server: Server, path: str) -> None:
+    def seconds(kind: str) -> float:
+        (stats,) = ask("/v2/models/names/stats", b"", method="GET")["model_stats"]
+        return float(stats["inference_stats"][kind]["ns"]) / 1e9
+
+    process = server.repository.lease("names", 0.0).loaded.predictor._process
+    queued, computed = seconds("queue"), seconds("compute_infer")
+    row = tensors("a") if "infer" in path else {"dataframe_records": [{"name": "a", "wait": 0.0}]}
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, "/v2/models/names/infer", tensors("a", wait=1.5))
+        wait_until(process._asking.locked, what="the first request")
+        ask(path, row)
+        first.result(60)
+    assert seconds("queue") - queued > 0.1
+    assert seconds("compute_infer") - computed > 1.4
 
 
 def test_an_index_does_not_call_ready_what_cannot_answer(ask: Callable[..., Any], server: Server) -> None:
