@@ -1,0 +1,387 @@
+"""Following a stage while everything around it fails: real processes, a real MLflow server, and a proxy before it."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from benchmarks.serving.load import post
+from benchmarks.serving.timeline import Answers, OpenLoop
+from mlflow_deploy_plugin.server.state import AGENT, WANTED, AgentState, Wanted, read_state, read_workers
+from support.mlflow_server import MlflowServer
+from support.models import parse_graph
+from support.proxy import Proxy, proxy_to
+from support.serving import Served
+from support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from support.waiting import wait_until
+
+PATIENCE = 60.0
+BODY = b'{"inputs": [[10.0]]}'
+BALLAST = 32_768
+"""Numbers in the graph of every version: 128 KiB of file."""
+
+Serve = Callable[..., Served]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A registered model: version n adds n. Version 1 is in Production."""
+
+    name: str
+    mlflow: MlflowServer
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.mlflow.url)
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/Production"
+
+    def promote(self, version: str) -> None:
+        self.client.transition_model_version_stage(self.name, version, "Production", archive_existing_versions=True)
+
+    def tags(self, version: str) -> dict[str, str]:
+        return dict(self.client.get_model_version(self.name, version).tags)
+
+    def file(self, version: str) -> Path:
+        """The graph of a version in the artifact store."""
+        model_id = self.client.get_model_version(self.name, version).source.removeprefix("models:/")
+        (file,) = self.mlflow.folder.glob(f"artifacts/**/{model_id}/artifacts/model.onnx")
+        return file
+
+
+@pytest.fixture(scope="module")
+def sources(mlflow_server: MlflowServer) -> list[str]:
+    """Logged models that add 1, 2 and 3."""
+    uris = []
+    with tracking_at(mlflow_server.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
+        for amount in (1, 2, 3):
+            ballast = ", ".join([str(amount)] * BALLAST)
+            graph = parse_graph(
+                f"adder (float[N,1] x) => (float[N,1] y) <float[{BALLAST}] many = {{{ballast}}}, "
+                "int64[1] at = {7}> { one = Gather(many, at)\n y = Add(x, one) }"
+            )
+            uris.append(mlflow.onnx.log_model(graph, name=f"add{amount}", pip_requirements=["onnxruntime"]).model_uri)
+    return uris
+
+
+@pytest.fixture
+def model(mlflow_server: MlflowServer, sources: list[str], monkeypatch: pytest.MonkeyPatch) -> Model:
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.3")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
+    model = Model(f"faults-{uuid.uuid4().hex[:8]}", mlflow_server)
+    model.client.create_registered_model(model.name)
+    for source in sources:
+        model.client.create_model_version(model.name, source, model_id=source.removeprefix("models:/"))
+    model.promote("1")
+    return model
+
+
+@pytest.fixture
+def proxy(mlflow_server: MlflowServer, model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with proxy_to(mlflow_server.host, mlflow_server.port) as proxy:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+        yield proxy
+
+
+def agent(served: Served) -> AgentState:
+    return read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)
+
+
+def wanted(served: Served) -> str:
+    (endpoint,) = (read_state(served.state_dir / WANTED, Wanted) or Wanted()).endpoints.values()
+    return next(iter(endpoint.variants.values())).version
+
+
+def loaded(served: Served) -> list[str]:
+    """What each worker serves."""
+    return [v.version for w in read_workers(served.state_dir) for e in w.endpoints.values() for v in e.values()]
+
+
+def serves(served: Served, version: str) -> bool:
+    """Whether it answers, and by this version; an answer of another kind is a failure."""
+    answer = served.predict(10.0)
+    assert answer.status_code == 200, answer.text
+    number = answer.headers["X-Model-Version"]
+    assert answer.json() == {"predictions": {"y": [[10.0 + int(number)]]}}
+    return number == version
+
+
+def wait_served(served: Served, version: str) -> None:
+    wait_until(lambda: serves(served, version), PATIENCE, f"version {version} answers")
+
+
+def wait_error(served: Served, words: str, version: str = "1") -> None:
+    def is_said() -> bool:
+        assert serves(served, version)
+        return words in agent(served).error
+
+    wait_until(is_said, PATIENCE, f"the agent says {words!r}; it said {agent(served).error!r}")
+
+
+def metrics(served: Served) -> str:
+    return requests.get(f"{served.url}/metrics", timeout=PATIENCE).text
+
+
+def asked(served: Served, folder: Path, rate: float) -> OpenLoop:
+    values = {str(version): f"[[{10.0 + version}]]".encode() for version in (1, 2, 3)}
+    return OpenLoop(int(served.url.rpartition(":")[2]), post("/invocations", BODY), values, rate, folder / "kept.npy")
+
+
+def swap(model: Model, served: Served, times: int) -> None:
+    for number in range(times):
+        version = "2" if number % 2 == 0 else "1"
+        model.promote(version)
+        wait_until(lambda: loaded(served) == [version] * 2, PATIENCE, f"both workers serve {version}")  # noqa: B023
+
+
+def assert_unnoticed(answers: Answers, least: int) -> None:
+    assert (answers.failed, answers.mixed) == (0, 0)
+    assert len(answers.due) >= least
+    assert {1, 2} <= set(answers.version.tolist())
+
+
+def test_no_request_fails_and_none_is_answered_by_a_mixture_while_versions_are_swapped(
+    serve: Serve, model: Model, tmp_path: Path
+) -> None:
+    served = serve("-m", model.uri, "-w", "2").wait_ready()
+    with asked(served, tmp_path, rate=100) as load:
+        swap(model, served, 4)
+        answers = load.stop()
+    assert_unnoticed(answers, least=100)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_fifty_swaps_at_half_the_peak_rate_are_not_noticed(serve: Serve, model: Model, tmp_path: Path) -> None:
+    from benchmarks.serving.load import Target, closed_loop
+
+    served = serve("-m", model.uri, "-w", "2").wait_ready()
+    port = int(served.url.rpartition(":")[2])
+    peak = closed_loop(Target(port, post("/invocations", BODY), b"[[11.0]]"), 16, 3.0).rate
+    with asked(served, tmp_path, rate=peak / 2) as load:
+        swap(model, served, 50)
+        answers = load.stop()
+    assert_unnoticed(answers, least=1000)
+
+
+def test_a_registry_that_hangs_or_talks_nonsense_is_outlived_also_by_a_server_that_is_started_anew(
+    serve: Serve, model: Model, proxy: Proxy
+) -> None:
+    served = serve("-m", model.uri).wait_ready()
+    proxy.turn("<html><body>Welcome to the portal</body></html>")
+    wait_error(served, "does not answer as it should")
+    assert served.url not in agent(served).error
+    assert re_metric(metrics(served), "onnxserve_agent_errors") == 1.0
+    proxy.turn("hang")
+    model.promote("2")
+    assert served.end() == 0
+
+    again = serve("-m", model.uri).wait_ready()
+    assert serves(again, "1")
+    proxy.turn("honest")
+    wait_served(again, "2")
+    wait_until(lambda: agent(again).error == "", PATIENCE, "all is well")
+    assert re_metric(metrics(again), "onnxserve_agent_errors") == 0.0
+
+
+def re_metric(page: str, name: str) -> float:
+    return float(next(line for line in page.splitlines() if line.startswith(name + " ")).rpartition(" ")[2])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("mood", "status"), [("refuse", 200), ("oops", 500), ('{"registered_model": 7}', 200), ("[]", 200), ("hang", 200)]
+)
+def test_whatever_the_registry_does_serving_goes_on_and_following_comes_back(
+    serve: Serve, model: Model, proxy: Proxy, mood: str, status: int
+) -> None:
+    served = serve("-m", model.uri).wait_ready()
+    proxy.turn(mood, status=status)
+    model.promote("2")
+    wait_until(lambda: serves(served, "1") and agent(served).error, PATIENCE, "the agent says what is wrong")
+    proxy.turn("honest")
+    wait_served(served, "2")
+
+
+@pytest.mark.long
+def test_a_slow_registry_only_delays(serve: Serve, model: Model, proxy: Proxy) -> None:
+    served = serve("-m", model.uri).wait_ready()
+    proxy.turn("slow", seconds=2)
+    model.promote("2")
+    wait_served(served, "2")
+    assert agent(served).error == ""
+
+
+@pytest.mark.long
+def test_an_artifact_store_that_hangs_keeps_nobody_from_going_back(serve: Serve, model: Model, proxy: Proxy) -> None:
+    served = serve("-m", model.uri).wait_ready()
+    proxy.turn("hang", where="artifacts")
+    asked_before = len(proxy.asked)
+    model.promote("2")
+    wait_until(lambda: any("artifacts" in path for path in proxy.asked[asked_before:]), PATIENCE, "it is fetched")
+    model.promote("1")
+    for _ in range(10):
+        assert serves(served, "1")
+    proxy.turn("honest")
+    model.promote("3")
+    wait_served(served, "3")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_registry_that_is_stopped_for_a_minute_is_not_missed(
+    serve: Serve, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = MlflowServer(tmp_path / "own")
+    shutil.copytree(model.mlflow.folder, own.folder)
+    own.start()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", own.url)
+        served = serve("-m", model.uri).wait_ready()
+        own.kill()
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            assert serves(served, "1")
+            time.sleep(0.05)
+        assert "does not answer as it should" in agent(served).error
+        own.start()
+        Model(model.name, own).promote("2")
+        wait_served(served, "2")
+    finally:
+        own.kill()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", ["gone", "corrupt", "disk full"])
+def test_a_version_that_cannot_be_fetched_is_told_everywhere_and_served_once_it_can(
+    serve: Serve, model: Model, sources: list[str], fault: str
+) -> None:
+    served = serve("-m", model.uri).wait_ready()
+    file = model.file("2")
+    saved = file.read_bytes()
+    process = psutil.Process(agent(served).pid)
+    if fault == "gone":
+        file.unlink()
+    elif fault == "corrupt":
+        file.write_bytes(b"\0" + saved[1:-1])
+    else:
+        process.rlimit(psutil.RLIMIT_FSIZE, (64 * 1024, resource.RLIM_INFINITY))
+    try:
+        model.promote("2")
+        wait_until(lambda: serves(served, "1") and agent(served).refused, PATIENCE, "it is refused")
+        (refused,) = agent(served).refused
+        assert (refused.model, refused.version) == (model.name, "2")
+        assert refused.cause in ("fetch", "load")
+        assert "version 2 cannot be" in served.log.read_text()
+        labels = f'model="{model.name}",variant="{model.name}",version="2"'
+        wait_until(lambda: f"{labels}}} 1.0" in metrics(served), PATIENCE, "the metric")
+        wait_until(lambda: model.tags("2").get("onnxserve.error"), PATIENCE, "the tag")
+    finally:
+        file.write_bytes(saved)
+        process.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    if refused.cause == "fetch":
+        wait_served(served, "2")
+        wait_until(lambda: "onnxserve.error" not in model.tags("2"), PATIENCE, "the tag goes")
+    else:  # what was fetched is kept: the registry's word is that a version never changes
+        model.promote("3")
+        wait_served(served, "3")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("who", ["agent", "worker"])
+def test_who_is_killed_in_the_middle_of_a_swap_is_replaced_and_the_swap_is_finished(
+    serve: Serve, model: Model, who: str
+) -> None:
+    served = serve("-m", model.uri, "-w", "2").wait_ready()
+    for version in ("2", "1", "2"):
+        model.promote(version)
+        if who == "agent":
+            wait_until(lambda: "version" in agent(served).error or wanted(served) == version, PATIENCE)  # noqa: B023
+            os.kill(agent(served).pid, signal.SIGKILL)
+        else:
+            wait_until(lambda: wanted(served) == version, PATIENCE)  # noqa: B023
+            os.kill(read_workers(served.state_dir)[0].pid, signal.SIGKILL)
+        wait_until(lambda: loaded(served) == [version] * 2, PATIENCE, f"both workers serve {version}")  # noqa: B023
+        wait_until(lambda: _answers(served) == version, PATIENCE, "it answers")  # noqa: B023
+    assert agent(served).error == ""
+
+
+def _answers(served: Served) -> str:
+    """The version that answers; connections to a killed worker break."""
+    try:
+        return served.version()
+    except requests.ConnectionError:
+        return ""
+
+
+@pytest.mark.long
+def test_a_master_that_is_killed_in_the_middle_of_a_swap_ends_the_server_and_the_next_one_finishes_it(
+    serve: Serve, model: Model
+) -> None:
+    served = serve("-m", model.uri).wait_ready()
+    children = psutil.Process(served.process.pid).children()
+    master = next(child for child in children if child.pid != agent(served).pid)
+    model.promote("2")
+    wait_until(lambda: wanted(served) == "2", PATIENCE)
+    master.kill()
+    assert served.end() == 1
+    assert "gunicorn was ended by SIGKILL while serving" in served.log.read_text()
+    again = serve("-m", model.uri).wait_ready()
+    wait_served(again, "2")
+
+
+@pytest.mark.long
+def test_a_second_agent_of_a_state_folder_ends_at_once(serve: Serve, model: Model) -> None:
+    served = serve("-m", model.uri).wait_ready()
+    before = agent(served).pid
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.agent", str(served.state_dir)]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert second.returncode == 1
+    assert "another agent follows for" in second.stderr
+    assert agent(served).pid == before
+    model.promote("2")
+    wait_served(served, "2")
+
+
+@pytest.mark.long
+def test_a_version_for_which_memory_lacks_is_refused_politely(serve: Serve, model: Model, tmp_path: Path) -> None:
+    with tracking_at(model.mlflow.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
+        many = ", ".join(["1"] * (8 * 2**20 // 4))
+        graph = parse_graph(
+            f"big (float[N,1] x) => (float[N,1] y) <float[{8 * 2**20 // 4}] many = {{{many}}}, int64[1] at = {{7}}> "
+            "{ one = Gather(many, at)\n y = Add(x, one) }"
+        )
+        mlflow.onnx.log_model(graph, name="big", registered_model_name=model.name, pip_requirements=["onnxruntime"])
+    served = serve("-m", model.uri, "-C", f"server.max_worker_memory_bytes={64 * 2**20}").wait_ready()
+    used = max(psutil.Process(worker.pid).memory_info().rss for worker in read_workers(served.state_dir))
+    assert used > 48 * 2**20, "the limit is too wide for this test"
+    model.promote("4")
+    wait_error(served, "its limit is 64 MiB")
+
+
+@pytest.mark.long
+def test_a_version_without_its_gate_waits_and_the_old_one_serves(serve: Serve, model: Model, tmp_path: Path) -> None:
+    model.client.set_model_version_tag(model.name, "1", "onnxserve.gate", "passed")
+    served = serve("-m", model.uri, "-C", "require=gate=passed").wait_ready()
+    model.promote("2")
+    wait_error(served, "version 2 is not served: it has not been through the gate")
+    wait_until(lambda: "gate" in model.tags("2").get("onnxserve.error", ""), PATIENCE, "the tag")
+    assert 'cause="gate"' in metrics(served)
+    model.client.set_model_version_tag(model.name, "2", "onnxserve.gate", "passed")
+    wait_served(served, "2")
+    wait_until(lambda: "onnxserve.error" not in model.tags("2"), PATIENCE, "the tag goes")
