@@ -3,14 +3,13 @@
 Whatever it calls is what the command line calls; who pressed the button stands in the audit trail as the actor.
 """
 
-import importlib
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import requests
 
@@ -84,13 +83,13 @@ def _traffic(job: Job, store: Store, settings: Settings) -> str:
 
 
 def _rollback(job: Job, store: Store, settings: Settings) -> str:
-    rollback = importlib.import_module("mlflow_deploy_plugin.controller.rollback").rollback
+    from mlflow_deploy_plugin.controller.rollback import rollback
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 
-    endpoint = job.asked["endpoint"]
-    _check_running(Deployments(store, settings, print), endpoint)
-    figures = rollback(endpoint, why=job.asked["why"], actor=job.actor)
-    return f"{endpoint} is back: {_shown(figures)}."
+    endpoint, deployments = job.asked["endpoint"], Deployments(store, settings, print)
+    _check_running(deployments, endpoint)
+    done = rollback(endpoint, job.asked["why"], job.actor, deployments=deployments)
+    return f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
 
 
 def _promote(job: Job, store: Store, settings: Settings) -> str:
@@ -113,10 +112,6 @@ def _check_running(deployments: "Deployments", endpoint: str) -> None:
     """A server that is started from here would keep the credentials of whoever pressed the button."""
     if deployments.get_endpoint(endpoint).observation.state not in ("running", "starting"):
         raise InvalidConfig(f"the server of {endpoint} does not run: `onnxserve start {endpoint}` first")
-
-
-def _shown(figures: Any) -> str:
-    return ", ".join(f"{name} {value}" for name, value in dict(figures or {}).items() if value not in ("", None))
 
 
 _ACTIONS: dict[str, Callable[[Job, Store, Settings], str]] = {

@@ -12,10 +12,12 @@ from typing import Any
 
 from flask import Flask, Response, jsonify, make_response
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.gate.policy import policy_of
+from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.registry.tags import standing_of
 from mlflow_deploy_plugin.ui.caller import caller
+from mlflow_deploy_plugin.ui.returning import stood_before
 from mlflow_deploy_plugin.ui.trail import Trail
 
 _VIA = "mlflow"
@@ -55,12 +57,12 @@ def install(app: Flask, trail: Trail) -> None:
         app.view_functions[view] = _guarded(app.view_functions[view], read, trail)
 
 
-def _guarded(view: Callable[..., Any], read: Callable[[], Change | None], trail: Trail) -> Callable[..., Any]:
+def _guarded(view: Callable[..., Any], read: Callable[[Trail], Change | None], trail: Trail) -> Callable[..., Any]:
     from mlflow.exceptions import MlflowException
 
     def guarded(**arguments: Any) -> Response:
         try:
-            change = read()
+            change = read(trail)
         except MlflowException:
             change = None  # a question that MLflow itself has to answer: no such version, no such stage, not JSON
         if change is not None and change.refusal:
@@ -89,7 +91,7 @@ def _record(trail: Trail, change: Change, action: str) -> None:
     )
 
 
-def _transition() -> Change:
+def _transition(trail: Trail) -> Change:
     from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
     from mlflow.protos.model_registry_pb2 import TransitionModelVersionStage
 
@@ -97,27 +99,28 @@ def _transition() -> Change:
     model, version = registry.get_registered_model(asked.name), registry.get_model_version(asked.name, asked.version)
     stage = get_canonical_stage(asked.stage)
     stood = [str(one.version) for one in registry.get_latest_versions(asked.name, [stage]) if stage not in _QUIET]
-    refusal, why = _judged(model, version, "stage", stage)
+    refusal, why = _judged(trail, model, version, stage, stood[0] if stood else "")
     figures: dict[str, Any] = {}
     if others := [other for other in stood if other != str(version.version)]:
         figures = {"stood_there": others[0], "archived": bool(asked.archive_existing_versions)}
     return Change("transition", asked.name, str(version.version), version.current_stage, stage, why, refusal, figures)
 
 
-def _alias() -> Change | None:
+def _alias(trail: Trail) -> Change | None:
     from mlflow.protos.model_registry_pb2 import SetRegisteredModelAlias
 
     asked, registry = _asked(SetRegisteredModelAlias()), _registry()
     model, version = registry.get_registered_model(asked.name), registry.get_model_version(asked.name, asked.version)
     if model._is_prompt():
         return None
-    refusal, why = _judged(model, version, "alias", asked.alias)
-    before = _alias_shown(asked.alias, model.aliases.get(asked.alias))
+    stood = model.aliases.get(asked.alias)
+    refusal, why = _judged(trail, model, version, f"@{asked.alias}", str(stood or ""))
+    before = _alias_shown(asked.alias, stood)
     after = _alias_shown(asked.alias, version.version)
     return Change("alias", asked.name, str(version.version), before, after, why, refusal)
 
 
-def _no_alias() -> Change | None:
+def _no_alias(trail: Trail) -> Change | None:
     from mlflow.protos.model_registry_pb2 import DeleteRegisteredModelAlias
 
     asked = _asked(DeleteRegisteredModelAlias())
@@ -128,7 +131,7 @@ def _no_alias() -> Change | None:
     return Change("alias", asked.name, str(stood), _alias_shown(asked.alias, stood), _alias_shown(asked.alias, None))
 
 
-def _deleted() -> Change | None:
+def _deleted(trail: Trail) -> Change | None:
     """A version that goes leaves its stage: the one before it in the stage is served again."""
     from mlflow.protos.model_registry_pb2 import DeleteModelVersion
 
@@ -139,7 +142,7 @@ def _deleted() -> Change | None:
     return Change("transition", asked.name, str(version.version), version.current_stage, "deleted")
 
 
-_READERS: dict[str, Callable[[], Change | None]] = {
+_READERS: dict[str, Callable[[Trail], Change | None]] = {
     "_transition_stage": _transition,
     "_set_registered_model_alias": _alias,
     "_delete_registered_model_alias": _no_alias,
@@ -151,25 +154,40 @@ _QUIET = ("None", "Archived")
 """Stages from which nothing is served."""
 
 
-def _judged(model: Any, version: Any, kind: str, target: str) -> tuple[str, str]:
-    """(why the gate refuses, why it does not), one of them empty; both where nothing is gated."""
-    what = f"version {version.version} of {model.name}"
-    where = target if kind == "stage" else f"@{target}"
+def _judged(trail: Trail, model: Any, version: Any, place: str, holder: str) -> tuple[str, str]:
+    """(why the gate refuses, why it does not), one of them empty; both where nothing is gated.
+
+    Args:
+        place: a stage, or @alias.
+        holder: the version that is there now, or an empty text.
+    """
+    number, what = str(version.version), f"version {version.version} of {model.name}"
     try:
         policy = policy_of(model.name, model.tags)
     except InvalidConfig as error:  # nobody can tell what is gated
-        return f"{what} was not moved to {where}: {error.message}", ""
-    gated = policy is not None and (policy.gates_stage(target) if kind == "stage" else policy.gates_alias(target))
-    if not gated:
+        return f"{what} was not moved to {place}: {error.message}", ""
+    is_alias = place.startswith("@")
+    if policy is None or not (policy.gates_alias(place[1:]) if is_alias else policy.gates_stage(place)):
         return "", ""
     standing = standing_of(version.tags)
     if standing.passed:
         return "", f"gate {standing.state}: {standing.reason}"
+    if holder == number:
+        return "", "it is there already"
+    if holder and ROLLED_BACK_TAG not in version.tags and _stood_before(trail, model.name, number, place, holder):
+        return "", f"back to what stood there before version {holder}; its gate: {standing.reason}"
     return (
-        f"{what} may not become {where}: {standing.reason}. "
-        f"`onnxserve promote {model.name} {version.version} --to {where}` runs the gate and says what is missing",
+        f"{what} may not become {place}: {standing.reason}. "
+        f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and says what is missing",
         "",
     )
+
+
+def _stood_before(trail: Trail, model: str, version: str, place: str, holder: str) -> bool:
+    try:
+        return stood_before(trail.store(), model, version, place, holder)
+    except StoreUnavailable:
+        return False
 
 
 def _alias_shown(alias: str, version: Any) -> str:

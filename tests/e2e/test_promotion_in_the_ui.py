@@ -206,8 +206,8 @@ def test_a_refused_gate_is_said_by_the_ui_itself_and_nothing_moves(platform: Pla
     client.set_model_version_tag(MODEL, "3", "onnxserve.gate.reason", "evaluation: accuracy 0.71 against 0.80")
     try:
         move_in_the_ui(platform, "3", "Production")
-        expect(platform.page.get_by_text("evaluation: accuracy 0.71 against 0.80").first).to_be_visible()
-        assert "version 3 of adder may not become Production" in platform.page.content()
+        said = "version 3 of adder may not become Production: evaluation: accuracy 0.71 against 0.80"
+        expect(platform.page.get_by_role("alert").get_by_text(said)).to_be_visible()
         assert platform.stage("3") == "None"
         assert [event.version for event in platform.events("refused")] == ["3"]
         platform.traffic.wait_for(before)
@@ -239,7 +239,7 @@ def test_the_console_changes_the_traffic_live(platform: Platform) -> None:
 
 
 @pytest.mark.long
-def test_the_console_promotes_what_passes_the_gate_and_says_why_it_refuses(platform: Platform) -> None:
+def test_the_console_promotes_what_passes_the_gate_says_why_it_refuses_and_rolls_back(platform: Platform) -> None:
     client = MlflowClient()
     before = platform.traffic.version
     client.set_registered_model_tag(
@@ -257,3 +257,8 @@ def test_the_console_promotes_what_passes_the_gate_and_says_why_it_refuses(platf
     assert (promoted.version, promoted.actor) == ("3", "anonymous@127.0.0.1")
     assert before in promoted.before
     expect(page.get_by_role("link", name="report").first).to_be_visible()
+    press(page, "Roll back")
+    platform.traffic.wait_for(before)
+    assert (platform.stage(before), platform.stage("3")) == ("Production", "Archived")
+    back = platform.events("rollback")[-1]
+    assert (back.endpoint, back.before, back.after) == (ENDPOINT, "version 3", f"version {before}")

@@ -92,6 +92,35 @@ def test_a_version_that_is_deleted_out_of_a_stage_is_in_the_trail(mlflow_app: An
     assert [event.after for event in events(mlflow_app, model)] == ["Production", "deleted"]
 
 
+@pytest.mark.parametrize("tag", ["", "onnxserve.rolled_back"])
+def test_what_stood_there_before_may_come_back_without_a_gate_unless_it_was_taken_back(
+    mlflow_app: Any, tag: str
+) -> None:
+    from mlflow.entities.model_registry import ModelVersionTag
+
+    model = mlflow_app.model(policy="gated_stages: [Staging]", versions=3)
+    move(mlflow_app, model, "1", "Production")
+    mlflow_app.registry.set_registered_model_tag(model, ModelVersionTag("onnxserve.gate.policy", "skip: []"))
+    mlflow_app.stands(model, "2", "passed", "all checks passed")
+    assert move(mlflow_app, model, "2", "Production", archive_existing_versions=True).status_code == 200
+    if tag:
+        mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(tag, "it was worse"))
+    assert move(mlflow_app, model, "3", "Production").status_code == 403
+    assert move(mlflow_app, model, "1", "Production").status_code == (403 if tag else 200)
+
+
+def test_the_alias_that_was_there_before_may_come_back(mlflow_app: Any) -> None:
+    model = mlflow_app.model(policy=None)
+    point(mlflow_app, model, "best", "1")
+    point(mlflow_app, model, "best", "2")
+    from mlflow.entities.model_registry import RegisteredModelTag
+
+    mlflow_app.registry.set_registered_model_tag(
+        model, RegisteredModelTag("onnxserve.gate.policy", "gated_aliases: [best]")
+    )
+    assert point(mlflow_app, model, "best", "1").status_code == 200
+
+
 def test_a_policy_that_cannot_be_read_lets_nothing_through(mlflow_app: Any) -> None:
     model = mlflow_app.model(policy="gated_stage: [Production]")
     answer = move(mlflow_app, model, "1", "Production")
