@@ -28,14 +28,20 @@ schemathesis(sys.argv[1:])
 """
 
 
+@pytest.mark.parametrize("examples", [2, pytest.param(20, marks=pytest.mark.long)])
 @pytest.mark.parametrize("endpoint", ["flights", "digits"])
-def test_the_server_answers_as_its_document_says(pages_server: Any, tmp_path: Path, endpoint: str) -> None:
-    """A table by the plain routes and its own, a tensor by its own; the same requests in every run."""
+def test_the_server_answers_as_its_document_says(
+    pages_server: Any, tmp_path: Path, endpoint: str, examples: int
+) -> None:
+    """A table by the plain routes and its own, a tensor by its own; the same requests in every run.
+
+    What schemathesis derives of the document is always sent; `examples` are random ones of each operation.
+    """
     plain = "|^/[^/]*$|^/predict/|^/v2/health|^/v2/repository/index" if endpoint == "flights" else ""
     command = [
         *(sys.executable, "-c", FILE, "run", pages_server.url + "/openapi.json"),
         *("--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing"),
-        *("--include-path-regex", f"/{endpoint}([/:]|$){plain}", "--max-examples", "10", "--seed", "1"),
+        *("--include-path-regex", f"/{endpoint}([/:]|$){plain}", "--max-examples", str(examples), "--seed", "1"),
         *("--request-timeout", "20", "--continue-on-failure", "--generation-database", "none"),
     ]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
