@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     help="YAML file of the policy. Default: the tag onnxserve.gate.policy of the model, else the defaults. A file that "
     "differs from the model's own policy is tried out: its verdict is not written on the version.",
 )
-@click.option("--against", metavar="URI", help="What it is compared with. Default: models:/MODEL/Production.")
+@click.option(
+    "--against", metavar="URI", help="What it is compared with. Default: what is in the gated stage or alias."
+)
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How it is written."
 )
@@ -50,10 +52,10 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
 
 
 def quiet_mlflow() -> None:
-    """What MLflow and Evidently would tell their makers, and the progress bars that would stand between our lines."""
+    """Keeps MLflow from telling its makers, and its progress bars and links from between our lines."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
 def say(line: str) -> None:

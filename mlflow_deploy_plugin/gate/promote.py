@@ -60,8 +60,8 @@ def promote(
 ) -> Promotion:
     """Moves a version to a stage or an alias once it has passed the gate that the policy puts before it.
 
-    A passed verdict is taken as it is where it is fresh: by the same policy, against the version that is there now, not
-    older than the policy says. Else the gate is run.
+    A passed verdict (with `force` a failed one too) is taken as it is where it is fresh: by the same policy, against
+    the version that is there now, not older than the policy says. Else the gate is run.
 
     Args:
         to: a stage, or @alias.
@@ -122,8 +122,9 @@ def _standing(
         return Standing(True, "not asked", f"the policy does not gate {place}")
     tags = _tags(candidate)
     known = standing_of(tags)
-    if known.state == "passed" and _is_fresh(tags, before, chosen):
-        progress(f"version {candidate.version} has passed the gate at {tags[GATE_AT_TAG]}")
+    taken = ("passed", "failed") if force else ("passed",)  # what is forced does not wait for the same verdict again
+    if known.state in taken and _is_fresh(tags, before, chosen):
+        progress(f"the gate said of version {candidate.version} at {tags[GATE_AT_TAG]}: {known.state}")
         return known
     try:
         gated = judge_and_log(candidate, before, chosen, actor, store, progress)

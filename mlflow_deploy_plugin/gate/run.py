@@ -9,13 +9,11 @@ from mlflow_deploy_plugin.gate.judge import Progress, judge
 from mlflow_deploy_plugin.gate.log import LoggedRun, log_verdict, tag_verdict
 from mlflow_deploy_plugin.gate.policy import GatePolicy, read_policy, read_policy_file
 from mlflow_deploy_plugin.gate.result import Verdict
-from mlflow_deploy_plugin.registry.promote import Place, holder, registered
+from mlflow_deploy_plugin.registry.promote import Place, holder, parse_place, registered
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Store, open_store
-
-PRODUCTION = Place(stage="Production")
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,6 @@ def run_gate(
     *,
     policy_file: Path | None = None,
     against: str | None = None,
-    place: Place = PRODUCTION,
     actor: str | None = None,
     store: Store | None = None,
     progress: Progress = lambda line: None,
@@ -79,7 +76,8 @@ def run_gate(
     """Judges a version, logs the report to MLflow, writes the verdict on the version and into the audit trail.
 
     Args:
-        against: URI of what it is compared with; default: what is at `place` beside it.
+        against: URI of what it is compared with; default: what is in the first gated stage, else under the first gated
+            alias, that holds another version.
         actor: who asks; None: the user of this process.
         store: default: this machine's.
 
@@ -90,8 +88,17 @@ def run_gate(
     """
     candidate = registered(model, version)
     chosen = choose_policy(model, policy_file)
-    current = resolve(against) if against else holder(model, place, beside=candidate.version)
+    current = resolve(against) if against else _served(candidate, chosen.policy)
     return judge_and_log(candidate, current, chosen, actor, store, progress)
+
+
+def _served(candidate: ResolvedModel, policy: GatePolicy) -> ResolvedModel | None:
+    """The version that the gate protects: what the candidate would take the place of."""
+    places = [Place(stage=stage) for stage in policy.gated_stages] + [
+        Place(alias=name) for name in policy.gated_aliases
+    ]
+    found = (holder(candidate.name, place, beside=candidate.version) for place in places)
+    return next((version for version in found if version is not None), None)
 
 
 def judge_and_log(
