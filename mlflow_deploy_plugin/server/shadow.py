@@ -33,12 +33,13 @@ from mlflow_deploy_plugin.server.shadow_metrics import ShadowMetrics
 
 logger = logging.getLogger(__name__)
 
-MAX_COPIES = 1024
+MAX_COPIES = 4096
 MAX_BYTES = 64 * 1024 * 1024
-_JOINED_ROWS = 1024
+_JOINED_ROWS, _JOINED_COPIES = 1024, 32
 _NICE = 10
-_PAUSE_SECONDS = 0.005
-_HANDOVER_SECONDS = 1e-4
+_PAUSE_SECONDS = 0.05
+"""Between two looks: an answer leaves undisturbed, and what has gathered is computed together."""
+_HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
 """A thread that computes keeps the interpreter for 5 ms each time that another wants it (`sys.getswitchinterval`); one
 that sleeps hands it over at once."""
 _LOG_SECONDS = 60.0
@@ -65,10 +66,7 @@ class _Copy:
     outputs: Mapping[str, Array]
     body: Body | None
     size: int
-
-    @property
-    def rows(self) -> int:
-        return max((len(array) for array in self.feeds.values() if array.ndim), default=0)
+    rows: int
 
     def goes_with(self, first: "_Copy") -> bool:
         """Whether one run may compute both."""
@@ -112,6 +110,11 @@ class Shadows:
         self._is_joinable: WeakKeyDictionary[LoadedVersion, bool] = WeakKeyDictionary()
         self._silent_until = float("-inf")
 
+    @property
+    def waiting(self) -> int:
+        """Copies that are in the queue or being computed."""
+        return self._offered - self._done
+
     def offer(
         self,
         variant: ServedVariant,
@@ -130,8 +133,9 @@ class Shadows:
         try:
             outputs = {name: _kept(array) for name, array in outputs.items()}
             size = _bytes(feeds) + _bytes(outputs) + (len(body.content) if body else 0)
+            rows = max((len(array) for array in feeds.values() if array.ndim), default=0)
             for shadow in variant.shadows:
-                copy = _Copy(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
+                copy = _Copy(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size, rows)
                 if not self._put(copy):
                     self._metrics.count(shadow, "dropped")
         except Exception:
@@ -148,7 +152,7 @@ class Shadows:
     def _put(self, copy: _Copy) -> bool:
         with self._lock:
             held = self._offered_bytes - self._done_bytes
-            if self._offered - self._done >= self._max_copies or held + copy.size > self._max_bytes:
+            if self.waiting >= self._max_copies or held + copy.size > self._max_bytes:
                 return False
             was_empty = not self._copies
             self._offered += 1
@@ -181,7 +185,7 @@ class Shadows:
         """The next copy, and those behind it that go with it."""
         taken = [self._copies.popleft()]
         first, rows = taken[0], taken[0].rows
-        while self._copies and self._copies[0].goes_with(first):
+        while len(taken) < _JOINED_COPIES and self._copies and self._copies[0].goes_with(first):
             rows += self._copies[0].rows
             if rows > _JOINED_ROWS or not self._joins(first):
                 break
@@ -235,7 +239,9 @@ class Shadows:
     def _write(self, copies: list[_Copy], feeds: Feeds, computed: Mapping[str, Array]) -> None:
         """The rows of the shadow, request by request, into the spool."""
         start = 0
-        for copy in copies:
+        for number, copy in enumerate(copies, 1):
+            if number % _WRITES_AT_ONCE == 0:
+                time.sleep(_HANDOVER_SECONDS)
             rows = slice(start, start + copy.rows) if len(copies) > 1 else slice(None)
             start += copy.rows
             if copy.is_captured and feeds:

@@ -1,0 +1,114 @@
+"""What a shadow costs whoever asks: the same request with and without one, in one process.
+
+    .venv/bin/python benchmarks/shadow.py              # about a minute
+
+The models are those of `benchmarks/request_path.py`. `cpu` is the answering thread's time for one request, in bursts
+that the queue of copies holds; `p50` and `p99` are of the clock, for requests that come every two milliseconds, with
+the shadow's thread at work beside them. Medians over rounds in which the servers take turns, as ratios to the server
+without a shadow. On a machine that has other work to do only the ratios mean something.
+"""
+
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import request_path
+
+ROUNDS, BURST, PACED, GAP_SECONDS = 15, 200, 250, 0.002
+
+
+def open_servers(root: Path) -> dict[str, Any]:
+    """By what stands in the shadow."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(dir="/dev/shm")
+    from mlflow_deploy_plugin.server.assembly import open_server
+    from mlflow_deploy_plugin.server.state import WANTED, Wanted, write_state
+
+    folder = str(request_path.MODELS / "numbers")
+    copy = root / "copy"
+    shutil.copytree(folder, copy)
+    main = {"model_uri": "models:/m/1", "model": "m", "version": "1", "folder": folder}
+    shadow = main | {"version": "2", "folder": str(copy), "shadow": True}
+    servers = {}
+    for name, variants in {"none": {"main": main}, "one": {"main": main, "new": shadow}}.items():
+        wanted = {"generation": 1, "endpoints": {"e": {"variants": variants}}}
+        write_state(root / name / WANTED, Wanted.model_validate(wanted))
+        servers[name] = open_server(root / name)
+    for server in servers.values():
+        while server.repository.not_ready():
+            time.sleep(0.05)
+    return servers
+
+
+def request() -> Any:
+    from mlflow_deploy_plugin.server.http.messages import RawRequest
+
+    draw = random.Random(0)
+    names = [f"feature_{place}" for place in range(request_path.WIDTH)]
+    body = {"dataframe_split": {"columns": names, "data": [[draw.gauss(0, 1) for _ in names]]}}
+    return RawRequest("POST", "/invocations", {"content-type": "application/json"}, json.dumps(body).encode())
+
+
+def drained(server: Any) -> None:
+    """Waits until the shadow's thread has nothing left to do."""
+    while server.shadows.waiting:
+        time.sleep(0.01)
+
+
+def burst(server: Any) -> float:
+    """Microseconds of this thread's time for one answer."""
+    from mlflow_deploy_plugin.server.http.routes import answer
+
+    asked = request()
+    began = time.thread_time()
+    for _ in range(BURST):
+        answer(server, asked)
+    taken = time.thread_time() - began
+    drained(server)
+    return taken / BURST * 1e6
+
+
+def paced(server: Any) -> tuple[float, float]:
+    """The median and the 99th percentile of the answers' microseconds, by the clock."""
+    from mlflow_deploy_plugin.server.http.routes import answer
+
+    asked = request()
+    taken = []
+    for _ in range(PACED):
+        time.sleep(GAP_SECONDS)
+        began = time.perf_counter()
+        answer(server, asked)
+        taken.append(time.perf_counter() - began)
+    drained(server)
+    ordered = sorted(taken)
+    return ordered[PACED // 2] * 1e6, ordered[PACED * 99 // 100] * 1e6
+
+
+def main() -> None:
+    if not (request_path.MODELS / "flights").is_dir():
+        subprocess.run([sys.executable, request_path.__file__, "--make-models"], check=True)
+    with tempfile.TemporaryDirectory() as root:
+        servers = open_servers(Path(root))
+        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in servers}
+        for _ in range(ROUNDS):
+            for name, server in servers.items():
+                found[name].append((burst(server), *paced(server)))
+        medians = {name: [statistics.median(row) for row in zip(*rows, strict=True)] for name, rows in found.items()}
+        print(f"{'shadow':8}{'cpu':>10}{'p50':>10}{'p99':>10}   microseconds")
+        for name, figures in medians.items():
+            print(f"{name:8}" + "".join(f"{figure:10.1f}" for figure in figures))
+        ratios = (one / none for none, one in zip(medians["none"], medians["one"], strict=True))
+        print(f"{'ratio':8}" + "".join(f"{ratio:10.3f}" for ratio in ratios))
+        for server in servers.values():
+            server.close()
+
+
+if __name__ == "__main__":
+    main()
