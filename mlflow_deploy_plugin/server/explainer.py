@@ -1,6 +1,6 @@
 """Explanations of predictions, from a process beside the worker that is there only while it is asked.
 
-SHAP takes seconds to import, and 280 MB; so the process is started by the first request, which waits for it, and ends
+SHAP takes seconds to import, and 250 MB; so the process is started by the first request, which waits for it, and ends
 when nobody has asked for some minutes. One process explains for every version of the worker.
 """
 

@@ -16,7 +16,7 @@ import requests
 import yaml
 
 from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.server.state import SPEC
+from mlflow_deploy_plugin.server.state import SPEC, WANTED, Wanted, write_state
 from support import pages
 from support.waiting import wait_until
 
@@ -84,7 +84,13 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
         "stock": pages.with_example(tools.write_model(root / "stock", LINEAR), {"inputs": [[1.0, 2.0, 3.0]]}),
         "images": model_folders["tensor"],
     }
-    tools.want(state_dir, 1, {name: {"v": tools.variant(folder)} for name, folder in folders.items()})
+    wanted = {name: {"v": tools.variant(folder)} for name, folder in folders.items()}
+    wanted["sticky"] = {
+        name: tools.variant(folders["linear"], str(version), weight=50) for version, name in enumerate(("old", "new"))
+    }
+    endpoints: dict[str, Any] = {name: {"variants": variants} for name, variants in wanted.items()}
+    endpoints["sticky"]["sticky"] = {"key": "a"}
+    write_state(state_dir / WANTED, Wanted.model_validate({"generation": 1, "endpoints": endpoints}))
     spec = {"name": "flights", "variants": {"v": {"model": "x"}}, "server": {"explain_max_rows": MOST_ROWS}}
     (state_dir / SPEC).write_text(yaml.safe_dump(spec))
     with tools.gunicorn(state_dir) as running:
@@ -211,6 +217,18 @@ def test_a_tensor_of_rank_two_is_a_table_without_names(server: Any) -> None:
 
     assert document["columns"] == ["0", "1", "2"]
     np.testing.assert_allclose(document["values"], [[2.0, 0, 0]])
+
+
+def test_a_caller_is_explained_by_the_variant_that_predicts_for_him(server: Any) -> None:
+    seen = set()
+    for caller in range(8):
+        rows = {"inputs": [[float(caller), 0.0, 0.0]]}
+        predicted = requests.post(f"{server.url}/endpoints/sticky/invocations", json=rows, timeout=SECONDS)
+        explained = explain(server, "sticky", json=rows)
+        assert explained.headers["X-Model-Variant"] == predicted.headers["X-Model-Variant"]
+        assert explained.headers["X-Model-Version"] == predicted.headers["X-Model-Version"]
+        seen.add(explained.headers["X-Model-Variant"])
+    assert seen == {"old", "new"}
 
 
 @pytest.mark.parametrize(
