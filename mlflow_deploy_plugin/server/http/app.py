@@ -1,7 +1,9 @@
 """The Flask application: everything over HTTP. What is answered is decided in `routes.py`."""
 
 import contextlib
+import errno
 import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -11,6 +13,7 @@ from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveE
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.head import NO_HOST, check_host, path_of
+from mlflow_deploy_plugin.server.http.lines import BrokenAnswer, answer_lines, are_lines
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, refused
 from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.settings import load_settings
@@ -18,6 +21,8 @@ from mlflow_deploy_plugin.settings import load_settings
 SERVER = "onnxserve"
 """Where the application keeps its `Server`, for what else answers in the worker (`http/gunicorn_conf.py`)."""
 
+_TORN = "the body broke off, did not arrive in time, or is not in valid chunks"
+_PIECE_BYTES = 64 * 1024
 _DRAIN_BYTES = 64 * 1024 * 1024
 _DRAIN_SECONDS = 5.0
 
@@ -44,7 +49,10 @@ def build_app(server: Server) -> Flask:
         path = ""
         try:
             path = path_of(request.environ["RAW_URI"])
-            raw = _raw_request(path, server.max_body_bytes)
+            raw = _raw_request(path)
+            if _comes_in_lines(raw, server.max_body_bytes):
+                return _streamed(server, raw)
+            raw.body = _read_body(request.environ["wsgi.input"], request.content_length, server.max_body_bytes)
         except OnnxserveError as error:
             return _flask_response(refused(path, error))
         return _flask_response(answer(server, raw))
@@ -52,13 +60,71 @@ def build_app(server: Server) -> Flask:
     return app
 
 
-def _raw_request(path: str, max_body_bytes: int) -> RawRequest:
+def _comes_in_lines(raw: RawRequest, limit: int) -> bool:
+    length = request.content_length
+    is_long = length > limit if length is not None else request.environ.get("wsgi.input_terminated")
+    takes_chunks = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+    return bool(is_long) and takes_chunks and are_lines(raw.method, raw.path, raw.headers)
+
+
+def _streamed(server: Server, raw: RawRequest) -> Response:
+    stream, length = request.environ["wsgi.input"], request.content_length
+    response, pieces = answer_lines(server, raw, _pieces(stream, length))
+    if pieces is None:
+        if not _drain(stream, length):
+            _give_up(stream)
+        return _flask_response(response)
+    return Response(
+        _gathered(pieces, server.max_body_bytes), response.status, response.headers, content_type=response.content_type
+    )
+
+
+def _gathered(pieces: Generator[bytes, None, None], limit: int) -> Iterator[bytes]:
+    """The answer, of which as much is held back as a whole body may have: most clients read nothing before they have
+    sent all, and here nothing is read while something cannot be sent.
+
+    The connection of an answer that breaks off ends without the last chunk: gunicorn does so for a broken pipe.
+    """
+    held: list[bytes] = []
+    size = 0
+    try:
+        for piece in pieces:
+            held.append(piece)
+            size += len(piece)
+            if size > limit:
+                yield b"".join(held)
+                held, size = [], 0
+    except BrokenAnswer:
+        yield b"".join(held)
+        raise BrokenPipeError(errno.EPIPE, "the answer ended in an error") from None
+    yield b"".join(held)
+
+
+def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
+    """The body as it comes.
+
+    Raises:
+        InvalidRequest: as `_read_body`.
+    """
+    read = 0
+    try:
+        while piece := stream.read(_PIECE_BYTES):
+            read += len(piece)
+            yield piece
+    except OSError:
+        _give_up(stream)
+        raise InvalidRequest(_TORN) from None
+    if content_length is not None and read < content_length:
+        raise InvalidRequest(f"only {read} of the {content_length} bytes of the body arrived in time")
+
+
+def _raw_request(path: str) -> RawRequest:
+    """The request without its body."""
     headers = {name.lower(): value for name, value in request.headers.items()}
     if "host" not in headers and request.environ["SERVER_PROTOCOL"] == "HTTP/1.1":
         raise InvalidRequest(NO_HOST)
     check_host(headers.get("host", ""))
-    body = _read_body(request.environ["wsgi.input"], request.content_length, max_body_bytes)
-    return RawRequest(request.method, path, headers, body, request.remote_addr or "")
+    return RawRequest(request.method, path, headers, b"", request.remote_addr or "")
 
 
 def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> bytes:
@@ -77,7 +143,7 @@ def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> byt
         body = stream.read(limit + 1 if content_length is None else content_length) if is_small else b""
     except OSError:
         _give_up(stream)
-        raise InvalidRequest("the body broke off, did not arrive in time, or is not in valid chunks") from None
+        raise InvalidRequest(_TORN) from None
     if not is_small or len(body) > limit:
         if not _drain(stream, content_length):
             _give_up(stream)

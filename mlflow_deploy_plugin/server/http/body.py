@@ -32,6 +32,9 @@ class Body(Protocol):
             InvalidRequest, BodyTooLarge: see `open_body`.
         """
 
+    def take(self) -> bytes:
+        """What has come since the last time, and is not kept any more."""
+
     def missing(self) -> str:
         """What has come, for the error that says that the rest did not."""
 
@@ -67,6 +70,11 @@ class _Sized:
         self._left -= len(piece)
         self.is_whole = self._left == 0
         return data[len(piece) :]
+
+    def take(self) -> bytes:
+        taken = b"".join(self.pieces)
+        self.pieces.clear()
+        return taken
 
     def missing(self) -> str:
         return f"only {self.received} of the {self._length} bytes of the body arrived in time"
@@ -116,6 +124,11 @@ class _Chunks:
                 self._read_line(data[position:end])
                 position = end + 2
         return data[position:]
+
+    def take(self) -> bytes:
+        taken = bytes(self._content)
+        self._content.clear()
+        return taken
 
     def missing(self) -> str:
         return "the body broke off, did not arrive in time, or is not in valid chunks"

@@ -12,6 +12,8 @@ takes nothing of its answer. Deadlines are looked at a few times a second (`swee
 import asyncio
 import math
 import re
+import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,12 +26,15 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     RequestTimeout,
     TargetTooLong,
+    TooManyRequests,
 )
 from mlflow_deploy_plugin.server.http.body import Body, open_body
+from mlflow_deploy_plugin.server.http.exchange import LAST_CHUNK, MOST_EXCHANGES, Exchange
 from mlflow_deploy_plugin.server.http.front import Front
-from mlflow_deploy_plugin.server.http.head import REQUEST_LINE_BYTES, Head, read_head
+from mlflow_deploy_plugin.server.http.head import CHUNKED, REQUEST_LINE_BYTES, Head, read_head
+from mlflow_deploy_plugin.server.http.lines import are_lines
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, refused
-from mlflow_deploy_plugin.server.http.reply import CONTINUE, reply
+from mlflow_deploy_plugin.server.http.reply import CONTINUE, chunked_head, reply
 from mlflow_deploy_plugin.server.http.routes import answer_later
 
 _HEAD_BYTES = 128 * 1024  # all fields together; each has its own limit
@@ -54,6 +59,7 @@ class FastProtocol(asyncio.Protocol):
         self._buffer = b""
         self._head: Head | None = None
         self._body: Body | None = None
+        self._exchange: Exchange | None = None
         self._deadline = math.inf
         self._unsent = 0
         self._held = 0
@@ -80,6 +86,8 @@ class FastProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
+        if self._exchange is not None:
+            self._exchange.make_room(is_gone=True)
         if not self._is_busy:
             self._hold(0)
         self._buffer, self._head, self._body = b"", None, None
@@ -95,7 +103,9 @@ class FastProtocol(asyncio.Protocol):
             return
         self._is_resting = False
         self._buffer = self._buffer + data if self._buffer else data
-        if not (self._is_busy or self._is_blocked):
+        if self._exchange is not None and not self._exchange.is_whole:
+            self._receive()
+        elif not (self._is_busy or self._is_blocked):
             self._advance()
         elif len(self._buffer) > _AHEAD_BYTES and not self._is_paused:
             self._is_paused = True
@@ -138,6 +148,9 @@ class FastProtocol(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_blocked = False
+        if self._exchange is not None:
+            self._deadline = math.inf if self._exchange.is_whole else self._front.now + self._limits.request_seconds
+            self._exchange.make_room()
         if not self._is_busy and not self._is_lingering:
             self._wait_for_next()
 
@@ -204,6 +217,10 @@ class FastProtocol(asyncio.Protocol):
                 piece, self._buffer = self._buffer[: head.length], self._buffer[head.length :]
                 self._answer(head, (piece,))
                 return
+            may_stream = head.takes_chunks and (head.length == CHUNKED or head.length > limit)
+            if may_stream and are_lines(head.method, head.path, head.headers):
+                self._begin_exchange(head, limit)
+                return
             self._body = open_body(head.length, limit)
             self._begin()
             if head.waits and not self._buffer:
@@ -239,19 +256,79 @@ class FastProtocol(asyncio.Protocol):
         response = self._front.answer(request)
         self._loop.call_soon_threadsafe(self._send, head, response)
 
+    def _begin_exchange(self, head: Head, most_unsent: int) -> None:
+        """The body is answered while it comes (`http/exchange.py`); until that is done, nothing else is."""
+        front = self._front
+        if front.exchanges >= MOST_EXCHANGES:
+            raise TooManyRequests(f"{MOST_EXCHANGES} streams are being answered here already; ask again later", 1)
+        front.exchanges += 1
+        self._is_busy = True
+        self._body = open_body(head.length, sys.maxsize)
+        self._exchange = exchange = Exchange(
+            self._body,
+            self._transport,
+            most_unsent,
+            partial(self._begin_chunks, head),
+            partial(self._end_exchange, head),
+        )
+        if head.waits and not self._buffer:
+            self._transport.write(CONTINUE)
+        self._receive()
+        request = RawRequest(head.method, head.path, head.headers, b"", self._client)
+        threading.Thread(
+            target=exchange.run, args=(front.server, request), name="onnxserve-stream", daemon=True
+        ).start()
+
+    def _begin_chunks(self, head: Head, response: RawResponse) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(chunked_head(response, head.keeps_alive and not self._is_ending))
+
+    def _receive(self) -> None:
+        exchange = self._exchange
+        if exchange is None or self._body is None:
+            return
+        before = len(self._buffer)
+        try:
+            self._buffer = exchange.receive(self._buffer)
+        except OnnxserveError as error:
+            self._refuse(error)
+            return
+        if exchange.is_whole:
+            self._body, self._deadline = None, math.inf
+            return
+        self._deadline = self._front.now + self._limits.request_seconds
+        if 0 < len(self._buffer) < before:
+            self._loop.call_soon(self._receive)
+
+    def _end_exchange(self, head: Head, ending: RawResponse | bool) -> None:
+        """The answer has been sent in chunks, whole (True) or broken off; or it is to be sent now."""
+        self._front.exchanges -= 1
+        self._exchange = None
+        reads_on = self._body is not None  # and where the next request would begin is not known
+        self._is_ending = self._is_ending or reads_on
+        keeps_alive = head.keeps_alive and not self._is_ending and ending is not False
+        if isinstance(ending, RawResponse):
+            self._send_last(reply(ending, keeps_alive), keeps_alive, reads_on)
+        else:
+            self._send_last(LAST_CHUNK if ending else b"", keeps_alive, reads_on)
+
     def _send(self, head: Head, response: RawResponse) -> None:
+        keeps_alive = head.keeps_alive and not self._is_ending
+        self._send_last(reply(response, keeps_alive, head.method != "HEAD"), keeps_alive)
+
+    def _send_last(self, last: bytes, keeps_alive: bool, reads_on: bool = False) -> None:
+        """Sends the end of an answer, and goes on with the next request or ends; see `_end`."""
         self._is_busy = False
         if self._held:
             self._hold(0)
         if self._transport.is_closing():
             return
         self._head = self._body = None
-        keeps_alive = head.keeps_alive and not self._is_ending
-        self._transport.write(reply(response, keeps_alive, head.method != "HEAD"))
+        self._transport.write(last)
         if keeps_alive:
             self._wait_for_next()
         else:
-            self._end()
+            self._end(reads_on)
 
     def _wait_for_next(self) -> None:
         self._has_begun = False
@@ -306,6 +383,10 @@ class FastProtocol(asyncio.Protocol):
 
     def _refuse(self, error: OnnxserveError) -> None:
         """The last answer on this connection: where the next request would begin is not known."""
+        if self._exchange is not None:  # which has its own answer to that
+            self._exchange.fail(error)
+            self._is_ending, self._deadline = True, math.inf
+            return
         head = self._head
         response = refused(head.path if head else "", error)
         self._transport.write(reply(response, keeps_alive=False, with_body=head is None or head.method != "HEAD"))

@@ -41,6 +41,7 @@ class Front:
         limits: set by the worker before it listens.
         now: the loop's time, a tenth of a second old at most.
         held_bytes: see `Limits.body_bytes`.
+        exchanges: streamed requests in hand (`http/exchange.py`).
     """
 
     def __init__(self, server: Server, may_be_inline: bool, threads: int) -> None:
@@ -51,6 +52,7 @@ class Front:
         self.limits = Limits()
         self.now = 0.0
         self.held_bytes = 0
+        self.exchanges = 0
         self._answer = partial(answer, server)
 
     def answer(self, request: RawRequest) -> RawResponse:

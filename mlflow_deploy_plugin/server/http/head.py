@@ -42,6 +42,7 @@ class Head:
         length: bytes of the body; `CHUNKED`: it says itself where it ends.
         keeps_alive: the client wants to ask again on this connection.
         waits: the client waits for a 100 before it sends the body.
+        takes_chunks: the answer may come in chunks (HTTP/1.1).
     """
 
     method: str
@@ -50,6 +51,7 @@ class Head:
     length: int
     keeps_alive: bool
     waits: bool
+    takes_chunks: bool
 
 
 def read_head(head: bytes) -> Head:
@@ -79,7 +81,8 @@ def _read(head: bytes) -> Head:
     options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
     keeps_alive = "close" not in options if is_first_minor else "keep-alive" in options
     waits = is_first_minor and _expects(headers) and length != 0
-    return Head(match[1].decode(), path_of(match[2].decode("latin-1")), headers, length, keeps_alive, waits)
+    path = path_of(match[2].decode("latin-1"))
+    return Head(match[1].decode(), path, headers, length, keeps_alive, waits, is_first_minor)
 
 
 _remembered = lru_cache(maxsize=_REMEMBERED_HEADS)(_read)

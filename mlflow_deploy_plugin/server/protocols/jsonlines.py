@@ -5,40 +5,93 @@ stands for itself: it has every column that the model requires, whatever the oth
 """
 
 import io
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json
 from mlflow_deploy_plugin.server.protocols.records import by_row
 
 MEDIA_TYPES = ("application/jsonl", "application/x-ndjson", "application/jsonlines")
 
+NO_LINES = "the data has no rows; at least one line is needed"
 _CHUNK = 1000
 
 _Line = tuple[int, Any]
 """The number of a line, from 1, and the document in it."""
 
 
+class LineReader:
+    """Lines as they come: pieces of a body in, feeds of up to a thousand lines out.
+
+    Args:
+        most_bytes: of one line.
+
+    Every method raises:
+        InvalidRequest: a line is not JSON, or of another kind than the first.
+        SchemaMismatch: a line does not fit the signature; the message says which, counting from 1.
+        BodyTooLarge: a line has more than `most_bytes`.
+    """
+
+    def __init__(self, schema: Schema, most_bytes: int = sys.maxsize) -> None:
+        self._schema = schema
+        self._most_bytes = most_bytes
+        self._begun: list[bytes] = []
+        self._begun_bytes = 0
+        self._number = 0
+        self._kind: str | None = None
+
+    def feed(self, piece: bytes) -> Iterator[Feeds]:
+        """Those of the lines that are whole with this piece."""
+        whole, end, rest = piece.rpartition(b"\n")
+        if end:
+            yield from self.read(b"".join([*self._begun, whole, end]))
+            self._begun, self._begun_bytes = [], 0
+        self._begun.append(rest)
+        self._begun_bytes += len(rest)
+        self._check(self._number + 1, self._begun_bytes)
+
+    def end(self) -> Iterator[Feeds]:
+        """The last line, which nothing needs to end."""
+        yield from self.read(b"".join(self._begun))
+
+    def read(self, whole: bytes) -> Iterator[Feeds]:
+        """Lines that are whole."""
+        lines = self._lines(whole)
+        while chunk := list(islice(lines, _CHUNK)):
+            self._kind = self._kind or json_type(chunk[0][1])
+            yield _feeds(chunk, self._kind, self._schema)
+
+    def _lines(self, whole: bytes) -> Iterator[_Line]:
+        for line in io.BytesIO(whole):
+            self._number += 1
+            self._check(self._number, len(line))
+            if not line.isspace():
+                try:
+                    yield self._number, load_json(line)
+                except InvalidRequest as error:
+                    message = error.message.replace("the body", "it", 1)
+                    raise InvalidRequest(f"line {self._number}: {message}") from None
+
+    def _check(self, number: int, size: int) -> None:
+        if size > self._most_bytes:
+            raise BodyTooLarge(f"line {number} is larger than this server's limit of {self._most_bytes} bytes")
+
+
 def decode(body: bytes, schema: Schema) -> Feeds:
     """The feeds in a body of objects, arrays, or (for a model of one column) bare values, all of one kind.
 
     Raises:
-        InvalidRequest: a line is not JSON, or of another kind than the first.
-        SchemaMismatch: a line does not fit the signature; the message says which, counting from 1. No lines.
+        InvalidRequest, SchemaMismatch: as `LineReader`; or there are no lines.
     """
-    lines = _lines(body)
-    parts: list[Feeds] = []
-    kind: str | None = None
-    while chunk := list(islice(lines, _CHUNK)):
-        kind = kind or json_type(chunk[0][1])
-        parts.append(_feeds(chunk, kind, schema))
+    parts = list(LineReader(schema).read(body))
     if not parts:
-        raise SchemaMismatch("the data has no rows; at least one line is needed")
+        raise SchemaMismatch(NO_LINES)
     if len(parts) == 1:
         return parts[0]
     try:
@@ -55,15 +108,6 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
     """
     rows = by_row(prediction) if isinstance(prediction, dict) else prediction
     return b"".join(dump_json(row) + b"\n" for row in rows)
-
-
-def _lines(body: bytes) -> Iterator[_Line]:
-    for number, line in enumerate(io.BytesIO(body), 1):
-        if not line.isspace():
-            try:
-                yield number, load_json(line)
-            except InvalidRequest as error:
-                raise InvalidRequest(f"line {number}: {error.message.replace('the body', 'it', 1)}") from None
 
 
 def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:

@@ -15,7 +15,7 @@ def test_a_head_says_what_was_asked_and_what_is_to_come() -> None:
         b"ACCEPT:\t b \r\nx_y: z\r\nName: caf\xe9\r\nExpect: 100-Continue"
     )
     headers = {"host": "x:80", "content-length": "007", "accept": "a,b", "name": "café", "expect": "100-Continue"}
-    assert got == Head("POST", "/v2/models/a b/infer", headers, 7, keeps_alive=True, waits=True)
+    assert got == Head("POST", "/v2/models/a b/infer", headers, 7, keeps_alive=True, waits=True, takes_chunks=True)
 
 
 def test_what_waits_for_nothing_is_not_told_to_go_on() -> None:

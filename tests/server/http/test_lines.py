@@ -1,0 +1,183 @@
+"""JSON Lines that are answered while they come, by both workers."""
+
+import contextlib
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from mlflow_deploy_plugin.spec import ServerSpec
+from support.waiting import wait_until
+
+LIMIT = 1_000_000
+LINE = b"[1, 2, %d]\n"
+HEAD = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/jsonl\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(scope="module", params=["fast", "gthread"])
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path], tools: Any
+) -> Iterator[Any]:
+    state_dir = tmp_path_factory.mktemp(request.param)
+    tools.want(state_dir, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    server = f"{{max_body_bytes: {LIMIT}, worker_class: {request.param}}}"
+    (state_dir / "spec.yaml").write_text(f"{{name: e, variants: {{v: {{model: 'models:/m/1'}}}}, server: {server}}}")
+    with tools.gunicorn(state_dir, ServerSpec(request_timeout_seconds=3, worker_class=request.param)) as running:
+        yield running
+        assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture
+def is_fast(running: Any) -> bool:
+    return "gthread" not in str(running.log)
+
+
+Post = Callable[..., requests.Response]
+
+
+@pytest.fixture
+def post(running: Any) -> Post:
+    def post(body: Any, path: str = "/invocations", **headers: str) -> requests.Response:
+        return requests.post(
+            running.url + path, data=body, headers={"Content-Type": "application/jsonl", **headers}, timeout=60
+        )
+
+    return post
+
+
+@pytest.fixture
+def connect(running: Any) -> Iterator[Callable[[], socket.socket]]:
+    """Opens connections, and in the end sees the server still answering rightly."""
+    address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+    with contextlib.ExitStack() as opened:
+        yield lambda: opened.enter_context(socket.create_connection(address, timeout=30))
+        with socket.create_connection(address, timeout=30) as last:
+            last.sendall(CHUNKED + chunk(LINE % 3) + chunk())
+            assert read_all(last, b"0\r\n\r\n").partition(b"\r\n\r\n")[2] == chunk(b"[1006.0]\n") + chunk()
+
+
+def chunk(piece: bytes = b"") -> bytes:
+    return b"%X\r\n%b\r\n" % (len(piece), piece)
+
+
+def read_all(connection: socket.socket, end: bytes = b"") -> bytes:
+    """What comes until these bytes, or the end of the connection."""
+    content = b""
+    while not (end and content.endswith(end)) and (piece := connection.recv(65536)):
+        content += piece
+    return content
+
+
+def test_a_body_without_a_declared_length_is_answered_line_by_line(post: Post) -> None:
+    pieces = (LINE % number for number in range(2500))
+    response = post(pieces, **{"X-Request-Id": "mine"})
+    assert response.status_code == 200, response.text
+    assert [json.loads(line) for line in response.content.splitlines()] == [[1003.0 + n] for n in range(2500)]
+    headers = response.headers
+    assert headers["Transfer-Encoding"] == "chunked"
+    assert (headers["Content-Type"], headers["X-Request-Id"]) == ("application/jsonl", "mine")
+    assert (headers["X-Model-Name"], headers["X-Model-Version"]) == ("m", "1")
+
+
+def test_a_body_larger_than_the_limit_is_no_matter_where_no_line_is(post: Post) -> None:
+    line = b"[1, 2, 3" + b" " * 20 + b"]\n"  # what answers is shorter than the limit: `requests` reads only in the end
+    body = line * (2 * LIMIT // len(line))
+    response = post(body, "/endpoints/e/invocations")
+    assert response.status_code == 200
+    assert response.content == b"[1006.0]\n" * body.count(b"\n")
+    refused = post(b"[1, 2, " + b" " * LIMIT + b"3]\n" + body)
+    assert refused.status_code == 413
+    assert "line 1 is larger" in refused.json()["message"]
+
+
+def test_an_answer_comes_before_the_body_has_ended(connect: Callable[[], socket.socket], is_fast: bool) -> None:
+    if not is_fast:
+        pytest.skip("gunicorn's own worker reads 64 KiB at once")
+    connection = connect()
+    connection.sendall(CHUNKED)
+    for number in range(3):
+        connection.sendall(chunk(LINE % number))
+        assert read_all(connection, b"]\n\r\n").endswith(chunk(b"[%.1f]\n" % (1003 + number)))
+    connection.sendall(chunk() + b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b"HTTP/1.1 200 OK" in read_all(connection, b"\r\n\r\n\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "words"),
+    [
+        (b"", 400, "no rows"),
+        (b"{", 400, "line 1: it is not valid JSON"),
+        (b'["far", 2, 3]\n', 400, "line 1: column 'a'"),
+    ],
+)
+def test_what_is_wrong_from_the_beginning_is_an_error_as_any(post: Post, lines: bytes, status: int, words: str) -> None:
+    response = post(iter([lines] if lines else []))
+    assert response.status_code == status
+    assert words in response.json()["message"]
+
+
+def test_what_is_wrong_later_is_told_in_the_last_line_of_an_answer_that_breaks_off(
+    connect: Callable[[], socket.socket],
+) -> None:
+    connection = connect()
+    good = LINE % 3 * 20_000
+    connection.sendall(CHUNKED + chunk(good) + chunk(b"[1, 2]\n") + chunk())
+    content = read_all(connection)
+    head, _, body = content.partition(b"\r\n\r\n")
+    assert b"200 OK" in head
+    assert not body.endswith(chunk())
+    last = json.loads(body.strip().splitlines()[-1])
+    assert last["error_code"] == "BAD_REQUEST"
+    assert "line 20001" in last["message"]
+
+
+def test_a_client_that_falls_silent_or_leaves_holds_nothing(connect: Callable[[], socket.socket]) -> None:
+    silent = connect()
+    silent.sendall(CHUNKED + chunk(LINE % 3))
+    for _ in range(6):  # more than may be answered at once
+        leaver = connect()
+        leaver.sendall(CHUNKED + chunk(LINE % 3 * 1000))
+        leaver.close()
+    content = read_all(silent)
+    assert b"408" in content or b"in time" in content
+    assert not content.endswith(chunk())
+
+
+def test_a_client_that_does_not_read_until_it_has_sent_is_answered(
+    connect: Callable[[], socket.socket], is_fast: bool
+) -> None:
+    if not is_fast:
+        pytest.skip("gunicorn's own worker waits for the client to take what it has sent")
+    connection = connect()
+    body = LINE % 3 * 80_000
+    connection.sendall(CHUNKED + b"".join(chunk(body[start : start + 65_500]) for start in range(0, len(body), 65_500)))
+    connection.sendall(chunk())
+    content = read_all(connection, b"\r\n0\r\n\r\n")
+    assert content.count(b"[1006.0]\n") + content.count(b"\r\n") >= 80_000
+
+
+def test_there_are_as_many_streams_as_may_be(connect: Callable[[], socket.socket], is_fast: bool, post: Post) -> None:
+    if not is_fast:
+        pytest.skip("there each takes a thread of the pool")
+    open_streams: list[socket.socket] = []
+
+    def open_stream() -> bool:
+        """Those of clients that have left a moment ago may not have ended."""
+        stream = connect()
+        stream.sendall(CHUNKED + chunk(LINE % 3))
+        is_open = b"200 OK" in read_all(stream, b"\n")
+        open_streams.extend([stream] * is_open)
+        return len(open_streams) == 4
+
+    wait_until(open_stream)
+    refused = post(iter([LINE % 3]))
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    for stream in open_streams:
+        stream.sendall(chunk())  # before the server has had enough of their silence
+        assert read_all(stream, chunk()).endswith(chunk())
+    wait_until(lambda: post(iter([LINE % 3])).status_code == 200)
