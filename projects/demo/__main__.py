@@ -13,21 +13,12 @@ from projects.command import plain_errors
 from projects.demo.place import DEFAULT_HOME, Place
 from projects.demo.screen import Screen
 from projects.demo.story import STEPS, stop, tell
-from projects.flight_delay.data import HELD_OUT_DAYS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m projects.demo", description=__doc__.partition("\n")[0])
     parser.add_argument("command", nargs="?", choices=("run", "stop"), default="run")
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder for everything the demo writes")
-    parser.add_argument(
-        "--days",
-        type=int,
-        choices=range(1, HELD_OUT_DAYS + 1),
-        default=HELD_OUT_DAYS,
-        metavar="N",
-        help=f"calm days, and summer days, that are sent and judged: 1 to {HELD_OUT_DAYS}, default {HELD_OUT_DAYS}",
-    )
     options = parser.parse_args()
     place, screen = Place(options.home.absolute()), Screen(STEPS)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us wants the servers gone, as with Ctrl-C
@@ -36,16 +27,16 @@ def main() -> None:
             if options.command == "stop":
                 print("everything is stopped" if stop(place, screen) else "nothing of the demo runs")
             else:
-                _run(place, screen, options.days)
+                _run(place, screen)
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; what the demo had started is stopped")
 
 
-def _run(place: Place, screen: Screen, days: int) -> None:
+def _run(place: Place, screen: Screen) -> None:
     """Tells the story; the servers go on running only where it ended well and nobody asked otherwise."""
     finished = False
     try:
-        screen.table(tell(place, screen, days))
+        screen.table(tell(place, screen))
         finished = True
     finally:
         if not finished or os.environ.get("DEMO_EXIT") == "1":

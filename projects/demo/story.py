@@ -11,7 +11,7 @@ from projects.demo import steps
 from projects.demo.place import Place
 from projects.demo.screen import Screen
 from projects.demo.servers import mlflow_url, start_mlflow, stop_mlflow
-from projects.flight_delay.data import DAY, HELD_OUT_DAYS, load_flights, split, summer_days
+from projects.flight_delay.data import load_flights, split, summer_days
 from projects.flight_delay.deploy import deploy
 from projects.flight_delay.traffic import send
 from projects.flight_delay.train import MODEL_NAME
@@ -26,7 +26,7 @@ _COMPARED_ROWS = 500
 
 @dataclass(frozen=True)
 class Watched:
-    """The days of traffic.
+    """Twenty days of traffic.
 
     Attributes:
         flights: those that were sent, in this order; predictions: [N] what the first version said of each.
@@ -62,11 +62,8 @@ def stop(place: Place, screen: Screen) -> bool:
     return stop_mlflow(place) or deployed
 
 
-def tell(place: Place, screen: Screen, days: int = HELD_OUT_DAYS) -> list[tuple[str, str]]:
+def tell(place: Place, screen: Screen) -> list[tuple[str, str]]:
     """Runs every step and gives the rows of the table that says what happened.
-
-    Args:
-        days: of either kind that are sent and judged, the earliest of them.
 
     Raises:
         OnnxserveError: a step failed; the message is for the reader.
@@ -81,7 +78,7 @@ def tell(place: Place, screen: Screen, days: int = HELD_OUT_DAYS) -> list[tuple[
 
     first = _wrap(screen)
     server = _deploy(first, screen)
-    watched = _watch(server, screen, days)
+    watched = _watch(server, screen)
     promoted = _promote(server, first, watched, screen)
     return [
         ("Model", f"{MODEL_NAME}, validation ROC AUC: {_quality(first)}, {_quality(promoted.version)}"),
@@ -114,24 +111,20 @@ def _deploy(version: steps.Version, screen: Screen) -> str:
     return server
 
 
-def _watch(server: str, screen: Screen, days: int) -> Watched:
-    screen.step(f"Send {days} calm days that training never saw, then {days} summer days")
+def _watch(server: str, screen: Screen) -> Watched:
+    screen.step("Send ten calm days that training never saw, then ten summer days")
     flights = load_flights()
-    calm, summer = (_first_days(sent, days) for sent in (split(flights, SEED).calm, summer_days(flights, SEED)))
+    calm, summer = split(flights, SEED).calm, summer_days(flights, SEED)
     traffic = pd.concat([calm, summer])
     answers = send(server, traffic, lambda day, count: screen.line(f"{day.date()}  {count:5,} flights"))
     screen.line(f"{len(answers.table):,} flights answered in {answers.versions.total()} requests")
 
-    screen.step("Judge each of these days against the training days")
-    screen.line("the calm days")
+    screen.step("Judge each of the twenty days against the training days")
+    screen.line("ten calm days")
     calm_results = steps.judge_days(calm, screen.line)
-    screen.line("the summer days")
+    screen.line("ten summer days")
     summer_results = steps.judge_days(summer, screen.line)
     return Watched(traffic, answers.table["prediction"].to_numpy(), calm_results, summer_results)
-
-
-def _first_days(flights: pd.DataFrame, days: int) -> pd.DataFrame:
-    return flights[flights[DAY].isin(sorted(flights[DAY].unique())[:days])]
 
 
 def _promote(server: str, first: steps.Version, watched: Watched, screen: Screen) -> Promoted:
