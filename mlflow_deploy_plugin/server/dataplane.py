@@ -131,7 +131,7 @@ class DataPlane:
             NotFound, NotReady: see `Repository.lease`.
         """
         key = key_of(variant.loaded.predictor.schema, feeds, variant.key) if variant.key is not None else None
-        return self._repository.keep(variant, key, self._draw())
+        return variant if key is None else self._repository.keep(variant, key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
         """The answer of this variant, captured before it is given back. Blocks the thread, in a batcher too.

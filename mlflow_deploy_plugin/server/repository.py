@@ -117,22 +117,20 @@ class Repository:
         """
         name, served = self.find(endpoint)
         if version is not None:
-            for variant in served.variants.values():
+            for variant in (*served.answering, *served.variants.values()):
                 if variant.loaded.version == version:
                     return variant
             held = ", ".join(served.versions) or "none"
             raise NotFound(f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {held}")
         if not served.answering:
             raise NotReady(self.why_silent(name))
-        if (sticky := served.sticky) is not None:
-            if sticky.header is None:
-                return served.answering[0]
-            if key := headers.get(sticky.header):
-                return routing.keep(served.answering, name, key)
+        sticky = served.sticky
+        if sticky is not None and sticky.header is not None and (key := headers.get(sticky.header)):
+            return routing.keep(served.answering, name, key)
         return routing.choose(served.answering, draw)
 
-    def keep(self, variant: ServedVariant, key: str | None, draw: float) -> ServedVariant:
-        """The variant that answers a request in which `variant` has read `key` (None: no column of the name).
+    def keep(self, variant: ServedVariant, key: str) -> ServedVariant:
+        """The variant that answers a request in which `variant`, that of the lease, has read `key`.
 
         Raises:
             NotReady, NotFound: as `lease`.
@@ -140,8 +138,6 @@ class Repository:
         served = self.find(variant.endpoint)[1]
         if not served.answering:
             raise NotReady(self.why_silent(variant.endpoint))
-        if key is None:
-            return routing.choose(served.answering, draw)
         return routing.keep(served.answering, variant.endpoint, key)
 
     def versions(self, endpoint: str) -> tuple[str, ...]:

@@ -214,8 +214,8 @@ class Shadows:
                 for copy in copies:
                     self._deal([copy])
                 return
-            self._metrics.count(shadow, "failed")
             self._complain(shadow, error)
+            self._metrics.count(shadow, "failed")
 
     def _compare(self, copies: list[_Copy]) -> None:
         first = copies[0]

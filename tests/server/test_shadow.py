@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.runtime.predictor import Predictor
@@ -19,7 +21,7 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture import CapturedRequest, CaptureWriter, RequestRecord, read_segment, segments
 from mlflow_deploy_plugin.server.exposition import read_families
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
-from mlflow_deploy_plugin.server.http.routes import answer
+from mlflow_deploy_plugin.server.http.routes import answer, answer_later
 from mlflow_deploy_plugin.server.served import ServedVariant
 from mlflow_deploy_plugin.server.shadow import Shadows
 from mlflow_deploy_plugin.server.shadow_metrics import ShadowMetrics
@@ -239,3 +241,41 @@ def test_without_a_shadow_there_is_no_thread(serve_here: Serve, bias_folders: di
     server = serve_here({"e": {"main": tools.variant(bias_folders["1"])}})
     ask(server, [1, 2, 3])
     assert server.shadows._thread is None
+
+
+def test_a_version_that_is_asked_for_by_its_number_is_not_answered_by_its_shadow(
+    serve_here: Serve, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    one, two = (tools.variant(bias_folders[version], version, weight=50) for version in "12")
+    server = serve_here({"e": {"watched": two | {"shadow": True}, "main": one, "new": two}})
+    assert server.dataplane.lease("e", "2").name == "new"
+
+
+def test_whatever_the_protocol_a_copy_is_compared(serve: Serve, bias_folders: dict[str, Path]) -> None:
+    server = serve(bias_folders["1"], bias_folders["2"])
+    columns = {name: pa.array([1.0, 2.0]) for name in "abc"}
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, pa.table(columns).schema) as writer:
+        writer.write_table(pa.table(columns))
+    arrow = "application/vnd.apache.arrow.stream"
+    tensor = {"name": "X", "datatype": "FP32", "shape": [2, 3], "data": [1.0] * 6}
+    v2 = orjson.dumps({"inputs": [tensor], "outputs": [{"name": "y"}]})
+    requests = [
+        RawRequest("POST", "/invocations", {"content-type": arrow}, stream.getvalue().to_pybytes()),
+        RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"a,b,c\n1,2,3\n4,5,6\n"),
+        RawRequest("POST", "/v2/models/e/infer", {"content-type": "application/json"}, v2),
+    ]
+    assert [answer(server, request).status for request in requests] == [200] * 3
+    compared(server, 3)
+    assert shadowed(server, "rows", agreement="different") == 6
+
+
+def test_a_batch_that_an_event_loop_has_not_waited_for_is_compared(serve: Serve, bias_folders: dict[str, Path]) -> None:
+    server = serve(bias_folders["1"], bias_folders["2"], {"max_batch_size": 16})
+    body = orjson.dumps({"inputs": [[1, 2, 3]]})
+    answers: SimpleQueue[RawResponse] = SimpleQueue()
+    for _ in range(20):
+        request = RawRequest("POST", "/invocations", {"content-type": "application/json"}, body)
+        assert answer_later(server, request, answers.put)
+    assert {answers.get(timeout=60).headers["X-Model-Variant"] for _ in range(20)} == {"main"}
+    compared(server, 20)
