@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -21,10 +22,14 @@ from mlflow_deploy_plugin.registry.resolve import ResolvedModel
 from mlflow_deploy_plugin.registry.tags import standing_of
 from mlflow_deploy_plugin.server.state import (
     AGENT,
+    ANSWERS,
+    COMMANDS,
     LOADING,
     SPEC,
     WANTED,
     AgentState,
+    Command,
+    CommandAnswer,
     LoadedVariant,
     LoadingState,
     ShippingState,
@@ -34,6 +39,7 @@ from mlflow_deploy_plugin.server.state import (
     worker_file,
     write_state,
 )
+from mlflow_deploy_plugin.spec import new_endpoint
 
 STAGE = "models:/tiny/Production"
 
@@ -118,6 +124,7 @@ class Case:
     state_dir: Path
     world: World
     now: float = 1000.0
+    jumped: float = 0.0
 
     def spec(self, *variants: str) -> None:
         lines = [f"  v{number}: {{model: '{uri}'}}" for number, uri in enumerate(variants, 1)]
@@ -127,7 +134,7 @@ class Case:
         clock = lambda: self.now  # noqa: E731
         pace = Pace(2.0, follow, clock, uniform=lambda low, high: 1.0)
         pursuit = Pursuit(self.world, looks or AtOnce(), fetches or AtOnce(), pace)
-        return Follower(self.state_dir, pursuit, clock)
+        return Follower(self.state_dir, pursuit, lambda: self.now + self.jumped)
 
     @property
     def wanted(self) -> Wanted:
@@ -563,3 +570,40 @@ def test_why_an_endpoint_has_no_version_is_told_to_its_callers_without_addresses
     assert case.wanted.endpoints["bad"].errors == {
         "v": "models:/bad/1: there is no registered model bad; registered are good"
     }
+
+
+def test_whoever_has_an_unknown_model_loaded_is_not_told_where_the_registry_is(case: Case) -> None:
+    (case.state_dir / SPEC).write_text(
+        f"name: e\nvariants: {{v1: {{model: '{STAGE}'}}}}\nserver: {{model_control_mode: explicit}}"
+    )
+    case.world.versions = {
+        STAGE: "1",
+        "models:/x/1": NotFound("there is no registered model x, in MLflow at http://db"),
+    }
+    follower = case.follower()
+    follower.round()
+    added = new_endpoint("n", "models:/x/1")
+    command = Command(action="load", endpoint="n", added=added, created_at=time.monotonic())
+    write_state(case.state_dir / COMMANDS / "1.json", command)
+    for _ in range(2):
+        follower.round()
+    answer = read_state(case.state_dir / ANSWERS / "1.json", CommandAnswer)
+    assert answer == CommandAnswer(error="models:/x/1: there is no registered model x", kind="NotFound")
+    assert list(case.wanted.endpoints) == ["e"]
+
+
+def test_a_clock_that_is_set_does_not_matter(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    for number, jump in enumerate((1e9, -1e9, 3600.0), 2):
+        case.jumped += jump
+        case.world.resolved.clear()
+        case.now += 1.9
+        follower.round()
+        assert case.world.resolved == []
+        case.world.versions[STAGE] = str(number)
+        case.now += 0.2
+        follower.round()
+        assert case.versions == {"v1": str(number)}

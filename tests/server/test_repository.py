@@ -1,6 +1,8 @@
 """Versions in memory: swapped whole, dropped when the last request has left, kept when the next one fails."""
 
 import gc
+import os
+import subprocess
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -13,11 +15,14 @@ import pytest
 from mlflow_deploy_plugin.errors import NotFound, NotReady
 from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.server.state import (
+    LOADING,
     WANTED,
     LoadedVariant,
+    LoadingState,
     Wanted,
     WorkerState,
     read_workers,
+    take_deaths,
     write_state,
 )
 from mlflow_deploy_plugin.server.warmup import EXAMPLE, load_warm
@@ -158,10 +163,11 @@ def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
     assert {repository.lease("e", draw / 10).name for draw in range(10)} == {"1", "2"}
 
     serve(2, {"key": "a"}, 50, 50)
-    decoding = repository.lease("e", 0.9)
-    assert (decoding.name, decoding.key) == ("1", "a")
-    assert {repository.keep(decoding, key, 0.0).name for key in "abcdefgh"} == {"1", "2"}
-    assert [repository.keep(decoding, None, draw).name for draw in (0.1, 0.9)] == ["1", "2"]
+    leased = [repository.lease("e", draw) for draw in (0.1, 0.9)]
+    assert [(variant.name, variant.key) for variant in leased] == [("1", "a"), ("2", "a")]
+    kept = [[repository.keep(variant, key).name for key in "abcdefgh"] for variant in leased]
+    assert kept[0] == kept[1]
+    assert set(kept[0]) == {"1", "2"}
 
     serve(3, {"key": "a"}, 100, 0)
     assert repository.lease("e", 0.9).key is None
@@ -328,3 +334,36 @@ def test_where_nothing_can_be_loaded_nothing_is_waited_for(tmp_path: Path, wante
         assert repository.wait_until_dealt(30)
     finally:
         repository.stop()
+
+
+def test_whoever_asks_an_endpoint_without_a_version_is_told_what_the_agent_knows(
+    repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, tools: Any
+) -> None:
+    endpoints = {
+        "good": {"variants": {"v": tools.variant(bias_folders["1"], "1")}},
+        "bad": {"variants": {}, "errors": {"v": "models:/x/1: there is no registered model x"}},
+    }
+    write_state(tmp_path / WANTED, Wanted.model_validate({"generation": 1, "endpoints": endpoints}))
+    repository.look()
+    assert repository.not_ready() == ""
+    with pytest.raises(NotReady, match=r"'bad' has no version that answers: v: models:/x/1: there is no registered"):
+        repository.lease("bad", 0.0)
+
+
+def test_a_worker_that_dies_of_loading_leaves_word_of_it(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    def load(folder: Path) -> Any:
+        other = subprocess.Popen(["true"])
+        other.wait()
+        write_state(tmp_path / LOADING / "1.json", LoadingState(pid=other.pid, folder=folder))
+        assert take_deaths(tmp_path) == [folder]
+        assert take_deaths(tmp_path) == []
+        assert [file.name for file in (tmp_path / LOADING).glob("*.json")] == [f"{os.getpid()}.json"]
+        return load_warm(folder, device="cpu", intra_op_num_threads=1)
+
+    repository = Repository(tmp_path, load)
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"])}})
+    repository.look()
+    assert repository.not_ready() == ""
+    assert list((tmp_path / LOADING).iterdir()) == []
