@@ -7,6 +7,7 @@ costs requests nothing.
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from mlflow_deploy_plugin.errors import RuntimeMissing
 from mlflow_deploy_plugin.version import __version__
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_FLUSH_SECONDS = 1.0
 
 
 def tracing_is_on(environment: Mapping[str, str] = os.environ) -> bool:
@@ -48,8 +50,9 @@ def open_tracer() -> "Tracer | None":
         ) from None
     resource = Resource.create({"service.version": __version__, **_service_name()})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return Tracer(provider)
+    exporter = OTLPSpanExporter()
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return Tracer(provider, exporter)
 
 
 def _service_name() -> dict[str, str]:
@@ -81,11 +84,12 @@ class RequestSpan:
 class Tracer:
     """Makes a span a request, below the caller's where it sends `traceparent`."""
 
-    def __init__(self, provider: Any) -> None:
+    def __init__(self, provider: Any, exporter: Any) -> None:
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = provider
+        self._exporter = exporter
         self._tracer = provider.get_tracer("mlflow_deploy_plugin", __version__)
         self._propagator = TraceContextTextMapPropagator()
         self._kind = SpanKind.SERVER
@@ -113,6 +117,13 @@ class Tracer:
             span.end(offset + int(ended * 1e9))
 
     def close(self) -> None:
-        """Sends what is left, for a second at most: a collector that is down must not hold up the end."""
-        self._provider.force_flush(1000)
+        """Sends what is left, for a second at most: a collector that is down must not hold up the end.
+
+        The SDK takes a time limit here and does not keep it (opentelemetry-python #4568), 10 s measured; an exporter
+        that is shut down gives up.
+        """
+        flush = threading.Thread(target=self._provider.force_flush, daemon=True)
+        flush.start()
+        flush.join(_FLUSH_SECONDS)
+        self._exporter.shutdown()
         self._provider.shutdown()

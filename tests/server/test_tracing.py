@@ -1,6 +1,7 @@
 """Traces as a collector receives them, from a server with real gunicorn workers."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,14 +77,15 @@ def test_a_request_is_a_span_below_its_callers(
     assert received.services == {"onnxserve"}
 
 
-def test_a_collector_that_is_down_costs_no_request(
+def test_a_collector_that_is_down_costs_no_request_and_does_not_hold_up_the_end(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # at its end the worker tries once more, as long as this
     with tools.gunicorn(tmp_path) as running:
         assert [running.post(json={"inputs": [[1, 2, 3]]}).status_code for _ in range(20)] == [200] * 20
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(9) == 0  # its exporter would try for 10 s
 
 
 def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:
