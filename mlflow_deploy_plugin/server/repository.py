@@ -7,7 +7,6 @@ lets go. Whatever fails on the way to a new version leaves the old one serving a
 """
 
 import logging
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -17,19 +16,16 @@ from types import MappingProxyType
 from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.server import routing
+from mlflow_deploy_plugin.server.account import Account
 from mlflow_deploy_plugin.server.capture import CapturedModel
 from mlflow_deploy_plugin.server.served import LoadedVersion, ServedEndpoint, ServedVariant, Table, served_endpoint
 from mlflow_deploy_plugin.server.state import (
     WANTED,
-    LoadedVariant,
     Wanted,
     WantedEndpoint,
     WantedVariant,
-    WorkerState,
     loading,
     read_state,
-    worker_file,
-    write_state,
 )
 from mlflow_deploy_plugin.server.warmup import WarmVersion
 
@@ -69,8 +65,7 @@ class Repository:
         self._errors: dict[str, dict[str, str]] = {}
         self._generation: int | None = None
         self._seen: tuple[int, int, int] | None = None
-        self._is_reported = True
-        self._report_error = ""
+        self._account = Account(state_dir)
         self._stopping = threading.Event()
         self._has_dealt = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="onnxserve-repository", daemon=True)
@@ -98,7 +93,7 @@ class Repository:
         if self._follower.is_alive():
             self._follower.join()
         self._table = {}
-        worker_file(self.state_dir, os.getpid()).unlink(missing_ok=True)
+        self._account.remove()
 
     def lease(
         self, endpoint: str | None, draw: float, version: str | None = None, headers: Mapping[str, str] = _NONE
@@ -193,8 +188,7 @@ class Repository:
                 logger.error("%s cannot be read; what is served stays as it is", WANTED)
                 return
             self._apply(wanted)
-        if not self._is_reported:
-            self._report()
+        self._account.try_again()
 
     def _follow(self) -> None:
         while True:
@@ -221,8 +215,7 @@ class Repository:
             self._publish({name: self._table[name] for name in wanted.endpoints})  # the first one is the default
         self._unloaded = wanted.unloaded
         self._generation = wanted.generation
-        self._is_reported = False
-        self._report()
+        self._account.give(self._table, self._errors, wanted.generation)
 
     def _serve(self, endpoint: str, wanted: WantedEndpoint) -> tuple[ServedEndpoint, dict[str, str]]:
         """The endpoint as wanted, as far as its versions can be loaded, and what went wrong by variant."""
@@ -279,28 +272,6 @@ class Repository:
         self.has_pyfuncs = any(one.loaded.predictor.artifact.flavor == PYTHON_FUNCTION for one in variants)
         self._table = table
         self._on_change(table)
-
-    def _report(self) -> None:
-        """Writes this worker's state; on a full disk it is tried again at the next look."""
-        endpoints: dict[str, dict[str, LoadedVariant]] = {}
-        for name, served in self._table.items():
-            errors = self._errors.get(name, {})
-            endpoints[name] = {
-                variant: LoadedVariant(
-                    version=served.variants[variant].loaded.version if variant in served.variants else "",
-                    error=errors.get(variant, ""),
-                )
-                for variant in dict.fromkeys([*served.variants, *errors])
-            }
-        state = WorkerState(pid=os.getpid(), generation=self._generation or 0, endpoints=endpoints)
-        try:
-            write_state(worker_file(self.state_dir, state.pid), state)
-        except OSError as error:
-            if (reason := str(error.strerror)) != self._report_error:
-                logger.error("the state of this worker cannot be written: %s", reason)
-            self._report_error = reason
-            return
-        self._is_reported, self._report_error = True, ""
 
     def why_silent(self, endpoint: str) -> str:
         """Why no version of the endpoint answers."""
