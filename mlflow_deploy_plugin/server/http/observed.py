@@ -14,6 +14,7 @@ _NAMES = {
     "X-Prediction-Id": "onnxserve.prediction_id",
     "X-Model-Name": "onnxserve.model",
     "X-Model-Version": "onnxserve.version",
+    "X-Model-Variant": "onnxserve.variant",
     "X-Request-Id": "http.request.id",
 }
 """What an answer says of itself, by the names of log fields and span attributes (ECS where it has one)."""

@@ -44,6 +44,7 @@ _TOLD_HEADERS = {
     "X-Prediction-Id": "made here, never repeats; labels that arrive later are joined on it",
     "X-Model-Name": "the model that answered",
     "X-Model-Version": "its version",
+    "X-Model-Variant": "the endpoint's variant that answered, where it has several",
 }
 
 
