@@ -29,7 +29,7 @@ class Change:
 
     Attributes:
         action: `transition` or `alias`.
-        before / after: the stage of the version, or `@alias → version`.
+        before / after: the stage of the version, or which version has the alias.
         gated: the policy lets only a passed version do it.
         refusal: why it may not be; empty where it may.
         figures: what else belongs to it.
@@ -191,7 +191,7 @@ def _stood_before(trail: Trail, model: str, version: str, place: str, holder: st
 
 
 def _alias_shown(alias: str, version: Any) -> str:
-    return f"@{alias} → {version if version is not None else 'nothing'}"
+    return "" if version is None else f"version {version} in @{alias}"
 
 
 def _asked(message: Any) -> Any:

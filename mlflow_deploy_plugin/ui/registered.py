@@ -72,7 +72,8 @@ def registered_models(registry: Any, specs: Iterable[EndpointSpec], link: Any) -
 def _model(registry: Any, name: str, targets: set[str], link: Any) -> RegisteredModel:
     from mlflow.exceptions import MlflowException
 
-    chosen = (*sorted(targets), *(stage for stage in ("Production", "Staging") if stage not in targets))
+    stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in targets]
+    chosen = (*sorted(targets, key=lambda target: (target.startswith("@"), target)), *stages)
     try:
         model = registry.get_registered_model(name)
         found = list(registry.search_model_versions(_filter(name), max_results=200))

@@ -21,10 +21,8 @@ def stood_before(store: Store, model: str, version: str, place: str, holder: str
 
 def _before(event: AuditEvent, place: str) -> str | None:
     """The version whose place was taken by this event; None where it is about another place, or another thing."""
-    if event.action == "promote" and str(event.detail.get("to", "")).lower() == place.lower():
-        return event.before.removeprefix("version ").partition(" ")[0]
     if event.action == "transition" and event.after == place:
         return str(event.detail.get("stood_there", ""))
-    if event.action == "alias" and event.after.partition(" → ")[0] == place:
-        return event.before.partition(" → ")[2]
+    if event.action in ("promote", "alias") and event.after.lower().endswith(f" in {place}".lower()):
+        return event.before.removeprefix("version ").partition(" ")[0]
     return None

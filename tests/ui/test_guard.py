@@ -77,10 +77,10 @@ def test_a_gated_alias_is_refused_and_others_are_written_down(mlflow_app: Any) -
     asked = {"name": model, "alias": "candidate"}
     assert mlflow_app.client.delete(f"{API}/registered-models/alias", json=asked).status_code == 200
     assert [(event.action, event.before, event.after) for event in events(mlflow_app, model)] == [
-        ("refused", "@Champion → nothing", "@Champion → 1"),
-        ("alias", "@candidate → nothing", "@candidate → 1"),
-        ("alias", "@candidate → 1", "@candidate → 2"),
-        ("alias", "@candidate → 2", "@candidate → nothing"),
+        ("refused", "", "version 1 in @Champion"),
+        ("alias", "", "version 1 in @candidate"),
+        ("alias", "version 1 in @candidate", "version 2 in @candidate"),
+        ("alias", "version 2 in @candidate", ""),
     ]
 
 
