@@ -1,0 +1,119 @@
+"""Moving what a reference means, and finding what it meant before."""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.registry.rollback import (
+    ROLLED_BACK_TAG,
+    earlier_in_registry,
+    point,
+    stands_at,
+    was_rolled_back,
+)
+
+_numbers = count()
+
+
+@pytest.fixture
+def model(store: Any) -> Iterator[str]:
+    """A registered model with versions 1, 2 and 3, in no stage."""
+    name, client = f"moved-{next(_numbers)}", MlflowClient()
+    client.create_registered_model(name)
+    for _ in range(3):
+        client.create_model_version(name, f"models:/{store.model_id}", store.run_id, model_id=store.model_id)
+    yield name
+    client.delete_registered_model(name)
+
+
+def stages(name: str) -> list[str]:
+    return [MlflowClient().get_model_version(name, version).current_stage for version in ("1", "2", "3")]
+
+
+@pytest.mark.parametrize("selector", ["/Production", "/production", "@live", "/tag:team=blue"])
+def test_what_is_followed_is_moved_there_and_back(model: str, selector: str) -> None:
+    reference = parse_model_uri(f"models:/{model}{selector}")
+
+    found = [stands_at(reference)]
+    for version in ("1", "3", "3", "2"):
+        point(reference, version)
+        found.append(stands_at(reference))
+
+    assert found == ["", "1", "3", "3", "2"]
+
+
+def test_of_a_stage_the_others_are_archived_also_the_newer(model: str) -> None:
+    reference = parse_model_uri(f"models:/{model}/Production")
+    client = MlflowClient()
+    for version in ("2", "3"):
+        client.transition_model_version_stage(model, version, "Production")
+
+    point(reference, "2")
+
+    assert stages(model) == ["None", "Production", "Archived"]
+
+
+def test_a_version_that_is_pointed_at_is_no_longer_rolled_back(model: str) -> None:
+    MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
+    assert was_rolled_back(model, "2")
+
+    point(parse_model_uri(f"models:/{model}@live"), "2")
+
+    assert not was_rolled_back(model, "2")
+
+
+def test_the_earlier_version_of_a_stage_is_the_next_one_in_it(model: str) -> None:
+    for version in ("1", "2", "3"):
+        MlflowClient().transition_model_version_stage(model, version, "Production")
+
+    earlier = earlier_in_registry(parse_model_uri(f"models:/{model}/Production"), "3")
+
+    assert earlier is not None
+    assert (earlier.version, earlier.source) == ("2", "it is the next in Production")
+
+
+def test_else_it_is_the_one_that_was_archived_last_and_not_rolled_back(model: str) -> None:
+    reference = parse_model_uri(f"models:/{model}/Production")
+    for version in ("2", "1", "3"):
+        point(reference, version)
+
+    last = earlier_in_registry(reference, "3")
+    MlflowClient().set_model_version_tag(model, "1", ROLLED_BACK_TAG, "flights: too slow")
+    sound = earlier_in_registry(reference, "3")
+    MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
+
+    assert last is not None
+    assert (last.version, last.source) == ("1", "it was archived last")
+    assert sound is not None
+    assert sound.version == "2"
+    assert earlier_in_registry(reference, "3") is None
+
+
+def test_an_alias_leaves_no_trace_of_where_it_was(model: str) -> None:
+    reference = parse_model_uri(f"models:/{model}@live")
+    point(reference, "1")
+    point(reference, "2")
+
+    assert earlier_in_registry(reference, "2") is None
+
+
+def test_a_version_that_does_not_exist_is_said(model: str) -> None:
+    with pytest.raises(NotFound, match=f"model {model} version 9 does not exist"):
+        point(parse_model_uri(f"models:/{model}/Production"), "9")
+
+
+def test_what_mlflow_forbids_is_said_in_its_words(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("the gate has not passed", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "transition_model_version_stage", refuse)
+
+    with pytest.raises(InvalidConfig, match=f"MLflow refuses {model} version 2: the gate has not passed"):
+        point(parse_model_uri(f"models:/{model}/Production"), "2")
