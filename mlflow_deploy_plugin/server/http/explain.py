@@ -26,8 +26,8 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
         variant = server.dataplane.lease(endpoint, headers=request.headers)
         name_version(headers, variant)
         asked = _asked(server, request, variant)
-        if variant.key is not None and (kept := server.dataplane.keep(variant, asked.feeds)) is not variant:
-            variant = kept
+        if (chosen := _chosen(server, variant, asked)) is not variant:
+            variant = chosen
             name_version(headers, variant)
             asked = _asked(server, request, variant)
         result = RawResponse(200, _explanation(server, variant, asked), JSON, headers)
@@ -54,6 +54,18 @@ def _asked(server: Server, request: RawRequest, variant: ServedVariant) -> proto
     if content_type and content_type.partition(";")[0].strip().lower() == JSON:
         return protocol.decode_json(content_type, request.body, predictor.schema)
     return protocol.Asked(read_feeds(request, predictor.schema, server.max_body_bytes))
+
+
+def _chosen(server: Server, variant: ServedVariant, asked: protocol.Asked) -> ServedVariant:
+    """The variant of the version that is asked for, or that a column keeps the caller to, or else this one.
+
+    Raises:
+        NotReady, NotFound: as `DataPlane.lease`.
+    """
+    if asked.version is not None:
+        is_it = asked.version == variant.loaded.version
+        return variant if is_it else server.dataplane.lease(variant.endpoint, asked.version)
+    return variant if variant.key is None else server.dataplane.keep(variant, asked.feeds)
 
 
 def _explanation(server: Server, variant: ServedVariant, asked: protocol.Asked) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime.values import shown
 from mlflow_deploy_plugin.server.frames import Message
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import dump_json, load_json_object
@@ -17,7 +18,7 @@ from mlflow_deploy_plugin.server.protocols.content import dump_json, load_json_o
 _PERMUTATIONS = 10
 MOST_EVALS = 20_000
 _MOST_SEED = 2**32 - 1
-_PARAMS = ("max_evals", "seed")
+_PARAMS = ("max_evals", "seed", "version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +27,17 @@ class Asked:
 
     Attributes:
         max_evals: what the caller says; None: as many as `evals` finds right.
+        version: the loaded version that is to be explained; None: that of the variant which would predict.
     """
 
     feeds: Feeds
     max_evals: int | None = None
     seed: int = 0
+    version: str | None = None
 
 
 def decode_json(content_type: str | None, body: bytes, schema: Schema) -> Asked:
-    """A JSON document of `/invocations`; its `params` say `max_evals` and `seed`.
+    """A JSON document of `/invocations`; its `params` say `max_evals`, `seed` and `version`.
 
     Raises:
         UnsupportedMediaType, InvalidRequest, SchemaMismatch: as `mlflow.decode`, or a param is none that is known.
@@ -43,9 +46,13 @@ def decode_json(content_type: str | None, body: bytes, schema: Schema) -> Asked:
     feeds = mlflow.decode_document(document, schema)
     params = document.get("params") or {}
     if unknown := [name for name in params if name not in _PARAMS]:
-        raise InvalidRequest(f"params holds {unknown[0][:60]!r}; explaining takes {' and '.join(_PARAMS)}")
+        raise InvalidRequest(f"params holds {unknown[0][:60]!r}; explaining takes {', '.join(_PARAMS)}")
     evals = None if params.get("max_evals") is None else _whole(params, "max_evals", 1, MOST_EVALS)
-    return Asked(feeds, evals, _whole(params, "seed", 0, _MOST_SEED) if "seed" in params else 0)
+    seed = 0 if params.get("seed") is None else _whole(params, "seed", 0, _MOST_SEED)
+    version = params.get("version")
+    if not isinstance(version, str | None):
+        raise InvalidRequest(f"params.version is {shown(version)}; a text is expected, as X-Model-Version has it")
+    return Asked(feeds, evals, seed, version)
 
 
 def check_rows(feeds: Feeds, most: int) -> None:
@@ -104,5 +111,5 @@ def encode(answer: Message, prediction: Array | dict[str, Array], max_evals: int
 def _whole(params: Mapping[str, Any], name: str, least: int, most: int) -> int:
     value = params[name]
     if type(value) is not int or not least <= value <= most:
-        raise InvalidRequest(f"params.{name} is {str(value)[:60]}; a whole number from {least} to {most} is expected")
+        raise InvalidRequest(f"params.{name} is {shown(value)}; a whole number from {least} to {most} is expected")
     return value

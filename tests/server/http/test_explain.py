@@ -231,6 +231,16 @@ def test_a_caller_is_explained_by_the_variant_that_predicts_for_him(server: Any)
     assert seen == {"old", "new"}
 
 
+def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
+    for version in ("0", "1", "0"):
+        answer = explain(server, "sticky", json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": version}})
+        assert answer.headers["X-Model-Version"] == version
+    missing = explain(server, "sticky", json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": "7"}})
+    assert message(missing) == (404, "endpoint 'sticky' has no version '7' loaded; it has 0, 1")
+    number = explain(server, "sticky", json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": 1}})
+    assert message(number)[1].startswith("params.version is 1; a text is expected")
+
+
 @pytest.mark.parametrize(
     ("endpoint", "document", "said"),
     [
