@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.registry.download import download, refuse_links
 from mlflow_deploy_plugin.runtime.artifact import FLAVOR
 from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL, read_mlmodel
@@ -59,7 +59,7 @@ class ModelCache:
         Raises:
             InvalidArtifact: the files are no model that can be served, or there are links among them.
             OnnxserveError: the disk is full, or the cache cannot be written.
-            NotFound, RegistryUnavailable: see `registry.download`.
+            NotFound, RegistryUnavailable: see `registry.download`; also where some are gone, or not those saved.
         """
         remembered = None if identity is None else self._root / "sources" / _key(identity)
         try:
@@ -103,6 +103,7 @@ class ModelCache:
         with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
             fetched = download(source, Path(temporary))
             refuse_links(fetched)
+            _check_all_there(fetched)
             _check_digests(fetched)
             read_served_artifact(fetched)
             folder = self._models / _digest(fetched)
@@ -130,6 +131,22 @@ class ModelCache:
             known = (one for reference in followed.references for one in (reference.version, reference.previous))
             names |= {one.folder.name for one in known if one is not None}
         return names
+
+
+def _check_all_there(folder: Path) -> None:
+    """What MLflow lists and gives may be less than what was saved.
+
+    Raises:
+        NotFound: a file is missing; somebody may put it back.
+    """
+    if not (folder / MLMODEL).is_file():
+        raise NotFound("its files in the artifact store are gone, or no MLflow model: there is no MLmodel among them")
+    flavors = read_mlmodel(folder).get("flavors")
+    for name in (FLAVOR, "onnx"):
+        section = flavors.get(name) if isinstance(flavors, Mapping) else None
+        data = section.get("data") if isinstance(section, Mapping) else None
+        if isinstance(data, str) and not (folder / data).exists():
+            raise NotFound(f"its file {data!r} is gone from the artifact store")
 
 
 def _check_digests(folder: Path) -> None:

@@ -74,7 +74,7 @@ def test_what_is_no_model_leaves_nothing_behind(
         (source / "model.onnx").unlink()
     if fault == "link":
         (source / "model.onnx").symlink_to("/etc/hostname")
-    with pytest.raises(InvalidArtifact):
+    with pytest.raises(InvalidArtifact if fault == "link" else NotFound):
         cache.fetch(str(source), "x")
     assert not left_overs(tmp_path)
     assert not list((tmp_path / "cache" / "models").iterdir())

@@ -339,6 +339,7 @@ def test_a_master_that_is_killed_in_the_middle_of_a_swap_ends_the_server_and_the
     model.promote("2")
     wait_until(lambda: wanted(served) == "2", PATIENCE)
     master.kill()
+    assert served.process.wait(timeout=PATIENCE) == 1
     assert served.end() == 1
     assert "gunicorn was ended by SIGKILL while serving" in served.log.read_text()
     again = serve("-m", model.uri).wait_ready()
