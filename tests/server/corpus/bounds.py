@@ -98,11 +98,11 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         ),
     ),
     "seconds of a head": (
-        "http/fastpath.py: sweep; http/gthread.py: murder_pending",
+        "http/connection.py: sweep; http/gthread.py: murder_pending",
         _both({"fastpath.FastProtocol.sweep": _NOTHING}, {"gthread.GracefulThreadWorker.murder_pending": _NOTHING}),
     ),
     "seconds of a body": (
-        "http/fastpath.py: sweep; http/gthread.py: murder_pending",
+        "http/connection.py: sweep; http/gthread.py: murder_pending",
         _both({"fastpath.FastProtocol.sweep": _NOTHING}, {"gthread.GracefulThreadWorker.murder_pending": _NOTHING}),
     ),
     "content type": (
