@@ -66,7 +66,7 @@ class VariantSpec(_Part):
     )
     allow_pyfunc: bool = Field(
         default=False,
-        description="Lets a stage or alias move to a version without an ONNX form, which runs its own Python code.",
+        description="Lets a stage, alias or tag move to a version without an ONNX form, which runs its own Python code.",
     )
 
 

@@ -1,8 +1,8 @@
 """Who may run code: a version without an ONNX form is Python of its author, run by this server's user.
 
 Whoever names such a model in the spec or on the command line, by a reference that always means the same version, agrees
-to that. A stage or an alias may mean another version tomorrow, moved by whoever may move it in the registry; and what
-is loaded over HTTP was named by whoever may call: there the spec has to say so first.
+to that. A stage, an alias or a tag may mean another version tomorrow, moved by whoever may move it in the registry;
+and what is loaded over HTTP was named by whoever may call: there the spec has to say so first.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,9 @@ class Consent:
             return
         what = "the version has no ONNX form, so that serving it runs code of its own"
         if model_uri in self.named:
-            raise InvalidArtifact(f"{what}; for a stage or an alias, -C variants.NAME.allow_pyfunc=true allows that")
+            raise InvalidArtifact(
+                f"{what}; for a stage, an alias or a tag, -C variants.NAME.allow_pyfunc=true allows that"
+            )
         raise InvalidArtifact(f"{what}, which only the server's own spec can allow")
 
 

@@ -287,7 +287,7 @@ class _Supervisor:
 
 
 def _aspect(aspects: dict[str, str]) -> str:
-    shown = aspects.get("stage") or (f"@{aspects['alias']}" if "alias" in aspects else "")
+    shown = aspects.get("stage") or (f"@{aspects['alias']}" if "alias" in aspects else aspects.get("tag", ""))
     return f" ({shown})" if shown else ""
 
 

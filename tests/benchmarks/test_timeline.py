@@ -1,0 +1,82 @@
+"""The open loop that keeps every answer, against a server whose mistakes are known."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.serving.load import post
+from benchmarks.serving.timeline import FAILED, MIXED, OpenLoop
+from support.waiting import wait_until
+
+ANSWERS = {
+    "first": b"HTTP/1.1 200 OK\r\nX-Model-Version: 1\r\nContent-Length: 3\r\n\r\none",
+    "second": b"HTTP/1.1 200 OK\r\nx-model-version: 2\r\nContent-Length: 3\r\n\r\ntwo",
+    "mixed": b"HTTP/1.1 200 OK\r\nX-Model-Version: 2\r\nContent-Length: 3\r\n\r\none",
+    "refused": b"HTTP/1.1 503 x\r\nX-Model-Version: 2\r\nContent-Length: 3\r\n\r\ntwo",
+    "closed": b"",
+}
+
+
+class Server:
+    """Gives the answer of its mood."""
+
+    def __init__(self) -> None:
+        self.mood, self.port, self.answered = "first", 0, 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()])
+
+    def __enter__(self) -> "Server":
+        self._thread.start()
+        wait_until(lambda: self.port, what="the server listens")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
+
+    async def _serve(self) -> None:
+        self._ended = asyncio.Event()
+        server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        await self._ended.wait()
+        server.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.readuntil(b"body") and (answer := ANSWERS[self.mood]):
+                writer.write(answer)
+                self.answered += 1
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+def test_every_answer_is_kept_with_its_version_and_what_is_wrong_with_it(server: Server, tmp_path: Path) -> None:
+    values = {"1": b"one", "2": b"two"}
+    with OpenLoop(server.port, post("/", b"body"), values, 200.0, tmp_path / "kept.npy") as loop:
+        for mood in ANSWERS:
+            server.mood = mood
+            seen = server.answered
+            wait_until(lambda: server.answered > seen + 20 or server.mood == "closed", what="twenty answers")  # noqa: B023
+        time.sleep(0.2)  # some connections are closed
+        server.mood = "first"
+        wait_until(lambda: server.answered > seen + 20, what="it has connected anew")
+        answers = loop.stop()
+    found = set(answers.version.tolist())
+    assert found == {1, 2, MIXED, FAILED}
+    assert answers.mixed >= 20
+    assert answers.failed >= 20
+    assert (answers.latency >= 0).all()
+    ones = answers.only(answers.version == 1)
+    assert (ones.failed, ones.mixed) == (0, 0)
