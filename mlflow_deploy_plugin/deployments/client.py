@@ -90,7 +90,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return ask(asked.url, "explain", as_written(df), asked.timeout_seconds)
 
     def create_endpoint(self, name: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Takes name and port for deployments to come (`create_deployment(…, endpoint=name)`)."""
+        """Takes the name for deployments to come (`create_deployment(…, endpoint=name)`)."""
         with as_mlflow_errors(), _deployments() as deployments:
             return describe_endpoint(deployments.create_endpoint(name, config or {}))
 

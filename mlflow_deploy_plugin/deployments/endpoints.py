@@ -70,7 +70,8 @@ class Endpoints:
             AlreadyExists, InvalidConfig, DeploymentFailed: as `Deployments.create`.
         """
         with self.lock(spec.name):  # before the name is taken, so that nobody deletes it before it is served
-            spec = self._take_name_and_port(spec, why, actor)
+            with self._ports() as with_port:
+                spec = self.store.add_endpoint(TARGET, with_port(spec), why=why, actor=actor).spec
             if not spec.variants:
                 return
             try:
@@ -83,14 +84,15 @@ class Endpoints:
     def change(self, old: EndpointSpec, new: EndpointSpec, cause: Cause) -> None:
         """Makes `new` of `old`, or leaves `old` as it was. The lock is held.
 
-        Without a variant there is no server, and the port is kept.
+        Without a variant there is no server; a port that it had is kept.
 
         Raises:
             InvalidConfig, DeploymentFailed: as `Deployments.update`.
         """
-        self._check_port(new)
         was_running = local.is_running(old.name, self.settings)
-        self.store.replace_spec(new, action=cause.action, why=cause.why, actor=cause.actor)
+        with self._ports() as with_port:
+            new = with_port(new)
+            self.store.replace_spec(new, action=cause.action, why=cause.why, actor=cause.actor)
         try:
             if new.variants:
                 local.realise(new, self.settings, self.progress)
@@ -130,28 +132,26 @@ class Endpoints:
         else:
             local.remove(old.name, self.settings)
 
-    def _take_name_and_port(self, spec: EndpointSpec, why: str, actor: str | None) -> EndpointSpec:
-        """Puts the spec into the store, with a port that is no other deployment's, also not of one that is stopped."""
+    @contextlib.contextmanager
+    def _ports(self) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:
+        """What gives a spec that is to be served a port which is no other endpoint's, also not of one that is stopped.
+
+        Nobody else is given one before the spec is in the store.
+        """
         with locked(self.settings.deployments_path / ".ports.lock"):
-            owners = self._port_owners()
-            if spec.server.port is None:
-                port = choose_port(spec.server.host, [taken for taken in owners if taken is not None])
-                spec = apply_config(spec, {"server.port": port})
-            _check_owner(spec, owners)
-            return self.store.add_endpoint(TARGET, spec, why=why, actor=actor).spec
+            owners = {e.spec.server.port: e.name for e in self.store.endpoints() if e.target == TARGET}
+            yield lambda spec: _with_port(spec, owners)
 
-    def _check_port(self, spec: EndpointSpec) -> None:
-        _check_owner(spec, self._port_owners())
 
-    def _port_owners(self) -> dict[int | None, str]:
-        return {e.spec.server.port: e.name for e in self.store.endpoints() if e.target == TARGET}
+def _with_port(spec: EndpointSpec, owners: Mapping[int | None, str]) -> EndpointSpec:
+    port = spec.server.port
+    if port is None and spec.variants:
+        taken = [taken for taken in owners if taken is not None]
+        return apply_config(spec, {"server.port": choose_port(spec.server.host, taken)})
+    if port is not None and owners.get(port, spec.name) != spec.name:
+        raise InvalidConfig(f"port {port} belongs to the deployment {owners[port]!r}: choose another one")
+    return spec
 
 
 def _undone(error: BaseException) -> str:
     return f"undone: {error}" if isinstance(error, OnnxserveError) else f"undone: {type(error).__name__}"
-
-
-def _check_owner(spec: EndpointSpec, owners: Mapping[int | None, str]) -> None:
-    port = spec.server.port
-    if port is not None and owners.get(port, spec.name) != spec.name:
-        raise InvalidConfig(f"port {port} belongs to the deployment {owners[port]!r}: choose another one")

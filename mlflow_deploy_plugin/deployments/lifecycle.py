@@ -157,7 +157,7 @@ class Deployments:
     def create_endpoint(
         self, name: str, config: Mapping[str, Any], why: str = "", actor: str | None = None
     ) -> ObservedEndpoint:
-        """Takes a name and a port for deployments to come; its server starts with the first of them.
+        """Takes a name for deployments to come; its server starts with the first of them.
 
         Raises:
             AlreadyExists: the name is taken.
