@@ -134,7 +134,7 @@ def _state(deployment: "Deployment", promotion: "Promotion") -> tuple[str, str]:
 def _show(promotion: "Promotion", served: list[Served]) -> None:
     before = f" (before: version {promotion.before})" if promotion.before else ""
     click.echo(f"{promotion.model} version {promotion.version} is in {promotion.to}{before}")
-    click.echo(f"  gate: {promotion.gate}, {promotion.reason}" if promotion.reason else f"  gate: {promotion.gate}")
+    click.echo(f"  gate: {promotion.gate}; {promotion.reason}")
     if promotion.report:
         click.echo(f"  report: {promotion.report}")
     for one in served:

@@ -110,12 +110,14 @@ def _begin(client: MlflowClient, verdict: Verdict, candidate: ResolvedModel) -> 
 
 
 def _experiment_id(client: MlflowClient, candidate: ResolvedModel) -> str:
-    """The experiment of the run that made the model, where this tracking server has it, else one of the model's own."""
-    if run_id := candidate.aspects.get("run_id"):
-        try:
+    """The experiment in which the model was logged, where this tracking server has it, else one of the model's own."""
+    try:
+        if run_id := candidate.aspects.get("run_id"):
             return str(client.get_run(run_id).info.experiment_id)
-        except MlflowException:
-            pass  # the model comes from another tracking server, or its run was deleted
+        if model_id := candidate.aspects.get("model_id"):
+            return str(client.get_logged_model(model_id).experiment_id)
+    except MlflowException:
+        pass  # the model comes from another tracking server, or its run was deleted
     name = f"onnxserve/{candidate.name}"
     found = client.get_experiment_by_name(name)
     if found is None:

@@ -105,7 +105,7 @@ class BudgetPolicy(_Part):
 class GatePolicy(_Part):
     """What a version has to prove before it is promoted."""
 
-    gated_stages: tuple[str, ...] = Field(
+    gated_stages: tuple[Literal["Staging", "Production", "Archived"], ...] = Field(
         default=("Production",), description="Stages into which only a passed version may move."
     )
     gated_aliases: tuple[str, ...] = Field(default=(), description="Aliases that only a passed version may carry.")

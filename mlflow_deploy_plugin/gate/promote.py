@@ -172,13 +172,9 @@ def _record(
         before=f"version {before.version} in {place}" if before else "",
         after=f"version {candidate.version} in {place}" if action == "promote" else "",
         why=why or standing.reason,
-        detail={
-            "to": str(place),
-            "gate": standing.state,
-            "gate_reason": standing.reason,
-            "report": standing.report,
-            "forced": standing.state == "forced",
-        },
+        detail={"to": str(place), "gate": standing.state, "report": standing.report}
+        | ({"gate_reason": standing.reason} if why else {})
+        | ({"forced": True} if standing.state == "forced" else {}),
         actor=actor,
     )
 

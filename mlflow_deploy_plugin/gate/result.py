@@ -69,5 +69,4 @@ class Verdict:
             return "; ".join(f"{check.name}: {check.reason}" for check in failed)
         skipped = [f"{check.name}: {check.reason}" for check in self.checks if check.state == "skipped"]
         passed = ", ".join(check.name for check in self.checks if check.state == "passed")
-        beside = f"; not checked: {'; '.join(skipped)}" if skipped else ""
-        return f"passed {passed or 'nothing'}{beside}"
+        return "; ".join([f"checked: {passed or 'nothing'}", *(f"not checked: {one}" for one in skipped)])

@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.gate.judge import Progress, judge
 from mlflow_deploy_plugin.gate.log import LoggedRun, log_verdict, tag_verdict
 from mlflow_deploy_plugin.gate.policy import GatePolicy, read_policy, read_policy_file
 from mlflow_deploy_plugin.gate.result import Verdict
-from mlflow_deploy_plugin.registry.promote import Place, holder, parse_place, registered
+from mlflow_deploy_plugin.registry.promote import Place, holder, registered
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.settings import load_settings
@@ -94,9 +94,8 @@ def run_gate(
 
 def _served(candidate: ResolvedModel, policy: GatePolicy) -> ResolvedModel | None:
     """The version that the gate protects: what the candidate would take the place of."""
-    places = [Place(stage=stage) for stage in policy.gated_stages] + [
-        Place(alias=name) for name in policy.gated_aliases
-    ]
+    places = [Place(stage=stage) for stage in policy.gated_stages]
+    places += [Place(alias=alias) for alias in policy.gated_aliases]
     found = (holder(candidate.name, place, beside=candidate.version) for place in places)
     return next((version for version in found if version is not None), None)
 

@@ -35,7 +35,7 @@ def test_a_version_that_is_as_good_passes_every_check(version, policy):
     assert verdict.passed
     assert verdict.at == NOON
     assert verdict.reason.startswith(
-        "passed parity, signature, evaluation, robustness; not checked: budget: the policy"
+        "checked: parity, signature, evaluation, robustness; not checked: budget: the policy"
     )
     assert said == [
         "fetching version  and version ",

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 from mlflow import MlflowClient
 
@@ -28,6 +31,7 @@ def test_yaml_and_json_say_the_same():
         ("evaluaton: {}", "the policy: evaluaton: .*the fields are gated_stages, gated_aliases"),
         ("evaluation: {margin: -1}", "the policy: evaluation.margin: "),
         ("evaluation: {dataset: d.csv}", "the dataset needs a target"),
+        ("gated_stages: [Prod]", "gated_stages.0: Input should be 'Staging', 'Production' or 'Archived'"),
         ("- a", "the policy is not a mapping"),
         ("a: [", "the policy is not YAML"),
     ],
@@ -35,6 +39,15 @@ def test_yaml_and_json_say_the_same():
 def test_a_wrong_policy_is_named_with_its_field(text, message):
     with pytest.raises(InvalidConfig, match=message):
         parse_policy(text, "the policy")
+
+
+def test_the_guide_shows_every_field_with_its_default():
+    guide = (Path(__file__).parents[2] / "docs" / "gate.md").read_text()
+    (shown,) = re.findall(r"<!-- every field -->\n+```yaml\n(.*?)```", guide, re.DOTALL)
+    policy = parse_policy(shown, "the guide")
+    assert policy == GatePolicy()
+    for part in (policy, policy.evaluation, policy.robustness, policy.budget):
+        assert all(f"{name}:" in shown for name in type(part).model_fields)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

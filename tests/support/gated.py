@@ -99,3 +99,11 @@ def _write(
     if reference is not None:
         write_rows(folder / "reference.parquet", reference)
     return folder
+
+
+def registered_toy(client: Any, folder: Path) -> None:
+    """Registers `toy`: 1 (as good as can be) is in Production, 2 gives equal answers, 3 was not proven."""
+    client.create_registered_model("toy")
+    for number, (weights, parity) in enumerate([(TRUTH, "proven"), ((4.0, -2.0), "proven"), (TRUTH, "warned")]):
+        client.create_model_version("toy", write_classifier(folder / str(number), weights, parity=parity).as_uri())
+    client.transition_model_version_stage("toy", "1", "Production")

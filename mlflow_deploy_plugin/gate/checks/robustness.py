@@ -84,7 +84,8 @@ def check_robustness(
     noise = outcomes[0]
     found = f"{noise.flips:.1%} of the answers to {total:,} rows change under noise of {policy.noise:.0%} of the std"
     if noise.loss is not None and labelled is not None:
-        found += f", {labelled.metric} loses {_amount(labelled.metric, noise.loss)}"
+        lost = _amount(labelled.metric, noise.loss)
+        found += f", {labelled.metric} {f'loses {lost}' if noise.loss > 0 else 'holds'}"
     notes = tuple(f"{_shown(outcome.name)} values are refused: {outcome.refusal}" for outcome in refused)
     figures = {"rows": float(total)} | _figures(outcomes)
     table = _table(outcomes, labelled)

@@ -1,0 +1,91 @@
+"""`onnxserve gate` and what it prints. The gate itself: tests/gate."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.cli import main
+from support.gated import registered_toy
+from support.tracking import tracking_at
+
+
+@pytest.fixture(scope="module")
+def toy(
+    tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]
+) -> Iterator[Callable[..., object]]:
+    """The command, on a registry whose `toy` 1 is in Production; 2 is as good, and 3 was not proven."""
+    folder = tmp_path_factory.mktemp("gate")
+    with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        patch.chdir(folder)
+        registered_toy(MlflowClient(), folder)
+        (folder / "cheap.yaml").write_text("skip: [evaluation, robustness, budget]")
+        yield lambda *arguments: CliRunner().invoke(main, list(arguments))
+
+
+def test_each_check_is_a_line_and_the_steps_go_to_stderr(toy):
+    done = toy("gate", "toy", "2", "--policy", "cheap.yaml")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[:6] == [
+        "toy version 2: passed, compared with models:/toy/1",
+        "  passed   parity      the ONNX form is proven on 1,000 rows",
+        "  passed   signature   the same columns and types as what is served",
+        "  skipped  evaluation  the policy skips it",
+        "  skipped  robustness  the policy skips it",
+        "  skipped  budget      the policy skips it",
+    ]
+    assert lines[6] == "  policy: cheap.yaml"
+    assert lines[7].startswith("  report: run ")
+    assert "fetching version 2 and version 1" in done.stderr
+
+
+def test_a_failed_gate_is_exit_status_1(toy):
+    done = toy("gate", "toy", "3", "--policy", "cheap.yaml", "-o", "json")
+    assert done.exit_code == 1
+    document = json.loads(done.stdout)
+    assert document["state"] == "failed"
+    assert document["checks"][0] == {
+        "name": "parity",
+        "state": "failed",
+        "reason": "the ONNX form is warned on 1,000 rows (it answers otherwise); the policy asks for proven",
+        "figures": {"rows": 1000.0},
+        "notes": [],
+        "table": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("toy", "2", "--policy", "none.yaml"), "Error: the policy none.yaml does not exist"),
+        (("toy", "9"), "Error: model toy has no version 9"),
+        (("toy", "2", "--against", "models:/toy"), "Error: 'models:/toy' names no version"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, toy):
+    done = toy("gate", *arguments)
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith(message)
+    assert done.stdout == ""
+
+
+def test_promote_says_what_happened_and_who_follows(toy):
+    done = toy("promote", "toy", "2", "--to", "Production", "--policy", "cheap.yaml")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0] == "toy version 2 is in Production (before: version 1)"
+    assert lines[1].startswith("  gate: passed; checked: parity, signature; not checked: evaluation")
+    assert lines[-1] == "  no deployment of this machine follows models:/toy/Production"
+
+
+def test_promote_that_is_refused_is_exit_status_1(toy):
+    done = toy("promote", "toy", "3", "--to", "Production", "--policy", "cheap.yaml")
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: toy version 3 does not go to Production")
+    forced = toy("promote", "toy", "3", "--to", "Production", "--force", "--policy", "cheap.yaml")
+    assert forced.stderr.splitlines()[-1] == "Error: a forced promotion needs its reason: say why"
