@@ -18,12 +18,13 @@ import pytest
 import requests
 import yaml
 from mlflow.models import infer_signature
+from tritonclient.grpc import InferenceServerClient, InferInput
 
 from mlflow_deploy_plugin.server.state import SPEC, WANTED, Wanted, read_state, read_workers, write_atomically
 from support.models import write_model
 from support.pyfuncs import Troubled
 from support.serving import Served, servers_below
-from support.waiting import wait_until
+from support.waiting import free_port, wait_until
 
 SUM = """sum (float[N,2] X) => (float[N,1] y) <float[1] more = MORE, int64[1] axis = {1}> {
   s = ReduceSum(X, axis) y = Add(s, more) }"""
@@ -53,6 +54,7 @@ class Canary:
     def __init__(self, served: Served, documents: list[dict[str, Any]]) -> None:
         self.served = served
         self._documents = {document["name"]: document for document in documents}
+        self.grpc_port = documents[0]["server"].get("grpc_port")
 
     def weigh(self, endpoint: str, **weights: int) -> None:
         """Writes the spec as `update_endpoint` does, and waits until every worker has dealt with it."""
@@ -104,7 +106,7 @@ def canary(home: Path) -> Iterator[Canary]:
         {
             "name": "weighted",
             "variants": {"first": {"model": first, "weight": 95}, "second": {"model": second, "weight": 5}},
-            "server": {"workers": WORKERS},
+            "server": {"workers": WORKERS, "grpc_port": free_port()},
         },
         {"name": "by-header", "variants": halves, "sticky": {"header": "X-User-Id"}},
         {"name": "by-column", "variants": halves, "sticky": {"key": "user"}},
@@ -201,6 +203,19 @@ def test_canary_callers_stick_to_their_variant_and_move_only_when_they_must(
     after = {user: ask(canary, user) for user in users}
     assert Counter(after.values())["second"] > Counter(before.values())["second"]
     assert all(after[user] == "second" for user in users if before[user] == "second")
+
+
+def test_canary_callers_over_grpc_have_the_variant_that_they_have_over_http(canary: Canary) -> None:
+    def over_grpc(user: str) -> str:
+        rows = InferInput("X", [1, 2], "FP32")
+        rows.set_data_from_numpy(np.zeros((1, 2), np.float32))
+        answer = client.infer("by-header", [rows], headers={"x-user-id": user}, client_timeout=SECONDS)
+        return "second" if answer.as_numpy("y").item() else "first"
+
+    users = [f"user-{number}" for number in range(40)]
+    with InferenceServerClient(f"127.0.0.1:{canary.grpc_port}") as client:
+        called = {user: over_grpc(user) for user in users}
+    assert called == {user: canary.variant("by-header", X_User_Id=user) for user in users}
 
 
 def test_canary_callers_without_the_header_come_by_chance(canary: Canary) -> None:
