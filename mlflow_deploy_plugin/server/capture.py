@@ -20,8 +20,6 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ import orjson
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured_model import CapturedModel as CapturedModel
 from mlflow_deploy_plugin.server.captured_model import described_model, read_model
-from mlflow_deploy_plugin.server.packing import Packer, unpack
+from mlflow_deploy_plugin.server.packing import Packer
 from mlflow_deploy_plugin.server.packing import RequestRecord as RequestRecord
 
 logger = logging.getLogger(__name__)
@@ -46,23 +44,6 @@ MAGIC = b"OXS2"
 MODEL_KIND, LAYOUT_KIND, REQUEST_KIND = b"M", b"L", b"R"
 _LOG_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class CapturedRequest:
-    """One request as it was read back; (segment, offset) tells doubles.
-
-    Attributes:
-        feeds: arrays by ONNX input, the rows first (strings: object arrays).
-        outputs: arrays by ONNX output, only those with one entry a row.
-    """
-
-    segment: str
-    offset: int
-    record: RequestRecord
-    model: CapturedModel
-    feeds: dict[str, Array]
-    outputs: dict[str, Array]
 
 
 class CaptureWriter:
@@ -216,28 +197,6 @@ def is_released(segment: Path) -> bool:
         except BlockingIOError:
             return False
     return True
-
-
-def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], int]:
-    """The requests from offset `start` (0, or what an earlier call gave) on, and where to go on the next time.
-
-    Stops without a word at a frame that is torn or not yet whole.
-    """
-    content = segment.read_bytes()
-    models: dict[int, CapturedModel] = {}
-    layouts: dict[int, tuple[CapturedModel, Any]] = {}
-    requests: list[CapturedRequest] = []
-    offset = start
-    while (payload := payload_at(content, offset)) is not None:
-        if payload[:1] == REQUEST_KIND:
-            _, layout_offset = REFERRING.unpack_from(payload)
-            if layout_offset not in layouts:
-                layouts[layout_offset] = read_layout(partial(payload_at, content), layout_offset, models)
-            model, layout = layouts[layout_offset]
-            record, feeds, outputs = unpack(layout, payload[REFERRING.size :])
-            requests.append(CapturedRequest(segment.stem, offset, record, model, feeds, outputs))
-        offset += FRAME.size + len(payload)
-    return requests, offset
 
 
 def payload_at(content: bytes, offset: int) -> memoryview | None:

@@ -2,7 +2,7 @@
 
 Requests of one layout lie in a segment as frames whose parts have the same order and mostly the same size, so numpy
 takes each part of all of them in one call: a million requests of 30 floats cost a second instead of fifteen. The
-figures are in benchmarks/RESULTS.md; `capture.read_segment` reads the same one by one, and a test holds both equal.
+figures are in benchmarks/RESULTS.md; tests/support/spool.py reads the same one by one, and a test holds both equal.
 """
 
 import zlib
@@ -58,7 +58,7 @@ class CapturedBatch:
         hour: hours since 1970 (UTC).
         offsets: [N] int64, with the segment's name what tells doubles.
         event_times / received_times: [N] int64, microseconds since 1970 (UTC).
-        feeds / outputs: [N * rows, …] by name, as in `capture.CapturedRequest`.
+        feeds / outputs: [N * rows, …] by ONNX input and output; outputs only those with one entry a row.
     """
 
     model: CapturedModel
@@ -76,7 +76,7 @@ class CapturedBatch:
 
 
 def read_batches(segment: Path, start: int = 0) -> tuple[list[CapturedBatch], int]:
-    """What `capture.read_segment` gives, in batches, and where to go on the next time. Holds the segment in memory.
+    """The requests of a segment in batches, and where to go on the next time. Holds the segment in memory.
 
     Raises:
         OSError: the segment cannot be read.

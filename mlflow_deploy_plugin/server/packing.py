@@ -9,7 +9,6 @@ length.
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,32 +98,6 @@ class Packer:
             else:
                 pieces.append(array.tobytes())
         return plan.layout, pieces
-
-
-def unpack(layout: Mapping[str, Any], packed: memoryview) -> tuple[RequestRecord, dict[str, Array], dict[str, Array]]:
-    """The record, the feeds and the outputs of a request that was packed by this layout (parsed)."""
-    rows, event_time, received_time, request_length, prediction_length = _HEAD.unpack_from(packed)
-    position = _HEAD.size
-    ids = []
-    for length in (request_length, prediction_length):
-        ids.append(str(packed[position : position + length], "utf-8"))
-        position += length
-    sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}}
-    for side, arrays in sides.items():
-        for name, dtype, inner in layout[side]:
-            shape = (rows, *inner)
-            if dtype == "str":
-                (length,) = _TEXT.unpack_from(packed, position)
-                position += _TEXT.size
-                arrays[name] = np.empty(shape, dtype=object)
-                values = orjson.loads(packed[position : position + length])
-                arrays[name][...] = np.array(values, dtype=object).reshape(shape)
-            else:
-                length = prod(shape) * np.dtype(dtype).itemsize
-                arrays[name] = np.frombuffer(packed[position : position + length], dtype=dtype).reshape(shape)
-            position += length
-    record = RequestRecord(layout["endpoint"], layout["variant"], ids[0], ids[1], event_time, received_time)
-    return record, sides["feeds"], sides["outputs"]
 
 
 def _plan(record: RequestRecord, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int) -> _Plan:

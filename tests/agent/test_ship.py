@@ -18,7 +18,8 @@ import pytest
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.schema import Schema
-from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord, read_segment
+from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
+from support.spool import read_segment
 
 NOON = int(datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
 HOUR = 3_600_000_000
@@ -149,11 +150,12 @@ def test_a_crash_before_the_offset_is_written_makes_no_doubles(
 
 def test_what_a_killed_worker_left_is_shipped_up_to_the_torn_frame(shipper: Shipper, tmp_path: Path) -> None:
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_ship as t, time;"
-        "w = t.CaptureWriter(Path(sys.argv[2])); t.write(w, 'a', ['AA']); t.write(w, 'b', ['UA']);"
+        "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; import test_ship as t, time;"
+        "w = t.CaptureWriter(Path(sys.argv[3])); t.write(w, 'a', ['AA']); t.write(w, 'b', ['UA']);"
         "print('written', flush=True); time.sleep(60)"
     )
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "spool")]
+    folders = Path(__file__).parent, Path(__file__).parents[1], tmp_path / "spool"
+    command = [sys.executable, "-c", script, *map(str, folders)]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert worker.stdout is not None
     assert worker.stdout.readline() == b"written\n"

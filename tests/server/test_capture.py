@@ -18,10 +18,10 @@ from mlflow_deploy_plugin.server.capture import (
     CaptureWriter,
     RequestRecord,
     is_released,
-    read_segment,
     segments,
 )
 from support.disk import files_of_at_most
+from support.spool import read_segment
 
 RECORD = RequestRecord("e", "v", "request", "prediction", 1_000_000, 2_000_000)
 

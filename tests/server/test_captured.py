@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.runtime.schema import Schema
-from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord, read_segment, segments
+from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord, segments
 from mlflow_deploy_plugin.server.captured import Texts, read_batches
+from support.spool import read_segment
 
 HOUR = 3_600_000_000
 SCHEMA = Schema(

@@ -13,11 +13,12 @@ import pytest
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.capture import read_segment, segments
+from mlflow_deploy_plugin.server.capture import segments
 from mlflow_deploy_plugin.server.dataplane import InferRequest
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer, answer_later
 from support.models import write_model
+from support.spool import read_segment
 from support.waiting import wait_until
 
 Serve = Callable[..., Server]

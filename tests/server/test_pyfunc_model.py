@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact
 from mlflow_deploy_plugin.runtime.predictor import Body
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.assembly import Server, open_server
-from mlflow_deploy_plugin.server.capture import read_segment, segments
+from mlflow_deploy_plugin.server.capture import segments
 from mlflow_deploy_plugin.server.clouds import Cloud
 from mlflow_deploy_plugin.server.dataplane import InferRequest
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.server.pyfunc_model import PyfuncModel
 from mlflow_deploy_plugin.server.state import SPEC
 from support.pyfuncs import save_pyfuncs
+from support.spool import read_segment
 from support.waiting import answers, wait_until
 
 MODELS = ("days", "knn", "anything", "troubled", "tensors")

@@ -18,7 +18,7 @@ import pytest
 from mlflow_deploy_plugin.runtime.predictor import Predictor
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.capture import CapturedRequest, CaptureWriter, RequestRecord, read_segment, segments
+from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord, segments
 from mlflow_deploy_plugin.server.exposition import read_families
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer, answer_later
@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.server.served import ServedVariant
 from mlflow_deploy_plugin.server.shadow import Shadows
 from mlflow_deploy_plugin.server.shadow_metrics import ShadowMetrics
 from support.models import write_model
+from support.spool import CapturedRequest, read_segment
 from support.waiting import wait_until
 
 Serve = Callable[..., Server]

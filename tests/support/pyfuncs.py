@@ -8,6 +8,7 @@ import re
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ class Tensors(PythonModel):
         return {"sum": model_input["a"].sum(axis=1) + model_input["b"], "twice": model_input["a"] * 2}
 
 
-def save_pyfuncs(root: Path) -> dict[str, Path]:
-    """The folder of each model by its name."""
+def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
+    """The folder of each model by its name, or of some of those that are a PythonModel."""
     import cloudpickle
     import mlflow
     from mlflow.models import ModelSignature, infer_signature
@@ -115,8 +116,12 @@ def save_pyfuncs(root: Path) -> dict[str, Path]:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if only:
+            models = {name: models[name] for name in only}
         for name, (model, signature) in models.items():
             mlflow.pyfunc.save_model(root / name, python_model=model, signature=signature, pip_requirements=[])
+        if only:
+            return {name: root / name for name in only}
         knn = KNeighborsClassifier(3).fit(table, labels)
         mlflow.sklearn.save_model(
             knn,

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
-from mlflow_deploy_plugin.server.capture import read_segment, segments
+from mlflow_deploy_plugin.server.capture import segments
 from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
+from support.spool import read_segment
 
 JSON = {"content-type": "application/json"}
 ROW = b'{"inputs": [[1, 2, 3]]}'

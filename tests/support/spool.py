@@ -1,0 +1,91 @@
+"""A reader of the spool that takes one request after the other: what the reader by the batch is held against."""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.server.capture import (
+    FRAME,
+    REFERRING,
+    REQUEST_KIND,
+    CapturedModel,
+    RequestRecord,
+    payload_at,
+    read_layout,
+)
+
+_HEAD = struct.Struct("<IqqHH")  # rows, event time, received time, lengths of both ids
+_TEXT = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class CapturedRequest:
+    """One request as it was read back; (segment, offset) tells doubles.
+
+    Attributes:
+        feeds: arrays by ONNX input, the rows first (strings: object arrays).
+        outputs: arrays by ONNX output, only those with one entry a row.
+    """
+
+    segment: str
+    offset: int
+    record: RequestRecord
+    model: CapturedModel
+    feeds: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], int]:
+    """The requests from offset `start` (0, or what an earlier call gave) on, and where to go on the next time.
+
+    Stops without a word at a frame that is torn or not yet whole.
+    """
+    content = segment.read_bytes()
+    models: dict[int, CapturedModel] = {}
+    layouts: dict[int, tuple[CapturedModel, Any]] = {}
+    requests: list[CapturedRequest] = []
+    offset = start
+    while (payload := payload_at(content, offset)) is not None:
+        if payload[:1] == REQUEST_KIND:
+            _, layout_offset = REFERRING.unpack_from(payload)
+            if layout_offset not in layouts:
+                layouts[layout_offset] = read_layout(partial(payload_at, content), layout_offset, models)
+            model, layout = layouts[layout_offset]
+            record, feeds, outputs = _unpack(layout, payload[REFERRING.size :])
+            requests.append(CapturedRequest(segment.stem, offset, record, model, feeds, outputs))
+        offset += FRAME.size + len(payload)
+    return requests, offset
+
+
+def _unpack(layout: Mapping[str, Any], packed: memoryview) -> tuple[RequestRecord, dict[str, Array], dict[str, Array]]:
+    """The record, the feeds and the outputs of a request that was packed by this layout (parsed)."""
+    rows, event_time, received_time, request_length, prediction_length = _HEAD.unpack_from(packed)
+    position = _HEAD.size
+    ids = []
+    for length in (request_length, prediction_length):
+        ids.append(str(packed[position : position + length], "utf-8"))
+        position += length
+    sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}}
+    for side, arrays in sides.items():
+        for name, dtype, inner in layout[side]:
+            shape = (rows, *inner)
+            if dtype == "str":
+                (length,) = _TEXT.unpack_from(packed, position)
+                position += _TEXT.size
+                arrays[name] = np.empty(shape, dtype=object)
+                values = orjson.loads(packed[position : position + length])
+                arrays[name][...] = np.array(values, dtype=object).reshape(shape)
+            else:
+                length = prod(shape) * np.dtype(dtype).itemsize
+                arrays[name] = np.frombuffer(packed[position : position + length], dtype=dtype).reshape(shape)
+            position += length
+    record = RequestRecord(layout["endpoint"], layout["variant"], ids[0], ids[1], event_time, received_time)
+    return record, sides["feeds"], sides["outputs"]
