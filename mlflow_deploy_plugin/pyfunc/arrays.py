@@ -145,6 +145,8 @@ def _array(value: Any) -> Array:
             listed = array
         if listed.dtype.kind in "iubf":
             return listed
+        if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
+            raise Unsayable("an output holds a missing text, for which not every protocol has a word")
     raise Unsayable(f"an output holds {array.dtype} that are neither numbers nor texts")
 
 
