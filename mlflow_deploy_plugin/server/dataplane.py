@@ -164,7 +164,7 @@ class DataPlane:
         served = self._served(endpoint)
         if served is None or self._cache is not None:
             return False
-        return all(variant.loaded.batcher is not None for variant in served.variants.values())
+        return all(variant.loaded.batcher is not None for variant in served.answering)
 
     def infer_later(
         self, variant: ServedVariant, request: InferRequest, done: Callable[[InferResponse | Exception], None]

@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.server.state import (
     loading,
     read_state,
 )
+from mlflow_deploy_plugin.server.sticky import has_column
 from mlflow_deploy_plugin.server.warmup import WarmVersion
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Repository:
 
     Attributes:
         state_dir: as it was given.
-        has_pyfuncs: some version in memory answers from a side process.
+        has_pyfuncs: some version in memory answers from a side process; one in the shadow keeps nobody waiting.
     """
 
     def __init__(
@@ -238,7 +239,12 @@ class Repository:
                 variants[name] = ServedVariant(
                     endpoint, name, want.weight, want.shadow, loaded, wanted.capture, want.aspects
                 )
-        return served_endpoint(variants, wanted.sticky), errors
+        served = served_endpoint(variants, wanted.sticky)
+        for one in served.answering:
+            if one.key is not None and not has_column(one.loaded.predictor.schema, one.key):
+                text = "%s/%s: version %s takes no column %r that callers could stick by: they go by chance"
+                logger.warning(text, endpoint, one.name, one.loaded.version, one.key)
+        return served, errors
 
     def _loaded(self, want: WantedVariant) -> LoadedVersion:
         try:
@@ -269,7 +275,8 @@ class Repository:
 
     def _publish(self, table: Table) -> None:
         variants = (variant for served in table.values() for variant in served.variants.values())
-        self.has_pyfuncs = any(one.loaded.predictor.artifact.flavor == PYTHON_FUNCTION for one in variants)
+        answering = (one.loaded for one in variants if not one.shadow)
+        self.has_pyfuncs = any(loaded.predictor.artifact.flavor == PYTHON_FUNCTION for loaded in answering)
         self._table = table
         self._on_change(table)
 

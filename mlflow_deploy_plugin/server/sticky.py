@@ -3,6 +3,11 @@
 from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
 
 
+def has_column(schema: Schema, column: str) -> bool:
+    """Whether `key_of` can find it in a request."""
+    return any(column in (entry.columns or (entry.name,)) for entry in schema.inputs)
+
+
 def key_of(schema: Schema, feeds: Feeds, column: str) -> str | None:
     """The first row's value of a column (of a tensor: its first number) as text; None: there is none, or it is missing.
 

@@ -145,7 +145,7 @@ def test_whoever_answers_knows_the_shadows_but_not_one_of_its_own_version(
 
 
 def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
-    repository: Repository, bias_folders: dict[str, Path], tmp_path: Path
+    repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def serve(generation: int, sticky: dict[str, str], *weights: int) -> None:
         variants = {
@@ -171,6 +171,9 @@ def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
 
     serve(3, {"key": "a"}, 100, 0)
     assert repository.lease("e", 0.9).key is None
+    assert not caplog.records
+    serve(4, {"key": "z"}, 50, 50)
+    assert "e/1: version 1 takes no column 'z' that callers could stick by: they go by chance" in caplog.text
 
 
 def test_a_variant_in_the_shadow_or_without_weight_never_answers(

@@ -139,11 +139,16 @@ def test_joined_and_batched_requests_are_each_compared_with_their_own_answer(
     assert {one.record.prediction_id: one.outputs["y"].tolist() for one in captured(server, "new")} == told
 
 
-def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [1, 16])
+def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(
+    serve: Serve, tmp_path: Path, most: int
+) -> None:
     mean = "mean (float[N,1] X) => (float[N,1] y) { m = ReduceMean(X) y = Sub(X, m) }"
     same = "same (float[N,1] X) => (float[N,1] y) { y = Sub(X, X) }"
     signature = [{"name": "a", "type": "double", "required": True}]
-    server = serve(*(write_model(tmp_path / name, text, signature) for name, text in (("s", same), ("m", mean))))
+    folders = [write_model(tmp_path / name, text, signature) for name, text in (("s", same), ("m", mean))]
+    server = serve(*folders, {"max_batch_size": most})
+    assert server.dataplane.answers_later("e") == (most > 1)  # whatever the shadow does
     for number in range(50):
         body = orjson.dumps({"dataframe_records": [{"a": number}]})
         answer(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))

@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.schema import compile_schema
-from mlflow_deploy_plugin.server.sticky import key_of
+from mlflow_deploy_plugin.server.sticky import has_column, key_of
 
 COLUMNS = (Column("user", "string"), Column("account", "long"), Column("amount", "double"))
 INPUTS = (
@@ -32,6 +32,7 @@ SCHEMA = compile_schema(COLUMNS, (), INPUTS)
 def test_the_first_row_has_the_key(column: str, values: list[Any], key: str | None) -> None:
     data = {"user": ["a", "b"], "account": [1, 2], "amount": [1.5, 2.5]} | {column: values}
     assert key_of(SCHEMA, SCHEMA.from_columns(data), column) == key
+    assert has_column(SCHEMA, column) == (column != "unknown")
 
 
 def test_a_number_is_the_same_caller_in_every_type() -> None:
