@@ -252,10 +252,17 @@ def test_shadow_variants_are_compared_and_logged_beside_what_was_answered(canary
 @pytest.mark.long
 def test_shadow_that_hangs_raises_or_dies_disturbs_nobody(tmp_path: Path) -> None:
     texts = write_model(tmp_path / "texts", SAME, [{"name": "do", "type": "string", "required": True}])
-    shadow = {"model": str(troubled(tmp_path / "model")), "shadow": True}
-    variants = {"main": {"model": str(texts)}, "trouble": shadow}
+    main, trouble = {"model": str(texts)}, {"model": str(troubled(tmp_path / "model"))}
     server = {"workers": 1, "request_timeout_seconds": 3}
-    with served_at(tmp_path, [{"name": "troubled", "variants": variants, "server": server}]) as canary:
+    documents = [
+        {"name": "troubled", "variants": {"main": main, "trouble": trouble | {"shadow": True}}, "server": server},
+        {"name": "turned", "variants": {"trouble": trouble, "texts": main | {"shadow": True}}},
+    ]
+    with served_at(tmp_path, documents) as canary:
+        for number in range(5):  # what a pyfunc has answered, from the same process
+            canary.ask("turned", [{"do": f"text {number}"}])
+        agreed = lambda: canary.metric("onnxserve_shadow_rows_total", endpoint="turned", agreement="same")  # noqa: E731
+        wait_until(lambda: agreed() == 5, SECONDS, "the shadow of a pyfunc")
         _answers_whatever_the_shadow_does(canary)
 
 
