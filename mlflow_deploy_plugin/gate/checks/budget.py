@@ -76,13 +76,13 @@ def _too_much(line: _Line, policy: BudgetPolicy) -> list[str]:
 
 
 def _sentence(line: _Line) -> str:
-    beside = "" if line.ratio is None else f" ({line.ratio:.2f} times what is served)"
+    beside = "" if line.ratio is None else f" ({line.ratio:.3g} times what is served)"
     return f"{line.what} {line.ours:.3g} {line.unit}{beside}"
 
 
 def _cells(line: _Line) -> tuple[str, ...]:
     theirs = "" if line.theirs is None else f"{line.theirs:.3g} {line.unit}"
-    return line.what, f"{line.ours:.3g} {line.unit}", theirs, "" if line.ratio is None else f"{line.ratio:.2f}"
+    return line.what, f"{line.ours:.3g} {line.unit}", theirs, "" if line.ratio is None else f"{line.ratio:.3g}"
 
 
 def _figures(lines: list[_Line], p99: float, candidate: Cost) -> dict[str, float]:
