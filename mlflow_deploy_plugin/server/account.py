@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlflow_deploy_plugin.server.served import Table
+from mlflow_deploy_plugin.server.served import ServedEndpoint, Table
 from mlflow_deploy_plugin.server.state import LoadedVariant, WorkerState, worker_file, write_state
 
 logger = logging.getLogger(__name__)
@@ -52,3 +52,10 @@ class Account:
 
     def remove(self) -> None:
         worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
+
+
+def silence(endpoint: str, served: ServedEndpoint | None, told: Mapping[str, str]) -> str:
+    """Why nobody answers for the endpoint: what keeps its variants away, and what was told of them."""
+    away = {name: variant.loaded.absence for name, variant in served.variants.items()} if served else {}
+    reasons = "; ".join(f"{variant}: {error}" for variant, error in {**away, **told}.items() if error)
+    return f"endpoint {endpoint!r} has no version that answers" + (f": {reasons}" if reasons else "")

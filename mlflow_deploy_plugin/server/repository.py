@@ -16,8 +16,9 @@ from types import MappingProxyType
 from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.server import routing
-from mlflow_deploy_plugin.server.account import Account
+from mlflow_deploy_plugin.server.account import Account, silence
 from mlflow_deploy_plugin.server.capture import CapturedModel
+from mlflow_deploy_plugin.server.leaving import Leaving
 from mlflow_deploy_plugin.server.served import LoadedVersion, ServedEndpoint, ServedVariant, Table, served_endpoint
 from mlflow_deploy_plugin.server.state import (
     WANTED,
@@ -67,6 +68,7 @@ class Repository:
         self._generation: int | None = None
         self._seen: tuple[int, int, int] | None = None
         self._account = Account(state_dir)
+        self._leaving = Leaving()
         self._stopping = threading.Event()
         self._has_dealt = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="onnxserve-repository", daemon=True)
@@ -228,6 +230,7 @@ class Repository:
         for name, want in wanted.variants.items():
             loaded = held.get(_identity(want))
             if loaded is None:
+                self._leaving.wait(want.model, self._stopping)
                 try:
                     loaded = held[_identity(want)] = self._loaded(want)
                 except OnnxserveError as error:
@@ -277,18 +280,15 @@ class Repository:
         variants = (variant for served in table.values() for variant in served.variants.values())
         answering = (one.loaded for one in variants if not one.shadow)
         self.has_pyfuncs = any(loaded.predictor.artifact.flavor == PYTHON_FUNCTION for loaded in answering)
+        self._leaving.replaced(self._table, table)
         self._table = table
         self._on_change(table)
 
     def why_silent(self, endpoint: str) -> str:
         """Why no version of the endpoint answers."""
-        served = self._table.get(endpoint)
-        away = {name: variant.loaded.absence for name, variant in served.variants.items()} if served else {}
-        errors = away | self._errors.get(endpoint, {})
-        if (applied := self._applied.get(endpoint)) is not None:
-            errors = applied.errors | errors
-        reasons = "; ".join(f"{variant}: {error}" for variant, error in errors.items() if error)
-        return f"endpoint {endpoint!r} has no version that answers" + (f": {reasons}" if reasons else "")
+        applied = self._applied.get(endpoint)
+        told = (applied.errors if applied else {}) | self._errors.get(endpoint, {})
+        return silence(endpoint, self._table.get(endpoint), told)
 
 
 def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path]:

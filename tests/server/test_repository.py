@@ -87,6 +87,21 @@ def test_a_request_keeps_its_version_until_it_lets_go(
     assert dropped() is None
 
 
+def test_a_third_version_is_loaded_when_the_first_has_left(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tools: Any
+) -> None:
+    serve(v=tools.variant(bias_folders["1"], "1"))
+    leased = [repository.lease(None, 0.0)]
+    serve(v=tools.variant(bias_folders["2"], "2"))
+    third = threading.Thread(target=serve, kwargs={"v": tools.variant(bias_folders["3"], "3")})
+    third.start()
+    third.join(0.3)
+    assert (len(loads), repository.lease(None, 0.0).loaded.version) == (2, "2")
+    leased.clear()
+    third.join(20)
+    assert (len(loads), repository.lease(None, 0.0).loaded.version) == (3, "3")
+
+
 def test_a_change_of_weights_or_aspects_loads_nothing(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tools: Any
 ) -> None:
