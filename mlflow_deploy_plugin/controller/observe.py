@@ -20,6 +20,7 @@ _PAGE_SECONDS = 5.0
 _SUCCESS = ("OK",)
 _CALLER_LEFT = ("499", "CANCELLED")
 _SHADOW_ROWS = "onnxserve_shadow_rows"
+_SHADOW_REQUESTS = "onnxserve_shadow_requests"
 _REQUESTS = "onnxserve_requests"
 _DURATIONS = "onnxserve_request_duration_seconds"
 _LAST_REQUEST = "onnxserve_last_request_timestamp_seconds"
@@ -33,7 +34,8 @@ class Counted:
         requests / errors: answered, and answered otherwise than with success. A refusal of the input (4xx) is an error
             too: a model that no longer takes what its callers send is what a rollout is to find.
         timed: upper bound in seconds → requests that took at most as long; of all kinds.
-        same / different: rows that a shadow has answered like whoever answered, and otherwise.
+        same / different: rows that a shadow has answered like whoever answered, and otherwise; a request that it could
+            not answer counts as one row.
     """
 
     requests: float = 0
@@ -90,6 +92,7 @@ class Seen:
         reason: why it is not running, or what is waited for.
         versions: variant → the version with which every worker answers for it; who has none, or several, is missing.
         errors: variant → why a worker could not load what is wanted.
+        refused: variant and version → why the agent does not let it be served.
         numbers: None where the server could not be asked.
     """
 
@@ -98,6 +101,7 @@ class Seen:
     reason: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
     numbers: Numbers | None = None
 
 
@@ -110,6 +114,7 @@ def see(observed: ObservedEndpoint, with_numbers: bool = True) -> Seen:
         reason=observation.reason or observation.registry_error,
         versions=_versions(observed),
         errors=observation.errors,
+        refused={(one.variant, one.version): one.reason for one in observation.refused if one.endpoint == spec.name},
         numbers=fetch_numbers(observation.url, spec.name) if with_numbers and observation.url else None,
     )
 
@@ -154,7 +159,7 @@ def read_numbers(page: str, endpoint: str) -> Numbers:
     values: dict[tuple[str, str], dict[str, float]] = {}
     timed: dict[tuple[str, str], dict[float, float]] = {}
     for family in text_string_to_metric_families(page):
-        if family.name not in (_REQUESTS, _DURATIONS, _SHADOW_ROWS):
+        if family.name not in (_REQUESTS, _DURATIONS, _SHADOW_ROWS, _SHADOW_REQUESTS):
             continue
         for sample in family.samples:
             labels = sample.labels
@@ -168,6 +173,8 @@ def read_numbers(page: str, endpoint: str) -> Numbers:
                 _count(values.setdefault(key, {}), _kinds(labels["status"]), sample.value)
             elif sample.name == f"{_SHADOW_ROWS}_total":
                 _count(values.setdefault(key, {}), (labels["agreement"],), sample.value)
+            elif sample.name == f"{_SHADOW_REQUESTS}_total" and labels["outcome"] == "failed":
+                _count(values.setdefault(key, {}), ("different",), sample.value)
     return {
         key: Counted(**values.get(key, {}), timed=dict(sorted(timed.get(key, {}).items()))) for key in {*values, *timed}
     }

@@ -140,19 +140,26 @@ def _known(
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
-    taken_back = {event.detail.get("from") for event in store.events(endpoint) if event.action == "rollback"}
-    for event in reversed(store.events(endpoint)):
-        if text := event.detail.get("spec"):
+    """The model that the deployment had before, by the audit trail; what failed, or was taken back, does not count."""
+    events = store.events(endpoint)
+    taken_back = {event.detail.get("from") for event in events if event.action == "rollback"}
+    models: list[str] = []
+    for event in events:
+        if event.why.startswith("undone: ") and models:
+            models.pop()  # the change before it failed
+        elif text := event.detail.get("spec"):
             (spec,) = load_specs(text, may_be_empty=True)
-            if main in spec.variants and (model := spec.variants[main].model) not in {current, *taken_back}:
-                return model
+            models += [spec.variants[main].model] if main in spec.variants else []
+    for model in reversed(models):
+        if model not in {current, *taken_back}:
+            return model
     raise NotFound(f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: say --to MODEL")
 
 
 def _wait(deployments: Deployments, endpoint: str, main: str, version: str) -> None:
     deadline = time.monotonic() + _SERVED_SECONDS
     while (seen := _look(deployments, endpoint)).versions.get(main) != version:
-        if error := seen.errors.get(main):
+        if error := seen.refused.get((main, version)) or seen.errors.get(main):
             raise DeploymentFailed(f"{endpoint}: version {version} does not come back: {error}")
         if time.monotonic() > deadline:
             raise DeploymentFailed(

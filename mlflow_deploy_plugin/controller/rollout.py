@@ -141,7 +141,8 @@ def _moved(plan: RolloutPlan, progress: Progress, seen: Seen) -> str:
 
 def _start(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) -> Decision:
     added = [name for name in (plan.candidate, plan.shadow) if name]
-    if error := next((seen.errors[name] for name in added if name in seen.errors), ""):
+    troubles = (seen.errors.get(name) or seen.refused.get((name, plan.version)) for name in added)
+    if error := next(filter(None, troubles), ""):
         return _roll_back(_turned_back(progress, f"version {plan.version} cannot be served: {error}"))
     if any(seen.versions.get(name) != plan.version for name in added) or seen.numbers is None:
         reason = f"loading version {plan.version}"
@@ -183,6 +184,8 @@ def _promote(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) 
     if seen.versions.get(plan.main) == plan.version:
         reason = f"version {plan.version} is served in place of {plan.before_version}"
         return Decision(progress, "finish", replace(progress, state="promoted", reason=reason))
+    if refusal := seen.refused.get((plan.main, plan.version)):
+        return _roll_back(_turned_back(progress, f"{plan.main} does not serve version {plan.version}: {refusal}"))
     waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=f"waits until {plan.main} serves it")
     if waiting.elapsed > PROMOTE_SECONDS:
         why = seen.errors.get(plan.main) or seen.reason

@@ -22,6 +22,6 @@ def seen() -> Callable[..., Seen]:
 
     def build(share: int | None = 0, **fields: Any) -> Seen:
         versions = {"champion": "6"} if share is None else dict.fromkeys(variants(share), "7") | {"champion": "6"}
-        return replace(Seen(variants(share), "running", "", versions, {}, numbers(counted(1000))), **fields)
+        return replace(Seen(variants(share), "running", "", versions, numbers=numbers(counted(1000))), **fields)
 
     return build

@@ -45,7 +45,7 @@ class World:
         versions = dict.fromkeys(variants(share), "7") | {"champion": self.served.get(endpoint, "6")}
         asked = 100.0 * self.looks
         now = numbers(counted(asked), counted(asked, self.errors * asked), counted(0, same=asked))
-        return Seen(variants(share), "running", "", versions, {}, now)
+        return Seen(variants(share), "running", "", versions, numbers=now)
 
     def do(self, action: Action, plan: RolloutPlan, progress: Progress) -> None:
         self.before_action(action)

@@ -26,6 +26,9 @@ onnxserve_request_duration_seconds_bucket{endpoint="f",variant="main",version="6
 # TYPE onnxserve_shadow_rows_total counter
 onnxserve_shadow_rows_total{endpoint="f",variant="copy",model="X",version="7",agreement="same"} 30
 onnxserve_shadow_rows_total{endpoint="f",variant="copy",model="X",version="7",agreement="different"} 12
+# TYPE onnxserve_shadow_requests_total counter
+onnxserve_shadow_requests_total{endpoint="f",variant="copy",model="X",version="7",outcome="compared"} 42
+onnxserve_shadow_requests_total{endpoint="f",variant="copy",model="X",version="7",outcome="failed"} 3
 # TYPE onnxserve_last_request_timestamp_seconds gauge
 onnxserve_last_request_timestamp_seconds{endpoint="f",model="X",version="5"} 100
 onnxserve_last_request_timestamp_seconds{endpoint="f",model="X",version="6"} 200
@@ -38,7 +41,7 @@ def test_the_counts_of_one_endpoint_are_added_up_over_protocols() -> None:
 
     assert found["main", "6"] == Counted(100, 5, {0.1: 86, float("inf"): 100})
     assert found["new", "7"].requests == 4
-    assert (found["copy", "7"].same, found["copy", "7"].different) == (30, 12)
+    assert (found["copy", "7"].same, found["copy", "7"].different) == (30, 15)
     assert set(found) == {("main", "5"), ("main", "6"), ("new", "7"), ("copy", "7")}
 
 

@@ -177,6 +177,16 @@ def test_what_does_not_come_in_time_goes_back(plan: RolloutPlan, seen: See) -> N
     assert unserved.progress.reason == "champion did not get version 7 in 300 s: no consent"
 
 
+def test_what_the_agent_refuses_goes_back_at_once(plan: RolloutPlan, seen: See) -> None:
+    refused = {("champion", "7"): "it would run its own code", ("candidate", "7"): "the gate has not passed"}
+
+    starting = decide(plan, Progress(), seen(0, versions={"champion": "6"}, refused=refused), 1)
+    promoting = decide(plan, Progress("promoting", 1), seen(100, refused=refused), 1)
+
+    assert starting.progress.reason == "version 7 cannot be served: the gate has not passed"
+    assert promoting.progress.reason == "champion does not serve version 7: it would run its own code"
+
+
 @pytest.mark.parametrize(
     ("action", "is_passing", "state", "reason"),
     [

@@ -116,6 +116,16 @@ class Arena:
     def events(self, action: str) -> list[AuditEvent]:
         return [event for event in self.store.events("arena") if event.action == action]
 
+    def set_model(self, model_uri: str) -> None:
+        get_deploy_client("onnxserve").update_deployment("arena", model_uri)
+
+    def served(self) -> tuple[str, str]:
+        """The model URI of the deployment, and the version that answers."""
+        stored = self.store.endpoint("arena")
+        assert stored is not None
+        answer = requests.post(self.url, json={"inputs": [[0.0]]}, timeout=30)
+        return stored.spec.variants["arena"].model, answer.headers["X-Model-Version"]
+
     def back_to_the_beginning(self) -> None:
         """Version 1 in Production, alone, and nothing that speaks against any version."""
         client = MlflowClient()
@@ -205,6 +215,51 @@ def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh:
     assert fresh.rollout().reason.endswith(": second thoughts")
     assert fresh.variants() == {"arena": 100}
     assert fresh.stages()["1"] == "Production"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere", "--to", "2"), "there is no endpoint 'nowhere'"),
+        (("arena", "--to", "9"), "has no version 9"),
+        (("arena", "--to", "1"), "serves {model} version 1 already"),
+        (("arena", "--to", "models:/other/1"), "there is no registered model other"),
+        (("arena", "--to", "2", "--steps", "50,10"), "--steps 50,10: they must rise"),
+        (("arena", "--to", "2", "--every", "soon"), "--every soon: a duration like 30s, 5m or 1h is expected"),
+        (
+            ("arena", "--to", "2", "--abort-on", "errors>1%"),
+            "'errors>1%' is no criterion; what there is: error_rate>1%",
+        ),
+        (("arena", "--pause"), "has no rollout under way"),
+    ],
+)
+def test_a_rollout_that_cannot_be_is_refused_in_one_line(fresh: Arena, arguments: tuple[str, ...], said: str) -> None:
+    status, output = fresh.run("rollout", *arguments)
+
+    assert status == 1
+    assert said.format(model=fresh.model) in output
+    assert len(output.strip().splitlines()) == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("reference", ["@live", "/tag:team=blue", "/1"])
+def test_a_rollout_and_a_rollback_move_an_alias_a_tag_and_a_pinned_version(fresh: Arena, reference: str) -> None:
+    client = MlflowClient()
+    client.set_registered_model_alias(fresh.model, "live", "1")
+    client.set_model_version_tag(fresh.model, "1", "team", "blue")
+    followed = f"models:/{fresh.model}{reference}"
+    fresh.set_model(followed)
+    try:
+        arguments = ("rollout", "arena", "--to", f"models:/{fresh.model}/2", "--steps", "100", "--every", "1s")
+        status, output = fresh.run(*arguments, "--min-requests", "20", "--wait")
+        assert status == 0, output
+        assert fresh.served() == (f"models:/{fresh.model}/2" if reference == "/1" else followed, "2")
+
+        status, output = fresh.run("rollback", "arena")
+        assert status == 0, output
+        assert fresh.served() == (followed, "1")
+    finally:
+        fresh.set_model(f"models:/{fresh.model}/Production")
 
 
 @pytest.mark.long

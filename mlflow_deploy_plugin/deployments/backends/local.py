@@ -110,6 +110,7 @@ def observe(spec: EndpointSpec, settings: Settings) -> Observation:
         wanted=report.wanted,
         workers=report.workers,
         errors=report.errors,
+        refused=agent.refused if agent is not None else (),
         registry_error=agent.error if agent is not None else "",
         shipping_error=agent.shipping.error if agent is not None else "",
         log=log,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mlflow_deploy_plugin.server.state import WantedEndpoint, WorkerState
+from mlflow_deploy_plugin.server.state import RefusedVersion, WantedEndpoint, WorkerState
 
 State = Literal["running", "starting", "stopped", "failed", "empty"]
 """`empty`: an endpoint without a deployment, which has no server."""
@@ -21,6 +21,7 @@ class Observation:
         wanted: the versions that are to be served, as resolved by the agent.
         workers: the accounts of the living workers.
         errors: variant → why a worker could not load the wanted version; what it had before goes on answering.
+        refused: versions that the registry names and the agent does not let be served.
         registry_error: why the agent's last look at the registry failed.
         shipping_error: why captured requests do not get into the inference log.
         log: where the server's log is.
@@ -34,6 +35,7 @@ class Observation:
     wanted: WantedEndpoint | None = None
     workers: tuple[WorkerState, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)
+    refused: tuple[RefusedVersion, ...] = ()
     registry_error: str = ""
     shipping_error: str = ""
     log: str = ""
