@@ -70,7 +70,7 @@ class Deployments:
         if stored is None:
             model_uri = _absolute(model_uri)
             spec = new_endpoint(endpoint or name, model_uri, variant=name)
-            spec = apply_config(spec, with_weights(spec, config))
+            spec = _configured(spec, config)
             resolve(model_uri)  # what the registry does not have is said at once, before anything is started
             self._endpoints.create(spec, "", None)
             return self.get(name, endpoint)
@@ -91,8 +91,8 @@ class Deployments:
             DeploymentFailed: what is wanted cannot be served; what was served before still is.
         """
         found = self._find(name, endpoint).name
-        model = {} if model_uri is None else {f"variants.{name}.model": _absolute(model_uri)}
-        self._change(found, lambda spec: apply_config(spec, {**model, **with_weights(spec, config)}), Cause())
+        model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
+        self._change(found, lambda spec: _configured(spec, {**model, **config}), Cause())
         return self.get(name, found)
 
     def delete(self, name: str, endpoint: str | None = None) -> None:
@@ -164,7 +164,7 @@ class Deployments:
             InvalidConfig: the name or a field of `config` cannot be.
         """
         spec = empty_endpoint(name, {})
-        self._endpoints.create(apply_config(spec, with_weights(spec, config)), why, actor)
+        self._endpoints.create(_configured(spec, config), why, actor)
         return self.get_endpoint(name)
 
     def update_endpoint(
@@ -172,7 +172,7 @@ class Deployments:
     ) -> ObservedEndpoint:
         """Changes fields of an endpoint, all or none. Raises as `update`."""
         cause = Cause("update", why, actor)
-        self._change(endpoint, lambda spec: apply_config(spec, with_weights(spec, config)), cause)
+        self._change(endpoint, lambda spec: _configured(spec, config), cause)
         return self.get_endpoint(endpoint)
 
     def set_traffic(
@@ -180,7 +180,7 @@ class Deployments:
     ) -> ObservedEndpoint:
         """Gives each variant its share, and who is not named nothing; shadows stay. Raises as `update`."""
         cause = Cause("traffic", why, actor)
-        self._change(endpoint, lambda spec: apply_config(spec, with_weights(spec, {"traffic": weights})), cause)
+        self._change(endpoint, lambda spec: _configured(spec, {"traffic": weights}), cause)
         return self.get_endpoint(endpoint)
 
     def delete_endpoint(self, endpoint: str, why: str = "", actor: str | None = None) -> None:
@@ -211,7 +211,7 @@ class Deployments:
 
         def added(spec: EndpointSpec) -> EndpointSpec:
             wider = add_variant(spec, name, model_uri)
-            return apply_config(wider, with_weights(wider, config))
+            return _configured(wider, config)
 
         self._change(endpoint, added, Cause("update", why, actor))
         return self.get(name, endpoint)
@@ -258,6 +258,13 @@ def open_deployments(progress: Callable[[str], None]) -> Iterator[Deployments]:
         yield Deployments(store, settings, progress)
     finally:
         store.close()
+
+
+def _configured(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
+    """`spec` with what people say in `config`: fields, shares of the traffic, models by their folders."""
+    fields = with_weights(spec, config)
+    models = {name: uri for name, uri in fields.items() if name.startswith("variants.") and name.endswith(".model")}
+    return apply_config(spec, {**fields, **{name: _absolute(str(uri)) for name, uri in models.items()}})
 
 
 def _absolute(model_uri: str) -> str:

@@ -1,6 +1,7 @@
 """Endpoints through MLflow's own interface: created empty, filled, their traffic moved while they serve, deleted."""
 
 import json
+import os
 import threading
 from collections import Counter
 from pathlib import Path
@@ -104,6 +105,11 @@ def test_traffic_moves_without_a_restart_and_without_a_failed_request(
         client.update_endpoint("e", {"traffic": {"champion": 0, "challenger": 5}})
         assert answered(client) == {"twice": 40}
         client.update_endpoint("e", {"traffic.champion": "50", "traffic.challenger": "50", "capture.fraction": "0"})
+        assert set(answered(client)) == {"once", "twice"}
+        relative = os.path.relpath(models.broken)
+        with pytest.raises(MlflowException, match="deployment challenger: ONNX Runtime cannot load"):
+            client.update_endpoint("e", {"variants.challenger.model": relative, "traffic": {"challenger": 1}})
+        assert client.get_endpoint("e")["traffic"] == {"champion": 50, "challenger": 50}
         assert set(answered(client)) == {"once", "twice"}
         with open_deployments(silently) as deployments:
             observed = deployments.set_traffic("e", {"champion": 100}, why="enough seen", actor="anna@desk")
