@@ -214,7 +214,7 @@ def gunicorn(
     trusted = spec.certfile if spec else None
     running = Running(f"{'https' if trusted else 'http'}://127.0.0.1:{port}", process, state_dir, log, trusted)
     try:
-        wait_until(lambda: ping(running) == awaited, what="gunicorn")
+        wait_until(lambda: ping(running) == awaited, 90, "gunicorn")
         yield running
     finally:
         process.send_signal(signal.SIGTERM)

@@ -275,10 +275,10 @@ def test_nothing_is_left_of_a_worker_that_is_killed(
         spinning = threading.Thread(target=spin, args=(running,))
         spinning.start()
         started = side.cpu_times().user
-        wait_until(lambda: side.cpu_times().user > started + 0.3, what="the model computes")
+        wait_until(lambda: side.cpu_times().user > started + 0.3, 60, "the model computes")
         os.kill(worker.pid, signal.SIGKILL)
         spinning.join()
-        wait_until(lambda: not is_alive(side), what="the end of both")
+        wait_until(lambda: not is_alive(side), 60, "the end of both")
         wait_until(lambda: answers(running.url + "/ping"), 60, "the next worker")
         assert running.post(json=trouble("ok")).json() == {"predictions": [{"do": "ok"}]}
         left = psutil.Process(running.process.pid).children(recursive=True)
