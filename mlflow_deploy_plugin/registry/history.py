@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 from mlflow_deploy_plugin.store import AuditEvent, Store
 
 _REGISTERED = ("stage", "alias", "tag", "version", "latest")
@@ -30,7 +31,14 @@ def as_json(event: AuditEvent) -> str:
 
 def _models(store: Store, endpoint: str) -> list[str]:
     stored = store.endpoint(endpoint)
-    if stored is None:
-        return []
-    references = [parse_model_uri(variant.model) for variant in stored.spec.variants.values()]
+    spec = stored.spec if stored is not None else _last_spec(store, endpoint)
+    references = [parse_model_uri(variant.model) for variant in spec.variants.values()] if spec is not None else []
     return sorted({reference.name for reference in references if reference.kind in _REGISTERED})
+
+
+def _last_spec(store: Store, endpoint: str) -> EndpointSpec | None:
+    """What an endpoint was that is no more."""
+    for event in reversed(store.events(endpoint)):
+        if text := event.detail.get("spec"):
+            return load_specs(text, may_be_empty=True)[0]
+    return None

@@ -15,7 +15,13 @@ from flask import Flask, Response, jsonify, make_response
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.gate.policy import policy_of
 from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
-from mlflow_deploy_plugin.registry.tags import standing_of
+from mlflow_deploy_plugin.registry.tags import (
+    GATE_POLICY_DIGEST_TAG,
+    GATE_POLICY_TAG,
+    GATE_TAG,
+    Standing,
+    standing_of,
+)
 from mlflow_deploy_plugin.ui.caller import caller
 from mlflow_deploy_plugin.ui.returning import stood_before
 from mlflow_deploy_plugin.ui.trail import Trail
@@ -28,8 +34,8 @@ class Change:
     """A change of what a reference to a model means, as it is written into the audit trail.
 
     Attributes:
-        action: `transition` or `alias`.
-        before / after: the stage of the version, or which version has the alias.
+        action: `transition`, `alias` or `tag`.
+        before / after: the stage of the version, which version has the alias, or the value of the tag.
         gated: the policy lets only a passed version do it.
         refusal: why it may not be; empty where it may.
         figures: what else belongs to it.
@@ -142,11 +148,46 @@ def _deleted(trail: Trail) -> Change | None:
     return Change("transition", asked.name, str(version.version), version.current_stage, "deleted")
 
 
+def _version_tag(trail: Trail) -> Change | None:
+    """The verdict itself: whoever writes it by hand answers for it by name."""
+    from mlflow.protos.model_registry_pb2 import SetModelVersionTag
+
+    asked = _asked(SetModelVersionTag())
+    if asked.key != GATE_TAG:
+        return None
+    version = _registry().get_model_version(asked.name, asked.version)
+    before = version.tags.get(GATE_TAG, "")
+    return Change("tag", asked.name, str(version.version), before, asked.value, figures={"tag": GATE_TAG})
+
+
+def _model_tag(trail: Trail) -> Change | None:
+    """What is demanded of a model's versions."""
+    from mlflow.protos.model_registry_pb2 import SetRegisteredModelTag
+
+    asked = _asked(SetRegisteredModelTag())
+    return _policy(asked.name, asked.value) if asked.key == GATE_POLICY_TAG else None
+
+
+def _no_model_tag(trail: Trail) -> Change | None:
+    from mlflow.protos.model_registry_pb2 import DeleteRegisteredModelTag
+
+    asked = _asked(DeleteRegisteredModelTag())
+    return _policy(asked.name, "") if asked.key == GATE_POLICY_TAG else None
+
+
+def _policy(model: str, after: str) -> Change:
+    before = _registry().get_registered_model(model).tags.get(GATE_POLICY_TAG, "")
+    return Change("tag", model, "", before, after, figures={"tag": GATE_POLICY_TAG})
+
+
 _READERS: dict[str, Callable[[Trail], Change | None]] = {
     "_transition_stage": _transition,
     "_set_registered_model_alias": _alias,
     "_delete_registered_model_alias": _no_alias,
     "_delete_model_version": _deleted,
+    "_set_model_version_tag": _version_tag,
+    "_set_registered_model_tag": _model_tag,
+    "_delete_registered_model_tag": _no_model_tag,
 }
 """The name of MLflow's view → what it is asked to change."""
 
@@ -170,6 +211,9 @@ def _judged(trail: Trail, model: Any, version: Any, place: str, holder: str) -> 
     if policy is None or not (policy.gates_alias(place[1:]) if is_alias else policy.gates_stage(place)):
         return "", ""
     standing = standing_of(version.tags)
+    judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
+    if standing.state == "passed" and judged_by != policy.digest:
+        standing = Standing(False, "", "it passed another policy than the model has now")
     if standing.passed:
         return "", f"gate {standing.state}: {standing.reason}"
     if holder == number:

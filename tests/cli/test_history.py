@@ -75,6 +75,14 @@ def test_a_model_and_everything_can_be_asked_for(trail: None) -> None:
     assert len(history("-o", "jsonl").output.splitlines()) == 5
 
 
+def test_what_was_deleted_keeps_its_history_and_that_of_its_model(trail: None) -> None:
+    store = open_store(load_settings().store_url)
+    store.remove_endpoint("flights")
+    store.close()
+    told = [json.loads(line)["action"] for line in history("flights", "-o", "jsonl").output.splitlines()]
+    assert told == ["create", "transition", "traffic", "delete"]
+
+
 def test_who_has_no_history_is_told_so(trail: None) -> None:
     assert history("nobody").output == "nothing is known of nobody\n"
     assert history("nobody", "-o", "jsonl").output == ""

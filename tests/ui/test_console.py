@@ -49,6 +49,14 @@ def test_the_page_shows_endpoints_versions_gate_and_trail_and_asks_nobody_else(m
     assert "<script" not in html
 
 
+def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app: Any, endpoint: str) -> None:
+    spec = {"to_uri": "models:/m/2", "steps": [1, 10, 50, 100]}
+    mlflow_app.store.add_rollout(endpoint, spec, "stepping")
+    html = " ".join(mlflow_app.client.get(PAGE).get_data(as_text=True).split())
+    assert f'<th scope="row">{endpoint}</th><td>models:/m/2</td>' in html
+    assert '<td><span class="mark mark-stepping">stepping</span></td> <td>1 of 4</td>' in html
+
+
 def test_the_stylesheet_is_there(mlflow_app: Any) -> None:
     answer = mlflow_app.client.get(f"{PAGE}/console.css")
     assert answer.status_code == 200

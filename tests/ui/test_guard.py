@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.gate.policy import parse_policy
 from mlflow_deploy_plugin.store import AuditEvent
 from mlflow_deploy_plugin.ui import trail
 
+POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"
 API, AJAX = "/api/2.0/mlflow", "/ajax-api/2.0/mlflow"
 
 
@@ -119,6 +121,33 @@ def test_the_alias_that_was_there_before_may_come_back(mlflow_app: Any) -> None:
         model, RegisteredModelTag("onnxserve.gate.policy", "gated_aliases: [best]")
     )
     assert point(mlflow_app, model, "best", "1").status_code == 200
+
+
+def test_a_verdict_by_another_policy_does_not_count(mlflow_app: Any) -> None:
+    from mlflow.entities.model_registry import ModelVersionTag
+
+    model = mlflow_app.model()
+    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
+    digest = parse_policy(POLICY, "here").digest
+    for given, status in (("0" * 16, 403), (digest, 200)):
+        mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag("onnxserve.gate.policy_digest", given))
+        assert move(mlflow_app, model, "1", "Production").status_code == status
+
+
+def test_who_writes_a_verdict_or_a_policy_by_hand_is_in_the_trail(mlflow_app: Any) -> None:
+    model = mlflow_app.model(policy=None)
+    policy = {"name": model, "key": "onnxserve.gate.policy", "value": "gated_stages: [Production]"}
+    verdict = {"name": model, "version": "1", "key": "onnxserve.gate", "value": "passed"}
+    other = {"name": model, "version": "1", "key": "team", "value": "flights"}
+    for path, asked in (("registered-models", policy), ("model-versions", verdict), ("model-versions", other)):
+        assert mlflow_app.client.post(f"{API}/{path}/set-tag", json=asked).status_code == 200
+    asked = {"name": model, "key": "onnxserve.gate.policy"}
+    assert mlflow_app.client.delete(f"{API}/registered-models/delete-tag", json=asked).status_code == 200
+    assert [(event.action, event.version, event.before, event.after) for event in events(mlflow_app, model)] == [
+        ("tag", "", "", "gated_stages: [Production]"),
+        ("tag", "1", "", "passed"),
+        ("tag", "", "gated_stages: [Production]", ""),
+    ]
 
 
 def test_a_policy_that_cannot_be_read_lets_nothing_through(mlflow_app: Any) -> None:
