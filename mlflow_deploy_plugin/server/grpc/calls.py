@@ -31,8 +31,14 @@ class Calls:
         self._streams: set[grpc.ServicerContext] = set()
         self._idle: set[grpc.ServicerContext] = set()
         self._arriving: dict[grpc.ServicerContext, float] = {}
+        self._open = 0
         self._ending = threading.Event()
         threading.Thread(target=self._end_late, name="onnxserve-grpc-late", daemon=True).start()
+
+    @property
+    def open(self) -> int:
+        """How many calls have begun and not ended: an answer counts until it is on its way to its client."""
+        return self._open
 
     def only(self, context: grpc.ServicerContext, bodies: Iterator[bytes]) -> bytes | None:
         """The message of a unary call; None where there is none.
@@ -40,6 +46,7 @@ class Calls:
         Raises:
             grpc.RpcError: the client has gone, or its time was up.
         """
+        self._begin(context)
         with self._lock:
             self._arriving[context] = self._clock() + self._patience
         try:
@@ -51,6 +58,7 @@ class Calls:
     @contextmanager
     def stream(self, context: grpc.ServicerContext) -> Iterator[str]:
         """Holds a place for a stream; gives why there is none, or an empty string."""
+        self._begin(context)
         with self._lock:
             is_full = len(self._streams) >= self._most_streams
             if not is_full:
@@ -82,6 +90,16 @@ class Calls:
             idle = list(self._idle)
         for context in idle:
             context.cancel()
+
+    def _begin(self, context: grpc.ServicerContext) -> None:
+        with self._lock:
+            self._open += 1
+        if not context.add_callback(self._end_one):  # its client has gone already
+            self._end_one()
+
+    def _end_one(self) -> None:
+        with self._lock:
+            self._open -= 1
 
     def _may_wait(self, context: grpc.ServicerContext) -> bool:
         with self._lock:

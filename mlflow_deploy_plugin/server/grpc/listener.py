@@ -22,6 +22,10 @@ _STREAMS = 32
 _WAITING = 128
 """Calls that wait for a thread; above it gRPC answers RESOURCE_EXHAUSTED."""
 
+_LOOK_SECONDS = 0.1
+_QUIET_SECONDS = 1.0
+"""A drained server without a call is ended after it: one that has come is with a thread by then."""
+
 _FRAMING_BYTES = 64 * 1024
 """What names, shapes and parameters of a message may take beside tensors of `max_body_bytes`."""
 
@@ -73,9 +77,17 @@ class Listener:
         self._ended = self._grpc.stop(self._grace)
 
     def wait(self) -> None:
-        """Waits until everything is answered, after `drain`."""
-        if self._ended is not None:
-            self._ended.wait()
+        """Waits until everything is answered, after `drain`.
+
+        gRPC itself goes on waiting, for as long as 20 s, for each client to say that it has heard of the end: one that
+        is stopped, or whose machine is gone, does not.
+        """
+        quiet = 0.0
+        while self._ended is not None and not self._ended.wait(_LOOK_SECONDS):
+            quiet = 0.0 if self._calls.open else quiet + _LOOK_SECONDS
+            if quiet >= _QUIET_SECONDS:
+                self._grpc.stop(None)
+                self._ended.wait()
 
     def _bind(self, spec: ServerSpec) -> None:
         host = f"[{spec.host}]" if ":" in spec.host else spec.host

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,22 @@ def test_idle_streams_and_connections_do_not_delay_the_end(
         called.http.process.send_signal(signal.SIGTERM)
         assert called.http.process.wait(20) == 0
         client.stop_stream(cancel_requests=True)
+
+
+def test_a_client_that_hears_nothing_does_not_delay_the_end(
+    tmp_path: Path, endpoints: dict[str, Any], calling: Any
+) -> None:
+    code = "import grpc, os, signal, sys; channel = grpc.insecure_channel(sys.argv[1]);"
+    code += "grpc.channel_ready_future(channel).result(60); os.kill(os.getpid(), signal.SIGSTOP)"
+    with calling(tmp_path, endpoints, graceful_timeout_seconds=60) as called:
+        client = subprocess.Popen([sys.executable, "-c", code, called.address])
+        try:
+            wait_until(lambda: psutil.Process(client.pid).status() == psutil.STATUS_STOPPED, 60, "the client's stop")
+            called.http.process.send_signal(signal.SIGTERM)
+            assert called.http.process.wait(15) == 0  # gRPC's own patience is 20 s
+        finally:
+            client.kill()
+            client.wait()
 
 
 def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(
