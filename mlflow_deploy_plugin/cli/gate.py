@@ -72,7 +72,9 @@ def show(gated: "Gated") -> None:
     click.echo(
         f"  policy: {verdict.policy_from}{'' if gated.is_tagged else ' (tried out, the version keeps its tags)'}"
     )
-    click.echo(f"  report: {gated.run.url or f'run {gated.run.run_id} in experiment {gated.run.experiment}'}")
+    click.echo(
+        f"  report: {gated.run.report if gated.run.url else f'run {gated.run.run_id} in experiment {gated.run.experiment}'}"
+    )
 
 
 def _document(gated: "Gated") -> dict[str, Any]:

@@ -47,8 +47,8 @@ class LoggedRun:
 
     @property
     def report(self) -> str:
-        """What the version's tag says: the page, else the artifact."""
-        return self.url or f"{self.run_id}/{HTML}"
+        """What the version's tag says: the page of the report in MLflow, else the artifact."""
+        return f"{self.url}/artifacts/{HTML}" if self.url else f"{self.run_id}/{HTML}"
 
 
 def log_verdict(verdict: Verdict, candidate: ResolvedModel, evaluated: Evaluated | None) -> LoggedRun:

@@ -92,7 +92,8 @@ def passes(journey: Journey) -> None:
     )
     artifacts = {entry.path for entry in journey.client.list_artifacts(document["run"]["run_id"])}
     assert {"gate_report.html", "gate.json"} <= artifacts
-    assert journey.tags(2)["onnxserve.gate.report"] == document["run"]["url"]
+    report = journey.tags(2)["onnxserve.gate.report"]
+    assert report == f"{document['run']['url']}/artifacts/gate_report.html"
 
     promoted = journey.run("promote", MODEL, "2", "--to", "Production", "-o", "json")
     assert promoted.exit_code == 0, promoted.output
