@@ -72,9 +72,8 @@ def show(gated: "Gated") -> None:
     click.echo(
         f"  policy: {verdict.policy_from}{'' if gated.is_tagged else ' (tried out, the version keeps its tags)'}"
     )
-    click.echo(
-        f"  report: {gated.run.report if gated.run.url else f'run {gated.run.run_id} in experiment {gated.run.experiment}'}"
-    )
+    where = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
+    click.echo(f"  report: {gated.run.report if gated.run.url else where}")
 
 
 def _document(gated: "Gated") -> dict[str, Any]:

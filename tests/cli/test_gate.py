@@ -9,6 +9,9 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import open_store
 from support.gated import registered_toy
 from support.tracking import tracking_at
 
@@ -81,6 +84,21 @@ def test_promote_says_what_happened_and_who_follows(toy):
     assert lines[0] == "toy version 2 is in Production (before: version 1)"
     assert lines[1].startswith("  gate: passed; checked: parity, signature; not checked: evaluation")
     assert lines[-1] == "  no deployment of this machine follows models:/toy/Production"
+
+
+def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy):
+    store = open_store(load_settings().store_url)
+    store.add_endpoint("onnxserve", new_endpoint("sleeping", "models:/toy/staging"))
+    store.add_endpoint("onnxserve", new_endpoint("pinned", "models:/toy/1"))
+    done = toy("promote", "toy", "2", "--to", "Staging", "--policy", "cheap.yaml")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["toy version 2 is in Staging", "  gate: not asked; the policy does not gate Staging"]
+    assert lines[2].startswith("  sleeping/sleeping is not running after ")
+    assert len(lines) == 3
+    for name in ("sleeping", "pinned"):
+        store.remove_endpoint(name)
+    store.close()
 
 
 def test_promote_that_is_refused_is_exit_status_1(toy):
