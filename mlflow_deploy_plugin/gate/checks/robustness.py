@@ -20,13 +20,14 @@ from mlflow_deploy_plugin.gate.metrics import HIGHER_IS_BETTER, RELATIVE, Score
 from mlflow_deploy_plugin.gate.model import Answers, Judged
 from mlflow_deploy_plugin.gate.policy import MetricName, RobustnessPolicy
 from mlflow_deploy_plugin.gate.result import CheckResult, Table
-from mlflow_deploy_plugin.gate.rows import Rows, count
+from mlflow_deploy_plugin.gate.rows import Rows, count, take
 from mlflow_deploy_plugin.runtime.schema import Array
 
 NAME = "robustness"
 UNSEEN = "(never seen)"
 _MOVE = 0.25
 _SHARE_OUT_OF_RANGE = 0.1
+_ROWS_OF_A_COLUMN, _MOST_COLUMNS, _MOST_LINES = 500, 50, 12
 
 Disturb: TypeAlias = Callable[[Rows, np.random.Generator], Rows]
 
@@ -89,7 +90,7 @@ def check_robustness(
         found += f", {labelled.metric} {f'loses {lost}' if noise.loss > 0 else 'holds'}"
     notes = tuple(f"{_shown(outcome.name)} values are refused: {outcome.refusal}" for outcome in refused)
     figures = {"rows": float(total)} | _figures(outcomes)
-    table = _table(outcomes, labelled)
+    table = _table([*outcomes, *_by_column(model, rows, policy, seed)], labelled)
     return CheckResult(NAME, "failed" if failures else "passed", "; ".join(failures) or found, figures, notes, table)
 
 
@@ -149,6 +150,21 @@ def flips(clean: Answers, disturbed: Answers) -> Array:
         changed = ~(np.abs(after - before) <= _MOVE * np.maximum(np.nanstd(before, axis=0), 1e-12))
         changed &= ~(np.isnan(before) & np.isnan(after))
     return np.asarray(changed.reshape(len(clean), -1).any(axis=1))
+
+
+def _by_column(model: Judged, rows: Rows, policy: RobustnessPolicy, seed: int) -> list[_Outcome]:
+    """Noise and missing values in one column at a time: where they are refused, and what changes most answers."""
+    some = take(rows, slice(0, _ROWS_OF_A_COLUMN))
+    clean = model.answers(some)
+    outcomes = []
+    for place, name in enumerate(list(some)[:_MOST_COLUMNS] if len(some) > 1 else []):
+        rng, column = np.random.default_rng([seed, place]), {name: some[name]}
+        changed = {"noise": noisy(column, policy.noise, rng), "missing": with_missing(column, policy.missing, rng)}
+        outcomes += [
+            _outcome(f"{kind} in {name}", model, clean, {**some, **values}, None) for kind, values in changed.items()
+        ]
+    telling = [outcome for outcome in outcomes if outcome.refusal or outcome.flips > 0]
+    return sorted(telling, key=lambda outcome: (not outcome.refusal, -outcome.flips))[:_MOST_LINES]
 
 
 def _outcome(name: str, model: Judged, clean: Answers, rows: Rows, labelled: Labelled | None) -> _Outcome:

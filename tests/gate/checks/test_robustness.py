@@ -72,6 +72,17 @@ def test_a_smooth_model_holds(tmp_path):
     assert result == check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
 
 
+def test_the_table_tells_which_columns_matter(tmp_path):
+    model = load(write_classifier(tmp_path / "model", (3.0, 0.5, 0.0), columns=("a", "b", "c"), types=("double",) * 3))
+    rows = {**INPUT, "c": ROWS["value"]}
+    table = check_robustness(model, rows, RobustnessPolicy(noise=0.3), seed=7).table
+    assert table is not None
+    assert [line[0] for line in table.lines[:4]] == ["noise", "missing", "out-of-range", "noise in a"]
+    changed = {line[0]: float(line[1].rstrip("%")) for line in table.lines}
+    assert changed["noise in a"] > changed["noise in b"] > 0
+    assert "noise in c" not in changed
+
+
 def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path):
     """The fraction of a thousandfold: every little noise makes it another one."""
     extra = """k = Constant <value = double[1] {1000.0}> ()
