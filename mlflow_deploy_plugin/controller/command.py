@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.store import Rollout, Store, this_actor
 from mlflow_deploy_plugin.store.database import utc_now
 
 _ATTEMPTS = 50
+_DONE = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
 
 
 def last(store: Store, endpoint: str) -> Rollout:
@@ -32,8 +33,7 @@ def say(deployments: Deployments, endpoint: str, word: str, why: str = "", actor
         InvalidConfig: it is not in a state in which that could be.
     """
     actor = actor or this_actor()
-    said = f"{word}d by {actor}" if word.endswith("e") else f"{word}ed by {actor}"
-    said += f": {why}" if why else ""
+    said = f"{_DONE[word]} by {actor}" + (f": {why}" if why else "")
     if word == "abort":
         return shown(abort(deployments, endpoint, said, actor))
     change = {"pause": lambda progress: paused(progress, said), "resume": resumed}[word]
@@ -45,7 +45,6 @@ def abort(deployments: Deployments, endpoint: str, reason: str, actor: str) -> R
 
     Raises:
         NotFound: there is none.
-        InvalidConfig: it has ended, or is going back already.
     """
     rollout = _change(deployments.store, endpoint, "abort", lambda progress: aborted(progress, reason), actor)
     Actions(deployments, actor, lambda line: None).roll_back(plan_of(rollout), reason)
@@ -81,7 +80,7 @@ def _change(
             raise NotFound(f"endpoint {endpoint!r} has no rollout under way")
         changed = change(progress_of(live[0]))
         if changed is None:
-            raise InvalidConfig(f"the rollout of {endpoint!r} cannot be {word}d: it is {live[0].state}")
+            raise InvalidConfig(f"the rollout of {endpoint!r} cannot be {_DONE[word]}: it is {live[0].state}")
         written = _write(store, live[0], changed, actor, utc_now())
         if written is not None:  # else the controller has written in between
             return written

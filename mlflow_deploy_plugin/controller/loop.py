@@ -14,7 +14,7 @@ from datetime import datetime
 from mlflow_deploy_plugin.controller.actions import Actions
 from mlflow_deploy_plugin.controller.journal import event_of, plan_of, progress_of, with_progress
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.rollout import Progress, decide, failed
+from mlflow_deploy_plugin.controller.rollout import Progress, decide, failed, succeeded
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable, StoreUnavailable
 from mlflow_deploy_plugin.store import Rollout, Store
 from mlflow_deploy_plugin.store.database import utc_now
@@ -95,9 +95,9 @@ class Controller:
             is_passing = isinstance(error, (RegistryUnavailable, StoreUnavailable))
             after = failed(plan, decision.progress, decision.action, error.message, is_passing)
         else:
-            after = decision.then or decision.progress
+            after = succeeded(decision.then or decision.progress)
         self._looked[rollout.id] = self._monotonic()
-        if after is not decision.progress:
+        if after != decision.progress:
             written = self._write(written, after, keeper)
         if decision.action in ("prepare", "set_traffic"):
             self._clear_after_the_end(rollout)
@@ -130,8 +130,7 @@ class Controller:
         now = self._clock()
         event = event_of(rollout, progress, self._actions.actor, now)
         written = self._store.update_rollout(with_progress(rollout, progress, now), keeper.lease, event)
-        is_news = (rollout.state, rollout.step, rollout.reason) != (progress.state, progress.step, progress.reason)
-        if written is not None and is_news:
+        if written is not None and _news(written) != _news(rollout):
             self._say(shown(written))
         return written
 
@@ -148,4 +147,10 @@ def shown(rollout: Rollout) -> str:
     where = f"{rollout.endpoint}: version {plan.before_version} → {plan.version}: {rollout.state.replace('_', ' ')}"
     if rollout.state in ("stepping", "paused"):
         where += f" {plan.steps[rollout.step]} % (step {rollout.step + 1} of {len(plan.steps)})"
-    return f"{where}; {rollout.reason}" if rollout.reason else where
+    where += f"; {rollout.reason}" if rollout.reason else ""
+    trouble = rollout.figures.get("trouble", "")
+    return f"{where}; tries again: {trouble}" if trouble else where
+
+
+def _news(rollout: Rollout) -> tuple[object, ...]:
+    return rollout.state, rollout.step, rollout.reason, rollout.figures.get("trouble", "")

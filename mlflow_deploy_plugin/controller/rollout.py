@@ -24,6 +24,7 @@ Action = Literal["wait", "prepare", "set_traffic", "promote", "finish", "roll_ba
 ENDED: tuple[State, ...] = ("promoted", "rolled_back", "abandoned")
 START_SECONDS = 600.0
 PROMOTE_SECONDS = 300.0
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Progress:
     Attributes:
         elapsed: seconds of the state, or of the step, during which it was watched.
         reason: why it is in this state, or what it waits for.
+        trouble: why the last action has failed; empty where it has not.
+        failures: how often in a row.
     """
 
     state: State = "starting"
@@ -40,6 +43,8 @@ class Progress:
     elapsed: float = 0.0
     ledger: Ledger = field(default_factory=Ledger)
     reason: str = ""
+    trouble: str = ""
+    failures: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,10 +94,16 @@ def failed(plan: RolloutPlan, progress: Progress, action: Action, reason: str, i
     Args:
         is_passing: it may do better next time: the registry or the store did not answer.
     """
-    if is_passing or action in ("finish", "roll_back"):
-        return replace(progress, reason=f"tries again: {reason}")
+    is_worth_another = action == "set_traffic" and progress.failures + 1 < ATTEMPTS
+    if is_passing or is_worth_another or action in ("finish", "roll_back"):
+        return replace(progress, trouble=reason, failures=progress.failures + 1)
     what = {"prepare": f"version {plan.version} cannot be served", "promote": "the promotion was refused"}
     return _turned_back(progress, f"{what.get(action, 'the traffic cannot be changed')}: {reason}")
+
+
+def succeeded(progress: Progress) -> Progress:
+    """How far it is after an action that went well."""
+    return replace(progress, trouble="", failures=0)
 
 
 def paused(progress: Progress, reason: str) -> Progress | None:
@@ -105,9 +116,10 @@ def resumed(progress: Progress) -> Progress | None:
 
 
 def aborted(progress: Progress, reason: str) -> Progress | None:
-    """None where it has ended, or turned back already."""
-    is_over = progress.state in ENDED or progress.state == "rolling_back"
-    return None if is_over else _turned_back(progress, reason)
+    """None where it has ended; one that is going back already goes on with that, for the reason it has."""
+    if progress.state == "rolling_back":
+        return progress
+    return None if progress.state in ENDED else _turned_back(progress, reason)
 
 
 def weights(plan: RolloutPlan, step: int) -> dict[str, int]:
@@ -118,13 +130,15 @@ def weights(plan: RolloutPlan, step: int) -> dict[str, int]:
 def to_figures(plan: RolloutPlan, progress: Progress) -> dict[str, Any]:
     """What is written down beside state, step and reason: for people, and `ledger` to go on from."""
     shown = figures(plan, progress.ledger)
-    return {"elapsed": round(progress.elapsed, 3), **shown, "ledger": progress.ledger.to_json()}
+    trouble = {"trouble": progress.trouble, "failures": progress.failures} if progress.failures else {}
+    return {"elapsed": round(progress.elapsed, 3), **trouble, **shown, "ledger": progress.ledger.to_json()}
 
 
 def from_figures(plan: RolloutPlan, state: State, step: int, written: Mapping[str, Any], reason: str) -> Progress:
     """The progress that `to_figures` has written."""
     ledger = Ledger.from_json(plan, step, written.get("ledger", {}))
-    return Progress(state, step, float(written.get("elapsed", 0)), ledger, reason)
+    trouble, failures = str(written.get("trouble", "")), int(written.get("failures", 0))
+    return Progress(state, step, float(written.get("elapsed", 0)), ledger, reason, trouble, failures)
 
 
 def _moved(plan: RolloutPlan, progress: Progress, seen: Seen) -> str:
@@ -199,4 +213,4 @@ def _roll_back(progress: Progress) -> Decision:
 
 
 def _turned_back(progress: Progress, reason: str) -> Progress:
-    return replace(progress, state="rolling_back", elapsed=0.0, reason=reason)
+    return replace(succeeded(progress), state="rolling_back", elapsed=0.0, reason=reason)

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.controller.actions import Actions
 from mlflow_deploy_plugin.controller.journal import progress_of, started, with_progress
 from mlflow_deploy_plugin.controller.judge import Ledger, begin_step, take_look
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.loop import LEASE, Controller
+from mlflow_deploy_plugin.controller.loop import LEASE, Controller, shown
 from mlflow_deploy_plugin.controller.observe import Seen
 from mlflow_deploy_plugin.controller.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.rollout import Action, Progress, weights
@@ -207,13 +207,13 @@ def test_a_candidate_that_is_put_in_while_somebody_aborts_is_taken_out_again(sto
 
 
 @pytest.mark.parametrize(
-    ("error", "state", "reason"),
+    ("error", "said"),
     [
-        (RegistryUnavailable("MLflow is away"), "starting", "tries again: MLflow is away"),
-        (DeploymentFailed("no such graph"), "rolling_back", "version 7 cannot be served: no such graph"),
+        (RegistryUnavailable("MLflow is away"), "starting; loading version 7; tries again: MLflow is away"),
+        (DeploymentFailed("no such graph"), "rolling back; version 7 cannot be served: no such graph"),
     ],
 )
-def test_an_action_that_fails_is_written_down(store: Store, error: Exception, state: str, reason: str) -> None:
+def test_an_action_that_fails_is_written_down(store: Store, error: Exception, said: str) -> None:
     world, begun = World(), begin(store)
     lease = store.acquire_lease(LEASE, "one", 60)
     assert lease is not None
@@ -224,7 +224,7 @@ def test_an_action_that_fails_is_written_down(store: Store, error: Exception, st
     world.before_action = fail
     controller(store, world, "one").advance(begun, LeaseKeeper(store, lease))
 
-    assert (end_of(store, begun).state, end_of(store, begun).reason) == (state, reason)
+    assert shown(end_of(store, begun)) == f"flights: version 6 → 7: {said}"
 
 
 def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(

@@ -9,8 +9,10 @@ import pytest
 from mlflow_deploy_plugin.controller.observe import Seen
 from mlflow_deploy_plugin.controller.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.rollout import (
+    ATTEMPTS,
     PROMOTE_SECONDS,
     START_SECONDS,
+    Action,
     Progress,
     aborted,
     decide,
@@ -18,6 +20,7 @@ from mlflow_deploy_plugin.controller.rollout import (
     from_figures,
     paused,
     resumed,
+    succeeded,
     to_figures,
     weights,
 )
@@ -188,23 +191,42 @@ def test_what_the_agent_refuses_goes_back_at_once(plan: RolloutPlan, seen: See) 
 
 
 @pytest.mark.parametrize(
-    ("action", "is_passing", "state", "reason"),
+    ("action", "reason"),
     [
-        ("prepare", False, "rolling_back", "version 7 cannot be served: no such file"),
-        ("prepare", True, "stepping", "tries again: no such file"),
-        ("set_traffic", False, "rolling_back", "the traffic cannot be changed: no such file"),
-        ("promote", False, "rolling_back", "the promotion was refused: no such file"),
-        ("promote", True, "stepping", "tries again: no such file"),
-        ("roll_back", False, "stepping", "tries again: no such file"),
-        ("finish", False, "stepping", "tries again: no such file"),
+        ("prepare", "version 7 cannot be served: no such file"),
+        ("promote", "the promotion was refused: no such file"),
     ],
 )
-def test_an_action_that_fails_is_tried_again_or_taken_back(
-    plan: RolloutPlan, first_step: Progress, action: str, is_passing: bool, state: str, reason: str
+def test_an_action_that_cannot_be_done_is_taken_back(
+    plan: RolloutPlan, first_step: Progress, action: Action, reason: str
 ) -> None:
-    after = failed(plan, first_step, action, "no such file", is_passing)  # type: ignore[arg-type]
+    after = failed(plan, first_step, action, "no such file", is_passing=False)
 
-    assert (after.state, after.reason) == (state, reason)
+    assert (after.state, after.reason, after.trouble) == ("rolling_back", reason, "")
+
+
+@pytest.mark.parametrize(
+    ("action", "is_passing"),
+    [("prepare", True), ("promote", True), ("set_traffic", False), ("roll_back", False), ("finish", False)],
+)
+def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
+    plan: RolloutPlan, first_step: Progress, action: Action, is_passing: bool
+) -> None:
+    begun = replace(first_step, reason="too slow")
+
+    after = failed(plan, begun, action, "no such file", is_passing)
+
+    assert after == replace(begun, trouble="no such file", failures=1)
+    assert succeeded(after) == begun
+
+
+def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(plan: RolloutPlan, first_step: Progress) -> None:
+    progress, tries = first_step, 0
+    while progress.state == "stepping":
+        progress, tries = failed(plan, progress, "set_traffic", "no answer", is_passing=False), tries + 1
+
+    assert tries == ATTEMPTS
+    assert progress.reason == "the traffic cannot be changed: no answer"
 
 
 def test_a_rollout_is_aborted_once(first_step: Progress) -> None:
@@ -212,7 +234,8 @@ def test_a_rollout_is_aborted_once(first_step: Progress) -> None:
 
     assert ended is not None
     assert (ended.state, ended.reason) == ("rolling_back", "aborted by ada@laptop")
-    assert aborted(ended, "again") is None
+    assert aborted(ended, "again") == ended
+    assert aborted(replace(ended, state="rolled_back"), "again") is None
 
 
 def test_what_is_written_down_is_all_that_is_needed_to_go_on(

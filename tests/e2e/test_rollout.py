@@ -231,6 +231,7 @@ def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh:
             "'errors>1%' is no criterion; what there is: error_rate>1%",
         ),
         (("arena", "--pause"), "has no rollout under way"),
+        (("arena", "--abort"), "has no rollout under way"),
     ],
 )
 def test_a_rollout_that_cannot_be_is_refused_in_one_line(fresh: Arena, arguments: tuple[str, ...], said: str) -> None:
@@ -239,6 +240,20 @@ def test_a_rollout_that_cannot_be_is_refused_in_one_line(fresh: Arena, arguments
     assert status == 1
     assert said.format(model=fresh.model) in output
     assert len(output.strip().splitlines()) == 1
+
+
+def test_a_rollout_to_a_version_that_lacks_the_required_gate_is_refused(fresh: Arena) -> None:
+    client = get_deploy_client("onnxserve")
+    MlflowClient().set_model_version_tag(fresh.model, "1", "onnxserve.gate", "passed")
+    client.update_deployment("arena", config={"require": "gate=passed"})
+    try:
+        status, output = fresh.run("rollout", "arena", "--to", "2")
+    finally:
+        client.update_deployment("arena", config={"require": ""})
+
+    assert status == 1
+    assert f"requires gate=passed, and {fresh.model} version 2 does not have it: it has not been" in output
+    assert fresh.variants() == {"arena": 100}
 
 
 @pytest.mark.long

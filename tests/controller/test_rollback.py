@@ -1,0 +1,106 @@
+"""What an endpoint served before, told by the truest source that knows; its server is away here."""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.controller.rollback import rollback
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import add_variant, new_endpoint
+from mlflow_deploy_plugin.store import Store, open_store
+from support.tracking import tracking_at
+
+_numbers = count()
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[None]:
+    with tracking_at(new_database(tmp_path_factory.mktemp("registry"))):
+        yield
+
+
+@pytest.fixture
+def model(registry: None) -> str:
+    """A registered model: its versions 2, 1 and 3 were in Production one after the other, and so was the alias."""
+    name, client = f"model-{next(_numbers)}", MlflowClient()
+    client.create_registered_model(name)
+    for _ in range(3):
+        client.create_model_version(name, "s3://nowhere/model")
+    for version in ("2", "1", "3"):
+        client.transition_model_version_stage(name, version, "Production", archive_existing_versions=True)
+        client.set_registered_model_alias(name, "live", version)
+    return name
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    opened = open_store(load_settings().store_url)
+    yield opened
+    opened.close()
+
+
+def stage(model: str, version: str) -> str:
+    return str(MlflowClient().get_model_version(model, version).current_stage)
+
+
+def test_the_registry_tells_what_was_archived_last(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+
+    done = rollback("flights", why="too slow", actor="ada@laptop")
+
+    assert (done["model"], done["from"], done["to"]) == (model, "3", "1")
+    assert done["source"] == "it was archived last, says the registry"
+    assert (stage(model, "1"), stage(model, "3")) == ("Production", "Archived")
+    tags = MlflowClient().get_model_version(model, "3").tags
+    assert tags["onnxserve.rolled_back"] == "flights: too slow"
+    event = store.events("flights")[-1]
+    assert (event.action, event.before, event.after, event.why) == ("rollback", "version 3", "version 1", "too slow")
+    assert (event.model, event.actor, event.detail["source"]) == (model, "ada@laptop", done["source"])
+
+
+def test_the_audit_trail_knows_better(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    store.record("promote", model=model, version="3", before="version 2 in Production", after="version 3 in Production")
+
+    done = rollback("flights")
+
+    assert (done["to"], done["source"]) == ("2", "it stood there before version 3, says the audit trail")
+
+
+def test_what_was_rolled_back_once_is_passed_over(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+
+    assert [rollback("flights")["to"] for _ in range(2)] == ["1", "2"]
+    with pytest.raises(NotFound, match=f"served before version 2 of {model}: say --to VERSION"):
+        rollback("flights")
+
+
+def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
+
+    with pytest.raises(NotFound, match="say --to VERSION"):
+        rollback("flights")
+    with pytest.raises(InvalidConfig, match="is version 3 already"):
+        rollback("flights", to="3")
+    done = rollback("flights", to="2")
+
+    assert (done["to"], done["source"]) == ("2", "it was asked for")
+    assert str(MlflowClient().get_registered_model(model).aliases["live"]) == "2"
+
+
+def test_of_two_deployments_that_answer_nobody_knows_which_is_meant(store: Store, model: str) -> None:
+    spec = new_endpoint("flights", f"models:/{model}/Production")
+    store.add_endpoint("onnxserve", add_variant(spec, "new", "m", {"variants.new.weight": 50}))
+
+    with pytest.raises(InvalidConfig, match="is answered by flights and new, and one is expected"):
+        rollback("flights")
+
+
+def test_what_does_not_exist_is_said(store: Store) -> None:
+    with pytest.raises(NotFound, match="there is no endpoint 'flights'"):
+        rollback("flights")
