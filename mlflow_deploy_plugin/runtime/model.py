@@ -1,6 +1,7 @@
 """OnnxModel: one loaded version as a function of named arrays."""
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, read_artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
-from mlflow_deploy_plugin.runtime.session import describe, open_session, shrinking_run
+from mlflow_deploy_plugin.runtime.session import describe, onnxruntime, open_session, shrinking_run
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.spec import Device
 
@@ -82,6 +83,26 @@ class OnnxModel:
             if type(value) is list:
                 values[position] = _objects(value)
         return dict(zip(names, values, strict=True))
+
+    def try_out(self, feeds: Feeds, seconds: float) -> None:
+        """A run that is ended after so many seconds: of a graph that nobody has seen answering.
+
+        Raises:
+            InvalidArtifact: it takes longer.
+            InferenceError: as `run`.
+        """
+        options = onnxruntime().RunOptions()
+        timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            self._session.run(self._output_names, feeds, options)
+        except Exception as error:  # noqa: BLE001 - as above
+            if options.terminate:
+                raise InvalidArtifact(f"it has not computed its first answer within {seconds:g} s") from None
+            raise InferenceError(f"the model cannot compute this input: {describe(error)}") from None
+        finally:
+            timer.cancel()
 
     def _is_large(self, feeds: Feeds) -> bool:
         """Whether a run needs so much memory that it is to be given back; of columns, one says it for all."""

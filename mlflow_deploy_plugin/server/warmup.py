@@ -61,7 +61,8 @@ def load_warm(
     Args:
         policy: how its requests are joined, if they can be; None: they are not.
         asks_for_randomness: whether the graph is searched for random nodes, which takes a second for a gigabyte.
-        answer_seconds: what one answer of a pyfunc may take; its process is killed then, and started anew.
+        answer_seconds: what the first answer may take, and every one of a pyfunc, whose process is killed then, and
+            started anew.
         kept_graphs: the folder in which optimised graphs are kept for the next time.
 
     Raises:
@@ -73,7 +74,7 @@ def load_warm(
         return WarmVersion(PyfuncModel.load(artifact, answer_seconds))
     model = OnnxModel.load(folder, device, intra_op_num_threads, kept_graphs)
     is_deterministic = asks_for_randomness and not has_random_nodes(model.artifact.onnx_file)
-    feeds = _answered(model, folder)
+    feeds = _answered(model, folder, answer_seconds)
     if feeds is None:
         if policy is not None:
             logger.warning("%s: requests are not joined, since it has no example to try that with", folder.name)
@@ -91,19 +92,19 @@ def has_random_nodes(onnx_file: Path) -> bool:
         return _RANDOM.search(content) is not None
 
 
-def _answered(model: OnnxModel, folder: Path) -> Feeds | None:
+def _answered(model: OnnxModel, folder: Path, seconds: float) -> Feeds | None:
     """Feeds that the model has computed once, its own example if it has one."""
     example = folder / EXAMPLE
     if example.is_file():
         try:
             feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
-            model.run(feeds)
+            model.try_out(feeds, seconds)
         except OnnxserveError as error:
             raise InvalidArtifact(f"the model cannot answer its own example ({EXAMPLE}): {error.message}") from None
         return feeds
     feeds = model.example_feeds()
     try:
-        model.run(feeds)
+        model.try_out(feeds, seconds)
     except InferenceError as error:
         # A graph may have every right to refuse zeros (an unknown category, a shape): it only starts cold.
         logger.info("%s: no warm-up, since it refuses a row of zeros: %s", folder.name, error.message)

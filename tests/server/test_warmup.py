@@ -5,12 +5,25 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.runtime.batch_policy import BatchPolicy
 from mlflow_deploy_plugin.server.warmup import has_random_nodes, load_warm
 from support.models import write_model
 
 FIXED = "fixed (float[2,2] X) => (float[2,2] y) { y = Identity(X) }"
 NOISY = "noisy (float[N,2] X) => (float[N,2] y) { noise = RandomNormalLike(X) y = Add(X, noise) }"
+
+ENDLESS = """
+endless (float[N,2] X) => (float[N,2] y) <int64 trips = {1000000000000}, bool go = {1}> {
+  y = Loop(trips, go, X) <body = step (int64 i, bool c, float[N,2] s) => (bool d, float[N,2] t)
+    <float[1] one = {1.0}> { d = Identity(c)
+      t = Add(s, one) }>
+}"""
+
+
+def test_a_graph_that_does_not_come_to_an_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArtifact, match=r"it has not computed its first answer within 0\.3 s"):
+        load_warm(write_model(tmp_path / "model", ENDLESS), "cpu", 1, answer_seconds=0.3)
 
 
 def test_a_version_is_timed_and_batched(model_folders: dict[str, Path]) -> None:
