@@ -97,6 +97,8 @@ class Follower:
             fatal = self._hear_workers()
             self._write_wanted()
             self._control.settle(self._own_specs, self._outcome)
+            if self.pursuit.has_told:
+                self._remember()
         errors = list(self._errors())
         state = AgentState(
             pid=os.getpid(),
@@ -220,12 +222,16 @@ class Follower:
         if (is_same and not self._is_forced) or has_none:
             return
         self._wanted = Wanted(generation=before.generation + 1, endpoints=endpoints, unloaded=unloaded)
-        self._followed = remember(self.state_dir, self.pursuit.tracked, self._followed)
+        self._remember()
         write_state(self.state_dir / WANTED, self._wanted)
         self._is_forced = False
         for name in [name for name in endpoints if endpoints[name] != before.endpoints.get(name)]:
             for variant in endpoints[name].variants.values():
                 _log.info("endpoint %s: %s version %s is wanted", name, variant.model, variant.version)
+
+    def _remember(self) -> None:
+        self._followed = remember(self.state_dir, self.pursuit.tracked, self._followed)
+        self.pursuit.has_told = False
 
     def _is_vain(self, spec: EndpointSpec) -> bool:
         """Whether a command loads the endpoint that cannot be had (yet): no worker is to hear of it."""

@@ -35,7 +35,7 @@ def remembered(state_dir: Path) -> dict[Wish, Tracked]:
         if version is None:
             version, previous = previous, None
         if version is not None:
-            found[Wish(reference.model_uri, reference.require)] = Tracked(version, previous)
+            found[Wish(reference.model_uri, reference.require)] = Tracked(version, previous, told=reference.told)
     for wish, version in _wanted_versions(state_dir).items():
         found.setdefault(wish, Tracked(version))
     return found
@@ -45,7 +45,11 @@ def remember(state_dir: Path, tracked: Mapping[Wish, Tracked], before: Followed)
     """Writes it down where it has changed; what stands there now."""
     references = tuple(
         FollowedReference(
-            model_uri=wish.uri, require=wish.require, version=_known(one.version), previous=_known(one.previous)
+            model_uri=wish.uri,
+            require=wish.require,
+            version=_known(one.version),
+            previous=_known(one.previous),
+            told=one.told,
         )
         for wish, one in tracked.items()
         if one.version is not None

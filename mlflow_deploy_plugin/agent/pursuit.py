@@ -63,6 +63,9 @@ class Pursuit:
 
     Args:
         looks / fetches: threads that ask the registry, and that get files.
+
+    Attributes:
+        has_told: some version's tag says another thing than what was last remembered.
     """
 
     registry: Registry
@@ -71,6 +74,7 @@ class Pursuit:
     pace: Pace
     consent: Consent = field(default_factory=Consent)
     tracked: dict[Wish, Tracked] = field(default_factory=dict)
+    has_told: bool = False
     _fetching: dict[str, "Future[FetchedVersion]"] = field(default_factory=dict)
 
     def under_way(self) -> list["Future[Any]"]:
@@ -218,7 +222,7 @@ class Pursuit:
         for tracked in self.tracked.values():
             if tracked.telling is not None and tracked.telling.done():
                 if tracked.telling.exception() is None and tracked.telling.result():
-                    tracked.told = tracked.saying
+                    tracked.told, self.has_told = tracked.saying, True
                 else:
                     tracked.tell_at = self.pace.clock() + self.pace.pause(1)
                 tracked.telling = None

@@ -187,12 +187,13 @@ class KnownVersion(_State):
 
 
 class FollowedReference(_State):
-    """What is served for a reference, and what was before it."""
+    """What is served for a reference, what was before it, and the version whose tag tells an error, with that."""
 
     model_uri: str
     require: str = ""
     version: KnownVersion | None = None
     previous: KnownVersion | None = None
+    told: tuple[str, str] = ("", "")
 
 
 class Followed(_State):

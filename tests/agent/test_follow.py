@@ -607,3 +607,21 @@ def test_a_clock_that_is_set_does_not_matter(case: Case) -> None:
         case.now += 0.2
         follower.round()
         assert case.versions == {"v1": str(number)}
+
+
+def test_an_error_that_was_told_before_a_restart_is_taken_back_when_it_is_no_more(case: Case) -> None:
+    require_gate(case, STAGE)
+    case.world.versions[STAGE] = "1"
+    case.world.gates["1"] = "passed"
+    follower = case.follower()
+    follower.round()
+    case.world.versions[STAGE] = "2"
+    case.now += 2
+    follower.round()
+    follower.round()
+    case.world.gates["2"] = "passed"
+    again = case.follower()
+    again.round()
+    again.round()
+    assert case.versions == {"v1": "2"}
+    assert case.world.failures[-1] == ("models:/tiny/2", "")
