@@ -65,6 +65,12 @@ class Settings(BaseSettings):
         description="Seconds `mlflow deployments create` waits for the server to be ready.",
     )
 
+    mlflow_url: str = Field(
+        default="",
+        description="Address at which an MLflow server with `--app-name onnxserve` reaches itself for what its page "
+        "starts. Default: its own port, else the address that the browser uses.",
+    )
+
     @cached_property
     def home_path(self) -> Path:
         return self.home.expanduser().absolute()

@@ -68,7 +68,7 @@ def _reachable(servers: tuple[str, ...]) -> str:
             continue
     raise RegistryUnavailable(
         f"this MLflow server reaches itself neither at {' nor at '.join(servers)}: "
-        "start it with MLFLOW_TRACKING_URI set to its own address"
+        "start it with ONNXSERVE_MLFLOW_URL set to its own address"
     )
 
 

@@ -1,6 +1,5 @@
 """The page `/onnxserve` of MLflow's server: what is served, how it does, and the buttons to change it."""
 
-import os
 from pathlib import Path
 
 from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request
@@ -34,14 +33,12 @@ def install(app: Flask, settings: Settings, trail: Trail) -> None:
     """Adds the console to MLflow's Flask app."""
     from mlflow.server.handlers import _add_static_prefix
 
-    own_address = os.environ.get("MLFLOW_TRACKING_URI", "")
     folder = settings.home_path / "console"
     prefix = _add_static_prefix("/").rstrip("/")
     console = _Console(
         settings=settings,
         trail=trail,
         prefix=prefix,
-        own_address=own_address if own_address.startswith(("http://", "https://")) else "",
         jobs=Jobs(folder / "jobs"),
         forgery=Forgery(folder / "key"),
     )
@@ -59,13 +56,10 @@ def install(app: Flask, settings: Settings, trail: Trail) -> None:
 class _Console:
     """The views, and what they need of the server that they live in."""
 
-    def __init__(
-        self, settings: Settings, trail: Trail, prefix: str, own_address: str, jobs: Jobs, forgery: Forgery
-    ) -> None:
+    def __init__(self, settings: Settings, trail: Trail, prefix: str, jobs: Jobs, forgery: Forgery) -> None:
         self._settings = settings
         self._trail = trail
         self._prefix = prefix
-        self._own_address = own_address
         self._jobs = jobs
         self._forgery = forgery
 
@@ -125,8 +119,8 @@ class _Console:
 
     def _servers(self) -> tuple[str, ...]:
         """Addresses of this MLflow server for a process of this machine, the best first."""
-        if self._own_address:
-            return (self._own_address.rstrip("/"),)
+        if self._settings.mlflow_url:
+            return (self._settings.mlflow_url.rstrip("/"),)
         host, port = str(request.environ.get("SERVER_NAME")), str(request.environ.get("SERVER_PORT"))
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         local = f"http://{f'[{host}]' if ':' in host else host}:{port}{self._prefix}"

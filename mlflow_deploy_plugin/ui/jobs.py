@@ -22,8 +22,18 @@ from mlflow_deploy_plugin.server.state import lives, write_atomically
 _MODULE = "mlflow_deploy_plugin.ui.act"
 _MOST_AT_ONCE = 4
 _KEPT_SECONDS = 24 * 3600
-_SERVER_VARIABLES = ("_MLFLOW_", "MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_")
-"""What MLflow's server tells its own processes, and a client must not take for itself."""
+_SERVER_VARIABLES = (
+    "_MLFLOW_",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_AUTH_",
+    "MLFLOW_CRYPTO_",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY",
+)
+"""How the server's variables begin that a client of it must not take for its own: where its database is, its secrets."""
 
 
 @dataclass(frozen=True)
