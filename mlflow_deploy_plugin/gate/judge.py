@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.gate.result import CheckResult, Verdict
 from mlflow_deploy_plugin.gate.rows import Rows, chosen, count, take
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
-from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
@@ -208,9 +208,18 @@ def _rows(bench: _Bench, most: int) -> Dataset | None:
 
 
 def _own_columns(artifact: Artifact, rows: Rows) -> Rows:
-    """The columns or tensors that the model takes, of those that are there; all where its signature names none."""
-    names = {field.name for field in artifact.columns or artifact.tensors}
-    return {name: values for name, values in rows.items() if name in names} if names - {""} else rows
+    """The columns or tensors that the model takes, of those that are there; all where its signature names none.
+
+    Whole numbers in the signature's own type, whose ends no disturbance may leave: a file holds them in 64 bits.
+    """
+    dtypes = {column.name: COLUMN_TYPES[column.type] for column in artifact.columns}
+    for tensor in artifact.tensors:  # the only one may have no name, and then the rows hold nothing else
+        dtypes |= {tensor.name: tensor.dtype} if tensor.name else dict.fromkeys(rows, tensor.dtype)
+    own = {name: values for name, values in rows.items() if name in dtypes or not dtypes}
+    for name, dtype in dtypes.items():
+        if name in own and own[name].dtype.kind in "iu" and numpy_dtype(dtype).kind in "iu":
+            own[name] = own[name].astype(dtype)
+    return own
 
 
 def _blank(artifact: Artifact) -> Rows:

@@ -1,11 +1,13 @@
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.gate.judge import judge
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy, parse_policy
 from mlflow_deploy_plugin.registry.resolve import resolve
-from support.gated import write_classifier
+from support.gated import write_classifier, write_rows
+from support.models import write_model
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -98,3 +100,24 @@ def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(version):
         "failed",
         "the dataset /gone.csv does not exist",
     )
+
+
+def test_noise_on_whole_numbers_stays_within_their_type(tmp_path):
+    """Pixels of 8 bits, which a Parquet file holds as lists of longer ones."""
+    graph = """g (uint8[N,4] pixels) => (float[N] y) <int64[1] axes = {1}> {
+        wide = Cast <to = 1> (pixels)
+        y = ReduceSum <keepdims = 0> (wide, axes) }"""
+    tensor = {"type": "tensor", "name": "pixels", "tensor-spec": {"dtype": "uint8", "shape": [-1, 4]}}
+    section = {
+        "inputs": [{"name": "pixels", "dtype": "uint8", "shape": [-1, 4]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1], "role": "values"}],
+        "prediction": ["y"],
+        "reference": {"data": "reference.parquet"},
+        "parity": {"state": "proven"},
+    }
+    folder = write_model(tmp_path / "model", graph, [tensor], section)
+    pixels = np.random.default_rng(0).choice([0, 255], (100, 4))
+    write_rows(folder / "reference.parquet", {"pixels": pixels.tolist()})
+    _, checks, _, _ = judged(resolve(str(folder)), None, GatePolicy(skip=("budget",)))
+    assert checks["robustness"].state == "passed"
+    assert checks["robustness"].figures["noise_refused"] == 0
