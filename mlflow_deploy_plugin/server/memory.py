@@ -1,8 +1,9 @@
 """Memory for two versions: a new one is loaded beside the one that serves only where both have room.
 
 A container whose limit is passed is killed, and with it the version that served. So what loading takes is estimated
-before: by what the last versions have taken for each byte of their files, or twice the files where none of them was
-large enough to tell (ONNX Runtime holds the graph as it was read beside what it makes of it).
+before: by what the last version has taken for each byte of its files, or twice the files where none was large enough
+to tell (ONNX Runtime holds the graph as it was read beside what it makes of it). The first version of a worker has
+nobody beside it that could suffer: it is refused only where its files alone are too large.
 """
 
 import os
@@ -18,7 +19,7 @@ _OTHERS_BYTES = 384 * 2**20
 _TELLING_BYTES = 4 * 2**20
 """Of smaller files, what is measured is mostly the libraries that they need."""
 _TIMES_FILES = 2.0
-_LEAST_TIMES, _MOST_TIMES = 1.0, 8.0
+_LEAST_TIMES, _MOST_TIMES = 1.0, 4.0
 _NO_LIMIT = 2**60
 
 
@@ -28,7 +29,7 @@ class MemoryLimit:
     def __init__(self, limit: int | None, page: int = os.sysconf("SC_PAGE_SIZE")) -> None:
         self._limit = limit
         self._page = page
-        self._times_files = 0.0
+        self._times_files = _LEAST_TIMES
 
     @contextmanager
     def loading(self, folder: Path) -> Iterator[None]:
@@ -39,16 +40,15 @@ class MemoryLimit:
         """
         files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         before = self.used()
-        needed = int(files * (self._times_files or _TIMES_FILES))
+        needed = int(files * self._times_files)
         if self._limit is not None and before + needed > self._limit:
             raise ModelError(
                 f"loading it would take about {_mebibytes(needed)} beside the {_mebibytes(before)} that this worker "
                 f"has in memory, and its limit is {_mebibytes(self._limit)} (server.max_worker_memory_bytes)"
             )
         yield
-        if files >= _TELLING_BYTES:
-            taken = (self.used() - before) / files
-            self._times_files = min(max(taken, self._times_files, _LEAST_TIMES), _MOST_TIMES)
+        taken = (self.used() - before) / files if files >= _TELLING_BYTES else _TIMES_FILES
+        self._times_files = min(max(taken, _LEAST_TIMES), _MOST_TIMES)
 
     def used(self) -> int:
         """Resident memory of this process and of those that it has started."""

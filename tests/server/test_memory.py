@@ -26,27 +26,45 @@ def test_without_a_limit_everything_is_loaded(model: Path) -> None:
         pass
 
 
-def test_a_version_that_would_pass_the_limit_is_refused_with_the_figures(model: Path) -> None:
+@pytest.fixture
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is too small to tell what loading takes."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "weights").write_bytes(b"x")
+    return folder
+
+
+def test_a_version_that_would_pass_the_limit_is_refused_with_the_figures(model: Path, small: Path) -> None:
     used = MemoryLimit(None).used()
-    with MemoryLimit(used + 64 * MIB).loading(model):
+    for room, is_loaded in ((64, True), (16, False)):
+        limit = MemoryLimit(used + room * MIB)
+        with limit.loading(small):
+            pass
+        if is_loaded:
+            with limit.loading(model):
+                pass
+            continue
+        with pytest.raises(ModelError) as refused, limit.loading(model):
+            pytest.fail("it was loaded")
+        assert re.fullmatch(
+            r"loading it would take about 32 MiB beside the [\d,]+ MiB that this worker has in memory, "
+            r"and its limit is [\d,]+ MiB \(server.max_worker_memory_bytes\)",
+            refused.value.message,
+        )
+
+
+def test_a_first_version_has_nobody_beside_it(model: Path) -> None:
+    with MemoryLimit(MemoryLimit(None).used() + 24 * MIB).loading(model):
         pass
-    with (
-        pytest.raises(ModelError) as refused,
-        MemoryLimit(used + 16 * MIB).loading(model),
-    ):
-        pytest.fail("it was loaded")
-    assert re.fullmatch(
-        r"loading it would take about 32 MiB beside the [\d,]+ MiB that this worker has in memory, "
-        r"and its limit is [\d,]+ MiB \(server.max_worker_memory_bytes\)",
-        refused.value.message,
-    )
+    with pytest.raises(ModelError, match="about 16 MiB"), MemoryLimit(MIB).loading(model):
+        pass
 
 
 def test_what_the_last_version_took_tells_what_the_next_one_takes(model: Path) -> None:
-    limit = MemoryLimit(MemoryLimit(None).used() + 160 * MIB)
+    limit = MemoryLimit(MemoryLimit(None).used() + 80 * MIB)
     with limit.loading(model):
-        held = b"x" * (80 * MIB)  # five times its files
-    with pytest.raises(ModelError, match=r"about (7[5-9]|8\d) MiB"), limit.loading(model):
+        held = b"x" * (48 * MIB)  # three times its files
+    with pytest.raises(ModelError, match=r"about (4[5-9]|5\d) MiB"), limit.loading(model):
         pass
     assert held
 
