@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     help="YAML file of the policy. Default: the tag onnxserve.gate.policy of the model, else the defaults. A file that "
     "differs from the model's own policy is tried out: its verdict is not written on the version.",
 )
-@click.option("--against", metavar="URI", help="What it is compared with. Default: what is in the gated stage.")
+@click.option(
+    "--against",
+    metavar="URI",
+    help="What it is compared with. Default: what is in the gated stage; anything else is tried out, as above.",
+)
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How it is written."
 )

@@ -23,7 +23,7 @@ class Chosen:
     Attributes:
         where: where it stands, for a reader.
         is_the_models: it is what the registered model says (or leaves to the defaults), not another one that somebody
-            wanted to try: only its verdict is written on the version.
+            wants to try: the verdict of such a one is not written on the version.
     """
 
     policy: GatePolicy
@@ -77,7 +77,7 @@ def run_gate(
 
     Args:
         against: URI of what it is compared with; default: what is in the first gated stage, else under the first gated
-            alias, that holds another version.
+            alias, that holds another version. A comparison with anything else is not written on the version.
         actor: who asks; None: the user of this process.
         store: default: this machine's.
 
@@ -88,8 +88,10 @@ def run_gate(
     """
     candidate = registered(model, version)
     chosen = choose_policy(model, policy_file)
-    current = resolve(against) if against else _served(candidate, chosen.policy)
-    return judge_and_log(candidate, current, chosen, actor, store, progress)
+    served = _served(candidate, chosen.policy)
+    current = resolve(against) if against else served
+    is_asked_for = chosen.is_the_models and (current and current.source) == (served and served.source)
+    return judge_and_log(candidate, current, chosen, actor, store, progress, is_asked_for)
 
 
 def _served(candidate: ResolvedModel, policy: GatePolicy) -> ResolvedModel | None:
@@ -107,12 +109,18 @@ def judge_and_log(
     actor: str | None,
     store: Store | None,
     progress: Progress,
+    is_asked_for: bool = True,
 ) -> Gated:
+    """Judges, logs, and writes down what is found.
+
+    Args:
+        is_asked_for: it is the verdict that the model's policy asks for, and not one that somebody tries out.
+    """
     with opened(store) as trail:
         verdict, evaluated = judge(candidate, current, chosen.policy, chosen.where, progress)
         progress("logging the report to MLflow")
         run = log_verdict(verdict, candidate, evaluated)
-        if chosen.is_the_models:
+        if is_asked_for:
             tag_verdict(verdict, run.report)
         trail.record(
             "gate",
@@ -125,11 +133,12 @@ def judge_and_log(
                 "report": run.report,
                 "run_id": run.run_id,
                 "policy": chosen.where,
+                "tagged": is_asked_for,
                 "checks": {check.name: {"state": check.state, **check.figures} for check in verdict.checks},
             },
             actor=actor,
         )
-    return Gated(verdict, run, chosen.is_the_models)
+    return Gated(verdict, run, is_asked_for)
 
 
 @contextmanager

@@ -76,8 +76,10 @@ def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(regist
     registry.transition_model_version_stage("toy", "2", "Production")
     assert run_gate("toy", "2", policy_file=tmp_path / "p.yaml").verdict.against == "models:/toy/1"
     assert run_gate("toy", "3", policy_file=tmp_path / "p.yaml").verdict.against == "models:/toy/2"
-    against = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/1").verdict.against
-    assert against == "models:/toy/1"
+    other = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/1")
+    assert (other.verdict.against, other.is_tagged) == ("models:/toy/1", False)
+    same = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/Production")
+    assert (same.verdict.against, same.is_tagged) == ("models:/toy/2", True)
 
 
 @pytest.mark.parametrize(
