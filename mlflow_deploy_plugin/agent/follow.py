@@ -88,7 +88,7 @@ class Follower:
         self._read_spec()
         self._take_commands()
         restored = any(tracked.version is not None for tracked in self.pursuit.tracked.values())
-        looked = self.pursuit.advance()
+        self.pursuit.advance()
         if first:
             self._wait_for_the_first_look(None if self._something_lacks() else _FIRST_LOOK_SECONDS)
         fatal = first and not restored and self._something_lacks()
@@ -100,9 +100,11 @@ class Follower:
             if self.pursuit.has_told:
                 self._remember()
         errors = list(self._errors())
+        before, looks = self._written, self.pursuit.looks
         state = AgentState(
             pid=os.getpid(),
-            checked_at=self.wall_clock() if looked or self._written is None else self._written.checked_at,
+            checked_at=before.checked_at if before is not None and before.looks == looks else self.wall_clock(),
+            looks=looks,
             error="; ".join(errors),
             errors=len(errors),
             fatal=fatal,

@@ -65,6 +65,7 @@ class Pursuit:
         looks / fetches: threads that ask the registry, and that get files.
 
     Attributes:
+        looks: how many have ended, well or not.
         has_told: some version's tag says another thing than what was last remembered.
     """
 
@@ -74,6 +75,7 @@ class Pursuit:
     pace: Pace
     consent: Consent = field(default_factory=Consent)
     tracked: dict[Wish, Tracked] = field(default_factory=dict)
+    looks: int = 0
     has_told: bool = False
     _fetching: dict[str, "Future[FetchedVersion]"] = field(default_factory=dict)
 
@@ -90,10 +92,10 @@ class Pursuit:
                 tracked.look_anew()
         self.consent = consent
 
-    def advance(self) -> bool:
-        """Starts what is due and takes in what has come; whether a look at the registry has ended."""
+    def advance(self) -> None:
+        """Starts what is due and takes in what has come."""
         self._begin_looks()
-        has_looked = self._end_looks()
+        self._end_looks()
         for wish, tracked in self.tracked.items():
             if tracked.target is not None and tracked.look is None:
                 self._pursue(wish, tracked, tracked.target)
@@ -103,7 +105,6 @@ class Pursuit:
         for identity in self._fetching.keys() - targets:
             self._fetching.pop(identity).cancel()  # the reference has moved on; one that runs ends by itself
         self._tell()
-        return has_looked
 
     def _begin_looks(self) -> None:
         """One look for each model of which some reference is due; all its followed references share it."""
@@ -127,19 +128,18 @@ class Pursuit:
             _log.exception("asking for %s failed", ", ".join(uris))
             return dict.fromkeys(uris, RegistryUnavailable(f"asking for {uris[0]} failed: {type(error).__name__}"))
 
-    def _end_looks(self) -> bool:
+    def _end_looks(self) -> None:
         pauses: dict[int, float] = {}
-        has_looked = False
         for wish, tracked in self.tracked.items():
             look = tracked.look
             if look is None or not look.done():
                 continue
-            tracked.look, has_looked = None, True
+            tracked.look = None
             pause = pauses.setdefault(id(look), self.pace.pause(0))
             is_asked_anew = tracked.due < NEVER
             due = self._hear(wish, tracked, look.result()[wish.uri], pause)
             tracked.due = 0.0 if is_asked_anew else due
-        return has_looked
+        self.looks += len(pauses)
 
     def _hear(self, wish: Wish, tracked: Tracked, answer: Answer, pause: float) -> float:
         """Takes in what the registry has said; when to ask it again."""

@@ -161,12 +161,15 @@ class AgentState(_State):
     nothing can be served because a model could not be resolved or fetched and there is no earlier version.
 
     Attributes:
+        checked_at: when a look at the registry has last ended, well or not; seconds since 1970.
+        looks: how many have ended since the agent's start.
         errors: how many things are wrong; `error` names them all.
         refused: versions that are not served, while those before them are.
     """
 
     pid: int
     checked_at: float = 0.0
+    looks: int = 0
     error: str = ""
     errors: int = 0
     fatal: bool = False

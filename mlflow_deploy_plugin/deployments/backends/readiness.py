@@ -27,7 +27,6 @@ class Before:
 
     spec: EndpointSpec | None
     agent: AgentState | None
-    time: float
 
     def changed(self, spec: EndpointSpec) -> list[str]:
         """The variants of `spec` that are new or name another model."""
@@ -36,7 +35,7 @@ class Before:
 
 
 def look_before(state_dir: Path) -> Before:
-    return Before(served_spec(state_dir), read_state(state_dir / AGENT, AgentState), time.time())
+    return Before(served_spec(state_dir), read_state(state_dir / AGENT, AgentState))
 
 
 def served_spec(state_dir: Path) -> EndpointSpec | None:
@@ -99,7 +98,7 @@ def _why_hopeless(now: Report, spec: EndpointSpec, before: Before, agent: AgentS
     if before.agent is None or (agent.pid, agent.error) != (before.agent.pid, before.agent.error):
         return agent.error
     # the same words as before: an answer to this spec only if they were said after it was written
-    return agent.error if agent.checked_at > before.time else ""
+    return agent.error if agent.looks > before.agent.looks else ""
 
 
 def _unready(state_dir: Path) -> str:
