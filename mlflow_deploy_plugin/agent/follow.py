@@ -100,7 +100,7 @@ class Follower:
             if self.pursuit.has_told:
                 self._remember()
         errors = list(self._errors())
-        before, looks = self._written, self.pursuit.looks
+        before, looks = self._written, self.pursuit.ended
         state = AgentState(
             pid=os.getpid(),
             checked_at=before.checked_at if before is not None and before.looks == looks else self.wall_clock(),

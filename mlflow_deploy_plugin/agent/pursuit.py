@@ -65,7 +65,7 @@ class Pursuit:
         looks / fetches: threads that ask the registry, and that get files.
 
     Attributes:
-        looks: how many have ended, well or not.
+        ended: how many looks have, well or not.
         has_told: some version's tag says another thing than what was last remembered.
     """
 
@@ -75,7 +75,7 @@ class Pursuit:
     pace: Pace
     consent: Consent = field(default_factory=Consent)
     tracked: dict[Wish, Tracked] = field(default_factory=dict)
-    looks: int = 0
+    ended: int = 0
     has_told: bool = False
     _fetching: dict[str, "Future[FetchedVersion]"] = field(default_factory=dict)
 
@@ -139,7 +139,7 @@ class Pursuit:
             is_asked_anew = tracked.due < NEVER
             due = self._hear(wish, tracked, look.result()[wish.uri], pause)
             tracked.due = 0.0 if is_asked_anew else due
-        self.looks += len(pauses)
+        self.ended += len(pauses)
 
     def _hear(self, wish: Wish, tracked: Tracked, answer: Answer, pause: float) -> float:
         """Takes in what the registry has said; when to ask it again."""
