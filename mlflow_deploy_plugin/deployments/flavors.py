@@ -19,16 +19,14 @@ def with_flavor(
     a version without an ONNX form. One that has that form is served so, whatever flavor is asked for.
 
     Raises:
-        InvalidConfig: there is no such flavor, the model has not got it, or no model is said.
+        InvalidConfig: there is no such flavor, or the model has not got it.
         NotFound, RegistryUnavailable: the model is not to be had.
     """
     implied: dict[str, Any] = {}
     if flavor is not None:
         if flavor not in _FLAVORS:
             raise InvalidConfig(f"unknown flavor {flavor!r}; known are {', '.join(_FLAVORS)}")
-        if model_uri is None:
-            raise InvalidConfig(f"the flavor {flavor!r} goes with a model_uri: say which model has it")
-        if flavor in _ONNX:
+        if flavor in _ONNX and model_uri is not None:
             _check_onnx(model_uri, flavor)
         implied[f"variants.{name}.allow_pyfunc"] = flavor == PYTHON_FUNCTION
     return implied | dict(config or {})

@@ -149,7 +149,7 @@ def test_get_tells_everything_and_list_the_main_things(served: BaseDeploymentCli
         (lambda c: c.create_deployment("sum", "m"), "'sum' exists already", "RESOURCE_ALREADY_EXISTS"),
         (lambda c: c.create_deployment("../x", "m"), "should match pattern", "INVALID_PARAMETER_VALUE"),
         (lambda c: c.create_deployment("x", "m", "keras"), "unknown flavor 'keras'", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.update_deployment("sum", flavor="onnx"), "goes with a model_uri", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.update_deployment("sum", flavor="keras"), "unknown flavor 'keras'", "INVALID_PARAMETER_VALUE"),
         (lambda c: c.explain("sum", ROWS), "came without rows to explain against", "BAD_REQUEST"),
         (lambda c: c.explain("no", ROWS), "there is no deployment 'no'", "RESOURCE_DOES_NOT_EXIST"),
         (lambda c: c.delete_deployment("sum", {"x": "1"}), "delete takes no config", "INVALID_PARAMETER_VALUE"),
