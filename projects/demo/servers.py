@@ -36,7 +36,8 @@ def start_mlflow(place: Place) -> str:
     url = f"http://127.0.0.1:{port}"
     log = place.mlflow / "server.log"
     command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *(sys.executable, "-m", "mlflow", "server", "--app-name", "onnxserve"),
+        *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{place.mlflow / 'mlflow.db'}"),
         *("--artifacts-destination", str(place.mlflow / "artifacts")),
     ]

@@ -91,6 +91,7 @@ def tell(place: Place, screen: Screen) -> list[tuple[str, str]]:
         *_promotion_rows(promoted),
         ("Took", f"{screen.seconds():.0f} s"),
         ("MLflow", url),
+        ("Console", f"{url}/onnxserve"),
         ("Server", f"{server}/invocations"),
     ]
 
