@@ -1,4 +1,8 @@
-"""Versions that no table names any more, and that requests which began with them have not left yet."""
+"""Versions that no table names any more, and that requests which began with them have not left yet.
+
+Waiting for them is bounded: one request that hangs must not keep what was promoted from being served. What a third
+version then takes is for `server/memory.py` to allow.
+"""
 
 import threading
 import time
@@ -6,7 +10,7 @@ import weakref
 
 from mlflow_deploy_plugin.server.served import LoadedVersion, Table
 
-_LONGEST_SECONDS, _POLL_SECONDS = 30.0, 0.02
+_LONGEST_SECONDS, _POLL_SECONDS = 5.0, 0.02
 
 
 class Leaving:
@@ -20,7 +24,7 @@ class Leaving:
         self._versions.update(_loaded(before) - _loaded(after))
 
     def wait(self, model: str, stopping: threading.Event) -> None:
-        """Returns when no version of the model is leaving, or that takes longer than requests do, or on `stopping`."""
+        """Returns when no version of the model is leaving, after some seconds at most, or on `stopping`."""
         deadline = time.monotonic() + _LONGEST_SECONDS
         while any(one.model == model for one in self._versions) and time.monotonic() < deadline:
             if stopping.wait(_POLL_SECONDS):

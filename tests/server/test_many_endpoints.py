@@ -80,7 +80,7 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(
     tmp_path: Path, folders: list[Path], tools: Any
 ) -> None:
     loads: list[str] = []
-    tables: list[Any] = []
+    tables: list[int] = []
 
     def load(folder: Path) -> Any:
         loads.append(folder.name)
@@ -95,7 +95,7 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(
         tools.want(tmp_path, generation, variants)
         repository.look()
 
-    repository = Repository(tmp_path, load, tables.append)
+    repository = Repository(tmp_path, load, lambda table: tables.append(len(table)))
     names = [f"m{number}" for number in range(10)]
     want(1, names, "m9")
     assert len(loads) == 10
