@@ -14,12 +14,11 @@ from mlflow_deploy_plugin.store import open_store
 
 
 @pytest.fixture
-def policy(folders, registry: MlflowClient) -> str:
+def policy(folders, registry: MlflowClient) -> None:
     """The policy of `toy`, in its tag: everything that needs no process of its own."""
     evaluation = f"{{dataset: {folders['holdout']}, target: label, resamples: 200}}"
     text = f"evaluation: {evaluation}\nskip: [budget]\n"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", text)
-    return text
 
 
 def events():
@@ -30,7 +29,7 @@ def events():
         store.close()
 
 
-def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy: str, registry: MlflowClient):
+def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy: None, registry: MlflowClient):
     gated = run_gate("toy", "2", actor="eva")
     run = registry.get_run(gated.run.run_id)
     assert run.info.run_name == "gate toy v2"
@@ -53,7 +52,7 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy: st
     assert event.detail["checks"]["evaluation"]["difference"] == 0
 
 
-def test_a_failed_one_says_why(policy: str, registry: MlflowClient):
+def test_a_failed_one_says_why(policy: None, registry: MlflowClient):
     run_gate("toy", "3")
     found = standing("toy", "3")
     assert (found.passed, found.state) == (False, "failed")
@@ -61,14 +60,17 @@ def test_a_failed_one_says_why(policy: str, registry: MlflowClient):
     assert standing("toy", "2").reason == "it has not been through the gate"
 
 
-def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(policy: str, tmp_path: Path):
-    (tmp_path / "easy.yaml").write_text("skip: [evaluation, robustness, budget]")
-    gated = run_gate("toy", "3", policy_file=tmp_path / "easy.yaml")
+def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(registry: MlflowClient, tmp_path: Path):
+    own = "skip: [evaluation, robustness, budget]"
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", own)
+    (tmp_path / "easy.yaml").write_text(f"parity: any\n{own}")
+    gated = run_gate("toy", "4", policy_file=tmp_path / "easy.yaml")
     assert gated.verdict.passed
     assert not gated.is_tagged
-    assert standing("toy", "3").state == ""
-    (tmp_path / "same.yaml").write_text(policy)
-    assert run_gate("toy", "3", policy_file=tmp_path / "same.yaml").is_tagged
+    assert standing("toy", "4").state == ""
+    (tmp_path / "same.yaml").write_text(own)
+    assert run_gate("toy", "4", policy_file=tmp_path / "same.yaml").is_tagged
+    assert standing("toy", "4").state == "failed"
 
 
 def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(registry: MlflowClient, tmp_path: Path):
