@@ -21,6 +21,7 @@ LARGE_BYTES = 16 * 1024
 
 _EXACT = 2.0**53
 """Integers above it are other numbers as doubles, and are read one by one."""
+_DTYPES: dict[str, type[np.generic]] = {"d": np.float64, "i": np.int64, "u": np.uint64}
 _FIELDS = frozenset({"dataframe_split", "inputs", "instances"})
 _FLOATING_COLUMNS = frozenset({"double", "float"})
 _FLOATING_TENSORS = frozenset({"float16", "float32", "float64"})
@@ -57,52 +58,68 @@ def read_numbers(body: bytes) -> Numbers | None:
     if b"\\" in body:
         return None  # names that are written with escapes are compared as they are meant elsewhere
     try:
-        fields = _entries(simdjson.Parser().parse(body))
+        fields = entries_of(simdjson.Parser().parse(body))
         if len(fields) != 1 or not fields.keys() <= _FIELDS:
             return None
         ((field, value),) = fields.items()
         if field != "dataframe_split":
-            return _array(value, None, _brackets(body))
-        table = _entries(value)
+            return _array(value, None, brackets(body))
+        table = entries_of(value)
         if table.keys() != {"columns", "data"}:
             return None
         names = table["columns"].as_list()
-        return _array(table["data"], names, _brackets(body) - 1) if set(map(type, names)) == {str} else None
+        return _array(table["data"], names, brackets(body) - 1) if set(map(type, names)) == {str} else None
     except (ValueError, TypeError, RuntimeError, AttributeError):
         return None
 
 
-def _brackets(body: bytes) -> int:
+def brackets(body: bytes) -> int:
     """How many arrays open; those in a text count as well, and make the body one that is left alone."""
     return int(np.count_nonzero(np.frombuffer(body, np.uint8) == ord("[")))
 
 
-def _entries(value: Any) -> dict[str, Any]:
+def entries_of(value: Any) -> dict[str, Any]:
     """An object's entries, those of its values that are arrays or objects not yet read; empty: a key stands twice."""
     keys = list(value.keys())
     return {key: value[key] for key in keys} if len(set(keys)) == len(keys) else {}
 
 
-def _array(value: Any, names: Sequence[str] | None, brackets: int) -> Numbers | None:
-    """The array of nested arrays in which `brackets` open; one more than are looked at here would be ragged."""
-    if not isinstance(value, simdjson.Array):
-        return None
+def nested_shape(value: Any, at_most: int) -> tuple[list[int], int] | None:
+    """The shape of nested arrays, and how many there are; None: more than `at_most`, or they are ragged or empty.
+
+    If one more is among the elements than were counted, they are ragged as well: the caller compares.
+    """
     level: list[Any] = [value]
     shape, seen = [len(value)], 1
     while shape[-1] and isinstance(level[0][0], simdjson.Array):
-        if seen + len(level) * shape[-1] > brackets:
+        if seen + len(level) * shape[-1] > at_most:
             return None
         level = [child for array in level for child in array]
         if set(map(type, level)) != {simdjson.Array} or len(set(map(len, level))) != 1:
             return None
         shape.append(len(level[0]))
         seen += len(level)
-    if seen != brackets or not shape[-1]:
-        return None
-    flat = np.frombuffer(value.as_buffer(of_type="d"), dtype=np.float64)
-    if flat.size != prod(shape) or np.abs(flat).max() > _EXACT:
-        return None
-    return Numbers(flat.reshape(shape), names)
+    return (shape, seen) if shape[-1] else None
+
+
+def numbers_in(value: Any, shape: Sequence[int], of_type: str = "d") -> Array | None:
+    """The numbers of nested arrays of this shape; None: there are more of them, or fewer.
+
+    Args:
+        of_type: simdjson's, `d` for float64, `i` for int64, `u` for uint64.
+
+    Raises:
+        TypeError, ValueError: an element is none of this type.
+    """
+    flat = np.frombuffer(value.as_buffer(of_type=of_type), dtype=_DTYPES[of_type])
+    return flat.reshape(shape) if flat.size == prod(shape) else None
+
+
+def _array(value: Any, names: Sequence[str] | None, opened: int) -> Numbers | None:
+    """The array of nested arrays of which `opened` open; one more than are looked at here would be ragged."""
+    found = nested_shape(value, opened) if isinstance(value, simdjson.Array) else None
+    array = numbers_in(value, found[0]) if found and found[1] == opened else None
+    return None if array is None or np.abs(array).max() > _EXACT else Numbers(array, names)
 
 
 def _column_feeds(numbers: Numbers, schema: Schema) -> Feeds | None:

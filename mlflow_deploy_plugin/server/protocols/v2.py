@@ -8,14 +8,16 @@ outputs are computed, whichever are asked for: the inference log keeps them all.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 from mlflow_deploy_plugin.runtime.values import shown
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_type, load_json, media_type
+from mlflow_deploy_plugin.server.protocols.v2_numbers import load_large
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     TensorHead,
     check_datatype,
@@ -71,7 +73,13 @@ def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: 
     if content_type := headers.get("content-type"):
         media_type(content_type, (JSON, OCTETS, _CURL))
     text, binary = _parts(headers.get(HEADER_LENGTH.lower()), body)
-    document = load_json(text)
+    if (large := load_large(text)) is not None:
+        with suppress(OnnxserveError):  # what is wrong is said below, of the elements as they came
+            return _question(large, binary, artifact, schema)
+    return _question(load_json(text), binary, artifact, schema)
+
+
+def _question(document: Any, binary: memoryview, artifact: Artifact, schema: Schema) -> Question:
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
     arrays = _read_inputs(document.get("inputs"), binary)

@@ -66,6 +66,11 @@ def dtype_of(datatype: str) -> np.dtype[Any]:
     return _DTYPES[datatype]
 
 
+def kind_of(datatype: Any) -> str:
+    """The numpy kind of one of V2's datatypes; empty: it is none."""
+    return _DTYPES[datatype].kind if isinstance(datatype, str) and datatype in _DTYPES else ""
+
+
 def check_datatype(head: TensorHead, dtype: str) -> None:
     """Whether the tensor is of a kind that an input of this numpy dtype takes; the values are not looked at.
 
@@ -101,9 +106,14 @@ def read_head(position: int, entry: Any) -> TensorHead:
 def from_json(head: TensorHead, data: Any) -> Array:
     """The array of a tensor whose elements came as a JSON array, flat in row-major order or nested as its shape.
 
+    Args:
+        data: lists; or the array of what `v2_numbers.load_large` has read, which it refuses in other words.
+
     Raises:
         SchemaMismatch: another number of elements than the shape says, or one that is not of the datatype.
     """
+    if isinstance(data, np.ndarray):
+        return _from_array(head, data)
     if not isinstance(data, list):
         raise SchemaMismatch(f"{head} has as its data {shown(data)}; an array is expected")
     values = _flattened(head, data)
@@ -119,6 +129,20 @@ def from_json(head: TensorHead, data: Any) -> Array:
         with np.errstate(over="raise"):
             return np.array(values, dtype=dtype).reshape(head.shape)
     except (OverflowError, FloatingPointError):
+        raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}") from None
+
+
+def _from_array(head: TensorHead, array: Array) -> Array:
+    dtype = _DTYPES[head.datatype]
+    if array.shape not in (head.shape, (prod(head.shape),)):
+        raise SchemaMismatch(f"{head} has elements of the shape {list(array.shape)}")
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+    if limits and (array.min() < limits.min or array.max() > limits.max):
+        raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}")
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(dtype, copy=False).reshape(head.shape)
+    except FloatingPointError:
         raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}") from None
 
 
