@@ -6,6 +6,7 @@
     │   ├── UnsupportedMediaType    415 BAD_REQUEST
     │   ├── BodyTooLarge            413 BAD_REQUEST
     │   ├── RequestTimeout          408 BAD_REQUEST
+    │   ├── UnfitPath               400 BAD_REQUEST
     │   ├── TargetTooLong           414 BAD_REQUEST
     │   ├── ExpectationFailed       417 BAD_REQUEST
     │   ├── HeadersTooLarge         431 BAD_REQUEST
@@ -81,6 +82,14 @@ class RequestTimeout(InvalidRequest):
     """The request was not whole when its time was up."""
 
     http_status = 408
+
+
+class UnfitPath(InvalidRequest):
+    """The target of the request is no path of any server; `path` is what it says, for the form of the answer."""
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class TargetTooLong(InvalidRequest):

@@ -154,7 +154,10 @@ def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> byt
 
 
 def _flask_response(response: RawResponse) -> Response:
-    return Response(response.body, response.status, response.headers, content_type=response.content_type)
+    flask = Response(response.body, response.status, response.headers, content_type=response.content_type)
+    if response.status == 204:
+        del flask.headers["Content-Type"]
+    return flask
 
 
 def _give_up(stream: IO[bytes]) -> None:

@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.errors import (
     HeadersTooLarge,
     InvalidRequest,
     TargetTooLong,
+    UnfitPath,
     UnknownTransferCoding,
 )
 
@@ -92,20 +93,21 @@ def path_of(target: str) -> str:
     """The path of a request target (its bytes as latin-1), decoded as WSGI and Flask decode it.
 
     Raises:
-        InvalidRequest: the target is no path of this server: absolute, with dot segments, empty segments or
-            characters that no path has.
+        UnfitPath: the target is no path of this server: absolute, with dot segments, empty segments or characters that
+            no path has.
     """
     if not _TARGET.fullmatch(target):
-        raise InvalidRequest(f"the target {target[:200]!r} is not a path and a query in ASCII, as in '/invocations'")
+        message = f"the target {target[:200]!r} is not a path and a query in ASCII, as in '/invocations'"
+        raise UnfitPath(message, target)
     path = target.partition("?")[0]
     if "%" in path:
         path = unquote_to_bytes(path).decode("utf-8", "replace")
         if _CONTROL.search(path):
-            raise InvalidRequest(f"the path {path[:200]!r} has a control character")
+            raise UnfitPath(f"the path {path[:200]!r} has a control character", path)
     if "//" in path:
-        raise InvalidRequest(f"the path {path[:200]!r} has an empty segment; there is no // in a path here")
+        raise UnfitPath(f"the path {path[:200]!r} has an empty segment; there is no // in a path here", path)
     if "/." in path and not {".", ".."}.isdisjoint(path.split("/")):
-        raise InvalidRequest(f"the path {path[:200]!r} has a segment . or ..; say the path itself")
+        raise UnfitPath(f"the path {path[:200]!r} has a segment . or ..; say the path itself", path)
     return path
 
 

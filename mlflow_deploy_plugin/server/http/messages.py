@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, UnfitPath
 from mlflow_deploy_plugin.server.ids import new_id
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json
 
@@ -56,6 +56,8 @@ def error_response(
 
 def refused(path: str, error: OnnxserveError, headers: dict[str, str] | None = None) -> RawResponse:
     """The answer to a request for this path that ended in one of our errors."""
+    if isinstance(error, UnfitPath):
+        path = error.path
     if error.retry_after is not None:
         headers = {**(headers or {}), "Retry-After": str(error.retry_after)}
     return error_response(path, error.http_status, error.error_code, error.message, headers)

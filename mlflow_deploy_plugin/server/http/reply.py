@@ -17,21 +17,25 @@ def reply(response: RawResponse, keeps_alive: bool, with_body: bool = True) -> b
         keeps_alive: the connection stays open; else the answer says that it ends.
         with_body: False: the answer to a HEAD.
     """
-    head = _head(response, keeps_alive, f"Content-Length: {len(response.body)}")
+    if response.status == 204:
+        return _head(response, keeps_alive, "")  # it has no body, and may not say how long that is (RFC 9110, 8.6)
+    head = _head(
+        response, keeps_alive, f"\r\nContent-Type: {response.content_type}\r\nContent-Length: {len(response.body)}"
+    )
     return head + response.body if with_body else head
 
 
 def chunked_head(response: RawResponse, keeps_alive: bool) -> bytes:
     """The head of an answer whose body follows in chunks."""
-    return _head(response, keeps_alive, "Transfer-Encoding: chunked")
+    return _head(response, keeps_alive, f"\r\nContent-Type: {response.content_type}\r\nTransfer-Encoding: chunked")
 
 
-def _head(response: RawResponse, keeps_alive: bool, framing: str) -> bytes:
+def _head(response: RawResponse, keeps_alive: bool, content: str) -> bytes:
     fields = "\r\n".join([*map(": ".join, response.headers.items()), "\r\n"])
     return (
         f"{_status_line(response.status)}\r\nDate: {_date(int(time.time()))}"
         f"\r\nConnection: {'keep-alive' if keeps_alive else 'close'}"
-        f"\r\nContent-Type: {response.content_type}\r\n{framing}\r\n{fields}"
+        f"{content}\r\n{fields}"
     ).encode("latin-1", "replace")
 
 

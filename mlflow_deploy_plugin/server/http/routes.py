@@ -164,7 +164,9 @@ def _dispatch(server: Server, request: RawRequest) -> RawResponse:
         return error_response(request.path, 404, "ENDPOINT_NOT_FOUND", message)
     view = methods.get("GET" if request.method == "HEAD" else request.method)
     if view is None:
-        allowed = ", ".join(methods)
+        allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
+        if request.method == "OPTIONS":
+            return RawResponse(204, b"", "", {"Allow": allowed})
         message = f"{request.path[:200]} takes {allowed}, not {request.method[:20]}"
         return error_response(request.path, 405, "BAD_REQUEST", message, {"Allow": allowed})
     return encoded(request, view(server, decoded(request, server.max_body_bytes)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import signal
@@ -78,9 +79,18 @@ CASES = [
     ),
     *(
         ("GET", path, {}, b"")
-        for path in ("/ping?a=b", "/p%69ng", "/p%C3%AFng", "/p%FFng", "/%", "/ping/", "/v2/models/")
+        for path in (
+            "/ping?a=b",
+            "/p%69ng",
+            "/p%C3%AFng",
+            "/p%FFng",
+            "/%",
+            "/ping/",
+            "/v2/models/",
+            "/v2/models/a%0Ab/ready",
+        )
     ),
-    *(("GET", path, {}, b"") for path in ("//ping", "/v2//ping", "/a/../ping", "/%2e%2e/ping", "/a%00", "/ping#x")),
+    *(("GET", path, {}, b"") for path in ("//ping", "/v2//ping", "/a/../ping", "/%2e%2e/ping", "/v2/a%00", "/ping#x")),
     *(
         ("POST", path, {"Content-Type": content_type}, body)
         for path in (
@@ -135,6 +145,22 @@ def test_both_workers_send_the_same(
             answered[1].pop("x-request-id")
     assert fast == threaded
     assert fast[0] < 500
+
+
+def test_both_workers_tell_the_methods_of_a_path(both: list[Any]) -> None:
+    for running in both:
+        for path, allowed in (("/ping", "GET, HEAD, OPTIONS"), ("/v2/models/e/infer", "POST, OPTIONS")):
+            told = ask(running.url, "OPTIONS", path, {}, b"")
+            assert told == (204, {"allow": allowed}, b"")
+            status, headers, _ = ask(running.url, "DELETE", path, {}, b"")
+            assert (status, headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize("path", ["/v2/models/a%0Ab/ready", "/v2//health", "/v2/../ping"])
+def test_both_workers_refuse_an_odd_path_in_the_form_of_its_protocol(both: list[Any], path: str) -> None:
+    for running in both:
+        status, _, body = ask(running.url, "GET", path, {}, b"")
+        assert (status, list(json.loads(body))) == (400, ["error"])
 
 
 BROKEN = {
