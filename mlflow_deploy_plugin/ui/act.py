@@ -21,7 +21,9 @@ from mlflow_deploy_plugin.ui.jobs import Job, read, write
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 
-_PATIENCE_SECONDS = 5
+_PATIENCE_SECONDS = 10
+_MLFLOW_SECONDS = "30"
+"""One question to MLflow; each checks the password, which takes a loaded server its time."""
 
 
 def main(path: Path) -> int:
@@ -33,6 +35,7 @@ def main(path: Path) -> int:
     write(path, job)
     try:
         os.environ["MLFLOW_TRACKING_URI"] = _reachable(job.servers)
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _MLFLOW_SECONDS)
         message = _act(job)
     except OnnxserveError as error:
         write(path, replace(job, state="failed", message=error.message))

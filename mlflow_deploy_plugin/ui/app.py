@@ -12,7 +12,6 @@ from typing import Any
 
 from flask import Flask
 
-from mlflow_deploy_plugin.registry.connection import limit_patience
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.ui import console, guard
 from mlflow_deploy_plugin.ui.trail import Trail
@@ -45,7 +44,6 @@ def extend(app: Flask) -> None:
     if _EXTENSION in app.extensions:
         return
     settings = load_settings()
-    limit_patience()
     trail = Trail(settings.store_url)
     guard.install(app, trail)
     console.install(app, settings, trail)

@@ -33,7 +33,7 @@ _SERVER_VARIABLES = (
     "MLFLOW_CRYPTO_",
     "MLFLOW_FLASK_SERVER_SECRET_KEY",
 )
-"""How the server's variables begin that a client of it must not take for its own: where its database is, its secrets."""
+"""How those of the server's variables begin that a client must not take for its own: its databases, its secrets."""
 
 
 @dataclass(frozen=True)
