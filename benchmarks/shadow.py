@@ -4,8 +4,9 @@
 
 The models are those of `benchmarks/request_path.py`. `cpu` is the answering thread's time for one request, in bursts
 that the queue of copies holds; `p50` and `p99` are of the clock, for requests that come every two milliseconds, with
-the shadow's thread at work beside them. Medians over rounds in which the servers take turns, as ratios to the server
-without a shadow. On a machine that has other work to do only the ratios mean something.
+the shadow's thread at work beside them; `full` is of the clock too, for requests that follow each other at once.
+Medians over rounds in which the servers take turns, as ratios to the server without a shadow. On a machine that has
+other work to do only the ratios mean something.
 """
 
 import json
@@ -22,7 +23,7 @@ from typing import Any
 
 import request_path
 
-ROUNDS, BURST, PACED, GAP_SECONDS = 15, 200, 250, 0.002
+ROUNDS, BURST, PACED, GAP_SECONDS, FULL_SECONDS = 15, 200, 250, 0.002, 0.5
 
 
 def open_servers(root: Path) -> dict[str, Any]:
@@ -91,17 +92,30 @@ def paced(server: Any) -> tuple[float, float]:
     return ordered[PACED // 2] * 1e6, ordered[PACED * 99 // 100] * 1e6
 
 
+def full(server: Any) -> float:
+    """Microseconds by the clock for one of many answers without a pause."""
+    from mlflow_deploy_plugin.server.http.routes import answer
+
+    asked = request()
+    answers, began = 0, time.perf_counter()
+    while (taken := time.perf_counter() - began) < FULL_SECONDS:
+        answer(server, asked)
+        answers += 1
+    drained(server)
+    return taken / answers * 1e6
+
+
 def main() -> None:
     if not (request_path.MODELS / "flights").is_dir():
         subprocess.run([sys.executable, request_path.__file__, "--make-models"], check=True)
     with tempfile.TemporaryDirectory() as root:
         servers = open_servers(Path(root))
-        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in servers}
+        found: dict[str, list[tuple[float, ...]]] = {name: [] for name in servers}
         for _ in range(ROUNDS):
             for name, server in servers.items():
-                found[name].append((burst(server), *paced(server)))
+                found[name].append((burst(server), *paced(server), full(server)))
         medians = {name: [statistics.median(row) for row in zip(*rows, strict=True)] for name, rows in found.items()}
-        print(f"{'shadow':8}{'cpu':>10}{'p50':>10}{'p99':>10}   microseconds")
+        print(f"{'shadow':8}{'cpu':>10}{'p50':>10}{'p99':>10}{'full':>10}   microseconds")
         for name, figures in medians.items():
             print(f"{name:8}" + "".join(f"{figure:10.1f}" for figure in figures))
         ratios = (one / none for none, one in zip(medians["none"], medians["one"], strict=True))

@@ -42,8 +42,13 @@ _PAUSE_SECONDS = 0.05
 _HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
 """A thread that computes keeps the interpreter for 5 ms each time that another wants it (`sys.getswitchinterval`); one
 that sleeps hands it over at once."""
+_REST = 9.0
+"""Times as long as the thread has held the interpreter (while a graph runs it does not), it leaves it to the others."""
 _LOG_SECONDS = 60.0
 _TEXT_BYTES = 64  # an object of str, without its characters
+
+Kinds = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+"""The dtype and a row's shape of each array."""
 
 
 @dataclass(slots=True)
@@ -66,17 +71,20 @@ class _Copy:
     outputs: Mapping[str, Array]
     body: Body | None
     size: int
-    rows: int
 
-    def goes_with(self, first: "_Copy") -> bool:
-        """Whether one run may compute both."""
+    @property
+    def rows(self) -> int:
+        return max((len(array) for array in self.feeds.values() if array.ndim), default=0)
+
+    def goes_with(self, first: "_Copy", kinds: Kinds) -> bool:
+        """Whether one run may compute both; `kinds` are those of the feeds of `first`."""
         return (
             self.shadow.loaded is first.shadow.loaded
             and self.shadow.name == first.shadow.name
             and self.answered_by is first.answered_by
             and self.body is None
             and self.outputs.keys() == first.outputs.keys()
-            and _kinds(self.feeds) == _kinds(first.feeds)
+            and _kinds(self.feeds) == kinds
         )
 
 
@@ -109,6 +117,7 @@ class Shadows:
         self._thread: threading.Thread | None = None
         self._is_joinable: WeakKeyDictionary[LoadedVersion, bool] = WeakKeyDictionary()
         self._silent_until = float("-inf")
+        self._run_seconds = 0.0
 
     @property
     def waiting(self) -> int:
@@ -131,11 +140,13 @@ class Shadows:
             body: of a request that the answering version has read itself.
         """
         try:
-            outputs = {name: _kept(array) for name, array in outputs.items()}
+            for array in outputs.values():
+                if array.base is not None:
+                    outputs = {name: _kept(array) for name, array in outputs.items()}
+                    break
             size = _bytes(feeds) + _bytes(outputs) + (len(body.content) if body else 0)
-            rows = max((len(array) for array in feeds.values() if array.ndim), default=0)
             for shadow in variant.shadows:
-                copy = _Copy(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size, rows)
+                copy = _Copy(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
                 if not self._put(copy):
                     self._metrics.count(shadow, "dropped")
         except Exception:
@@ -152,7 +163,7 @@ class Shadows:
     def _put(self, copy: _Copy) -> bool:
         with self._lock:
             held = self._offered_bytes - self._done_bytes
-            if self.waiting >= self._max_copies or held + copy.size > self._max_bytes:
+            if self._offered - self._done >= self._max_copies or held + copy.size > self._max_bytes:
                 return False
             was_empty = not self._copies
             self._offered += 1
@@ -172,6 +183,7 @@ class Shadows:
             self._wake.clear()
             time.sleep(_PAUSE_SECONDS)
             while self._copies and not self._is_stopping:
+                began, ran = time.perf_counter(), self._run_seconds
                 taken = self._take()
                 try:
                     self._deal(taken)
@@ -179,13 +191,14 @@ class Shadows:
                     self._done += len(taken)
                     self._done_bytes += sum(copy.size for copy in taken)
                     del taken  # a version that was swapped out is not held until the next request
-                time.sleep(_HANDOVER_SECONDS)
+                held = time.perf_counter() - began - (self._run_seconds - ran)
+                time.sleep(max(_HANDOVER_SECONDS, _REST * held))
 
     def _take(self) -> list[_Copy]:
         """The next copy, and those behind it that go with it."""
         taken = [self._copies.popleft()]
-        first, rows = taken[0], taken[0].rows
-        while len(taken) < _JOINED_COPIES and self._copies and self._copies[0].goes_with(first):
+        first, rows, kinds = taken[0], taken[0].rows, _kinds(taken[0].feeds)
+        while len(taken) < _JOINED_COPIES and self._copies and self._copies[0].goes_with(first, kinds):
             rows += self._copies[0].rows
             if rows > _JOINED_ROWS or not self._joins(first):
                 break
@@ -231,6 +244,7 @@ class Shadows:
         else:
             raise InferenceError("the request has no form as named arrays, which the shadow takes")
         seconds = time.perf_counter() - began
+        self._run_seconds += seconds
         outputs = _joined([copy.outputs for copy in copies])
         compared = compare(first.answered_by.predictor.artifact, outputs, predictor.artifact, computed)
         self._write(copies, feeds, computed)
@@ -262,7 +276,7 @@ class Shadows:
         logger.warning("the shadow %s fails: %s", place, error, exc_info=None if is_ours else error)
 
 
-def _kinds(feeds: Feeds) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+def _kinds(feeds: Feeds) -> Kinds:
     return {name: (array.dtype, array.shape[1:]) for name, array in feeds.items()}
 
 
@@ -282,7 +296,7 @@ def _bytes(arrays: Mapping[str, Array]) -> int:
     held = 0
     for array in arrays.values():
         held += array.nbytes
-        if array.dtype.kind == "O":
+        if array.dtype.char == "O":
             held += sum(_TEXT_BYTES + (len(value) if isinstance(value, str) else 0) for value in array.flat)
     return held
 
