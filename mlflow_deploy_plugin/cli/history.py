@@ -53,10 +53,15 @@ def _lines(event: "AuditEvent") -> Iterable[str]:
     named = (event.endpoint, event.model, event.version and f"version {event.version}")
     what = " ".join(part for part in named if part)
     change = f": {event.before or '–'} → {event.after or '–'}" if event.before or event.after else ""
-    yield f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {what}{change}"
+    yield _plain(f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {what}{change}")
     if event.why:
-        yield f"    why: {event.why}"
+        yield "    " + _plain(f"why: {event.why}")
     figures = {key: value for key, value in event.detail.items() if isinstance(value, str | int | float | bool)}
     shown = ", ".join(f"{key} {value}" for key, value in figures.items() if key != "spec" and value != "")
     if shown:
-        yield f"    {shown}"
+        yield "    " + _plain(shown)
+
+
+def _plain(text: str) -> str:
+    """One line that a terminal only shows: what stands in it was typed by anybody."""
+    return "".join(one if one.isprintable() else " " for one in text)

@@ -42,6 +42,14 @@ def test_an_endpoint_has_its_own_history_and_that_of_its_model(trail: None) -> N
     assert "    seconds 0.4" in lines
 
 
+def test_what_anybody_typed_stays_on_its_line(trail: None) -> None:
+    store = open_store(load_settings().store_url)
+    store.record("tag", model="delay", before="a: 1\nb: 2", why="\x1b[2J gone")
+    store.close()
+    assert history("--model", "delay", "--limit", "1").output.splitlines()[1:] == ["    why:  [2J gone"]
+    assert history("--model", "delay", "--limit", "1").output.splitlines()[0].endswith("tag  delay: a: 1 b: 2 → –")
+
+
 def test_json_lines_hold_every_field(trail: None) -> None:
     lines = [json.loads(line) for line in history("flights", "-o", "jsonl").output.splitlines()]
     assert [line["action"] for line in lines] == ["create", "transition", "traffic"]
