@@ -47,8 +47,12 @@ def abort(deployments: Deployments, endpoint: str, reason: str, actor: str) -> R
         NotFound: there is none.
     """
     rollout = _change(deployments.store, endpoint, "abort", lambda progress: aborted(progress, reason), actor)
-    Actions(deployments, actor, lambda line: None).roll_back(plan_of(rollout), reason)
-    ended = _write(deployments.store, rollout, replace(progress_of(rollout), state="rolled_back"), actor, utc_now())
+    plan, stored = plan_of(rollout), deployments.store.endpoint(endpoint)
+    is_there = stored is not None and plan.main in stored.spec.variants
+    if is_there:
+        Actions(deployments, actor, lambda line: None).roll_back(plan, reason)
+    progress = replace(progress_of(rollout), state="rolled_back" if is_there else "abandoned")
+    ended = _write(deployments.store, rollout, progress, actor, utc_now())
     return ended or next(one for one in deployments.store.rollouts(endpoint) if one.id == rollout.id)
 
 

@@ -85,14 +85,14 @@ class SequentialTest:
     """The evidence of one step for one kind of event.
 
     Attributes:
-        threshold: the share of the candidate's requests that may have the event.
+        threshold: the share of the candidate's requests that may have the event; an array for tests side by side.
         level: the probability of a false rejection, over all looks.
         against_current: whether the candidate must also be worse than the current version.
         above_threshold / above_current: the alternatives' likelihood ratios so far, as logarithms; with more than one
             axis many tests run side by side.
     """
 
-    threshold: float
+    threshold: float | Floats
     level: float
     against_current: bool = True
     above_threshold: Floats = field(default_factory=lambda: np.zeros(len(ODDS_RATIOS)))

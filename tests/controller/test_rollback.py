@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from mlflow_deploy_plugin.controller.command import say
 from mlflow_deploy_plugin.controller.rollback import rollback
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
+from support.rollouts import PLAN
 from support.tracking import tracking_at
 
 _numbers = count()
@@ -99,6 +102,15 @@ def test_of_two_deployments_that_answer_nobody_knows_which_is_meant(store: Store
 
     with pytest.raises(InvalidConfig, match="is answered by flights and new, and one is expected"):
         rollback("flights")
+
+
+def test_a_rollout_whose_endpoint_was_deleted_can_be_ended(store: Store) -> None:
+    store.add_rollout("flights", PLAN.to_json(), "starting")
+
+    said = say(Deployments(store, load_settings(), print), "flights", "abort", actor="ada@laptop")
+
+    assert said == "flights: version 6 → 7: abandoned; aborted by ada@laptop"
+    assert store.rollouts("flights", live=True) == []
 
 
 def test_what_does_not_exist_is_said(store: Store) -> None:

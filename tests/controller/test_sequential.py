@@ -6,24 +6,34 @@ import pytest
 from mlflow_deploy_plugin.controller.sequential import SequentialTest, growth, log_evidence, upper_limit
 
 ROLLOUTS = 1000
-STEPS = (1, 10, 50)
+STEPS = (1, 10, 50, 100)
 LOOKS = 60
 REQUESTS = 500
 """Requests of both versions between two looks: 100 a second for five minutes a step."""
+BEFORE = 10_000
+"""Requests of the current version before the rollout."""
 LEVEL = 0.05
 
 
 def aborted(candidate: float, current: float, threshold: float, seed: int) -> float:
-    """The share of simulated rollouts that abort, at whichever of their looks."""
+    """The share of simulated rollouts that abort, at whichever of their looks; judged as `controller/judge.py` does."""
     generator = np.random.default_rng(seed)
     ended = np.zeros(ROLLOUTS, bool)
+    history = generator.binomial(BEFORE, current, ROLLOUTS)
+    known = np.full(ROLLOUTS, BEFORE)
     for weight in STEPS:
-        test = SequentialTest(threshold, LEVEL / len(STEPS))
+        level, limit = LEVEL / len(STEPS), np.full(ROLLOUTS, threshold)
+        if weight == 100:
+            level /= 2
+            limits = [upper_limit(*counts, level) for counts in zip(history.tolist(), known.tolist(), strict=True)]
+            limit = np.maximum(limits, threshold)
+        test = SequentialTest(limit, level, against_current=weight < 100)
         for _ in range(LOOKS):
             asked = generator.binomial(REQUESTS, weight / 100, ROLLOUTS)
             errors = generator.binomial(asked, candidate)
             current_errors = generator.binomial(REQUESTS - asked, current)
             test.look(errors, asked, current_errors, REQUESTS - asked)
+            history, known = history + current_errors, known + REQUESTS - asked
             ended |= test.rejects
     return float(ended.mean())
 
