@@ -52,7 +52,7 @@ def test_a_deployment_of_a_stage_serves_what_is_moved_there(
 
     registry.transition_model_version_stage("sum", "2", "Production")
     moved = wait_until(
-        lambda: (got := client.get_deployment("s"))["version"] == "2" and got, what="version 2 is served"
+        lambda: (got := client.get_deployment("s"))["version"] == "2" and got, seconds=60, what="version 2 is served"
     )
     assert (moved["stage"], list(moved["workers"].values())) == ("Production", ["sum 2"])
     assert client.predict("s", [[1, 2]])["predictions"] == [{"y": 6.0}]
@@ -64,7 +64,7 @@ def test_a_deployment_of_a_stage_serves_what_is_moved_there(
     registry.transition_model_version_stage("sum", "2", "Archived")
     registry.transition_model_version_stage("sum", "1", "Production")
     deployments.start("s")
-    wait_until(lambda: client.get_deployment("s")["version"] == "1", what="version 1 is served")
+    wait_until(lambda: client.get_deployment("s")["version"] == "1", seconds=60, what="version 1 is served")
     assert client.get_deployment("s")["error"] == ""
 
 
@@ -86,7 +86,9 @@ def test_a_stage_that_moves_to_a_pyfunc_is_followed_once_that_is_allowed(
             pip_requirements=[],
         )
     registry.transition_model_version_stage("sum", "3", "Production")
-    refused = wait_until(lambda: (got := client.get_deployment("s"))["error"] and got, what="the pyfunc is refused")
+    refused = wait_until(
+        lambda: (got := client.get_deployment("s"))["error"] and got, seconds=60, what="the pyfunc is refused"
+    )
     assert "-C variants.NAME.allow_pyfunc=true allows that" in refused["error"]
     assert (refused["state"], refused["version"], refused["flavor"]) == ("running", "1", "onnx")
 
