@@ -101,6 +101,10 @@ class Calls:
         with self._lock:
             self._open -= 1
 
+    def rest(self, seconds: float) -> bool:
+        """Waits so long, or until the server drains: whether it does."""
+        return self._ending.wait(seconds)
+
     def _may_wait(self, context: grpc.ServicerContext) -> bool:
         with self._lock:
             if not self._ending.is_set():

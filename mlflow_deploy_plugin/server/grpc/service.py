@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.server.grpc import asked, tensors
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc.calls import Calls
 from mlflow_deploy_plugin.server.grpc.status import address_of, code_of, message_of, metadata_of
+from mlflow_deploy_plugin.server.grpc.watch import watch
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
 from mlflow_deploy_plugin.server.http.observed import observed
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
@@ -41,7 +42,10 @@ def handlers(server: Server, calls: Calls) -> list[grpc.GenericRpcHandler]:
     }
     for name, ask in asked.METHODS.items():
         methods[name] = _unary(calls, _about(server, name, ask))
-    health = {"Check": _unary(calls, _about(server, "HealthCheck", asked.health))}
+    health = {
+        "Check": _unary(calls, _about(server, "HealthCheck", asked.health)),
+        "Watch": grpc.stream_stream_rpc_method_handler(partial(watch, server, calls)),
+    }
     return [
         grpc.method_handlers_generic_handler(asked.INFERENCE, methods),
         grpc.method_handlers_generic_handler(asked.HEALTH, health),

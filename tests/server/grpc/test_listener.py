@@ -91,6 +91,23 @@ def test_idle_streams_and_connections_do_not_delay_the_end(
         client.stop_stream(cancel_requests=True)
 
 
+def test_who_watches_the_health_hears_how_it_is_and_of_the_end(
+    tmp_path: Path, endpoints: dict[str, Any], calling: Any
+) -> None:
+    unknown, serving, not_serving = b"\x08\x03", b"\x08\x01", b"\x08\x02"
+    with calling(tmp_path, endpoints) as called, grpc.insecure_channel(called.address) as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        whole, service, other = watch(b""), watch(b"\x0a\x1einference.GRPCInferenceService"), watch(b"\x0a\x01x")
+        assert (next(whole), next(service), next(other)) == (serving, serving, unknown)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(watch(b"\xff"))
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        other.cancel()
+        called.http.process.send_signal(signal.SIGTERM)
+        assert [list(whole), list(service)] == [[not_serving]] * 2
+        assert called.http.process.wait(30) == 0
+
+
 def test_a_client_that_hears_nothing_does_not_delay_the_end(
     tmp_path: Path, endpoints: dict[str, Any], calling: Any
 ) -> None:
