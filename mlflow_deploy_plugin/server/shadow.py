@@ -42,7 +42,7 @@ _PAUSE_SECONDS = 0.05
 _HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
 """A thread that computes keeps the interpreter for 5 ms each time that another wants it (`sys.getswitchinterval`); one
 that sleeps hands it over at once."""
-_REST = 9.0
+_REST, _LONGEST_REST_SECONDS = 9.0, 0.25
 """Times as long as the thread has held the interpreter (while a graph runs it does not), it leaves it to the others."""
 _LOG_SECONDS = 60.0
 _TEXT_BYTES = 64  # an object of str, without its characters
@@ -192,7 +192,7 @@ class Shadows:
                     self._done_bytes += sum(copy.size for copy in taken)
                     del taken  # a version that was swapped out is not held until the next request
                 held = time.perf_counter() - began - (self._run_seconds - ran)
-                time.sleep(max(_HANDOVER_SECONDS, _REST * held))
+                time.sleep(max(_HANDOVER_SECONDS, min(_REST * held, _LONGEST_REST_SECONDS)))
 
     def _take(self) -> list[_Copy]:
         """The next copy, and those behind it that go with it."""
@@ -225,6 +225,7 @@ class Shadows:
         except Exception as error:  # noqa: BLE001 - the boundary: logged and counted, the answer has left long ago
             if len(copies) > 1:
                 for copy in copies:
+                    time.sleep(_HANDOVER_SECONDS)
                     self._deal([copy])
                 return
             self._complain(shadow, error)
