@@ -199,6 +199,13 @@ class GateRefused(OnnxserveError):
     error_code = "PERMISSION_DENIED"
 
 
+class CodeRefused(OnnxserveError):
+    """A version without an ONNX form would run code of its own, and may not do so here."""
+
+    http_status = 403
+    error_code = "PERMISSION_DENIED"
+
+
 class RuntimeMissing(OnnxserveError):
     """No ONNX Runtime is installed: neither the `cpu` nor the `gpu` extra."""
 

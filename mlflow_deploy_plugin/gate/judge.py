@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InferenceError, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.gate.checks.budget import check_budget
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.gate.checks.parity import check_parity
@@ -64,14 +64,17 @@ def judge(
     policy: GatePolicy,
     policy_from: str,
     progress: Progress = lambda line: None,
+    allow_pyfunc: bool = True,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> tuple[Verdict, Evaluated | None]:
     """The verdict on a version; whatever is wrong with the version or with the policy's dataset is a failed check.
 
     Args:
         current: what is served now; None: nothing.
+        allow_pyfunc: versions without an ONNX form, which run code of their own, may be loaded here.
 
     Raises:
+        CodeRefused: one has none, and may not.
         NotFound: the files of the version are gone.
         RegistryUnavailable: MLflow does not answer.
     """
@@ -81,13 +84,13 @@ def judge(
         checks: tuple[CheckResult, ...]
         evaluated = None
         try:
-            bench = _Bench(policy, progress, folder, load(folder))
-        except RegistryUnavailable:
+            bench = _Bench(policy, progress, folder, load(folder, allow_pyfunc))
+        except (RegistryUnavailable, CodeRefused):
             raise
         except OnnxserveError as error:
             checks = (CheckResult("load", "failed", error.message),)
         else:
-            _bring(bench, current, folders)
+            _bring(bench, current, folders, allow_pyfunc)
             checks = tuple(_run(bench))
             evaluated = bench.evaluated
     return (
@@ -105,14 +108,14 @@ def judge(
     )
 
 
-def _bring(bench: _Bench, current: ResolvedModel | None, folders: ExitStack) -> None:
+def _bring(bench: _Bench, current: ResolvedModel | None, folders: ExitStack, allow_pyfunc: bool) -> None:
     """Loads what is served; where that is broken, the new version is judged without."""
     if current is None:
         return
     try:
         bench.current_folder = folders.enter_context(fetched(current))
-        bench.current = load(bench.current_folder)
-    except RegistryUnavailable:
+        bench.current = load(bench.current_folder, allow_pyfunc)
+    except (RegistryUnavailable, CodeRefused):
         raise
     except OnnxserveError as error:
         bench.current_folder = None

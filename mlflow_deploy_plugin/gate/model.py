@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
+from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.registry.download import download
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
@@ -66,15 +66,23 @@ def fetched(resolved: ResolvedModel) -> Iterator[Path]:
         yield download(resolved.source, Path(temporary))
 
 
-def load(folder: Path) -> Judged:
+def load(folder: Path, allow_pyfunc: bool = True) -> Judged:
     """The model in an MLmodel folder; computes in one thread.
 
     Raises:
+        CodeRefused: it has no ONNX form, and `allow_pyfunc` is false.
         InvalidArtifact: it is no model that can be served.
         InferenceError: mlflow.pyfunc cannot load it.
     """
     artifact = read_served_artifact(folder)
-    return _Pyfunc(artifact) if artifact.flavor == PYTHON_FUNCTION else _Onnx(OnnxModel.load(folder))
+    if artifact.flavor != PYTHON_FUNCTION:
+        return _Onnx(OnnxModel.load(folder))
+    if not allow_pyfunc:
+        raise CodeRefused(
+            "a version without an ONNX form would run code of its own to be judged, which is not done on this server; "
+            "`onnxserve gate MODEL VERSION` does it where it is called"
+        )
+    return _Pyfunc(artifact)
 
 
 class _Onnx:

@@ -57,6 +57,7 @@ def promote(
     policy_file: Path | None = None,
     store: Store | None = None,
     progress: Progress = lambda line: None,
+    allow_pyfunc: bool = True,
 ) -> Promotion:
     """Moves a version to a stage or an alias once it has passed the gate that the policy puts before it.
 
@@ -68,8 +69,10 @@ def promote(
         force: moves it whatever the gate says; the version's tag, and with `why` the audit trail, say so.
         actor: who does it; None: the user of this process.
         store: default: this machine's.
+        allow_pyfunc: see `gate.judge.judge`.
 
     Raises:
+        CodeRefused: see `gate.judge.judge`.
         GateRefused: it has not passed; the message says what failed.
         InvalidConfig: the place, the version or the policy is not what it should be, or `force` comes without `why`.
         NotFound / RegistryUnavailable: the version is not there, or MLflow does not answer, or does not allow the move.
@@ -85,7 +88,7 @@ def promote(
     actor = actor or this_actor()
     with opened(store) as trail:
         before = holder(model, place, beside=candidate.version)
-        standing = _standing(candidate, before, place, chosen, force, actor, trail, progress)
+        standing = _standing(candidate, before, place, chosen, force, actor, trail, progress, allow_pyfunc)
         if not standing.passed:
             if not force:
                 _record(trail, "refused", candidate, before, place, standing, why, actor)
@@ -115,6 +118,7 @@ def _standing(
     actor: str,
     store: Store,
     progress: Progress,
+    allow_pyfunc: bool,
 ) -> Standing:
     """Where the version stands before the gate of this place, which is run where nothing fresh is known."""
     policy = chosen.policy
@@ -127,7 +131,7 @@ def _standing(
         progress(f"the gate said of version {candidate.version} at {tags[GATE_AT_TAG]}: {known.state}")
         return known
     try:
-        gated = judge_and_log(candidate, before, chosen, actor, store, progress)
+        gated = judge_and_log(candidate, before, chosen, actor, store, progress, allow_pyfunc=allow_pyfunc)
     except OnnxserveError as error:
         if not force:
             raise

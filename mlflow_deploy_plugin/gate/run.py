@@ -72,6 +72,7 @@ def run_gate(
     actor: str | None = None,
     store: Store | None = None,
     progress: Progress = lambda line: None,
+    allow_pyfunc: bool = True,
 ) -> Gated:
     """Judges a version, logs the report to MLflow, writes the verdict on the version and into the audit trail.
 
@@ -80,8 +81,10 @@ def run_gate(
             alias, that holds another version. A comparison with anything else is not written on the version.
         actor: who asks; None: the user of this process.
         store: default: this machine's.
+        allow_pyfunc: see `judge`.
 
     Raises:
+        CodeRefused: see `judge`.
         InvalidConfig: the policy, the version or `against` is not what it should be.
         NotFound / RegistryUnavailable: the version is not there, or MLflow does not answer.
         StoreUnavailable: the audit trail cannot be written.
@@ -91,7 +94,7 @@ def run_gate(
     served = _served(candidate, chosen.policy)
     current = resolve(against) if against else served
     is_asked_for = chosen.is_the_models and (current and current.source) == (served and served.source)
-    return judge_and_log(candidate, current, chosen, actor, store, progress, is_asked_for)
+    return judge_and_log(candidate, current, chosen, actor, store, progress, is_asked_for, allow_pyfunc)
 
 
 def _served(candidate: ResolvedModel, policy: GatePolicy) -> ResolvedModel | None:
@@ -110,6 +113,7 @@ def judge_and_log(
     store: Store | None,
     progress: Progress,
     is_asked_for: bool = True,
+    allow_pyfunc: bool = True,
 ) -> Gated:
     """Judges, logs, and writes down what is found.
 
@@ -117,7 +121,7 @@ def judge_and_log(
         is_asked_for: it is the verdict that the model's policy asks for, and not one that somebody tries out.
     """
     with opened(store) as trail:
-        verdict, evaluated = judge(candidate, current, chosen.policy, chosen.where, progress)
+        verdict, evaluated = judge(candidate, current, chosen.policy, chosen.where, progress, allow_pyfunc)
         progress("logging the report to MLflow")
         run = log_verdict(verdict, candidate, evaluated)
         if is_asked_for:

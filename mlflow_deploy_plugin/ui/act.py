@@ -99,7 +99,9 @@ def _promote(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.gate.promote import promote
 
     model, version, to = job.asked["model"], job.asked["version"], job.asked["to"]
-    moved = promote(model, version, to, why=job.asked["why"], actor=job.actor, store=store, progress=print)
+    moved = promote(
+        model, version, to, why=job.asked["why"], actor=job.actor, store=store, progress=print, allow_pyfunc=False
+    )
     before = f", where version {moved.before} was" if moved.before else ""
     return f"Version {moved.version} is in {moved.to}{before}; gate {moved.gate}: {moved.reason}."
 
@@ -107,7 +109,8 @@ def _promote(job: Job, store: Store, settings: Settings) -> str:
 def _gate(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.gate.run import run_gate
 
-    gated = run_gate(job.asked["model"], job.asked["version"], actor=job.actor, store=store, progress=print)
+    model, version = job.asked["model"], job.asked["version"]
+    gated = run_gate(model, version, actor=job.actor, store=store, progress=print, allow_pyfunc=False)
     return f"The gate says {gated.verdict.state}: {gated.verdict.reason}."
 
 

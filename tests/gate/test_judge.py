@@ -3,6 +3,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.errors import CodeRefused
 from mlflow_deploy_plugin.gate.judge import judge
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy, parse_policy
 from mlflow_deploy_plugin.registry.resolve import resolve
@@ -20,7 +21,7 @@ def policy(folders):
 
 def judged(candidate, current, policy):
     said = []
-    verdict, evaluated = judge(candidate, current, policy, "a test", said.append, lambda: NOON)
+    verdict, evaluated = judge(candidate, current, policy, "a test", said.append, clock=lambda: NOON)
     return verdict, {check.name: check for check in verdict.checks}, evaluated, said
 
 
@@ -121,3 +122,10 @@ def test_noise_on_whole_numbers_stays_within_their_type(tmp_path):
     _, checks, _, _ = judged(resolve(str(folder)), None, GatePolicy(skip=("budget",)))
     assert checks["robustness"].state == "passed"
     assert checks["robustness"].figures["noise_refused"] == 0
+
+
+def test_where_no_code_may_run_a_version_without_an_onnx_form_gets_no_verdict(version, policy, tmp_path):
+    (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}\n")
+    for candidate, current in ((resolve(str(tmp_path)), None), (version("good"), resolve(str(tmp_path)))):
+        with pytest.raises(CodeRefused, match="onnxserve gate"):
+            judge(candidate, current, policy, "a test", allow_pyfunc=False)
