@@ -24,6 +24,7 @@
     │   └── InvalidArtifact                                      its files are not what they should be
     ├── InferenceError              400 BAD_REQUEST              the runtime refused this input
     ├── GateRefused                 403 PERMISSION_DENIED        a version that has not passed its gate
+    ├── CodeRefused                 403 PERMISSION_DENIED        a model's own code may not run here
     ├── RuntimeMissing              500 INTERNAL_ERROR           no ONNX Runtime is installed
     ├── DeviceUnavailable           500 INTERNAL_ERROR           the device asked for is not really used
     ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not answer
@@ -87,7 +88,7 @@ class RequestTimeout(InvalidRequest):
 class UnfitPath(InvalidRequest):
     """The target of the request is no path of any server; `path` is what it says, for the form of the answer."""
 
-    def __init__(self, message: str, path: str) -> None:
+    def __init__(self, message: str, path: str = "") -> None:
         super().__init__(message)
         self.path = path
 
