@@ -14,11 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
-
-import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError, OnnxserveError
 from mlflow_deploy_plugin.runtime.joinable import why_not_joined
@@ -28,6 +24,7 @@ from mlflow_deploy_plugin.server.capture import CaptureWriter
 from mlflow_deploy_plugin.server.packing import RequestRecord
 from mlflow_deploy_plugin.server.served import LoadedVersion, ServedVariant
 from mlflow_deploy_plugin.server.shadow_compare import compare
+from mlflow_deploy_plugin.server.shadow_copy import Copy, bytes_of, joined, kept, kinds_of
 from mlflow_deploy_plugin.server.shadow_input import translated
 from mlflow_deploy_plugin.server.shadow_metrics import ShadowMetrics
 
@@ -45,47 +42,6 @@ that sleeps hands it over at once."""
 _REST, _LONGEST_REST_SECONDS = 9.0, 0.25
 """Times as long as the thread has held the interpreter (while a graph runs it does not), it leaves it to the others."""
 _LOG_SECONDS = 60.0
-_TEXT_BYTES = 64  # an object of str, without its characters
-
-Kinds = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
-"""The dtype and a row's shape of each array."""
-
-
-@dataclass(slots=True)
-class _Copy:
-    """One request for one shadow.
-
-    Attributes:
-        record: of the answer; the shadow's captured rows have the same ids and times.
-        is_captured: whether the answer is captured, and so the shadow's.
-        feeds / outputs: of the variant that has answered.
-        body: what a pyfunc reads itself.
-        size: bytes that it holds.
-    """
-
-    shadow: ServedVariant
-    answered_by: LoadedVersion
-    record: RequestRecord
-    is_captured: bool
-    feeds: Feeds
-    outputs: Mapping[str, Array]
-    body: Body | None
-    size: int
-
-    @property
-    def rows(self) -> int:
-        return max((len(array) for array in self.feeds.values() if array.ndim), default=0)
-
-    def goes_with(self, first: "_Copy", kinds: Kinds) -> bool:
-        """Whether one run may compute both; `kinds` are those of the feeds of `first`."""
-        return (
-            self.shadow.loaded is first.shadow.loaded
-            and self.shadow.name == first.shadow.name
-            and self.answered_by is first.answered_by
-            and self.body is None
-            and self.outputs.keys() == first.outputs.keys()
-            and _kinds(self.feeds) == kinds
-        )
 
 
 class Shadows:
@@ -109,7 +65,7 @@ class Shadows:
         self._max_copies, self._max_bytes = max_copies, max_bytes
         self._clock = clock
         self._lock = threading.Lock()
-        self._copies: deque[_Copy] = deque()
+        self._copies: deque[Copy] = deque()
         self._offered = self._offered_bytes = 0
         self._done = self._done_bytes = 0  # only the thread writes these, and never holds a lock that others wait for
         self._wake = threading.Event()
@@ -142,11 +98,11 @@ class Shadows:
         try:
             for array in outputs.values():
                 if array.base is not None:
-                    outputs = {name: _kept(array) for name, array in outputs.items()}
+                    outputs = {name: kept(array) for name, array in outputs.items()}
                     break
-            size = _bytes(feeds) + _bytes(outputs) + (len(body.content) if body else 0)
+            size = bytes_of(feeds) + bytes_of(outputs) + (len(body.content) if body else 0)
             for shadow in variant.shadows:
-                copy = _Copy(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
+                copy = Copy(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
                 if not self._put(copy):
                     self._metrics.count(shadow, "dropped")
         except Exception:
@@ -160,7 +116,7 @@ class Shadows:
             self._thread.join(seconds)
         self._capture.close()
 
-    def _put(self, copy: _Copy) -> bool:
+    def _put(self, copy: Copy) -> bool:
         with self._lock:
             held = self._offered_bytes - self._done_bytes
             if self._offered - self._done >= self._max_copies or held + copy.size > self._max_bytes:
@@ -194,10 +150,10 @@ class Shadows:
                 held = time.perf_counter() - began - (self._run_seconds - ran)
                 time.sleep(max(_HANDOVER_SECONDS, min(_REST * held, _LONGEST_REST_SECONDS)))
 
-    def _take(self) -> list[_Copy]:
+    def _take(self) -> list[Copy]:
         """The next copy, and those behind it that go with it."""
         taken = [self._copies.popleft()]
-        first, rows, kinds = taken[0], taken[0].rows, _kinds(taken[0].feeds)
+        first, rows, kinds = taken[0], taken[0].rows, kinds_of(taken[0].feeds)
         while len(taken) < _JOINED_COPIES and self._copies and self._copies[0].goes_with(first, kinds):
             rows += self._copies[0].rows
             if rows > _JOINED_ROWS or not self._joins(first):
@@ -205,7 +161,7 @@ class Shadows:
             taken.append(self._copies.popleft())
         return taken
 
-    def _joins(self, copy: _Copy) -> bool:
+    def _joins(self, copy: Copy) -> bool:
         """Whether rows of several requests may be computed together; found out once a version."""
         loaded = copy.shadow.loaded
         if (known := self._is_joinable.get(loaded)) is None:
@@ -217,7 +173,7 @@ class Shadows:
             self._is_joinable[loaded] = known
         return known
 
-    def _deal(self, copies: list[_Copy]) -> None:
+    def _deal(self, copies: list[Copy]) -> None:
         """Computes and compares; if several fail together, each by itself."""
         shadow = copies[0].shadow
         try:
@@ -231,7 +187,7 @@ class Shadows:
             self._complain(shadow, error)
             self._metrics.count(shadow, "failed")
 
-    def _compare(self, copies: list[_Copy]) -> None:
+    def _compare(self, copies: list[Copy]) -> None:
         first = copies[0]
         shadow, predictor = first.shadow, first.shadow.loaded.predictor
         began = time.perf_counter()
@@ -239,19 +195,19 @@ class Shadows:
             answer = predictor.answer(first.body)
             feeds, computed = answer.feeds, answer.outputs
         elif first.feeds:
-            given = _joined([copy.feeds for copy in copies])
+            given = joined([copy.feeds for copy in copies])
             feeds = translated(given, first.answered_by.predictor.schema, predictor.schema)
             computed = predictor.run(feeds)
         else:
             raise InferenceError("the request has no form as named arrays, which the shadow takes")
         seconds = time.perf_counter() - began
         self._run_seconds += seconds
-        outputs = _joined([copy.outputs for copy in copies])
+        outputs = joined([copy.outputs for copy in copies])
         compared = compare(first.answered_by.predictor.artifact, outputs, predictor.artifact, computed)
         self._write(copies, feeds, computed)
         self._metrics.observe(shadow, compared, len(copies), seconds)
 
-    def _write(self, copies: list[_Copy], feeds: Feeds, computed: Mapping[str, Array]) -> None:
+    def _write(self, copies: list[Copy], feeds: Feeds, computed: Mapping[str, Array]) -> None:
         """The rows of the shadow, request by request, into the spool."""
         start = 0
         for number, copy in enumerate(copies, 1):
@@ -275,31 +231,6 @@ class Shadows:
         is_ours = isinstance(error, OnnxserveError)
         place = f"{shadow.endpoint}/{shadow.name}"
         logger.warning("the shadow %s fails: %s", place, error, exc_info=None if is_ours else error)
-
-
-def _kinds(feeds: Feeds) -> Kinds:
-    return {name: (array.dtype, array.shape[1:]) for name, array in feeds.items()}
-
-
-def _joined(parts: list[Mapping[str, Array]] | list[Feeds]) -> dict[str, Array]:
-    if len(parts) == 1:
-        return dict(parts[0])
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _kept(array: Array) -> Array:
-    """An array of a batch's is a view that would keep the whole batch in memory."""
-    base = array.base
-    return array.copy() if isinstance(base, np.ndarray) and base.nbytes > array.nbytes else array
-
-
-def _bytes(arrays: Mapping[str, Array]) -> int:
-    held = 0
-    for array in arrays.values():
-        held += array.nbytes
-        if array.dtype.char == "O":
-            held += sum(_TEXT_BYTES + (len(value) if isinstance(value, str) else 0) for value in array.flat)
-    return held
 
 
 def _lower_priority() -> None:

@@ -285,3 +285,18 @@ def test_a_batch_that_an_event_loop_has_not_waited_for_is_compared(serve: Serve,
         assert answer_later(server, request, answers.put)
     assert {answers.get(timeout=60).headers["X-Model-Variant"] for _ in range(20)} == {"main"}
     compared(server, 20)
+
+
+def test_endpoints_that_share_their_versions_are_counted_apart(
+    serve_here: Serve, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    variants = {
+        "main": tools.variant(bias_folders["1"], "1"),
+        "new": tools.variant(bias_folders["2"], "2", shadow=True),
+    }
+    server = serve_here({"e": variants, "f": variants})
+    body = orjson.dumps({"inputs": [[1, 2, 3]]})
+    for path in ["/endpoints/e/invocations", "/endpoints/f/invocations", "/endpoints/f/invocations"] * 10:
+        answer(server, RawRequest("POST", path, {"content-type": "application/json"}, body))
+    compared(server, 30)
+    assert [shadowed(server, "rows", endpoint=name) for name in "ef"] == [10, 20]
