@@ -9,16 +9,16 @@ resolved, and never again. Whatever fails, what was served is wanted on.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.agent.consent import consent_of
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
-from mlflow_deploy_plugin.agent.memory import remember, remembered
+from mlflow_deploy_plugin.agent.memory import known_of, remember, remembered
 from mlflow_deploy_plugin.agent.pursuit import Pursuit
-from mlflow_deploy_plugin.agent.tracked import Tracked, wanted_variant, wish_of
+from mlflow_deploy_plugin.agent.tracked import Tracked, Wish, wanted_variant, wish_of
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry.connection import without_addresses
 from mlflow_deploy_plugin.server.state import (
@@ -130,17 +130,16 @@ class Follower:
         yield from dict.fromkeys(text for text in [self._spec_error, *of_models] if text)
 
     def _refused(self) -> Iterator[RefusedVersion]:
-        for spec in self._specs:
-            for name, variant in spec.variants.items():
-                if (trouble := self._tracked(spec, variant).trouble) is not None:
-                    yield RefusedVersion(
-                        endpoint=spec.name,
-                        variant=name,
-                        model=trouble.model,
-                        version=trouble.version,
-                        cause=trouble.cause,
-                        reason=trouble.reason,
-                    )
+        for spec, name, variant in self._variants():
+            if (trouble := self._tracked(spec, variant).trouble) is not None:
+                yield RefusedVersion(
+                    endpoint=spec.name,
+                    variant=name,
+                    model=trouble.model,
+                    version=trouble.version,
+                    cause=trouble.cause,
+                    reason=trouble.reason,
+                )
 
     def _tracked(self, spec: EndpointSpec, variant: VariantSpec) -> Tracked:
         return self.pursuit.tracked[wish_of(spec, variant)]
@@ -176,14 +175,24 @@ class Follower:
         specs = self._control.endpoints(self._own_specs)
         if specs != self._specs:
             self._specs = specs
-            wishes = sorted({wish_of(spec, variant) for spec in specs for variant in spec.variants.values()})
             known = self._restored | self.pursuit.tracked
-            self.pursuit.tracked = {wish: known.get(wish) or Tracked() for wish in wishes}
             self._restored = {}
+            wishes = {wish_of(spec, one): self._known(spec, name, known) for spec, name, one in self._variants()}
+            self.pursuit.tracked = {wish: wishes[wish] for wish in sorted(wishes)}
         for spec in anew or ():
             for variant in spec.variants.values():
                 self._tracked(spec, variant).look_anew()
         self._is_forced = self._is_forced or anew is not None
+
+    def _known(self, spec: EndpointSpec, name: str, known: Mapping[Wish, Tracked]) -> Tracked:
+        endpoint = self._wanted.endpoints.get(spec.name)
+        served = endpoint.variants.get(name) if endpoint is not None else None
+        return known_of(wish_of(spec, spec.variants[name]), served, known)
+
+    def _variants(self) -> Iterator[tuple[EndpointSpec, str, VariantSpec]]:
+        for spec in self._specs:
+            for name, variant in spec.variants.items():
+                yield spec, name, variant
 
     def has_work(self) -> bool:
         """Whether there is a reason for the next round to come soon."""
@@ -263,15 +272,14 @@ class Follower:
         workers = [w for w in read_workers(self.state_dir) if w.generation == self._wanted.generation and lives(w.pid)]
         nothing_loaded = not any(v.version for w in workers for e in w.endpoints.values() for v in e.values())
         failed = False
-        for spec in self._specs:
-            for name, variant in spec.variants.items():
-                tracked = self._tracked(spec, variant)
-                error = _load_error(workers, spec.name, name) or self._died_of(tracked)
-                if not error or tracked.version is None or tracked.unloadable == tracked.version.identity:
-                    continue
-                is_commanded = self._control.is_loading(spec.name)  # whoever commanded it is told
-                failed = failed or (tracked.previous is None and nothing_loaded and not is_commanded)
-                tracked.refuse(error)
+        for spec, name, variant in self._variants():
+            tracked = self._tracked(spec, variant)
+            error = _load_error(workers, spec.name, name) or self._died_of(tracked)
+            if not error or tracked.version is None or tracked.unloadable == tracked.version.identity:
+                continue
+            is_commanded = self._control.is_loading(spec.name)  # whoever commanded it is told
+            failed = failed or (tracked.previous is None and nothing_loaded and not is_commanded)
+            tracked.refuse(error)
         self.pursuit.advance()  # so that the version's tag says it
         return failed
 

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.server.state import (
     FollowedReference,
     KnownVersion,
     Wanted,
+    WantedVariant,
     read_state,
     write_state,
 )
@@ -39,6 +40,17 @@ def remembered(state_dir: Path) -> dict[Wish, Tracked]:
     for wish, version in _wanted_versions(state_dir).items():
         found.setdefault(wish, Tracked(version))
     return found
+
+
+def known_of(wish: Wish, served: WantedVariant | None, known: Mapping[Wish, Tracked]) -> Tracked:
+    """What is known of a variant's wish; what it serves already is not taken away by what is required from now on."""
+    if (tracked := known.get(wish)) is not None:
+        return tracked
+    for other, tracked in known.items():
+        is_served = served is not None and tracked.version is not None and tracked.version.folder == served.folder
+        if other.uri == wish.uri and is_served:
+            return Tracked(tracked.version, tracked.previous)
+    return Tracked()
 
 
 def remember(state_dir: Path, tracked: Mapping[Wish, Tracked], before: Followed) -> Followed:

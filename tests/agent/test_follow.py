@@ -434,6 +434,22 @@ def test_what_is_served_when_the_gate_comes_to_be_required_is_served_on_also_acr
     assert (state.fatal, state.error, case.versions) == (False, "", {"v1": "1"})
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_demand_that_comes_later_takes_nothing_away(case: Case, is_restarted: bool) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    require_gate(case, STAGE)
+    follower = case.follower() if is_restarted else follower
+    state = follower.round()
+    assert (state.fatal, state.error, case.versions) == (False, "", {"v1": "1"})
+    case.world.versions[STAGE] = "2"
+    case.now += 2
+    assert "version 2 is not served" in follower.round().error
+    assert case.versions == {"v1": "1"}
+
+
 def test_followed_references_of_one_model_are_asked_for_together_and_pinned_ones_once(case: Case) -> None:
     alias, tag, pinned = "models:/tiny@live", "models:/tiny/tag:a=b", "models:/tiny/3"
     case.spec(STAGE, alias, tag, pinned)
