@@ -1,0 +1,63 @@
+"""EndpointSpec: the one description of what is served and how.
+
+An endpoint is a server; a deployment is a variant in it. One YAML document describes one endpoint:
+
+    apiVersion: onnxserve/v1
+    name: flights
+    variants:
+      flights: {model: "models:/flight-delay/Production", weight: 100}   # a stage or alias is followed
+    server: {workers: 2, device: cpu, port: 8080}
+    capture: {fraction: 1.0}
+    monitors:
+      daily: {kind: drift, every: 1d, min_rows: 200}
+
+Field names, defaults, bounds and descriptions stand here once: `-C server.port=8123`, `onnxserve serve --help`,
+`mlflow deployments help -t onnxserve` and the reference page of the docs are made from them.
+"""
+
+from mlflow_deploy_plugin.spec.change import add_variant, apply_config, empty_endpoint, new_endpoint, remove_variant
+from mlflow_deploy_plugin.spec.document import dump_spec, load_specs
+from mlflow_deploy_plugin.spec.fields import field_reference
+from mlflow_deploy_plugin.spec.parts import (
+    BatchSize,
+    CaptureSpec,
+    Device,
+    Duration,
+    EndpointSpec,
+    HeaderName,
+    ModelControlMode,
+    MonitorSpec,
+    Name,
+    Rate,
+    ServerSpec,
+    StickySpec,
+    VariantSpec,
+    WorkerClass,
+    duration_seconds,
+)
+
+__all__ = [
+    "BatchSize",
+    "CaptureSpec",
+    "Device",
+    "Duration",
+    "EndpointSpec",
+    "HeaderName",
+    "ModelControlMode",
+    "MonitorSpec",
+    "Name",
+    "Rate",
+    "ServerSpec",
+    "StickySpec",
+    "VariantSpec",
+    "WorkerClass",
+    "add_variant",
+    "apply_config",
+    "dump_spec",
+    "duration_seconds",
+    "empty_endpoint",
+    "field_reference",
+    "load_specs",
+    "new_endpoint",
+    "remove_variant",
+]

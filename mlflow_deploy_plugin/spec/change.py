@@ -1,0 +1,95 @@
+"""A new spec, and a spec with something changed: whole fields by their dotted names, or a variant."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
+from mlflow_deploy_plugin.spec.document import document_of, validated
+from mlflow_deploy_plugin.spec.fields import field_reference
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
+
+
+def new_endpoint(
+    name: str, model_uri: str, config: Mapping[str, Any] | None = None, variant: str | None = None
+) -> EndpointSpec:
+    """The endpoint `name` with one variant (of the same name, if not said otherwise) at 100 %, changed by `config`
+    (dotted field names).
+
+    Raises:
+        InvalidConfig: the name, or a field of `config`, is unknown or has a value it cannot have.
+    """
+    document = {"name": name, "variants": {variant or name: {"model": model_uri}}}
+    return apply_config(validated(document), config or {})
+
+
+def empty_endpoint(name: str, config: Mapping[str, Any]) -> EndpointSpec:
+    """The endpoint `name` without a variant, which cannot be served before it has one. Raises as `new_endpoint`."""
+    return apply_config(validated({"name": name, "variants": {}}), config)
+
+
+def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
+    """`spec` with fields replaced by their dotted names: `{"server.port": "8123"}`.
+
+    An empty text brings a field's default back.
+
+    Raises:
+        InvalidConfig: a name is unknown (the nearest valid one is named) or a value does not fit its field.
+    """
+    document = document_of(spec)
+    if any(dotted.startswith("sticky.") for dotted in config):
+        document.pop("sticky", None)  # header and key replace each other
+    for dotted, value in config.items():
+        _check_name(spec, dotted)
+        *parents, leaf = _path(dotted)
+        target = document
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[leaf] = value
+        if value == "":
+            del target[leaf]
+    for part in [part for part, fields in document.items() if fields == {} and part != "variants"]:
+        del document[part]
+    return validated(document)
+
+
+def add_variant(spec: EndpointSpec, name: str, model_uri: str, config: Mapping[str, Any] | None = None) -> EndpointSpec:
+    """`spec` with a further variant, changed by `config` (dotted field names). It gets no traffic yet if others do.
+
+    Raises:
+        AlreadyExists: there is a variant of this name.
+        InvalidConfig: as `new_endpoint`.
+    """
+    if name in spec.variants:
+        raise AlreadyExists(f"the endpoint {spec.name!r} has a deployment {name!r} already: update or delete it")
+    added = {"model": model_uri, "weight": 0 if spec.variants else 100}
+    variants = {**document_of(spec)["variants"], name: added}
+    return apply_config(validated({**document_of(spec), "variants": variants}), config or {})
+
+
+def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
+    """`spec` without one of its variants.
+
+    Raises:
+        InvalidConfig: none of those that stay would answer. None may stay at all.
+    """
+    variants = {key: variant for key, variant in document_of(spec)["variants"].items() if key != name}
+    return validated({**document_of(spec), "variants": variants})
+
+
+def _path(dotted: str) -> list[str]:
+    """The keys that a dotted name leads through; the names of variants and monitors may have dots themselves."""
+    part, _, rest = dotted.partition(".")
+    name, _, field = rest.rpartition(".")
+    return [part, name, field] if part in ("variants", "monitors") and name else dotted.split(".")
+
+
+def _check_name(spec: EndpointSpec, dotted: str) -> None:
+    known = [name for name, *_ in field_reference()]
+    parts = _path(dotted)
+    generic = ".".join([parts[0], "NAME", *parts[2:]]) if parts[0] in ("variants", "monitors") else dotted
+    if generic in known or (generic == "variants.NAME.model" and parts[1] in spec.variants):
+        return
+    nearest = difflib.get_close_matches(generic, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(known)}"
+    raise InvalidConfig(f"unknown config key {dotted!r}{hint}")

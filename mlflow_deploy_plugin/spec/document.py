@@ -1,0 +1,75 @@
+"""A spec as YAML, and back."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.spec.fields import field_reference
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
+
+
+def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
+    """The endpoints of a YAML text, one a document; they share one server, which the first describes.
+
+    Args:
+        may_be_empty: an endpoint without a variant is one too; it can be kept, not served.
+
+    Raises:
+        InvalidConfig: not YAML, not a spec, a name that stands twice, or a server that differs from the first's.
+    """
+    try:
+        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a date that is none, of too many brackets
+        raise InvalidConfig(f"the spec is not valid YAML: {' '.join(str(error).split())}") from None
+    specs = [validated(document) for document in documents]
+    if not specs:
+        raise InvalidConfig("the spec is empty: it needs at least `name` and `variants`")
+    names = [spec.name for spec in specs]
+    if not may_be_empty and (empty := [spec.name for spec in specs if not spec.variants]):
+        raise InvalidConfig(f"variants: endpoint {empty[0]!r} has none; it needs at least one, with a `model`")
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidConfig(f"endpoint {doubled[0]!r} stands twice in the spec")
+    for spec in specs[1:]:
+        if "server" in spec.model_fields_set and spec.server != specs[0].server:
+            raise InvalidConfig(
+                f"endpoint {spec.name!r} has a `server` of its own, and all of a spec share one: say it in the first, "
+                f"{specs[0].name!r}"
+            )
+    return specs
+
+
+def dump_spec(spec: EndpointSpec) -> str:
+    """The spec as YAML, defaults left out; `load_specs` reads it back."""
+    document = {"apiVersion": spec.api_version, **document_of(spec)}
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+def document_of(spec: EndpointSpec) -> dict[str, Any]:
+    """What differs from the defaults, as plain values."""
+    return spec.model_dump(by_alias=True, exclude_defaults=True)
+
+
+def validated(document: Any) -> EndpointSpec:
+    """The spec that a document of plain values is.
+
+    Raises:
+        InvalidConfig: it is none; the message says which field is wrong, and what would be right.
+    """
+    if not isinstance(document, Mapping):
+        raise InvalidConfig(f"a spec is a mapping with `name` and `variants`, not {type(document).__name__}")
+    try:
+        return EndpointSpec.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = [name for name, *_ in field_reference()] + list(EndpointSpec.model_fields)
+            nearest = difflib.get_close_matches(where, known, n=1, cutoff=0.4)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise InvalidConfig(f"unknown field {where!r}{hint}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise InvalidConfig(f"{where}: {message} (got {first['input']!r})" if where else message) from None
