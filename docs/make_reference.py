@@ -9,7 +9,7 @@ PAGE = Path(__file__).with_name("reference.md")
 
 HEAD = """# Reference
 
-Made by `python docs/make_reference.py` from `spec.py` and `settings.py`; a test holds it equal to them.
+Made by `python docs/make_reference.py` from `spec/` and `settings.py`; a test holds it equal to them.
 
 ## Fields of an endpoint
 
