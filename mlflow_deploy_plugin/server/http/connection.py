@@ -125,11 +125,21 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         self._head = self._body = None
-        self._transport.write(last)
+        self._write(last)
         if keeps_alive:
             self._wait_for_next()
         else:
             self._end(reads_on)
+
+    def _write(self, data: bytes) -> None:
+        """Sends a part of an answer; the client may not have taken all of the parts before."""
+        if self._is_blocked:
+            self._unsent += len(data)  # so that what the client has taken shows in what is left
+        self._transport.write(data)
+
+    def _wait_for_answer(self) -> None:
+        """Nothing more of the request is to come: the model has all the time, and the client to take what there is."""
+        self._deadline = self._front.now + self._limits.request_seconds if self._is_blocked else math.inf
 
     def _wait_for_next(self) -> None:
         self._has_begun = False
@@ -171,7 +181,8 @@ class Connection(asyncio.Protocol):
         """The last answer on this connection: where the next request would begin is not known."""
         if self._exchange is not None:  # which has its own answer to that
             self._exchange.fail(error)
-            self._is_ending, self._deadline = True, math.inf
+            self._is_ending = True
+            self._wait_for_answer()
             return
         head = self._head
         response = refused(head.path if head else "", error)

@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from mlflow_deploy_plugin.errors import NotReady, OnnxserveError
+from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.body import Body
-from mlflow_deploy_plugin.server.http.lines import BrokenAnswer, answer_lines
+from mlflow_deploy_plugin.server.http.lines import BrokenAnswer, ClientLeft, answer_lines
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 
 LAST_CHUNK = b"0\r\n\r\n"
@@ -28,6 +28,7 @@ class Exchange:
     Args:
         body: collects what comes.
         most_unsent: bytes of the answer that the client has not taken yet.
+        write: on the loop: sends a part of the answer.
         begin: on the loop: sends the head of an answer in chunks.
         end: on the loop: sends an answer without chunks, or what ends one in chunks: whole (True) or broken off.
     """
@@ -37,6 +38,7 @@ class Exchange:
         body: Body,
         transport: asyncio.Transport,
         most_unsent: int,
+        write: Callable[[bytes], None],
         begin: Callable[[RawResponse], None],
         end: Callable[[RawResponse | bool], None],
     ) -> None:
@@ -44,11 +46,10 @@ class Exchange:
         self._body = body
         self._transport = transport
         self._most_unsent = most_unsent
-        self._begin, self._end = begin, end
+        self._send, self._begin, self._end = write, begin, end
         self._condition = threading.Condition()
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
-        self._error: OnnxserveError | None = None
+        self._waiting = bytearray()
+        self._error: OnnxserveError | ClientLeft | None = None
         self._is_paused = False
         self._room = threading.Event()
         self._is_gone = False
@@ -58,25 +59,27 @@ class Exchange:
         """Nothing more of the request is to come."""
         return self._body.is_whole or self._error is not None
 
+    @property
+    def is_paused(self) -> bool:
+        """Nothing is read, since much waits for the thread. Once that has ended, its connection has to read on."""
+        return self._is_paused
+
     def receive(self, data: bytes) -> bytes:
         """Takes what belongs to the body, gives back the rest; perhaps not all that it could take.
 
         Raises:
             InvalidRequest: it is no valid body; `fail` has to follow.
         """
-        data = self._body.feed(data)
-        piece = self._body.take()
-        with self._condition:
-            if piece:
-                self._waiting.append(piece)
-                self._waiting_bytes += len(piece)
+        with self._condition:  # the thread must not find the end of the body before what came with it
+            data = self._body.feed(data)
+            self._waiting += self._body.take()
             self._condition.notify()
-            if self._waiting_bytes > _AHEAD_BYTES and not self._is_paused:
+            if len(self._waiting) > _AHEAD_BYTES and not self._is_paused:
                 self._is_paused = True
                 self._transport.pause_reading()
         return data
 
-    def fail(self, error: OnnxserveError) -> None:
+    def fail(self, error: OnnxserveError | ClientLeft) -> None:
         """No more will come, for this reason."""
         with self._condition:
             self._error = self._error or error
@@ -87,7 +90,7 @@ class Exchange:
         self._is_gone = self._is_gone or is_gone
         self._room.set()
         if is_gone:
-            self.fail(NotReady("the client has gone"))
+            self.fail(ClientLeft())
 
     def run(self, server: Server, request: RawRequest) -> None:
         """Answers; in a thread of its own, from the first byte to the last."""
@@ -99,7 +102,7 @@ class Exchange:
             self._loop.call_soon_threadsafe(self._begin, response)
             is_whole = True
             try:
-                for piece in pieces:
+                for piece in filter(None, pieces):  # a chunk without bytes would be the last one
                     self._room.clear()
                     self._loop.call_soon_threadsafe(self._write, b"%X\r\n%b\r\n" % (len(piece), piece))
                     self._room.wait()
@@ -115,7 +118,7 @@ class Exchange:
         if self._transport.is_closing():
             self.make_room(is_gone=True)
             return
-        self._transport.write(chunk)
+        self._send(chunk)
         if self._transport.get_write_buffer_size() <= self._most_unsent:
             self._room.set()
 
@@ -124,8 +127,8 @@ class Exchange:
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._waiting or self.is_whole)
-                piece = b"".join(self._waiting)
-                self._waiting, self._waiting_bytes = [], 0
+                piece = bytes(self._waiting)
+                self._waiting.clear()
                 if self._is_paused:
                     self._is_paused = False
                     self._loop.call_soon_threadsafe(self._read_on)

@@ -159,13 +159,13 @@ class FastProtocol(Connection):
         front = self._front
         if front.exchanges >= MOST_EXCHANGES:
             raise TooManyRequests(f"{MOST_EXCHANGES} streams are being answered here already; ask again later", 1)
-        front.exchanges += 1
         self._is_busy = True
         self._body = open_body(head.length, sys.maxsize)
         self._exchange = exchange = Exchange(
             self._body,
             self._transport,
             most_unsent,
+            self._write,
             partial(self._begin_chunks, head),
             partial(self._end_exchange, head),
         )
@@ -176,10 +176,11 @@ class FastProtocol(Connection):
         threading.Thread(
             target=exchange.run, args=(front.server, request), name="onnxserve-stream", daemon=True
         ).start()
+        front.exchanges += 1
 
     def _begin_chunks(self, head: Head, response: RawResponse) -> None:
         if not self._transport.is_closing():
-            self._transport.write(chunked_head(response, head.keeps_alive and not self._is_ending))
+            self._write(chunked_head(response, head.keeps_alive and not self._is_ending))
 
     def _receive(self) -> None:
         exchange = self._exchange
@@ -192,7 +193,8 @@ class FastProtocol(Connection):
             self._refuse(error)
             return
         if exchange.is_whole:
-            self._body, self._deadline = None, math.inf
+            self._body = None
+            self._wait_for_answer()
             return
         self._deadline = self._front.now + self._limits.request_seconds
         if 0 < len(self._buffer) < before:
@@ -201,6 +203,7 @@ class FastProtocol(Connection):
     def _end_exchange(self, head: Head, ending: RawResponse | bool) -> None:
         """The answer has been sent in chunks, whole (True) or broken off; or it is to be sent now."""
         self._front.exchanges -= 1
+        self._is_paused = self._is_paused or (self._exchange is not None and self._exchange.is_paused)
         self._exchange = None
         reads_on = self._body is not None  # and where the next request would begin is not known
         self._is_ending = self._is_ending or reads_on

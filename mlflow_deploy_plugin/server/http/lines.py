@@ -13,7 +13,7 @@ from functools import partial
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
-from mlflow_deploy_plugin.server.answered import count_answer
+from mlflow_deploy_plugin.server.answered import count_answer, predicted_labels
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferRequest
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, event_time, request_id
@@ -21,15 +21,20 @@ from mlflow_deploy_plugin.server.http.observed import observed
 from mlflow_deploy_plugin.server.http.predictions import failed, name_version
 from mlflow_deploy_plugin.server.http.spoken import INVOCATIONS
 from mlflow_deploy_plugin.server.protocols import jsonlines
+from mlflow_deploy_plugin.server.protocols.content import media_type
 from mlflow_deploy_plugin.server.served import ServedVariant
 
 _PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
-_GONE = "499"
+_GONE = 499
 """The status that is counted where the client has left: nginx' word for it."""
 
 
 class BrokenAnswer(Exception):
     """The answer ended in an error after its beginning was sent: it must not look whole."""
+
+
+class ClientLeft(Exception):
+    """Nobody reads the answer any more."""
 
 
 def are_lines(method: str, path: str, headers: Mapping[str, str]) -> bool:
@@ -73,15 +78,17 @@ def _begin(
         server.limits.enter(request.headers, request.client)
         is_let_in = True
         found = _PATH.fullmatch(request.path)
+        media_type(request.headers.get("content-type"), jsonlines.MEDIA_TYPES)
         variant = server.dataplane.lease(found[1] if found else None, None, request.headers)
         name_version(headers, variant)
         answers = _answers(server, request, variant, headers, pieces)
         first = next(answers)
     except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
-        response = failed(request, error, headers)
+        has_left = isinstance(error, ClientLeft)
+        response = RawResponse(_GONE, b"", headers=headers) if has_left else failed(request, error, headers)
         if is_let_in:
             server.limits.leave()
-        _count(server, request, variant, str(response.status))
+        _count(server, request, variant, response.status)
         return response
     go_on(_rest(server, request, variant, headers, first, answers))
     return RawResponse(200, b"", _media(request.headers), headers)
@@ -96,7 +103,10 @@ def _answers(
     for feeds in _feeds(predictor.schema, server.max_body_bytes, pieces):
         is_empty = False
         asked = InferRequest(headers["X-Request-Id"], variant.endpoint, feeds, event_time=moment)
-        yield jsonlines.encode(predictor.prediction(server.dataplane.infer(variant, asked).outputs))
+        outputs = server.dataplane.infer(variant, asked).outputs
+        for label, rows in predicted_labels(predictor.artifact, outputs):
+            server.metrics.count_prediction(variant.loaded.version, label, rows)
+        yield jsonlines.encode(predictor.prediction(outputs))
     if is_empty:
         raise SchemaMismatch(jsonlines.NO_LINES)
 
@@ -120,10 +130,12 @@ def _rest(
     try:
         yield first
         yield from answers
-        status = "200"
+        status = 200
+    except ClientLeft:
+        return
     except Exception as error:  # noqa: BLE001 - as above
         response = failed(request, error, headers)
-        status = str(response.status)
+        status = response.status
         yield response.body + b"\n"
         raise BrokenAnswer from None
     finally:
@@ -135,5 +147,5 @@ def _media(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _count(server: Server, request: RawRequest, variant: ServedVariant | None, status: str) -> None:
-    count_answer(server.metrics, variant, INVOCATIONS.name, status, time.perf_counter() - request.arrived)
+def _count(server: Server, request: RawRequest, variant: ServedVariant | None, status: int) -> None:
+    count_answer(server.metrics, variant, INVOCATIONS.name, str(status), time.perf_counter() - request.arrived)
