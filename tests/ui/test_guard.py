@@ -186,3 +186,65 @@ def test_a_broken_audit_store_is_logged_and_mlflow_goes_on(
     assert move(mlflow_app, model, "1", "Production").status_code == 200
     assert mlflow_app.stage(model, "1") == "Production"
     assert "not in the audit trail: transition by anonymous@127.0.0.1" in caplog.text
+
+
+def test_a_tag_that_makes_a_model_a_prompt_opens_no_gate(mlflow_app: Any) -> None:
+    from mlflow.entities.model_registry import RegisteredModelTag
+
+    model = mlflow_app.model()
+    mlflow_app.registry.set_registered_model_tag(model, RegisteredModelTag("mlflow.prompt.is_prompt", "true"))
+    assert point(mlflow_app, model, "champion", "1").status_code == 403
+
+
+def test_a_new_version_brings_no_verdict_along(mlflow_app: Any) -> None:
+    model = mlflow_app.model()
+    tags = [{"key": key, "value": "passed"} for key in ("onnxserve.gate", "onnxserve.gate.reason", "team")]
+    asked = {"name": model, "source": "s3://bucket/x", "tags": tags}
+    assert mlflow_app.client.post(f"{API}/model-versions/create", json=asked).status_code == 200
+    assert mlflow_app.registry.get_model_version(model, "3").tags == {"team": "passed"}
+
+
+def test_what_cannot_be_read_is_not_moved(mlflow_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+
+    model = mlflow_app.model()
+
+    def busy(*arguments: Any) -> None:
+        raise MlflowException("the database is locked", TEMPORARILY_UNAVAILABLE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow_app.registry, "get_registered_model", busy)
+        answer = move(mlflow_app, model, "1", "Production")
+    assert (answer.status_code, answer.json["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+    assert mlflow_app.stage(model, "1") == "None"
+
+
+def test_who_makes_a_stale_verdict_count_is_in_the_trail(mlflow_app: Any) -> None:
+    from mlflow.entities.model_registry import ModelVersionTag
+
+    model, digest = mlflow_app.model(), "onnxserve.gate.policy_digest"
+    mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(digest, "old"))
+    asked = {"name": model, "version": "1", "key": digest}
+    assert mlflow_app.client.post(f"{API}/model-versions/set-tag", json={**asked, "value": "new"}).status_code == 200
+    assert mlflow_app.client.delete(f"{API}/model-versions/delete-tag", json=asked).status_code == 200
+    assert [(event.before, event.after, event.detail["tag"]) for event in events(mlflow_app, model)] == [
+        ("old", "new", digest),
+        ("new", "", digest),
+    ]
+
+
+def test_who_makes_renames_or_deletes_a_gated_model_is_in_the_trail_of_both_names(mlflow_app: Any) -> None:
+    model, tags = "made-here", [{"key": "onnxserve.gate.policy", "value": POLICY}]
+    client, base = mlflow_app.client, f"{API}/registered-models"
+    assert client.post(f"{base}/create", json={"name": model, "tags": tags}).status_code == 200
+    assert client.post(f"{base}/rename", json={"name": model, "new_name": "renamed"}).status_code == 200
+    assert client.delete(f"{base}/delete", json={"name": "renamed"}).status_code == 200
+    assert [(event.action, event.after) for event in events(mlflow_app, model)] == [
+        ("tag", POLICY),
+        ("rename", "renamed"),
+    ]
+    assert [(event.action, event.before) for event in events(mlflow_app, "renamed")] == [
+        ("rename", model),
+        ("delete", "renamed"),
+    ]

@@ -1,0 +1,199 @@
+"""What a request to MLflow's registry is about to change, of what the gate and the audit trail look at."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
+from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, GATE_POLICY_TAG, GATE_TAG
+from mlflow_deploy_plugin.ui.judged import judged
+from mlflow_deploy_plugin.ui.trail import Trail
+
+_QUIET = ("None", "Archived")
+"""Stages from which nothing is served."""
+_VERDICT = (GATE_TAG, GATE_POLICY_DIGEST_TAG)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of what a reference to a model means, as it is written into the audit trail.
+
+    Attributes:
+        action: `transition`, `alias`, `tag`, or of a registered model itself `rename` or `delete`.
+        before / after: the stage of the version, which version has the alias, the value of the tag, the model's name.
+        refusal: why it may not be; empty where it may.
+        figures: what else belongs to it.
+        also_of: other models in whose trail it stands.
+    """
+
+    action: str
+    model: str
+    version: str
+    before: str
+    after: str
+    why: str = ""
+    refusal: str = ""
+    figures: dict[str, Any] | None = None
+    also_of: tuple[str, ...] = ()
+
+
+def _transition(trail: Trail) -> Change:
+    from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
+    from mlflow.protos.model_registry_pb2 import TransitionModelVersionStage
+
+    asked, known = _asked(TransitionModelVersionStage()), registry()
+    model, version = known.get_registered_model(asked.name), known.get_model_version(asked.name, asked.version)
+    stage = get_canonical_stage(asked.stage)
+    stood = [str(one.version) for one in known.get_latest_versions(asked.name, [stage]) if stage not in _QUIET]
+    refusal, why = judged(trail, model, version, stage, stood[0] if stood else "")
+    figures: dict[str, Any] = {}
+    if others := [other for other in stood if other != str(version.version)]:
+        figures = {"stood_there": others[0], "archived": bool(asked.archive_existing_versions)}
+    return Change("transition", asked.name, str(version.version), version.current_stage, stage, why, refusal, figures)
+
+
+def _alias(trail: Trail) -> Change | None:
+    from mlflow.protos.model_registry_pb2 import SetRegisteredModelAlias
+
+    asked, known = _asked(SetRegisteredModelAlias()), registry()
+    model, version = known.get_registered_model(asked.name), known.get_model_version(asked.name, asked.version)
+    if _is_only_a_prompt(model):
+        return None
+    stood = model.aliases.get(asked.alias)
+    refusal, why = judged(trail, model, version, f"@{asked.alias}", str(stood or ""))
+    before = _alias_shown(asked.alias, stood)
+    after = _alias_shown(asked.alias, version.version)
+    return Change("alias", asked.name, str(version.version), before, after, why, refusal)
+
+
+def _no_alias(trail: Trail) -> Change | None:
+    from mlflow.protos.model_registry_pb2 import DeleteRegisteredModelAlias
+
+    asked = _asked(DeleteRegisteredModelAlias())
+    model = registry().get_registered_model(asked.name)
+    stood = model.aliases.get(asked.alias)
+    if _is_only_a_prompt(model) or stood is None:
+        return None
+    return Change("alias", asked.name, str(stood), _alias_shown(asked.alias, stood), _alias_shown(asked.alias, None))
+
+
+def _deleted(trail: Trail) -> Change | None:
+    """A version that goes leaves its stage: the one before it in the stage is served again."""
+    from mlflow.protos.model_registry_pb2 import DeleteModelVersion
+
+    asked = _asked(DeleteModelVersion())
+    version = registry().get_model_version(asked.name, asked.version)
+    if version.current_stage in _QUIET and not version.aliases:
+        return None
+    return Change("transition", asked.name, str(version.version), version.current_stage, "deleted")
+
+
+def _version_tag(trail: Trail) -> Change | None:
+    """The verdict itself, and the policy that it was given by: whoever writes it by hand answers for it by name."""
+    from mlflow.protos.model_registry_pb2 import SetModelVersionTag
+
+    asked = _asked(SetModelVersionTag())
+    return _tagged(asked, asked.value) if asked.key in _VERDICT else None
+
+
+def _no_version_tag(trail: Trail) -> Change | None:
+    from mlflow.protos.model_registry_pb2 import DeleteModelVersionTag
+
+    asked = _asked(DeleteModelVersionTag())
+    return _tagged(asked, "") if asked.key in (*_VERDICT, ROLLED_BACK_TAG) else None
+
+
+def _tagged(asked: Any, after: str) -> Change:
+    version = registry().get_model_version(asked.name, asked.version)
+    before = version.tags.get(asked.key, "")
+    return Change("tag", asked.name, str(version.version), before, after, figures={"tag": asked.key})
+
+
+def _model_created(trail: Trail) -> Change | None:
+    from mlflow.protos.model_registry_pb2 import CreateRegisteredModel
+
+    asked = _asked(CreateRegisteredModel())
+    given = {tag.key: tag.value for tag in asked.tags}.get(GATE_POLICY_TAG, "")
+    return Change("tag", asked.name, "", "", given, figures={"tag": GATE_POLICY_TAG})
+
+
+def _model_renamed(trail: Trail) -> Change | None:
+    """What follows the new name serves what this model has in its stages, by the policy that it has."""
+    from mlflow.protos.model_registry_pb2 import RenameRegisteredModel
+
+    asked = _asked(RenameRegisteredModel())
+    if _is_only_a_prompt(registry().get_registered_model(asked.name)):
+        return None
+    return Change("rename", asked.name, "", asked.name, asked.new_name, also_of=(asked.new_name,))
+
+
+def _model_deleted(trail: Trail) -> Change | None:
+    """Its policy goes with it: one of the same name is made anew without."""
+    from mlflow.protos.model_registry_pb2 import DeleteRegisteredModel
+
+    asked = _asked(DeleteRegisteredModel())
+    if _is_only_a_prompt(registry().get_registered_model(asked.name)):
+        return None
+    return Change("delete", asked.name, "", asked.name, "")
+
+
+def _model_tag(trail: Trail) -> Change | None:
+    """What is demanded of a model's versions."""
+    from mlflow.protos.model_registry_pb2 import SetRegisteredModelTag
+
+    asked = _asked(SetRegisteredModelTag())
+    return _policy(asked.name, asked.value) if asked.key == GATE_POLICY_TAG else None
+
+
+def _no_model_tag(trail: Trail) -> Change | None:
+    from mlflow.protos.model_registry_pb2 import DeleteRegisteredModelTag
+
+    asked = _asked(DeleteRegisteredModelTag())
+    return _policy(asked.name, "") if asked.key == GATE_POLICY_TAG else None
+
+
+def _policy(model: str, after: str) -> Change:
+    before = registry().get_registered_model(model).tags.get(GATE_POLICY_TAG, "")
+    return Change("tag", model, "", before, after, figures={"tag": GATE_POLICY_TAG})
+
+
+READERS: dict[str, Callable[[Trail], Change | None]] = {
+    "_transition_stage": _transition,
+    "_set_registered_model_alias": _alias,
+    "_delete_registered_model_alias": _no_alias,
+    "_delete_model_version": _deleted,
+    "_set_model_version_tag": _version_tag,
+    "_delete_model_version_tag": _no_version_tag,
+    "_create_registered_model": _model_created,
+    "_rename_registered_model": _model_renamed,
+    "_delete_registered_model": _model_deleted,
+    "_set_registered_model_tag": _model_tag,
+    "_delete_registered_model_tag": _no_model_tag,
+}
+"""The name of MLflow's view → what it is asked to change."""
+
+GATED = ("_transition_stage", "_set_registered_model_alias")
+"""The views that nothing goes through unread."""
+
+
+def _is_only_a_prompt(model: Any) -> bool:
+    """Of a model with a policy the tag that makes it a prompt means nothing: anybody can set it, and take it away."""
+    return bool(model._is_prompt()) and GATE_POLICY_TAG not in model.tags
+
+
+def _alias_shown(alias: str, version: Any) -> str:
+    return "" if version is None else f"version {version} in @{alias}"
+
+
+def _asked(message: Any) -> Any:
+    """The request, read as MLflow reads it. Raises MlflowException where MLflow refuses to."""
+    from mlflow.server import handlers
+
+    return handlers._get_request_message(message)
+
+
+def registry() -> Any:
+    """MLflow's registry in this process: no question of ours goes over HTTP to the server that we are."""
+    from mlflow.server import handlers
+
+    return handlers._get_model_registry_store()
