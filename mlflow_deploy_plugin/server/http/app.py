@@ -101,16 +101,19 @@ def _gathered(pieces: Generator[bytes, None, None], limit: int) -> Iterator[byte
 
 
 def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
-    """The body as it comes.
+    """The body as it comes; the time that is given to a request is given to each piece (`http/gthread.py`).
 
     Raises:
         InvalidRequest: as `_read_body`.
     """
     read = 0
+    goes_on = getattr(stream, "goes_on", lambda: None)
     try:
         while piece := stream.read(_PIECE_BYTES):
+            goes_on()
             read += len(piece)
             yield piece
+            goes_on()
     except OSError:
         _give_up(stream)
         raise InvalidRequest(_TORN) from None

@@ -6,8 +6,9 @@ refused, since nobody accepts from the listener that it keeps.
 
 And it waits for ever for the rest of a request that a client has begun, and for a client to take its answer: as many
 silent clients as there are threads, and nobody is served any more; here a request has to be whole after `timeout`
-seconds, however its bytes trickle in, and a client has to take something of its answer in as many. And it closes
-connections in its main thread, where it waits up to 2 s for each client to do the same; here nothing waits.
+seconds, however its bytes trickle in (of one that is streamed each piece), and a client has to take something of its
+answer in as many. And it closes connections in its main thread, where it waits up to 2 s for each client to do the same;
+here nothing waits.
 
 And a request that came together with the one before it waits there until the client sends something more: it lies in
 the parser's buffer, and the selector hears nothing of it.
@@ -60,12 +61,16 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """As gunicorn's; the application may give up a body (`http/app.py`), and with it the connection: nobody knows
-        where the next request begins."""
+        where the next request begins. And it may say of a streamed one that it goes on."""
         req.body.give_up = req.force_close
+        req.body.goes_on = partial(self._goes_on, conn)
         try:
             return super().handle_request(req, conn)
         except BlockingIOError:  # SO_SNDTIMEO (`init_process`); gunicorn would log it as an error of the server
             raise BrokenPipeError(errno.EPIPE, "the client takes nothing of its answer") from None
+
+    def _goes_on(self, conn: Any) -> None:
+        self._begun[conn] = time.monotonic()
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """As gunicorn's, but what has come already of the next request is read at once."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,21 @@ def test_a_client_that_falls_silent_or_leaves_holds_nothing(connect: Callable[[]
     content = read_all(silent)
     assert b"408" in content or b"in time" in content
     assert not content.endswith(chunk())
+
+
+def test_a_stream_may_last_longer_than_the_time_for_a_request(
+    connect: Callable[[], socket.socket], is_fast: bool
+) -> None:
+    connection = connect()
+    connection.sendall(CHUNKED)
+    until = time.monotonic() + 5
+    pieces = 0
+    while time.monotonic() < until:
+        connection.sendall(chunk(LINE % 3 * 6600))  # gunicorn's own worker reads 64 KiB at once
+        pieces += 1
+        time.sleep(0.4)
+    connection.sendall(chunk())
+    assert read_all(connection, chunk()).count(b"006.0") > 6599 * pieces  # some are torn by the limits of chunks
 
 
 def test_a_client_that_does_not_read_until_it_has_sent_is_answered(
