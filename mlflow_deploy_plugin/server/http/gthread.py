@@ -7,8 +7,8 @@ refused, since nobody accepts from the listener that it keeps.
 And it waits for ever for the rest of a request that a client has begun, and for a client to take its answer: as many
 silent clients as there are threads, and nobody is served any more; here a request has to be whole after `timeout`
 seconds, however its bytes trickle in (of one that is streamed each piece), and a client has to take something of its
-answer in as many. And it closes connections in its main thread, where it waits up to 2 s for each client to do the same;
-here nothing waits.
+answer in as many. And it closes connections in its main thread, where it waits up to 2 s for each client to do the
+same; here nothing waits.
 
 And a request that came together with the one before it waits there until the client sends something more: it lies in
 the parser's buffer, and the selector hears nothing of it.
