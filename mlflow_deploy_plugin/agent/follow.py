@@ -19,10 +19,12 @@ from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
 from mlflow_deploy_plugin.agent.memory import known_of, remember, remembered
 from mlflow_deploy_plugin.agent.pursuit import Pursuit
 from mlflow_deploy_plugin.agent.tracked import Tracked, Wish, wanted_variant, wish_of
+from mlflow_deploy_plugin.agent.workers import Workers, load_error
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry.connection import without_addresses
 from mlflow_deploy_plugin.server.state import (
     AGENT,
+    LOOK,
     SPEC,
     WANTED,
     AgentState,
@@ -31,11 +33,7 @@ from mlflow_deploy_plugin.server.state import (
     ShippingState,
     Wanted,
     WantedEndpoint,
-    WorkerState,
-    lives,
     read_state,
-    read_workers,
-    take_deaths,
     write_state,
 )
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
@@ -44,9 +42,6 @@ _log = logging.getLogger(__name__)
 
 _FIRST_LOOK_SECONDS = 5.0
 """What a restart waits for the registry before it serves what it has served before."""
-
-_MOST_DEATHS = 2
-"""Of one version; a single one may have been anybody's doing."""
 
 
 @dataclass
@@ -75,8 +70,7 @@ class Follower:
         self._spec_text = ""
         self._spec_error = ""
         self._written: AgentState | None = None
-        take_deaths(self.state_dir)  # of an earlier server that was killed as a whole
-        self._deaths: list[Path | None] = []
+        self._workers = Workers(self.state_dir)
 
     def round(self) -> AgentState:
         """Looks once; writes wanted.json and agent.json where they change.
@@ -87,6 +81,7 @@ class Follower:
         first = self._written is None
         self._read_spec()
         self._take_commands()
+        self._look_if_asked()
         restored = any(tracked.version is not None for tracked in self.pursuit.tracked.values())
         self.pursuit.advance()
         if first:
@@ -194,9 +189,16 @@ class Follower:
             for name, variant in spec.variants.items():
                 yield spec, name, variant
 
+    def _look_if_asked(self) -> None:
+        file = self.state_dir / LOOK
+        if file.exists():
+            file.unlink(missing_ok=True)  # before the look: what is moved after it is asked for anew
+            self.pursuit.look_now()
+
     def has_work(self) -> bool:
         """Whether there is a reason for the next round to come soon."""
-        return self._control.has_work() or any(future.done() for future in self.pursuit.under_way())
+        has_come = any(future.done() for future in self.pursuit.under_way())
+        return has_come or self._control.has_work() or (self.state_dir / LOOK).exists()
 
     def _outcome(self, endpoint: str) -> OnnxserveError | None:
         """How loading or unloading went; see `control.Outcome`."""
@@ -205,9 +207,9 @@ class Follower:
             return error
         if spec and not self._is_settled(spec):
             raise Pending
-        workers = [worker for worker in read_workers(self.state_dir) if lives(worker.pid)]
+        workers = self._workers.living()
         is_behind = any(worker.generation != self._wanted.generation for worker in workers)
-        if is_behind or any(_load_error(workers, endpoint, name) for name in (spec.variants if spec else ())):
+        if is_behind or any(load_error(workers, endpoint, name) for name in (spec.variants if spec else ())):
             raise Pending  # an error that has just come is dealt with in the next round
         return None
 
@@ -268,13 +270,13 @@ class Follower:
         Returns:
             True when a version failed, no earlier one is there, and no worker has anything that answers.
         """
-        self._deaths += take_deaths(self.state_dir)
-        workers = [w for w in read_workers(self.state_dir) if w.generation == self._wanted.generation and lives(w.pid)]
+        workers = [worker for worker in self._workers.living() if worker.generation == self._wanted.generation]
         nothing_loaded = not any(v.version for w in workers for e in w.endpoints.values() for v in e.values())
         failed = False
         for spec, name, variant in self._variants():
             tracked = self._tracked(spec, variant)
-            error = _load_error(workers, spec.name, name) or self._died_of(tracked)
+            folder = tracked.version.folder if tracked.version is not None else None
+            error = load_error(workers, spec.name, name) or self._workers.died_of(folder)
             if not error or tracked.version is None or tracked.unloadable == tracked.version.identity:
                 continue
             is_commanded = self._control.is_loading(spec.name)  # whoever commanded it is told
@@ -283,22 +285,9 @@ class Follower:
         self.pursuit.advance()  # so that the version's tag says it
         return failed
 
-    def _died_of(self, tracked: Tracked) -> str:
-        """Why a version is not given to the workers again that keeps them from living."""
-        folder = tracked.version.folder if tracked.version is not None else None
-        if self._deaths.count(folder) < _MOST_DEATHS:
-            return ""
-        self._deaths = [died for died in self._deaths if died != folder]
-        return f"{_MOST_DEATHS} workers have died while they loaded it: of a crash, or for want of memory"
-
     def _something_lacks(self) -> bool:
         """Whether there is no use in a start; one of many endpoints keeps no other from serving."""
         lacking = [tracked.version is None for tracked in self.pursuit.tracked.values()]
         if len(self._specs) > 1:
             return all(lacking)
         return not self._own_specs or any(lacking)
-
-
-def _load_error(workers: list[WorkerState], endpoint: str, variant: str) -> str:
-    loaded = (worker.endpoints.get(endpoint, {}).get(variant) for worker in workers)
-    return next((entry.error for entry in loaded if entry is not None and entry.error), "")

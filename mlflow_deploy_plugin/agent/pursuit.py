@@ -92,6 +92,12 @@ class Pursuit:
                 tracked.look_anew()
         self.consent = consent
 
+    def look_now(self) -> None:
+        """Asks at once for what is asked for again and again; a look that is under way may have come too early."""
+        for tracked in self.tracked.values():
+            if tracked.due < NEVER or tracked.look is not None:
+                tracked.due = 0.0
+
     def advance(self) -> None:
         """Starts what is due and takes in what has come."""
         self._begin_looks()

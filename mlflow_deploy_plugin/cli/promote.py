@@ -93,6 +93,7 @@ def promote(
 def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) -> Iterator[Served]:
     """Each deployment that follows the place, once it serves the version or will not."""
     start = time.monotonic()
+    deployments.look_now(promotion.model)
     pending = [one for one in deployments.list() if _follows(one, promotion)]
     if pending:
         say(f"waiting for {', '.join(one.name for one in pending)}")

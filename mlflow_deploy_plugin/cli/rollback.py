@@ -14,6 +14,9 @@ def rollback(name: str, to: str | None, why: str) -> None:
     that is under way is aborted.
     """
     # here: SQLAlchemy, MLflow and the rest take seconds that `--help` should not wait for
+    from mlflow_deploy_plugin.registry.connection import import_mlflow_alone
+
+    import_mlflow_alone()
     from mlflow_deploy_plugin.controller.rollback import rollback as go_back
 
     done = go_back(name, why=why, to=to)

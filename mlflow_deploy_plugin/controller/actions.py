@@ -89,6 +89,7 @@ class Actions:
         reference = parse_model_uri(plan.before_uri)
         before = stands_at(reference)
         point(reference, version)
+        self.deployments.look_now(reference.name)
         self.say(f"{plan.endpoint}: {plan.before_uri} is version {version} now")
         self.deployments.store.record(
             "alias" if plan.kind == "alias" else "transition",

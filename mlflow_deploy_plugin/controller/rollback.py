@@ -76,12 +76,13 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
     reference = parse_model_uri(spec.variants[main].model)
     if not reference.followed:
         return _pinned_back(deployments, observed, main, why, actor, to)
-    seen = see(observed)
+    seen = see(observed, with_numbers=False)
     current = stands_at(reference) or seen.versions.get(main, "")
     earlier = Earlier(to, "it was asked for") if to else _earlier(deployments.store, observed, main, reference, current)
     if earlier.version == current:
         raise InvalidConfig(f"{spec.variants[main].model} is version {current} already")
     point(reference, earlier.version)
+    deployments.look_now(reference.name)
     if seen.state in ("running", "starting"):
         _wait(deployments, endpoint, main, earlier.version)
     figures = _figures(reference.name, current, earlier.version, earlier.source, begun)

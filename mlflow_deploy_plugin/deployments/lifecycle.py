@@ -223,6 +223,13 @@ class Deployments:
             if name in spec.variants:
                 self._endpoints.change(spec, remove_variant(spec, name), Cause("update", why, actor))
 
+    def look_now(self, model: str) -> None:
+        """To be called after a move in the registry: the servers here that follow the model serve it at once."""
+        for stored in self.store.endpoints():
+            references = [parse_model_uri(variant.model) for variant in stored.spec.variants.values()]
+            if any(one.followed and one.name == model for one in references):
+                local.look_now(stored.name, self.settings)
+
     @property
     def _endpoints(self) -> Endpoints:
         return Endpoints(self.store, self.settings, self.progress)

@@ -9,6 +9,7 @@
     commands/ID.json    worker → agent              an endpoint that is to be loaded or unloaded (`server/commands.py`)
     answers/ID.json     agent → worker              how that went
     control.json        agent                       what commands have changed of the spec, for the next start
+    look                whoever moved it → agent    a reference was moved in the registry: look there at once
     server.json         supervisor → everyone       process id, host, port
     server.log          supervisor, workers, agent  their log
     spool/              workers → agent             captured requests (`server/capture.py`)
@@ -220,7 +221,7 @@ StateT = TypeVar("StateT", bound=_State)
 LOADING = "loading"
 WANTED, AGENT, SERVER, SPEC, LOG = "wanted.json", "agent.json", "server.json", "spec.yaml", "server.log"
 FOLLOWED = "followed.json"
-COMMANDS, ANSWERS, CONTROL = "commands", "answers", "control.json"
+COMMANDS, ANSWERS, CONTROL, LOOK = "commands", "answers", "control.json", "look"
 
 
 def write_state(path: Path, state: _State) -> None:

@@ -11,6 +11,8 @@ from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Float, Index, Intege
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 VERSION_TABLE = "onnxserve_alembic_version"
+SCHEMA = "0002"
+"""The newest of Alembic's revisions; a test holds both equal."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):

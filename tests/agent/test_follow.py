@@ -15,6 +15,7 @@ import pytest
 
 from mlflow_deploy_plugin.agent.follow import Follower
 from mlflow_deploy_plugin.agent.pursuit import Pace, Pursuit
+from mlflow_deploy_plugin.agent.tracked import Tracked, Wish
 from mlflow_deploy_plugin.agent.version import FetchedVersion
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.registry.lookup import Answer
@@ -25,6 +26,7 @@ from mlflow_deploy_plugin.server.state import (
     ANSWERS,
     COMMANDS,
     LOADING,
+    LOOK,
     SPEC,
     WANTED,
     AgentState,
@@ -173,6 +175,43 @@ def test_what_the_registry_names_is_wanted_and_a_move_is_noticed_at_the_next_pol
     follower.round()
     assert case.wanted.generation == 2
     assert case.world.fetched == ["1", "2"]
+
+
+def test_whoever_has_moved_a_reference_may_ask_for_a_look_at_once(case: Case) -> None:
+    case.spec(STAGE, "models:/tiny/3")
+    case.world.versions |= {STAGE: "1", "models:/tiny/3": "3"}
+    follower = case.follower()
+    follower.round()
+    assert not follower.has_work()
+
+    case.world.versions[STAGE] = "2"
+    (case.state_dir / LOOK).touch()
+
+    assert follower.has_work()
+    follower.round()
+    assert case.versions == {"v1": "2", "v2": "3"}
+    assert case.world.resolved == [STAGE, "models:/tiny/3", STAGE]
+    assert not follower.has_work()
+
+
+def test_a_look_that_is_asked_for_while_another_is_under_way_comes_after_it(case: Case) -> None:
+    looks, wish = Later(), Wish(STAGE)
+    pursuit = case.follower(looks=looks).pursuit
+    pursuit.tracked = {wish: Tracked()}
+    case.world.versions[STAGE] = "1"
+    pursuit.advance()
+    looks.go_on()
+
+    case.world.versions[STAGE] = "2"
+    pursuit.look_now()
+    pursuit.advance()  # takes in what was asked before the move
+    pursuit.advance()
+    looks.go_on()
+    pursuit.advance()
+
+    version = pursuit.tracked[wish].version
+    assert version is not None
+    assert version.version == "2"
 
 
 def test_a_pinned_version_is_looked_up_once(case: Case) -> None:

@@ -9,13 +9,14 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.command import downgrade, upgrade
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, text
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.database import migration_config
-from mlflow_deploy_plugin.store.tables import VERSION_TABLE, Base
+from mlflow_deploy_plugin.store.tables import SCHEMA, VERSION_TABLE, Base
 
 OPEN_AND_ADD = """
 import sys
@@ -95,6 +96,17 @@ def test_of_processes_that_open_a_new_store_at_once_all_succeed_and_one_gets_the
     store = open_store(url)
     assert store.remove_endpoint("raced")
     store.close()
+
+
+def test_a_store_that_is_up_to_date_is_told_without_alembic(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    open_store(url).close()
+    with create_engine(url).connect() as connection:
+        assert ScriptDirectory.from_config(migration_config(connection)).get_current_head() == SCHEMA
+
+    code = "import sys; from mlflow_deploy_plugin.store import open_store; open_store(sys.argv[1]); "
+    code += "assert 'alembic' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code, url], check=False, timeout=60).returncode == 0
 
 
 def test_opening_again_changes_nothing(tmp_path: Path) -> None:

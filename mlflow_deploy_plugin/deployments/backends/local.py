@@ -7,6 +7,7 @@ crash finishes the work. Whoever calls holds the endpoint's lock (`lifecycle.py`
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow_deploy_plugin.deployments.backends import supervisor
@@ -25,6 +26,7 @@ from mlflow_deploy_plugin.deployments.locking import is_locked
 from mlflow_deploy_plugin.server.state import (
     AGENT,
     LOG,
+    LOOK,
     SERVER,
     SPEC,
     AgentState,
@@ -133,6 +135,12 @@ def remove(name: str, settings: Settings) -> None:
     """Ends the server and removes its state folder; what was captured and shipped stays in the inference log."""
     stop(name, settings)
     shutil.rmtree(state_dir(name, settings), ignore_errors=True)
+
+
+def look_now(name: str, settings: Settings) -> None:
+    """Has the endpoint's agent ask the registry at once, not only at its next poll."""
+    with suppress(OSError):  # it has no server, or the disk is full: the next poll comes anyway
+        (state_dir(name, settings) / LOOK).touch()
 
 
 def is_running(name: str, settings: Settings) -> bool:
