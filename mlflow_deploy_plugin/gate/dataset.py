@@ -1,8 +1,11 @@
 """The rows that a version is judged on: a named dataset with the truth, or the sample that lies beside the model."""
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from typing import Any
 
 import numpy as np
 
@@ -10,12 +13,13 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.gate.rows import Rows, chosen, count, read_rows, take
 from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
-from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.runtime.schema import Array
 
 REFERENCE = "reference"
 _DATASET = "dataset:/"
+_ARTIFACT = re.compile(r"(runs|models):/[^/]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,16 @@ class Dataset:
     truth: Array | None = None
 
 
+def check_is_an_artifact(dataset: str) -> None:
+    """Raises InvalidConfig: it is a file of this machine, or elsewhere, and none that MLflow gives to whoever asks."""
+    if dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
+        return
+    raise InvalidConfig(
+        f"the policy's dataset {dataset} may not be read here, where only artifacts of MLflow are "
+        "(runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH, or `reference`): `onnxserve gate MODEL VERSION` reads any file"
+    )
+
+
 def load_dataset(policy: EvaluationPolicy, artifact: Artifact, seed: int) -> Dataset:
     """The labelled rows that the policy names, at most `max_rows` of them.
 
@@ -44,7 +58,7 @@ def load_dataset(policy: EvaluationPolicy, artifact: Artifact, seed: int) -> Dat
     if policy.target not in rows:
         columns = ", ".join(rows)
         raise InvalidConfig(f"the dataset {policy.dataset} has no column {policy.target!r}; it has {columns[:300]}")
-    known = np.flatnonzero([value is not None and value == value for value in rows[policy.target]])
+    known = np.flatnonzero([_is_known(value) for value in rows[policy.target]])
     if not len(known):
         raise InvalidConfig(f"the dataset {policy.dataset} has no row whose {policy.target!r} is known")
     rows = take(rows, known[chosen(len(known), policy.max_rows, seed)])
@@ -62,6 +76,11 @@ def sample(artifact: Artifact, most: int, seed: int) -> Dataset | None:
     return Dataset("the model's reference", take(rows, chosen(count(rows), most, seed)))
 
 
+def _is_known(value: Any) -> bool:
+    """Neither missing nor NaN; of several values, none of them."""
+    return value is not None and bool(np.all(value == value))
+
+
 def _rows(dataset: str, artifact: Artifact) -> Rows:
     if dataset == REFERENCE:
         if artifact.reference is None:
@@ -76,14 +95,24 @@ def _rows(dataset: str, artifact: Artifact) -> Rows:
 
 
 def _reference(artifact: Artifact) -> Rows:
-    """The inputs of the reference; its predictions are the model's own, and no truth."""
+    """The inputs of the reference in the signature's types; its predictions are the model's own, and no truth."""
     assert artifact.reference is not None
     path = artifact.folder / artifact.reference
     if not path.resolve().is_relative_to(artifact.folder.resolve()):
         raise InvalidConfig(f"the model names the reference {artifact.reference!r}, which lies outside of it")
     rows = read_rows(path, "of the model's reference")
     own = (PREDICTION, EVENT_TIME)
-    return {name: values for name, values in rows.items() if name not in own and not name.startswith(OUTPUT_PREFIX)}
+    rows = {name: values for name, values in rows.items() if name not in own and not name.startswith(OUTPUT_PREFIX)}
+    for column in artifact.columns:
+        if (values := rows.get(column.name)) is not None:
+            rows[column.name] = _unstacked(values, np.dtype(COLUMN_TYPES.get(column.type, "O")))
+    return rows
+
+
+def _unstacked(values: Array, dtype: np.dtype[Any]) -> Array:
+    """An integer or a boolean that was saved as a float, because the graph takes it among floats, is one again."""
+    is_one = values.dtype.kind == "f" and dtype.kind in "iub" and bool(np.isfinite(values).all())
+    return values.astype(dtype) if is_one else values
 
 
 def _downloaded(uri: str, folder: str) -> Path:

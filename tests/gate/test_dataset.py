@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import mlflow
 import numpy as np
 import pandas as pd
@@ -7,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.dataset import load_dataset, sample
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
-from mlflow_deploy_plugin.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.runtime.artifact import Column, read_artifact
 from support.gated import labelled, write_classifier, write_rows
 from support.tracking import DEFAULT_EXPERIMENT
 
@@ -73,6 +75,24 @@ def test_a_reference_is_without_the_models_own_answers(tmp_path):
     assert load("reference", artifact, "label").truth.tolist() == rows["label"].tolist()
     with pytest.raises(InvalidConfig, match="has no column 'prediction'"):
         load("reference", artifact, "prediction")
+
+
+def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_signature_says(tmp_path):
+    rows = {name: np.array(values, "float32") for name, values in labelled(50).items()}
+    rows["value"] = np.arange(50) % 2 * np.float32(1)
+    rows["label"] = np.full(50, np.nan, "float32")
+    artifact = read_artifact(write_classifier(tmp_path / "model", reference=rows))
+    types = {"a": "double", "value": "boolean", "label": "long", "b": "datetime"}
+    artifact = replace(artifact, columns=tuple(Column(name, kind, True) for name, kind in types.items()))
+    found = sample(artifact, 50, 7).rows
+    assert {name: str(values.dtype) for name, values in found.items()} == {
+        "a": "float32",
+        "b": "float32",
+        "value": "bool",
+        "label": "float32",  # nothing says what a missing one is
+    }
+    artifact = replace(artifact, columns=(Column("value", "long", True),))
+    assert sample(artifact, 50, 7).rows["value"].tolist() == [0, 1] * 25
 
 
 def test_a_model_without_a_reference_has_no_sample(artifact):
