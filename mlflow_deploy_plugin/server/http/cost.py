@@ -38,7 +38,7 @@ class Costs:
         path, headers, size = request.path, request.headers, len(request.body)
         seconds = self._seconds.get((path, headers.get("content-type"), size.bit_length()))
         if seconds is None:
-            return path in _INSTANT
+            return path in _INSTANT and "content-encoding" not in headers
         is_small = size <= _INLINE_BYTES and "content-encoding" not in headers
         return seconds < INLINE_SECONDS and is_small and self._may_be_inline()
 
@@ -59,10 +59,11 @@ class Costs:
         return response
 
     def _learn(self, request: RawRequest, response: RawResponse, seconds: float) -> None:
-        if response.status != 200 or "X-Prediction-Id" not in response.headers:
-            return  # what is refused is quicker than what is answered, and its path is the caller's text
         key = request.path, request.headers.get("content-type"), len(request.body).bit_length()
         average = self._seconds.get(key)
+        is_prediction = response.status == 200 and "X-Prediction-Id" in response.headers
+        if not is_prediction and (average is None or seconds < average):
+            return  # what is refused is quicker than what is answered, and its path is the caller's text
         if average is None:
             if len(self._seconds) >= _CLASSES:
                 self._seconds.clear()

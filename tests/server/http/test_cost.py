@@ -54,6 +54,7 @@ def test_what_is_not_known_yet_is_no_matter_for_the_loop(costs: Costs, took: Cal
 
 def test_liveness_never_waits_for_a_thread(costs: Costs) -> None:
     assert costs.is_quick(RawRequest("GET", "/ping", {}, b""))
+    assert not costs.is_quick(of_size(60_000, "/ping", **{"content-encoding": "gzip"}))
 
 
 def test_one_slow_answer_is_the_machine_and_several_are_the_model(costs: Costs, took: Callable[..., None]) -> None:
@@ -70,6 +71,13 @@ def test_one_slow_answer_is_the_machine_and_several_are_the_model(costs: Costs, 
 
 def test_refusals_say_nothing_of_what_answers_cost(costs: Costs, took: Callable[..., None]) -> None:
     took(costs, SMALL, QUICK, status=400)
+    assert not costs.is_quick(SMALL)
+
+
+def test_a_failure_that_takes_long_leaves_the_loop(costs: Costs, took: Callable[..., None]) -> None:
+    took(costs, SMALL, QUICK)
+    for _ in range(4):
+        took(costs, SMALL, SLOW, status=500, predicts=False)
     assert not costs.is_quick(SMALL)
 
 
