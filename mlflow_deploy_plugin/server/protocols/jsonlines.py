@@ -41,8 +41,7 @@ class LineReader:
     def __init__(self, schema: Schema, most_bytes: int = sys.maxsize) -> None:
         self._schema = schema
         self._most_bytes = most_bytes
-        self._begun: list[bytes] = []
-        self._begun_bytes = 0
+        self._begun = bytearray()
         self._number = 0
         self._kind: str | None = None
 
@@ -50,15 +49,14 @@ class LineReader:
         """Those of the lines that are whole with this piece."""
         whole, end, rest = piece.rpartition(b"\n")
         if end:
-            yield from self.read(b"".join([*self._begun, whole, end]))
-            self._begun, self._begun_bytes = [], 0
-        self._begun.append(rest)
-        self._begun_bytes += len(rest)
-        self._check(self._number + 1, self._begun_bytes)
+            yield from self.read(b"".join((self._begun, whole, end)))
+            self._begun.clear()
+        self._begun += rest
+        self._check(self._number + 1, len(self._begun))
 
     def end(self) -> Iterator[Feeds]:
         """The last line, which nothing needs to end."""
-        yield from self.read(b"".join(self._begun))
+        yield from self.read(bytes(self._begun))
 
     def read(self, whole: bytes) -> Iterator[Feeds]:
         """Lines that are whole."""
