@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.gate.allowed import ALL, Allowed
 from mlflow_deploy_plugin.gate.checks.budget import check_budget
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.gate.checks.parity import check_parity
 from mlflow_deploy_plugin.gate.checks.robustness import Labelled, check_robustness
 from mlflow_deploy_plugin.gate.checks.signature import check_signature
-from mlflow_deploy_plugin.gate.dataset import Dataset, load_dataset, sample
+from mlflow_deploy_plugin.gate.dataset import Dataset, check_is_an_artifact, load_dataset, sample
 from mlflow_deploy_plugin.gate.measure import Cost, measure
 from mlflow_deploy_plugin.gate.metrics import default_metric, scorer
 from mlflow_deploy_plugin.gate.model import Answers, Judged, fetched, load
@@ -64,33 +65,36 @@ def judge(
     policy: GatePolicy,
     policy_from: str,
     progress: Progress = lambda line: None,
-    allow_pyfunc: bool = True,
+    allowed: Allowed = ALL,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> tuple[Verdict, Evaluated | None]:
     """The verdict on a version; whatever is wrong with the version or with the policy's dataset is a failed check.
 
     Args:
         current: what is served now; None: nothing.
-        allow_pyfunc: versions without an ONNX form, which run code of their own, may be loaded here.
+        allowed: what may be done here for it.
 
     Raises:
-        CodeRefused: one has none, and may not.
+        CodeRefused: one has no ONNX form, and its code may not run.
+        InvalidConfig: the dataset of the policy may not be read.
         NotFound: the files of the version are gone.
         RegistryUnavailable: MLflow does not answer.
     """
+    if not allowed.files and "evaluation" not in policy.skip:
+        check_is_an_artifact(policy.evaluation.dataset)
     with ExitStack() as folders:
         progress(f"fetching version {candidate.version}{f' and version {current.version}' if current else ''}")
         folder = folders.enter_context(fetched(candidate))
         checks: tuple[CheckResult, ...]
         evaluated = None
         try:
-            bench = _Bench(policy, progress, folder, load(folder, allow_pyfunc))
+            bench = _Bench(policy, progress, folder, load(folder, allowed.code))
         except (RegistryUnavailable, CodeRefused):
             raise
         except OnnxserveError as error:
             checks = (CheckResult("load", "failed", error.message),)
         else:
-            _bring(bench, current, folders, allow_pyfunc)
+            _bring(bench, current, folders, allowed)
             checks = tuple(_run(bench))
             evaluated = bench.evaluated
     return (
@@ -108,13 +112,13 @@ def judge(
     )
 
 
-def _bring(bench: _Bench, current: ResolvedModel | None, folders: ExitStack, allow_pyfunc: bool) -> None:
+def _bring(bench: _Bench, current: ResolvedModel | None, folders: ExitStack, allowed: Allowed) -> None:
     """Loads what is served; where that is broken, the new version is judged without."""
     if current is None:
         return
     try:
         bench.current_folder = folders.enter_context(fetched(current))
-        bench.current = load(bench.current_folder, allow_pyfunc)
+        bench.current = load(bench.current_folder, allowed.code)
     except (RegistryUnavailable, CodeRefused):
         raise
     except OnnxserveError as error:

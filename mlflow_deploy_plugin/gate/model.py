@@ -1,7 +1,9 @@
 """One version of a model, ready to answer rows: by our runtime where it has an ONNX form, else by mlflow.pyfunc."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.runtime.schema import Array
 
 _CHUNK = 5_000
+PATIENCE_SECONDS = 600.0
+"""So long may a model without an ONNX form take to load, and to answer all rows of a check."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,11 @@ class _Pyfunc:
         from mlflow import pyfunc  # seconds, and only for what has no ONNX form
 
         self.artifact = artifact
+        self._hangs = False
         try:
-            self._model = pyfunc.load_model(str(artifact.folder))
+            self._model = self._in_time(lambda: pyfunc.load_model(str(artifact.folder)))
+        except InferenceError:
+            raise
         except Exception as error:  # noqa: BLE001 - the model's own code
             raise InferenceError(f"mlflow.pyfunc cannot load it: {_one_line(error)}") from None
 
@@ -142,9 +149,29 @@ class _Pyfunc:
                 types = {column.name: column.type for column in columns}
                 names = types.keys() & rows.keys() if types else rows.keys()
                 data = pd.DataFrame({n: _typed(rows[n], types.get(n, "")) for n in rows if n in names})
-            return _of_pyfunc(self._model.predict(data))
+            return _of_pyfunc(self._in_time(lambda: self._model.predict(data)))
+        except InferenceError:
+            raise
         except Exception as error:  # noqa: BLE001 - the model's own code
             raise InferenceError(f"the model cannot compute this input: {_one_line(error)}") from None
+
+    def _in_time(self, work: Callable[[], Any]) -> Any:
+        """Its code may hang: then it does so in a thread that nobody waits for, and is not asked again."""
+        if self._hangs:
+            raise InferenceError("the model hangs")
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - the model's own code
+                done.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        self._hangs = not wait([done], timeout=PATIENCE_SECONDS).done
+        if self._hangs:
+            raise InferenceError(f"the model did not answer within {PATIENCE_SECONDS:g} s")
+        return done.result()
 
 
 def _typed(values: Array, kind: str) -> Array:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
@@ -120,8 +120,17 @@ class GatePolicy(_Part):
     )
     seed: int = Field(default=7, ge=0, description="Chooses rows, noise and resamples.")
     fresh_hours: float = Field(
-        default=24.0, gt=0, description="For so long a passed verdict against the same version is taken by `promote`."
+        default=24.0,
+        gt=0,
+        le=87_600,
+        description="For so long a passed verdict against the same version is taken by `promote`.",
     )
+
+    @field_validator("gated_aliases")
+    @classmethod
+    def _bare(cls, aliases: tuple[str, ...]) -> tuple[str, ...]:
+        """`@champion` is written as readily as `champion`, and would gate nothing."""
+        return tuple(alias.removeprefix("@") for alias in aliases)
 
     def gates_stage(self, stage: str) -> bool:
         return stage.lower() in {gated.lower() for gated in self.gated_stages}
@@ -146,7 +155,7 @@ def parse_policy(text: str, where: str) -> GatePolicy:
     """
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no date, too long a number, too deep
         raise InvalidConfig(f"{where} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise InvalidConfig(f"{where} is not a mapping; its fields are {', '.join(GatePolicy.model_fields)}")

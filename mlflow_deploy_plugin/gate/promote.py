@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.gate.allowed import ALL, Allowed
 from mlflow_deploy_plugin.gate.judge import Progress
 from mlflow_deploy_plugin.gate.run import Chosen, choose_policy, judge_and_log, opened
 from mlflow_deploy_plugin.gate.standing import Standing, standing_of
@@ -57,7 +58,7 @@ def promote(
     policy_file: Path | None = None,
     store: Store | None = None,
     progress: Progress = lambda line: None,
-    allow_pyfunc: bool = True,
+    allowed: Allowed = ALL,
 ) -> Promotion:
     """Moves a version to a stage or an alias once it has passed the gate that the policy puts before it.
 
@@ -69,7 +70,7 @@ def promote(
         force: moves it whatever the gate says; the version's tag, and with `why` the audit trail, say so.
         actor: who does it; None: the user of this process.
         store: default: this machine's.
-        allow_pyfunc: see `gate.judge.judge`.
+        allowed: see `gate.judge.judge`.
 
     Raises:
         CodeRefused: see `gate.judge.judge`.
@@ -88,7 +89,7 @@ def promote(
     actor = actor or this_actor()
     with opened(store) as trail:
         before = holder(model, place, beside=candidate.version)
-        standing = _standing(candidate, before, place, chosen, force, actor, trail, progress, allow_pyfunc)
+        standing = _standing(candidate, before, place, chosen, force, actor, trail, progress, allowed)
         if not standing.passed:
             if not force:
                 _record(trail, "refused", candidate, before, place, standing, why, actor)
@@ -118,7 +119,7 @@ def _standing(
     actor: str,
     store: Store,
     progress: Progress,
-    allow_pyfunc: bool,
+    allowed: Allowed,
 ) -> Standing:
     """Where the version stands before the gate of this place, which is run where nothing fresh is known."""
     policy = chosen.policy
@@ -131,7 +132,7 @@ def _standing(
         progress(f"the gate said of version {candidate.version} at {tags[GATE_AT_TAG]}: {known.state}")
         return known
     try:
-        gated = judge_and_log(candidate, before, chosen, actor, store, progress, allow_pyfunc=allow_pyfunc)
+        gated = judge_and_log(candidate, before, chosen, actor, store, progress, allowed=allowed)
     except OnnxserveError as error:
         if not force:
             raise

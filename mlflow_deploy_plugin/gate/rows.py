@@ -14,6 +14,11 @@ Rows = dict[str, Array]
 """Arrays of [N] (tensors: [N, …]) by column: text as objects, a missing value as NaN or None."""
 
 
+_MOST_BYTES = 2_000_000_000
+_MOST_VALUES = 200_000_000
+"""What is read of a file lies in memory before rows are chosen from it; a Parquet file tells its size beforehand."""
+
+
 def count(rows: Rows) -> int:
     return len(next(iter(rows.values()))) if rows else 0
 
@@ -33,11 +38,16 @@ def read_rows(path: Path, shown: str) -> Rows:
     """The rows of a CSV or Parquet file.
 
     Raises:
-        InvalidConfig: it does not exist, is neither, or cannot be read; the message calls it `shown`.
+        InvalidConfig: it does not exist, is neither, is too large, or cannot be read; the message calls it `shown`.
     """
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise InvalidConfig(f"the dataset {shown} has more than {_MOST_BYTES:,} bytes; name a sample of it")
         match path.suffix.lower():
             case ".parquet":
+                holds = pa.parquet.read_metadata(path)
+                if holds.num_rows * holds.num_columns > _MOST_VALUES:
+                    raise InvalidConfig(f"the dataset {shown} has {holds.num_rows:,} rows; name a sample of it")
                 table = pa.parquet.read_table(path)
             case ".csv":
                 # as pandas reads them, and with it MLflow: an empty text is a missing one
@@ -50,7 +60,10 @@ def read_rows(path: Path, shown: str) -> Rows:
         raise InvalidConfig(f"the dataset {shown} cannot be read: {' '.join(str(error).split())}") from None
     if not table.num_rows:
         raise InvalidConfig(f"the dataset {shown} has no rows")
-    return from_table(table)
+    try:
+        return from_table(table)
+    except ValueError:  # numpy's: lists of several lengths
+        raise InvalidConfig(f"the dataset {shown} has a column whose lists are not of one length") from None
 
 
 def from_table(table: pa.Table) -> Rows:

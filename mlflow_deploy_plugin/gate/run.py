@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow_deploy_plugin.gate.allowed import ALL, Allowed
 from mlflow_deploy_plugin.gate.judge import Progress, judge
 from mlflow_deploy_plugin.gate.log import LoggedRun, log_verdict, tag_verdict
 from mlflow_deploy_plugin.gate.policy import GatePolicy, read_policy, read_policy_file
@@ -72,7 +73,7 @@ def run_gate(
     actor: str | None = None,
     store: Store | None = None,
     progress: Progress = lambda line: None,
-    allow_pyfunc: bool = True,
+    allowed: Allowed = ALL,
 ) -> Gated:
     """Judges a version, logs the report to MLflow, writes the verdict on the version and into the audit trail.
 
@@ -81,7 +82,7 @@ def run_gate(
             alias, that holds another version. A comparison with anything else is not written on the version.
         actor: who asks; None: the user of this process.
         store: default: this machine's.
-        allow_pyfunc: see `judge`.
+        allowed: see `judge`.
 
     Raises:
         CodeRefused: see `judge`.
@@ -94,7 +95,7 @@ def run_gate(
     served = _served(candidate, chosen.policy)
     current = resolve(against) if against else served
     is_asked_for = chosen.is_the_models and (current and current.source) == (served and served.source)
-    return judge_and_log(candidate, current, chosen, actor, store, progress, is_asked_for, allow_pyfunc)
+    return judge_and_log(candidate, current, chosen, actor, store, progress, is_asked_for, allowed)
 
 
 def _served(candidate: ResolvedModel, policy: GatePolicy) -> ResolvedModel | None:
@@ -113,7 +114,7 @@ def judge_and_log(
     store: Store | None,
     progress: Progress,
     is_asked_for: bool = True,
-    allow_pyfunc: bool = True,
+    allowed: Allowed = ALL,
 ) -> Gated:
     """Judges, logs, and writes down what is found.
 
@@ -121,7 +122,7 @@ def judge_and_log(
         is_asked_for: it is the verdict that the model's policy asks for, and not one that somebody tries out.
     """
     with opened(store) as trail:
-        verdict, evaluated = judge(candidate, current, chosen.policy, chosen.where, progress, allow_pyfunc)
+        verdict, evaluated = judge(candidate, current, chosen.policy, chosen.where, progress, allowed)
         progress("logging the report to MLflow")
         run = log_verdict(verdict, candidate, evaluated)
         if is_asked_for:

@@ -18,7 +18,7 @@ def history(store: Store, endpoint: str | None, model: str | None, limit: int | 
     if endpoint is None or model is not None:
         return store.events(endpoint, model, limit)
     found = store.events(endpoint, None, limit)
-    for name in _models(store, endpoint):  # what was done to a model for an endpoint stands in that endpoint's trail
+    for name in models_of(store, endpoint):  # what was done to a model for an endpoint stands in that endpoint's trail
         found += [event for event in store.events(None, name, limit) if not event.endpoint]
     ordered = sorted(found, key=lambda event: event.at)
     return ordered[-limit:] if limit is not None else ordered
@@ -29,7 +29,8 @@ def as_json(event: AuditEvent) -> str:
     return json.dumps({**asdict(event), "at": event.at.isoformat()}, ensure_ascii=False, default=str)
 
 
-def _models(store: Store, endpoint: str) -> list[str]:
+def models_of(store: Store, endpoint: str) -> list[str]:
+    """The registered models that an endpoint serves; of one that was deleted, those that it served last."""
     stored = store.endpoint(endpoint)
     spec = stored.spec if stored is not None else _last_spec(store, endpoint)
     references = [parse_model_uri(variant.model) for variant in spec.variants.values()] if spec is not None else []

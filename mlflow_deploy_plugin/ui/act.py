@@ -96,21 +96,25 @@ def _rollback(job: Job, store: Store, settings: Settings) -> str:
 
 
 def _promote(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.gate.allowed import Allowed
     from mlflow_deploy_plugin.gate.promote import promote
 
     model, version, to = job.asked["model"], job.asked["version"], job.asked["to"]
+    allowed = Allowed(code=False, files=not job.has_account)
     moved = promote(
-        model, version, to, why=job.asked["why"], actor=job.actor, store=store, progress=print, allow_pyfunc=False
+        model, version, to, why=job.asked["why"], actor=job.actor, store=store, progress=print, allowed=allowed
     )
     before = f", where version {moved.before} was" if moved.before else ""
     return f"Version {moved.version} is in {moved.to}{before}; gate {moved.gate}: {moved.reason}."
 
 
 def _gate(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.gate.allowed import Allowed
     from mlflow_deploy_plugin.gate.run import run_gate
 
     model, version = job.asked["model"], job.asked["version"]
-    gated = run_gate(model, version, actor=job.actor, store=store, progress=print, allow_pyfunc=False)
+    allowed = Allowed(code=False, files=not job.has_account)
+    gated = run_gate(model, version, actor=job.actor, store=store, progress=print, allowed=allowed)
     return f"The gate says {gated.verdict.state}: {gated.verdict.reason}."
 
 

@@ -32,7 +32,7 @@ def caller() -> Caller:
 
 
 def may_read(model: str) -> bool:
-    return _is_administrator() or _may(model)[0]
+    return is_administrator() or _may(model)[0]
 
 
 def may_act_on(models: Sequence[str]) -> bool:
@@ -40,10 +40,10 @@ def may_act_on(models: Sequence[str]) -> bool:
 
     What is served without a registered model is for administrators.
     """
-    return _is_administrator() or (bool(models) and all(_may(model)[1] for model in models))
+    return is_administrator() or (bool(models) and all(_may(model)[1] for model in models))
 
 
-def _is_administrator() -> bool:
+def is_administrator() -> bool:
     """Without accounts everybody is."""
     if "onnxserve_administrator" not in g:
         auth = _accounts()

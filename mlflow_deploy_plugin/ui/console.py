@@ -8,12 +8,13 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry.history import as_json, history
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.ui.asked import Asked, read_form
-from mlflow_deploy_plugin.ui.caller import allow_pages, caller, may_act_on, may_read
+from mlflow_deploy_plugin.ui.caller import allow_pages, caller, may_act_on
 from mlflow_deploy_plugin.ui.forgery import Forgery
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.mlflow_pages import Pages
 from mlflow_deploy_plugin.ui.overview import gather
 from mlflow_deploy_plugin.ui.trail import Trail
+from mlflow_deploy_plugin.ui.visible import visible
 from mlflow_deploy_plugin.version import __version__
 
 PATH = "/onnxserve"
@@ -21,7 +22,7 @@ _HERE = Path(__file__).parent
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
-        "frame-ancestors 'self'"
+        "frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",  # a form's Origin is `null` without a referrer
@@ -75,7 +76,9 @@ class _Console:
             asked = read_form(request.form, self._trail.store())
             if not may_act_on(asked.models):
                 return self._render(error=_not_allowed(asked), status=403)
-            job = self._jobs.start(asked.said, who.actor, asked.arguments, self._servers(), _credentials())
+            job = self._jobs.start(
+                asked.said, who.actor, asked.arguments, self._servers(), _credentials(), has_account=bool(who.user)
+            )
         except OnnxserveError as error:
             return self._render(error=error.message, status=error.http_status)
         return _finished(make_response(redirect(f"{self._prefix}{PATH}?job={job.id}", 303)))
@@ -83,12 +86,12 @@ class _Console:
     def export(self) -> Response:
         """The audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
         try:
-            found = history(
-                self._trail.store(), request.args.get("endpoint") or None, request.args.get("model") or None, None
-            )
+            store = self._trail.store()
+            found = history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
+            shown = visible(store, found)
         except OnnxserveError as error:
             return _finished(make_response(error.message, error.http_status, {"Content-Type": "text/plain"}))
-        lines = "".join(f"{as_json(event)}\n" for event in found if not event.model or may_read(event.model))
+        lines = "".join(f"{as_json(event)}\n" for event in shown)
         return _finished(make_response(lines, 200, {"Content-Type": "application/x-ndjson; charset=utf-8"}))
 
     def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:

@@ -70,5 +70,6 @@ def _is_same_origin() -> bool:
     origin = request.headers.get("Origin")
     if origin is None:
         return True
-    # no form of another site can set X-Forwarded-Host: a proxy did
-    return urlsplit(origin).netloc in (request.host, request.headers.get("X-Forwarded-Host", ""))
+    # no form of another site can set X-Forwarded-Host: a proxy did, or several, the outermost first
+    hosts = (request.host, *request.headers.get("X-Forwarded-Host", "").split(","))
+    return urlsplit(origin).netloc in {host.strip() for host in hosts} - {""}  # empty is what `null` names

@@ -7,6 +7,7 @@ talks to MLflow over HTTP with the credentials of whoever pressed the button, so
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -22,8 +23,14 @@ from mlflow_deploy_plugin.server.state import lives, write_atomically
 _MODULE = "mlflow_deploy_plugin.ui.act"
 _MOST_AT_ONCE = 4
 _KEPT_SECONDS = 24 * 3600
+_LONGEST_SECONDS = 3600.0
+"""A gate takes minutes; what hangs must not keep the others from their turn."""
+_KILLED_SECONDS = 60
 _SERVER_VARIABLES = (
     "_MLFLOW_",
+    "MLFLOW_BACKEND_STORE_URI",
+    "MLFLOW_READ_REPLICA_",
+    "MLFLOW_REGISTRY_STORE_URI",
     "MLFLOW_REGISTRY_URI",
     "MLFLOW_TRACKING_URI",
     "MLFLOW_TRACKING_USERNAME",
@@ -45,6 +52,7 @@ class Job:
         asked: action and arguments, as `act.py` reads them.
         message: one line: how it ended, or why it failed.
         servers: addresses under which this MLflow may be reached, the best first.
+        has_account: MLflow knows whoever pressed it, and others who may less.
     """
 
     id: str
@@ -52,6 +60,7 @@ class Job:
     actor: str
     asked: dict[str, Any]
     servers: tuple[str, ...] = ()
+    has_account: bool = False
     state: Literal["running", "done", "failed"] = "running"
     message: str = ""
     pid: int = 0
@@ -60,12 +69,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Jobs:
-    """The jobs of a folder."""
+    """The jobs of a folder; one that takes longer than `longest` seconds is ended."""
 
     folder: Path
+    longest: float = _LONGEST_SECONDS
 
     def start(
-        self, said: str, actor: str, asked: dict[str, Any], servers: tuple[str, ...], secret: Mapping[str, str]
+        self,
+        said: str,
+        actor: str,
+        asked: dict[str, Any],
+        servers: tuple[str, ...],
+        secret: Mapping[str, str],
+        has_account: bool = False,
     ) -> Job:
         """Starts it and returns at once.
 
@@ -77,7 +93,7 @@ class Jobs:
         """
         if sum(job.state == "running" for job in self._all()) >= _MOST_AT_ONCE:
             raise TooManyRequests(f"{_MOST_AT_ONCE} actions are running: wait until one has ended")
-        job = Job(secrets.token_hex(8), said, actor, asked, servers)
+        job = Job(secrets.token_hex(8), said, actor, asked, servers, has_account)
         path = self.folder / f"{job.id}.json"
         write(path, job)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_SERVER_VARIABLES)}
@@ -98,18 +114,26 @@ class Jobs:
         if len(id) != 16 or not id.isalnum():
             return None
         job = read(self.folder / f"{id}.json")
-        if job is not None and job.state == "running" and job.pid and not lives(job.pid):
+        if job is None or job.state != "running":
+            return job
+        if time.time() - job.started_at > self.longest + _KILLED_SECONDS:  # the server that would end it is gone
+            return replace(job, state="failed", message="it did not end in time")
+        if job.pid and not lives(job.pid):
             job = read(self.folder / f"{id}.json")  # it may have ended between the two looks
             if job is not None and job.state == "running":
                 return replace(job, state="failed", message="it ended without a word")
         return job
 
     def _see_it_end(self, path: Path, process: "subprocess.Popen[bytes]") -> None:
-        code = process.wait()
+        try:
+            code, last = process.wait(self.longest), ""
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+            code, last = process.wait(), f"it did not end within {self.longest:g} s, and was stopped"
         job, log = read(path), path.with_suffix(".log")
         if job is not None and job.state == "running":
             lines = log.read_text(errors="replace").strip().splitlines()
-            last = lines[-1] if lines else f"it ended with status {code}"
+            last = last or (lines[-1] if lines else f"it ended with status {code}")
             write(path, replace(job, state="failed", message=last[:500]))
         if job is not None and job.state == "done":
             log.unlink(missing_ok=True)

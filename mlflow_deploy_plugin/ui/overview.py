@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.ui.caller import may_act_on, may_read
 from mlflow_deploy_plugin.ui.live import Figures, Live, ask
 from mlflow_deploy_plugin.ui.mlflow_pages import DriftVerdict, Pages
 from mlflow_deploy_plugin.ui.registered import RegisteredModel, model_names, registered_models
+from mlflow_deploy_plugin.ui.visible import hidden_endpoints, visible
 
 _EVENTS = 40
 _ROLLOUTS = 10
@@ -71,22 +72,17 @@ def gather(store: Store, settings: Settings, registry: Any, pages: Pages) -> Ove
     except StoreUnavailable as error:
         return Overview(error=error.message)
     readable = [one for one in observed if all(may_read(name) for name in model_names(one.endpoint.spec))]
-    names = {one.endpoint.name for one in readable}
     live = ask({one.endpoint.name: one.observation.url for one in readable if one.observation.url})
     models = registered_models(registry, [one.endpoint.spec for one in readable], pages.report)
-    gone = {one.endpoint.name for one in observed} - names
+    hidden = hidden_endpoints(store, [rollout.endpoint for rollout in rollouts])
     return Overview(
         endpoints=tuple(_card(one, live.get(one.endpoint.name), pages) for one in readable),
         models=tuple(models),
         updatable=frozenset(model.name for model in models if may_act_on([model.name])),
-        rollouts=tuple([one for one in reversed(rollouts) if one.endpoint not in gone][:_ROLLOUTS]),
-        events=tuple([one for one in reversed(events) if _is_visible(one, gone)][:_EVENTS]),
-        hidden=len(gone),
+        rollouts=tuple([one for one in reversed(rollouts) if one.endpoint not in hidden][:_ROLLOUTS]),
+        events=tuple(visible(store, events)[::-1][:_EVENTS]),
+        hidden=len(observed) - len(readable),
     )
-
-
-def _is_visible(event: AuditEvent, hidden: set[str]) -> bool:
-    return event.endpoint not in hidden and (not event.model or may_read(event.model))
 
 
 def _card(one: ObservedEndpoint, live: Live | None, pages: Pages) -> EndpointCard:

@@ -117,3 +117,19 @@ def test_datasets_and_artifacts_of_runs_are_fetched(tmp_path, artifact, registry
         load(f"dataset:/{run_id}/other", artifact, "label")
     with pytest.raises(NotFound, match=r"none\.csv"):
         load(f"runs:/{run_id}/none.csv", artifact, "label")
+
+
+def test_the_truth_may_hold_several_values_a_row_where_all_are_known(artifact, tmp_path):
+    rows = labelled(3)
+    file = write_rows(tmp_path / "many.parquet", {**rows, "y": [[1.0, 2.0], [3.0, float("nan")], [5.0, 6.0]]})
+    assert load(file, artifact).truth.tolist() == [[1.0, 2.0], [5.0, 6.0]]
+    file = write_rows(tmp_path / "ragged.parquet", {**rows, "y": [[1.0, 2.0], [3.0], [5.0, 6.0]]})
+    with pytest.raises(InvalidConfig, match="has a column whose lists are not of one length"):
+        load(file, artifact)
+
+
+def test_what_would_not_fit_into_memory_is_not_read(artifact, tmp_path, monkeypatch):
+    file = write_rows(tmp_path / "large.parquet", labelled(50))
+    monkeypatch.setattr("mlflow_deploy_plugin.gate.rows._MOST_VALUES", 100)
+    with pytest.raises(InvalidConfig, match=r"large\.parquet has 50 rows; name a sample of it"):
+        load(file, artifact)

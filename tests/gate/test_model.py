@@ -1,3 +1,5 @@
+import threading
+
 import mlflow
 import numpy as np
 import pandas as pd
@@ -65,3 +67,20 @@ def test_rows_that_have_nothing_of_the_model_are_refused(tmp_path):
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(InvalidArtifact):
         load(tmp_path)
+
+
+def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(tmp_path, monkeypatch):
+    class Hanging(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input):
+            if len(model_input) > 1:
+                threading.Event().wait()
+            return [0]
+
+    mlflow.pyfunc.save_model(tmp_path / "model", python_model=Hanging(), pip_requirements=[])
+    loaded = load(tmp_path / "model")
+    assert loaded.answers({"a": np.zeros(1)}).prediction.tolist() == [0]
+    monkeypatch.setattr("mlflow_deploy_plugin.gate.model.PATIENCE_SECONDS", 0.1)
+    with pytest.raises(InferenceError, match=r"the model did not answer within 0\.1 s"):
+        loaded.answers({"a": np.zeros(2)})
+    with pytest.raises(InferenceError, match="the model hangs"):
+        loaded.answers({"a": np.zeros(1)})

@@ -23,6 +23,7 @@ def test_yaml_and_json_say_the_same():
     assert yaml == json
     assert yaml.digest == json.digest != GatePolicy().digest
     assert yaml.gates_alias("Champion")
+    assert parse_policy("gated_aliases: ['@champion']", "it").gates_alias("champion")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,9 @@ def test_yaml_and_json_say_the_same():
         ("gated_stages: [Prod]", "gated_stages.0: Input should be 'Staging', 'Production' or 'Archived'"),
         ("- a", "the policy is not a mapping"),
         ("a: [", "the policy is not YAML"),
+        ("a: 2020-13-45", "the policy is not YAML: month must be in 1..12"),
+        ("[" * 2400, "the policy is not YAML: maximum recursion depth"),
+        ("fresh_hours: .inf", "fresh_hours: Input should be less than or equal to 87600"),
     ],
 )
 def test_a_wrong_policy_is_named_with_its_field(text, message):

@@ -72,7 +72,12 @@ def test_names_and_reasons_that_are_html_stay_text(mlflow_app: Any) -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}],
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
 )
 def test_a_form_of_another_site_is_refused(mlflow_app: Any, endpoint: str, headers: dict[str, str]) -> None:
     browser, _, token = open_page(mlflow_app)

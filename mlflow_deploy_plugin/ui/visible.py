@@ -1,0 +1,19 @@
+"""What of the audit trail the caller may see: all that is of models which they may read."""
+
+from collections.abc import Iterable, Sequence
+
+from mlflow_deploy_plugin.registry.history import models_of
+from mlflow_deploy_plugin.store import AuditEvent, Store
+from mlflow_deploy_plugin.ui.caller import is_administrator, may_read
+
+
+def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
+    """Those that serve, or served before they were deleted, a model which the caller may not read."""
+    if is_administrator():
+        return frozenset()
+    return frozenset(name for name in set(names) if not all(may_read(model) for model in models_of(store, name)))
+
+
+def visible(store: Store, events: Sequence[AuditEvent]) -> list[AuditEvent]:
+    hidden = hidden_endpoints(store, (event.endpoint for event in events if event.endpoint))
+    return [event for event in events if event.endpoint not in hidden and (not event.model or may_read(event.model))]

@@ -1,0 +1,32 @@
+"""What a button starts, and what becomes of it when it does not end by itself."""
+
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.server.state import lives
+from mlflow_deploy_plugin.ui import jobs
+from mlflow_deploy_plugin.ui.jobs import Job, Jobs, write
+from support.waiting import wait_until
+
+
+def test_a_job_that_hangs_is_stopped_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_MODULE", "http.server")  # it waits for ever; the file's path is no port, though
+    started = Jobs(tmp_path, longest=0.0).start("roll x back", "eva", {}, (), {})
+    ended = wait_until(lambda: found(tmp_path, started.id, "failed"), 60, "it was stopped")
+    assert ended.message == "it did not end within 0 s, and was stopped"
+    assert not lives(started.pid)
+
+
+def test_a_job_whose_server_died_keeps_nobody_from_their_turn(tmp_path: Path) -> None:
+    import os
+
+    write(tmp_path / f"{'a' * 16}.json", Job("a" * 16, "roll x back", "eva", {}, pid=os.getpid(), started_at=0.0))
+    job = Jobs(tmp_path).get("a" * 16)
+    assert job is not None
+    assert (job.state, job.message) == ("failed", "it did not end in time")
+
+
+def found(folder: Path, id: str, state: str) -> Job | None:
+    job = Jobs(folder).get(id)
+    return job if job is not None and job.state == state else None
