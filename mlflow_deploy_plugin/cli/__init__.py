@@ -48,6 +48,10 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except OnnxserveError as error:
             _fail(error.message)
+        except UnicodeEncodeError as error:
+            if not error.reason.startswith("surrogates"):
+                raise
+            _fail("what was typed is no valid text in UTF-8")
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("mlflow_deploy_plugin"):
                 raise

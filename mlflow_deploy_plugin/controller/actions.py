@@ -113,7 +113,7 @@ class Actions:
     def _set_weights(self, plan: RolloutPlan, wanted: dict[str, int], why: str) -> None:
         variants = self._variants(plan)
         if any(variants[name].weight != weight for name, weight in wanted.items() if name in variants):
-            self.deployments.set_traffic(plan.endpoint, wanted, why, self.actor)
+            self.deployments.set_traffic(plan.endpoint, wanted, why, self.actor, by_rollout=True)
 
     def _set_model(self, plan: RolloutPlan, model_uri: str, why: str) -> None:
         config = {f"variants.{plan.main}.model": model_uri}

@@ -98,7 +98,7 @@ def main_variant(spec: EndpointSpec) -> str:
 
 def _resolved(to: str, main: Reference) -> ResolvedModel:
     """The version that is meant; a number is one of the model that is served."""
-    if not to.isdigit():
+    if not to.isdecimal():
         return resolve(to)
     if main.kind in ("path", "remote", "run", "logged_model"):
         raise InvalidConfig(f"--to {to}: what is served is no registered model; say models:/NAME/{to}")

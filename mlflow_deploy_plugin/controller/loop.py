@@ -99,7 +99,7 @@ class Controller:
         self._looked[rollout.id] = self._monotonic()
         if after != decision.progress:
             written = self._write(written, after, keeper)
-        if decision.action in ("prepare", "set_traffic"):
+        if decision.action in ("prepare", "set_traffic", "promote"):
             self._clear_after_the_end(rollout)
 
     def _work(self, keeper: LeaseKeeper, ended: threading.Event, is_done: Callable[[], bool]) -> None:
@@ -135,7 +135,7 @@ class Controller:
         return written
 
     def _clear_after_the_end(self, rollout: Rollout) -> None:
-        """Takes the candidate out again where a person has ended the rollout while it was put in."""
+        """Goes back again where a person has ended the rollout while it put the candidate in, or promoted it."""
         current = next((one for one in self._store.rollouts(rollout.endpoint) if one.id == rollout.id), rollout)
         if not current.is_live and current.state != "promoted":
             self._actions.roll_back(plan_of(current), current.reason)

@@ -138,14 +138,14 @@ def fetch_page(url: str) -> str | None:
     return answer.text if answer.ok else None
 
 
-def read_answered(page: str, endpoint: str, variant: str) -> list[str]:
-    """The versions that have answered under this variant's name since the server's start, the last one first."""
+def read_answered(page: str, endpoint: str, variant: str, model: str) -> list[str]:
+    """The model's versions that have answered under this variant's name since the server's start, the last first."""
     under_name: set[str] = set()
     last: dict[str, float] = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples if family.name in (_REQUESTS, _LAST_REQUEST) else ():
             labels = sample.labels
-            if labels.get("endpoint") != endpoint or labels.get("variant", variant) != variant:
+            if (labels["endpoint"], labels.get("variant", variant), labels["model"]) != (endpoint, variant, model):
                 continue
             if family.name == _REQUESTS:
                 under_name.add(labels["version"])

@@ -78,7 +78,10 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
         return _pinned_back(deployments, observed, main, why, actor, to)
     seen = see(observed, with_numbers=False)
     current = stands_at(reference) or seen.versions.get(main, "")
-    earlier = Earlier(to, "it was asked for") if to else _earlier(deployments.store, observed, main, reference, current)
+    if to:
+        earlier = Earlier(_version_asked_for(to, reference), "it was asked for")
+    else:
+        earlier = _earlier(deployments.store, observed, main, reference, current)
     if earlier.version == current:
         raise InvalidConfig(f"{spec.variants[main].model} is version {current} already")
     point(reference, earlier.version)
@@ -99,7 +102,11 @@ def _pinned_back(
     begun = time.monotonic()
     name = observed.endpoint.name
     current = observed.endpoint.spec.variants[main].model
-    earlier = to or _earlier_model(deployments.store, name, main, current)
+    earlier = (
+        _model_asked_for(to, parse_model_uri(current)) if to else _earlier_model(deployments.store, name, main, current)
+    )
+    if earlier == current:
+        raise InvalidConfig(f"endpoint {name!r} serves {current} already")
     config = {f"variants.{main}.model": earlier}
     deployments.update_endpoint(name, config, why or "rollback", actor)
     source = "it was asked for" if to else "the audit trail has it as the model before"
@@ -127,7 +134,7 @@ def _known(
 ) -> Iterator[Earlier]:
     endpoint = observed.endpoint.name
     page = fetch_page(observed.observation.url) if observed.observation.url else None
-    for version in read_answered(page, endpoint, main) if page else ():
+    for version in read_answered(page, endpoint, main, reference.name) if page else ():
         yield Earlier(version, f"it has answered last before version {current}, says the server")
     for event in reversed(store.events(model=reference.name)):
         if event.action not in _MOVES or event.version != current:
@@ -141,20 +148,49 @@ def _known(
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
-    """The model that the deployment had before, by the audit trail; what failed, or was taken back, does not count."""
-    events = store.events(endpoint)
-    taken_back = {event.detail.get("from") for event in events if event.action == "rollback"}
+    """The model that the deployment had before, by the audit trail since the endpoint was made; what failed, or was
+    taken back and not given to it again, does not count.
+    """
+    taken_back: set[str] = set()
     models: list[str] = []
-    for event in events:
-        if event.why.startswith("undone: ") and models:
+    for event in store.events(endpoint):
+        if event.action == "create":
+            taken_back, models = set(), []
+        if event.action == "rollback":
+            taken_back.add(str(event.detail.get("from")))
+        elif event.why.startswith("undone: ") and models:
             models.pop()  # the change before it failed
         elif text := event.detail.get("spec"):
             (spec,) = load_specs(text, may_be_empty=True)
-            models += [spec.variants[main].model] if main in spec.variants else []
+            given = [spec.variants[main].model] if main in spec.variants else []
+            if given != models[-1:]:
+                taken_back.difference_update(given)
+            models += given
     for model in reversed(models):
         if model not in {current, *taken_back}:
             return model
     raise NotFound(f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: say --to MODEL")
+
+
+def _version_asked_for(to: str, reference: Reference) -> str:
+    """`--to 6`, or `--to models:/X/6` where X is followed."""
+    if to.isdecimal():
+        return str(int(to))
+    asked = parse_model_uri(to)
+    if (asked.kind, asked.name) != ("version", reference.name):
+        raise InvalidConfig(
+            f"--to {to}: a version of {reference.name}, which the endpoint follows, is expected, like 6"
+        )
+    return asked.selector
+
+
+def _model_asked_for(to: str, served: Reference) -> str:
+    """`--to models:/X/6`, or `--to 6` where a version of X is served."""
+    if not to.isdecimal():
+        return to
+    if served.kind not in ("version", "latest"):
+        raise InvalidConfig(f"--to {to}: what is served is no version of a registered model; say models:/NAME/{to}")
+    return f"models:/{served.name}/{int(to)}"
 
 
 def _wait(deployments: Deployments, endpoint: str, main: str, version: str) -> None:

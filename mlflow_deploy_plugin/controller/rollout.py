@@ -195,7 +195,9 @@ def _step(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) -> 
 
 
 def _promote(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) -> Decision:
-    if seen.versions.get(plan.main) == plan.version:
+    assert seen.variants is not None
+    is_moved = plan.kind != "pinned" or seen.variants[plan.main].model == plan.to_uri
+    if is_moved and seen.versions.get(plan.main) == plan.version:
         reason = f"version {plan.version} is served in place of {plan.before_version}"
         return Decision(progress, "finish", replace(progress, state="promoted", reason=reason))
     if refusal := seen.refused.get((plan.main, plan.version)):

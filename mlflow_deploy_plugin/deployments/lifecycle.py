@@ -8,13 +8,13 @@ is made, and every worker serves it when the call returns. Only a change of the 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
+from mlflow_deploy_plugin.deployments.config import absolute_uri, configured
 from mlflow_deploy_plugin.deployments.endpoints import Cause, Endpoints, ObservedEndpoint
-from mlflow_deploy_plugin.deployments.traffic import with_weights
+from mlflow_deploy_plugin.deployments.traffic import says_weight
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.connection import limit_patience
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
@@ -23,7 +23,6 @@ from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import (
     EndpointSpec,
     add_variant,
-    apply_config,
     empty_endpoint,
     new_endpoint,
     remove_variant,
@@ -68,9 +67,9 @@ class Deployments:
         """
         stored = self.store.endpoint(endpoint or name)
         if stored is None:
-            model_uri = _absolute(model_uri)
+            model_uri = absolute_uri(model_uri)
             spec = new_endpoint(endpoint or name, model_uri, variant=name)
-            spec = _configured(spec, config)
+            spec = configured(spec, config)
             resolve(model_uri)  # what the registry does not have is said at once, before anything is started
             self._endpoints.create(spec, "", None)
             return self.get(name, endpoint)
@@ -91,8 +90,10 @@ class Deployments:
             DeploymentFailed: what is wanted cannot be served; what was served before still is.
         """
         found = self._find(name, endpoint).name
+        if any(says_weight(field) for field in config):
+            self._refuse_under_rollout(found)
         model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
-        self._change(found, lambda spec: _configured(spec, {**model, **config}), Cause())
+        self._change(found, lambda spec: configured(spec, {**model, **config}), Cause())
         return self.get(name, found)
 
     def delete(self, name: str, endpoint: str | None = None) -> None:
@@ -164,27 +165,42 @@ class Deployments:
             InvalidConfig: the name or a field of `config` cannot be.
         """
         spec = empty_endpoint(name, {})
-        self._endpoints.create(_configured(spec, config), why, actor)
+        self._endpoints.create(configured(spec, config), why, actor)
         return self.get_endpoint(name)
 
     def update_endpoint(
         self, endpoint: str, config: Mapping[str, Any], why: str = "", actor: str | None = None
     ) -> ObservedEndpoint:
         """Changes fields of an endpoint, all or none. Raises as `update`."""
+        if any(says_weight(name) for name in config):
+            self._refuse_under_rollout(endpoint)
         cause = Cause("update", why, actor)
-        self._change(endpoint, lambda spec: _configured(spec, config), cause)
+        self._change(endpoint, lambda spec: configured(spec, config), cause)
         return self.get_endpoint(endpoint)
 
     def set_traffic(
-        self, endpoint: str, weights: Mapping[str, Any], why: str = "", actor: str | None = None
+        self,
+        endpoint: str,
+        weights: Mapping[str, Any],
+        why: str = "",
+        actor: str | None = None,
+        by_rollout: bool = False,
     ) -> ObservedEndpoint:
-        """Gives each variant its share, and who is not named nothing; shadows stay. Raises as `update`."""
+        """Gives each variant its share, and who is not named nothing; shadows stay. Raises as `update`.
+
+        Args:
+            by_rollout: it is the rollout under way that does; anybody else is refused meanwhile.
+        """
+        if not by_rollout:
+            self._refuse_under_rollout(endpoint)
         cause = Cause("traffic", why, actor)
-        self._change(endpoint, lambda spec: _configured(spec, {"traffic": weights}), cause)
+        self._change(endpoint, lambda spec: configured(spec, {"traffic": weights}), cause)
         return self.get_endpoint(endpoint)
 
     def delete_endpoint(self, endpoint: str, why: str = "", actor: str | None = None) -> None:
         """Ends the endpoint with everything in it; requests in flight are finished. Nothing to delete is fine."""
+        if self.store.endpoint(endpoint) is None:  # before its name becomes that of a lock file
+            return
         with self._endpoints.lock(endpoint):
             if self.store.endpoint(endpoint) is not None:
                 self._endpoints.remove(endpoint, why, actor)
@@ -207,17 +223,18 @@ class Deployments:
         actor: str | None = None,
     ) -> Deployment:
         """Adds a deployment to an endpoint that is there. Raises as `create`, and NotFound for the endpoint."""
-        model_uri = _absolute(model_uri)
+        model_uri = absolute_uri(model_uri)
 
         def added(spec: EndpointSpec) -> EndpointSpec:
             wider = add_variant(spec, name, model_uri)
-            return _configured(wider, config)
+            return configured(wider, config)
 
         self._change(endpoint, added, Cause("update", why, actor))
         return self.get(name, endpoint)
 
     def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
         """Takes a deployment out of an endpoint, which stays. Nothing to remove is fine; raises as `delete`."""
+        self._endpoints.stored(endpoint)
         with self._endpoints.lock(endpoint):
             spec = self._endpoints.stored(endpoint).spec
             if name in spec.variants:
@@ -235,9 +252,18 @@ class Deployments:
         return Endpoints(self.store, self.settings, self.progress)
 
     def _change(self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], cause: Cause) -> None:
+        self._endpoints.stored(endpoint)  # before its name becomes that of a lock file
         with self._endpoints.lock(endpoint):
             spec = self._endpoints.stored(endpoint).spec
             self._endpoints.change(spec, changed(spec), cause)
+
+    def _refuse_under_rollout(self, endpoint: str) -> None:
+        """Weights that anybody else gives would be put back by the rollout at its next look."""
+        if self.store.rollouts(endpoint, live=True):
+            raise InvalidConfig(
+                f"the traffic of {endpoint!r} is its rollout's, which is under way: `onnxserve rollout {endpoint} "
+                "--abort` gives it back to what was served before"
+            )
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
         """The endpoint of a deployment: the one given, the one of the same name, or the only one that has it."""
@@ -265,18 +291,3 @@ def open_deployments(progress: Callable[[str], None]) -> Iterator[Deployments]:
         yield Deployments(store, settings, progress)
     finally:
         store.close()
-
-
-def _configured(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
-    """`spec` with what people say in `config`: fields, shares of the traffic, models by their folders."""
-    fields = with_weights(spec, config)
-    models = {name: uri for name, uri in fields.items() if name.startswith("variants.") and name.endswith(".model")}
-    return apply_config(spec, {**fields, **{name: _absolute(str(uri)) for name, uri in models.items()}})
-
-
-def _absolute(model_uri: str) -> str:
-    """A folder by its whole path: the server does not run where the command is typed."""
-    reference = parse_model_uri(model_uri)
-    if reference.kind != "path":
-        return model_uri
-    return str(Path(reference.name).expanduser().absolute())

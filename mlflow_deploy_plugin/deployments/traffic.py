@@ -28,6 +28,12 @@ def with_weights(spec: EndpointSpec, config: Mapping[str, Any]) -> dict[str, Any
     return fields
 
 
+def says_weight(field: str) -> bool:
+    """Whether a field of a config gives somebody a share of the traffic."""
+    is_weight = field.startswith("variants.") and field.endswith(".weight")
+    return is_weight or field == _TRAFFIC or field.startswith(f"{_TRAFFIC}.")
+
+
 def weights_of(spec: EndpointSpec) -> dict[str, int]:
     """The weight of every variant that may answer."""
     return {name: variant.weight for name, variant in spec.variants.items() if not variant.shadow}
@@ -50,4 +56,6 @@ def _share(spec: EndpointSpec, name: str, weight: Any) -> dict[str, Any]:
         raise InvalidConfig(f"the endpoint {spec.name!r} has no deployment {name!r}; it has {known}")
     if spec.variants[name].shadow:
         raise InvalidConfig(f"{name!r} is a shadow and never answers; variants.{name}.shadow=false makes it answer")
+    if weight == "":  # which would bring back the default of a single deployment
+        raise InvalidConfig(f"traffic of {name!r}: a whole number from 0 to 100 is expected")
     return {f"variants.{name}.weight": weight}

@@ -50,6 +50,8 @@ def parse_model_uri(model_uri: str) -> Reference:
     Raises:
         InvalidConfig: it is none of the known forms.
     """
+    if not model_uri.strip():
+        raise InvalidConfig(f"no model is named; it is {_FORMS}")
     scheme = _SCHEME.match(model_uri)
     if scheme is None:
         return Reference("path", model_uri)
@@ -99,7 +101,7 @@ def _registered(model_uri: str) -> Reference:
         raise InvalidConfig(f"{model_uri!r} is not a model URI; it is {_FORMS}")
     if len(parts) == 2:
         name, selector = parts
-        if selector.isdigit():
+        if selector.isdecimal():
             return Reference("version", name, str(int(selector)))
         if selector.lower() == "latest":
             return Reference("latest", name)

@@ -206,6 +206,24 @@ def test_a_candidate_that_is_put_in_while_somebody_aborts_is_taken_out_again(sto
     assert end_of(store, begun).reason == "aborted by ada@laptop"
 
 
+def test_a_promotion_that_is_under_way_while_somebody_aborts_is_taken_back(store: Store) -> None:
+    world, begun = World(), begin(store)
+    lease = store.acquire_lease(LEASE, "one", 60)
+    assert lease is not None
+    world.share["flights"] = 100
+    promoting = store.update_rollout(with_progress(begun, Progress("promoting", 1), utc_now()), lease)
+    assert promoting is not None
+
+    def abort(_action: Action) -> None:
+        ended = replace(progress_of(end_of(store, begun)), state="rolled_back", reason="aborted by ada@laptop")
+        assert store.update_rollout(with_progress(end_of(store, begun), ended, utc_now()), None)
+
+    world.before_action = abort
+    controller(store, world, "one").advance(promoting, LeaseKeeper(store, lease))
+
+    assert world.done == ["promote", "rolled back"]
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

@@ -15,6 +15,7 @@ onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",proto
 onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",protocol="grpc",status="INTERNAL"} 2
 onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",protocol="grpc",status="CANCELLED"} 7
 onnxserve_requests_total{endpoint="f",variant="main",model="X",version="5",protocol="mlflow",status="200"} 8
+onnxserve_requests_total{endpoint="f",variant="main",model="Y",version="4",protocol="mlflow",status="200"} 1
 onnxserve_requests_total{endpoint="f",variant="new",model="X",version="7",protocol="mlflow",status="200"} 4
 onnxserve_requests_total{endpoint="g",variant="main",model="X",version="6",protocol="mlflow",status="200"} 1000
 onnxserve_requests_total{endpoint="",variant="",model="",version="",protocol="mlflow",status="404"} 11
@@ -42,11 +43,15 @@ def test_the_counts_of_one_endpoint_are_added_up_over_protocols() -> None:
     assert found["main", "6"] == Counted(100, 5, {0.1: 86, float("inf"): 100})
     assert found["new", "7"].requests == 4
     assert (found["copy", "7"].same, found["copy", "7"].different) == (30, 15)
-    assert set(found) == {("main", "5"), ("main", "6"), ("new", "7"), ("copy", "7")}
+    assert set(found) == {("main", "5"), ("main", "6"), ("main", "4"), ("new", "7"), ("copy", "7")}
 
 
 def test_the_version_that_has_answered_last_under_a_name_comes_first() -> None:
-    assert read_answered(PAGE, "f", "main") == ["6", "5"]
+    assert read_answered(PAGE, "f", "main", "X") == ["6", "5"]
+
+
+def test_versions_of_a_model_that_was_served_before_are_not_taken_for_this_ones() -> None:
+    assert read_answered(PAGE, "f", "main", "Y") == ["4"]
 
 
 def test_counts_survive_being_written_down() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -12,7 +13,7 @@ from mlflow_deploy_plugin.controller.rollback import rollback
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import add_variant, new_endpoint
+from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from support.rollouts import PLAN
 from support.tracking import tracking_at
@@ -94,6 +95,58 @@ def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store: S
 
     assert (done["to"], done["source"]) == ("2", "it was asked for")
     assert str(MlflowClient().get_registered_model(model).aliases["live"]) == "2"
+
+
+@pytest.mark.parametrize("to", ["2", "models:/{}/2"])
+def test_the_version_is_said_by_its_number_or_by_its_uri(store: Store, model: str, to: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+
+    with pytest.raises(InvalidConfig, match=f"a version of {model}, which the endpoint follows, is expected, like 6"):
+        rollback("flights", to="models:/other/2")
+    assert rollback("flights", to=to.format(model))["to"] == "2"
+
+
+@pytest.fixture
+def pinned(store: Store) -> Callable[..., dict[str, str]]:
+    """Rolls back an endpoint that follows nothing; what is wanted of it is written down, and nothing is served."""
+
+    class Written(Deployments):
+        def update_endpoint(self, endpoint: str, config: Any, why: str = "", actor: str | None = None) -> Any:
+            stored = self.store.endpoint(endpoint)
+            assert stored is not None
+            self.store.replace_spec(apply_config(stored.spec, config), why=why)
+
+    return lambda **asked: rollback("flights", deployments=Written(store, load_settings(), print), **asked)
+
+
+def give(store: Store, model_uri: str) -> None:
+    store.replace_spec(new_endpoint("flights", model_uri))
+
+
+def test_an_endpoint_that_follows_nothing_goes_back_to_its_earlier_models(
+    store: Store, pinned: Callable[..., dict[str, str]]
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
+    give(store, "models:/X/2")
+
+    assert (done := pinned())["to"] == "models:/X/1", done
+    give(store, "models:/X/2")  # it was taken back, and is wanted after all
+    give(store, "models:/X/3")
+    assert pinned()["to"] == "models:/X/2"
+    assert pinned(to="1")["to"] == "models:/X/1"
+    with pytest.raises(InvalidConfig, match="serves models:/X/1 already"):
+        pinned(to="models:/X/1")
+
+
+def test_models_of_an_endpoint_that_was_deleted_are_not_those_of_its_namesake(
+    store: Store, pinned: Callable[..., dict[str, str]]
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
+    store.remove_endpoint("flights")
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/Y/2"))
+
+    with pytest.raises(NotFound, match="say --to MODEL"):
+        pinned()
 
 
 def test_of_two_deployments_that_answer_nobody_knows_which_is_meant(store: Store, model: str) -> None:

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.controller.rollout import (
     to_figures,
     weights,
 )
+from mlflow_deploy_plugin.spec import VariantSpec
 from support.rollouts import counted, numbers, variants
 
 See = Callable[..., Seen]
@@ -85,6 +86,19 @@ def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_al
     assert served.action == "finish"
     assert served.then is not None
     assert (served.then.state, served.then.reason) == ("promoted", "version 7 is served in place of 6")
+
+
+def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_same_number(
+    plan: RolloutPlan, seen: See
+) -> None:
+    plan = replace(plan, kind="pinned", before_uri="models:/W/7", before_version="7", selector="7")
+    promoting, served = Progress("promoting", 1), seen(100, versions=dict.fromkeys(variants(100), "7"))
+    assert served.variants is not None
+    before = {**served.variants, "champion": VariantSpec(model="models:/W/7")}
+    after = {**served.variants, "champion": VariantSpec(model="models:/X/7")}
+
+    assert decide(plan, promoting, replace(served, variants=before), 1).action == "promote"
+    assert decide(plan, promoting, replace(served, variants=after), 1).action == "finish"
 
 
 def test_a_candidate_that_fails_goes_back_with_the_figures(plan: RolloutPlan, seen: See, first_step: Progress) -> None:

@@ -1,0 +1,28 @@
+"""What people say of an endpoint, as its spec: fields, shares of the traffic, models in folders of theirs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow_deploy_plugin.deployments.traffic import with_weights
+from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
+
+
+def configured(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
+    """`spec` with what `config` says.
+
+    Raises:
+        InvalidConfig: a name or a value cannot be.
+    """
+    fields = with_weights(spec, config)
+    models = {name: uri for name, uri in fields.items() if name.startswith("variants.") and name.endswith(".model")}
+    return apply_config(spec, {**fields, **{name: absolute_uri(str(uri)) for name, uri in models.items()}})
+
+
+def absolute_uri(model_uri: str) -> str:
+    """A folder by its whole path: the server does not run where the command is typed."""
+    reference = parse_model_uri(model_uri)
+    if reference.kind != "path":
+        return model_uri
+    return str(Path(reference.name).expanduser().absolute())
