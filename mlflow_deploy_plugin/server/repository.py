@@ -8,7 +8,6 @@ lets go. Whatever fails on the way to a new version leaves the old one serving a
 
 import logging
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,15 +16,14 @@ from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.server import routing
 from mlflow_deploy_plugin.server.account import Account, silence
-from mlflow_deploy_plugin.server.capture import CapturedModel
 from mlflow_deploy_plugin.server.leaving import Leaving
+from mlflow_deploy_plugin.server.load import load_version
 from mlflow_deploy_plugin.server.served import LoadedVersion, ServedEndpoint, ServedVariant, Table, served_endpoint
 from mlflow_deploy_plugin.server.state import (
     WANTED,
     Wanted,
     WantedEndpoint,
     WantedVariant,
-    loading,
     read_state,
 )
 from mlflow_deploy_plugin.server.sticky import has_column
@@ -232,7 +230,7 @@ class Repository:
             if loaded is None:
                 self._leaving.wait(want.model, self._stopping)
                 try:
-                    loaded = held[_identity(want)] = self._loaded(want)
+                    loaded = held[_identity(want)] = load_version(self.state_dir, self._load, want)
                 except OnnxserveError as error:
                     loaded = before[name].loaded if name in before else None
                     errors[name] = error.message
@@ -248,33 +246,6 @@ class Repository:
                 text = "%s/%s: version %s takes no column %r that callers could stick by: they go by chance"
                 logger.warning(text, endpoint, one.name, one.loaded.version, one.key)
         return served, errors
-
-    def _loaded(self, want: WantedVariant) -> LoadedVersion:
-        try:
-            with loading(self.state_dir, want.folder):
-                warm = self._load(want.folder)
-        except OnnxserveError:
-            raise
-        except Exception as error:
-            logger.exception("loading %s %s failed", want.model, want.version)
-            raise OnnxserveError(f"loading failed unexpectedly: {type(error).__name__}, see the log") from None
-        predictor = warm.predictor
-        captured = CapturedModel(want.model, want.version, predictor.schema, predictor.artifact.prediction)
-        loaded = LoadedVersion(
-            want.model,
-            want.version,
-            want.folder,
-            predictor,
-            captured,
-            warm.batcher,
-            warm.seconds_per_row,
-            warm.is_deterministic,
-        )
-        logger.info("loaded %s %s", want.model, want.version)
-        if warm.batcher is not None:
-            weakref.finalize(loaded, warm.batcher.close).atexit = False
-        weakref.finalize(loaded, logger.info, "dropped %s %s", want.model, want.version).atexit = False
-        return loaded
 
     def _publish(self, table: Table) -> None:
         variants = (variant for served in table.values() for variant in served.variants.values())
