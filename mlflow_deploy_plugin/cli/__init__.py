@@ -43,15 +43,19 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, description) for name, (_, description) in _COMMANDS.items()])
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for argument in args:
+            try:
+                argument.encode()
+            except UnicodeEncodeError:  # no database and no registry takes it: said before anything is done
+                _fail(f"{argument!r} is no valid text in UTF-8")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except OnnxserveError as error:
             _fail(error.message)
-        except UnicodeEncodeError as error:
-            if not error.reason.startswith("surrogates"):
-                raise
-            _fail("what was typed is no valid text in UTF-8")
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("mlflow_deploy_plugin"):
                 raise

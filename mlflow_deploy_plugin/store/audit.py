@@ -12,6 +12,8 @@ from sqlalchemy.orm import Session
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.store.tables import AuditRow
 
+_TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
+
 
 @dataclass(frozen=True)
 class AuditEvent:
@@ -48,20 +50,9 @@ def this_actor() -> str:
 
 
 def write_event(session: Session, event: AuditEvent) -> None:
-    session.add(
-        AuditRow(
-            at=event.at,
-            actor=event.actor,
-            action=event.action,
-            endpoint=event.endpoint,
-            model=event.model,
-            version=event.version,
-            before=event.before,
-            after=event.after,
-            why=event.why,
-            detail=event.detail,
-        )
-    )
+    """Its texts as far as a database takes them: what was done is written down, whatever somebody has typed."""
+    texts = {name: _kept(name, getattr(event, name)) for name in _TEXTS}
+    session.add(AuditRow(at=event.at, detail=event.detail, **texts))
 
 
 def read_events(session: Session, endpoint: str | None, model: str | None, limit: int | None) -> list[AuditEvent]:
@@ -72,6 +63,13 @@ def read_events(session: Session, endpoint: str | None, model: str | None, limit
     if model is not None:
         query = query.where(AuditRow.model == model)
     return [_event(row) for row in reversed(session.scalars(query).all())]
+
+
+def _kept(column: str, text: str) -> str:
+    """Without what PostgreSQL or UTF-8 has no place for; a text that is too long for its column ends with …"""
+    kept = text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    longest = AuditRow.__table__.columns[column].type.length  # type: ignore[attr-defined]  # of a String or Text
+    return kept if longest is None or len(kept) <= longest else kept[: longest - 1] + "…"
 
 
 def traffic_of(spec: EndpointSpec) -> str:

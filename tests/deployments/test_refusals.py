@@ -60,8 +60,9 @@ def test_the_traffic_under_a_rollout_is_the_rollouts(deployments: Deployments) -
             change()
 
 
-@pytest.mark.parametrize("command", [("rollback", "\udcff"), ("endpoint", "get", "\udcff")])
-def test_what_is_no_text_is_refused_in_one_line(deployments: Deployments, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("command", [("stop", "\udcff"), ("stop", "flights", "--why", "\udcff")])
+def test_what_is_no_text_is_refused_before_anything_is_done(deployments: Deployments, command: tuple[str, ...]) -> None:
     result = CliRunner().invoke(main, command)
 
-    assert (result.exit_code, result.output) == (1, "Error: what was typed is no valid text in UTF-8\n")
+    assert (result.exit_code, result.output) == (1, "Error: '\\udcff' is no valid text in UTF-8\n")
+    assert [event.action for event in deployments.store.events()] == ["create"]

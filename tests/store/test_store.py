@@ -47,6 +47,23 @@ def test_an_endpoint_comes_back_as_it_was_put_in(store: Store) -> None:
     assert added.created_at.tzinfo is UTC
 
 
+def test_an_event_is_kept_whatever_its_texts_are(store: Store) -> None:
+    store.record(
+        "rollback",
+        endpoint="texts",
+        model="m" * 600,
+        version="s3://" + "v" * 300,
+        why="w" * 100_000 + "\0 'quoted' \u2028 \udcff",
+        detail={"why": "\0 \udcff"},
+        actor="a" * 300,
+    )
+
+    (event,) = store.events("texts")
+    assert (len(event.model), len(event.version), len(event.actor)) == (512, 255, 255)
+    assert event.version.endswith("v…")
+    assert event.why == "w" * 100_000 + "\ufffd 'quoted' \u2028 \ufffd"
+
+
 def test_endpoints_are_listed_by_name(store: Store) -> None:
     for name in ("b", "a"):
         store.add_endpoint("onnxserve", new_endpoint(name, "m"))
