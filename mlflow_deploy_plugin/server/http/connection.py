@@ -110,6 +110,8 @@ class Connection(asyncio.Protocol):
             self._deadline = now + self._limits.request_seconds
         elif self._is_lingering or self._transport.is_closing():
             self._transport.abort()
+        elif self._exchange is not None and not self._exchange.awaits_client:
+            self._deadline = now + self._limits.request_seconds  # it is the model that takes its time
         elif self._body is not None:
             self._refuse(RequestTimeout(self._body.missing()))
         elif self._buffer:

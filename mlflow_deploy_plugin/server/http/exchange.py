@@ -50,6 +50,7 @@ class Exchange:
         self._condition = threading.Condition()
         self._waiting = bytearray()
         self._error: OnnxserveError | ClientLeft | None = None
+        self._is_idle = False
         self._is_paused = False
         self._room = threading.Event()
         self._is_gone = False
@@ -58,6 +59,11 @@ class Exchange:
     def is_whole(self) -> bool:
         """Nothing more of the request is to come."""
         return self._body.is_whole or self._error is not None
+
+    @property
+    def awaits_client(self) -> bool:
+        """All that has come is answered."""
+        return self._is_idle
 
     @property
     def is_paused(self) -> bool:
@@ -126,7 +132,9 @@ class Exchange:
         """All that has come since the last look, until the end."""
         while True:
             with self._condition:
+                self._is_idle = not self._waiting
                 self._condition.wait_for(lambda: self._waiting or self.is_whole)
+                self._is_idle = False
                 piece = bytes(self._waiting)
                 self._waiting.clear()
                 if self._is_paused:

@@ -186,6 +186,29 @@ def test_a_client_that_takes_its_answer_slowly_is_not(server: Server) -> None:
     play(talk())
 
 
+def test_time_runs_for_the_client_only_while_the_model_is_done(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+) -> None:
+    slow = {"max_batch_size": 64, "max_queue_delay_microseconds": 1_000_000}
+    server = serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}}, slow)
+
+    async def talk() -> None:
+        async with listener(server) as opened:
+            client = await opened.connect(HEAD + chunk(LINE))
+            await until(lambda: opened.front.exchanges)
+            opened.tick(11)
+            await opened.read(client, chunk(ANSWER))
+            await opened.send(client, chunk())
+            assert await opened.read(client, LAST) == LAST
+
+            client = await opened.connect(HEAD + chunk(LINE))
+            await opened.read(client, chunk(ANSWER))
+            await until(lambda: not opened.tick(1) and is_readable(client))
+            assert b"in time" in await opened.read(client)
+
+    play(talk())
+
+
 def test_a_client_that_still_sends_when_the_answer_breaks_off_is_heard_out(server: Server) -> None:
     """What waited for the thread had stopped the reading, and nothing takes it any more."""
 
