@@ -74,7 +74,8 @@ class RobustnessPolicy(_Part):
     max_loss: float = Field(
         default=0.05,
         ge=0,
-        description="How much worse the metric may become under noise, as the margin; needs an evaluation dataset.",
+        description="How much worse the metric may become under noise; needs an evaluation dataset. As the margin, but "
+        "of rmse and mae a share of the answers' standard deviation where that is larger than the metric.",
     )
     refusals: Literal["report", "fail"] = Field(
         default="report", description="Whether refusing missing or out-of-range values as a bad request is a failure."

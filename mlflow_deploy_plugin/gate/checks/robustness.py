@@ -176,7 +176,9 @@ def _outcome(name: str, model: Judged, clean: Answers, rows: Rows, labelled: Lab
     if labelled is not None:
         sign = 1.0 if HIGHER_IS_BETTER[labelled.metric] else -1.0
         before, after = labelled.value(clean), labelled.value(disturbed)
-        loss = sign * (before - after) / (max(abs(before), 1e-12) if labelled.metric in RELATIVE else 1.0)
+        # an error that is next to nothing doubles soon: it is a share of no less than what the answers differ by
+        scale = max(abs(before), _spread(clean.prediction), 1e-12) if labelled.metric in RELATIVE else 1.0
+        loss = sign * (before - after) / scale
     return _Outcome(name, float(flips(clean, disturbed).mean()), _no_answer(disturbed) - _no_answer(clean), loss)
 
 

@@ -134,3 +134,13 @@ def test_a_refusal_is_told_and_fails_where_the_policy_says(tmp_path):
     assert told.notes[0].startswith("missing values are refused: column 'a' (long), row ")
     strict = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0, refusals="fail"), seed=7)
     assert (strict.state, strict.reason) == ("failed", told.notes[0])
+
+
+@pytest.mark.parametrize("metric", ["rmse", "mae"])
+def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(tmp_path, metric):
+    model = load(write_regressor(tmp_path / "model"))
+    truth = model.answers(INPUT).prediction + np.random.default_rng(0).normal(size=500) * 1e-6
+    labels = Labelled(metric, lambda answers: scorer(metric, truth, answers))
+    result = check_robustness(model, INPUT, RobustnessPolicy(), 7, labels)
+    assert result.state == "passed"
+    assert 0.01 < result.figures["noise_loss"] < 0.05
