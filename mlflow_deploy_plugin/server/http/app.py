@@ -71,6 +71,7 @@ def _streamed(server: Server, raw: RawRequest) -> Response:
     stream, length = request.environ["wsgi.input"], request.content_length
     response, pieces = answer_lines(server, raw, _pieces(stream, length))
     if pieces is None:
+        _awaits_client(stream, True)
         if not _drain(stream, length):
             _give_up(stream)
         return _flask_response(response)
@@ -101,19 +102,18 @@ def _gathered(pieces: Generator[bytes, None, None], limit: int) -> Iterator[byte
 
 
 def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
-    """The body as it comes; the time that is given to a request is given to each piece (`http/gthread.py`).
+    """The body as it comes; each piece has the time that a whole body has.
 
     Raises:
         InvalidRequest: as `_read_body`.
     """
     read = 0
-    goes_on = getattr(stream, "goes_on", lambda: None)
     try:
         while piece := stream.read(_PIECE_BYTES):
-            goes_on()
             read += len(piece)
+            _awaits_client(stream, False)
             yield piece
-            goes_on()
+            _awaits_client(stream, True)
     except OSError:
         _give_up(stream)
         raise InvalidRequest(_TORN) from None
@@ -161,6 +161,11 @@ def _flask_response(response: RawResponse) -> Response:
     if response.status == 204:
         del flask.headers["Content-Type"]
     return flask
+
+
+def _awaits_client(stream: IO[bytes], is_awaited: bool) -> None:
+    """Says whether time runs for the client, to a server that lets it be said (`http/gthread.py`)."""
+    getattr(stream, "awaits_client", lambda is_awaited: None)(is_awaited)
 
 
 def _give_up(stream: IO[bytes]) -> None:

@@ -16,6 +16,7 @@ the parser's buffer, and the selector hears nothing of it.
 
 import contextlib
 import errno
+import math
 import socket
 import struct
 import time
@@ -61,16 +62,16 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """As gunicorn's; the application may give up a body (`http/app.py`), and with it the connection: nobody knows
-        where the next request begins. And it may say of a streamed one that it goes on."""
+        where the next request begins. And of a streamed one it says when the client is awaited."""
         req.body.give_up = req.force_close
-        req.body.goes_on = partial(self._goes_on, conn)
+        req.body.awaits_client = partial(self._awaits_client, conn)
         try:
             return super().handle_request(req, conn)
         except BlockingIOError:  # SO_SNDTIMEO (`init_process`); gunicorn would log it as an error of the server
             raise BrokenPipeError(errno.EPIPE, "the client takes nothing of its answer") from None
 
-    def _goes_on(self, conn: Any) -> None:
-        self._begun[conn] = time.monotonic()
+    def _awaits_client(self, conn: Any, is_awaited: bool) -> None:
+        self._begun[conn] = time.monotonic() if is_awaited else math.inf
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """As gunicorn's, but what has come already of the next request is read at once."""

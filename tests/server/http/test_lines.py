@@ -164,6 +164,26 @@ def test_a_stream_may_last_longer_than_the_time_for_a_request(
     assert read_all(connection, chunk()).count(b"006.0") > 6599 * pieces  # some are torn by the limits of chunks
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
+def test_the_model_has_all_the_time_between_two_pieces(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: Any
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    slow = {"worker_class": kind, "max_batch_size": 64, "max_queue_delay_microseconds": 4_000_000}
+    spec = {"name": "e", "variants": {"v": {"model": "models:/m/1"}}, "server": slow}
+    (tmp_path / "spec.yaml").write_text(json.dumps(spec))
+    with tools.gunicorn(tmp_path, ServerSpec(request_timeout_seconds=2, **slow)) as running:
+        line = b"[1, 2, 3" + b" " * 60_000 + b"]\n"
+        response = requests.post(
+            running.url + "/invocations",
+            data=iter([line, line, line]),
+            headers={"Content-Type": "application/jsonl"},
+            timeout=60,
+        )
+        assert response.content == b"[1006.0]\n" * 3
+
+
 def test_a_client_that_does_not_read_until_it_has_sent_is_answered(
     connect: Callable[[], socket.socket], is_fast: bool
 ) -> None:
