@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.gate.promote import Promotion
 
 _LOOK_SECONDS = 0.2
+_LASTING = ("artifact", "consent", "load")
+"""Causes of a refusal that no waiting helps against; a gate's tag and a fetch may come in a moment."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,10 @@ def _state(deployment: "Deployment", promotion: "Promotion") -> tuple[str, str]:
     loaded = [worker.endpoints.get(endpoint, {}).get(deployment.name) for worker in seen.workers]
     if loaded and all(one is not None and one.version == promotion.version for one in loaded):
         return "serves it", ""
+    for one in seen.refused:
+        is_meant = (one.endpoint, one.variant, one.version) == (endpoint, deployment.name, promotion.version)
+        if is_meant and one.cause in _LASTING:
+            return "refused", one.reason
     return "waiting", seen.errors.get(deployment.name) or seen.registry_error or seen.reason
 
 

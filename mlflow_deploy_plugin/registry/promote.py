@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve, versions_of
 
 _STAGES = ("Production", "Staging", "Archived", "None")
 _KEEPS_ONE = ("Production", "Staging")  # MLflow archives the others of no other stage
@@ -55,8 +55,7 @@ def holder(model: str, place: Place, beside: str = "") -> ResolvedModel | None:
             aliases = client.get_registered_model(model).aliases
             versions = [str(aliases[place.alias])] if place.alias in aliases else []
         else:
-            escaped = model.replace("'", "\\'")
-            found = client.search_model_versions(f"name='{escaped}'")
+            found = versions_of(client, model)
             if not found:
                 client.get_registered_model(model)
             versions = [str(version.version) for version in found if version.current_stage == place.stage]

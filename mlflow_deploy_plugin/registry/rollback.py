@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.reference import Reference
+from mlflow_deploy_plugin.registry.resolve import versions_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -33,7 +34,7 @@ def stands_at(reference: Reference) -> str:
         if reference.kind == "alias":
             aliases = client.get_registered_model(reference.name).aliases
             return str(aliases.get(reference.selector, ""))
-        found = [version for version in _versions(client, reference.name) if _means(reference, version)]
+        found = [version for version in versions_of(client, reference.name) if _means(reference, version)]
     return str(max((int(version.version) for version in found), default=""))
 
 
@@ -75,7 +76,7 @@ def earlier_in_registry(reference: Reference, version: str) -> Earlier | None:
     if reference.kind != "stage":
         return None
     with registry_errors(f"model {reference.name}"):
-        versions = [one for one in _versions(registry_client(), reference.name) if str(one.version) != version]
+        versions = [one for one in versions_of(registry_client(), reference.name) if str(one.version) != version]
     sound = [one for one in versions if ROLLED_BACK_TAG not in one.tags]
     lower = [one for one in sound if _means(reference, one)]
     if lower:
@@ -101,11 +102,11 @@ def _point(client: Any, reference: Reference, version: str) -> None:
     elif reference.kind == "tag":
         key, value = reference.tag
         client.set_model_version_tag(name, version, key, value)
-        for other in _versions(client, name):
+        for other in versions_of(client, name):
             if str(other.version) != version and _means(reference, other):
                 client.delete_model_version_tag(name, str(other.version), key)
     else:
-        standing = [str(one.version) for one in _versions(client, name) if _means(reference, one)]
+        standing = [str(one.version) for one in versions_of(client, name) if _means(reference, one)]
         if standing != [version]:
             client.transition_model_version_stage(name, version, reference.selector, archive_existing_versions=True)
 
@@ -115,8 +116,3 @@ def _means(reference: Reference, version: "ModelVersion") -> bool:
         key, value = reference.tag
         return bool(version.tags.get(key) == value)
     return str(version.current_stage).lower() == reference.selector.lower()
-
-
-def _versions(client: Any, name: str) -> "list[ModelVersion]":
-    escaped = name.replace("'", "\\'")
-    return list(client.search_model_versions(f"name='{escaped}'"))
