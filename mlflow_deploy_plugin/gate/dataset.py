@@ -12,8 +12,8 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.gate.rows import Rows, chosen, count, read_rows, take
 from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
-from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, in_types
 from mlflow_deploy_plugin.runtime.schema import Array
 
 REFERENCE = "reference"
@@ -101,17 +101,8 @@ def _reference(artifact: Artifact) -> Rows:
         raise InvalidConfig(f"the model names the reference {artifact.reference!r}, which lies outside of it")
     rows = read_rows(path, "of the model's reference")
     own = (PREDICTION, EVENT_TIME)
-    rows = {name: values for name, values in rows.items() if name not in own and not name.startswith(OUTPUT_PREFIX)}
-    for column in artifact.columns:
-        if (values := rows.get(column.name)) is not None:
-            rows[column.name] = _unstacked(values, np.dtype(COLUMN_TYPES.get(column.type, "O")))
-    return rows
-
-
-def _unstacked(values: Array, dtype: np.dtype[Any]) -> Array:
-    """An integer or a boolean that was saved as a float, because the graph takes it among floats, is one again."""
-    is_one = values.dtype.kind == "f" and dtype.kind in "iub" and bool(np.isfinite(values).all())
-    return values.astype(dtype) if is_one else values
+    inputs = {name: values for name, values in rows.items() if name not in own and not name.startswith(OUTPUT_PREFIX)}
+    return in_types(artifact.columns, inputs)
 
 
 def _downloaded(uri: str, folder: str) -> Path:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.types import is_floating
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime.rows import in_types
 from mlflow_deploy_plugin.runtime.schema import Feeds
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON
@@ -56,4 +58,8 @@ def _reference(model: OnnxModel, file: str, most_rows: int, seed: int) -> Feeds:
     table = pq.read_table(path, columns=list(schema.names))
     if table.num_rows > most_rows:
         table = table.take(np.sort(np.random.default_rng(seed).choice(table.num_rows, most_rows, replace=False)))
-    return schema.from_columns({name: table.column(name).to_pylist() for name in schema.names})
+    floats = {name: table.column(name).to_numpy() for name in schema.names if is_floating(table.column(name).type)}
+    typed = in_types(schema.columns, floats)
+    return schema.from_columns(
+        {name: typed[name] if name in typed else table.column(name).to_pylist() for name in schema.names}
+    )

@@ -5,8 +5,11 @@ value a row) and `output.NAME` for every other output, so that drift can lay one
 an underscore are the log's own (`EVENT_TIME`, …).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column
 from mlflow_deploy_plugin.runtime.schema import Array, Schema
 
 PREDICTION = "prediction"
@@ -23,3 +26,14 @@ def as_rows(
         alone = prediction == (name,) and array.ndim == 1
         columns[PREDICTION if alone else OUTPUT_PREFIX + name] = array
     return columns
+
+
+def in_types(columns: Sequence[Column], rows: Mapping[str, Array]) -> dict[str, Array]:
+    """The same rows, in which an integer or a boolean that lies among floats, as the graph takes it, is one again."""
+    types = {column.name: np.dtype(COLUMN_TYPES.get(column.type, "O")) for column in columns}
+    return {
+        name: array.astype(types[name])
+        if array.dtype.kind == "f" and name in types and types[name].kind in "ib" and np.isfinite(array).all()
+        else array
+        for name, array in rows.items()
+    }

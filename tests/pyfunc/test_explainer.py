@@ -110,3 +110,23 @@ def test_a_reference_that_does_not_fit_or_cannot_be_read_is_told_of(explainer: A
     pq.write_table(pa.table({"X": [[1.0, 2.0], [3.0, 4.0]]}), folder / "reference.parquet")
     assert explainer.answer(question(folder, [1.0, 2.0])).fields["background"] == {"source": "reference", "rows": 2}
     assert os.environ.get("NUMBA_DISABLE_JIT") is None
+
+
+def test_integers_and_booleans_that_the_reference_has_among_floats_are_explained(
+    explainer: Any, tmp_path: Path
+) -> None:
+    graph = "mixed (float[N,2] X) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(X, axis) }"
+    signature = [{"name": "minute", "type": "long"}, {"name": "weekend", "type": "boolean"}]
+    section = {
+        "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 2], "columns": ["minute", "weekend"]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "prediction": ["y"],
+        "reference": {"data": "reference.parquet"},
+    }
+    folder = write_model(tmp_path / "m", graph, signature, section)
+    pq.write_table(
+        pa.table({"minute": pa.array([10, 30], pa.float32()), "weekend": pa.array([0, 1], pa.float32())}),
+        folder / "reference.parquet",
+    )
+    answer = explainer.answer(question(folder, [21.0, 1.0]))
+    assert answer.arrays["explained"]["values"].round(4).tolist() == [[[1.0], [0.5]]]
