@@ -54,7 +54,7 @@ def rollback(
         NotFound: there is no such endpoint or version, or nothing tells what was served before.
         InvalidConfig: several deployments answer, or MLflow refuses the earlier version.
         RegistryUnavailable: MLflow does not answer.
-        DeploymentFailed: the earlier version does not come back; the one before goes on answering.
+        DeploymentFailed: the earlier version does not come back; the newer one stays, in the registry and in service.
     """
     with ExitStack() as stack:
         opened = deployments or stack.enter_context(open_deployments(lambda line: None))
@@ -64,9 +64,7 @@ def rollback(
 def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to: str | None) -> dict[str, str]:
     begun = time.monotonic()
     observed = deployments.get_endpoint(endpoint)
-    if deployments.store.rollouts(endpoint, live=True):
-        said = f"rolled back by {actor}{f': {why}' if why else ''}"
-        plan = RolloutPlan.from_json(abort(deployments, endpoint, said, actor).spec)
+    if (plan := _aborted(deployments, endpoint, why, actor)) is not None:
         source = "the rollout under way was aborted"
         figures = _figures(plan.model, plan.version, plan.before_version, source, begun)
         _record(deployments.store, endpoint, figures, why, actor)
@@ -87,12 +85,32 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
     point(reference, earlier.version)
     deployments.look_now(reference.name)
     if seen.state in ("running", "starting"):
-        _wait(deployments, endpoint, main, earlier.version)
+        try:
+            _wait(deployments, endpoint, main, earlier.version)
+        except DeploymentFailed as error:
+            if not current:
+                raise
+            point(reference, current)  # so that the registry says what is served, as before
+            deployments.look_now(reference.name)
+            raise DeploymentFailed(f"{error.message}; version {current} stays, in the registry too") from None
     figures = _figures(reference.name, current, earlier.version, earlier.source, begun)
     if current:
         tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {why or f'rolled back by {actor}'}")
     _record(deployments.store, endpoint, figures, why, actor)
     return figures
+
+
+def _aborted(deployments: Deployments, endpoint: str, why: str, actor: str) -> RolloutPlan | None:
+    """The rollout that was under way and is no more; None: there was none, or it has just ended by itself."""
+    if not deployments.store.rollouts(endpoint, live=True):
+        return None
+    said = f"rolled back by {actor}{f': {why}' if why else ''}"
+    try:
+        return RolloutPlan.from_json(abort(deployments, endpoint, said, actor).spec)
+    except NotFound:
+        if deployments.store.rollouts(endpoint, live=True):
+            raise
+        return None
 
 
 def _pinned_back(

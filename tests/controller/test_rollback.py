@@ -1,6 +1,7 @@
 """What an endpoint served before, told by the truest source that knows; its server is away here."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store import Rollout, Store, open_store
 from support.rollouts import PLAN
 from support.tracking import tracking_at
 
@@ -95,6 +96,24 @@ def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store: S
 
     assert (done["to"], done["source"]) == ("2", "it was asked for")
     assert str(MlflowClient().get_registered_model(model).aliases["live"]) == "2"
+
+
+def test_what_a_rollout_has_promoted_just_now_is_taken_back(
+    store: Store, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    begun, read = store.add_rollout("flights", PLAN.to_json(), "promoting"), store.rollouts
+
+    def ends_after_the_first_look(*asked: Any, **more: Any) -> list[Rollout]:
+        found = read(*asked, **more)
+        store.update_rollout(replace(begun, state="promoted", ended_at=begun.created_at), None)
+        return found
+
+    monkeypatch.setattr(store, "rollouts", ends_after_the_first_look)
+
+    done = rollback("flights", deployments=Deployments(store, load_settings(), print))
+
+    assert (done["from"], done["to"]) == ("3", "1")
 
 
 @pytest.mark.parametrize("to", ["2", "models:/{}/2"])

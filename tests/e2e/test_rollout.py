@@ -242,18 +242,24 @@ def test_a_rollout_that_cannot_be_is_refused_in_one_line(fresh: Arena, arguments
     assert len(output.strip().splitlines()) == 1
 
 
-def test_a_rollout_to_a_version_that_lacks_the_required_gate_is_refused(fresh: Arena) -> None:
+def test_a_version_that_lacks_the_required_gate_is_brought_neither_by_a_rollout_nor_by_a_rollback(fresh: Arena) -> None:
     client = get_deploy_client("onnxserve")
     MlflowClient().set_model_version_tag(fresh.model, "1", "onnxserve.gate", "passed")
     client.update_deployment("arena", config={"require": "gate=passed"})
     try:
         status, output = fresh.run("rollout", "arena", "--to", "2")
+        back_status, back_output = fresh.run("rollback", "arena", "--to", "2")
+        stages = fresh.stages()
     finally:
         client.update_deployment("arena", config={"require": ""})
 
     assert status == 1
     assert f"requires gate=passed, and {fresh.model} version 2 does not have it: it has not been" in output
     assert fresh.variants() == {"arena": 100}
+    assert back_status == 1
+    assert "arena: version 2 does not come back: it has not been through the gate" in back_output
+    assert "version 1 stays, in the registry too" in back_output
+    assert (stages["1"], stages["2"]) == ("Production", "Archived")
 
 
 @pytest.mark.long
