@@ -19,7 +19,8 @@ from mlflow_deploy_plugin.runtime.schema import Array
 _HEAD = struct.Struct("<IqqHH")  # rows, event time, received time, lengths of both ids
 _TEXT = struct.Struct("<I")
 _MOST_PLANS = 256
-"""Plans that are kept, each for one endpoint, variant and shape of the first array; beyond it all are made anew."""
+"""Plans that are kept, each for one endpoint, variant, number of feeds and shape of the first array; beyond it all are
+made anew."""
 
 
 class RequestRecord(NamedTuple):
@@ -73,7 +74,7 @@ class Packer:
         arrays = [*feeds.values(), *outputs.values()]
         shapes = [array.shape for array in arrays]
         endpoint, variant, request_id, prediction_id, event_time, received_time = record
-        key = endpoint, variant, max_rows, shapes[0] if shapes else ()
+        key = endpoint, variant, max_rows, len(feeds), shapes[0] if shapes else ()
         plan = self._plans.get(key)
         if (
             plan is None

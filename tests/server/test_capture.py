@@ -245,3 +245,12 @@ def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
     now[0] += 1.0
     assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
     assert counted[-4:] == [False, False, False, True]
+
+
+def test_an_output_that_became_an_input_is_held_as_one(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    a, b = np.ones((1, 1)), np.zeros((1, 1))
+    for feeds, outputs in (({"a": a}, {"b": b}), ({"a": a, "b": b}, {})):
+        assert writer.write(RECORD, MODEL, feeds, outputs, 10)
+    read, _ = read_segment(segments(tmp_path)[0])
+    assert [list(request.feeds) for request in read] == [["a"], ["a", "b"]]
