@@ -1,6 +1,6 @@
 """Rollouts as they are written down: what was asked for, how far it is, and what it is judged on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -84,6 +84,13 @@ def update(session: Session, rollout: Rollout, now: datetime) -> Rollout | None:
     row.revision += 1
     session.flush()
     return _rollout(row)
+
+
+def end(session: Session, endpoint: str, state: str, reason: str, now: datetime) -> list[Rollout]:
+    """Ends what is live of an endpoint; what has ended now."""
+    live = find(session, endpoint, live=True)
+    ended = [update(session, replace(one, state=state, reason=reason, ended_at=now), now) for one in live]
+    return [one for one in ended if one is not None]
 
 
 def _rollout(row: RolloutRow) -> Rollout:

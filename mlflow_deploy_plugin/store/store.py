@@ -20,6 +20,8 @@ from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting
 from mlflow_deploy_plugin.store.rollouts import Rollout
 from mlflow_deploy_plugin.store.tables import EndpointRow
 
+_ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
+
 
 class Store:
     """Endpoints, audit events, rollouts and leases of one database; made by `open_store`.
@@ -82,13 +84,16 @@ class Store:
             return endpoint_of(row)
 
     def remove_endpoint(self, name: str, *, why: str = "", actor: str | None = None) -> bool:
-        """Forgets the endpoint; False where there was none."""
+        """Forgets the endpoint and ends its rollout, which is not to go on with a namesake; False: there was none."""
         with self._transaction() as session:
             row = session.get(EndpointRow, name)
             if row is None:
                 return False
             (before,) = load_specs(row.spec, may_be_empty=True)
             session.delete(row)
+            for rollout in rollouts.end(session, name, _ABANDONED, _DELETED, self._clock()):
+                detail = {"rollout": rollout.id, "state": _ABANDONED}
+                self._audit(session, "rollout.end", actor, endpoint=name, why=_DELETED, detail=detail)
             self._audit(session, "delete", actor, endpoint=name, before=traffic_of(before), why=why)
             return True
 

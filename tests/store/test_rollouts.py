@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import AlreadyExists
+from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import AuditEvent, Store, open_store
 
 NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
@@ -62,6 +63,19 @@ def test_an_endpoint_has_one_live_rollout(machines: tuple[Machine, Machine], nam
     assert second.add_rollout(name, {}, "starting").is_live
     assert len(first.rollouts(name)) == 2
     assert len(first.rollouts(name, live=True)) == 1
+
+
+def test_a_rollout_ends_with_its_endpoint(machines: tuple[Machine, Machine], name: str) -> None:
+    store = machines[0].store
+    store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
+    begun = store.add_rollout(name, {}, "stepping")
+
+    assert store.remove_endpoint(name)
+
+    (ended,) = store.rollouts(name)
+    assert (ended.state, ended.reason, ended.is_live) == ("abandoned", "the endpoint was deleted", False)
+    assert store.update_rollout(begun, None) is None
+    assert [event.action for event in store.events(name)] == ["create", "rollout.end", "delete"]
 
 
 def test_of_two_that_change_the_same_rollout_the_second_is_refused(
