@@ -96,6 +96,7 @@ def _rollback(job: Job, store: Store, settings: Settings) -> str:
 
 
 def _promote(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.gate.allowed import Allowed
     from mlflow_deploy_plugin.gate.promote import promote
 
@@ -104,6 +105,7 @@ def _promote(job: Job, store: Store, settings: Settings) -> str:
     moved = promote(
         model, version, to, why=job.asked["why"], actor=job.actor, store=store, progress=print, allowed=allowed
     )
+    Deployments(store, settings, print).look_now(model)
     before = f", where version {moved.before} was" if moved.before else ""
     return f"Version {moved.version} is in {moved.to}{before}; gate {moved.gate}: {moved.reason}."
 
