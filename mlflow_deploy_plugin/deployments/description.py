@@ -32,7 +32,7 @@ def describe(deployment: Deployment) -> dict[str, Any]:
     wanted = seen.wanted.variants.get(deployment.name) if seen.wanted is not None else None
     loaded = {pid: variants.get(deployment.name, LoadedVariant()) for pid, variants in _loaded(deployment).items()}
     versions = sorted({one.version for one in loaded.values() if one.version})
-    error = seen.errors.get(deployment.name) or seen.registry_error
+    error = seen.errors.get(deployment.name) or _registry_error(seen, endpoint.name, deployment.name)
     state, reason = _state(seen, all(one.version for one in loaded.values()), error)
     return {
         "name": deployment.name,
@@ -97,6 +97,12 @@ def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
 def _loaded(observed: Deployment | ObservedEndpoint) -> dict[int, dict[str, LoadedVariant]]:
     """What each worker has of the endpoint's variants."""
     return {worker.pid: worker.endpoints.get(observed.endpoint.name, {}) for worker in observed.observation.workers}
+
+
+def _registry_error(seen: Observation, endpoint: str, variant: str) -> str:
+    """What the agent says is wrong, unless that is only about versions of other deployments."""
+    is_refused = any((one.endpoint, one.variant) == (endpoint, variant) for one in seen.refused)
+    return seen.registry_error if is_refused or not seen.refused else ""
 
 
 def _state(seen: Observation, is_loaded: bool, error: str) -> tuple[str, str]:

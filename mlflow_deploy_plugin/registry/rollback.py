@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 ROLLED_BACK_TAG = "onnxserve.rolled_back"
-"""On a version that was served, or tried, and taken back: when, from where and why."""
+"""On a version that was served, or tried, and taken back: out of which endpoint, and why."""
 
 
 @dataclass(frozen=True)
