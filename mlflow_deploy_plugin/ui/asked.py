@@ -90,8 +90,12 @@ def _endpoint(form: Mapping[str, str], store: Store) -> Endpoint:
     name = form.get("endpoint", "")
     found = store.endpoint(name)
     if found is None:
-        raise NotFound(f"there is no endpoint {name!r} (any more)")
+        raise no_endpoint(name)
     return found
+
+
+def no_endpoint(name: str) -> NotFound:
+    return NotFound(f"there is no endpoint {name!r} (any more)")
 
 
 def _version(form: Mapping[str, str]) -> tuple[str, str]:

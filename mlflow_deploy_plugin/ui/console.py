@@ -7,14 +7,14 @@ from flask import Blueprint, Flask, Response, make_response, redirect, render_te
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry.history import as_json, history
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.ui.asked import Asked, read_form
+from mlflow_deploy_plugin.ui.asked import Asked, no_endpoint, read_form
 from mlflow_deploy_plugin.ui.caller import allow_pages, caller, may_act_on
 from mlflow_deploy_plugin.ui.forgery import Forgery
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.mlflow_pages import Pages
 from mlflow_deploy_plugin.ui.overview import gather
 from mlflow_deploy_plugin.ui.trail import Trail
-from mlflow_deploy_plugin.ui.visible import visible
+from mlflow_deploy_plugin.ui.visible import hidden_endpoints, visible
 from mlflow_deploy_plugin.version import __version__
 
 PATH = "/onnxserve"
@@ -73,7 +73,10 @@ class _Console:
         if refusal := self._forgery.refusal(who.user):
             return self._render(error=refusal, status=403)
         try:
-            asked = read_form(request.form, self._trail.store())
+            store, endpoint = self._trail.store(), request.form.get("endpoint", "")
+            if endpoint and hidden_endpoints(store, [endpoint]):
+                raise no_endpoint(endpoint)
+            asked = read_form(request.form, store)
             if not may_act_on(asked.models):
                 return self._render(error=_not_allowed(asked), status=403)
             job = self._jobs.start(

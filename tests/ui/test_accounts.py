@@ -1,4 +1,4 @@
-"""MLflow's basic auth under the gate and the console: a server of its own with three accounts."""
+"""MLflow's basic auth under the gate and the console: a server of its own with four accounts."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -18,8 +18,9 @@ from support.waiting import wait_until
 pytest.importorskip("flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])")
 pytestmark = pytest.mark.long
 
+BUTTON = "Promote version 1 of X"
 CONFIG = """[mlflow]
-default_permission = READ
+default_permission = NO_PERMISSIONS
 database_uri = sqlite:///{folder}/users.db
 admin_username = admin
 admin_password = password-of-admin
@@ -29,7 +30,7 @@ authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 
 @dataclass
 class Accounts:
-    """The server, and our store; the endpoint `x` serves the model X, which is alice's."""
+    """The server, and our store. `x` serves alice's X, which bob may read and carol may not; they have `y` and `z`."""
 
     server: MlflowServer
     store: Store
@@ -41,6 +42,13 @@ class Accounts:
 
     def page(self, user: str) -> str:
         return self.browser(user).get(f"{self.server.url}/onnxserve", timeout=60).text
+
+    def press(self, user: str, form: dict[str, str]) -> tuple[int, str]:
+        """Sends a form with the token of the user's own page, and gives the status and the page that comes."""
+        browser, url = self.browser(user), f"{self.server.url}/onnxserve"
+        token = re.findall(r'name="token" value="(\w+)"', browser.get(url, timeout=60).text)[0]
+        answer = browser.post(f"{url}/act", data={**form, "token": token}, timeout=60, allow_redirects=False)
+        return answer.status_code, answer.text
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +66,32 @@ def accounts(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
         patch.delenv("MLFLOW_TRACKING_URI")
         server.start()
         store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
-        found = Accounts(server, store)
+        found, admin = Accounts(server, store), ("admin", "password-of-admin")
         try:
-            for user in ("alice", "bob"):
+            for user in ("alice", "bob", "carol"):
                 new = {"username": user, "password": f"password-of-{user}"}
                 requests.post(
                     f"{server.url}/api/2.0/mlflow/users/create",
                     json=new,
-                    auth=("admin", "password-of-admin"),
+                    auth=admin,
                     timeout=60,
                 ).raise_for_status()
             log_in(patch, "alice")
             client = MlflowClient(server.url)
             client.create_registered_model("X", tags={"onnxserve.gate.policy": "gated_stages: [Production]"})
             client.create_model_version("X", "s3://bucket/x")
+            given = {"resource_type": "registered_model", "resource_id": "X", "permission": "READ"}
+            requests.post(
+                f"{server.url}/api/3.0/mlflow/users/permissions/grant",
+                json={"username": "bob", **given},
+                auth=admin,
+                timeout=60,
+            ).raise_for_status()
+            for user, model in (("bob", "Y"), ("carol", "Z")):
+                log_in(patch, user)
+                client.create_registered_model(model)
+                client.create_model_version(model, f"s3://bucket/{model}")
+                store.add_endpoint("onnxserve", new_endpoint(model.lower(), f"models:/{model}/Production"))
             store.add_endpoint("onnxserve", new_endpoint("x", "models:/X/Production"))
             yield found
         finally:
@@ -95,15 +115,15 @@ def test_the_trail_names_the_account_and_who_may_not_is_stopped_before_the_gate(
     log_in(monkeypatch, "bob")
     with pytest.raises(MlflowException, match="Permission denied"):
         client.transition_model_version_stage("X", "1", "Production")
-    events = [(event.actor, event.action) for event in accounts.store.events(model="X")][:2]
-    assert events == [("alice", "transition"), ("alice", "refused")]
+    events = [(event.actor, event.action) for event in accounts.store.events(model="X")][:3]
+    assert events == [("alice", "tag"), ("alice", "transition"), ("alice", "refused")]  # the policy, as it was made
 
 
 def test_the_console_wants_an_account_and_shows_buttons_to_whoever_may_edit_the_model(accounts: Accounts) -> None:
     assert requests.get(f"{accounts.server.url}/onnxserve", timeout=60).status_code == 401
-    assert "Promote" in accounts.page("admin")
-    assert "Promote" in accounts.page("alice")
-    assert "Promote" not in accounts.page("bob")
+    assert BUTTON in accounts.page("admin")
+    assert BUTTON in accounts.page("alice")
+    assert BUTTON not in accounts.page("bob")
     assert ">x" in accounts.page("bob")
 
 
@@ -117,3 +137,37 @@ def test_a_button_acts_in_mlflow_as_whoever_pressed_it(accounts: Accounts) -> No
     wait_until(lambda: "Done: promote version 1 of X" in browser.get(page, timeout=60).text, 90, "it is done")
     assert [event.actor for event in accounts.store.events(model="X") if event.action == "promote"] == ["alice"]
     assert "password-of-alice" not in "".join(path.read_text() for path in accounts.server.folder.rglob("jobs/*"))
+
+
+def test_what_is_of_a_model_that_one_may_not_read_is_neither_shown_nor_given(accounts: Accounts) -> None:
+    accounts.store.add_endpoint("onnxserve", new_endpoint("gone", "models:/X/Production"))
+    accounts.store.remove_endpoint("gone")
+    url = f"{accounts.server.url}/onnxserve/history.jsonl"
+    of_bob, of_carol = (accounts.browser(user).get(url, timeout=60).text for user in ("bob", "carol"))
+    for name in ("x", "gone"):
+        assert f'"endpoint": "{name}"' in of_bob
+        assert f'"endpoint": "{name}"' not in of_carol
+    assert "2 more, of models that you may not read" in accounts.page("carol")
+    assert "models:/X" not in accounts.page("carol")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"action": "promote", "model": "X", "version": "1", "to": "Archived"},
+        {"action": "promote", "model": "nothing", "version": "1", "to": "Archived"},
+        {"action": "gate", "model": "X", "version": "1"},
+        {"action": "rollback", "endpoint": "x"},
+        {"action": "traffic", "endpoint": "x", "weight:x": "100"},
+    ],
+)
+def test_a_form_for_what_one_may_not_edit_is_refused(accounts: Accounts, form: dict[str, str]) -> None:
+    status, page = accounts.press("bob", form)
+    assert status == 403
+    assert "you may not" in page
+
+
+def test_an_endpoint_that_one_may_not_see_is_not_there(accounts: Accounts) -> None:
+    assert accounts.press("carol", {"action": "traffic", "endpoint": "x"})[0] == 404
+    assert accounts.press("carol", {"action": "traffic", "endpoint": "nothing"})[0] == 404
+    assert accounts.press("carol", {"action": "traffic", "endpoint": "z"})[0] == 400  # the weight is missing
