@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve, versions_of
+from mlflow_deploy_plugin.registry.rollback import forget_rollback
 
 _STAGES = ("Production", "Staging", "Archived", "None")
 _KEEPS_ONE = ("Production", "Staging")  # MLflow archives the others of no other stage
@@ -66,6 +67,8 @@ def holder(model: str, place: Place, beside: str = "") -> ResolvedModel | None:
 def move(model: str, version: str, place: Place) -> None:
     """Brings a version into a stage, whose other versions are archived, or sets an alias.
 
+    That the version was rolled back once is forgotten where it is to be served again.
+
     Raises:
         NotFound: there is no such version.
         RegistryUnavailable: MLflow does not answer, or does not allow it.
@@ -78,6 +81,8 @@ def move(model: str, version: str, place: Place) -> None:
             client.transition_model_version_stage(
                 model, version, place.stage, archive_existing_versions=place.stage in _KEEPS_ONE
             )
+        if place.alias or place.stage == "Production":
+            forget_rollback(client, model, version)
 
 
 def registered(model: str, version: str) -> ResolvedModel:

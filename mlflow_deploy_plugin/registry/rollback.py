@@ -9,6 +9,7 @@ from mlflow_deploy_plugin.registry.reference import Reference
 from mlflow_deploy_plugin.registry.resolve import versions_of
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 ROLLED_BACK_TAG = "onnxserve.rolled_back"
@@ -56,8 +57,7 @@ def point(reference: Reference, version: str) -> None:
         try:
             client = registry_client()
             _point(client, reference, version)
-            if ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
-                client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
+            forget_rollback(client, name, version)
         except MlflowException as error:
             if error.error_code != "PERMISSION_DENIED":
                 raise
@@ -93,6 +93,12 @@ def was_rolled_back(name: str, version: str) -> bool:
     """Raises NotFound and RegistryUnavailable as `point`."""
     with registry_errors(f"model {name} version {version}"):
         return ROLLED_BACK_TAG in registry_client().get_model_version(name, version).tags
+
+
+def forget_rollback(client: "MlflowClient", name: str, version: str) -> None:
+    """A version that was rolled back and is served again may be gone back to again."""
+    if ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
+        client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
 
 
 def _point(client: Any, reference: Reference, version: str) -> None:

@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.registry.promote import move, parse_place
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 from mlflow_deploy_plugin.registry.rollback import (
     ROLLED_BACK_TAG,
@@ -117,3 +118,10 @@ def test_what_mlflow_forbids_is_said_in_its_words(model: str, monkeypatch: pytes
 
     with pytest.raises(InvalidConfig, match=f"MLflow refuses {model} version 2: the gate has not passed"):
         point(parse_model_uri(f"models:/{model}/Production"), "2")
+
+
+@pytest.mark.parametrize(("to", "stays"), [("Production", False), ("@live", False), ("Staging", True)])
+def test_a_version_that_is_promoted_again_may_be_gone_back_to_again(model: str, to: str, stays: bool) -> None:
+    MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
+    move(model, "2", parse_place(to))
+    assert was_rolled_back(model, "2") is stays
