@@ -1,7 +1,7 @@
 """The gate and the audit trail in MLflow's own API: whatever changes a stage or an alias goes through here.
 
-The functions that MLflow's routes call are wrapped, not the routes: `/api`, `/ajax-api` and the preview paths reach the
-same ones, and MLflow's basic auth has spoken before. A refusal is 403 PERMISSION_DENIED, which MLflow's UI shows in its
+The functions that MLflow's routes call are wrapped, not the routes: `/api` and `/ajax-api` reach the same ones, and
+MLflow's basic auth has spoken before. A refusal is 403 PERMISSION_DENIED, which MLflow's UI shows in its
 own notice, and which its clients do not retry. What goes to the database directly does not come by; an endpoint that
 must not serve such a version says `require: gate=passed` itself.
 """

@@ -14,6 +14,8 @@ def stood_before(store: Store, model: str, version: str, place: str, holder: str
         StoreUnavailable: the trail cannot be read.
     """
     for event in reversed(store.events(model=model)):
+        if not event.endpoint and event.action in ("rename", "delete"):
+            return False  # another model had this name: its numbers are not those of this one
         if event.version == holder and (before := _before(event, place)) is not None:
             return before == version
     return False

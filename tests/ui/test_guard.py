@@ -248,3 +248,16 @@ def test_who_makes_renames_or_deletes_a_gated_model_is_in_the_trail_of_both_name
         ("rename", model),
         ("delete", "renamed"),
     ]
+
+
+def test_what_stood_in_another_model_of_the_same_name_may_not_come_back(mlflow_app: Any) -> None:
+    first, second = mlflow_app.model(policy=None), mlflow_app.model(policy=None)
+    for model, versions in ((first, "12"), (second, "2")):
+        for version in versions:
+            move(mlflow_app, model, version, "Production", archive_existing_versions=True)
+    rename = f"{API}/registered-models/rename"
+    for name, new in ((first, f"{first}-old"), (second, first)):
+        assert mlflow_app.client.post(rename, json={"name": name, "new_name": new}).status_code == 200
+    policy = {"name": first, "key": "onnxserve.gate.policy", "value": POLICY}
+    assert mlflow_app.client.post(f"{API}/registered-models/set-tag", json=policy).status_code == 200
+    assert move(mlflow_app, first, "1", "Production").status_code == 403
