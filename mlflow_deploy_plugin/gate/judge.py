@@ -183,8 +183,12 @@ def _robustness(bench: _Bench) -> CheckResult:
     if dataset.truth is not None and bench.answers is not None:
         truth, metric = dataset.truth[picked], bench.policy.evaluation.metric or default_metric(bench.answers)
         labelled = Labelled(metric, lambda answers: scorer(metric, truth, answers))
-    rows = _own_columns(bench.candidate.artifact, take(dataset.rows, picked))
-    return check_robustness(bench.candidate, rows, policy, seed, labelled)
+    rows, served = take(dataset.rows, picked), None
+    if bench.current is not None:
+        served = bench.current, _own_columns(bench.current.artifact, rows)
+    return check_robustness(
+        bench.candidate, _own_columns(bench.candidate.artifact, rows), policy, seed, labelled, served
+    )
 
 
 def _budget(bench: _Bench) -> CheckResult:

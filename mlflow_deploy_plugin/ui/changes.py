@@ -1,6 +1,6 @@
 """What a request to MLflow's registry is about to change, of what the gate and the audit trail look at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,10 @@ def _transition(trail: Trail) -> Change:
     from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
     from mlflow.protos.model_registry_pb2 import TransitionModelVersionStage
 
-    asked, known = _asked(TransitionModelVersionStage()), registry()
+    asked, known = (
+        _asked(TransitionModelVersionStage(), ("name", "version", "stage"), ("archive_existing_versions",)),
+        registry(),
+    )
     model, version = known.get_registered_model(asked.name), known.get_model_version(asked.name, asked.version)
     stage = get_canonical_stage(asked.stage)
     stood = [str(one.version) for one in known.get_latest_versions(asked.name, [stage]) if stage not in _QUIET]
@@ -55,7 +58,7 @@ def _transition(trail: Trail) -> Change:
 def _alias(trail: Trail) -> Change | None:
     from mlflow.protos.model_registry_pb2 import SetRegisteredModelAlias
 
-    asked, known = _asked(SetRegisteredModelAlias()), registry()
+    asked, known = _asked(SetRegisteredModelAlias(), ("name", "alias", "version")), registry()
     model, version = known.get_registered_model(asked.name), known.get_model_version(asked.name, asked.version)
     if _is_only_a_prompt(model):
         return None
@@ -185,11 +188,17 @@ def _alias_shown(alias: str, version: Any) -> str:
     return "" if version is None else f"version {version} in @{alias}"
 
 
-def _asked(message: Any) -> Any:
-    """The request, read as MLflow reads it. Raises MlflowException where MLflow refuses to."""
+def _asked(message: Any, texts: Sequence[str] = (), flags: Sequence[str] = ()) -> Any:
+    """The request, read as MLflow reads it. Raises MlflowException where MLflow refuses to.
+
+    Args:
+        texts / flags: the fields that MLflow's view asks for, of a view that is not asked itself where these are wrong.
+    """
     from mlflow.server import handlers
 
-    return handlers._get_request_message(message)
+    schema = {field: [handlers._assert_string, handlers._assert_required] for field in texts}
+    schema |= {field: [handlers._assert_bool] for field in flags}
+    return handlers._get_request_message(message, schema=schema)
 
 
 def registry() -> Any:

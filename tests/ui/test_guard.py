@@ -163,11 +163,14 @@ def test_a_policy_that_cannot_be_read_lets_nothing_through(mlflow_app: Any) -> N
         ({"name": "nobody", "version": "1", "stage": "Production"}, 404, "RESOURCE_DOES_NOT_EXIST"),
         ({"name": "", "version": "1", "stage": "Production"}, 400, "INVALID_PARAMETER_VALUE"),
         ({"version": "1"}, 400, "INVALID_PARAMETER_VALUE"),
+        ({"name": "model-0", "version": 1, "stage": "Production"}, 400, "INVALID_PARAMETER_VALUE"),
     ],
 )
 def test_what_makes_no_sense_is_answered_by_mlflow(mlflow_app: Any, asked: Any, status: int, code: str) -> None:
     answer = mlflow_app.client.post(f"{API}/model-versions/transition-stage", json=asked)
     assert (answer.status_code, answer.json["error_code"]) == (status, code)
+    if isinstance(asked["version"], int):
+        assert "Invalid value 1 for parameter 'version'" in answer.json["message"]
 
 
 def test_an_unknown_stage_is_answered_by_mlflow_and_not_written_down(mlflow_app: Any) -> None:

@@ -2,8 +2,9 @@
 
 Three disturbances of the same rows, all seeded: noise on the numbers, values that are missing, values far out of range
 (and texts that were never seen). Under noise the answers have to stay and the metric has to hold, within the policy's
-bounds. The other two change what is known of a row, so that their flips are told and not judged; that a model refuses
-them as a bad request is told too, since its callers will see it, and is a failure only where the policy says so.
+bounds or nearly as those of what is served do. The other two change what is known of a row, so that their flips are
+told and not judged; that a model refuses them as a bad request is told too, since its callers will see it, and is a
+failure only where the policy says so.
 
 A flip is another label; of numbers, a move by more than a quarter of the answers' own standard deviation: noise of 5 %
 moves the answers of a linear model by 5 % of theirs, those of a forest in larger steps and less often.
@@ -15,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
+from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.gate.metrics import HIGHER_IS_BETTER, RELATIVE, Score
 from mlflow_deploy_plugin.gate.model import Answers, Judged
 from mlflow_deploy_plugin.gate.policy import MetricName, RobustnessPolicy
@@ -26,6 +27,7 @@ from mlflow_deploy_plugin.runtime.schema import Array
 NAME = "robustness"
 UNSEEN = "(never seen)"
 _MOVE = 0.25
+_AS_SERVED = 1.25  # of two forests from the same data, one flips a little more
 _SHARE_OUT_OF_RANGE = 0.1
 _ROWS_OF_A_COLUMN, _MOST_COLUMNS, _MOST_LINES = 500, 50, 12
 
@@ -59,13 +61,19 @@ class _Outcome:
 
 
 def check_robustness(
-    model: Judged, rows: Rows, policy: RobustnessPolicy, seed: int, labelled: Labelled | None = None
+    model: Judged,
+    rows: Rows,
+    policy: RobustnessPolicy,
+    seed: int,
+    labelled: Labelled | None = None,
+    served: tuple[Judged, Rows] | None = None,
 ) -> CheckResult:
     """Disturbs the rows and compares the answers with those to the rows as they are.
 
     Args:
         rows: the model's columns alone.
         labelled: the metric on these rows; None: they have no labels.
+        served: what is served, and the same rows as it takes them.
 
     Raises:
         SchemaMismatch, InferenceError: the model refuses the rows as they are.
@@ -80,7 +88,9 @@ def check_robustness(
         _outcome(name, model, clean, disturb(rows, np.random.default_rng([seed, place])), labelled)
         for place, (name, disturb) in enumerate(disturbances.items())
     ]
-    failures = [failure for outcome in outcomes for failure in _failures(outcome, policy)]
+    beside = _served_under_noise(served, policy, seed, labelled) if _failures(outcomes[0], policy) else None
+    bounds = _no_stricter_than(beside, policy)
+    failures = [failure for outcome in outcomes for failure in _failures(outcome, bounds)]
     total = count(rows)
     refused = [outcome for outcome in outcomes if outcome.refusal]
     noise = outcomes[0]
@@ -90,8 +100,33 @@ def check_robustness(
         found += f", {labelled.metric} {f'loses {lost}' if noise.loss > 0 else 'holds'}"
     notes = tuple(f"{_shown(outcome.name)} values are refused: {outcome.refusal}" for outcome in refused)
     figures = {"rows": float(total)} | _figures(outcomes)
+    if beside is not None:
+        notes += (f"under the same noise {beside.flips:.1%} of the answers of what is served change",)
+        figures["noise_flips_current"] = beside.flips
     table = _table([*outcomes, *_by_column(model, rows, policy, seed)], labelled)
     return CheckResult(NAME, "failed" if failures else "passed", "; ".join(failures) or found, figures, notes, table)
+
+
+def _served_under_noise(
+    served: tuple[Judged, Rows] | None, policy: RobustnessPolicy, seed: int, labelled: Labelled | None
+) -> _Outcome | None:
+    """None: nothing is served, or it refuses these rows."""
+    if served is None:
+        return None
+    model, rows = served
+    try:
+        clean = model.answers(rows)
+        noise = _outcome("noise", model, clean, noisy(rows, policy.noise, np.random.default_rng([seed, 0])), labelled)
+    except (SchemaMismatch, InferenceError, InvalidConfig):
+        return None
+    return None if noise.refusal else noise
+
+
+def _no_stricter_than(served: _Outcome | None, policy: RobustnessPolicy) -> RobustnessPolicy:
+    if served is None:
+        return policy
+    least = {"max_flips": served.flips * _AS_SERVED, "max_loss": (served.loss or 0.0) * _AS_SERVED}
+    return policy.model_copy(update={name: max(getattr(policy, name), value) for name, value in least.items()})
 
 
 def noisy(rows: Rows, share: float, rng: np.random.Generator) -> Rows:

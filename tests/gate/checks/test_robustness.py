@@ -144,3 +144,17 @@ def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(tmp_path
     result = check_robustness(model, INPUT, RobustnessPolicy(), 7, labels)
     assert result.state == "passed"
     assert 0.01 < result.figures["noise_loss"] < 0.05
+
+
+def test_what_is_served_is_measured_by_the_same_noise_and_need_not_be_outdone(tmp_path):
+    model, better = load(write_classifier(tmp_path / "model")), load(write_classifier(tmp_path / "other", (1.0, 0.0)))
+    rows = {"a": np.sort(INPUT["a"]) / 1e3, "b": INPUT["b"] / 1e3 * 0}
+    strict = RobustnessPolicy(noise=0.5)
+    alone = check_robustness(model, rows, strict, 7)
+    assert alone.state == "failed"
+    same = check_robustness(model, rows, strict, 7, served=(model, rows))
+    assert same.state == "passed"
+    assert same.figures["noise_flips_current"] == same.figures["noise_flips"]
+    assert "of the answers of what is served change" in same.notes[-1]
+    steady = {name: np.where(values > 0, 1.0, -1.0) for name, values in rows.items()}
+    assert check_robustness(model, rows, strict, 7, served=(better, steady)).state == "failed"
