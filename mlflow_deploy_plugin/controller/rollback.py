@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.controller.plan import RolloutPlan
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
+from mlflow_deploy_plugin.registry.connection import registry_address
 from mlflow_deploy_plugin.registry.reference import Reference, parse_model_uri
 from mlflow_deploy_plugin.registry.rollback import (
     ROLLED_BACK_TAG,
@@ -142,8 +143,8 @@ def _earlier(store: Store, observed: ObservedEndpoint, main: str, reference: Ref
         except NotFound:  # it was deleted
             continue
     raise NotFound(
-        f"nothing tells what endpoint {observed.endpoint.name!r} served before version {current} of {reference.name}: "
-        "say --to VERSION"
+        f"nothing tells what endpoint {observed.endpoint.name!r} served before version {current} of {reference.name}, "
+        f"in MLflow at {registry_address()}: say --to VERSION"
     )
 
 

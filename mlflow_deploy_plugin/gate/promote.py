@@ -80,7 +80,7 @@ def promote(
         StoreUnavailable: the audit trail cannot be written.
     """
     if force and not why.strip():
-        raise InvalidConfig("a forced promotion needs its reason: say why")
+        raise InvalidConfig("a forced promotion needs its reason: say why (--why)")
     place = parse_place(to)
     candidate = registered(model, version)
     chosen = choose_policy(model, policy_file)

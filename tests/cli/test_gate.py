@@ -106,4 +106,4 @@ def test_promote_that_is_refused_is_exit_status_1(toy):
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith("Error: toy version 3 does not go to Production")
     forced = toy("promote", "toy", "3", "--to", "Production", "--force", "--policy", "cheap.yaml")
-    assert forced.stderr.splitlines()[-1] == "Error: a forced promotion needs its reason: say why"
+    assert forced.stderr.splitlines()[-1] == "Error: a forced promotion needs its reason: say why (--why)"
