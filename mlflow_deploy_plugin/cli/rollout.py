@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -56,7 +57,7 @@ def rollout(
 
     Each step gives it more of the traffic and judges it by live numbers against the version that answers now. After
     the last one it is promoted; where it is proved worse, everything goes back by itself. `onnxserve controller` does
-    the work.
+    the work: where none runs, and without --wait, nothing is begun.
 
     \b
       onnxserve rollout flights --to models:/flight-delay/7 --steps 1,10,50,100 --every 5m \\
@@ -75,7 +76,11 @@ def rollout(
         if to is not None:
             from mlflow_deploy_plugin.controller.begin import Wish, begin_rollout
 
-            begun = begin_rollout(deployments, name, Wish(to, steps, every, abort_on, min_requests, why))
+            wish = Wish(to, steps, every, abort_on, min_requests, why)
+            must_run: Callable[[], None] = (
+                (lambda: None) if wait else partial(command.expect_controller, deployments.store)
+            )
+            begun = begin_rollout(deployments, name, wish, before_it_begins=must_run)
             click.echo(command.describe(begun))
         elif asked == "status":
             click.echo(command.describe(command.last(deployments.store, name)))

@@ -1,6 +1,6 @@
 """Begins a rollout: works out from what is served now what is to be done, and writes it down."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mlflow_deploy_plugin.controller.criteria import DEFAULT, parse_criteria
@@ -37,8 +37,17 @@ class Wish:
     why: str = ""
 
 
-def begin_rollout(deployments: Deployments, endpoint: str, wish: Wish, actor: str | None = None) -> Rollout:
+def begin_rollout(
+    deployments: Deployments,
+    endpoint: str,
+    wish: Wish,
+    actor: str | None = None,
+    before_it_begins: Callable[[], None] = lambda: None,
+) -> Rollout:
     """Writes the rollout down; a controller does the rest.
+
+    Args:
+        before_it_begins: is called when all is found good; what it raises leaves nothing begun.
 
     Raises:
         NotFound: there is no such endpoint or version.
@@ -46,6 +55,13 @@ def begin_rollout(deployments: Deployments, endpoint: str, wish: Wish, actor: st
         NotReady: the endpoint's server does not answer.
         AlreadyExists: the endpoint has a live rollout.
     """
+    plan = _planned(deployments, endpoint, wish, actor or this_actor())
+    before_it_begins()
+    return deployments.store.add_rollout(endpoint, plan.to_json(), "starting", started(plan, utc_now()))
+
+
+def _planned(deployments: Deployments, endpoint: str, wish: Wish, actor: str) -> RolloutPlan:
+    """The whole of it, from what is served now. Raises as `begin_rollout`, but for the live rollout."""
     observed = deployments.get_endpoint(endpoint)
     spec, seen = observed.endpoint.spec, see(observed)
     main = main_variant(spec)
@@ -59,7 +75,7 @@ def begin_rollout(deployments: Deployments, endpoint: str, wish: Wish, actor: st
         raise InvalidConfig("--min-requests: at least 1 is expected")
     candidate = _free_name(CANDIDATE, spec.variants)
     is_compared = any(one.kind == "disagreement" for one in criteria)
-    plan = RolloutPlan(
+    return RolloutPlan(
         endpoint=endpoint,
         main=main,
         candidate=candidate,
@@ -75,10 +91,9 @@ def begin_rollout(deployments: Deployments, endpoint: str, wish: Wish, actor: st
         every=float(_seconds(wish.every)),
         abort_on=",".join(one.text for one in criteria),
         min_requests=wish.min_requests,
-        actor=actor or this_actor(),
+        actor=actor,
         why=wish.why,
     )
-    return deployments.store.add_rollout(endpoint, plan.to_json(), "starting", started(plan, utc_now()))
 
 
 def main_variant(spec: EndpointSpec) -> str:

@@ -1,5 +1,6 @@
 """What a person may say of a rollout that is under way, and what can be told of it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -9,11 +10,13 @@ from mlflow_deploy_plugin.controller.journal import event_of, plan_of, progress_
 from mlflow_deploy_plugin.controller.loop import LEASE, shown
 from mlflow_deploy_plugin.controller.rollout import Progress, aborted, paused, resumed
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, StoreUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, StoreUnavailable
 from mlflow_deploy_plugin.store import Rollout, Store, this_actor
 from mlflow_deploy_plugin.store.database import utc_now
 
 _ATTEMPTS = 50
+_CONTROLLER_SECONDS = 10.0
+_POLL_SECONDS = 0.2
 _DONE = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
 
 
@@ -60,9 +63,28 @@ def describe(rollout: Rollout) -> str:
     """Where it is, and what it is judged by, in a few lines."""
     lines = [shown(rollout)]
     for text, judged in rollout.figures.get("criteria", {}).items():
-        share = judged["log_evidence"] / judged["log_evidence_needed"]
-        lines.append(f"  {text}: {judged['figures']}; {max(share, 0):.0%} of the evidence that would end it")
+        share = min(max(judged["log_evidence"] / judged["log_evidence_needed"], 0), 1)
+        lines.append(f"  {text}: {judged['figures']}; {share:.0%} of the evidence that would end it")
     return "\n".join(lines)
+
+
+def expect_controller(store: Store, patience: float = _CONTROLLER_SECONDS) -> None:
+    """Returns when a controller has the lease, which one that was started just now is given a moment for.
+
+    Raises:
+        NotReady: none has; a rollout would stand still, and be in the way of others.
+    """
+    first, deadline = store.lease(LEASE), time.monotonic() + patience
+    view = first
+    # one whose machine's clock is behind ours is known by its renewing
+    while view is None or (view.expires_at < utc_now() and (first is None or view.expires_at == first.expires_at)):
+        if time.monotonic() > deadline:
+            raise NotReady(
+                "no controller runs, so nothing was begun: start `onnxserve controller` first, or say --wait to run "
+                "the rollout in this command"
+            )
+        time.sleep(_POLL_SECONDS)
+        view = store.lease(LEASE)
 
 
 def who_works(store: Store) -> str:
