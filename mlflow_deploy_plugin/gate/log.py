@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.gate.judge import Evaluated
 from mlflow_deploy_plugin.gate.model import Answers
 from mlflow_deploy_plugin.gate.report import as_document, as_page
 from mlflow_deploy_plugin.gate.result import Verdict
-from mlflow_deploy_plugin.registry.connection import registry_errors
+from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_errors
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
 from mlflow_deploy_plugin.registry.tags import (
     GATE_AGAINST_TAG,
@@ -58,7 +58,7 @@ def log_verdict(verdict: Verdict, candidate: ResolvedModel, evaluated: Evaluated
         RegistryUnavailable: MLflow does not answer.
     """
     client = MlflowClient()
-    with registry_errors("the run of the gate"):
+    with registry_errors("the run of the gate"), patience_for_files():
         run_id, is_new = _begin(client, verdict, candidate)
         is_complete = False
         try:

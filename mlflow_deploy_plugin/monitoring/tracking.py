@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.monitoring.report import DriftReport
 from mlflow_deploy_plugin.monitoring.verdict import Verdict
 from mlflow_deploy_plugin.monitoring.windows import Window
-from mlflow_deploy_plugin.registry.connection import registry_errors
+from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_errors
 from mlflow_deploy_plugin.registry.tags import tag_version
 
 VERDICT_TAG = "onnxserve.drift.{monitor}"
@@ -66,7 +66,7 @@ def log_judgement(judgement: Judgement, report: DriftReport) -> LoggedRun:
         RegistryUnavailable: MLflow does not answer.
     """
     client = MlflowClient()
-    with registry_errors("the experiment of the drift run"):
+    with registry_errors("the experiment of the drift run"), patience_for_files():
         run_id, is_new = _begin(client, judgement)
         is_complete = False
         try:

@@ -1,6 +1,7 @@
 """`onnxserve gate` and what it prints. The gate itself: tests/gate."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,6 +76,19 @@ def test_a_mistake_is_one_line(arguments, message, toy):
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith(message)
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [("gate", "toy", "2"), ("promote", "toy", "2", "--to", "Production")])
+def test_an_mlflow_that_is_down_is_said_in_one_line_and_not_waited_for(arguments, toy, monkeypatch):
+    for name in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", "")
+        del os.environ[f"MLFLOW_HTTP_REQUEST_{name}"]
+    with tracking_at("http://127.0.0.1:9"):
+        done = toy(*arguments)
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"  # by MLflow's default 7, which takes minutes
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(" does not answer as it should: connection refused")
 
 
 def test_promote_says_what_happened_and_who_follows(toy):
