@@ -1,5 +1,6 @@
 """Whether a server serves what its spec says, by the account of its processes (`server/state.py`)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,12 @@ def read_report(state_dir: Path, spec: EndpointSpec) -> Report:
         if variant.weight > 0 and any(not variants.get(name, LoadedVariant()).version for variants in informed)
     )
     count = spec.server.workers
-    pending = "" if len(informed) >= count else f"loading the model, {len(informed)} of {count} workers have it"
+    doing = (
+        "applying the change"
+        if len(workers) >= count and _is_loaded(spec.name, endpoint, workers)
+        else "loading the model"
+    )
+    pending = "" if len(informed) >= count else f"{doing}, {len(informed)} of {count} workers have it"
     return Report(True, pending, errors, silent, endpoint, workers)
 
 
@@ -61,6 +67,15 @@ def _is_resolved(spec: EndpointSpec, endpoint: WantedEndpoint) -> bool:
     wanted = {name: (v.model_uri, v.weight, v.shadow) for name, v in endpoint.variants.items()}
     said = {name: (v.model, v.weight, v.shadow) for name, v in spec.variants.items()}
     return wanted == said and (endpoint.capture, endpoint.sticky) == (spec.capture, spec.sticky)
+
+
+def _is_loaded(served_as: str, endpoint: WantedEndpoint, workers: Iterable[WorkerState]) -> bool:
+    """Whether no worker lacks a version, so that only the traffic and its like are still to change."""
+    return all(
+        worker.endpoints.get(served_as, {}).get(name, LoadedVariant()).version == variant.version
+        for worker in workers
+        for name, variant in endpoint.variants.items()
+    )
 
 
 def _resolving(spec: EndpointSpec, endpoint: WantedEndpoint | None) -> str:

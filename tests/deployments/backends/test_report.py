@@ -79,6 +79,12 @@ def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..
     assert [worker.pid for worker in report.workers] == [os.getpid()]
 
 
+def test_a_change_that_loads_nothing_is_not_called_loading(tmp_path: Path, say: Callable[..., None]) -> None:
+    say(generation=1, a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+
+    assert read_report(tmp_path, SPEC).pending == "applying the change, 0 of 1 workers have it"
+
+
 def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss_it(
     tmp_path: Path, say: Callable[..., None]
 ) -> None:
