@@ -24,11 +24,10 @@ from mlflow_deploy_plugin.registry.rollback import (
 )
 from mlflow_deploy_plugin.registry.tags import tag_version
 from mlflow_deploy_plugin.spec import load_specs
-from mlflow_deploy_plugin.store import Store, this_actor
+from mlflow_deploy_plugin.store import AuditEvent, Store, this_actor
 
 _SERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.05
-_MOVES = ("promote", "transition", "alias", "rollout.end")
 _STOOD_THERE = re.compile(r"^version (\d+)\b")
 
 
@@ -152,18 +151,61 @@ def _known(
     store: Store, observed: ObservedEndpoint, main: str, reference: Reference, current: str
 ) -> Iterator[Earlier]:
     endpoint = observed.endpoint.name
+    moves = _moves(store, endpoint, reference)
+    in_trail = [
+        Earlier(stood, f"it stood there before version {current}, says the audit trail")
+        for event in moves
+        if event.version == current and (stood := _stood_there(event))
+    ]
+    if moves and moves[0].version == current:  # else the place was moved past the trail, which is then behind
+        yield from in_trail
     page = fetch_page(observed.observation.url) if observed.observation.url else None
-    for version in read_answered(page, endpoint, main, reference.name) if page else ():
-        yield Earlier(version, f"it has answered last before version {current}, says the server")
+    answered = read_answered(page, endpoint, main, reference.name) if page else []
+    registered = earlier_in_registry(reference, current)
+    passed = ""
+    if registered is not None and registered.version not in answered:
+        passed = f"; passed over is version {registered.version}: {registered.source}, and has answered nothing here"
+    for version in answered:
+        yield Earlier(version, f"it has answered last before version {current}, says the server{passed}")
+    yield from in_trail
+    if registered is not None:
+        yield Earlier(registered.version, f"{registered.source}, says the registry")
+
+
+def _moves(store: Store, endpoint: str, reference: Reference) -> list[AuditEvent]:
+    """What the audit trail has of the place that is followed, the newest first, as far as the model is the same."""
+    moves = []
     for event in reversed(store.events(model=reference.name)):
-        if event.action not in _MOVES or event.version != current:
-            continue
-        stood = _STOOD_THERE.match(event.before)
-        version = event.detail.get("stood_there") or (stood.group(1) if stood else "")
-        if version:
-            yield Earlier(str(version), f"it stood there before version {current}, says the audit trail")
-    if (earlier := earlier_in_registry(reference, current)) is not None:
-        yield Earlier(earlier.version, f"{earlier.source}, says the registry")
+        if not event.endpoint and event.action in ("rename", "delete"):
+            break
+        if _is_about(event, endpoint, reference):
+            moves.append(event)
+    return moves
+
+
+def _is_about(event: AuditEvent, endpoint: str, reference: Reference) -> bool:
+    place = event.after.rpartition(" in ")[2].lower()
+    match event.action:
+        case "transition":
+            return reference.kind != "alias" and place == reference.selector.lower()
+        case "alias":
+            return reference.kind == "alias" and place.removeprefix("@") == reference.selector.lower()
+        case "promote":
+            mark = "@" if reference.kind == "alias" else ""
+            return place == f"{mark}{reference.selector}".lower()
+        case "rollout.end":
+            return event.endpoint == endpoint and event.detail.get("state") == "promoted"
+        case "rollback":
+            return event.endpoint == endpoint
+        case _:
+            return False
+
+
+def _stood_there(event: AuditEvent) -> str:
+    """The version whose place was taken; nobody goes back to what a rollback took away."""
+    stood = _STOOD_THERE.match(event.before)
+    version = event.detail.get("stood_there") or (stood.group(1) if stood else "")
+    return "" if event.action == "rollback" else str(version)
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:

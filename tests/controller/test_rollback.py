@@ -77,6 +77,17 @@ def test_the_audit_trail_knows_better(store: Store, model: str) -> None:
     assert (done["to"], done["source"]) == ("2", "it stood there before version 3, says the audit trail")
 
 
+def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    for stage_moved_to, stood in (("Production", "2"), ("Staging", "1")):
+        moved = {"stood_there": stood}
+        store.record("transition", model=model, version="3", before="None", after=stage_moved_to, detail=moved)
+
+    done = rollback("flights")
+
+    assert (done["to"], done["source"]) == ("2", "it stood there before version 3, says the audit trail")
+
+
 def test_what_was_rolled_back_once_is_passed_over(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 

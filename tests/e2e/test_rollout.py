@@ -196,7 +196,7 @@ def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings
 
     assert status == 0, output
     assert f"arena: {fresh.model} 1 instead of 2 after" in output
-    assert "it has answered last before version 2, says the server" in output
+    assert "it stood there before version 2, says the audit trail" in output
     assert fresh.stages() == {"1": "Production", "2": "Archived", "3": "None", "4": "None"}
     assert requests.post(fresh.url, json={"inputs": [[0.0]]}, timeout=30).headers["X-Model-Version"] == "1"
     assert fresh.tags("2")["onnxserve.rolled_back"] == "arena: the phones ring"
