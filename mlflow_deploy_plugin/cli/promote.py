@@ -70,7 +70,8 @@ def promote(
     """Moves VERSION of the registered MODEL to a stage or alias once it has passed its gate.
 
     A fresh passed verdict is taken, else the gate is run. In Production and Staging it takes the place of the others,
-    which are archived. Exit status 1 where the gate refuses, or where a deployment here does not come to serve it.
+    which are archived. What was rolled back is refused; --force --why promotes it again. Exit status 1 where it is
+    refused, or where a deployment here does not come to serve it.
 
     \b
       onnxserve promote flight-delay 7 --to Production
@@ -83,7 +84,7 @@ def promote(
         from mlflow_deploy_plugin.gate.promote import promote as move
 
         promotion = move(model, version, to, force, why, policy_file=policy_file, store=deployments.store, progress=say)
-        served = list(_wait(deployments, promotion, wait))
+        served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
     if output == "json":
         click.echo(json.dumps({**asdict(promotion), "served": [asdict(one) for one in served]}, indent=2))
     else:
@@ -139,8 +140,12 @@ def _state(deployment: "Deployment", promotion: "Promotion") -> tuple[str, str]:
 
 
 def _show(promotion: "Promotion", served: list[Served]) -> None:
+    stands = f"{promotion.model} version {promotion.version} {promotion.stands}"
+    if not promotion.is_moved:
+        click.echo(f"{stands} already: nothing is done (gate: {promotion.gate}; {promotion.reason})")
+        return
     before = f" (before: version {promotion.before})" if promotion.before else ""
-    click.echo(f"{promotion.model} version {promotion.version} is in {promotion.to}{before}")
+    click.echo(f"{stands}{before}")
     click.echo(f"  gate: {promotion.gate}; {promotion.reason}")
     if promotion.report:
         click.echo(f"  report: {promotion.report}")

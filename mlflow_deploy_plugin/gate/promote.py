@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.gate.standing import Standing, standing_of
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.promote import Place, holder, move, parse_place, registered
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.registry.tags import (
     GATE_AGAINST_TAG,
     GATE_AT_TAG,
@@ -35,6 +36,7 @@ class Promotion:
         gate: `passed`, `forced`, or `not asked` where the policy does not gate the place.
         reason: what the gate said, or why it was forced.
         report: where the gate's report is; empty where there is none.
+        is_moved: False where it was there already, and nothing was done.
     """
 
     model: str
@@ -45,6 +47,12 @@ class Promotion:
     gate: str
     reason: str
     report: str
+    is_moved: bool = True
+
+    @property
+    def stands(self) -> str:
+        """Where the version is now, as a sentence goes on after its number."""
+        return f"{'has the alias' if self.to.startswith('@') else 'is in'} {self.to}"
 
 
 def promote(
@@ -63,7 +71,8 @@ def promote(
     """Moves a version to a stage or an alias once it has passed the gate that the policy puts before it.
 
     A passed verdict (with `force` a failed one too) is taken as it is where it is fresh: by the same policy, against
-    the version that is there now, not older than the policy says. Else the gate is run.
+    the version that is there now, not older than the policy says. Else the gate is run. Of the version that is there
+    already, alone and with the gate's consent, nothing is done.
 
     Args:
         to: a stage, or @alias.
@@ -74,7 +83,7 @@ def promote(
 
     Raises:
         CodeRefused: see `gate.judge.judge`.
-        GateRefused: it has not passed; the message says what failed.
+        GateRefused: it has not passed (the message says what failed), or it was rolled back and is not forced.
         InvalidConfig: the place, the version or the policy is not what it should be, or `force` comes without `why`.
         NotFound / RegistryUnavailable: the version is not there, or MLflow does not answer, or does not allow the move.
         StoreUnavailable: the audit trail cannot be written.
@@ -89,7 +98,15 @@ def promote(
     actor = actor or this_actor()
     with opened(store) as trail:
         before = holder(model, place, beside=candidate.version)
-        standing = _standing(candidate, before, place, chosen, force, actor, trail, progress, allowed)
+        tags = _tags(candidate)
+        if place.is_for_serving and ROLLED_BACK_TAG in tags:
+            if not force:
+                taken_back = Standing(False, standing_of(tags).state, _taken_back(candidate, place, tags))
+                _record(trail, "refused", candidate, before, place, taken_back, why, actor)
+                raise GateRefused(taken_back.reason)
+        elif before is None and (there := _there_already(candidate, place, chosen, tags)) is not None:
+            return there
+        standing = _standing(candidate, before, place, chosen, force, actor, trail, progress, allowed, tags)
         if not standing.passed:
             if not force:
                 _record(trail, "refused", candidate, before, place, standing, why, actor)
@@ -120,12 +137,11 @@ def _standing(
     store: Store,
     progress: Progress,
     allowed: Allowed,
+    tags: dict[str, str],
 ) -> Standing:
     """Where the version stands before the gate of this place, which is run where nothing fresh is known."""
-    policy = chosen.policy
-    if not (policy.gates_stage(place.stage) if place.stage else policy.gates_alias(place.alias)):
-        return Standing(True, "not asked", f"the policy does not gate {place}")
-    tags = _tags(candidate)
+    if not _is_gated(chosen, place):
+        return _not_asked(place)
     known = standing_of(tags)
     taken = ("passed", "failed") if force else ("passed",)  # what is forced does not wait for the same verdict again
     if known.state in taken and _is_fresh(tags, before, chosen):
@@ -138,6 +154,32 @@ def _standing(
             raise
         return Standing(False, "", f"the gate could not be run: {error.message}")
     return Standing(gated.verdict.passed, gated.verdict.state, gated.verdict.reason, gated.run.report)
+
+
+def _there_already(candidate: ResolvedModel, place: Place, chosen: Chosen, tags: dict[str, str]) -> Promotion | None:
+    """What is said of a version that is there, and that the gate lets be there; None where there is something to do."""
+    standing = standing_of(tags) if _is_gated(chosen, place) else _not_asked(place)
+    if not standing.passed or holder(candidate.name, place) is None:
+        return None
+    return Promotion(
+        model=candidate.name,
+        version=candidate.version,
+        to=str(place),
+        uri=place.uri(candidate.name),
+        before=candidate.version,
+        gate=standing.state,
+        reason=standing.reason,
+        report=standing.report,
+        is_moved=False,
+    )
+
+
+def _is_gated(chosen: Chosen, place: Place) -> bool:
+    return chosen.policy.gates_stage(place.stage) if place.stage else chosen.policy.gates_alias(place.alias)
+
+
+def _not_asked(place: Place) -> Standing:
+    return Standing(True, "not asked", f"the policy does not gate {place}")
 
 
 def _is_fresh(tags: dict[str, str], before: ResolvedModel | None, chosen: Chosen) -> bool:
@@ -189,6 +231,15 @@ def _refusal(candidate: ResolvedModel, place: Place, standing: Standing) -> str:
     return (
         f"{candidate.name} version {candidate.version} does not go to {place}, it has not passed its gate: "
         f"{standing.reason}{report}"
+    )
+
+
+def _taken_back(candidate: ResolvedModel, place: Place, tags: dict[str, str]) -> str:
+    name, version = candidate.name, candidate.version
+    return (
+        f"{name} version {version} does not go to {place}, it was rolled back ({tags[ROLLED_BACK_TAG]}): "
+        f"`onnxserve promote {name} {version} --to {place} --force --why TEXT` promotes it all the same, and takes its "
+        f"tag {ROLLED_BACK_TAG} off"
     )
 
 

@@ -21,6 +21,11 @@ class Place:
     def __str__(self) -> str:
         return self.stage or f"@{self.alias}"
 
+    @property
+    def is_for_serving(self) -> bool:
+        """What is brought here is meant to be served: Production or an alias, and not a stage on the way."""
+        return bool(self.alias) or self.stage == "Production"
+
     def uri(self, model: str) -> str:
         """The reference that an endpoint follows."""
         return f"models:/{model}/{self.stage}" if self.stage else f"models:/{model}@{self.alias}"
@@ -81,7 +86,7 @@ def move(model: str, version: str, place: Place) -> None:
             client.transition_model_version_stage(
                 model, version, place.stage, archive_existing_versions=place.stage in _KEEPS_ONE
             )
-        if place.alias or place.stage == "Production":
+        if place.is_for_serving:
             forget_rollback(client, model, version)
 
 

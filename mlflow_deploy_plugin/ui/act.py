@@ -105,9 +105,11 @@ def _promote(job: Job, store: Store, settings: Settings) -> str:
     moved = promote(
         model, version, to, why=job.asked["why"], actor=job.actor, store=store, progress=print, allowed=allowed
     )
+    if not moved.is_moved:
+        return f"Version {moved.version} {moved.stands} already; nothing was done."
     Deployments(store, settings, print).look_now(model)
     before = f", where version {moved.before} was" if moved.before else ""
-    return f"Version {moved.version} is in {moved.to}{before}; gate {moved.gate}: {moved.reason}."
+    return f"Version {moved.version} {moved.stands}{before}; gate {moved.gate}: {moved.reason}."
 
 
 def _gate(job: Job, store: Store, settings: Settings) -> str:

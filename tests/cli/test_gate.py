@@ -100,6 +100,15 @@ def test_promote_says_what_happened_and_who_follows(toy):
     assert lines[-1] == "  no deployment of this machine follows models:/toy/Production"
 
 
+def test_promote_of_what_is_there_already_is_one_line(toy):
+    toy("promote", "toy", "2", "--to", "@same")
+    done = toy("promote", "toy", "2", "--to", "@same")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines() == [
+        "toy version 2 has the alias @same already: nothing is done (gate: not asked; the policy does not gate @same)"
+    ]
+
+
 def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy):
     store = open_store(load_settings().store_url)
     store.add_endpoint("onnxserve", new_endpoint("sleeping", "models:/toy/staging"))

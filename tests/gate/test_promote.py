@@ -89,6 +89,7 @@ def test_an_alias_can_be_gated_too(toy):
     with pytest.raises(GateRefused, match="toy version 4 does not go to @champion"):
         promote("toy", "4", "@champion")
     found = promote("toy", "2", "@champion")
+    assert found.stands == "has the alias @champion"
     assert (found.gate, found.before, found.uri) == ("passed", "1", "models:/toy@champion")
     assert toy.get_model_version_by_alias("toy", "champion").version == 2
 
@@ -99,6 +100,30 @@ def test_a_place_that_is_not_gated_is_free(toy):
     assert promote("toy", "4", "@shadow").gate == "not asked"
     assert stages(toy)[4] == "Staging"
     assert actions() == [("promote", "4", this := actions()[0][2]), ("promote", "4", this)]
+
+
+def test_what_was_rolled_back_is_refused_until_somebody_answers_for_it(toy):
+    toy.set_model_version_tag("toy", "2", "onnxserve.rolled_back", "flights: too slow")
+    again = r"version 2 does not go to Production, it was rolled back \(flights: too slow\).*--force --why TEXT"
+    with pytest.raises(GateRefused, match=again):
+        promote("toy", "2", "Production", actor="eva")
+    assert actions() == [("refused", "2", "eva")]
+    promote("toy", "2", "Staging")  # on the way, nothing is served by it
+    assert promote("toy", "2", "Production", force=True, why="it is fast now").gate == "passed"
+    assert "onnxserve.rolled_back" not in toy.get_model_version("toy", "2").tags
+
+
+def test_of_what_is_there_already_nothing_is_done(toy):
+    moved = promote("toy", "2", "Production", actor="eva")
+    again = promote("toy", "2", "Production", actor="eva")
+    assert (moved.is_moved, again.is_moved, again.gate, again.stands) == (True, False, "passed", "is in Production")
+    assert again.reason == moved.reason
+    assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
+
+
+def test_what_is_there_without_a_verdict_gets_one(toy):
+    assert promote("toy", "1", "Production").is_moved
+    assert toy.get_model_version("toy", "1").tags["onnxserve.gate"] == "passed"
 
 
 @pytest.mark.parametrize(
