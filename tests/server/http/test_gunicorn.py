@@ -160,7 +160,8 @@ def test_a_killed_worker_is_replaced_and_keeps_what_it_captured(
         assert (is_released(left), is_released(new)) == (True, False)
         assert [len(read_segment(segment)[0]) for segment in (left, new)] == [1, 1]
         page = requests.get(running.url + "/metrics", timeout=5).text
-    counted = 'onnxserve_requests_total{endpoint="e",model="m",protocol="invocations",status="200",variant="v",version="1"} 2.0'
+    labels = 'endpoint="e",model="m",protocol="invocations",status="200",variant="v",version="1"'
+    counted = f"onnxserve_requests_total{{{labels}}} 2.0"
     assert counted in page
     assert 'onnxserve_capture_requests_total{outcome="captured"} 2.0' in page
     assert 'onnxserve_served_version{endpoint="e",model="m",variant="v",version="1"} 1.0' in page
