@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow_deploy_plugin.registry.promote import Place
 from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, GATE_POLICY_TAG, GATE_TAG
 from mlflow_deploy_plugin.ui.judged import judged
@@ -24,6 +25,7 @@ class Change:
         refusal: why it may not be; empty where it may.
         figures: what else belongs to it.
         also_of: other models in whose trail it stands.
+        is_served_again: the version was rolled back, and comes where it is meant to be served.
     """
 
     action: str
@@ -35,6 +37,7 @@ class Change:
     refusal: str = ""
     figures: dict[str, Any] | None = None
     also_of: tuple[str, ...] = ()
+    is_served_again: bool = False
 
 
 def _transition(trail: Trail) -> Change:
@@ -52,7 +55,18 @@ def _transition(trail: Trail) -> Change:
     figures: dict[str, Any] = {}
     if others := [other for other in stood if other != str(version.version)]:
         figures = {"stood_there": others[0], "archived": bool(asked.archive_existing_versions)}
-    return Change("transition", asked.name, str(version.version), version.current_stage, stage, why, refusal, figures)
+    again = Place(stage=stage).is_for_serving and ROLLED_BACK_TAG in version.tags
+    return Change(
+        "transition",
+        asked.name,
+        str(version.version),
+        version.current_stage,
+        stage,
+        why,
+        refusal,
+        figures,
+        is_served_again=again,
+    )
 
 
 def _alias(trail: Trail) -> Change | None:
@@ -66,7 +80,8 @@ def _alias(trail: Trail) -> Change | None:
     refusal, why = judged(trail, model, version, f"@{asked.alias}", str(stood or ""))
     before = _alias_shown(asked.alias, stood)
     after = _alias_shown(asked.alias, version.version)
-    return Change("alias", asked.name, str(version.version), before, after, why, refusal)
+    again = ROLLED_BACK_TAG in version.tags
+    return Change("alias", asked.name, str(version.version), before, after, why, refusal, is_served_again=again)
 
 
 def _no_alias(trail: Trail) -> Change | None:

@@ -6,6 +6,7 @@ own notice, and which its clients do not retry. What goes to the database direct
 must not serve such a version says `require: gate=passed` itself.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from mlflow_deploy_plugin.registry.tags import ERROR_TAG, GATE_TAG
 from mlflow_deploy_plugin.ui.caller import caller
 from mlflow_deploy_plugin.ui.changes import GATED, READERS, Change, registry
 from mlflow_deploy_plugin.ui.trail import Trail
+
+_log = logging.getLogger(__name__)
 
 _VIA = "mlflow"
 _NEW_VERSION = "_create_model_version"
@@ -55,11 +58,24 @@ def _guarded(
             body = jsonify(error_code="PERMISSION_DENIED", message=change.refusal)
             return make_response(body, 403)
         response = make_response(view(**arguments))
-        if change is not None and response.status_code == 200 and change.before != change.after:
-            _record(trail, change, change.action)
+        if change is not None and response.status_code == 200:
+            if change.is_served_again:
+                _forget_rollback(change)
+            if change.before != change.after:
+                _record(trail, change, change.action)
         return response
 
     return guarded
+
+
+def _forget_rollback(change: Change) -> None:
+    """Whoever promotes a version that was rolled back wants it: a later rollback may come back to it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
+    except MlflowException as error:  # it is promoted all the same
+        _log.warning("%s version %s keeps its tag %s: %s", change.model, change.version, ROLLED_BACK_TAG, error)
 
 
 def _without_a_verdict(view: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.gate.policy import policy_of
 from mlflow_deploy_plugin.registry.reference import Reference, parse_model_uri
+from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.registry.tags import Standing, standing_of
 from mlflow_deploy_plugin.spec import EndpointSpec
 
@@ -16,13 +17,19 @@ _REGISTERED = ("stage", "alias", "tag", "version", "latest")
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a registered model. `report` is the address of its gate's report, or empty."""
+    """One version of a registered model.
+
+    Attributes:
+        report: the address of its gate's report, or empty.
+        rolled_back: out of which endpoint it was taken back, and why; empty where it was not.
+    """
 
     number: str
     stage: str
     aliases: tuple[str, ...]
     standing: Standing
     report: str = ""
+    rolled_back: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,8 @@ def _model(registry: Any, name: str, targets: set[str], link: Any) -> Registered
 def _version(found: Any, aliases: dict[str, list[str]], link: Any) -> Version:
     number, standing = str(found.version), standing_of(found.tags)
     stage = found.current_stage if found.current_stage != "None" else ""
-    return Version(number, stage, tuple(sorted(aliases.get(number, ()))), standing, link(standing.report))
+    taken_back = found.tags.get(ROLLED_BACK_TAG, "")
+    return Version(number, stage, tuple(sorted(aliases.get(number, ()))), standing, link(standing.report), taken_back)
 
 
 def _filter(name: str) -> str:

@@ -49,6 +49,14 @@ def test_the_page_shows_endpoints_versions_gate_and_trail_and_asks_nobody_else(m
     assert "<script" not in html
 
 
+def test_a_version_that_was_rolled_back_is_shown_with_the_reason(mlflow_app: Any, endpoint: str) -> None:
+    from mlflow.entities.model_registry import ModelVersionTag
+
+    tag = ModelVersionTag("onnxserve.rolled_back", "flights: <too slow>")
+    mlflow_app.registry.set_model_version_tag(endpoint.removeprefix("of-"), "1", tag)
+    assert "rolled back: flights: &lt;too slow&gt;; it is promoted again by" in mlflow_app.client.get(PAGE).text
+
+
 def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app: Any, endpoint: str) -> None:
     spec = {"to_uri": "models:/m/2", "steps": [1, 10, 50, 100]}
     mlflow_app.store.add_rollout(endpoint, spec, "stepping")

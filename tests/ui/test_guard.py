@@ -111,6 +111,26 @@ def test_what_stood_there_before_may_come_back_without_a_gate_unless_it_was_take
     assert move(mlflow_app, model, "1", "Production").status_code == (403 if tag else 200)
 
 
+@pytest.mark.parametrize(("to", "stays"), [("Production", False), ("@best", False), ("Staging", True)])
+def test_what_was_rolled_back_and_is_promoted_again_may_be_gone_back_to(mlflow_app: Any, to: str, stays: bool) -> None:
+    from mlflow.entities.model_registry import ModelVersionTag
+
+    tag, model = "onnxserve.rolled_back", mlflow_app.model(policy=None)
+    mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(tag, "flights: too slow"))
+    answer = point(mlflow_app, model, to[1:], "1") if to.startswith("@") else move(mlflow_app, model, "1", to)
+    assert answer.status_code == 200
+    assert (tag in mlflow_app.registry.get_model_version(model, "1").tags) is stays
+
+
+def test_what_is_refused_stays_rolled_back(mlflow_app: Any) -> None:
+    from mlflow.entities.model_registry import ModelVersionTag
+
+    tag, model = "onnxserve.rolled_back", mlflow_app.model()
+    mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(tag, "flights: too slow"))
+    assert move(mlflow_app, model, "1", "Production").status_code == 403
+    assert tag in mlflow_app.registry.get_model_version(model, "1").tags
+
+
 def test_the_alias_that_was_there_before_may_come_back(mlflow_app: Any) -> None:
     model = mlflow_app.model(policy=None)
     point(mlflow_app, model, "best", "1")
