@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_deploy_plugin.errors import NotFound
+
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import AuditEvent
 
@@ -27,6 +29,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     Without NAME: to everything. What was deleted keeps its history.
     """
     # here: SQLAlchemy takes a second that no other command should wait for
+    from mlflow_deploy_plugin.deployments.nearest import did_you_mean
     from mlflow_deploy_plugin.registry.history import as_json
     from mlflow_deploy_plugin.registry.history import history as read
     from mlflow_deploy_plugin.settings import load_settings
@@ -34,6 +37,9 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
 
     store = open_store(load_settings().store_url)
     try:
+        if name is not None and store.endpoint(name) is None and not store.events(name, limit=1):
+            known = [*(one.name for one in store.endpoints()), *(event.endpoint for event in store.events())]
+            raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known)}")
         found = read(store, name, model, limit)
     finally:
         store.close()
@@ -46,7 +52,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     for line in lines:
         click.echo(line)
     if not found and output == "text":
-        click.echo(f"nothing is known of {name or model or 'anything'}", err=True)
+        click.echo(f"nothing is known of {model or name or 'anything'}", err=True)
 
 
 def _lines(event: "AuditEvent") -> Iterable[str]:

@@ -26,7 +26,10 @@ _KINDS = click.Choice(["csv", "json", "jsonl", "parquet"])  # of deployments/bul
 )
 @click.option("-t", "--content-type", type=_KINDS, help="Of the input.  [default: by the file's name, else json]")
 @click.option(
-    "-O", "--output-type", type=_KINDS, help="Of the output.  [default: by the file's name, else the input's]"
+    "-O",
+    "--output-type",
+    type=_KINDS,
+    help="Of the output.  [default: by the file's name; without an ending, the input's]",
 )
 @click.option(
     "--batch-rows", type=click.IntRange(min=1), default=1000, show_default=True, help="Rows that are asked at once."
@@ -54,11 +57,11 @@ def predict(
         raise InvalidConfig("say either -m MODEL_URI or -n DEPLOYMENT")
     # here: pandas and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.deployments.bulk.answering import predictions
-    from mlflow_deploy_plugin.deployments.bulk.reading import kind_of, open_input, read_rows
+    from mlflow_deploy_plugin.deployments.bulk.reading import kind_of, open_input, output_kind, read_rows
     from mlflow_deploy_plugin.deployments.bulk.writing import writing
 
     given = cast("Kind", content_type or kind_of(input_path) or "json")
-    wanted = cast("Kind", output_type or kind_of(output_path) or given)
+    wanted = cast("Kind", output_type or output_kind(output_path, given))
     shown = "standard input" if input_path == "-" else input_path
     count = 0
     with ExitStack() as held:

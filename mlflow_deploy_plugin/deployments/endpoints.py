@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
 from mlflow_deploy_plugin.deployments.backends.ports import choose_port
 from mlflow_deploy_plugin.deployments.locking import locked
+from mlflow_deploy_plugin.deployments.nearest import did_you_mean
 from mlflow_deploy_plugin.deployments.target import TARGET
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
@@ -57,7 +58,8 @@ class Endpoints:
         """Raises NotFound: it may also have been deleted while we waited for the lock."""
         stored = self.store.endpoint(name)
         if stored is None:
-            raise NotFound(f"there is no endpoint {name!r}")
+            known = [one.name for one in self.store.endpoints()]
+            raise NotFound(f"there is no endpoint {name!r}{did_you_mean(name, known)}")
         return stored
 
     def observe(self, stored: Endpoint) -> ObservedEndpoint:

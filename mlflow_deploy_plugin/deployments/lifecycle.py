@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
 from mlflow_deploy_plugin.deployments.config import absolute_uri, configured
 from mlflow_deploy_plugin.deployments.endpoints import Cause, Endpoints, ObservedEndpoint
+from mlflow_deploy_plugin.deployments.nearest import did_you_mean
 from mlflow_deploy_plugin.deployments.traffic import says_weight
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.connection import limit_patience
@@ -273,7 +274,9 @@ class Deployments:
             names = ", ".join(e.name for e in stored)
             raise InvalidConfig(f"the endpoints {names} have a deployment {name!r} each: say which by --endpoint")
         if not stored:
-            raise NotFound(f"there is no deployment {name!r}{f' in endpoint {endpoint!r}' if endpoint else ''}")
+            known = [one for e in self.store.endpoints() if endpoint in (None, e.name) for one in e.spec.variants]
+            where = f" in endpoint {endpoint!r}" if endpoint else ""
+            raise NotFound(f"there is no deployment {name!r}{where}{did_you_mean(name, known)}")
         return (own or stored)[0]
 
     def _find_server(self, name: str) -> str:

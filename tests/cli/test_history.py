@@ -91,6 +91,12 @@ def test_what_was_deleted_keeps_its_history_and_that_of_its_model(trail: None) -
     assert told == ["create", "transition", "traffic", "delete"]
 
 
-def test_who_has_no_history_is_told_so(trail: None) -> None:
-    assert history("nobody").output == "nothing is known of nobody\n"
-    assert history("nobody", "-o", "jsonl").output == ""
+def test_an_endpoint_that_never_was_is_one_line_and_exit_status_1(trail: None) -> None:
+    result = history("flihgts", "-o", "jsonl")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: nothing is known of an endpoint 'flihgts': did you mean 'flights'?\n"
+
+
+def test_a_model_without_a_history_is_told_so(trail: None) -> None:
+    assert history("--model", "nothing").output == "nothing is known of nothing\n"
+    assert history("--model", "nothing", "-o", "jsonl").output == ""

@@ -52,6 +52,20 @@ def kind_of(path: str) -> Kind | None:
     return _SUFFIXES.get(Path(path).suffix.lower())
 
 
+def output_kind(path: str, given: Kind) -> Kind:
+    """What is written into a file that nothing but its name is known of; where it has no ending, as the input is.
+
+    Raises:
+        InvalidConfig: its ending is that of something else.
+    """
+    kind, ending = kind_of(path), Path(path).suffix
+    if kind is None and ending:
+        raise InvalidConfig(
+            f"{path}: {ending} is none of the endings that are known, {' '.join(_SUFFIXES)}; say -O to choose"
+        )
+    return kind or given
+
+
 def read_rows(file: IO[bytes], name: str, kind: Kind, batch_rows: int) -> Rows:
     """The rows of an open file, `batch_rows` at a time.
 
