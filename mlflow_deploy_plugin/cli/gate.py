@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     """Judges VERSION of the registered MODEL by its gate policy, and logs the report to MLflow.
 
     Each check is one line; the verdict is written on the version as the tag onnxserve.gate. Exit status 1 where it has
-    not passed.
+    not passed. Of the version that is served, and that nothing is beside, the verdict that it has is told.
 
     \b
       onnxserve gate flight-delay 7
@@ -42,8 +43,12 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     """
     quiet_mlflow()
     # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
-    from mlflow_deploy_plugin.gate.run import run_gate
+    from mlflow_deploy_plugin.gate.run import known_of_served, run_gate
 
+    if not against and (known := known_of_served(model, version, policy_file)) is not None:
+        line = f"{known}; --against URI compares it with the version that you name"
+        click.echo(json.dumps(asdict(known), indent=2) if output == "json" else line)
+        return
     gated = run_gate(model, version, policy_file=policy_file, against=against, progress=say)
     if output == "json":
         click.echo(json.dumps(_document(gated), indent=2, default=str))

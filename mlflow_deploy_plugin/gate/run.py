@@ -10,9 +10,10 @@ from mlflow_deploy_plugin.gate.judge import Progress, judge
 from mlflow_deploy_plugin.gate.log import LoggedRun, log_verdict, tag_verdict
 from mlflow_deploy_plugin.gate.policy import GatePolicy, read_policy, read_policy_file
 from mlflow_deploy_plugin.gate.result import Verdict
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.promote import Place, holder, registered
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
-from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, GATE_POLICY_TAG
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Store, open_store
 
@@ -64,6 +65,47 @@ def choose_policy(model: str, file: Path | None = None) -> Chosen:
     return Chosen(GatePolicy(), "the defaults", True)
 
 
+@dataclass(frozen=True)
+class Known:
+    """The verdict on the version that is served, which has nothing left to be compared with.
+
+    Attributes:
+        stands: the gated stages and aliases that it holds.
+    """
+
+    model: str
+    version: str
+    stands: str
+    state: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model} version {self.version} is what is served ({self.stands}), and there is nothing to compare "
+            f"it with; its gate stays {self.state}: {self.reason}"
+        )
+
+
+def known_of_served(model: str, version: str, policy_file: Path | None = None) -> Known | None:
+    """What is known of the version that alone holds what the gate protects, where it passed by the present policy (or
+    was forced); to judge it again would only wipe out what it was compared with. None of any other version.
+
+    Raises:
+        InvalidConfig / NotFound / RegistryUnavailable: as `run_gate`.
+    """
+    candidate, chosen = registered(model, version), choose_policy(model, policy_file)
+    standing = candidate.standing
+    if not chosen.is_the_models or not standing.passed or _served(candidate, chosen.policy):
+        return None
+    # nobody else is in these places, so that whoever is there is the candidate
+    places = [place for place in _places(chosen.policy) if holder(model, place) is not None]
+    with registry_errors(f"model {model} version {version}"):
+        tags = registry_client().get_model_version(model, candidate.version).tags
+    if not places or tags.get(GATE_POLICY_DIGEST_TAG, chosen.policy.digest) != chosen.policy.digest:
+        return None
+    return Known(model, candidate.version, ", ".join(map(str, places)), standing.state, standing.reason)
+
+
 def run_gate(
     model: str,
     version: str,
@@ -100,10 +142,15 @@ def run_gate(
 
 def _served(candidate: ResolvedModel, policy: GatePolicy) -> ResolvedModel | None:
     """The version that the gate protects: what the candidate would take the place of."""
-    places = [Place(stage=stage) for stage in policy.gated_stages]
-    places += [Place(alias=alias) for alias in policy.gated_aliases]
-    found = (holder(candidate.name, place, beside=candidate.version) for place in places)
+    found = (holder(candidate.name, place, beside=candidate.version) for place in _places(policy))
     return next((version for version in found if version is not None), None)
+
+
+def _places(policy: GatePolicy) -> list[Place]:
+    return [
+        *(Place(stage=stage) for stage in policy.gated_stages),
+        *(Place(alias=alias) for alias in policy.gated_aliases),
+    ]
 
 
 def judge_and_log(

@@ -114,9 +114,11 @@ def _promote(job: Job, store: Store, settings: Settings) -> str:
 
 def _gate(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.gate.allowed import Allowed
-    from mlflow_deploy_plugin.gate.run import run_gate
+    from mlflow_deploy_plugin.gate.run import known_of_served, run_gate
 
     model, version = job.asked["model"], job.asked["version"]
+    if (known := known_of_served(model, version)) is not None:
+        return f"{known}."
     allowed = Allowed(code=False, files=not job.has_account)
     gated = run_gate(model, version, actor=job.actor, store=store, progress=print, allowed=allowed)
     return f"The gate says {gated.verdict.state}: {gated.verdict.reason}."

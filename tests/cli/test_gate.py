@@ -109,6 +109,16 @@ def test_promote_of_what_is_there_already_is_one_line(toy):
     ]
 
 
+def test_gate_of_what_is_served_alone_is_one_line_and_what_is_known(toy):
+    toy("promote", "toy", "2", "--to", "Production", "--policy", "cheap.yaml")
+    done = toy("gate", "toy", "2", "--policy", "cheap.yaml")
+    assert done.exit_code == 0
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("toy version 2 is what is served (Production), and there is nothing to compare it with")
+    known = json.loads(toy("gate", "toy", "2", "--policy", "cheap.yaml", "-o", "json").stdout)
+    assert (known["version"], known["stands"], known["state"]) == ("2", "Production", "passed")
+
+
 def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy):
     store = open_store(load_settings().store_url)
     store.add_endpoint("onnxserve", new_endpoint("sleeping", "models:/toy/staging"))

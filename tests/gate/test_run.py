@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate.run import run_gate
+from mlflow_deploy_plugin.gate.run import known_of_served, run_gate
 from mlflow_deploy_plugin.gate.standing import standing
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
@@ -82,6 +82,19 @@ def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(regist
     assert (other.verdict.against, other.is_tagged) == ("models:/toy/1", False)
     same = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/Production")
     assert (same.verdict.against, same.is_tagged) == ("models:/toy/2", True)
+
+
+def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: MlflowClient):
+    policy = "skip: [evaluation, robustness, budget]"
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
+    assert known_of_served("toy", "1") is None  # it is served without a verdict
+    run_gate("toy", "1")
+    told = str(known_of_served("toy", "1"))
+    assert told.startswith("toy version 1 is what is served (Production), and there is nothing to compare it with")
+    assert "; its gate stays passed: " in told
+    assert known_of_served("toy", "2") is None
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", f"{policy}\nseed: 1")
+    assert known_of_served("toy", "1") is None  # by another policy
 
 
 @pytest.mark.parametrize(
