@@ -1,5 +1,6 @@
 """`onnxserve history NAME`: who changed what, when, from what to what, and why."""
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,9 @@ from mlflow_deploy_plugin.errors import NotFound
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import AuditEvent
+
+_STEP = re.compile(r"step \d+ % of a rollout")  # as controller/actions.py says it
+_UNITS = {"every": " s", "seconds": " s"}
 
 
 @click.command()
@@ -26,7 +30,8 @@ if TYPE_CHECKING:
 def history(name: str | None, model: str | None, limit: int | None, output: str) -> None:
     """Shows what happened to the endpoint NAME and to the models that it serves, oldest first.
 
-    Without NAME: to everything. What was deleted keeps its history.
+    Without NAME: to everything. What was deleted keeps its history. A step of a rollout is one line here; as JSON, the
+    change of the traffic that it made stands beside it.
     """
     # here: SQLAlchemy takes a second that no other command should wait for
     from mlflow_deploy_plugin.deployments.nearest import did_you_mean
@@ -48,11 +53,16 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     elif output == "json":
         lines = ["[" + ",\n ".join(map(as_json, found)) + "]"]
     else:
-        lines = [line for event in found for line in _lines(event)]
+        lines = [line for event in found if not _is_told_by_step(event) for line in _lines(event)]
     for line in lines:
         click.echo(line)
     if not found and output == "text":
         click.echo(f"nothing is known of {model or name or 'anything'}", err=True)
+
+
+def _is_told_by_step(event: "AuditEvent") -> bool:
+    """Whether it is the change of the traffic that a step of a rollout makes, which has an event of its own."""
+    return event.action == "traffic" and _STEP.fullmatch(event.why) is not None
 
 
 def _lines(event: "AuditEvent") -> Iterable[str]:
@@ -62,8 +72,12 @@ def _lines(event: "AuditEvent") -> Iterable[str]:
     yield _plain(f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {what}{change}")
     if event.why:
         yield "    " + _plain(f"why: {event.why}")
+    if event.action == "rollout.step":
+        return
     figures = {key: value for key, value in event.detail.items() if isinstance(value, str | int | float | bool)}
-    shown = ", ".join(f"{key} {value}" for key, value in figures.items() if key != "spec" and value != "")
+    shown = ", ".join(
+        f"{key} {value}{_UNITS.get(key, '')}" for key, value in figures.items() if key != "spec" and value != ""
+    )
     if shown:
         yield "    " + _plain(shown)
 

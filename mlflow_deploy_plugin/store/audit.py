@@ -2,6 +2,7 @@
 
 import getpass
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -78,6 +79,46 @@ def traffic_of(spec: EndpointSpec) -> str:
         f"{name} {variant.model} {'shadow' if variant.shadow else variant.weight}"
         for name, variant in spec.variants.items()
     )
+
+
+def change_of(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
+    """What differs, as it was and as it is: `champion 100, candidate 0` and `champion 95, candidate 5`.
+
+    Of a variant its model too, where it has another one; any other field by its dotted name. Empty where all is alike.
+    """
+    texts: tuple[list[str], list[str]] = [], []
+    for name in dict.fromkeys([*before.variants, *after.variants]):
+        both = [spec.variants.get(name) for spec in (before, after)]
+        is_same_model = len({variant and variant.model for variant in both}) == 1
+        shares = [variant and ("shadow" if variant.shadow else str(variant.weight)) for variant in both]
+        if is_same_model and shares[0] == shares[1]:
+            continue
+        for text, variant, share in zip(texts, both, shares, strict=True):
+            if variant is not None:
+                text.append(f"{name} {share}" if is_same_model else f"{name} {variant.model} {share}")
+    old, new = _other_fields(before), _other_fields(after)
+    for field_name in sorted({*old, *new}):
+        if old.get(field_name) != new.get(field_name):
+            for text, fields in zip(texts, (old, new), strict=True):
+                text.append(f"{field_name} {fields.get(field_name, 'not set')}")
+    return ", ".join(texts[0]), ", ".join(texts[1])
+
+
+def _other_fields(spec: EndpointSpec) -> dict[str, Any]:
+    """What differs from the defaults, by its dotted name, but what the traffic is made of."""
+    document = spec.model_dump(by_alias=True, exclude_defaults=True)
+    for variant in document.get("variants", {}).values():
+        for shown in ("model", "weight", "shadow"):
+            variant.pop(shown, None)
+    return dict(_flat(document))
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _event(row: AuditRow) -> AuditEvent:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs
 from mlflow_deploy_plugin.store import leases, rollouts
-from mlflow_deploy_plugin.store.audit import AuditEvent, read_events, this_actor, traffic_of, write_event
+from mlflow_deploy_plugin.store.audit import AuditEvent, change_of, read_events, this_actor, traffic_of, write_event
 from mlflow_deploy_plugin.store.endpoints import Endpoint, endpoint_of
 from mlflow_deploy_plugin.store.failures import unavailable
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting
@@ -76,10 +76,9 @@ class Store:
                 raise NotFound(f"there is no endpoint {spec.name!r}")
             (before,) = load_specs(row.spec, may_be_empty=True)
             row.spec, row.updated_at = dump_spec(spec), self._clock()
-            event = {"before": traffic_of(before), "after": traffic_of(spec), "why": why}
-            self._audit(
-                session, action, actor, endpoint=spec.name, **event, detail={"spec": row.spec, **(detail or {})}
-            )
+            was, became = change_of(before, spec)
+            event = {"before": was, "after": became, "why": why, "detail": {"spec": row.spec, **(detail or {})}}
+            self._audit(session, action, actor, endpoint=spec.name, **event)
             session.flush()
             return endpoint_of(row)
 

@@ -39,7 +39,17 @@ def test_an_endpoint_has_its_own_history_and_that_of_its_model(trail: None) -> N
         "ben  traffic  flights: a 100 → a 95, b 5",
     ]
     assert "    why: gate passed" in lines
-    assert "    seconds 0.4" in lines
+    assert "    seconds 0.4 s" in lines
+
+
+def test_a_step_of_a_rollout_is_one_line(trail: None) -> None:
+    store = open_store(load_settings().store_url)
+    store.record("traffic", endpoint="flights", before="a 100", after="a 90, b 10", why="step 10 % of a rollout")
+    figures = {"rollout": 1, "state": "stepping"}
+    store.record("rollout.step", endpoint="flights", version="7", before="0 %", after="10 %", detail=figures)
+    store.close()
+    lines = history("flights", "--limit", "2").output.splitlines()
+    assert [line.partition("  rollout.step  ")[2] for line in lines] == ["flights version 7: 0 % → 10 %"]
 
 
 def test_what_anybody_typed_stays_on_its_line(trail: None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
-from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint, remove_variant
 from mlflow_deploy_plugin.store import Store, open_store
 
 START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
@@ -96,6 +96,22 @@ def test_what_is_not_there_cannot_be_replaced_and_need_not_be_removed(store: Sto
 
     assert store.endpoint("flights") is None
     assert store.remove_endpoint("flights") is False
+
+
+def test_a_change_is_told_by_the_fields_that_differ(store: Store) -> None:
+    spec = add_variant(new_endpoint("told", "one", variant="a"), "b", "two")
+    store.add_endpoint("onnxserve", spec)
+    for config in ({"sticky.header": "X-User"}, {"sticky.key": "id", "variants.b.weight": 5}, {"server.workers": 2}):
+        spec = apply_config(spec, config)
+        store.replace_spec(spec)
+    store.replace_spec(remove_variant(spec, "b"))
+
+    assert [(event.before, event.after) for event in store.events("told")[1:]] == [
+        ("sticky.header not set", "sticky.header x-user"),
+        ("b 0, sticky.header x-user, sticky.key not set", "b 5, sticky.header not set, sticky.key id"),
+        ("server.workers not set", "server.workers 2"),
+        ("b two 5", ""),
+    ]
 
 
 def test_every_change_leaves_an_event_that_outlives_the_endpoint(store: Store, request: pytest.FixtureRequest) -> None:
