@@ -6,10 +6,11 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec.fields import field_reference
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.spec.parts import PATTERNS_IN_WORDS, EndpointSpec
 
 
 def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
@@ -53,6 +54,33 @@ def document_of(spec: EndpointSpec) -> dict[str, Any]:
     return spec.model_dump(by_alias=True, exclude_defaults=True)
 
 
+_EXPECTED = {
+    "int_parsing": "a whole number is expected",
+    "int_type": "a whole number is expected",
+    "int_from_float": "a whole number is expected",
+    "float_parsing": "a number is expected",
+    "float_type": "a number is expected",
+    "bool_parsing": "true or false is expected",
+    "bool_type": "true or false is expected",
+    "string_type": "a text is expected",
+    "greater_than_equal": "at least {ge} is expected",
+    "greater_than": "more than {gt} is expected",
+    "less_than_equal": "at most {le} is expected",
+    "less_than": "less than {lt} is expected",
+    "literal_error": "{expected} is expected",
+}
+"""What would be right, by pydantic's name of what is wrong."""
+
+
+def _expected(error: ErrorDetails) -> str:
+    context = error.get("ctx", {})
+    if error["type"] == "string_pattern_mismatch" and context["pattern"] in PATTERNS_IN_WORDS:
+        return PATTERNS_IN_WORDS[context["pattern"]]
+    if error["type"] in _EXPECTED:
+        return _EXPECTED[error["type"]].format(**context)
+    return error["msg"].removeprefix("Value error, ")
+
+
 def validated(document: Any) -> EndpointSpec:
     """The spec that a document of plain values is.
 
@@ -65,11 +93,11 @@ def validated(document: Any) -> EndpointSpec:
         return EndpointSpec.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"] if part != "[key]")
         if first["type"] == "extra_forbidden":
             known = [name for name, *_ in field_reference()] + list(EndpointSpec.model_fields)
             nearest = difflib.get_close_matches(where, known, n=1, cutoff=0.4)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise InvalidConfig(f"unknown field {where!r}{hint}") from None
-        message = first["msg"].removeprefix("Value error, ")
+        message = _expected(first)
         raise InvalidConfig(f"{where}: {message} (got {first['input']!r})" if where else message) from None

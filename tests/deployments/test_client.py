@@ -147,7 +147,7 @@ def test_get_tells_everything_and_list_the_main_things(served: BaseDeploymentCli
         (lambda c: c.predict(None, [[1]], "no"), "there is no endpoint 'no'", "RESOURCE_DOES_NOT_EXIST"),
         (lambda c: c.predict(None, [[1]]), "say which deployment", "INVALID_PARAMETER_VALUE"),
         (lambda c: c.create_deployment("sum", "m"), "'sum' exists already", "RESOURCE_ALREADY_EXISTS"),
-        (lambda c: c.create_deployment("../x", "m"), "should match pattern", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_deployment("../x", "m"), "letters, digits, . _ - are expected", "INVALID_PARAMETER_VALUE"),
         (lambda c: c.create_deployment("x", "m", "keras"), "unknown flavor 'keras'", "INVALID_PARAMETER_VALUE"),
         (lambda c: c.update_deployment("sum", flavor="keras"), "unknown flavor 'keras'", "INVALID_PARAMETER_VALUE"),
         (lambda c: c.explain("sum", ROWS), "came without rows to explain against", "BAD_REQUEST"),

@@ -200,7 +200,7 @@ def test_of_those_who_create_one_name_at_once_one_wins(
     ("model", "config", "said", "code"),
     [
         ("once", {"server.prot": "1"}, "unknown config key 'server.prot'; did you mean 'server.port'?", "parameter"),
-        ("once", {"server.port": "high"}, "server.port: Input should be a valid integer", "parameter"),
+        ("once", {"server.port": "high"}, "server.port: a whole number is expected", "parameter"),
         ("once", {"variants.x.weight": "1"}, "variants.x.model: Field required", "parameter"),
         ("broken", {}, "ONNX Runtime cannot load model.onnx", "internal"),
         ("pyfunc", {}, "MLflow cannot load the model: AttributeError", "internal"),
