@@ -172,7 +172,11 @@ def test_get_and_list_tell_the_traffic_and_every_deployment(shared: BaseDeployme
         (lambda c: c.get_endpoint("no"), "there is no endpoint 'no'", "RESOURCE_DOES_NOT_EXIST"),
         (lambda c: c.update_endpoint("no", {}), "there is no endpoint 'no'", "RESOURCE_DOES_NOT_EXIST"),
         (lambda c: c.update_endpoint("e", {"traffic": {"no": 1}}), "it has champion, c", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.update_endpoint("e", {"traffic": {"champion": 101}}), "at most 100 is expected", "INVALID_PARAMETER_VALUE"),
+        (
+            lambda c: c.update_endpoint("e", {"traffic": {"champion": 101}}),
+            "at most 100 is expected",
+            "INVALID_PARAMETER_VALUE",
+        ),
         (
             lambda c: c.update_endpoint("e", {"traffic": {"champion": 0}}),
             "no variant answers",
