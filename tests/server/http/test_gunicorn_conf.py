@@ -62,7 +62,14 @@ def test_metrics_lie_where_a_full_disk_does_not_matter_and_are_taken_away(
         assert running.post(json={"instances": [[1, 2, 3]]}).status_code == 200
         assert metrics_of(worker.pid)
     assert metrics_of(worker.pid) == []
-    assert {path.name for path in tmp_path.iterdir()} == {"graphs", "loading", "server.log", "spool", "wanted.json", "workers"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "graphs",
+        "loading",
+        "server.log",
+        "spool",
+        "wanted.json",
+        "workers",
+    }
 
 
 def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
