@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec.fields import field_reference
@@ -72,7 +71,7 @@ _EXPECTED = {
 """What would be right, by pydantic's name of what is wrong."""
 
 
-def _expected(error: ErrorDetails) -> str:
+def _expected(error: Mapping[str, Any]) -> str:
     context = error.get("ctx", {})
     if error["type"] == "string_pattern_mismatch" and context["pattern"] in PATTERNS_IN_WORDS:
         return PATTERNS_IN_WORDS[context["pattern"]]
