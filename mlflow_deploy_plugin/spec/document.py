@@ -77,7 +77,7 @@ def _expected(error: Mapping[str, Any]) -> str:
         return PATTERNS_IN_WORDS[context["pattern"]]
     if error["type"] in _EXPECTED:
         return _EXPECTED[error["type"]].format(**context)
-    return error["msg"].removeprefix("Value error, ")
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def validated(document: Any) -> EndpointSpec:
