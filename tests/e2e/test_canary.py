@@ -179,9 +179,9 @@ def test_canary_weights_change_live_without_a_reload_or_a_failed_request(canary:
 
     assert canary.served.log.read_text().count("loaded ") == loaded
     for name in ("first", "second"):
+        answered = load[name]
         counted = canary.metric("onnxserve_requests_total", endpoint="weighted", variant=name, status="200")
-        assert load[name] - 2 <= counted <= load[name] + 2
-    assert canary.metric("onnxserve_requests_total", endpoint="weighted") <= load.total() + 2
+        assert answered <= counted <= load[name] + 2  # two threads ask on meanwhile
 
 
 @pytest.mark.parametrize(
