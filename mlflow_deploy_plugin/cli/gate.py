@@ -82,7 +82,7 @@ def show(gated: "Gated") -> None:
         f"  policy: {verdict.policy_from}{'' if gated.is_tagged else ' (tried out, the version keeps its tags)'}"
     )
     where = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
-    click.echo(f"  report: {gated.run.report if gated.run.url else where}")
+    click.echo(f"  report: {gated.report if gated.run.url else where}")
 
 
 def _document(gated: "Gated") -> dict[str, Any]:

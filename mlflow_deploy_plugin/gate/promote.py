@@ -153,7 +153,7 @@ def _standing(
         if not force:
             raise
         return Standing(False, "", f"the gate could not be run: {error.message}")
-    return Standing(gated.verdict.passed, gated.verdict.state, gated.verdict.reason, gated.run.report)
+    return Standing(gated.verdict.passed, gated.verdict.state, gated.verdict.reason, gated.report)
 
 
 def _there_already(candidate: ResolvedModel, place: Place, chosen: Chosen, tags: dict[str, str]) -> Promotion | None:

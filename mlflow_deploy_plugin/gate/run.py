@@ -7,12 +7,13 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.gate.allowed import ALL, Allowed
 from mlflow_deploy_plugin.gate.judge import Progress, judge
-from mlflow_deploy_plugin.gate.log import LoggedRun, log_verdict, tag_verdict
+from mlflow_deploy_plugin.gate.log import log_verdict, report_of, tag_verdict
 from mlflow_deploy_plugin.gate.policy import GatePolicy, read_policy, read_policy_file
 from mlflow_deploy_plugin.gate.result import Verdict
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.promote import Place, holder, registered
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
+from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, GATE_POLICY_TAG
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Store, open_store
@@ -44,6 +45,10 @@ class Gated:
     verdict: Verdict
     run: LoggedRun
     is_tagged: bool
+
+    @property
+    def report(self) -> str:
+        return report_of(self.run)
 
 
 def choose_policy(model: str, file: Path | None = None) -> Chosen:
@@ -173,7 +178,7 @@ def judge_and_log(
         progress("logging the report to MLflow")
         run = log_verdict(verdict, candidate, evaluated)
         if is_asked_for:
-            tag_verdict(verdict, run.report)
+            tag_verdict(verdict, report_of(run))
         trail.record(
             "gate",
             model=verdict.model,
@@ -182,7 +187,7 @@ def judge_and_log(
             after=verdict.state,
             why=verdict.reason,
             detail={
-                "report": run.report,
+                "report": report_of(run),
                 "run_id": run.run_id,
                 "policy": chosen.where,
                 "tagged": is_asked_for,

@@ -11,9 +11,10 @@ from mlflow_deploy_plugin.monitoring.inference_log import InferenceLog, WindowRo
 from mlflow_deploy_plugin.monitoring.reference import load_reference
 from mlflow_deploy_plugin.monitoring.report import build_report
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
-from mlflow_deploy_plugin.monitoring.tracking import Judgement, LoggedRun, log_judgement
+from mlflow_deploy_plugin.monitoring.tracking import Judgement, log_judgement
 from mlflow_deploy_plugin.monitoring.verdict import Verdict, judge
 from mlflow_deploy_plugin.monitoring.windows import Window
+from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, load_specs

@@ -1,31 +1,24 @@
 """A drift verdict in MLflow: one run with the report, tags on the model version that lead to it."""
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelInput, Metric, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import get_tracking_uri
-from mlflow.utils.time import get_current_time_millis
 
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.monitoring.report import DriftReport
 from mlflow_deploy_plugin.monitoring.verdict import Verdict
 from mlflow_deploy_plugin.monitoring.windows import Window
-from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_errors
-from mlflow_deploy_plugin.registry.tags import tag_version
+from mlflow_deploy_plugin.registry.runs import LoggedRun, experiment_named, log_figures, log_run
+from mlflow_deploy_plugin.registry.tags import LONGEST_TAG, tag_version
 
 VERDICT_TAG = "onnxserve.drift.{monitor}"
 RUN_TAG = "onnxserve.drift.{monitor}.run"
 HTML, JSON, VERDICT = "drift_report.html", "drift_report.json", "verdict.json"
 
-_PROJECT_RUN = "MLFLOW_RUN_ID"  # MLflow sets it for the process of a project
 _LONGEST_NAME = 200
-_LONGEST_TAG = 5000
 
 
 @dataclass(frozen=True)
@@ -47,15 +40,6 @@ class Judgement:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class LoggedRun:
-    """The run in MLflow; `url` is empty where the tracking server has no pages (a database URI)."""
-
-    run_id: str
-    experiment: str
-    url: str
-
-
 def log_judgement(judgement: Judgement, report: DriftReport) -> LoggedRun:
     """Logs the run and tags the registered version with the verdict and the run.
 
@@ -65,45 +49,22 @@ def log_judgement(judgement: Judgement, report: DriftReport) -> LoggedRun:
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
-    client = MlflowClient()
-    with registry_errors("the experiment of the drift run"), patience_for_files():
-        run_id, is_new = _begin(client, judgement)
-        is_complete = False
-        try:
-            _log_content(client, run_id, judgement, report)
-            is_complete = True
-        finally:
-            if is_new:
-                client.set_terminated(run_id, "FINISHED" if is_complete else "FAILED")
-        experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
-    url = _url(experiment.experiment_id, run_id)
-    _tag_version(judgement, url or run_id)
-    return LoggedRun(run_id, experiment.name, url)
 
+    def log_content(client: MlflowClient, run_id: str) -> None:
+        log_figures(client, run_id, judgement.model_id, _metrics(judgement.verdict))
+        client.log_text(run_id, report.html, HTML)
+        client.log_text(run_id, report.json, JSON)
+        client.log_dict(run_id, {**_described(judgement), **asdict(judgement.verdict)}, VERDICT)
 
-def _begin(client: MlflowClient, judgement: Judgement) -> tuple[str, bool]:
-    """The run to log to, with its tags, and whether it was made here."""
-    tags = _tags(judgement)
-    if run_id := os.environ.get(_PROJECT_RUN):
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        return run_id, False
-    experiment_id = _experiment_id(client, f"onnxserve/{judgement.endpoint}")
-    name = f"{judgement.monitor} {judgement.window}"
-    return str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id), True
-
-
-def _log_content(client: MlflowClient, run_id: str, judgement: Judgement, report: DriftReport) -> None:
-    verdict = judgement.verdict
-    model_id = _known_model(client, judgement.model_id)
-    now = get_current_time_millis()
-    metrics = [Metric(key, value, now, 0, model_id=model_id) for key, value in _metrics(verdict)]
-    for start in range(0, len(metrics), 1000):  # MLflow's bound of one call
-        client.log_batch(run_id, metrics=metrics[start : start + 1000])
-    if model_id is not None:
-        client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
-    client.log_text(run_id, report.html, HTML)
-    client.log_text(run_id, report.json, JSON)
-    client.log_dict(run_id, {**_described(judgement), **asdict(verdict)}, VERDICT)
+    run = log_run(
+        "the experiment of the drift run",
+        f"{judgement.monitor} {judgement.window}",
+        _tags(judgement),
+        lambda client: experiment_named(client, f"onnxserve/{judgement.endpoint}"),
+        log_content,
+    )
+    _tag_version(judgement, run.url or run.run_id)
+    return run
 
 
 def _described(judgement: Judgement) -> dict[str, Any]:
@@ -128,7 +89,7 @@ def _tags(judgement: Judgement) -> dict[str, str]:
         "onnxserve.verdict": judgement.verdict.state,
     }
     if judgement.verdict.reason:
-        tags["onnxserve.reason"] = judgement.verdict.reason[:_LONGEST_TAG]
+        tags["onnxserve.reason"] = judgement.verdict.reason[:LONGEST_TAG]
     return tags
 
 
@@ -168,33 +129,6 @@ def _unique(name: str, taken: set[str]) -> str:
         unique = f"{name}_{count}"
     taken.add(unique)
     return unique
-
-
-def _experiment_id(client: MlflowClient, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name))
-        except MlflowException:  # another job made it in between
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
-
-
-def _known_model(client: MlflowClient, model_id: str) -> str | None:
-    """The model's id where this tracking server has it; a model may come from another one."""
-    try:
-        return str(client.get_logged_model(model_id).model_id) if model_id else None
-    except MlflowException:
-        return None
-
-
-def _url(experiment_id: str, run_id: str) -> str:
-    uri = str(get_tracking_uri()).rstrip("/")
-    return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}" if uri.startswith(("http://", "https://")) else ""
 
 
 def _tag_version(judgement: Judgement, run: str) -> None:

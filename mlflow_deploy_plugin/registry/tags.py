@@ -25,7 +25,7 @@ GATE_POLICY_TAG = "onnxserve.gate.policy"
 GATE_OPEN = ("passed", "forced")
 """The states in which a version may be promoted and served: it passed, or somebody answers for it by name."""
 
-_LONGEST_TAG = 5000
+LONGEST_TAG = 5000
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def tag_version(name: str, version: str, key: str, value: str) -> None:
         RegistryUnavailable: MLflow does not answer.
     """
     with registry_errors(f"model {name} version {version}"):
-        registry_client().set_model_version_tag(name, version, key, value[:_LONGEST_TAG])
+        registry_client().set_model_version_tag(name, version, key, value[:LONGEST_TAG])
 
 
 def untag_version(name: str, version: str, key: str) -> None:
