@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -49,22 +49,22 @@ def build_app(server: Server) -> Flask:
         path = ""
         try:
             path = path_of(request.environ["RAW_URI"])
-            raw = _raw_request(path)
-            if _comes_in_lines(raw, server.max_body_bytes):
-                return _streamed(server, raw)
-            raw.body = _read_body(request.environ["wsgi.input"], request.content_length, server.max_body_bytes)
+            headers = _headers()
+            if _comes_in_lines(path, headers, server.max_body_bytes):
+                return _streamed(server, _raw_request(path, headers))
+            body = _read_body(request.environ["wsgi.input"], request.content_length, server.max_body_bytes)
         except OnnxserveError as error:
             return _flask_response(refused(path, error))
-        return _flask_response(answer(server, raw))
+        return _flask_response(answer(server, _raw_request(path, headers, body)))
 
     return app
 
 
-def _comes_in_lines(raw: RawRequest, limit: int) -> bool:
+def _comes_in_lines(path: str, headers: Mapping[str, str], limit: int) -> bool:
     length = request.content_length
     is_long = length > limit if length is not None else request.environ.get("wsgi.input_terminated")
     takes_chunks = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
-    return bool(is_long) and takes_chunks and are_lines(raw.method, raw.path, raw.headers)
+    return bool(is_long) and takes_chunks and are_lines(request.method, path, headers)
 
 
 def _streamed(server: Server, raw: RawRequest) -> Response:
@@ -121,13 +121,21 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
         raise InvalidRequest(f"only {read} of the {content_length} bytes of the body arrived in time")
 
 
-def _raw_request(path: str) -> RawRequest:
-    """The request without its body."""
+def _headers() -> dict[str, str]:
+    """
+    Raises:
+        InvalidRequest: no Host, or one that is none.
+    """
     headers = {name.lower(): value for name, value in request.headers.items()}
     if "host" not in headers and request.environ["SERVER_PROTOCOL"] == "HTTP/1.1":
         raise InvalidRequest(NO_HOST)
     check_host(headers.get("host", ""))
-    return RawRequest(request.method, path, headers, b"", request.remote_addr or "")
+    return headers
+
+
+def _raw_request(path: str, headers: Mapping[str, str], body: bytes = b"") -> RawRequest:
+    """To be made when the body is there: that is when a request has arrived."""
+    return RawRequest(request.method, path, headers, body, request.remote_addr or "")
 
 
 def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> bytes:

@@ -1,0 +1,39 @@
+"""The Flask application: what it makes of a request, beside what `routes.py` answers."""
+
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.app import build_app
+
+PATIENCE_SECONDS = 1.0
+
+
+class SlowBody(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        time.sleep(1.5 * PATIENCE_SECONDS)
+        return super().read(size)
+
+
+def test_what_a_body_takes_to_arrive_is_not_the_request_s_own_time(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+) -> None:
+    server = serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    inputs = [{"name": name, "shape": [1], "datatype": "FP64", "data": [1.0]} for name in ("a", "b", "c")]
+    body = json.dumps({"inputs": inputs, "parameters": {"timeout": int(PATIENCE_SECONDS * 1e6)}}).encode()
+    response = (
+        build_app(server)
+        .test_client()
+        .post(
+            "/v2/models/e/infer",
+            input_stream=SlowBody(body),
+            content_length=len(body),
+            content_type="application/json",
+            environ_overrides={"RAW_URI": "/v2/models/e/infer"},
+        )
+    )
+    assert response.status_code == 200, response.text
