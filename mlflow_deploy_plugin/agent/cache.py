@@ -93,7 +93,7 @@ class ModelCache:
         folder = self._models / remembered.read_text()
         if not folder.is_dir():
             return None
-        if _digest(folder) == folder.name:
+        if _digest(_hashes(folder)) == folder.name:
             return folder
         _log.warning("%s was changed on disk; it is fetched again", folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -104,9 +104,10 @@ class ModelCache:
             fetched = download(source, Path(temporary))
             refuse_links(fetched)
             _check_all_there(fetched)
-            _check_digests(fetched)
+            hashes = _hashes(fetched)
+            _check_digests(fetched, hashes)
             read_served_artifact(fetched)
-            folder = self._models / _digest(fetched)
+            folder = self._models / _digest(hashes)
             try:
                 fetched.rename(folder)
             except OSError:
@@ -149,7 +150,7 @@ def _check_all_there(folder: Path) -> None:
             raise NotFound(f"its file {data!r} is gone from the artifact store")
 
 
-def _check_digests(folder: Path) -> None:
+def _check_digests(folder: Path, hashes: Mapping[Path, str]) -> None:
     """The files are those that were saved, as far as the model says what those were (`flavor/section.py`).
 
     Raises:
@@ -159,9 +160,8 @@ def _check_digests(folder: Path) -> None:
     for key in ("flavors", FLAVOR, "digests"):
         found = found.get(key) if isinstance(found, Mapping) else None
     for name, expected in (found if isinstance(found, Mapping) else {}).items():
-        path = folder / str(name)
-        is_ours = path.is_file() and path.resolve().is_relative_to(folder.resolve())
-        digest = f"sha256:{_sha256(path)}" if is_ours else "no such file"
+        sha256 = hashes.get(Path(os.path.normpath(str(name))))
+        digest = f"sha256:{sha256}" if sha256 else "no such file"
         if digest != expected:
             raise RegistryUnavailable(
                 f"the file {str(name)!r} is not the one that was saved: {digest[:19]}, and MLmodel says "
@@ -169,17 +169,21 @@ def _check_digests(folder: Path) -> None:
             )
 
 
-def _digest(folder: Path) -> str:
+def _hashes(folder: Path) -> dict[Path, str]:
+    """The SHA-256 of every file, by its path within the folder."""
+    hashes = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as stream:
+            hashes[path.relative_to(folder)] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashes
+
+
+def _digest(hashes: Mapping[Path, str]) -> str:
     """SHA-256 over every file's path and content."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder)}\0{_sha256(path)}\n".encode())
+    for path, sha256 in hashes.items():
+        digest.update(f"{path}\0{sha256}\n".encode())
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _key(text: str) -> str:

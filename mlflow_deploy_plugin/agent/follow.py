@@ -271,6 +271,7 @@ class Follower:
             True when a version failed, no earlier one is there, and no worker has anything that answers.
         """
         workers = [worker for worker in self._workers.living() if worker.generation == self._wanted.generation]
+        self._workers.hear_of_deaths()
         nothing_loaded = not any(v.version for w in workers for e in w.endpoints.values() for v in e.values())
         failed = False
         for spec, name, variant in self._variants():

@@ -21,9 +21,12 @@ class Workers:
         """Their accounts, as they stand now."""
         return [worker for worker in read_workers(self._state_dir) if lives(worker.pid)]
 
+    def hear_of_deaths(self) -> None:
+        """Takes note of what workers have died of since the last time, for `died_of`."""
+        self._deaths += take_deaths(self._state_dir)
+
     def died_of(self, folder: Path | None) -> str:
         """Why the version in this folder is not given to the workers again, which it keeps from living."""
-        self._deaths += take_deaths(self._state_dir)
         if folder is None or self._deaths.count(folder) < _MOST_DEATHS:
             return ""
         self._deaths = [died for died in self._deaths if died != folder]
