@@ -63,7 +63,7 @@ class Actions:
         if plan.kind == "pinned" and main.model == plan.to_uri:
             self._set_model(plan, plan.before_uri, why)
         elif plan.kind != "pinned" and stands_at(reference) == plan.version:
-            self._point(plan, plan.before_version, why)
+            self._point(plan, plan.version, plan.before_version, why)
         with suppress(NotFound):  # somebody has deleted the version
             tag_version(plan.model, plan.version, ROLLED_BACK_TAG, f"{plan.endpoint}: {why}")
 
@@ -82,12 +82,12 @@ class Actions:
         if plan.kind == "pinned":
             if self._variants(plan)[plan.main].model != plan.to_uri:
                 self._set_model(plan, plan.to_uri, why)
-        elif stands_at(parse_model_uri(plan.before_uri)) != plan.version:
-            self._point(plan, plan.version, why)
+        elif (before := stands_at(parse_model_uri(plan.before_uri))) != plan.version:
+            self._point(plan, before, plan.version, why)
 
-    def _point(self, plan: RolloutPlan, version: str, why: str) -> None:
+    def _point(self, plan: RolloutPlan, before: str, version: str, why: str) -> None:
+        """Gives the place of the version `before`, empty where nothing stands there, to `version`."""
         reference = parse_model_uri(plan.before_uri)
-        before = stands_at(reference)
         point(reference, version)
         self.deployments.look_now(reference.name)
         self.say(f"{plan.endpoint}: {plan.before_uri} is version {version} now")

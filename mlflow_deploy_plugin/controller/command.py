@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 
 from mlflow_deploy_plugin.controller.actions import Actions
 from mlflow_deploy_plugin.controller.journal import event_of, plan_of, progress_of, with_progress
@@ -55,7 +54,7 @@ def abort(deployments: Deployments, endpoint: str, reason: str, actor: str) -> R
     if is_there:
         Actions(deployments, actor, lambda line: None).roll_back(plan, reason)
     progress = replace(progress_of(rollout), state="rolled_back" if is_there else "abandoned")
-    ended = _write(deployments.store, rollout, progress, actor, utc_now())
+    ended = _write(deployments.store, rollout, progress, actor)
     return ended or next(one for one in deployments.store.rollouts(endpoint) if one.id == rollout.id)
 
 
@@ -107,12 +106,13 @@ def _change(
         changed = change(progress_of(live[0]))
         if changed is None:
             raise InvalidConfig(f"the rollout of {endpoint!r} cannot be {_DONE[word]}: it is {live[0].state}")
-        written = _write(store, live[0], changed, actor, utc_now())
+        written = _write(store, live[0], changed, actor)
         if written is not None:  # else the controller has written in between
             return written
     raise StoreUnavailable(f"the rollout of {endpoint!r} changes too fast to be changed by hand: try again")
 
 
-def _write(store: Store, rollout: Rollout, progress: Progress, actor: str, now: datetime) -> Rollout | None:
+def _write(store: Store, rollout: Rollout, progress: Progress, actor: str) -> Rollout | None:
+    now = utc_now()
     event = event_of(rollout, progress, actor, now)
     return store.update_rollout(with_progress(rollout, progress, now), None, event)

@@ -44,19 +44,19 @@ def started(rollout_plan: RolloutPlan, now: datetime) -> AuditEvent:
 def event_of(rollout: Rollout, progress: Progress, actor: str, now: datetime) -> AuditEvent | None:
     """What the audit trail keeps of the change from `rollout`'s row to `progress`; None for nothing."""
     plan = plan_of(rollout)
-    detail = {"rollout": rollout.id, "state": progress.state, **figures(plan, progress_of(rollout).ledger)}
     if progress.state in ENDED:
         after = plan.version if progress.state == "promoted" else plan.before_version
-        event = _event("rollout.end", plan, actor, now)
-        return replace(event, after=f"version {after}", why=progress.reason, detail=detail)
-    if progress.state in ("stepping", "paused") and (rollout.state, rollout.step) != (progress.state, progress.step):
+        event = replace(_event("rollout.end", plan, actor, now), after=f"version {after}")
+    elif progress.state in ("stepping", "paused") and (rollout.state, rollout.step) != (progress.state, progress.step):
         shares = ["0 %" if rollout.state == "starting" else f"{plan.steps[rollout.step]} %"]
         shares += [f"{plan.steps[progress.step]} %"]
         if rollout.state == "paused" or progress.state == "paused":
             shares = [rollout.state, progress.state]
-        event = _event("rollout.step", plan, actor, now)
-        return replace(event, before=shares[0], after=shares[1], why=progress.reason, detail=detail)
-    return None
+        event = replace(_event("rollout.step", plan, actor, now), before=shares[0], after=shares[1])
+    else:
+        return None  # as at nearly every look: the figures, which take a while, are for events alone
+    detail = {"rollout": rollout.id, "state": progress.state, **figures(plan, progress_of(rollout).ledger)}
+    return replace(event, why=progress.reason, detail=detail)
 
 
 def _event(action: str, plan: RolloutPlan, actor: str, now: datetime) -> AuditEvent:

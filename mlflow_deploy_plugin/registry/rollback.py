@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.reference import Reference
-from mlflow_deploy_plugin.registry.resolve import versions_of
+from mlflow_deploy_plugin.registry.resolve import highest, versions_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +36,8 @@ def stands_at(reference: Reference) -> str:
             aliases = client.get_registered_model(reference.name).aliases
             return str(aliases.get(reference.selector, ""))
         found = [version for version in versions_of(client, reference.name) if _means(reference, version)]
-    return str(max((int(version.version) for version in found), default=""))
+    standing = highest(found)
+    return "" if standing is None else str(int(standing.version))
 
 
 def point(reference: Reference, version: str) -> None:
@@ -78,10 +79,9 @@ def earlier_in_registry(reference: Reference, version: str) -> Earlier | None:
     with registry_errors(f"model {reference.name}"):
         versions = [one for one in versions_of(registry_client(), reference.name) if str(one.version) != version]
     sound = [one for one in versions if ROLLED_BACK_TAG not in one.tags]
-    lower = [one for one in sound if _means(reference, one)]
-    if lower:
-        highest = max(lower, key=lambda one: int(one.version))
-        return Earlier(str(highest.version), f"it is the next in {reference.selector}")
+    lower = highest([one for one in sound if _means(reference, one)])
+    if lower is not None:
+        return Earlier(str(lower.version), f"it is the next in {reference.selector}")
     archived = [one for one in sound if one.current_stage == "Archived"]
     if archived:
         last = max(archived, key=lambda one: (one.last_updated_timestamp or 0, int(one.version)))
