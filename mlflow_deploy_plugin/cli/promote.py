@@ -161,13 +161,7 @@ def _show(promotion: "Promotion", served: list[Served]) -> None:
 @contextmanager
 def _deployments() -> Iterator["Deployments"]:
     # here: SQLAlchemy and the rest take a second that no other command should wait for
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-    from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.store import open_store
+    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 
-    settings = load_settings()
-    store = open_store(settings.store_url)
-    try:
-        yield Deployments(store, settings, say)
-    finally:
-        store.close()
+    with open_deployments(say) as deployments:
+        yield deployments

@@ -165,7 +165,7 @@ class Deployments:
             AlreadyExists: the name is taken.
             InvalidConfig: the name or a field of `config` cannot be.
         """
-        spec = empty_endpoint(name, {})
+        spec = empty_endpoint(name)
         self._endpoints.create(configured(spec, config), why, actor)
         return self.get_endpoint(name)
 

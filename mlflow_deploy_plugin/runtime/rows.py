@@ -28,6 +28,11 @@ def as_rows(
     return columns
 
 
+def row_count(arrays: Mapping[str, Array]) -> int:
+    """How many rows the arrays have; of those that differ, the most, and 0 where none has rows."""
+    return max((len(array) for array in arrays.values() if array.ndim), default=0)
+
+
 def in_types(columns: Sequence[Column], rows: Mapping[str, Array]) -> dict[str, Array]:
     """The same rows, in which an integer or a boolean that lies among floats, as the graph takes it, is one again."""
     types = {column.name: np.dtype(COLUMN_TYPES.get(column.type, "O")) for column in columns}

@@ -21,14 +21,14 @@ _TELLING_BYTES = 4 * 2**20
 _TIMES_FILES = 2.0
 _LEAST_TIMES, _MOST_TIMES = 1.0, 4.0
 _NO_LIMIT = 2**60
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class MemoryLimit:
     """The bound of one worker; `limit` in bytes, None: there is none."""
 
-    def __init__(self, limit: int | None, page: int = os.sysconf("SC_PAGE_SIZE")) -> None:
+    def __init__(self, limit: int | None) -> None:
         self._limit = limit
-        self._page = page
         self._times_files = _LEAST_TIMES
 
     @contextmanager
@@ -38,10 +38,13 @@ class MemoryLimit:
         Raises:
             ModelError: it would pass the limit; the message has the figures.
         """
+        if self._limit is None:
+            yield
+            return
         files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         before = self.used()
         needed = int(files * self._times_files)
-        if self._limit is not None and before + needed > self._limit:
+        if before + needed > self._limit:
             raise ModelError(
                 f"loading it would take about {_mebibytes(needed)} beside the {_mebibytes(before)} that this worker "
                 f"has in memory, and its limit is {_mebibytes(self._limit)} (server.max_worker_memory_bytes)"
@@ -52,7 +55,7 @@ class MemoryLimit:
 
     def used(self) -> int:
         """Resident memory of this process and of those that it has started."""
-        return sum(_resident(pid, self._page) for pid in _family(os.getpid()))
+        return sum(_resident(pid) for pid in _family(os.getpid()))
 
 
 def worker_limit(said: int | None, workers: int) -> int | None:
@@ -83,9 +86,9 @@ def _family(pid: int) -> Iterator[int]:
         yield from _family(int(child))
 
 
-def _resident(pid: int, page: int) -> int:
+def _resident(pid: int) -> int:
     words = _words(Path(f"/proc/{pid}/statm"))
-    return int(words[1]) * page if len(words) > 1 else 0
+    return int(words[1]) * _PAGE_BYTES if len(words) > 1 else 0
 
 
 def _words(path: Path) -> list[str]:

@@ -25,7 +25,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_PREDICTIONS = 100
 """Values of `prediction` that one version has of its own in each worker; those that come later are "other"."""
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _OTHER = "other"
 _LABEL_LENGTH = 100
@@ -97,7 +97,7 @@ class Metrics:
 
     def count_request(self, labels: RequestLabels, seconds: float) -> None:
         """One answered request, `seconds` from its body's arrival to the finished answer."""
-        bucket = bisect_left(_SECONDS, seconds)
+        bucket = bisect_left(SECONDS, seconds)
         with self._lock:
             requests, last, histograms = self._requests.get(labels) or self._new_request(labels)
             self._counters.cells[requests] += 1
@@ -124,9 +124,9 @@ class Metrics:
             cells[of_rows[0]] += rows
             cells[of_rows[1][bisect_left(_ROWS, rows)]] += 1
             cells[of_queue[0]] += queue_seconds
-            cells[of_queue[1][bisect_left(_SECONDS, queue_seconds)]] += 1
+            cells[of_queue[1][bisect_left(SECONDS, queue_seconds)]] += 1
             cells[of_compute[0]] += compute_seconds
-            cells[of_compute[1][bisect_left(_SECONDS, compute_seconds)]] += 1
+            cells[of_compute[1][bisect_left(SECONDS, compute_seconds)]] += 1
 
     def count_refused(self, endpoint: str, reason: str) -> None:
         """One request that a limit has turned away; `endpoint` is one of ours, `reason` a word of the code."""
@@ -195,11 +195,11 @@ class Metrics:
         name = "onnxserve_last_request_timestamp_seconds"
         last = self._latest.slot(name, name, version_of, "When the last request was answered, since 1970.")
         text = "From the body's arrival to the finished answer."
-        histograms = [self._histogram("onnxserve_request_duration_seconds", named, text, _SECONDS)]
+        histograms = [self._histogram("onnxserve_request_duration_seconds", named, text, SECONDS)]
         if _is_success(status):
             text = "The same for predictions that succeeded, by version alone."
             name = "ml_prediction_latency_seconds"
-            histograms.append(self._histogram(name, {"model_version": version}, text, _SECONDS))
+            histograms.append(self._histogram(name, {"model_version": version}, text, SECONDS))
         series = self._requests[labels] = requests, last, tuple(histograms)
         return series
 
@@ -207,8 +207,8 @@ class Metrics:
         named = dict(zip(("endpoint", "model", "version"), labels, strict=True))
         rows = self._histogram("onnxserve_batch_rows", named, "Rows of one run of a graph.", _ROWS)
         text = "How long the oldest request waited for its run."
-        queue = self._histogram("onnxserve_queue_seconds", named, text, _SECONDS)
-        compute = self._histogram("onnxserve_compute_seconds", named, "How long one run of a graph took.", _SECONDS)
+        queue = self._histogram("onnxserve_queue_seconds", named, text, SECONDS)
+        compute = self._histogram("onnxserve_compute_seconds", named, "How long one run of a graph took.", SECONDS)
         series = self._batches[labels] = rows, queue, compute
         return series
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.runtime.rows import row_count
 from mlflow_deploy_plugin.runtime.schema import Array
 
 RELATIVE, ABSOLUTE = 0.01, 1e-6
@@ -39,9 +40,9 @@ def compare(given_by: Artifact, given: Outputs, shadow: Artifact, computed: Outp
     Raises:
         InferenceError: they have nothing that means the same, or not the same number of rows.
     """
-    rows = _rows(given)
-    if rows != _rows(computed):
-        raise InferenceError(f"the shadow answered {_rows(computed)} rows to a request of {rows}")
+    rows = row_count(given)
+    if rows != row_count(computed):
+        raise InferenceError(f"the shadow answered {row_count(computed)} rows to a request of {rows}")
     pairs = list(_pairs(given_by, given, shadow, computed))
     apart = [_difference(*pair) for pair in pairs if _are_numbers(*pair)]
     differences = np.max(apart, axis=0) if apart else np.empty(0)
@@ -54,10 +55,6 @@ def compare(given_by: Artifact, given: Outputs, shadow: Artifact, computed: Outp
             f"given ({', '.join(given) or 'empty'})"
         )
     return Comparison(np.logical_and.reduce([_alike(*pair) for pair in pairs]), differences)
-
-
-def _rows(outputs: Outputs) -> int:
-    return max((len(array) for array in outputs.values() if array.ndim), default=0)
 
 
 def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.runtime.predictor import Body
+from mlflow_deploy_plugin.runtime.rows import row_count
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.packing import RequestRecord
 from mlflow_deploy_plugin.server.served import LoadedVersion, ServedVariant
@@ -40,7 +41,7 @@ class Copy:
 
     @property
     def rows(self) -> int:
-        return max((len(array) for array in self.feeds.values() if array.ndim), default=0)
+        return row_count(self.feeds)
 
     def goes_with(self, first: "Copy", kinds: Kinds) -> bool:
         """Whether one run may compute both; `kinds` are those of the feeds of `first`."""

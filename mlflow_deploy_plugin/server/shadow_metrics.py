@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from mlflow_deploy_plugin.server.metrics import SECONDS
 from mlflow_deploy_plugin.server.served import ServedVariant
 from mlflow_deploy_plugin.server.shadow_compare import Comparison
 from mlflow_deploy_plugin.server.tally import Tally
@@ -18,7 +19,6 @@ from mlflow_deploy_plugin.server.tally import Tally
 Outcome = Literal["compared", "failed", "dropped"]
 OUTCOMES: tuple[Outcome, ...] = ("compared", "failed", "dropped")
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _DIFFERENCES = (0.0, *(base * 10.0**power for power in range(-6, 7) for base in (1.0, 3.0)))
 """Of whatever is predicted: probabilities lie at one end, prices at the other."""
 
@@ -69,7 +69,7 @@ class ShadowMetrics:
                 histograms.cells[buckets[place]] += rows
             total, buckets = series.seconds
             histograms.cells[total] += seconds
-            histograms.cells[buckets[bisect_left(_SECONDS, seconds)]] += 1
+            histograms.cells[buckets[bisect_left(SECONDS, seconds)]] += 1
 
     def _of(self, shadow: ServedVariant) -> tuple[_Series, Tally, Tally]:
         if self._tallies is None:
@@ -103,5 +103,5 @@ def _new_series(named: Mapping[str, str], counters: Tally, histograms: Tally) ->
         counter("onnxserve_shadow_rows", "agreement", "same", rows),
         counter("onnxserve_shadow_rows", "agreement", "different", rows),
         histogram("onnxserve_shadow_difference", difference, _DIFFERENCES),
-        histogram("onnxserve_shadow_duration_seconds", "How long one run of a shadow took.", _SECONDS),
+        histogram("onnxserve_shadow_duration_seconds", "How long one run of a shadow took.", SECONDS),
     )

@@ -9,6 +9,8 @@ from mlflow_deploy_plugin.spec.document import document_of, validated
 from mlflow_deploy_plugin.spec.fields import field_reference
 from mlflow_deploy_plugin.spec.parts import EndpointSpec
 
+_RETRAIN = ".retrain."
+
 
 def new_endpoint(
     name: str, model_uri: str, config: Mapping[str, Any] | None = None, variant: str | None = None
@@ -23,9 +25,9 @@ def new_endpoint(
     return apply_config(validated(document), config or {})
 
 
-def empty_endpoint(name: str, config: Mapping[str, Any]) -> EndpointSpec:
+def empty_endpoint(name: str) -> EndpointSpec:
     """The endpoint `name` without a variant, which cannot be served before it has one. Raises as `new_endpoint`."""
-    return apply_config(validated({"name": name, "variants": {}}), config)
+    return validated({"name": name, "variants": {}})
 
 
 def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
@@ -80,6 +82,9 @@ def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
 def _path(dotted: str) -> list[str]:
     """The keys that a dotted name leads through; the names of variants and monitors may have dots themselves."""
     part, _, rest = dotted.partition(".")
+    if part == "monitors" and _RETRAIN in rest:
+        name, _, field = rest.rpartition(_RETRAIN)
+        return [part, name, "retrain", field]
     name, _, field = rest.rpartition(".")
     return [part, name, field] if part in ("variants", "monitors") and name else dotted.split(".")
 

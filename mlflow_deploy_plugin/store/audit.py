@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.spec.document import document_of
 from mlflow_deploy_plugin.store.tables import AuditRow
 
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
@@ -106,7 +107,7 @@ def change_of(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
 
 def _other_fields(spec: EndpointSpec) -> dict[str, Any]:
     """What differs from the defaults, by its dotted name, but what the traffic is made of."""
-    document = spec.model_dump(by_alias=True, exclude_defaults=True)
+    document = document_of(spec)
     for variant in document.get("variants", {}).values():
         for shown in ("model", "weight", "shadow"):
             variant.pop(shown, None)

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
-from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 from mlflow_deploy_plugin.store import leases, rollouts
 from mlflow_deploy_plugin.store.audit import AuditEvent, change_of, read_events, this_actor, traffic_of, write_event
 from mlflow_deploy_plugin.store.endpoints import Endpoint, endpoint_of
@@ -74,7 +74,7 @@ class Store:
             row = session.get(EndpointRow, spec.name)
             if row is None:
                 raise NotFound(f"there is no endpoint {spec.name!r}")
-            (before,) = load_specs(row.spec, may_be_empty=True)
+            before = endpoint_of(row).spec
             row.spec, row.updated_at = dump_spec(spec), self._clock()
             was, became = change_of(before, spec)
             event = {"before": was, "after": became, "why": why, "detail": {"spec": row.spec, **(detail or {})}}
@@ -88,7 +88,7 @@ class Store:
             row = session.get(EndpointRow, name)
             if row is None:
                 return False
-            (before,) = load_specs(row.spec, may_be_empty=True)
+            before = endpoint_of(row).spec
             session.delete(row)
             for rollout in rollouts.end(session, name, _ABANDONED, _DELETED, self._clock()):
                 detail = {"rollout": rollout.id, "state": _ABANDONED}

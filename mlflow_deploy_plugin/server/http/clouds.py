@@ -13,14 +13,13 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
 from mlflow_deploy_plugin.server.http.tables import invocations
 from mlflow_deploy_plugin.server.protocols import clouds, mlflow
-from mlflow_deploy_plugin.server.protocols.content import JSON, load_json
+from mlflow_deploy_plugin.server.protocols.content import JSON, load_json, media_name
 from mlflow_deploy_plugin.server.served import ServedVariant
 
 
 def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
     """`AIP_PREDICT_ROUTE`. What is not JSON came by `rawPredict`: it is answered as at `/invocations`."""
-    content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() != JSON:
+    if media_name(request.headers.get("content-type")) != JSON:
         return invocations(server, request)
     return infer(server, request, VERTEX)
 

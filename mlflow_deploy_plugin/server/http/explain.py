@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, r
 from mlflow_deploy_plugin.server.http.predictions import failed, name_version
 from mlflow_deploy_plugin.server.http.tables import read_feeds
 from mlflow_deploy_plugin.server.protocols import explain as protocol
-from mlflow_deploy_plugin.server.protocols.content import JSON
+from mlflow_deploy_plugin.server.protocols.content import JSON, media_name
 from mlflow_deploy_plugin.server.served import ServedVariant
 
 
@@ -51,7 +51,7 @@ def _asked(server: Server, request: RawRequest, variant: ServedVariant) -> proto
     predictor = variant.loaded.predictor
     check_explainable(predictor.artifact)
     content_type = request.headers.get("content-type")
-    if content_type and content_type.partition(";")[0].strip().lower() == JSON:
+    if media_name(content_type) == JSON:
         return protocol.decode_json(content_type, request.body, predictor.schema)
     return protocol.Asked(read_feeds(request, predictor.schema, server.max_body_bytes))
 

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.server.http.observed import observed
 from mlflow_deploy_plugin.server.http.predictions import failed, name_version
 from mlflow_deploy_plugin.server.http.spoken import INVOCATIONS
 from mlflow_deploy_plugin.server.protocols import jsonlines
-from mlflow_deploy_plugin.server.protocols.content import media_type
+from mlflow_deploy_plugin.server.protocols.content import media_name, media_type
 from mlflow_deploy_plugin.server.served import ServedVariant
 
 _PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
@@ -41,7 +41,7 @@ def are_lines(method: str, path: str, headers: Mapping[str, str]) -> bool:
     """Whether a request is one that may be answered while it comes."""
     if method != "POST" or not _PATH.fullmatch(path) or "content-encoding" in headers:
         return False
-    media = _media(headers)
+    media = media_name(headers.get("content-type"))
     return media in jsonlines.MEDIA_TYPES and headers.get("accept", "*/*").strip().lower() in ("*/*", media)
 
 
@@ -91,7 +91,7 @@ def _begin(
         _count(server, request, variant, response.status)
         return response
     go_on(_rest(server, request, variant, headers, first, answers))
-    return RawResponse(200, b"", _media(request.headers), headers)
+    return RawResponse(200, b"", media_name(request.headers.get("content-type")), headers)
 
 
 def _answers(
@@ -141,10 +141,6 @@ def _rest(
     finally:
         server.limits.leave()
         _count(server, request, variant, status)
-
-
-def _media(headers: Mapping[str, str]) -> str:
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _count(server: Server, request: RawRequest, variant: ServedVariant | None, status: int) -> None:

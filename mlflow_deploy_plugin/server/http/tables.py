@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
 from mlflow_deploy_plugin.server.http.spoken import INVOCATIONS
 from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, npy
-from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, media_type
+from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, media_name, media_type
 from mlflow_deploy_plugin.server.served import ServedVariant
 
 _TABLES = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES, *npy.MEDIA_TYPES)
@@ -35,15 +35,11 @@ def protocol_of(server: Server, request: RawRequest) -> Protocol:
 
 @lru_cache(maxsize=256)
 def _protocol(content_type: str | None, accept: str | None, limit: int) -> Protocol:
-    given, wanted = _named(content_type), _wanted(accept)
+    given, wanted = media_name(content_type), _wanted(accept)
     if given in (JSON, CSV) and wanted in (None, JSON):
         return INVOCATIONS
     answered = wanted or (given if given in _TABLES else JSON)
     return Protocol(INVOCATIONS.name, partial(_read, answered=answered, limit=limit))
-
-
-def _named(content_type: str | None) -> str:
-    return content_type.partition(";")[0].strip().lower() if content_type else ""
 
 
 def _wanted(accept: str | None) -> str | None:
@@ -57,7 +53,7 @@ def _wanted(accept: str | None) -> str | None:
 def _read(request: RawRequest, variant: ServedVariant, answered: str, limit: int) -> Question:
     """A pyfunc reads and writes its bodies itself where they have one of MLflow's forms."""
     predictor = variant.loaded.predictor
-    if predictor.artifact.flavor == PYTHON_FUNCTION and _named(request.headers.get("content-type")) not in _OURS:
+    if predictor.artifact.flavor == PYTHON_FUNCTION and media_name(request.headers.get("content-type")) not in _OURS:
         return INVOCATIONS.decode(request, variant)
     return Question(read_feeds(request, predictor.schema, limit), partial(_answer, answered))
 

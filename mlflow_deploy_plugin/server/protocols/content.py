@@ -34,6 +34,11 @@ def media_type(content_type: str | None, accepted: tuple[str, ...]) -> str:
     return name.lower()
 
 
+def media_name(content_type: str | None) -> str:
+    """The name in a `Content-Type`, in lower case and without its parameters; empty where there is none."""
+    return content_type.partition(";")[0].strip().lower() if content_type else ""
+
+
 def load_json(body: bytes) -> Any:
     """The document in `body`. orjson bounds the depth itself (1,024 levels).
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.runtime.rows import row_count
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 from mlflow_deploy_plugin.runtime.values import shown
 from mlflow_deploy_plugin.server.frames import Message
@@ -61,7 +62,7 @@ def check_rows(feeds: Feeds, most: int) -> None:
     Raises:
         SchemaMismatch
     """
-    rows = max((len(array) for array in feeds.values() if array.ndim), default=0)
+    rows = row_count(feeds)
     if rows > most:
         raise SchemaMismatch(
             f"the request has {rows} rows; at most {most} are explained at once (server.explain_max_rows)"
