@@ -10,14 +10,16 @@ from dataclasses import dataclass
 
 from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
-from mlflow_deploy_plugin.deployments.backends.ports import choose_port
+from mlflow_deploy_plugin.deployments.backends.ports import choose_port, is_free
 from mlflow_deploy_plugin.deployments.locking import locked
 from mlflow_deploy_plugin.deployments.nearest import did_you_mean
 from mlflow_deploy_plugin.deployments.target import TARGET
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
 from mlflow_deploy_plugin.store import Endpoint, Store
+
+_PORT_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,11 @@ class Endpoints:
         """
         with self.lock(spec.name):  # before the name is taken, so that nobody deletes it before it is served
             with self._ports() as with_port:
-                spec = self.store.add_endpoint(TARGET, with_port(spec), why=why, actor=actor).spec
-            if not spec.variants:
+                placed = self.store.add_endpoint(TARGET, with_port(spec), why=why, actor=actor).spec
+            if not placed.variants:
                 return
             try:
-                local.realise(spec, self.settings, self.progress)
+                self._serve_new(spec, placed, actor)
             except BaseException as error:  # also Ctrl-C: whoever gives up waiting wants nothing left behind
                 local.remove(spec.name, self.settings)
                 self.store.remove_endpoint(spec.name, why=_undone(error), actor=actor)
@@ -104,6 +106,22 @@ class Endpoints:
             self.store.replace_spec(old, action=cause.action, why=_undone(error), actor=cause.actor)
             self._put_back(old, was_running)
             raise
+
+    def _serve_new(self, asked: EndpointSpec, placed: EndpointSpec, actor: str | None) -> None:
+        """Serves `placed`. Another program may take a port that was chosen here before the server does: then the next
+        one is chosen; a port that was `asked` for is never changed."""
+        for attempt in range(_PORT_ATTEMPTS):
+            try:
+                local.realise(placed, self.settings, self.progress)
+                return
+            except (InvalidConfig, DeploymentFailed):
+                host, port = placed.server.host, placed.server.port
+                is_taken = asked.server.port is None and port is not None and not is_free(host, port)
+                if not is_taken or attempt == _PORT_ATTEMPTS - 1:
+                    raise
+                with self._ports() as with_port:
+                    placed = with_port(asked)
+                    self.store.replace_spec(placed, why=f"port {port} was taken by another program", actor=actor)
 
     def remove(self, name: str, why: str, actor: str | None) -> None:
         """Ends the server and forgets the endpoint. The lock is held."""

@@ -1,7 +1,9 @@
 """Deployments through MLflow's own interface: created, changed, broken, brought back, deleted."""
 
 import os
+import re
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +43,25 @@ def stop(name: str) -> None:
 def left_behind(tmp_path: Path, client: BaseDeploymentClient) -> list[Any]:
     """Deployments, files and processes that a failed create should not have left."""
     return [*client.list_deployments(), *(tmp_path / "home" / "deployments").glob("*")]
+
+
+def test_where_another_program_takes_the_port_that_was_chosen_the_next_one_is(
+    client: BaseDeploymentClient, models: Any
+) -> None:
+    settings = load_settings()
+    taken: list[socket.socket] = []
+
+    def take(line: str) -> None:
+        if not taken and (started := re.fullmatch(r"d: starting the server on port (\d+)", line)):
+            taken.append(socket.create_server(("127.0.0.1", int(started[1]))))
+
+    try:
+        Deployments(open_store(settings.store_url), settings, take).create("d", models.once, {})
+        assert answers(client) == ONCE
+        assert client.get_deployment("d")["url"] != f"http://127.0.0.1:{taken[0].getsockname()[1]}"
+    finally:
+        for listener in taken:
+            listener.close()
 
 
 def test_a_deployment_is_created_changed_while_it_serves_and_deleted(

@@ -34,14 +34,16 @@ def agent_lives(state_dir: Path) -> None:
 
 @contextmanager
 def answering(state_dir: Path, error: Callable[[Command], OnnxserveError | None]) -> Iterator[None]:
-    """An agent that answers every command at once."""
+    """An agent that answers every command at once, and each only once."""
     agent_lives(state_dir)
     stop = threading.Event()
+    answered: set[str] = set()
 
     def work() -> None:
         while not stop.wait(0.01):
             for file in command_files(state_dir):
-                if (command := read_state(file, Command)) is not None:
+                if file.name not in answered and (command := read_state(file, Command)) is not None:
+                    answered.add(file.name)
                     write_state(state_dir / ANSWERS / file.name, answer_of(error(command)))
 
     thread = threading.Thread(target=work)
