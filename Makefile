@@ -43,6 +43,7 @@ test: install
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not long'
 
 test-all: install
+	$(PIP) install -q -c constraints.txt -e '.[spark]'
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install

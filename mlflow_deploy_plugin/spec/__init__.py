@@ -15,25 +15,23 @@ Field names, defaults, bounds and descriptions stand here once: `-C server.port=
 `mlflow deployments help -t onnxserve` and the reference page of the docs are made from them.
 """
 
+from mlflow_deploy_plugin.spec.base import Duration, Name, duration_seconds
 from mlflow_deploy_plugin.spec.change import add_variant, apply_config, empty_endpoint, new_endpoint, remove_variant
 from mlflow_deploy_plugin.spec.document import dump_spec, load_specs
 from mlflow_deploy_plugin.spec.fields import field_reference
+from mlflow_deploy_plugin.spec.monitors import MonitorKind, MonitorSpec, RetrainSpec
 from mlflow_deploy_plugin.spec.parts import (
     BatchSize,
     CaptureSpec,
     Device,
-    Duration,
     EndpointSpec,
     HeaderName,
     ModelControlMode,
-    MonitorSpec,
-    Name,
     Rate,
     ServerSpec,
     StickySpec,
     VariantSpec,
     WorkerClass,
-    duration_seconds,
 )
 
 __all__ = [
@@ -44,9 +42,11 @@ __all__ = [
     "EndpointSpec",
     "HeaderName",
     "ModelControlMode",
+    "MonitorKind",
     "MonitorSpec",
     "Name",
     "Rate",
+    "RetrainSpec",
     "ServerSpec",
     "StickySpec",
     "VariantSpec",

@@ -8,8 +8,9 @@ import yaml
 from pydantic import ValidationError
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.spec.base import PATTERNS_IN_WORDS
 from mlflow_deploy_plugin.spec.fields import field_reference
-from mlflow_deploy_plugin.spec.parts import PATTERNS_IN_WORDS, EndpointSpec
+from mlflow_deploy_plugin.spec.parts import EndpointSpec
 
 
 def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:

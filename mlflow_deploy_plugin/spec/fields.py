@@ -5,14 +5,14 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from mlflow_deploy_plugin.spec.parts import (
-    CaptureSpec,
-    EndpointSpec,
-    MonitorSpec,
-    ServerSpec,
-    StickySpec,
-    VariantSpec,
-)
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec
+from mlflow_deploy_plugin.spec.parts import CaptureSpec, EndpointSpec, ServerSpec, StickySpec, VariantSpec
+
+_NOT_BY_NAME = {
+    ("variants.NAME.", "model"),  # -m says it
+    ("monitors.NAME.", "retrain"),  # its fields stand for it
+    ("monitors.NAME.retrain.", "parameters"),  # a table of its own, for a spec file
+}
 
 
 def field_reference() -> Iterator[tuple[str, str, str, str]]:
@@ -22,13 +22,14 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
         ("capture.", CaptureSpec),
         ("variants.NAME.", VariantSpec),
         ("monitors.NAME.", MonitorSpec),
+        ("monitors.NAME.retrain.", RetrainSpec),
         ("sticky.", StickySpec),
     ]
     for prefix, part in parts:
         for name, field in part.model_fields.items():
-            if (prefix, name) == ("variants.NAME.", "model"):
-                continue  # -m says it
-            default = "" if field.default is None else str(field.default)
+            if (prefix, name) in _NOT_BY_NAME:
+                continue
+            default = "" if field.is_required() or field.default in (None, ()) else str(field.default)
             yield prefix + name, _type_name(field.annotation), default, field.description or ""
     require = EndpointSpec.model_fields["require"]
     yield "require", _type_name(require.annotation), "", require.description or ""

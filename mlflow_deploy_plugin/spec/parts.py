@@ -1,12 +1,12 @@
 """The parts of a spec: their fields, defaults, bounds and descriptions."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-_NAME, _DURATION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", r"^[1-9][0-9]{0,5}[smhd]$"
-Name = Annotated[str, StringConstraints(pattern=_NAME)]
-Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
+from mlflow_deploy_plugin.spec.base import Name, Part, listed
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec
+
 Rate = Annotated[
     str, StringConstraints(pattern=r"^[1-9][0-9]{0,8} *(/|per) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?$")
 ]
@@ -16,28 +16,8 @@ Device = Literal["cpu", "cuda", "tensorrt"]
 ModelControlMode = Literal["none", "explicit"]
 WorkerClass = Literal["fast", "gthread"]
 
-PATTERNS_IN_WORDS = {
-    _NAME: "letters, digits, . _ - are expected, at most 63, the first a letter or digit",
-    _DURATION: "a duration like 30s, 5m, 1h or 1d is expected",
-}
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
-
-def duration_seconds(duration: str) -> int:
-    """`"90s"`, `"5m"`, `"1h"`, `"1d"` in seconds."""
-    return int(duration[:-1]) * _SECONDS[duration[-1]]
-
-
-def _listed(value: Any) -> Any:
-    """`"8,32"`, as a command line says a list."""
-    return value.split(",") if isinstance(value, str) else value
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class VariantSpec(_Part):
+class VariantSpec(Part):
     """One model of an endpoint."""
 
     model: str = Field(
@@ -55,7 +35,7 @@ class VariantSpec(_Part):
     )
 
 
-class ServerSpec(_Part):
+class ServerSpec(Part):
     """The server process of an endpoint."""
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
@@ -114,7 +94,7 @@ class ServerSpec(_Part):
         le=65536,
         description="Rows that requests are joined to at most; 1: never. Default: 1 on a CPU, 32 on a GPU.",
     )
-    preferred_batch_size: Annotated[tuple[BatchSize, ...], BeforeValidator(_listed)] = Field(
+    preferred_batch_size: Annotated[tuple[BatchSize, ...], BeforeValidator(listed)] = Field(
         default=(),
         max_length=16,
         description="Sizes of a batch that are computed at once, without waiting for more rows: 8,32.",
@@ -172,29 +152,14 @@ class ServerSpec(_Part):
         return self
 
 
-class CaptureSpec(_Part):
+class CaptureSpec(Part):
     """What is kept of the traffic for monitoring."""
 
     fraction: float = Field(default=1.0, ge=0, le=1, description="Share of the requests that are captured.")
     max_rows_per_request: int = Field(default=10_000, ge=1, description="Rows kept of one request.")
 
 
-class MonitorSpec(_Part):
-    """A judgement that is made of the captured traffic again and again."""
-
-    kind: Literal["drift"] = Field(default="drift", description="What is judged.")
-    every: Duration = Field(default="1d", description="Length of a window in event time: 30m, 1h, 1d.")
-    reference: Literal["training"] = Field(default="training", description="What the window is compared with.")
-    min_rows: int = Field(default=200, ge=1, description="Fewer rows in a window are not judged.")
-    false_alarm_rate: float = Field(
-        default=0.05,
-        gt=0,
-        lt=1,
-        description="Share of windows like the reference that may be called drifted.",
-    )
-
-
-class StickySpec(_Part):
+class StickySpec(Part):
     """What makes a caller's requests go to one variant, whichever worker they come to."""
 
     header: HeaderName | None = Field(
@@ -211,7 +176,7 @@ class StickySpec(_Part):
         return self
 
 
-class EndpointSpec(_Part):
+class EndpointSpec(Part):
     """One endpoint: its variants, its server, what is captured and what watches it."""
 
     api_version: Literal["onnxserve/v1"] = Field(default="onnxserve/v1", alias="apiVersion")

@@ -1,0 +1,72 @@
+"""What a monitor finds in a window: the plain values that every kind of monitor gives, and reports and alerts take."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlflow_deploy_plugin.monitoring.windows import Window
+from mlflow_deploy_plugin.spec import MonitorKind
+
+State = Literal["drift", "no drift", "violated", "kept", "not judged"]
+"""Of drift, prediction_drift and data_quality the first two; of the kinds that have `require`, the next two."""
+Check = Literal["distribution", "missing", "unseen", "type", "presence", "range", "criterion"]
+
+ALARMS = ("drift", "violated")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: a check of a column, or a criterion.
+
+    Attributes:
+        subject: the column, or the figure that a criterion speaks of (`accuracy`).
+        value / threshold: in the check's own units; None where it was not judged.
+        reason: why it is so, or why it was not judged, in a sentence.
+        segment: the rows that it speaks of, as `carrier=AA`; empty: all.
+    """
+
+    subject: str
+    check: Check
+    state: State
+    reason: str = ""
+    value: float | None = None
+    threshold: float | None = None
+    segment: str = ""
+
+    @property
+    def is_alarm(self) -> bool:
+        return self.state in ALARMS
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was found in one window.
+
+    Attributes:
+        revision: 1 at first; rows that came later make the next one.
+        model_id: the logged model, empty where it is not known.
+        reason: why it is in this state, in a sentence.
+        rows: of the window, that the version answered.
+        findings: the worst first; every column stands among them, with its outcome or why it was not judged.
+        figures: names of metrics and their values, for MLflow and for charts.
+        notes: what the reader has to know beside the verdict.
+    """
+
+    endpoint: str
+    monitor: str
+    kind: MonitorKind
+    model: str
+    version: str
+    model_id: str
+    window: Window
+    revision: int
+    state: State
+    reason: str
+    rows: int
+    findings: tuple[Finding, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_alarm(self) -> bool:
+        return self.state in ALARMS

@@ -1,0 +1,29 @@
+"""What the fields of all parts of a spec are made of."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+_NAME, _DURATION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", r"^[1-9][0-9]{0,5}[smhd]$"
+Name = Annotated[str, StringConstraints(pattern=_NAME)]
+Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
+
+PATTERNS_IN_WORDS = {
+    _NAME: "letters, digits, . _ - are expected, at most 63, the first a letter or digit",
+    _DURATION: "a duration like 30s, 5m, 1h or 1d is expected",
+}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration_seconds(duration: str) -> int:
+    """`"90s"`, `"5m"`, `"1h"`, `"1d"` in seconds."""
+    return int(duration[:-1]) * _SECONDS[duration[-1]]
+
+
+def listed(value: Any) -> Any:
+    """`"8,32"`, as a command line says a list."""
+    return value.split(",") if isinstance(value, str) else value
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,0 +1,88 @@
+"""Monitors: judgements that are made of the captured traffic again and again, and what an alarm of theirs starts."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+
+from mlflow_deploy_plugin.spec.base import Duration, Part, listed
+
+MonitorKind = Literal["drift", "prediction_drift", "data_quality", "performance", "shadow", "service_level"]
+Reference = Annotated[
+    str, StringConstraints(pattern=r"^(training|rolling:[1-9][0-9]{0,5}[smhd]|window:[^ ]+/[^ ]+|dataset:.+)$")
+]
+Texts = Annotated[tuple[str, ...], BeforeValidator(listed)]
+
+
+class RetrainSpec(Part):
+    """What an alarm of the monitor starts: a run of an MLflow project, whose version becomes a candidate."""
+
+    project: str = Field(min_length=1, description="Folder or URI of the MLflow project.")
+    entry_point: str = Field(default="train", min_length=1, description="Entry point of the project.")
+    mode: Literal["full", "incremental"] = Field(
+        default="full",
+        description="full: trained anew on all labelled rows; incremental: what is served learns the window's too.",
+    )
+    parameters: dict[str, str | float] = Field(default_factory=dict, description="Further parameters of the run (-P).")
+    env_manager: Literal["virtualenv", "uv", "conda", "local"] = Field(
+        default="virtualenv", description="As `mlflow run --env-manager`."
+    )
+    cooldown: Duration = Field(default="1d", description="At least so long between two runs for one model.")
+    max_runs: int = Field(default=10, ge=1, description="Runs for one model in 30 days; beyond it a person is asked.")
+    timeout: Duration = Field(default="6h", description="A run that takes longer is ended.")
+    then: Literal["rollout", "propose", "leave"] = Field(
+        default="propose",
+        description="With a candidate that passes its gate: bring it by a rollout, propose it, or leave it.",
+    )
+    steps: str = Field(default="10,50,100", description="Steps of that rollout, in percent.")
+    step_every: Duration = Field(default="5m", description="Length of a step of that rollout.")
+
+
+class MonitorSpec(Part):
+    """A judgement that is made of the captured traffic again and again."""
+
+    kind: MonitorKind = Field(default="drift", description="What is judged.")
+    every: Duration = Field(default="1d", description="Length of a window in event time: 30m, 1h, 1d.")
+    schedule: str | None = Field(
+        default=None,
+        description="When it is judged, as crontab says it: 15 6 * * *. Default: as soon as a window and its grace are "
+        "over.",
+    )
+    time_zone: str = Field(default="UTC", description="Of the schedule, as Europe/Berlin.")
+    grace: Duration = Field(default="5m", description="How long after a window's end its rows are waited for.")
+    reference: Reference = Field(
+        default="training",
+        description="What the window is compared with: training; rolling:7d (the same window so long ago); "
+        "window:START/END; dataset:URI (Parquet or CSV).",
+    )
+    min_rows: int = Field(default=200, ge=1, description="Fewer rows in a window are not judged.")
+    false_alarm_rate: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="Share of windows like the reference that may be called drifted.",
+    )
+    independent_rows: bool = Field(
+        default=False,
+        description="Says that rows do not depend on their neighbours in time, so that single rows may be resampled.",
+    )
+    columns: Texts = Field(default=(), description="Only these columns are judged. Default: all.")
+    segment_by: Texts = Field(default=(), description="Columns whose values are judged apart, as well as all rows.")
+    consecutive: int = Field(default=1, ge=1, le=100, description="So many windows in a row make an alarm.")
+    require: Texts = Field(
+        default=(),
+        description="What must hold: accuracy>=0.8, f1>=0.7, rmse<=3 (performance); disagreement<=0.05 (shadow); "
+        "p99<=0.2, error_rate<=0.01 (service_level, in seconds and shares); missing<=0.1 (data_quality).",
+    )
+    labels_within: Duration | None = Field(
+        default=None, description="performance: how long after a window's end its labels are waited for."
+    )
+    alert: Texts = Field(default=(), description="Tags of those in ONNXSERVE_ALERT_CONFIG who are told. Default: all.")
+    retrain: RetrainSpec | None = Field(default=None, description="What an alarm starts.")
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> "MonitorSpec":
+        if self.kind in ("performance", "shadow", "service_level") and not self.require:
+            raise ValueError(f"a monitor of kind {self.kind} needs `require`: what must hold")
+        if self.kind in ("drift", "prediction_drift") and self.require:
+            raise ValueError(f"a monitor of kind {self.kind} takes no `require`: its reference says what is normal")
+        return self
