@@ -4,16 +4,15 @@ The counts are the server's own, summed over its workers, from its page /metrics
 lower than before is taken for that, as Prometheus does.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import requests
 from prometheus_client.parser import text_string_to_metric_families
-from urllib3.exceptions import InsecureRequestWarning
 
 from mlflow_deploy_plugin.deployments.backends.observation import State
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.deployments.session import ServerSession
 from mlflow_deploy_plugin.spec import VariantSpec
 
 _PAGE_SECONDS = 5.0
@@ -128,10 +127,7 @@ def fetch_numbers(url: str, endpoint: str) -> Numbers | None:
 def fetch_page(url: str) -> str | None:
     """The metrics of the server at `url`; None where it does not answer."""
     try:
-        with requests.Session() as session, warnings.catch_warnings():
-            session.trust_env = False  # no proxy stands between this machine and its own server
-            session.verify = False  # the certificate names the public host
-            warnings.simplefilter("ignore", InsecureRequestWarning)
+        with ServerSession() as session:
             answer = session.get(f"{url}/metrics", timeout=_PAGE_SECONDS)
     except requests.RequestException:
         return None

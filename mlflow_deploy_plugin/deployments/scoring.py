@@ -1,13 +1,12 @@
 """Asks a deployment's server for predictions and explanations."""
 
-import warnings
 from typing import Any, Literal
 
 import orjson
 import requests
-from urllib3.exceptions import InsecureRequestWarning
 
 from mlflow_deploy_plugin.deployments.payload import encode
+from mlflow_deploy_plugin.deployments.session import ServerSession
 from mlflow_deploy_plugin.errors import (
     BodyTooLarge,
     DeadlineExceeded,
@@ -42,19 +41,11 @@ def ask(url: str, route: Literal["invocations", "explain"], inputs: Any, timeout
         InvalidRequest: `inputs` are of no form that can be sent.
         OnnxserveError: the server's own refusal, in its words; NotReady where it does not answer.
     """
-    with new_session() as session:
+    with ServerSession() as session:
         document = post(session, f"{url}/{route}", encode(inputs), "application/json", timeout_seconds)
     if route == "invocations" and "predictions" not in document:
         raise OnnxserveError(f"the server at {url} answered without predictions")
     return document
-
-
-def new_session() -> requests.Session:
-    """For several questions to a server of this machine."""
-    session = requests.Session()
-    session.trust_env = False  # no proxy stands between this machine and itself
-    session.verify = False  # nor anybody else; the certificate names the public host
-    return session
 
 
 def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> dict[str, Any]:
@@ -62,9 +53,7 @@ def post(session: requests.Session, url: str, body: bytes, content_type: str, ti
     headers = {"Content-Type": content_type, "Accept": "application/json"}
     patience = timeout_seconds + _MARGIN_SECONDS  # so that the server says itself that it took too long
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", InsecureRequestWarning)
-            answer = session.post(url, data=body, headers=headers, timeout=(_CONNECT_SECONDS, patience))
+        answer = session.post(url, data=body, headers=headers, timeout=(_CONNECT_SECONDS, patience))
     except requests.Timeout:
         raise NotReady(f"the server did not answer {url} in {patience:g} s") from None
     except requests.RequestException:

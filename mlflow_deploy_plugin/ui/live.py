@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlflow_deploy_plugin.deployments.session import ServerSession
+
 _PATIENCE_SECONDS = 1.5
 _AT_ONCE = 8
 _REQUESTS, _SECONDS = "onnxserve_requests", "onnxserve_request_duration_seconds"
@@ -52,7 +54,8 @@ def ask(servers: Mapping[str, str]) -> dict[str, Live]:
 
 def _ask(endpoint: str, url: str) -> Live:
     try:
-        answer = requests.get(f"{url}/metrics", timeout=_PATIENCE_SECONDS)
+        with ServerSession() as session:
+            answer = session.get(f"{url}/metrics", timeout=_PATIENCE_SECONDS)
         answer.raise_for_status()
         return Live(figures=_figures(endpoint, answer.text))
     except requests.Timeout:

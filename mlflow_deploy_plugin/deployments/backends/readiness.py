@@ -1,17 +1,16 @@
 """Waiting until a server serves a spec, or until it is clear that it will not."""
 
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
-from urllib3.exceptions import InsecureRequestWarning
 
 from mlflow_deploy_plugin.deployments.backends import supervisor
 from mlflow_deploy_plugin.deployments.backends.report import Report, read_report
 from mlflow_deploy_plugin.deployments.backends.server_log import last_error
+from mlflow_deploy_plugin.deployments.session import ServerSession
 from mlflow_deploy_plugin.errors import DeploymentFailed, OnnxserveError
 from mlflow_deploy_plugin.server.state import AGENT, SERVER, SPEC, AgentState, ServerState, read_state
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs
@@ -110,10 +109,7 @@ def _unready(state_dir: Path) -> str:
 def _ping(url: str) -> str:
     """What the server still waits for; empty where it says that it is ready."""
     try:
-        with requests.Session() as session, warnings.catch_warnings():
-            session.trust_env = False  # no proxy stands between this machine and itself
-            session.verify = False  # nor anybody else; the certificate names the public host
-            warnings.simplefilter("ignore", InsecureRequestWarning)
+        with ServerSession() as session:
             answer = session.get(f"{url}/ping", timeout=_PING_SECONDS)
     except requests.RequestException:
         return f"waiting for an answer at {url}"

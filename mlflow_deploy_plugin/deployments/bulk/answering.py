@@ -12,7 +12,8 @@ import orjson
 
 from mlflow_deploy_plugin.deployments.asked import Asked
 from mlflow_deploy_plugin.deployments.bulk.batch import Batch
-from mlflow_deploy_plugin.deployments.scoring import new_session, post
+from mlflow_deploy_plugin.deployments.scoring import post
+from mlflow_deploy_plugin.deployments.session import ServerSession
 from mlflow_deploy_plugin.errors import (
     BodyTooLarge,
     InferenceError,
@@ -41,7 +42,7 @@ _LARGEST_TABLE_BYTES = 2**31
 @contextmanager
 def deployment(asked: Asked) -> Iterator[Answerer]:
     """Asks a server; one that is overloaded, or just being changed, a few times."""
-    with new_session() as session:
+    with ServerSession() as session:
 
         def answer(content_type: str, body: bytes) -> Any:
             for attempt in range(_TRIES):
