@@ -1,18 +1,18 @@
 """The drift job: one endpoint, one window of event time → a verdict, and one MLflow run that shows it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.monitoring.features import align, read_features
-from mlflow_deploy_plugin.monitoring.inference_log import InferenceLog, WindowRows, open_log
-from mlflow_deploy_plugin.monitoring.reference import load_reference
-from mlflow_deploy_plugin.monitoring.report import build_report
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.monitoring.judgement import Judged, Judgement
+from mlflow_deploy_plugin.monitoring.kinds.drift import judge
+from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.run import as_verdict, log_judged
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
-from mlflow_deploy_plugin.monitoring.tracking import Judgement, log_judgement
-from mlflow_deploy_plugin.monitoring.verdict import Verdict, judge
+from mlflow_deploy_plugin.monitoring.verdict import Verdict
 from mlflow_deploy_plugin.monitoring.windows import Window
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.server.state import SPEC
@@ -32,7 +32,7 @@ class DriftResult:
 
     @property
     def verdict(self) -> Verdict:
-        return self.judgement.verdict
+        return as_verdict(self.judgement)
 
 
 def run_drift(
@@ -54,7 +54,6 @@ def run_drift(
 
     Raises:
         NotFound: no such endpoint or monitor, or no rows; the message names what there is.
-        InvalidArtifact: the model has no reference, or it cannot be read.
         RegistryUnavailable: MLflow does not answer.
     """
     settings = settings or load_settings()
@@ -62,38 +61,34 @@ def run_drift(
     log = open_log(settings.inference_log)
     _check_endpoint(endpoint, settings, log)
     name, spec = _monitor(endpoint, state_dir, monitor)
-    notes = []
-    if not wait_until_shipped(state_dir, _SHIPPING_SECONDS):
-        notes.append("some captured rows have not reached the inference log yet and are not judged")
+    shipped = wait_until_shipped(state_dir, _SHIPPING_SECONDS)
     window = window or log.latest_window(endpoint, spec.every, clock())
-    rows = log.read(endpoint, window)
-    if rows is None:
-        raise NotFound(f"endpoint {endpoint!r} has no captured rows in {window}{_hint(log, endpoint, spec, clock())}")
-    reference = load_reference(state_dir, rows.model, rows.version)
-    reference_features, reference_notes = read_features(reference.table)
-    pairs, missing_notes = align(reference_features, read_features(rows.table)[0])
-    verdict = judge(
-        pairs,
-        reference.times,
-        window.start_us,
-        window.end_us - window.start_us,
-        min_rows or spec.min_rows,
-        false_alarm_rate or spec.false_alarm_rate,
+    question = Question(
+        endpoint=endpoint,
+        monitor=name,
+        spec=spec.model_copy(
+            update={
+                "min_rows": min_rows or spec.min_rows,
+                "false_alarm_rate": false_alarm_rate or spec.false_alarm_rate,
+            }
+        ),
+        window=window,
+        revision=1,
+        settings=settings,
+        log=log,
+        state_dir=state_dir,
     )
-    notes += [*_notes(rows), *reference_notes, *missing_notes]
-    judgement = Judgement(endpoint, name, rows.model, rows.version, reference.model_id, window, verdict, tuple(notes))
-    title = f"{endpoint}: {rows.model} version {rows.version}, {window}"
-    return DriftResult(judgement, log_judgement(judgement, build_report(verdict, pairs, title, notes)))
+    judged = judge(question)
+    if not judged.judgement.rows:
+        raise NotFound(f"endpoint {endpoint!r} has no captured rows in {window}{_hint(log, endpoint, spec, clock())}")
+    if not shipped:
+        judged = _with_note(judged, "some captured rows have not reached the inference log yet and are not judged")
+    result = log_judged(judged)
+    return DriftResult(result.judgement, result.run)
 
 
-def _notes(rows: WindowRows) -> list[str]:
-    notes = [
-        f"{count:,} rows of the window were answered by {other} and are left out"
-        for other, count in rows.other_versions.items()
-    ]
-    if rows.is_sampled:
-        notes.append(f"the window has about {rows.rows:,} rows, of which {len(rows.table):,} are judged")
-    return notes
+def _with_note(judged: Judged, note: str) -> Judged:
+    return replace(judged, judgement=replace(judged.judgement, notes=(note, *judged.judgement.notes)))
 
 
 def _monitor(endpoint: str, state_dir: Path, monitor: str | None) -> tuple[str, MonitorSpec]:

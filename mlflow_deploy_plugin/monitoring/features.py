@@ -15,11 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_deploy_plugin.inference_log.lists import summarise_lists
+
 Array = npt.NDArray[Any]
 Kind = Literal["number", "category"]
 
 OWN_PREFIX = "_"
-_COMPONENTS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,22 +34,6 @@ class Feature:
     name: str
     kind: Kind
     values: Array
-
-
-def summarise_lists(table: pa.Table) -> pa.Table:
-    """Replaces each column of lists by a few columns of numbers.
-
-    The rows of a tensor are large; what is read from a log is reduced by this while it is read.
-    """
-    for name in table.column_names:
-        column = table.column(name)
-        if not _is_list(column.type):
-            continue
-        position = table.column_names.index(name)
-        table = table.remove_column(position)
-        for suffix, values in _parts(column).items():
-            table = table.append_column(f"{name}.{suffix}", pa.array(values))
-    return table
 
 
 def read_features(table: pa.Table) -> tuple[dict[str, Feature], list[str]]:
@@ -110,42 +95,6 @@ def _feature(name: str, column: pa.ChunkedArray) -> Feature | None:
 
 def _text(column: pa.ChunkedArray) -> Array:
     return np.array(pc.cast(column, pa.large_string()).to_pylist(), dtype=object)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _parts(column: pa.ChunkedArray) -> dict[str, Array]:
-    """What is kept of a column of lists: [N] float64 by suffix, NaN where a row has no such value."""
-    rows = np.arange(len(column))
-    flat = column.combine_chunks()
-    depth = 0
-    while _is_list(flat.type):
-        rows = rows[np.asarray(pc.list_parent_indices(flat))]
-        flat = pc.list_flatten(flat)
-        depth += 1
-    if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type) or pa.types.is_boolean(flat.type)):
-        return {}
-    values = np.asarray(flat.cast(pa.float64(), safe=False).fill_null(float("nan")))
-    lengths = np.bincount(rows, minlength=len(column))
-    longest = int(lengths.max(initial=0))
-    if depth == 1 and longest <= _COMPONENTS:
-        table = np.full((len(column), longest), np.nan)
-        table[rows, np.arange(len(rows)) - (np.cumsum(lengths) - lengths)[rows]] = values
-        return {str(position): table[:, position] for position in range(longest)}
-    return _moments(rows, values, len(column))
-
-
-def _moments(rows: Array, values: Array, count: int) -> dict[str, Array]:
-    """Mean and standard deviation of each row's finite values; `rows` says which row a value is of."""
-    is_known = np.isfinite(values)
-    rows, values = rows[is_known], values[is_known]
-    with np.errstate(invalid="ignore"):
-        lengths = np.bincount(rows, minlength=count)
-        mean = np.bincount(rows, values, minlength=count) / lengths
-        deviation = np.bincount(rows, (values - mean[rows]) ** 2, minlength=count) / lengths
-    return {"mean": mean, "std": np.sqrt(deviation)}
 
 
 def _is_empty(feature: Feature) -> bool:

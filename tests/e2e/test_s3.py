@@ -12,8 +12,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
-from mlflow_deploy_plugin.monitoring.inference_log import open_log
-from mlflow_deploy_plugin.monitoring.windows import parse_window
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.windows import parse_window
 from support.mlflow_server import MlflowServer
 from support.models import adder, write_model
 from support.serving import Served

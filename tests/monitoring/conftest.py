@@ -1,7 +1,5 @@
 """A world with an endpoint whose rows were captured, a model with a reference, and an MLflow of its own."""
 
-import itertools
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,16 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.monitoring.inference_log import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
 from mlflow_deploy_plugin.settings import Settings
+from support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
 from support.tracking import tracking_at
 
-ENDPOINT, MODEL = "flights", "flight-delay"
 FIRST_DAY = datetime(2013, 1, 1, tzinfo=UTC)
 REFERENCE_DAYS = 40
 DAY_ROWS = 120
-_segments = itertools.count(1)
 
 
 def day_of_rows(rng: np.random.Generator, day: datetime, shift: float = 0.0, rows: int = DAY_ROWS) -> dict[str, Any]:
@@ -40,53 +37,6 @@ def day_of_rows(rng: np.random.Generator, day: datetime, shift: float = 0.0, row
         "is_weekend": np.full(rows, day.weekday() >= 5),
         "prediction": (np.nan_to_num(temperature) > 0.5).astype(np.int64),
     }
-
-
-def event_table(columns: Mapping[str, Any]) -> pa.Table:
-    """A table whose `_event_time` has the log's type."""
-    arrays = {name: pa.array(values) for name, values in columns.items() if name != "_event_time"}
-    arrays["_event_time"] = pa.array(columns["_event_time"], type=pa.timestamp("us", tz="UTC"))
-    return pa.table(arrays)
-
-
-@dataclass(frozen=True)
-class LogWriter:
-    """Writes Parquet files as the agent does."""
-
-    root: Path
-
-    def write(
-        self,
-        columns: Mapping[str, Any],
-        version: str = "1",
-        segment: str | None = None,
-        offset: int = 0,
-        endpoint: str = ENDPOINT,
-        suffix: str = "",
-    ) -> str:
-        """One request with these rows, one file an hour; gives the segment."""
-        segment = segment or f"segment-{next(_segments)}"  # not a random one: it chooses which rows are compared
-        table = event_table(columns)
-        rows = len(table)
-        own = {
-            "_received_time": table.column("_event_time"),
-            "_prediction_id": [uuid.uuid4().hex] * rows,
-            "_request_id": ["same"] * rows,
-            "_variant": [endpoint] * rows,
-            "_model": [MODEL] * rows,
-            "_version": [version] * rows,
-            "_segment": [segment] * rows,
-            "_offset": pa.array([offset] * rows, pa.int64()),
-            "_row": pa.array(np.arange(rows), pa.int32()),
-        }
-        for name, values in own.items():
-            table = table.append_column(name, values if isinstance(values, pa.ChunkedArray) else pa.array(values))
-        hours = np.array([time.strftime("date=%Y-%m-%d/hour=%H") for time in table.column("_event_time").to_pylist()])
-        for hour in np.unique(hours):
-            folder = self.root / f"endpoint={endpoint}" / hour
-            folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table.filter(pa.array(hours == hour)), folder / f"{segment}-{offset}{suffix}.parquet")
-        return segment
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from mlflow_deploy_plugin.errors import NotFound, OnnxserveError
-from mlflow_deploy_plugin.inference_log import locate_log
-from mlflow_deploy_plugin.monitoring.features import Array, summarise_lists
-from mlflow_deploy_plugin.monitoring.windows import Window, window_at
+from mlflow_deploy_plugin.inference_log.lists import Array, summarise_lists
+from mlflow_deploy_plugin.inference_log.location import locate_log
+from mlflow_deploy_plugin.inference_log.windows import Window, window_at
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
 
@@ -36,7 +36,7 @@ class WindowRows:
     """The rows that one version answered in a window.
 
     Attributes:
-        table: at most `MAX_ROWS` rows in the order of their hashes; lists are summarised (`features.py`).
+        table: at most `MAX_ROWS` rows in the order of their hashes; lists are summarised (`lists.py`).
         rows: how many there are; exact where `is_sampled` is False, else estimated.
         other_versions: rows that other versions answered in the same window, by "MODEL version N".
     """

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.monitoring.inference_log import open_log
-from mlflow_deploy_plugin.monitoring.windows import parse_window
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.windows import parse_window
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 WINDOW = parse_window("2013-07-01/1d")

@@ -1,0 +1,62 @@
+"""Files of an inference log, written as the agent does."""
+
+import itertools
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ENDPOINT, MODEL = "flights", "flight-delay"
+_segments = itertools.count(1)
+
+
+def event_table(columns: Mapping[str, Any]) -> pa.Table:
+    """A table whose `_event_time` has the log's type."""
+    arrays = {name: pa.array(values) for name, values in columns.items() if name != "_event_time"}
+    arrays["_event_time"] = pa.array(columns["_event_time"], type=pa.timestamp("us", tz="UTC"))
+    return pa.table(arrays)
+
+
+@dataclass(frozen=True)
+class LogWriter:
+    """Writes Parquet files as the agent does."""
+
+    root: Path
+
+    def write(
+        self,
+        columns: Mapping[str, Any],
+        version: str = "1",
+        segment: str | None = None,
+        offset: int = 0,
+        endpoint: str = ENDPOINT,
+        suffix: str = "",
+    ) -> str:
+        """One request with these rows, one file an hour; gives the segment."""
+        segment = segment or f"segment-{next(_segments)}"  # not a random one: it chooses which rows are compared
+        table = event_table(columns)
+        rows = len(table)
+        own = {
+            "_received_time": table.column("_event_time"),
+            "_prediction_id": [uuid.uuid4().hex] * rows,
+            "_request_id": ["same"] * rows,
+            "_variant": [endpoint] * rows,
+            "_model": [MODEL] * rows,
+            "_version": [version] * rows,
+            "_segment": [segment] * rows,
+            "_offset": pa.array([offset] * rows, pa.int64()),
+            "_row": pa.array(np.arange(rows), pa.int32()),
+        }
+        for name, values in own.items():
+            table = table.append_column(name, values if isinstance(values, pa.ChunkedArray) else pa.array(values))
+        hours = np.array([time.strftime("date=%Y-%m-%d/hour=%H") for time in table.column("_event_time").to_pylist()])
+        for hour in np.unique(hours):
+            folder = self.root / f"endpoint={endpoint}" / hour
+            folder.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table.filter(pa.array(hours == hour)), folder / f"{segment}-{offset}{suffix}.parquet")
+        return segment
