@@ -47,7 +47,7 @@ class Store:
         now = self._clock()
         row = EndpointRow(name=spec.name, target=target, spec=dump_spec(spec), created_at=now, updated_at=now)
         try:
-            with self._transaction() as session:
+            with self.transaction() as session:
                 session.add(row)
                 event = {"after": traffic_of(spec), "why": why, "detail": {"spec": row.spec}}
                 self._audit(session, "create", actor, endpoint=spec.name, **event)
@@ -70,7 +70,7 @@ class Store:
         Raises:
             NotFound: there is no such endpoint.
         """
-        with self._transaction() as session:
+        with self.transaction() as session:
             row = session.get(EndpointRow, spec.name)
             if row is None:
                 raise NotFound(f"there is no endpoint {spec.name!r}")
@@ -84,7 +84,7 @@ class Store:
 
     def remove_endpoint(self, name: str, *, why: str = "", actor: str | None = None) -> bool:
         """Forgets the endpoint and ends its rollout, which is not to go on with a namesake; False: there was none."""
-        with self._transaction() as session:
+        with self.transaction() as session:
             row = session.get(EndpointRow, name)
             if row is None:
                 return False
@@ -97,13 +97,13 @@ class Store:
             return True
 
     def endpoint(self, name: str) -> Endpoint | None:
-        with self._transaction() as session:
+        with self.transaction() as session:
             row = session.get(EndpointRow, name)
             return None if row is None else endpoint_of(row)
 
     def endpoints(self) -> list[Endpoint]:
         """All, in the order of their names."""
-        with self._transaction() as session:
+        with self.transaction() as session:
             return [endpoint_of(row) for row in session.scalars(select(EndpointRow).order_by(EndpointRow.name))]
 
     def record(
@@ -121,7 +121,7 @@ class Store:
     ) -> None:
         """Writes down what was done outside of the store: a start, a promotion, a step of a rollout."""
         said = {"endpoint": endpoint, "model": model, "version": version, "before": before, "after": after, "why": why}
-        with self._transaction() as session:
+        with self.transaction() as session:
             self._audit(session, action, actor, **said, detail=detail or {})
 
     def events(
@@ -131,7 +131,7 @@ class Store:
 
         Events outlive what they speak of.
         """
-        with self._transaction() as session:
+        with self.transaction() as session:
             return read_events(session, endpoint, model, limit)
 
     def add_rollout(self, endpoint: str, spec: dict[str, Any], state: str, event: AuditEvent | None = None) -> Rollout:
@@ -141,7 +141,7 @@ class Store:
             AlreadyExists: the endpoint has one that is live.
         """
         try:
-            with self._transaction() as session:
+            with self.transaction() as session:
                 added = rollouts.add(session, endpoint, spec, state, self._clock())
                 if event is not None:
                     write_event(session, event)
@@ -154,7 +154,7 @@ class Store:
 
     def rollouts(self, endpoint: str | None = None, live: bool = False) -> list[Rollout]:
         """Oldest first; `live`: those only that have not ended."""
-        with self._transaction() as session:
+        with self.transaction() as session:
             return rollouts.find(session, endpoint, live)
 
     def update_rollout(self, rollout: Rollout, lease: Lease | None, event: AuditEvent | None = None) -> Rollout | None:
@@ -167,7 +167,7 @@ class Store:
             None where it was not written: the lease is somebody else's, or the rollout was changed since it was read,
             or it has ended.
         """
-        with self._transaction() as session:
+        with self.transaction() as session:
             if lease is not None and not leases.is_held(session, lease):
                 return None
             updated = rollouts.update(session, rollout, self._clock())
@@ -182,7 +182,7 @@ class Store:
         """
         monotonic = self._monotonic()
         try:
-            with self._transaction() as session:
+            with self.transaction() as session:
                 found = leases.acquire(
                     session, name, holder, seconds, self._sightings.get(name), self._clock(), monotonic
                 )
@@ -197,24 +197,34 @@ class Store:
     def renew_lease(self, lease: Lease) -> Lease | None:
         """The lease for its length from now; None: it is lost."""
         monotonic = self._monotonic()
-        with self._transaction() as session:
+        with self.transaction() as session:
             return leases.renew(session, lease, self._clock(), monotonic)
 
     def release_lease(self, lease: Lease) -> None:
         """Lets the next one have it at once; fine if it is lost already."""
-        with self._transaction() as session:
+        with self.transaction() as session:
             leases.release(session, lease)
 
     def lease(self, name: str) -> LeaseView | None:
         """Who has the lease of this name, as far as the store knows."""
-        with self._transaction() as session:
+        with self.transaction() as session:
             return leases.view(session, name)
 
     def close(self) -> None:
         self._engine.dispose()
 
+    def now(self) -> datetime:
+        """The time by this store's clock, in UTC."""
+        return self._clock()
+
     @contextmanager
-    def _transaction(self) -> Iterator[Session]:
+    def transaction(self) -> Iterator[Session]:
+        """One transaction: all that is written in it stands, or nothing. For the modules of this package.
+
+        Raises:
+            IntegrityError: something that is to be unique is there already.
+            StoreUnavailable: the database does not answer.
+        """
         try:
             with Session(self._engine) as session, session.begin():
                 yield session

@@ -7,11 +7,25 @@ may live in one database.
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Float, Index, Integer, String, Text, TypeDecorator, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    DateTime,
+    Dialect,
+    Float,
+    Index,
+    Integer,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 VERSION_TABLE = "onnxserve_alembic_version"
-SCHEMA = "0002"
+SCHEMA = "0003"
 """The newest of Alembic's revisions; a test holds both equal."""
 
 
@@ -101,3 +115,99 @@ class LeaseRow(Base):
     renewals: Mapped[int] = mapped_column(BigInteger)
     seconds: Mapped[float] = mapped_column(Float)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class MonitorWindowRow(Base):
+    """One revision of one window of a monitor: what is to be judged, or what was found. Rows outlive the endpoint."""
+
+    __tablename__ = "onnxserve_monitor_windows"
+    __table_args__ = (
+        UniqueConstraint("endpoint", "monitor", "window_start", "revision", name="ux_onnxserve_monitor_windows"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    endpoint: Mapped[str] = mapped_column(String(63))
+    monitor: Mapped[str] = mapped_column(String(255))
+    window_start: Mapped[datetime] = mapped_column(UtcDateTime)
+    window_end: Mapped[datetime] = mapped_column(UtcDateTime)
+    revision: Mapped[int] = mapped_column(Integer)
+    state: Mapped[str] = mapped_column(String(31))
+    verdict: Mapped[str] = mapped_column(String(31))
+    reason: Mapped[str] = mapped_column(Text)
+    rows: Mapped[int] = mapped_column(BigInteger)
+    log_rows: Mapped[int] = mapped_column(BigInteger)
+    log_digest: Mapped[str] = mapped_column(String(64))
+    attempts: Mapped[int] = mapped_column(Integer)
+    not_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    run_id: Mapped[str] = mapped_column(String(63))
+    run_url: Mapped[str] = mapped_column(Text)
+    figures: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class MonitorRow(Base):
+    """What is remembered of a monitor beside its windows; it goes with its endpoint."""
+
+    __tablename__ = "onnxserve_monitors"
+
+    endpoint: Mapped[str] = mapped_column(String(63), primary_key=True)
+    monitor: Mapped[str] = mapped_column(String(255), primary_key=True)
+    paused: Mapped[bool] = mapped_column(Boolean)
+    paused_by: Mapped[str] = mapped_column(String(255))
+    made_up_to: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    consecutive: Mapped[int] = mapped_column(Integer)
+    note: Mapped[str] = mapped_column(Text)
+
+
+class AlertRow(Base):
+    """Something that people were told of, from when it began until it was over."""
+
+    __tablename__ = "onnxserve_alerts"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(255), index=True)
+    endpoint: Mapped[str] = mapped_column(String(63), index=True)
+    monitor: Mapped[str] = mapped_column(String(255))
+    state: Mapped[str] = mapped_column(String(31))
+    first_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    told_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    count: Mapped[int] = mapped_column(Integer)
+    detail: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class SilenceRow(Base):
+    """A time in which nobody is told of an endpoint, or of one monitor of it."""
+
+    __tablename__ = "onnxserve_silences"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    endpoint: Mapped[str] = mapped_column(String(63), index=True)
+    monitor: Mapped[str] = mapped_column(String(255))
+    until: Mapped[datetime] = mapped_column(UtcDateTime)
+    why: Mapped[str] = mapped_column(Text)
+    actor: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class RetrainingRow(Base):
+    """One training that was started, and what came of it. Rows outlive the endpoint."""
+
+    __tablename__ = "onnxserve_retrainings"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    endpoint: Mapped[str] = mapped_column(String(63), index=True)
+    monitor: Mapped[str] = mapped_column(String(255))
+    model: Mapped[str] = mapped_column(String(512), index=True)
+    cause: Mapped[dict[str, Any]] = mapped_column(JSON)
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
+    state: Mapped[str] = mapped_column(String(31))
+    run_id: Mapped[str] = mapped_column(String(63))
+    version: Mapped[str] = mapped_column(String(255))
+    rollout_id: Mapped[int | None] = mapped_column(BigInteger)
+    reason: Mapped[str] = mapped_column(Text)
+    figures: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
