@@ -7,13 +7,13 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Judged, Judgement
 from mlflow_deploy_plugin.monitoring.kinds.drift import judge
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.run import as_verdict, log_judged
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
 from mlflow_deploy_plugin.monitoring.verdict import Verdict
-from mlflow_deploy_plugin.monitoring.windows import Window
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.settings import Settings, load_settings

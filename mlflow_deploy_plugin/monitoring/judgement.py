@@ -1,10 +1,11 @@
 """What a monitor finds in a window: the plain values that every kind of monitor gives, and reports and alerts take."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mlflow_deploy_plugin.monitoring.windows import Window
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.features import Feature
 from mlflow_deploy_plugin.spec import MonitorKind
 
 State = Literal["drift", "no drift", "violated", "kept", "not judged"]
@@ -70,3 +71,25 @@ class Judgement:
     @property
     def is_alarm(self) -> bool:
         return self.state in ALARMS
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a report shows of a window beside the judgement.
+
+    Attributes:
+        pairs: a bounded, seeded sample of rows: of each column the reference and the window, [N] and [M] values; both
+            sides of all pairs have the same N and M.
+        artifacts: further files of the run by name, as they are to be stored.
+    """
+
+    pairs: Sequence[tuple[Feature, Feature]] = ()
+    artifacts: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What a kind of monitor gives for a window."""
+
+    judgement: Judgement
+    evidence: Evidence = Evidence()
