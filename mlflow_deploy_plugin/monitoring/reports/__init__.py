@@ -1,0 +1,4 @@
+"""The report of a judged window: its files, and its run in MLflow."""
+
+from mlflow_deploy_plugin.monitoring.reports.build import build_report as build_report
+from mlflow_deploy_plugin.monitoring.reports.log import log_judgement as log_judgement

@@ -1,0 +1,94 @@
+"""The page of a judged window: it stands alone, and MLflow shows it in a sandboxed frame."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement
+from mlflow_deploy_plugin.monitoring.reports.drawn import Drawn
+
+_MOST_FINDINGS, _MOST_FIGURES = 300, 100
+_EMPTY = "<!doctype html><html lang='en'><head><meta charset='utf-8'></head><body></body></html>"
+_STYLE = """
+.onnxserve { font: 14px/1.45 system-ui, sans-serif; margin: 1rem 1.25rem; max-width: 64rem }
+.onnxserve h1 { font-size: 1.3rem; margin: 0 0 .25rem } .onnxserve p { margin: .25rem 0 .75rem }
+.onnxserve table { border-collapse: collapse; margin: .25rem 0 .75rem }
+.onnxserve th, .onnxserve td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #8884;
+  vertical-align: top } .onnxserve td { overflow-wrap: anywhere } .onnxserve td.n { font-variant-numeric: tabular-nums }
+.onnxserve .alarm { color: #cf222e; font-weight: 600 } .onnxserve .fine { color: #1a7f37 }
+.onnxserve .open, .onnxserve .note { color: #666 } .onnxserve img { max-width: 100% }
+.onnxserve summary { cursor: pointer }
+"""
+
+
+def page_of(judgement: Judgement, drawn: Drawn) -> str:
+    """The verdict, every finding and what Evidently has drawn."""
+    page = drawn.page or _EMPTY
+    start = page.find("<body")
+    end = page.find(">", start) + 1
+    return page[:end] + _head(judgement, drawn) + page[end:]
+
+
+def summary(judgement: Judgement) -> str:
+    """What was judged and why it is so, in a sentence or two."""
+    said = judgement.reason.rstrip(".") or f"{judgement.rows:,} rows of the window were judged"
+    return f"{said[:1].upper()}{said[1:]}."
+
+
+def _head(judgement: Judgement, drawn: Drawn) -> str:
+    title = f"{judgement.endpoint}, {judgement.monitor}, {judgement.window}"
+    answered = f"{judgement.model} version {judgement.version}" if judgement.model else "no version answered"
+    revision = f", revision {judgement.revision}" if judgement.revision > 1 else ""
+    notes = [*judgement.notes, *drawn.notes, *(f"{name}: {why}" for name, why in drawn.left_out.items())]
+    parts = [
+        f"<style>{_STYLE}</style><div class='onnxserve'>",
+        f"<h1>{_text(title)}: <span class='{_class(judgement.state)}'>{judgement.state}</span></h1>",
+        f"<p>{_text(summary(judgement))}</p>",
+        f"<p class='note'>{_text(answered)}, {judgement.rows:,} rows{revision}</p>",
+        _findings(judgement.findings),
+        *(f"<p class='note'>Note: {_text(note.rstrip('.'))}.</p>" for note in notes),
+        _figures(judgement.figures),
+        "</div>",
+    ]
+    return "".join(parts)
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return ""
+    has_segments = any(finding.segment for finding in findings)
+    names = ["what", *(["of"] if has_segments else []), "check", "outcome", "value", "threshold", "why"]
+    rows = [
+        "<tr>"
+        f"<td>{_text(finding.subject)}{f'<td>{_text(finding.segment)}' if has_segments else ''}<td>{finding.check}"
+        f"<td class='{_class(finding.state)}'>{finding.state}<td class=n>{_number(finding.value)}"
+        f"<td class=n>{_number(finding.threshold)}<td>{_text(finding.reason)}</tr>"
+        for finding in findings[:_MOST_FINDINGS]
+    ]
+    rest = len(findings) - len(rows)
+    more = f"<p class='note'>{rest:,} more findings stand in verdict.json.</p>" if rest else ""
+    return f"<table><tr>{''.join(f'<th>{name}' for name in names)}</tr>{''.join(rows)}</table>{more}"
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    if not figures:
+        return ""
+    rows = [
+        f"<tr><td>{_text(name)}<td class=n>{_number(value)}</tr>"
+        for name, value in list(figures.items())[:_MOST_FIGURES]
+    ]
+    return f"<details><summary>Figures</summary><table>{''.join(rows)}</table></details>"
+
+
+def _class(state: str) -> str:
+    return {"drift": "alarm", "violated": "alarm", "not judged": "open"}.get(state, "fine")
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if value == int(min(max(value, -1e15), 1e15)) else f"{value:.4g}"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
