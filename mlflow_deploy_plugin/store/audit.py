@@ -53,7 +53,8 @@ def this_actor() -> str:
 
 def write_event(session: Session, event: AuditEvent) -> None:
     """Its texts as far as a database takes them: what was done is written down, whatever somebody has typed."""
-    texts = {name: _kept(name, getattr(event, name)) for name in _TEXTS}
+    columns = AuditRow.__table__.columns
+    texts = {name: kept_text(getattr(event, name), getattr(columns[name].type, "length", None)) for name in _TEXTS}
     session.add(AuditRow(at=event.at, detail=event.detail, **texts))
 
 
@@ -67,10 +68,9 @@ def read_events(session: Session, endpoint: str | None, model: str | None, limit
     return [_event(row) for row in reversed(session.scalars(query).all())]
 
 
-def _kept(column: str, text: str) -> str:
-    """Without what PostgreSQL or UTF-8 has no place for; a text that is too long for its column ends with …"""
+def kept_text(text: str, longest: int | None) -> str:
+    """Without what PostgreSQL or UTF-8 has no place for; a text that is longer than its column ends with …"""
     kept = text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    longest = AuditRow.__table__.columns[column].type.length  # type: ignore[attr-defined]  # of a String or Text
     return kept if longest is None or len(kept) <= longest else kept[: longest - 1] + "…"
 
 

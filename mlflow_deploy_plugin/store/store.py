@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, delete, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.store.endpoints import Endpoint, endpoint_of
 from mlflow_deploy_plugin.store.failures import unavailable
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting
 from mlflow_deploy_plugin.store.rollouts import Rollout
-from mlflow_deploy_plugin.store.tables import EndpointRow
+from mlflow_deploy_plugin.store.tables import EndpointRow, MonitorRow
 
 _ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
 
@@ -90,6 +90,7 @@ class Store:
                 return False
             before = endpoint_of(row).spec
             session.delete(row)
+            session.execute(delete(MonitorRow).where(MonitorRow.endpoint == name))  # a namesake's begin anew
             for rollout in rollouts.end(session, name, _ABANDONED, _DELETED, self._clock()):
                 detail = {"rollout": rollout.id, "state": _ABANDONED}
                 self._audit(session, "rollout.end", actor, endpoint=name, why=_DELETED, detail=detail)

@@ -1,5 +1,8 @@
 """Monitors and their windows, alerts and silences, retrainings."""
 
+from datetime import datetime
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -108,9 +111,9 @@ def _text(name: str, longest: int | None = None) -> sa.Column[str]:
     return sa.Column(name, sa.Text() if longest is None else sa.String(longest), nullable=False)
 
 
-def _moment(name: str, nullable: bool = False) -> sa.Column[sa.DateTime]:
+def _moment(name: str, nullable: bool = False) -> sa.Column[datetime]:
     return sa.Column(name, sa.DateTime(timezone=True), nullable=nullable)
 
 
-def _document(name: str) -> sa.Column[sa.JSON]:
+def _document(name: str) -> sa.Column[Any]:
     return sa.Column(name, sa.JSON, nullable=False)

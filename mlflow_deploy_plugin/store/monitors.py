@@ -1,0 +1,281 @@
+"""Monitors as they are written down: which windows were judged, what was found, and who has paused what."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import delete, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from mlflow_deploy_plugin.store import leases
+from mlflow_deploy_plugin.store.audit import AuditEvent, kept_text, this_actor, write_event
+from mlflow_deploy_plugin.store.leases import Lease
+from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.store.tables import MonitorRow, MonitorWindowRow
+
+WindowState = Literal["pending", "running", "judged", "failed"]
+_WRITTEN = (
+    "state",
+    "verdict",
+    "reason",
+    "rows",
+    "log_rows",
+    "log_digest",
+    "attempts",
+    "not_before",
+    "run_id",
+    "run_url",
+)
+
+
+@dataclass(frozen=True)
+class MonitorWindow:
+    """One revision of one window; (endpoint, monitor, start, revision) is there once.
+
+    Attributes:
+        start / end: event times t with start <= t < end.
+        revision: 1 at first; rows that came later make the next one.
+        state: pending until it is judged; failed where that was given up.
+        verdict: a judgement's state, empty until then.
+        reason: of the verdict, or what the last attempt failed of.
+        rows: that were judged.
+        log_rows / log_digest: what the log had of it then: rows, and a digest of the files of its hours.
+        attempts: that have failed.
+        not_before: when the next attempt may begin.
+        run_id / run_url: the MLflow run that shows it.
+    """
+
+    id: int
+    endpoint: str
+    monitor: str
+    start: datetime
+    end: datetime
+    revision: int
+    state: WindowState
+    created_at: datetime
+    updated_at: datetime
+    verdict: str = ""
+    reason: str = ""
+    rows: int = 0
+    log_rows: int = 0
+    log_digest: str = ""
+    attempts: int = 0
+    not_before: datetime | None = None
+    run_id: str = ""
+    run_url: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MonitorState:
+    """What is remembered of a monitor.
+
+    Attributes:
+        made_up_to: every window that ends by then is written down, or left out; None before the first.
+        consecutive: alarms in a row, up to the newest window.
+        note: what was left out, and why.
+    """
+
+    endpoint: str
+    monitor: str
+    paused: bool = False
+    paused_by: str = ""
+    made_up_to: datetime | None = None
+    consecutive: int = 0
+    note: str = ""
+
+
+class Monitors:
+    """The monitors of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def state(self, endpoint: str, monitor: str) -> MonitorState:
+        """As it is remembered; a new one where nothing is."""
+        with self._store.transaction() as session:
+            row = session.get(MonitorRow, (endpoint, monitor))
+            return MonitorState(endpoint, monitor) if row is None else _state(row)
+
+    def states(self, endpoint: str | None = None) -> list[MonitorState]:
+        """All that something is remembered of, by name."""
+        query = select(MonitorRow).order_by(MonitorRow.endpoint, MonitorRow.monitor)
+        if endpoint is not None:
+            query = query.where(MonitorRow.endpoint == endpoint)
+        with self._store.transaction() as session:
+            return [_state(row) for row in session.scalars(query)]
+
+    def pause(self, endpoint: str, monitor: str, paused: bool = True, actor: str | None = None, why: str = "") -> bool:
+        """Pauses or resumes, with its audit event; False: it was so already."""
+        by = actor or this_actor()
+        with self._store.transaction() as session:
+            row = _row(session, endpoint, monitor)
+            if row.paused == paused:
+                return False
+            row.paused, row.paused_by = paused, kept_text(by, 255) if paused else ""
+            action = "monitor.pause" if paused else "monitor.resume"
+            event = AuditEvent(self._store.now(), by, action, endpoint, why=why, detail={"monitor": monitor})
+            write_event(session, event)
+            return True
+
+    def remember(
+        self,
+        endpoint: str,
+        monitor: str,
+        *,
+        made_up_to: datetime | None = None,
+        consecutive: int | None = None,
+        note: str | None = None,
+    ) -> None:
+        """Writes what is given, and leaves the rest."""
+        with self._store.transaction() as session:
+            row = _row(session, endpoint, monitor)
+            if made_up_to is not None:
+                row.made_up_to = made_up_to
+            if consecutive is not None:
+                row.consecutive = consecutive
+            if note is not None:
+                row.note = kept_text(note, None)
+
+    def forget(self, endpoint: str, monitor: str) -> None:
+        """Forgets the monitor, not its windows."""
+        with self._store.transaction() as session:
+            session.execute(delete(MonitorRow).where(MonitorRow.endpoint == endpoint, MonitorRow.monitor == monitor))
+
+    def add(self, endpoint: str, monitor: str, start: datetime, end: datetime, revision: int = 1) -> MonitorWindow:
+        """Writes down that the window is to be judged; the one that stands there already, where one does."""
+        now = self._store.now()
+        row = MonitorWindowRow(
+            endpoint=endpoint,
+            monitor=monitor,
+            window_start=start,
+            window_end=end,
+            revision=revision,
+            state="pending",
+            verdict="",
+            reason="",
+            rows=0,
+            log_rows=0,
+            log_digest="",
+            attempts=0,
+            not_before=None,
+            run_id="",
+            run_url="",
+            figures={},
+            created_at=now,
+            updated_at=now,
+        )
+        try:
+            with self._store.transaction() as session:
+                session.add(row)
+                session.flush()
+                return _window(row)
+        except IntegrityError:
+            query = select(MonitorWindowRow).where(
+                MonitorWindowRow.endpoint == endpoint,
+                MonitorWindowRow.monitor == monitor,
+                MonitorWindowRow.window_start == start,
+                MonitorWindowRow.revision == revision,
+            )
+            with self._store.transaction() as session:
+                return _window(session.scalars(query).one())
+
+    def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
+        """Writes what was found of a window, and what may change of it otherwise.
+
+        Args:
+            lease: under which it is written.
+
+        Returns:
+            None where it was not written: the lease is somebody else's, or the window is judged already.
+        """
+        with self._store.transaction() as session:
+            if lease is not None and not leases.is_held(session, lease):
+                return None
+            query = select(MonitorWindowRow).where(MonitorWindowRow.id == window.id).with_for_update()
+            row = session.scalars(query).one_or_none()
+            if row is None or row.state == "judged":
+                return None
+            for name in (*_WRITTEN, *_WRITTEN_OF_ITS_RUN):
+                value = getattr(window, name)
+                setattr(row, name, kept_text(value, None) if isinstance(value, str) else value)
+            row.figures = {name: _finite(value) for name, value in window.figures.items()}
+            row.updated_at = self._store.now()
+            session.flush()
+            return _window(row)
+
+    def windows(
+        self,
+        endpoint: str | None = None,
+        monitor: str | None = None,
+        *,
+        states: Sequence[WindowState] = (),
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> list[MonitorWindow]:
+        """Oldest first, a window's revisions in their order; with `limit` the newest of them.
+
+        Args:
+            states: only those that are in one of them; empty: any.
+            since: only those that end after it.
+        """
+        order = (MonitorWindowRow.window_start.desc(), MonitorWindowRow.revision.desc(), MonitorWindowRow.id.desc())
+        query = select(MonitorWindowRow).order_by(*order).limit(limit)
+        if endpoint is not None:
+            query = query.where(MonitorWindowRow.endpoint == endpoint)
+        if monitor is not None:
+            query = query.where(MonitorWindowRow.monitor == monitor)
+        if states:
+            query = query.where(MonitorWindowRow.state.in_(states))
+        if since is not None:
+            query = query.where(MonitorWindowRow.window_end > since)
+        with self._store.transaction() as session:
+            return [_window(row) for row in reversed(session.scalars(query).all())]
+
+
+def _row(session: Session, endpoint: str, monitor: str) -> MonitorRow:
+    query = select(MonitorRow).where(MonitorRow.endpoint == endpoint, MonitorRow.monitor == monitor).with_for_update()
+    row = session.scalars(query).one_or_none()
+    if row is None:
+        row = MonitorRow(
+            endpoint=endpoint, monitor=monitor, paused=False, paused_by="", made_up_to=None, consecutive=0, note=""
+        )
+        session.add(row)
+        session.flush()
+    return row
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity, and PostgreSQL takes none."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _state(row: MonitorRow) -> MonitorState:
+    return MonitorState(row.endpoint, row.monitor, row.paused, row.paused_by, row.made_up_to, row.consecutive, row.note)
+
+
+def _window(row: MonitorWindowRow) -> MonitorWindow:
+    return MonitorWindow(
+        id=row.id,
+        endpoint=row.endpoint,
+        monitor=row.monitor,
+        start=row.window_start,
+        end=row.window_end,
+        revision=row.revision,
+        state=row.state,  # type: ignore[arg-type]  # written here alone
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        verdict=row.verdict,
+        reason=row.reason,
+        rows=row.rows,
+        log_rows=row.log_rows,
+        log_digest=row.log_digest,
+        attempts=row.attempts,
+        not_before=row.not_before,
+        run_id=row.run_id,
+        run_url=row.run_url,
+        figures=row.figures,
+    )

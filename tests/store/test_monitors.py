@@ -1,0 +1,112 @@
+"""Monitors in the store: a window is there once, is judged once, and not under a lost lease."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState
+
+DAY = timedelta(days=1)
+START = datetime(2026, 11, 20, tzinfo=UTC)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    url = f"sqlite:///{tmp_path}/store.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql_url")
+    opened = open_store(url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """An endpoint that no other test uses: PostgreSQL's database is shared."""
+    return f"e{abs(hash(request.node.name)) % 10**12}"
+
+
+def test_a_window_is_there_once(store: Store, name: str) -> None:
+    monitors = Monitors(store)
+
+    first = monitors.add(name, "daily", START, START + DAY)
+
+    assert monitors.add(name, "daily", START, START + DAY) == first
+    assert monitors.add(name, "daily", START, START + DAY, revision=2).id != first.id
+    assert monitors.add(name, "hourly", START, START + DAY).id != first.id
+    assert [one.revision for one in monitors.windows(name, "daily")] == [1, 2]
+
+
+def test_a_window_that_is_judged_stays_as_it_is(store: Store, name: str) -> None:
+    monitors = Monitors(store)
+    added = monitors.add(name, "daily", START, START + DAY)
+    found = replace(added, state="judged", verdict="drift", rows=5_000_000_000, figures={"p": 0.5, "nan": float("nan")})
+
+    judged = monitors.update(replace(found, reason="a\0b"))
+
+    assert judged is not None
+    assert (judged.verdict, judged.rows, judged.reason, judged.figures) == (
+        "drift",
+        5_000_000_000,
+        "a\ufffdb",
+        {"p": 0.5, "nan": None},
+    )
+    assert monitors.update(replace(found, verdict="no drift")) is None
+    assert monitors.windows(name) == [judged]
+
+
+def test_a_window_is_not_written_under_a_lost_lease(store: Store, name: str) -> None:
+    monitors = Monitors(store)
+    window = replace(monitors.add(name, "daily", START, START + DAY), state="judged")
+    lost = store.acquire_lease(name, "first", 15)
+    assert lost is not None
+    store.release_lease(lost)
+    held = store.acquire_lease(name, "second", 15)
+
+    assert monitors.update(window, lost) is None
+    assert monitors.update(window, held) is not None
+
+
+def test_windows_are_listed_oldest_first_and_a_limit_keeps_the_newest(store: Store, name: str) -> None:
+    monitors = Monitors(store)
+    for days in (2, 0, 1):
+        monitors.add(name, "daily", START + days * DAY, START + (days + 1) * DAY)
+
+    assert [one.start for one in monitors.windows(name)] == [START, START + DAY, START + 2 * DAY]
+    assert [one.start for one in monitors.windows(name, limit=2)] == [START + DAY, START + 2 * DAY]
+    assert [one.start for one in monitors.windows(name, since=START + 2 * DAY)] == [START + 2 * DAY]
+    assert monitors.windows(name, states=["judged"]) == []
+
+
+def test_a_pause_is_written_down_with_who_paused(store: Store, name: str) -> None:
+    monitors = Monitors(store)
+
+    assert monitors.pause(name, "daily", actor="ada@laptop", why="a known fault")
+    assert not monitors.pause(name, "daily", actor="bob@laptop")
+    assert monitors.state(name, "daily") == MonitorState(name, "daily", paused=True, paused_by="ada@laptop")
+    assert monitors.pause(name, "daily", paused=False, actor="bob@laptop")
+
+    assert not monitors.state(name, "daily").paused
+    assert [(event.action, event.actor, event.why) for event in store.events(name)] == [
+        ("monitor.pause", "ada@laptop", "a known fault"),
+        ("monitor.resume", "bob@laptop", ""),
+    ]
+
+
+def test_what_is_remembered_goes_with_the_endpoint_and_its_windows_stay(store: Store, name: str) -> None:
+    monitors = Monitors(store)
+    store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
+    monitors.remember(name, "daily", made_up_to=START, consecutive=2)
+    monitors.remember(name, "daily", note="3 windows are left out")
+    monitors.add(name, "daily", START, START + DAY)
+    assert monitors.states(name) == [MonitorState(name, "daily", False, "", START, 2, "3 windows are left out")]
+
+    store.remove_endpoint(name)
+
+    assert monitors.states(name) == []
+    assert len(monitors.windows(name)) == 1
