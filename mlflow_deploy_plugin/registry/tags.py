@@ -22,6 +22,17 @@ GATE_POLICY_DIGEST_TAG = "onnxserve.gate.policy_digest"
 GATE_POLICY_TAG = "onnxserve.gate.policy"
 """On the registered model: its gate policy, as YAML or JSON (`gate/policy.py`)."""
 
+PARENT_TAG = "onnxserve.parent"
+"""The version that was served when this one was trained, and what it learned from where its training was incremental."""
+TRAINING_TAG = "onnxserve.training"
+"""How it was trained: `full`, or `incremental` and by which way."""
+DATA_DIGEST_TAG = "onnxserve.training.data"
+"""SHA-256 of the file of labelled rows that it was trained on beside the built-in ones; empty where there was none."""
+CAUSE_TAG = "onnxserve.cause"
+"""Why it was trained, in a sentence."""
+CANDIDATE_TAG = "onnxserve.candidate"
+"""Of a version that a retraining made: `proposed`, `left`, or the rollout that brings it."""
+
 GATE_OPEN = ("passed", "forced")
 """The states in which a version may be promoted and served: it passed, or somebody answers for it by name."""
 

@@ -1,0 +1,155 @@
+"""Retrainings as they are written down: what caused one, what was asked for, how far it is, and what came of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select
+
+from mlflow_deploy_plugin.errors import AlreadyExists
+from mlflow_deploy_plugin.store.audit import AuditEvent, write_event
+from mlflow_deploy_plugin.store.database import utc_now
+from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.store.tables import RetrainingRow
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """One training that was asked for; a model has at most one that is live.
+
+    Attributes:
+        monitor: whose alarm, or whose spec, asked for it.
+        cause: the judgement, or the person, behind it; `why` says it in a sentence.
+        spec: what is to be done (`controller/retrain/plan.py`); never changed.
+        state: where it is (`controller/retrain/steps.py` knows the words).
+        run_id: of the MLflow run that trains; empty before it was made.
+        version: that the run registered; empty before.
+        rollout_id: of the rollout that brings the version.
+        reason: why it is in this state.
+        figures: what is known on the way: rows, process, attempt, verdicts.
+        ended_at: None while it is live.
+    """
+
+    id: int
+    endpoint: str
+    monitor: str
+    model: str
+    cause: dict[str, Any]
+    spec: dict[str, Any]
+    state: str
+    run_id: str
+    version: str
+    rollout_id: int | None
+    reason: str
+    figures: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None = None
+
+    @property
+    def is_live(self) -> bool:
+        return self.ended_at is None
+
+
+class Retrainings:
+    """Reads and writes the retrainings of a store."""
+
+    def __init__(self, store: Store, clock: Callable[[], datetime] = utc_now) -> None:
+        self._store = store
+        self._clock = clock
+
+    def add(
+        self,
+        endpoint: str,
+        monitor: str,
+        model: str,
+        cause: dict[str, Any],
+        spec: dict[str, Any],
+        state: str,
+        event: AuditEvent | None = None,
+    ) -> Retraining:
+        """Writes down that a retraining is to be done, together with its event.
+
+        Raises:
+            AlreadyExists: the model has one that is live.
+        """
+        now = self._clock()
+        with self._store.transaction() as session:
+            live = select(RetrainingRow).where(RetrainingRow.model == model, RetrainingRow.ended_at.is_(None))
+            if (found := session.scalars(live.limit(1)).first()) is not None:
+                raise AlreadyExists(f"model {model} is being trained already: retraining {found.id} is {found.state}")
+            row = RetrainingRow(
+                endpoint=endpoint,
+                monitor=monitor,
+                model=model,
+                cause=cause,
+                spec=spec,
+                state=state,
+                run_id="",
+                version="",
+                rollout_id=None,
+                reason="",
+                figures={},
+                created_at=now,
+                updated_at=now,
+                ended_at=None,
+            )
+            session.add(row)
+            session.flush()
+            if event is not None:
+                write_event(session, event)
+            return _retraining(row)
+
+    def find(self, endpoint: str | None = None, model: str | None = None, live: bool = False) -> list[Retraining]:
+        """Oldest first; `live`: those only that have not ended."""
+        query = select(RetrainingRow).order_by(RetrainingRow.id)
+        if endpoint is not None:
+            query = query.where(RetrainingRow.endpoint == endpoint)
+        if model is not None:
+            query = query.where(RetrainingRow.model == model)
+        if live:
+            query = query.where(RetrainingRow.ended_at.is_(None))
+        with self._store.transaction() as session:
+            return [_retraining(row) for row in session.scalars(query)]
+
+    def update(self, retraining: Retraining, event: AuditEvent | None = None) -> Retraining | None:
+        """Writes the fields of `retraining` that may change, and its event.
+
+        Returns:
+            As it is written; None where it was not: somebody has changed it since it was read, or it has ended.
+        """
+        with self._store.transaction() as session:
+            query = select(RetrainingRow).where(RetrainingRow.id == retraining.id).with_for_update()
+            row = session.scalars(query).one_or_none()
+            if row is None or row.ended_at is not None or row.updated_at != retraining.updated_at:
+                return None
+            row.state, row.run_id, row.version = retraining.state, retraining.run_id, retraining.version
+            row.rollout_id, row.reason, row.figures = retraining.rollout_id, retraining.reason, retraining.figures
+            row.ended_at = retraining.ended_at
+            # tells writes apart, also where the clock stands still
+            row.updated_at = max(self._clock(), row.updated_at + timedelta(microseconds=1))
+            session.flush()
+            if event is not None:
+                write_event(session, event)
+            return _retraining(row)
+
+
+def _retraining(row: RetrainingRow) -> Retraining:
+    return Retraining(
+        id=row.id,
+        endpoint=row.endpoint,
+        monitor=row.monitor,
+        model=row.model,
+        cause=row.cause,
+        spec=row.spec,
+        state=row.state,
+        run_id=row.run_id,
+        version=row.version,
+        rollout_id=row.rollout_id,
+        reason=row.reason,
+        figures=row.figures,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        ended_at=row.ended_at,
+    )
