@@ -17,18 +17,8 @@ from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import MonitorRow, MonitorWindowRow
 
 WindowState = Literal["pending", "running", "judged", "failed"]
-_WRITTEN = (
-    "state",
-    "verdict",
-    "reason",
-    "rows",
-    "log_rows",
-    "log_digest",
-    "attempts",
-    "not_before",
-    "run_id",
-    "run_url",
-)
+_WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "attempts", "not_before")
+_WRITTEN_OF_ITS_RUN = ("run_id", "run_url")
 
 
 @dataclass(frozen=True)
