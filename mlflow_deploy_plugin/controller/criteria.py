@@ -12,17 +12,18 @@ Each criterion speaks of a share of the candidate's requests, and of how large i
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.spec.criteria import Condition, read_condition
 
 Kind = Literal["error_rate", "latency", "disagreement"]
 
 DEFAULT = "error_rate>1%,p99>2x"
 _FORMS = "error_rate>1%, p99>2x (or p50, p90, p95; or p99>250ms), disagreement>20%"
-_NUMBER = r"(\d+(?:\.\d+)?)"
-_SHARE = re.compile(rf"^(error_rate|disagreement)>{_NUMBER}(%?)$")
-_LATENCY = re.compile(rf"^p(50|90|95|99)>{_NUMBER}(x|ms|s)$")
+_SHARES: dict[str, Kind] = {"error_rate": "error_rate", "disagreement": "disagreement"}
+_LATENCIES = {"p50": 0.5, "p90": 0.1, "p95": 0.05, "p99": 0.01}
+"""By name the share of requests that is slower than this quantile."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,30 @@ def parse_criteria(text: str) -> tuple[Criterion, ...]:
 
 
 def _parse(text: str) -> Criterion:
-    if share := _SHARE.match(text):
-        name, number, percent = share.groups()
-        value = float(number) / (100 if percent else 1)
+    condition = read_condition(text)
+    if condition is None or condition.sign != ">" or condition.of or condition.number < 0:
+        return _unknown(text)
+    if condition.name in _SHARES and condition.unit in ("", "%"):
+        value = condition.number / (100 if condition.unit else 1)
         if not 0 < value < 1:
             raise InvalidConfig(f"--abort-on: {text}: the share must lie between 0% and 100%, both excluded")
-        return Criterion(text, "error_rate" if name == "error_rate" else "disagreement", value)
-    if latency := _LATENCY.match(text):
-        quantile, number, unit = latency.groups()
-        value, slow = float(number), round(1 - int(quantile) / 100, 2)
-        if unit == "x":
-            if value < 1:
-                raise InvalidConfig(f"--abort-on: {text}: the candidate would have to be faster; say at least 1x")
-            return Criterion(text, "latency", slow, factor=value)
-        seconds = value / (1000 if unit == "ms" else 1)
-        if seconds <= 0 or math.isinf(seconds):
-            raise InvalidConfig(f"--abort-on: {text}: say a time above 0")
-        return Criterion(text, "latency", slow, seconds=seconds)
+        return Criterion(text, _SHARES[condition.name], value)
+    if condition.name in _LATENCIES and condition.unit in ("x", "ms", "s"):
+        return _latency(text, condition)
+    return _unknown(text)
+
+
+def _latency(text: str, condition: Condition) -> Criterion:
+    slow = _LATENCIES[condition.name]
+    if condition.unit == "x":
+        if condition.number < 1:
+            raise InvalidConfig(f"--abort-on: {text}: the candidate would have to be faster; say at least 1x")
+        return Criterion(text, "latency", slow, factor=condition.number)
+    seconds = condition.number / (1000 if condition.unit == "ms" else 1)
+    if seconds <= 0 or math.isinf(seconds):
+        raise InvalidConfig(f"--abort-on: {text}: say a time above 0")
+    return Criterion(text, "latency", slow, seconds=seconds)
+
+
+def _unknown(text: str) -> NoReturn:
     raise InvalidConfig(f"--abort-on: {text!r} is no criterion; what there is: {_FORMS}")

@@ -1,16 +1,49 @@
 """Monitors: judgements that are made of the captured traffic again and again, and what an alarm of theirs starts."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec.base import Duration, Part, listed
+from mlflow_deploy_plugin.spec.criteria import Figure, Requirement, read_requirements
 
 MonitorKind = Literal["drift", "prediction_drift", "data_quality", "performance", "shadow", "service_level"]
 Reference = Annotated[
     str, StringConstraints(pattern=r"^(training|rolling:[1-9][0-9]{0,5}[smhd]|window:[^ ]+/[^ ]+|dataset:.+)$")
 ]
 Texts = Annotated[tuple[str, ...], BeforeValidator(listed)]
+
+FIGURES: Mapping[str, Mapping[str, Figure]] = {
+    "performance": {
+        "accuracy": Figure("share", "higher"),
+        "f1": Figure("share", "higher"),
+        "precision": Figure("share", "higher"),
+        "recall": Figure("share", "higher"),
+        "roc_auc": Figure("share", "higher"),
+        "log_loss": Figure("number", "lower"),
+        "brier": Figure("number", "lower"),
+        "mae": Figure("number", "lower"),
+        "rmse": Figure("number", "lower"),
+        "mape": Figure("number", "lower"),
+        "r2": Figure("number", "higher"),
+    },
+    "shadow": {"disagreement": Figure("share", "lower", takes="variant")},
+    "service_level": {
+        "error_rate": Figure("share", "lower"),
+        "p50": Figure("seconds", "lower"),
+        "p90": Figure("seconds", "lower"),
+        "p95": Figure("seconds", "lower"),
+        "p99": Figure("seconds", "lower"),
+    },
+    "data_quality": {
+        "missing": Figure("share", "lower", takes="column"),
+        "unseen": Figure("share", "lower", takes="column"),
+        "out_of_range": Figure("share", "lower", takes="column"),
+    },
+}
+"""By kind of monitor the figures that its `require` may name."""
 
 
 class RetrainSpec(Part):
@@ -85,4 +118,15 @@ class MonitorSpec(Part):
             raise ValueError(f"a monitor of kind {self.kind} needs `require`: what must hold")
         if self.kind in ("drift", "prediction_drift") and self.require:
             raise ValueError(f"a monitor of kind {self.kind} takes no `require`: its reference says what is normal")
+        try:
+            _ = self.requirements
+        except InvalidConfig as error:
+            raise ValueError(error.message) from None
         return self
+
+    @property
+    def requirements(self) -> tuple[Requirement, ...]:
+        """`require`, read."""
+        if not self.require:
+            return ()
+        return read_requirements(self.require, FIGURES[self.kind], f"a monitor of kind {self.kind}")
