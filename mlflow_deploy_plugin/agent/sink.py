@@ -1,14 +1,12 @@
 """Writing to the inference log: whole Parquet files, each seen in full or not at all."""
 
-import os
-import uuid
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log
+from mlflow_deploy_plugin.inference_log.writing import write_file
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
 
@@ -24,23 +22,7 @@ class Sink:
         Raises:
             OSError: the log does not take it.
         """
-        content = _parquet(table)
-        path = PurePosixPath(self.location.root, name)
-        if not self.location.is_local:
-            self._put(str(path), content)
-            return
-        temporary = path.with_name(f".{uuid.uuid4().hex}")  # readers of a dataset pass over names with a dot
-        self.location.filesystem.create_dir(str(path.parent), recursive=True)
-        try:
-            self._put(str(temporary), content)
-            os.replace(temporary, path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)  # on a full disk it is tried again and again
-            raise
-
-    def _put(self, path: str, content: pa.Buffer) -> None:
-        with self.location.filesystem.open_output_stream(path) as stream:
-            stream.write(content)
+        write_file(self.location, name, _parquet(table))
 
 
 def open_sink(log_uri: str) -> Sink:

@@ -40,7 +40,7 @@ MAX_SEGMENT_BYTES = 16 * 1024 * 1024
 
 FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
 REFERRING = struct.Struct("<cI")  # kind, offset of the frame that this one needs
-MAGIC = b"OXS2"
+MAGIC = b"OXS3"
 MODEL_KIND, LAYOUT_KIND, REQUEST_KIND = b"M", b"L", b"R"
 _LOG_SECONDS = 60.0
 _LOOK_SECONDS = 1.0

@@ -34,6 +34,8 @@ _HEAD = np.dtype(
         ("rows", "<u4"),
         ("event_time", "<i8"),
         ("received_time", "<i8"),
+        ("latency", "<u4"),
+        ("status", "<u2"),
         ("request_length", "<u2"),
         ("prediction_length", "<u2"),
     ]
@@ -58,17 +60,23 @@ class CapturedBatch:
         hour: hours since 1970 (UTC).
         offsets: [N] int64, with the segment's name what tells doubles.
         event_times / received_times: [N] int64, microseconds since 1970 (UTC).
+        latencies: [N] int64, microseconds.
+        statuses: [N] int16, HTTP's.
+        is_shadow: the variant has answered nobody.
         feeds / outputs: [N * rows, …] by ONNX input and output; outputs only those with one entry a row.
     """
 
     model: CapturedModel
     endpoint: str
     variant: str
+    is_shadow: bool
     hour: int
     rows: int
     offsets: Array
     event_times: Array
     received_times: Array
+    latencies: Array
+    statuses: Array
     request_ids: Texts
     prediction_ids: Texts
     feeds: dict[str, Array]
@@ -175,11 +183,14 @@ def _batch(
         model,
         layout["endpoint"],
         layout["variant"],
+        layout["shadow"],
         hour,
         rows,
         begins + start,
         np.ascontiguousarray(heads["event_time"]),
         np.ascontiguousarray(heads["received_time"]),
+        heads["latency"].astype(np.int64),
+        heads["status"].astype(np.int16),
         ids[0],
         ids[1],
         sides["feeds"],

@@ -207,7 +207,11 @@ class DataPlane:
         is_captured = bool(feeds) and capture.fraction > self._draw()
         if is_captured or variant.shadows:
             moment = arrived if request.event_time is None else request.event_time
-            record = RequestRecord(variant.endpoint, variant.name, request.id, prediction_id, moment, arrived)
+            if request.arrived is None:
+                latency = self._clock() // 1000 - arrived
+            else:
+                latency = int((time.perf_counter() - request.arrived) * 1e6)
+            record = RequestRecord(variant.endpoint, variant.name, request.id, prediction_id, moment, arrived, latency)
             if is_captured:
                 self._capture.write(record, loaded.captured, feeds, outputs, capture.max_rows_per_request)
             if variant.shadows:

@@ -16,7 +16,8 @@ import orjson
 
 from mlflow_deploy_plugin.runtime.schema import Array
 
-_HEAD = struct.Struct("<IqqHH")  # rows, event time, received time, lengths of both ids
+_HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
+_LONGEST_LATENCY = 2**32 - 1
 _TEXT = struct.Struct("<I")
 _MOST_PLANS = 256
 """Plans that are kept, each for one endpoint, variant, number of feeds and shape of the first array; beyond it all are
@@ -27,6 +28,11 @@ class RequestRecord(NamedTuple):
     """One answered request, without its arrays; times in microseconds since 1970 (UTC), ids below 64 kB.
 
     A named tuple, because one is made for each request: a frozen dataclass takes three times as long.
+
+    Attributes:
+        latency: microseconds from the request's arrival to what the model gave; of a shadow, those of its run.
+        status: HTTP's, of the answer.
+        is_shadow: the variant has computed a copy, and has answered nobody.
     """
 
     endpoint: str
@@ -35,6 +41,9 @@ class RequestRecord(NamedTuple):
     prediction_id: str
     event_time: int
     received_time: int
+    latency: int = 0
+    status: int = 200
+    is_shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +82,8 @@ class Packer:
         """
         arrays = [*feeds.values(), *outputs.values()]
         shapes = [array.shape for array in arrays]
-        endpoint, variant, request_id, prediction_id, event_time, received_time = record
-        key = endpoint, variant, max_rows, len(feeds), shapes[0] if shapes else ()
+        endpoint, variant, request_id, prediction_id, event_time, received_time, latency, status, is_shadow = record
+        key = endpoint, variant, is_shadow, max_rows, len(feeds), shapes[0] if shapes else ()
         plan = self._plans.get(key)
         if (
             plan is None
@@ -87,7 +96,9 @@ class Packer:
                 self._plans.clear()
             self._plans[key] = plan
         ids = request_id.encode(), prediction_id.encode()
-        pieces = [_HEAD.pack(plan.rows, event_time, received_time, len(ids[0]), len(ids[1])), *ids]
+        latency = min(max(latency, 0), _LONGEST_LATENCY)  # a clock that was set back
+        head = _HEAD.pack(plan.rows, event_time, received_time, latency, status, len(ids[0]), len(ids[1]))
+        pieces = [head, *ids]
         if plan.is_plain:
             pieces += [array.tobytes() for array in arrays]
             return plan.layout, pieces
@@ -117,7 +128,7 @@ def _plan(record: RequestRecord, feeds: Mapping[str, Array], outputs: Mapping[st
         [name for _, name, _ in arrays],
         [array.dtype for *_, array in arrays],
         [array.shape for *_, array in arrays],
-        orjson.dumps({"endpoint": record.endpoint, "variant": record.variant, **entries}),
+        orjson.dumps({"endpoint": record.endpoint, "variant": record.variant, "shadow": record.is_shadow, **entries}),
         tuple(kept),
         min(rows, max_rows),
         rows > max_rows,

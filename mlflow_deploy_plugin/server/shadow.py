@@ -204,11 +204,11 @@ class Shadows:
         self._run_seconds += seconds
         outputs = joined([copy.outputs for copy in copies])
         compared = compare(first.answered_by.predictor.artifact, outputs, predictor.artifact, computed)
-        self._write(copies, feeds, computed)
+        self._write(copies, feeds, computed, int(seconds * 1e6))
         self._metrics.observe(shadow, compared, len(copies), seconds)
 
-    def _write(self, copies: list[Copy], feeds: Feeds, computed: Mapping[str, Array]) -> None:
-        """The rows of the shadow, request by request, into the spool."""
+    def _write(self, copies: list[Copy], feeds: Feeds, computed: Mapping[str, Array], latency: int) -> None:
+        """The rows of the shadow, request by request, into the spool; `latency` in microseconds is that of its run."""
         start = 0
         for number, copy in enumerate(copies, 1):
             if number % _WRITES_AT_ONCE == 0:
@@ -217,7 +217,7 @@ class Shadows:
             start += copy.rows
             if copy.is_captured and feeds:
                 self._capture.write(
-                    copy.record._replace(variant=copy.shadow.name),
+                    copy.record._replace(variant=copy.shadow.name, latency=latency, is_shadow=True),
                     copy.shadow.loaded.captured,
                     {name: array[rows] for name, array in feeds.items()} if len(copies) > 1 else feeds,
                     {name: array[rows] for name, array in computed.items()} if len(copies) > 1 else computed,

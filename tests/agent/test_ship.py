@@ -43,7 +43,7 @@ IMAGES = CapturedModel(
 
 
 def write(writer: CaptureWriter, request: str, carriers: list[str], at: int = NOON) -> None:
-    record = RequestRecord("flights", "champion", request, f"p-{request}", at, NOON)
+    record = RequestRecord("flights", "champion", request, f"p-{request}", at, NOON, latency=1500)
     feeds = {
         "c": np.array([[carrier] for carrier in carriers], dtype=object),
         "d": np.arange(len(carriers), dtype=np.float64).reshape(-1, 1),
@@ -87,8 +87,11 @@ def test_captured_rows_come_out_under_the_signatures_names(
         "_prediction_id": "p-a",
         "_request_id": "a",
         "_variant": "champion",
+        "_shadow": False,
         "_model": "tiny",
         "_version": "3",
+        "_latency_us": 1500,
+        "_status": 200,
         "_segment": segment.stem,
         "_offset": first["_offset"],
         "_row": 0,

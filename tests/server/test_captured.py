@@ -35,6 +35,7 @@ REQUESTS = st.lists(
             "width": st.integers(0, 2),
             "words": st.lists(st.sampled_from(["", "ü", 'a"b', None]), min_size=9, max_size=9),
             "has_text": st.booleans(),
+            "is_shadow": st.booleans(),
         }
     ),
     max_size=12,
@@ -49,7 +50,10 @@ def write(writer: CaptureWriter, number: int, request: Request) -> None:
         words = np.array(["word", *request["words"]][: rows * 2], dtype=object)  # the first says that it is text
         feeds["s"] = words.reshape(rows, 2)
     outputs = {"y": np.full(rows, number, np.int64), "p": np.full((rows, width, 2), number, np.float64)}
-    record = RequestRecord(request["endpoint"], "v", request["id"], f"p{number}", moment, moment + 1)
+    is_shadow = request.get("is_shadow", False)
+    record = RequestRecord(
+        request["endpoint"], "v", request["id"], f"p{number}", moment, moment + 1, number, 200 + number, is_shadow
+    )
     assert writer.write(record, request["model"], feeds, outputs, 100)
 
 
@@ -79,13 +83,14 @@ def by_the_batch(segment: Path, start: int) -> tuple[list[Any], int]:
         ids = zip(strings(batch.request_ids), strings(batch.prediction_ids), strict=True)
         for place, (request_id, prediction_id) in enumerate(ids):
             times = int(batch.event_times[place]), int(batch.received_times[place])
+            told = int(batch.latencies[place]), int(batch.statuses[place]), batch.is_shadow
             assert times[0] // HOUR == batch.hour
             rows = slice(place * batch.rows, (place + 1) * batch.rows)
             found.append(
                 (
                     (batch.model.model, batch.model.version, batch.model.schema, batch.model.prediction),
                     int(batch.offsets[place]),
-                    (batch.endpoint, batch.variant, request_id, prediction_id, *times),
+                    (batch.endpoint, batch.variant, request_id, prediction_id, *times, *told),
                     {name: (a[rows].shape, a.dtype, a[rows].tolist()) for name, a in batch.feeds.items()},
                     {name: (a[rows].shape, a.dtype, a[rows].tolist()) for name, a in batch.outputs.items()},
                 )

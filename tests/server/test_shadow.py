@@ -98,7 +98,8 @@ def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(serve: Serve,
     compared(server, 1)
     (request,) = captured(server, "new")
     (answered,) = captured(server, "main")
-    assert request.record == answered.record._replace(variant="new")
+    assert request.record == answered.record._replace(variant="new", latency=request.record.latency, is_shadow=True)
+    assert 0 < answered.record.latency < 60e6
     assert request.record.prediction_id == response.headers["X-Prediction-Id"]
     assert request.model.version == "2"
     assert request.feeds["X"].tolist() == [[1, 2, 3]]

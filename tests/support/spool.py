@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.server.capture import (
     read_layout,
 )
 
-_HEAD = struct.Struct("<IqqHH")  # rows, event time, received time, lengths of both ids
+_HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
 _TEXT = struct.Struct("<I")
 
 
@@ -67,7 +67,7 @@ def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], 
 
 def _unpack(layout: Mapping[str, Any], packed: memoryview) -> tuple[RequestRecord, dict[str, Array], dict[str, Array]]:
     """The record, the feeds and the outputs of a request that was packed by this layout (parsed)."""
-    rows, event_time, received_time, request_length, prediction_length = _HEAD.unpack_from(packed)
+    rows, event_time, received_time, latency, status, request_length, prediction_length = _HEAD.unpack_from(packed)
     position = _HEAD.size
     ids = []
     for length in (request_length, prediction_length):
@@ -87,5 +87,14 @@ def _unpack(layout: Mapping[str, Any], packed: memoryview) -> tuple[RequestRecor
                 length = prod(shape) * np.dtype(dtype).itemsize
                 arrays[name] = np.frombuffer(packed[position : position + length], dtype=dtype).reshape(shape)
             position += length
-    record = RequestRecord(layout["endpoint"], layout["variant"], ids[0], ids[1], event_time, received_time)
+    record = RequestRecord(
+        layout["endpoint"],
+        layout["variant"],
+        *ids,
+        event_time,
+        received_time,
+        latency,
+        status,
+        layout["shadow"],
+    )
     return record, sides["feeds"], sides["outputs"]

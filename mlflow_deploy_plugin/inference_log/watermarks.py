@@ -1,0 +1,100 @@
+"""Watermarks: how far the log is complete, and whether anything was lost, as each agent says it.
+
+    LOG/_watermarks/<agent>.json
+
+An agent is that of one state folder, however often its process is started anew. Its counts go on from the folder's
+first day, so that a reader compares what was answered with what is in the log.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+import orjson
+from pyarrow import fs
+
+from mlflow_deploy_plugin.inference_log.location import LogLocation
+from mlflow_deploy_plugin.inference_log.writing import write_file
+
+WATERMARKS = "_watermarks"
+"""The folder below the log's root."""
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """What one agent has last said.
+
+    Attributes:
+        agent: its name, the same after a restart.
+        endpoints: those that its server serves, or has served.
+        complete_until: every row that was answered before this moment is in the log, unless it was dropped.
+        written_at: when this was said.
+        ended: the server was shut down and all that it had captured is in the log: nothing is to be waited for.
+        answered_rows: by endpoint, rows that were answered, captured or not.
+        captured_rows: rows of those that were put into the spool. The rest was left out as the spec says
+            (`capture.fraction`, `capture.max_rows_per_request`), or is in `dropped_rows`.
+        dropped_rows: rows that should have been captured and were not, or that were lost on the way to the log.
+        shipped_rows: rows that are in the log. Rows of shadows stand in none of these.
+    """
+
+    agent: str
+    endpoints: tuple[str, ...]
+    complete_until: datetime
+    written_at: datetime
+    ended: bool = False
+    answered_rows: Mapping[str, int] = field(default_factory=dict)
+    captured_rows: Mapping[str, int] = field(default_factory=dict)
+    dropped_rows: Mapping[str, int] = field(default_factory=dict)
+    shipped_rows: Mapping[str, int] = field(default_factory=dict)
+
+
+def write_watermark(location: LogLocation, mark: Watermark) -> None:
+    """Replaces what the agent has said before.
+
+    Raises:
+        OSError: the log does not take it.
+    """
+    write_file(location, f"{WATERMARKS}/{mark.agent}.json", orjson.dumps(mark))
+
+
+def read_watermarks(location: LogLocation) -> list[Watermark]:
+    """What every agent has last said, by name; one that cannot be understood is left out.
+
+    Raises:
+        OSError: the log cannot be read.
+    """
+    selector = fs.FileSelector(str(PurePosixPath(location.root, WATERMARKS)), allow_not_found=True)
+    marks = []
+    for info in sorted(location.filesystem.get_file_info(selector), key=lambda info: str(info.path)):
+        name = PurePosixPath(info.path).name
+        if name.endswith(".json") and not name.startswith("."):
+            with location.filesystem.open_input_stream(info.path) as stream:
+                content = stream.read()
+            if (mark := parse_watermark(content)) is not None:
+                marks.append(mark)
+    return marks
+
+
+def parse_watermark(content: bytes) -> Watermark | None:
+    """What `write_watermark` wrote; None: it is something else."""
+    try:
+        said = orjson.loads(content)
+        return Watermark(
+            str(said["agent"]),
+            tuple(said["endpoints"]),
+            _moment(said["complete_until"]),
+            _moment(said["written_at"]),
+            bool(said["ended"]),
+            *({str(name): int(rows) for name, rows in said[kind].items()} for kind in _COUNTS),
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+_COUNTS = ("answered_rows", "captured_rows", "dropped_rows", "shipped_rows")
+
+
+def _moment(said: Any) -> datetime:
+    return datetime.fromisoformat(said).astimezone(UTC)
