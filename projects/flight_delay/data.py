@@ -79,9 +79,9 @@ def months(flights: pd.DataFrame, first: int, last: int) -> pd.DataFrame:
     return flights[(days.year == YEAR) & days.month.between(first, last)]
 
 
-def split(flights: pd.DataFrame, seed: int) -> Split:
-    """January to March without ten whole days chosen by `seed`, and those ten days."""
-    early = months(flights, *TRAINING_MONTHS)
+def split(flights: pd.DataFrame, seed: int, first: int = TRAINING_MONTHS[0], last: int = TRAINING_MONTHS[1]) -> Split:
+    """The months `first` to `last` without ten whole days chosen by `seed`, and those ten days."""
+    early = months(flights, first, last)
     held_out = early[DAY].isin(choose_days(early, HELD_OUT_DAYS, seed))
     return Split(train=early[~held_out], calm=early[held_out])
 

@@ -1,0 +1,96 @@
+"""What a version is trained on: the built-in months, and labelled rows that were captured since.
+
+A file of labelled rows holds the model's columns as the inference log has them, what really happened in `_label_number`
+(0 or 1) or in a column `delayed`, and when in `_event_time` or `event_time`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, LABEL, YEAR, load_flights, split
+
+_LOG_TIME, _LOG_LABEL = "_event_time", "_label_number"
+
+
+@dataclass(frozen=True)
+class Material:
+    """Rows to learn from, and rows to validate on, in the order of event time.
+
+    Attributes:
+        built_in: of the built-in months, without ten whole days.
+        new: labelled rows that were captured; empty where none were given.
+        held_out: the ten days.
+        months: the built-in months, as they were asked for.
+        digest: SHA-256 of the file of labelled rows; empty without one.
+    """
+
+    built_in: pd.DataFrame
+    new: pd.DataFrame
+    held_out: pd.DataFrame
+    months: str
+    digest: str
+
+    @property
+    def all(self) -> pd.DataFrame:
+        if self.new.empty:
+            return self.built_in
+        return pd.concat([self.built_in, self.new]).sort_values(EVENT_TIME, kind="stable", ignore_index=True)
+
+
+def gather(seed: int, months: str, data: str) -> Material:
+    """The rows of a training.
+
+    Args:
+        seed: chooses the ten days that are held out.
+        months: built-in months of 2013, as `1-3` or `2`.
+        data: a Parquet file of labelled rows; empty: none. Those of the built-in months are left out: they are known.
+
+    Raises:
+        InvalidConfig: the months or the file are not what they should be.
+    """
+    first, last = parse_months(months)
+    flights = load_flights()
+    parts = split(flights, seed, first, last)
+    new, digest = parts.train.iloc[:0], ""
+    if data:
+        path = Path(data)
+        new = read_labelled(path, flights)
+        known = (new[DAY].dt.year == YEAR) & new[DAY].dt.month.between(first, last)
+        new, digest = new[~known].reset_index(drop=True), hashlib.sha256(path.read_bytes()).hexdigest()
+    return Material(parts.train, new, parts.calm, months, digest)
+
+
+def read_labelled(path: Path, like: pd.DataFrame) -> pd.DataFrame:
+    """The labelled rows of a file, typed as the flights `like`. Raises InvalidConfig."""
+    try:
+        rows = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
+        raise InvalidConfig(f"the labelled rows {path} cannot be read: {' '.join(str(error).split())}") from None
+    rows = rows.rename(columns={_LOG_TIME: EVENT_TIME} | ({} if LABEL in rows else {_LOG_LABEL: LABEL}))
+    if missing := [name for name in (*FEATURES, LABEL, EVENT_TIME) if name not in rows]:
+        raise InvalidConfig(f"the labelled rows {path} lack the columns {', '.join(missing)}")
+    rows = rows.dropna(subset=[LABEL, EVENT_TIME])
+    rows[LABEL] = rows[LABEL].astype(float) > 0
+    rows[EVENT_TIME] = pd.to_datetime(rows[EVENT_TIME], utc=True)
+    rows[DAY] = rows[EVENT_TIME].dt.floor("D")
+    try:
+        rows = rows[list(like.columns)].astype({name: like[name].dtype for name in FEATURES})
+    except (TypeError, ValueError) as error:
+        raise InvalidConfig(f"the labelled rows {path} are of other types than the flights: {error}") from None
+    return rows.sort_values(EVENT_TIME, kind="stable", ignore_index=True)
+
+
+def parse_months(months: str) -> tuple[int, int]:
+    """`1-12` → (1, 12); `4` → (4, 4). Raises InvalidConfig."""
+    first, _, last = months.partition("-")
+    try:
+        parsed = int(float(first)), int(float(last or first))  # MLflow writes a number as 4.0
+    except ValueError:
+        parsed = (0, 0)
+    if not 1 <= parsed[0] <= parsed[1] <= 12:
+        raise InvalidConfig(f"months {months!r}: wanted is a month of 2013 or a range of them, like 4 or 1-3")
+    return parsed
