@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.monitoring import tracking
 from mlflow_deploy_plugin.monitoring.judgement import Judged, Judgement
 from mlflow_deploy_plugin.monitoring.kinds import drift
 from mlflow_deploy_plugin.monitoring.question import Question as Question
-from mlflow_deploy_plugin.monitoring.report import build_report
+from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement
 from mlflow_deploy_plugin.monitoring.verdict import FeatureVerdict, Verdict
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorKind
@@ -40,21 +39,8 @@ def run_monitor(question: Question) -> MonitorResult:
 
 def log_judged(judged: Judged) -> MonitorResult:
     """Reports and logs what was found."""
-    judgement, evidence = judged.judgement, judged.evidence
-    title = f"{judgement.endpoint}: {judgement.model} version {judgement.version}, {judgement.window}"
-    verdict = as_verdict(judgement)
-    report = build_report(verdict, evidence.pairs, title, judgement.notes)
-    shown = tracking.Judgement(
-        judgement.endpoint,
-        judgement.monitor,
-        judgement.model,
-        judgement.version,
-        judgement.model_id,
-        judgement.window,
-        verdict,
-        judgement.notes,
-    )
-    return MonitorResult(judgement, tracking.log_judgement(shown, report))
+    judgement = judged.judgement
+    return MonitorResult(judgement, log_judgement(judgement, build_report(judgement, judged.evidence)))
 
 
 def as_verdict(judgement: Judgement) -> Verdict:

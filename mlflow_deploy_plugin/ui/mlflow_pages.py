@@ -80,7 +80,7 @@ class Pages:
             state=tags.get("onnxserve.verdict", ""),
             reason=tags.get("onnxserve.reason", ""),
             run=self.run(experiment, run_id),
-            report=self.artifact(experiment, run_id, "drift_report.html"),
+            report=self.artifact(experiment, run_id, "report.html"),
         )
 
     def _experiment_of(self, run_id: str) -> str:

@@ -61,11 +61,11 @@ def test_the_run_holds_the_report_and_the_verdict_and_they_agree(world):
 
     verdict = json.loads(artifact(result.run.run_id, "verdict.json"))
     assert (verdict["state"], verdict["window"]["start"]) == ("drift", "2013-07-01T00:00:00+00:00")
-    report = json.loads(artifact(result.run.run_id, "drift_report.json"))
+    report = json.loads(artifact(result.run.run_id, "evidently.json"))
     scores = {m["config"]["column"]: m["value"] for m in report["metrics"] if "ValueDrift" in m["metric_name"]}
-    assert scores == {feature["name"]: pytest.approx(feature["score"]) for feature in verdict["features"]}
-    page = artifact(result.run.run_id, "drift_report.html")
-    assert "flights: flight-delay version 1" in page
+    assert scores == {found["subject"]: pytest.approx(found["value"]) for found in verdict["findings"]}
+    page = artifact(result.run.run_id, "report.html")
+    assert "flight-delay version 1" in page
     assert "plotly" in page
 
 
@@ -80,7 +80,7 @@ def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(world, monk
     run = mlflow.get_run(run_id)
     assert run.info.status == "RUNNING"  # MLflow ends the run of a project itself
     assert run.data.tags["onnxserve.verdict"] == result.verdict.state
-    assert "<html" in artifact(run_id, "drift_report.html")
+    assert "<html" in artifact(run_id, "report.html")
 
 
 def test_the_metrics_are_linked_to_the_logged_model(world):
@@ -118,7 +118,7 @@ def test_too_few_rows_are_not_judged_and_the_run_says_so(world):
     assert run.data.tags["onnxserve.verdict"] == "not judged"
     assert run.data.tags["onnxserve.reason"] == "the window has 120 rows; min_rows is 200"
     assert "p_value" not in run.data.metrics
-    assert "min_rows is 200" in artifact(result.run.run_id, "drift_report.html")
+    assert "min_rows is 200" in artifact(result.run.run_id, "report.html")
 
 
 def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_of_them(world):
