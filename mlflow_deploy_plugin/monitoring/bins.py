@@ -11,16 +11,25 @@ No bin is reserved for what the reference lacks: its own windows could never rea
 an alarm. New categories fall in with the rare ones, numbers out of range into an even continuation of the grid.
 Numbers are clipped three ranges beyond the reference's middle 99 %, so that a sentinel such as -9999 has a bounded
 weight.
+
+Beside the histogram the bins know what the reference holds: its range, its categories (by their hashes, the rare ones
+too) and its type, so that values beyond them can be counted on their own, outside of the distance.
 """
 
+import hashlib
+import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.monitoring.features import Array, Feature
+from mlflow_deploy_plugin.monitoring.distinct import hash_numbers, hash_texts
+from mlflow_deploy_plugin.monitoring.features import Array, Feature, Kind
 
 _GRID = 256
 _BEYOND = 64
@@ -37,19 +46,33 @@ class OrderedBins:
     Attributes:
         positions: [K] float64, ascending; a value belongs to the nearest.
         scale: the reference's standard deviation, within its middle 99 %.
+        minimum, maximum: the reference's own range.
+        arrow_type: the reference's type, as Arrow writes it; empty where it is not known.
     """
 
     positions: Array
     scale: float
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    arrow_type: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        return "number"
 
     @property
     def size(self) -> int:
         return len(self.positions)
 
+    @cached_property
+    def edges(self) -> Array:
+        """[K - 1] float64, ascending: a value on an edge belongs to the bin above it."""
+        edges: Array = (self.positions[1:] + self.positions[:-1]) / 2
+        return edges
+
     def encode(self, feature: Feature) -> Array:
         """[N] int64: the bin of each value, -1 where it is missing."""
-        edges = (self.positions[1:] + self.positions[:-1]) / 2
-        codes = np.searchsorted(edges, feature.values, side="right")
+        codes = np.searchsorted(self.edges, feature.values, side="right")
         return np.where(np.isnan(feature.values), _MISSING, codes)
 
     def distance(self, left: Array, right: Array) -> Array:
@@ -61,13 +84,46 @@ class OrderedBins:
 
 @dataclass(frozen=True, eq=False)
 class CategoryBins:
-    """Bins of the most frequent categories; the last one takes all others."""
+    """Bins of the most frequent categories; the last one takes all others.
+
+    Attributes:
+        codes: the bin of each, by the value itself.
+        kind: of the values: text, or numbers without a spread.
+        known: uint64, ascending: the hashes (`distinct.py`) of all values of the reference; empty: they are not known.
+        minimum, maximum: the reference's own range, of numbers.
+        arrow_type: the reference's type, as Arrow writes it; empty where it is not known.
+    """
 
     codes: dict[str | float, int]
+    kind: Kind = "category"
+    known: Array = field(default_factory=lambda: np.empty(0, np.uint64))
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    arrow_type: str = ""
 
     @property
     def size(self) -> int:
         return len(self.codes) + 1
+
+    @cached_property
+    def reference_hashes(self) -> Array:
+        """uint64, ascending: the hashes of all values that the reference has."""
+        hashes = (
+            hash_numbers(np.array(list(self.codes)))
+            if self.kind == "number"
+            else hash_texts(list(map(str, self.codes)))
+        )
+        return np.union1d(self.known, hashes)
+
+    @cached_property
+    def _texts(self) -> pa.Array:
+        return pa.array([str(key) for key in self.codes], pa.large_string())
+
+    def codes_of_texts(self, texts: pa.Array) -> Array:
+        """[N] int64: the bin of each text, of a large_string array without nulls."""
+        found = pc.index_in(texts, value_set=self._texts)  # the keys stand in the order of their codes
+        codes: Array = pc.fill_null(found, len(self.codes)).to_numpy().astype(np.int64)
+        return codes
 
     def encode(self, feature: Feature) -> Array:
         """[N] int64: the bin of each value, -1 where it is missing."""
@@ -90,20 +146,39 @@ class CategoryBins:
 Bins = OrderedBins | CategoryBins
 
 
-def freeze_bins(reference: Feature) -> Bins:
-    """The bins of a feature, from the reference's values alone."""
+def freeze_bins(reference: Feature, arrow_type: str = "") -> Bins:
+    """The bins of a feature, from the reference's values alone; `arrow_type` is that of the column."""
     if reference.kind == "category":
-        return _categories([value for value in reference.values if value is not None])
+        texts = [value for value in reference.values if value is not None]
+        return CategoryBins(_codes(texts), "category", np.unique(hash_texts(texts)), arrow_type=arrow_type)
     known = reference.values[~np.isnan(reference.values)]
+    minimum, maximum = (float(known.min()), float(known.max())) if len(known) else (-math.inf, math.inf)
     finite = np.sort(known[np.isfinite(known)])
     low, high = np.quantile(finite, [0.005, 0.995]) if len(finite) else (0.0, 0.0)
     if not low < high or max(-low, high) > _WIDEST or len(_distinct(finite)) <= 2:
-        return _categories(known.tolist())
-    return _grid(finite, float(low), float(high))
+        hashes = np.unique(hash_numbers(known))
+        return CategoryBins(_codes(known.tolist()), "number", hashes, minimum, maximum, arrow_type)
+    positions, scale = _grid(finite, float(low), float(high))
+    return OrderedBins(positions, scale, minimum, maximum, arrow_type)
 
 
-def _grid(finite: Array, low: float, high: float) -> OrderedBins:
-    """The bins of ascending numbers whose middle 99 % lies from `low` to `high`."""
+def bins_digest(bins: Mapping[str, Bins]) -> str:
+    """32 hexadecimal digits that name these bins; equal for equal bins, whatever the order of the columns is."""
+    digest = hashlib.sha256(b"1")
+    for name in sorted(bins):
+        one = bins[name]
+        head = (name, one.kind, one.arrow_type, one.minimum, one.maximum)
+        if isinstance(one, OrderedBins):
+            parts = [repr((*head, one.scale)).encode(), one.positions.tobytes()]
+        else:
+            parts = [repr((*head, sorted(one.codes.items(), key=lambda entry: entry[1]))).encode(), one.known.tobytes()]
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:32]
+
+
+def _grid(finite: Array, low: float, high: float) -> tuple[Array, float]:
+    """Positions and scale for ascending numbers whose middle 99 % lies from `low` to `high`."""
     reach = _RANGES_BEYOND * (high - low)
     lowest, highest = low - reach, high + reach
     clipped = np.clip(finite, lowest, highest)
@@ -112,7 +187,7 @@ def _grid(finite: Array, low: float, high: float) -> OrderedBins:
     below = np.linspace(lowest, inner[0], _BEYOND + 1)[:-1]
     above = np.linspace(inner[-1], highest, _BEYOND + 1)[1:]
     positions = _distinct(np.concatenate([below, inner, above]))
-    return OrderedBins(positions, float(np.std(np.clip(finite, low, high))))
+    return positions, float(np.std(np.clip(finite, low, high)))
 
 
 def _distinct(ascending: Array) -> Array:
@@ -120,10 +195,10 @@ def _distinct(ascending: Array) -> Array:
     return kept
 
 
-def _categories(values: Sequence[Any]) -> CategoryBins:
+def _codes(values: Sequence[Any]) -> dict[str | float, int]:
     """The most frequent first; among equals by name, so that the bins do not depend on the order of the rows."""
     frequent = sorted(Counter(values).items(), key=lambda entry: (-entry[1], entry[0]))[:_CATEGORIES]
-    return CategoryBins({value: code for code, (value, _) in enumerate(frequent)})
+    return {value: code for code, (value, _) in enumerate(frequent)}
 
 
 def _shares(counts: Array) -> Array:
