@@ -1,0 +1,204 @@
+"""Labels are laid beside the rows that they tell of.
+
+A row's labels are those of its prediction id and row, those of its prediction id alone, and those of its key. The last
+one wins: by the time it was received, then by segment and offset (`labels.py`). What is held in memory does not grow
+with the labels in the log: they are read past the rows, and those of other rows are let go.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.inference_log.files import DAY, list_days, list_files
+from mlflow_deploy_plugin.inference_log.identity import mix, text_hashes
+from mlflow_deploy_plugin.inference_log.labels import LABELS, SCHEMA, as_text
+from mlflow_deploy_plugin.inference_log.lists import Array
+from mlflow_deploy_plugin.inference_log.location import LogLocation
+from mlflow_deploy_plugin.inference_log.rows import Vanished, microseconds_of, read_file
+from mlflow_deploy_plugin.inference_log.schemas import conform
+
+LABEL, LABEL_NUMBER = "_label", "_label_number"
+_ORDER = ("_received_time", "_segment", "_offset")
+_SLACK = timedelta(days=1)
+"""Two machines' clocks may differ: a label may seem to have come before its prediction, but not by more."""
+_HELD_LABELS = 500_000
+_KEY_VALUE = r':(?:"(?:[^"\\]|\\.)*"|null)'
+
+
+def labels_folder(location: LogLocation, endpoint: str) -> str:
+    return f"{location.root}/{LABELS}/endpoint={endpoint}"
+
+
+def label_batches(
+    location: LogLocation, endpoint: str, unreadable: dict[str, str], since: datetime | None = None
+) -> Iterator[pa.Table]:
+    """The labels of an endpoint as tables of `labels.SCHEMA`; some may come twice.
+
+    Args:
+        since: those that name a prediction by its id, and came before, may be left out.
+    """
+    for day, folder in list_days(location, labels_folder(location, endpoint)):
+        is_early = since is not None and day + DAY <= since
+        done: set[str] = set()
+        while files := [file for file in list_files(location, folder) if file.path not in done]:
+            for file in files:
+                done.add(file.path)
+                try:
+                    for table in read_file(location, file.path, lambda names: None, unreadable, SCHEMA.names):
+                        table = conform(table, SCHEMA)
+                        yield table.filter(pc.is_valid(table.column("_key"))) if is_early else table
+                except Vanished:
+                    continue
+                except (pa.ArrowException, TypeError) as error:
+                    unreadable[file.path] = " ".join(str(error).split())
+
+
+def with_labels(location: LogLocation, endpoint: str, table: pa.Table, unreadable: dict[str, str]) -> pa.Table:
+    """The table with the columns `_label` (text) and `_label_number` (float64), null where no label is in.
+
+    Args:
+        table: rows of the log with `_prediction_id`, `_row` and `_received_time`.
+    """
+    rows = Rows(table)
+    held: list[pa.Table] = []
+    for labels in label_batches(location, endpoint, unreadable, rows.earliest_label):
+        found = rows.theirs(labels)
+        if len(found):
+            held.append(found)
+        if sum(map(len, held)) > _HELD_LABELS:
+            held = [last_ones(pa.concat_tables(held))]
+    chosen = rows.choose(last_ones(pa.concat_tables(held))) if held else None
+    for name, kind in ((LABEL, pa.string()), (LABEL_NUMBER, pa.float64())):
+        column = pa.nulls(len(table), kind) if chosen is None else chosen.column(name)
+        table = table.append_column(name, column)
+    return table
+
+
+class Rows:
+    """Rows that labels are looked for, by the hashes of all that a label may call them."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        ids = text_hashes(table.column("_prediction_id")) if len(table) else np.empty(0, np.uint64)
+        self._names: dict[tuple[str, ...], Array] = {
+            ("_prediction_id",): ids,
+            ("_prediction_id", "_row"): mix(ids, _unsigned(table.column("_row"))),
+        }
+        self._distinct = {kind: np.unique(hashes) for kind, hashes in self._names.items()}
+
+    @property
+    def earliest_label(self) -> datetime | None:
+        """No label that names one of these rows by its id has come before."""
+        if not len(self._table):
+            return None
+        first = pc.min(self._table.column("_received_time")).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).as_py()
+        return None if first is None else datetime.fromtimestamp(first / 1e6, UTC) - _SLACK
+
+    def theirs(self, labels: pa.Table) -> pa.Table:
+        """Those of the labels that name one of these rows, with what they name it by in `_name`."""
+        parts = []
+        for kind, which, hashes in named(labels):
+            is_known = np.isin(hashes, self._hashes_of(kind))
+            if is_known.any():
+                part = labels.take(pa.array(which[is_known])).select([*_ORDER, LABEL, LABEL_NUMBER])
+                parts.append(part.append_column("_name", pa.array(hashes[is_known])))
+        return pa.concat_tables(parts) if parts else labels.slice(0, 0)
+
+    def choose(self, labels: pa.Table) -> pa.Table:
+        """[N] the last label of each row, of those that `last_ones` left; null where there is none."""
+        labels = labels.sort_by(
+            [(name, "ascending") for name in (*_ORDER, "_name")]
+        )  # the last one has the highest index
+        names = labels.column("_name").to_numpy()
+        by_name = np.argsort(names)
+        best = np.full(len(self._table), -1, dtype=np.int64)
+        for hashes in self._names.values():
+            positions = np.minimum(np.searchsorted(names[by_name], hashes), len(names) - 1)
+            found = by_name[positions]
+            best = np.maximum(best, np.where(names[found] == hashes, found, -1))
+        return labels.take(pa.array(best, mask=best < 0))
+
+    def _hashes_of(self, kind: tuple[str, ...]) -> Array:
+        """[M] uint64, ascending: what labels of this kind may call the rows."""
+        if kind not in self._distinct:
+            keys = row_keys(self._table, kind)
+            self._names[kind] = text_hashes(keys) if keys is not None and len(keys) else np.empty(0, np.uint64)
+            if keys is None:
+                del self._names[kind]
+                self._distinct[kind] = np.empty(0, np.uint64)
+            else:
+                self._distinct[kind] = np.unique(self._names[kind])
+        return self._distinct[kind]
+
+
+def named(labels: pa.Table) -> Iterator[tuple[tuple[str, ...], Array, Array]]:
+    """What labels name their rows by: the kind of name, [M] which labels, [M] uint64 their names' hashes."""
+    has_id = np.asarray(pc.is_valid(labels.column("_prediction_id")))
+    has_row = np.asarray(pc.is_valid(labels.column("_row")))
+    has_key = np.asarray(pc.is_valid(labels.column("_key"))) & ~has_id
+    if (alone := np.flatnonzero(has_id & ~has_row)).size:
+        yield ("_prediction_id",), alone, text_hashes(labels.column("_prediction_id").take(pa.array(alone)))
+    if (exact := np.flatnonzero(has_id & has_row)).size:
+        part = labels.take(pa.array(exact))
+        yield (
+            ("_prediction_id", "_row"),
+            exact,
+            mix(text_hashes(part.column("_prediction_id")), _unsigned(part.column("_row"))),
+        )
+    if has_key.any():
+        keyed = np.flatnonzero(has_key)
+        texts = labels.column("_key").take(pa.array(keyed))
+        shapes = pc.replace_substring_regex(texts, _KEY_VALUE, "").combine_chunks().dictionary_encode()
+        hashes = text_hashes(texts)
+        which = np.asarray(shapes.indices)
+        for number in range(len(shapes.dictionary)):
+            of_shape = np.flatnonzero(which == number)
+            columns = tuple(json.loads(texts[int(of_shape[0])].as_py()))
+            yield columns, keyed[of_shape], hashes[of_shape]
+
+
+def last_ones(labels: pa.Table) -> pa.Table:
+    """Of the labels that name a row in the same way (`_name`), the last one."""
+    labels = labels.sort_by([("_name", "ascending"), *((name, "ascending") for name in _ORDER)])
+    names = labels.column("_name").to_numpy()
+    is_last = np.append(names[1:] != names[:-1], True) if len(names) else np.empty(0, bool)
+    return labels.filter(pa.array(is_last))
+
+
+def row_keys(table: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray | None:
+    """[N] the keys of the rows as `labels.canonical_key` writes them; None: the table lacks a column."""
+    if not set(columns) <= set(table.column_names):
+        return None
+    names = sorted(columns)
+    parts: list[pa.Array | pa.ChunkedArray | str] = []
+    for position, name in enumerate(names):
+        start = ("{" if position == 0 else ",") + json.dumps(name, ensure_ascii=False) + ":"
+        parts += [pa.scalar(start), _as_json(table.column(name))]
+    joined = pc.binary_join_element_wise(*parts, pa.scalar("}"), "")
+    return joined if isinstance(joined, pa.ChunkedArray) else pa.chunked_array([joined])
+
+
+def _as_json(column: pa.ChunkedArray) -> pa.Array:
+    """[N] each value as a JSON text, or null."""
+    encoded = column.combine_chunks()
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    values = encoded.dictionary
+    if pa.types.is_floating(values.type):
+        distinct = list(values.to_numpy(zero_copy_only=False))  # to_pylist makes 0.10000000149011612 of a float32's 0.1
+    else:
+        distinct = values.to_pylist()
+    texts = [json.dumps(as_text(value), ensure_ascii=False) for value in distinct]
+    return pc.fill_null(pa.array(texts, pa.string()).take(encoded.indices), "null")
+
+
+def _unsigned(column: pa.ChunkedArray) -> Array:
+    numbers: Array = column.cast(pa.int64()).to_numpy().astype(np.uint64)
+    return numbers
+
+
+__all__ = ["LABEL", "LABEL_NUMBER", "Rows", "label_batches", "last_ones", "microseconds_of", "row_keys", "with_labels"]

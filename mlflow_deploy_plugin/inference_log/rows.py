@@ -1,0 +1,169 @@
+"""The rows of one hour, each once, whatever happens to its files meanwhile.
+
+The log is written at least once (`agent/ship.py`), and compaction (`maintenance.py`) writes rows anew before it deletes
+them, so a row may stand in two files of its hour; never in two hours, which its event time decides. A file that goes
+away while it is read has been compacted or has expired: the folder is looked at again. A file that makes no sense is
+passed over and named.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.inference_log.files import LogFile, list_files
+from mlflow_deploy_plugin.inference_log.identity import IDENTITY, Seen, row_hashes
+from mlflow_deploy_plugin.inference_log.lists import Array
+from mlflow_deploy_plugin.inference_log.location import LogLocation
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
+
+SHADOW = "_shadow"
+_BATCH_ROWS = 65_536
+_BATCH_BYTES = 32 * 2**20
+_PASS_BYTES = 512 * 2**20
+"""Of an hour that is larger, each pass reads all files and gives a part of the rows, so that what is remembered of the
+rows that came by does not grow with the hour: about 8 bytes a row, of which Parquet needs 20 and more."""
+
+
+class Vanished(Exception):
+    """A file went away while it was read."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows and columns are asked for.
+
+    Attributes:
+        columns: by name, in this order where a file has them; None: all.
+        start_us, end_us: event time in microseconds since 1970, half-open.
+        shadows: also what shadows answered.
+        is_due: which files may have such rows.
+    """
+
+    columns: Sequence[str] | None = None
+    start_us: int = -(2**63)
+    end_us: int = 2**63 - 1
+    shadows: bool = False
+    is_due: Callable[[LogFile], bool] = lambda file: True
+
+    def needed(self, present: Sequence[str]) -> list[str] | None:
+        """The columns to be read of those that a file has."""
+        if self.columns is None:
+            return None
+        wanted = {*self.columns, *IDENTITY, EVENT_TIME, SHADOW}
+        return [name for name in present if name in wanted]
+
+
+def hour_rows(location: LogLocation, folder: str, wanted: Wanted, unreadable: dict[str, str]) -> Iterator[pa.Table]:
+    """The wanted rows of an hour's folder, some thousand at a time.
+
+    Args:
+        unreadable: gets the path of each file that makes no sense, and why.
+
+    Raises:
+        OnnxserveError: the log is down.
+    """
+    passes = 1 + sum(file.size for file in list_files(location, folder)) // _PASS_BYTES
+    for number in range(passes):
+        seen, done = Seen(), set[str]()
+        while files := [file for file in list_files(location, folder) if file.path not in done and wanted.is_due(file)]:
+            for file in files:
+                done.add(file.path)
+                try:
+                    for table in read_file(location, file.path, wanted.needed, unreadable):
+                        kept = _fresh(_asked(table, wanted), seen, number, passes)
+                        if len(kept):
+                            yield _selected(kept, wanted.columns)
+                except Vanished:
+                    continue
+                except (
+                    pa.ArrowException,
+                    TypeError,
+                    AttributeError,
+                ) as error:  # the log's own columns hold other types
+                    unreadable[file.path] = " ".join(str(error).split())
+
+
+def read_file(
+    location: LogLocation,
+    path: str,
+    needed: Callable[[Sequence[str]], Sequence[str] | None],
+    unreadable: dict[str, str],
+    required: Sequence[str] = (*IDENTITY, EVENT_TIME),
+) -> Iterator[pa.Table]:
+    """A file's rows, so many at a time that they take some tens of MiB.
+
+    Raises:
+        Vanished: it is not there, or no longer.
+        OnnxserveError: the log is down.
+    """
+    try:
+        with location.filesystem.open_input_file(path) as source:
+            parquet = pq.ParquetFile(source)
+            names = parquet.schema_arrow.names
+            if missing := [name for name in required if name not in names]:
+                unreadable[path] = f"it has no column {missing[0]}"
+                return
+            for batch in parquet.iter_batches(_batch_rows(parquet.metadata), columns=needed(names)):
+                yield pa.Table.from_batches([batch])
+    except FileNotFoundError:
+        raise Vanished from None
+    except (OSError, pa.ArrowException) as error:
+        unreadable[path] = _why(location, path, error)
+
+
+def _why(location: LogLocation, path: str, error: Exception) -> str:
+    """Why a file cannot be understood.
+
+    Arrow raises the same classes for a broken file and for a broken line to it; the file's bytes tell which it is.
+    """
+    try:
+        with location.filesystem.open_input_stream(path) as stream:
+            while stream.read(_BATCH_BYTES):
+                pass
+    except FileNotFoundError:
+        raise Vanished from None
+    except OSError as outage:
+        shown = " ".join(str(outage).split())
+        raise OnnxserveError(f"the inference log {location.shown} cannot be read: {path}: {shown}") from None
+    return " ".join(str(error).split())
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    """How many rows take about `_BATCH_BYTES`; a row of a tensor may be large."""
+    size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    return int(np.clip(_BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS))
+
+
+def _asked(table: pa.Table, wanted: Wanted) -> pa.Table:
+    times = microseconds_of(table.column(EVENT_TIME))
+    inside = (times >= wanted.start_us) & (times < wanted.end_us)
+    if not wanted.shadows and SHADOW in table.column_names:
+        inside &= ~np.asarray(pc.fill_null(table.column(SHADOW), False))
+    return table if inside.all() else table.filter(pa.array(inside))
+
+
+def _fresh(table: pa.Table, seen: Seen, number: int, passes: int) -> pa.Table:
+    hashes = row_hashes(table) if len(table) else np.empty(0, np.uint64)
+    mine = np.flatnonzero(hashes % np.uint64(passes) == number) if passes > 1 else np.arange(len(hashes))
+    kept = mine[seen.fresh(hashes[mine])]
+    return table if len(kept) == len(table) else table.take(pa.array(kept))
+
+
+def _selected(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    if SHADOW not in table.column_names and (columns is None or SHADOW in columns):
+        table = table.append_column(SHADOW, pa.repeat(False, len(table)))  # files of before there was this column
+    if columns is None:
+        return table
+    present = set(table.column_names)
+    return table.select([name for name in columns if name in present])
+
+
+def microseconds_of(column: pa.ChunkedArray) -> Array:
+    """[N] int64: times since 1970."""
+    times: Array = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+    return times

@@ -1,0 +1,64 @@
+"""Files of one log differ in their columns: versions of a model do, and versions of this package. Here they join."""
+
+import json
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.inference_log.labels import as_text
+
+
+def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
+    """Every column that one of them has. Numbers of two types take the wider one; what else differs becomes text."""
+    types: dict[str, pa.DataType] = {}
+    for schema in schemas:
+        for field in schema:
+            kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+            known = types.get(field.name)
+            types[field.name] = kind if known is None or known == kind else _joined(known, kind)
+    return pa.schema(types.items())
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The same rows with the columns of `schema`, in its types; null where the table lacks one."""
+    names = set(table.column_names)
+    columns = [
+        _as_type(table.column(field.name), field.type) if field.name in names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def stack(tables: Sequence[pa.Table]) -> pa.Table:
+    """The rows of all of them."""
+    if all(table.schema == tables[0].schema for table in tables):
+        return pa.concat_tables(tables)
+    schema = unify(table.schema for table in tables)
+    return pa.concat_tables([conform(table, schema) for table in tables])
+
+
+def _joined(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    try:
+        unified = pa.unify_schemas([pa.schema([("c", one)]), pa.schema([("c", other)])], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.large_string() if pa.types.is_large_string(one) or pa.types.is_large_string(other) else pa.string()
+    return unified.field("c").type
+
+
+def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if column.type == kind:
+        return column
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return _as_texts(column, kind)
+    return pc.cast(column, kind, safe=False)
+
+
+def _as_texts(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string(column.type):
+        return pc.cast(column, kind)
+    if pa.types.is_nested(column.type):
+        texts = [None if value is None else json.dumps(value, default=str) for value in column.to_pylist()]
+    else:
+        texts = [as_text(value) for value in column.to_pylist()]
+    return pa.chunked_array([pa.array(texts, kind)])
