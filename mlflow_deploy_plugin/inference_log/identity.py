@@ -49,7 +49,8 @@ def text_hashes(column: pa.ChunkedArray) -> Array:
     """[N] uint64 of texts, the same in every process; a null is a text of its own."""
     texts = pc.fill_null(column.combine_chunks(), "\0").dictionary_encode()
     seeds = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts.dictionary.to_pylist()]
-    return np.frombuffer(b"".join(seeds), dtype=np.uint64)[np.asarray(texts.indices)]
+    hashes: Array = np.frombuffer(b"".join(seeds), dtype=np.uint64)[np.asarray(texts.indices)]
+    return hashes
 
 
 def mix(hashes: Array, values: Array) -> Array:

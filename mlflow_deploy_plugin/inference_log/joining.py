@@ -188,10 +188,8 @@ def _as_json(column: pa.ChunkedArray) -> pa.Array:
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
     values = encoded.dictionary
-    if pa.types.is_floating(values.type):
-        distinct = list(values.to_numpy(zero_copy_only=False))  # to_pylist makes 0.10000000149011612 of a float32's 0.1
-    else:
-        distinct = values.to_pylist()
+    is_float = pa.types.is_floating(values.type)  # to_pylist would make 0.10000000149011612 of a float32's 0.1
+    distinct = values.to_numpy(zero_copy_only=False) if is_float else values.to_pylist()
     texts = [json.dumps(as_text(value), ensure_ascii=False) for value in distinct]
     return pc.fill_null(pa.array(texts, pa.string()).take(encoded.indices), "null")
 

@@ -87,7 +87,7 @@ def canonical_key(values: Mapping[str, Any]) -> str:
 
 
 def as_text(value: Any) -> str | None:
-    """A label's or a key's value as text: 1 for 1.0, true for True, 0.1 for a float32 of 0.1; None where there is none."""
+    """A label's or a key's value as text: 1 for 1.0, true for True, 0.1 for a float32's 0.1; None for NaN and None."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -118,6 +118,7 @@ def as_number(value: Any) -> float | None:
 
 
 def _key_of(key: Mapping[str, Any] | str | None) -> str | None:
-    if isinstance(key, str):
-        key = json.loads(key)
-    return None if key is None else canonical_key(key)
+    if key is None:
+        return None
+    values: Mapping[str, Any] = json.loads(key) if isinstance(key, str) else key
+    return canonical_key(values)
