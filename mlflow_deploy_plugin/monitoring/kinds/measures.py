@@ -1,0 +1,190 @@
+"""The figures of labelled rows, each with its interval; their definitions are those of scikit-learn.
+
+precision, recall and f1 are of the larger label where there are two, and the mean over the labels (macro) where there
+are more; roc_auc of two labels is that of the larger one, of more the mean of each against the rest; brier is the mean
+squared distance of the probabilities from what was true, halved, so that of two labels it is scikit-learn's
+`brier_score_loss`; mape leaves no row out: where the truth is 0 it is divided by the smallest float, as scikit-learn
+does. A test lays all of them beside scikit-learn's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlflow_deploy_plugin.monitoring.features import Array
+from mlflow_deploy_plugin.monitoring.kinds.intervals import (
+    Measure,
+    area_under_curve,
+    bootstrap,
+    bootstrap_counts,
+    wilson,
+)
+
+LEAST = float(np.finfo(np.float64).eps)
+_LARGEST = 1e75  # whose square's square, the variance of a bootstrap, is finite
+CLASSIFICATION = ("accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "brier")
+REGRESSION = ("mae", "rmse", "mape", "r2")
+
+Measured = Mapping[str, "Measure | str"]
+"""By name the figure, or why there is none, in a sentence."""
+
+
+@dataclass(frozen=True, eq=False)
+class Classified:
+    """Answers to rows as places in `classes`.
+
+    Attributes:
+        predicted: [N] int64.
+        probabilities: [N, C] float64, rows sum to 1; None: the model gives none.
+        classes: their names in ascending order, as text.
+    """
+
+    predicted: Array
+    probabilities: Array | None
+    classes: tuple[str, ...]
+
+    def take(self, rows: Array) -> "Classified":
+        """Those of `rows`: numbers, or [N] bool."""
+        probabilities = None if self.probabilities is None else self.probabilities[rows]
+        return Classified(self.predicted[rows], probabilities, self.classes)
+
+
+def classification(
+    truth: Array, answers: Classified, names: Sequence[str], confidence: float, seed: int = 0
+) -> Measured:
+    """The figures of N > 0 rows whose true classes are `truth` ([N] int64, places in `answers.classes`)."""
+    return {name: _CLASSIFICATION[name](truth, answers, confidence, seed) for name in names}
+
+
+def regression(truth: Array, predicted: Array, names: Sequence[str], confidence: float, seed: int = 0) -> Measured:
+    """The figures of N > 0 rows, both sides [N] float64 and finite."""
+    if max(np.abs(truth).max(), np.abs(predicted).max()) > _LARGEST:
+        return dict.fromkeys(names, f"labels or answers beyond {_LARGEST:g} have no square")
+    return {name: _REGRESSION[name](truth, predicted, confidence, seed) for name in names}
+
+
+def _accuracy(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure:
+    return wilson("accuracy", float((truth == answers.predicted).sum()), len(truth), confidence)
+
+
+def _precision(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
+    if len(answers.classes) != 2:
+        return _macro("precision", truth, answers, confidence, seed)
+    asked = answers.predicted == 1
+    if not asked.any():
+        return f"no row was called {answers.classes[1]!r}"
+    return wilson("precision", float((truth[asked] == 1).sum()), int(asked.sum()), confidence)
+
+
+def _recall(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
+    if len(answers.classes) != 2:
+        return _macro("recall", truth, answers, confidence, seed)
+    asked = truth == 1
+    if not asked.any():
+        return f"no label is {answers.classes[1]!r}"
+    return wilson("recall", float((answers.predicted[asked] == 1).sum()), int(asked.sum()), confidence)
+
+
+def _f1(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
+    if len(answers.classes) != 2:
+        return _macro("f1", truth, answers, confidence, seed)
+    if not ((truth == 1) | (answers.predicted == 1)).any():
+        return f"no label is {answers.classes[1]!r}, and no row was called so"
+    return _macro("f1", truth, answers, confidence, seed)
+
+
+def _macro(name: str, truth: Array, answers: Classified, confidence: float, seed: int) -> Measure:
+    """Of the larger label of two, else the mean over the labels that there are."""
+    classes = len(answers.classes)
+    cells, counts = np.unique(truth * classes + answers.predicted, return_counts=True)
+    true, called = cells // classes, cells % classes
+    seen = np.array([1]) if classes == 2 else np.unique(np.concatenate([true, called]))
+    is_true, is_called = (true[:, None] == seen).astype(np.float64), (called[:, None] == seen).astype(np.float64)
+    below = {"f1": (is_true + is_called) / 2, "recall": is_true, "precision": is_called}[name]
+
+    def figure(shares: Array) -> Array:
+        total = shares @ below
+        each = np.where(total > 0, shares @ (is_true * is_called) / np.where(total > 0, total, 1), 0.0)
+        mean: Array = each.mean(axis=-1)
+        return mean
+
+    return bootstrap_counts(name, counts, figure, confidence, seed)
+
+
+def _roc_auc(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
+    if answers.probabilities is None:
+        return _NO_PROBABILITIES
+    seen = np.unique(truth)
+    if len(seen) < 2:
+        return f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two"
+    asked = np.array([1]) if len(answers.classes) == 2 else seen
+    return area_under_curve(truth[:, None] == asked, answers.probabilities[:, asked], confidence)
+
+
+def _log_loss(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
+    if answers.probabilities is None:
+        return _NO_PROBABILITIES
+    own = answers.probabilities[np.arange(len(truth)), truth]
+    losses = -np.log(np.clip(own, LEAST, 1 - LEAST))
+    return bootstrap("log_loss", losses[:, None], _first, confidence, seed)
+
+
+def _brier(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
+    if answers.probabilities is None:
+        return _NO_PROBABILITIES
+    apart = answers.probabilities - (truth[:, None] == np.arange(len(answers.classes)))
+    return bootstrap("brier", np.square(apart).sum(axis=1, keepdims=True) / 2, _first, confidence, seed)
+
+
+def _first(means: Array) -> Array:
+    first: Array = means[..., 0]
+    return first
+
+
+def _mae(truth: Array, predicted: Array, confidence: float, seed: int) -> Measure:
+    return bootstrap("mae", np.abs(truth - predicted)[:, None], _first, confidence, seed)
+
+
+def _rmse(truth: Array, predicted: Array, confidence: float, seed: int) -> Measure:
+    def root(means: Array) -> Array:
+        return np.sqrt(np.maximum(_first(means), 0))
+
+    return bootstrap("rmse", np.square(truth - predicted)[:, None], root, confidence, seed)
+
+
+def _mape(truth: Array, predicted: Array, confidence: float, seed: int) -> Measure:
+    shares = np.abs(truth - predicted) / np.maximum(np.abs(truth), LEAST)
+    return bootstrap("mape", shares[:, None], _first, confidence, seed)
+
+
+def _r2(truth: Array, predicted: Array, confidence: float, seed: int) -> Measure | str:
+    if len(truth) < 2 or not np.ptp(truth):
+        return "all labels are the same; r2 needs two"
+    centred = truth - truth.mean()
+
+    def explained(means: Array) -> Array:
+        squares, offset, spread = means[..., 0], means[..., 1], means[..., 2]
+        share: Array = 1 - squares / (spread - np.square(offset))
+        return share
+
+    rows = np.stack([np.square(truth - predicted), centred, np.square(centred)], axis=1)
+    return bootstrap("r2", rows, explained, confidence, seed)
+
+
+_NO_PROBABILITIES = "the model gives no probability of each label"
+_CLASSIFICATION: dict[str, Callable[[Array, Classified, float, int], "Measure | str"]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "precision": _precision,
+    "recall": _recall,
+    "roc_auc": _roc_auc,
+    "log_loss": _log_loss,
+    "brier": _brier,
+}
+_REGRESSION: dict[str, Callable[[Array, Array, float, int], "Measure | str"]] = {
+    "mae": _mae,
+    "rmse": _rmse,
+    "mape": _mape,
+    "r2": _r2,
+}

@@ -1,0 +1,119 @@
+"""Every figure is scikit-learn's of the same name, and its interval holds what it says."""
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from mlflow_deploy_plugin.monitoring.kinds.intervals import RESAMPLES, Measure, area_under_curve, wilson
+from mlflow_deploy_plugin.monitoring.kinds.measures import (
+    CLASSIFICATION,
+    REGRESSION,
+    Classified,
+    classification,
+    regression,
+)
+
+
+def answers_to(truth: np.ndarray, classes: int, rng: np.random.Generator) -> Classified:
+    scores = rng.normal(size=(len(truth), classes)) + 1.5 * (truth[:, None] == np.arange(classes))
+    probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    return Classified(probabilities.argmax(axis=1), probabilities, tuple(map(str, range(classes))))
+
+
+def value(measured: object) -> float:
+    assert isinstance(measured, Measure), measured
+    assert measured.low <= measured.value <= measured.high
+    return measured.value
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_figures_of_a_classifier_are_those_of_scikit_learn(classes: int) -> None:
+    rng = np.random.default_rng(3)
+    truth = rng.integers(0, classes, 700)
+    answers = answers_to(truth, classes, rng)
+    found = classification(truth, answers, CLASSIFICATION, 0.95)
+
+    average = {"average": "binary" if classes == 2 else "macro"}
+    chances = answers.probabilities
+    assert value(found["accuracy"]) == pytest.approx(metrics.accuracy_score(truth, answers.predicted))
+    assert value(found["f1"]) == pytest.approx(metrics.f1_score(truth, answers.predicted, **average))
+    assert value(found["precision"]) == pytest.approx(metrics.precision_score(truth, answers.predicted, **average))
+    assert value(found["recall"]) == pytest.approx(metrics.recall_score(truth, answers.predicted, **average))
+    assert value(found["log_loss"]) == pytest.approx(metrics.log_loss(truth, chances))
+    auc = (
+        metrics.roc_auc_score(truth, chances[:, 1])
+        if classes == 2
+        else metrics.roc_auc_score(truth, chances, multi_class="ovr")
+    )
+    assert value(found["roc_auc"]) == pytest.approx(auc)
+    if classes == 2:
+        assert value(found["brier"]) == pytest.approx(metrics.brier_score_loss(truth, chances[:, 1]))
+
+
+def test_the_figures_of_a_regressor_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(4)
+    truth = rng.normal(5, 2, 500)
+    predicted = truth + rng.normal(0, 1, 500)
+    found = regression(truth, predicted, REGRESSION, 0.95)
+
+    assert value(found["mae"]) == pytest.approx(metrics.mean_absolute_error(truth, predicted))
+    assert value(found["rmse"]) == pytest.approx(metrics.root_mean_squared_error(truth, predicted))
+    assert value(found["mape"]) == pytest.approx(metrics.mean_absolute_percentage_error(truth, predicted))
+    assert value(found["r2"]) == pytest.approx(metrics.r2_score(truth, predicted))
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "recall", "roc_auc", "log_loss", "rmse"])
+def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten_samples(name: str) -> None:
+    rng = np.random.default_rng(5)
+    truth = rng.integers(0, 2, 50_000)
+    answers = answers_to(truth, 2, rng)
+    numbers = rng.normal(size=50_000)
+
+    def figure(rows: np.ndarray) -> Measure:
+        if name == "rmse":
+            found = regression(numbers[rows], np.zeros(len(rows)), [name], 0.9)[name]
+        else:
+            found = classification(truth[rows], answers.take(rows), [name], 0.9)[name]
+        assert isinstance(found, Measure)
+        return found
+
+    whole = figure(np.arange(50_000)).value
+    samples = [figure(rng.choice(50_000, 300)) for _ in range(150)]
+
+    held = np.mean([sample.low <= whole <= sample.high for sample in samples])
+    assert 0.82 <= held <= 0.97  # 150 samples of a share of 0.9: three deviations
+
+
+def test_many_rows_are_resampled_without_drawing_each() -> None:
+    rng = np.random.default_rng(6)
+    truth = rng.normal(size=60_000)
+    found = regression(truth, np.zeros(60_000), ["rmse"], 0.95)["rmse"]
+
+    assert isinstance(found, Measure)
+    assert found.high - found.low == pytest.approx(2 * 1.96 / np.sqrt(2 * 60_000), rel=0.2)
+    assert RESAMPLES >= 200
+
+
+def test_a_figure_that_the_rows_cannot_give_says_why() -> None:
+    ones = np.ones(50, dtype=np.int64)
+    answers = Classified(np.zeros(50, dtype=np.int64), np.tile([0.8, 0.2], (50, 1)), ("no", "yes"))
+    found = classification(ones, answers, ["roc_auc", "precision", "recall"], 0.95)
+
+    assert found["roc_auc"] == "all labels are 'yes'; roc_auc needs two"
+    assert found["precision"] == "no row was called 'yes'"
+    assert value(found["recall"]) == 0.0
+    assert classification(0 * ones, answers, ["recall"], 0.95)["recall"] == "no label is 'yes'"
+    silent = Classified(answers.predicted, None, answers.classes)
+    assert (
+        classification(ones, silent, ["log_loss"], 0.95)["log_loss"] == "the model gives no probability of each label"
+    )
+    assert "needs two" in str(regression(np.ones(9), np.ones(9), ["r2"], 0.95)["r2"])
+    assert "no square" in str(regression(np.full(9, 1e200), np.ones(9), ["rmse"], 0.95)["rmse"])
+
+
+def test_a_perfect_order_of_few_rows_is_not_certain() -> None:
+    is_positive = np.arange(20) >= 10
+    found = area_under_curve(is_positive[:, None], np.arange(20.0)[:, None], 0.95)
+
+    assert (found.value, found.high) == (1.0, pytest.approx(1.0))
+    assert found.low == pytest.approx(wilson("", 10, 10, 0.95).low)
