@@ -43,7 +43,7 @@ def load_reference(state_dir: Path, model: str, version: str) -> ReferenceRows:
         InvalidArtifact: the model has no reference, or it cannot be read.
         RegistryUnavailable: MLflow does not answer.
     """
-    with _model_folder(state_dir, model, version) as folder:
+    with model_folder(state_dir, model, version) as folder:
         artifact = read_artifact(folder)
         if artifact.reference is None:
             raise InvalidArtifact(
@@ -54,7 +54,8 @@ def load_reference(state_dir: Path, model: str, version: str) -> ReferenceRows:
 
 
 @contextmanager
-def _model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
+def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
+    """The files of a version, for as long as they are needed; raises what `load_reference` raises."""
     wanted = read_state(state_dir / WANTED, Wanted)
     for endpoint in wanted.endpoints.values() if wanted else ():
         for variant in endpoint.variants.values():
