@@ -79,6 +79,24 @@ class _Patience:
 _patience = _Patience()
 
 
+def environment_for_a_child() -> dict[str, str]:
+    """The environment of a process that works with the same MLflow for itself, with patience of its own.
+
+    What this process belongs to (a run, an experiment) is left out.
+    """
+    import mlflow
+
+    environment = {
+        variable: value
+        for variable, value in os.environ.items()
+        if _FOR_A_SERVICE.get(variable) != value and not variable.startswith(("MLFLOW_RUN_", "MLFLOW_EXPERIMENT_"))
+    }
+    return environment | {
+        "MLFLOW_TRACKING_URI": str(mlflow.get_tracking_uri()),
+        "MLFLOW_REGISTRY_URI": str(mlflow.get_registry_uri()),
+    }
+
+
 def import_mlflow_alone() -> None:
     """Imports MLflow without pandas, in two thirds of the time: for a process that asks the registry and has no tables.
 

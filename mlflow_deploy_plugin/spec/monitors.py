@@ -68,6 +68,7 @@ class RetrainSpec(Part):
     )
     steps: str = Field(default="10,50,100", description="Steps of that rollout, in percent.")
     step_every: Duration = Field(default="5m", description="Length of a step of that rollout.")
+    min_requests: int = Field(default=100, ge=1, description="Requests that it has to answer in each of these steps.")
 
 
 class MonitorSpec(Part):
