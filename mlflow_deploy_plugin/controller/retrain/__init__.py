@@ -1,16 +1,17 @@
-"""What an alarm starts: a run of the model's project, a candidate, its gate, and the way it goes into service."""
+"""What an alarm starts: a run of the model's project, a candidate, its gate, and the way it goes into service.
 
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.monitoring.judgement import Judgement
-from mlflow_deploy_plugin.registry.runs import LoggedRun
-from mlflow_deploy_plugin.spec import MonitorSpec
+plan.py       what is to be done, and what caused it
+consider.py   whether an alarm starts one: cool-down, budget, one at a time; and those that a person asks for
+material.py   the labelled rows that are learned, and those that are held out
+child.py      the process that trains
+tracked.py    the run and the version in MLflow
+judged.py     the gate beside what is served
+steps.py      the states, one step after the other; the best place to begin reading
+advance.py    all of them, again and again
+journal.py    what the audit trail keeps
+"""
 
-__all__ = ["advance", "consider"]
+from mlflow_deploy_plugin.controller.retrain.advance import advance
+from mlflow_deploy_plugin.controller.retrain.consider import ask, consider
 
-
-def consider(deployments: Deployments, judgement: Judgement, run: LoggedRun, spec: MonitorSpec) -> None:
-    """Writes a retraining down where the judgement is an alarm and its monitor's spec asks for one."""
-
-
-def advance(deployments: Deployments, actor: str) -> None:
-    """Takes every retraining that has not ended one step further; never waits for one."""
+__all__ = ["advance", "ask", "consider"]

@@ -1,0 +1,78 @@
+"""Every retraining under way, one step further, without waiting for any: a step may take minutes."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+
+from mlflow_deploy_plugin.controller.retrain.steps import Steps, reason_of
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, RegistryUnavailable, StoreUnavailable
+from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+
+_log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+_AGAIN_SECONDS = 10.0
+
+
+@dataclass
+class _UnderWay:
+    """The step that this process is at, and when the next may be taken (monotonic)."""
+
+    worker: threading.Thread | None = None
+    not_before: float = 0.0
+
+
+@dataclass
+class _Process:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    under_way: dict[tuple[str, int], _UnderWay] = field(default_factory=dict)
+
+
+_process = _Process()
+
+
+def advance(deployments: Deployments, actor: str) -> None:
+    """Takes every retraining that has not ended one step further; never waits for one.
+
+    To be called again and again by whoever has the controller's lease. What a step was doing when the process ends is
+    done again by the next one that calls.
+
+    Raises:
+        StoreUnavailable: it cannot be seen what there is to do.
+    """
+    live = Retrainings(deployments.store).find(live=True)
+    with _process.lock:
+        for one in live:
+            known = _process.under_way.setdefault((deployments.settings.store_url, one.id), _UnderWay())
+            if (known.worker is not None and known.worker.is_alive()) or known.not_before > time.monotonic():
+                continue
+            steps = Steps(deployments, actor, _log.info)
+            # a daemon: its work may be cut off anywhere, and the process is not to wait for it
+            known.worker = threading.Thread(target=_take, args=(steps, one, known), name="retrain", daemon=True)
+            known.worker.start()
+
+
+def take_safely(steps: Steps, one: Retraining) -> bool:
+    """One step; says whether the next may follow at once."""
+    try:
+        steps.take(one)
+    except (RegistryUnavailable, StoreUnavailable, NotReady) as error:
+        _log.warning("retraining %d, %s: again in %g s: %s", one.id, one.state, _AGAIN_SECONDS, error.message)
+        return False
+    except OnnxserveError as error:
+        steps.fail(one, reason_of(error))
+    return True
+
+
+def _take(steps: Steps, one: Retraining, known: _UnderWay) -> None:
+    pause = _AGAIN_SECONDS
+    try:
+        if take_safely(steps, one):
+            pause = _LOOK_SECONDS if one.state in ("running", "rolling_out") else 0.0
+    except OnnxserveError as error:
+        _log.warning("retraining %d: %s", one.id, error.message)
+    except Exception:  # noqa: BLE001 — a boundary: one retraining must not end the others
+        _log.exception("retraining %d cannot be taken further; again in %g s", one.id, _AGAIN_SECONDS)
+    known.not_before = time.monotonic() + pause

@@ -1,0 +1,166 @@
+"""Whether an alarm starts a retraining: cool-down, budget, one at a time; and retrainings that a person asks for."""
+
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from mlflow_deploy_plugin.controller.begin import main_variant
+from mlflow_deploy_plugin.controller.observe import see
+from mlflow_deploy_plugin.controller.retrain import journal
+from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, cause_of, plan_for
+from mlflow_deploy_plugin.controller.who import controller_name
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.registry.runs import LoggedRun
+from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, RetrainSpec, duration_seconds
+from mlflow_deploy_plugin.store import Store, this_actor
+from mlflow_deploy_plugin.store.audit import write_event
+from mlflow_deploy_plugin.store.database import utc_now
+from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+
+_log = logging.getLogger(__name__)
+
+_REGISTERED = ("stage", "alias", "tag", "version", "latest")
+_BUDGET = timedelta(days=30)
+
+
+def consider(
+    deployments: Deployments,
+    judgement: Judgement,
+    run: LoggedRun,
+    spec: MonitorSpec,
+    clock: Callable[[], datetime] = utc_now,
+) -> Retraining | None:
+    """Writes a retraining down where the judgement is an alarm and its monitor's spec asks for one.
+
+    An alarm that starts nothing (cool-down, budget, one under way, a version that is no longer served) stands in the
+    audit trail with the reason.
+
+    Returns:
+        What was written down; None for nothing.
+
+    Raises:
+        StoreUnavailable: nothing was written; to be asked again.
+    """
+    if spec.retrain is None or not judgement.is_alarm:
+        return None
+    actor, cause = controller_name(), cause_of(judgement, run)
+    plan = plan_for(
+        spec.retrain, judgement.endpoint, judgement.model, judgement.version, spec.every, judgement.window, actor
+    )
+    try:
+        _check_served(deployments, judgement)
+        _check_budget(Retrainings(deployments.store), plan.model, spec.retrain, clock())
+        return _add(deployments.store, judgement.monitor, plan, cause, clock())
+    except (NotFound, InvalidConfig, NotReady, AlreadyExists) as error:
+        _refuse(deployments.store, plan, cause, error.message, clock())
+        return None
+
+
+def ask(
+    deployments: Deployments,
+    endpoint: str,
+    monitor: str | None = None,
+    mode: str | None = None,
+    why: str = "",
+    window: Window | None = None,
+    actor: str | None = None,
+    kind: str = "asked",
+) -> Retraining:
+    """Writes down the retraining that a person wants, whatever cool-down and budget say.
+
+    Args:
+        monitor: whose spec says how; default: the only one that has `retrain`.
+        mode: default: the spec's.
+        window: default: the latest whole one of the monitor's length that has rows.
+
+    Raises:
+        NotFound: no such endpoint or monitor.
+        InvalidConfig: no monitor says how the model is trained, or its endpoint serves no registered model.
+        AlreadyExists: the model is being trained already.
+    """
+    actor = actor or this_actor()
+    observed = deployments.get_endpoint(endpoint)
+    spec = observed.endpoint.spec
+    name, found = _monitor_of(spec, monitor)
+    assert found.retrain is not None
+    retrain = found.retrain.model_copy(update={"mode": mode}) if mode else found.retrain
+    main = main_variant(spec)
+    reference = parse_model_uri(spec.variants[main].model)
+    if reference.kind not in _REGISTERED:
+        raise InvalidConfig(f"endpoint {endpoint!r} serves no registered model, and only versions of one are trained")
+    version = see(observed).versions.get(main)
+    if version is None:
+        raise NotReady(f"endpoint {endpoint!r} does not say which version it serves: start it, and ask again")
+    plan = plan_for(retrain, endpoint, reference.name, version, found.every, window, actor)
+    said = f"asked by {actor}" + (f": {why}" if why else "")
+    return _add(deployments.store, name, plan, {"kind": kind, "monitor": name, "why": said}, utc_now())
+
+
+def _monitor_of(spec: EndpointSpec, monitor: str | None) -> tuple[str, MonitorSpec]:
+    able = {name: one for name, one in spec.monitors.items() if one.retrain is not None}
+    if monitor is not None and monitor not in spec.monitors:
+        known = ", ".join(sorted(spec.monitors)) or "none"
+        raise NotFound(f"endpoint {spec.name!r} has no monitor {monitor!r}; it has {known}")
+    if monitor is not None and monitor not in able:
+        raise InvalidConfig(f"monitor {monitor!r} does not say how the model is trained: it has no `retrain`")
+    if monitor is None and len(able) != 1:
+        names = ", ".join(sorted(able))
+        raise InvalidConfig(
+            f"endpoint {spec.name!r} has several monitors with `retrain`: say --monitor, one of {names}"
+            if able
+            else f"no monitor of endpoint {spec.name!r} says how the model is trained (`monitors.NAME.retrain`)"
+        )
+    name = monitor or next(iter(able))
+    return name, able[name]
+
+
+def _check_served(deployments: Deployments, judgement: Judgement) -> None:
+    """Raises InvalidConfig: what was judged is not what answers now, as far as this machine can see."""
+    observed = deployments.get_endpoint(judgement.endpoint)
+    spec = observed.endpoint.spec
+    main = main_variant(spec)
+    reference = parse_model_uri(spec.variants[main].model)
+    if reference.kind not in _REGISTERED or reference.name != judgement.model:
+        raise InvalidConfig(f"the window was answered by {judgement.model}, which is not the registered model served")
+    served = see(observed).versions.get(main)
+    if served is not None and served != judgement.version:
+        raise InvalidConfig(f"the alarm is of version {judgement.version}, and version {served} is served now")
+
+
+def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: datetime) -> None:
+    """Raises InvalidConfig: it is too early, or it has been tried too often."""
+    found = retrainings.find(model=model)
+    if not found:
+        return
+    free_at = found[-1].created_at + timedelta(seconds=duration_seconds(spec.cooldown))
+    if free_at > now:
+        raise InvalidConfig(f"model {model} cools down until {free_at:%Y-%m-%d %H:%M:%S}Z ({spec.cooldown})")
+    recent = sum(one.created_at > now - _BUDGET for one in found)
+    if recent >= spec.max_runs:
+        raise InvalidConfig(
+            f"model {model} was trained {recent} times in 30 days, and max_runs is {spec.max_runs}: somebody has to "
+            "look; `onnxserve retrain NAME` starts one by hand"
+        )
+
+
+def _add(store: Store, monitor: str, plan: RetrainPlan, cause: dict[str, Any], now: datetime) -> Retraining:
+    event = journal.began(plan, cause, now)
+    return Retrainings(store).add(plan.endpoint, monitor, plan.model, cause, plan.to_json(), "waiting", event)
+
+
+def _refuse(store: Store, plan: RetrainPlan, cause: dict[str, Any], why: str, now: datetime) -> None:
+    """Once for the same reason: an hourly monitor would fill the trail with it."""
+    _log.info("%s: no retraining: %s", plan.endpoint, why)
+    earlier = [event for event in store.events(plan.endpoint, limit=20) if event.action.startswith("retrain.")]
+    if earlier and earlier[-1].action == "retrain.refused" and earlier[-1].why == why:
+        return
+    try:
+        with store.transaction() as session:
+            write_event(session, journal.refused(plan, cause, why, now))
+    except OnnxserveError as error:
+        _log.warning("not in the audit trail: %s (%s)", why, error.message)

@@ -1,0 +1,45 @@
+"""The gate of a candidate: the model's policy, beside what is served, on the newest labelled rows."""
+
+from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.gate.result import Verdict
+from mlflow_deploy_plugin.gate.run import Chosen, Gated, choose_policy, judge_and_log
+from mlflow_deploy_plugin.monitoring.alerts import alert_failure
+from mlflow_deploy_plugin.registry.promote import registered
+from mlflow_deploy_plugin.registry.resolve import resolve
+from mlflow_deploy_plugin.store import Store
+from mlflow_deploy_plugin.store.retrainings import Retraining
+
+
+def judge_candidate(plan: RetrainPlan, version: str, dataset: str, target: str, actor: str, store: Store) -> Gated:
+    """Judges the version by its model's policy, and writes the verdict on it.
+
+    Where the policy names no dataset, the newest labelled rows of the window are it, which neither version has learned:
+    the candidate may not be worse on them than what is served, by the policy's own margin and confidence.
+
+    Raises as `gate.run.run_gate`.
+    """
+    chosen = choose_policy(plan.model)
+    policy = chosen.policy
+    if dataset and not policy.evaluation.dataset:
+        evaluation = policy.evaluation.model_copy(update={"dataset": dataset, "target": target})
+        where = f"{chosen.where}, on the newest labelled rows"
+        chosen = Chosen(policy.model_copy(update={"evaluation": evaluation}), where, chosen.is_the_models)
+    return judge_and_log(registered(plan.model, version), resolve(plan.base_uri), chosen, actor, store, lambda _: None)
+
+
+def figures_of(verdict: Verdict) -> dict[str, float]:
+    """What the evaluation says in numbers, for the list of retrainings."""
+    found = [check for check in verdict.checks if check.name == "evaluation"]
+    return {
+        f"evaluation.{name}": float(value)
+        for check in found
+        for name, value in check.figures.items()
+        if isinstance(value, int | float)
+    }
+
+
+def tell(deployments: Deployments, plan: RetrainPlan, one: Retraining, reason: str) -> None:
+    """Tells people that a version waits for them."""
+    text = f"{plan.model} version {one.version} is proposed: {reason}"
+    alert_failure(deployments.store, deployments.settings, plan.endpoint, one.monitor, text)

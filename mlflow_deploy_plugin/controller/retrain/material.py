@@ -1,0 +1,121 @@
+"""The labelled rows that a retraining learns, and those that are held out to judge it by."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.store.database import utc_now
+
+LABEL, LABEL_NUMBER = "_label", "_label_number"
+MAX_ROWS = 1_000_000
+MIN_ROWS = 100
+HELD_OUT = 0.2
+"""Of the window's labelled rows, the newest share: a model is to be right about what comes next."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What was written for a retraining.
+
+    Attributes:
+        data: Parquet file of the rows to learn: the model's columns, `_label`, `_label_number`, `_event_time`.
+        held_out: a file of the same form with the newest rows of the window; None where there are too few.
+        target: the column of `held_out` with the truth, as the model answers it.
+        rows / held_out_rows: in them.
+        window: whose rows they are; of a full training, the end of all rows.
+    """
+
+    data: Path
+    held_out: Path | None
+    target: str
+    rows: int
+    held_out_rows: int
+    window: Window
+
+
+def collect(log: InferenceLog, plan: RetrainPlan, folder: Path) -> Material:
+    """Writes the labelled rows into the folder: of the window, and for a full training all that came before it.
+
+    Raises:
+        NotFound: nothing was captured.
+        InvalidConfig: there are too few labelled rows to learn anything.
+    """
+    window = plan.asked_window() or log.latest_window(plan.endpoint, plan.every, utc_now())
+    rows = _labelled(log, plan.endpoint, window)
+    if rows is None or len(rows) < MIN_ROWS:
+        have = f"{len(rows):,}" if rows is not None else "no"
+        raise InvalidConfig(
+            f"{window} has {have} labelled rows, and at least {MIN_ROWS} are wanted: send what really happened by "
+            "POST /feedback or `onnxserve feedback`"
+        )
+    learned, held_out = _cut(rows)
+    if plan.mode == "full":
+        earlier = _earlier(log, plan.endpoint, window)
+        learned = pa.concat_tables([*earlier, learned], promote_options="permissive")
+    folder.mkdir(parents=True, exist_ok=True)
+    data, judged_by = folder / "data.parquet", folder / "held_out.parquet"
+    pq.write_table(learned, data)
+    if held_out is not None:
+        pq.write_table(held_out, judged_by)
+    return Material(
+        data=data,
+        held_out=judged_by if held_out is not None else None,
+        target=_target(rows),
+        rows=len(learned),
+        held_out_rows=len(held_out) if held_out is not None else 0,
+        window=window,
+    )
+
+
+def _earlier(log: InferenceLog, endpoint: str, window: Window) -> list[pa.Table]:
+    hours = [hour.start for hour in log.hours(endpoint) if hour.start < window.start]
+    found = _labelled(log, endpoint, Window(min(hours), window.start)) if hours else None
+    return [found] if found is not None else []
+
+
+def _labelled(log: InferenceLog, endpoint: str, window: Window) -> pa.Table | None:
+    """The labelled rows of the window in the order of event time, whichever version answered them; None: no rows."""
+    try:
+        found = log.labelled(endpoint, window, MAX_ROWS)
+    except NotFound:
+        return None
+    if found is None or LABEL not in found.table.column_names:
+        return None
+    table = found.table.filter(pc.is_valid(found.table.column(LABEL)))
+    return table.sort_by([(EVENT_TIME, "ascending"), ("_segment", "ascending"), ("_offset", "ascending")])
+
+
+def _cut(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
+    """The older rows and the newest, which no moment of event time is split between."""
+    times = rows.column(EVENT_TIME).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+    place = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
+    learned, held_out = _own(rows.slice(0, place)), _own(rows.slice(place))
+    if len(learned) < MIN_ROWS or len(held_out) < MIN_ROWS:
+        return _own(rows), None
+    return learned, held_out
+
+
+def _own(table: pa.Table) -> pa.Table:
+    """The model's columns, the label and the event time."""
+    kept = (EVENT_TIME, LABEL, LABEL_NUMBER)
+    names = [
+        name
+        for name in table.column_names
+        if name in kept or not (name.startswith(("_", OUTPUT_PREFIX)) or name == PREDICTION)
+    ]
+    return table.select(names)
+
+
+def _target(rows: pa.Table) -> str:
+    """The label as a text where the model answers texts, or where it is no number."""
+    is_text = PREDICTION in rows.column_names and pa.types.is_string(rows.schema.field(PREDICTION).type)
+    return LABEL if is_text or rows.column(LABEL_NUMBER).null_count else LABEL_NUMBER

@@ -1,0 +1,213 @@
+"""Takes a retraining one step further. Every state is written down before the next one's work begins, and every step
+looks first whether its work is done already, so that it may be done again after a crash in the middle of it.
+
+    waiting       the rows are collected and the MLflow run is made
+    running       `mlflow run` trains; it outlives the controller, and the next one adopts it
+    registered    the run has registered a version; the gate judges it beside what is served
+    gated         by the spec's `then`: a rollout, a proposal, or nothing
+    rolling_out   the rollout brings it
+    promoted, proposed, left, rolled_back, failed         the end
+"""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from mlflow_deploy_plugin.controller.begin import Wish, begin_rollout
+from mlflow_deploy_plugin.controller.journal import plan_of as rollout_plan_of
+from mlflow_deploy_plugin.controller.retrain import child, journal, judged, tracked
+from mlflow_deploy_plugin.controller.retrain.material import collect
+from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, State
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import AlreadyExists, OnnxserveError
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, tag_version
+from mlflow_deploy_plugin.store import AuditEvent, Rollout
+from mlflow_deploy_plugin.store.database import utc_now
+from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+
+ATTEMPTS = 2
+"""A training that was killed from outside is begun once more; one that fails by itself is not."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The hands of a retraining.
+
+    Attributes:
+        actor: who stands in the audit trail for what is done.
+        say: is told in one line each where it is.
+    """
+
+    deployments: Deployments
+    actor: str
+    say: Callable[[str], None] = lambda line: None
+    clock: Callable[[], datetime] = utc_now
+
+    def take(self, retraining: Retraining) -> None:
+        """Does what the state asks for; what it cannot do is the end of the retraining, with the reason.
+
+        Raises:
+            RegistryUnavailable / StoreUnavailable / NotReady: to be tried again.
+        """
+        work = {
+            "waiting": self._prepare,
+            "running": self._watch,
+            "registered": self._judge,
+            "gated": self._decide,
+            "rolling_out": self._follow,
+        }
+        work[retraining.state](retraining)
+
+    def fail(self, retraining: Retraining, reason: str) -> None:
+        self._end(retraining, "failed", reason)
+
+    def folder(self, retraining: Retraining) -> Path:
+        attempt = retraining.figures.get("attempt", 1)
+        return self.deployments.settings.home_path / "retrainings" / f"{retraining.id}-{attempt}"
+
+    def _prepare(self, one: Retraining) -> None:
+        plan = journal.plan_of(one)
+        folder = self.folder(one)
+        material = collect(open_log(self.deployments.settings.inference_log), plan, folder)
+        figures = {
+            "attempt": one.figures.get("attempt", 1),
+            "host": socket.gethostname(),
+            "rows": material.rows,
+            "held_out_rows": material.held_out_rows,
+            "window": str(material.window),
+            "started_at": self.clock().isoformat(),
+        }
+        parameters = _parameters(plan, material.data)
+        run_id = tracked.run_for(one, plan, figures["attempt"], parameters)
+        if material.held_out is not None:
+            figures |= {"dataset": tracked.keep(run_id, material.held_out), "target": material.target}
+        running = replace(one, state="running", run_id=run_id, figures=figures, reason="")
+        written = self._write(running, journal.running(running, self.actor, self.clock()))
+        if written is not None:
+            child.start(plan, run_id, parameters, folder)
+
+    def _watch(self, one: Retraining) -> None:
+        plan, figures = journal.plan_of(one), one.figures
+        deadline = datetime.fromisoformat(figures["started_at"]) + timedelta(seconds=plan.timeout)
+        is_here = figures["host"] == socket.gethostname()
+        if is_here and child.is_alive(one.run_id):
+            if self.clock() > deadline:
+                child.end(one.run_id)
+                tracked.end(one.run_id, "KILLED")
+                self.fail(one, f"the run took longer than {plan.timeout:g} s and was ended")
+            return
+        status = tracked.status(one.run_id)
+        if status == "FAILED":
+            self.fail(one, f"the run failed: {child.last_line(self.folder(one)) or 'it has said nothing'}")
+        elif version := tracked.version_of(plan.model, one.run_id):
+            tracked.tag(one, plan, version)
+            registered = replace(one, state="registered", version=version)
+            self._write(registered, journal.registered(registered, self.actor, self.clock()))
+        elif status == "FINISHED":
+            self.fail(one, f"the run has registered no version of {plan.model}")
+        elif is_here or self.clock() > deadline:
+            self._begin_again(one)
+
+    def _begin_again(self, one: Retraining) -> None:
+        """Nothing of the training is left: it was killed, or the machine has stopped."""
+        attempt = one.figures["attempt"]
+        child.end(one.run_id)
+        tracked.end(one.run_id, "KILLED")
+        if attempt >= ATTEMPTS:
+            self.fail(one, f"the run was killed {attempt} times: {child.last_line(self.folder(one))}".rstrip(": "))
+            return
+        reason = f"run {one.run_id} was killed before its end; it is begun once more"
+        self._write(replace(one, state="waiting", run_id="", figures={"attempt": attempt + 1}, reason=reason))
+
+    def _judge(self, one: Retraining) -> None:
+        plan, store = journal.plan_of(one), self.deployments.store
+        dataset, target = one.figures.get("dataset", ""), one.figures.get("target", "")
+        gated = judged.judge_candidate(plan, one.version, dataset, target, self.actor, store)
+        verdict = {"gate": gated.verdict.state, "gate_reason": gated.verdict.reason, "gate_report": gated.report}
+        figures = one.figures | verdict | judged.figures_of(gated.verdict)
+        self._write(replace(one, state="gated", figures=figures))
+
+    def _decide(self, one: Retraining) -> None:
+        plan = journal.plan_of(one)
+        if one.figures["gate"] != "passed":
+            self._finish(one, "left", f"it has not passed its gate: {one.figures['gate_reason']}")
+        elif plan.then == "rollout":
+            self._roll_out(one, plan)
+        elif plan.then == "propose":
+            where = f"`onnxserve rollout {plan.endpoint} --to {one.version}` brings it"
+            self._finish(one, "proposed", f"it has passed its gate ({one.figures['gate_reason']}): {where}")
+        else:
+            self._finish(one, "left", f"it has passed its gate ({one.figures['gate_reason']}) and is left as it is")
+
+    def _roll_out(self, one: Retraining, plan: RetrainPlan) -> None:
+        rollout = self._rollout_of(one, plan)
+        if rollout is None:
+            why = f"retraining {one.id}: {one.cause['why']}"
+            wish = Wish(
+                f"models:/{plan.model}/{one.version}",
+                plan.steps,
+                plan.step_every,
+                min_requests=plan.min_requests,
+                why=why,
+            )
+            try:
+                rollout = begin_rollout(self.deployments, plan.endpoint, wish, self.actor)
+            except AlreadyExists as error:  # another rollout: this one waits for its end
+                if one.reason != error.message:
+                    self._write(replace(one, reason=error.message))
+                return
+        tag_version(plan.model, one.version, CANDIDATE_TAG, f"rollout {rollout.id} of endpoint {plan.endpoint}")
+        self._write(replace(one, state="rolling_out", rollout_id=rollout.id, reason=""))
+
+    def _rollout_of(self, one: Retraining, plan: RetrainPlan) -> Rollout | None:
+        """That an earlier attempt at this step has begun."""
+        for rollout in self.deployments.store.rollouts(plan.endpoint):
+            begun = rollout_plan_of(rollout)
+            if (begun.model, begun.version) == (plan.model, one.version) and rollout.created_at >= one.created_at:
+                return rollout
+        return None
+
+    def _follow(self, one: Retraining) -> None:
+        found = [rollout for rollout in self.deployments.store.rollouts(one.endpoint) if rollout.id == one.rollout_id]
+        if not found:
+            self.fail(one, f"rollout {one.rollout_id} is gone")
+        elif not found[0].is_live:
+            state: State = "promoted" if found[0].state == "promoted" else "rolled_back"
+            self._end(one, state, found[0].reason)
+
+    def _finish(self, one: Retraining, state: State, reason: str) -> None:
+        """The end of a version that no rollout brings: its tag says what it is."""
+        plan = journal.plan_of(one)
+        tag_version(plan.model, one.version, CANDIDATE_TAG, state)
+        self._end(one, state, reason)
+        if state == "proposed":
+            judged.tell(self.deployments, plan, one, reason)
+
+    def _end(self, one: Retraining, state: State, reason: str) -> None:
+        now = self.clock()
+        ended = replace(one, state=state, reason=reason, ended_at=now)
+        self._write(ended, journal.ended(ended, self.actor, now))
+
+    def _write(self, changed: Retraining, event: AuditEvent | None = None) -> Retraining | None:
+        """None where somebody else has taken it further meanwhile."""
+        written = Retrainings(self.deployments.store, self.clock).update(changed, event)
+        if written is not None:
+            self.say(journal.shown(written))
+        return written
+
+
+def _parameters(plan: RetrainPlan, data: Path) -> dict[str, str]:
+    """What every project of a retraining is given, and what the spec adds, which wins."""
+    own = {"mode": plan.mode, "data": str(data), "base_model": plan.base_uri, "registered_model": plan.model}
+    return own | {name: _text(value) for name, value in plan.parameters.items()}
+
+
+def _text(value: str | float) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def reason_of(error: OnnxserveError) -> str:
+    return " ".join(error.message.split())

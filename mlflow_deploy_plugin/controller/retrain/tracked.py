@@ -1,0 +1,81 @@
+"""A retraining as MLflow has it: its run, the version that the run registered, and the tags that say where from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
+from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
+from mlflow_deploy_plugin.registry.runs import experiment_named
+from mlflow_deploy_plugin.registry.tags import CAUSE_TAG, PARENT_TAG, TRAINING_TAG, tag_version
+from mlflow_deploy_plugin.store.retrainings import Retraining
+
+RETRAINING_TAG = "onnxserve.retraining"
+_FOLDER = "retraining"
+
+
+def run_for(one: Retraining, plan: RetrainPlan, attempt: int, parameters: Mapping[str, str]) -> str:
+    """The id of the run that trains, which is made where it is not there yet.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer.
+    """
+    from mlflow.entities import Param
+
+    key = f"{one.id}.{attempt} {one.created_at.isoformat()}"
+    with registry_errors(f"retraining {one.id}"):
+        client = registry_client()
+        experiment = experiment_named(client, f"onnxserve/{plan.endpoint}")
+        found = client.search_runs([experiment], f"tags.`{RETRAINING_TAG}` = '{key}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        tags = {
+            RETRAINING_TAG: key,
+            CAUSE_TAG: str(one.cause["why"])[:5000],
+            "onnxserve.endpoint": plan.endpoint,
+            "mlflow.source.type": "PROJECT",
+            "mlflow.source.name": plan.project,
+            "mlflow.project.entryPoint": plan.entry_point,
+            "mlflow.user": plan.actor,
+        }
+        if one.cause.get("run_id"):
+            tags["onnxserve.cause.run_id"] = one.cause["run_id"]
+        run_id = str(client.create_run(experiment, run_name=f"retraining {one.id}", tags=tags).info.run_id)
+        client.log_batch(run_id, params=[Param(name, value[:5000]) for name, value in parameters.items()])
+    return run_id
+
+
+def keep(run_id: str, file: Path) -> str:
+    """Logs the file to the run; gives its URI. Raises RegistryUnavailable."""
+    with registry_errors(f"run {run_id}"), patience_for_files():
+        registry_client().log_artifact(run_id, str(file), _FOLDER)
+    return f"runs:/{run_id}/{_FOLDER}/{file.name}"
+
+
+def status(run_id: str) -> str:
+    """RUNNING, FINISHED, FAILED, KILLED or SCHEDULED. Raises NotFound, RegistryUnavailable."""
+    with registry_errors(f"run {run_id}"):
+        return str(registry_client().get_run(run_id).info.status)
+
+
+def end(run_id: str, state: str) -> None:
+    """Ends a run whose process is gone; one that has ended stays as it is. Raises as `status`."""
+    if status(run_id) in ("RUNNING", "SCHEDULED"):
+        with registry_errors(f"run {run_id}"):
+            registry_client().set_terminated(run_id, state)
+
+
+def version_of(model: str, run_id: str) -> str:
+    """The newest version of the model that the run registered; empty: none. Raises RegistryUnavailable."""
+    with registry_errors(f"model {model}"):
+        found = registry_client().search_model_versions(f"run_id = '{run_id}'")
+    return max((str(one.version) for one in found if one.name == model), key=int, default="")
+
+
+def tag(one: Retraining, plan: RetrainPlan, version: str) -> None:
+    """Writes on the version where it comes from; what the project has written itself stays. Raises as `tag_version`."""
+    with registry_errors(f"model {plan.model} version {version}"):
+        known = registry_client().get_model_version(plan.model, version).tags
+    tags = {CAUSE_TAG: str(one.cause["why"]), PARENT_TAG: plan.base_uri, TRAINING_TAG: plan.mode}
+    for key, value in tags.items():
+        if key not in known:
+            tag_version(plan.model, version, key, value)
