@@ -50,7 +50,11 @@ def log_run(
         finally:
             if is_new:
                 client.set_terminated(run_id, "FINISHED" if is_complete else "FAILED")
-        experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
+        return logged_run(client, run_id)
+
+
+def logged_run(client: "MlflowClient", run_id: str) -> LoggedRun:
+    experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
     return LoggedRun(run_id, experiment.name, _url(experiment.experiment_id, run_id))
 
 
@@ -71,18 +75,35 @@ def experiment_named(client: "MlflowClient", name: str) -> str:
     return str(found.experiment_id)
 
 
-def log_figures(client: "MlflowClient", run_id: str, model_id: str, figures: Iterable[tuple[str, float]]) -> None:
-    """Logs names and values as metrics of the run, and of the model where this tracking server has it."""
+def log_figures(
+    client: "MlflowClient",
+    run_id: str,
+    model_id: str,
+    figures: Iterable[tuple[str, float]],
+    at_ms: int | None = None,
+    step: int = 0,
+) -> None:
+    """Logs names and values as metrics of the run, and of the model where this tracking server has it.
+
+    Args:
+        at_ms: the time that they hold for, in milliseconds since 1970; default: now.
+        step: of values of one name and time, MLflow takes that of the last step for the metric's.
+    """
     from mlflow.entities import LoggedModelInput, Metric
     from mlflow.utils.time import get_current_time_millis
 
     known = _known_model(client, model_id)
-    now = get_current_time_millis()
-    metrics = [Metric(key, value, now, 0, model_id=known) for key, value in figures]
+    time = get_current_time_millis() if at_ms is None else at_ms
+    metrics = [Metric(key, value, time, step, model_id=known) for key, value in figures]
     for start in range(0, len(metrics), _MOST_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + _MOST_METRICS])
     if known is not None:
         client.log_inputs(run_id, models=[LoggedModelInput(known)])
+
+
+def project_run() -> str | None:
+    """The run of the MLflow project that this process belongs to."""
+    return os.environ.get(_PROJECT_RUN) or None
 
 
 def _begin(
@@ -91,7 +112,7 @@ def _begin(
     """The run to log to, with its tags, and whether it was made here."""
     from mlflow.entities import RunTag
 
-    if run_id := os.environ.get(_PROJECT_RUN):
+    if run_id := project_run():
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         return run_id, False
     run = client.create_run(experiment_id(client), run_name=name, tags=dict(tags))

@@ -24,7 +24,7 @@ from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError
 from mlflow_deploy_plugin.monitoring.drift import DriftResult, run_drift
-from mlflow_deploy_plugin.monitoring.tracking import HTML as REPORT
+from mlflow_deploy_plugin.monitoring.reports.page import PAGE as REPORT
 from mlflow_deploy_plugin.monitoring.windows import Window
 from projects.demo.place import CHECKOUT
 from projects.flight_delay.data import DAY, FEATURES

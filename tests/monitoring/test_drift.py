@@ -50,8 +50,8 @@ def test_a_shifted_day_is_called_drifted_and_its_run_is_found_from_the_version(w
     assert metrics["statistic"] == metrics["drift_score/temperature"] > metrics["threshold"]
     assert 0 < metrics["share_of_drifted_columns"] <= 1
     version = mlflow.MlflowClient().get_model_version("flight-delay", "1")
-    assert version.tags["onnxserve.drift.drift"] == "drift"
-    assert version.tags["onnxserve.drift.drift.run"] == result.run.run_id
+    assert version.tags["onnxserve.monitor.flights.drift"] == "drift"
+    assert version.tags["onnxserve.monitor.flights.drift.report"] == f"{result.run.run_id}/report.html"
 
 
 def test_the_run_holds_the_report_and_the_verdict_and_they_agree(world):

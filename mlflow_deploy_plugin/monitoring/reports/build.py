@@ -8,9 +8,9 @@ from typing import Any
 
 from mlflow_deploy_plugin.monitoring.judgement import Evidence, Judgement
 from mlflow_deploy_plugin.monitoring.reports.drawn import Drawn, draw
-from mlflow_deploy_plugin.monitoring.reports.page import page_of
+from mlflow_deploy_plugin.monitoring.reports.page import PAGE, page_of
 
-PAGE, DOCUMENT, EVIDENTLY = "report.html", "verdict.json", "evidently.json"
+DOCUMENT, EVIDENTLY = "verdict.json", "evidently.json"
 LARGEST_PAGE = 6_000_000
 """Bytes; MLflow's viewer takes a page as one text into a frame, and becomes slow beyond."""
 _MOST_COLUMNS = 30  # drawn in some ten seconds

@@ -1,102 +1,128 @@
-"""A judgement in MLflow: one run with the report, tags on the model version that lead to it."""
+"""A judgement in MLflow: one run with the report, and what leads to it from the model version.
 
-import math
-import re
-from collections.abc import Iterator, Mapping
+A window's run is found by its tags endpoint, monitor, window start and revision: after a crash the next one goes on
+with it, and a window that is judged again overwrites it.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
-from mlflow import MlflowClient
+from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.monitoring.reports.metrics import metrics_of
+from mlflow_deploy_plugin.monitoring.reports.page import PAGE, with_picture
+from mlflow_deploy_plugin.monitoring.reports.trend import MOST_WINDOWS, PastWindow, series_of, trend_picture
+from mlflow_deploy_plugin.monitoring.reports.versions import lead_to_report
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.once import SUPERSEDED, RunOnce
+from mlflow_deploy_plugin.registry.runs import LoggedRun, log_figures
+from mlflow_deploy_plugin.registry.tags import LONGEST_TAG
 
-from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement
-from mlflow_deploy_plugin.registry.runs import LoggedRun, experiment_named, log_figures, log_run
-from mlflow_deploy_plugin.registry.tags import LONGEST_TAG, tag_version
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
-VERDICT_TAG = "onnxserve.drift.{monitor}"
-RUN_TAG = "onnxserve.drift.{monitor}.run"
-_LONGEST_NAME = 200
+ENDPOINT_TAG, MONITOR_TAG, VERDICT_TAG = "onnxserve.endpoint", "onnxserve.monitor", "onnxserve.verdict"
+START_TAG, END_TAG, REVISION_TAG = "onnxserve.window.start", "onnxserve.window.end", "onnxserve.window.revision"
 
 
 def log_judgement(judgement: Judgement, files: Mapping[str, str | bytes]) -> LoggedRun:
-    """Logs the run and tags the registered version with the verdict and the run.
+    """Logs the run, and tags the registered version with the verdict and where the report is.
 
-    It is the run of the MLflow project that this process belongs to (`mlflow run . -e drift`), else one in the
-    experiment `onnxserve/ENDPOINT`.
+    It is the run of the MLflow project that this process belongs to (`mlflow run . -e drift`), else the one in the
+    experiment `onnxserve/ENDPOINT` that this revision of the window has, or a new one.
 
     Args:
-        files: artifacts by name.
+        files: artifacts by name; the picture of the last windows is added.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer. What was begun is gone on with by the next call.
+    """
+    figures = metrics_of(judgement)
+
+    def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
+        end = judgement.window.end_us // 1000
+        log_figures(client, run_id, judgement.model_id, figures.items(), end, times)
+        this = PastWindow(judgement.window.start, judgement.state, figures)
+        picture = trend_picture(series_of(judgement), [*past_windows(judgement), this])
+        _log_files(client, run_id, with_picture(files, picture))
+
+    run = RunOnce(
+        f"the experiment of endpoint {judgement.endpoint}",
+        f"onnxserve/{judgement.endpoint}",
+        _identity(judgement),
+        (VERDICT_TAG, judgement.state),
+    ).log(f"{judgement.monitor} {judgement.window}", _tags(judgement), log_content)
+    lead_to_report(judgement, report_link(run))
+    return run
+
+
+def report_link(run: LoggedRun) -> str:
+    """The page of the report in MLflow, else where the artifact is."""
+    return f"{run.url}/artifacts/{PAGE}" if run.url else f"{run.run_id}/{PAGE}"
+
+
+def past_windows(judgement: Judgement) -> list[PastWindow]:
+    """The windows of this monitor before this one, as their runs tell; the newest, and of each the last revision.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
+    with registry_errors(f"the experiment of endpoint {judgement.endpoint}"):
+        client = registry_client()
+        experiment = client.get_experiment_by_name(f"onnxserve/{judgement.endpoint}")
+        if experiment is None:
+            return []
+        runs = client.search_runs(
+            [experiment.experiment_id],
+            f"tags.`{MONITOR_TAG}` = '{judgement.monitor}' and tags.`{VERDICT_TAG}` != ''",
+            max_results=2 * MOST_WINDOWS,
+            order_by=[f"tags.`{START_TAG}` DESC", "attributes.start_time DESC"],
+        )
+    last: dict[datetime, tuple[int, PastWindow]] = {}
+    for run in runs:
+        tags = run.data.tags
+        start, revision = _time(tags.get(START_TAG, "")), tags.get(REVISION_TAG, "")
+        if start is None or start >= judgement.window.start or SUPERSEDED in tags:
+            continue
+        number = int(revision) if revision.isdigit() else 0
+        if start not in last or last[start][0] < number:
+            last[start] = (number, PastWindow(start, tags[VERDICT_TAG], run.data.metrics))
+    return [window for _, window in last.values()]
 
-    def log_content(client: MlflowClient, run_id: str) -> None:
-        log_figures(client, run_id, judgement.model_id, _metrics(judgement))
-        with TemporaryDirectory() as folder:
-            for name, content in files.items():
-                (Path(folder) / name).write_bytes(content.encode() if isinstance(content, str) else content)
-            client.log_artifacts(run_id, folder)
 
-    run = log_run(
-        "the experiment of the monitor's run",
-        f"{judgement.monitor} {judgement.window}",
-        _tags(judgement),
-        lambda client: experiment_named(client, f"onnxserve/{judgement.endpoint}"),
-        log_content,
-    )
-    _tag_version(judgement, run.url or run.run_id)
-    return run
+def _time(text: str) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None  # a run that somebody made by hand
+    return time if time.tzinfo else None
+
+
+def _log_files(client: "MlflowClient", run_id: str, files: Mapping[str, str | bytes]) -> None:
+    with TemporaryDirectory() as folder:
+        for name, content in files.items():
+            target = Path(folder) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content.encode() if isinstance(content, str) else content)
+        client.log_artifacts(run_id, folder)
+
+
+def _identity(judgement: Judgement) -> dict[str, str]:
+    return {
+        ENDPOINT_TAG: judgement.endpoint,
+        MONITOR_TAG: judgement.monitor,
+        START_TAG: judgement.window.start.isoformat(),
+        REVISION_TAG: str(judgement.revision),
+    }
 
 
 def _tags(judgement: Judgement) -> dict[str, str]:
-    tags = {
-        "onnxserve.endpoint": judgement.endpoint,
-        "onnxserve.monitor": judgement.monitor,
+    return {
         "onnxserve.kind": judgement.kind,
         "onnxserve.model": judgement.model,
         "onnxserve.version": judgement.version,
-        "onnxserve.window.start": judgement.window.start.isoformat(),
-        "onnxserve.window.end": judgement.window.end.isoformat(),
-        "onnxserve.window.revision": str(judgement.revision),
-        "onnxserve.verdict": judgement.state,
+        END_TAG: judgement.window.end.isoformat(),
+        "onnxserve.reason": judgement.reason[:LONGEST_TAG],
     }
-    if judgement.reason:
-        tags["onnxserve.reason"] = judgement.reason[:LONGEST_TAG]
-    return tags
-
-
-def _metrics(judgement: Judgement) -> Iterator[tuple[str, float]]:
-    """Names and values: the figures, and of each finding what it was judged on."""
-    taken: set[str] = set()
-    named: list[tuple[str, Any]] = [("rows", judgement.rows), ("is_alarm", float(judgement.is_alarm))]
-    named += judgement.figures.items()
-    named += [(_finding_name(finding), finding.value) for finding in judgement.findings]
-    for name, value in named:
-        if value is not None and math.isfinite(value) and (unique := _metric_name(name)) not in taken:
-            taken.add(unique)
-            yield unique, float(value)
-
-
-def _finding_name(finding: Finding) -> str:
-    subject = f"{finding.subject}/{finding.segment}" if finding.segment else finding.subject
-    return f"{finding.check}/{subject}"
-
-
-def _metric_name(name: str) -> str:
-    """The name as MLflow takes it: it refuses most punctuation, and what looks like a path."""
-    parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
-    parts = [re.sub(r"^\.+|\.+$|\.\.+", "_", part).strip() or "_" for part in parts]
-    return "/".join(parts)[:_LONGEST_NAME]
-
-
-def _tag_version(judgement: Judgement, run: str) -> None:
-    """Where the version is registered; what was served from a folder or a run has no page to be found from."""
-    if not judgement.version.isdigit():
-        return
-    try:
-        for tag, value in ((VERDICT_TAG, judgement.state), (RUN_TAG, run)):
-            tag_version(judgement.model, judgement.version, tag.format(monitor=judgement.monitor), value)
-    except NotFound:
-        return  # deleted since it answered: the run stands

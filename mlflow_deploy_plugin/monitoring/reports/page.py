@@ -1,5 +1,6 @@
 """The page of a judged window: it stands alone, and MLflow shows it in a sandboxed frame."""
 
+import base64
 import html
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement
 from mlflow_deploy_plugin.monitoring.reports.drawn import Drawn
 
+PAGE, PICTURE = "report.html", "trend.png"
+_PICTURE_HERE = "<!-- picture of the last windows -->"
 _MOST_FINDINGS, _MOST_FIGURES = 300, 100
 _EMPTY = "<!doctype html><html lang='en'><head><meta charset='utf-8'></head><body></body></html>"
 _STYLE = """
@@ -29,6 +32,16 @@ def page_of(judgement: Judgement, drawn: Drawn) -> str:
     return page[:end] + _head(judgement, drawn) + page[end:]
 
 
+def with_picture(files: Mapping[str, str | bytes], picture: bytes) -> Mapping[str, str | bytes]:
+    """The files with the picture of the last windows: as a file, and within the page, which can fetch nothing."""
+    page = files.get(PAGE)
+    if not picture or not isinstance(page, str):
+        return files
+    data = base64.b64encode(picture).decode()
+    shown = f"<img alt='the last windows of this monitor' src='data:image/png;base64,{data}'>"
+    return {**files, PAGE: page.replace(_PICTURE_HERE, shown, 1), PICTURE: picture}
+
+
 def summary(judgement: Judgement) -> str:
     """What was judged and why it is so, in a sentence or two."""
     said = judgement.reason.rstrip(".") or f"{judgement.rows:,} rows of the window were judged"
@@ -45,6 +58,7 @@ def _head(judgement: Judgement, drawn: Drawn) -> str:
         f"<h1>{_text(title)}: <span class='{_class(judgement.state)}'>{judgement.state}</span></h1>",
         f"<p>{_text(summary(judgement))}</p>",
         f"<p class='note'>{_text(answered)}, {judgement.rows:,} rows{revision}</p>",
+        _PICTURE_HERE,
         _findings(judgement.findings),
         *(f"<p class='note'>Note: {_text(note.rstrip('.'))}.</p>" for note in notes),
         _figures(judgement.figures),

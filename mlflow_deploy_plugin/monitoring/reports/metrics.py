@@ -1,0 +1,42 @@
+"""A judgement as metrics: names that MLflow takes, and numbers."""
+
+import math
+import re
+from collections.abc import Iterator
+
+from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement
+
+_LONGEST_NAME = 200  # MLflow takes 250
+
+
+def metrics_of(judgement: Judgement) -> dict[str, float]:
+    """The figures, and of each finding what it was judged on: `distribution/COLUMN`, `criterion/accuracy`, and of a
+    criterion the threshold too. What is no number is left out."""
+    metrics: dict[str, float] = {}
+    for name, value in _named(judgement):
+        if value is not None and math.isfinite(value):
+            metrics.setdefault(metric_name(name), float(value))
+    return metrics
+
+
+def metric_name(name: str) -> str:
+    """The name as MLflow takes it: it refuses most punctuation, and what looks like a path."""
+    parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
+    return "/".join(re.sub(r"^\.+|\.+$|\.\.+", "_", part).strip() or "_" for part in parts)[:_LONGEST_NAME]
+
+
+def _named(judgement: Judgement) -> Iterator[tuple[str, float | None]]:
+    yield "rows", judgement.rows
+    yield "is_alarm", float(judgement.is_alarm)
+    yield from judgement.figures.items()
+    for finding in judgement.findings:
+        name = _subject(finding)
+        yield f"{finding.check}/{name}", finding.value
+        if finding.check == "criterion":
+            yield f"criterion_threshold/{name}", finding.threshold
+
+
+def _subject(finding: Finding) -> str:
+    """A column's name may hold what reads as a path."""
+    subject = finding.subject.replace("/", "_")
+    return f"{subject}/{finding.segment.replace('/', '_')}" if finding.segment else subject

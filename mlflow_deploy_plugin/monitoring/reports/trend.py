@@ -1,0 +1,83 @@
+"""The picture of a monitor's last windows: what was judged, against its threshold."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from mlflow_deploy_plugin.monitoring.judgement import ALARMS, Judgement
+
+MOST_WINDOWS = 60
+_MOST_PANELS = 4
+_ALARM, _FINE, _LINE, _SOFT = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a"
+
+
+@dataclass(frozen=True)
+class PastWindow:
+    """A window as its run in MLflow tells of it.
+
+    Attributes:
+        figures: the run's metrics.
+    """
+
+    start: datetime
+    state: str
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A figure that is drawn over the windows, and the names of its metrics."""
+
+    title: str
+    value: str
+    threshold: str
+
+
+def series_of(judgement: Judgement) -> list[Series]:
+    """What is drawn of this judgement: of criteria each one, of columns the largest statistic."""
+    criteria = [found for found in judgement.findings if found.check == "criterion" and not found.segment]
+    if not criteria:
+        return [Series("largest score of a column", "statistic", "threshold")]
+    subjects = sorted({found.subject for found in criteria if found.value is not None})
+    return [Series(name, f"criterion/{name}", f"criterion_threshold/{name}") for name in subjects[:_MOST_PANELS]]
+
+
+def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow]) -> bytes:
+    """A PNG, one panel a series; empty where no window has a value.
+
+    Args:
+        windows: in any order; those without a value are marked at the foot.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: half a second
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
+
+    ordered = sorted(windows, key=lambda window: window.start)[-MOST_WINDOWS:]
+    drawn = [one for one in series if any(math.isfinite(w.figures.get(one.value, math.nan)) for w in ordered)]
+    if not drawn:
+        return b""
+    figure = Figure(figsize=(7.2, 1.7 * len(drawn)), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for panel, one in zip(figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0], drawn, strict=True):
+        times = [window.start for window in ordered]
+        values = [window.figures.get(one.value, math.nan) for window in ordered]
+        bounds = [window.figures.get(one.threshold, math.nan) for window in ordered]
+        panel.plot(times, values, color=_LINE, linewidth=1, zorder=1)
+        panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", zorder=1, label="threshold")
+        colours = [_ALARM if window.state in ALARMS else _FINE for window in ordered]
+        panel.scatter(times, values, color=colours, s=16, zorder=2)
+        open_times = [window.start for window in ordered if window.state == "not judged"]
+        foot = panel.get_xaxis_transform()
+        panel.scatter(open_times, [0.03] * len(open_times), marker="|", color=_SOFT, transform=foot, label="not judged")
+        panel.set_title(one.title, fontsize=8, loc="left")
+        panel.tick_params(labelsize=7)
+        panel.margins(y=0.15)
+        panel.spines[["top", "right"]].set_visible(False)
+        locator = AutoDateLocator(maxticks=8)
+        panel.xaxis.set_major_locator(locator)
+        panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    file = io.BytesIO()
+    canvas.print_png(file)
+    return file.getvalue()

@@ -1,0 +1,121 @@
+"""One run in MLflow for one thing, however often it is reported and by how many at the same time.
+
+MLflow has no unique keys, so a run carries what it is the run of as tags, and whoever reports looks for it first. Two
+that look at the same time and find nothing make two; both look again, when their run is made and when it is filled, and
+agree on which one stands, without a word between them: one that is done before one that is not, then the older one.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
+from mlflow_deploy_plugin.registry.runs import LoggedRun, experiment_named, logged_run, project_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+SUPERSEDED = "onnxserve.superseded_by"
+"""Of a run that does not count: the one that stands for it."""
+_TIMES = "onnxserve.reported"
+"""How often the run was begun."""
+_MOST = 50
+
+
+class RunOnce:
+    """The run for one thing.
+
+    Args:
+        what: names the run in the message of an error.
+        experiment: name of the experiment, which is made where needed.
+        identity: tags that say what it is the run of; their values hold no quotes.
+        done: the tag that a run has when all of it is logged, and its value; it is set last.
+    """
+
+    def __init__(self, what: str, experiment: str, identity: Mapping[str, str], done: tuple[str, str]) -> None:
+        self._what = what
+        self._experiment = experiment
+        self._identity = identity
+        self._done = done
+
+    def log(
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        log_content: "Callable[[MlflowClient, str, int], None]",
+    ) -> LoggedRun:
+        """Logs to the run of the MLflow project that this process belongs to, else to the one that is there, else to a
+        new one.
+
+        Args:
+            log_content: is given the run's id and how often it was begun before.
+
+        Raises:
+            RegistryUnavailable: MLflow does not answer. What was begun is gone on with by the next call.
+        """
+        client = registry_client()
+        with registry_errors(self._what), patience_for_files():
+            run_id, is_new = self._begin(client, name, tags)
+            if is_new and self._standing(client, run_id) != run_id:
+                client.delete_run(run_id)
+                run_id, is_new = self._begin(client, name, tags)
+            is_complete = False
+            try:
+                log_content(client, run_id, self._count(client, run_id))
+                is_complete = True
+            finally:
+                if not is_complete and not project_run():
+                    client.set_terminated(run_id, "FAILED")
+            standing = self._standing(client, run_id)
+            if standing != run_id:
+                client.delete_run(run_id) if is_new else client.set_tag(run_id, SUPERSEDED, standing)
+                return logged_run(client, standing)
+            self._end(client, run_id)
+            return logged_run(client, run_id)
+
+    def _begin(self, client: "MlflowClient", name: str, tags: Mapping[str, str]) -> tuple[str, bool]:
+        """The run to log to, with its tags, and whether it was made here."""
+        from mlflow.entities import RunTag
+
+        said = {**tags, **self._identity}
+        found = project_run()
+        if found is None:
+            experiment_id = experiment_named(client, self._experiment)
+            found = next((str(run.info.run_id) for run in self._runs(client, experiment_id)), None)
+            if found is None:
+                return str(client.create_run(experiment_id, run_name=name, tags=said).info.run_id), True
+        client.log_batch(found, tags=[RunTag(key, value) for key, value in said.items()])
+        return found, False
+
+    def _count(self, client: "MlflowClient", run_id: str) -> int:
+        """How often the run was begun before; counts this time."""
+        before = client.get_run(run_id).data.tags.get(_TIMES, "0")
+        count = int(before) if before.isdigit() else 0
+        client.set_tag(run_id, _TIMES, str(count + 1))
+        return count
+
+    def _standing(self, client: "MlflowClient", run_id: str) -> str:
+        """Which of all runs for this stands."""
+        experiment_id = client.get_run(run_id).info.experiment_id
+        return project_run() or str(next((run.info.run_id for run in self._runs(client, experiment_id)), run_id))
+
+    def _runs(self, client: "MlflowClient", experiment_id: str) -> "list[Run]":
+        """Those for this that count, the one that stands first."""
+        asked = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self._identity.items())
+        found = client.search_runs([experiment_id], asked, max_results=_MOST)
+        counting = [run for run in found if SUPERSEDED not in run.data.tags]
+        return sorted(
+            counting, key=lambda run: (self._done[0] not in run.data.tags, run.info.start_time, run.info.run_id)
+        )
+
+    def _end(self, client: "MlflowClient", run_id: str) -> None:
+        """Says that the run is done, and that the others do not count."""
+        client.set_tag(run_id, *self._done)
+        experiment_id = client.get_run(run_id).info.experiment_id
+        for other in self._runs(client, experiment_id):
+            if other.info.run_id != run_id:
+                client.set_tag(other.info.run_id, SUPERSEDED, run_id)
+                if self._done[0] in other.data.tags:
+                    client.delete_tag(other.info.run_id, self._done[0])
+        if not project_run():
+            client.set_terminated(run_id, "FINISHED")
