@@ -18,6 +18,7 @@ _COMMANDS = {
     "gate": ("mlflow_deploy_plugin.cli.gate", "Check what a version has to prove before it is promoted."),
     "promote": ("mlflow_deploy_plugin.cli.promote", "Move a version to a stage or alias, through its gate."),
     "history": ("mlflow_deploy_plugin.cli.history", "Show who changed what, when and why."),
+    "retrain": ("mlflow_deploy_plugin.cli.retrain", "Train what is served on what was captured and labelled."),
     "rollout": ("mlflow_deploy_plugin.cli.rollout", "Bring a new version by steps, and back if it is bad."),
     "rollback": ("mlflow_deploy_plugin.cli.rollback", "Go back to what was served before."),
     "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts."),

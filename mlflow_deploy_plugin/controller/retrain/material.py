@@ -9,8 +9,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.inference_log.joining import with_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.sample import Sample
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.store.database import utc_now
@@ -50,7 +52,7 @@ def collect(log: InferenceLog, plan: RetrainPlan, folder: Path) -> Material:
         InvalidConfig: there are too few labelled rows to learn anything.
     """
     window = plan.asked_window() or log.latest_window(plan.endpoint, plan.every, utc_now())
-    rows = _labelled(log, plan.endpoint, window)
+    rows = _labelled(log, plan, window)
     if rows is None or len(rows) < MIN_ROWS:
         have = f"{len(rows):,}" if rows is not None else "no"
         raise InvalidConfig(
@@ -59,7 +61,7 @@ def collect(log: InferenceLog, plan: RetrainPlan, folder: Path) -> Material:
         )
     learned, held_out = _cut(rows)
     if plan.mode == "full":
-        earlier = _earlier(log, plan.endpoint, window)
+        earlier = _earlier(log, plan, window)
         learned = pa.concat_tables([*earlier, learned], promote_options="permissive")
     folder.mkdir(parents=True, exist_ok=True)
     data, judged_by = folder / "data.parquet", folder / "held_out.parquet"
@@ -76,21 +78,24 @@ def collect(log: InferenceLog, plan: RetrainPlan, folder: Path) -> Material:
     )
 
 
-def _earlier(log: InferenceLog, endpoint: str, window: Window) -> list[pa.Table]:
-    hours = [hour.start for hour in log.hours(endpoint) if hour.start < window.start]
-    found = _labelled(log, endpoint, Window(min(hours), window.start)) if hours else None
-    return [found] if found is not None else []
+def _earlier(log: InferenceLog, plan: RetrainPlan, window: Window) -> list[pa.Table]:
+    hours = [hour.start for hour in log.hours(plan.endpoint) if hour.start < window.start]
+    found = _labelled(log, plan, Window(hours[0], window.start)) if hours else None
+    return [_own(found)] if found is not None else []
 
 
-def _labelled(log: InferenceLog, endpoint: str, window: Window) -> pa.Table | None:
+def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window) -> pa.Table | None:
     """The labelled rows of the window in the order of event time, whichever version answered them; None: no rows."""
-    try:
-        found = log.labelled(endpoint, window, MAX_ROWS)
-    except NotFound:
+    sample, is_empty = Sample(MAX_ROWS), True
+    for batch in log.batches(plan.endpoint, window):
+        rows = batch.filter(pc.equal(batch.column("_model"), plan.model))
+        if len(rows):
+            sample.add(rows)
+            is_empty = False
+    if is_empty:
         return None
-    if found is None or LABEL not in found.table.column_names:
-        return None
-    table = found.table.filter(pc.is_valid(found.table.column(LABEL)))
+    table = with_labels(log.location, plan.endpoint, sample.table(), log.unreadable)
+    table = table.filter(pc.is_valid(table.column(LABEL)))
     return table.sort_by([(EVENT_TIME, "ascending"), ("_segment", "ascending"), ("_offset", "ascending")])
 
 

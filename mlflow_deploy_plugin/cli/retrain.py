@@ -1,0 +1,120 @@
+"""`onnxserve retrain NAME`: trains the model behind an endpoint on what was captured and labelled, now."""
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from mlflow_deploy_plugin.errors import NotFound
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.store.retrainings import Retraining
+
+_POLL_SECONDS = 0.5
+_LEASE_SECONDS = 15.0
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--monitor", help="Whose `retrain` says how. Default: the only one that has it.")
+@click.option("--mode", type=click.Choice(["full", "incremental"]), help="Default: the monitor's.")
+@click.option(
+    "--window",
+    metavar="START/END",
+    help="Whose labelled rows are learned: 2013-07-01/2013-08-01, 2013-07-01/1d. Default: the latest whole one.",
+)
+@click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail.")
+@click.option("--wait", is_flag=True, help="Show the progress until it has ended, or a rollout brings the version.")
+@click.option("--list", "listed", is_flag=True, help="Show the retrainings (of NAME), oldest first.")
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of --list."
+)
+def retrain(
+    name: str | None,
+    monitor: str | None,
+    mode: str | None,
+    window: str | None,
+    why: str,
+    wait: bool,
+    listed: bool,
+    output: str,
+) -> None:
+    """Trains the model that the endpoint NAME serves, as the `retrain` of its monitor says.
+
+    The run's version is judged by its gate beside what is served, and then brought by a rollout, proposed, or left.
+    Cool-down and budget are for alarms; what a person asks for is done. `onnxserve controller` does the work.
+
+    \b
+      onnxserve retrain flights --mode incremental --why 'new carrier'
+      onnxserve retrain --list
+    """
+    if not listed and name is None:
+        raise click.UsageError("say which endpoint (NAME), or --list")
+    # here and below: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
+    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+
+    with open_deployments(lambda line: None) as deployments:
+        if listed:
+            _list(deployments, name, output)
+            return
+        from mlflow_deploy_plugin.controller.command import who_works
+        from mlflow_deploy_plugin.controller.retrain import ask
+        from mlflow_deploy_plugin.controller.retrain.journal import shown
+        from mlflow_deploy_plugin.inference_log.windows import parse_window
+
+        assert name is not None
+        begun = ask(deployments, name, monitor, mode, why, parse_window(window) if window else None)
+        click.echo(shown(begun))
+        if wait:
+            _wait(deployments, begun)
+        else:
+            click.echo(who_works(deployments.store), err=True)
+
+
+def _list(deployments: "Deployments", name: str | None, output: str) -> None:
+    from dataclasses import asdict
+
+    from mlflow_deploy_plugin.controller.retrain.journal import shown
+    from mlflow_deploy_plugin.store.retrainings import Retrainings
+
+    found = Retrainings(deployments.store).find(name)
+    if output == "json":
+        click.echo(json.dumps([asdict(one) for one in found], default=lambda value: value.isoformat(), indent=1))
+        return
+    if not found:
+        raise NotFound(f"endpoint {name!r} has had no retraining" if name else "there was no retraining")
+    for one in found:
+        click.echo(f"{one.created_at:%Y-%m-%d %H:%M:%S}Z  {shown(one)}")
+        click.echo(f"    why: {one.cause['why']}")
+
+
+def _wait(deployments: "Deployments", begun: "Retraining") -> None:
+    """Shows what happens to it; works on it where no controller does."""
+    import time
+    from contextlib import ExitStack
+
+    from mlflow_deploy_plugin.controller.lease import LeaseKeeper
+    from mlflow_deploy_plugin.controller.loop import LEASE
+    from mlflow_deploy_plugin.controller.retrain import advance
+    from mlflow_deploy_plugin.controller.retrain.journal import shown
+    from mlflow_deploy_plugin.controller.who import controller_name, this_process
+    from mlflow_deploy_plugin.store.retrainings import Retrainings
+
+    told, retrainings, keeper = "", Retrainings(deployments.store), None
+    with ExitStack() as held:
+        while True:
+            if keeper is None or not keeper.is_held:
+                lease = deployments.store.acquire_lease(LEASE, this_process(), _LEASE_SECONDS)
+                keeper = held.enter_context(LeaseKeeper(deployments.store, lease)) if lease is not None else None
+            if keeper is not None:
+                advance(deployments, controller_name())
+            current = next(one for one in retrainings.find(begun.endpoint) if one.id == begun.id)
+            if (line := shown(current)) != told:
+                click.echo(line)
+                told = line
+            if not current.is_live or current.state == "rolling_out":
+                break
+            time.sleep(_POLL_SECONDS)
+    if current.state == "failed":
+        raise SystemExit(1)
