@@ -63,6 +63,7 @@ def _guarded(
                 _forget_rollback(change)
             if change.before != change.after:
                 _record(trail, change, change.action)
+                trail.tell_agents(change.model)
         return response
 
     return guarded

@@ -1,4 +1,5 @@
-"""Writes the audit trail from within MLflow's server, which must never wait for it or fail by it."""
+"""What follows a change in MLflow's server, which must never wait for it or fail by it: a line in the audit trail, and
+a word to the agents of this machine."""
 
 import logging
 import threading
@@ -6,7 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
 from typing import Any
 
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Store, open_store
 
 _log = logging.getLogger(__name__)
@@ -35,6 +38,10 @@ class Trail:
         except NotInTime:
             _log.warning("the audit trail is slow: %s by %s is written later", action, actor)
 
+    def tell_agents(self, model: str) -> None:
+        """The servers of this machine that follow the model look at the registry at once, not at their next poll."""
+        self._writer.submit(self._tell_agents, model)
+
     def store(self) -> Store:
         """Raises StoreUnavailable."""
         with self._lock:
@@ -49,3 +56,11 @@ class Trail:
             _log.error("not in the audit trail: %s by %s, %s (%s)", action, actor, event, error.message)
         except Exception:  # noqa: BLE001  # a boundary: MLflow's answer does not depend on our trail
             _log.exception("not in the audit trail: %s by %s, %s", action, actor, event)
+
+    def _tell_agents(self, model: str) -> None:
+        try:
+            Deployments(self.store(), load_settings(), lambda line: None).look_now(model)
+        except OnnxserveError as error:  # they look by themselves in a moment
+            _log.warning("the agents are not told of %s: %s", model, error.message)
+        except Exception:  # noqa: BLE001  # a boundary, as above
+            _log.exception("the agents are not told of %s", model)

@@ -1,12 +1,17 @@
 """The gate in MLflow's own API: what is refused, what is written down, and what is left to MLflow."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.gate.policy import parse_policy
+from mlflow_deploy_plugin.server.state import LOOK
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import AuditEvent
 from mlflow_deploy_plugin.ui import trail
+from support.waiting import wait_until
 
 POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"
 API, AJAX = "/api/2.0/mlflow", "/ajax-api/2.0/mlflow"
@@ -62,6 +67,20 @@ def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(mlflow_app:
     assert (first.action, first.version, first.before, first.after) == ("transition", "1", "None", "Production")
     assert first.why == f"gate {gate}: all 5 checks passed"
     assert second.detail == {"via": "mlflow", "address": "127.0.0.1", "stood_there": "1", "archived": True}
+
+
+def test_the_servers_here_that_follow_the_model_are_told_at_once(
+    mlflow_app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = mlflow_app.model(policy=None)
+    mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{model}", f"models:/{model}/Production"))
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    folder = load_settings().deployments_path / f"of-{model}"
+    folder.mkdir(parents=True)
+
+    assert move(mlflow_app, model, "1", "Production").status_code == 200
+
+    wait_until((folder / LOOK).exists, what="the agent is told to look")
 
 
 def test_a_stage_that_is_not_gated_and_a_model_without_a_policy_are_left_alone(mlflow_app: Any) -> None:
