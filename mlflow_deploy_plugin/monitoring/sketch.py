@@ -28,7 +28,8 @@ SketchKind = Literal["number", "category", "other"]
 
 SHOWN_VALUES = 20
 KEPT_VALUES = 200
-_TOGETHER = 65_536
+_TOGETHER_ROWS = 65_536
+_TOGETHER_BYTES = 64 * 2**20
 _TYPE_SEPARATOR = " | "
 
 
@@ -113,7 +114,7 @@ def sketch_batches(bins: Mapping[str, Bins], batches: Iterable[pa.Table | pa.Rec
     Columns whose name begins with an underscore are the log's own and are left out; columns of lists are summarised
     (`inference_log/lists.py`).
     """
-    return merge([sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0] for table in _gathered(batches)])
+    return merge([sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0] for table in gathered(batches)])
 
 
 def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int) -> list[Profile]:
@@ -124,7 +125,7 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
     """
     rows = np.bincount(groups, minlength=count)
     columns: list[dict[str, ColumnSketch]] = [{} for _ in range(count)]
-    summarised = summarise_lists(table)
+    summarised = summarise_lists(table, bins)
     for name in summarised.column_names:
         if name.startswith(OWN_PREFIX):
             continue
@@ -204,16 +205,18 @@ def _merge_fresh(parts: Sequence[Mapping[str, int]]) -> Mapping[str, int]:
     return {values[position]: total[values[position]] for position in order}
 
 
-def _gathered(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The same rows in tables of some size, since each table costs a pass over its columns."""
+def gathered(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The same rows in tables of some size, since each table costs a pass over its columns; tables without rows too."""
     held: list[pa.Table] = []
-    count = 0
+    rows = size = 0
     for batch in batches:
         table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
-        if held and (table.schema != held[0].schema or count + len(table) > _TOGETHER):
+        is_full = rows + len(table) > _TOGETHER_ROWS or size + table.nbytes > _TOGETHER_BYTES
+        if held and (is_full or table.schema != held[0].schema):
             yield pa.concat_tables(held)
-            held, count = [], 0
+            held, rows, size = [], 0, 0
         held.append(table)
-        count += len(table)
+        rows += len(table)
+        size += table.nbytes
     if held:
         yield pa.concat_tables(held)

@@ -57,7 +57,10 @@ def test_the_logs_own_columns_and_times_are_no_features():
     features, notes = read_features(table)
 
     assert list(features) == ["x"]
-    assert notes == ["when: a column of type timestamp[us] is not judged"]
+    assert notes == [
+        "when: a column of type timestamp[us] is not judged",
+        "words: a column of type list<item: string> is not judged",
+    ]
 
 
 def test_features_are_paired_by_name_and_brought_to_one_kind():
