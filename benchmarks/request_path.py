@@ -158,10 +158,11 @@ def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str
     outputs = predictor.run(question.feeds)
     response: Any = SimpleNamespace(id="0" * 32, model="m", version="1", prediction_id="0" * 32, outputs=outputs)
     rows = variant.capture.max_rows_per_request
+    captured = getattr(variant, "captured", None) or variant.loaded.captured  # there is none in the code of before it
 
     def capture() -> None:
         record = RequestRecord(variant.endpoint, variant.name, "0" * 32, "0" * 32, 1_700_000_000, 1_700_000_000)
-        server.capture.write(record, variant.loaded.captured, question.feeds, outputs, rows)
+        server.capture.write(record, captured, question.feeds, outputs, rows)
 
     def metrics() -> None:
         if counting is not None:

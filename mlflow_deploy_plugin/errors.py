@@ -16,6 +16,7 @@
     ├── AlreadyExists               409 RESOURCE_ALREADY_EXISTS
     ├── NotInstalled                501 NOT_IMPLEMENTED          a package that only this needs is missing
     ├── NotReady                    503 TEMPORARILY_UNAVAILABLE  nothing is loaded yet
+    ├── FeedbackNotKept             503 TEMPORARILY_UNAVAILABLE  the spool takes no labels just now
     ├── TooManyRequests             429 REQUEST_LIMIT_EXCEEDED   a limit or a queue is full
     ├── DeadlineExceeded            504 DEADLINE_EXCEEDED        its time was up before it was computed
     ├── ModelError                  400 INVALID_PARAMETER_VALUE  a model that cannot be used
@@ -148,6 +149,13 @@ class NotInstalled(OnnxserveError):
 
 class NotReady(OnnxserveError):
     """The server lives, but has no version loaded that could answer."""
+
+    http_status = 503
+    error_code = "TEMPORARILY_UNAVAILABLE"
+
+
+class FeedbackNotKept(OnnxserveError):
+    """Labels that callers send cannot be written to the spool: the disk, or what it may hold, is full."""
 
     http_status = 503
     error_code = "TEMPORARILY_UNAVAILABLE"

@@ -1,6 +1,7 @@
 """Shipping: the workers' spool → the inference log, Parquet partitioned by endpoint and by the hour of event time.
 
     LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<segment>-<offset>.parquet
+    LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-<offset>.parquet        what callers have said of them since
 
 At least once: how far a segment is shipped is written down (`<segment>.shipped`) after its rows are in the log, and the
 segment is deleted after its worker let go of it and all of it is shipped. After a crash in between, the same rows come
@@ -22,10 +23,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from mlflow_deploy_plugin.agent.mask import MASK_KEY, Mask
 from mlflow_deploy_plugin.agent.sink import Sink, open_sink
 from mlflow_deploy_plugin.agent.table import table_of
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.server.capture import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
-from mlflow_deploy_plugin.server.captured import CapturedBatch, read_batches
+from mlflow_deploy_plugin.server.captured import CapturedBatch, read_captured
+from mlflow_deploy_plugin.server.feedback import FeedbackFrame
 from mlflow_deploy_plugin.server.state import ShippingState, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -37,6 +42,7 @@ _NO_SENSE = (ValueError, LookupError, TypeError, struct.error)
 """What reading may raise of a segment whose frames are whole and hold something else than they should."""
 _LONGEST_WAIT_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 30.0
+_MICROSECONDS_A_DAY = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Shipper:
     def __init__(self, spool: Path, log_uri: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._spool = spool
         self._sink: Sink = open_sink(log_uri)
+        self._mask = Mask(spool.parent / MASK_KEY)
         self._clock = clock
         self._growing: dict[str, _Growth] = {}
         self._failures = 0
@@ -96,7 +103,7 @@ class Shipper:
         for segment in due:
             try:
                 rows += self._ship_segment(segment)
-            except OSError as failure:  # the next one would fail too, after as long a wait
+            except (OSError, InvalidConfig) as failure:  # the next one would fail too, after as long a wait
                 error = f"the inference log {self._sink.location.shown} cannot be written: {failure}"
                 break
         self._report(error)
@@ -120,14 +127,17 @@ class Shipper:
         is_final = is_released(segment)  # asked before reading: what is released does not grow
         start = end = shipped_bytes(segment)
         size = segment.stat().st_size
-        batches: list[CapturedBatch] = []
+        rows = 0
         if size > start:
             try:
-                batches, end = read_batches(segment, start)
+                captured = read_captured(segment, start)
             except _NO_SENSE:
                 self._set_aside(segment)
                 return 0
-        rows = sum(self._write(segment.stem, group) for group in _by_file(batches))
+            rows = sum(self._write(segment.stem, group) for group in _by_file(captured.batches))
+            for frames in _by_day(captured.feedback):
+                self._write_labels(segment.stem, frames)
+            end = captured.end
         self._growing.pop(segment.name, None)
         if is_final:
             if end < size:
@@ -157,15 +167,44 @@ class Shipper:
     def _write(self, segment: str, group: Sequence[CapturedBatch]) -> int:
         """Writes one file. Rows that have no form in it are left out, so that they do not take the others with them."""
         try:
-            table = table_of(segment, group)
+            table = table_of(segment, group, self._mask)
             self._sink.write(_file_name(segment, group[0]), table)
-        except OSError:
+        except (OSError, InvalidConfig):
             raise
         except Exception:  # noqa: BLE001 - the boundary of one file: arrow raises a dozen unrelated classes
             requests = sum(len(batch.offsets) for batch in group)
             _log.exception("%d requests of %s have no form in the log, and are left out", requests, segment)
             return 0
         return len(table)
+
+    def _write_labels(self, segment: str, frames: Sequence[FeedbackFrame]) -> None:
+        labels = [
+            Label(
+                entry.prediction_id,
+                entry.row,
+                entry.key and self._mask.values(entry.key, frozenset(frame.mask)),
+                entry.label,
+                frame.received_time,
+                segment,
+                frame.offset + place,
+            )
+            for frame in frames
+            for place, entry in enumerate(frame.entries)
+        ]
+        self._sink.write(_labels_name(segment, frames[0]), labels_table(labels))
+
+
+def _by_day(frames: Sequence[FeedbackFrame]) -> Iterable[list[FeedbackFrame]]:
+    """What was said of one endpoint on one day."""
+    groups: dict[tuple[str, int], list[FeedbackFrame]] = defaultdict(list)
+    for frame in frames:
+        groups[frame.endpoint, frame.received_time // _MICROSECONDS_A_DAY].append(frame)
+    return groups.values()
+
+
+def _labels_name(segment: str, first: FeedbackFrame) -> str:
+    day = datetime.fromtimestamp(first.received_time / 1e6, UTC).date()
+    return f"{LABELS}/endpoint={first.endpoint}/date={day}/{segment}-{first.offset}.parquet"
 
 
 def _by_file(batches: Sequence[CapturedBatch]) -> Iterable[list[CapturedBatch]]:

@@ -4,7 +4,8 @@ A segment `spool/<uuid>.seg` is a row of frames: magic, length of the payload, i
 begins with its kind. A model frame holds, as JSON, what binds a version's arrays to its signature. A layout frame names
 its model frame by offset, and says what its requests hold (`server/packing.py`). Both are written before the first
 request that needs them in the segment. A request frame names its layout frame by offset and holds ids, times and arrays
-as they lie in memory, so that writing costs microseconds.
+as they lie in memory, so that writing costs microseconds. A feedback frame holds what a caller has said of earlier
+predictions (`server/feedback.py`).
 
 The worker holds an flock on its open segment; the kernel lets go of it however the worker ends, so that the agent knows
 (`is_released`) when a segment will not grow any more. A frame that was torn by a crash ends the segment for its reader.
@@ -19,7 +20,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import orjson
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured_model import CapturedModel as CapturedModel
 from mlflow_deploy_plugin.server.captured_model import described_model, read_model
+from mlflow_deploy_plugin.server.feedback import Feedback, pack_feedback
 from mlflow_deploy_plugin.server.packing import Packer
 from mlflow_deploy_plugin.server.packing import RequestRecord as RequestRecord
 
@@ -41,7 +43,7 @@ MAX_SEGMENT_BYTES = 16 * 1024 * 1024
 FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
 REFERRING = struct.Struct("<cI")  # kind, offset of the frame that this one needs
 MAGIC = b"OXS3"
-MODEL_KIND, LAYOUT_KIND, REQUEST_KIND = b"M", b"L", b"R"
+MODEL_KIND, LAYOUT_KIND, REQUEST_KIND, FEEDBACK_KIND = b"M", b"L", b"R", b"F"
 _LOG_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 
@@ -87,7 +89,7 @@ class CaptureWriter:
     ) -> bool:
         """Appends one request, its first `max_rows` rows; whether it is in the file now."""
         try:
-            layout, pieces = self._packer.pack(record, feeds, outputs, max_rows)
+            layout, pieces = self._packer.pack(record, model, feeds, outputs, max_rows)
             with self._lock:
                 self._append(model, layout, b"".join(pieces))
         except Exception as error:  # noqa: BLE001 - whatever it is: the answer is right, and is sent; the log has it
@@ -97,21 +99,26 @@ class CaptureWriter:
         self._count(True)
         return True
 
+    def write_feedback(
+        self, endpoint: str, received_time: int, entries: Sequence[Feedback], mask: Sequence[str] = ()
+    ) -> None:
+        """Appends what was said of earlier predictions at `received_time` (microseconds since 1970).
+
+        Raises:
+            OSError: the spool, or the disk, is full; its caller has to know.
+        """
+        payload = FEEDBACK_KIND + pack_feedback(endpoint, received_time, entries, mask)
+        with self._lock:
+            self._make_room(len(payload))
+            self._write_frame(payload)
+
     def close(self) -> None:
         """Lets go of the segment; the next write begins another."""
         with self._lock:
             self._close()
 
     def _append(self, model: CapturedModel, layout: bytes, packed: bytes) -> None:
-        if (now := self._clock()) >= self._look_at:
-            self._look_at = now + _LOOK_SECONDS
-            self._is_full = spool_bytes(self._spool) >= self._max_bytes
-        if self._is_full:
-            self._close()  # the agent removes no segment that is held
-            raise OSError(f"the spool holds the {self._max_bytes} bytes that it may; does the inference log take them?")
-        if self._file < 0 or self._size + len(packed) > MAX_SEGMENT_BYTES:
-            self._close()
-            self._open()
+        self._make_room(len(packed))
         offset = self._layouts.get((model, layout))
         if offset is None:
             if model not in self._models:
@@ -119,6 +126,22 @@ class CaptureWriter:
             offset = self._write_frame(REFERRING.pack(LAYOUT_KIND, self._models[model]) + layout)
             self._layouts[model, layout] = offset
         self._write_frame(REFERRING.pack(REQUEST_KIND, offset) + packed)
+
+    def _make_room(self, size: int) -> None:
+        """A segment that takes `size` bytes more.
+
+        Raises:
+            OSError: the spool holds what it may, or no file can be made.
+        """
+        if (now := self._clock()) >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            self._is_full = spool_bytes(self._spool) >= self._max_bytes
+        if self._is_full:
+            self._close()  # the agent removes no segment that is held
+            raise OSError(f"the spool holds the {self._max_bytes} bytes that it may; does the inference log take them?")
+        if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
+            self._close()
+            self._open()
 
     def _write_frame(self, payload: bytes) -> int:
         """Appends one frame in one write and gives its offset; a partial one is taken back."""

@@ -19,6 +19,7 @@ import orjson
 
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.capture import (
+    FEEDBACK_KIND,
     FRAME,
     MAGIC,
     REQUEST_KIND,
@@ -26,6 +27,7 @@ from mlflow_deploy_plugin.server.capture import (
     payload_at,
     read_layout,
 )
+from mlflow_deploy_plugin.server.feedback import FeedbackFrame, read_feedback
 
 _HEAD = np.dtype(
     [
@@ -83,8 +85,23 @@ class CapturedBatch:
     outputs: dict[str, Array]
 
 
-def read_batches(segment: Path, start: int = 0) -> tuple[list[CapturedBatch], int]:
-    """The requests of a segment in batches, and where to go on the next time. Holds the segment in memory.
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """What a segment holds from some offset on.
+
+    Attributes:
+        batches: its requests; those of one layout, number of rows and hour are one.
+        feedback: what callers have said of earlier predictions.
+        end: where to go on the next time.
+    """
+
+    batches: list[CapturedBatch]
+    feedback: list[FeedbackFrame]
+    end: int
+
+
+def read_captured(segment: Path, start: int = 0) -> Captured:
+    """What the whole frames of a segment hold. Takes the segment into memory.
 
     Raises:
         OSError: the segment cannot be read.
@@ -94,7 +111,9 @@ def read_batches(segment: Path, start: int = 0) -> tuple[list[CapturedBatch], in
         file.seek(start)
         content = file.read()
         begins, end = _whole_frames(content)
-        requests, heads = _request_heads(content, begins)
+        kinds = np.frombuffer(content, np.uint8)[begins + FRAME.size]
+        feedback = _feedback(content, np.append(begins, end), kinds, start)
+        requests, heads = _request_heads(content, begins[kinds == ord(REQUEST_KIND)])
         hours = heads["event_time"] // _MICROSECONDS_AN_HOUR
         models: dict[int, CapturedModel] = {}
         layouts: dict[int, tuple[CapturedModel, Any]] = {}
@@ -106,7 +125,7 @@ def read_batches(segment: Path, start: int = 0) -> tuple[list[CapturedBatch], in
             batches.append(
                 _batch(content, requests[group], heads[group], int(hours[group[0]]), start, *layouts[offset])
             )
-    return sorted(batches, key=lambda batch: int(batch.offsets[0])), start + end
+    return Captured(sorted(batches, key=lambda batch: int(batch.offsets[0])), feedback, start + end)
 
 
 def _whole_frames(content: bytes) -> tuple[Array, int]:
@@ -136,10 +155,15 @@ def _payload_in(file: IO[bytes], offset: int) -> memoryview | None:
     return payload_at(head + file.read(length), 0)
 
 
-def _request_heads(content: bytes, begins: Array) -> tuple[Array, Array]:
-    """[N] int64 and [N] `_HEAD`: the requests among the frames, and their heads."""
-    kinds = np.frombuffer(content, np.uint8)[begins + FRAME.size]
-    requests = begins[kinds == ord(REQUEST_KIND)]
+def _feedback(content: bytes, bounds: Array, kinds: Array, start: int) -> list[FeedbackFrame]:
+    places = np.flatnonzero(kinds == ord(FEEDBACK_KIND))
+    payload = FRAME.size + len(FEEDBACK_KIND)
+    frames = zip(bounds[places].tolist(), bounds[places + 1].tolist(), strict=True)
+    return [read_feedback(content[begin + payload : stop], start + begin) for begin, stop in frames]
+
+
+def _request_heads(content: bytes, requests: Array) -> tuple[Array, Array]:
+    """[N] int64 and [N] `_HEAD`: where the requests begin, and their heads."""
     if len(requests) and requests[-1] + FRAME.size + _HEAD.itemsize > len(content):
         raise ValueError("a request has no room for its head")
     return requests, _taken(content, requests + FRAME.size, _HEAD.itemsize).view(_HEAD)

@@ -1,31 +1,110 @@
-"""What a captured request is bound to names by, and its form in the spool."""
+"""What a captured request is bound to names by, what of it is kept, and its form in the spool."""
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
+import numpy as np
 import orjson
 
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime.schema import Array, Schema
 
 
 @dataclass(frozen=True, eq=False)
 class CapturedModel:
     """What binds the arrays of a captured request to names; `as_rows(schema, prediction, feeds, outputs)` takes it.
 
-    `eq=False`: one object a loaded version, compared by identity.
+    `eq=False`: one object for each loaded version and what is kept of it, compared by identity.
+
+    Attributes:
+        schema: with the columns that are kept.
+        outputs: the names of the graph's outputs; None: they are not known.
+        mask: columns of the log that the agent is to mask.
+        cuts: by input of the graph, [columns] intp: the places among its columns that are kept; None: nothing of it.
+        left_out: outputs that are not kept.
     """
 
     model: str
     version: str
     schema: Schema
     prediction: tuple[str, ...]
+    outputs: tuple[str, ...] | None = None
+    mask: tuple[str, ...] = ()
+    cuts: Mapping[str, Array | None] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
+
+
+@lru_cache(maxsize=1024)
+def kept_of(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...]) -> CapturedModel:
+    """The same model without the columns `drop`, and with `mask`. The same arguments give the same object.
+
+    Raises:
+        InvalidConfig: a name is none of the log's columns; the message says which is nearest.
+    """
+    if not drop and not mask:
+        return model
+    _check_names("drop", drop, model)
+    _check_names("mask", mask, model)
+    inputs, cuts = _cut(model.schema, set(drop))
+    schema = Schema(
+        tuple(column for column in model.schema.columns if column.name not in drop),
+        tuple(tensor for tensor in model.schema.tensors if tensor.name not in drop),
+        inputs,
+    )
+    left_out = {name.removeprefix(OUTPUT_PREFIX) for name in drop if name.startswith(OUTPUT_PREFIX)}
+    if PREDICTION in drop and len(model.prediction) == 1:
+        left_out.update(model.prediction)
+    if len(model.prediction) == 1 and {*mask} & (names := {PREDICTION, OUTPUT_PREFIX + model.prediction[0]}):
+        mask = tuple(sorted({*mask} | names))  # by which of both it is logged depends on its shape
+    return replace(model, schema=schema, mask=mask, cuts=cuts, left_out=frozenset(left_out))
+
+
+def _cut(schema: Schema, drop: Collection[str]) -> tuple[tuple[Input, ...], dict[str, Array | None]]:
+    """The inputs without these columns, and what is left of each that had some."""
+    inputs: list[Input] = []
+    cuts: dict[str, Array | None] = {}
+    for entry in schema.inputs:
+        names = entry.columns or (entry.name,)
+        places = [place for place, name in enumerate(names) if name not in drop]
+        if places and len(places) < len(names):
+            cuts[entry.name] = np.array(places, dtype=np.intp)
+            inputs.append(replace(entry, columns=tuple(names[place] for place in places)))
+        elif places:
+            inputs.append(entry)
+        else:
+            cuts[entry.name] = None
+    return tuple(inputs), cuts
+
+
+def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> None:
+    inputs = list(model.schema.names if model.schema.columns else (entry.name for entry in model.schema.inputs))
+    if not inputs:
+        return  # a model without a signature: what it takes shows with each request
+    prediction = [PREDICTION] if len(model.prediction) == 1 else []
+    known = [*inputs, *prediction, *(OUTPUT_PREFIX + name for name in model.outputs or ())]
+    for name in names:
+        if name in known or (model.outputs is None and name.startswith(OUTPUT_PREFIX)):
+            continue
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there is {', '.join(known[:20])}"
+        raise InvalidConfig(f"capture.{option}: {model.model} {model.version} has no column {name!r}; {hint}")
 
 
 def described_model(model: CapturedModel) -> bytes:
     """As JSON, without what the schema has worked out from its fields, which orjson would write as well."""
     schema = {name: getattr(model.schema, name) for name in ("columns", "tensors", "inputs")}
     return orjson.dumps(
-        {"model": model.model, "version": model.version, "schema": schema, "prediction": model.prediction}
+        {
+            "model": model.model,
+            "version": model.version,
+            "schema": schema,
+            "prediction": model.prediction,
+            "mask": model.mask,
+        }
     )
 
 
@@ -49,4 +128,5 @@ def read_model(described: memoryview) -> CapturedModel:
             tuple(inputs),
         ),
         tuple(document["prediction"]),
+        mask=tuple(document["mask"]),
     )

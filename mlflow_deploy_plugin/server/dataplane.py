@@ -213,7 +213,7 @@ class DataPlane:
                 latency = int((time.perf_counter() - request.arrived) * 1e6)
             record = RequestRecord(variant.endpoint, variant.name, request.id, prediction_id, moment, arrived, latency)
             if is_captured:
-                self._capture.write(record, loaded.captured, feeds, outputs, capture.max_rows_per_request)
+                self._capture.write(record, variant.captured, feeds, outputs, capture.max_rows_per_request)
             if variant.shadows:
                 self._offer(variant, record, is_captured, feeds, outputs, request.body)
         return InferResponse(

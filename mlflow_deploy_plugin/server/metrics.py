@@ -85,6 +85,7 @@ class Metrics:
         self._batches: dict[tuple[str, str, str], _BatchSeries] = {}
         self._refused: dict[tuple[str, str], int] = {}
         self._predictions: dict[str, dict[Any, int]] = {}
+        self._feedback: dict[str, int] = {}
         self._served: dict[tuple[str, str, str, str], int] = {}
         self._captures = {
             is_written: self._counter(
@@ -152,6 +153,14 @@ class Metrics:
     def count_capture(self, is_written: bool) -> None:
         with self._lock:
             self._counters.cells[self._captures[is_written]] += 1
+
+    def count_feedback(self, outcome: str, labels: int) -> None:
+        """Labels of earlier predictions that were accepted, or requests with labels that were refused."""
+        with self._lock:
+            if outcome not in self._feedback:
+                text = "Labels of earlier predictions that were accepted, and requests with some that were refused."
+                self._feedback[outcome] = self._counter("onnxserve_feedback_labels", {"outcome": outcome}, text)
+            self._counters.cells[self._feedback[outcome]] += labels
 
     def show_table(self, table: Table) -> None:
         """What this worker serves from now on."""

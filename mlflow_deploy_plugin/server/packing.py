@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.server.captured_model import CapturedModel
 
 _HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
 _LONGEST_LATENCY = 2**32 - 1
@@ -22,6 +23,10 @@ _TEXT = struct.Struct("<I")
 _MOST_PLANS = 256
 """Plans that are kept, each for one endpoint, variant, number of feeds and shape of the first array; beyond it all are
 made anew."""
+
+
+_ALL: Array = np.empty(0, dtype=np.intp)
+"""In place of an array's columns: all of them."""
 
 
 class RequestRecord(NamedTuple):
@@ -52,16 +57,19 @@ class _Plan:
 
     Attributes:
         layout: the JSON that tells a reader.
-        kept: the place of each array that is held among all, and whether it is text.
+        model: what says which columns are kept.
+        kept: the place of each array that is held among all, whether it is text, and which of its columns are held,
+            if not all.
         rows: how many rows are held; `is_cut`: there are more.
         is_plain: every array is held as it lies in memory.
     """
 
+    model: CapturedModel
     names: list[str]
     dtypes: list[np.dtype[Any]]
     shapes: list[tuple[int, ...]]
     layout: bytes
-    kept: tuple[tuple[int, bool], ...]
+    kept: tuple[tuple[int, bool, Array | None], ...]
     rows: int
     is_cut: bool
     is_plain: bool
@@ -74,11 +82,17 @@ class Packer:
         self._plans: dict[tuple[Any, ...], _Plan] = {}
 
     def pack(
-        self, record: RequestRecord, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int
+        self,
+        record: RequestRecord,
+        model: CapturedModel,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        max_rows: int,
     ) -> tuple[bytes, list[bytes]]:
         """The layout of a request's first `max_rows` rows, and the request in pieces.
 
-        An array that has not one entry a row, or holds objects that no column takes, is left out.
+        An array that has not one entry a row, or holds objects that no column takes, is left out, and so is what the
+        model does not keep.
         """
         arrays = [*feeds.values(), *outputs.values()]
         shapes = [array.shape for array in arrays]
@@ -87,11 +101,12 @@ class Packer:
         plan = self._plans.get(key)
         if (
             plan is None
+            or plan.model is not model
             or plan.shapes != shapes
             or plan.names != [*feeds, *outputs]
             or plan.dtypes != [array.dtype for array in arrays]
         ):
-            plan = _plan(record, feeds, outputs, max_rows)
+            plan = _plan(record, model, feeds, outputs, max_rows)
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
@@ -102,8 +117,10 @@ class Packer:
         if plan.is_plain:
             pieces += [array.tobytes() for array in arrays]
             return plan.layout, pieces
-        for place, is_text in plan.kept:
+        for place, is_text, columns in plan.kept:
             array = arrays[place][: plan.rows] if plan.is_cut else arrays[place]
+            if columns is not None:
+                array = array.reshape(len(array), -1)[:, columns]
             if is_text:
                 text = orjson.dumps(array.tolist())
                 pieces += (_TEXT.pack(len(text)), text)
@@ -112,7 +129,13 @@ class Packer:
         return plan.layout, pieces
 
 
-def _plan(record: RequestRecord, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int) -> _Plan:
+def _plan(
+    record: RequestRecord,
+    model: CapturedModel,
+    feeds: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+    max_rows: int,
+) -> _Plan:
     rows = next((len(array) for array in feeds.values() if array.ndim), 0)
     entries: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {"feeds": [], "outputs": []}
     kept = []
@@ -122,9 +145,14 @@ def _plan(record: RequestRecord, feeds: Mapping[str, Array], outputs: Mapping[st
         is_text = holds_objects and (array.size == 0 or isinstance(array.flat[0], str | None))
         if array.shape[:1] != (rows,) or (holds_objects and not is_text):
             continue  # not one value a row, or one that no column takes: it has no place in a table
-        entries[side].append((name, "str" if is_text else array.dtype.str, array.shape[1:]))
-        kept.append((place, is_text))
+        columns = model.cuts.get(name, _ALL) if side == "feeds" else None if name in model.left_out else _ALL
+        if columns is None:
+            continue
+        inner = array.shape[1:] if columns is _ALL else (len(columns),)
+        entries[side].append((name, "str" if is_text else array.dtype.str, inner))
+        kept.append((place, is_text, None if columns is _ALL else columns))
     return _Plan(
+        model,
         [name for _, name, _ in arrays],
         [array.dtype for *_, array in arrays],
         [array.shape for *_, array in arrays],
@@ -132,5 +160,7 @@ def _plan(record: RequestRecord, feeds: Mapping[str, Array], outputs: Mapping[st
         tuple(kept),
         min(rows, max_rows),
         rows > max_rows,
-        rows <= max_rows and len(kept) == len(arrays) and not any(is_text for _, is_text in kept),
+        rows <= max_rows
+        and len(kept) == len(arrays)
+        and not any(is_text or columns is not None for _, is_text, columns in kept),
     )

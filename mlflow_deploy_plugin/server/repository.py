@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.server import routing
 from mlflow_deploy_plugin.server.account import Account, silence
+from mlflow_deploy_plugin.server.captured_model import kept_of
 from mlflow_deploy_plugin.server.leaving import Leaving
 from mlflow_deploy_plugin.server.load import load_version
 from mlflow_deploy_plugin.server.served import LoadedVersion, ServedEndpoint, ServedVariant, Table, served_endpoint
@@ -236,10 +237,20 @@ class Repository:
                     errors[name] = error.message
                     kept = f"version {loaded.version} stays" if loaded else "nothing answers for it"
                     logger.error("%s/%s: %s %s: %s; %s", endpoint, name, want.model, want.version, error.message, kept)
-            if loaded is not None:
-                variants[name] = ServedVariant(
-                    endpoint, name, want.weight, want.shadow, loaded, wanted.capture, want.aspects
-                )
+            if loaded is None:
+                continue
+            capture = wanted.capture
+            try:
+                captured = kept_of(loaded.captured, capture.drop, capture.mask)
+            except InvalidConfig as error:  # to go on without it would write down what is to be left out
+                errors[name] = error.message
+                logger.error("%s/%s: %s", endpoint, name, error.message)
+                if name in before:
+                    variants[name] = before[name]
+                continue
+            variants[name] = ServedVariant(
+                endpoint, name, want.weight, want.shadow, loaded, capture, captured, want.aspects
+            )
         served = served_endpoint(variants, wanted.sticky)
         for one in served.answering:
             if one.key is not None and not has_column(one.loaded.predictor.schema, one.key):

@@ -45,6 +45,7 @@ class ServedVariant:
     """A loaded version in its place: what one request is answered by. Several may have the same one.
 
     Attributes:
+        captured: what is kept of its requests, as `capture` says.
         shadows: those that get a copy of what it has answered: the endpoint's, without any of the very same version.
         key: the input column whose value chooses among the variants that answer; None: no column does, or there is
             no choice.
@@ -57,6 +58,7 @@ class ServedVariant:
     shadow: bool
     loaded: LoadedVersion
     capture: CaptureSpec
+    captured: CapturedModel
     aspects: Mapping[str, str] = field(default_factory=dict)
     shadows: "tuple[ServedVariant, ...]" = ()
     key: str | None = None

@@ -218,7 +218,7 @@ class Shadows:
             if copy.is_captured and feeds:
                 self._capture.write(
                     copy.record._replace(variant=copy.shadow.name, latency=latency, is_shadow=True),
-                    copy.shadow.loaded.captured,
+                    copy.shadow.captured,
                     {name: array[rows] for name, array in feeds.items()} if len(copies) > 1 else feeds,
                     {name: array[rows] for name, array in computed.items()} if len(copies) > 1 else computed,
                     copy.shadow.capture.max_rows_per_request,

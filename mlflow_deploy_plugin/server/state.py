@@ -13,6 +13,7 @@
     server.json         supervisor → everyone       process id, host, port
     server.log          supervisor, workers, agent  their log
     spool/              workers → agent             captured requests (`server/capture.py`)
+    mask.key            agent                       the key of masked columns (`agent/mask.py`)
     graphs/             workers → workers           optimised graphs for the next start (`runtime/optimized.py`)
 
 Every file has one writer and is replaced by an atomic rename, so that a reader sees the old or the new, never half.

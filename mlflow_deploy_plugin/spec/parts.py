@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from mlflow_deploy_plugin.spec.base import Name, Part, listed
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec, Texts
 
 Rate = Annotated[
     str, StringConstraints(pattern=r"^[1-9][0-9]{0,8} *(/|per) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?$")
@@ -157,6 +157,20 @@ class CaptureSpec(Part):
 
     fraction: float = Field(default=1.0, ge=0, le=1, description="Share of the requests that are captured.")
     max_rows_per_request: int = Field(default=10_000, ge=1, description="Rows kept of one request.")
+    drop: Texts = Field(
+        default=(), description="Columns that are never written down: names of the signature, prediction, output.NAME."
+    )
+    mask: Texts = Field(
+        default=(),
+        description="Columns that stand in the log as keyed hashes, equal where the values are. The key is a file in "
+        "the server's state folder.",
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "CaptureSpec":
+        if both := sorted({*self.drop} & {*self.mask}):
+            raise ValueError(f"drop and mask both name {both[0]!r}; a column is left out or masked")
+        return self
 
 
 class StickySpec(Part):

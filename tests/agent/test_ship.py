@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 import signal
 import struct
@@ -19,6 +21,8 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.schema import Schema
 from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
+from mlflow_deploy_plugin.server.captured_model import kept_of
+from mlflow_deploy_plugin.server.feedback import Feedback
 from support.spool import read_segment
 
 NOON = int(datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
@@ -105,6 +109,59 @@ def test_captured_rows_come_out_under_the_signatures_names(
     assert schema.field("_event_time").type == pa.timestamp("us", tz="UTC")
     assert (schema.field("_offset").type, schema.field("_row").type) == (pa.int64(), pa.int32())
     assert schema.field("output.probabilities").type == pa.list_(pa.float32())
+
+
+def test_labels_are_shipped_by_endpoint_and_the_day_they_came_in(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    writer.write_feedback("flights", NOON, [Feedback("p-a", 0, None, True), Feedback("p-a", 1, None, "late")])
+    write(writer, "a", ["AA"])
+    writer.write_feedback("flights", NOON + 1, [Feedback(None, None, {"distance": 7.0, "carrier": "AA"}, 2)])
+    writer.write_feedback("flights", NOON + 24 * HOUR, [Feedback("p-b", None, None, None)])
+    assert shipper.ship() == 1
+    folder = tmp_path / "log" / "_labels" / "endpoint=flights"
+    assert sorted(path.parent.name for path in folder.rglob("*.parquet")) == ["date=2026-06-01", "date=2026-06-02"]
+    (first,) = (folder / "date=2026-06-01").iterdir()
+    labels = pq.ParquetFile(first).read().to_pylist()
+    assert [(row["_prediction_id"], row["_row"], row["_key"], row["_label"]) for row in labels] == [
+        ("p-a", 0, None, "true"),
+        ("p-a", 1, None, "late"),
+        (None, None, '{"carrier":"AA","distance":"7"}', "2"),
+    ]
+    assert len({(row["_segment"], row["_offset"]) for row in labels}) == 3
+
+
+def test_masked_columns_are_equal_hashes_in_rows_and_in_keys_of_labels(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    masked = kept_of(TABULAR, (), ("carrier", "prediction"))
+    record = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
+    feeds = {"c": np.array([["AA"], [None], ["AA"]], dtype=object), "d": np.zeros((3, 1))}
+    assert writer.write(record, masked, feeds, {"label": np.array([1.0, 2.0, 1.0])}, 100)
+    writer.write_feedback("flights", NOON, [Feedback(None, None, {"carrier": "AA", "distance": 0}, 1)], ("carrier",))
+    assert shipper.ship() == 3
+    found = rows(tmp_path)
+    key = next(json.loads(row["_key"]) for row in found if "_key" in row)
+    logged = [row for row in found if "_key" not in row]
+    assert [row["carrier"] for row in logged] == [key["carrier"], None, key["carrier"]]
+    assert logged[0]["prediction"] == logged[2]["prediction"] != logged[1]["prediction"]
+    assert key["distance"] == "0"
+    secret = tmp_path / "mask.key"
+    assert (secret.stat().st_mode & 0o777, len(bytes.fromhex(secret.read_text()))) == (0o600, 32)
+    expected = hashlib.blake2b(b"AA", key=bytes.fromhex(secret.read_text()), digest_size=16).hexdigest()
+    assert key["carrier"] == expected
+
+
+def test_a_key_that_is_none_lets_nothing_unmasked_out(writer: CaptureWriter, shipper: Shipper, tmp_path: Path) -> None:
+    (tmp_path / "mask.key").write_text("secret")
+    masked = kept_of(TABULAR, (), ("carrier",))
+    record = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
+    assert writer.write(record, masked, {"c": np.array([["AA"]], dtype=object), "d": np.zeros((1, 1))}, {}, 100)
+    assert shipper.ship() == 0
+    assert "mask.key holds no key: 32 to 128 hexadecimal digits are expected" in shipper.state.error
+    assert "secret" not in shipper.state.error
+    (tmp_path / "mask.key").write_text("ab" * 16)
+    assert shipper.ship() == 1
 
 
 def test_rows_are_partitioned_by_endpoint_and_the_hour_of_event_time(

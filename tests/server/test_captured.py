@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.runtime.schema import Schema
 from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord, segments
-from mlflow_deploy_plugin.server.captured import Texts, read_batches
+from mlflow_deploy_plugin.server.captured import Texts, read_captured
 from support.spool import read_segment
 
 HOUR = 3_600_000_000
@@ -77,9 +77,9 @@ def one_by_one(segment: Path, start: int) -> tuple[list[Any], int]:
 
 
 def by_the_batch(segment: Path, start: int) -> tuple[list[Any], int]:
-    batches, end = read_batches(segment, start)
+    captured = read_captured(segment, start)
     found = []
-    for batch in batches:
+    for batch in captured.batches:
         ids = zip(strings(batch.request_ids), strings(batch.prediction_ids), strict=True)
         for place, (request_id, prediction_id) in enumerate(ids):
             times = int(batch.event_times[place]), int(batch.received_times[place])
@@ -95,7 +95,7 @@ def by_the_batch(segment: Path, start: int) -> tuple[list[Any], int]:
                     {name: (a[rows].shape, a.dtype, a[rows].tolist()) for name, a in batch.outputs.items()},
                 )
             )
-    return sorted(found, key=lambda request: request[1]), end
+    return sorted(found, key=lambda request: request[1]), captured.end
 
 
 @settings(max_examples=60, deadline=None)
@@ -133,7 +133,7 @@ def test_requests_that_are_alike_are_one_batch(tmp_path: Path) -> None:
     writer = CaptureWriter(tmp_path)
     for number in range(100):
         write(writer, number, {**REQUEST, "id": "x" * (number % 3), "endpoint": ("e", "f")[number % 2]})
-    batches, _ = read_batches(segments(tmp_path)[0])
+    batches = read_captured(segments(tmp_path)[0]).batches
     assert [(batch.endpoint, len(batch.offsets)) for batch in batches] == [("e", 50), ("f", 50)]
 
 
@@ -144,4 +144,4 @@ def test_a_request_without_its_layout_makes_no_sense(tmp_path: Path) -> None:
     (request,), _ = read_segment(segment)
     segment.write_bytes(segment.read_bytes()[request.offset :])
     with pytest.raises(ValueError, match="names another"):
-        read_batches(segment)
+        read_captured(segment)

@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.server.http import tfserving, v2_extensions, views
 from mlflow_deploy_plugin.server.http.clouds import AZURE, vertex_predict
 from mlflow_deploy_plugin.server.http.encodings import decoded, encoded
 from mlflow_deploy_plugin.server.http.explain import explain
+from mlflow_deploy_plugin.server.http.feedback import feedback
 from mlflow_deploy_plugin.server.http.later import infer_later
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
 from mlflow_deploy_plugin.server.http.observed import observed
@@ -53,6 +54,7 @@ _ROUTES: dict[str, dict[str, View]] = {
     "/predict/batch": {"POST": partial(infer, protocol=PREDICT_BATCH)},
     "/score": {"POST": partial(infer, protocol=AZURE)},
     "/explain": {"POST": explain},
+    "/feedback": {"POST": feedback},
     "/ping": {"GET": partial(views.readiness, body=b"\n")},  # MLflow's: an empty line
     "/health": {"GET": partial(views.readiness, body=b'{"status":"ok"}')},
     "/version": {"GET": views.version},
@@ -93,6 +95,7 @@ _PATTERNS = (
         partial(infer, protocol=PREDICT_BATCH),
     ),
     _Pattern("/endpoints/NAME/explain", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/explain"), "POST", explain),
+    _Pattern("/endpoints/NAME/feedback", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/feedback"), "POST", feedback),
     _Pattern("/endpoints/NAME/docs", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/docs"), "GET", _docs),
     _Pattern(
         "/endpoints/NAME/openapi.json", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/openapi\.json"), "GET", _openapi

@@ -167,7 +167,7 @@ def _described(operation: Operation, path: str, subject: Subject | None) -> dict
     described: dict[str, Any] = {
         "summary": operation.summary,
         "tags": [operation.tag],
-        "responses": {"200": answer, **{str(status): _refusal(path, status) for status in refusals}},
+        "responses": {str(operation.status): answer, **{str(status): _refusal(path, status) for status in refusals}},
     }
     if parameters:
         described["parameters"] = parameters

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.server.explained import is_explainable
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
-from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, npy
+from mlflow_deploy_plugin.server.protocols import arrow, feedback, jsonlines, npy
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON
 from mlflow_deploy_plugin.server.protocols.v2 import OCTETS
 
@@ -38,6 +38,7 @@ class Operation:
         request: the bodies that it takes; empty: none.
         answer: the bodies of 200; empty: none, or one that is no document.
         refusals: the statuses of its errors, beside 404 where the path names something.
+        status: of the answer.
         needs_body: whether the request may not be empty.
         is_prediction: whether it takes and gives the headers of a prediction.
         fits: whether it has an answer for a model.
@@ -48,6 +49,7 @@ class Operation:
     answer: Bodies
     request: Bodies = field(default_factory=dict)
     refusals: tuple[int, ...] = ()
+    status: int = 200
     needs_body: bool = True
     is_prediction: bool = False
     fits: Callable[[Artifact], bool] = lambda artifact: True
@@ -137,11 +139,61 @@ _EXPLAIN = Operation(
     fits=is_explainable,
 )
 
+_LABEL: JsonSchema = {"type": ["string", "number", "boolean", "null"], "maxLength": 1000}
+_BY_ID: JsonSchema = {
+    "type": "object",
+    "required": ["prediction_id", "label"],
+    "properties": {
+        "prediction_id": {"type": "string", "minLength": 1, "maxLength": 128},
+        "row": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1},
+        "label": _LABEL,
+    },
+    "additionalProperties": False,
+}
+_BY_KEY: JsonSchema = {
+    "type": "object",
+    "required": ["key", "label"],
+    "properties": {
+        "key": {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": feedback.MOST_KEY_COLUMNS,
+            "additionalProperties": _LABEL,
+            "description": "values of the row's columns, by their names in the signature",
+        },
+        "label": _LABEL,
+    },
+    "additionalProperties": False,
+}
+_ENTRIES: JsonSchema = {
+    "type": "object",
+    "required": ["feedback"],
+    "properties": {
+        "feedback": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": feedback.MOST_ENTRIES,
+            "items": {"anyOf": [_BY_ID, _BY_KEY]},
+        }
+    },
+    "additionalProperties": False,
+}
+_FEEDBACK = Operation(
+    "What turned out to be true of earlier predictions, by their X-Prediction-Id or by columns; the last label wins",
+    PREDICTIONS,
+    {JSON: _said(accepted="integer")},
+    {JSON: {"anyOf": [_BY_ID, _BY_KEY, _ENTRIES]}},
+    refusals=(400, 413, 415, 429, 503),
+    status=202,
+)
+
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("/invocations", "POST"): _INVOCATIONS,
     ("/endpoints/NAME/invocations", "POST"): _INVOCATIONS,
     ("/explain", "POST"): _EXPLAIN,
     ("/endpoints/NAME/explain", "POST"): _EXPLAIN,
+    ("/feedback", "POST"): _FEEDBACK,
+    ("/endpoints/NAME/feedback", "POST"): _FEEDBACK,
     ("/predict", "POST"): _PREDICT,
     ("/predict/batch", "POST"): _BATCH,
     ("/endpoints/NAME/predict/batch", "POST"): _BATCH,

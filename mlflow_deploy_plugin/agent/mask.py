@@ -1,0 +1,82 @@
+"""Masking: what is not to be read in the log stands there as a keyed hash, equal where the values are.
+
+Keyed BLAKE2b (RFC 7693) of 128 bits over the value as text, in hexadecimal: without the key nobody can try out values,
+and the same value is the same hash in every column, version and server that has the same key.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.inference_log.labels import as_text
+from mlflow_deploy_plugin.runtime.schema import Array
+
+MASK_KEY = "mask.key"
+"""The file in a server's state folder. Another server masks alike with a copy of it."""
+_KEY_BYTES, _MOST_KEY_BYTES = 32, 64
+_DIGEST_BYTES = 16
+
+
+class Mask:
+    """Masks with the key in a file, which is made where there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._key = b""
+
+    def column(self, values: Array) -> Array:
+        """[N] objects: a hash for each value, None where there is none; of [N, …] one for each row.
+
+        Raises:
+            OSError: the key cannot be read or made.
+            InvalidConfig: the file holds none.
+        """
+        rows = [_row_text(row) for row in values.tolist()]
+        hashes = {text: self._hash(text) for text in set(rows) if text is not None}
+        masked = np.empty(len(rows), dtype=object)
+        masked[:] = [None if text is None else hashes[text] for text in rows]
+        return masked
+
+    def values(self, values: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+        """The same values, of which those under `names` are masked as in a column.
+
+        Raises: as `column`.
+        """
+        texts = {name: as_text(value) for name, value in values.items() if name in names}
+        return {**values, **{name: None if text is None else self._hash(text) for name, text in texts.items()}}
+
+    def _hash(self, text: str) -> str:
+        self._key = self._key or _read_key(self._path)
+        return hashlib.blake2b(text.encode(), key=self._key, digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def _row_text(value: Any) -> str | None:
+    return orjson.dumps(value, default=str).decode() if isinstance(value, list) else as_text(value)
+
+
+def _read_key(path: Path) -> bytes:
+    """The key, as the file says it in hexadecimal; a new one where there is no file."""
+    if not path.exists():
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(file, secrets.token_hex(_KEY_BYTES).encode())
+            os.fsync(file)
+            os.rename(temporary, path)
+        finally:
+            os.close(file)
+            temporary.unlink(missing_ok=True)
+    try:
+        key = bytes.fromhex(path.read_text().strip())
+    except ValueError:
+        key = b""
+    if not 16 <= len(key) <= _MOST_KEY_BYTES:
+        raise InvalidConfig(f"{path} holds no key: 32 to {2 * _MOST_KEY_BYTES} hexadecimal digits are expected")
+    return key

@@ -1,0 +1,104 @@
+"""`/feedback`: labels of earlier predictions, one or many in a JSON document.
+
+{"prediction_id": "…", "row": 0, "label": 1}        a row of an answer, by its X-Prediction-Id; without row: all
+{"key": {"flight": 7, "day": "…"}, "label": 1}      the row that has these values in these columns
+{"feedback": [{…}, {…}]}                            many of both
+"""
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.runtime.values import shown
+from mlflow_deploy_plugin.server.feedback import Feedback, Value
+from mlflow_deploy_plugin.server.protocols.content import load_json_object
+
+MOST_ENTRIES = 10_000
+MOST_KEY_COLUMNS = 16
+_MOST_CHARACTERS = 1000
+_MOST_ID_CHARACTERS = 128
+_MOST_ROW = 2**31 - 1
+_FIELDS = ("prediction_id", "row", "key", "label")
+_BATCH = "feedback"
+
+
+def decode(content_type: str | None, body: bytes) -> list[Feedback]:
+    """What a body says.
+
+    Raises:
+        UnsupportedMediaType: it is not JSON.
+        InvalidRequest: it says nothing, too much, or something that is no feedback; the message says which entry.
+    """
+    document = load_json_object(content_type, body)
+    if _BATCH not in document:
+        return [_entry(document, "")]
+    if unknown := [name for name in document if name != _BATCH]:
+        raise InvalidRequest(f"the document holds {unknown[0][:60]!r} beside 'feedback'; an entry says it for itself")
+    entries = document[_BATCH]
+    if not isinstance(entries, list):
+        raise InvalidRequest(f"feedback is {shown(entries)}; a list of objects is expected")
+    if not 0 < len(entries) <= MOST_ENTRIES:
+        raise InvalidRequest(f"feedback holds {len(entries)} entries; 1 to {MOST_ENTRIES} are expected")
+    return [_entry(entry, f"feedback[{place}]") for place, entry in enumerate(entries)]
+
+
+def encode(accepted: int) -> bytes:
+    return b'{"accepted":%d}' % accepted
+
+
+def check_columns(entries: Collection[Feedback], columns: Collection[str], endpoint: str) -> None:
+    """Refuses a key of columns that no row in the log can have.
+
+    Args:
+        columns: what a captured row has.
+
+    Raises:
+        SchemaMismatch: a column is not among them; the message names the nearest one.
+    """
+    known = set(columns)
+    for place, entry in enumerate(entries):
+        for name in entry.key or ():
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"rows have {', '.join(sorted(known)[:20])}"
+                where = f"feedback[{place}]." if len(entries) > 1 else ""
+                raise SchemaMismatch(f"{where}key names {name[:60]!r}, which no logged row of {endpoint} has; {hint}")
+
+
+def _entry(entry: Any, where: str) -> Feedback:
+    if not isinstance(entry, dict):
+        raise InvalidRequest(f"{where} is {shown(entry)}; an object with a prediction_id or a key, and a label")
+    dot = where + "." if where else ""
+    if unknown := [name for name in entry if name not in _FIELDS]:
+        raise InvalidRequest(f"{dot}{unknown[0][:60]} is not known; feedback has {', '.join(_FIELDS)}")
+    if "label" not in entry:
+        raise InvalidRequest(f"{where or 'the feedback'} has no label; null takes an earlier one back")
+    prediction_id, key = entry.get("prediction_id"), entry.get("key")
+    if (prediction_id is None) == (key is None):
+        raise InvalidRequest(f"{where or 'the feedback'} needs a prediction_id or a key, and not both")
+    label = _value(entry["label"], f"{dot}label")
+    row = entry.get("row")
+    if key is not None:
+        if row is not None:
+            raise InvalidRequest(f"{dot}row goes with a prediction_id; a key names its row itself")
+        return Feedback(None, None, _key(key, f"{dot}key"), label)
+    if not isinstance(prediction_id, str) or not 0 < len(prediction_id) <= _MOST_ID_CHARACTERS:
+        raise InvalidRequest(f"{dot}prediction_id is {shown(prediction_id)}; the X-Prediction-Id of an answer")
+    if row is not None and (type(row) is not int or not 0 <= row <= _MOST_ROW):
+        raise InvalidRequest(f"{dot}row is {shown(row)}; a whole number from 0 is expected")
+    return Feedback(prediction_id, row, None, label)
+
+
+def _key(key: Any, where: str) -> Mapping[str, Value]:
+    if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
+        raise InvalidRequest(f"{where} is {shown(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected")
+    return {name: _value(value, f"{where}.{name[:60]}") for name, value in key.items()}
+
+
+def _value(value: Any, where: str) -> Value:
+    if not isinstance(value, str | int | float | bool | None):
+        raise InvalidRequest(f"{where} is {shown(value)}; a text, a number, true, false or null is expected")
+    if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
+        raise InvalidRequest(f"{where} has {len(value)} characters; at most {_MOST_CHARACTERS} are taken")
+    return value

@@ -1,0 +1,124 @@
+"""What callers say of earlier predictions: taken by a real server of either worker, and refused with what is wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import requests
+
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.capture import SPOOL, segments
+from mlflow_deploy_plugin.server.captured import read_captured
+from mlflow_deploy_plugin.server.feedback import Feedback, FeedbackFrame
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.routes import answer
+from mlflow_deploy_plugin.spec import ServerSpec
+from support.disk import files_of_at_most
+
+BATCH = {
+    "feedback": [
+        {"prediction_id": "p1", "row": 2, "label": "yes"},
+        {"prediction_id": "p2", "label": 1.5},
+        {"key": {"carrier": "AA", "hour": 7}, "label": None},
+    ]
+}
+ROW = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
+
+
+@pytest.fixture
+def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any) -> Server:
+    return serve_here({"flights": {"v": tools.variant(model_folders["mixed"])}}, mask=["carrier"], drop=["distance"])
+
+
+def give(server: Server, body: Any, path: str = "/feedback", content_type: str = "application/json") -> RawResponse:
+    content = body if isinstance(body, bytes) else orjson.dumps(body)
+    return answer(server, RawRequest("POST", path, {"content-type": content_type}, content))
+
+
+def kept(spool: Path) -> list[FeedbackFrame]:
+    return [frame for segment in segments(spool) for frame in read_captured(segment).feedback]
+
+
+@pytest.mark.parametrize("worker_class", ["fast", "gthread"])
+def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
+    tmp_path: Path, model_folders: dict[str, Path], tools: Any, worker_class: str
+) -> None:
+    tools.want(tmp_path, 1, {"flights": {"v": tools.variant(model_folders["mixed"])}})
+    with tools.gunicorn(tmp_path, ServerSpec(worker_class=worker_class)) as running:
+        predicted = running.post(json={"dataframe_records": [ROW]})
+        one = {"prediction_id": predicted.headers["X-Prediction-Id"], "row": 0, "label": True}
+        for path, body, accepted in (("/feedback", one, 1), ("/endpoints/flights/feedback", BATCH, 3)):
+            answered = running.post(path, json=body)
+            assert (answered.status_code, answered.json()) == (202, {"accepted": accepted})
+        first, second = kept(tmp_path / SPOOL)
+        assert first.endpoint == second.endpoint == "flights"
+        assert first.entries == (Feedback(one["prediction_id"], 0, None, True),)
+        assert second.entries == (
+            Feedback("p1", 2, None, "yes"),
+            Feedback("p2", None, None, 1.5),
+            Feedback(None, None, {"carrier": "AA", "hour": 7}, None),
+        )
+        assert 0 < first.received_time <= second.received_time
+        assert first.offset < second.offset
+        page = running.url + "/metrics"
+        assert b'onnxserve_feedback_labels_total{outcome="accepted"} 4.0' in requests.get(page, timeout=30).content
+
+
+def test_masked_key_columns_are_named_to_the_agent(server: Server) -> None:
+    assert give(server, {"key": {"carrier": "AA", "_request_id": "r"}, "label": 1}).status == 202
+    (frame,) = kept(server.repository.state_dir / SPOOL)
+    assert (frame.endpoint, frame.mask) == ("flights", ("carrier",))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "the feedback has no label; null takes an earlier one back"),
+        ({"label": 1}, "the feedback needs a prediction_id or a key, and not both"),
+        ({"label": 1, "prediction_id": "p", "key": {"hour": 1}}, "needs a prediction_id or a key, and not both"),
+        ({"label": [1], "prediction_id": "p"}, "label is [1]; a text, a number, true, false or null is expected"),
+        ({"label": "x" * 1001, "prediction_id": "p"}, "label has 1001 characters; at most 1000 are taken"),
+        ({"label": 1, "prediction_id": ""}, "prediction_id is ''; the X-Prediction-Id of an answer"),
+        ({"label": 1, "prediction_id": "p", "row": -1}, "row is -1; a whole number from 0 is expected"),
+        ({"label": 1, "prediction_id": "p", "row": True}, "row is true; a whole number from 0 is expected"),
+        ({"label": 1, "key": {"hour": 1}, "row": 0}, "row goes with a prediction_id; a key names its row itself"),
+        ({"label": 1, "key": {}}, "key is {}; an object of 1 to 16 columns is expected"),
+        ({"label": 1, "key": {"hour": {}}}, "key.hour is {}; a text, a number, true, false or null is expected"),
+        (
+            {"label": 1, "key": {"hours": 1}},
+            "key names 'hours', which no logged row of flights has; did you mean 'hour'?",
+        ),
+        ({"label": 1, "key": {"distance": 1}}, "key names 'distance', which no logged row of flights has"),
+        ({"label": 1, "prediction": "p"}, "prediction is not known; feedback has prediction_id, row, key, label"),
+        ({"feedback": {}}, "feedback is {}; a list of objects is expected"),
+        ({"feedback": []}, "feedback holds 0 entries; 1 to 10000 are expected"),
+        ({"feedback": [{"label": 1, "prediction_id": "p"}] * 10_001}, "feedback holds 10001 entries"),
+        ({"feedback": [{"label": 1, "prediction_id": "p"}, 7]}, "feedback[1] is 7; an object with"),
+        ({"feedback": [], "label": 1}, "the document holds 'label' beside 'feedback'"),
+        ([], "the body is a JSON array; an object is expected"),
+        (b"{", "the body is not valid JSON"),
+        (b"", "the body is empty"),
+    ],
+)
+def test_what_is_no_feedback_is_refused_with_what_is_wrong(server: Server, body: Any, message: str) -> None:
+    response = give(server, body)
+    assert response.status == 400
+    assert message in orjson.loads(response.body)["message"]
+    assert kept(server.repository.state_dir / SPOOL) == []
+
+
+def test_another_content_type_and_an_unknown_endpoint_are_refused(server: Server) -> None:
+    assert give(server, b"a,b", content_type="text/csv").status == 415
+    response = give(server, {"prediction_id": "p", "label": 1}, "/endpoints/flight/feedback")
+    assert (response.status, orjson.loads(response.body)["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
+
+
+def test_on_a_full_disk_the_caller_is_told_to_come_back(server: Server) -> None:
+    with files_of_at_most(0):
+        response = give(server, {"prediction_id": "p", "label": 1})
+    assert (response.status, response.headers["Retry-After"]) == (503, "30")
+    assert "feedback cannot be kept just now" in orjson.loads(response.body)["message"]
+    assert give(server, {"prediction_id": "p", "label": 1}).status == 202
+    assert len(kept(server.repository.state_dir / SPOOL)) == 1
