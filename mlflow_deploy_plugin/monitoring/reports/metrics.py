@@ -1,5 +1,6 @@
 """A judgement as metrics: names that MLflow takes, and numbers."""
 
+import hashlib
 import math
 import re
 from collections.abc import Iterator
@@ -12,10 +13,16 @@ _LONGEST_NAME = 200  # MLflow takes 250
 def metrics_of(judgement: Judgement) -> dict[str, float]:
     """The figures, and of each finding what it was judged on: `distribution/COLUMN`, `criterion/accuracy`, and of a
     criterion the threshold too. What is no number is left out."""
-    metrics: dict[str, float] = {}
+    values: dict[str, float] = {}
     for name, value in _named(judgement):
         if value is not None and math.isfinite(value):
-            metrics.setdefault(metric_name(name), float(value))
+            values.setdefault(name, float(value))
+    metrics: dict[str, float] = {}
+    for name, value in values.items():
+        taken = metric_name(name)
+        if taken in metrics:  # of another name, which MLflow's rules made the same
+            taken = f"{taken}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        metrics[taken] = value
     return metrics
 
 

@@ -35,8 +35,10 @@ def page_of(judgement: Judgement, drawn: Drawn) -> str:
 def with_picture(files: Mapping[str, str | bytes], picture: bytes) -> Mapping[str, str | bytes]:
     """The files with the picture of the last windows: as a file, and within the page, which can fetch nothing."""
     page = files.get(PAGE)
-    if not picture or not isinstance(page, str):
+    if not picture:
         return files
+    if not isinstance(page, str):
+        return {**files, PICTURE: picture}
     data = base64.b64encode(picture).decode()
     shown = f"<img alt='the last windows of this monitor' src='data:image/png;base64,{data}'>"
     return {**files, PAGE: page.replace(_PICTURE_HERE, shown, 1), PICTURE: picture}

@@ -1,0 +1,171 @@
+"""The files of a report: Evidently agrees with the verdict, and no column kills them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.monitoring.features import Feature
+from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding
+from mlflow_deploy_plugin.monitoring.reports import build_report, drawn
+
+SIZE, ROWS = 1000, 40
+RNG = np.random.default_rng(0)
+
+
+def number(values, size=ROWS):
+    return Feature("trap", "number", np.resize(np.asarray(values, dtype=np.float64), size))
+
+
+def text(values, size=ROWS):
+    return Feature("trap", "category", np.resize(np.array(values, dtype=object), size))
+
+
+def plain(size, shift=0.0, name="plain"):
+    return Feature(name, "number", RNG.normal(shift, 1, size))
+
+
+def drift_of(files):
+    """Score and whether it is called drifted, by column, as Evidently's own JSON has them."""
+    document = json.loads(files["evidently.json"])
+    scores = {
+        m["config"]["column"]: m["value"] for m in document["metrics"] if m["metric_name"].startswith("ValueDrift")
+    }
+    failed = {
+        t["metric_config"]["params"]["column"]
+        for t in document["tests"]
+        if t["name"].startswith("Value Drift") and t["status"] == "FAIL"
+    }
+    dataset = next(t["status"] for t in document["tests"] if t["name"].startswith("Share of Drifted"))
+    return scores, failed, dataset
+
+
+@pytest.mark.parametrize("score", [1.0, 9.0])
+def test_evidently_and_the_verdict_say_the_same(judgement, score):
+    given = judgement(plain=score, trap=0.5)
+    pairs = [(plain(SIZE), plain(ROWS)), (text(["a", "b", None], SIZE), text(["a", "b"]))]
+
+    scores, failed, dataset = drift_of(build_report(given, Evidence(pairs)))
+
+    assert scores == {"plain": score, "trap": 0.5}
+    assert failed == ({"plain"} if score > 3 else set())
+    assert dataset == ("FAIL" if given.state == "drift" else "SUCCESS")
+
+
+TRAPS = {
+    "no value in the window": (number([1, 2, np.nan], SIZE), number([np.nan])),
+    "no value in the reference": (number([np.nan], SIZE), number([1, 2])),
+    "no value at all": (text([None], SIZE), text([None])),
+    "constant": (number([3], SIZE), number([3])),
+    "infinities": (number([np.inf, 1, 2], SIZE), number([-np.inf, 1, 2])),
+    "huge numbers": (number([1e300, -1e300, 1], SIZE), number([1e300])),
+    "a large constant": (number([1.7e18], SIZE), number([1.7e18])),
+    "ids": (text([f"id{n}" for n in range(SIZE)], SIZE), text([f"x{n}" for n in range(ROWS)])),
+    "odd texts": (text(["ä" * 5000, "", " "], SIZE), text(["<script>alert(1)</script>"])),
+    "text that became numbers": (text(["1", "2"], SIZE), number([1, 2])),
+    "a third missing": (number([1, 2, 3] * 3 + [np.nan], SIZE), number([1, np.nan, np.nan])),
+}
+
+
+def test_no_column_kills_the_report(judgement):
+    """All of FACTS' traps in one report, beside a column that is fine."""
+    pairs = [
+        (Feature(name, left.kind, left.values), Feature(name, right.kind, right.values))
+        for name, (left, right) in TRAPS.items()
+    ]
+    files = build_report(
+        judgement(plain=9.0, **dict.fromkeys(TRAPS, 1.0)), Evidence([(plain(SIZE), plain(ROWS)), *pairs])
+    )
+
+    assert set(drift_of(files)[0]) == {"plain", *TRAPS}
+    assert "<script>alert(1)" not in files["report.html"]
+
+
+def test_a_column_that_evidently_cannot_take_is_named_with_its_reason(judgement, monkeypatch):
+    def untamed(columns, rng):
+        reference, current, text_columns = frames(columns, rng)
+        if "trap" in reference.columns:  # as it would be without what is done for it: Evidently raises
+            reference["trap"], current["trap"] = None, None
+        return reference, current, text_columns
+
+    frames = drawn._frames
+    monkeypatch.setattr(drawn, "_frames", untamed)
+    pairs = [(plain(SIZE), plain(ROWS)), (number([1.0], SIZE), number([1.0]))]
+
+    files = build_report(judgement(plain=9.0, trap=1.0), Evidence(pairs))
+
+    assert set(drift_of(files)[0]) == {"plain"}
+    assert "trap: Evidently cannot draw it: " in files["report.html"]
+    alone = build_report(judgement(trap=1.0), Evidence(pairs[1:]))
+    assert "Evidently drew nothing: " in alone["report.html"]
+    assert "evidently.json" not in alone
+
+
+def test_a_column_may_have_any_name(judgement):
+    names = ["", "a b", "a/b%[x]", "prediction", "target", "index", "0", "<i>"]
+    pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)) for name in names]
+
+    files = build_report(judgement(**dict.fromkeys(names, 1.0)), Evidence([*pairs, *pairs]))
+
+    assert set(drift_of(files)[0]) == set(names)
+
+
+def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small(judgement):
+    scores = {"worst": 9.0, **{f"f{n}": 1.0 for n in range(1000)}}
+    shared = RNG.normal(size=SIZE)
+    pairs = [(Feature(name, "number", shared), Feature(name, "number", shared[:ROWS])) for name in scores]
+
+    files = build_report(judgement(**scores), Evidence(pairs))
+
+    found, failed, _ = drift_of(files)
+    assert (len(found), failed) == (30, {"worst"})
+    assert "of 1001" in files["report.html"]
+    assert "701 more findings stand in verdict.json" in files["report.html"]
+    assert len(files["report.html"].encode()) < 6_000_000
+    assert len(json.loads(files["verdict.json"])["findings"]) == 1001
+
+
+def test_the_page_begins_with_the_verdict_and_fetches_nothing(judgement):
+    given = judgement(plain=9.0, notes=("a note <b>",))
+
+    page = build_report(given, Evidence([(plain(SIZE), plain(ROWS))]))["report.html"]
+
+    assert page.count("<body") == 1
+    assert "The largest score is beyond the threshold." in page
+    assert "a note &lt;b&gt;" in page
+    assert 'src="http' not in page
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_so_few_rows_are_not_drawn(judgement, rows):
+    files = build_report(judgement(plain=9.0), Evidence([(plain(SIZE), plain(rows))]))
+
+    assert "of fewer than 3 rows nothing is drawn" in files["report.html"]
+
+
+def test_a_kind_without_rows_to_draw_has_its_findings_and_figures(judgement):
+    found = Finding("accuracy", "criterion", "violated", "0.71 < 0.80", 0.71, 0.8, "carrier=AA")
+    given = judgement(
+        findings=(found, Finding("f1", "criterion", "not judged", "one class only")),
+        kind="performance",
+        state="violated",
+        figures={"accuracy": 0.71, "auc": float("nan")},
+    )
+
+    files = build_report(given, Evidence(artifacts={"sketches.parquet": b"PAR1"}))
+
+    page = files["report.html"]
+    assert all(said in page for said in ("accuracy", "carrier=AA", "0.71 &lt; 0.80", "one class only", "violated"))
+    document = json.loads(files["verdict.json"])
+    assert document["figures"] == {"accuracy": 0.71, "auc": None}
+    assert document["findings"][0]["segment"] == "carrier=AA"
+    assert files["sketches.parquet"] == b"PAR1"
+
+
+def test_what_is_not_judged_has_a_page_that_says_why(judgement):
+    given = judgement(state="not judged", reason="the window has 2 rows; min_rows is 200", plain=1.0)
+
+    page = build_report(given, Evidence([(plain(SIZE), plain(2))]))["report.html"]
+
+    assert "not judged" in page
+    assert "The window has 2 rows; min_rows is 200." in page

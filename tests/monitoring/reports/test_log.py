@@ -1,0 +1,193 @@
+"""A judged window in MLflow: one run, however often and by how many it is reported."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.errors import RegistryUnavailable
+from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding
+from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement
+from mlflow_deploy_plugin.registry.connection import limit_patience
+from support.tracking import tracking_at
+from support.waiting import free_port
+
+
+def runs_of(client, endpoint):
+    experiment = client.get_experiment_by_name(f"onnxserve/{endpoint}")
+    return client.search_runs([experiment.experiment_id]) if experiment else []
+
+
+def artifact(run_id, name):
+    with open(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name), "rb") as file:
+        return file.read()
+
+
+class Files(dict):
+    """Files of a report; what is to happen, happens when they are stored."""
+
+    def __init__(self, then, **files):
+        super().__init__(**files)
+        self._then = then
+
+    def items(self) -> Iterator:
+        self._then()
+        return super().items()
+
+
+def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(tracking: MlflowClient, judgement):
+    given = judgement(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
+
+    run = log_judgement(given, {**build_report(given, Evidence()), "sketches.parquet": b"\xffPAR1"})
+
+    logged = tracking.get_run(run.run_id)
+    assert (run.experiment, logged.info.status) == ("onnxserve/whole", "FINISHED")
+    assert {
+        "onnxserve.endpoint": "whole",
+        "onnxserve.monitor": "daily",
+        "onnxserve.model": "flight-delay",
+        "onnxserve.version": "1",
+        "onnxserve.window.start": "2013-07-01T00:00:00+00:00",
+        "onnxserve.window.end": "2013-07-02T00:00:00+00:00",
+        "onnxserve.window.revision": "1",
+        "onnxserve.verdict": "drift",
+    }.items() <= logged.data.tags.items()
+    assert logged.data.metrics.items() >= {"statistic": 6.5, "threshold": 3.0, "distribution/noise": 0.5}.items()
+    point = tracking.get_metric_history(run.run_id, "statistic")[0]
+    assert point.timestamp == given.window.end_us // 1000
+    assert artifact(run.run_id, "sketches.parquet") == b"\xffPAR1"
+    assert b"the last windows of this monitor" in artifact(run.run_id, "report.html")
+    assert artifact(run.run_id, "trend.png").startswith(b"\x89PNG")
+
+
+def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(tracking: MlflowClient, judgement):
+    names = ["a/b%[x]", "..", "../../etc", "x" * 400, "ü mlaut", ""]
+
+    run = log_judgement(judgement(endpoint="names", **dict.fromkeys(names, 1.0)), {})
+
+    kept = {name for name in tracking.get_run(run.run_id).data.metrics if name.startswith("distribution/")}
+    assert len(kept) == len(names)
+
+
+def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tracking: MlflowClient, judgement):
+    def version():
+        return tracking.get_model_version("flight-delay", "1")
+
+    runs = [log_judgement(judgement(day, "led", temperature=score), {}) for day, score in ((1, 6.0), (2, 1.0))]
+    log_judgement(judgement(0, "led", temperature=9.0), {})  # made up later
+
+    assert version().tags["onnxserve.monitor.led.daily"] == "no drift"
+    assert version().tags["onnxserve.monitor.led.daily.report"] == f"{runs[1].run_id}/report.html"
+    description = version().description
+    assert description.startswith("Trained on a Monday.\n\n")
+    assert description.count("led, daily") == 1
+    assert f"| no drift | 2013-07-03T00:00 – 2013-07-04T00:00 | `{runs[1].run_id}/report.html` |" in description
+
+
+def test_a_version_that_is_gone_or_was_never_registered_is_no_error(tracking: MlflowClient, judgement):
+    for version in ("77", "", "folder"):
+        assert log_judgement(judgement(endpoint="gone", version=version, temperature=1.0), {}).run_id
+    assert len(runs_of(tracking, "gone")) == 1
+
+
+def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClient, judgement):
+    first = log_judgement(judgement(endpoint="again", temperature=9.0), {"report.html": "first"})
+    second = log_judgement(judgement(endpoint="again", temperature=1.0), {"report.html": "second"})
+    revised = log_judgement(judgement(endpoint="again", temperature=2.0, revision=2), {})
+
+    assert first.run_id == second.run_id != revised.run_id
+    assert len(runs_of(tracking, "again")) == 2
+    run = tracking.get_run(first.run_id)
+    assert (run.data.tags["onnxserve.verdict"], run.data.metrics["statistic"]) == ("no drift", 1.0)
+    assert artifact(first.run_id, "report.html") == b"second"
+
+
+def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient, judgement):
+    given = judgement(endpoint="killed", temperature=9.0)
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = multiprocessing.get_context("fork").Process(target=log_judgement, args=(given, Files(die, a="a")))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    (left,) = runs_of(tracking, "killed")
+    assert (left.info.status, "onnxserve.verdict" in left.data.tags) == ("RUNNING", False)
+
+    run = log_judgement(given, {"a.txt": "a"})
+
+    assert [other.info.run_id for other in runs_of(tracking, "killed")] == [run.run_id] == [left.info.run_id]
+    assert tracking.get_run(run.run_id).info.status == "FINISHED"
+    assert artifact(run.run_id, "a.txt") == b"a"
+
+
+def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: MlflowClient, judgement):
+    given = judgement(endpoint="crowd", temperature=9.0)
+    barrier = Barrier(4)
+
+    def report(_number):
+        barrier.wait(60)
+        return log_judgement(given, Files(lambda: barrier.wait(60), a="a"))  # all are in the middle at once
+
+    with ThreadPoolExecutor(4) as pool:
+        told = {run.run_id for run in pool.map(report, range(4))}
+
+    counting = [run for run in runs_of(tracking, "crowd") if "onnxserve.verdict" in run.data.tags]
+    assert len(counting) == 1
+    assert told == {counting[0].info.run_id}
+    assert counting[0].info.status == "FINISHED"
+
+
+def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(tracking: MlflowClient, judgement, monkeypatch):
+    given = judgement(endpoint="down", temperature=9.0)
+
+    def fail():
+        raise ConnectionError("Connection refused")
+
+    with pytest.raises(RegistryUnavailable, match=r"endpoint down: .*connection refused"):
+        log_judgement(given, Files(fail, a="a"))
+    assert [run.info.status for run in runs_of(tracking, "down")] == ["FAILED"]
+    run = log_judgement(given, {})
+    assert [(other.info.run_id, other.info.status) for other in runs_of(tracking, "down")] == [(run.run_id, "FINISHED")]
+
+    for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):  # to be put back after the test
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "1")
+    limit_patience()
+    with tracking_at(f"http://127.0.0.1:{free_port()}"), pytest.raises(RegistryUnavailable):
+        log_judgement(given, {})
+
+
+def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient, judgement):
+    from mlflow_deploy_plugin.monitoring.reports.log import past_windows
+
+    for day, score, revision in ((0, 1.0, 1), (1, 2.0, 1), (1, 9.0, 2), (3, 5.0, 1)):
+        log_judgement(judgement(day, "past", temperature=score, revision=revision), {})
+
+    past = past_windows(judgement(2, "past", temperature=1.0))
+
+    assert sorted((window.start.day, window.figures["statistic"]) for window in past) == [(1, 1.0), (2, 9.0)]
+
+
+def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient, judgement):
+    found = (
+        Finding("accuracy", "criterion", "violated", "", 0.71, 0.8),
+        Finding("accuracy", "criterion", "kept", "", 0.81, 0.8, "carrier=AA"),
+        Finding("f1", "criterion", "not judged", "one class only"),
+    )
+    given = judgement(endpoint="criteria", kind="performance", findings=found, state="violated")
+
+    run = log_judgement(given, {})
+
+    metrics = tracking.get_run(run.run_id).data.metrics
+    assert metrics["criterion/accuracy"] == 0.71
+    assert metrics["criterion_threshold/accuracy"] == 0.8
+    assert metrics["criterion/accuracy/carrier_AA"] == 0.81
+    assert "criterion/f1" not in metrics
+    assert artifact(run.run_id, "trend.png").startswith(b"\x89PNG")
