@@ -16,7 +16,7 @@ from scipy.stats import norm, rankdata
 
 from mlflow_deploy_plugin.monitoring.features import Array
 
-Method = Literal["Wilson", "bootstrap", "DeLong", "Poisson binomial"]
+Method = Literal["Wilson", "bootstrap", "DeLong", "largest error on earlier windows"]
 
 RESAMPLES = 400
 _CHUNK = 2_000_000  # random numbers at a time

@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
 
 LEAST = float(np.finfo(np.float64).eps)
 _LARGEST = 1e75  # whose square's square, the variance of a bootstrap, is finite
+_MOST_CLASSES = 200
 CLASSIFICATION = ("accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "brier")
 REGRESSION = ("mae", "rmse", "mape", "r2")
 
@@ -94,9 +95,11 @@ def _f1(truth: Array, answers: Classified, confidence: float, seed: int) -> Meas
     return _macro("f1", truth, answers, confidence, seed)
 
 
-def _macro(name: str, truth: Array, answers: Classified, confidence: float, seed: int) -> Measure:
+def _macro(name: str, truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
     """Of the larger label of two, else the mean over the labels that there are."""
     classes = len(answers.classes)
+    if classes > _MOST_CLASSES:
+        return f"there are {classes:,} different labels; the mean over labels is of at most {_MOST_CLASSES}"
     cells, counts = np.unique(truth * classes + answers.predicted, return_counts=True)
     true, called = cells // classes, cells % classes
     seen = np.array([1]) if classes == 2 else np.unique(np.concatenate([true, called]))

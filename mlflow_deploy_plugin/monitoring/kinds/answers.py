@@ -1,0 +1,227 @@
+"""What the rows of the log say a model has answered, and what turned out to be true, as classes or numbers.
+
+A classifier's answers are the places of its classes in ascending order; labels and answers are compared as text, so
+that 1, 1.0 and true mean one class where the model answers numbers or booleans. Everything else is numbers.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
+from mlflow_deploy_plugin.inference_log.labels import as_text
+from mlflow_deploy_plugin.monitoring.features import Array
+from mlflow_deploy_plugin.monitoring.kinds.measures import Classified
+from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.reference import model_folder
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Output, read_artifact
+from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION
+
+LABEL, LABEL_NUMBER = "_label", "_label_number"
+NO_LABEL = -1
+_TRUE_OR_FALSE = {"true": "1", "false": "0"}
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """N rows of one version.
+
+    Attributes:
+        classified: of a classifier; numbers: [N] float64 of a regressor, NaN where the answer is none. One is None.
+        truth: of a classifier [N] int64, places in its classes, -1 without a label; of a regressor [N] float64, NaN
+            without a label, or with one that is no number.
+        unusable: labels that are there, and no number where one is needed.
+    """
+
+    classified: Classified | None
+    numbers: Array | None
+    truth: Array
+    unusable: int = 0
+
+    @property
+    def is_labelled(self) -> Array:
+        """[N] bool."""
+        known: Array = self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
+        return known
+
+
+def version_artifact(question: Question, model: str, version: str) -> Artifact | None:
+    """What the version's files say of its outputs; None where they cannot be had any more.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer.
+    """
+    try:
+        with model_folder(question.state_dir, model, version) as folder:
+            return read_artifact(folder)
+    except (InvalidArtifact, NotFound):
+        return None
+
+
+def read_answers(table: pa.Table, artifact: Artifact | None) -> Answered | str:
+    """The answers and labels of rows of the log, whose lists are summarised; a text says why there are none.
+
+    Args:
+        table: may lack the columns of labels: then there are none.
+        artifact: None: types tell labels from numbers.
+    """
+    columns = _Columns(table, artifact)
+    labels = columns.labels()
+    probabilities, classes = columns.probabilities()
+    if labels is None and probabilities is not None and classes:
+        named: Array = np.array(classes, dtype=object)
+        labels = pa.array(named[np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)].tolist())
+    if labels is not None:
+        return _classified(table, labels, probabilities, classes)
+    numbers = columns.numbers()
+    if numbers is None:
+        return "the log has no column that holds one answer a row"
+    truth = _numbers(table, LABEL_NUMBER)
+    unusable = _known(table, LABEL) - int(np.isfinite(truth).sum())
+    return Answered(None, numbers, truth, max(unusable, 0))
+
+
+class _Columns:
+    """The columns of answers, by what they mean."""
+
+    def __init__(self, table: pa.Table, artifact: Artifact | None) -> None:
+        self._table = table
+        self._outputs = artifact.outputs if artifact else ()
+        self._prediction = artifact.prediction if artifact else ()
+        self._classes = artifact.classes if artifact else ()
+
+    def labels(self) -> pa.Array | None:
+        """[N] of any type: the label output, or a prediction that is no fraction."""
+        for output in self._outputs:
+            if output.role == "label" and (column := self._column(output)) is not None:
+                return column
+        if any(output.role == "probabilities" for output in self._outputs) and self._classes:
+            return None
+        column = self._named(PREDICTION)
+        return (
+            None if column is None or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type) else column
+        )
+
+    def probabilities(self) -> tuple[Array | None, tuple[Any, ...]]:
+        """[N, C] float64, and the classes of its columns (empty where they are not known)."""
+        for output in self._outputs:
+            if output.role != "probabilities":
+                continue
+            parts = self._parts(self._base(output))
+            if len(parts) == 1 and len(self._classes) == 2:
+                return np.stack([1 - parts[0], parts[0]], axis=1), self._classes
+            if len(parts) > 1 and len(parts) == len(self._classes):
+                return np.stack(parts, axis=1), self._classes
+        return None, self._classes
+
+    def numbers(self) -> Array | None:
+        """[N] float64: the prediction, or the only output of one number a row."""
+        if self._named(PREDICTION) is not None:
+            return _numbers(self._table, PREDICTION)
+        found = [parts[0] for output in self._outputs if len(parts := self._parts(self._base(output))) == 1]
+        return found[0] if len(found) == 1 else None
+
+    def _base(self, output: Output) -> str:
+        is_prediction = self._prediction == (output.name,) and PREDICTION in self._table.column_names
+        return PREDICTION if is_prediction else OUTPUT_PREFIX + output.name
+
+    def _column(self, output: Output) -> pa.Array | None:
+        base = self._base(output)
+        return self._named(base) if base in self._table.column_names else self._named(f"{base}.0")
+
+    def _named(self, name: str) -> pa.Array | None:
+        if name not in self._table.column_names:
+            return None
+        column = self._table.column(name).combine_chunks()
+        return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+    def _parts(self, base: str) -> list[Array]:
+        """The components of a vector in their order, or the column itself."""
+        if base in self._table.column_names:
+            return [_numbers(self._table, base)]
+        pattern = re.compile(re.escape(base) + r"\.(\d+)$")
+        places = sorted(int(found[1]) for name in self._table.column_names if (found := pattern.match(name)))
+        return [_numbers(self._table, f"{base}.{place}") for place in places]
+
+
+def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, given: tuple[Any, ...]) -> Answered:
+    is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
+    predicted, truth = _names(labels, is_text), _true_names(table, is_text)
+    columns = [name for one in given if (name := _name(one, is_text)) is not None]
+    classes = _ascending({*columns, *_seen(predicted), *_seen(truth)})
+    places = {name: place for place, name in enumerate(classes)}
+    if probabilities is not None and columns:
+        total = probabilities.sum(axis=1, keepdims=True)
+        ordered = np.zeros((len(probabilities), len(classes)))
+        ordered[:, [places[name] for name in columns]] = probabilities / np.where(total > 0, total, 1)
+        probabilities = ordered if np.isfinite(ordered).all() else None
+    else:
+        probabilities = None
+    return Answered(Classified(_places(predicted, places), probabilities, tuple(classes)), None, _places(truth, places))
+
+
+def _true_names(table: pa.Table, is_text: bool) -> pa.Array:
+    if LABEL not in table.column_names:
+        return pa.nulls(len(table), pa.string())
+    labels = _names(table.column(LABEL).combine_chunks(), is_text)
+    if is_text or LABEL_NUMBER not in table.column_names:
+        return labels
+    numbers = table.column(LABEL_NUMBER).combine_chunks()
+    return pc.if_else(pc.is_valid(numbers), _names(numbers, is_text), labels)
+
+
+def _names(values: pa.Array, is_text: bool) -> pa.Array:
+    """[N] text: each different value is named once."""
+    coded = values.dictionary_encode()
+    named = pa.array([_name(value, is_text) for value in coded.dictionary.to_pylist()], pa.string())
+    return named.take(coded.indices)
+
+
+def _name(value: Any, is_text: bool) -> str | None:
+    text = as_text(value)
+    return text if is_text or text is None else _TRUE_OR_FALSE.get(text.lower(), text)
+
+
+def _seen(names: pa.Array) -> list[str]:
+    return [name for name in pc.unique(names).to_pylist() if name is not None]
+
+
+def _ascending(names: Iterable[str]) -> list[str]:
+    known = list(names)
+    try:
+        return sorted(known, key=lambda name: (float(name), name))
+    except ValueError:
+        return sorted(known)
+
+
+def _places(names: pa.Array, places: dict[str, int]) -> Array:
+    found = pc.index_in(names, value_set=pa.array(list(places), pa.string()))
+    filled: Array = np.asarray(pc.fill_null(found, NO_LABEL)).astype(np.int64)
+    return filled
+
+
+def _numbers(table: pa.Table, name: str) -> Array:
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    column = table.column(name)
+    kind = column.type
+    if not (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_boolean(kind)
+    ):
+        return np.full(len(table), np.nan)
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    numbers: Array = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy()
+    return numbers
+
+
+def _known(table: pa.Table, name: str) -> int:
+    return len(table) - table.column(name).null_count if name in table.column_names else 0

@@ -1,0 +1,232 @@
+"""Performance: were the answers right, now that it is known? Before it is, how right they may be expected to be."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from mlflow_deploy_plugin.inference_log.reader import WindowRows
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.features import Array
+from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement
+from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers, version_artifact
+from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, estimate
+from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
+from mlflow_deploy_plugin.monitoring.kinds.measures import (
+    CLASSIFICATION,
+    REGRESSION,
+    Measured,
+    classification,
+    regression,
+)
+from mlflow_deploy_plugin.monitoring.kinds.notes import row_notes
+from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, worst_first
+from mlflow_deploy_plugin.monitoring.kinds.segments import Segment, segments_of
+from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.spec import duration_seconds
+
+_EARLIER_WINDOWS = 8
+_EARLIER_ROWS = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """What is known of the window.
+
+    Attributes:
+        labelled: [N] bool of the table's rows.
+    """
+
+    question: Question
+    rows: WindowRows
+    artifact: Artifact | None
+    answered: Answered
+    labelled: Array
+    notes: tuple[str, ...]
+
+    @property
+    def labels(self) -> int:
+        return int(self.labelled.sum())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The figures that fit what the model answers."""
+        return CLASSIFICATION if self.answered.classified is not None else REGRESSION
+
+
+def judge(question: Question) -> Judged:
+    """Judges what is required on the labelled rows; with fewer than `min_rows` of them, on what may be expected.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer.
+    """
+    rows = question.log.labelled(question.endpoint, question.window)
+    if rows is None:
+        return question.not_judged("the window has no rows")
+    artifact = version_artifact(question, rows.model, rows.version)
+    answered = read_answers(rows.table, artifact)
+    notes = tuple(row_notes(rows, question.log))
+    if isinstance(answered, str):
+        return question.not_judged(answered, model=rows.model, version=rows.version, rows=rows.rows, notes=notes)
+    window = _Window(question, rows, artifact, answered, answered.is_labelled, notes)
+    if window.labels >= question.spec.min_rows:
+        return _judged_by_labels(window)
+    return _judged_by_estimate(window)
+
+
+def _judged_by_labels(window: _Window) -> Judged:
+    spec = window.question.spec
+    segments, segment_notes = segments_of(window.rows.table, spec.segment_by, spec.min_rows, window.labelled)
+    confidence = confidence_of(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
+    measured = _measure(window, window.labelled, window.names, confidence)
+    findings = list(_findings(window, measured, confidence))
+    for segment in segments:
+        names = tuple(one.name for one in spec.requirements if one.name in window.names)
+        of_segment = _measure(window, window.labelled & segment.rows, names, confidence)
+        findings += _findings(window, of_segment, confidence, segment)
+    return _conclusion(window, findings, _figures(window, measured), (*_label_notes(window), *segment_notes))
+
+
+def _judged_by_estimate(window: _Window) -> Judged:
+    """What the labels cannot say yet."""
+    spec = window.question.spec
+    missing = f"{window.labels:,} of {len(window.rows.table):,} rows have a label; min_rows is {spec.min_rows}"
+    expected = _estimate(window)
+    figures = _figures(window, {})
+    if isinstance(expected, str):
+        reason = f"{missing}; nothing is estimated before: {expected}"
+        findings = [Finding(one.name, "criterion", "not judged", reason, None, one.value) for one in spec.requirements]
+        return _conclusion(window, findings, figures, ())
+    figures |= _estimated_figures(expected)
+    findings = [
+        finding(
+            one,
+            expected.measure(one.name, len(window.rows.table))
+            if one.name in expected.values
+            else _unfit(window, one.name),
+            1.0,
+            prefix="estimated ",
+        )
+        for one in spec.requirements
+    ]
+    corrected = "corrected by isotonic regression" if expected.is_corrected else "as the model gives them"
+    note = (
+        f"{missing}; what is said is estimated from the model's own probabilities (CBPE), {corrected}, "
+        f"checked on {expected.windows} earlier windows with labels"
+    )
+    return _conclusion(window, findings, figures, (note,))
+
+
+def _measure(window: _Window, rows: Array, names: tuple[str, ...], confidence: float) -> Measured:
+    answered = window.answered
+    if answered.classified is not None:
+        return classification(answered.truth[rows], answered.classified.take(rows), names, confidence)
+    assert answered.numbers is not None
+    usable = rows & np.isfinite(answered.numbers)
+    if not usable.any():
+        return dict.fromkeys(names, "no labelled row has an answer that is a number")
+    return regression(answered.truth[usable], answered.numbers[usable], names, confidence)
+
+
+def _findings(
+    window: _Window, measured: Measured, confidence: float, segment: Segment | None = None
+) -> Iterator[Finding]:
+    for requirement in window.question.spec.requirements:
+        found = measured.get(requirement.name, _unfit(window, requirement.name))
+        yield finding(requirement, found, confidence, segment.name if segment else "")
+
+
+def _unfit(window: _Window, name: str) -> str:
+    answers, needs = ("labels", "numbers") if window.answered.classified is not None else ("numbers", "labels")
+    return f"{name} is a figure of {needs}, and the model answers {answers}"
+
+
+def _estimate(window: _Window) -> "Estimate | str":
+    """The estimate of all rows of the window, checked on earlier windows of the same version."""
+    if window.answered.classified is None:
+        return "the model answers numbers, and how far they are off cannot be seen from them"
+    tables = [window.rows.table, *_earlier_tables(window)]
+    together = pa.concat_tables(tables, promote_options="permissive")
+    answered = read_answers(together, window.artifact)
+    if isinstance(answered, str) or answered.classified is None:
+        return "the rows of earlier windows do not fit"
+    bounds = np.cumsum([0, *(len(table) for table in tables)])
+    earlier = []
+    for start, end in itertools.pairwise(bounds[1:]):
+        places = np.arange(start, end)[answered.is_labelled[start:end]]
+        earlier.append(Earlier(answered.truth[places], answered.classified.take(places)))
+    return estimate(answered.classified.take(np.arange(bounds[1])), earlier)
+
+
+def _earlier_tables(window: _Window) -> Iterator[pa.Table]:
+    """The labelled rows of the latest windows of the same length whose labels should be in."""
+    question = window.question
+    length = question.window.length
+    seconds = duration_seconds(question.spec.labels_within) if question.spec.labels_within else 0
+    first = max(math.ceil(seconds / length.total_seconds()), 1)
+    for number in range(first, first + _EARLIER_WINDOWS):
+        past = Window(question.window.start - number * length, question.window.end - number * length)
+        rows = question.log.labelled(question.endpoint, past, _EARLIER_ROWS)
+        if rows is None or (rows.model, rows.version) != (window.rows.model, window.rows.version):
+            continue
+        answered = read_answers(rows.table, window.artifact)
+        if not isinstance(answered, str) and answered.is_labelled.sum() >= question.spec.min_rows:
+            yield rows.table.filter(pa.array(answered.is_labelled))
+
+
+def _figures(window: _Window, measured: Measured) -> dict[str, float]:
+    figures = {
+        "rows": float(window.rows.rows),
+        "labelled_rows": float(window.labels),
+        "labelled_share": window.labels / max(len(window.rows.table), 1),
+    }
+    for name, one in measured.items():
+        if isinstance(one, Measure):
+            figures |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+    return figures
+
+
+def _estimated_figures(expected: Estimate) -> Mapping[str, float]:
+    figures = {f"estimated/{name}": value for name, value in expected.values.items() if not isinstance(value, str)}
+    figures |= {f"estimated/{name}_error": value for name, value in expected.errors.items()}
+    figures["estimated/windows"] = float(expected.windows)
+    if expected.calibration_error is not None:
+        figures["estimated/calibration_error"] = expected.calibration_error
+    return figures
+
+
+def _label_notes(window: _Window) -> Iterator[str]:
+    rows = len(window.rows.table)
+    if window.labels < rows:
+        yield f"{window.labels:,} of {rows:,} rows have a label; the figures are of these alone"
+    if window.answered.unusable:
+        yield f"{window.answered.unusable:,} labels are no numbers and are left out"
+
+
+def _conclusion(
+    window: _Window, findings: list[Finding], figures: Mapping[str, float], notes: tuple[str, ...]
+) -> Judged:
+    question, rows = window.question, window.rows
+    state, reason = conclude(findings)
+    return Judged(
+        Judgement(
+            endpoint=question.endpoint,
+            monitor=question.monitor,
+            kind=question.spec.kind,
+            model=rows.model,
+            version=rows.version,
+            model_id=window.artifact.model_id if window.artifact else "",
+            window=question.window,
+            revision=question.revision,
+            state=state,
+            reason=reason,
+            rows=rows.rows,
+            findings=worst_first(findings),
+            figures=figures,
+            notes=(*window.notes, *notes),
+        )
+    )

@@ -1,0 +1,85 @@
+"""Segments: the rows of a window by the values of a column, each judged apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.monitoring.features import Array
+
+MAX_SEGMENTS = 20
+_LONGEST_VALUE = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Rows that have one value of a column.
+
+    Attributes:
+        name: as findings say it: `carrier=AA`.
+        column / value: the value as text.
+        rows: [N] bool of the table.
+    """
+
+    name: str
+    column: str
+    value: str
+    rows: Array
+
+
+def segments_of(
+    table: pa.Table, columns: Sequence[str], min_rows: int, countable: Array | None = None
+) -> tuple[list[Segment], list[str]]:
+    """The largest segments of each column with at least `min_rows` rows, and what is left out, a line each.
+
+    Args:
+        countable: [N] bool, the rows that count; None: all.
+    """
+    segments: list[Segment] = []
+    notes: list[str] = []
+    for column in columns:
+        if column not in table.column_names:
+            notes.append(f"segments: the rows have no column {column!r}")
+            continue
+        texts = as_texts(table.column(column))
+        if texts is None:
+            notes.append(f"segments: a column of type {table.column(column).type} has no values to tell rows by")
+            continue
+        counted = texts if countable is None else texts.filter(pa.array(countable))
+        counts = sorted(
+            ((entry["values"], entry["counts"]) for entry in pc.value_counts(counted).to_pylist()),
+            key=lambda entry: (-entry[1], entry[0] or ""),
+        )
+        known = [(value, count) for value, count in counts if value is not None]
+        large = [value for value, count in known if count >= min_rows]
+        for value in large[:MAX_SEGMENTS]:
+            rows = np.asarray(pc.fill_null(pc.equal(texts, value), False))
+            segments.append(Segment(segment_name(column, value), column, value, rows))
+        if len(large) > MAX_SEGMENTS:
+            notes.append(f"segments: of {len(large):,} values of {column} the {MAX_SEGMENTS} largest are judged")
+        if small := len(known) - len(large):
+            rows_left = sum(count for _, count in known[len(large) :])
+            notes.append(
+                f"segments: {small:,} values of {column} with {rows_left:,} rows together have fewer than {min_rows} "
+                "rows each and are not judged apart"
+            )
+    return segments, notes
+
+
+def segment_name(column: str, value: str) -> str:
+    return f"{column}={value if len(value) <= _LONGEST_VALUE else value[: _LONGEST_VALUE - 1] + '…'}"
+
+
+def as_texts(column: pa.ChunkedArray) -> pa.Array | None:
+    """[N] text, null where the value is missing; None: the type has no text."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    if pa.types.is_floating(kind):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    try:
+        return pc.cast(column, pa.string()).combine_chunks()
+    except pa.ArrowException:
+        return None

@@ -1,0 +1,145 @@
+"""A desk: rows that an endpoint has answered, what turned out to be true, and a version's files; no registry."""
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
+from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import MonitorSpec
+from support.inference_log import ENDPOINT, MODEL, LogWriter
+
+DAY = datetime(2013, 4, 1, tzinfo=UTC)
+
+CLASSIFIER = {
+    "outputs": [
+        {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
+        {"name": "probabilities", "dtype": "float32", "shape": [-1, 2], "role": "probabilities"},
+    ],
+    "prediction": ["label"],
+    "classes": [0, 1],
+}
+REGRESSOR = {
+    "outputs": [{"name": "variable", "dtype": "float32", "shape": [-1], "role": "values"}],
+    "prediction": ["variable"],
+}
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The pieces, and what a test does with them."""
+
+    settings: Settings
+
+    @property
+    def log_folder(self) -> Path:
+        return Path(self.settings.inference_log)
+
+    @property
+    def state_dir(self) -> Path:
+        return self.settings.deployments_path / ENDPOINT
+
+    def serve(self, meaning: Mapping[str, Any], reference: pa.Table | None = None, **others: Mapping[str, Any]) -> None:
+        """Leaves the files of version 1 where its server keeps them, and of further ones (`v2=…`)."""
+        variants = {}
+        for name, section in {"v1": meaning, **others}.items():
+            folder = self.settings.home / "models" / f"{name}-{uuid.uuid4().hex[:6]}"
+            folder.mkdir(parents=True)
+            (folder / "model.onnx").write_bytes(b"not opened here")
+            flavor: dict[str, Any] = {"data": "model.onnx", "onnxserve_version": "0", **section}
+            if reference is not None:
+                flavor["reference"] = {"data": "reference.parquet", "rows": len(reference)}
+                pq.write_table(reference, folder / "reference.parquet")
+            document = {"model_id": "", "mlflow_version": "3", "flavors": {"onnxserve": flavor}}
+            (folder / "MLmodel").write_text(yaml.safe_dump(document))
+            version = name.removeprefix("v")
+            variants[name] = WantedVariant(
+                model_uri=f"models:/{MODEL}/{version}", model=MODEL, version=version, folder=folder
+            )
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        wanted = Wanted(generation=1, endpoints={ENDPOINT: WantedEndpoint(variants=variants)})
+        write_state(self.state_dir / WANTED, wanted)
+
+    def answer(self, columns: Mapping[str, Any], day: datetime = DAY, version: str = "1", **named: Any) -> str:
+        """Writes rows, spread evenly over the day; gives the name of their segment."""
+        rows = len(next(iter(columns.values())))
+        times = [day + timedelta(seconds=86_400 * row // max(rows, 1)) for row in range(rows)]
+        return LogWriter(self.log_folder).write({"_event_time": times, **columns}, version, **named)
+
+    def label(self, column: str, labels: Mapping[Any, Any], name: str = "labels") -> None:
+        """What turned out to be true of the rows by the value of a key column."""
+        received = int((DAY + timedelta(days=2)).timestamp() * 1_000_000)
+        entries = [
+            Label(None, None, {column: key}, value, received, name, offset)
+            for offset, (key, value) in enumerate(labels.items())
+        ]
+        folder = self.log_folder / LABELS / f"endpoint={ENDPOINT}" / f"date={DAY:%Y-%m-%d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(labels_table(entries), folder / f"{name}.parquet")
+
+    def ask(self, window: str = "2013-04-01/1d", **spec: Any) -> Question:
+        return Question(
+            endpoint=ENDPOINT,
+            monitor="watch",
+            spec=MonitorSpec.model_validate(spec),
+            window=parse_window(window),
+            revision=1,
+            settings=self.settings,
+            log=open_log(self.settings.inference_log),
+            state_dir=self.state_dir,
+        )
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(Settings(home=tmp_path))
+
+
+@pytest.fixture
+def found() -> Callable[..., Finding]:
+    """Of what was judged, what was found of a subject."""
+
+    def find(judged: Judged, subject: str, check: str | None = None, segment: str = "") -> Finding:
+        chosen = [
+            one
+            for one in judged.judgement.findings
+            if (one.subject, one.segment) == (subject, segment) and check in (None, one.check)
+        ]
+        assert len(chosen) == 1, judged.judgement.findings
+        return chosen[0]
+
+    return find
+
+
+def classified(
+    rng: np.random.Generator, keys: Sequence[int], skill: float = 2.0
+) -> tuple[dict[str, Any], dict[int, int]]:
+    """Answers of a calibrated classifier of two classes to rows that are as hard as `skill` is small, and the truth."""
+    chances = 1 / (1 + np.exp(-skill * rng.normal(size=len(keys))))
+    truth = (rng.random(len(keys)) < chances).astype(int)
+    columns = {
+        "flight": np.array(keys),
+        "carrier": rng.choice(["UA", "AA", "DL"], len(keys)).astype(object),
+        "prediction": (chances >= 0.5).astype(np.int64),
+        "output.probabilities": [[1 - chance, chance] for chance in chances],
+    }
+    return columns, dict(zip(keys, truth.tolist(), strict=True))
+
+
+@pytest.fixture
+def classify() -> Callable[..., tuple[dict[str, Any], dict[int, int]]]:
+    return classified

@@ -1,0 +1,179 @@
+"""What labels say of a window's answers, what can be said before they are in, and what cannot be said at all."""
+
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.monitoring.kinds.performance import judge
+
+from .conftest import CLASSIFIER, DAY, REGRESSOR
+
+ACCURACY = {"kind": "performance", "require": ["accuracy>=0.8"], "min_rows": 100}
+
+
+def flights(desk, classify, rows=600, skill=4.0, labelled=None, seed=0, day=DAY, first=0) -> dict[int, int]:
+    columns, truth = classify(np.random.default_rng(seed), range(first, first + rows), skill)
+    desk.answer(columns, day)
+    known = {key: value for key, value in truth.items() if labelled is None or key - first < labelled}
+    desk.label("flight", known, f"labels-{first}")
+    return known
+
+
+@pytest.mark.parametrize(("skill", "state"), [(8.0, "kept"), (1.0, "violated")])
+def test_a_requirement_is_judged_on_labels_with_its_interval(desk, classify, found, skill, state) -> None:
+    desk.serve(CLASSIFIER)
+    flights(desk, classify, skill=skill)
+
+    judged = judge(desk.ask(**ACCURACY))
+
+    one = found(judged, "accuracy")
+    assert (judged.judgement.state, one.state, one.threshold) == (state, state, 0.8)
+    assert "of 600 rows" in one.reason
+    assert "Wilson" in one.reason
+    figures = judged.judgement.figures
+    assert figures["accuracy_low"] < figures["accuracy"] == one.value < figures["accuracy_high"]
+    assert (figures["labelled_rows"], figures["labelled_share"]) == (600, 1.0)
+    assert {"f1", "roc_auc", "log_loss", "brier"} <= figures.keys()
+
+
+def test_a_figure_on_the_wrong_side_whose_interval_holds_the_bound_is_kept_and_says_so(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    flights(desk, classify, rows=200, skill=3.0)
+    accuracy = judge(desk.ask(**ACCURACY)).judgement.figures["accuracy"]
+
+    judged = judge(desk.ask(**(ACCURACY | {"require": [f"accuracy>={accuracy + 0.01:.3f}"]})))
+
+    assert judged.judgement.state == "kept"
+    assert "the interval does not exclude" in found(judged, "accuracy").reason
+
+
+def test_half_of_the_labels_are_judged_and_the_other_half_is_told(desk, classify) -> None:
+    desk.serve(CLASSIFIER)
+    flights(desk, classify, labelled=300)
+
+    judgement = judge(desk.ask(**ACCURACY)).judgement
+
+    assert judgement.state in ("kept", "violated")
+    assert "300 of 600 rows have a label; the figures are of these alone" in judgement.notes
+    assert judgement.figures["labelled_share"] == 0.5
+
+
+def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    flights(desk, classify, skill=1.0, labelled=20)
+
+    judged = judge(desk.ask(**ACCURACY))
+
+    assert judged.judgement.state == "not judged"
+    assert judged.judgement.figures["estimated/accuracy"] == pytest.approx(0.69, abs=0.05)
+    assert "0 earlier windows with labels cannot confirm" in found(judged, "estimated accuracy").reason
+    assert any("20 of 600 rows have a label; min_rows is 100" in note for note in judged.judgement.notes)
+
+
+def test_an_estimate_that_earlier_windows_confirm_is_judged_by_the_error_it_had_there(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    for number in range(1, 5):
+        flights(desk, classify, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
+    flights(desk, classify, skill=0.5, labelled=0)
+
+    judged = judge(desk.ask(**ACCURACY))
+
+    one = found(judged, "estimated accuracy")
+    assert (judged.judgement.state, one.state) == ("violated", "violated")
+    figures = judged.judgement.figures
+    assert figures["estimated/windows"] == 4
+    assert 0 < figures["estimated/accuracy_error"] < 0.06
+    assert 0 <= figures["estimated/calibration_error"] < 0.1
+    assert any("CBPE" in note for note in judged.judgement.notes)
+
+
+def test_of_numbers_nothing_is_estimated_and_labels_are_judged(desk, found) -> None:
+    desk.serve(REGRESSOR)
+    rng = np.random.default_rng(1)
+    wanted = rng.normal(10, 3, 300)
+    desk.answer({"flight": np.arange(300), "prediction": wanted + rng.normal(0, 2, 300)})
+    ask: dict[str, Any] = {"kind": "performance", "require": ["rmse<=1", "r2>=0.2", "accuracy>=0.8"], "min_rows": 100}
+
+    before = judge(desk.ask(**ask))
+    desk.label("flight", dict(enumerate(wanted.tolist())))
+    after = judge(desk.ask(**ask))
+
+    assert before.judgement.state == "not judged"
+    assert "how far they are off cannot be seen" in before.judgement.reason
+    assert [found(after, name).state for name in ("rmse", "r2", "accuracy")] == ["violated", "kept", "not judged"]
+    assert "accuracy is a figure of labels, and the model answers numbers" in found(after, "accuracy").reason
+    assert after.judgement.figures["rmse"] == pytest.approx(2, rel=0.2)
+
+
+def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    columns, truth = classify(np.random.default_rng(0), range(200))
+    desk.answer(columns)
+    desk.label("flight", dict.fromkeys(truth, 0))
+
+    judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "roc_auc>=0.6", "recall>=0.5"]})))
+
+    assert judged.judgement.state == "kept"
+    assert found(judged, "roc_auc").reason == "all labels are '0'; roc_auc needs two"
+    assert found(judged, "recall").reason == "no label is '1'"
+
+
+def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    columns, truth = classify(np.random.default_rng(0), range(900), 8.0)
+    carriers = columns["carrier"]
+    carriers[:5] = "tiny"
+    desk.answer(columns)
+    wrong = {key: 1 - value if carriers[key] == "UA" else value for key, value in truth.items()}
+    desk.label("flight", wrong)
+
+    judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.5"], "segment_by": ["carrier", "gate"]})))
+
+    assert judged.judgement.state == "violated"
+    states = {one.segment: one.state for one in judged.judgement.findings}
+    assert states == {"": "kept", "carrier=UA": "violated", "carrier=AA": "kept", "carrier=DL": "kept"}
+    assert "0.9875" in found(judged, "accuracy", segment="carrier=UA").reason  # 1 - 0.05 / 4
+    assert any("1 values of carrier with 5 rows" in note for note in judged.judgement.notes)
+    assert "segments: the rows have no column 'gate'" in judged.judgement.notes
+
+
+def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same(desk) -> None:
+    desk.serve(CLASSIFIER | {"classes": [False, True]})
+    desk.answer({"flight": np.arange(200), "prediction": np.arange(200) % 2 == 0})
+    desk.label(
+        "flight", {key: ["false", "true"][key % 2 == 0] if key < 100 else float(key % 2 == 0) for key in range(200)}
+    )
+
+    assert judge(desk.ask(**ACCURACY)).judgement.figures["accuracy"] == 1.0
+
+
+def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(desk) -> None:
+    desk.serve(CLASSIFIER | {"classes": ["late", "on time"]})
+    desk.answer({"flight": np.arange(200), "prediction": np.array(["late"] * 200, dtype=object)})
+    desk.label("flight", {key: "late" if key < 150 else "cancelled" for key in range(200)})
+
+    assert judge(desk.ask(**ACCURACY)).judgement.figures["accuracy"] == 0.75
+
+
+def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(desk, found) -> None:
+    desk.serve(CLASSIFIER | {"classes": []})
+    names = np.array([f"label {number}" for number in range(20_000)], dtype=object)
+    desk.answer({"flight": np.arange(20_000), "prediction": names})
+    desk.label("flight", dict(enumerate(names)))
+
+    judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.8", "f1>=0.8"]})))
+
+    assert found(judged, "accuracy").state == "kept"
+    assert "20,000 different labels" in found(judged, "f1").reason
+
+
+def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(desk) -> None:
+    desk.serve(CLASSIFIER)
+    assert judge(desk.ask(**ACCURACY)).judgement.reason == "the window has no rows"
+
+    desk.answer({"flight": np.arange(5), "text": ["a"] * 5})
+    judgement = judge(desk.ask(**ACCURACY)).judgement
+    assert judgement.reason == "the log has no column that holds one answer a row"
+    assert (judgement.version, judgement.rows) == ("1", 5)
