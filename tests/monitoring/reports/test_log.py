@@ -1,8 +1,9 @@
 """A judged window in MLflow: one run, however often and by how many it is reported."""
 
-import multiprocessing
-import os
+import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -27,6 +28,18 @@ def runs_of(client, endpoint):
 def artifact(run_id, name):
     with open(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name), "rb") as file:
         return file.read()
+
+
+KILLED_IN_THE_MIDDLE = """
+import os, pickle, signal, sys
+from mlflow_deploy_plugin.monitoring.reports import log_judgement
+
+class Files(dict):
+    def items(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+log_judgement(pickle.load(sys.stdin.buffer), Files(a="a"))
+"""
 
 
 class Files(dict):
@@ -111,13 +124,8 @@ def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClie
 def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient, judgement):
     given = judgement(endpoint="killed", temperature=9.0)
 
-    def die():
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    child = multiprocessing.get_context("fork").Process(target=log_judgement, args=(given, Files(die, a="a")))
-    child.start()
-    child.join(60)
-    assert child.exitcode == -signal.SIGKILL
+    child = subprocess.run([sys.executable, "-c", KILLED_IN_THE_MIDDLE], input=pickle.dumps(given), timeout=120)
+    assert child.returncode == -signal.SIGKILL
     (left,) = runs_of(tracking, "killed")
     assert (left.info.status, "onnxserve.verdict" in left.data.tags) == ("RUNNING", False)
 
