@@ -113,6 +113,12 @@ class Retrainings:
         with self._store.transaction() as session:
             return [_retraining(row) for row in session.scalars(query)]
 
+    def get(self, number: int) -> Retraining | None:
+        """As it stands now; None: there is none of this number."""
+        with self._store.transaction() as session:
+            row = session.get(RetrainingRow, number)
+            return None if row is None else _retraining(row)
+
     def update(self, retraining: Retraining, event: AuditEvent | None = None) -> Retraining | None:
         """Writes the fields of `retraining` that may change, and its event.
 

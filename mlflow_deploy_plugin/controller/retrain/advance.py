@@ -48,14 +48,14 @@ def advance(deployments: Deployments, actor: str) -> None:
             known = _process.under_way.setdefault((deployments.settings.store_url, one.id), _UnderWay())
             if (known.worker is not None and known.worker.is_alive()) or known.not_before > time.monotonic():
                 continue
-            steps = Steps(deployments, actor, _log.info)
+            steps = Steps(deployments, actor, deployments.progress)
             # a daemon: its work may be cut off anywhere, and the process is not to wait for it
             known.worker = threading.Thread(target=_take, args=(steps, one, known), name="retrain", daemon=True)
             known.worker.start()
 
 
 def take_safely(steps: Steps, one: Retraining) -> bool:
-    """One step; says whether the next may follow at once."""
+    """One step; False: it could not be taken now."""
     try:
         steps.take(one)
     except (RegistryUnavailable, StoreUnavailable, NotReady) as error:
@@ -67,10 +67,16 @@ def take_safely(steps: Steps, one: Retraining) -> bool:
 
 
 def _take(steps: Steps, one: Retraining, known: _UnderWay) -> None:
+    """Step after step until one has to be waited for."""
     pause = _AGAIN_SECONDS
     try:
-        if take_safely(steps, one):
-            pause = _LOOK_SECONDS if one.state in ("running", "rolling_out") else 0.0
+        retrainings = Retrainings(steps.deployments.store)
+        current: Retraining | None = one
+        while current is not None and current.is_live and take_safely(steps, current):
+            before, current = current.state, retrainings.get(one.id)
+            if current is None or not current.is_live or current.state == before:
+                pause = _LOOK_SECONDS
+                break
     except OnnxserveError as error:
         _log.warning("retraining %d: %s", one.id, error.message)
     except Exception:  # noqa: BLE001 — a boundary: one retraining must not end the others

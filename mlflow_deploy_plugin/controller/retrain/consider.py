@@ -41,7 +41,7 @@ def consider(
     audit trail with the reason.
 
     Returns:
-        What was written down; None for nothing.
+        What was written down, now or when the same judgement was considered before; None for nothing.
 
     Raises:
         StoreUnavailable: nothing was written; to be asked again.
@@ -52,6 +52,9 @@ def consider(
     plan = plan_for(
         spec.retrain, judgement.endpoint, judgement.model, judgement.version, spec.every, judgement.window, actor
     )
+    known = _known(Retrainings(deployments.store), plan, cause)
+    if known is not None:  # a controller was killed between this and writing down that the window is judged
+        return known
     try:
         _check_served(deployments, judgement)
         _check_budget(Retrainings(deployments.store), plan.model, spec.retrain, clock())
@@ -117,6 +120,15 @@ def _monitor_of(spec: EndpointSpec, monitor: str | None) -> tuple[str, MonitorSp
         )
     name = monitor or next(iter(able))
     return name, able[name]
+
+
+def _known(retrainings: Retrainings, plan: RetrainPlan, cause: dict[str, Any]) -> Retraining | None:
+    """The retraining that the same judgement has started already."""
+    same = ("monitor", "window", "revision")
+    for one in retrainings.find(plan.endpoint, plan.model):
+        if one.cause.get("kind") == cause["kind"] and all(one.cause.get(name) == cause[name] for name in same):
+            return one
+    return None
 
 
 def _check_served(deployments: Deployments, judgement: Judgement) -> None:

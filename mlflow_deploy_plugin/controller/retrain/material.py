@@ -10,14 +10,13 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.joining import with_labels
+from mlflow_deploy_plugin.inference_log.joining import LABEL, LABEL_NUMBER, Labels, with_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.sample import Sample
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.store.database import utc_now
 
-LABEL, LABEL_NUMBER = "_label", "_label_number"
 MAX_ROWS = 1_000_000
 MIN_ROWS = 100
 HELD_OUT = 0.2
@@ -94,7 +93,7 @@ def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window) -> pa.Table 
             is_empty = False
     if is_empty:
         return None
-    table = with_labels(log.location, plan.endpoint, sample.table(), log.unreadable)
+    table = with_labels(sample.table(), Labels(log.location, plan.endpoint, log.unreadable))
     table = table.filter(pc.is_valid(table.column(LABEL)))
     return table.sort_by([(EVENT_TIME, "ascending"), ("_segment", "ascending"), ("_offset", "ascending")])
 

@@ -1,0 +1,48 @@
+"""Drift that is injected into real flights, where somebody asks for it. Whatever shows it says that it is injected."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from projects.flight_delay.data import DAY, LABEL, YEAR
+
+KINDS = {
+    "celsius": "temp and dewp come in °C instead of °F",
+    "concept": "flights that leave before noon are delayed where they were not, and the other way round",
+}
+_NOON = 12 * 60
+
+
+@dataclass(frozen=True)
+class Injection:
+    """A change of all flights from a month of 2013 on."""
+
+    kind: str
+    month: int
+
+    def __str__(self) -> str:
+        return f"injected from month {self.month} on: {KINDS[self.kind]}"
+
+    def apply(self, flights: pd.DataFrame) -> pd.DataFrame:
+        """The flights with the change."""
+        days = flights[DAY].dt
+        late = (days.year > YEAR) | ((days.year == YEAR) & (days.month >= self.month))
+        changed = flights.copy()
+        if self.kind == "celsius":
+            for name in ("temp", "dewp"):
+                changed.loc[late, name] = (changed.loc[late, name] - 32) / 1.8
+        else:
+            turned = late & (changed["departure_minute"] < _NOON)
+            changed.loc[turned, LABEL] = ~changed.loc[turned, LABEL]
+        return changed
+
+
+def parse_injection(text: str) -> Injection | None:
+    """`celsius:7`, `concept:9`; empty: None. Raises InvalidConfig."""
+    if not text:
+        return None
+    kind, _, month = text.partition(":")
+    if kind not in KINDS or not month.isdigit() or not 1 <= int(month) <= 12:
+        raise InvalidConfig(f"inject {text!r}: KIND:MONTH is expected, KIND one of {', '.join(KINDS)}, like celsius:7")
+    return Injection(kind, int(month))

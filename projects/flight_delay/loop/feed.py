@@ -1,0 +1,112 @@
+"""The traffic of the replay: flights in the order of event time, what really happened a day later, all counted."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import requests
+
+from projects.flight_delay.data import EVENT_TIME, LABEL
+from projects.flight_delay.traffic import request_body
+
+TIMEOUT_SECONDS = 60
+_JSON = {"Content-Type": "application/json"}
+_MOST_LABELS = 5_000
+
+
+@dataclass
+class Counts:
+    """What was sent, and what became of it; `lost` are requests that were not answered with success."""
+
+    requests: int = 0
+    answered: int = 0
+    lost: int = 0
+    flights: int = 0
+    labels: int = 0
+    labels_lost: int = 0
+    by_version: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One request that was answered: which flights, and under which id."""
+
+    prediction_id: str
+    labels: list[bool]
+
+
+class Feed:
+    """Sends days of flights to a server, `batch` of them a request.
+
+    Attributes:
+        answers: tables of what was answered, one a day: the flights' index, `prediction`, `version`.
+    """
+
+    def __init__(self, url: str, batch: int) -> None:
+        self._url = url
+        self._batch = batch
+        self._session = requests.Session()
+        self._unlabelled: list[list[_Asked]] = []
+        self.counts = Counts()
+        self.answers: list[pd.DataFrame] = []
+
+    def day(self, flights: pd.DataFrame) -> None:
+        """Sends a day's flights, hour by hour, and then the labels of the day before."""
+        asked, found = [], []
+        for time, of_hour in flights.groupby(EVENT_TIME, sort=True):
+            for start in range(0, len(of_hour), self._batch):
+                batch = of_hour.iloc[start : start + self._batch]
+                answer = self._ask(batch, pd.Timestamp(time))
+                if answer is None:
+                    continue
+                version = answer.headers.get("X-Model-Version", "")
+                self.counts.by_version[version] = self.counts.by_version.get(version, 0) + len(batch)
+                asked.append(_Asked(answer.headers["X-Prediction-Id"], batch[LABEL].tolist()))
+                predictions = np.asarray(answer.json()["predictions"]).astype(bool)
+                found.append(pd.DataFrame({"prediction": predictions, "version": version}, index=batch.index))
+        self.answers.extend(found)
+        self._unlabelled.append(asked)
+        if len(self._unlabelled) > 1:
+            self._label(self._unlabelled.pop(0))
+
+    def rest(self) -> None:
+        """The labels of the last day."""
+        while self._unlabelled:
+            self._label(self._unlabelled.pop(0))
+
+    def table(self) -> pd.DataFrame:
+        """All answers."""
+        return pd.concat(self.answers)
+
+    def _ask(self, batch: pd.DataFrame, time: pd.Timestamp) -> requests.Response | None:
+        self.counts.requests += 1
+        headers = {**_JSON, "X-Event-Time": time.isoformat()}
+        try:
+            answer = self._session.post(
+                f"{self._url}/invocations", data=request_body(batch), headers=headers, timeout=TIMEOUT_SECONDS
+            )
+        except requests.RequestException:
+            self.counts.lost += 1
+            return None
+        if not answer.ok:
+            self.counts.lost += 1
+            return None
+        self.counts.answered += 1
+        self.counts.flights += len(batch)
+        return answer
+
+    def _label(self, asked: list[_Asked]) -> None:
+        entries = [
+            {"prediction_id": one.prediction_id, "row": row, "label": int(label)}
+            for one in asked
+            for row, label in enumerate(one.labels)
+        ]
+        for start in range(0, len(entries), _MOST_LABELS):
+            some = entries[start : start + _MOST_LABELS]
+            try:
+                answer = self._session.post(f"{self._url}/feedback", json={"feedback": some}, timeout=TIMEOUT_SECONDS)
+                accepted = int(answer.json()["accepted"]) if answer.ok else 0
+            except (requests.RequestException, ValueError, KeyError):
+                accepted = 0
+            self.counts.labels += accepted
+            self.counts.labels_lost += len(some) - accepted

@@ -1,0 +1,145 @@
+"""What came of the replay: accuracy by month with and without the loop, the verdicts, and the plot of both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from projects.flight_delay.data import DAY, EVENT_TIME, LABEL, YEAR
+from projects.flight_delay.material import parse_months
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+_CALM, _ALARM, _LOOP, _STILL = "#9aa5b1", "#d64545", "#0b69a3", "#7b8794"
+
+
+@dataclass(frozen=True)
+class Week:
+    """A window and what the monitors said of it."""
+
+    start: pd.Timestamp
+    end: pd.Timestamp
+    drift: str
+    accuracy: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """A version that began to answer, by the event time of its first answer as the only one."""
+
+    at: pd.Timestamp
+    version: str
+
+
+def by_month(flights: pd.DataFrame) -> pd.DataFrame:
+    """One row a month: flights, share of delayed ones, accuracy with the loop, without it, and of saying `on time`.
+
+    Args:
+        flights: with LABEL, `prediction` (what was answered), `still` (what the first version says) and `version`.
+    """
+    of_year = flights[flights[DAY].dt.year == YEAR]
+    rows = []
+    for month, found in of_year.groupby(of_year[DAY].dt.month):
+        delayed = found[LABEL]
+        loop, still = (found["prediction"] == delayed).mean(), (found["still"] == delayed).mean()
+        rows.append(
+            {
+                "month": int(month),
+                "flights": len(found),
+                "delayed": float(delayed.mean()),
+                "accuracy_with_loop": float(loop),
+                "accuracy_without": float(still),
+                "difference": float(loop - still),
+                "standard_error": _standard_error(found),
+                "always_on_time": float(1 - delayed.mean()),
+                "versions": " ".join(sorted(found["version"].unique(), key=int)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _standard_error(found: pd.DataFrame) -> float:
+    """Of the difference of both accuracies: over days, since flights of one day share their weather."""
+    right = (found["prediction"] == found[LABEL]).astype(float) - (found["still"] == found[LABEL]).astype(float)
+    days = pd.DataFrame({"day": found[DAY], "right": right}).groupby("day")["right"]
+    sums, counts = days.sum(), days.count()
+    if len(sums) < 2:
+        return float("nan")
+    residuals = sums - counts * right.mean()
+    return float(np.sqrt((residuals**2).sum() * len(sums) / (len(sums) - 1)) / counts.sum())
+
+
+def changes(flights: pd.DataFrame) -> list[Change]:
+    """When each version had become the one that answers."""
+    found, last = [], ""
+    for version, of_version in sorted(flights.groupby("version"), key=lambda item: int(str(item[0]))):
+        later = flights[flights[EVENT_TIME] >= of_version[EVENT_TIME].min()]
+        alone = later[later["version"] == version]
+        if last:
+            found.append(Change(alone[EVENT_TIME].min(), str(version)))
+        last = str(version)
+    return found
+
+
+def draw(months: pd.DataFrame, weeks: Sequence[Week], promoted: Sequence[Change], title: str, target: Path) -> None:
+    """The plot, as PNG."""
+    figure, axes = pyplot.subplots(figsize=(8.6, 4.2), dpi=90)
+    middle = [pd.Timestamp(YEAR, int(month), 15) for month in months["month"]]
+    axes.plot(middle, months["accuracy_with_loop"], "o-", color=_LOOP, label="with the loop")
+    axes.plot(middle, months["accuracy_without"], "s--", color=_STILL, label="first version all year")
+    axes.plot(middle, months["always_on_time"], ":", color="#cbd2d9", label="always “on time”")
+    low = float(months[["accuracy_with_loop", "accuracy_without", "always_on_time"]].min().min())
+    for week in weeks:
+        moment = week.start.tz_localize(None) + (week.end - week.start) / 2
+        for height, state in ((0.028, week.drift), (0.016, week.accuracy)):
+            color = _ALARM if state in ("drift", "violated") else _CALM
+            shape = "s" if state not in ("not judged", "") else "x"
+            axes.plot([moment], [low - height], shape, color=color, markersize=4)
+    axes.text(1.01, low - 0.028, "drift", transform=axes.get_yaxis_transform(), fontsize=8, va="center")
+    axes.text(1.01, low - 0.016, "accuracy", transform=axes.get_yaxis_transform(), fontsize=8, va="center")
+    for change in promoted:
+        axes.axvline(change.at.tz_localize(None), color=_LOOP, alpha=0.25, linewidth=1)
+    axes.set(ylabel="accuracy", title=title)
+    axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%b"))
+    axes.xaxis.set_major_locator(matplotlib.dates.MonthLocator())
+    axes.legend(loc="lower left", fontsize=8, bbox_to_anchor=(0, 0.12))
+    axes.grid(alpha=0.25)
+    figure.text(
+        0.01,
+        0.01,
+        "squares: a week's verdicts, red is an alarm (drift, accuracy violated); vertical lines: a new version answers",
+        fontsize=7,
+    )
+    figure.tight_layout(rect=(0, 0.03, 0.97, 1))
+    figure.savefig(target)
+    pyplot.close(figure)
+
+
+def verdict(months: pd.DataFrame, trained_on: str) -> list[str]:
+    """What the figures say, in sentences; nothing is claimed that they do not show."""
+    first, last = parse_months(trained_on)
+    later = months[~months["month"].between(first, last)]
+    if later.empty:
+        return ["no month lies beyond the training months"]
+    early = months[months["month"].between(first, last)]
+    lines = []
+    if not early.empty:
+        drop = early["accuracy_without"].mean() - later["accuracy_without"].mean()
+        lines.append(
+            f"without the loop: accuracy {early['accuracy_without'].mean():.4f} in the training months, "
+            f"{later['accuracy_without'].mean():.4f} after them (change {-drop:+.4f}); saying always `on time`: "
+            f"{early['always_on_time'].mean():.4f} and {later['always_on_time'].mean():.4f}"
+        )
+    weights = later["flights"] / later["flights"].sum()
+    gain = float((later["difference"] * weights).sum())
+    error = float(np.sqrt(((later["standard_error"] * weights) ** 2).sum()))
+    lines.append(f"with the loop, after the training months: {gain:+.4f} ± {1.96 * error:.4f} (95 %, over days)")
+    sure = later[later["difference"].abs() > 1.96 * later["standard_error"]]
+    better, worse = sure[sure["difference"] > 0]["month"].tolist(), sure[sure["difference"] < 0]["month"].tolist()
+    lines.append(f"months better beyond doubt: {better or 'none'}; worse beyond doubt: {worse or 'none'}")
+    return lines

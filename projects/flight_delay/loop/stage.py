@@ -1,0 +1,133 @@
+"""What the replay plays on: the first version, an endpoint with its monitors, and a controller beside it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.registry.connection import environment_for_a_child
+from projects.demo.place import CHECKOUT
+
+ALIAS = "champion"
+DRIFT, ACCURACY = "drift", "accuracy"
+_END_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the replay is played with.
+
+    Attributes:
+        endpoint, model: names of their own, made anew.
+        every: length of a monitor's window.
+        at_least: accuracy below which a window is an alarm.
+        mode: full or incremental.
+        max_iter: boosted trees of a version.
+        min_requests: that a candidate answers in each step of its rollout.
+    """
+
+    endpoint: str = "flights-replay"
+    model: str = "flight-delay-replay"
+    every: str = "7d"
+    at_least: float = 0.75
+    mode: str = "full"
+    max_iter: int = 60
+    min_requests: int = 30
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.model}@{ALIAS}"
+
+    def config(self) -> dict[str, Any]:
+        """The endpoint's fields beside its model."""
+        drift, accuracy = f"monitors.{DRIFT}", f"monitors.{ACCURACY}"
+        retrain = {
+            "project": str(CHECKOUT),
+            "entry_point": "train",
+            "mode": self.mode,
+            "parameters": {"max_iter": self.max_iter},
+            "env_manager": "local",
+            "cooldown": "1s",  # a week passes in seconds here
+            "max_runs": 100,
+            "timeout": "20m",
+            "then": "rollout",
+            "steps": "10,50,100",
+            "step_every": "1s",
+            "min_requests": self.min_requests,
+        }
+        return {
+            "server.workers": 1,
+            f"{drift}.kind": "drift",
+            f"{drift}.every": self.every,
+            f"{drift}.false_alarm_rate": 0.1,
+            f"{accuracy}.kind": "performance",
+            f"{accuracy}.every": self.every,
+            f"{accuracy}.require": f"accuracy>={self.at_least}",
+            f"{accuracy}.labels_within": "1d",
+            **{f"{accuracy}.retrain.{name}": value for name, value in retrain.items()},
+        }
+
+
+def train_first(setting: Setting, log: Path) -> str:
+    """Trains the first version on January to March, in a process of its own, and gives it the alias.
+
+    Raises:
+        OnnxserveError: training failed; the message has its last line.
+    """
+    command = [sys.executable, "-m", "projects.flight_delay.train", "--registered-model", setting.model]
+    command += ["--max-iter", str(setting.max_iter)]
+    with log.open("ab") as output:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        done = subprocess.run(command, check=False, cwd=CHECKOUT, env=environment_for_a_child(), **streams)
+    if done.returncode != 0:
+        raise OnnxserveError(f"the first version could not be trained: {log.read_text().splitlines()[-1]}")
+    client = MlflowClient()
+    versions = client.search_model_versions(f"name = '{setting.model}'")
+    version = str(max(int(one.version) for one in versions))
+    client.set_registered_model_alias(setting.model, ALIAS, version)
+    return version
+
+
+@contextmanager
+def endpoint(deployments: Deployments, setting: Setting) -> Iterator[str]:
+    """The endpoint with its monitors; its URL. It is removed in the end, its history stays."""
+    deployments.delete_endpoint(setting.endpoint, "a replay begins anew")
+    deployment = deployments.create(setting.endpoint, setting.uri, setting.config())
+    try:
+        yield str(deployment.observation.url)
+    finally:
+        deployments.delete_endpoint(setting.endpoint, "the replay is over")
+
+
+@contextmanager
+def controller(log: Path) -> Iterator[None]:
+    """`onnxserve controller` for as long as the `with` lasts."""
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller", "--lease-seconds", "5"]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment_for_a_child(),
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

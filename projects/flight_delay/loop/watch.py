@@ -1,0 +1,73 @@
+"""Waits for what follows a week of traffic: its rows in the log, its verdicts, and the retraining that they start."""
+
+import time
+from collections.abc import Callable
+
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.errors import NotReady
+from mlflow_deploy_plugin.inference_log.joining import LABEL, Labels, with_labels
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.store import Store
+from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+from projects.flight_delay.loop.stage import ACCURACY, DRIFT
+
+LOG_SECONDS, JUDGED_SECONDS, TRAINED_SECONDS = 120.0, 900.0, 2400.0
+_POLL_SECONDS = 0.3
+_BEFORE_TRAFFIC = ("waiting", "running", "registered", "gated")
+
+
+def until_logged(log: InferenceLog, endpoint: str, window: Window, rows: int) -> None:
+    """Returns when the log has the window's rows, and the label of each. Raises NotReady."""
+
+    def is_there() -> bool:
+        found = sum(len(batch) for batch in log.batches(endpoint, window, columns=["_row"]))
+        if found < rows:
+            return False
+        columns = ["_prediction_id", "_row", "_received_time", "_event_time"]
+        labels, labelled = Labels(log.location, endpoint, log.unreadable), 0
+        for batch in log.batches(endpoint, window, columns=columns):
+            joined = with_labels(batch, labels)
+            labelled += pc.sum(pc.is_valid(joined.column(LABEL))).as_py() or 0
+        return labelled >= rows
+
+    _wait(is_there, LOG_SECONDS, f"{rows:,} labelled rows of {window} in the log")
+
+
+def judge(store: Store, endpoint: str, window: Window) -> dict[str, MonitorWindow]:
+    """Asks for the window's verdicts, and gives them when the controller has them. Raises NotReady."""
+    monitors = Monitors(store)
+    for monitor in (DRIFT, ACCURACY):
+        monitors.add(endpoint, monitor, window.start, window.end)
+    found: dict[str, MonitorWindow] = {}
+
+    def are_judged() -> bool:
+        for monitor in (DRIFT, ACCURACY):
+            known = [one for one in monitors.windows(endpoint, monitor) if one.start == window.start]
+            found[monitor] = known[-1]
+        return all(one.state in ("judged", "failed") for one in found.values())
+
+    _wait(are_judged, JUDGED_SECONDS, f"the verdicts on {window}")
+    return found
+
+
+def until_trained(store: Store, endpoint: str) -> Retraining | None:
+    """The last retraining, once none is under way that traffic does not take further. Raises NotReady."""
+    found: list[Retraining] = []
+
+    def is_done() -> bool:
+        found[:] = Retrainings(store).find(endpoint)
+        return all(not one.is_live or one.state not in _BEFORE_TRAFFIC for one in found)
+
+    _wait(is_done, TRAINED_SECONDS, "the retraining's end")
+    return found[-1] if found else None
+
+
+def _wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise NotReady(f"after {seconds:g} s still not there: {what}")
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,192 @@
+"""Replays months of 2013 against a real endpoint that watches itself and is trained anew by itself.
+
+    mlflow run . -e replay -P months=1-12           # or: python -m projects.flight_delay.replay --months 1-12
+    mlflow run . -e replay -P months=1-9 -P inject=celsius:6
+
+Flights are sent in event time, at high speed; what really happened follows a day late by POST /feedback. Each week the
+controller judges drift and accuracy; an alarm starts a training, whose version goes through its gate and a rollout. The
+accuracy by month, with the loop and without it, is logged to MLflow as a table and a plot. Nothing is injected unless
+`inject` says so.
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
+from mlflow_deploy_plugin.spec import duration_seconds
+from mlflow_deploy_plugin.store.retrainings import Retrainings
+from projects.command import plain_errors
+from projects.flight_delay.data import DAY, FEATURES, load_flights, months
+from projects.flight_delay.loop import outcome, stage, watch
+from projects.flight_delay.loop.changes import Injection, parse_injection
+from projects.flight_delay.loop.feed import Counts, Feed
+from projects.flight_delay.loop.stage import ACCURACY, DRIFT, Setting
+from projects.flight_delay.material import parse_months
+from projects.flight_delay.train import BUILT_IN_MONTHS
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a replay gave.
+
+    Attributes:
+        months: one row a month (`outcome.by_month`).
+        weeks: the windows that were judged.
+        states: of the retrainings, in their order.
+        counts: requests sent, answered, lost.
+        sentences: what the figures say.
+    """
+
+    months: pd.DataFrame
+    weeks: list[outcome.Week]
+    states: list[str]
+    counts: Counts
+    sentences: list[str]
+
+
+def replay(
+    setting: Setting, span: str, injection: Injection | None, batch: int, every_day: int, folder: Path
+) -> Replay:
+    """Plays the months, and writes what came of it into the folder and to the active run.
+
+    Args:
+        batch: flights a request.
+        every_day: only each so many-th flight is sent: 1 sends all.
+
+    Raises:
+        OnnxserveError: a part of it does not come up, or does not do what it should in time.
+    """
+    flights = months(load_flights(), *parse_months(span)).iloc[::every_day]
+    if injection is not None:
+        flights = injection.apply(flights)
+    with open_deployments(_say) as deployments:
+        _say("training the first version on January to March")
+        first = stage.train_first(setting, folder / "first.log")
+        with stage.endpoint(deployments, setting) as url, stage.controller(folder / "controller.log"):
+            _say(f"{url} answers with version {first}; {len(flights):,} flights are sent")
+            feed = Feed(url, batch)
+            weeks = _play(deployments, setting, feed, flights)
+        states = [f"version {one.version}: {one.state}" for one in _retrainings(deployments, setting)]
+    played = flights.join(feed.table(), how="inner")
+    played["still"] = _answers_of(f"models:/{setting.model}/{first}", played)
+    table = outcome.by_month(played)
+    sentences = outcome.verdict(table, BUILT_IN_MONTHS)
+    title = "Flights of 2013, accuracy by month" + (f" — {injection}" if injection else "")
+    outcome.draw(table, weeks, outcome.changes(played), title, folder / "accuracy_by_month.png")
+    table.to_csv(folder / "accuracy_by_month.csv", index=False)
+    pd.DataFrame(vars(week) for week in weeks).to_csv(folder / "verdicts.csv", index=False)
+    return Replay(table, weeks, states, feed.counts, sentences)
+
+
+def _play(deployments: Deployments, setting: Setting, feed: Feed, flights: pd.DataFrame) -> list[outcome.Week]:
+    """Day after day; a window is judged when its last day's labels are in, a day after its end."""
+    log = open_log(deployments.settings.inference_log)
+    weeks, waiting = [], None
+    for day, of_day in flights.groupby(DAY, sort=True):
+        window = window_at(microseconds(pd.Timestamp(day).to_pydatetime()), setting.every)
+        feed.day(of_day)
+        if waiting is not None and waiting.start != window.start:
+            weeks.append(_judge(deployments, setting, log, waiting, feed, flights))
+        waiting = window
+    feed.rest()
+    if waiting is not None and waiting.end <= flights[DAY].max() + timedelta(days=1):
+        weeks.append(_judge(deployments, setting, log, waiting, feed, flights))
+    return weeks
+
+
+def _judge(
+    deployments: Deployments, setting: Setting, log: object, window: Window, feed: Feed, flights: pd.DataFrame
+) -> outcome.Week:
+    inside = flights[(flights[DAY] >= window.start) & (flights[DAY] < window.end)]
+    began = time.monotonic()
+    watch.until_logged(log, setting.endpoint, window, len(inside))  # type: ignore[arg-type]
+    found = watch.judge(deployments.store, setting.endpoint, window)
+    judged = time.monotonic()
+    last = watch.until_trained(deployments.store, setting.endpoint)
+    drift, accuracy = found[DRIFT], found[ACCURACY]
+    line = f"{window.start:%Y-%m-%d}  {len(inside):6,} flights  drift: {drift.verdict or drift.state:10}"
+    line += f"  accuracy: {accuracy.verdict or accuracy.state:10}  judged in {judged - began:.0f} s"
+    if last is not None:
+        line += f"  retraining {last.id}: {last.state} {last.version}  {time.monotonic() - judged:.0f} s"
+    _say(f"{line}  lost {feed.counts.lost}")
+    return outcome.Week(
+        pd.Timestamp(window.start),
+        pd.Timestamp(window.end),
+        drift.verdict or drift.state,
+        accuracy.verdict or accuracy.state,
+        accuracy.reason,
+    )
+
+
+def _retrainings(deployments: Deployments, setting: Setting) -> list:  # type: ignore[type-arg]
+    return Retrainings(deployments.store).find(setting.endpoint)
+
+
+def _answers_of(model_uri: str, flights: pd.DataFrame) -> np.ndarray:
+    """What a version says of the flights, [N] bool."""
+    model = mlflow.pyfunc.load_model(model_uri)
+    return np.asarray(model.predict(flights[list(FEATURES)])).astype(bool)
+
+
+def _log(result: Replay, folder: Path, setting: Setting, injection: Injection | None) -> None:
+    mlflow.set_tag("onnxserve.injected", str(injection) if injection else "nothing is injected")
+    for row in result.months.itertuples():
+        for name in ("accuracy_with_loop", "accuracy_without"):
+            mlflow.log_metric(name, getattr(row, name), step=int(row.month))
+    counts = result.counts
+    mlflow.log_metrics({"requests": counts.requests, "lost": counts.lost, "labels": counts.labels})
+    for file in sorted(folder.iterdir()):
+        mlflow.log_artifact(str(file), "replay")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> None:
+    default = Setting()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--months", default="1-12", help="months of 2013 that are played")
+    parser.add_argument("--inject", default="", help="KIND:MONTH: celsius:7 or concept:7; empty: nothing")
+    parser.add_argument("--mode", choices=["full", "incremental"], default=default.mode, help="how an alarm trains")
+    parser.add_argument("--every", default=default.every, help="length of a monitor's window")
+    parser.add_argument("--at-least", type=float, default=default.at_least, help="accuracy below it is an alarm")
+    parser.add_argument("--max-iter", type=int, default=default.max_iter, help="boosted trees of a version")
+    parser.add_argument("--min-requests", type=int, default=default.min_requests, help="of a rollout's step")
+    parser.add_argument("--batch", type=int, default=5, help="flights a request")
+    parser.add_argument("--sample", type=int, default=1, help="only each so many-th flight")
+    parser.add_argument("--endpoint", default=default.endpoint, help="its name; one of this name is made anew")
+    options = parser.parse_args()
+    setting = Setting(
+        endpoint=options.endpoint,
+        every=options.every,
+        at_least=options.at_least,
+        mode=options.mode,
+        max_iter=options.max_iter,
+        min_requests=options.min_requests,
+    )
+    with plain_errors(), mlflow.start_run(), tempfile.TemporaryDirectory() as name:
+        duration_seconds(setting.every)
+        injection, folder = parse_injection(options.inject), Path(name)
+        result = replay(setting, options.months, injection, options.batch, options.sample, folder)
+        _log(result, folder, setting, injection)
+    _say(result.months.to_string(index=False, float_format="%.4f"))
+    for line in (*result.states, *result.sentences):
+        _say(line)
+    counts = result.counts
+    _say(f"{counts.requests:,} requests, {counts.lost} lost; {counts.labels:,} labels, {counts.labels_lost} lost")
+    _say(f"onnxserve history {setting.endpoint}    tells the story")
+
+
+if __name__ == "__main__":
+    main()
