@@ -45,7 +45,7 @@ def log_judgement(judgement: Judgement, files: Mapping[str, str | bytes]) -> Log
         end = judgement.window.end_us // 1000
         log_figures(client, run_id, judgement.model_id, figures.items(), end, times)
         this = PastWindow(judgement.window.start, judgement.state, figures)
-        picture = trend_picture(series_of(judgement), [*past_windows(judgement), this])
+        picture = trend_picture(series_of(judgement), [*past_windows(judgement), this], judgement.window.length)
         _log_files(client, run_id, with_picture(files, picture))
 
     run = RunOnce(

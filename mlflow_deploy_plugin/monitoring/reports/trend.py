@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.monitoring.judgement import ALARMS, Judgement
 
@@ -44,11 +44,12 @@ def series_of(judgement: Judgement) -> list[Series]:
     return [Series(name, f"criterion/{name}", f"criterion_threshold/{name}") for name in subjects[:_MOST_PANELS]]
 
 
-def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow]) -> bytes:
+def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow], length: timedelta) -> bytes:
     """A PNG, one panel a series; empty where no window has a value.
 
     Args:
         windows: in any order; those without a value are marked at the foot.
+        length: of a window.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: half a second
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
@@ -74,6 +75,7 @@ def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow]) -> by
         panel.set_title(one.title, fontsize=8, loc="left")
         panel.tick_params(labelsize=7)
         panel.margins(y=0.15)
+        panel.set_xlim(times[0] - length, times[-1] + length)
         panel.spines[["top", "right"]].set_visible(False)
         locator = AutoDateLocator(maxticks=8)
         panel.xaxis.set_major_locator(locator)
