@@ -84,7 +84,8 @@ def _path(dotted: str) -> list[str]:
     part, _, rest = dotted.partition(".")
     if part == "monitors" and _RETRAIN in rest:
         name, _, field = rest.rpartition(_RETRAIN)
-        return [part, name, "retrain", field]
+        table, _, key = field.partition(".")
+        return [part, name, "retrain", table, *([key] if key else [])]
     name, _, field = rest.rpartition(".")
     return [part, name, field] if part in ("variants", "monitors") and name else dotted.split(".")
 
@@ -94,6 +95,8 @@ def _check_name(spec: EndpointSpec, dotted: str) -> None:
     parts = _path(dotted)
     generic = ".".join([parts[0], "NAME", *parts[2:]]) if parts[0] in ("variants", "monitors") else dotted
     if generic in known or (generic == "variants.NAME.model" and parts[1] in spec.variants):
+        return
+    if len(parts) == 5 and parts[2:4] == ["retrain", "parameters"]:  # of a project, which says itself what it takes
         return
     nearest = difflib.get_close_matches(generic, known, n=1, cutoff=0.4)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(known)}"

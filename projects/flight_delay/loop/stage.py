@@ -54,7 +54,7 @@ class Setting:
             "project": str(CHECKOUT),
             "entry_point": "train",
             "mode": self.mode,
-            "parameters": {"max_iter": self.max_iter},
+            "parameters.max_iter": self.max_iter,
             "env_manager": "local",
             "cooldown": "1s",  # a week passes in seconds here
             "max_runs": 100,
