@@ -23,6 +23,7 @@ _COMMANDS = {
     "rollback": ("mlflow_deploy_plugin.cli.rollback", "Go back to what was served before."),
     "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts."),
     "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),
+    "log": ("mlflow_deploy_plugin.cli.log", "Query, count and keep what was captured of an endpoint."),
     "drift": ("mlflow_deploy_plugin.cli.drift", "Judge captured traffic against the model's reference."),
 }
 """Name → (module that has a command of this name, what `--help` says)."""

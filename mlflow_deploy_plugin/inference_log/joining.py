@@ -8,6 +8,7 @@ with the labels in the log: they are read past the rows, and those of other rows
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from mlflow_deploy_plugin.inference_log.identity import mix, text_hashes
 from mlflow_deploy_plugin.inference_log.labels import LABELS, SCHEMA, as_text
 from mlflow_deploy_plugin.inference_log.lists import Array
 from mlflow_deploy_plugin.inference_log.location import LogLocation
-from mlflow_deploy_plugin.inference_log.rows import Vanished, microseconds_of, read_file
+from mlflow_deploy_plugin.inference_log.rows import Vanished, read_file
 from mlflow_deploy_plugin.inference_log.schemas import conform
 
 LABEL, LABEL_NUMBER = "_label", "_label_number"
@@ -26,6 +27,7 @@ _ORDER = ("_received_time", "_segment", "_offset")
 _SLACK = timedelta(days=1)
 """Two machines' clocks may differ: a label may seem to have come before its prediction, but not by more."""
 _HELD_LABELS = 500_000
+_KEPT_BYTES = 64 * 2**20
 _KEY_VALUE = r':(?:"(?:[^"\\]|\\.)*"|null)'
 
 
@@ -57,15 +59,44 @@ def label_batches(
                     unreadable[file.path] = " ".join(str(error).split())
 
 
-def with_labels(location: LogLocation, endpoint: str, table: pa.Table, unreadable: dict[str, str]) -> pa.Table:
+class Labels:
+    """The labels of an endpoint, to be read again and again: few are kept in memory, many are read anew."""
+
+    def __init__(self, location: LogLocation, endpoint: str, unreadable: dict[str, str]) -> None:
+        self._read = partial(label_batches, location, endpoint, unreadable)
+        self._kept: list[pa.Table] | None = None
+        self._is_large = False
+
+    def batches(self, since: datetime | None = None) -> Iterator[pa.Table]:
+        """As `label_batches`."""
+        if self._kept is None and not self._is_large:
+            self._keep()
+        yield from self._read(since) if self._kept is None else self._kept
+
+    def key_columns(self) -> set[str]:
+        """The columns by which labels name their rows."""
+        return {column for labels in self.batches() for kind, _, _ in named(labels) for column in kind}
+
+    def _keep(self) -> None:
+        kept, size = [], 0
+        for labels in self._read():
+            kept.append(labels)
+            size += labels.nbytes
+            if size > _KEPT_BYTES:
+                self._is_large = True
+                return
+        self._kept = kept
+
+
+def with_labels(table: pa.Table, source: Labels) -> pa.Table:
     """The table with the columns `_label` (text) and `_label_number` (float64), null where no label is in.
 
     Args:
-        table: rows of the log with `_prediction_id`, `_row` and `_received_time`.
+        table: rows of the log with `_prediction_id`, `_row`, `_received_time` and the columns of keys.
     """
-    rows = Rows(table)
+    rows = RowNames(table)
     held: list[pa.Table] = []
-    for labels in label_batches(location, endpoint, unreadable, rows.earliest_label):
+    for labels in source.batches(rows.earliest_label):
         found = rows.theirs(labels)
         if len(found):
             held.append(found)
@@ -78,12 +109,13 @@ def with_labels(location: LogLocation, endpoint: str, table: pa.Table, unreadabl
     return table
 
 
-class Rows:
+class RowNames:
     """Rows that labels are looked for, by the hashes of all that a label may call them."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
-        ids = text_hashes(table.column("_prediction_id")) if len(table) else np.empty(0, np.uint64)
+        has_ids = len(table) and "_prediction_id" in table.column_names
+        ids = text_hashes(table.column("_prediction_id")) if has_ids else np.zeros(len(table), np.uint64)
         self._names: dict[tuple[str, ...], Array] = {
             ("_prediction_id",): ids,
             ("_prediction_id", "_row"): mix(ids, _unsigned(table.column("_row"))),
@@ -93,7 +125,7 @@ class Rows:
     @property
     def earliest_label(self) -> datetime | None:
         """No label that names one of these rows by its id has come before."""
-        if not len(self._table):
+        if not len(self._table) or "_received_time" not in self._table.column_names:
             return None
         first = pc.min(self._table.column("_received_time")).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).as_py()
         return None if first is None else datetime.fromtimestamp(first / 1e6, UTC) - _SLACK
@@ -102,7 +134,7 @@ class Rows:
         """Those of the labels that name one of these rows, with what they name it by in `_name`."""
         parts = []
         for kind, which, hashes in named(labels):
-            is_known = np.isin(hashes, self._hashes_of(kind))
+            is_known = np.isin(hashes, self.of_kind(kind))
             if is_known.any():
                 part = labels.take(pa.array(which[is_known])).select([*_ORDER, LABEL, LABEL_NUMBER])
                 parts.append(part.append_column("_name", pa.array(hashes[is_known])))
@@ -122,7 +154,7 @@ class Rows:
             best = np.maximum(best, np.where(names[found] == hashes, found, -1))
         return labels.take(pa.array(best, mask=best < 0))
 
-    def _hashes_of(self, kind: tuple[str, ...]) -> Array:
+    def of_kind(self, kind: tuple[str, ...]) -> Array:
         """[M] uint64, ascending: what labels of this kind may call the rows."""
         if kind not in self._distinct:
             keys = row_keys(self._table, kind)
@@ -197,6 +229,3 @@ def _as_json(column: pa.ChunkedArray) -> pa.Array:
 def _unsigned(column: pa.ChunkedArray) -> Array:
     numbers: Array = column.cast(pa.int64()).to_numpy().astype(np.uint64)
     return numbers
-
-
-__all__ = ["LABEL", "LABEL_NUMBER", "Rows", "label_batches", "last_ones", "microseconds_of", "row_keys", "with_labels"]

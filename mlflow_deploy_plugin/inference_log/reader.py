@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.inference_log.files import Hour, LogFile, list_endpoints, list_files, list_hours
-from mlflow_deploy_plugin.inference_log.joining import with_labels
+from mlflow_deploy_plugin.inference_log.files import Hour, LogFile, list_all, list_endpoints, list_files, list_hours
+from mlflow_deploy_plugin.inference_log.joining import Labels, with_labels
 from mlflow_deploy_plugin.inference_log.lists import summarise_lists
 from mlflow_deploy_plugin.inference_log.location import LogLocation, locate_log
 from mlflow_deploy_plugin.inference_log.rows import Wanted, hour_rows, microseconds_of
@@ -76,6 +76,10 @@ class InferenceLog:
     def files(self, hour: Hour) -> list[LogFile]:
         """The files of an hour, by name."""
         return list_files(self.location, hour.folder)
+
+    def all_files(self, endpoint: str) -> dict[Hour, list[LogFile]]:
+        """Every hour that has files, ascending, with its files, in one listing."""
+        return list_all(self.location, endpoint)
 
     def batches(
         self, endpoint: str, window: Window, columns: Sequence[str] | None = None, shadows: bool = False
@@ -142,7 +146,7 @@ class InferenceLog:
         rows = self.read(endpoint, window, max_rows)
         if rows is None:
             return None
-        table = with_labels(self.location, endpoint, rows.table, self.unreadable)
+        table = with_labels(rows.table, Labels(self.location, endpoint, self.unreadable))
         return WindowRows(rows.model, rows.version, table, rows.rows, rows.is_sampled, rows.other_versions)
 
     def _windows_of(self, hour: Hour, every: str) -> list[Window]:

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.inference_log.lists import Array
 from mlflow_deploy_plugin.inference_log.location import LogLocation
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
-SHADOW = "_shadow"
+SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * 2**20
 _PASS_BYTES = 512 * 2**20
@@ -41,6 +41,7 @@ class Wanted:
         columns: by name, in this order where a file has them; None: all.
         start_us, end_us: event time in microseconds since 1970, half-open.
         shadows: also what shadows answered.
+        received_us: when the server got the request, half-open; None: whenever.
         is_due: which files may have such rows.
     """
 
@@ -48,13 +49,14 @@ class Wanted:
     start_us: int = -(2**63)
     end_us: int = 2**63 - 1
     shadows: bool = False
+    received_us: tuple[int, int] | None = None
     is_due: Callable[[LogFile], bool] = lambda file: True
 
     def needed(self, present: Sequence[str]) -> list[str] | None:
         """The columns to be read of those that a file has."""
         if self.columns is None:
             return None
-        wanted = {*self.columns, *IDENTITY, EVENT_TIME, SHADOW}
+        wanted = {*self.columns, *IDENTITY, EVENT_TIME, SHADOW} | ({RECEIVED_TIME} if self.received_us else set())
         return [name for name in present if name in wanted]
 
 
@@ -142,6 +144,9 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
 def _asked(table: pa.Table, wanted: Wanted) -> pa.Table:
     times = microseconds_of(table.column(EVENT_TIME))
     inside = (times >= wanted.start_us) & (times < wanted.end_us)
+    if wanted.received_us is not None and RECEIVED_TIME in table.column_names:
+        received = microseconds_of(table.column(RECEIVED_TIME))
+        inside &= (received >= wanted.received_us[0]) & (received < wanted.received_us[1])
     if not wanted.shadows and SHADOW in table.column_names:
         inside &= ~np.asarray(pc.fill_null(table.column(SHADOW), False))
     return table if inside.all() else table.filter(pa.array(inside))

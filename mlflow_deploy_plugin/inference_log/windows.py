@@ -8,7 +8,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import duration_seconds
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_DURATION = re.compile(r"[1-9][0-9]{0,5}[smhd]")
+DURATION = re.compile(r"[1-9][0-9]{0,5}[smhd]")
 _EXPECTED = "a window is START/END or START/DURATION in UTC, e.g. 2013-07-01/2013-07-02, 2013-07-01T12:00/6h"
 
 
@@ -51,7 +51,7 @@ def parse_window(text: str) -> Window:
     if not end_text:
         raise InvalidConfig(f"window {text!r}: {_EXPECTED}")
     start = _time(start_text, text)
-    if _DURATION.fullmatch(end_text):
+    if DURATION.fullmatch(end_text):
         end = start + timedelta(seconds=duration_seconds(end_text))
     else:
         end = _time(end_text, text)

@@ -33,14 +33,15 @@ def writing(path: str, kind: Kind, stdout: IO[bytes]) -> Iterator[Writer]:
         stdout.flush()
         return
     try:
-        with _aside(Path(path)) as file, _FORMS[kind](file) as write:
+        with aside(Path(path)) as file, _FORMS[kind](file) as write:
             yield write
     except OSError as error:
         raise InvalidConfig(f"the file {path} cannot be written: {error.strerror or error}") from None
 
 
 @contextmanager
-def _aside(path: Path) -> Iterator[IO[bytes]]:
+def aside(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when all of it is written, and else leaves it as it was."""
     if path.exists() and not path.is_file():  # a pipe or a device is no file to be replaced
         with path.open("wb") as file:
             yield file

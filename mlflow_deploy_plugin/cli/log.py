@@ -1,0 +1,162 @@
+"""`onnxserve log`: what was captured of an endpoint: query it, count it, keep it in order."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.inference_log.export import Form
+    from mlflow_deploy_plugin.inference_log.query import Answer
+    from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+
+_TABLE_ROWS = 20
+_ASIDE = "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
+"""What a table for people leaves out unless it is asked for."""
+_SINCE = (
+    "What was received in so long a time before now (90s, 1h, 7d); or event times from a time on (2013-07-01T12:00), "
+    "or in a window (2013-07-01/1d). Default: everything."
+)
+_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
+
+
+@click.group()
+def log() -> None:
+    """Query, count and keep what was captured of an endpoint."""
+
+
+@log.command()
+@click.argument("name")
+@click.argument("file", default="-")
+@click.option("--since", metavar="WHEN", help=_SINCE)
+@click.option("--until", metavar="WHEN", help="The end, excluded: so long before now, or an event time.")
+@click.option("--where", metavar="SQL", default="", help="A condition on the columns.")
+@click.option("--select", metavar="SQL", default="", help="Columns and expressions.  [default: every column]")
+@click.option("--order-by", metavar="SQL", default="", help="As _event_time DESC.  [default: as the hours follow]")
+@click.option("--sql", metavar="SQL", default="", help="A whole SELECT over the table log, instead of those three.")
+@click.option(
+    "--labels/--no-labels", default=True, show_default=True, help="Whether _label and _label_number are there."
+)
+@click.option("--shadows", is_flag=True, help="Also what shadows answered.")
+@click.option("--limit", type=click.IntRange(min=0), help=f"At most so many rows.  [default: {_TABLE_ROWS} in a table]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "csv", "jsonl", "parquet"]),
+    help="[default: by the name of FILE, else table]",
+)
+def query(
+    name: str,
+    file: str,
+    since: str | None,
+    until: str | None,
+    where: str,
+    select: str,
+    order_by: str,
+    sql: str,
+    labels: bool,
+    shadows: bool,
+    limit: int | None,
+    output: str | None,
+) -> None:
+    """Queries the captured rows of the endpoint NAME, each once, into FILE or onto standard output.
+
+    \b
+      onnxserve log query flights --since 1h
+      onnxserve log query flights --since 2013-07-01/1d --where "carrier = 'UA'" -o csv
+      onnxserve log query flights labelled.parquet --where "_label IS NOT NULL"
+      onnxserve log query flights --sql "SELECT _version, count(*) FROM log GROUP BY ALL"
+
+    The SQL is DuckDB's. It sees the rows as the table log, and nothing else. A label is that of the row's prediction
+    id or key; of several the last one. A name with a dot stands in quotes: "output.probabilities".
+    """
+    if sql and (where or select or order_by):
+        raise InvalidConfig("--sql is the whole statement: leave --where, --select and --order-by out")
+    output = output or _SUFFIXES.get(Path(file).suffix.lower(), "table")
+    is_table = output == "table"
+    if is_table and file != "-":
+        raise InvalidConfig(f"a table is for people: with a file, here {file}, say -o csv, jsonl or parquet")
+    if output == "parquet" and file == "-" and sys.stdout.isatty():
+        raise InvalidConfig("Parquet is nothing for a terminal: name a FILE")
+    # here: DuckDB and pyarrow take a second that `--help` should not wait for
+    from mlflow_deploy_plugin.inference_log.query import Query, run_query
+    from mlflow_deploy_plugin.inference_log.span import parse_span
+    from mlflow_deploy_plugin.inference_log.view import View
+
+    if not select:
+        aside = f"{_ASIDE}, _label_number" if labels else _ASIDE
+        select = f"* EXCLUDE ({aside})" if is_table else "*"
+    shown = _TABLE_ROWS if is_table and limit is None else limit
+    bound = shown + 1 if is_table and shown is not None else shown  # one more tells whether there are more
+    view = View(name, parse_span(since, until, datetime.now(UTC)), labels, shadows)
+    opened = _open()
+    with run_query(opened, Query(view, select, where, order_by, sql, bound)) as answer:
+        if is_table:
+            from mlflow_deploy_plugin.cli.log_text import table_lines
+
+            for line in table_lines(answer, shown):
+                click.echo(line)
+        else:
+            _write(answer, cast("Form", output), file)
+    _tell(opened)
+
+
+@log.command()
+@click.argument("name")
+@click.option("--since", metavar="WHEN", help=_SINCE)
+@click.option("--until", metavar="WHEN", help="The end, excluded: so long before now, or an event time.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def stats(name: str, since: str | None, until: str | None, output: str) -> None:
+    """Counts what was captured of the endpoint NAME: rows by version, variant and time, labels, and what is missing.
+
+    Answered, captured, dropped and shipped rows are what the agents have counted since their servers were first
+    started; so rows that were answered and are not in the log are seen.
+    """
+    from mlflow_deploy_plugin.cli.log_text import stats_json, stats_lines
+    from mlflow_deploy_plugin.inference_log.span import parse_span
+    from mlflow_deploy_plugin.inference_log.stats import log_stats
+
+    span = parse_span(since, until, datetime.now(UTC)) if since or until else None
+    opened = _open()
+    found = log_stats(opened, name, span)
+    for line in [stats_json(found)] if output == "json" else stats_lines(found, opened.shown):
+        click.echo(line)
+    _tell(opened)
+
+
+def _open() -> "InferenceLog":
+    from mlflow_deploy_plugin.inference_log.reader import open_log
+    from mlflow_deploy_plugin.settings import load_settings
+
+    return open_log(load_settings().inference_log)
+
+
+def _write(answer: "Answer", form: "Form", file: str) -> None:
+    from mlflow_deploy_plugin.deployments.bulk.writing import aside
+    from mlflow_deploy_plugin.inference_log.export import exporting
+
+    rows = 0
+    if file == "-":
+        with exporting(form, answer.schema, sys.stdout.buffer) as write:
+            for batch in answer.batches:
+                write(batch)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        with aside(Path(file)) as target, exporting(form, answer.schema, target) as write:
+            for batch in answer.batches:
+                write(batch)
+                rows += len(batch)
+    except OSError as error:
+        raise InvalidConfig(f"the file {file} cannot be written: {error.strerror or error}") from None
+    click.echo(f"{rows:,} rows in {file}", err=True)
+
+
+def _tell(log: "InferenceLog") -> None:
+    """Names the files that were passed over."""
+    for path, why in log.unreadable.items():
+        click.echo(f"note: {path} makes no sense and is left out: {why}", err=True)

@@ -1,0 +1,85 @@
+"""The answer to a query as CSV, JSON Lines or Parquet, written as it comes."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import IO, Any, Literal
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+Form = Literal["csv", "jsonl", "parquet"]
+Write = Callable[[pa.RecordBatch], None]
+
+_TIME = "%Y-%m-%dT%H:%M:%S"  # seconds have their fraction
+
+
+@contextmanager
+def exporting(form: Form, schema: pa.Schema, file: IO[bytes]) -> Iterator[Write]:
+    """Writes batches of the schema into a file.
+
+    CSV holds times as RFC 3339, lists and structures as JSON, bytes as base64; JSON Lines likewise, and null for NaN.
+    """
+    with _FORMS[form](schema, file) as write:
+        yield write
+
+
+@contextmanager
+def _csv(schema: pa.Schema, file: IO[bytes]) -> Iterator[Write]:
+    flat = pa.schema([(field.name, _flat_type(field.type)) for field in schema])
+    with pyarrow.csv.CSVWriter(file, flat) as writer:
+        yield lambda batch: writer.write_table(pa.table([_flat(column) for column in batch.columns], schema=flat))
+
+
+@contextmanager
+def _jsonl(schema: pa.Schema, file: IO[bytes]) -> Iterator[Write]:
+    def write(batch: pa.RecordBatch) -> None:
+        for row in batch.to_pylist():
+            file.write(orjson.dumps(row, default=_as_json, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z))
+
+    yield write
+
+
+@contextmanager
+def _parquet(schema: pa.Schema, file: IO[bytes]) -> Iterator[Write]:
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        yield writer.write_batch
+
+
+def _flat_type(kind: pa.DataType) -> pa.DataType:
+    is_plain = pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.string() if not is_plain or pa.types.is_timestamp(kind) else kind
+
+
+def _flat(column: pa.Array) -> pa.Array:
+    if pa.types.is_timestamp(column.type):
+        return pc.strftime(column.cast(pa.timestamp("us", column.type.tz)), _TIME + ("Z" if column.type.tz else ""))
+    if _flat_type(column.type) == column.type:
+        return column
+    texts = [
+        value if value is None or isinstance(value, str) else _text(_as_json(value)) for value in column.to_pylist()
+    ]
+    return pa.array(texts, pa.string())
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=_as_json, ensure_ascii=False)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, date | datetime | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    return value if isinstance(value, list | dict | str | int | float | bool) else str(value)
+
+
+_FORMS: Mapping[Form, Callable[[pa.Schema, IO[bytes]], Any]] = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}

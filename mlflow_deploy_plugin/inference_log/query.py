@@ -1,0 +1,187 @@
+"""SQL over the log: DuckDB runs it over the rows as they are read, each once and beside its label.
+
+DuckDB sees one table, `log`, and nothing else: no file, no network, no extension. It plans the statement over an empty
+table first, which finds what is wrong with it before anything is read, and says which columns have to be. Rows pass
+through; what a sort or a grouping has to keep beyond `MEMORY` goes to a temporary folder.
+"""
+
+import difflib
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import duckdb
+import pyarrow as pa
+
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.view import View, view_rows, view_schema
+
+MEMORY = "512MB"
+_BATCH_ROWS = 10_000
+_NO_COLUMN = re.compile(
+    r'(?:Referenced column|Column with name|Column|column) "?([^"]+?)"? (?:not found|does not exist)'
+)
+_NO_TABLE = re.compile(r'Referenced table "([^"]+)" not found')
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked of an endpoint's rows.
+
+    Attributes:
+        view: the rows.
+        select, where, order_by: the parts of a statement, in DuckDB's SQL.
+        statement: a whole SELECT over the table `log`, in place of the parts.
+        limit: at most so many rows.
+    """
+
+    view: View
+    select: str = "*"
+    where: str = ""
+    order_by: str = ""
+    statement: str = ""
+    limit: int | None = None
+
+    def sql(self) -> str:
+        """The whole of it. Each part has lines of its own, so that a comment in one does not hide the next."""
+        if self.statement:
+            sql = self.statement.rstrip().rstrip(";")
+            return sql if self.limit is None else f"FROM (\n{sql}\n) LIMIT {self.limit}"
+        sql = f"SELECT {self.select}\nFROM log"
+        if self.where:
+            sql += f"\nWHERE (\n{self.where}\n)"
+        if self.order_by:
+            sql += f"\nORDER BY {self.order_by}\n"
+        return sql if self.limit is None else f"{sql}\nLIMIT {self.limit}"
+
+
+class Answer(NamedTuple):
+    """Batches of one schema."""
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+
+
+@contextmanager
+def run_query(log: InferenceLog, query: Query) -> Iterator[Answer]:
+    """The answer, batch by batch as it is found.
+
+    Raises:
+        NotFound: the endpoint has no rows at all.
+        InvalidConfig: the SQL is wrong; the message names the nearest column.
+        OnnxserveError: the log is down.
+    """
+    schema = view_schema(log, query.view)
+    failures: list[OnnxserveError] = []
+    with tempfile.TemporaryDirectory(prefix="onnxserve-query-") as folder, _connected(folder) as connection:
+        with _in_words(schema, failures):
+            columns, scans = _plan(connection, query, schema)
+            rows = _passing(view_rows(log, query.view, schema, columns), failures)
+            passing = pa.RecordBatchReader.from_batches(schema, rows)
+            if scans > 1:  # rows pass by once: a statement that reads them twice gets a copy
+                connection.register("_passing", passing)
+                connection.execute("CREATE TEMP TABLE log AS FROM _passing")
+            else:
+                connection.register("log", passing)
+            reader = connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
+        form = pa.schema([(field.name, _in_utc(field.type)) for field in reader.schema])
+        yield Answer(form, (batch.cast(form) for batch in _guarded(reader, schema, failures)))
+
+
+@contextmanager
+def _connected(folder: str) -> Iterator[Any]:
+    connection = duckdb.connect(
+        ":memory:",
+        config={
+            "enable_external_access": "false",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "memory_limit": MEMORY,
+            "temp_directory": folder,
+            "preserve_insertion_order": "true",
+        },
+    )
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET lock_configuration = true")
+        yield connection
+    finally:
+        connection.close()
+
+
+def _plan(connection: Any, query: Query, schema: pa.Schema) -> tuple[set[str], int]:
+    """The columns that the statement needs, and how often it reads the rows.
+
+    Raises:
+        InvalidConfig: it is not one SELECT.
+    """
+    statements = connection.extract_statements(query.sql())
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise InvalidConfig("one SELECT is expected: the log is only read")
+    connection.register("log", schema.empty_table())
+    ((_, plan),) = connection.execute("EXPLAIN (FORMAT json) " + query.sql()).fetchall()
+    connection.unregister("log")
+    columns: set[str] = set()
+    scans = 0
+    waiting = json.loads(plan)
+    while waiting:
+        node = waiting.pop()
+        waiting += node.get("children", ())
+        if "ARROW_SCAN" in node["name"]:
+            scans += 1
+            projected = node["extra_info"].get("Projections", schema.names)
+            columns.update([projected] if isinstance(projected, str) else projected)
+    return columns & set(schema.names), scans
+
+
+def _in_utc(kind: pa.DataType) -> pa.DataType:
+    """DuckDB calls the zone Etc/UTC; the log calls it UTC."""
+    return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
+
+
+def _passing(rows: Iterator[pa.RecordBatch], failures: list[OnnxserveError]) -> Iterator[pa.RecordBatch]:
+    """The rows; an error of ours, which would lose its class on its way through DuckDB, is laid aside."""
+    try:
+        yield from rows
+    except OnnxserveError as error:
+        failures.append(error)
+        raise
+
+
+def _guarded(reader: Any, schema: pa.Schema, failures: list[OnnxserveError]) -> Iterator[pa.RecordBatch]:
+    while True:
+        with _in_words(schema, failures):
+            batch = next(reader, None)
+        if batch is None:
+            return
+        yield batch
+
+
+@contextmanager
+def _in_words(schema: pa.Schema, failures: Sequence[OnnxserveError]) -> Iterator[None]:
+    """Turns what DuckDB raises into one line of ours."""
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        if failures:
+            raise failures[0] from None
+        raise InvalidConfig(_message(str(error), schema)) from None
+
+
+def _message(text: str, schema: pa.Schema) -> str:
+    if missing := _NO_COLUMN.search(text) or _NO_TABLE.search(text):
+        name = missing[1]
+        dotted = [known for known in schema.names if known.startswith(f"{name}.")]
+        nearest = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.5)
+        if dotted:
+            return f'the log has no table or column {name!r}; a name with a dot stands in quotes: "{dotted[0]}"'
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(schema.names[:40])}"
+        return f"the log has no column {name!r}; {hint}"
+    first = text.split("\n", 1)[0]
+    kind, _, rest = first.partition(": ")
+    return f"the SQL cannot be run: {rest if kind.endswith('Error') else first}"

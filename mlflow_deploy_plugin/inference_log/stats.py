@@ -1,0 +1,182 @@
+"""What stands in the log of an endpoint, and whether anything is missing from it."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.inference_log.files import reaching
+from mlflow_deploy_plugin.inference_log.joining import LABEL, Labels, RowNames, named
+from mlflow_deploy_plugin.inference_log.lists import Array
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.rows import SHADOW, microseconds_of
+from mlflow_deploy_plugin.inference_log.span import Span
+from mlflow_deploy_plugin.inference_log.view import View, require_endpoint, view_tables
+from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
+
+_HOUR_US = 3600 * 1_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labels that are in.
+
+    Attributes:
+        rows: rows of the span that have one.
+        names: what labels call their rows: prediction ids, rows of them, keys; each once, however often corrected.
+        unmatched: those of them that no row of the whole log has; None where a part of it was looked at.
+    """
+
+    rows: int = 0
+    names: int = 0
+    unmatched: int | None = None
+
+
+@dataclass(frozen=True)
+class Account:
+    """Rows by what the agents say of all their time (`watermarks.py`); those of shadows are in none of them."""
+
+    answered: int
+    captured: int
+    dropped: int
+    shipped: int
+    complete_until: datetime
+
+
+@dataclass(frozen=True)
+class LogStats:
+    """The log of one endpoint.
+
+    Attributes:
+        rows: of the span, each once, without those of shadows.
+        first, last: event times of rows, those of shadows too; None where there are none.
+        by_version: rows by "MODEL version N"; by_variant likewise; by_hour by the hour's start.
+        files, size: of the whole log, size in bytes.
+        account: None where no agent has said anything of the endpoint.
+        unreadable: files that make no sense and are in none of the counts, and why.
+    """
+
+    endpoint: str
+    rows: int
+    shadow_rows: int
+    first: datetime | None
+    last: datetime | None
+    by_version: Mapping[str, int]
+    by_variant: Mapping[str, int]
+    by_hour: Mapping[datetime, int]
+    files: int
+    size: int
+    labels: Labelled
+    account: Account | None
+    unreadable: Mapping[str, str]
+
+
+def log_stats(log: InferenceLog, endpoint: str, span: Span | None = None) -> LogStats:
+    """Counts the rows of an endpoint; with a span, those of it.
+
+    Raises:
+        NotFound: the endpoint has no rows at all; the message names those that have.
+        OnnxserveError: the log is down.
+    """
+    require_endpoint(log, endpoint)
+    files = [file for files in log.all_files(endpoint).values() for file in files]
+    labels = Labels(log.location, endpoint, log.unreadable)
+    tally = _Tally(_names(labels))
+    view = View(endpoint, span or Span(), shadows=True)
+    for table in view_tables(log, view, [EVENT_TIME, "_model", "_version", "_variant", SHADOW, LABEL], labels):
+        tally.add(table)
+    matched = sum(int(found.sum()) for found in tally.found.values())
+    names = sum(map(len, tally.names.values()))
+    return LogStats(
+        endpoint=endpoint,
+        rows=sum(tally.by_version.values()),
+        shadow_rows=tally.shadow_rows,
+        first=tally.first,
+        last=tally.last,
+        by_version=dict(sorted(tally.by_version.items())),
+        by_variant=dict(sorted(tally.by_variant.items())),
+        by_hour=dict(sorted(tally.by_hour.items())),
+        files=len(files),
+        size=sum(file.size for file in files),
+        labels=Labelled(tally.labelled, names, names - matched if span is None else None),
+        account=_account(log, endpoint),
+        unreadable=dict(log.unreadable),
+    )
+
+
+@dataclass
+class _Tally:
+    """Counts that grow.
+
+    Attributes:
+        names: what labels call rows, by kind [M] uint64, ascending.
+        found: [M] bool, which of them a row has.
+    """
+
+    names: dict[tuple[str, ...], Array]
+    found: dict[tuple[str, ...], Array] = field(default_factory=dict)
+    by_version: Counter[str] = field(default_factory=Counter)
+    by_variant: Counter[str] = field(default_factory=Counter)
+    by_hour: Counter[datetime] = field(default_factory=Counter)
+    shadow_rows: int = 0
+    labelled: int = 0
+    first: datetime | None = None
+    last: datetime | None = None
+
+    def __post_init__(self) -> None:
+        self.found = {kind: np.zeros(len(hashes), dtype=bool) for kind, hashes in self.names.items()}
+
+    def add(self, table: pa.Table) -> None:
+        rows = RowNames(table)
+        for kind, hashes in self.names.items():
+            self.found[kind] |= np.isin(hashes, rows.of_kind(kind), assume_unique=True)
+        times = microseconds_of(table.column(EVENT_TIME))
+        if len(times):
+            first, last = (_EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max()))
+            self.first = min(self.first or first, first)
+            self.last = max(self.last or last, last)
+        is_shadow = np.asarray(pc.fill_null(table.column(SHADOW), False))
+        self.shadow_rows += int(is_shadow.sum())
+        answered = table.filter(pa.array(~is_shadow))
+        self.labelled += len(answered) - answered.column(LABEL).null_count
+        hours, counts = np.unique(times[~is_shadow] // _HOUR_US, return_counts=True)
+        for hour, count in zip(hours.tolist(), counts.tolist(), strict=True):
+            self.by_hour[_EPOCH + timedelta(hours=hour)] += count
+        versions = pc.binary_join_element_wise(answered.column("_model"), answered.column("_version"), " version ")
+        for counter, column in ((self.by_version, versions), (self.by_variant, _column(answered, "_variant"))):
+            for entry in pc.value_counts(column).to_pylist():
+                counter[str(entry["values"])] += entry["counts"]
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    return table.column(name) if name in table.column_names else pa.chunked_array([pa.nulls(len(table), pa.string())])
+
+
+def _names(labels: Labels) -> dict[tuple[str, ...], Array]:
+    names: dict[tuple[str, ...], list[Array]] = {}
+    for batch in labels.batches():
+        for kind, _, hashes in named(batch):
+            names.setdefault(kind, []).append(np.unique(hashes))
+    return {kind: np.unique(np.concatenate(parts)) for kind, parts in names.items()}
+
+
+def _account(log: InferenceLog, endpoint: str) -> Account | None:
+    with reaching(log.location):
+        marks = [mark for mark in read_watermarks(log.location) if endpoint in mark.endpoints]
+    if not marks:
+        return None
+    return Account(
+        answered=sum(mark.answered_rows.get(endpoint, 0) for mark in marks),
+        captured=sum(mark.captured_rows.get(endpoint, 0) for mark in marks),
+        dropped=sum(mark.dropped_rows.get(endpoint, 0) for mark in marks),
+        shipped=sum(mark.shipped_rows.get(endpoint, 0) for mark in marks),
+        complete_until=min(
+            (mark.complete_until for mark in marks if not mark.ended), default=max(m.complete_until for m in marks)
+        ),
+    )
