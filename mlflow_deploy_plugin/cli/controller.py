@@ -1,5 +1,6 @@
 """`onnxserve controller`: what runs by itself over time."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -15,11 +16,39 @@ import click
     show_default=True,
     help="After so long without a sign of the controller another one takes over.",
 )
-def controller(lease_seconds: float) -> None:
-    """Runs rollouts until it is ended. Of several on one store, one works and the others wait to take over."""
+@click.option(
+    "--judge-at-once",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="Windows of monitors that are judged at the same time, each in a process of its own.",
+)
+@click.option(
+    "--judge-seconds",
+    type=click.FloatRange(1, 86400),
+    default=1800.0,
+    show_default=True,
+    help="A judgement that takes longer is ended, and tried again later.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    help="Answer Prometheus here with the gauges of all monitors. Default: no port is opened.",
+)
+def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, metrics_port: int | None) -> None:
+    """Runs rollouts, monitors and retrainings until it is ended.
+
+    Of several on one store, one works and the others wait to take over.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
     # here: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
     from mlflow_deploy_plugin.controller.actions import Actions
+    from mlflow_deploy_plugin.controller.beside import repeatedly
     from mlflow_deploy_plugin.controller.loop import Controller
+    from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
+    from mlflow_deploy_plugin.controller.monitors.upkeep import Upkeep
+    from mlflow_deploy_plugin.controller.retrain import advance
     from mlflow_deploy_plugin.controller.who import controller_name, this_process
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 
@@ -31,5 +60,22 @@ def controller(lease_seconds: float) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     with open_deployments(click.echo) as deployments:
+        if metrics_port is not None:
+            from mlflow_deploy_plugin.controller.gauges import start_gauges
+
+            start_gauges(deployments.store, metrics_port)
         actions = Actions(deployments, controller_name(), click.echo)
-        Controller(deployments.store, actions, this_process(), lease_seconds, click.echo).run(ended)
+        scheduler = MonitorScheduler(
+            deployments,
+            this_process(),
+            click.echo,
+            at_once=judge_at_once,
+            judging_seconds=judge_seconds,
+            lease_seconds=lease_seconds,
+        )
+        beside = (
+            scheduler.run,
+            repeatedly(lambda: advance(deployments, controller_name()), seconds=5),
+            Upkeep(deployments).run,
+        )
+        Controller(deployments.store, actions, this_process(), lease_seconds, click.echo, beside=beside).run(ended)

@@ -7,11 +7,12 @@ store; see `controller/rollout.py`. Only the monotonic clock decides anything.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 
 from mlflow_deploy_plugin.controller.actions import Actions
+from mlflow_deploy_plugin.controller.beside import Beside, running
 from mlflow_deploy_plugin.controller.journal import event_of, plan_of, progress_of, with_progress
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
 from mlflow_deploy_plugin.controller.rollout import Progress, decide, failed, succeeded
@@ -37,6 +38,7 @@ class Controller:
         holder: who holds the lease, for people.
         actions: what rollouts do to endpoints; its `actor` stands in the audit trail.
         say: is told in one line each what has changed.
+        beside: what else is done while the lease is held, each in a thread of its own.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Controller:
         say: Callable[[str], None] = lambda line: None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], datetime] = utc_now,
+        beside: Sequence[Beside] = (),
     ) -> None:
         self._store = store
         self._actions = actions
@@ -56,6 +59,7 @@ class Controller:
         self._say = say
         self._monotonic = monotonic
         self._clock = clock
+        self._beside = beside
         self._looked: dict[int, float] = {}
         self._not_before: dict[int, float] = {}
 
@@ -105,7 +109,7 @@ class Controller:
     def _work(self, keeper: LeaseKeeper, ended: threading.Event, is_done: Callable[[], bool]) -> None:
         under_way: dict[int, Future[None]] = {}
         self._looked.clear()  # while another had the lease, nobody here watched
-        with keeper, ThreadPoolExecutor(_AT_ONCE, "rollout") as pool:
+        with keeper, running(self._beside, keeper), ThreadPoolExecutor(_AT_ONCE, "rollout") as pool:
             while keeper.is_held and not ended.is_set() and not is_done():
                 live = self._store.rollouts(live=True)
                 for rollout in live:

@@ -197,6 +197,20 @@ class Monitors:
             session.flush()
             return _window(row)
 
+    def close(self, window: MonitorWindow, reason: str) -> None:
+        """Gives a window up that nobody will judge, unless it was judged meanwhile."""
+        with self._store.transaction() as session:
+            row = session.get(MonitorWindowRow, window.id)
+            if row is not None and row.state != "judged":
+                row.state, row.reason, row.updated_at = "failed", kept_text(reason, None), self._store.now()
+
+    def saw_files(self, window: MonitorWindow, digest: str) -> None:
+        """Writes down which files the log had when nothing new was in them."""
+        with self._store.transaction() as session:
+            row = session.get(MonitorWindowRow, window.id)
+            if row is not None:
+                row.log_digest = digest
+
     def windows(
         self,
         endpoint: str | None = None,

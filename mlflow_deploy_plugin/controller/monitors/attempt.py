@@ -1,0 +1,161 @@
+"""One attempt at one window: it is judged, its outcome is told and written down, or the attempt has failed.
+
+What follows from a verdict is begun before the verdict is written: where the controller is killed in between, the next
+one judges the window again, adopts its run in MLflow, and tells again. So an alarm may be told twice, and none is lost.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from mlflow_deploy_plugin.controller import retrain
+from mlflow_deploy_plugin.controller.lease import LeaseKeeper
+from mlflow_deploy_plugin.controller.monitors.judging import Answer, Asked, Judge, digest_of_files
+from mlflow_deploy_plugin.controller.monitors.when import pause_after
+from mlflow_deploy_plugin.controller.monitors.worker import PASSING, Ended
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.alerts import alert, alert_failure
+from mlflow_deploy_plugin.monitoring.judgement import ALARMS
+from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
+
+_log = logging.getLogger(__name__)
+
+MOST_ATTEMPTS = 5
+LONGEST_TROUBLE = timedelta(days=1)
+"""How long a window is tried again while MLflow or the store is down; any other failure counts."""
+NO_ROWS = "the window has no rows"
+_NOT_JUDGED = "not judged"
+_LOOKED_BACK = 200
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Judges windows.
+
+    Attributes:
+        judge: here, or in a process of its own.
+        say: is told in one line each what has changed.
+        tells: whether people are told of an alarm, and it starts what the monitor's spec says.
+    """
+
+    deployments: Deployments
+    judge: Judge
+    say: Callable[[str], None]
+    tells: bool = True
+
+    @property
+    def monitors(self) -> Monitors:
+        return Monitors(self.deployments.store)
+
+    def take(
+        self, window: MonitorWindow, spec: MonitorSpec, keeper: LeaseKeeper, notes: Sequence[str] = ()
+    ) -> MonitorWindow | None:
+        """The window as it stands afterwards: judged, to be tried again, or given up.
+
+        Returns:
+            None where nothing was written: the lease is lost, or the attempt was ended on purpose.
+        """
+        running = self.monitors.update(replace(window, state="running"), keeper.lease)
+        if running is None:
+            return None
+        try:
+            found = self._found(running, spec, notes)
+        except Ended:
+            return None
+        except OnnxserveError as error:
+            return self._failed(running, spec, error.message, isinstance(error, PASSING), keeper)
+        except Exception as error:  # noqa: BLE001 — one window must not end the others
+            _log.exception("%s", shown(running))
+            return self._failed(running, spec, f"{type(error).__name__}: {error}", False, keeper)
+        written = self.monitors.update(found, keeper.lease) if keeper.is_held else None
+        if written is not None:
+            self.say(shown(written))
+        return written
+
+    def _found(self, window: MonitorWindow, spec: MonitorSpec, notes: Sequence[str]) -> MonitorWindow:
+        log = open_log(self.deployments.settings.inference_log)
+        digest = digest_of_files(log, window.endpoint, Window(window.start, window.end))
+        judged = replace(window, state="judged", log_digest=digest, not_before=None)
+        if not digest:
+            return replace(judged, verdict=_NOT_JUDGED, reason="; ".join([NO_ROWS, *notes]))
+        answer = self.judge(Asked.of(window, spec, self.deployments.settings))
+        if self.tells:
+            self._tell(window, spec, answer)
+        judgement = answer.judgement
+        return replace(
+            judged,
+            verdict=judgement.state,
+            reason="; ".join([judgement.reason, *notes]),
+            rows=judgement.rows,
+            log_rows=answer.log_rows,
+            run_id=answer.run.run_id,
+            run_url=answer.run.url,
+            figures=dict(judgement.figures),
+        )
+
+    def _tell(self, window: MonitorWindow, spec: MonitorSpec, answer: Answer) -> None:
+        """Tells of the monitor's newest window: what an older one is found to be later changes nothing any more."""
+        store, settings = self.deployments.store, self.deployments.settings
+        earlier = self.monitors.windows(window.endpoint, window.monitor, states=("judged",), limit=_LOOKED_BACK)
+        if any(one.start > window.start for one in earlier) or store.endpoint(window.endpoint) is None:
+            return
+        in_a_row = alarms_in_a_row([*earlier, replace(window, verdict=answer.judgement.state)])
+        self.monitors.remember(window.endpoint, window.monitor, consecutive=in_a_row)
+        if answer.judgement.is_alarm and in_a_row < spec.consecutive:
+            self.say(f"{shown(window)}: {in_a_row} of {spec.consecutive} windows in a row that make an alarm")
+            return
+        alert(store, settings, answer.judgement, answer.run.url, spec)
+        retrain.consider(self.deployments, answer.judgement, answer.run, spec)
+
+    def _failed(
+        self, window: MonitorWindow, spec: MonitorSpec, reason: str, is_passing: bool, keeper: LeaseKeeper
+    ) -> MonitorWindow | None:
+        now = self.deployments.store.now()
+        attempts = window.attempts + 1
+        is_given_up = attempts >= MOST_ATTEMPTS and not (is_passing and now - window.created_at < LONGEST_TROUBLE)
+        failed = replace(
+            window,
+            state="failed" if is_given_up else "pending",
+            attempts=attempts,
+            reason=reason,
+            not_before=None if is_given_up else now + pause_after(attempts),
+        )
+        written = self.monitors.update(failed, keeper.lease) if keeper.is_held else None
+        if written is None:
+            return None
+        self.say(shown(written))
+        if self.tells and (is_given_up or attempts == MOST_ATTEMPTS):
+            alert_failure(self.deployments.store, self.deployments.settings, window.endpoint, window.monitor, reason)
+        return written
+
+
+def alarms_in_a_row(windows: Sequence[MonitorWindow]) -> int:
+    """How many of the newest windows are alarms, each by its newest revision; one that was not judged says nothing."""
+    newest = {(one.start): one.verdict for one in sorted(windows, key=lambda one: (one.start, one.revision))}
+    count = 0
+    for verdict in reversed(newest.values()):
+        if verdict == _NOT_JUDGED:
+            continue
+        if verdict not in ALARMS:
+            break
+        count += 1
+    return count
+
+
+def shown(window: MonitorWindow) -> str:
+    """Where a window is, in one line."""
+    revision = f" revision {window.revision}" if window.revision > 1 else ""
+    name = f"{window.endpoint}: monitor {window.monitor} {Window(window.start, window.end)}{revision}"
+    if window.state == "judged":
+        run = window.run_url or (f"run {window.run_id}" if window.run_id else "")
+        return f"{name}: {window.verdict}{f'; {run}' if run else f': {window.reason}'}"
+    if window.state == "failed":
+        return f"{name}: given up after {window.attempts} attempts: {window.reason}"
+    if window.state == "pending" and window.reason:
+        return f"{name}: attempt {window.attempts} has failed, tries again: {window.reason}"
+    return name

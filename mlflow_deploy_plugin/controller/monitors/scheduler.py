@@ -1,0 +1,297 @@
+"""Runs every monitor of the store: looks which windows are due, and has them judged, a few at a time.
+
+Everything that has to last stands in the store, and is read anew at each look; so a monitor may be changed, paused or
+deleted at any time, and whoever has the lease next goes on. A monitor's windows are judged one after the other, oldest
+first, under a lease of the monitor's own: a person's `onnxserve monitor run` takes the same.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from queue import Empty, LifoQueue
+from typing import Any
+
+from mlflow_deploy_plugin.controller.beside import safely
+from mlflow_deploy_plugin.controller.lease import LeaseKeeper
+from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
+from mlflow_deploy_plugin.controller.monitors.judging import Answer, Asked, Judge, count_rows, judge_and_log
+from mlflow_deploy_plugin.controller.monitors.late import EVERY_SECONDS, LOOKED_FOR, add_revisions
+from mlflow_deploy_plugin.controller.monitors.next_window import MOST_MADE_UP, begun, next_window
+from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readiness
+from mlflow_deploy_plugin.controller.monitors.worker import Ended, JudgingProcess
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.inference_log import locate_log
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
+from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.store import Endpoint
+from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
+
+_log = logging.getLogger(__name__)
+
+AT_ONCE = 2
+JUDGING_SECONDS = 1800.0
+_LOOK_SECONDS = 5.0
+_FAILURE_SECONDS = 60.0
+_HELD_SECONDS = 2.0
+_TROUBLE = "cannot be run"
+Key = tuple[str, str]
+
+
+@dataclass
+class _Memory:
+    """What this controller remembers of a monitor; nothing is lost with it."""
+
+    not_before: float = 0.0
+    looked_for_late: float = float("-inf")
+    told: str = ""
+    job: "Future[None] | None" = field(default=None)
+
+    @property
+    def is_busy(self) -> bool:
+        return self.job is not None and not self.job.done()
+
+
+class MonitorScheduler:
+    """Runs monitors while the controller's lease lasts.
+
+    Args:
+        holder: of the monitors' leases, for people.
+        judging_seconds: a judgement that takes longer is ended, and tried again.
+        at_once: judgements at the same time, each in a process of its own.
+        most_made_up: of windows that nobody looked at in time, the newest so many are judged.
+        judge / count: what judges a window and counts its rows; default: that process.
+    """
+
+    def __init__(
+        self,
+        deployments: Deployments,
+        holder: str,
+        say: Callable[[str], None] = lambda line: None,
+        *,
+        at_once: int = AT_ONCE,
+        judging_seconds: float = JUDGING_SECONDS,
+        lease_seconds: float = 15.0,
+        look_seconds: float = _LOOK_SECONDS,
+        most_made_up: int = MOST_MADE_UP,
+        judge: Judge | None = None,
+        count: Callable[[Asked], int] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._deployments = deployments
+        self._store = deployments.store
+        self._monitors = Monitors(deployments.store)
+        self._holder = holder
+        self._say = say
+        self._at_once = at_once
+        self._judging_seconds = judging_seconds
+        self._lease_seconds = lease_seconds
+        self._look_seconds = look_seconds
+        self._most_made_up = most_made_up
+        self._monotonic = monotonic
+        self._memories: dict[Key, _Memory] = {}
+        self._processes: LifoQueue[JudgingProcess] = LifoQueue()
+        self._wake = threading.Event()
+        self._attempts = Attempts(deployments, judge or self._judge, say)
+        self._count = count or self._count_rows
+
+    def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
+        """Works until the lease is lost or `over` is set; what is being judged then is left to the next one."""
+        every = [JudgingProcess() for _ in range(self._at_once)]
+        self._processes = LifoQueue()
+        for process in every:
+            self._processes.put(process)
+        self._memories.clear()
+        with ThreadPoolExecutor(self._at_once, "monitor") as pool:
+            try:
+                while keeper.is_held and not over.is_set():
+                    self._wake.clear()
+                    safely(lambda: self._look(pool, keeper))
+                    self._rest()
+                    self._wait(over)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in every:
+                    process.end()
+
+    def _look(self, pool: ThreadPoolExecutor, keeper: LeaseKeeper) -> None:
+        """Gives each monitor that has something due to the pool."""
+        now = self._store.now()
+        states = {(one.endpoint, one.monitor): one for one in self._monitors.states()}
+        written: dict[Key, list[MonitorWindow]] = {}
+        for window in self._monitors.windows(states=("pending", "running")):
+            written.setdefault((window.endpoint, window.monitor), []).append(window)
+        known: set[Key] = set()
+        for endpoint in self._store.endpoints():
+            for name, spec in endpoint.spec.monitors.items():
+                key = endpoint.name, name
+                known.add(key)
+                memory = self._memories.setdefault(key, _Memory())
+                state = states.get(key, MonitorState(*key))
+                if state.paused or memory.is_busy or memory.not_before > self._monotonic():
+                    continue
+                if self._is_due(endpoint, name, spec, state, written.get(key, []), memory, now):
+                    memory.job = pool.submit(self._work, endpoint, name, keeper)
+                    memory.job.add_done_callback(lambda _: self._wake.set())
+        self._close_what_is_gone(written, known)
+
+    def _is_due(
+        self,
+        endpoint: Endpoint,
+        name: str,
+        spec: MonitorSpec,
+        state: MonitorState,
+        written: list[MonitorWindow],
+        memory: _Memory,
+        now: datetime,
+    ) -> bool:
+        if written:
+            return begun(written, now) is not None
+        if self._monotonic() - memory.looked_for_late > EVERY_SECONDS:
+            return True
+        try:
+            return next_window(endpoint, name, spec, state, now, self._most_made_up) is not None
+        except OnnxserveError as error:
+            self._trouble(endpoint.name, name, error.message)
+            return False
+
+    def _work(self, endpoint: Endpoint, name: str, keeper: LeaseKeeper) -> None:
+        """Judges a monitor's oldest due window, in a thread of the pool; what it raises never leaves it."""
+        memory = self._memories[endpoint.name, name]
+        if not keeper.is_held:
+            return
+        try:
+            lease = self._store.acquire_lease(lease_name(endpoint.name, name), self._holder, self._lease_seconds)
+            if lease is None:  # somebody runs it by hand, or a controller that was killed has had it
+                memory.not_before = self._monotonic() + min(_HELD_SECONDS, self._lease_seconds / 4)
+                return
+            with LeaseKeeper(self._store, lease, self._monotonic) as own:
+                self._judge_next(endpoint.name, name, own, memory)
+        except Ended:
+            return
+        except OnnxserveError as error:
+            self._trouble(endpoint.name, name, error.message)
+        except Exception:  # noqa: BLE001 — one monitor must not end the others
+            _log.exception("%s: monitor %s cannot be run; again in %g s", endpoint.name, name, _FAILURE_SECONDS)
+            memory.not_before = self._monotonic() + _FAILURE_SECONDS
+
+    def _judge_next(self, name: str, monitor: str, own: LeaseKeeper, memory: _Memory) -> None:
+        """Under the monitor's lease, as everything stands now."""
+        endpoint, state, now = self._store.endpoint(name), self._monitors.state(name, monitor), self._store.now()
+        if endpoint is None or monitor not in endpoint.spec.monitors or state.paused:
+            return
+        spec = endpoint.spec.monitors[monitor]
+        written = self._monitors.windows(name, monitor, states=("pending", "running"))
+        ready = self._readiness(name, now)
+        window = begun(written, now) if written else self._begin_next(endpoint, monitor, spec, state, ready, memory)
+        if window is not None:
+            self._attempts.take(window, spec, own, ready.notes)
+        elif not written and self._monotonic() - memory.looked_for_late > EVERY_SECONDS:
+            self._look_for_late(name, monitor, spec, now)
+            memory.looked_for_late = self._monotonic()
+
+    def _begin_next(
+        self,
+        endpoint: Endpoint,
+        monitor: str,
+        spec: MonitorSpec,
+        state: MonitorState,
+        ready: Readiness,
+        memory: _Memory,
+    ) -> MonitorWindow | None:
+        """Writes down the next window that is due and complete."""
+        found = next_window(endpoint, monitor, spec, state, self._store.now(), self._most_made_up)
+        if found is None:
+            return None
+        if not ready.covers(found.window.end):
+            memory.not_before = self._monotonic() + self._look_seconds
+            return None
+        note = "" if state.note.startswith(_TROUBLE) else state.note
+        if found.left_out and found.left_out_from is not None:
+            note = (
+                f"{found.left_out:,} windows from {found.left_out_from:%Y-%m-%dT%H:%M} to "
+                f"{found.window.start:%Y-%m-%dT%H:%M} are left out, for no controller ran and only the newest are made "
+                f"up: onnxserve monitor backfill {endpoint.name} {monitor} "
+                f"--from {found.left_out_from:%Y-%m-%dT%H:%M} --to {found.window.start:%Y-%m-%dT%H:%M}"
+            )
+            self._say(f"{endpoint.name}: monitor {monitor}: {note}")
+        window = self._monitors.add(endpoint.name, monitor, found.window.start, found.window.end)
+        self._monitors.remember(endpoint.name, monitor, made_up_to=found.window.end, note=note)
+        self._wake.set()
+        return window if window.state in ("pending", "running") else None
+
+    def _look_for_late(self, endpoint: str, monitor: str, spec: MonitorSpec, now: datetime) -> None:
+        windows = self._monitors.windows(endpoint, monitor, since=now - LOOKED_FOR)
+        log = open_log(self._deployments.settings.inference_log)
+        settings = self._deployments.settings
+
+        def count(window: MonitorWindow) -> int:
+            return self._count(Asked.of(window, spec, settings))
+
+        for window in add_revisions(self._monitors, windows, log, count, now):
+            self._say(f"{endpoint}: monitor {monitor}: rows came after {window.start:%Y-%m-%dT%H:%M} was judged")
+
+    def _readiness(self, endpoint: str, now: datetime) -> Readiness:
+        try:
+            return readiness(read_watermarks(locate_log(self._deployments.settings.inference_log)), endpoint, now)
+        except OSError as error:
+            raise OnnxserveError(f"the inference log cannot be read: {' '.join(str(error).split())}") from None
+
+    def _judge(self, asked: Asked) -> Answer:
+        answer: Answer = self._call(judge_and_log, asked)
+        return answer
+
+    def _count_rows(self, asked: Asked) -> int:
+        return int(self._call(count_rows, asked))
+
+    def _call(self, function: Callable[[Asked], object], asked: Asked) -> Any:
+        process = self._processes.get()
+        try:
+            return process.call(function, asked, seconds=self._judging_seconds)
+        finally:
+            self._processes.put(process)
+
+    def _close_what_is_gone(self, written: dict[Key, list[MonitorWindow]], known: set[Key]) -> None:
+        for key in written.keys() - known:
+            held = self._store.lease(lease_name(*key))
+            if held is not None and held.expires_at > self._store.now():  # somebody judges it by hand
+                continue
+            for window in written[key]:
+                self._monitors.close(window, "the monitor was deleted before the window was judged")
+
+    def _trouble(self, endpoint: str, monitor: str, reason: str) -> None:
+        """Says once what keeps a monitor from being run, and keeps it for `onnxserve monitor list`."""
+        memory = self._memories[endpoint, monitor]
+        memory.not_before = self._monotonic() + _FAILURE_SECONDS
+        if memory.told != reason:
+            memory.told = reason
+            self._say(f"{endpoint}: monitor {monitor} {_TROUBLE}: {reason}")
+            safely(lambda: self._monitors.remember(endpoint, monitor, note=f"{_TROUBLE}: {reason}"))
+
+    def _rest(self) -> None:
+        """Ends processes that have had nothing to do for a while."""
+        idle = []
+        try:
+            while True:
+                idle.append(self._processes.get_nowait())
+        except Empty:
+            pass
+        for process in reversed(idle):
+            process.rest()
+            self._processes.put(process)
+
+    def _wait(self, over: threading.Event) -> None:
+        """Until the next look: sooner where a window was judged, for the next one may be due."""
+        deadline = time.monotonic() + self._look_seconds
+        while not over.is_set() and not self._wake.wait(0.1) and time.monotonic() < deadline:
+            pass
+
+
+def lease_name(endpoint: str, monitor: str) -> str:
+    """Of the lease that whoever judges a window of the monitor has."""
+    return f"monitor/{endpoint}/{monitor}"

@@ -1,0 +1,113 @@
+"""When a window may be judged, and how long is waited after a failure: times in, times out.
+
+A window is due once it is over and `grace` (for a monitor of labels also `labels_within`) has passed; with a schedule,
+at the schedule's first time after that. Nothing has to fire at that time: whoever looks later finds the window due
+still, so windows that nobody looked at are made up.
+"""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.combining import OrTrigger
+from apscheduler.triggers.cron import CronTrigger
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
+from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
+
+LONGEST_PAUSE = timedelta(minutes=10)
+_FIRST_PAUSE = timedelta(seconds=15)
+_MOST_JITTER = timedelta(seconds=30)
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def due_at(endpoint: str, monitor: str, spec: MonitorSpec, end: datetime) -> datetime:
+    """The moment from which a window that ends at `end` may be judged.
+
+    Raises:
+        InvalidConfig: the schedule or its time zone cannot be read, or there is never a time that fits it.
+    """
+    ready = end + timedelta(seconds=duration_seconds(spec.grace))
+    if spec.kind == "performance" and spec.labels_within is not None:
+        ready += timedelta(seconds=duration_seconds(spec.labels_within))
+    if spec.schedule is not None:
+        fires = crontab(spec.schedule, spec.time_zone).get_next_fire_time(None, ready - _MICROSECOND)
+        if fires is None:
+            raise InvalidConfig(f"schedule {spec.schedule!r} names a time that never comes")
+        ready = fires.astimezone(UTC)
+    return ready + jitter(endpoint, monitor, spec)
+
+
+def jitter(endpoint: str, monitor: str, spec: MonitorSpec) -> timedelta:
+    """At most 30 s and a hundredth of the window, always the same for a monitor: not all begin at the full hour."""
+    most = min(_MOST_JITTER, timedelta(seconds=duration_seconds(spec.every)) / 100)
+    number = int.from_bytes(hashlib.blake2b(f"{endpoint}\n{monitor}".encode(), digest_size=4).digest())
+    return most * (number / 2**32)
+
+
+@lru_cache(maxsize=256)
+def crontab(schedule: str, time_zone: str) -> BaseTrigger:
+    """The times of a line like `15 6 * * 1-5`, with what crontab(5) says: 0 and 7 are Sunday, and where a day of the
+    month and a day of the week are both given, either will do. (APScheduler counts from Monday, and wants both.)
+
+    Times that a clock change leaves out come an hour later; those that it doubles come twice.
+
+    Raises:
+        InvalidConfig: it cannot be read.
+    """
+    try:
+        zone = ZoneInfo(time_zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise InvalidConfig(f"time_zone {time_zone!r} is not known; as Europe/Berlin") from None
+    fields = schedule.split()
+    if len(fields) != 5:
+        raise InvalidConfig(f"schedule {schedule!r}: minute, hour, day, month and weekday are expected, as 15 6 * * *")
+    minute, hour, day, month, weekday = fields
+    try:
+        weekday = ",".join(_weekdays(part) for part in weekday.split(","))
+        given = {"minute": minute, "hour": hour, "month": month, "timezone": zone}
+        if day.startswith("*") or weekday.startswith("*"):
+            return CronTrigger(day=day, day_of_week=weekday, **given)
+        return OrTrigger([CronTrigger(day=day, **given), CronTrigger(day_of_week=weekday, **given)])
+    except (ValueError, IndexError) as error:
+        raise InvalidConfig(f"schedule {schedule!r}: {error}") from None
+
+
+def windows_between(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
+    """Starts, in microseconds since 1970, of the monitor's windows that lie in [begin, end) as a whole."""
+    length = duration_seconds(spec.every) * 1_000_000
+    first = -(-microseconds(begin) // length) * length
+    return range(first, microseconds(end) - length + 1, length)
+
+
+def window_from(spec: MonitorSpec, start_us: int) -> Window:
+    """The monitor's window that begins there."""
+    return window_at(start_us, spec.every)
+
+
+def window_of(spec: MonitorSpec, time: datetime) -> Window:
+    """The monitor's window that holds the time."""
+    return window_at(microseconds(time), spec.every)
+
+
+def pause_after(attempts: int) -> timedelta:
+    """How long is waited after so many failed attempts: 15 s, twice as long each time, at most 10 minutes."""
+    return min(LONGEST_PAUSE, _FIRST_PAUSE * (1 << min(attempts - 1, 16)))
+
+
+def _weekdays(part: str) -> str:
+    """One part of a weekday field with names for its numbers: `1-5` is mon-fri, `5-7` fri,sat,sun."""
+    days, slash, step = part.partition("/")
+    first, dash, last = days.partition("-")
+    if not first.isdigit():
+        return part
+    if not dash and not slash:
+        return _DAYS[int(first)]
+    numbers = range(int(first), (int(last) if dash else 6) + 1, int(step) if slash else 1)
+    if not numbers:
+        raise ValueError(f"the weekdays {part} end before they begin")
+    return ",".join(_DAYS[number] for number in numbers)

@@ -1,0 +1,160 @@
+"""A process that judges, one window after the other, so that one that hangs or crashes harms nobody else.
+
+Evidently takes seconds to import and half a gigabyte; so the process is kept for the next window, and ended when it has
+nothing to do, or has done so much that what it has lost of its memory matters. It ends itself when the controller is
+gone, however that ended: nothing is logged by two at a time.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError, RegistryUnavailable, StoreUnavailable
+
+_log = logging.getLogger(__name__)
+
+PASSING = (RegistryUnavailable, StoreUnavailable)
+"""What passes by itself, and is tried again for longer."""
+_MOST_CALLS = 50
+_IDLE_SECONDS = 300.0
+_NICE = 10
+_JOIN_SECONDS = 5.0
+
+
+class Ended(OnnxserveError):
+    """The process was ended from here, on purpose."""
+
+
+class Crashed(OnnxserveError):
+    """The process ended in the middle of its work."""
+
+
+class JudgingProcess:
+    """Calls functions in a process of its own. One thread may call at a time; any may `end` it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
+        self._calls = 0
+        self._used_at = time.monotonic()
+        self._is_ended = False
+
+    def call(self, function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
+        """What `function` gives; it has to be one of a module, and its arguments and what it gives are pickled.
+
+        Raises:
+            OnnxserveError: as the function; RegistryUnavailable and StoreUnavailable as they are.
+            DeadlineExceeded: it took longer than `seconds`; its process is ended.
+            Crashed: its process has ended, as one does that the system kills for its memory.
+            Ended: by `end`.
+        """
+        connection = self._started()
+        try:
+            connection.send((function, arguments))
+            if not connection.poll(seconds):
+                self._kill()
+                raise DeadlineExceeded(f"it took longer than {seconds:g} s and was ended")
+            is_done, answer = connection.recv()
+        except (EOFError, OSError):
+            code = self._kill()
+            if self._is_ended:
+                raise Ended("it was ended with the controller") from None
+            raise Crashed(f"its process ended {_how(code)}") from None
+        self._calls += 1
+        self._used_at = time.monotonic()
+        if self._calls >= _MOST_CALLS:
+            self._kill()
+        if not is_done:
+            raise answer
+        return answer
+
+    def rest(self) -> None:
+        """Ends the process where it had nothing to do for a while; to be called by whoever may call."""
+        if self._process is not None and time.monotonic() - self._used_at > _IDLE_SECONDS:
+            self._kill()
+
+    def end(self) -> None:
+        """Ends it for good; who waits for an answer gets `Ended`."""
+        self._is_ended = True
+        self._kill()
+
+    def _started(self) -> Connection:
+        with self._lock:
+            if self._is_ended:
+                raise Ended("it was ended with the controller")
+            if self._process is None or not self._process.is_alive() or self._connection is None:
+                context = multiprocessing.get_context("spawn")
+                self._connection, theirs = context.Pipe()
+                self._process = context.Process(target=_work, args=(theirs,), name="monitor", daemon=True)
+                self._process.start()
+                theirs.close()
+                self._calls = 0
+            return self._connection
+
+    def _kill(self) -> int | None:
+        """Its exit code, as multiprocessing says it: -9 where it was killed."""
+        with self._lock:
+            process, self._process = self._process, None
+            if process is None:
+                return None
+            process.join(0.2)  # one that has ended by itself says how
+            if process.is_alive():
+                process.kill()
+                process.join(_JOIN_SECONDS)
+            return process.exitcode
+
+
+def _work(connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the controller says when it is over
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_the_controller, daemon=True).start()
+    os.nice(_NICE)  # servers on this machine go first
+    os.dup2(2, 1)  # what libraries print is not the controller's output
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    from mlflow_deploy_plugin.registry.connection import limit_patience  # here: not in the process that starts this one
+
+    limit_patience()
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except (EOFError, OSError):
+            return
+        connection.send(_answer(function, arguments))
+
+
+def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+    try:
+        return True, function(*arguments)
+    except PASSING as error:
+        return False, type(error)(error.message)
+    except OnnxserveError as error:
+        return False, OnnxserveError(error.message)
+    except Exception as error:  # noqa: BLE001 — one window's failure, whatever it is, is a line in the store
+        _log.exception("a window could not be judged")
+        return False, OnnxserveError(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+
+
+def _end_with_the_controller() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        with contextlib.suppress(OSError):
+            wait([parent.sentinel])
+        os._exit(1)
+
+
+def _how(code: int | None) -> str:
+    if code is None:
+        return "without a word"
+    if code >= 0:
+        return f"with status {code}"
+    hint = ", as where memory is short" if code == -signal.SIGKILL else ""
+    return f"by signal {signal.Signals(-code).name}{hint}"

@@ -1,0 +1,319 @@
+"""The scheduler on a real store and log, its clock set by hand: what is judged, in which order, and what never is."""
+
+import threading
+from datetime import timedelta
+
+from mlflow_deploy_plugin.controller.monitors.judging import Asked
+from mlflow_deploy_plugin.controller.monitors.worker import Crashed
+from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
+from support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
+from support.waiting import wait_until
+
+
+def test_a_window_is_judged_once_its_grace_has_passed_and_its_outcome_is_in_the_store(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=4)
+    world.start()
+    assert world.monitors.windows() == []
+
+    world.now += timedelta(minutes=2)
+    (window,) = world.wait_for(1)
+
+    assert (window.start, window.end, window.revision) == (NOON, NOON + HOUR, 1)
+    assert (window.verdict, window.rows, window.log_rows, window.run_id) == ("no drift", 3, 3, "run-1")
+    assert world.monitors.state("flights", "hourly").made_up_to == NOON + HOUR
+    assert world.said == ["flights: monitor hourly 2026-11-20T12:00:00/2026-11-20T13:00:00: no drift; run run-1"]
+
+
+def test_missed_windows_are_made_up_oldest_first_and_one_without_rows_costs_nothing(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON, NOON + 2 * HOUR, NOON + 3 * HOUR)
+    world.now = NOON + 5 * HOUR
+
+    world.start()
+    windows = world.wait_for(4)
+
+    assert [asked.window.start for asked in world.asked] == [NOON, NOON + 2 * HOUR, NOON + 3 * HOUR]
+    assert [window.verdict for window in windows] == ["no drift", "not judged", "no drift", "no drift"]
+    assert (windows[1].reason, windows[1].run_id) == ("the window has no rows", "")
+
+
+def test_of_a_long_backlog_the_newest_are_made_up_and_it_is_said_what_is_left_out(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.now = NOON + 33 * HOUR
+
+    world.start(most_made_up=3)
+    windows = world.wait_for(3)
+
+    assert [window.start for window in windows] == [NOON + number * HOUR for number in range(29, 32)]
+    note = world.monitors.state("flights", "hourly").note
+    assert note.startswith("29 windows from 2026-11-20T12:00 to 2026-11-21T17:00 are left out")
+    assert note.endswith("onnxserve monitor backfill flights hourly --from 2026-11-20T12:00 --to 2026-11-21T17:00")
+
+
+def test_a_window_waits_for_the_slowest_agent(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=10)
+    world.watermark(NOON + HOUR - timedelta(seconds=1))
+    world.watermark(world.now, agent="two")
+    looks = world.count_looks()
+    world.start()
+    wait_until(lambda: looks() > 20, SECONDS)
+    assert world.asked == []
+
+    world.watermark(NOON + HOUR)
+
+    world.wait_for(1)
+
+
+def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.watermark(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+
+    world.start()
+    (window,) = world.wait_for(1)
+
+    assert "the agent one says nothing since 2026-11-20 12:00:00 UTC" in window.reason
+
+
+def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(world: MonitoredWorld) -> None:
+    def judge(asked: Asked) -> str:
+        if asked.monitor == "broken" and asked.window.start == NOON:
+            raise OnnxserveError("the reference cannot be read")
+        return "no drift"
+
+    world.judge = judge
+    world.endpoint(broken={}, sound={})
+    world.rows(NOON, NOON + HOUR)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.start()
+    (sound,) = world.wait_for(1, "sound")
+    assert sound.start == NOON
+
+    pauses = []
+    for attempts in range(1, 5):
+        window = world.wait_for_attempt(attempts, "broken")
+        assert window.reason == "the reference cannot be read"
+        pauses.append((window.not_before - world.now).total_seconds())
+        world.now = window.not_before
+    (failed,) = world.wait_for(1, "broken", "failed")
+    assert pauses == [15, 30, 60, 120]
+    assert failed.attempts == 5
+
+    world.now = NOON + 2 * HOUR + timedelta(minutes=6)
+    assert world.wait_for(1, "broken")[-1].start == NOON + HOUR
+
+
+def test_where_mlflow_is_down_a_window_is_tried_until_it_is_back(world: MonitoredWorld) -> None:
+    is_down = True
+
+    def judge(asked: Asked) -> str:
+        if is_down:
+            raise RegistryUnavailable("MLflow does not answer")
+        return "drift"
+
+    world.judge = judge
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.start()
+    for attempts in range(1, 9):
+        window = world.wait_for_attempt(attempts)
+        world.now = window.not_before
+
+    is_down = False
+    world.now += HOUR
+
+    assert world.wait_for(1)[0].verdict == "drift"
+
+
+def test_a_monitor_that_takes_long_holds_up_no_other(world: MonitoredWorld) -> None:
+    may_end = threading.Event()
+
+    def judge(asked: Asked) -> str:
+        if asked.monitor == "slow":
+            may_end.wait(SECONDS)
+        return "no drift"
+
+    world.judge = judge
+    world.endpoint(slow={}, a={}, b={})
+    world.rows(NOON, NOON + HOUR)
+    world.now = NOON + 2 * HOUR + timedelta(minutes=6)
+    world.start()
+
+    assert len(world.wait_for(2, "a")) == len(world.wait_for(2, "b")) == 2
+    assert [window.state for window in world.monitors.windows(monitor="slow")] == ["running"]
+    may_end.set()
+    world.wait_for(2, "slow")
+
+
+def test_rows_that_come_later_make_the_next_revision(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    over = world.start()
+    world.wait_for(1)
+    over.set()
+
+    world.rows(NOON, rows=2)
+    world.start()  # looks for late rows when it begins, and then every hour
+    first, second = world.wait_for(2)
+
+    assert (first.revision, first.log_rows, second.revision, second.log_rows) == (1, 3, 2, 5)
+    assert [asked.revision for asked in world.asked] == [1, 2]
+
+
+def test_files_that_change_without_new_rows_change_nothing(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    over = world.start()
+    (window,) = world.wait_for(1)
+    over.set()
+    (file,) = (world.folder / "inference_log").rglob("*.parquet")
+    (file.parent / "again.parquet").write_bytes(file.read_bytes())  # a segment that was shipped twice
+
+    world.start()
+
+    wait_until(lambda: world.monitors.windows()[0].log_digest != window.log_digest, SECONDS)
+    assert len(world.monitors.windows()) == 1
+
+
+def test_a_paused_monitor_is_left_alone_and_makes_up_for_it_afterwards(world: MonitoredWorld) -> None:
+    world.endpoint(paused={}, other={})
+    world.rows(NOON)
+    world.monitors.pause("flights", "paused")
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.start()
+    world.wait_for(1, "other")
+    assert world.monitors.windows(monitor="paused") == []
+
+    world.monitors.pause("flights", "paused", paused=False)
+
+    world.wait_for(1, "paused")
+
+
+def test_windows_of_an_endpoint_that_is_deleted_meanwhile_are_closed(world: MonitoredWorld) -> None:
+    def judge(asked: Asked) -> str:
+        raise OnnxserveError("not now")
+
+    world.judge = judge
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.start()
+    wait_until(lambda: world.monitors.windows(states=("pending",)) and world.asked, SECONDS)
+
+    world.store.remove_endpoint("flights")
+
+    (window,) = world.wait_for(1, state="failed")
+    assert window.reason == "the monitor was deleted before the window was judged"
+
+
+def test_a_monitor_that_is_changed_is_judged_as_it_stands_then(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON, NOON + HOUR)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.start()
+    world.wait_for(1)
+
+    world.store.replace_spec(world.spec(hourly={"min_rows": 7, "every": "30m"}))
+    world.now += HOUR
+    windows = world.wait_for(3)
+
+    assert world.asked[-1].spec.min_rows == 7
+    assert [window.end - window.start for window in windows] == [HOUR, HOUR / 2, HOUR / 2]
+
+
+def test_a_schedule_that_cannot_be_read_is_said_once_and_harms_no_other(world: MonitoredWorld) -> None:
+    world.endpoint(wrong={"schedule": "every morning"}, other={})
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.start()
+    world.wait_for(1, "other")
+
+    state = wait_until(lambda: world.monitors.state("flights", "wrong").note, SECONDS)
+
+    assert state.startswith("cannot be run: schedule 'every morning': minute, hour, day")
+    assert sum("every morning" in line for line in world.said) == 1
+
+
+def test_where_the_clock_has_jumped_ahead_and_back_windows_are_judged_again_when_their_rows_come(
+    world: MonitoredWorld,
+) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + 3 * HOUR  # it is really a few minutes past 12
+    over = world.start()
+    world.wait_for(2)
+    over.set()
+
+    world.now = NOON + HOUR / 2
+    world.rows(NOON + HOUR)
+    world.start()
+    world.now = NOON + 2 * HOUR + timedelta(minutes=6)
+    third = world.wait_for(3)[-1]
+
+    assert (third.start, third.revision, third.verdict) == (NOON + HOUR, 2, "no drift")
+    assert world.monitors.state("flights", "hourly").made_up_to == NOON + 2 * HOUR
+
+
+def test_alarms_in_a_row_are_counted_and_fewer_than_asked_for_tell_nobody(world: MonitoredWorld) -> None:
+    verdicts = iter(["drift", "no drift", "drift", "not judged", "drift"])
+    world.judge = lambda asked: next(verdicts)
+    world.endpoint(hourly={"consecutive": 2})
+    world.rows(*[NOON + number * HOUR for number in range(5)])
+    world.now = NOON + 6 * HOUR - timedelta(minutes=50)
+
+    world.start()
+    world.wait_for(5)
+
+    assert world.monitors.state("flights", "hourly").consecutive == 2
+    unconfirmed = [line for line in world.said if "1 of 2 windows in a row" in line]
+    assert [line.split()[3].split("/")[0] for line in unconfirmed] == ["2026-11-20T12:00:00", "2026-11-20T14:00:00"]
+
+
+def test_two_schedulers_never_judge_a_window_twice(world: MonitoredWorld) -> None:
+    world.endpoint(a={}, b={})
+    world.rows(*[NOON + number * HOUR for number in range(6)])
+    world.now = NOON + 7 * HOUR - timedelta(minutes=30)
+
+    other = world.open_store()
+    world.start()
+    world.start(other)
+    world.wait_for(12)
+
+    assert len(world.asked) == len({(asked.monitor, asked.window) for asked in world.asked}) == 12
+    world.end()
+    other.close()
+
+
+def test_what_a_dead_controller_has_begun_is_finished_by_the_next(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    may_end = threading.Event()
+
+    def crash(asked: Asked) -> str:
+        may_end.wait(SECONDS)
+        raise Crashed("its process ended by signal SIGKILL")
+
+    world.judge = crash
+    first = world.start(lease_seconds=1)
+    wait_until(lambda: world.asked, SECONDS)
+    first.set()
+    (running,) = world.monitors.windows()
+    assert running.state == "running"
+
+    may_end.set()
+    world.judge = lambda asked: "drift"
+    world.end()
+    world.now += HOUR / 2
+    world.start(lease_seconds=1)
+
+    (window,) = world.wait_for(1)
+    assert (window.id, window.verdict) == (running.id, "drift")

@@ -1,0 +1,140 @@
+"""A store whose clock is set by hand, an inference log, and a scheduler that asks a judge of the test's."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from mlflow_deploy_plugin.controller.lease import LeaseKeeper
+from mlflow_deploy_plugin.controller.monitors.judging import Answer, Asked, count_rows
+from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.inference_log import locate_log
+from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
+from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.registry.runs import LoggedRun
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
+from support.inference_log import LogWriter
+from support.waiting import wait_until
+
+SECONDS = 60.0
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+@dataclass
+class MonitoredWorld:
+    """One store, and what a test does with it.
+
+    Attributes:
+        now: what the clock says.
+        judge: what is found in a window: a state, or something that is raised.
+        asked: what was to be judged, in its order.
+    """
+
+    folder: Path
+    now: datetime = NOON
+    judge: Callable[[Asked], str] = lambda asked: "no drift"
+    asked: list[Asked] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    looks: int = 0
+    threads: list[tuple[threading.Thread, threading.Event]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.settings = Settings(home=self.folder)
+        self.store = self.open_store()
+        self.monitors = Monitors(self.store)
+        self.writer = LogWriter(Path(self.settings.inference_log))
+
+    def open_store(self) -> Store:
+        def clock() -> datetime:
+            self.looks += 1
+            return self.now
+
+        return open_store(self.settings.store_url, clock)
+
+    def endpoint(self, name: str = "flights", **monitors: Mapping[str, Any]) -> None:
+        """Adds an endpoint with these monitors, by default an hourly one."""
+        self.store.add_endpoint("onnxserve", self.spec(name, **monitors))
+
+    def spec(self, name: str = "flights", **monitors: Mapping[str, Any]) -> Any:
+        fields = {
+            f"monitors.{monitor}.{field}": value
+            for monitor, given in (monitors or {"hourly": {}}).items()
+            for field, value in {"every": "1h", **given}.items()
+        }
+        return apply_config(new_endpoint(name, "models:/flight-delay/1"), fields)
+
+    def rows(self, *hours: datetime, endpoint: str = "flights", rows: int = 3) -> None:
+        """Writes rows into the first seconds of these hours."""
+        for hour in hours:
+            times = [hour + timedelta(seconds=second) for second in range(rows)]
+            self.writer.write({"_event_time": times, "x": [1.0] * rows}, endpoint=endpoint)
+
+    def watermark(self, complete_until: datetime, agent: str = "one", **fields: Any) -> None:
+        mark = Watermark(agent, ("flights",), complete_until, fields.pop("written_at", self.now), **fields)
+        write_watermark(locate_log(self.settings.inference_log), mark)
+
+    def answer(self, asked: Asked) -> Answer:
+        self.asked.append(asked)
+        state: Any = self.judge(asked)
+        run = LoggedRun(f"run-{len(self.asked)}", "onnxserve/flights", "")
+        judgement = Judgement(
+            asked.endpoint, asked.monitor, "drift", "flight-delay", "1", "", asked.window, asked.revision, state, "", 3
+        )
+        return Answer(judgement, run, count_rows(asked))
+
+    def start(self, store: Store | None = None, lease_seconds: float = 15, **more: Any) -> threading.Event:
+        """Runs a scheduler beside the test; the event that is given ends it, and so does the test's end."""
+        store = store or self.store
+        deployments = Deployments(store, self.settings, self.said.append)
+        given = {"judge": self.answer, "count": count_rows, "look_seconds": 0.1, "lease_seconds": lease_seconds, **more}
+        scheduler = MonitorScheduler(deployments, "the test", self.said.append, **given)
+        lease = store.acquire_lease(f"lease-{len(self.threads)}", "the test", lease_seconds)
+        assert lease is not None
+        over = threading.Event()
+
+        def work() -> None:
+            with LeaseKeeper(store, lease) as keeper:
+                scheduler.run(keeper, over)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        self.threads.append((thread, over))
+        return over
+
+    def count_looks(self) -> Callable[[], int]:
+        """Tells how often the clock was asked since, which a scheduler does at each look."""
+        before = self.looks
+        return lambda: self.looks - before
+
+    def wait_for_attempt(self, number: int, monitor: str | None = None) -> MonitorWindow:
+        """The window whose attempt of this number has failed."""
+
+        def found() -> MonitorWindow | None:
+            windows = self.monitors.windows(monitor=monitor, states=("pending",))
+            return next((one for one in windows if one.attempts == number), None)
+
+        window: MonitorWindow = wait_until(found, SECONDS, f"attempt {number} has failed")
+        return window
+
+    def end(self) -> None:
+        for thread, over in self.threads:
+            over.set()
+            thread.join(SECONDS)
+        self.threads.clear()
+
+    def wait_for(self, count: int, monitor: str | None = None, state: str = "judged") -> list[MonitorWindow]:
+        """The windows that are in this state, once there are so many."""
+
+        def found() -> list[MonitorWindow]:
+            windows = [one for one in self.monitors.windows(monitor=monitor) if one.state == state]
+            return windows if len(windows) >= count else []
+
+        windows: list[MonitorWindow] = wait_until(found, SECONDS, f"{count} windows are {state}")
+        return windows
