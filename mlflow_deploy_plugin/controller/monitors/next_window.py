@@ -29,7 +29,9 @@ class Next:
     left_out_from: datetime | None = None
 
 
-def next_window(endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, now: datetime) -> Next | None:
+def next_window(
+    endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, now: datetime, most: int = MOST_MADE_UP
+) -> Next | None:
     """None where nothing is due; of more than `most` windows the newest.
 
     A monitor begins with the window that holds the endpoint's creation. Where the clock has gone back behind what was
