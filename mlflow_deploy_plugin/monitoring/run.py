@@ -4,14 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlflow_deploy_plugin.monitoring.judgement import Judged, Judgement
-from mlflow_deploy_plugin.monitoring.kinds import drift, performance
+from mlflow_deploy_plugin.monitoring.kinds import drift, performance, service, shadow
 from mlflow_deploy_plugin.monitoring.question import Question as Question
 from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement
 from mlflow_deploy_plugin.monitoring.verdict import FeatureVerdict, Verdict
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorKind
 
-_KINDS: dict[MonitorKind, Callable[[Question], Judged]] = {"drift": drift.judge, "performance": performance.judge}
+_KINDS: dict[MonitorKind, Callable[[Question], Judged]] = {
+    "drift": drift.judge,
+    "performance": performance.judge,
+    "shadow": shadow.judge,
+    "service_level": service.judge,
+}
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
 from mlflow_deploy_plugin.inference_log.labels import as_text
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.kinds.measures import Classified
-from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.monitoring.reference import model_folder
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Output, read_artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION
 
 LABEL, LABEL_NUMBER = "_label", "_label_number"
@@ -48,19 +45,6 @@ class Answered:
         """[N] bool."""
         known: Array = self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
         return known
-
-
-def version_artifact(question: Question, model: str, version: str) -> Artifact | None:
-    """What the version's files say of its outputs; None where they cannot be had any more.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
-    """
-    try:
-        with model_folder(question.state_dir, model, version) as folder:
-            return read_artifact(folder)
-    except (InvalidArtifact, NotFound):
-        return None
 
 
 def read_answers(table: pa.Table, artifact: Artifact | None) -> Answered | str:

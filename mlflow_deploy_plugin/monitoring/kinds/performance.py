@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.inference_log.reader import WindowRows
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement
-from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers, version_artifact
+from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers
 from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, estimate
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
 from mlflow_deploy_plugin.monitoring.kinds.measures import (
@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.monitoring.kinds.measures import (
 from mlflow_deploy_plugin.monitoring.kinds.notes import row_notes
 from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, worst_first
 from mlflow_deploy_plugin.monitoring.kinds.segments import Segment, segments_of
+from mlflow_deploy_plugin.monitoring.kinds.versions import version_artifact
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.spec import duration_seconds

@@ -1,5 +1,6 @@
 """A desk: rows that an endpoint has answered, what turned out to be true, and a version's files; no registry."""
 
+import itertools
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
-from support.inference_log import ENDPOINT, MODEL, LogWriter
+from support.inference_log import ENDPOINT, MODEL, event_table
 
+_segments = itertools.count(1)
 DAY = datetime(2013, 4, 1, tzinfo=UTC)
 
 CLASSIFIER = {
@@ -74,11 +76,28 @@ class Desk:
         wanted = Wanted(generation=1, endpoints={ENDPOINT: WantedEndpoint(variants=variants)})
         write_state(self.state_dir / WANTED, wanted)
 
-    def answer(self, columns: Mapping[str, Any], day: datetime = DAY, version: str = "1", **named: Any) -> str:
-        """Writes rows, spread evenly over the day; gives the name of their segment."""
+    def answer(self, columns: Mapping[str, Any], day: datetime = DAY, version: str = "1") -> None:
+        """Writes rows, each a request of its own, spread evenly over the day; `columns` may hold the log's own."""
         rows = len(next(iter(columns.values())))
         times = [day + timedelta(seconds=86_400 * row // max(rows, 1)) for row in range(rows)]
-        return LogWriter(self.log_folder).write({"_event_time": times, **columns}, version, **named)
+        segment = f"segment-{next(_segments)}"
+        own = {
+            "_event_time": times,
+            "_received_time": times,
+            "_prediction_id": [f"{segment}-{row}" for row in range(rows)],
+            "_variant": ["champion"] * rows,
+            "_model": [MODEL] * rows,
+            "_version": [version] * rows,
+            "_segment": [segment] * rows,
+            "_offset": np.arange(rows),
+            "_row": np.zeros(rows, np.int32),
+        }
+        table = event_table({**own, **columns})
+        hours = np.array([time.hour for time in times])
+        for hour in np.unique(hours):
+            folder = self.log_folder / f"endpoint={ENDPOINT}" / f"date={day:%Y-%m-%d}" / f"hour={hour:02d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table.filter(pa.array(hours == hour)), folder / f"{segment}.parquet")
 
     def label(self, column: str, labels: Mapping[Any, Any], name: str = "labels") -> None:
         """What turned out to be true of the rows by the value of a key column."""

@@ -1,0 +1,211 @@
+"""Service level: how long requests took and how many failed, against an objective with its error budget.
+
+A quantile's requirement is judged by counting: p99<=0.2 holds where no more than 1 % of the requests took longer than
+0.2 s, and is violated where Wilson's interval of that share lies above 1 %, whatever shape the latencies have. The
+error budget is that permitted share; what is left of it is 1 - share / permitted, and negative when it is overdrawn.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.monitoring.features import Array
+from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement, State
+from mlflow_deploy_plugin.monitoring.kinds.intervals import wilson
+from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
+from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, worst_first
+from mlflow_deploy_plugin.monitoring.kinds.segments import MAX_SEGMENTS, as_texts, segment_name
+from mlflow_deploy_plugin.monitoring.kinds.versions import Version, most_first, versions_of
+from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.spec.criteria import Requirement
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+_COLUMNS = ("_latency_us", "_status", "_row", "_model", "_version")
+_SERVER_ERROR, _REFUSED = 500, 400
+_GROWTH = math.log(1.005)
+_BUCKETS = 5_000
+"""Of 0.5 % each: from a microsecond to 18 hours."""
+_MAX_VALUES = 1_000
+
+
+@dataclass
+class _Tally:
+    """What is counted of some requests; its size does not depend on their number."""
+
+    limits_us: Array
+    requests: int = 0
+    timed: int = 0
+    errors: int = 0
+    refused: int = 0
+    buckets: Array = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
+    slow: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        self.slow = np.zeros(len(self.limits_us), np.int64)
+
+    def add(self, latencies: Array, statuses: Array) -> None:
+        """[N] float64 microseconds, NaN where it is not known; [N] int64, 0 where it is not known."""
+        known = latencies[~np.isnan(latencies)]
+        self.requests += len(latencies)
+        self.timed += len(known)
+        self.errors += int((statuses >= _SERVER_ERROR).sum())
+        self.refused += int(((statuses >= _REFUSED) & (statuses < _SERVER_ERROR)).sum())
+        places = np.round(np.log(np.maximum(known, 1.0)) / _GROWTH).astype(np.int64)
+        self.buckets += np.bincount(np.minimum(places, _BUCKETS - 1), minlength=_BUCKETS)
+        self.slow += (known[:, None] > self.limits_us).sum(axis=0)
+
+    def quantile(self, share: float) -> float:
+        """Seconds, within 0.25 %, of at least one timed request."""
+        place = int(np.searchsorted(np.cumsum(self.buckets), math.ceil(share * self.timed)))
+        return math.exp(place * _GROWTH) / 1e6
+
+
+def judge(question: Question) -> Judged:
+    """Judges what the endpoint did to every request whose rows are in the log, whichever version answered it.
+
+    Raises:
+        OnnxserveError: the log is down.
+    """
+    spec = question.spec
+    limits = np.array([one.value * 1e6 for one in spec.requirements if one.name in QUANTILES], np.float64)
+    total, apart, versions, notes = _count(question, limits)
+    if not total.requests:
+        return question.not_judged("the window has no rows", notes=tuple(unreadable_notes(question.log)))
+    (model, version), *others = most_first(versions)
+    if others:
+        notes.append(f"{len(others) + 1} versions answered in the window and are judged together")
+    if total.requests < spec.min_rows:
+        reason = f"the window has {total.requests} requests; min_rows is {spec.min_rows}"
+        return question.not_judged(reason, model=model, version=version, rows=total.requests, notes=tuple(notes))
+    segments, segment_notes = _largest(apart, spec.min_rows)
+    confidence = confidence_of(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
+    findings = [*_findings(spec.requirements, total, confidence, "")]
+    for name, tally in segments.items():
+        findings += _findings(spec.requirements, tally, confidence, name)
+    state, reason = conclude(findings)
+    return Judged(
+        Judgement(
+            endpoint=question.endpoint,
+            monitor=question.monitor,
+            kind=spec.kind,
+            model=model,
+            version=version,
+            model_id="",
+            window=question.window,
+            revision=question.revision,
+            state=state,
+            reason=reason,
+            rows=total.requests,
+            findings=worst_first(findings),
+            figures=dict(_figures(spec.requirements, total)),
+            notes=(*notes, *segment_notes, *unreadable_notes(question.log)),
+        )
+    )
+
+
+def _count(question: Question, limits: Array) -> tuple[_Tally, dict[str, _Tally], dict[Version, int], list[str]]:
+    """All requests, those of each segment, and how many each version answered."""
+    total, apart, versions = _Tally(limits), dict[str, _Tally](), dict[Version, int]()
+    absent = set(question.spec.segment_by)
+    is_full = False
+    for batch in question.log.batches(question.endpoint, question.window, (*_COLUMNS, *question.spec.segment_by)):
+        firsts = batch.filter(pc.equal(batch.column("_row"), 0))  # a request of many rows took its time once
+        if not len(firsts):
+            continue
+        latencies, statuses = _numbers(firsts, "_latency_us"), np.nan_to_num(_numbers(firsts, "_status"))
+        total.add(latencies, statuses)
+        for version, count in versions_of(firsts).items():
+            versions[version] = versions.get(version, 0) + count
+        for column in question.spec.segment_by:
+            if column not in firsts.column_names or (texts := as_texts(firsts.column(column))) is None:
+                continue
+            absent.discard(column)
+            for value in pc.unique(texts).to_pylist():
+                name = segment_name(column, value) if value is not None else ""
+                if name and name not in apart and len(apart) >= _MAX_VALUES:
+                    is_full = True
+                elif name:
+                    rows = np.asarray(pc.fill_null(pc.equal(texts, value), False))
+                    apart.setdefault(name, _Tally(limits)).add(latencies[rows], statuses[rows])
+    notes = [f"segments: the rows have no column {column!r}" for column in sorted(absent) if total.requests]
+    if is_full:
+        notes.append(f"segments: there are more than {_MAX_VALUES:,} values, of which the first ones were counted")
+    return total, apart, versions, notes
+
+
+def _largest(apart: Mapping[str, _Tally], min_rows: int) -> tuple[dict[str, _Tally], list[str]]:
+    """The largest segments that have enough requests, and what is left out."""
+    order = sorted(apart, key=lambda name: (-apart[name].requests, name))
+    large = [name for name in order if apart[name].requests >= min_rows]
+    notes = []
+    if len(large) > MAX_SEGMENTS:
+        notes.append(f"segments: of {len(large):,} the {MAX_SEGMENTS} largest are judged")
+    if small := len(order) - len(large):
+        notes.append(f"segments: {small:,} have fewer than {min_rows} requests each and are not judged apart")
+    return {name: apart[name] for name in large[:MAX_SEGMENTS]}, notes
+
+
+def _findings(
+    requirements: tuple[Requirement, ...], tally: _Tally, confidence: float, segment: str
+) -> Iterator[Finding]:
+    place = 0
+    for requirement in requirements:
+        if requirement.name in QUANTILES:
+            yield _latency(requirement, tally, int(tally.slow[place]), confidence, segment)
+            place += 1
+        elif not tally.errors and not tally.refused:
+            yield finding(requirement, _NO_FAILURES, confidence, segment)
+        else:
+            measured = wilson("error_rate", tally.errors, tally.requests, confidence)
+            yield finding(requirement, measured, confidence, segment)
+
+
+def _latency(requirement: Requirement, tally: _Tally, slow: int, confidence: float, segment: str) -> Finding:
+    if not tally.timed:
+        reason = "the rows do not say how long their requests took: an older server has captured them"
+        return finding(requirement, reason, confidence, segment)
+    permitted = 1 - QUANTILES[requirement.name]
+    share = wilson(requirement.name, slow, tally.timed, confidence)
+    state: State = "violated" if share.low > permitted else "kept"
+    reason = (
+        f"{share.value:.2%} of {tally.timed:,} requests took longer than {requirement.value:g} s, {share.low:.2%} to "
+        f"{share.high:.2%} (Wilson, {confidence:.4g}); permitted are {permitted:.4g}"
+    )
+    value = tally.quantile(QUANTILES[requirement.name])
+    return Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)
+
+
+def _figures(requirements: tuple[Requirement, ...], tally: _Tally) -> Iterator[tuple[str, float]]:
+    yield "rows", float(tally.requests)
+    yield "error_rate", tally.errors / tally.requests
+    yield "refused_rate", tally.refused / tally.requests
+    if tally.timed:
+        for name, share in QUANTILES.items():
+            yield name, tally.quantile(share)
+    place = 0
+    for requirement in requirements:
+        if requirement.name in QUANTILES:
+            if tally.timed:
+                used = int(tally.slow[place]) / tally.timed / (1 - QUANTILES[requirement.name])
+                yield f"budget_left/{requirement.name}", 1 - used
+            place += 1
+        elif requirement.value and (tally.errors or tally.refused):
+            yield f"budget_left/{requirement.name}", 1 - tally.errors / tally.requests / requirement.value
+
+
+def _numbers(table: pa.Table, name: str) -> Array:
+    """[N] float64, NaN where it is not known."""
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    numbers: Array = pc.fill_null(pc.cast(table.column(name), pa.float64(), safe=False), float("nan")).to_numpy()
+    return numbers
+
+
+_NO_FAILURES = (
+    "the log holds no request that failed; a server whose log has only what it answered counts failures in its "
+    "/metrics (onnxserve_requests_total) alone"
+)

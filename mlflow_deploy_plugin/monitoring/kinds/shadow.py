@@ -1,0 +1,280 @@
+"""Shadows: how often a variant that answers nobody would have said something else.
+
+A shadow's rows lie in the log beside those that were answered, under the same prediction id and row. What counts as
+saying something else is decided as in the server (`server/shadow_compare.py`), on the same arrays.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.inference_log.identity import mix, text_hashes
+from mlflow_deploy_plugin.monitoring.features import Array
+from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement
+from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, wilson
+from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
+from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, worst_first
+from mlflow_deploy_plugin.monitoring.kinds.segments import segments_of
+from mlflow_deploy_plugin.monitoring.kinds.versions import Version, version_artifact, versions_of
+from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.server.shadow_compare import compare
+
+MAX_ROWS = 100_000
+_NOT_COMPARED, _SAME, _OTHER = -1, 1, 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """A shadow's rows beside what was answered.
+
+    Attributes:
+        answered: [N] rows that were answered, as the log has them.
+        same: [N] int8, -1 where two answers cannot be compared.
+        failures: why, a line each.
+        copies: rows that the shadow computed, of those that were looked at.
+    """
+
+    answered: pa.Table
+    same: Array
+    version: Version
+    failures: tuple[str, ...]
+    copies: int
+
+    @property
+    def comparable(self) -> Array:
+        comparable: Array = self.same >= 0
+        return comparable
+
+
+def judge(question: Question) -> Judged:
+    """Judges the share of rows on which each shadow variant disagrees with what was answered.
+
+    Raises:
+        OnnxserveError: the log is down.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    spec = question.spec
+    answered, shadows, notes = _read(question)
+    if answered is None:
+        return question.not_judged("the window has no rows", notes=tuple(notes))
+    (model, version), *_ = versions_of(answered)
+    if not shadows:
+        reason = "no shadow has computed a row of the window"
+        return question.not_judged(reason, model=model, version=version, rows=len(answered), notes=tuple(notes))
+    artifacts = _Artifacts(question)
+    compared = {variant: _compare(answered, rows, artifacts) for variant, rows in shadows.items()}
+    confidence, parts, segment_notes = _parts(question, compared)
+    findings: list[Finding] = []
+    figures = {"rows": float(len(answered))}
+    for variant, one in compared.items():
+        notes += [
+            f"shadow {variant}: {one.version[0]} version {one.version[1]}, {int(one.comparable.sum()):,} of "
+            f"{len(answered):,} answered rows compared",
+            *one.failures,
+        ]
+        figures |= _figures(variant, one, len(answered), confidence)
+        findings += _findings(question, variant, one, parts[variant], confidence, len(compared) == 1)
+    for requirement in spec.requirements:
+        if requirement.of and requirement.of not in compared:
+            reason = f"no shadow {requirement.of!r} has computed a row of the window; there are {', '.join(compared)}"
+            findings.append(finding(requirement, reason, confidence))
+    state, reason = conclude(findings)
+    return Judged(
+        Judgement(
+            endpoint=question.endpoint,
+            monitor=question.monitor,
+            kind=spec.kind,
+            model=model,
+            version=version,
+            model_id="",
+            window=question.window,
+            revision=question.revision,
+            state=state,
+            reason=reason,
+            rows=len(answered),
+            findings=worst_first(findings),
+            figures=figures,
+            notes=(*notes, *segment_notes),
+        )
+    )
+
+
+def _read(question: Question) -> tuple[pa.Table | None, dict[str, pa.Table], list[str]]:
+    """What was answered, and what each shadow variant computed, of the same requests; both at most about `MAX_ROWS`.
+
+    Of more rows those are kept whose prediction id has a small hash, so that both sides keep the same ones.
+    """
+    limit = 2**64 - 1
+    tables: list[pa.Table] = []
+    hashes: list[Array] = []
+    held = total = 0
+    for batch in question.log.batches(question.endpoint, question.window, shadows=True):
+        own = text_hashes(batch.column("_prediction_id"))
+        total += len(batch)
+        kept = own <= np.uint64(limit)
+        tables.append(batch.filter(pa.array(kept)))
+        hashes.append(own[kept])
+        held += int(kept.sum())
+        while held > 2 * MAX_ROWS:
+            limit //= 2
+            for place, numbers in enumerate(hashes):
+                kept = numbers <= np.uint64(limit)
+                tables[place], hashes[place] = tables[place].filter(pa.array(kept)), numbers[kept]
+            held = sum(map(len, hashes))
+    notes = list(unreadable_notes(question.log))
+    if limit < 2**64 - 1:
+        notes.append(f"of {total:,} rows, with those of shadows, {held:,} are compared, chosen by their prediction id")
+    if not held:
+        return None, {}, notes
+    table = pa.concat_tables(tables, promote_options="permissive")
+    is_shadow = pc.fill_null(table.column("_shadow"), False)
+    answered, computed = table.filter(pc.invert(is_shadow)), table.filter(is_shadow)
+    if not len(answered):
+        return None, {}, notes
+    variants = sorted(name for name in pc.unique(computed.column("_variant")).to_pylist() if name is not None)
+    return answered, {name: computed.filter(pc.equal(computed.column("_variant"), name)) for name in variants}, notes
+
+
+class _Artifacts:
+    """What the versions say of their outputs, each looked up once; of one that is gone, what its rows show."""
+
+    def __init__(self, question: Question) -> None:
+        self._question = question
+        self._known: dict[Version, Artifact | None] = {}
+
+    def of(self, version: Version, rows: pa.Table) -> Artifact:
+        if version not in self._known:
+            self._known[version] = version_artifact(self._question, *version)
+        known = self._known[version]
+        return known if known is not None and known.outputs else _guessed(rows)
+
+
+def _guessed(rows: pa.Table) -> Artifact:
+    names = [name for name in rows.column_names if name == PREDICTION or name.startswith(OUTPUT_PREFIX)]
+    outputs = []
+    for name in names:
+        is_label = name == PREDICTION and not pa.types.is_floating(rows.column(name).type)
+        outputs.append(Output(name.removeprefix(OUTPUT_PREFIX), "", (), "label" if is_label else "values"))
+    nowhere = Path()
+    return Artifact(nowhere, nowhere, "onnxserve", "", "", "", outputs=tuple(outputs), prediction=(PREDICTION,))
+
+
+def _compare(answered: pa.Table, computed: pa.Table, artifacts: _Artifacts) -> _Compared:
+    """The pairs of each two versions together, since each has outputs of its own."""
+    keys, others = _keys(answered), _keys(computed)
+    _, ours, theirs = np.intersect1d(keys, others, return_indices=True)
+    order = np.argsort(ours)
+    left, right = answered.take(pa.array(ours[order])), computed.take(pa.array(theirs[order]))
+    same = np.full(len(left), _NOT_COMPARED, np.int8)
+    failures = []
+    for one in versions_of(left):
+        for other in versions_of(right):
+            rows = np.flatnonzero(_is_of(left, one) & _is_of(right, other))
+            if not len(rows):
+                continue
+            sides = left.take(pa.array(rows)), right.take(pa.array(rows))
+            try:
+                same[rows] = _same(artifacts.of(one, sides[0]), sides[0], artifacts.of(other, sides[1]), sides[1])
+            except InferenceError as error:
+                failures.append(f"{len(rows):,} rows of {one[0]} version {one[1]} and its shadow: {error.message}")
+    return _Compared(left, same, next(iter(versions_of(computed))), tuple(failures), len(computed))
+
+
+def _keys(table: pa.Table) -> Array:
+    """[N] uint64 of prediction id and row."""
+    return mix(text_hashes(table.column("_prediction_id")), table.column("_row").to_numpy().astype(np.uint64))
+
+
+def _is_of(table: pa.Table, version: Version) -> Array:
+    model = pc.equal(table.column("_model"), version[0])
+    return np.asarray(pc.and_(model, pc.equal(table.column("_version"), version[1])))
+
+
+def _same(given_by: Artifact, given: pa.Table, shadow: Artifact, computed: pa.Table) -> Array:
+    outcome = compare(given_by, _outputs(given_by, given), shadow, _outputs(shadow, computed))
+    return np.where(outcome.same, _SAME, _OTHER).astype(np.int8)
+
+
+def _outputs(artifact: Artifact, rows: pa.Table) -> Mapping[str, Array]:
+    """The version's outputs as its graph gave them, as far as the log has them for every row."""
+    arrays = {}
+    for output in artifact.outputs:
+        names = [OUTPUT_PREFIX + output.name, *([PREDICTION] if artifact.prediction == (output.name,) else [])]
+        for name in names:
+            if name in rows.column_names and not rows.column(name).null_count:
+                array = _array(rows.column(name).combine_chunks())
+                if array is not None:
+                    arrays[output.name] = array
+    return arrays
+
+
+def _array(column: pa.Array) -> Array | None:
+    """[N] or, of lists of one length, [N, …]; None where they have several."""
+    shape = [len(column)]
+    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+        if len(lengths) > 1:
+            return None
+        shape.append(lengths[0] or 0)
+        column = pc.list_flatten(column)
+    values: Array = column.to_numpy(zero_copy_only=False)
+    return values.reshape(shape)
+
+
+def _parts(
+    question: Question, compared: Mapping[str, _Compared]
+) -> tuple[float, dict[str, list[tuple[str, Array]]], list[str]]:
+    """How sure to be, the rows of each variant's segments, and notes."""
+    spec = question.spec
+    parts: dict[str, list[tuple[str, Array]]] = {}
+    notes: list[str] = []
+    for variant, one in compared.items():
+        segments, left_out = segments_of(one.answered, spec.segment_by, spec.min_rows, one.comparable)
+        parts[variant] = [("", np.ones(len(one.same), bool)), *((each.name, each.rows) for each in segments)]
+        notes += [note for note in left_out if note not in notes]
+    questions = len(spec.requirements) * sum(len(rows) for rows in parts.values())
+    return confidence_of(spec.false_alarm_rate, questions), parts, notes
+
+
+def _findings(
+    question: Question,
+    variant: str,
+    compared: _Compared,
+    parts: list[tuple[str, Array]],
+    confidence: float,
+    is_only: bool,
+) -> Iterator[Finding]:
+    for requirement in question.spec.requirements:
+        if requirement.of not in ("", variant):
+            continue
+        for segment, rows in parts:
+            found = finding(requirement, _disagreement(question, compared, rows, confidence), confidence, segment)
+            subject = found.subject if is_only or requirement.of else f"{requirement.name}({variant})"
+            yield Finding(subject, found.check, found.state, found.reason, found.value, found.threshold, found.segment)
+
+
+def _disagreement(question: Question, compared: _Compared, rows: Array, confidence: float) -> Measure | str:
+    chosen = compared.same[rows & compared.comparable]
+    if len(chosen) < question.spec.min_rows:
+        return f"{len(chosen):,} rows can be compared; min_rows is {question.spec.min_rows}"
+    return wilson("disagreement", int((chosen == _OTHER).sum()), len(chosen), confidence)
+
+
+def _figures(variant: str, one: _Compared, answered: int, confidence: float) -> dict[str, float]:
+    count = int(one.comparable.sum())
+    figures = {f"compared_rows/{variant}": float(count), f"copied_share/{variant}": one.copies / answered}
+    if count:
+        measured = wilson("", int((one.same == _OTHER).sum()), count, confidence)
+        figures |= {
+            f"disagreement/{variant}": measured.value,
+            f"disagreement_low/{variant}": measured.low,
+            f"disagreement_high/{variant}": measured.high,
+        }
+    return figures

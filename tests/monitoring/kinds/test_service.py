@@ -1,0 +1,76 @@
+"""Latencies and failures of a window against an objective."""
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.monitoring.kinds.service import judge
+
+P99 = {"kind": "service_level", "require": ["p99<=0.2", "error_rate<=1%"], "min_rows": 100}
+
+
+def requests(rng, count=1_000, slow=0.005, errors=0, **others):
+    latencies = rng.integers(2_000, 50_000, count)
+    latencies[: int(slow * count)] = 900_000
+    statuses = np.full(count, 200, np.int16)
+    statuses[:errors] = 500
+    return {"_latency_us": latencies, "_status": statuses, "x": np.arange(count), **others}
+
+
+@pytest.mark.parametrize(("slow", "state"), [(0.005, "kept"), (0.012, "kept"), (0.03, "violated")])
+def test_a_quantile_is_judged_by_the_share_of_slow_requests(desk, found, slow, state) -> None:
+    desk.answer(requests(np.random.default_rng(0), slow=slow))
+
+    judged = judge(desk.ask(**P99))
+
+    one = found(judged, "p99")
+    assert (judged.judgement.state, one.state) == (state, state)
+    assert f"{slow:.2%} of 1,000 requests took longer than 0.2 s" in one.reason
+    assert one.value == pytest.approx(0.9 if slow > 0.01 else 0.05, rel=0.05)
+    assert judged.judgement.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
+
+
+def test_failures_are_judged_where_the_log_has_them_and_else_it_says_who_counts_them(desk, found) -> None:
+    desk.answer(requests(np.random.default_rng(0)))
+    without = judge(desk.ask(**P99))
+    desk.answer(requests(np.random.default_rng(1), errors=60))
+    with_failures = judge(desk.ask(**P99))
+
+    assert found(without, "error_rate").state == "not judged"
+    assert "/metrics" in found(without, "error_rate").reason
+    assert (found(with_failures, "error_rate").state, found(with_failures, "error_rate").value) == ("violated", 0.03)
+    assert with_failures.judgement.figures["budget_left/error_rate"] == pytest.approx(-2)
+
+
+def test_quantiles_are_those_of_all_requests(desk) -> None:
+    columns = requests(np.random.default_rng(3), count=5_000)
+    desk.answer(columns)
+
+    figures = judge(desk.ask(**P99)).judgement.figures
+
+    for name, share in {"p50": 0.5, "p95": 0.95}.items():
+        exact = np.quantile(columns["_latency_us"], share) / 1e6
+        assert figures[name] == pytest.approx(exact, rel=0.01)
+
+
+def test_segments_are_judged_apart(desk, found) -> None:
+    columns = requests(np.random.default_rng(0), count=900, slow=0)
+    columns["carrier"] = np.array(["UA", "AA", None] * 300, dtype=object)
+    columns["_latency_us"][columns["carrier"] == "UA"] = 500_000
+    desk.answer(columns)
+
+    judged = judge(desk.ask(**(P99 | {"segment_by": ["carrier", "gate"]})))
+
+    assert found(judged, "p99", segment="carrier=UA").state == "violated"
+    assert found(judged, "p99", segment="carrier=AA").state == "kept"
+    assert "segments: the rows have no column 'gate'" in judged.judgement.notes
+
+
+def test_no_request_few_requests_and_rows_of_an_older_server_are_told(desk, found) -> None:
+    assert judge(desk.ask(**P99)).judgement.reason == "the window has no rows"
+
+    desk.answer({"x": np.arange(50)})
+    assert judge(desk.ask(**P99)).judgement.reason == "the window has 50 requests; min_rows is 100"
+
+    judged = judge(desk.ask(**(P99 | {"min_rows": 10})))
+    assert judged.judgement.state == "not judged"
+    assert "an older server has captured them" in found(judged, "p99").reason

@@ -1,0 +1,109 @@
+"""What shadows would have said, beside what was answered."""
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.monitoring.kinds.shadow import judge
+
+from .conftest import CLASSIFIER, REGRESSOR
+
+AGREE = {"kind": "shadow", "require": ["disagreement<=0.05"], "min_rows": 100}
+
+
+def ids(first, count):
+    return [f"id-{number}" for number in range(first, first + count)]
+
+
+def answer_both(desk, answers, others, variant="candidate", copies=None, **columns):
+    """What was answered, and what a shadow of version 2 computed for the first `copies` of them, in another order."""
+    rows = len(answers)
+    desk.answer({"_prediction_id": ids(0, rows), "_shadow": np.zeros(rows, bool), "prediction": answers, **columns})
+    order = np.random.default_rng(9).permutation(rows if copies is None else copies)
+    desk.answer(
+        {
+            "_prediction_id": [f"id-{row}" for row in order],
+            "_shadow": np.ones(len(order), bool),
+            "_variant": [variant] * len(order),
+            "prediction": np.asarray(others)[order],
+        },
+        version="2",
+    )
+
+
+@pytest.mark.parametrize(("wrong", "state"), [(10, "kept"), (100, "violated")])
+def test_rows_are_laid_side_by_side_by_prediction_id_and_row(desk, found, wrong, state) -> None:
+    desk.serve(CLASSIFIER, v2=CLASSIFIER)
+    answers = np.arange(600) % 2
+    answer_both(desk, answers, np.where(np.arange(600) < wrong, 1 - answers, answers))
+
+    judged = judge(desk.ask(**AGREE))
+
+    one = found(judged, "disagreement")
+    assert (judged.judgement.state, one.value) == (state, pytest.approx(wrong / 600))
+    assert (judged.judgement.version, judged.judgement.rows) == ("1", 600)
+    assert judged.judgement.figures["disagreement/candidate"] == one.value
+    assert "shadow candidate: flight-delay version 2, 600 of 600 answered rows compared" in judged.judgement.notes
+
+
+def test_numbers_agree_where_a_caller_would_not_notice(desk, found) -> None:
+    desk.serve(REGRESSOR, v2=REGRESSOR)
+    numbers = np.random.default_rng(0).normal(100, 10, 400)
+    answer_both(desk, numbers, numbers * np.where(np.arange(400) < 40, 1.02, 1.005))
+
+    assert found(judge(desk.ask(**AGREE)), "disagreement").value == 0.1
+
+
+def test_shadows_are_judged_apart_and_a_requirement_may_name_one(desk, found) -> None:
+    desk.serve(CLASSIFIER, v2=CLASSIFIER)
+    answers = np.arange(300) % 2
+    answer_both(desk, answers, answers, "calm")
+    desk.answer(
+        {
+            "_prediction_id": ids(0, 300),
+            "_shadow": np.ones(300, bool),
+            "_variant": ["wild"] * 300,
+            "prediction": 1 - answers,
+        },
+        version="2",
+    )
+
+    each = judge(desk.ask(**AGREE))
+    named = judge(desk.ask(**(AGREE | {"require": ["disagreement(calm)<=0.05", "disagreement(gone)<=0.1"]})))
+
+    assert (found(each, "disagreement(calm)").state, found(each, "disagreement(wild)").state) == ("kept", "violated")
+    assert named.judgement.state == "kept"
+    assert "no shadow 'gone'" in found(named, "disagreement(gone)").reason
+
+
+def test_segments_and_rows_without_a_copy(desk, found) -> None:
+    desk.serve(CLASSIFIER, v2=CLASSIFIER)
+    answers, carriers = np.arange(600) % 2, np.array(["UA", "AA"] * 300, dtype=object)
+    answer_both(desk, answers, np.where(carriers == "UA", 1 - answers, answers), copies=400, carrier=carriers)
+
+    judged = judge(desk.ask(**(AGREE | {"segment_by": ["carrier"]})))
+
+    assert found(judged, "disagreement", segment="carrier=UA").value == 1
+    assert found(judged, "disagreement", segment="carrier=AA").state == "kept"
+    assert judged.judgement.figures["copied_share/candidate"] == pytest.approx(400 / 600)
+
+
+def test_answers_that_cannot_be_compared_are_told(desk, found) -> None:
+    other = REGRESSOR | {"outputs": [{"name": "x", "dtype": "float32", "shape": [-1, 2], "role": "values"}]}
+    desk.serve(REGRESSOR, v2=other | {"prediction": []})
+    desk.answer({"_prediction_id": ids(0, 200), "_shadow": np.zeros(200, bool), "prediction": np.ones(200)})
+    columns = {"_prediction_id": ids(0, 200), "_shadow": np.ones(200, bool), "output.x": [[1.0, 2.0]] * 200}
+    desk.answer(columns, version="2")
+
+    judged = judge(desk.ask(**AGREE))
+
+    assert judged.judgement.state == "not judged"
+    assert "0 rows can be compared" in judged.judgement.reason
+    assert any("200 rows of flight-delay version 1 and its shadow" in note for note in judged.judgement.notes)
+
+
+def test_no_row_no_shadow_and_versions_that_are_gone(desk, found, monkeypatch) -> None:
+    desk.serve(CLASSIFIER)
+    assert judge(desk.ask(**AGREE)).judgement.reason == "the window has no rows"
+
+    desk.answer({"prediction": np.arange(150) % 2})
+    assert judge(desk.ask(**AGREE)).judgement.reason == "no shadow has computed a row of the window"
