@@ -128,6 +128,44 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     _tell(opened)
 
 
+@log.command()
+@click.argument("name")
+@click.option("--keep", required=True, metavar="DURATION", help="What is younger stays: 90d, 12h.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+def expire(name: str, keep: str, dry_run: bool) -> None:
+    """Deletes what was captured of the endpoint NAME longer ago: rows by their event time, labels by the day they came
+    in, profiles of rows that monitors keep by their day.
+    """
+    from mlflow_deploy_plugin.cli.log_text import size_text
+    from mlflow_deploy_plugin.inference_log.maintenance import expire as delete
+    from mlflow_deploy_plugin.inference_log.span import parse_duration
+    from mlflow_deploy_plugin.inference_log.view import require_endpoint
+
+    length = parse_duration(keep, "--keep")
+    opened = _open()
+    require_endpoint(opened, name)
+    done = delete(opened, name, datetime.now(UTC), length, only_count=dry_run)
+    said = "would be deleted" if dry_run else "deleted"
+    click.echo(f"{name}: {done.expired_files:,} files older than {keep} {said}, {size_text(done.expired_bytes)}")
+
+
+@log.command()
+@click.argument("name")
+def compact(name: str) -> None:
+    """Makes one file of the many small ones of each hour of the endpoint NAME that is over.
+
+    Rows stay as they are, and readers and agents go on meanwhile. `onnxserve controller` does the same once an hour.
+    """
+    from mlflow_deploy_plugin.inference_log.maintenance import compact as make_one
+    from mlflow_deploy_plugin.inference_log.view import require_endpoint
+
+    opened = _open()
+    require_endpoint(opened, name)
+    done = make_one(opened, name, datetime.now(UTC))
+    click.echo(f"{name}: {done.compacted_files:,} files became {done.written_files:,}")
+    _tell(opened)
+
+
 def _open() -> "InferenceLog":
     from mlflow_deploy_plugin.inference_log.reader import open_log
     from mlflow_deploy_plugin.settings import load_settings

@@ -44,7 +44,7 @@ def stats_lines(stats: LogStats, shown: str) -> Iterator[str]:
     span = f", {_time(stats.first)} to {_time(stats.last)}" if stats.first and stats.last else ""
     shadows = f" and {stats.shadow_rows:,} of shadows" if stats.shadow_rows else ""
     yield f"  rows      {stats.rows:,}{shadows}{span}"
-    yield f"  files     {stats.files:,}, {_size(stats.size)}"
+    yield f"  files     {stats.files:,}, {size_text(stats.size)}"
     yield from _named("versions", stats.by_version)
     yield from _named("variants", stats.by_variant)
     labels = stats.labels
@@ -67,6 +67,15 @@ def stats_json(stats: LogStats) -> str:
     document = dataclasses.asdict(stats)
     document["by_hour"] = {moment.isoformat(): rows for moment, rows in stats.by_hour.items()}
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode()
+
+
+def size_text(size: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
 
 def _named(title: str, counts: Mapping[str, int]) -> Iterator[str]:
@@ -118,14 +127,6 @@ def _line(cells: Any, widths: list[int], numeric: list[bool]) -> str:
 def _time(moment: datetime) -> str:
     form = "%Y-%m-%d %H:%M:%S.%f" if moment.microsecond else "%Y-%m-%d %H:%M:%S"
     return moment.strftime(form).rstrip("0") if moment.microsecond else moment.strftime(form)
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def _plain(text: str) -> str:

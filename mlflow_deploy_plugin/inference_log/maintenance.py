@@ -1,9 +1,47 @@
-"""Upkeep of the log: many small files of an hour become one, and what is too old is deleted."""
+"""Upkeep of the log: the many small files of an hour become one, and what is too old is deleted.
 
+**Compaction.** An agent that ships every few seconds leaves hundreds of files an hour, each of which costs a reader a
+round trip. Once an hour is over and its files are quiet, their rows are written into a new file, and when that one is
+whole the old ones are deleted. A reader that sees both drops doubles by `_segment`, `_offset` and `_row`, as
+everywhere (`rows.py`); so nothing is lost when the writer dies in between, nor when two of them work at once, each of
+which deletes only what stands in a file that it has written itself. A file that has changed since it was read stays,
+and so does one that makes no sense. Files of different columns or types are not mixed: a version's rows get no columns
+of another's.
+
+**Retention.** Rows go by the hour of their event time, labels by the day they came in, the monitors' profiles of rows
+(`_sketches`) by the day they are of.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from mlflow_deploy_plugin.inference_log.files import DAY, LogFile, list_days, list_files, reaching
+from mlflow_deploy_plugin.inference_log.identity import IDENTITY, Seen, mix, row_hashes, text_hashes
+from mlflow_deploy_plugin.inference_log.joining import labels_folder
+from mlflow_deploy_plugin.inference_log.lists import Array
+from mlflow_deploy_plugin.inference_log.location import LogLocation
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.rows import Vanished, read_file
+from mlflow_deploy_plugin.inference_log.schemas import conform, unify
+from mlflow_deploy_plugin.inference_log.writing import write_file
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
+
+SKETCHES = "_sketches"
+QUIET = timedelta(minutes=10)
+"""A file that was written since may be written again by its agent."""
+_LARGE_BYTES = 32 * 2**20
+_GROUP_BYTES = 64 * 2**20
+_GROUP_ROWS = 131_072
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,5 +62,188 @@ class Maintained:
 
 
 def maintain(log: InferenceLog, endpoint: str, now: datetime, keep: timedelta | None) -> Maintained:
-    """Compacts the hours of the endpoint that are over, and deletes what is older than `keep`; None keeps all."""
-    return Maintained()
+    """Deletes what is older than `keep` (None keeps all), and compacts the hours of the endpoint that are over.
+
+    Raises:
+        OnnxserveError: the log is down. What was done until then is done; the next call goes on.
+    """
+    expired = expire(log, endpoint, now, keep) if keep is not None else Maintained()
+    compacted = compact(log, endpoint, now)
+    return Maintained(compacted.compacted_files, compacted.written_files, expired.expired_files, expired.expired_bytes)
+
+
+def expire(log: InferenceLog, endpoint: str, now: datetime, keep: timedelta, only_count: bool = False) -> Maintained:
+    """Deletes rows, labels and sketches of the endpoint that are older than `keep`, by whole hours and days.
+
+    Raises:
+        OnnxserveError: the log is down.
+    """
+    location = log.location
+    try:
+        oldest = now - keep
+    except OverflowError:  # nothing is older than the calendar
+        return Maintained()
+    folders = {hour.folder: files for hour, files in log.all_files(endpoint).items() if hour.end <= oldest}
+    for root in [labels_folder(location, endpoint), *_sketch_folders(location, endpoint)]:
+        for day, folder in list_days(location, root):
+            if day + DAY <= oldest:
+                folders[folder] = list_files(location, folder)
+    if not only_count:
+        with reaching(location):
+            for folder in folders:
+                _delete_folder(location, folder)
+    files = [file for found in folders.values() for file in found]
+    return Maintained(expired_files=len(files), expired_bytes=sum(file.size for file in files))
+
+
+def compact(log: InferenceLog, endpoint: str, now: datetime) -> Maintained:
+    """Makes one file of the small ones of each hour that is over, and of each day of labels.
+
+    Raises:
+        OnnxserveError: the log is down.
+    """
+    location = log.location
+    compacted = written = 0
+    folders = [(hour.folder, hour.end, files) for hour, files in log.all_files(endpoint).items()]
+    for day, folder in list_days(location, labels_folder(location, endpoint)):
+        folders.append((folder, day + DAY, list_files(location, folder)))
+    for folder, end, files in folders:
+        if end + QUIET > now:
+            continue
+        small = [file for file in files if file.size < _LARGE_BYTES and file.changed + QUIET <= now]
+        for group in _groups(location, small):
+            replaced = _replace(log, folder, group)
+            compacted += replaced
+            written += replaced > 0
+    return Maintained(compacted_files=compacted, written_files=written)
+
+
+@dataclass(frozen=True)
+class _Small:
+    """A small file, and the columns of its rows."""
+
+    file: LogFile
+    schema: pa.Schema
+
+
+def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[list[_Small]]:
+    """Files that are worth being one: of the same columns, at least two, together not large."""
+    if len(files) < 2:
+        return
+    by_columns: dict[str, list[_Small]] = {}
+    for file in files:
+        with suppress(OSError, pa.ArrowException):  # gone, or it makes no sense: it is left alone
+            schema = pq.read_schema(file.path, filesystem=location.filesystem)
+            by_columns.setdefault(_columns(schema), []).append(_Small(file, schema))
+    for alike in by_columns.values():
+        group: list[_Small] = []
+        size = 0
+        for small in alike:
+            if group and size + small.file.size > _GROUP_BYTES:
+                yield from [group] if len(group) > 1 else []
+                group, size = [], 0
+            group.append(small)
+            size += small.file.size
+        if len(group) > 1:
+            yield group
+
+
+def _columns(schema: pa.Schema) -> str:
+    """Names and types of the model's columns; the log's own may grow by a version of this package."""
+    return "\n".join(sorted(f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_")))
+
+
+def _replace(log: InferenceLog, folder: str, group: Sequence[_Small]) -> int:
+    """Writes one file in place of these and gives how many of them are gone."""
+    location = log.location
+    whole: list[LogFile] = []
+    content = pa.BufferOutputStream()
+    schema = unify(small.schema for small in group)
+    if not set(IDENTITY) <= set(schema.names):
+        return 0
+    with pq.ParquetWriter(content, schema, **_encoding(schema)) as writer:
+        for table in _in_row_groups(_once(log, schema, group, whole), schema):
+            writer.write_table(table, row_group_size=_GROUP_ROWS)
+    if len(whole) < 2:
+        return 0
+    name = f"{folder.removeprefix(location.root).lstrip('/')}/compacted-{uuid4().hex}.parquet"
+    with reaching(location):
+        write_file(location, name, content.getvalue())
+        return sum(_delete(location, file) for file in whole)
+
+
+def _once(log: InferenceLog, schema: pa.Schema, group: Iterable[_Small], whole: list[LogFile]) -> Iterator[pa.Table]:
+    """The rows of the files, each once; a file that was read to its end is put into `whole`."""
+    seen = Seen()
+    for small in group:
+        broken: dict[str, str] = {}
+        with suppress(Vanished, pa.ArrowException):
+            for table in read_file(log.location, small.file.path, lambda names: None, broken, IDENTITY):
+                table = conform(table, schema)
+                yield table.filter(pa.array(seen.fresh(_hashes(table))))
+            if not broken:
+                whole.append(small.file)
+        log.unreadable.update(broken)
+
+
+def _hashes(table: pa.Table) -> Array:
+    """[N] uint64 that tell the rows apart, or the labels."""
+    if "_label" not in table.column_names:
+        return row_hashes(table)
+    hashes = mix(text_hashes(table.column("_segment")), table.column("_offset").to_numpy().astype("uint64"))
+    for name in ("_prediction_id", "_key", "_label"):
+        hashes = mix(hashes, text_hashes(table.column(name)))
+    return mix(hashes, table.column("_row").fill_null(-1).to_numpy().astype("uint64"))
+
+
+def _in_row_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(map(len, held)) >= _GROUP_ROWS or sum(one.nbytes for one in held) >= _GROUP_BYTES:
+            yield pa.concat_tables(held)
+            held = []
+    yield pa.concat_tables(held) if held else schema.empty_table()
+
+
+def _encoding(schema: pa.Schema) -> dict[str, object]:
+    """As the agent writes it (`agent/sink.py`)."""
+    ascending = [name for name in (EVENT_TIME, "_received_time", "_offset") if name in schema.names]
+    return {
+        "compression": "zstd",
+        "use_dictionary": [
+            field.name
+            for field in schema
+            if field.type == pa.string() and field.name not in ("_prediction_id", "_request_id", "_key")
+        ],
+        "column_encoding": dict.fromkeys(ascending, "DELTA_BINARY_PACKED"),
+        "write_statistics": ascending[:1],
+    }
+
+
+def _delete(location: LogLocation, file: LogFile) -> bool:
+    """Whether the file is gone. One that its agent has written again meanwhile stays."""
+    info = location.filesystem.get_file_info(file.path)
+    if info.type == fs.FileType.NotFound:
+        return True
+    if info.size != file.size or info.mtime != file.changed:
+        _log.info("%s was written again while it was compacted, and stays", file.path)
+        return False
+    with suppress(FileNotFoundError):
+        location.filesystem.delete_file(file.path)
+    return True
+
+
+def _sketch_folders(location: LogLocation, endpoint: str) -> list[str]:
+    with reaching(location):
+        selector = fs.FileSelector(f"{location.root}/{SKETCHES}", allow_not_found=True)
+        keys = [info.path for info in location.filesystem.get_file_info(selector)]
+    return [f"{key}/endpoint={endpoint}" for key in keys]
+
+
+def _delete_folder(location: LogLocation, folder: str) -> None:
+    with suppress(FileNotFoundError):
+        location.filesystem.delete_dir(folder)
+    if location.is_local:
+        with suppress(OSError):  # it has other hours
+            Path(folder).parent.rmdir()

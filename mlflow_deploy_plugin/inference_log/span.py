@@ -79,9 +79,20 @@ def parse_span(since: str | None, until: str | None, now: datetime) -> Span:
     return span
 
 
+def parse_duration(text: str, option: str) -> timedelta:
+    """`90d`, `12h`.
+
+    Raises:
+        InvalidConfig: it is something else.
+    """
+    if not DURATION.fullmatch(text):
+        raise InvalidConfig(f"{option} {text!r} cannot be read; a duration like 30s, 5m, 1h or 90d is expected")
+    return timedelta(seconds=duration_seconds(text))
+
+
 def _before(now: datetime, duration: str, option: str) -> datetime:
     try:
-        return now - timedelta(seconds=duration_seconds(duration))
+        return now - parse_duration(duration, option)
     except OverflowError:
         raise InvalidConfig(f"{option} {duration} is before the year 1") from None
 
