@@ -65,6 +65,16 @@ class Settings(BaseSettings):
         description="Seconds `mlflow deployments create` waits for the server to be ready.",
     )
 
+    alert_config: Path | None = Field(
+        default=None,
+        description="File of the channels that alerts go to, in Apprise's YAML or text format; tags choose among them. "
+        "Default: nobody is told.",
+    )
+    alert_repeat_seconds: float = Field(
+        default=86400.0,
+        ge=60,
+        description="An alarm that goes on is told again after so long.",
+    )
     mlflow_url: str = Field(
         default="",
         description="Address at which an MLflow server with `--app-name onnxserve` reaches itself for what its page "
