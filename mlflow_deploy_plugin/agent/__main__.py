@@ -21,11 +21,12 @@ from mlflow_deploy_plugin.agent.cache import ModelCache
 from mlflow_deploy_plugin.agent.follow import Follower
 from mlflow_deploy_plugin.agent.pursuit import Pace, Pursuit
 from mlflow_deploy_plugin.agent.ship import Shipper
+from mlflow_deploy_plugin.agent.tell import Teller
 from mlflow_deploy_plugin.agent.version import MlflowRegistry
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry.connection import limit_patience
-from mlflow_deploy_plugin.server.capture import SPOOL
+from mlflow_deploy_plugin.server.capture import SPOOL, segments
 from mlflow_deploy_plugin.server.state import AGENT, AgentState, write_state
 from mlflow_deploy_plugin.settings import load_settings
 
@@ -126,9 +127,12 @@ def _run(state_dir: Path, follow: bool, stop: threading.Event) -> int:
     # Of a core that it shares with workers, shipping is to have what they leave. On Linux this is about this thread and
     # those that it starts, not `following`: somebody waits for a version that is promoted, or rolled back.
     os.nice(_NICE)
+    teller = Teller(state_dir, shipper.location, shipper.progress)
     while not stop.wait(_SHIP_SECONDS):
         shipper.round()
+        teller.round()
     shipper.ship()
+    teller.end(is_shipped=not segments(state_dir / SPOOL))
     return 1 if following.failed else 0
 
 

@@ -14,7 +14,7 @@ less often.
 import logging
 import struct
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,14 +23,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from mlflow_deploy_plugin.agent.labels import label_files
 from mlflow_deploy_plugin.agent.mask import MASK_KEY, Mask
+from mlflow_deploy_plugin.agent.progress import Progress
 from mlflow_deploy_plugin.agent.sink import Sink, open_sink
 from mlflow_deploy_plugin.agent.table import table_of
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
+from mlflow_deploy_plugin.inference_log import LogLocation
 from mlflow_deploy_plugin.server.capture import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
-from mlflow_deploy_plugin.server.captured import CapturedBatch, read_captured
-from mlflow_deploy_plugin.server.feedback import FeedbackFrame
+from mlflow_deploy_plugin.server.captured import Captured, CapturedBatch, read_captured
 from mlflow_deploy_plugin.server.state import ShippingState, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -42,7 +43,10 @@ _NO_SENSE = (ValueError, LookupError, TypeError, struct.error)
 """What reading may raise of a segment whose frames are whole and hold something else than they should."""
 _LONGEST_WAIT_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 30.0
-_MICROSECONDS_A_DAY = 86_400_000_000
+
+
+class _UnreadableSegmentError(Exception):
+    """A segment whose file cannot be read: the others can."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +63,27 @@ class Shipper:
     Attributes:
         state: what goes wrong, for agent.json; another thread may read it.
 
+        progress: how far everything is shipped.
+
     Args:
         clock: monotonic seconds.
+        now: seconds since 1970.
 
     Raises:
         InvalidConfig: the log's URI is of a kind that cannot be written.
     """
 
-    def __init__(self, spool: Path, log_uri: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        spool: Path,
+        log_uri: str,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._spool = spool
         self._sink: Sink = open_sink(log_uri)
+        self._now = now
+        self.progress = Progress(spool)
         self._mask = Mask(spool.parent / MASK_KEY)
         self._clock = clock
         self._growing: dict[str, _Growth] = {}
@@ -81,17 +96,29 @@ class Shipper:
         since the last round, or of which something has waited for `_LONGEST_WAIT_SECONDS`."""
         if self._clock() < self._retry_at:
             return 0
-        return self._ship([segment for segment in segments(self._spool) if self._is_due(segment)])
+        return self._ship([segment for segment in self._listed() if self._is_due(segment)])
 
     def ship(self) -> int:
         """Ships all that is new in every segment, whatever happened before."""
-        return self._ship(segments(self._spool))
+        return self._ship(self._listed())
+
+    @property
+    def location(self) -> LogLocation:
+        return self._sink.location
+
+    def _listed(self) -> list[Path]:
+        moment = self._now()
+        found = segments(self._spool)
+        self.progress.listed({segment.name for segment in found}, moment)
+        return found
 
     def _is_due(self, segment: Path) -> bool:
-        now, size = self._clock(), segment.stat().st_size
+        now, moment = self._clock(), self._now()
+        size = segment.stat().st_size
         if is_released(segment):
             return True
         if size <= shipped_bytes(segment):
+            self.progress.reached(segment.name, moment)
             return False
         before = self._growing.get(segment.name)
         self._growing[segment.name] = _Growth(size, before.since if before else now)
@@ -103,6 +130,8 @@ class Shipper:
         for segment in due:
             try:
                 rows += self._ship_segment(segment)
+            except _UnreadableSegmentError as failure:
+                error = str(failure)
             except (OSError, InvalidConfig) as failure:  # the next one would fail too, after as long a wait
                 error = f"the inference log {self._sink.location.shown} cannot be written: {failure}"
                 break
@@ -124,33 +153,53 @@ class Shipper:
         self._retry_at = self._clock() + pause if error else float("-inf")
 
     def _ship_segment(self, segment: Path) -> int:
+        moment = self._now()
         is_final = is_released(segment)  # asked before reading: what is released does not grow
         start = end = shipped_bytes(segment)
         size = segment.stat().st_size
-        rows = 0
+        rows = lost_bytes = 0
         if size > start:
             try:
                 captured = read_captured(segment, start)
             except _NO_SENSE:
                 self._set_aside(segment)
+                self.progress.reached(segment.name, moment, is_gone=True)
                 return 0
-            rows = sum(self._write(segment.stem, group) for group in _by_file(captured.batches))
-            for frames in _by_day(captured.feedback):
-                self._write_labels(segment.stem, frames)
-            end = captured.end
+            except OSError as error:
+                raise _UnreadableSegmentError(f"segment {segment.name} cannot be read: {error}") from None
+            rows, end, lost_bytes = self._write(segment, captured), captured.end, captured.lost_bytes
         self._growing.pop(segment.name, None)
+        lost_bytes += size - end if is_final else 0
+        if lost_bytes:
+            self._tell_torn(segment, lost_bytes)
         if is_final:
-            if end < size:
-                self._tell_torn(segment, size - end)
             segment.unlink()
             segment.with_suffix(SHIPPED).unlink(missing_ok=True)
         elif end > start:
             write_atomically(segment.with_suffix(SHIPPED), str(end).encode())
+        self.progress.reached(segment.name, moment, is_gone=is_final)
+        return rows
+
+    def _write(self, segment: Path, captured: Captured) -> int:
+        """Writes what a segment holds, and down that it is shipped; gives the rows that are in the log now."""
+        counted = self.progress.totals.counted.get(segment.name, 0)
+        shipped, lost = Counter[str](), Counter[str]()
+        rows = 0
+        for group in _by_file(captured.batches):
+            written = self._write_file(segment.stem, group)
+            rows += written
+            for batch in group:
+                if not batch.is_shadow:
+                    fresh = int((batch.offsets >= counted).sum()) * batch.rows
+                    (shipped if written else lost)[batch.endpoint] += fresh
+        for name, labels in label_files(segment.stem, captured.feedback, self._mask):
+            self._sink.write(name, labels)
+        self.progress.shipped(segment.name, captured.end, shipped, lost)
         return rows
 
     def _tell_torn(self, segment: Path, lost: int) -> None:
-        """Its worker was killed while it wrote, or something else has written there."""
-        _log.warning("the last %d bytes of segment %s are no whole frame, and are lost", lost, segment.stem)
+        """Its worker was killed while it wrote, or something else has written there; a disk may have gone bad."""
+        _log.warning("%d bytes of segment %s are no whole frame, and are lost", lost, segment.stem)
         self.state = self.state.model_copy(update={"torn_segments": self.state.torn_segments + 1})
 
     def _set_aside(self, segment: Path) -> None:
@@ -164,7 +213,7 @@ class Shipper:
             surplus.unlink()
         self.state = self.state.model_copy(update={"broken_segments": self.state.broken_segments + 1})
 
-    def _write(self, segment: str, group: Sequence[CapturedBatch]) -> int:
+    def _write_file(self, segment: str, group: Sequence[CapturedBatch]) -> int:
         """Writes one file. Rows that have no form in it are left out, so that they do not take the others with them."""
         try:
             table = table_of(segment, group, self._mask)
@@ -176,35 +225,6 @@ class Shipper:
             _log.exception("%d requests of %s have no form in the log, and are left out", requests, segment)
             return 0
         return len(table)
-
-    def _write_labels(self, segment: str, frames: Sequence[FeedbackFrame]) -> None:
-        labels = [
-            Label(
-                entry.prediction_id,
-                entry.row,
-                entry.key and self._mask.values(entry.key, frozenset(frame.mask)),
-                entry.label,
-                frame.received_time,
-                segment,
-                frame.offset + place,
-            )
-            for frame in frames
-            for place, entry in enumerate(frame.entries)
-        ]
-        self._sink.write(_labels_name(segment, frames[0]), labels_table(labels))
-
-
-def _by_day(frames: Sequence[FeedbackFrame]) -> Iterable[list[FeedbackFrame]]:
-    """What was said of one endpoint on one day."""
-    groups: dict[tuple[str, int], list[FeedbackFrame]] = defaultdict(list)
-    for frame in frames:
-        groups[frame.endpoint, frame.received_time // _MICROSECONDS_A_DAY].append(frame)
-    return groups.values()
-
-
-def _labels_name(segment: str, first: FeedbackFrame) -> str:
-    day = datetime.fromtimestamp(first.received_time / 1e6, UTC).date()
-    return f"{LABELS}/endpoint={first.endpoint}/date={day}/{segment}-{first.offset}.parquet"
 
 
 def _by_file(batches: Sequence[CapturedBatch]) -> Iterable[list[CapturedBatch]]:

@@ -67,8 +67,9 @@ def open_server(state_dir: Path) -> Server:
     spec = read_server_spec(state_dir)
     threads = spec.intra_op_num_threads or max(1, available_cores() // spec.workers)
     metrics = Metrics()
-    open_capture = partial(CaptureWriter, state_dir / SPOOL, metrics.count_capture, max_bytes=spec.max_spool_bytes)
-    capture, shadows = open_capture(), Shadows(open_capture(), ShadowMetrics(metrics.folder))
+    open_capture = partial(CaptureWriter, state_dir / SPOOL, max_bytes=spec.max_spool_bytes)
+    capture = open_capture(metrics.count_capture)
+    shadows = Shadows(open_capture(metrics.count_shadow_capture), ShadowMetrics(metrics.folder))
     load = partial(
         load_warm,
         device=spec.device,

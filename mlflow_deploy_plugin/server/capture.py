@@ -26,6 +26,7 @@ from typing import Any
 
 import orjson
 
+from mlflow_deploy_plugin.runtime.rows import row_count
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured_model import CapturedModel as CapturedModel
 from mlflow_deploy_plugin.server.captured_model import described_model, read_model
@@ -52,7 +53,8 @@ class CaptureWriter:
     """Appends to this worker's own segment. A request that cannot be written is counted and logged, and never fails.
 
     Args:
-        count: called with whether a request was written.
+        count: called for each answer with its endpoint, its rows, how many of them were to be written, and whether they
+            were; None: nothing of it was to be.
         clock: monotonic seconds, for the log's one line a minute and the one look at the spool a second.
         max_bytes: of the spool, with what other workers have written; above it nothing is captured until the agent has
             shipped something. What is written between two looks may come on top.
@@ -61,7 +63,7 @@ class CaptureWriter:
     def __init__(
         self,
         spool: Path,
-        count: Callable[[bool], None] = lambda is_written: None,
+        count: Callable[[str, int, int, bool | None], None] = lambda *answered: None,
         clock: Callable[[], float] = time.monotonic,
         max_bytes: int = 1024**3,
     ) -> None:
@@ -89,15 +91,20 @@ class CaptureWriter:
     ) -> bool:
         """Appends one request, its first `max_rows` rows; whether it is in the file now."""
         try:
-            layout, pieces = self._packer.pack(record, model, feeds, outputs, max_rows)
+            plan, pieces = self._packer.pack(record, model, feeds, outputs, max_rows)
             with self._lock:
-                self._append(model, layout, b"".join(pieces))
+                self._append(model, plan.layout, b"".join(pieces))
         except Exception as error:  # noqa: BLE001 - whatever it is: the answer is right, and is sent; the log has it
-            self._count(False)
+            rows = row_count(feeds)
+            self._count(record.endpoint, rows, min(rows, max_rows), False)
             self._complain(error)
             return False
-        self._count(True)
+        self._count(record.endpoint, plan.rows, plan.kept_rows, True)
         return True
+
+    def leave_out(self, endpoint: str, arrays: Mapping[str, Array]) -> None:
+        """Counts an answer with the rows of these arrays, of which nothing is to be written."""
+        self._count(endpoint, row_count(arrays), 0, None)
 
     def write_feedback(
         self, endpoint: str, received_time: int, entries: Sequence[Feedback], mask: Sequence[str] = ()

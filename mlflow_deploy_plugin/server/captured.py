@@ -6,7 +6,7 @@ figures are in benchmarks/RESULTS.md; tests/support/spool.py reads the same one 
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -93,11 +93,13 @@ class Captured:
         batches: its requests; those of one layout, number of rows and hour are one.
         feedback: what callers have said of earlier predictions.
         end: where to go on the next time.
+        lost_bytes: bytes between whole frames that are none.
     """
 
     batches: list[CapturedBatch]
     feedback: list[FeedbackFrame]
     end: int
+    lost_bytes: int = 0
 
 
 def read_captured(segment: Path, start: int = 0) -> Captured:
@@ -110,9 +112,9 @@ def read_captured(segment: Path, start: int = 0) -> Captured:
     with segment.open("rb") as file:
         file.seek(start)
         content = file.read()
-        begins, end = _whole_frames(content)
+        begins, end, lost_bytes = _whole_frames(content)
         kinds = np.frombuffer(content, np.uint8)[begins + FRAME.size]
-        feedback = _feedback(content, np.append(begins, end), kinds, start)
+        feedback = _feedback(content, begins[kinds == ord(FEEDBACK_KIND)].tolist(), start)
         requests, heads = _request_heads(content, begins[kinds == ord(REQUEST_KIND)])
         hours = heads["event_time"] // _MICROSECONDS_AN_HOUR
         models: dict[int, CapturedModel] = {}
@@ -125,12 +127,16 @@ def read_captured(segment: Path, start: int = 0) -> Captured:
             batches.append(
                 _batch(content, requests[group], heads[group], int(hours[group[0]]), start, *layouts[offset])
             )
-    return Captured(sorted(batches, key=lambda batch: int(batch.offsets[0])), feedback, start + end)
+    return Captured(sorted(batches, key=lambda batch: int(batch.offsets[0])), feedback, start + end, lost_bytes)
 
 
-def _whole_frames(content: bytes) -> tuple[Array, int]:
-    """[N] int64: where the frames begin, up to the first that is torn or not yet whole, and where that begins."""
+def _whole_frames(content: bytes) -> tuple[Array, int, int]:
+    """[N] int64: where the whole frames begin, where the last one ends, and the bytes between them that are none.
+
+    A frame that is not whole is being written, or was torn, where it is the last; another one has been damaged since.
+    """
     begins = []
+    lost_bytes = 0
     length, last = len(content), len(content) - FRAME.size
     unpack, size, checksum_of = FRAME.unpack_from, FRAME.size, zlib.crc32
     offset = 0
@@ -139,10 +145,22 @@ def _whole_frames(content: bytes) -> tuple[Array, int]:
         stop = offset + size + payload_length
         # of a copy of the bytes: that is made faster than a view of them
         if magic != MAGIC or stop > length or checksum_of(content[offset + size : stop]) != checksum:
-            break
+            next_one = _next_frame(content, offset + 1)
+            if next_one < 0:
+                break
+            lost_bytes += next_one - offset
+            offset = next_one
+            continue
         begins.append(offset)
         offset = stop
-    return np.array(begins, dtype=np.int64), offset
+    return np.array(begins, dtype=np.int64), offset, lost_bytes
+
+
+def _next_frame(content: bytes, offset: int) -> int:
+    """Where the first whole frame from there on begins; -1: there is none."""
+    while (offset := content.find(MAGIC, offset)) >= 0 and payload_at(content, offset) is None:
+        offset += 1
+    return offset
 
 
 def _payload_in(file: IO[bytes], offset: int) -> memoryview | None:
@@ -155,11 +173,13 @@ def _payload_in(file: IO[bytes], offset: int) -> memoryview | None:
     return payload_at(head + file.read(length), 0)
 
 
-def _feedback(content: bytes, bounds: Array, kinds: Array, start: int) -> list[FeedbackFrame]:
-    places = np.flatnonzero(kinds == ord(FEEDBACK_KIND))
-    payload = FRAME.size + len(FEEDBACK_KIND)
-    frames = zip(bounds[places].tolist(), bounds[places + 1].tolist(), strict=True)
-    return [read_feedback(content[begin + payload : stop], start + begin) for begin, stop in frames]
+def _feedback(content: bytes, begins: Sequence[int], start: int) -> list[FeedbackFrame]:
+    frames = []
+    for begin in begins:
+        payload = begin + FRAME.size
+        stop = payload + FRAME.unpack_from(content, begin)[1]
+        frames.append(read_feedback(content[payload + len(FEEDBACK_KIND) : stop], start + begin))
+    return frames
 
 
 def _request_heads(content: bytes, requests: Array) -> tuple[Array, Array]:

@@ -205,6 +205,8 @@ class DataPlane:
         loaded, capture = variant.loaded, variant.capture
         prediction_id = new_id()
         is_captured = bool(feeds) and capture.fraction > self._draw()
+        if not is_captured:
+            self._capture.leave_out(variant.endpoint, feeds or outputs)
         if is_captured or variant.shadows:
             moment = arrived if request.event_time is None else request.event_time
             if request.arrived is None:

@@ -76,6 +76,13 @@ def read_families(folder: Path) -> list[Family]:
     return [families[name] for name in sorted(families)]
 
 
+def read_counter(folder: Path, name: str) -> list[tuple[dict[str, str], float]]:
+    """The labels and values of one counter, added up as in `read_families`; nothing else is read."""
+    begin = orjson.dumps([name])[:-1] + b","
+    found = [(key, value) for key, value in _added(folder, "counter")["counter"].items() if key.startswith(begin)]
+    return [(orjson.loads(key)[2], value) for key, value in found]
+
+
 def prometheus_text(families: list[Family]) -> bytes:
     """The page that Prometheus scrapes."""
     lines: list[str] = []
@@ -139,10 +146,10 @@ def _cumulative(buckets: list[tuple[float, str, float]]) -> list[tuple[str, floa
     return found
 
 
-def _added(folder: Path) -> dict[Kind, dict[bytes, float]]:
-    """By kind and key: the value over all files."""
+def _added(folder: Path, only: str = "") -> dict[Kind, dict[bytes, float]]:
+    """By kind and key: the value over all files, or over those of one kind."""
     added: dict[Kind, dict[bytes, float]] = {kind: {} for kind in _KINDS}
-    for path in sorted(folder.glob("*.db")):
+    for path in sorted(folder.glob(f"{only}*.db")):
         kind, _, mode = path.name.partition("_")
         try:
             content = path.read_bytes()

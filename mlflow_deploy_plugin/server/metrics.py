@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow_deploy_plugin.server.counted import CAPTURE_ROWS
 from mlflow_deploy_plugin.server.exposition import prometheus_text, read_families
 from mlflow_deploy_plugin.server.served import Table
 from mlflow_deploy_plugin.server.tally import Tally
@@ -86,6 +87,7 @@ class Metrics:
         self._refused: dict[tuple[str, str], int] = {}
         self._predictions: dict[str, dict[Any, int]] = {}
         self._feedback: dict[str, int] = {}
+        self._captured_rows: dict[str, tuple[int, ...]] = {}
         self._served: dict[tuple[str, str, str, str], int] = {}
         self._captures = {
             is_written: self._counter(
@@ -150,9 +152,21 @@ class Metrics:
                 slot = self._new_prediction(known, version, label)
             self._counters.cells[slot] += rows
 
-    def count_capture(self, is_written: bool) -> None:
+    def count_capture(self, endpoint: str, rows: int, kept: int, is_written: bool | None) -> None:
+        """One answer of `rows` rows, of which `kept` were to be captured; None: the spec leaves it out."""
         with self._lock:
-            self._counters.cells[self._captures[is_written]] += 1
+            slots = self._captured_rows.get(endpoint) or self._new_capture(endpoint)
+            cells = self._counters.cells
+            cells[slots[0]] += rows
+            if is_written is not None:
+                cells[slots[1 if is_written else 2]] += kept
+                cells[self._captures[is_written]] += 1
+
+    def count_shadow_capture(self, endpoint: str, rows: int, kept: int, is_written: bool | None) -> None:
+        """As `count_capture`, of what a shadow has computed, which answers nobody."""
+        if is_written is not None:
+            with self._lock:
+                self._counters.cells[self._captures[is_written]] += 1
 
     def count_feedback(self, outcome: str, labels: int) -> None:
         """Labels of earlier predictions that were accepted, or requests with labels that were refused."""
@@ -211,6 +225,14 @@ class Metrics:
             histograms.append(self._histogram(name, {"model_version": version}, text, SECONDS))
         series = self._requests[labels] = requests, last, tuple(histograms)
         return series
+
+    def _new_capture(self, endpoint: str) -> tuple[int, ...]:
+        text = "Rows answered, and of those the rows written to the spool or lost because it could not be written."
+        slots = self._captured_rows[endpoint] = tuple(
+            self._counter(CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome}, text)
+            for outcome in ("answered", "captured", "dropped")
+        )
+        return slots
 
     def _new_batch(self, labels: tuple[str, str, str]) -> _BatchSeries:
         named = dict(zip(("endpoint", "model", "version"), labels, strict=True))

@@ -52,7 +52,7 @@ class RequestRecord(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """How arrays of exactly these names, dtypes and shapes are packed.
 
     Attributes:
@@ -60,7 +60,7 @@ class _Plan:
         model: what says which columns are kept.
         kept: the place of each array that is held among all, whether it is text, and which of its columns are held,
             if not all.
-        rows: how many rows are held; `is_cut`: there are more.
+        rows: of the request; `kept_rows` of them are held.
         is_plain: every array is held as it lies in memory.
     """
 
@@ -71,7 +71,7 @@ class _Plan:
     layout: bytes
     kept: tuple[tuple[int, bool, Array | None], ...]
     rows: int
-    is_cut: bool
+    kept_rows: int
     is_plain: bool
 
 
@@ -79,7 +79,7 @@ class Packer:
     """Packs the requests of one worker. Every method may be called from any thread."""
 
     def __init__(self) -> None:
-        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def pack(
         self,
@@ -88,8 +88,8 @@ class Packer:
         feeds: Mapping[str, Array],
         outputs: Mapping[str, Array],
         max_rows: int,
-    ) -> tuple[bytes, list[bytes]]:
-        """The layout of a request's first `max_rows` rows, and the request in pieces.
+    ) -> tuple[Plan, list[bytes]]:
+        """How a request's first `max_rows` rows are packed, and the request in pieces.
 
         An array that has not one entry a row, or holds objects that no column takes, is left out, and so is what the
         model does not keep.
@@ -112,13 +112,14 @@ class Packer:
             self._plans[key] = plan
         ids = request_id.encode(), prediction_id.encode()
         latency = min(max(latency, 0), _LONGEST_LATENCY)  # a clock that was set back
-        head = _HEAD.pack(plan.rows, event_time, received_time, latency, status, len(ids[0]), len(ids[1]))
+        head = _HEAD.pack(plan.kept_rows, event_time, received_time, latency, status, len(ids[0]), len(ids[1]))
         pieces = [head, *ids]
         if plan.is_plain:
             pieces += [array.tobytes() for array in arrays]
-            return plan.layout, pieces
+            return plan, pieces
+        is_cut = plan.kept_rows < plan.rows
         for place, is_text, columns in plan.kept:
-            array = arrays[place][: plan.rows] if plan.is_cut else arrays[place]
+            array = arrays[place][: plan.kept_rows] if is_cut else arrays[place]
             if columns is not None:
                 array = array.reshape(len(array), -1)[:, columns]
             if is_text:
@@ -126,7 +127,7 @@ class Packer:
                 pieces += (_TEXT.pack(len(text)), text)
             else:
                 pieces.append(array.tobytes())
-        return plan.layout, pieces
+        return plan, pieces
 
 
 def _plan(
@@ -135,7 +136,7 @@ def _plan(
     feeds: Mapping[str, Array],
     outputs: Mapping[str, Array],
     max_rows: int,
-) -> _Plan:
+) -> Plan:
     rows = next((len(array) for array in feeds.values() if array.ndim), 0)
     entries: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {"feeds": [], "outputs": []}
     kept = []
@@ -151,15 +152,15 @@ def _plan(
         inner = array.shape[1:] if columns is _ALL else (len(columns),)
         entries[side].append((name, "str" if is_text else array.dtype.str, inner))
         kept.append((place, is_text, None if columns is _ALL else columns))
-    return _Plan(
+    return Plan(
         model,
         [name for _, name, _ in arrays],
         [array.dtype for *_, array in arrays],
         [array.shape for *_, array in arrays],
         orjson.dumps({"endpoint": record.endpoint, "variant": record.variant, "shadow": record.is_shadow, **entries}),
         tuple(kept),
+        rows,
         min(rows, max_rows),
-        rows > max_rows,
         rows <= max_rows
         and len(kept) == len(arrays)
         and not any(is_text or columns is not None for _, is_text, columns in kept),

@@ -13,6 +13,9 @@
     server.json         supervisor → everyone       process id, host, port
     server.log          supervisor, workers, agent  their log
     spool/              workers → agent             captured requests (`server/capture.py`)
+    metrics             gunicorn                    a link to the folder of the workers' tallies (`server/metrics.py`)
+    counted.json        gunicorn → agent            the rows that the last workers have counted (`server/counted.py`)
+    progress.json       agent                       what it has shipped (`agent/progress.py`)
     mask.key            agent                       the key of masked columns (`agent/mask.py`)
     graphs/             workers → workers           optimised graphs for the next start (`runtime/optimized.py`)
 
@@ -223,6 +226,7 @@ LOADING = "loading"
 WANTED, AGENT, SERVER, SPEC, LOG = "wanted.json", "agent.json", "server.json", "spec.yaml", "server.log"
 FOLLOWED = "followed.json"
 COMMANDS, ANSWERS, CONTROL, LOOK = "commands", "answers", "control.json", "look"
+METRICS = "metrics"
 
 
 def write_state(path: Path, state: _State) -> None:

@@ -384,7 +384,7 @@ def test_a_torn_end_is_counted_and_logged(
     assert shipper.ship() == 1
     assert shipper.state.torn_segments == 1
     lost = end - 3 - last.offset
-    assert caplog.messages == [f"the last {lost} bytes of segment {segment.stem} are no whole frame, and are lost"]
+    assert caplog.messages == [f"{lost} bytes of segment {segment.stem} are no whole frame, and are lost"]
 
 
 def test_the_last_few_segments_that_make_no_sense_are_kept_and_all_are_counted(

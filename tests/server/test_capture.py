@@ -180,9 +180,9 @@ def test_threads_write_whole_frames(tmp_path: Path) -> None:
 def test_on_a_full_disk_requests_are_counted_and_what_is_whole_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    counted: list[bool] = []
+    counted: list[Any] = []
     now = [0.0]
-    writer = CaptureWriter(tmp_path, counted.append, lambda: now[0])
+    writer = CaptureWriter(tmp_path, lambda *answer: counted.append(answer[-1]), lambda: now[0])
     writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
     (segment,) = segments(tmp_path)
     size = segment.stat().st_size
@@ -226,9 +226,9 @@ def test_empty_text_and_no_rows_of_text_are_kept(tmp_path: Path) -> None:
 def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    counted: list[bool] = []
+    counted: list[Any] = []
     now = [0.0]
-    writer = CaptureWriter(tmp_path, counted.append, lambda: now[0], max_bytes=1500)
+    writer = CaptureWriter(tmp_path, lambda *answer: counted.append(answer[-1]), lambda: now[0], max_bytes=1500)
     (tmp_path / "of another worker").write_bytes(bytes(1000))
     while writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100):
         now[0] += 1.0

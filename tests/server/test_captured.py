@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.runtime.schema import Schema
 from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord, segments
 from mlflow_deploy_plugin.server.captured import Texts, read_captured
+from mlflow_deploy_plugin.server.feedback import Feedback
 from support.spool import read_segment
 
 HOUR = 3_600_000_000
@@ -127,6 +128,23 @@ def test_a_tear_ends_both_at_the_same_place(tmp_path: Path) -> None:
     for length in range(0, len(content), 5):
         torn.write_bytes(content[:length])
         assert by_the_batch(torn, 0) == one_by_one(torn, 0)
+
+
+def test_a_damaged_frame_takes_no_other_with_it(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path)
+    for number in range(20):
+        write(writer, number, {**REQUEST, "id": "r"})
+    writer.write_feedback("e", 1, [Feedback("p", 0, None, "OXS3")])
+    (segment,) = segments(tmp_path)
+    requests, _ = read_segment(segment)
+    content = bytearray(segment.read_bytes())
+    content[requests[7].offset + 30] ^= 1
+    segment.write_bytes(content)
+    captured = read_captured(segment)
+    (batch,) = captured.batches
+    assert batch.offsets.tolist() == [request.offset for number, request in enumerate(requests) if number != 7]
+    assert captured.lost_bytes == requests[8].offset - requests[7].offset
+    assert (len(captured.feedback), captured.end) == (1, len(content))
 
 
 def test_requests_that_are_alike_are_one_batch(tmp_path: Path) -> None:

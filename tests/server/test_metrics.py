@@ -79,9 +79,17 @@ def test_predictions_are_counted_by_row_and_bounded(workers: tuple[Metrics, Metr
 def test_refused_and_captured_requests_are_counted(workers: tuple[Metrics, Metrics]) -> None:
     workers[0].count_refused("e", "rate")
     workers[1].count_refused("e", "rate")
-    workers[1].count_capture(False)
+    workers[1].count_capture("e", 5, 3, False)
+    workers[0].count_capture("e", 4, 4, True)
+    workers[0].count_capture("e", 2, 0, None)
+    workers[0].count_shadow_capture("e", 4, 4, True)
     assert samples(workers[0], "onnxserve_refused_requests_total") == {'endpoint="e",reason="rate"': 2}
-    assert samples(workers[0], "onnxserve_capture_requests_total") == {'outcome="captured"': 0, 'outcome="dropped"': 1}
+    assert samples(workers[0], "onnxserve_capture_requests_total") == {'outcome="captured"': 2, 'outcome="dropped"': 1}
+    assert samples(workers[0], "onnxserve_capture_rows_total") == {
+        'endpoint="e",outcome="answered"': 11,
+        'endpoint="e",outcome="captured"': 4,
+        'endpoint="e",outcome="dropped"': 3,
+    }
 
 
 def test_a_dead_worker_serves_nothing_and_has_counted_what_it_did(

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.server.state import worker_file
+from mlflow_deploy_plugin.server.counted import leave_counted
+from mlflow_deploy_plugin.server.state import METRICS, worker_file
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported: never before a fork
-METRICS = "metrics"
 _HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
 _LONGEST_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
 _SHARED_MEMORY = Path("/dev/shm")
@@ -130,6 +130,7 @@ def child_exit(arbiter: Any, worker: Any) -> None:
 def _remove_metrics(state_dir: Path) -> None:
     link = state_dir / METRICS
     if link.is_symlink():
+        leave_counted(state_dir)
         shutil.rmtree(link.readlink(), ignore_errors=True)
         link.unlink()
 

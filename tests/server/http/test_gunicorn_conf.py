@@ -63,6 +63,7 @@ def test_metrics_lie_where_a_full_disk_does_not_matter_and_are_taken_away(
         assert metrics_of(worker.pid)
     assert metrics_of(worker.pid) == []
     assert {path.name for path in tmp_path.iterdir()} == {
+        "counted.json",
         "graphs",
         "loading",
         "server.log",

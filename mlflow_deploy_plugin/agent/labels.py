@@ -1,0 +1,33 @@
+"""Feedback from the spool as files of labels: what was said of one endpoint on one day is one file."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from mlflow_deploy_plugin.agent.mask import Mask
+from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
+from mlflow_deploy_plugin.server.feedback import FeedbackFrame
+
+_MICROSECONDS_A_DAY = 86_400_000_000
+
+
+def label_files(segment: str, frames: Sequence[FeedbackFrame], mask: Mask) -> Iterator[tuple[str, pa.Table]]:
+    """Each file's name below the log, and what it holds."""
+    groups: dict[tuple[str, int], list[FeedbackFrame]] = defaultdict(list)
+    for frame in frames:
+        groups[frame.endpoint, frame.received_time // _MICROSECONDS_A_DAY].append(frame)
+    for (endpoint, day), group in groups.items():
+        date = datetime.fromtimestamp(day * 86_400, UTC).date()
+        name = f"{LABELS}/endpoint={endpoint}/date={date}/{segment}-{group[0].offset}.parquet"
+        yield name, labels_table([label for frame in group for label in _labels(segment, frame, mask)])
+
+
+def _labels(segment: str, frame: FeedbackFrame, mask: Mask) -> Iterator[Label]:
+    masked = frozenset(frame.mask)
+    for place, entry in enumerate(frame.entries):
+        key = mask.values(entry.key, masked) if entry.key else None
+        yield Label(
+            entry.prediction_id, entry.row, key, entry.label, frame.received_time, segment, frame.offset + place
+        )

@@ -1,0 +1,148 @@
+"""How far the spool is shipped: what the agent knows of it after a restart, and until when the log is complete.
+
+`progress.json` in the state folder is replaced before the files in the spool say that something is shipped, so that
+after a crash in between rows come to the log again and are not counted again.
+"""
+
+import contextlib
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import orjson
+
+from mlflow_deploy_plugin.server.counted import Counted
+from mlflow_deploy_plugin.server.state import write_atomically
+
+PROGRESS = "progress.json"
+
+Rows = dict[str, int]
+"""By endpoint."""
+
+
+@dataclass
+class Totals:
+    """Counts since the state folder's first day.
+
+    Attributes:
+        agent: the name under which it tells of them.
+        complete_until: what the log had, in seconds since 1970, when this was written.
+        shipped: rows that are in the log; `lost`: rows that were read from the spool and have no form in the log.
+        counted: by segment, up to which byte its rows are in `shipped`.
+        run: the server's run that `seen` is of; `earlier`: what the runs before it have counted.
+    """
+
+    agent: str
+    complete_until: float = 0.0
+    shipped: Rows = field(default_factory=dict)
+    lost: Rows = field(default_factory=dict)
+    counted: Rows = field(default_factory=dict)
+    run: str = ""
+    seen: dict[str, Rows] = field(default_factory=dict)
+    earlier: dict[str, Rows] = field(default_factory=dict)
+
+
+class Progress:
+    """The totals of one state folder, and until when each of its segments is in the log.
+
+    Args:
+        spool: the folder of the segments, in the state folder.
+    """
+
+    def __init__(self, spool: Path) -> None:
+        self._spool = spool
+        self._path = spool.parent / PROGRESS
+        self.totals = _read(self._path)
+        self._listed_at = self.totals.complete_until
+        self._complete: dict[str, float] = {}
+
+    @property
+    def complete_until(self) -> float:
+        """Every row that was answered before this moment is in the log; seconds since 1970."""
+        return min([self._listed_at, *self._complete.values()])
+
+    def listed(self, names: set[str], moment: float) -> None:
+        """These are the segments; one that was not there at the last look has nothing from before that."""
+        self._complete = {name: self._complete.get(name, self._listed_at) for name in names}
+        self._listed_at = moment
+
+    def reached(self, name: str, moment: float, is_gone: bool = False) -> None:
+        """Everything that the segment held at `moment` is in the log."""
+        self._complete[name] = moment
+        if is_gone:
+            del self._complete[name]
+
+    def shipped(self, segment: str, end: int, rows: Mapping[str, int], lost: Mapping[str, int]) -> None:
+        """These rows of the segment are in the log, up to the byte `end`.
+
+        Raises:
+            OSError: it cannot be written down.
+        """
+        totals = self.totals
+        counted = {name: place for name, place in totals.counted.items() if (self._spool / name).exists()}
+        after = Totals(**asdict(totals))
+        after.counted = counted | {segment: end}
+        after.shipped, after.lost = added(totals.shipped, rows), added(totals.lost, lost)
+        self._write(after)
+        self.totals = after
+
+    def look(self, counted: Counted | None, before: Counted | None) -> None:
+        """Takes over what the workers have counted.
+
+        Args:
+            counted: of the server that runs, or has run last.
+            before: what an ended server has left, which may be the one that was seen last.
+        """
+        totals = self.totals
+        if counted is None:
+            return
+        if before is not None and before.run == totals.run:
+            totals.seen = _larger(totals.seen, before.rows)
+        if counted.run != totals.run:
+            for outcome, rows in totals.seen.items():
+                totals.earlier[outcome] = added(totals.earlier.get(outcome, {}), rows)
+            totals.run, totals.seen = counted.run, {}
+        totals.seen = _larger(totals.seen, counted.rows)
+
+    def rows(self, outcome: str) -> Rows:
+        """Rows with this outcome ("answered", "captured", "dropped"), in all runs."""
+        return added(self.totals.earlier.get(outcome, {}), self.totals.seen.get(outcome, {}))
+
+    def keep(self) -> None:
+        """Writes everything down.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        self.totals.complete_until = self.complete_until
+        self._write(self.totals)
+
+    def _write(self, totals: Totals) -> None:
+        write_atomically(self._path, orjson.dumps(totals))
+
+
+def added(rows: Mapping[str, int], more: Mapping[str, int]) -> Rows:
+    """The sum by endpoint."""
+    return {name: rows.get(name, 0) + more.get(name, 0) for name in {**rows, **more}}
+
+
+def _larger(seen: Mapping[str, Rows], rows: Mapping[str, Mapping[str, int]]) -> dict[str, Rows]:
+    """Counts only grow: what is smaller was read while the files were being removed."""
+    outcomes = {**seen, **rows}
+    return {
+        outcome: {
+            name: max(seen.get(outcome, {}).get(name, 0), rows.get(outcome, {}).get(name, 0))
+            for name in {**seen.get(outcome, {}), **rows.get(outcome, {})}
+        }
+        for outcome in outcomes
+    }
+
+
+def _read(path: Path) -> Totals:
+    """What was written down; where nothing was, or it makes no sense, a new name without any counts."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Totals(**orjson.loads(path.read_bytes()))
+    host = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in socket.gethostname())
+    return Totals(f"{host[:60] or 'agent'}-{uuid.uuid4().hex[:12]}")

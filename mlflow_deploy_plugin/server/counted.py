@@ -1,0 +1,59 @@
+"""How many rows the workers of one server have answered and captured: what the agent tells of (`agent/tell.py`)."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from mlflow_deploy_plugin.server.exposition import read_counter
+from mlflow_deploy_plugin.server.state import METRICS, write_atomically
+
+CAPTURE_ROWS = "onnxserve_capture_rows"
+"""The counter among the metrics."""
+COUNTED = "counted.json"
+"""What the last workers have counted; it stays when their metrics go."""
+
+Rows = Mapping[str, Mapping[str, int]]
+"""Outcome ("answered", "captured", "dropped") → endpoint → rows."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Rows since the start of the server that `run` names."""
+
+    run: str
+    rows: Rows
+
+
+def read_counted(state_dir: Path) -> Counted | None:
+    """What the workers have counted, those that died too; of a server that has ended, what it has left."""
+    link = state_dir / METRICS
+    with contextlib.suppress(OSError):
+        folder = link.readlink()
+        if folder.is_dir():
+            return Counted(folder.name, _rows(folder))
+    return left_counted(state_dir)
+
+
+def left_counted(state_dir: Path) -> Counted | None:
+    """What an ended server has left."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        left = orjson.loads((state_dir / COUNTED).read_bytes())
+        return Counted(left["run"], left["rows"])
+    return None
+
+
+def leave_counted(state_dir: Path) -> None:
+    """Writes down what was counted, before the metrics of an ended server are removed."""
+    if (counted := read_counted(state_dir)) is not None:
+        with contextlib.suppress(OSError):  # a full disk
+            write_atomically(state_dir / COUNTED, orjson.dumps(counted))
+
+
+def _rows(folder: Path) -> dict[str, dict[str, int]]:
+    rows: dict[str, dict[str, int]] = {"answered": {}, "captured": {}, "dropped": {}}
+    for labels, value in read_counter(folder, CAPTURE_ROWS):
+        rows[labels["outcome"]][labels["endpoint"]] = int(value)
+    return rows

@@ -1,0 +1,225 @@
+"""What the agent says of its server in the log: until when it is complete, and that nothing was lost."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset
+import pytest
+
+from mlflow_deploy_plugin.agent.progress import Progress
+from mlflow_deploy_plugin.agent.ship import Shipper
+from mlflow_deploy_plugin.agent.tell import Teller
+from mlflow_deploy_plugin.inference_log import locate_log
+from mlflow_deploy_plugin.inference_log.watermarks import Watermark, read_watermarks
+from mlflow_deploy_plugin.runtime.artifact import Column, Input
+from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord, segments
+from mlflow_deploy_plugin.server.counted import leave_counted, read_counted
+from mlflow_deploy_plugin.server.metrics import Metrics
+from mlflow_deploy_plugin.server.state import METRICS, WANTED, Wanted, WantedEndpoint, write_state
+
+MODEL = CapturedModel("m", "1", Schema((Column("x", "double"),), (), (Input("x", "float64", (-1, 1), ("x",)),)), ("y",))
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Machine:
+    """A state folder with one worker and the agent's parts; `restart` makes anew what a crash of the agent loses."""
+
+    folder: Path
+    clock: Clock
+    writer: CaptureWriter
+    metrics: Metrics
+    shipper: Shipper
+    teller: Teller
+
+    def answer(self, rows: int = 1, endpoint: str = "e", max_rows: int = 100, is_shadow: bool = False) -> bool:
+        record = RequestRecord(endpoint, "v", "r", "p", 0, 0, is_shadow=is_shadow)
+        return self.writer.write(record, MODEL, {"x": np.zeros((rows, 1))}, {"y": np.zeros(rows)}, max_rows)
+
+    def restart(self) -> None:
+        self.shipper = Shipper(self.folder / "spool", str(self.folder / "log"), self.clock, self.clock)
+        self.teller = Teller(self.folder, self.shipper.location, self.shipper.progress, self.clock, self.clock)
+
+    def told(self) -> Watermark:
+        (mark,) = read_watermarks(locate_log(str(self.folder / "log")))
+        return mark
+
+    def logged(self) -> int:
+        return int(pyarrow.dataset.dataset(str(self.folder / "log"), partitioning="hive").count_rows())
+
+
+@pytest.fixture
+def start_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Metrics]:
+    """The metrics of a server's run, as `http/gunicorn_conf.py` lays them out."""
+
+    def start(run: str) -> Metrics:
+        leave_counted(tmp_path)
+        folder = tmp_path / f"metrics-{run}"
+        folder.mkdir()
+        (tmp_path / METRICS).unlink(missing_ok=True)
+        (tmp_path / METRICS).symlink_to(folder)
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+        return Metrics()
+
+    return start
+
+
+@pytest.fixture
+def machine(tmp_path: Path, start_run: Callable[[str], Metrics]) -> Iterator[Machine]:
+    clock, metrics = Clock(), start_run("a")
+    writer = CaptureWriter(tmp_path / "spool", metrics.count_capture)
+    machine = Machine(tmp_path, clock, writer, metrics, None, None)  # type: ignore[arg-type]
+    machine.restart()
+    yield machine
+    machine.writer.close()
+
+
+def moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def test_what_was_answered_and_captured_and_shipped_stands_side_by_side(machine: Machine) -> None:
+    write_state(machine.folder / WANTED, Wanted(endpoints={"idle": WantedEndpoint(variants={})}))
+    machine.answer(3)
+    machine.answer(200, max_rows=100)
+    machine.answer(7, "f")
+    machine.writer.leave_out("f", {"x": np.zeros((5, 1))})
+    machine.shipper.ship()
+    machine.teller.round()
+    mark = machine.told()
+    assert (mark.endpoints, mark.ended) == (("e", "f", "idle"), False)
+    assert mark.answered_rows == {"e": 203, "f": 12}
+    assert mark.captured_rows == mark.shipped_rows == {"e": 103, "f": 7}
+    assert mark.dropped_rows == {"e": 0, "f": 0}
+    assert machine.logged() == 110
+    assert mark.complete_until == mark.written_at == moment(1000)
+
+
+def test_rows_of_shadows_are_in_the_log_and_in_no_count(machine: Machine) -> None:
+    shadows = CaptureWriter(machine.folder / "spool", machine.metrics.count_shadow_capture)
+    machine.writer, answering = shadows, machine.writer
+    machine.answer(3, is_shadow=True)
+    machine.writer = answering
+    machine.answer(2)
+    machine.shipper.ship()
+    machine.teller.round()
+    mark = machine.told()
+    assert (mark.answered_rows, mark.shipped_rows) == ({"e": 2}, {"e": 2})
+    assert machine.logged() == 5
+    shadows.close()
+
+
+def test_the_log_is_complete_until_the_last_look_at_which_nothing_waited(machine: Machine) -> None:
+    shipper, clock = machine.shipper, machine.clock
+    shipper.round()
+    assert shipper.progress.complete_until == 1000
+    clock.now = 1002
+    machine.answer()
+    shipper.round()  # it may still grow, and is left: nothing was there at the look before
+    assert shipper.progress.complete_until == 1000
+    clock.now = 1004
+    shipper.round()
+    assert (shipper.progress.complete_until, machine.logged()) == (1004, 1)
+    machine.writer.close()
+    clock.now = 1006
+    shipper.round()
+    assert (shipper.progress.complete_until, segments(machine.folder / "spool")) == (1006, [])
+
+
+def test_while_the_log_is_down_it_is_not_said_to_be_complete(machine: Machine) -> None:
+    machine.shipper.round()
+    log = machine.folder / "log"
+    log.write_text("a file where the folder should be")
+    for second in range(1001, 1101):
+        machine.clock.now = second
+        machine.answer()
+        machine.shipper.round()
+        machine.teller.round()
+    assert machine.shipper.progress.complete_until < 1002
+    log.unlink()
+    machine.clock.now = 1200
+    machine.shipper.round()
+    machine.teller.round()
+    mark = machine.told()
+    assert (mark.complete_until, mark.shipped_rows, mark.answered_rows) == (moment(1200), {"e": 100}, {"e": 100})
+
+
+def test_rows_that_come_again_after_a_crash_are_counted_once(machine: Machine) -> None:
+    machine.answer(3)
+    machine.shipper.ship()
+    name = machine.shipper.progress.totals.agent
+    machine.answer(4)
+    machine.shipper.ship()
+    (shipped,) = (machine.folder / "spool").glob("*.shipped")
+    shipped.unlink()  # a crash before it was written
+    machine.restart()
+    machine.shipper.ship()
+    machine.teller.end(is_shipped=False)
+    mark = machine.told()
+    assert (mark.agent, mark.shipped_rows, mark.captured_rows) == (name, {"e": 7}, {"e": 7})
+
+
+def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(
+    machine: Machine, start_run: Callable[[str], Metrics]
+) -> None:
+    machine.answer(3)
+    machine.shipper.ship()
+    machine.teller.round()
+    machine.answer(2)  # counted after the agent's last look
+    machine.writer.close()
+    machine.writer = CaptureWriter(machine.folder / "spool", start_run("b").count_capture)
+    machine.answer(4)
+    machine.restart()
+    machine.shipper.ship()
+    machine.teller.end(is_shipped=True)
+    mark = machine.told()
+    assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == ({"e": 9}, {"e": 9}, {"e": 9})
+    assert mark.ended
+
+
+def test_the_last_word_counts_what_an_ended_server_has_left(machine: Machine) -> None:
+    machine.answer(3)
+    machine.writer.close()
+    counted = read_counted(machine.folder)
+    leave_counted(machine.folder)
+    for file in (machine.folder / METRICS).readlink().iterdir():
+        file.unlink()
+    (machine.folder / METRICS).readlink().rmdir()
+    (machine.folder / METRICS).unlink()
+    assert read_counted(machine.folder) == counted
+    machine.shipper.ship()
+    machine.teller.end(is_shipped=True)
+    assert machine.told().answered_rows == {"e": 3}
+
+
+def test_it_is_said_soon_where_rows_are_counted_and_seldom_where_none_are(machine: Machine) -> None:
+    told = []
+    for second in range(1000, 1070, 2):
+        machine.clock.now = second
+        if second == 1050:
+            machine.answer()
+        machine.shipper.round()
+        machine.teller.round()
+        written = machine.told().written_at
+        if not told or written != told[-1]:
+            told.append(written)
+    assert told == [moment(1000), moment(1030), moment(1050), moment(1056)]
+
+
+def test_a_progress_that_makes_no_sense_begins_anew_under_another_name(tmp_path: Path) -> None:
+    first = Progress(tmp_path / "spool")
+    first.keep()
+    assert Progress(tmp_path / "spool").totals == first.totals
+    (tmp_path / "progress.json").write_text('{"agent": ')
+    assert Progress(tmp_path / "spool").totals.agent != first.totals.agent
