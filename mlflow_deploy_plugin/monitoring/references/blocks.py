@@ -1,13 +1,15 @@
 """Cuts a reference into its own contiguous windows: blocks of the judged window's length and phase, and finer steps."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Array
+from mlflow_deploy_plugin.monitoring.references.beyond import beyond_the_rest
 from mlflow_deploy_plugin.monitoring.sketch import Profile, merge, sketch_groups
 
 MAX_BLOCKS = 500
@@ -27,10 +29,11 @@ class Reference:
         bins_key: names the bins (`bins.bins_digest`).
         blocks: the reference's own windows that have rows, of the judged window's length and in its phase, in the order
             of time; of more than `MAX_BLOCKS` an even choice. What a block has `unseen`, `below` and `above` is
-            measured against the rest of the reference, where its rows are at hand: what a block alone has is new to it.
+            measured against the rest of the reference where its rows are at hand: what a block alone has is new to it.
         block_starts_us: [B] when each begins, microseconds since 1970.
         steps: finer contiguous pieces of equal length without a gap from `steps_start_us` on, in the phase of the
-            blocks; one without rows has no columns. So many of them as `window_steps` make a window.
+            blocks; one without rows has no columns. So many of them as `window_steps` make a window. Empty where the
+            reference is longer than can be held so.
         total: all rows of the reference, also those that are in none of the blocks.
         model_id: the logged model, for links in MLflow; empty where it was never logged.
         notes: what the reader has to know of it.
@@ -51,6 +54,27 @@ class Reference:
     sample: pa.Table
 
 
+class Grid(NamedTuple):
+    """Windows of equal length, one after another, each of `window_steps` steps.
+
+    Attributes:
+        start_us: of the first; length_us: of each; windows: how many there are.
+    """
+
+    start_us: int
+    length_us: int
+    windows: int
+    window_steps: int
+
+    @property
+    def step_us(self) -> int:
+        return self.length_us // self.window_steps
+
+    def starts_us(self, numbers: Array) -> tuple[int, ...]:
+        starts: list[int] = (self.start_us + numbers * self.length_us).tolist()
+        return tuple(starts)
+
+
 @dataclass(frozen=True, eq=False)
 class Pieces:
     """What `Reference` holds of the windows of one length."""
@@ -64,6 +88,13 @@ class Pieces:
     total: Profile
 
 
+def grid(bins: Mapping[str, Bins], start_us: int, length_us: int, first_us: int, last_us: int) -> Grid:
+    """The grid over the times from `first_us` to `last_us`, both included, in the phase of the window at `start_us`."""
+    first, last = (first_us - start_us) // length_us, (last_us - start_us) // length_us
+    steps = _affordable(_steps_of(length_us), last - first + 1, bins)
+    return Grid(start_us + first * length_us, length_us, last - first + 1, steps)
+
+
 def cut(bins: Mapping[str, Bins], table: pa.Table, times: Array | None, start_us: int, length_us: int) -> Pieces:
     """The pieces of rows that are at hand.
 
@@ -71,42 +102,81 @@ def cut(bins: Mapping[str, Bins], table: pa.Table, times: Array | None, start_us
         times: [N] int64, microseconds since 1970; None: they are not known, and there is nothing but the total.
         start_us, length_us: of the window to be judged.
     """
-    everything = np.zeros(len(table), np.int64)
-    total = sketch_groups(bins, table, everything, 1)[0]
-    window_steps = steps_of(length_us)
+    total = sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0]
     if times is None or not len(times):
-        return Pieces((), (), (), start_us, length_us // window_steps // 1_000_000, window_steps, total)
-    numbers = (times - start_us) // length_us
-    present = choose(np.unique(numbers))
-    inside = np.isin(numbers, present)
-    blocks = sketch_groups(
-        bins, table.filter(pa.array(inside)), np.searchsorted(present, numbers[inside]), len(present)
-    )
-    first, last = int(numbers.min()), int(numbers.max())
-    window_steps = affordable(window_steps, last - first + 1, bins)
-    step_us = length_us // window_steps
-    count = (last - first + 1) * window_steps
-    starts_us = start_us + first * length_us
+        steps = _steps_of(length_us)
+        return Pieces((), (), (), start_us, length_us // steps // 1_000_000, steps, total)
+    over = grid(bins, start_us, length_us, int(times.min()), int(times.max()))
+    present, groups = np.unique((times - over.start_us) // length_us, return_inverse=True)
+    chosen = _choose(len(present))
+    places = np.full(len(present), -1)
+    places[chosen] = np.arange(len(chosen))
+    inside = places[groups] >= 0
+    blocks = sketch_groups(bins, table.filter(pa.array(inside)), places[groups[inside]], len(chosen))
+    alone = beyond_the_rest(bins, table, groups, len(present))
+    blocks = [
+        Profile(block.rows, {name: replace(column, **alone[name][at]) for name, column in block.columns.items()})
+        for at, block in zip(chosen.tolist(), blocks, strict=True)
+    ]
     return Pieces(
         blocks=tuple(blocks),
-        block_starts_us=tuple((start_us + present * length_us).tolist()),
-        steps=_steps(bins, table, (times - starts_us) // step_us, count) if count <= _MAX_STEPS else (),
-        steps_start_us=starts_us,
-        step_seconds=step_us // 1_000_000,
-        window_steps=window_steps,
+        block_starts_us=over.starts_us(present[chosen]),
+        steps=_steps(bins, table, (times - over.start_us) // over.step_us, over),
+        steps_start_us=over.start_us,
+        step_seconds=over.step_us // 1_000_000,
+        window_steps=over.window_steps,
         total=total,
     )
 
 
-def choose(numbers: Array) -> Array:
-    """At most `MAX_BLOCKS` of the ascending numbers, evenly."""
-    if len(numbers) <= MAX_BLOCKS:
-        return numbers
-    chosen: Array = numbers[np.linspace(0, len(numbers) - 1, MAX_BLOCKS).astype(np.int64)]
-    return chosen
+def assemble(over: Grid, parts: Iterable[tuple[int, Profile]]) -> Pieces:
+    """The pieces of what was sketched already.
+
+    Args:
+        parts: profiles in the order of time, each with its beginning (microseconds); each lies in one step.
+    """
+    held: dict[int, list[Profile]] = {}
+    for begin_us, profile in parts:
+        if profile.rows:
+            held.setdefault((begin_us - over.start_us) // over.step_us, []).append(profile)
+    merged = {number: merge(some) for number, some in held.items()}
+    count = over.windows * over.window_steps
+    windows: dict[int, list[Profile]] = {}
+    for number, profile in merged.items():
+        windows.setdefault(number // over.window_steps, []).append(profile)
+    present = np.array(sorted(windows), np.int64)
+    chosen = present[_choose(len(present))]
+    wholes = {number: merge(some) for number, some in windows.items()}
+    empty = Profile(0, {})
+    return Pieces(
+        blocks=tuple(wholes[number] for number in chosen.tolist()),
+        block_starts_us=over.starts_us(chosen),
+        steps=tuple(merged.get(number, empty) for number in range(count)) if count <= _MAX_STEPS else (),
+        steps_start_us=over.start_us,
+        step_seconds=over.step_us // 1_000_000,
+        window_steps=over.window_steps,
+        total=merge(wholes[number] for number in present.tolist()),
+    )
 
 
-def steps_of(length_us: int) -> int:
+def sketch_steps(bins: Mapping[str, Bins], batches: Iterable[tuple[pa.Table, Array]], over: Grid) -> Pieces:
+    """As `cut`, of rows that come by in batches with their times: [N] int64, microseconds since 1970."""
+    parts: list[tuple[int, Profile]] = []
+    for table, times in batches:
+        numbers = (times - over.start_us) // over.step_us
+        present, groups = np.unique(numbers, return_inverse=True)
+        profiles = sketch_groups(bins, table, groups, len(present))
+        begins = (over.start_us + present * over.step_us).tolist()
+        parts += zip(begins, profiles, strict=True)
+    return assemble(over, parts)
+
+
+def _choose(count: int) -> Array:
+    """At most `MAX_BLOCKS` of so many places, evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, MAX_BLOCKS)).astype(np.int64)) if count else np.arange(0)
+
+
+def _steps_of(length_us: int) -> int:
     """How many steps make a window: at most 24, each a whole number of seconds and at least an hour; else one."""
     for count in range(_STEPS_A_WINDOW, 1, -1):
         if length_us % (count * 1_000_000) == 0 and length_us // count >= _HOUR_US:
@@ -114,7 +184,7 @@ def steps_of(length_us: int) -> int:
     return 1
 
 
-def affordable(window_steps: int, windows: int, bins: Mapping[str, Bins]) -> int:
+def _affordable(window_steps: int, windows: int, bins: Mapping[str, Bins]) -> int:
     """The largest divisor of `window_steps` whose steps are few enough to be held."""
     cells = max(sum(one.size + 1 for one in bins.values()), 1)
     for count in range(window_steps, 1, -1):
@@ -124,12 +194,10 @@ def affordable(window_steps: int, windows: int, bins: Mapping[str, Bins]) -> int
     return 1
 
 
-def merged(steps: Sequence[Profile], window_steps: int) -> list[Profile]:
-    """The windows that the steps make, one after another."""
-    return [merge(steps[first : first + window_steps]) for first in range(0, len(steps), window_steps)]
-
-
-def _steps(bins: Mapping[str, Bins], table: pa.Table, numbers: Array, count: int) -> tuple[Profile, ...]:
+def _steps(bins: Mapping[str, Bins], table: pa.Table, numbers: Array, over: Grid) -> tuple[Profile, ...]:
+    count = over.windows * over.window_steps
+    if count > _MAX_STEPS:
+        return ()
     present, groups = np.unique(numbers, return_inverse=True)
     profiles = [Profile(0, {})] * count
     for number, profile in zip(present.tolist(), sketch_groups(bins, table, groups, len(present)), strict=True):

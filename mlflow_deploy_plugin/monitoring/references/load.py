@@ -1,6 +1,7 @@
 """Finds the reference that a monitor names, and gives it as bins, blocks and steps."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -8,57 +9,79 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.monitoring.bins import Bins, bins_digest, freeze_bins
 from mlflow_deploy_plugin.monitoring.features import read_features
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.monitoring.reference import load_reference
-from mlflow_deploy_plugin.monitoring.references.blocks import Reference, cut
+from mlflow_deploy_plugin.monitoring.references.blocks import Reference
+from mlflow_deploy_plugin.monitoring.references.dataset import load_dataset
+from mlflow_deploy_plugin.monitoring.references.kept import kept_pieces
+from mlflow_deploy_plugin.monitoring.references.past import Past, pinned, rolling
+from mlflow_deploy_plugin.monitoring.references.rows import ReferenceRows
+from mlflow_deploy_plugin.monitoring.references.training import load_reference
+
+CACHE = "references"
 
 
 def load_blocks(question: Question, model: str, version: str, columns: Sequence[str] | None = None) -> Reference:
     """The reference that the monitor names, cut into windows like the one that is judged.
 
+    A reference without event times has a total and no blocks, and says so in its notes.
+
     Args:
         question: its window gives the length and the phase of the blocks, its spec the reference.
         model, version: who answered the window's rows.
-        columns: only these, empty: all; None: those of the spec.
+        columns: only these, empty: all; None: those of the spec. One that the reference lacks is noted.
 
     Raises:
-        NotFound: neither the server nor the registry has the version.
+        NotFound: neither the server nor the registry has the version, or there is no such dataset, or no rows.
         InvalidArtifact: the model has no reference, or it cannot be read.
-        InvalidConfig: the reference lacks one of the columns.
+        InvalidConfig: the reference has none of the columns, or is a dataset that cannot be read.
         RegistryUnavailable: MLflow does not answer.
     """
-    window = question.window
     columns = question.spec.columns if columns is None else columns
-    rows = load_reference(question.state_dir, model, version)
-    notes = (
-        []
-        if rows.times is not None
-        else [
-            "the model's reference has no event times, so there are no windows to compare with; "
-            "log the model with event_time=, the column (or the values) that say when each row happened"
-        ]
-    )
-    bins, column_notes = freeze(rows.table, columns, f"the reference of model {model} version {version}")
-    pieces = cut(bins, rows.table, rows.times, window.start_us, window.end_us - window.start_us)
+    kind, _, rest = question.spec.reference.partition(":")
+    cache = question.settings.cache_path / CACHE
+    match kind:
+        case "window":
+            return _of_past(*pinned(question, model, version), question, columns)
+        case "rolling":
+            return _of_past(*rolling(question, model, version), question, columns)
+        case "dataset":
+            return _of_rows(load_dataset(rest), question, columns, cache)
+        case _:
+            return _of_rows(load_reference(question.state_dir, model, version, cache), question, columns, cache)
+
+
+def _of_rows(rows: ReferenceRows, question: Question, columns: Sequence[str], cache: Path) -> Reference:
+    bins, notes = freeze(rows.table, columns, rows.shown)
+    key = bins_digest(bins)
+    window = question.window
+    pieces = kept_pieces(cache, bins, key, rows, window.start_us, window.end_us - window.start_us)
+    all_notes = (*rows.notes, *notes)
     return Reference(
-        bins=bins,
-        bins_key=bins_digest(bins),
-        model_id=rows.model_id,
-        notes=(*notes, *column_notes),
-        sample=rows.table,
-        **vars(pieces),
+        bins=bins, bins_key=key, model_id=rows.model_id, notes=all_notes, sample=rows.table, **vars(pieces)
     )
+
+
+def _of_past(past: Past, past_notes: list[str], question: Question, columns: Sequence[str]) -> Reference:
+    sample = past.sample()
+    bins, notes = freeze(sample, columns, past.shown)
+    key = bins_digest(bins)
+    pieces = past.pieces(bins, key, question.window)
+    return Reference(bins=bins, bins_key=key, model_id="", notes=(*past_notes, *notes), sample=sample, **vars(pieces))
 
 
 def freeze(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[dict[str, Bins], list[str]]:
     """The bins of a table's columns, and a note on each column that has none.
 
+    Args:
+        columns: only these; empty: all.
+
     Raises:
-        InvalidConfig: the table lacks one of `columns`.
+        InvalidConfig: the table has none of `columns`.
     """
     features, notes = read_features(table)
     missing = [name for name in columns if name not in features]
-    if missing:
+    if columns and len(missing) == len(columns):
         raise InvalidConfig(f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(features) or 'none'}")
+    notes += [f"{name}: {shown} has no such column" for name in missing]
     types = {name: str(table.schema.field(name).type) for name in table.column_names}
     return {
         name: freeze_bins(feature, types.get(name, "double"))  # a component of a list is a double

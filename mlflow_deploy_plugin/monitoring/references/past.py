@@ -1,0 +1,185 @@
+"""The log's own past as reference: a pinned window, or the windows around the same one so long ago.
+
+`window:START/END` pins a part of the log that is known to be calm. Its blocks are its own windows.
+
+`rolling:7d` compares with the neighbourhood of the same window a week before: the contiguous windows from twice that
+time before the judged one up to it, at least 40 where the log is as old. The null says: the traffic of these weeks is
+locally stationary, and the judged window is one more of them. So a slow trend is no drift, what lasts becomes normal
+after that time, and what a window differs by from its neighbours (hours of a day from each other, too) is in the
+null. That the windows of a neighbourhood stand for one another, and far ones do not: local block bootstrap (Paparoditis
+and Politis, C. R. Acad. Sci. Paris 335, 2002).
+
+Bins are frozen on a bounded sample of the rows, once for a pinned window, and for rolling ones once in four times their
+span, so that the profiles of hours that are kept (`hourly.py`) serve many windows. The sample is kept beside them.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.inference_log.lists import summarise_lists
+from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, InferenceLog
+from mlflow_deploy_plugin.inference_log.rows import microseconds_of
+from mlflow_deploy_plugin.inference_log.sample import Sample
+from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, parse_window
+from mlflow_deploy_plugin.inference_log.writing import write_file
+from mlflow_deploy_plugin.monitoring.bins import Bins
+from mlflow_deploy_plugin.monitoring.hourly import FOLDER, hour_profiles, window_versions
+from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.references.blocks import Pieces, assemble, grid, sketch_steps
+from mlflow_deploy_plugin.monitoring.sketch import gathered
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
+from mlflow_deploy_plugin.spec import duration_seconds
+
+_MIN_WINDOWS = 40
+_SPANS_AN_ERA = 4
+_HOUR_US = 3_600_000_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Past:
+    """A part of the log that is a reference.
+
+    Attributes:
+        span: whose windows are the blocks.
+        sampled: whose rows the bins are frozen on.
+        model, version: whose rows; empty: those of all versions.
+    """
+
+    log: InferenceLog
+    endpoint: str
+    model: str
+    version: str
+    span: Window
+    sampled: Window
+
+    @property
+    def shown(self) -> str:
+        return f"the captured rows of {self.span}"
+
+    def sample(self) -> pa.Table:
+        """At most `MAX_ROWS` rows to freeze bins on; the same each time until the log has other rows.
+
+        Raises:
+            NotFound: there are none.
+        """
+        rows = _rows(window_versions(self.log, self.endpoint, self.sampled), self.model, self.version)
+        key = f"{self.sampled} {self.model} {self.version} {rows}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+        name = f"{FOLDER}/samples/endpoint={self.endpoint}/date={self.sampled.start:%Y-%m-%d}/{digest}.parquet"
+        kept = _load(self.log, name)
+        if kept is not None:
+            return kept
+        sample = Sample(MAX_ROWS)
+        for table in self.rows(self.sampled):
+            sample.add(summarise_lists(table))
+        if not rows:
+            raise NotFound(f"the reference has no rows: nothing was captured of {self.endpoint!r} in {self.sampled}")
+        table = sample.table()
+        _store(self.log, name, table)
+        return table
+
+    def rows(self, window: Window) -> Iterator[pa.Table]:
+        for table in self.log.batches(self.endpoint, window):
+            if not self.version:
+                yield table
+                continue
+            mine = pc.and_(
+                pc.equal(table.column("_model"), self.model), pc.equal(table.column("_version"), self.version)
+            )
+            yield table.filter(mine)
+
+    def pieces(self, bins: Mapping[str, Bins], bins_key: str, window: Window) -> Pieces:
+        """Blocks and steps of the span, of the window's length and phase; from the profiles of hours where they fit."""
+        length_us = window.end_us - window.start_us
+        over = grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1)
+        if all(time % _HOUR_US == 0 for time in (over.start_us, over.step_us, self.span.start_us, self.span.end_us)):
+            hours = hour_profiles(self.log, self.endpoint, self.model, self.version, self.span, bins, bins_key)
+            return assemble(over, ((microseconds(start), profile) for start, profile in hours))
+        batches = ((table, microseconds_of(table.column(EVENT_TIME))) for table in gathered(self.rows(self.span)))
+        return sketch_steps(bins, batches, over)
+
+
+def pinned(question: Question, model: str, version: str) -> tuple[Past, list[str]]:
+    """The part of the log that `window:START/END` names, and what the reader has to know of it.
+
+    Raises:
+        InvalidConfig: this is no window.
+        NotFound: nothing was captured in it.
+    """
+    span = parse_window(question.spec.reference.removeprefix("window:"))
+    past, notes = _past(question, model, version, span, span)
+    if span.start < question.window.end and question.window.start < span.end:
+        notes.append(f"the window overlaps the reference {span}: what it differs by is in the reference, too")
+    return past, notes
+
+
+def rolling(question: Question, model: str, version: str) -> tuple[Past, list[str]]:
+    """The neighbourhood of the same window so long ago, as `rolling:7d` says, and what the reader has to know of it.
+
+    Raises:
+        InvalidConfig: it is not as long ago as a window is long.
+        NotFound: nothing was captured in it.
+    """
+    text = question.spec.reference.removeprefix("rolling:")
+    lag, length, start = timedelta(seconds=duration_seconds(text)), question.window.length, question.window.start
+    if lag < length:
+        raise InvalidConfig(f"reference rolling:{text} lies in the window itself, which is {length} long")
+    span = max(2 * lag, _MIN_WINDOWS * length)
+    hours = question.log.hours(question.endpoint, Window(EPOCH, start))
+    if not hours:
+        raise NotFound(f"the reference has no rows: nothing was captured of {question.endpoint!r} before {start:%F %R}")
+    first = max(hours[0].start, start - span)
+    era = _SPANS_AN_ERA * span
+    turn = EPOCH + (start - EPOCH) // era * era
+    sampled = Window(turn - span, turn)
+    if hours[0].start > sampled.start:  # the log is younger
+        sampled = Window(hours[0].start, min(hours[0].start + span, start))
+    if not question.log.hours(question.endpoint, sampled):
+        sampled = Window(first, start)
+    return _past(question, model, version, Window(first, start), sampled)
+
+
+def _past(question: Question, model: str, version: str, span: Window, sampled: Window) -> tuple[Past, list[str]]:
+    versions = window_versions(question.log, question.endpoint, span)
+    if not versions:
+        raise NotFound(f"the reference has no rows: nothing was captured of {question.endpoint!r} in {span}")
+    same = window_versions(question.log, question.endpoint, sampled) if span != sampled else versions
+    if (model, version) in versions and (model, version) in same:
+        return Past(question.log, question.endpoint, model, version, span, sampled), []
+    others = ", ".join(f"{one} version {number}" for one, number in versions)
+    note = f"{model} version {version} did not answer in the reference {span}; the rows of {others} are compared with"
+    return Past(question.log, question.endpoint, "", "", span, sampled if same else span), [note]
+
+
+def _rows(versions: Mapping[tuple[str, str], int], model: str, version: str) -> int:
+    return versions.get((model, version), 0) if version else sum(versions.values())
+
+
+def _load(log: InferenceLog, name: str) -> pa.Table | None:
+    try:
+        with log.filesystem.open_input_file(f"{log.root}/{name}") as source:
+            return pq.read_table(source)
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowException) as error:
+        _log.warning("the stored sample %s is made anew: %s", name, " ".join(str(error).split()))
+        return None
+
+
+def _store(log: InferenceLog, name: str, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    try:
+        write_file(log.location, name, sink.getvalue())
+    except (OSError, pa.ArrowException) as error:  # a log that takes no files: the next one reads the rows again
+        _log.debug("the sample %s is not stored: %s", name, " ".join(str(error).split()))

@@ -1,0 +1,240 @@
+"""References: training samples, datasets and the log's own past, cut into windows like the one that is judged."""
+
+import itertools
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.references import load_blocks
+from mlflow_deploy_plugin.monitoring.sketch import merge
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import MonitorSpec
+
+from .conftest import (
+    ENDPOINT,
+    FIRST_DAY,
+    MODEL,
+    LogWriter,
+    day_of_rows,
+    event_table,
+    reference_of_days,
+    serve,
+    write_model,
+)
+from .test_sketch import assert_same
+
+DAY = parse_window("2013-02-01/2013-02-02")
+DAYS, ROWS = 12, 60
+
+
+def some_days():
+    rng = np.random.default_rng(0)
+    return [day_of_rows(rng, FIRST_DAY + timedelta(days=number), rows=ROWS) for number in range(DAYS)]
+
+
+@pytest.fixture
+def days():
+    return some_days()
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory) -> Path:
+    """A log with the days, answered by version 1."""
+    folder = tmp_path_factory.mktemp("captured")
+    for day in some_days():
+        LogWriter(folder).write(day)
+    return folder
+
+
+@pytest.fixture
+def ask(tmp_path, captured, days):
+    """Loads the reference of a monitor; version 1 is served, with the days as its reference."""
+    settings = Settings(home=tmp_path / "home")
+    state_dir = settings.deployments_path / ENDPOINT
+    serve(state_dir, write_model(tmp_path / "models" / "1", reference_of_days(days), "m-1"))
+    log = open_log(str(captured))
+
+    def ask(reference="training", window=DAY, version="1", columns=(), every="1d"):
+        spec = MonitorSpec(reference=reference, columns=columns, every=every)
+        return load_blocks(Question(ENDPOINT, "drift", spec, window, 1, settings, log, state_dir), MODEL, version)
+
+    return ask
+
+
+def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_phase(ask):
+    reference = ask()
+
+    assert [block.rows for block in reference.blocks] == [ROWS] * DAYS
+    assert reference.block_starts_us[0] == parse_window("2013-01-01/1d").start_us
+    assert (reference.total.rows, reference.model_id, len(reference.sample)) == (DAYS * ROWS, "m-1", DAYS * ROWS)
+    shifted = ask(window=parse_window("2013-02-01T06:00/1d"))
+    assert shifted.block_starts_us[0] == parse_window("2012-12-31T06:00/1d").start_us
+    assert shifted.bins_key == reference.bins_key
+
+
+def test_steps_are_contiguous_and_make_the_blocks(ask):
+    reference = ask(window=parse_window("2013-02-01T06:00/12h"))
+
+    assert (reference.step_seconds, reference.window_steps) == (3600, 12)
+    windows = [merge(part) for part in itertools.batched(reference.steps, 12)] if hasattr(itertools, "batched") else []
+    for window, block in zip([one for one in windows if one.rows], reference.blocks, strict=bool(windows)):
+        for name, column in window.columns.items():
+            np.testing.assert_array_equal(column.counts, block.columns[name].counts)
+    assert sum(step.rows for step in reference.steps) == reference.total.rows
+
+
+def test_what_one_block_alone_has_is_new_to_it(ask, days, tmp_path):
+    days[3]["carrier"][:5] = "ZZ"
+    days[4]["temperature"][0] = 99.0
+    pq.write_table(reference_of_days(days), tmp_path / "models" / "1" / "reference.parquet")
+
+    blocks = ask().blocks
+
+    assert [block.columns["carrier"].unseen for block in blocks] == [0, 0, 0, 5] + [0] * 8
+    assert [block.columns["temperature"].above for block in blocks][4] == 1
+    assert sum(block.columns["carrier"].unseen for block in ask().blocks) == 5  # from what is kept on this disk
+
+
+def test_a_reference_without_times_has_a_total_and_says_so(ask, days, tmp_path):
+    table = reference_of_days(days).drop_columns(["_event_time"])
+    pq.write_table(table, tmp_path / "models" / "1" / "reference.parquet")
+
+    reference = ask()
+
+    assert (reference.blocks, reference.steps, reference.total.rows) == ((), (), DAYS * ROWS)
+    assert "no event times" in reference.notes[0]
+
+
+def test_a_model_without_a_reference_is_an_error_that_says_what_to_do(ask, tmp_path):
+    serve(tmp_path / "home" / "deployments" / ENDPOINT, write_model(tmp_path / "models" / "2", None), "2")
+
+    with pytest.raises(InvalidArtifact, match="version 2 has no reference to compare with; log it with"):
+        ask(version="2")
+
+
+def test_only_the_named_columns_are_compared(ask):
+    reference = ask(columns=("carrier", "gone"))
+
+    assert list(reference.bins) == ["carrier"]
+    assert "gone: the reference of model flight-delay version 1 has no such column" in reference.notes
+    with pytest.raises(InvalidConfig, match="has no column 'gone' to judge; it has temperature"):
+        ask(columns=("gone",))
+
+
+def test_a_version_that_is_not_served_is_downloaded_once(world):
+    shutil.rmtree(world.state_dir)
+    question = Question(ENDPOINT, "drift", MonitorSpec(), DAY, 1, world.settings, world.log, world.state_dir)
+    first = load_blocks(question, MODEL, "1")
+    shutil.rmtree(world.model_folder)
+
+    again = load_blocks(question, MODEL, "1")
+
+    assert (again.model_id, again.bins_key) == (world.model_id, first.bins_key)
+    for one, other in zip(first.blocks, again.blocks, strict=True):
+        assert_same(one, other)
+    for path in (world.settings.cache_path / "references").glob("*.parquet"):
+        path.write_bytes(b"broken")
+    assert_same(load_blocks(question, MODEL, "1").total, first.total)
+
+
+@pytest.mark.parametrize("column", ["_event_time", "when"])
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_dataset_is_a_reference(ask, days, tmp_path, suffix, column):
+    table = reference_of_days(days)
+    table = table.rename_columns([column if name == "_event_time" else name for name in table.column_names])
+    path = tmp_path / f"calm.{suffix}"
+    (pq.write_table if suffix == "parquet" else pa_csv.write_csv)(table, path)
+
+    reference = ask(f"dataset:{path}")
+
+    assert [block.rows for block in reference.blocks] == [ROWS] * DAYS
+    assert set(reference.bins) == {"temperature", "noise", "carrier", "is_weekend", "prediction"}
+    assert set(ask(f"dataset:file://{path}").bins) == set(reference.bins)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (None, NotFound, "does not exist"),
+        (b"no parquet", InvalidConfig, "cannot be read"),
+        (pa.table({"a": pa.array([], pa.int64())}), InvalidConfig, "has no rows"),
+        (pa.table({"a": [FIRST_DAY], "b": [FIRST_DAY]}), InvalidConfig, r"several columns of times \(a, b\): name the"),
+        (pa.table({"_event_time": [FIRST_DAY, None]}), InvalidConfig, "1 rows have no _event_time"),
+    ],
+)
+def test_a_dataset_that_is_none_is_a_clear_error(ask, tmp_path, content, error, message):
+    path = tmp_path / "data.parquet"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        pq.write_table(content, path)
+
+    with pytest.raises(error, match=message):
+        ask(f"dataset:{path}")
+
+
+def test_a_pinned_window_of_the_log_is_a_reference(ask):
+    reference = ask("window:2013-01-03/2013-01-09")
+
+    assert [block.rows for block in reference.blocks] == [ROWS] * 6
+    assert (reference.total.rows, reference.step_seconds, len(reference.steps)) == (6 * ROWS, 3600, 144)
+    assert (reference.notes, set(reference.bins)) == (
+        (),
+        {"temperature", "noise", "carrier", "is_weekend", "prediction"},
+    )
+    uneven = ask("window:2013-01-03T00:30/2013-01-08T00:30", window=parse_window("2013-02-01T00:30/90m"))
+    assert (uneven.total.rows, uneven.window_steps) == (sum(block.rows for block in uneven.blocks), 1)
+
+
+def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(ask):
+    reference = ask("window:2013-01-03/2013-01-09", version="2")
+
+    assert reference.total.rows == 6 * ROWS
+    assert "version 2 did not answer in the reference" in reference.notes[0]
+
+
+def test_a_rolling_reference_is_the_neighbourhood_of_the_window_so_long_ago(ask, captured):
+    window = parse_window("2013-01-11/1d")
+
+    reference = ask("rolling:2d", window=window)
+
+    assert [block.rows for block in reference.blocks] == [ROWS] * 10
+    assert reference.block_starts_us[-1] == parse_window("2013-01-10/1d").start_us
+    next_day = ask("rolling:2d", window=parse_window("2013-01-12/1d"))
+    assert len(next_day.blocks) == 11
+    hourly = ask("rolling:1d", window=parse_window("2013-01-11T05:00/1h"))
+    assert hourly.block_starts_us[0] >= parse_window("2013-01-09T05:00/1h").start_us - 40 * 3_600_000_000
+    assert list(captured.glob("_sketches/samples/**/*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "message"),
+    [
+        ("window:2012-01-03/2012-01-09", NotFound, "nothing was captured of 'flights' in 2012-01-03/2012-01-09"),
+        ("window:2012-01-03/never", InvalidConfig, "'never' is not a time"),
+        ("rolling:7d", NotFound, "nothing was captured of 'flights' before 2012-02-01"),
+        ("rolling:1h", InvalidConfig, "rolling:1h lies in the window itself"),
+    ],
+)
+def test_a_past_without_rows_is_a_clear_error(ask, reference, error, message):
+    with pytest.raises(error, match=message):
+        ask(reference, window=parse_window("2012-02-01/1d"))
+
+
+def test_bins_and_pieces_hold_any_number_of_windows(ask, days, tmp_path):
+    times = [FIRST_DAY + timedelta(days=40 * number) for number in range(900)]
+    pq.write_table(event_table({"_event_time": times, "x": np.arange(900.0)}), tmp_path / "models/1/reference.parquet")
+
+    reference = ask(window=parse_window("2013-02-01/1h"), every="1h")
+
+    assert (len(reference.blocks), len(reference.steps), reference.total.rows) == (500, 0, 900)
