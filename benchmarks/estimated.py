@@ -1,0 +1,91 @@
+"""How far the estimate of a classifier's accuracy is off where its labels are not in yet, on real flights by month.
+
+    .venv/bin/python -m benchmarks.estimated            # about half a minute on two cores
+
+The delay model learns January to March 2013, less ten whole days. Each later month is answered; what a performance
+monitor would estimate of it from the model's probabilities (`monitoring/kinds/estimate.py`) stands beside what its
+labels say. Checked and corrected is the estimate on the earlier months that the monitor would have had labels of, the
+held-out days being the first of them. Then the same for days: every second day of April to December, each with the
+eight days before it.
+"""
+
+import numpy as np
+import pandas as pd
+from sklearn.pipeline import Pipeline
+
+from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, estimate
+from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
+from mlflow_deploy_plugin.monitoring.kinds.measures import Classified, classification
+from projects.flight_delay.data import DAY, FEATURES, LABEL, load_flights, months, split
+from projects.flight_delay.learn import fit_anew
+
+SEED = 7
+NAMES = ("accuracy", "roc_auc", "f1", "log_loss")
+_DAYS_BEFORE = 8
+
+
+def answered(pipeline: Pipeline, rows: pd.DataFrame) -> Earlier:
+    chances = pipeline.predict_proba(rows[list(FEATURES)])
+    answers = Classified(chances.argmax(axis=1), chances, ("False", "True"))
+    return Earlier(rows[LABEL].to_numpy().astype(np.int64), answers)
+
+
+def real(window: Earlier) -> dict[str, float]:
+    measured = classification(window.truth, window.answers, NAMES, 0.95)
+    return {name: one.value for name, one in measured.items() if isinstance(one, Measure)}
+
+
+def estimated(window: Earlier, earlier: list[Earlier]) -> Estimate:
+    found = estimate(window.answers, earlier, NAMES)
+    assert isinstance(found, Estimate)
+    return found
+
+
+def by_month(pipeline: Pipeline, flights: pd.DataFrame) -> None:
+    earlier = [answered(pipeline, split(flights, SEED).calm)]
+    print(f"{'month':>5}  " + "  ".join(f"{name + ' real':>14} {'estimated':>9} {'±':>6}" for name in NAMES))
+    for month in range(4, 13):
+        window = answered(pipeline, months(flights, month, month))
+        truth, guess = real(window), estimated(window, earlier)
+        cells = [
+            f"{truth[name]:14.3f} {guess.values[name]:9.3f} {guess.errors.get(name, float('nan')):6.3f}"
+            for name in NAMES
+        ]
+        print(f"{month:>5}  " + "  ".join(cells) + ("  corrected" if guess.is_corrected else ""))
+        earlier.append(window)
+
+
+def by_day(pipeline: Pipeline, flights: pd.DataFrame) -> None:
+    days = months(flights, 4, 12).groupby(DAY)
+    windows = {day: answered(pipeline, rows) for day, rows in days if rows[LABEL].nunique() == 2}
+    order = sorted(windows)
+    off: dict[str, list[float]] = {name: [] for name in NAMES}
+    outside: dict[str, list[bool]] = {name: [] for name in NAMES}
+    naive: list[float] = []
+    for place in range(_DAYS_BEFORE, len(order), 2):
+        window = windows[order[place]]
+        past = [windows[day] for day in order[place - _DAYS_BEFORE : place]]
+        truth, guess = real(window), estimated(window, past)
+        naive.append(abs(truth["accuracy"] - np.mean([real(one)["accuracy"] for one in past])))
+        for name in NAMES:
+            value = guess.values[name]
+            assert not isinstance(value, str)
+            off[name].append(abs(truth[name] - value))
+            outside[name].append(off[name][-1] > guess.errors[name])
+    for name in NAMES:
+        print(
+            f"{name:>9}: mean error of the estimate of {len(off[name])} days {np.mean(off[name]):.3f}, beyond the "
+            f"largest error of the {_DAYS_BEFORE} days before on {np.mean(outside[name]):.0%} (one in nine by chance)"
+        )
+    print(f" accuracy: mean error where a day is taken to be as the {_DAYS_BEFORE} before it {np.mean(naive):.3f}")
+
+
+def main() -> None:
+    flights = load_flights()
+    pipeline = fit_anew(split(flights, SEED).train, 60, 0.1)
+    by_month(pipeline, flights)
+    by_day(pipeline, flights)
+
+
+if __name__ == "__main__":
+    main()
