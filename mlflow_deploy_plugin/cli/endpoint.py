@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlflow_deploy_plugin.cli.columns import aligned
 from mlflow_deploy_plugin.cli.pairs import pairs
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def list_(output: str) -> None:
         return
     head = ("NAME", "STATE", "TRAFFIC", "URL")
     rows = [(one["name"], one["state"], _weights(one["traffic"], one["shadows"]), one["url"]) for one in found]
-    for line in _aligned([head, *rows]):
+    for line in aligned([head, *rows]):
         click.echo(line)
 
 
@@ -140,7 +141,7 @@ def _show(observed: Any, output: str) -> None:
         share = "shadow" if one["shadow"] else str(one["weight"])
         version = f"version {one['version']}" if one["version"] else ""
         rows.append((f"  {name}", share, one["model_uri"], version, one["state"], one["error"]))
-    for line in _aligned(rows):
+    for line in aligned(rows):
         click.echo(line)
     for key in ("reason", "error", "shipping_error", "require"):
         if shown[key]:
@@ -157,9 +158,3 @@ def _show(observed: Any, output: str) -> None:
 def _weights(traffic: Mapping[str, int], shadows: Sequence[str]) -> str:
     parts = [f"{name}={weight}" for name, weight in traffic.items()] + [f"{name}=shadow" for name in shadows]
     return " ".join(parts) or "-"
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

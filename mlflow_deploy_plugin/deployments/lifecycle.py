@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.spec import (
     add_variant,
     empty_endpoint,
     new_endpoint,
+    remove_monitor,
     remove_variant,
 )
 from mlflow_deploy_plugin.store import Endpoint, Store, open_store
@@ -240,6 +241,16 @@ class Deployments:
             spec = self._endpoints.stored(endpoint).spec
             if name in spec.variants:
                 self._endpoints.change(spec, remove_variant(spec, name), Cause("update", why, actor))
+
+    def remove_monitor(self, endpoint: str, monitor: str, why: str = "", actor: str | None = None) -> None:
+        """Takes a monitor out of an endpoint; what it has found stays.
+
+        Raises:
+            NotFound: there is no such endpoint or monitor.
+        """
+        if monitor not in (known := self._endpoints.stored(endpoint).spec.monitors):
+            raise NotFound(f"endpoint {endpoint!r} has no monitor {monitor!r}{did_you_mean(monitor, known)}")
+        self._change(endpoint, lambda spec: remove_monitor(spec, monitor), Cause("update", why, actor))
 
     def look_now(self, model: str) -> None:
         """To be called after a move in the registry: the servers here that follow the model serve it at once."""

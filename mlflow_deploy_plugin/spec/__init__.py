@@ -16,7 +16,14 @@ Field names, defaults, bounds and descriptions stand here once: `-C server.port=
 """
 
 from mlflow_deploy_plugin.spec.base import Duration, Name, duration_seconds
-from mlflow_deploy_plugin.spec.change import add_variant, apply_config, empty_endpoint, new_endpoint, remove_variant
+from mlflow_deploy_plugin.spec.change import (
+    add_variant,
+    apply_config,
+    empty_endpoint,
+    new_endpoint,
+    remove_monitor,
+    remove_variant,
+)
 from mlflow_deploy_plugin.spec.document import dump_spec, load_specs
 from mlflow_deploy_plugin.spec.fields import field_reference
 from mlflow_deploy_plugin.spec.monitors import MonitorKind, MonitorSpec, RetrainSpec
@@ -59,5 +66,6 @@ __all__ = [
     "field_reference",
     "load_specs",
     "new_endpoint",
+    "remove_monitor",
     "remove_variant",
 ]

@@ -79,6 +79,12 @@ def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
     return validated({**document_of(spec), "variants": variants})
 
 
+def remove_monitor(spec: EndpointSpec, name: str) -> EndpointSpec:
+    """`spec` without one of its monitors."""
+    monitors = {key: monitor for key, monitor in document_of(spec).get("monitors", {}).items() if key != name}
+    return validated({**document_of(spec), "monitors": monitors})
+
+
 def _path(dotted: str) -> list[str]:
     """The keys that a dotted name leads through; the names of variants and monitors may have dots themselves."""
     part, _, rest = dotted.partition(".")

@@ -40,13 +40,14 @@ class Attempts:
     Attributes:
         judge: here, or in a process of its own.
         say: is told in one line each what has changed.
-        tells: whether people are told of an alarm, and it starts what the monitor's spec says.
+        by_hand: somebody has asked for this window and sees what becomes of it: nobody else is told, nothing is
+            started, and what fails is not tried again.
     """
 
     deployments: Deployments
     judge: Judge
     say: Callable[[str], None]
-    tells: bool = True
+    by_hand: bool = False
 
     @property
     def monitors(self) -> Monitors:
@@ -69,6 +70,9 @@ class Attempts:
             return None
         except OnnxserveError as error:
             return self._failed(running, spec, error.message, isinstance(error, PASSING), keeper)
+        except KeyboardInterrupt:
+            self.monitors.close(running, "it was ended by hand")
+            raise
         except Exception as error:  # noqa: BLE001 — one window must not end the others
             _log.exception("%s", shown(running))
             return self._failed(running, spec, f"{type(error).__name__}: {error}", False, keeper)
@@ -84,7 +88,7 @@ class Attempts:
         if not digest:
             return replace(judged, verdict=_NOT_JUDGED, reason="; ".join([NO_ROWS, *notes]))
         answer = self.judge(Asked.of(window, spec, self.deployments.settings))
-        if self.tells:
+        if not self.by_hand:
             self._tell(window, spec, answer)
         judgement = answer.judgement
         return replace(
@@ -101,7 +105,9 @@ class Attempts:
     def _tell(self, window: MonitorWindow, spec: MonitorSpec, answer: Answer) -> None:
         """Tells of the monitor's newest window: what an older one is found to be later changes nothing any more."""
         store, settings = self.deployments.store, self.deployments.settings
-        earlier = self.monitors.windows(window.endpoint, window.monitor, states=("judged",), limit=_LOOKED_BACK)
+        length = window.end - window.start  # by hand others are asked for too
+        judged = self.monitors.windows(window.endpoint, window.monitor, states=("judged",), limit=_LOOKED_BACK)
+        earlier = [one for one in judged if one.end - one.start == length]
         if any(one.start > window.start for one in earlier) or store.endpoint(window.endpoint) is None:
             return
         in_a_row = alarms_in_a_row([*earlier, replace(window, verdict=answer.judgement.state)])
@@ -117,7 +123,8 @@ class Attempts:
     ) -> MonitorWindow | None:
         now = self.deployments.store.now()
         attempts = window.attempts + 1
-        is_given_up = attempts >= MOST_ATTEMPTS and not (is_passing and now - window.created_at < LONGEST_TROUBLE)
+        may_pass = is_passing and now - window.created_at < LONGEST_TROUBLE
+        is_given_up = self.by_hand or (attempts >= MOST_ATTEMPTS and not may_pass)
         failed = replace(
             window,
             state="failed" if is_given_up else "pending",
@@ -129,7 +136,7 @@ class Attempts:
         if written is None:
             return None
         self.say(shown(written))
-        if self.tells and (is_given_up or attempts == MOST_ATTEMPTS):
+        if not self.by_hand and (is_given_up or attempts == MOST_ATTEMPTS):
             alert_failure(self.deployments.store, self.deployments.settings, window.endpoint, window.monitor, reason)
         return written
 

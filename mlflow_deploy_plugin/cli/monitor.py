@@ -1,0 +1,222 @@
+"""`onnxserve monitor …`: what watches an endpoint, and what it has found."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from mlflow_deploy_plugin.cli.columns import aligned
+from mlflow_deploy_plugin.cli.pairs import pairs
+from mlflow_deploy_plugin.spec import MonitorKind
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+
+_output = click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How it is written."
+)
+_why = click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail (`onnxserve history NAME`).")
+
+
+@click.group()
+def monitor() -> None:
+    """Judge captured traffic again and again. `onnxserve controller` does it; here is what it did, and more by hand.
+
+    \b
+      onnxserve monitor add flights daily --kind drift --every 1d
+      onnxserve monitor list
+      onnxserve monitor run flights --window 2013-07-01/2013-08-01
+    """
+
+
+@monitor.command("list")
+@click.argument("name", required=False)
+@_output
+def list_(name: str | None, output: str) -> None:
+    """Lists the monitors (of the endpoint NAME): how they stand, what they found last, when they are due."""
+    with _deployments() as deployments:
+        from mlflow_deploy_plugin.cli.monitor_text import HEAD, described, row_of
+        from mlflow_deploy_plugin.controller.loop import LEASE
+        from mlflow_deploy_plugin.controller.monitors.overview import overviews
+
+        found = overviews(deployments.store, name)
+        lease = deployments.store.lease(LEASE)
+        is_run = lease is not None and lease.expires_at > deployments.store.now()
+    if output == "json":
+        click.echo(json.dumps([described(one) for one in found]))
+        return
+    for line in aligned([HEAD, *[row_of(one) for one in found]]):
+        click.echo(line)
+    for one in found:
+        if one.why:
+            click.echo(f"{one.endpoint} {one.monitor}: {one.why}")
+        if one.given_up:
+            click.echo(f"{one.endpoint} {one.monitor}: {one.given_up} windows could not be judged")
+    if found and not is_run:
+        click.echo("no controller runs: start `onnxserve controller`, which judges what is due", err=True)
+
+
+@monitor.command()
+@click.argument("name")
+@click.option("--monitor", "monitor_name", help="Default: its only one, or where it has none a daily one of drift.")
+@click.option(
+    "--window",
+    metavar="START/END",
+    help="Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d. "
+    "Default: the latest whole window of the monitor's length that has rows.",
+)
+@_output
+def run(name: str, monitor_name: str | None, window: str | None, output: str) -> None:
+    """Judges one window of the endpoint NAME now, and logs it to MLflow. Exit status 0 whatever the verdict is.
+
+    It is written down like the windows of the schedule, but nobody is told and nothing is started.
+    """
+    from mlflow_deploy_plugin.inference_log.windows import parse_window
+
+    parsed = parse_window(window) if window is not None else None
+    with _deployments() as deployments:
+        from mlflow_deploy_plugin.cli.monitor_text import described_judgement, judgement_lines
+        from mlflow_deploy_plugin.controller.monitors.by_hand import find_monitor, run_window
+        from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
+
+        written, answer = run_window(deployments, find_monitor(deployments, name, monitor_name), parsed, judge_and_log)
+    if output == "json":
+        click.echo(json.dumps(described_judgement(written, answer)))
+        return
+    for line in judgement_lines(written, answer):
+        click.echo(line)
+
+
+@monitor.command()
+@click.argument("name")
+@click.argument("monitor_name", metavar="MONITOR")
+@_why
+def pause(name: str, monitor_name: str, why: str) -> None:
+    """Leaves the monitor MONITOR of NAME alone until it is resumed; the windows it has missed are made up then."""
+    _pause(name, monitor_name, True, why)
+
+
+@monitor.command()
+@click.argument("name")
+@click.argument("monitor_name", metavar="MONITOR")
+@_why
+def resume(name: str, monitor_name: str, why: str) -> None:
+    """Lets a paused monitor go on."""
+    _pause(name, monitor_name, False, why)
+
+
+@monitor.command()
+@click.argument("name")
+@click.argument("monitor_name", metavar="MONITOR")
+@click.option("--from", "begin", required=True, metavar="TIME", help="2013-07-01 or 2013-07-01T12:00, in UTC.")
+@click.option("--to", "end", metavar="TIME", help="Default: now.")
+def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
+    """Judges the windows of MONITOR that lie in the interval and were not judged, oldest first.
+
+    Ctrl-C ends it after what is judged; the same command goes on from there. Exit status 1 where a window could not be
+    judged.
+    """
+    began, ended = _time(begin), _time(end) if end is not None else datetime.now(UTC)
+    with _deployments() as deployments:
+        from mlflow_deploy_plugin.controller.monitors import by_hand
+        from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
+        from mlflow_deploy_plugin.inference_log.windows import Window
+
+        found = by_hand.find_monitor(deployments, name, monitor_name)
+        judged = passed_over = failed = number = count = 0
+        try:
+            for number, count, window, is_new in by_hand.backfill(deployments, found, began, ended, judge_and_log):
+                judged, passed_over = judged + is_new, passed_over + (not is_new)
+                failed += window.state == "failed"
+                what = window.reason if window.state == "failed" else window.verdict
+                again = "" if is_new else " (judged already)"
+                click.echo(f"[{number}/{count}] {Window(window.start, window.end)}: {what}{again}")
+        except KeyboardInterrupt:
+            click.echo(f"ended after {number} of {count} windows; the same command goes on from there", err=True)
+            sys.exit(130)
+    click.echo(f"{judged - failed} windows judged, {passed_over} judged before, {failed} could not be judged")
+    sys.exit(1 if failed else 0)
+
+
+@monitor.command()
+@click.argument("name")
+@click.argument("monitor_name", metavar="MONITOR")
+@click.option("--kind", type=click.Choice(get_args(MonitorKind)), default="drift", show_default=True)
+@click.option("--every", metavar="DURATION", help="Length of a window in event time: 30m, 1h, 1d. Default: 1d.")
+@click.option("--schedule", metavar="CRONTAB", help="When it is judged: '15 6 * * *'. Default: when a window is over.")
+@click.option("--time-zone", metavar="ZONE", help="Of the schedule: Europe/Berlin. Default: UTC.")
+@click.option("--reference", help="training, rolling:7d, window:START/END, dataset:URI. Default: training.")
+@click.option("--require", metavar="CRITERIA", help="What must hold: accuracy>=0.8,f1>=0.7.")
+@click.option(
+    "-C", "--config", multiple=True, metavar="FIELD=VALUE", help="Any other field: min_rows=500, retrain.project=… ."
+)
+@_why
+def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **fields: str | None) -> None:
+    """Adds the monitor MONITOR to the endpoint NAME. Its windows are judged from the next look of the controller on."""
+    given = {key: value for key, value in fields.items() if value is not None} | pairs(config)
+    with _deployments() as deployments:
+        from mlflow_deploy_plugin.controller.monitors.when import crontab
+        from mlflow_deploy_plugin.errors import AlreadyExists
+
+        if given.get("schedule"):
+            crontab(given["schedule"], given.get("time_zone") or "UTC")
+        stored = deployments.get_endpoint(name).endpoint
+        if monitor_name in stored.spec.monitors:
+            raise AlreadyExists(
+                f"endpoint {name!r} has a monitor {monitor_name!r} already: onnxserve endpoint update {name} "
+                f"-C monitors.{monitor_name}.FIELD=VALUE changes it"
+            )
+        dotted = {f"monitors.{monitor_name}.{field}": value for field, value in given.items()}
+        deployments.update_endpoint(name, dotted, why)
+    click.echo(f"{name} has the monitor {monitor_name}")
+
+
+@monitor.command()
+@click.argument("name")
+@click.argument("monitor_name", metavar="MONITOR")
+@_why
+def remove(name: str, monitor_name: str, why: str) -> None:
+    """Takes a monitor out of the endpoint NAME; what it has found stays."""
+    with _deployments() as deployments:
+        from mlflow_deploy_plugin.store.monitors import Monitors
+
+        deployments.remove_monitor(name, monitor_name, why)
+        Monitors(deployments.store).forget(name, monitor_name)
+    click.echo(f"{name} has no monitor {monitor_name} any more")
+
+
+def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
+    with _deployments() as deployments:
+        from mlflow_deploy_plugin.controller.monitors.overview import find_endpoint
+        from mlflow_deploy_plugin.store.monitors import Monitors
+
+        find_endpoint(deployments.store, name, monitor_name)
+        is_new = Monitors(deployments.store).pause(name, monitor_name, paused, why=why)
+    state = "paused" if paused else "resumed" if is_new else "not paused"
+    click.echo(f"{name}: monitor {monitor_name} is {state}")
+
+
+@contextmanager
+def _deployments() -> Iterator["Deployments"]:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    # here: SQLAlchemy and MLflow take a second that `--help` should not wait for
+    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+
+    with open_deployments(lambda line: click.echo(line, err=True)) as opened:
+        yield opened
+
+
+def _time(text: str) -> datetime:
+    from mlflow_deploy_plugin.errors import InvalidConfig
+
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidConfig(f"{text!r} is not a time: 2013-07-01 or 2013-07-01T12:00, in UTC") from None
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)

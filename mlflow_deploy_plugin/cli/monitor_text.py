@@ -1,0 +1,112 @@
+"""Monitors and what they have found, in words and as a program reads them."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from mlflow_deploy_plugin.cli.columns import aligned
+from mlflow_deploy_plugin.controller.monitors.judging import Answer
+from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.store.monitors import MonitorWindow
+
+HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
+_SHOWN = 8
+
+
+def row_of(one: MonitorOverview) -> tuple[str, ...]:
+    """The cells below `HEAD`."""
+    last = str(Window(one.last.start, one.last.end)) if one.last else "-"
+    due = f"{one.next_due:%Y-%m-%d %H:%M}" if one.next_due else "-"
+    verdict = one.last.verdict if one.last else "-"
+    return one.endpoint, one.monitor, one.spec.kind, one.spec.every, one.standing, last, verdict, due
+
+
+def described(one: MonitorOverview) -> dict[str, Any]:
+    """The monitor as a program reads it; times in ISO 8601."""
+    return {
+        "endpoint": one.endpoint,
+        "monitor": one.monitor,
+        "kind": one.spec.kind,
+        "every": one.spec.every,
+        "schedule": one.spec.schedule,
+        "state": one.standing,
+        "why": one.why,
+        "paused_by": one.state.paused_by,
+        "consecutive": one.state.consecutive,
+        "next_due": one.next_due.isoformat() if one.next_due else None,
+        "given_up": one.given_up,
+        "last": _window(one.last) if one.last else None,
+        "open": _window(one.open) if one.open else None,
+    }
+
+
+def _window(window: MonitorWindow) -> dict[str, Any]:
+    return {
+        "start": window.start.isoformat(),
+        "end": window.end.isoformat(),
+        "revision": window.revision,
+        "state": window.state,
+        "verdict": window.verdict,
+        "reason": window.reason,
+        "rows": window.rows,
+        "attempts": window.attempts,
+        "run_id": window.run_id,
+        "run_url": window.run_url,
+    }
+
+
+def described_judgement(window: MonitorWindow, answer: Answer) -> dict[str, Any]:
+    """The judgement as a program reads it."""
+    judgement = answer.judgement
+    return {
+        "endpoint": judgement.endpoint,
+        "monitor": judgement.monitor,
+        "kind": judgement.kind,
+        "model": judgement.model,
+        "version": judgement.version,
+        **_window(window),
+        "findings": [
+            {
+                "subject": finding.subject,
+                "check": finding.check,
+                "state": finding.state,
+                "reason": finding.reason,
+                "value": _finite(finding.value),
+                "threshold": _finite(finding.threshold),
+                "segment": finding.segment,
+            }
+            for finding in judgement.findings
+        ],
+        "figures": dict(window.figures),
+        "notes": list(judgement.notes),
+    }
+
+
+def judgement_lines(window: MonitorWindow, answer: Answer) -> Iterator[str]:
+    """What `monitor run` shows: the verdict, the worst findings, and where its report is."""
+    judgement = answer.judgement
+    revision = f" (revision {window.revision})" if window.revision > 1 else ""
+    yield f"{judgement.endpoint} {judgement.monitor} {judgement.window}{revision}: {judgement.state}"
+    yield f"  model {judgement.model} version {judgement.version}, {judgement.rows:,} rows"
+    if judgement.reason:
+        yield f"  {judgement.reason}"
+    rows = []
+    for finding in judgement.findings[:_SHOWN]:
+        subject = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
+        value = "" if finding.value is None else f"{finding.value:.4g}"
+        threshold = "" if finding.threshold is None else f"threshold {finding.threshold:.4g}"
+        shown = finding.state if finding.value is not None else f"{finding.state}: {finding.reason}"
+        rows.append((f"  {subject}", finding.check, value, threshold, shown))
+    if rows:
+        yield from aligned(rows)
+    if len(judgement.findings) > _SHOWN:
+        yield f"  and {len(judgement.findings) - _SHOWN} more findings, in the report"
+    for note in judgement.notes:
+        yield f"  note: {note}"
+    yield f"  report: {answer.run.url or f'run {answer.run.run_id} in experiment {answer.run.experiment}'}"
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if value is not None and math.isfinite(value) else None

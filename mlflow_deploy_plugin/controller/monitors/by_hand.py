@@ -1,0 +1,183 @@
+"""Windows that a person asks for: judged here and now, and written down like those of the schedule.
+
+Nobody else is told of what is found, and nothing is started: whoever asks sees it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from mlflow_deploy_plugin.controller.lease import LeaseKeeper
+from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
+from mlflow_deploy_plugin.controller.monitors.judging import Answer, Asked, Judge, digest_of_files
+from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
+from mlflow_deploy_plugin.controller.monitors.when import window_from, windows_between
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments.nearest import did_you_mean
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
+from mlflow_deploy_plugin.server.state import SPEC
+from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, load_specs
+from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
+
+DEFAULT_MONITOR = "drift"
+_SHIPPING_SECONDS = 20.0
+_LEASE_SECONDS = 15.0
+_PATIENCE_SECONDS = 60.0
+_NOT_SHIPPED = "some captured rows have not reached the inference log yet and are not judged"
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """A monitor of an endpoint; one that the endpoint's spec does not have is made of the defaults."""
+
+    endpoint: str
+    name: str
+    spec: MonitorSpec
+
+
+def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> Monitor:
+    """The monitor of this name; default: the endpoint's only one, or where it has none a daily one of drift.
+
+    Raises:
+        NotFound: there is no such endpoint or monitor.
+        InvalidConfig: the endpoint has several, and none is named.
+    """
+    spec = _spec(deployments, endpoint)
+    if spec is None:
+        known = [stored.name for stored in deployments.store.endpoints()]
+        captured = open_log(deployments.settings.inference_log).endpoints()
+        if endpoint not in captured:
+            raise NotFound(f"there is no endpoint {endpoint!r}{did_you_mean(endpoint, sorted({*known, *captured}))}")
+    monitors = dict(spec.monitors) if spec is not None else {}
+    if name is None:
+        if len(monitors) > 1:
+            raise InvalidConfig(
+                f"endpoint {endpoint!r} has several monitors: say which, --monitor {' | '.join(sorted(monitors))}"
+            )
+        name = next(iter(monitors), DEFAULT_MONITOR)
+    if monitors and name not in monitors:
+        raise NotFound(f"endpoint {endpoint!r} has no monitor {name!r}; it has {', '.join(sorted(monitors))}")
+    return Monitor(endpoint, name, monitors.get(name, MonitorSpec()))
+
+
+def run_window(
+    deployments: Deployments, monitor: Monitor, window: Window | None, judge: Judge
+) -> tuple[MonitorWindow, Answer]:
+    """Judges a window, by default the latest whole one of the monitor's length that has rows.
+
+    A window that was judged already gets a further revision.
+
+    Raises:
+        NotFound: the window has no rows.
+        OnnxserveError: it cannot be judged; or the controller is at it.
+    """
+    log = open_log(deployments.settings.inference_log)
+    is_shipped = wait_until_shipped(deployments.settings.deployments_path / monitor.endpoint, _SHIPPING_SECONDS)
+    now = deployments.store.now()
+    window = window or log.latest_window(monitor.endpoint, monitor.spec.every, now)
+    if not digest_of_files(log, monitor.endpoint, window):
+        latest = log.latest_window(monitor.endpoint, monitor.spec.every, now)
+        raise NotFound(
+            f"endpoint {monitor.endpoint!r} has no captured rows in {window}; the latest whole window with rows is "
+            f"{latest}"
+        )
+    answers: list[Answer] = []
+
+    def answer(asked: Asked) -> Answer:
+        answers.append(judge(asked))
+        return answers[-1]
+
+    with _held(deployments, monitor) as keeper:
+        written = _written(Monitors(deployments.store), monitor, window)
+        taken = _attempts(deployments, answer).take(
+            written, monitor.spec, keeper, () if is_shipped else (_NOT_SHIPPED,)
+        )
+    if taken is None:
+        raise OnnxserveError("the lease of the monitor was lost while the window was judged: try again")
+    if taken.state != "judged":
+        raise OnnxserveError(taken.reason)
+    return taken, answers[-1]
+
+
+def backfill(
+    deployments: Deployments, monitor: Monitor, begin: datetime, end: datetime, judge: Judge
+) -> Iterator[tuple[int, int, MonitorWindow, bool]]:
+    """Judges the monitor's windows in [begin, end), oldest first; those that are judged already are passed over.
+
+    Yields:
+        Number of the window from 1, how many there are, the window, and whether it was judged now.
+
+    Raises:
+        InvalidConfig: no whole window lies there.
+    """
+    starts = windows_between(monitor.spec, begin, end)
+    if not starts:
+        raise InvalidConfig(f"no whole window of {monitor.spec.every} lies between {begin:%F %R} and {end:%F %R} UTC")
+    monitors = Monitors(deployments.store)
+    for number, start in enumerate(starts, 1):
+        window = window_from(monitor.spec, start)
+        judged = [one for one in _of_window(monitors, monitor, window) if one.state == "judged"]
+        if judged:
+            yield number, len(starts), judged[-1], False
+            continue
+        with _held(deployments, monitor) as keeper:
+            written = _written(monitors, monitor, window)
+            taken = _attempts(deployments, judge).take(written, monitor.spec, keeper)
+        if taken is None:
+            raise OnnxserveError("the lease of the monitor was lost while a window was judged: try again")
+        yield number, len(starts), taken, True
+
+
+@contextmanager
+def _held(deployments: Deployments, monitor: Monitor) -> Iterator[LeaseKeeper]:
+    """Under the monitor's lease, which a controller has while it judges a window itself."""
+    name, store = lease_name(monitor.endpoint, monitor.name), deployments.store
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while (lease := store.acquire_lease(name, "by hand", _LEASE_SECONDS)) is None:
+        if time.monotonic() > deadline:
+            view = store.lease(name)
+            raise OnnxserveError(
+                f"a window of monitor {monitor.name!r} is being judged by {view.holder if view else 'somebody'}: "
+                "try again later"
+            )
+        time.sleep(0.2)
+    with LeaseKeeper(store, lease) as keeper:
+        yield keeper
+
+
+def _written(monitors: Monitors, monitor: Monitor, window: Window) -> MonitorWindow:
+    """The revision that is to be judged: the newest one where it is not judged, else a further one."""
+    revisions = [
+        one for one in monitors.windows(monitor.endpoint, monitor.name, since=window.start) if one.start == window.start
+    ]
+    newest = revisions[-1] if revisions else None
+    if newest is not None and newest.state != "judged" and newest.end == window.end:
+        return newest
+    revision = newest.revision + 1 if newest is not None else 1
+    return monitors.add(monitor.endpoint, monitor.name, window.start, window.end, revision)
+
+
+def _of_window(monitors: Monitors, monitor: Monitor, window: Window) -> list[MonitorWindow]:
+    found = monitors.windows(monitor.endpoint, monitor.name, since=window.start)
+    return [one for one in found if (one.start, one.end) == (window.start, window.end)]
+
+
+def _attempts(deployments: Deployments, judge: Callable[[Asked], Answer]) -> Attempts:
+    return Attempts(deployments, judge, say=lambda line: None, by_hand=True)
+
+
+def _spec(deployments: Deployments, endpoint: str) -> EndpointSpec | None:
+    """As it stands in the store, or as a server of this machine has left it that nobody deployed."""
+    stored = deployments.store.endpoint(endpoint)
+    if stored is not None:
+        return stored.spec
+    try:
+        specs = load_specs((deployments.settings.deployments_path / endpoint / SPEC).read_text())
+    except OSError:
+        return None
+    return next((spec for spec in specs if spec.name == endpoint), None)

@@ -1,0 +1,95 @@
+"""How the monitors of a store stand, for people and programs."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from mlflow_deploy_plugin.controller.monitors.next_window import next_due
+from mlflow_deploy_plugin.deployments.nearest import did_you_mean
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.store import Endpoint, Store
+from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
+
+MonitorStanding = Literal["waiting", "judging", "failing", "paused", "broken"]
+
+
+@dataclass(frozen=True)
+class MonitorOverview:
+    """One monitor.
+
+    Attributes:
+        standing: waiting for its next window; judging one; failing: its last attempt failed, and is made again;
+            paused by a person; broken: its schedule cannot be read.
+        last: the newest window that was judged.
+        open: the window that is being judged, or tried again.
+        given_up: windows that could not be judged, among the newest hundred.
+        next_due: when the next window may be judged; None: it cannot be told, or the monitor is paused.
+        why: of what it stands so, in a sentence.
+    """
+
+    endpoint: str
+    monitor: str
+    spec: MonitorSpec
+    standing: MonitorStanding
+    state: MonitorState
+    last: MonitorWindow | None
+    open: MonitorWindow | None
+    given_up: int
+    next_due: datetime | None
+    why: str
+
+
+def overviews(store: Store, endpoint: str | None = None) -> list[MonitorOverview]:
+    """All monitors (of one endpoint), by name.
+
+    Raises:
+        NotFound: there is no such endpoint.
+    """
+    endpoints = store.endpoints() if endpoint is None else [find_endpoint(store, endpoint)]
+    return [overview(store, one, name) for one in endpoints for name in sorted(one.spec.monitors)]
+
+
+def find_endpoint(store: Store, name: str, monitor: str | None = None) -> Endpoint:
+    """The endpoint of this name, which has to have the monitor, where one is named. Raises NotFound."""
+    found = store.endpoint(name)
+    if found is None:
+        raise NotFound(f"there is no endpoint {name!r}{did_you_mean(name, [one.name for one in store.endpoints()])}")
+    if monitor is not None and monitor not in (known := found.spec.monitors):
+        has = f"; it has {', '.join(sorted(known))}" if known else "; onnxserve monitor add makes one"
+        raise NotFound(f"endpoint {name!r} has no monitor {monitor!r}{has}")
+    return found
+
+
+def overview(store: Store, endpoint: Endpoint, name: str) -> MonitorOverview:
+    """One monitor of the endpoint's spec."""
+    monitors, spec = Monitors(store), endpoint.spec.monitors[name]
+    state = monitors.state(endpoint.name, name)
+    newest = monitors.windows(endpoint.name, name, limit=100)
+    judged = [window for window in newest if window.state == "judged"]
+    written = [window for window in newest if window.state in ("pending", "running")]
+    standing: MonitorStanding = "waiting"
+    due, why = None, state.note
+    try:
+        due = next_due(endpoint, name, spec, state, store.now())
+    except InvalidConfig as error:
+        standing, why = "broken", error.message
+    if written and written[0].state == "running":
+        standing = "judging"
+    elif written and written[0].attempts:
+        standing, due = "failing", written[0].not_before
+        why = f"attempt {written[0].attempts}: {written[0].reason}"
+    if state.paused:
+        standing, due, why = "paused", None, f"by {state.paused_by}"
+    return MonitorOverview(
+        endpoint=endpoint.name,
+        monitor=name,
+        spec=spec,
+        standing=standing,
+        state=state,
+        last=judged[-1] if judged else None,
+        open=written[0] if written else None,
+        given_up=sum(window.state == "failed" for window in newest),
+        next_due=due,
+        why=why,
+    )
