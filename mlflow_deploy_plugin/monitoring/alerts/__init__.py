@@ -1,21 +1,82 @@
-"""Alerts: who is told when a monitor's window raises an alarm, when it is over, and when a monitor fails."""
+"""Alerts: who is told when a monitor's window raises an alarm, when it is over, and when a monitor fails.
 
+What is to be told is written into the store by `alert`, `alert_failure` and `announce`; `tell` sends it.
+"""
+
+import hashlib
 import logging
+from datetime import timedelta
 
+from mlflow_deploy_plugin.monitoring.alerts.course import Seen, over, raised, said
+from mlflow_deploy_plugin.monitoring.alerts.message import seen_in
+from mlflow_deploy_plugin.monitoring.alerts.send import tell as tell
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Store
+from mlflow_deploy_plugin.store.alerts import Alerts
 
 _log = logging.getLogger(__name__)
 
 
 def alert(store: Store, settings: Settings, judgement: Judgement, run_url: str, spec: MonitorSpec) -> None:
-    """Tells of a judged window whoever is to be told; a channel that fails is logged and tried again later."""
+    """Takes a judged window for what is to be told: an alarm begins, goes on, grows worse or is over.
+
+    A window that was not judged changes nothing; that it could be looked at ends an alert of the monitor's failing.
+
+    Raises:
+        StoreUnavailable: the store cannot be used.
+    """
+    alerts, now = Alerts(store), store.now()
+    seen = seen_in(judgement, run_url, spec.alert)
     if judgement.is_alarm:
         _log.warning("%s, monitor %s, %s: %s", judgement.endpoint, judgement.monitor, judgement.window, judgement.state)
+        repeat = timedelta(seconds=settings.alert_repeat_seconds)
+        alerts.change(seen.fingerprint, lambda before: raised(before, seen, now, repeat))
+    elif judgement.state != "not judged":
+        alerts.change(seen.fingerprint, lambda before: over(before, seen, now))
+    works = Seen(_failing(judgement.endpoint, judgement.monitor), judgement.endpoint, judgement.monitor)
+    again = Seen(works.fingerprint, works.endpoint, works.monitor, lines=("the monitor works again",), link=seen.link)
+    alerts.change(again.fingerprint, lambda before: over(before, again, now))
 
 
 def alert_failure(store: Store, settings: Settings, endpoint: str, monitor: str, reason: str) -> None:
-    """Tells that a monitor could not be run."""
+    """Takes for what is to be told that a monitor could not be run; the next window that is judged ends it.
+
+    Raises:
+        StoreUnavailable: the store cannot be used.
+    """
     _log.warning("%s, monitor %s failed: %s", endpoint, monitor, reason)
+    now = store.now()
+    seen = Seen(
+        _failing(endpoint, monitor),
+        endpoint,
+        monitor,
+        lines=(f"{endpoint}: the monitor fails: {reason}",),
+        tags=_tags(store, endpoint, monitor),
+    )
+    repeat = timedelta(seconds=settings.alert_repeat_seconds)
+    Alerts(store).change(seen.fingerprint, lambda before: raised(before, seen, now, repeat, "failing"))
+
+
+def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "") -> None:
+    """Takes something for what is to be told, once, that has no end, such as a version that waits for a person.
+
+    Raises:
+        StoreUnavailable: the store cannot be used.
+    """
+    now, digest = store.now(), hashlib.sha256(text.encode()).hexdigest()[:12]
+    fingerprint = f"{endpoint}/{monitor}/said/{digest}"
+    seen = Seen(fingerprint, endpoint, monitor, lines=(text,), link=link, tags=_tags(store, endpoint, monitor))
+    Alerts(store).add_once(said(seen, now))
+
+
+def _failing(endpoint: str, monitor: str) -> str:
+    return f"{endpoint}/{monitor}/failing"
+
+
+def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
+    """Whom the endpoint's spec names for the monitor."""
+    found = store.endpoint(endpoint)
+    spec = found.spec.monitors.get(monitor) if found is not None else None
+    return spec.alert if spec is not None else ()

@@ -8,6 +8,7 @@ import pytest
 from mlflow_deploy_plugin.monitoring.features import Feature
 from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding
 from mlflow_deploy_plugin.monitoring.reports import build_report, drawn
+from support.judgements import judgement_of
 
 SIZE, ROWS = 1000, 40
 RNG = np.random.default_rng(0)
@@ -41,8 +42,8 @@ def drift_of(files):
 
 
 @pytest.mark.parametrize("score", [1.0, 9.0])
-def test_evidently_and_the_verdict_say_the_same(judgement, score):
-    given = judgement(plain=score, trap=0.5)
+def test_evidently_and_the_verdict_say_the_same(score):
+    given = judgement_of(plain=score, trap=0.5)
     pairs = [(plain(SIZE), plain(ROWS)), (text(["a", "b", None], SIZE), text(["a", "b"]))]
 
     scores, failed, dataset = drift_of(build_report(given, Evidence(pairs)))
@@ -67,21 +68,21 @@ TRAPS = {
 }
 
 
-def test_no_column_kills_the_report(judgement):
+def test_no_column_kills_the_report():
     """All of FACTS' traps in one report, beside a column that is fine."""
     pairs = [
         (Feature(name, left.kind, left.values), Feature(name, right.kind, right.values))
         for name, (left, right) in TRAPS.items()
     ]
     files = build_report(
-        judgement(plain=9.0, **dict.fromkeys(TRAPS, 1.0)), Evidence([(plain(SIZE), plain(ROWS)), *pairs])
+        judgement_of(plain=9.0, **dict.fromkeys(TRAPS, 1.0)), Evidence([(plain(SIZE), plain(ROWS)), *pairs])
     )
 
     assert set(drift_of(files)[0]) == {"plain", *TRAPS}
     assert "<script>alert(1)" not in files["report.html"]
 
 
-def test_a_column_that_evidently_cannot_take_is_named_with_its_reason(judgement, monkeypatch):
+def test_a_column_that_evidently_cannot_take_is_named_with_its_reason(monkeypatch):
     def untamed(columns, rng):
         reference, current, text_columns = frames(columns, rng)
         if "trap" in reference.columns:  # as it would be without what is done for it: Evidently raises
@@ -92,30 +93,30 @@ def test_a_column_that_evidently_cannot_take_is_named_with_its_reason(judgement,
     monkeypatch.setattr(drawn, "_frames", untamed)
     pairs = [(plain(SIZE), plain(ROWS)), (number([1.0], SIZE), number([1.0]))]
 
-    files = build_report(judgement(plain=9.0, trap=1.0), Evidence(pairs))
+    files = build_report(judgement_of(plain=9.0, trap=1.0), Evidence(pairs))
 
     assert set(drift_of(files)[0]) == {"plain"}
     assert "trap: Evidently cannot draw it: " in files["report.html"]
-    alone = build_report(judgement(trap=1.0), Evidence(pairs[1:]))
+    alone = build_report(judgement_of(trap=1.0), Evidence(pairs[1:]))
     assert "Evidently drew nothing: " in alone["report.html"]
     assert "evidently.json" not in alone
 
 
-def test_a_column_may_have_any_name(judgement):
+def test_a_column_may_have_any_name():
     names = ["", "a b", "a/b%[x]", "prediction", "target", "index", "0", "<i>"]
     pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)) for name in names]
 
-    files = build_report(judgement(**dict.fromkeys(names, 1.0)), Evidence([*pairs, *pairs]))
+    files = build_report(judgement_of(**dict.fromkeys(names, 1.0)), Evidence([*pairs, *pairs]))
 
     assert set(drift_of(files)[0]) == set(names)
 
 
-def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small(judgement):
+def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small():
     scores = {"worst": 9.0, **{f"f{n}": 1.0 for n in range(1000)}}
     shared = RNG.normal(size=SIZE)
     pairs = [(Feature(name, "number", shared), Feature(name, "number", shared[:ROWS])) for name in scores]
 
-    files = build_report(judgement(**scores), Evidence(pairs))
+    files = build_report(judgement_of(**scores), Evidence(pairs))
 
     found, failed, _ = drift_of(files)
     assert (len(found), failed) == (30, {"worst"})
@@ -125,8 +126,8 @@ def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small(judg
     assert len(json.loads(files["verdict.json"])["findings"]) == 1001
 
 
-def test_the_page_begins_with_the_verdict_and_fetches_nothing(judgement):
-    given = judgement(plain=9.0, notes=("a note <b>",))
+def test_the_page_begins_with_the_verdict_and_fetches_nothing():
+    given = judgement_of(plain=9.0, notes=("a note <b>",))
 
     page = build_report(given, Evidence([(plain(SIZE), plain(ROWS))]))["report.html"]
 
@@ -137,15 +138,15 @@ def test_the_page_begins_with_the_verdict_and_fetches_nothing(judgement):
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
-def test_so_few_rows_are_not_drawn(judgement, rows):
-    files = build_report(judgement(plain=9.0), Evidence([(plain(SIZE), plain(rows))]))
+def test_so_few_rows_are_not_drawn(rows):
+    files = build_report(judgement_of(plain=9.0), Evidence([(plain(SIZE), plain(rows))]))
 
     assert "of fewer than 3 rows nothing is drawn" in files["report.html"]
 
 
-def test_a_kind_without_rows_to_draw_has_its_findings_and_figures(judgement):
+def test_a_kind_without_rows_to_draw_has_its_findings_and_figures():
     found = Finding("accuracy", "criterion", "violated", "0.71 < 0.80", 0.71, 0.8, "carrier=AA")
-    given = judgement(
+    given = judgement_of(
         findings=(found, Finding("f1", "criterion", "not judged", "one class only")),
         kind="performance",
         state="violated",
@@ -162,8 +163,8 @@ def test_a_kind_without_rows_to_draw_has_its_findings_and_figures(judgement):
     assert files["sketches.parquet"] == b"PAR1"
 
 
-def test_what_is_not_judged_has_a_page_that_says_why(judgement):
-    given = judgement(state="not judged", reason="the window has 2 rows; min_rows is 200", plain=1.0)
+def test_what_is_not_judged_has_a_page_that_says_why():
+    given = judgement_of(state="not judged", reason="the window has 2 rows; min_rows is 200", plain=1.0)
 
     page = build_report(given, Evidence([(plain(SIZE), plain(2))]))["report.html"]
 

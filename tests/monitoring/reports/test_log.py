@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding
 from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement
 from mlflow_deploy_plugin.registry.connection import limit_patience
+from support.judgements import judgement_of
 from support.tracking import tracking_at
 from support.waiting import free_port
 
@@ -59,8 +60,8 @@ log_judgement(pickle.load(sys.stdin.buffer), Files())
 """
 
 
-def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(tracking: MlflowClient, judgement):
-    given = judgement(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
+def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(tracking: MlflowClient):
+    given = judgement_of(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
 
     run = log_judgement(given, {**build_report(given, Evidence()), "sketches.parquet": b"\xffPAR1"})
 
@@ -84,21 +85,21 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(track
     assert artifact(run.run_id, "trend.png").startswith(b"\x89PNG")
 
 
-def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(tracking: MlflowClient, judgement):
+def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(tracking: MlflowClient):
     names = ["a/b%[x]", "..", "../../etc", "x" * 400, "ü mlaut", ""]
 
-    run = log_judgement(judgement(endpoint="names", **dict.fromkeys(names, 1.0)), {})
+    run = log_judgement(judgement_of(endpoint="names", **dict.fromkeys(names, 1.0)), {})
 
     kept = {name for name in tracking.get_run(run.run_id).data.metrics if name.startswith("distribution/")}
     assert len(kept) == len(names)
 
 
-def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tracking: MlflowClient, judgement):
+def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tracking: MlflowClient):
     def version():
         return tracking.get_model_version("flight-delay", "1")
 
-    runs = [log_judgement(judgement(day, "led", temperature=score), {}) for day, score in ((1, 6.0), (2, 1.0))]
-    log_judgement(judgement(0, "led", temperature=9.0), {})  # made up later
+    runs = [log_judgement(judgement_of(day, "led", temperature=score), {}) for day, score in ((1, 6.0), (2, 1.0))]
+    log_judgement(judgement_of(0, "led", temperature=9.0), {})  # made up later
 
     assert version().tags["onnxserve.monitor.led.daily"] == "no drift"
     assert version().tags["onnxserve.monitor.led.daily.report"] == f"{runs[1].run_id}/report.html"
@@ -108,16 +109,16 @@ def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tr
     assert f"| no drift | 2013-07-03T00:00 – 2013-07-04T00:00 | `{runs[1].run_id}/report.html` |" in description
 
 
-def test_a_version_that_is_gone_or_was_never_registered_is_no_error(tracking: MlflowClient, judgement):
+def test_a_version_that_is_gone_or_was_never_registered_is_no_error(tracking: MlflowClient):
     for version in ("77", "", "folder"):
-        assert log_judgement(judgement(endpoint="gone", version=version, temperature=1.0), {}).run_id
+        assert log_judgement(judgement_of(endpoint="gone", version=version, temperature=1.0), {}).run_id
     assert len(runs_of(tracking, "gone")) == 1
 
 
-def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClient, judgement):
-    first = log_judgement(judgement(endpoint="again", temperature=9.0), {"report.html": "first"})
-    second = log_judgement(judgement(endpoint="again", temperature=1.0), {"report.html": "second"})
-    revised = log_judgement(judgement(endpoint="again", temperature=2.0, revision=2), {})
+def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClient):
+    first = log_judgement(judgement_of(endpoint="again", temperature=9.0), {"report.html": "first"})
+    second = log_judgement(judgement_of(endpoint="again", temperature=1.0), {"report.html": "second"})
+    revised = log_judgement(judgement_of(endpoint="again", temperature=2.0, revision=2), {})
 
     assert first.run_id == second.run_id != revised.run_id
     assert len(runs_of(tracking, "again")) == 2
@@ -126,8 +127,8 @@ def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClie
     assert artifact(first.run_id, "report.html") == b"second"
 
 
-def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient, judgement):
-    given = judgement(endpoint="killed", temperature=9.0)
+def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient):
+    given = judgement_of(endpoint="killed", temperature=9.0)
 
     child = subprocess.run([sys.executable, "-c", KILLED_IN_THE_MIDDLE], input=pickle.dumps(given), check=False)
     assert child.returncode == -signal.SIGKILL
@@ -141,8 +142,8 @@ def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient,
     assert artifact(run.run_id, "a.txt") == b"a"
 
 
-def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: MlflowClient, judgement):
-    given = judgement(endpoint="crowd", temperature=9.0)
+def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: MlflowClient):
+    given = judgement_of(endpoint="crowd", temperature=9.0)
     barrier = Barrier(4)
 
     def report(_number):
@@ -158,8 +159,8 @@ def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: 
     assert counting[0].info.status == "FINISHED"
 
 
-def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(tracking: MlflowClient, judgement, monkeypatch):
-    given = judgement(endpoint="down", temperature=9.0)
+def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(tracking: MlflowClient, monkeypatch):
+    given = judgement_of(endpoint="down", temperature=9.0)
 
     def fail():
         raise ConnectionError("Connection refused")
@@ -177,24 +178,24 @@ def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(tracking: Mlflow
         log_judgement(given, {})
 
 
-def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient, judgement):
+def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient):
     from mlflow_deploy_plugin.monitoring.reports.log import past_windows
 
     for day, score, revision in ((0, 1.0, 1), (1, 2.0, 1), (1, 9.0, 2), (3, 5.0, 1)):
-        log_judgement(judgement(day, "past", temperature=score, revision=revision), {})
+        log_judgement(judgement_of(day, "past", temperature=score, revision=revision), {})
 
-    past = past_windows(judgement(2, "past", temperature=1.0))
+    past = past_windows(judgement_of(2, "past", temperature=1.0))
 
     assert sorted((window.start.day, window.figures["statistic"]) for window in past) == [(1, 1.0), (2, 9.0)]
 
 
-def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient, judgement):
+def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient):
     found = (
         Finding("accuracy", "criterion", "violated", "", 0.71, 0.8),
         Finding("accuracy", "criterion", "kept", "", 0.81, 0.8, "carrier=AA"),
         Finding("f1", "criterion", "not judged", "one class only"),
     )
-    given = judgement(endpoint="criteria", kind="performance", findings=found, state="violated")
+    given = judgement_of(endpoint="criteria", kind="performance", findings=found, state="violated")
 
     run = log_judgement(given, {})
 

@@ -1,0 +1,88 @@
+"""What a channel is sent: the news of one endpoint, as plain text."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from mlflow_deploy_plugin.monitoring.alerts.channels import Message
+from mlflow_deploy_plugin.monitoring.alerts.course import Seen
+from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement
+from mlflow_deploy_plugin.store.alerts import Alert
+
+_MOST_FINDINGS = 5
+_HEADS = {
+    "firing": "Alarm",
+    "worse": "Worse",
+    "still": "Still",
+    "failing": "Failing",
+    "resolved": "Over",
+    "said": "For you",
+}
+_KINDS: dict[str, Literal["info", "success", "warning", "failure"]] = {
+    "firing": "failure",
+    "worse": "failure",
+    "still": "failure",
+    "failing": "warning",
+    "resolved": "success",
+    "said": "info",
+}
+_GRAVITY = ("failure", "warning", "info", "success")
+
+
+def message_of(alerts: Sequence[Alert]) -> Message:
+    """One message for all of them, the gravest first; they are of one endpoint."""
+    ordered = sorted(alerts, key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id))
+    parts = ["\n".join([_head(alert), *alert.detail["lines"], *_link(alert)]) for alert in ordered]
+    first = ordered[0]
+    more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
+    return Message(f"onnxserve: {first.endpoint}: {_head(first)}{more}", "\n\n".join(parts), _kind(first))
+
+
+def seen_in(judgement: Judgement, run_url: str, tags: Sequence[str]) -> Seen:
+    """What there is to tell of a judged window."""
+    alarms = [finding for finding in judgement.findings if finding.is_alarm]
+    answered = f"{judgement.model} version {judgement.version}" if judgement.model else "no version"
+    lines = [f"{judgement.endpoint}, {answered}, {judgement.window}: {judgement.state}"]
+    if judgement.reason:
+        lines.append(judgement.reason)
+    lines += [_line(finding) for finding in alarms[:_MOST_FINDINGS]]
+    if len(alarms) > _MOST_FINDINGS:
+        lines.append(f"and {len(alarms) - _MOST_FINDINGS} more")
+    return Seen(
+        fingerprint=f"{judgement.endpoint}/{judgement.monitor}",
+        endpoint=judgement.endpoint,
+        monitor=judgement.monitor,
+        order=f"{judgement.window.start.isoformat()} {judgement.revision:06}",
+        weight=sum(_weight(finding) for finding in alarms) or 1.0,
+        lines=lines,
+        link=f"{run_url}/artifacts/report.html" if run_url else "",
+        tags=tags,
+    )
+
+
+def _line(finding: Finding) -> str:
+    name = f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject
+    figures = ""
+    if finding.value is not None and finding.threshold is not None:
+        figures = f" {finding.value:.4g} (threshold {finding.threshold:.4g})"
+    why = f": {finding.reason}" if finding.reason else ""
+    return f"- {name}, {finding.check}{figures}{why}"
+
+
+def _weight(finding: Finding) -> float:
+    """How far beyond its threshold it is: 1 at the threshold, and no more than ten times that."""
+    if finding.value is None or not finding.threshold:
+        return 1.0
+    ratio = abs(finding.value / finding.threshold)
+    return min(max(ratio, 1 / ratio if ratio else 10.0), 10.0)
+
+
+def _head(alert: Alert) -> str:
+    return f"{_HEADS[alert.detail['news']]}: monitor {alert.monitor}"
+
+
+def _link(alert: Alert) -> list[str]:
+    return [alert.detail["link"]] if alert.detail.get("link") else []
+
+
+def _kind(alert: Alert) -> Literal["info", "success", "warning", "failure"]:
+    return _KINDS[alert.detail["news"]]

@@ -1,0 +1,185 @@
+"""Alerts and silences as they are written down: what people were told of, and when nobody is to be told."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from mlflow_deploy_plugin.store.audit import AuditEvent, kept_text, this_actor, write_event
+from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.store.tables import AlertRow, SilenceRow
+
+FIRING = "firing"
+_REMEMBERED = timedelta(days=7)
+"""How long after its last change something that is over is still to be told."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Something that people are told of, from when it began until it was over.
+
+    Attributes:
+        fingerprint: what it is about; at most one alert of a fingerprint is firing.
+        state: firing; resolved; said, of what has no end.
+        first_at / last_at: when it was first and last seen, by the store's clock.
+        told_at: when somebody was last told; None: nobody was.
+        count: how often it was seen.
+        detail: what there is to tell, and who has been told (`monitoring/alerts`).
+    """
+
+    fingerprint: str
+    endpoint: str
+    monitor: str
+    state: Literal["firing", "resolved", "said"]
+    first_at: datetime
+    last_at: datetime
+    told_at: datetime | None = None
+    count: int = 1
+    detail: dict[str, Any] = field(default_factory=dict)
+    id: int = 0
+
+
+@dataclass(frozen=True)
+class Silence:
+    """A time in which nobody is told of an endpoint, or of one monitor of it.
+
+    Attributes:
+        monitor: empty: all of the endpoint's.
+    """
+
+    id: int
+    endpoint: str
+    monitor: str
+    until: datetime
+    why: str
+    actor: str
+    created_at: datetime
+
+    def covers(self, endpoint: str, monitor: str) -> bool:
+        return self.endpoint == endpoint and self.monitor in ("", monitor)
+
+
+class Alerts:
+    """The alerts of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def firing(self, endpoint: str | None = None) -> list[Alert]:
+        """Oldest first."""
+        query = select(AlertRow).where(AlertRow.state == FIRING).order_by(AlertRow.id)
+        if endpoint is not None:
+            query = query.where(AlertRow.endpoint == endpoint)
+        with self._store.transaction() as session:
+            return [_alert(row) for row in session.scalars(query)]
+
+    def recent(self) -> list[Alert]:
+        """What is firing, and what has changed within the last days; oldest first."""
+        since = self._store.now() - _REMEMBERED
+        query = select(AlertRow).where(or_(AlertRow.state == FIRING, AlertRow.last_at > since)).order_by(AlertRow.id)
+        with self._store.transaction() as session:
+            return [_alert(row) for row in session.scalars(query)]
+
+    def change(self, fingerprint: str, change: "Callable[[Alert | None], Alert | None]") -> Alert | None:
+        """Writes what `change` makes of the alert that is firing (None: none is); nothing, where it gives None."""
+        query = select(AlertRow).where(AlertRow.fingerprint == kept_text(fingerprint, 255), AlertRow.state == FIRING)
+        with self._store.transaction() as session:
+            row = session.scalars(query.order_by(AlertRow.id.desc()).limit(1).with_for_update()).one_or_none()
+            return _write(session, row, change(None if row is None else _alert(row)))
+
+    def add_once(self, alert: Alert) -> Alert | None:
+        """Writes the alert; None where one of its fingerprint was ever written."""
+        query = select(AlertRow.id).where(AlertRow.fingerprint == kept_text(alert.fingerprint, 255)).limit(1)
+        with self._store.transaction() as session:
+            return None if session.scalars(query).first() is not None else _write(session, None, alert)
+
+    def change_one(self, number: int, change: "Callable[[Alert], Alert | None]") -> Alert | None:
+        """Likewise, of the alert with this number, whatever its state; None: it is gone."""
+        with self._store.transaction() as session:
+            row = session.scalars(select(AlertRow).where(AlertRow.id == number).with_for_update()).one_or_none()
+            return None if row is None else _write(session, row, change(_alert(row)))
+
+
+class Silences:
+    """The silences of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def add(self, endpoint: str, monitor: str, length: timedelta, why: str = "", actor: str | None = None) -> Silence:
+        """From now on, with its audit event.
+
+        Args:
+            monitor: empty: all of the endpoint's.
+        """
+        now, by = self._store.now(), actor or this_actor()
+        row = SilenceRow(
+            endpoint=endpoint,
+            monitor=monitor,
+            until=now + length,
+            why=kept_text(why, None),
+            actor=kept_text(by, 255),
+            created_at=now,
+        )
+        with self._store.transaction() as session:
+            session.add(row)
+            session.flush()
+            detail = {"monitor": monitor, "until": row.until.isoformat(), "silence": row.id}
+            write_event(session, AuditEvent(now, by, "silence", endpoint, why=why, detail=detail))
+            return _silence(row)
+
+    def active(self, endpoint: str | None = None) -> list[Silence]:
+        """Those that hold now, oldest first."""
+        query = select(SilenceRow).where(SilenceRow.until > self._store.now()).order_by(SilenceRow.id)
+        if endpoint is not None:
+            query = query.where(SilenceRow.endpoint == endpoint)
+        with self._store.transaction() as session:
+            return [_silence(row) for row in session.scalars(query)]
+
+    def end(self, number: int, actor: str | None = None) -> Silence | None:
+        """Ends it now, with its audit event; None: none of this number holds."""
+        now, by = self._store.now(), actor or this_actor()
+        query = select(SilenceRow).where(SilenceRow.id == number, SilenceRow.until > now).with_for_update()
+        with self._store.transaction() as session:
+            row = session.scalars(query).one_or_none()
+            if row is None:
+                return None
+            row.until = now
+            detail = {"monitor": row.monitor, "silence": row.id}
+            write_event(session, AuditEvent(now, by, "silence.end", row.endpoint, detail=detail))
+            session.flush()
+            return _silence(row)
+
+
+def _write(session: Session, row: AlertRow | None, alert: Alert | None) -> Alert | None:
+    if alert is None:
+        return None
+    if row is None:
+        row = AlertRow(fingerprint=kept_text(alert.fingerprint, 255), endpoint=alert.endpoint, monitor=alert.monitor)
+        session.add(row)
+    row.state, row.count, row.detail = alert.state, alert.count, alert.detail
+    row.first_at, row.last_at, row.told_at = alert.first_at, alert.last_at, alert.told_at
+    session.flush()
+    return _alert(row)
+
+
+def _alert(row: AlertRow) -> Alert:
+    return Alert(
+        fingerprint=row.fingerprint,
+        endpoint=row.endpoint,
+        monitor=row.monitor,
+        state=row.state,  # type: ignore[arg-type]  # written here alone
+        first_at=row.first_at,
+        last_at=row.last_at,
+        told_at=row.told_at,
+        count=row.count,
+        detail=dict(row.detail),
+        id=row.id,
+    )
+
+
+def _silence(row: SilenceRow) -> Silence:
+    return Silence(row.id, row.endpoint, row.monitor, row.until, row.why, row.actor, row.created_at)

@@ -1,0 +1,201 @@
+"""Alerts to a real web server: told once, again when worse, when over, and when a channel works again."""
+
+import logging
+from datetime import timedelta
+
+import pytest
+
+from mlflow_deploy_plugin.monitoring.alerts import alert, alert_failure, announce, tell
+from mlflow_deploy_plugin.monitoring.judgement import Finding
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec
+from mlflow_deploy_plugin.store.alerts import Alerts, Silences
+from support.judgements import judgement_of
+
+RUN = "http://mlflow/#/experiments/1/runs/abc"
+OPS = MonitorSpec(alert="ops")
+
+
+@pytest.fixture
+def see(store, settings):
+    """Takes a judgement, and tells what is to be told."""
+
+    def take(judgement, spec=OPS, settings=settings):
+        alert(store, settings, judgement, RUN, spec)
+        return tell(store, settings)
+
+    return take
+
+
+def test_an_alarm_is_told_once_and_then_that_it_is_over(see, receiver, store):
+    for day, score in enumerate([1.0, 6.0, 6.1, 5.9, 1.0, 1.0]):
+        see(judgement_of(day, temperature=score, wind=4.0 if score > 3 else 0.1, noise=0.2))
+
+    first, last = receiver.got["/ops"]
+    assert (first["title"], first["type"]) == ("onnxserve: flights: Alarm: monitor daily", "failure")
+    assert first["message"] == "\n".join(
+        [
+            "Alarm: monitor daily",
+            "flights, flight-delay version 1, 2013-07-02/2013-07-03: drift",
+            "the largest score is beyond the threshold",
+            "- temperature, distribution 6 (threshold 3)",
+            "- wind, distribution 4 (threshold 3)",
+            f"{RUN}/artifacts/report.html",
+        ]
+    )
+    assert (last["title"], last["type"]) == ("onnxserve: flights: Over: monitor daily", "success")
+    assert Alerts(store).firing() == []
+
+
+def test_it_is_told_again_when_it_is_half_as_bad_again_or_goes_on_for_the_repeat_interval(see, receiver, clock):
+    see(judgement_of(0, temperature=6.0))
+    see(judgement_of(1, temperature=8.0))
+    see(judgement_of(2, temperature=10.0))
+    clock.pass_by(hours=23)
+    see(judgement_of(3, temperature=10.0))
+    clock.pass_by(hours=2)
+    see(judgement_of(4, temperature=10.0))
+
+    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Worse", "Still"]
+
+
+def test_a_window_that_is_judged_again_or_that_is_older_is_not_told(see, receiver, store):
+    see(judgement_of(5, temperature=6.0))
+    see(judgement_of(5, temperature=6.0))
+    see(judgement_of(2, temperature=1.0))
+    see(judgement_of(6, state="not judged", temperature=1.0))
+
+    assert len(receiver.titles("ops")) == 1
+    assert [one.count for one in Alerts(store).firing()] == [1]
+
+
+def test_the_news_of_an_endpoint_go_together_and_to_those_whose_tags_are_named(store, settings, receiver):
+    science = MonitorSpec(alert="science")
+    for monitor, spec in (("daily", OPS), ("hourly", OPS), ("weekly", science)):
+        alert(store, settings, judgement_of(0, monitor=monitor, temperature=6.0), RUN, spec)
+    alert(store, settings, judgement_of(0, endpoint="taxis", temperature=6.0), RUN, OPS)
+
+    tell(store, settings)
+
+    assert sorted(receiver.titles("ops")) == [
+        "onnxserve: flights: Alarm: monitor daily and 1 more",
+        "onnxserve: taxis: Alarm: monitor daily",
+    ]
+    assert receiver.titles("science") == ["onnxserve: flights: Alarm: monitor weekly"]
+
+
+def test_those_of_one_round_are_waited_for(store, settings, receiver, clock):
+    alert(store, settings, judgement_of(0, temperature=6.0), RUN, OPS)
+
+    assert tell(store, settings, wait=timedelta(seconds=5)) == 0
+    clock.pass_by(seconds=5)
+    assert tell(store, settings, wait=timedelta(seconds=5)) == 1
+
+
+def test_a_channel_that_fails_is_tried_again_after_pauses_that_grow(see, store, settings, receiver, clock, caplog):
+    receiver.is_broken = True
+    assert see(judgement_of(0, temperature=6.0)) == 0
+    assert tell(store, settings) == 0
+    assert len([line for line in caplog.messages if "did not take the alert" in line]) == 1  # a pause of 10 s holds
+    clock.pass_by(seconds=11)
+    tell(store, settings)
+    receiver.is_broken = False
+    clock.pass_by(seconds=11)
+    assert tell(store, settings) == 0
+    clock.pass_by(seconds=11)
+    assert tell(store, settings) == 1
+    assert tell(store, settings) == 0
+    assert receiver.titles("ops") == ["onnxserve: flights: Alarm: monitor daily"]
+
+
+def test_what_was_over_before_it_could_be_told_is_not_told(see, store, settings, receiver, clock):
+    receiver.is_broken = True
+    see(judgement_of(0, temperature=6.0))
+    receiver.is_broken = False
+    see(judgement_of(1, temperature=1.0))
+    clock.pass_by(hours=2)
+    tell(store, settings)
+
+    assert receiver.got == {}
+
+
+def test_a_silence_holds_back_what_it_covers_and_nothing_else(see, store, settings, receiver, clock):
+    Silences(store).add("flights", "daily", timedelta(hours=2), "a known storm")
+    see(judgement_of(0, temperature=6.0))
+    see(judgement_of(0, monitor="hourly", temperature=6.0))
+    assert receiver.titles("ops") == ["onnxserve: flights: Alarm: monitor hourly"]
+
+    clock.pass_by(hours=3)
+    tell(store, settings)
+
+    assert receiver.titles("ops")[1:] == ["onnxserve: flights: Alarm: monitor daily"]
+    assert [event.why for event in store.events() if event.action == "silence"] == ["a known storm"]
+
+
+def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(see, store, settings, receiver):
+    spec = EndpointSpec.model_validate(
+        {"name": "flights", "variants": {"flights": {"model": "models:/m/1"}}, "monitors": {"daily": {"alert": "ops"}}}
+    )
+    store.add_endpoint("onnxserve", spec)
+    for _ in range(3):
+        alert_failure(store, settings, "flights", "daily", "MLflow does not answer")
+        tell(store, settings)
+    see(judgement_of(0, temperature=1.0))
+
+    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Over"]
+    assert "flights: the monitor fails: MLflow does not answer" in receiver.got["/ops"][0]["message"]
+    assert receiver.titles("science") == []
+
+
+def test_what_waits_for_a_person_is_told_once(store, settings, receiver):
+    for _ in range(2):
+        announce(store, "flights", "daily", "flight-delay version 7 waits for approval", RUN)
+        tell(store, settings)
+
+    (message,) = receiver.got["/ops"]
+    assert "flight-delay version 7 waits for approval" in message["message"]
+
+
+def test_of_a_criterion_segment_and_value_are_named(see, receiver):
+    found = Finding("accuracy", "criterion", "violated", "0.71 < 0.8", 0.71, 0.8, "carrier=AA")
+    see(judgement_of(0, kind="performance", state="violated", findings=(found,)))
+
+    message = receiver.got["/ops"][0]["message"]
+    assert "- accuracy [carrier=AA], criterion 0.71 (threshold 0.8): 0.71 < 0.8" in message
+
+
+def test_no_secret_reaches_the_log_the_store_or_a_repr(see, store, settings, receiver, caplog):
+    caplog.set_level(logging.DEBUG)
+    receiver.is_broken = True
+    see(judgement_of(0, temperature=6.0))
+
+    assert "s3cret" not in caplog.text
+    assert "/ops" not in caplog.text
+    assert "did not take the alert" in caplog.text
+    assert "s3cret" not in repr(settings) + repr(Alerts(store).firing())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "there is no file"),
+        ("", "names no channel"),
+        ("nonsense://s3cret\n", "names no channel"),
+        ("urls: [s3cret", "names no channel"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_said_without_quoting_it(see, store, tmp_path, caplog, text, said):
+    file = tmp_path / "broken.yaml"
+    if text is not None:
+        file.write_text(text)
+
+    assert see(judgement_of(0, temperature=6.0), settings=Settings(alert_config=file)) == 0
+
+    assert f"nobody is told: ONNXSERVE_ALERT_CONFIG: {said}" in caplog.text.replace(f"{file} ", "")
+    assert "s3cret" not in caplog.text
+    assert len(Alerts(store).firing()) == 1
+
+
+def test_without_a_configuration_alarms_are_kept_and_nobody_is_told(see, store):
+    assert see(judgement_of(0, temperature=6.0), settings=Settings()) == 0
+    assert [one.fingerprint for one in Alerts(store).firing()] == ["flights/daily"]
