@@ -51,6 +51,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     from mlflow_deploy_plugin.controller.retrain import advance
     from mlflow_deploy_plugin.controller.who import controller_name, this_process
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+    from mlflow_deploy_plugin.monitoring.alerts import TOGETHER, tell
 
     ended = threading.Event()
 
@@ -76,6 +77,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
         beside = (
             scheduler.run,
             repeatedly(lambda: advance(deployments, controller_name()), seconds=5),
+            repeatedly(lambda: tell(deployments.store, deployments.settings, TOGETHER), seconds=5),
             Upkeep(deployments).run,
         )
         Controller(deployments.store, actions, this_process(), lease_seconds, click.echo, beside=beside).run(ended)

@@ -4,7 +4,7 @@ from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.gate.result import Verdict
 from mlflow_deploy_plugin.gate.run import Chosen, Gated, choose_policy, judge_and_log
-from mlflow_deploy_plugin.monitoring.alerts import alert_failure
+from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.registry.promote import registered
 from mlflow_deploy_plugin.registry.resolve import resolve
 from mlflow_deploy_plugin.store import Store
@@ -42,4 +42,4 @@ def figures_of(verdict: Verdict) -> dict[str, float]:
 def tell(deployments: Deployments, plan: RetrainPlan, one: Retraining, reason: str) -> None:
     """Tells people that a version waits for them."""
     text = f"{plan.model} version {one.version} is proposed: {reason}"
-    alert_failure(deployments.store, deployments.settings, plan.endpoint, one.monitor, text)
+    announce(deployments.store, plan.endpoint, one.monitor, text)

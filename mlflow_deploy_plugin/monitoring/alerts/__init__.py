@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from mlflow_deploy_plugin.monitoring.alerts.course import Seen, over, raised, said
 from mlflow_deploy_plugin.monitoring.alerts.message import seen_in
+from mlflow_deploy_plugin.monitoring.alerts.send import TOGETHER as TOGETHER
 from mlflow_deploy_plugin.monitoring.alerts.send import tell as tell
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.settings import Settings

@@ -20,6 +20,8 @@ from mlflow_deploy_plugin.store.store import Store
 
 _log = logging.getLogger(__name__)
 
+TOGETHER = timedelta(seconds=5)
+"""How long news of one endpoint are waited for, so that those of one round go together."""
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=10), timedelta(hours=1)
 _MOST_TRIES = 30  # more than a day
 _CLAIM = timedelta(minutes=2)
