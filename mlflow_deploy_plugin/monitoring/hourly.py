@@ -98,8 +98,30 @@ def window_profile(
     Raises:
         OnnxserveError: the log is down.
     """
+    days = day_windows(log, endpoint, window)
+    return merge(day_profile(log, endpoint, model, version, day, bins, bins_key) for day in days)
+
+
+def day_windows(log: InferenceLog, endpoint: str, window: Window) -> list[Window]:
+    """The window cut by days (UTC), those that have rows."""
+    parts = []
+    for hours in _by_day(log.hours(endpoint, window)):
+        parts.append(Window(max(hours[0].start, window.start), min(hours[-1].end, window.end)))
+    return parts
+
+
+def day_profile(
+    log: InferenceLog,
+    endpoint: str,
+    model: str,
+    version: str,
+    day: Window,
+    bins: Mapping[str, Bins],
+    bins_key: str,
+) -> Profile:
+    """As `window_profile`, of one of `day_windows`: what engines spread over machines (`spark.py`)."""
     sketches = Sketches(log, endpoint, bins, bins_key)
-    return merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, window))
+    return merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, day))
 
 
 def hour_profiles(

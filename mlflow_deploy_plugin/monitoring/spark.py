@@ -1,0 +1,124 @@
+"""Sketches on Spark, for logs beyond one machine: the same functions, one file or one day of the log at a time.
+
+Each task reads its part with the code that reads it on one machine, and sends back a profile (pyspark's mapInArrow);
+the driver merges them in the order of the parts. So the numbers are those of one machine, to the last bit, and rows do
+not move between machines. The workers need this package, and the log where all of them reach it (S3, a shared folder);
+what they sketch is kept beside it (`hourly.py`) for the next time.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.bins import Bins
+from mlflow_deploy_plugin.monitoring.hourly import day_profile, day_windows
+from mlflow_deploy_plugin.monitoring.sketch import Profile, merge, sketch_batches
+from mlflow_deploy_plugin.monitoring.stored import profile_from_parquet, profile_to_parquet
+
+_RESULT = "number long, profile binary, failure string"
+
+
+def spark_session(master: str | None = None) -> Any:
+    """The session that there is, or a new one.
+
+    Args:
+        master: None: what spark-defaults.conf, `spark-submit` or the environment say, else this machine.
+
+    Raises:
+        NotInstalled: pyspark is not installed.
+        OnnxserveError: Spark does not start: no Java, or no such master.
+    """
+    try:
+        from pyspark.sql import SparkSession  # an extra, and a second to import
+    except ImportError:
+        raise NotInstalled("engine spark needs pyspark: pip install 'mlflow-onnxserve[spark]', and Java 17") from None
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.appName("onnxserve")
+    if master:
+        builder = builder.master(master)
+        if master.startswith("local"):
+            builder = builder.config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1")
+            builder = builder.config("spark.ui.enabled", "false")
+    try:
+        return builder.getOrCreate()
+    except Exception as error:  # noqa: BLE001 - of Java, of py4j and of Spark, which share no class
+        raise OnnxserveError(f"Spark does not start: {' '.join(str(error).split())[:300]}") from None
+
+
+def spark_window_profile(
+    session: Any,
+    log: InferenceLog,
+    endpoint: str,
+    model: str,
+    version: str,
+    window: Window,
+    bins: Mapping[str, Bins],
+    bins_key: str,
+) -> Profile:
+    """As `hourly.window_profile`, each day on some machine.
+
+    Raises:
+        OnnxserveError: a part failed; the message says which and why.
+    """
+    days, uri = day_windows(log, endpoint, window), log.shown
+
+    def profile(number: int) -> Profile:
+        return day_profile(open_log(uri), endpoint, model, version, days[number], bins, bins_key)
+
+    return merge(_spread(session, profile, [str(day) for day in days]))
+
+
+def spark_profile(session: Any, paths: Sequence[str], bins: Mapping[str, Bins]) -> Profile:
+    """The profile of all rows of some Parquet files (paths or URIs that pyarrow knows), as `profile_of_files` has it.
+
+    Raises:
+        OnnxserveError: a file cannot be read; the message says which and why.
+    """
+    return merge(_spread(session, lambda number: _profile_of_file(paths[number], bins), paths))
+
+
+def profile_of_files(paths: Sequence[str], bins: Mapping[str, Bins]) -> Profile:
+    """The profile of all rows of some Parquet files."""
+    return merge(_profile_of_file(path, bins) for path in paths)
+
+
+def _profile_of_file(path: str, bins: Mapping[str, Bins]) -> Profile:
+    filesystem, place = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+    with filesystem.open_input_file(place) as source:
+        return sketch_batches(bins, pq.ParquetFile(source).iter_batches())
+
+
+def _spread(session: Any, profile: Callable[[int], Profile], names: Sequence[str]) -> list[Profile]:
+    """The profiles of the numbered parts, each made by some task, in their order."""
+
+    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                try:
+                    content, failure = profile_to_parquet(profile(number)), None
+                except (OSError, pa.ArrowException, OnnxserveError) as error:
+                    content, failure = None, " ".join(str(error).split())
+                yield pa.RecordBatch.from_pydict(
+                    {
+                        "number": pa.array([number], pa.int64()),
+                        "profile": pa.array([content], pa.binary()),
+                        "failure": pa.array([failure], pa.string()),
+                    }
+                )
+
+    if not names:
+        return []
+    parts = session.range(0, len(names), 1, len(names)).mapInArrow(task, _RESULT).collect()
+    for part in parts:
+        if part["failure"]:
+            raise OnnxserveError(f"{names[part['number']]}: {part['failure']}")
+    ordered = sorted(parts, key=lambda part: int(part["number"]))
+    return [profile_from_parquet(bytes(part["profile"])) for part in ordered]
