@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.inference_log.files import reaching
-from mlflow_deploy_plugin.inference_log.joining import LABEL, Labels, RowNames, named
-from mlflow_deploy_plugin.inference_log.lists import Array
+from mlflow_deploy_plugin.inference_log.joining import LABEL, Labels
+from mlflow_deploy_plugin.inference_log.matching import LabelNames
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import SHADOW, microseconds_of
 from mlflow_deploy_plugin.inference_log.span import Span
@@ -87,12 +87,13 @@ def log_stats(log: InferenceLog, endpoint: str, span: Span | None = None) -> Log
     require_endpoint(log, endpoint)
     files = [file for files in log.all_files(endpoint).values() for file in files]
     labels = Labels(log.location, endpoint, log.unreadable)
-    tally = _Tally(_names(labels))
+    names = LabelNames()
+    for batch in labels.batches():
+        names.add(batch)
+    tally = _Tally(names)
     view = View(endpoint, span or Span(), shadows=True)
     for table in view_tables(log, view, [EVENT_TIME, "_model", "_version", "_variant", SHADOW, LABEL], labels):
         tally.add(table)
-    matched = sum(int(found.sum()) for found in tally.found.values())
-    names = sum(map(len, tally.names.values()))
     return LogStats(
         endpoint=endpoint,
         rows=sum(tally.by_version.values()),
@@ -104,7 +105,7 @@ def log_stats(log: InferenceLog, endpoint: str, span: Span | None = None) -> Log
         by_hour=dict(sorted(tally.by_hour.items())),
         files=len(files),
         size=sum(file.size for file in files),
-        labels=Labelled(tally.labelled, names, names - matched if span is None else None),
+        labels=Labelled(tally.labelled, names.count, names.count - names.matched if span is None else None),
         account=_account(log, endpoint),
         unreadable=dict(log.unreadable),
     )
@@ -112,15 +113,9 @@ def log_stats(log: InferenceLog, endpoint: str, span: Span | None = None) -> Log
 
 @dataclass
 class _Tally:
-    """Counts that grow.
+    """Counts that grow."""
 
-    Attributes:
-        names: what labels call rows, by kind [M] uint64, ascending.
-        found: [M] bool, which of them a row has.
-    """
-
-    names: dict[tuple[str, ...], Array]
-    found: dict[tuple[str, ...], Array] = field(default_factory=dict)
+    names: LabelNames
     by_version: Counter[str] = field(default_factory=Counter)
     by_variant: Counter[str] = field(default_factory=Counter)
     by_hour: Counter[datetime] = field(default_factory=Counter)
@@ -129,13 +124,8 @@ class _Tally:
     first: datetime | None = None
     last: datetime | None = None
 
-    def __post_init__(self) -> None:
-        self.found = {kind: np.zeros(len(hashes), dtype=bool) for kind, hashes in self.names.items()}
-
     def add(self, table: pa.Table) -> None:
-        rows = RowNames(table)
-        for kind, hashes in self.names.items():
-            self.found[kind] |= np.isin(hashes, rows.of_kind(kind), assume_unique=True)
+        self.names.mark(table)
         times = microseconds_of(table.column(EVENT_TIME))
         if len(times):
             first, last = (_EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max()))
@@ -156,14 +146,6 @@ class _Tally:
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
     return table.column(name) if name in table.column_names else pa.chunked_array([pa.nulls(len(table), pa.string())])
-
-
-def _names(labels: Labels) -> dict[tuple[str, ...], Array]:
-    names: dict[tuple[str, ...], list[Array]] = {}
-    for batch in labels.batches():
-        for kind, _, hashes in named(batch):
-            names.setdefault(kind, []).append(np.unique(hashes))
-    return {kind: np.unique(np.concatenate(parts)) for kind, parts in names.items()}
 
 
 def _account(log: InferenceLog, endpoint: str) -> Account | None:

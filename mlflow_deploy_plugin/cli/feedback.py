@@ -1,0 +1,142 @@
+"""`onnxserve feedback NAME --file labels.csv`: what turned out to be true of earlier predictions."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
+
+import click
+import orjson
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.deployments.feedback import Place
+    from mlflow_deploy_plugin.inference_log.label_files import Bad, Kind
+    from mlflow_deploy_plugin.inference_log.matching import LabelNames
+    from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+
+_SHOWN_BAD = 20
+_KINDS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
+
+
+@click.command()
+@click.argument("name")
+@click.option("-f", "--file", required=True, metavar="FILE", help="The labels; - is standard input.")
+@click.option("-t", "--content-type", type=click.Choice(["csv", "jsonl", "parquet"]), help="[default: by FILE's name]")
+@click.option("--key", metavar="COLUMNS", help="Columns that name a row, as flight,day.  [default: prediction_id, row]")
+@click.option("--label-column", default="label", show_default=True, help="The column of the labels.")
+@click.option("--id-column", default="prediction_id", show_default=True, help="The column of the X-Prediction-Ids.")
+@click.option("--row-column", default="row", show_default=True, help="Of a request's rows, from 0; it may be missing.")
+@click.option("--url", help="Of the server: http://host:8080.  [default: that of NAME on this machine, else the log]")
+@click.option("--rejects", metavar="FILE", help="Where the bad rows are written to, as JSON Lines.")
+@click.option("--match/--no-match", default=True, show_default=True, help="Whether the labels' rows are looked for.")
+def feedback(
+    name: str,
+    file: str,
+    content_type: str | None,
+    key: str | None,
+    label_column: str,
+    id_column: str,
+    row_column: str,
+    url: str | None,
+    rejects: str | None,
+    match: bool,
+) -> None:
+    """Brings labels of earlier predictions of the endpoint NAME, from a CSV, JSON Lines or Parquet file.
+
+    \b
+      onnxserve feedback flights --file labels.csv
+      onnxserve feedback flights --file delays.parquet --key flight,day --label-column delayed
+
+    They go to the endpoint's server where it runs, else straight into the inference log. Of several labels of a row the
+    last one counts. Labels without a row are kept: it may come later. A bad row is named, the others are taken; the
+    exit status is then 1.
+    """
+    # here: pyarrow and SQLAlchemy take a second that `--help` should not wait for
+    from mlflow_deploy_plugin.deployments.bulk.reading import open_input
+    from mlflow_deploy_plugin.deployments.feedback import bring_labels, check_key
+    from mlflow_deploy_plugin.inference_log.label_files import Columns, read_label_file
+    from mlflow_deploy_plugin.inference_log.reader import open_log
+    from mlflow_deploy_plugin.settings import load_settings
+
+    kind = content_type or _KINDS.get(Path(file).suffix.lower())
+    if kind is None:
+        raise InvalidConfig(f"{file}: say -t csv, jsonl or parquet")
+    columns = Columns(
+        tuple(part.strip() for part in key.split(",")) if key else (), label_column, id_column, row_column
+    )
+    log = open_log(load_settings().inference_log)
+    place = _place(name, url, log)
+    check_key(log, name, columns.key)
+    with ExitStack() as held:
+        labels = held.enter_context(open_input(file, sys.stdin.buffer))
+        told = _Told(held.enter_context(_rejects(rejects)) if rejects else None)
+        rows = read_label_file(labels, file, cast("Kind", kind), columns)
+        brought = bring_labels(log, name, place, rows, told.tell, only_server=url is not None, match=match)
+    told.end()
+    where = f" by {' and '.join(brought.went)}" if brought.went else ""
+    click.echo(f"{name}: {brought.accepted:,} labels accepted{where}")
+    if brought.names is not None and brought.accepted:
+        found = brought.names
+        click.echo(f"  of {found.count:,} rows that they name, {found.matched:,} are in the log, {_missing(found)}")
+    if brought.bad:
+        click.echo(f"  {brought.bad:,} bad rows were left out", err=True)
+        sys.exit(1)
+
+
+def _missing(names: "LabelNames") -> str:
+    unmatched = names.count - names.matched
+    return f"{unmatched:,} unmatched and kept for when they come" if unmatched else "none is unmatched"
+
+
+class _Told:
+    """Bad rows, the first ones on stderr and all of them in a file."""
+
+    def __init__(self, rejects: IO[bytes] | None) -> None:
+        self._rejects = rejects
+        self._count = 0
+
+    def tell(self, bad: "Bad") -> None:
+        self._count += 1
+        if self._count <= _SHOWN_BAD:
+            click.echo(f"{bad.place}: {bad.why}", err=True)
+        if self._rejects:
+            row = {"place": bad.place, "why": bad.why, "row": bad.content}
+            self._rejects.write(orjson.dumps(row, default=str) + b"\n")
+
+    def end(self) -> None:
+        if self._count > _SHOWN_BAD:
+            click.echo(f"… and {self._count - _SHOWN_BAD:,} more bad rows (--rejects FILE has all)", err=True)
+
+
+@contextmanager
+def _rejects(path: str) -> Iterator[IO[bytes]]:
+    try:
+        file = Path(path).open("wb")  # noqa: SIM115 - closed below; only what open raises is said so
+    except OSError as error:
+        raise InvalidConfig(f"the file {path} cannot be written: {error.strerror}") from None
+    with file:
+        yield file
+
+
+def _place(name: str, url: str | None, log: "InferenceLog") -> "Place":
+    """Where the labels go.
+
+    Raises:
+        NotFound: nothing is known of the endpoint, neither a server nor a row.
+    """
+    from mlflow_deploy_plugin.deployments.feedback import place_of
+    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+    from mlflow_deploy_plugin.deployments.nearest import did_you_mean
+
+    with open_deployments(lambda line: click.echo(line, err=True)) as deployments:
+        place = place_of(deployments, name)
+        if url is not None:
+            return replace(place, url=url)
+        known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
+    if name not in known:
+        raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known)}; or say --url")
+    return place

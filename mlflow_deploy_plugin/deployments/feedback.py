@@ -1,0 +1,244 @@
+"""Bringing labels to an endpoint: by its server where one runs, else straight into the inference log."""
+
+import difflib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import orjson
+import pyarrow as pa
+
+from mlflow_deploy_plugin.agent.mask import MASK_KEY, Mask
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments.scoring import post
+from mlflow_deploy_plugin.deployments.session import ServerSession
+from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady, TooManyRequests
+from mlflow_deploy_plugin.inference_log.label_files import Bad, Entry
+from mlflow_deploy_plugin.inference_log.labels import Label, labels_table
+from mlflow_deploy_plugin.inference_log.matching import LabelNames, mark_rows, write_labels
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.span import Span
+from mlflow_deploy_plugin.inference_log.view import View, view_schema
+
+_TRIES = 8
+_LONGEST_PAUSE_SECONDS = 10
+_TIMEOUT_SECONDS = 30.0
+_BATCH_ROWS = 2000
+
+Bring = Callable[[Sequence[Entry]], list[Bad]]
+"""Brings labels, in this order, and gives those that were refused."""
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Which key columns stand in the log as hashes, and the key for it."""
+
+    columns: frozenset[str] = frozenset()
+    key: Path | None = None
+
+    def table(self, entries: Iterable[Entry], received_us: int, segment: str) -> pa.Table:
+        """The labels as they stand in the log.
+
+        Raises:
+            InvalidConfig: a key column is masked, and its key is not here.
+        """
+        mask = Mask(self.key) if self.key else None
+        labels = []
+        for entry in entries:
+            said, key = entry.feedback, entry.feedback.key
+            if key and self.columns & key.keys():
+                if mask is None:
+                    masked = ", ".join(sorted(self.columns & key.keys()))
+                    raise InvalidConfig(
+                        f"{masked} is masked in the log, and the key of the mask is not on this machine"
+                    )
+                key = mask.values(key, self.columns)
+            labels.append(Label(said.prediction_id, said.row, key, said.label, received_us, segment, entry.number))
+        return labels_table(labels)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is known of an endpoint here.
+
+    Attributes:
+        url: of its server; empty where none runs.
+    """
+
+    url: str = ""
+    masking: Masking = field(default_factory=Masking)
+
+
+def place_of(deployments: Deployments, endpoint: str) -> Place:
+    """Where the endpoint's labels go."""
+    stored = deployments.store.endpoint(endpoint)
+    if stored is None:
+        return Place()
+    key = deployments.settings.deployments_path / endpoint / MASK_KEY
+    masking = Masking(frozenset(stored.spec.capture.mask), key if key.exists() else None)
+    return Place(deployments.get_endpoint(endpoint).observation.url or "", masking)
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What became of the rows of a file.
+
+    Attributes:
+        accepted: labels that are kept.
+        bad: rows that are none.
+        went: where to: the server's URL, the log, or both.
+        names: what they call their rows, each once; None where rows were not looked for.
+    """
+
+    accepted: int
+    bad: int
+    went: tuple[str, ...]
+    names: LabelNames | None
+
+
+def bring_labels(
+    log: InferenceLog,
+    endpoint: str,
+    place: Place,
+    rows: Iterable[Entry | Bad],
+    tell: Callable[[Bad], None],
+    only_server: bool = False,
+    match: bool = True,
+) -> Brought:
+    """Brings the labels of a file, batch by batch, and then looks how many of them have their row in the log.
+
+    Args:
+        tell: is told each bad row.
+        only_server: they do not go into the log where the server does not answer.
+
+    Raises:
+        NotReady: the server does not answer, and they go nowhere else.
+        OnnxserveError: the log is down. Labels that were brought before stay; bringing them again does no harm.
+    """
+    names = LabelNames() if match else None
+    accepted = bad = 0
+    went: list[str] = []
+    direct = into_log(log, endpoint, place.masking)
+    with ServerSession() as session:
+        ask = by_server(session, place.url, endpoint) if place.url else None
+        for entries, unfit in in_batches(rows, _BATCH_ROWS):
+            if entries:
+                try:
+                    refused = (ask or direct)(entries)
+                except NotReady:
+                    if only_server or ask is None:
+                        raise
+                    ask, refused = None, direct(entries)
+                where = place.url if ask else log.shown
+                if where not in went:
+                    went.append(where)
+                if names is not None:
+                    names.add(_named(place.masking, entries))
+                accepted += len(entries) - len(refused)
+                unfit = unfit + refused
+            for one in unfit:
+                tell(one)
+            bad += len(unfit)
+    if names is not None:
+        mark_rows(log, endpoint, names)
+    return Brought(accepted, bad, tuple(went), names)
+
+
+def _named(masking: Masking, entries: Sequence[Entry]) -> pa.Table:
+    """The labels for the sake of what they call their rows."""
+    readable = masking if masking.key else Masking()
+    return readable.table(entries, 0, "")
+
+
+def by_server(session: ServerSession, url: str, endpoint: str) -> Bring:
+    """Labels go to `POST /endpoints/NAME/feedback`; a server that is overloaded is asked a few times.
+
+    Raises (when it is called):
+        NotReady: it does not answer.
+        OnnxserveError: another refusal of the server, in its words.
+    """
+
+    def bring(entries: Sequence[Entry]) -> list[Bad]:
+        body = orjson.dumps({"feedback": [_document(entry) for entry in entries]})
+        try:
+            _post(session, f"{url.rstrip('/')}/endpoints/{endpoint}/feedback", body)
+        except (InvalidRequest, BodyTooLarge) as error:
+            if len(entries) == 1:
+                return [Bad(entries[0].place, error.message, _document(entries[0]))]
+            middle = len(entries) // 2
+            return bring(entries[:middle]) + bring(entries[middle:])
+        return []
+
+    return bring
+
+
+def into_log(log: InferenceLog, endpoint: str, masking: Masking) -> Bring:
+    """Labels become a file of the log."""
+    segment = f"file-{uuid4().hex}"
+
+    def bring(entries: Sequence[Entry]) -> list[Bad]:
+        now = datetime.now(UTC)
+        received_us = int(now.timestamp() * 1_000_000)
+        write_labels(log, endpoint, now.strftime("%Y-%m-%d"), masking.table(entries, received_us, segment))
+        return []
+
+    return bring
+
+
+def check_key(log: InferenceLog, endpoint: str, key: Sequence[str]) -> None:
+    """Refuses a key of columns that no row of the endpoint has; without any row nothing is known.
+
+    Raises:
+        InvalidConfig: a column is not there; the message names the nearest one.
+    """
+    hours = log.hours(endpoint)
+    if not key or not hours:
+        return
+    last = View(endpoint, Span(hours[-1].start, hours[-1].end), labels=False)
+    if set(key) <= set(view_schema(log, last).names):
+        return
+    columns = view_schema(log, View(endpoint, labels=False)).names
+    for name in key:
+        if name not in columns:
+            nearest = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
+            own = [column for column in columns if not column.startswith("_")]
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"they have {', '.join(own[:30])}"
+            raise InvalidConfig(f"--key names {name!r}, which no logged row of {endpoint} has; {hint}")
+
+
+def in_batches(rows: Iterable[Entry | Bad], size: int) -> Iterator[tuple[list[Entry], list[Bad]]]:
+    """The labels and the bad rows, `size` together."""
+    good: list[Entry] = []
+    bad: list[Bad] = []
+    for row in rows:
+        if isinstance(row, Entry):
+            good.append(row)
+        else:
+            bad.append(row)
+        if len(good) + len(bad) >= size:
+            yield good, bad
+            good, bad = [], []
+    if good or bad:
+        yield good, bad
+
+
+def _post(session: ServerSession, url: str, body: bytes) -> None:
+    for attempt in range(_TRIES):
+        try:
+            post(session, url, body, "application/json", _TIMEOUT_SECONDS)
+            return
+        except (TooManyRequests, NotReady) as error:
+            if attempt == _TRIES - 1:
+                raise
+            time.sleep(min(error.retry_after or 2**attempt / 10, _LONGEST_PAUSE_SECONDS))
+
+
+def _document(entry: Entry) -> dict[str, object]:
+    said = entry.feedback
+    if said.key is not None:
+        return {"key": said.key, "label": said.label}
+    row = {} if said.row is None else {"row": said.row}
+    return {"prediction_id": said.prediction_id, **row, "label": said.label}

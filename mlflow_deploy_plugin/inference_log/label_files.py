@@ -1,0 +1,206 @@
+"""Files of labels: CSV, JSON Lines or Parquet, row by row, of which a bad one does not spoil the others.
+
+A row names its prediction by the columns `prediction_id` and, where the request had several rows, `row`; or by key
+columns, as the flight and the day. JSON Lines may hold what `POST /feedback` takes, as it is.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import IO, Any, Literal
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.inference_log.labels import as_text
+from mlflow_deploy_plugin.server.feedback import Feedback
+from mlflow_deploy_plugin.server.protocols import feedback as protocol
+
+Kind = Literal["csv", "jsonl", "parquet"]
+PREDICTION_ID, ROW, LABEL = "prediction_id", "row", "label"
+_JSON = "application/json"
+_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a label and what it is of stand.
+
+    Attributes:
+        key: the columns that name the row; empty: `prediction_id` and `row` do.
+    """
+
+    key: tuple[str, ...] = ()
+    label: str = LABEL
+    prediction_id: str = PREDICTION_ID
+    row: str = ROW
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A label, and where in the file it stands: line 7, row 12 (from 0)."""
+
+    number: int
+    place: str
+    feedback: Feedback
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A row that is no label, why, and what it holds."""
+
+    place: str
+    why: str
+    content: Any
+
+
+class _Unfit(Exception):
+    """A row is no label; its text says why."""
+
+
+_Row = tuple[int, str, dict[str, Any] | _Unfit, Any]
+"""Number, place, the values by column, and what is shown of it where it is bad."""
+
+
+def read_label_file(file: IO[bytes], name: str, kind: Kind, columns: Columns) -> Iterator[Entry | Bad]:
+    """The labels of an open file, in order.
+
+    Raises:
+        InvalidConfig: it has no such column, or is not of this kind at all.
+    """
+    rows = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind](file, name, columns)
+    while some := list(islice(rows, _ROWS)):
+        yield from _checked([(row, _document(row, columns, kind)) for row in some])
+
+
+def _checked(documents: Sequence[tuple[_Row, dict[str, Any] | _Unfit]]) -> Iterator[Entry | Bad]:
+    """By the rules of `POST /feedback`: all at once, and one by one where one of them breaks a rule."""
+    good = [document for _, document in documents if isinstance(document, dict)]
+    try:
+        decoded = iter(_decode(good) if good else ())
+    except InvalidRequest:
+        decoded = None
+    for (number, place, _, content), document in documents:
+        if isinstance(document, _Unfit):
+            yield Bad(place, str(document), content)
+        elif decoded is not None:
+            yield Entry(number, place, next(decoded))
+        else:
+            try:
+                yield Entry(number, place, *_decode([document]))
+            except InvalidRequest as error:
+                yield Bad(place, error.message.replace("feedback[0].", "").replace("feedback[0]", "the row"), content)
+
+
+def _decode(documents: Iterable[dict[str, Any]]) -> list[Feedback]:
+    try:
+        body = orjson.dumps({"feedback": list(documents)}, default=as_text)
+    except TypeError as error:  # a number beyond 64 bits, a text that is no Unicode
+        raise InvalidRequest(str(error)) from None
+    return protocol.decode(_JSON, body)
+
+
+def _document(row: _Row, columns: Columns, kind: Kind) -> dict[str, Any] | _Unfit:
+    """The row as `POST /feedback` takes it."""
+    values = row[2]
+    if isinstance(values, _Unfit):
+        return values
+    if kind == "jsonl" and not columns.key and ("key" in values or columns.label not in values):
+        return values
+    is_empty = {name for name, value in values.items() if value is None or (kind == "csv" and value == "")}
+    if columns.label not in values:
+        return _Unfit(f"it has no {columns.label!r}")
+    if columns.label in is_empty and kind != "jsonl":
+        return _Unfit(f"its {columns.label!r} is empty")
+    document: dict[str, Any] = {"label": values[columns.label]}
+    if columns.key:
+        if missing := [name for name in columns.key if name not in values or (kind == "csv" and name in is_empty)]:
+            return _Unfit(f"it has no {missing[0]!r}, which is of the key")
+        return {**document, "key": {name: values[name] for name in columns.key}}
+    if columns.prediction_id not in values or columns.prediction_id in is_empty:
+        return _Unfit(f"it has no {columns.prediction_id!r}")
+    document["prediction_id"] = values[columns.prediction_id]
+    given = values.get(columns.row)
+    if columns.row in values and columns.row not in is_empty:
+        document["row"] = int(given) if isinstance(given, str) and given.isdecimal() else given
+    return document
+
+
+def _csv(file: IO[bytes], name: str, columns: Columns) -> Iterator[_Row]:
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text)
+    header: list[str] = []
+    while True:
+        number = reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            yield number, f"line {number}", _Unfit(f"it is no CSV: {error}"), None
+            continue
+        if fields is None:
+            break
+        if not fields or (len(fields) == 1 and not fields[0].strip()):
+            continue
+        if not header:
+            header = fields
+            _require(header, name, columns)
+            continue
+        yield number, f"line {number}", _csv_values(header, fields), ",".join(fields).encode(errors="replace").decode()
+    if not header:
+        raise InvalidConfig(f"{name} is empty; a header and rows are expected")
+    text.detach()
+
+
+def _csv_values(header: list[str], fields: list[str]) -> dict[str, Any] | _Unfit:
+    if len(fields) != len(header):
+        return _Unfit(f"it has {len(fields)} fields, the header {len(header)}")
+    if any("\udc80" <= one <= "\udcff" for field in fields for one in field):
+        return _Unfit("it is no UTF-8")
+    return dict(zip(header, fields, strict=True))
+
+
+def _jsonl(file: IO[bytes], name: str, columns: Columns) -> Iterator[_Row]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        shown = line.decode(errors="replace").rstrip("\r\n")
+        try:
+            values = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            yield number, f"line {number}", _Unfit(f"it is no JSON: {error}"), shown
+            continue
+        is_object = isinstance(values, dict)
+        yield number, f"line {number}", values if is_object else _Unfit("it is no JSON object"), shown
+
+
+def _parquet(file: IO[bytes], name: str, columns: Columns) -> Iterator[_Row]:
+    try:
+        parquet = pq.ParquetFile(file if file.seekable() else io.BytesIO(file.read()))
+        _require(parquet.schema_arrow.names, name, columns)
+        wanted = {columns.label, columns.prediction_id, columns.row, *columns.key}
+        present = [column for column in parquet.schema_arrow.names if column in wanted]
+        number = 0
+        for batch in parquet.iter_batches(_ROWS, columns=present):
+            for values in batch.to_pylist():
+                plain = {column: _plain(value) for column, value in values.items()}
+                yield number, f"row {number} (from 0)", plain, plain
+                number += 1
+    except (pa.ArrowException, OSError) as error:
+        shown = " ".join(str(error).split())
+        raise InvalidConfig(f"{name} cannot be read as Parquet: {shown[:200]}") from None
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | None) else as_text(value)
+
+
+def _require(header: Sequence[str], name: str, columns: Columns) -> None:
+    needed = [*columns.key, columns.label] if columns.key else [columns.prediction_id, columns.label]
+    for column in needed:
+        if column not in header:
+            option = "--label-column" if column == columns.label else "--key" if columns.key else "--id-column or --key"
+            raise InvalidConfig(f"{name} has no column {column!r}, it has {', '.join(header[:20])}; see {option}")
