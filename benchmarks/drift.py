@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from mlflow_deploy_plugin.monitoring.features import Feature
-from mlflow_deploy_plugin.monitoring.verdict import Verdict, judge
+from mlflow_deploy_plugin.monitoring.paired import judge
+from mlflow_deploy_plugin.monitoring.verdict import Verdict
 from projects.flight_delay.data import BOOLEANS, CATEGORIES, DAY, INTEGERS, WEATHER, load_flights
 
 REFERENCE_DAYS = 90

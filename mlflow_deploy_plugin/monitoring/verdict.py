@@ -1,65 +1,63 @@
 """The verdict: does this window differ from the reference more than the reference's own windows differ from it?
 
-Rows of real traffic are not independent: the weather of a day is shared by all of its flights. A test that resamples
-the reference row by row calls every real day drifted (90 of 90 measured). So the null distribution is made of the
-reference's own contiguous windows of the same length and phase in event time, the blocks, each against the rest:
+1. The null (`null/windows.py`) says which windows the reference's own are: contiguous ones where there are enough.
+2. Each column has up to four figures (`null/comparing.py`): the distance of its known values, the change of its missing
+   share, the shares of unseen categories and of numbers out of range. Every side has the same number of rows.
+3. Over the pool of the M windows and the judged one, each member's figure is standardised by the mean and the
+   deviation of all others; the statistic of a member is the largest of them, over all columns and segments.
+4. p = (1 + #{windows with a statistic >= the judged one's}) / (M + 1); drift if p <= the false-alarm rate. The
+   threshold, in standard deviations, is the statistic of the window at that rank: it holds for the family of all
+   columns, so a column above it and the verdict always agree.
 
-1. Every side is reduced to the same number of rows (seeded), because distances shrink as rows grow.
-2. Each feature has two figures: the distance of its known values (`bins.py`) and the change of its missing share.
-3. Over the pool of the B blocks and the window, each member's figure is standardised by the mean and the deviation of
-   all others; the statistic of a member is the largest of its standardised figures, over all features.
-4. p = (1 + #{blocks with a statistic >= the window's}) / (B + 1); drift if p <= the false-alarm rate. The threshold,
-   in standard deviations, is the statistic of the block at that rank: it holds for the family of all features, so a
-   feature above it and the verdict always agree.
-
-Every member of the pool is treated alike, so that for a window that is exchangeable with the blocks the rate of false
-alarms is at most the stated one, whatever the distributions are and however the features depend on each other
+Every member of the pool is treated alike, so that for a window that is exchangeable with the reference's own the rate
+of false alarms is at most the stated one, whatever the distributions are and however the columns depend on each other
 (conformal p-value: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). It holds for a trend within
-the reference no more than for any method: the windows are taken as a fair sample of calm. Measured on flights and
-weather (`benchmarks/drift.py`): 6 % of 200 held-out days at a nominal 5 %, 98 % of the days from June to August. Ranks
-instead of standard deviations lose all power as features multiply, logarithms and robust scales lose a part of it.
+the reference no more than for any method: the windows are taken as a fair sample of calm. Measured in
+`benchmarks/drift.py`. Ranks instead of standard deviations lose all power as columns multiply, logarithms and robust
+scales lose a part of it.
 
-B blocks cannot support a rate below 1/(B + 1): such a question is answered "not judged", never guessed.
+A column that is gone, new or of another type is drift by itself (`outcomes.py`).
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from mlflow_deploy_plugin.monitoring.bins import Bins, freeze_bins
-from mlflow_deploy_plugin.monitoring.features import Array, Feature, Kind
+from mlflow_deploy_plugin.monitoring.features import Array
+from mlflow_deploy_plugin.monitoring.judgement import Finding
+from mlflow_deploy_plugin.monitoring.null.choosing import pool_for
+from mlflow_deploy_plugin.monitoring.null.comparing import seeded
+from mlflow_deploy_plugin.monitoring.null.pool import (
+    Group,
+    Pool,
+    column_counts,
+    mask_unknown,
+    scores,
+    threshold,
+    windows_of,
+)
+from mlflow_deploy_plugin.monitoring.null.sizes import compared_rows, too_little
+from mlflow_deploy_plugin.monitoring.null.windows import NullKind, Refusal
+from mlflow_deploy_plugin.monitoring.outcomes import (
+    FeatureVerdict as FeatureVerdict,
+)
+from mlflow_deploy_plugin.monitoring.outcomes import (
+    column_outcomes,
+    judged_columns,
+    not_judged,
+    schema_findings,
+    worst_first,
+)
+from mlflow_deploy_plugin.monitoring.references import Reference
+from mlflow_deploy_plugin.monitoring.sketch import Profile
+from mlflow_deploy_plugin.spec import MonitorSpec
 
 State = Literal["drift", "no drift", "not judged"]
 
-MIN_COMPARED_ROWS = 30
-_MAX_BLOCKS = 500
-_FOLDS = 10
-_SCALE_FLOOR = 0.005
-"""Smallest deviation that is believed, in the distances' own units (standard deviations, shares): where the blocks
-agree to the last digit, a constant feature for one, the first odd row is no drift; 1 % of odd rows is."""
-
-
-@dataclass(frozen=True)
-class FeatureVerdict:
-    """One feature.
-
-    Attributes:
-        score: standard deviations above the reference's own windows: of the distance or the missing share, the larger.
-        distance: Wasserstein distance in reference deviations (number) or Jensen–Shannon distance (category).
-        missing / reference_missing: shares of missing values.
-        is_drifted: `score` is above the verdict's threshold.
-    """
-
-    name: str
-    kind: Kind
-    score: float
-    distance: float
-    missing: float
-    reference_missing: float
-    is_drifted: bool
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,19 @@ class Verdict:
     """The judgement of one window.
 
     Attributes:
-        reason: why it is not judged, in a sentence; empty otherwise.
+        reason: why it is in this state, in a sentence.
         rows: rows of the window; compared_rows: those of every side of every comparison.
-        blocks: the reference's own windows that the threshold comes from.
+        null: which windows of the reference the threshold comes from; blocks: how many.
+        worth: how many independent windows they stand for.
         p_value, statistic, threshold: None where it is not judged; the latter two in standard deviations.
         false_alarm_rate: the stated rate.
-        measured_false_alarm_rate: of the reference's own windows, the share that is called drifted when it is held out
-            (ten folds); None where the rest of the folds is too few windows for the rate.
+        measured_false_alarm_rate: of the reference's own windows, the share that is called drifted when it is held out;
+            None where it cannot be told.
+        smallest_rate: where a rate was refused, the smallest one that the reference supports.
         features: by falling score.
+        findings: the worst first; every column has its outcome, or why it was not judged.
+        figures: names of metrics and their values.
+        notes: what the reader has to know beside the verdict.
     """
 
     state: State
@@ -83,215 +86,192 @@ class Verdict:
     false_alarm_rate: float
     reason: str = ""
     compared_rows: int = 0
+    null: NullKind | None = None
     blocks: int = 0
+    worth: float = 0.0
     p_value: float | None = None
     statistic: float | None = None
     threshold: float | None = None
     measured_false_alarm_rate: float | None = None
+    smallest_rate: float | None = None
     features: tuple[FeatureVerdict, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def share_of_drifted_features(self) -> float:
-        return sum(feature.is_drifted for feature in self.features) / max(len(self.features), 1)
+        whole = [feature for feature in self.features if not feature.segment]
+        return sum(feature.is_drifted for feature in whole) / max(len(whole), 1)
 
 
 @dataclass(frozen=True, eq=False)
-class _Histograms:
-    """One feature's counts, [.., K] over its bins with the missing values last.
+class Part:
+    """The rows of one segment."""
 
-    Attributes:
-        blocks: [B, K] all rows of each block; equal: [B, K] those that are compared.
-        outside: [K] reference rows that are in none of the blocks.
-        current: [M, K] the windows to be judged, those rows that are compared.
-    """
-
-    bins: Bins
-    blocks: Array
-    equal: Array
-    outside: Array
-    current: Array
-
-    def hold_out(self, held: Array) -> "_Histograms":
-        """The same with some blocks ([B] bool) judged instead of being part of the reference."""
-        return _Histograms(self.bins, self.blocks[~held], self.equal[~held], self.outside, self.equal[held])
-
-    def figures(self) -> tuple[Array, Array]:
-        """[B, 2] and [M, 2]: distance and change of the missing share, of each block from the rest of the reference,
-        and of each current window from all of it."""
-        total = self.blocks.sum(axis=0) + self.outside
-        return self._compare(self.equal, total - self.blocks), self._compare(self.current, total)
-
-    def _compare(self, counts: Array, others: Array) -> Array:
-        change = np.abs(_missing_share(counts) - _missing_share(others))
-        return np.stack([self.bins.distance(counts[..., :-1], others[..., :-1]), change], axis=-1)
+    reference: Reference
+    window: Profile
 
 
 def judge(
-    pairs: Sequence[tuple[Feature, Feature]],
-    reference_times: Array | None,
-    start: int,
-    length: int,
-    min_rows: int,
-    false_alarm_rate: float,
-    seed: int = 0,
+    reference: Reference,
+    window: Profile,
+    start_us: int,
+    length_us: int,
+    spec: MonitorSpec,
+    cache: Path | None,
+    segments: Mapping[str, Part] | None = None,
 ) -> Verdict:
     """Judges one window.
 
     Args:
-        pairs: each feature's values in the reference and in the window.
-        reference_times: [N] int64, the event times of the reference's rows; None: they are not known.
-        start, length: of the window, in the units of the times; they also cut the reference into blocks.
-        min_rows: a window with fewer is not judged.
-        false_alarm_rate: share of windows like the reference that may be called drifted.
-        seed: chooses the rows where a side has more than are compared.
+        window: over the bins of the reference.
+        start_us: of the window; chooses the rows where it has more than are compared.
+        length_us: of the window and of the reference's blocks.
+        spec: its min_rows, false_alarm_rate, independent_rows and columns.
+        cache: a folder for what the next window of the same length and size needs, too; None: nothing is kept.
+        segments: by name, as `carrier=AA`; they share the one false-alarm rate with all rows.
     """
-    rows, reference_rows = (len(pairs[0][1].values), len(pairs[0][0].values)) if pairs else (0, 0)
-
-    def not_judged(reason: str) -> Verdict:
-        return Verdict("not judged", rows, reference_rows, false_alarm_rate, reason)
-
-    if not pairs:
-        return not_judged("the window and the reference have no feature in common")
-    if rows < min_rows:
-        return not_judged(f"the window has {rows} rows; min_rows is {min_rows}")
-    if rows < MIN_COMPARED_ROWS:
-        return not_judged(f"the window has {rows} rows; at least {MIN_COMPARED_ROWS} are needed")
-    if reference_times is None:
-        return not_judged(
-            "the model's reference has no event times, so there are no windows to compare with; "
-            "log the model with event_time=, the column (or the values) that say when each row happened"
-        )
-    rng = np.random.default_rng(seed)
-    blocks, compared = _cut(reference_times, start, length, rows, rng)
-    if compared < MIN_COMPARED_ROWS:
-        return not_judged(
-            f"the reference has {reference_rows} rows in {len(np.unique((reference_times - start) // length))} windows "
-            f"of this length, {compared} in the middle one; at least {MIN_COMPARED_ROWS} are needed"
-        )
-    needed = math.ceil(1 / false_alarm_rate - 1e-9) - 1
-    if len(blocks) < needed:
-        return not_judged(
-            f"a false-alarm rate of {false_alarm_rate:g} needs at least {needed} windows of this length in the "
-            f"reference, and it has {len(blocks)}: judge shorter windows, or log a reference over a longer time"
-        )
-    equal = [rng.permutation(block)[:compared] for block in blocks]
-    chosen = rng.permutation(rows)[:compared]
-    histograms = [_count(left, right, blocks, equal, chosen) for left, right in pairs]
-    return _conclude(pairs, histograms, compared, false_alarm_rate, seed)
+    del length_us  # the blocks of the reference have it
+    schema = schema_findings(reference, window, spec.columns)
+    columns, unjudged = judged_columns(reference, window, spec.columns)
+    base = Verdict("not judged", window.rows, reference.total.rows, spec.false_alarm_rate)
+    compared = compared_rows(reference, window.rows, spec.independent_rows)
+    reason = too_little(reference, window.rows, columns, compared, spec)
+    if reason:
+        # too few rows say nothing at all, not even about the columns that they have
+        exact = [] if window.rows < spec.min_rows else schema
+        return _unjudged(base, reason, exact, [*unjudged, *not_judged(columns, reason)])
+    whole = Group("", reference, window, columns, compared)
+    parts, left_out = _segments(segments or {}, spec)
+    pool = pool_for([whole, *parts], spec.false_alarm_rate, spec.independent_rows, cache)
+    if isinstance(pool, Refusal):
+        refused = replace(base, smallest_rate=pool.smallest)
+        return _unjudged(refused, pool.reason, schema, [*unjudged, *not_judged(columns, pool.reason)])
+    return _conclude(base, [whole, *parts], pool, start_us, [*schema, *unjudged, *left_out])
 
 
-def _cut(times: Array, start: int, length: int, rows: int, rng: np.random.Generator) -> tuple[list[Array], int]:
-    """The blocks, as row numbers of the reference, and the number of rows that every side is reduced to.
-
-    A block with less than half of that number (cut off at an end, a gap in the log) is no window like the others.
-    """
-    numbers = (times - start) // length
-    order = np.argsort(numbers, kind="stable")
-    blocks = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
-    compared = min(rows, int(np.median([len(block) for block in blocks])))
-    whole = [block for block in blocks if 2 * len(block) >= compared]
-    if len(whole) > _MAX_BLOCKS:
-        whole = [whole[position] for position in sorted(rng.choice(len(whole), _MAX_BLOCKS, replace=False))]
-    return whole, compared
-
-
-def _count(reference: Feature, current: Feature, blocks: list[Array], equal: list[Array], chosen: Array) -> _Histograms:
-    """The histograms of one feature; `blocks`, `equal` and `chosen` are row numbers."""
-    bins = freeze_bins(reference)
-    codes = bins.encode(reference)
-    full = np.stack([_histogram(codes[block], bins.size) for block in blocks])
-    compared = np.stack([_histogram(codes[block], bins.size) for block in equal])
-    total = _histogram(codes, bins.size)
-    window = _histogram(bins.encode(current)[chosen], bins.size)
-    return _Histograms(bins, full, compared, total - full.sum(axis=0), window[None])
+def _segments(segments: Mapping[str, Part], spec: MonitorSpec) -> tuple[list[Group], list[Finding]]:
+    """The segments that are judged, and why others are not."""
+    groups: list[Group] = []
+    left_out: list[Finding] = []
+    for name, part in segments.items():
+        columns, unjudged = judged_columns(part.reference, part.window, spec.columns, name)
+        compared = compared_rows(part.reference, part.window.rows, spec.independent_rows)
+        reason = too_little(part.reference, part.window.rows, columns, compared, spec)
+        if reason:
+            left_out.extend(not_judged(columns, reason, name))
+        else:
+            groups.append(Group(name, part.reference, part.window, columns, compared))
+        left_out.extend(unjudged)
+    return groups, left_out
 
 
-def _histogram(codes: Array, size: int) -> Array:
-    """[size + 1] float64, the missing values last."""
-    return np.bincount(np.where(codes < 0, size, codes), minlength=size + 1).astype(np.float64)
+def _unjudged(base: Verdict, reason: str, schema: Sequence[Finding], others: Sequence[Finding]) -> Verdict:
+    """No verdict on distributions; a column that is gone, new or of another type is drift all the same."""
+    alarms = [finding for finding in schema if finding.is_alarm]
+    findings = worst_first([*schema, *others])
+    figures = {"rows": float(base.rows), "reference_rows": float(base.reference_rows)}
+    if not alarms:
+        return replace(base, reason=reason, findings=findings, figures=figures)
+    said = f"{_named([alarm.subject for alarm in alarms])}: {alarms[0].reason}; distributions are not judged: {reason}"
+    figures["is_drift"] = 1.0
+    return replace(base, state="drift", reason=said, findings=findings, figures=figures)
 
 
-def _conclude(
-    pairs: Sequence[tuple[Feature, Feature]],
-    histograms: list[_Histograms],
-    compared: int,
-    false_alarm_rate: float,
-    seed: int,
-) -> Verdict:
-    figures = [histogram.figures() for histogram in histograms]
-    pool = np.stack([blocks for blocks, _ in figures], axis=1)  # [B, features, 2]
-    window = np.stack([current[0] for _, current in figures])  # [features, 2]
-    scores = _scores(np.concatenate([pool, window[None]]))  # [B + 1, features]
-    statistics = scores.max(axis=1)
-    threshold = _threshold(statistics[:-1], false_alarm_rate)
-    features = [
-        FeatureVerdict(
-            name=reference.name,
-            kind=reference.kind,
-            score=float(scores[-1, position]),
-            distance=float(window[position, 0]),
-            missing=_missing(current),
-            reference_missing=_missing(reference),
-            is_drifted=bool(scores[-1, position] > threshold),
-        )
-        for position, (reference, current) in enumerate(pairs)
-    ]
-    return Verdict(
-        state="drift" if statistics[-1] > threshold else "no drift",
-        rows=len(pairs[0][1].values),
-        reference_rows=len(pairs[0][0].values),
-        false_alarm_rate=false_alarm_rate,
-        compared_rows=compared,
-        blocks=len(pool),
+def _conclude(base: Verdict, groups: Sequence[Group], pool: Pool, start_us: int, others: Sequence[Finding]) -> Verdict:
+    window = _window_figures(groups, pool, start_us)
+    known = mask_unknown(pool.figures, window)
+    all_figures = np.where(known, np.concatenate([pool.figures, (window / pool.scales)[None]]), np.nan)
+    standardised = scores(all_figures, pool.floors)  # [M + 1, F, FIGURES]
+    statistics = standardised.max(axis=(1, 2))
+    limit = threshold(statistics[:-1], base.false_alarm_rate)
+    features, findings = column_outcomes(groups, pool, window, standardised[-1], limit)
+    is_drift = bool(statistics[-1] > limit) or any(finding.is_alarm for finding in others)
+    verdict = replace(
+        base,
+        state="drift" if is_drift else "no drift",
+        compared_rows=groups[0].compared,
+        null=pool.kind,
+        blocks=len(pool.figures),
+        worth=pool.worth,
         p_value=float((1 + np.count_nonzero(statistics[:-1] >= statistics[-1])) / len(statistics)),
         statistic=float(statistics[-1]),
-        threshold=threshold,
-        measured_false_alarm_rate=_measure(histograms, false_alarm_rate, seed),
+        threshold=limit,
+        measured_false_alarm_rate=pool.measured,
         features=tuple(sorted(features, key=lambda feature: -feature.score)),
+        findings=worst_first([*others, *findings]),
+        notes=tuple(_notes(pool, base.false_alarm_rate)),
     )
+    return replace(verdict, reason=_reason(verdict), figures=dict(_figures(verdict)))
 
 
-def _scores(pool: Array) -> Array:
-    """[n, features] from figures [n, features, 2]: each standardised by all others, the larger of a feature's two."""
-    others = len(pool) - 1
-    centred = pool - pool.mean(axis=0)
-    means = -centred / others
-    variances = (np.square(centred).sum(axis=0) - np.square(centred)) / others - np.square(means)
-    deviations = np.maximum(np.sqrt(np.maximum(variances, 0)), _SCALE_FLOOR)
-    scores: Array = ((centred - means) / deviations).max(axis=2)
-    return scores
+def _window_figures(groups: Sequence[Group], pool: Pool, start_us: int) -> Array:
+    """[F, FIGURES]: the judged window's own figures."""
+    rows = []
+    for group in groups:
+        for name in group.columns:
+            bins = group.reference.bins[name]
+            windows = windows_of([group.window], name, bins)
+            thinned = windows.thinned(group.compared, seeded(group.segment + name, abs(start_us)))
+            rows.append(thinned.figures(bins, column_counts([group.reference.total], name, bins)[0])[0])
+    return np.stack(rows)
 
 
-def _threshold(statistics: Array, false_alarm_rate: float) -> float:
-    """The statistic of the block at the last rank that the rate leaves to drift; above it p <= the rate."""
-    rank = math.floor(false_alarm_rate * (len(statistics) + 1) + 1e-9)
-    return float(np.sort(statistics)[-rank])
+def _reason(verdict: Verdict) -> str:
+    alarms = [finding for finding in verdict.findings if finding.is_alarm]
+    told = f"p = {verdict.p_value:.3g} beside {verdict.blocks} {_NULLS[verdict.null or 'contiguous']}"
+    if not alarms:
+        return f"no column differs from the reference more than its own windows do ({told})"
+    subjects = list(
+        dict.fromkeys(f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms)
+    )
+    return f"{_named(list(dict.fromkeys(subjects)))}: {alarms[0].reason} ({told})"
 
 
-def _measure(histograms: list[_Histograms], false_alarm_rate: float, seed: int) -> float | None:
-    """The share of blocks that are called drifted, each held out with a tenth of the blocks and judged by the rest."""
-    count = len(histograms[0].blocks)
-    folds = np.random.default_rng(seed).permutation(count) % _FOLDS
-    kept = count - math.ceil(count / _FOLDS)
-    if math.floor(false_alarm_rate * (kept + 1) + 1e-9) < 1:
-        return None
-    alarms = 0
-    for fold in np.unique(folds):
-        figures = [histogram.hold_out(folds == fold).figures() for histogram in histograms]
-        pool = np.stack([blocks for blocks, _ in figures], axis=1)
-        held = np.stack([current for _, current in figures], axis=1)
-        for window in held:
-            statistics = _scores(np.concatenate([pool, window[None]])).max(axis=1)
-            alarms += int(statistics[-1] > _threshold(statistics[:-1], false_alarm_rate))
-    return alarms / count
+_NULLS: Mapping[NullKind, str] = {
+    "contiguous": "windows of the reference",
+    "overlapping": "overlapping windows of the reference",
+    "bootstrap": "windows drawn by the stationary bootstrap",
+    "rows": "samples of rows",
+}
 
 
-def _missing_share(counts: Array) -> Array:
-    share: Array = counts[..., -1] / np.maximum(counts.sum(axis=-1), 1)
-    return share
+def _named(subjects: Sequence[str]) -> str:
+    shown = ", ".join(subjects[:_NAMED])
+    return shown if len(subjects) <= _NAMED else f"{shown} and {len(subjects) - _NAMED} more"
 
 
-def _missing(feature: Feature) -> float:
-    if feature.kind == "number":
-        return float(np.isnan(feature.values).mean())
-    return sum(value is None for value in feature.values) / len(feature.values)
+def _notes(pool: Pool, rate: float) -> Iterator[str]:
+    count = len(pool.figures)
+    worth = f", worth {pool.worth:.0f} independent ones" if pool.kind in ("overlapping", "bootstrap") else ""
+    drawn = f" in stretches of {pool.block_length / 3600:.1f} h on average" if pool.block_length else ""
+    yield f"false-alarm rate: nominal {rate:g}, from {count} {_NULLS[pool.kind]}{drawn}{worth}; {_measured(pool)}"
+
+
+def _measured(pool: Pool) -> str:
+    if pool.measured is not None:
+        return f"measured on them, held out one by one, {pool.measured:.3g}"
+    return "not measured, since they are too few to hold some out" if pool.kind == "contiguous" else "not measured"
+
+
+def _figures(verdict: Verdict) -> Iterator[tuple[str, float]]:
+    yield "rows", verdict.rows
+    yield "reference_rows", verdict.reference_rows
+    yield "is_drift", float(verdict.state == "drift")
+    yield "share_of_drifted_columns", verdict.share_of_drifted_features
+    for name in ("p_value", "statistic", "threshold", "measured_false_alarm_rate"):
+        value = getattr(verdict, name)
+        if value is not None:
+            yield name, value
+    yield "blocks", verdict.blocks
+    yield "independent_blocks", verdict.worth
+    yield "compared_rows", verdict.compared_rows
+    yield "false_alarm_rate", verdict.false_alarm_rate
+    for feature in verdict.features:
+        name = f"{feature.segment}/{feature.name}" if feature.segment else feature.name
+        yield f"drift_score/{name}", feature.score
+        yield f"drift_distance/{name}", feature.distance
+        if not feature.segment:
+            yield f"missing/{name}", feature.missing
+            yield f"reference_missing/{name}", feature.reference_missing

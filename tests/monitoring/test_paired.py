@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.features import Feature
-from mlflow_deploy_plugin.monitoring.verdict import judge
+from mlflow_deploy_plugin.monitoring.paired import judge
 
 LENGTH = 100
 BLOCKS, ROWS = 60, 80

@@ -1,0 +1,121 @@
+"""Chooses the null distribution that supports the asked rate, and builds its pool; or refuses, with the smallest rate
+that can be had."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mlflow_deploy_plugin.monitoring.features import Array
+from mlflow_deploy_plugin.monitoring.null.cache import PoolCache, key_of
+from mlflow_deploy_plugin.monitoring.null.measuring import measure
+from mlflow_deploy_plugin.monitoring.null.pool import Group, Pool, build_pool, column_counts
+from mlflow_deploy_plugin.monitoring.null.samples import MAX_DRAWS, build_row_pool
+from mlflow_deploy_plugin.monitoring.null.windows import (
+    Null,
+    Refusal,
+    bootstrap,
+    contiguous,
+    mean_block_length,
+    needed_windows,
+    overlapping,
+    refuse_bootstrap,
+)
+from mlflow_deploy_plugin.monitoring.references import Reference
+from mlflow_deploy_plugin.monitoring.sketch import Profile
+
+_SEED = 0
+_MAX_CELLS = 20_000_000
+"""So many counts are compared at most: of a thousand columns some sixty windows, in seconds."""
+
+
+def pool_for(groups: Sequence[Group], rate: float, independent_rows: bool, cache: Path | None) -> Pool | Refusal:
+    """The pool of the first null that supports the rate, from the cache where it is there.
+
+    Args:
+        groups: all rows first, then the segments.
+        cache: the folder; None: nothing is kept.
+    """
+
+    def build() -> Pool | Refusal:
+        if independent_rows:
+            return _row_pool(groups, rate)
+        null = choose_null(groups[0], rate)
+        if isinstance(null, Refusal):
+            return null
+        return replace(build_pool(groups, null, _SEED), measured=measure(groups, null, rate, _SEED))
+
+    if cache is None:
+        return build()
+    return PoolCache(cache).get_or_build(key_of(groups, rate, independent_rows), build)
+
+
+def choose_null(group: Group, rate: float) -> Null | Refusal:
+    """Contiguous windows, else overlapping ones, else the stationary bootstrap, else a refusal."""
+    needed = needed_windows(rate)
+    supported = []
+    for null in _candidates(group, needed):
+        if null.worth >= needed:
+            return null
+        supported.append(null.worth)
+    most = int(max(supported, default=0))
+    return Refusal(1 / (most + 1), _reason(group, rate, needed, most))
+
+
+def _candidates(group: Group, needed: int) -> Iterator[Null]:
+    reference = group.reference
+    yield contiguous(_rows(reference.blocks), group.compared, max(needed, _MAX_CELLS // _cells(group)))
+    steps, length = _rows(reference.steps), reference.window_steps
+    if length < 2 or not steps.any():
+        return
+    yield overlapping(steps, length, group.compared)
+    counts = {name: column_counts(reference.steps, name, reference.bins[name]) for name in group.columns}
+    mean_length = mean_block_length(counts, reference.bins)
+    if not refuse_bootstrap(steps, length, mean_length):
+        yield bootstrap(steps, length, mean_length, _SEED)
+
+
+def _cells(group: Group) -> int:
+    return max(sum(group.reference.bins[name].size for name in group.columns), 1)
+
+
+def _row_pool(groups: Sequence[Group], rate: float) -> Pool | Refusal:
+    if needed_windows(rate) > MAX_DRAWS:
+        smallest = 1 / (MAX_DRAWS + 1)
+        return Refusal(
+            smallest,
+            f"a false-alarm rate of {rate:g} needs more than the {MAX_DRAWS:,} samples that are drawn; the smallest "
+            f"rate that can be had is {_shown(smallest)}",
+        )
+    return build_row_pool(list(groups), rate, _SEED)
+
+
+def _reason(group: Group, rate: float, needed: int, most: int) -> str:
+    blocks = int(contiguous(_rows(group.reference.blocks), group.compared).worth)
+    length = _length(group.reference)
+    smallest = (
+        f"the smallest rate that it supports is {_shown(1 / (most + 1))}" if most else "it supports no rate at all"
+    )
+    worth = f", worth {most} with overlapping and resampled ones" if most > blocks else ""
+    return (
+        f"a false-alarm rate of {rate:g} needs at least {needed} windows of {length} in the reference, and it has "
+        f"{blocks}{worth}; {smallest}: ask for that, judge shorter windows, or take a reference over a longer time"
+    )
+
+
+def _length(reference: Reference) -> str:
+    seconds = reference.step_seconds * reference.window_steps
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds % size == 0:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _shown(rate: float) -> str:
+    """Rounded up, so that it can be asked for."""
+    return f"{np.ceil(rate * 10_000) / 10_000:g}"
+
+
+def _rows(profiles: Sequence[Profile]) -> Array:
+    return np.array([profile.rows for profile in profiles], dtype=np.int64)

@@ -1,0 +1,209 @@
+"""What the reference's own windows look like in figures: the pool that a judged window's figures stand beside.
+
+A pool depends on the reference, the windows' length and phase, the number of rows that are compared and the rate, and
+not on the judged window, so it is kept on disk (`cache.py`) and the next window of the same monitor costs its
+histograms alone.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlflow_deploy_plugin.monitoring.bins import Bins
+from mlflow_deploy_plugin.monitoring.features import Array
+from mlflow_deploy_plugin.monitoring.null.comparing import DISTANCE, FIGURES, MISSING, Windows, beyond, seeded
+from mlflow_deploy_plugin.monitoring.null.windows import Null, NullKind, cut_stretches
+from mlflow_deploy_plugin.monitoring.references import Reference
+from mlflow_deploy_plugin.monitoring.sketch import Profile
+
+FLOORS = np.array([0.005, 0.005, 0.02, 0.02])
+"""Smallest deviation that is believed of each figure, in its own units (standard deviations or bits, shares): where the
+windows agree to the last digit, a constant column for one, the first odd row is no drift; 1 % of odd rows is. Rows that
+are unseen or out of range hardly ever occur in calm windows, so that any deviation would do: those floors ask for some
+10 % of the rows; on flights half or a quarter of them lifted the threshold of all columns by 20 and 40 % and found no
+day more."""
+_SCALED_FLOORS = np.array([0.2, 0.2, 0.02, 0.02])
+_SCALED = [DISTANCE, MISSING]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """All rows, or those of a segment, with the columns that are judged.
+
+    Attributes:
+        segment: as `carrier=AA`; empty: all rows.
+        compared: the number of rows that every window has or is thinned to.
+    """
+
+    segment: str
+    reference: Reference
+    window: Profile
+    columns: tuple[str, ...]
+    compared: int
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Figures of the reference's own windows.
+
+    Attributes:
+        figures: [M, F, FIGURES] of M windows and F columns, in the order of the groups and their columns; NaN where a
+            window is too small or the figure not known.
+        scales: [F, FIGURES] by which a judged window's figures are divided before they stand beside these.
+        floors: [FIGURES] the smallest deviations that are believed.
+        worth: how many independent windows they stand for.
+        block_length: mean length of a drawn stretch in seconds; 0 where nothing is drawn.
+        measured: the share of the windows that is called drifted when it is held out; None: it cannot be told.
+    """
+
+    kind: NullKind
+    figures: Array
+    scales: Array
+    floors: Array
+    worth: float
+    block_length: float = 0.0
+    measured: float | None = None
+
+    def usual(self) -> tuple[Array, Array]:
+        """[F, FIGURES] and [F, FIGURES]: mean and deviation of the windows' figures; 0 where none is known."""
+        is_known = np.isfinite(self.figures)
+        count = np.maximum(is_known.sum(axis=0), 1)
+        mean = np.where(is_known, self.figures, 0).sum(axis=0) / count
+        squares = np.where(is_known, np.square(self.figures - mean), 0).sum(axis=0)
+        return mean, np.sqrt(squares / count)
+
+
+def column_counts(profiles: Sequence[Profile], name: str, bins: Bins) -> Array:
+    """[P, K + 1] float64: a column's histograms; rows that lack the column are missing values."""
+    counts = np.zeros((len(profiles), bins.size + 1))
+    for position, profile in enumerate(profiles):
+        column = profile.columns.get(name)
+        if column is None or len(column.counts) != bins.size + 1:
+            counts[position, -1] = profile.rows
+        else:
+            counts[position] = column.counts
+            counts[position, -1] += profile.rows - column.rows
+    return counts
+
+
+def windows_of(profiles: Sequence[Profile], name: str, bins: Bins) -> Windows:
+    """One column of some profiles, a window each."""
+    columns = [profile.columns.get(name) for profile in profiles]
+    unseen = np.array([column.unseen if column else 0 for column in columns], np.float64)
+    outside = np.array([column.below + column.above if column else 0 for column in columns], np.float64)
+    return Windows(column_counts(profiles, name, bins), unseen, outside)
+
+
+def build_pool(groups: Sequence[Group], null: Null, seed: int) -> Pool:
+    """The figures of the null's windows in every group."""
+    figures, scales = [], []
+    for group in groups:
+        profiles = aligned(groups[0].reference, group.reference, null.kind)
+        for name in group.columns:
+            rng = seeded(group.segment + name, seed)
+            column, scale = _column_figures(group, name, profiles, null, rng)
+            figures.append(column)
+            scales.append(scale)
+    return Pool(
+        kind=null.kind,
+        figures=np.stack(figures, axis=1),
+        scales=np.stack(scales),
+        floors=_SCALED_FLOORS if null.stretches is not None else FLOORS,
+        worth=null.worth,
+        block_length=null.block_length * groups[0].reference.step_seconds,
+    )
+
+
+def aligned(whole: Reference, part: Reference, kind: NullKind) -> tuple[Profile, ...]:
+    """The pieces of `part`, a segment's, in the places of the pieces of `whole`."""
+    profiles, starts = _pieces(part, kind)
+    if whole is part:
+        return profiles
+    by_start = dict(zip(starts, profiles, strict=True))
+    return tuple(by_start.get(start, Profile(0, {})) for start in _pieces(whole, kind)[1])
+
+
+def _pieces(reference: Reference, kind: NullKind) -> tuple[tuple[Profile, ...], Sequence[int]]:
+    if kind == "contiguous":
+        return reference.blocks, reference.block_starts_us
+    step_us = reference.step_seconds * 1_000_000
+    return reference.steps, range(
+        reference.steps_start_us, reference.steps_start_us + len(reference.steps) * step_us, step_us
+    )
+
+
+def _column_figures(
+    group: Group, name: str, profiles: Sequence[Profile], null: Null, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """[M, FIGURES] and the scales [FIGURES]."""
+    bins = group.reference.bins[name]
+    scales = np.ones(FIGURES)
+    if null.kind == "contiguous":
+        windows = windows_of([profiles[position] for position in null.windows.argmax(axis=1)], name, bins)
+        rests = column_counts([group.reference.total], name, bins) - windows.counts
+    elif null.stretches is None:
+        counts = null.windows @ column_counts(profiles, name, bins)
+        rests = column_counts([group.reference.total], name, bins) - counts
+        windows = beyond(bins, counts, rests)
+    else:
+        pieces = column_counts(profiles[null.first : null.last], name, bins)
+        counts, rests = null.windows @ pieces, null.rests @ pieces
+        windows = beyond(bins, counts, rests)
+    figures = windows.thinned(group.compared, rng).figures(bins, rests)
+    if null.stretches is not None:
+        figures[:, _SCALED] /= _drawn_scales(bins, pieces, null.stretches, rests)
+        scales[_SCALED] = _own_scales(bins, pieces, group.reference.window_steps)
+    figures[2 * windows.counts.sum(axis=1) < group.compared] = np.nan
+    return figures, scales
+
+
+def _drawn_scales(bins: Bins, pieces: Array, stretches: Array, references: Array) -> Array:
+    """[M, 2]: the root mean square of what the stretches of each drawn reference differ from it."""
+    squares = np.zeros((len(stretches), 2))
+    for number in range(stretches.shape[1]):
+        squares += np.square(_two_figures(bins, stretches[:, number] @ pieces, references))
+    scales: Array = np.maximum(np.sqrt(squares / stretches.shape[1]), FLOORS[_SCALED])
+    return scales
+
+
+def _own_scales(bins: Bins, pieces: Array, length: int) -> Array:
+    """[2]: the same of the reference itself."""
+    parts = cut_stretches(np.arange(len(pieces))[None], length)
+    counts = np.stack([pieces[part[0]].sum(axis=0) for part in parts])
+    squares = np.square(_two_figures(bins, counts, pieces.sum(axis=0)))
+    scales: Array = np.maximum(np.sqrt(squares.mean(axis=0)), FLOORS[_SCALED])
+    return scales
+
+
+def _two_figures(bins: Bins, counts: Array, others: Array) -> Array:
+    nothing = np.zeros(len(counts))
+    return Windows(counts, nothing, nothing).figures(bins, others)[:, _SCALED]
+
+
+def scores(pool: Array, floors: Array) -> Array:
+    """[n, F, FIGURES] standard deviations above the others: each member's figures standardised by the mean and the
+    deviation of all other members; -inf where a figure is not known."""
+    is_known = np.isfinite(pool)
+    others = np.maximum(is_known.sum(axis=0) - 1, 1)
+    filled = np.where(is_known, pool, 0.0)
+    mean = filled.sum(axis=0) / (others + 1)
+    centred = np.where(is_known, filled - mean, 0.0)
+    means = -centred / others
+    variances = (np.square(centred).sum(axis=0) - np.square(centred)) / others - np.square(means)
+    deviations = np.maximum(np.sqrt(np.maximum(variances, 0)), floors)
+    standardised: Array = np.where(is_known, (centred - means) / deviations, -np.inf)
+    return standardised
+
+
+def threshold(statistics: Array, rate: float) -> float:
+    """The statistic of the window at the last rank that the rate leaves to drift; above it p <= the rate."""
+    rank = math.floor(rate * (len(statistics) + 1) + 1e-9)
+    return float(np.sort(statistics)[-rank])
+
+
+def mask_unknown(figures: Array, window: Array) -> Array:
+    """[F, FIGURES] bool: the window has the figure, and at least nine in ten of the pool's windows have it."""
+    known: Array = np.isfinite(window) & (np.isfinite(figures).mean(axis=0) >= 0.9)
+    return known

@@ -1,0 +1,59 @@
+"""How many rows are compared, and whether they are enough."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlflow_deploy_plugin.monitoring.references import Reference
+from mlflow_deploy_plugin.spec import MonitorSpec
+
+MIN_COMPARED_ROWS = 30
+_SIZE_STEP = 1.15
+_NO_TIMES = (
+    "the reference has no event times, so there are no windows to compare with; log the model with event_time=, the "
+    "column (or the values) that say when each row happened, or say independent_rows"
+)
+
+
+def too_little(reference: Reference, rows: int, columns: Sequence[str], compared: int, spec: MonitorSpec) -> str:
+    """Why there is no verdict on distributions; empty: there is one."""
+    if not rows:
+        return "the window has no rows"
+    if rows < spec.min_rows:
+        return f"the window has {rows:,} rows; min_rows is {spec.min_rows:,}"
+    if rows < MIN_COMPARED_ROWS:
+        return f"the window has {rows} rows; at least {MIN_COMPARED_ROWS} are needed"
+    if not columns:
+        return "the window and the reference have no column in common that can be judged"
+    if spec.independent_rows:
+        if reference.sample is None or len(reference.sample) < MIN_COMPARED_ROWS:
+            return f"the reference has too few rows to draw samples from; at least {MIN_COMPARED_ROWS} are needed"
+        return ""
+    if not reference.blocks:
+        return _NO_TIMES if reference.total.rows else "the reference has no rows"
+    if compared < MIN_COMPARED_ROWS:
+        return (
+            f"the reference has {reference.total.rows:,} rows in {len(reference.blocks)} windows of this length, "
+            f"{compared} in the middle one; at least {MIN_COMPARED_ROWS} are needed"
+        )
+    return ""
+
+
+def compared_rows(reference: Reference, rows: int, is_independent: bool) -> int:
+    """How many rows every side of a comparison has: those of the window, or of the middle block where that has fewer;
+    a window's are rounded down to a step of 15 %, so that windows of about one size share a pool."""
+    if is_independent or not reference.blocks:
+        return rows
+    middle = int(np.median([block.rows for block in reference.blocks]))
+    if rows >= middle:
+        return middle
+    if rows < MIN_COMPARED_ROWS:
+        return rows
+    return _bucket(rows)
+
+
+def _bucket(rows: int) -> int:
+    size = float(MIN_COMPARED_ROWS)
+    while int(size * _SIZE_STEP) <= rows:
+        size *= _SIZE_STEP
+    return int(size)

@@ -1,0 +1,65 @@
+"""The stationary bootstrap: series that depend on themselves, resampled in stretches of random length.
+
+Politis & Romano, The Stationary Bootstrap, Journal of the American Statistical Association 89 (1994). The mean length
+of a stretch follows Politis & White, Automatic Block-Length Selection for the Dependent Bootstrap, Econometric Reviews
+23 (2004), with the correction by Patton, Politis & White, Econometric Reviews 28 (2009).
+"""
+
+import math
+
+import numpy as np
+
+from mlflow_deploy_plugin.monitoring.features import Array
+
+_CRITICAL = 2.0
+"""Autocorrelations within so many standard errors (times the root of a logarithm) are taken as none; section 3.2."""
+
+
+def block_length(series: Array) -> float:
+    """The mean length of a stretch, in items of the series [N], at which the variance of its mean is told best.
+
+    At least 1, at most the smaller of 3 √N and N / 3 (Patton's implementation has the same bound); 1 where the series
+    is constant.
+    """
+    count = len(series)
+    if count < 8:
+        return 1.0
+    centred = series - series.mean()
+    run = max(5, math.ceil(math.sqrt(math.log10(count))))
+    longest = min(math.ceil(math.sqrt(count)) + run, count - 1)
+    covariances = np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)]) / count
+    if covariances[0] <= 1e-12 * max(float(np.square(series).mean()), 1e-300):
+        return 1.0
+    reach = min(2 * _last_lag(covariances[1:] / covariances[0], count, run), longest)
+    lags = np.arange(1, reach + 1)
+    window = np.where(lags / reach <= 0.5, 1.0, 2 * (1 - lags / reach))  # the flat-top window
+    slope = 2 * float((window * lags) @ covariances[1 : reach + 1])
+    spectrum = float(covariances[0] + 2 * window @ covariances[1 : reach + 1])
+    if spectrum <= 0:
+        return 1.0
+    best = (slope**2 / spectrum**2 * count) ** (1 / 3)
+    return float(np.clip(best, 1.0, max(1.0, min(3 * math.sqrt(count), count / 3))))
+
+
+def _last_lag(correlations: Array, count: int, run: int) -> int:
+    """The lag after which `run` autocorrelations in a row are none; at least 1."""
+    is_none = np.abs(correlations) < _CRITICAL * math.sqrt(math.log10(count) / count)
+    for lag in range(len(is_none) - run + 1):
+        if is_none[lag : lag + run].all():
+            return max(lag, 1)
+    present = np.flatnonzero(~is_none)
+    return int(present[-1]) + 1 if len(present) else 1
+
+
+def draw(rng: np.random.Generator, draws: int, count: int, length: int, mean_length: float) -> Array:
+    """[draws, length] int64: the positions, in a series of `count` items, that each drawn series consists of.
+
+    A stretch goes on with the next item, at the end with the first, and ends with the probability 1 / mean_length.
+    """
+    starts = rng.integers(0, count, (draws, length))
+    begins = rng.random((draws, length)) < 1 / mean_length
+    begins[:, 0] = True
+    since = np.arange(length) - np.maximum.accumulate(np.where(begins, np.arange(length), 0), axis=1)
+    first = np.take_along_axis(starts, np.arange(length) - since, axis=1)
+    positions: Array = (first + since) % count
+    return positions

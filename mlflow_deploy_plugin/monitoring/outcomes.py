@@ -1,0 +1,223 @@
+"""What is said of each column: the checks that need no threshold, and the sentences of those that have one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlflow_deploy_plugin.monitoring.bins import Bins, OrderedBins
+from mlflow_deploy_plugin.monitoring.features import Array, Kind
+from mlflow_deploy_plugin.monitoring.judgement import Check, Finding
+from mlflow_deploy_plugin.monitoring.null.comparing import DISTANCE, FIGURES, MISSING
+from mlflow_deploy_plugin.monitoring.null.pool import Group, Pool
+from mlflow_deploy_plugin.monitoring.references import Reference
+from mlflow_deploy_plugin.monitoring.sketch import ColumnSketch, Profile
+
+CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
+"""Of the figures of `null/comparing.py`, in their order."""
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class FeatureVerdict:
+    """One column.
+
+    Attributes:
+        score: standard deviations above the reference's own windows, the largest of its figures.
+        distance: Wasserstein distance in reference deviations (number) or Jensen–Shannon distance (category).
+        missing / reference_missing: shares of missing values.
+        is_drifted: `score` is above the verdict's threshold.
+        segment: as `carrier=AA`; empty: all rows.
+    """
+
+    name: str
+    kind: Kind
+    score: float
+    distance: float
+    missing: float
+    reference_missing: float
+    is_drifted: bool
+    segment: str = ""
+
+
+def schema_findings(reference: Reference, window: Profile, columns: Sequence[str]) -> list[Finding]:
+    """Columns that are new, gone or of another type.
+
+    They are exact: none of the reference's own windows has such a column, so that they raise no false alarm as long as
+    the reference is like the window. Where a window of the reference lacks the column, too, that is no drift.
+
+    Args:
+        columns: only these are judged; empty: all.
+    """
+    found = []
+    for name in sorted({*reference.bins, *reference.total.columns, *window.columns}):
+        if columns and name not in columns:
+            continue
+        finding = _schema_finding(name, reference, window)
+        if finding is not None:
+            found.append(finding)
+    return found
+
+
+def _schema_finding(name: str, reference: Reference, window: Profile) -> Finding | None:
+    expected, given = reference.total.columns.get(name), window.columns.get(name)
+    if given is None or given.rows == 0:
+        some = sum(name not in block.columns for block in reference.blocks)
+        if some:
+            reason = f"the window lacks it, as {some} of the reference's {len(reference.blocks)} windows do"
+            return Finding(name, "presence", "no drift", reason)
+        return Finding(name, "presence", "drift", "in the reference, not in the window")
+    if expected is None:
+        return Finding(name, "presence", "drift", f"in the window ({given.arrow_type}), not in the reference")
+    if given.mistyped and not expected.mistyped:
+        known = given.rows - given.missing
+        reason = (
+            f"{given.mistyped:,} of {known:,} values are {given.arrow_type}, in the reference {_type(expected, given)}"
+        )
+        return Finding(name, "type", "drift", reason, value=given.mistyped / max(known, 1), threshold=0.0)
+    return None
+
+
+def _type(expected: ColumnSketch, given: ColumnSketch) -> str:
+    return expected.arrow_type or given.expected_type
+
+
+def judged_columns(
+    reference: Reference, window: Profile, columns: Sequence[str], segment: str = ""
+) -> tuple[tuple[str, ...], list[Finding]]:
+    """The columns whose distribution can be judged, and of the others the reason why not."""
+    kept: list[str] = []
+    unjudged: list[Finding] = []
+    for name in sorted({*reference.bins, *(reference.total.columns), *window.columns}):
+        if columns and name not in columns:
+            continue
+        reason = _why_not(reference.bins.get(name), reference.total.columns.get(name), window.columns.get(name))
+        if reason:
+            unjudged.append(Finding(name, "distribution", "not judged", reason, segment=segment))
+        else:
+            kept.append(name)
+    return tuple(kept), unjudged
+
+
+def _why_not(bins: Bins | None, expected: ColumnSketch | None, given: ColumnSketch | None) -> str:
+    if given is None or given.rows == 0:
+        return "the window lacks the column"
+    if expected is None:
+        return "the reference lacks the column"
+    if bins is None:
+        return f"a column of type {expected.arrow_type} has no distribution that is judged"
+    if given.kind == "other":
+        return f"its values are {given.arrow_type}, in the reference {_type(expected, given)}"
+    return ""
+
+
+def not_judged(columns: Sequence[str], reason: str, segment: str = "") -> Iterator[Finding]:
+    """The same reason for every column."""
+    for name in columns:
+        yield Finding(name, "distribution", "not judged", reason, segment=segment)
+
+
+def column_outcomes(
+    groups: Sequence[Group], pool: Pool, window: Array, standardised: Array, limit: float
+) -> tuple[list[FeatureVerdict], list[Finding]]:
+    """What is found in every column of every group.
+
+    Args:
+        window: [F, FIGURES] the window's own figures; standardised: the same in deviations above the reference's own.
+        limit: the threshold of all of them.
+    """
+    usual, spread = (part * pool.scales for part in pool.usual())
+    members = [(group, name) for group in groups for name in group.columns]
+    features = []
+    findings = []
+    for position, (group, name) in enumerate(members):
+        features.append(_feature(group, name, float(window[position, DISTANCE]), standardised[position], limit))
+        for figure in _shown(window[position], group.reference.total.columns[name].missing):
+            amounts = {
+                "value": float(window[position, figure]),
+                "usual": float(usual[position, figure]),
+                "spread": float(spread[position, figure]),
+            }
+            score = float(standardised[position, figure])
+            findings.append(_finding(group, name, CHECKS[figure], score, limit, amounts))
+    return features, findings
+
+
+def _feature(group: Group, name: str, distance: float, standardised: Array, limit: float) -> FeatureVerdict:
+    given, expected = group.window.columns[name], group.reference.total.columns[name]
+    score = float(standardised.max())
+    return FeatureVerdict(
+        name=name,
+        kind=group.reference.bins[name].kind,
+        score=score,
+        distance=distance,
+        missing=given.missing / max(given.rows, 1),
+        reference_missing=expected.missing / max(expected.rows, 1),
+        is_drifted=score > limit,
+        segment=group.segment,
+    )
+
+
+def _finding(
+    group: Group, name: str, check: Check, score: float, limit: float, amounts: Mapping[str, float]
+) -> Finding:
+    if not np.isfinite(score):
+        reason = "too few of the reference's own windows say how large it may be"
+        return Finding(name, check, "not judged", reason, segment=group.segment)
+    given, expected = group.window.columns[name], group.reference.total.columns[name]
+    return Finding(
+        subject=name,
+        check=check,
+        state="drift" if score > limit else "no drift",
+        reason=_sentence(check, group.reference.bins[name], given, expected, amounts),
+        value=score,
+        threshold=limit,
+        segment=group.segment,
+    )
+
+
+def _shown(figures: Array, reference_missing: int) -> Iterator[int]:
+    """The figures that there is something to say of."""
+    for figure in range(FIGURES):
+        if figure == DISTANCE or figures[figure] > 0 or (figure == MISSING and reference_missing):
+            yield figure
+
+
+def _sentence(
+    check: Check, bins: Bins, given: ColumnSketch, expected: ColumnSketch, figures: Mapping[str, float]
+) -> str:
+    """What a check of a column saw, in its own units.
+
+    Args:
+        figures: `value` of the window; `usual` and `spread`, the mean and the deviation of the reference's own windows.
+    """
+    usual = f"{figures['usual']:.3g} ± {figures['spread']:.2g} in the reference's own windows"
+    if check == "distribution":
+        name = "Wasserstein distance" if isinstance(bins, OrderedBins) else "Jensen–Shannon distance"
+        unit = " deviations" if isinstance(bins, OrderedBins) else ""
+        return f"{name} {figures['value']:.3g}{unit}, {usual}"
+    if check == "missing":
+        return f"{_share(given.missing, given)} missing, {_share(expected.missing, expected)} in the reference"
+    usual = f"{figures['usual']:.1%} ± {figures['spread']:.1%} in the reference's own windows"
+    if check == "unseen":
+        shown = ", ".join(f"{value!r}" for value in list(given.unseen_values)[:_SHOWN])
+        return f"{_share(given.unseen, given)} of rows have a value that the reference lacks ({shown}), {usual}"
+    outside = given.below + given.above
+    ranges = f"{expected.minimum:g} to {expected.maximum:g}"
+    return f"{_share(outside, given)} of rows are outside of {ranges}, {usual}"
+
+
+def _share(part: int, column: ColumnSketch) -> str:
+    return f"{part / max(column.rows, 1):.1%}"
+
+
+def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Alarms first, each sort by falling value; then what was judged, then what was not."""
+
+    def place(finding: Finding) -> tuple[int, float, str, str]:
+        order = 0 if finding.is_alarm else 2 if finding.state == "not judged" else 1
+        exact = finding.check in ("presence", "type")
+        value = float("inf") if exact and finding.is_alarm else (finding.value or 0.0)
+        return order, -value, finding.segment, finding.subject
+
+    return tuple(sorted(findings, key=place))
