@@ -1,0 +1,19 @@
+"""An endpoint whose model could be better, and a project that trains better ones."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.retraining import RetrainingWorld, retraining_world
+from support.tracking import tracking_at
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RetrainingWorld]:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of a database's experiments
+    with tracking_at(new_database(tmp_path)), retraining_world(tmp_path) as found:
+        yield found

@@ -1,0 +1,168 @@
+"""An endpoint whose model is worse than it could be, labelled rows in its log, and a project that trains better."""
+
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.controller.retrain.advance import take_safely
+from mlflow_deploy_plugin.controller.retrain.steps import Steps
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.registry.runs import LoggedRun
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import MonitorSpec, new_endpoint
+from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+from support.gated import COLUMNS, TRUTH, labelled, write_classifier
+from support.inference_log import ENDPOINT, MODEL, LogWriter
+from support.waiting import wait_until
+
+DAY = Window(datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 6, 2, tzinfo=UTC))
+SERVED = (1.0, 2.0)
+"""The weights of version 1; those of `gated.TRUTH` would be right."""
+
+_MLPROJECT = """\
+name: toy
+entry_points:
+  train:
+    parameters:
+      mode: {type: string, default: full}
+      data: {type: string, default: ""}
+      base_model: {type: string, default: ""}
+      registered_model: {type: string, default: ""}
+      does: {type: string, default: better}
+    command: python train.py {mode} {data} {base_model} {registered_model} {does}
+"""
+_TRAIN = """\
+import os, shutil, sys, time
+from pathlib import Path
+mode, data, base_model, registered_model, does = sys.argv[1:]
+print("learns", Path(data).name, "as", mode, flush=True)
+if does == "fail":
+    print("Error: the data make no sense", flush=True)
+    sys.exit(3)
+while does == "hang" or (does == "wait" and not Path("go").exists()):
+    time.sleep(0.05)
+if does != "nothing":
+    from mlflow import MlflowClient
+    folder = Path("models") / ("worse" if does == "worse" else "better")
+    MlflowClient().create_model_version(registered_model, folder.absolute().as_uri(), os.environ["MLFLOW_RUN_ID"])
+"""
+
+
+@dataclass
+class RetrainingWorld:
+    """The store, the registry and the log of a test's own; no server runs."""
+
+    folder: Path
+    deployments: Deployments
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def retrainings(self) -> Retrainings:
+        return Retrainings(self.deployments.store)
+
+    @property
+    def project(self) -> Path:
+        return self.folder / "project"
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(self.deployments, "controller@here", self.said.append)
+
+    def spec(self, **fields: Any) -> MonitorSpec:
+        retrain = {"project": str(self.project), "env_manager": "local", **fields}
+        return MonitorSpec.model_validate({"kind": "performance", "require": ["accuracy>=0.9"], "retrain": retrain})
+
+    def judgement(self, state: str = "violated", version: str = "1", window: Window = DAY) -> Judgement:
+        return Judgement(
+            ENDPOINT,
+            "accuracy",
+            "performance",
+            MODEL,
+            version,
+            "",
+            window,
+            1,
+            state,
+            "accuracy is 0.5",
+            1000,  # type: ignore[arg-type]
+        )
+
+    def run(self) -> LoggedRun:
+        return LoggedRun("run-of-the-report", f"onnxserve/{ENDPOINT}", "http://mlflow/report")
+
+    def latest(self) -> Retraining:
+        return self.retrainings.find()[-1]
+
+    def take(self) -> Retraining:
+        """One step of the last retraining."""
+        take_safely(self.steps, self.latest())
+        return self.latest()
+
+    def until(self, *states: str, seconds: float = 90.0) -> Retraining:
+        """Step after step until it is in one of these states."""
+        wait_until(lambda: self.take().state in states, seconds, f"the retraining is {' or '.join(states)}")
+        return self.latest()
+
+    def capture(self, rows: int = 600, start: datetime = DAY.start, seed: int = 1, share_labelled: float = 1.0) -> None:
+        """Rows of a day, one request an hour, as version 1 answered them, with what really happened."""
+        writer = LogWriter(Path(self.deployments.settings.inference_log))
+        found = labelled(rows, seed=seed)
+        for hour, part in enumerate(np.array_split(np.arange(rows), 24)):
+            times = [start + timedelta(hours=hour, seconds=float(second)) for second in range(len(part))]
+            columns = {name: found[name][part] for name in COLUMNS}
+            answer = (columns["a"] * SERVED[0] + columns["b"] * SERVED[1] > 0).astype(np.int64)
+            segment = writer.write({"_event_time": times, **columns, "prediction": answer})
+            self._label(segment, times, found["label"][part][: int(len(part) * share_labelled)])
+
+    def _label(self, segment: str, times: list[datetime], labels: np.ndarray) -> None:
+        root = Path(self.deployments.settings.inference_log)
+        file = next((root / f"endpoint={ENDPOINT}").rglob(f"{segment}-*.parquet"))
+        prediction_id = pq.read_table(file, columns=["_prediction_id"]).column(0)[0].as_py()
+        received = int((times[0] + timedelta(days=1)).timestamp() * 1e6)
+        entries = [Label(prediction_id, row, None, int(label), received) for row, label in enumerate(labels)]
+        folder = root / LABELS / f"endpoint={ENDPOINT}" / f"date={times[0] + timedelta(days=1):%Y-%m-%d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(labels_table(entries), folder / f"{segment}.parquet")
+
+
+@contextmanager
+def retraining_world(folder: Path) -> Iterator[RetrainingWorld]:
+    """MLflow has to be where the folder's models may be registered, ONNXSERVE_HOME somewhere below the folder."""
+    from mlflow import MlflowClient
+
+    settings = load_settings()
+    store = open_store(settings.store_url)
+    world = RetrainingWorld(folder, Deployments(store, settings, lambda line: None))
+    world.project.mkdir()
+    (world.project / "MLproject").write_text(_MLPROJECT)
+    (world.project / "train.py").write_text(textwrap.dedent(_TRAIN))
+    reference = {name: labelled(400, seed=1)[name] for name in COLUMNS}
+    models = world.project / "models"
+    write_classifier(models / "better", TRUTH, reference=reference)
+    write_classifier(models / "worse", (-1.0, 2.0), reference=reference)
+    client = MlflowClient()
+    client.create_registered_model(MODEL)
+    served = write_classifier(models / "served", SERVED, reference=reference)
+    client.create_model_version(MODEL, served.as_uri())
+    client.set_registered_model_alias(MODEL, "champion", "1")
+    store.add_endpoint("onnxserve", new_endpoint(ENDPOINT, f"models:/{MODEL}@champion"))
+    try:
+        yield world
+    finally:
+        store.close()
+
+
+def written(path: Path) -> pa.Table:
+    return pq.read_table(path)
