@@ -21,6 +21,7 @@ _COMMANDS = {
     "retrain": ("mlflow_deploy_plugin.cli.retrain", "Train what is served on what was captured and labelled."),
     "rollout": ("mlflow_deploy_plugin.cli.rollout", "Bring a new version by steps, and back if it is bad."),
     "rollback": ("mlflow_deploy_plugin.cli.rollback", "Go back to what was served before."),
+    "silence": ("mlflow_deploy_plugin.cli.silence", "Hold back the alerts of an endpoint for a while."),
     "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts, monitors and retrainings."),
     "monitor": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic on a schedule, and by hand."),
     "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),

@@ -1,0 +1,95 @@
+"""`onnxserve silence NAME --for 2h`: nobody is told of an endpoint's alarms for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.store import Store
+    from mlflow_deploy_plugin.store.alerts import Silence
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--monitor", default="", metavar="MONITOR", help="Only this one. Default: all of the endpoint's.")
+@click.option("--for", "length", metavar="DURATION", help="From now on: 30m, 2h, 7d.")
+@click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail.")
+@click.option("--list", "is_asked", is_flag=True, help="Show the silences that hold, of NAME or of all.")
+@click.option("--remove", "number", type=click.IntRange(min=1), metavar="ID", help="End a silence.")
+def silence(name: str | None, monitor: str, length: str | None, why: str, is_asked: bool, number: int | None) -> None:
+    """Holds back the alerts of the endpoint NAME. Monitors go on; what is still wrong when it ends is told then.
+
+    \b
+      onnxserve silence flights --monitor daily --for 2h --why 'a known storm'
+      onnxserve silence --list
+      onnxserve silence --remove 3
+    """
+    if sum((length is not None, is_asked, number is not None)) != 1:
+        raise click.UsageError("say one of NAME --for DURATION, --list, --remove ID")
+    if length is not None and name is None:
+        raise click.UsageError("say which endpoint: onnxserve silence NAME --for 2h")
+    with _store() as store:
+        # here: SQLAlchemy takes a second that no other command should wait for
+        from mlflow_deploy_plugin.errors import NotFound
+        from mlflow_deploy_plugin.store.alerts import Silences
+
+        silences = Silences(store)
+        if is_asked:
+            for found in silences.active(name):
+                click.echo(_line(found))
+        elif number is not None:
+            if silences.end(number) is None:
+                raise NotFound(f"there is no silence {number}; onnxserve silence --list shows those that hold")
+            click.echo(f"silence {number} is over")
+        else:
+            assert name is not None
+            assert length is not None
+            wanted = _length(length)
+            _check(store, name, monitor)
+            click.echo(_line(silences.add(name, monitor, wanted, why)))
+
+
+def _length(text: str) -> timedelta:
+    from pydantic import TypeAdapter, ValidationError
+
+    from mlflow_deploy_plugin.errors import InvalidConfig
+    from mlflow_deploy_plugin.spec import Duration, duration_seconds
+
+    try:
+        return timedelta(seconds=duration_seconds(TypeAdapter(Duration).validate_python(text)))
+    except ValidationError:
+        raise InvalidConfig(f"--for {text!r} is no duration: 30m, 2h, 7d") from None
+
+
+def _check(store: "Store", name: str, monitor: str) -> None:
+    from mlflow_deploy_plugin.errors import NotFound
+
+    endpoint = store.endpoint(name)
+    if endpoint is None:
+        known = ", ".join(one.name for one in store.endpoints())
+        raise NotFound(f"there is no endpoint {name!r}{f'; there are {known}' if known else ''}")
+    monitors = endpoint.spec.monitors
+    if monitor and monitor not in monitors:
+        has = f"it has {', '.join(sorted(monitors))}" if monitors else "it has none"
+        raise NotFound(f"endpoint {name!r} has no monitor {monitor!r}; {has}")
+
+
+def _line(found: "Silence") -> str:
+    what = f"{found.endpoint}, monitor {found.monitor}" if found.monitor else f"{found.endpoint}, all monitors"
+    why = f": {found.why}" if found.why else ""
+    return f"{found.id}  {what}, until {found.until:%Y-%m-%d %H:%M}Z by {found.actor}{why}"
+
+
+@contextmanager
+def _store() -> "Iterator[Store]":
+    from mlflow_deploy_plugin.settings import load_settings
+    from mlflow_deploy_plugin.store import open_store
+
+    store = open_store(load_settings().store_url)
+    try:
+        yield store
+    finally:
+        store.close()

@@ -1,0 +1,58 @@
+"""`onnxserve silence`: holds back, lists, ends."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.store import open_store
+
+
+@pytest.fixture
+def flights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    store = open_store(load_settings().store_url)
+    document = {"name": "flights", "variants": {"flights": {"model": "models:/m/1"}}, "monitors": {"daily": {}}}
+    store.add_endpoint("onnxserve", EndpointSpec.model_validate(document))
+    store.close()
+
+
+def silence(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["silence", *arguments])
+
+
+def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
+    made = silence("flights", "--monitor", "daily", "--for", "2h", "--why", "a known storm")
+    assert made.exit_code == 0
+    assert made.output.startswith("1  flights, monitor daily, until ")
+    assert made.output.endswith(": a known storm\n")
+    assert silence("flights", "--for", "30m").output.startswith("2  flights, all monitors, ")
+    assert silence("--list").output.count("\n") == 2
+    assert silence("taxis", "--list").output == ""
+    assert silence("--remove", "1").output == "silence 1 is over\n"
+    assert silence("--list").output.startswith("2  ")
+    history = CliRunner().invoke(main, ["history", "flights"]).output
+    assert "silence  flights" in history
+    assert "why: a known storm" in history
+    assert "silence.end  flights" in history
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "say one of NAME --for DURATION, --list, --remove ID"),
+        (["--for", "2h"], 2, "say which endpoint"),
+        (["flights", "--for", "2h", "--list"], 2, "say one of"),
+        (["flights", "--for", "soon"], 1, "Error: --for 'soon' is no duration: 30m, 2h, 7d"),
+        (["taxis", "--for", "2h"], 1, "Error: there is no endpoint 'taxis'; there are flights"),
+        (["flights", "--monitor", "x", "--for", "2h"], 1, "Error: endpoint 'flights' has no monitor 'x'; it has daily"),
+        (["--remove", "9"], 1, "Error: there is no silence 9"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(flights: None, arguments: list[str], code: int, message: str) -> None:
+    result = silence(*arguments)
+    assert result.exit_code == code
+    assert message in result.output + result.stderr
