@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.spec import MonitorKind
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 
+_EXPLAINED = ("could not be judged", "not judged")
 _output = click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How it is written."
 )
@@ -133,7 +134,8 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
             for number, count, window, is_new in by_hand.backfill(deployments, found, began, ended, judge_and_log):
                 judged, passed_over = judged + is_new, passed_over + (not is_new)
                 failed += window.state == "failed"
-                what = window.reason if window.state == "failed" else window.verdict
+                verdict = window.verdict or "could not be judged"
+                what = f"{verdict}: {window.reason}" if verdict in _EXPLAINED else verdict
                 again = "" if is_new else " (judged already)"
                 click.echo(f"[{number}/{count}] {Window(window.start, window.end)}: {what}{again}")
         except KeyboardInterrupt:

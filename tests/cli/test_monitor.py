@@ -1,0 +1,217 @@
+"""`onnxserve monitor …`: what it prints and refuses. The schedule itself: tests/controller/monitors."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from click.testing import CliRunner, Result
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store.monitors import Monitors
+from support.judged import CALM, DAY, SHIFTED, capture, make_endpoint
+from support.tracking import tracking_at
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Path]:
+    """An endpoint `flights` with a calm day and a shifted one in its log, and `other` without a monitor."""
+    folder = tmp_path_factory.mktemp("monitor")
+    make_endpoint(folder / "home")
+    for day, shift in ((CALM, 0.0), (SHIFTED, 9.0)):
+        capture(folder / "home", day, shift)
+    with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        patch.chdir(folder)
+        yield folder / "home"
+
+
+@pytest.fixture
+def store(home: Path) -> Iterator[Store]:
+    opened = open_store(Settings(home=home).store_url)
+    yield opened
+    opened.close()
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["monitor", *arguments])
+
+
+def test_run_prints_the_verdict_the_worst_columns_and_the_run_and_writes_the_window_down(
+    home: Path, store: Store
+) -> None:
+    first = invoke("run", "flights")
+    again = invoke("run", "flights", "--window", "2013-07-02/1d", "-o", "json")
+
+    assert first.exit_code == again.exit_code == 0, first.output + again.output
+    assert first.stdout.startswith("flights daily 2013-07-02/2013-07-03: drift\n")
+    assert "\n  x" in first.stdout
+    found = json.loads(again.stdout)
+    assert (found["verdict"], found["revision"], found["rows"]) == ("drift", 2, 250)
+    assert found["findings"][0]["subject"] == "x"
+    windows = Monitors(store).windows("flights", "daily")
+    assert [(window.start, window.revision, window.verdict) for window in windows] == [
+        (SHIFTED, 1, "drift"),
+        (SHIFTED, 2, "drift"),
+    ]
+    assert windows[0].run_id in first.stdout
+    run = mlflow.get_run(windows[1].run_id)
+    assert (run.info.status, run.data.tags["onnxserve.window.revision"]) == ("FINISHED", "2")
+
+
+def test_backfill_judges_what_was_not_judged_oldest_first(home: Path) -> None:
+    capture(home, CALM + 10 * DAY)
+
+    first = invoke("backfill", "flights", "daily", "--from", "2013-07-10", "--to", "2013-07-12")
+    again = invoke("backfill", "flights", "daily", "--from", "2013-07-10", "--to", "2013-07-12")
+
+    assert first.stdout.splitlines() == [
+        "[1/2] 2013-07-10/2013-07-11: not judged: the window has no rows",
+        "[2/2] 2013-07-11/2013-07-12: no drift",
+        "2 windows judged, 0 judged before, 0 could not be judged",
+    ]
+    assert again.stdout.splitlines()[-1] == "0 windows judged, 2 judged before, 0 could not be judged"
+    assert first.exit_code == again.exit_code == 0
+
+
+def test_backfill_says_what_could_not_be_judged(home: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture(home, CALM + 20 * DAY)
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with tracking_at("http://127.0.0.1:9"):
+            failed = invoke("backfill", "flights", "daily", "--from", "2013-07-21", "--to", "2013-07-22")
+
+    again = invoke("backfill", "flights", "daily", "--from", "2013-07-21", "--to", "2013-07-22")
+
+    assert failed.exit_code == 1
+    assert failed.stdout.splitlines()[-1] == "0 windows judged, 0 judged before, 1 could not be judged"
+    assert failed.stdout.startswith("[1/1] 2013-07-21/2013-07-22: could not be judged: ")
+    assert "Traceback" not in failed.output
+    assert again.stdout.startswith("[1/1] 2013-07-21/2013-07-22: no drift\n")
+
+
+def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for days in (30, 31):
+        capture(home, CALM + days * DAY)
+    command = ["backfill", "flights", "daily", "--from", "2013-07-31", "--to", "2013-08-02"]
+    from mlflow_deploy_plugin.controller.monitors import judging
+
+    judge = judging.judge_and_log
+
+    def interrupted(asked: judging.Asked) -> judging.Answer:
+        if asked.window.start == CALM + 31 * DAY:
+            raise KeyboardInterrupt
+        return judge(asked)
+
+    with monkeypatch.context() as person:
+        person.setattr(judging, "judge_and_log", interrupted)
+        ended = invoke(*command)
+
+    assert ended.exit_code == 130
+    assert "ended after 1 of 2 windows; the same command goes on from there" in ended.stderr
+    assert Monitors(store).windows(since=CALM + 31 * DAY)[-1].reason == "it was ended by hand"
+    assert invoke(*command).stdout.splitlines()[-1] == "1 windows judged, 1 judged before, 0 could not be judged"
+
+
+def test_list_shows_how_each_monitor_stands(home: Path, store: Store) -> None:
+    monitors = Monitors(store)
+    window = monitors.add("flights", "daily", CALM + 100 * DAY, CALM + 101 * DAY)
+
+    (before,) = json.loads(invoke("list", "-o", "json").stdout)
+    monitors.close(window, "the log is gone")
+    invoke("pause", "flights", "daily", "--why", "a known fault")
+    text = invoke("list", "flights")
+    invoke("resume", "flights", "daily")
+
+    assert (before["monitor"], before["kind"], before["state"]) == ("daily", "drift", "waiting")
+    assert before["open"]["start"] == (CALM + 100 * DAY).isoformat()
+    assert before["next_due"].startswith("2013-07-02T00:05")
+    lines = text.stdout.splitlines()
+    assert lines[0].split() == [
+        "ENDPOINT",
+        "MONITOR",
+        "KIND",
+        "EVERY",
+        "STATE",
+        "LAST",
+        "WINDOW",
+        "VERDICT",
+        "NEXT",
+        "DUE",
+        "(UTC)",
+    ]
+    assert lines[1].split()[:5] == ["flights", "daily", "drift", "1d", "paused"]
+    assert lines[2].startswith("flights daily: by ")
+    assert lines[3] == "flights daily: 1 windows could not be judged"
+    assert "no controller runs" in text.stderr
+
+
+def test_pausing_twice_is_fine_and_both_stand_in_the_history(home: Path, store: Store) -> None:
+    said = [invoke(verb, "flights", "daily").stdout for verb in ("pause", "pause", "resume", "resume")]
+
+    assert [line.rpartition("is ")[2] for line in said] == ["paused\n", "paused\n", "resumed\n", "not paused\n"]
+    assert [event.action for event in store.events("flights")][-2:] == ["monitor.pause", "monitor.resume"]
+
+
+def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
+    from mlflow_deploy_plugin.spec import empty_endpoint
+
+    store.add_endpoint("onnxserve", empty_endpoint("new"))
+
+    added = invoke("add", "new", "nightly", "--every", "1h", "--schedule", "15 6 * * 1-5", "-C", "min_rows=7")
+    again = invoke("add", "new", "nightly")
+    wrong = invoke("add", "new", "other", "--schedule", "every day")
+    unknown = invoke("add", "new", "other", "-C", "min_row=7")
+
+    assert added.exit_code == 0, added.output
+    endpoint = store.endpoint("new")
+    assert endpoint is not None
+    spec = endpoint.spec.monitors["nightly"]
+    assert (spec.every, spec.schedule, spec.min_rows) == ("1h", "15 6 * * 1-5", 7)
+    assert "has a monitor 'nightly' already" in again.stderr
+    assert "schedule 'every day'" in wrong.stderr
+    assert "did you mean 'monitors.NAME.min_rows'" in unknown.stderr
+    assert invoke("remove", "new", "nightly").exit_code == 0
+    assert "endpoint 'new' has no monitor 'nightly'" in invoke("remove", "new", "nightly").stderr
+    store.remove_endpoint("new")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "flight"], "there is no endpoint 'flight': did you mean 'flights'?"),
+        (["run", "flights", "--monitor", "hourly"], "endpoint 'flights' has no monitor 'hourly'; it has daily"),
+        (["run", "flights", "--window", "soon"], "window 'soon': a window is START/END"),
+        (["run", "flights", "--window", "2001-01-01/1d"], "the latest whole window with rows is 2013-"),
+        (["backfill", "flights", "daily", "--from", "now"], "'now' is not a time: 2013-07-01 or"),
+        (["backfill", "flights", "daily", "--from", "2013-07-01", "--to", "2013-07-01T23:00"], "no whole window of 1d"),
+        (["list", "flight"], "there is no endpoint 'flight': did you mean 'flights'?"),
+        (["pause", "flights", "hourly"], "endpoint 'flights' has no monitor 'hourly'; it has daily"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], message: str) -> None:
+    result = invoke(*arguments)
+
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_window_that_the_controller_is_at_is_left_to_it(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow_deploy_plugin.controller.monitors import by_hand
+
+    monkeypatch.setattr(by_hand, "_PATIENCE_SECONDS", 0.0)
+    lease = store.acquire_lease(by_hand.lease_name("flights", "daily"), "controller@here", 3600)
+    assert lease is not None
+
+    result = invoke("run", "flights", "--window", "2013-07-01/1d")
+
+    store.release_lease(lease)
+    assert "is being judged by controller@here: try again later" in result.stderr

@@ -1,0 +1,53 @@
+"""A small endpoint whose days can really be judged: a model with a reference, a log, an endpoint in the store."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.store import open_store
+from support.inference_log import MODEL, LogWriter
+
+CALM, SHIFTED = datetime(2013, 7, 1, tzinfo=UTC), datetime(2013, 7, 2, tzinfo=UTC)
+DAY = timedelta(days=1)
+_REFERENCE_DAYS = 40
+_DAY_ROWS = 75
+
+
+def make_endpoint(home: Path, name: str = "flights", every: str = "1d", begin: datetime = CALM, **more: str) -> None:
+    """An endpoint that was created at `begin`, as the store says, with a monitor `daily`."""
+    rng = np.random.default_rng(0)
+    model = home.parent / f"model-of-{name}"
+    model.mkdir(parents=True)
+    (model / "model.onnx").touch()
+    rows = _REFERENCE_DAYS * _DAY_ROWS
+    section = {"data": "model.onnx", "reference": {"data": "reference.parquet", "rows": rows}}
+    (model / "MLmodel").write_text(yaml.safe_dump({"flavors": {"onnxserve": section}}))
+    length = DAY if every == "1d" else timedelta(hours=1)
+    times = [begin - length * _REFERENCE_DAYS + length / _DAY_ROWS * row for row in range(rows)]
+    event_times = pa.array(times, pa.timestamp("us", tz="UTC"))
+    pq.write_table(pa.table({"x": rng.normal(size=rows), "_event_time": event_times}), model / "reference.parquet")
+    fields = {"monitors.daily.every": every, "monitors.daily.min_rows": "50"}
+    fields |= {f"monitors.daily.{field}": value for field, value in more.items()}
+    spec = apply_config(new_endpoint(name, str(model)), fields)
+    state = home / "deployments" / name
+    state.mkdir(parents=True)
+    variant = WantedVariant(model_uri=str(model), model=MODEL, version="1", folder=model)
+    write_state(state / WANTED, Wanted(endpoints={name: WantedEndpoint(variants={name: variant})}))
+    store = open_store(Settings(home=home).store_url, lambda: begin)
+    store.add_endpoint("onnxserve", spec)
+    store.close()
+
+
+def capture(home: Path, begin: datetime, shift: float = 0.0, rows: int = 250, name: str = "flights") -> None:
+    """Writes rows of the first minutes after `begin`; a shift of 9 is another world."""
+    rng = np.random.default_rng(int(begin.timestamp()))
+    times = [begin + timedelta(seconds=row) for row in range(rows)]
+    columns = {"_event_time": times, "x": rng.normal(shift, 1, rows)}
+    LogWriter(home / "inference_log").write(columns, segment=f"{name}-{begin:%Y%m%d%H}-{rows}", endpoint=name)
