@@ -1,0 +1,91 @@
+"""What Prometheus reads of a store: asked over HTTP, parsed by its own parser."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from mlflow_deploy_plugin.controller.gauges import start_gauges
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.monitoring.alerts import alert_failure
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store.monitors import Monitors
+from support.waiting import free_port
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+FIRST = datetime(2013, 7, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(f"sqlite:///{tmp_path / 'store.db'}", lambda: NOW)
+    monitors = {name: {} for name in ("daily", "hourly", "new", "off", "broken")}
+    document = {"name": "flights", "variants": {"flights": {"model": "models:/m/1"}}, "monitors": monitors}
+    opened.add_endpoint("onnxserve", EndpointSpec.model_validate(document))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def read(store: Store) -> Iterator:
+    """The value of a metric by its labels, as they are served now."""
+    port = free_port()
+    server = start_gauges(store, port, "127.0.0.1")
+
+    def ask() -> dict:
+        text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+        return {
+            (sample.name, *(value for key, value in sorted(sample.labels.items()) if key != "endpoint")): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    yield ask
+    server.shutdown()
+    server.server_close()
+
+
+def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Store, read) -> None:
+    monitors = Monitors(store)
+    for day, (verdict, share) in enumerate([("no drift", 0.0), ("drift", 0.4)]):
+        window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
+        figures = {"share_of_drifted_columns": share}
+        monitors.update(replace(window, state="judged", verdict=verdict, figures=figures))
+    window = monitors.add("flights", "hourly", FIRST, FIRST + DAY)
+    monitors.update(replace(window, state="judged", verdict="not judged", reason="3 rows"))
+    window = monitors.add("flights", "broken", FIRST, FIRST + DAY)
+    monitors.update(replace(window, attempts=3, reason="MLflow does not answer"))
+    monitors.pause("flights", "off")
+    alert_failure(store, Settings(), "flights", "broken", "MLflow does not answer")
+
+    told = read()
+
+    assert told["onnxserve_drift_share", "daily"] == 0.4
+    assert ("onnxserve_drift_share", "hourly") not in told
+    in_state = {labels[1:] for labels, value in told.items() if labels[0] == "onnxserve_monitor_state" and value == 1}
+    assert in_state == {
+        ("daily", "alarm"),
+        ("hourly", "not judged"),
+        ("new", "waiting"),
+        ("off", "paused"),
+        ("broken", "failing"),
+    }
+    assert told["onnxserve_monitor_state", "daily", "ok"] == 0
+    assert told["onnxserve_monitor_last_success_timestamp_seconds", "daily"] == NOW.timestamp()
+    assert told["onnxserve_monitor_judged_until_timestamp_seconds", "daily"] == (FIRST + 2 * DAY).timestamp()
+    assert told["onnxserve_monitor_windows_total", "daily", "drift"] == 1
+    assert told["onnxserve_monitor_failures_total", "broken"] == 3
+    assert told["onnxserve_alerts_firing", "broken"] == 1
+    assert read() == told
+
+
+def test_a_taken_port_is_one_clear_line(store: Store, taken_port: int) -> None:
+    with pytest.raises(InvalidConfig, match=rf"--metrics-port {taken_port}: Address already in use"):
+        start_gauges(store, taken_port, "127.0.0.1")
