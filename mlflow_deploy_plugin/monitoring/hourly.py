@@ -11,39 +11,30 @@ The profiles follow from the log alone: when two processes make them at once, or
 nothing is lost but time.
 """
 
-import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.inference_log.files import HOUR, Hour
+from mlflow_deploy_plugin.inference_log.files import DAY, HOUR, Hour, LogFile, list_all
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.inference_log.writing import write_file
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.sketch import Profile, gathered, merge, sketch_groups
-from mlflow_deploy_plugin.monitoring.stored import SCHEMA, profiles_to_table, table_to_profiles
+from mlflow_deploy_plugin.monitoring.stored_days import Identity, Profiles, StoredDay, load_day, store_day
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
-Identity = tuple[str, str]
-Profiles = dict[Identity, Profile]
-Files = list[tuple[str, int]]
+Listed = Mapping[Hour, list[LogFile]]
 
 FOLDER = "_sketches"
+_LISTED_BY_HOUR = 2 * DAY  # beyond, one listing of everything is less work for a bucket
 _HOUR_US = 3_600_000_000
-_META = b"onnxserve"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNREADABLE = ("", -1)  # no file of the log is called so: the hour is stale
-_FORMAT = 1
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,21 +57,6 @@ class Sketches:
         return f"{FOLDER}/{self.bins_key}/endpoint={self.endpoint}/date={day}/hours.parquet"
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """What is stored of a day, read as far as it is needed.
-
-    Attributes:
-        files: the files that each hour was made of.
-        hours: the profiles of each hour, or nothing where `whole` is enough.
-        whole: those of all hours in `files` together.
-    """
-
-    files: dict[datetime, Files]
-    hours: dict[datetime, Profiles]
-    whole: Profiles
-
-
 def window_profile(
     log: InferenceLog,
     endpoint: str,
@@ -98,16 +74,14 @@ def window_profile(
     Raises:
         OnnxserveError: the log is down.
     """
-    days = day_windows(log, endpoint, window)
-    return merge(day_profile(log, endpoint, model, version, day, bins, bins_key) for day in days)
+    sketches = Sketches(log, endpoint, bins, bins_key)
+    listed = _list(log, endpoint, window)
+    return merge(_day_profile(sketches, listed, day, model, version) for day in _days(listed, window))
 
 
 def day_windows(log: InferenceLog, endpoint: str, window: Window) -> list[Window]:
     """The window cut by days (UTC), those that have rows."""
-    parts = []
-    for hours in _by_day(log.hours(endpoint, window)):
-        parts.append(Window(max(hours[0].start, window.start), min(hours[-1].end, window.end)))
-    return parts
+    return _days(_list(log, endpoint, window), window)
 
 
 def day_profile(
@@ -121,7 +95,7 @@ def day_profile(
 ) -> Profile:
     """As `window_profile`, of one of `day_windows`: what engines spread over machines (`spark.py`)."""
     sketches = Sketches(log, endpoint, bins, bins_key)
-    return merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, day))
+    return _day_profile(sketches, _list(log, endpoint, day), day, model, version)
 
 
 def hour_profiles(
@@ -135,9 +109,9 @@ def hour_profiles(
 ) -> Iterator[tuple[datetime, Profile]]:
     """As `window_profile`, of each whole hour in the window that has rows, in order."""
     sketches = Sketches(log, endpoint, bins, bins_key)
-    whole, _ = _hours(log.hours(endpoint, window), window)
+    whole, _ = _hours(_list(log, endpoint, window), window)
     for hours in _by_day(whole):
-        day = _day(sketches, hours, whole_is_enough=False)
+        day = _day(sketches, whole, hours, whole_is_enough=False)
         for hour in hours:
             yield hour.start, _chosen(day.hours[hour.start], model, version)
 
@@ -146,7 +120,7 @@ def window_versions(log: InferenceLog, endpoint: str, window: Window) -> dict[Id
     """How many rows each version (model, version) answered in the window, most first."""
     sketches = Sketches(log, endpoint, {}, "versions", ("_model", "_version", EVENT_TIME))
     rows: dict[Identity, int] = {}
-    for profiles in _pieces(sketches, window):
+    for profiles in _pieces(sketches, _list(log, endpoint, window), window):
         for identity, profile in profiles.items():
             rows[identity] = rows.get(identity, 0) + profile.rows
     return dict(sorted(rows.items(), key=lambda entry: (-entry[1], entry[0])))
@@ -158,23 +132,42 @@ def _chosen(profiles: Profiles, model: str, version: str) -> Profile:
     return profiles.get((model, version), Profile(0, {}))
 
 
-def _hours(hours: Iterable[Hour], window: Window) -> tuple[list[Hour], list[Hour]]:
-    """Those that lie in the window as a whole, and those that it cuts."""
-    whole: list[Hour] = []
+def _day_profile(sketches: Sketches, listed: Listed, day: Window, model: str, version: str) -> Profile:
+    return merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, listed, day))
+
+
+def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
+    """The hours that overlap the window and have rows, ascending, and their files."""
+    if window.length <= _LISTED_BY_HOUR:
+        return {hour: log.files(hour) for hour in log.hours(endpoint, window)}
+    hours = list_all(log.location, endpoint).items()
+    return {hour: files for hour, files in hours if hour.start < window.end and hour.end > window.start}
+
+
+def _days(listed: Listed, window: Window) -> list[Window]:
+    return [Window(max(hours[0].start, window.start), min(hours[-1].end, window.end)) for hours in _by_day(listed)]
+
+
+def _hours(listed: Listed, window: Window) -> tuple[Listed, list[Hour]]:
+    """Those that lie in the window as a whole, and those that it cuts; those outside are in neither."""
+    whole: dict[Hour, list[LogFile]] = {}
     cut: list[Hour] = []
-    for hour in hours:
-        (whole if window.start <= hour.start and hour.end <= window.end else cut).append(hour)
+    for hour, files in listed.items():
+        if window.start <= hour.start and hour.end <= window.end:
+            whole[hour] = files
+        elif hour.start < window.end and hour.end > window.start:
+            cut.append(hour)
     return whole, cut
 
 
-def _pieces(sketches: Sketches, window: Window) -> Iterator[Profiles]:
+def _pieces(sketches: Sketches, listed: Listed, window: Window) -> Iterator[Profiles]:
     """Profiles that together are those of the window, in the order of time but for the hours that it cuts."""
-    whole, cut = _hours(sketches.log.hours(sketches.endpoint, window), window)
+    whole, cut = _hours(listed, window)
     for hour in cut:
         part = Window(max(hour.start, window.start), min(hour.end, window.end))
         yield from _sketch(sketches, part).values()
     for hours in _by_day(whole):
-        day = _day(sketches, hours, whole_is_enough=True)
+        day = _day(sketches, whole, hours, whole_is_enough=True)
         if len(day.files) == len(hours):  # the window takes all that the day has
             yield day.whole
         else:
@@ -186,12 +179,13 @@ def _by_day(hours: Iterable[Hour]) -> Iterator[list[Hour]]:
         yield list(group)
 
 
-def _day(sketches: Sketches, hours: list[Hour], whole_is_enough: bool) -> _Stored:
+def _day(sketches: Sketches, listed: Listed, hours: list[Hour], whole_is_enough: bool) -> StoredDay:
     """The profiles of a day with at least these hours; those that are stale are made anew, and the day is stored."""
     name = sketches.path(f"{hours[0].start:%Y-%m-%d}")
-    present = {hour.start: _files(sketches.log, hour) for hour in hours}
-    stored = _load(sketches.log, name, present if whole_is_enough else None)
-    stale = [start for start, files in present.items() if stored.files.get(start) != files]
+    present = {hour.start: [(_name(file), file.size) for file in listed[hour]] for hour in hours}
+    stored = load_day(sketches.log.location, name, present if whole_is_enough else None)
+    files = {hour.start: listed[hour] for hour in hours}
+    stale = [start for start, made_of in present.items() if stored.files.get(start) != made_of]
     if not stale:
         return stored
     made: dict[datetime, Profiles] = {}
@@ -199,16 +193,11 @@ def _day(sketches: Sketches, hours: list[Hour], whole_is_enough: bool) -> _Store
         made |= _sketch(sketches, run)
     for start in stale:
         stored.hours[start] = made.get(start, {})
-        is_readable = not any(path in sketches.log.unreadable for path in _paths(hours, start, present[start]))
+        is_readable = not any(file.path in sketches.log.unreadable for file in files[start])
         stored.files[start] = present[start] if is_readable else [_UNREADABLE]
-    stored = _Stored(stored.files, stored.hours, _together(stored.hours.values()))
-    _store(sketches.log, name, stored)
+    stored = StoredDay(stored.files, stored.hours, _together(stored.hours.values()))
+    store_day(sketches.log.location, name, stored)
     return stored
-
-
-def _paths(hours: list[Hour], start: datetime, files: Files) -> list[str]:
-    (folder,) = (hour.folder for hour in hours if hour.start == start)
-    return [f"{folder}/{name}" for name, _ in files]
 
 
 def _together(hours: Iterable[Profiles]) -> Profiles:
@@ -219,66 +208,8 @@ def _together(hours: Iterable[Profiles]) -> Profiles:
     return {identity: merge(some) for identity, some in parts.items()}
 
 
-def _load(log: InferenceLog, name: str, wanted: Mapping[datetime, Files] | None) -> _Stored:
-    """What is stored under the name; nothing where there is no file, or one that makes no sense.
-
-    Args:
-        wanted: where exactly these hours are stored, the day as a whole is enough.
-    """
-    try:
-        with log.filesystem.open_input_file(f"{log.root}/{name}") as source:
-            parquet = pq.ParquetFile(source)
-            meta = json.loads(parquet.schema_arrow.metadata[_META])
-            if meta["format"] != _FORMAT:
-                return _Stored({}, {}, {})
-            files = {
-                datetime.fromisoformat(start): [(file, size) for file, size in made_of]
-                for start, made_of in meta["files"].items()
-            }
-            whole = dict(zip(_identities(meta["whole"]), table_to_profiles(parquet.read_row_group(0)), strict=True))
-            if files == wanted:
-                return _Stored(files, {}, whole)
-            hours: dict[datetime, Profiles] = {start: {} for start in files}
-            profiles = table_to_profiles(parquet.read_row_group(1))
-            for (start, model, version), profile in zip(meta["hours"], profiles, strict=True):
-                hours[datetime.fromisoformat(start)][model, version] = profile
-            return _Stored(files, hours, whole)
-    except FileNotFoundError:
-        return _Stored({}, {}, {})
-    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
-        _log.warning("the stored sketches %s are made anew: %s", name, " ".join(str(error).split()))
-        return _Stored({}, {}, {})
-
-
-def _identities(pairs: Iterable[list[str]]) -> list[Identity]:
-    return [(model, version) for model, version in pairs]
-
-
-def _store(log: InferenceLog, name: str, day: _Stored) -> None:
-    hours = [
-        (start, identity, profile)
-        for start, profiles in sorted(day.hours.items())
-        for identity, profile in profiles.items()
-    ]
-    meta = {
-        "format": _FORMAT,
-        "files": {start.isoformat(): files for start, files in sorted(day.files.items())},
-        "whole": list(day.whole),
-        "hours": [(start.isoformat(), *identity) for start, identity, _ in hours],
-    }
-    schema = SCHEMA.with_metadata({_META: json.dumps(meta)})
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        writer.write_table(profiles_to_table(list(day.whole.values())))
-        writer.write_table(profiles_to_table([profile for _, _, profile in hours]))
-    try:
-        write_file(log.location, name, sink.getvalue())
-    except (OSError, pa.ArrowException) as error:  # a log that takes no files: the next one sketches the rows again
-        _log.debug("the sketches %s are not stored: %s", name, " ".join(str(error).split()))
-
-
-def _files(log: InferenceLog, hour: Hour) -> Files:
-    return [(file.path.rpartition("/")[2], file.size) for file in log.files(hour)]
+def _name(file: LogFile) -> str:
+    return file.path.rpartition("/")[2]
 
 
 def _runs(starts: list[datetime]) -> Iterator[Window]:
