@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.monitoring.drift import DriftResult
+    from mlflow_deploy_plugin.monitoring.run import MonitorResult
 
 _SHOWN = 8
 
@@ -48,19 +48,17 @@ def run(
     _print(run_drift(name, parsed, monitor, min_rows, false_alarm_rate))
 
 
-def _print(result: "DriftResult") -> None:
-    from mlflow_deploy_plugin.monitoring.report import summary
-
-    judgement, verdict = result.judgement, result.verdict
-    click.echo(f"{judgement.endpoint} {judgement.window}: {verdict.state}")
-    click.echo(f"  model {judgement.model} version {judgement.version}, {verdict.rows:,} rows")
-    click.echo(f"  {summary(verdict)}")
-    if verdict.threshold is not None:
-        width = max(len(feature.name) for feature in verdict.features[:_SHOWN])
-        for feature in verdict.features[:_SHOWN]:
-            mark = "drifted" if feature.is_drifted else ""
-            line = f"  {feature.name:{width}}  score {feature.score:7.2f}  threshold {verdict.threshold:.2f}  {mark}"
-            click.echo(line.rstrip())
+def _print(result: "MonitorResult") -> None:
+    judgement = result.judgement
+    click.echo(f"{judgement.endpoint} {judgement.window}: {judgement.state}")
+    click.echo(f"  model {judgement.model} version {judgement.version}, {judgement.rows:,} rows")
+    click.echo(f"  {judgement.reason}")
+    shown = [finding for finding in judgement.findings if finding.value is not None][:_SHOWN]
+    width = max((len(finding.subject) for finding in shown), default=0)
+    for finding in shown:
+        score, threshold = f"score {finding.value:7.2f}", f"threshold {finding.threshold or 0:.2f}"
+        line = f"  {finding.subject:{width}}  {score}  {threshold}  {finding.check if finding.is_alarm else ''}"
+        click.echo(line.rstrip())
     for note in judgement.notes:
         click.echo(f"  note: {note}")
     click.echo(f"  report: {result.run.url or f'run {result.run.run_id} in experiment {result.run.experiment}'}")

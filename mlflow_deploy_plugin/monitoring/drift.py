@@ -1,38 +1,24 @@
 """The drift job: one endpoint, one window of event time → a verdict, and one MLflow run that shows it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.judgement import Judged, Judgement
+from mlflow_deploy_plugin.monitoring.judgement import Judged
 from mlflow_deploy_plugin.monitoring.kinds.drift import judge
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.monitoring.run import as_verdict, log_judged
+from mlflow_deploy_plugin.monitoring.run import MonitorResult, log_judged
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
-from mlflow_deploy_plugin.monitoring.verdict import Verdict
-from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, load_specs
 
 DEFAULT_MONITOR = "drift"
 _SHIPPING_SECONDS = 20.0
-
-
-@dataclass(frozen=True)
-class DriftResult:
-    """What was judged, and the run in MLflow that shows it."""
-
-    judgement: Judgement
-    run: LoggedRun
-
-    @property
-    def verdict(self) -> Verdict:
-        return as_verdict(self.judgement)
 
 
 def run_drift(
@@ -43,7 +29,7 @@ def run_drift(
     false_alarm_rate: float | None = None,
     settings: Settings | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> DriftResult:
+) -> MonitorResult:
     """Judges the rows that the endpoint answered in a window, and logs the run, whatever the verdict is.
 
     Args:
@@ -83,8 +69,7 @@ def run_drift(
         raise NotFound(f"endpoint {endpoint!r} has no captured rows in {window}{_hint(log, endpoint, spec, clock())}")
     if not shipped:
         judged = _with_note(judged, "some captured rows have not reached the inference log yet and are not judged")
-    result = log_judged(judged)
-    return DriftResult(result.judgement, result.run)
+    return log_judged(judged)
 
 
 def _with_note(judged: Judged, note: str) -> Judged:

@@ -23,8 +23,9 @@ from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError
-from mlflow_deploy_plugin.monitoring.drift import DriftResult, run_drift
+from mlflow_deploy_plugin.monitoring.drift import run_drift
 from mlflow_deploy_plugin.monitoring.reports.page import PAGE as REPORT
+from mlflow_deploy_plugin.monitoring.run import MonitorResult
 from mlflow_deploy_plugin.monitoring.windows import Window
 from projects.demo.place import CHECKOUT
 from projects.flight_delay.data import DAY, FEATURES
@@ -152,7 +153,7 @@ def undeploy_all(say: Say) -> int:
     return len(deployments)
 
 
-def judge_days(flights: pd.DataFrame, say: Say) -> list[DriftResult]:
+def judge_days(flights: pd.DataFrame, say: Say) -> list[MonitorResult]:
     """The drift job on each day of the flights: one verdict and one MLflow run a day."""
     results = []
     for day in sorted(flights[DAY].unique()):
@@ -163,10 +164,10 @@ def judge_days(flights: pd.DataFrame, say: Say) -> list[DriftResult]:
     return results
 
 
-def keep_report(results: list[DriftResult], state: str, target: Path) -> DriftResult | None:
+def keep_report(results: list[MonitorResult], state: str, target: Path) -> MonitorResult | None:
     """Copies the Evidently report of the first day with this verdict to the file `target`."""
     for result in results:
-        if result.verdict.state == state:
+        if result.judgement.state == state:
             mlflow.artifacts.download_artifacts(
                 run_id=result.run.run_id, artifact_path=REPORT, dst_path=str(target.parent)
             )

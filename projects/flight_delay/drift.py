@@ -8,19 +8,21 @@ onnxserve/DEPLOYMENT.
 
 import argparse
 
-from mlflow_deploy_plugin.monitoring.drift import DriftResult, run_drift
-from mlflow_deploy_plugin.monitoring.windows import parse_window
+from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.monitoring.drift import run_drift
+from mlflow_deploy_plugin.monitoring.run import MonitorResult
 from projects.command import plain_errors
 
 
-def describe(result: DriftResult) -> str:
+def describe(result: MonitorResult) -> str:
     """The verdict in a line: what was found, how far beyond the threshold, and in which column most."""
-    verdict = result.verdict
-    if verdict.statistic is None or verdict.threshold is None:
-        return f"{verdict.state}: {verdict.reason}"
+    judgement = result.judgement
+    statistic, threshold = (judgement.figures.get(name) for name in ("statistic", "threshold"))
+    if statistic is None or threshold is None:
+        return f"{judgement.state}: {judgement.reason}"
     return (
-        f"{verdict.state:8}  score {verdict.statistic:6.1f}, threshold {verdict.threshold:.1f}, "
-        f"{verdict.rows:,} rows, most in {verdict.features[0].name}"
+        f"{judgement.state:8}  score {statistic:6.1f}, threshold {threshold:.1f}, "
+        f"{judgement.rows:,} rows, most in {judgement.findings[0].subject}"
     )
 
 

@@ -1,0 +1,102 @@
+"""Segments of a window beside the same segments of its reference, as sketches.
+
+Their columns stand in one null distribution with those of all rows (`verdict.py`: the maximum over columns and
+segments), so that the stated rate of false alarms is that of all of them together, however they depend on each other.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.monitoring.kinds.segments import MAX_SEGMENTS, as_texts, segment_name
+from mlflow_deploy_plugin.monitoring.kinds.versions import Version
+from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.references import Reference
+from mlflow_deploy_plugin.monitoring.references.blocks import cut
+from mlflow_deploy_plugin.monitoring.references.rows import times_of
+from mlflow_deploy_plugin.monitoring.sketch import Profile, gathered, merge, sketch_groups
+from mlflow_deploy_plugin.monitoring.verdict import Part
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
+
+
+def parts_of(question: Question, version: Version, reference: Reference) -> tuple[dict[str, Part], list[str]]:
+    """The largest segments by each column of `segment_by`, and what is left out, a line each."""
+    parts: dict[str, Part] = {}
+    notes: list[str] = []
+    sample = reference.sample
+    times = times_of(sample) if EVENT_TIME in sample.column_names else None
+    for column in question.spec.segment_by:
+        if column not in sample.column_names or (texts := as_texts(sample.column(column))) is None:
+            notes.append(f"segments: the reference has no column {column!r} to tell rows by")
+            continue
+        values, left_out = _values(question, version, column)
+        notes += left_out
+        profiles = _profiles(question, version, column, values, reference)
+        for value, profile in zip(values, profiles, strict=True):
+            rows = pc.fill_null(pc.equal(texts, value), False)
+            theirs = None if times is None else times[np.asarray(rows)]
+            length = question.window.end_us - question.window.start_us
+            pieces = cut(reference.bins, sample.filter(rows), theirs, question.window.start_us % length, length)
+            own = Reference(
+                bins=reference.bins,
+                bins_key=reference.bins_key,
+                model_id=reference.model_id,
+                notes=(),
+                sample=sample.filter(rows),
+                **vars(pieces),
+            )
+            parts[segment_name(column, value)] = Part(own, profile)
+    return parts, notes
+
+
+def _values(question: Question, version: Version, column: str) -> tuple[list[str], list[str]]:
+    """The values that have enough rows, the most frequent first, and what is left out."""
+    counts: dict[str, int] = {}
+    for batch in _rows(question, version, (column, "_model", "_version")):
+        texts = as_texts(batch.column(column)) if column in batch.column_names else None
+        if texts is None:
+            continue
+        for entry in pc.value_counts(texts).to_pylist():
+            if entry["values"] is not None:
+                counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
+    order = sorted(counts, key=lambda value: (-counts[value], value))
+    large = [value for value in order if counts[value] >= question.spec.min_rows]
+    notes = []
+    if not counts:
+        notes.append(f"segments: the window has no values of {column!r} to tell rows by")
+    if len(large) > MAX_SEGMENTS:
+        notes.append(f"segments: of {len(large):,} values of {column} the {MAX_SEGMENTS} largest are judged")
+    if small := order[len(large) :]:
+        rows = sum(counts[value] for value in small)
+        notes.append(
+            f"segments: {len(small):,} values of {column} with {rows:,} rows together have fewer than "
+            f"{question.spec.min_rows} rows each and are not judged apart"
+        )
+    return large[:MAX_SEGMENTS], notes
+
+
+def _profiles(
+    question: Question, version: Version, column: str, values: Sequence[str], reference: Reference
+) -> list[Profile]:
+    """A profile of the window's rows of each value, all in one pass."""
+    found: list[list[Profile]] = [[] for _ in values]
+    wanted = pa.array(values, pa.string())
+    for table in gathered(_rows(question, version, None)):
+        texts = as_texts(table.column(column)) if column in table.column_names else None
+        if texts is None or not values:
+            continue
+        places = np.asarray(pc.fill_null(pc.index_in(texts, value_set=wanted), -1)).astype(np.int64)
+        inside = places >= 0
+        profiles = sketch_groups(reference.bins, table.filter(pa.array(inside)), places[inside], len(values))
+        for place, profile in enumerate(profiles):
+            found[place].append(profile)
+    return [merge(profiles) for profiles in found]
+
+
+def _rows(question: Question, version: Version, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    """What the version answered in the window."""
+    for batch in question.log.batches(question.endpoint, question.window, columns):
+        model = pc.equal(batch.column("_model"), version[0])
+        yield batch.filter(pc.and_(model, pc.equal(batch.column("_version"), version[1])))

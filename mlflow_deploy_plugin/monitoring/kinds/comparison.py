@@ -1,0 +1,150 @@
+"""Lays a window beside the reference of the version that answered it: what drift and data quality are judged from.
+
+The verdict is of all rows of the window, from sketches; rows themselves are read only for the report, and no more than
+a bounded sample of them, chosen by their hashes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.monitoring.features import Feature, align, read_features
+from mlflow_deploy_plugin.monitoring.hourly import window_profile, window_versions
+from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding, Judged, Judgement, State
+from mlflow_deploy_plugin.monitoring.kinds.apart import parts_of
+from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
+from mlflow_deploy_plugin.monitoring.kinds.versions import Version
+from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.references import Reference, load_blocks
+from mlflow_deploy_plugin.monitoring.sketch import Profile
+from mlflow_deploy_plugin.monitoring.stored import profile_to_parquet
+from mlflow_deploy_plugin.monitoring.verdict import Part, Verdict
+from mlflow_deploy_plugin.monitoring.verdict import judge as judge_profile
+
+SKETCHES = "sketches.parquet"
+_CACHE = "nulls"
+_SHOWN_ROWS = 5_000
+_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A window and what it is compared with.
+
+    Attributes:
+        reference: None where there is none that can be had; `why_none` says why.
+        profile: of all rows that the version answered in the window.
+        parts: of the segments, by their names.
+    """
+
+    question: Question
+    version: Version
+    reference: Reference | None
+    why_none: str
+    profile: Profile
+    parts: Mapping[str, Part]
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Every column of either side."""
+        known = set(self.profile.columns)
+        if self.reference is not None:
+            known |= {*self.reference.bins, *self.reference.total.columns}
+        return sorted(known)
+
+    def judge(self, columns: tuple[str, ...]) -> Verdict:
+        """The verdict on some columns; empty: on all. Without a reference it is not judged."""
+        question = self.question
+        if self.reference is None:
+            rate = question.spec.false_alarm_rate
+            return Verdict("not judged", self.profile.rows, 0, rate, self.why_none, findings=self._without(columns))
+        return judge_profile(
+            self.reference,
+            self.profile,
+            question.window.start_us,
+            question.window.end_us - question.window.start_us,
+            question.spec.model_copy(update={"columns": columns}),
+            question.settings.cache_path / _CACHE,
+            self.parts,
+        )
+
+    def judged(self, state: State, reason: str, verdict: Verdict, findings: tuple[Finding, ...]) -> Judged:
+        """The judgement with the evidence for its report."""
+        question, (model, version) = self.question, self.version
+        notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes)
+        judgement = Judgement(
+            endpoint=question.endpoint,
+            monitor=question.monitor,
+            kind=question.spec.kind,
+            model=model,
+            version=version,
+            model_id=self.reference.model_id if self.reference else "",
+            window=question.window,
+            revision=question.revision,
+            state=state,
+            reason=reason,
+            rows=self.profile.rows,
+            findings=findings,
+            figures={"rows": float(self.profile.rows), **verdict.figures},
+            notes=tuple(dict.fromkeys((*notes, *unreadable_notes(question.log)))),
+        )
+        subjects = {finding.subject for finding in findings}
+        artifacts = {SKETCHES: profile_to_parquet(self.profile)}
+        return Judged(judgement, Evidence(self._pairs(subjects) if state != "not judged" else (), artifacts))
+
+    def _without(self, columns: tuple[str, ...]) -> tuple[Finding, ...]:
+        return tuple(
+            Finding(name, "distribution", "not judged", self.why_none)
+            for name in self.names
+            if not columns or name in columns
+        )
+
+    def _pairs(self, subjects: set[str]) -> list[tuple[Feature, Feature]]:
+        """Rows for the report: of the version, in the columns that were judged."""
+        rows = self.question.log.read(self.question.endpoint, self.question.window, _SHOWN_ROWS)
+        if rows is None or self.reference is None or (rows.model, rows.version) != self.version:
+            return []
+        ours = read_features(_some(self.reference.sample))[0]
+        theirs = read_features(rows.table)[0]
+        return [pair for pair in align(ours, theirs)[0] if pair[0].name in subjects]
+
+
+def compare(question: Question) -> Comparison | Judged:
+    """The comparison, or why there is nothing to compare.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer.
+    """
+    log, window = question.log, question.window
+    versions = window_versions(log, question.endpoint, window)
+    if not versions:
+        return question.not_judged("the window has no rows", notes=tuple(unreadable_notes(log)))
+    version, *others = versions
+    notes = [
+        f"{versions[other]:,} rows of the window were answered by {other[0]} version {other[1]} and are left out"
+        for other in others
+    ]
+    reference, why_none = None, ""
+    try:
+        reference = load_blocks(question, *version)
+    except (InvalidArtifact, InvalidConfig, NotFound) as error:
+        why_none = error.message
+    bins, key = (reference.bins, reference.bins_key) if reference else ({}, "none")
+    profile = window_profile(log, question.endpoint, *version, window, bins, key)
+    parts: Mapping[str, Part] = {}
+    if reference is not None and question.spec.segment_by:
+        parts, part_notes = parts_of(question, version, reference)
+        notes += part_notes
+    return Comparison(question, version, reference, why_none, profile, parts, tuple(notes))
+
+
+def _some(table: pa.Table) -> pa.Table:
+    """At most `_SHOWN_ROWS` of its rows, in their order."""
+    if len(table) <= _SHOWN_ROWS:
+        return table
+    chosen = np.random.default_rng(_SEED).choice(len(table), _SHOWN_ROWS, replace=False)
+    return table.take(pa.array(np.sort(chosen)))
