@@ -40,7 +40,7 @@ def run(
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     # here: Evidently and MLflow take seconds that no other command should wait for
-    from mlflow_deploy_plugin.monitoring.windows import parse_window
+    from mlflow_deploy_plugin.inference_log.windows import parse_window
 
     parsed = parse_window(window) if window is not None else None
     from mlflow_deploy_plugin.monitoring.drift import run_drift

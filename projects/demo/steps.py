@@ -23,10 +23,10 @@ from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.drift import run_drift
 from mlflow_deploy_plugin.monitoring.reports.page import PAGE as REPORT
 from mlflow_deploy_plugin.monitoring.run import MonitorResult
-from mlflow_deploy_plugin.monitoring.windows import Window
 from projects.demo.place import CHECKOUT
 from projects.flight_delay.data import DAY, FEATURES
 from projects.flight_delay.drift import describe

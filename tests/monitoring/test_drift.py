@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.monitoring.windows import parse_window
+from mlflow_deploy_plugin.inference_log.windows import parse_window
 
 CALM, SUMMER = datetime(2013, 4, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC)
 
