@@ -136,7 +136,8 @@ def bring_labels(
                 if where not in went:
                     went.append(where)
                 if names is not None:
-                    names.add(_named(place.masking, entries))
+                    left_out = {one.place for one in refused}
+                    names.add(_named(place.masking, [entry for entry in entries if entry.place not in left_out]))
                 accepted += len(entries) - len(refused)
                 unfit = unfit + refused
             for one in unfit:

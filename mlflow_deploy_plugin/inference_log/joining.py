@@ -55,7 +55,7 @@ def label_batches(
                         yield table.filter(pc.is_valid(table.column("_key"))) if is_early else table
                 except Vanished:
                     continue
-                except (pa.ArrowException, TypeError) as error:
+                except (pa.ArrowException, TypeError, ValueError) as error:
                     unreadable[file.path] = " ".join(str(error).split())
 
 

@@ -17,12 +17,15 @@ class LogLocation:
     Attributes:
         shown: the log as messages name it.
         is_local: files can be renamed into place; an object store shows an object only once it is whole.
+        endpoint, region: of the S3 API; None: Amazon's.
     """
 
     filesystem: Any
     root: str
     shown: str
     is_local: bool
+    endpoint: str | None = None
+    region: str = ""
 
 
 def locate_log(log_uri: str) -> LogLocation:
@@ -39,6 +42,6 @@ def locate_log(log_uri: str) -> LogLocation:
     if parsed.scheme != "s3" or not parsed.netloc:
         raise InvalidConfig(f"ONNXSERVE_LOG_URI: {log_uri!r} is neither a folder nor s3://BUCKET/PREFIX")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    filesystem = fs.S3FileSystem(endpoint_override=endpoint, region=region or "us-east-1")
-    return LogLocation(filesystem, (parsed.netloc + parsed.path).rstrip("/"), log_uri, is_local=False)
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    filesystem = fs.S3FileSystem(endpoint_override=endpoint, region=region)
+    return LogLocation(filesystem, (parsed.netloc + parsed.path).rstrip("/"), log_uri, False, endpoint, region)

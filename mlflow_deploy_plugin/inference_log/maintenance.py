@@ -177,7 +177,7 @@ def _once(log: InferenceLog, schema: pa.Schema, group: Iterable[_Small], whole: 
     seen = Seen()
     for small in group:
         broken: dict[str, str] = {}
-        with suppress(Vanished, pa.ArrowException):
+        with suppress(Vanished, pa.ArrowException, TypeError, ValueError):
             for table in read_file(log.location, small.file.path, lambda names: None, broken, IDENTITY):
                 table = conform(table, schema)
                 yield table.filter(pa.array(seen.fresh(_hashes(table))))

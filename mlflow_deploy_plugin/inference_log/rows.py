@@ -82,11 +82,7 @@ def hour_rows(location: LogLocation, folder: str, wanted: Wanted, unreadable: di
                             yield _selected(kept, wanted.columns)
                 except Vanished:
                     continue
-                except (
-                    pa.ArrowException,
-                    TypeError,
-                    AttributeError,
-                ) as error:  # the log's own columns hold other types
+                except (pa.ArrowException, TypeError, ValueError) as error:  # its own columns hold other types
                     unreadable[file.path] = " ".join(str(error).split())
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
+
 ENDPOINT, MODEL = "flights", "flight-delay"
 _segments = itertools.count(1)
 
@@ -37,7 +39,7 @@ class LogWriter:
         endpoint: str = ENDPOINT,
         suffix: str = "",
     ) -> str:
-        """One request with these rows, one file an hour; gives the segment."""
+        """One request with these rows, one file an hour; gives the segment. Columns may be the log's own ones."""
         segment = segment or f"segment-{next(_segments)}"  # not a random one: it chooses which rows are compared
         table = event_table(columns)
         rows = len(table)
@@ -53,6 +55,8 @@ class LogWriter:
             "_row": pa.array(np.arange(rows), pa.int32()),
         }
         for name, values in own.items():
+            if name in table.column_names:
+                continue
             table = table.append_column(name, values if isinstance(values, pa.ChunkedArray) else pa.array(values))
         hours = np.array([time.strftime("date=%Y-%m-%d/hour=%H") for time in table.column("_event_time").to_pylist()])
         for hour in np.unique(hours):
@@ -60,3 +64,9 @@ class LogWriter:
             folder.mkdir(parents=True, exist_ok=True)
             pq.write_table(table.filter(pa.array(hours == hour)), folder / f"{segment}-{offset}{suffix}.parquet")
         return segment
+
+    def label(self, *labels: Label, day: str = "2013-07-02", name: str = "labels", endpoint: str = ENDPOINT) -> None:
+        """A file of labels that came in on a day."""
+        folder = self.root / LABELS / f"endpoint={endpoint}" / f"date={day}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(labels_table(labels), folder / f"{name}.parquet")

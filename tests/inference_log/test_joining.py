@@ -1,0 +1,187 @@
+"""Labels beside their rows: the last one wins, however it names its row."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.inference_log import joining
+from mlflow_deploy_plugin.inference_log.labels import Label, canonical_key
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
+from support.inference_log import LogWriter
+
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
+WINDOW = parse_window("2013-07-01/1d")
+NEXT = microseconds(DAY) + 86_400_000_000
+
+
+def request(count: int, **columns: Any) -> dict[str, Any]:
+    """One request of some rows, whose X-Prediction-Id is `p`."""
+    return {"_event_time": [DAY] * count, "_prediction_id": ["p"] * count, "x": np.arange(float(count)), **columns}
+
+
+def by_id(label: Any, row: int | None = None, at: int = 0, **more: Any) -> Label:
+    return Label("p", row, None, label, NEXT + at, **more)
+
+
+def by_key(label: Any, at: int = 0, **key: Any) -> Label:
+    return Label(None, None, key, label, NEXT + at)
+
+
+def labels(log: InferenceLog) -> list[Any]:
+    """The labels of the rows by their `x`."""
+    rows = log.labelled("flights", WINDOW)
+    assert rows is not None
+    return rows.table.sort_by("x").column("_label").to_pylist()
+
+
+def test_a_label_is_a_text_and_where_it_can_be_a_number(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(6))
+    given = [1, 2.5, "late", True, "7"]
+    writer.label(*(by_id(label, row) for row, label in enumerate(given)))
+
+    rows = log.labelled("flights", WINDOW)
+
+    assert rows is not None
+    table = rows.table.sort_by("x")
+    assert table.column("_label").to_pylist() == ["1", "2.5", "late", "true", "7", None]
+    assert table.column("_label_number").to_pylist() == [1, 2.5, None, 1, 7, None]
+
+
+def test_a_label_without_a_row_is_of_every_row_and_a_later_one_of_a_row_wins_over_it(
+    log: InferenceLog, writer: LogWriter
+) -> None:
+    writer.write(request(3))
+    writer.label(by_id("all", at=0), by_id("one", row=1, at=1))
+    assert labels(log) == ["all", "one", "all"]
+    writer.label(by_id("all again", at=2), name="later")
+    assert labels(log) == ["all again"] * 3
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([5, 6], pa.int64()),
+        pa.array([5, 6], pa.float32()),
+        pa.array(["5", "6"]),
+        pa.array(["5", "6"]).dictionary_encode(),
+    ],
+)
+@pytest.mark.parametrize("said", [5, 5.0, "5"])
+def test_a_key_means_the_same_row_whatever_type_its_values_have(
+    log: InferenceLog, writer: LogWriter, column: pa.Array, said: Any
+) -> None:
+    writer.write(request(2, flight=column, tail=['N"1', None]))
+    writer.label(by_key("yes", flight=said, tail='N"1'))
+
+    assert labels(log) == ["yes", None]
+
+
+def test_keys_take_small_fractions_dates_and_what_is_missing(log: InferenceLog, writer: LogWriter) -> None:
+    columns = {
+        "f": pa.array([0.1, 0.2, 0.3], pa.float32()),
+        "day": pa.array([DAY.date()] * 3),
+        "tail": ["N1", None, "N3"],
+        "is_late": [True, True, False],
+    }
+    writer.write(request(3, **columns))
+    writer.label(
+        by_key("one", f=0.1, day="2013-07-01"),
+        by_key("two", tail=None, f=0.2),
+        by_key("three", is_late=False),
+        by_key("nobody", gate=7),
+        by_key("nobody either", tail="N9"),
+    )
+
+    assert labels(log) == ["one", "two", "three"]
+
+
+def test_of_labels_by_id_and_by_key_the_later_one_wins(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(2, flight=[5, 6]))
+    writer.label(by_key("key", at=1, flight=5), by_id("id", at=0))
+    assert labels(log) == ["key", "id"]
+
+
+def test_a_label_without_a_value_takes_the_earlier_one_back(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(2))
+    writer.label(by_id("yes", at=0), by_id(None, row=0, at=1))
+    assert labels(log) == [None, "yes"]
+
+
+def test_labels_of_one_moment_are_told_apart_by_segment_and_offset(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(1))
+    writer.label(
+        by_id("a", segment="s", offset=7), by_id("b", segment="s", offset=9), by_id("c", segment="r", offset=99)
+    )
+    assert labels(log) == ["b"]
+
+
+def test_a_label_may_come_in_another_year_and_one_of_before_the_prediction_counts_by_key_only(
+    log: InferenceLog, writer: LogWriter
+) -> None:
+    writer.write(request(2, flight=[5, 6]))
+    early = -90 * 86_400_000_000
+    writer.label(by_key("known before", at=early, flight=5), day="2013-04-03")
+    assert labels(log) == ["known before", None]
+    writer.label(by_id("years later", row=1, at=10**14), day="2016-09-01")
+    assert labels(log) == ["known before", "years later"]
+
+
+def test_rows_without_any_label_and_windows_without_rows(log: InferenceLog, writer: LogWriter) -> None:
+    assert log.labelled("flights", WINDOW) is None
+    writer.write(request(2))
+    assert labels(log) == [None, None]
+    writer.label()
+    assert labels(log) == [None, None]
+
+
+def test_a_broken_file_of_labels_is_passed_over_and_named(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(1))
+    writer.label(by_id("yes"))
+    bad = writer.root / "_labels/endpoint=flights/date=2013-07-02/bad.parquet"
+    bad.write_bytes(b"PAR1")
+
+    assert labels(log) == ["yes"]
+    assert list(log.unreadable) == [str(bad)]
+
+
+def test_many_corrections_of_few_rows_are_let_go_while_they_are_read(
+    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "_HELD_LABELS", 50)
+    monkeypatch.setattr(joining, "_KEPT_BYTES", 1)
+    writer.write(request(2))
+    for number in range(20):
+        corrections = [by_id(number * 10 + step, row=step % 2, at=number * 10 + step) for step in range(10)]
+        writer.label(*corrections, name=f"f{number}")
+
+    assert labels(log) == ["198", "199"]
+
+
+def test_a_key_is_written_in_one_way() -> None:
+    assert canonical_key({"b": 1.0, "a": np.float32(0.1)}) == canonical_key({"a": "0.1", "b": 1})
+    assert canonical_key({"a": float("nan")}) == canonical_key({"a": None}) == '{"a":null}'
+
+
+def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(
+    log: InferenceLog, writer: LogWriter
+) -> None:
+    times = [DAY + timedelta(seconds=second) for second in range(300)]
+    writer.write(
+        {
+            "_event_time": times,
+            "_prediction_id": [f"p{row}" for row in range(300)],
+            "_row": [0] * 300,
+            "_offset": pa.array(range(300), pa.int64()),
+        }
+    )
+    writer.label(*(Label(f"p{row}", 0, None, row, NEXT) for row in range(300)))
+
+    rows = log.labelled("flights", WINDOW, max_rows=50)
+
+    assert rows is not None
+    ids = rows.table.column("_prediction_id").to_pylist()
+    assert [f"p{label}" for label in rows.table.column("_label").to_pylist()] == ids
