@@ -3,17 +3,17 @@
     mlflow run . -e replay -P months=1-12           # or: python -m projects.flight_delay.replay --months 1-12
     mlflow run . -e replay -P months=1-9 -P inject=celsius:6
 
-Flights are sent in event time, at high speed; what really happened follows a day late by POST /feedback. Each week the
-controller judges drift and accuracy; an alarm starts a training, whose version goes through its gate and a rollout. The
-accuracy by month, with the loop and without it, is logged to MLflow as a table and a plot. Nothing is injected unless
-`inject` says so.
+Flights are sent in event time, at high speed; what really happened follows a day late by POST /feedback. The controller
+judges drift week by week, and accuracy every two; an alarm starts a training, whose version goes through its gate and a
+rollout. The accuracy by month, with the loop and without it, is logged to MLflow as a table and a plot. Nothing is
+injected unless `inject` says so.
 """
 
 import argparse
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import mlflow
@@ -21,16 +21,16 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
-from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
 from mlflow_deploy_plugin.spec import duration_seconds
-from mlflow_deploy_plugin.store.retrainings import Retrainings
+from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
 from projects.command import plain_errors
 from projects.flight_delay.data import DAY, FEATURES, load_flights, months
 from projects.flight_delay.loop import outcome, stage, watch
 from projects.flight_delay.loop.changes import Injection, parse_injection
 from projects.flight_delay.loop.feed import Counts, Feed
-from projects.flight_delay.loop.stage import ACCURACY, DRIFT, Setting
+from projects.flight_delay.loop.stage import Setting
 from projects.flight_delay.material import parse_months
 from projects.flight_delay.train import BUILT_IN_MONTHS
 
@@ -48,7 +48,7 @@ class Replay:
     """
 
     months: pd.DataFrame
-    weeks: list[outcome.Week]
+    weeks: list[outcome.Judged]
     states: list[str]
     counts: Counts
     sentences: list[str]
@@ -88,47 +88,51 @@ def replay(
     return Replay(table, weeks, states, feed.counts, sentences)
 
 
-def _play(deployments: Deployments, setting: Setting, feed: Feed, flights: pd.DataFrame) -> list[outcome.Week]:
+def _play(deployments: Deployments, setting: Setting, feed: Feed, flights: pd.DataFrame) -> list[outcome.Judged]:
     """Day after day; a window is judged when its last day's labels are in, a day after its end."""
     log = open_log(deployments.settings.inference_log)
-    weeks, waiting = [], None
+    weeks: list[outcome.Judged] = []
+    waiting = None
     for day, of_day in flights.groupby(DAY, sort=True):
         window = window_at(microseconds(pd.Timestamp(day).to_pydatetime()), setting.every)
         feed.day(of_day)
         if waiting is not None and waiting.start != window.start:
-            weeks.append(_judge(deployments, setting, log, waiting, feed, flights))
+            weeks.extend(_judge(deployments, setting, log, waiting, feed, flights))
         waiting = window
     feed.rest()
     if waiting is not None and waiting.end <= flights[DAY].max() + timedelta(days=1):
-        weeks.append(_judge(deployments, setting, log, waiting, feed, flights))
+        weeks.extend(_judge(deployments, setting, log, waiting, feed, flights))
     return weeks
 
 
 def _judge(
-    deployments: Deployments, setting: Setting, log: object, window: Window, feed: Feed, flights: pd.DataFrame
-) -> outcome.Week:
+    deployments: Deployments, setting: Setting, log: InferenceLog, window: Window, feed: Feed, flights: pd.DataFrame
+) -> list[outcome.Judged]:
     inside = flights[(flights[DAY] >= window.start) & (flights[DAY] < window.end)]
     began = time.monotonic()
-    watch.until_logged(log, setting.endpoint, window, len(inside))  # type: ignore[arg-type]
-    found = watch.judge(deployments.store, setting.endpoint, window)
+    watch.until_logged(log, setting.endpoint, window, len(inside))
+    logged = time.monotonic()
+    found = watch.judge(deployments.store, setting, window)
     judged = time.monotonic()
     last = watch.until_trained(deployments.store, setting.endpoint)
-    drift, accuracy = found[DRIFT], found[ACCURACY]
-    line = f"{window.start:%Y-%m-%d}  {len(inside):6,} flights  drift: {drift.verdict or drift.state:10}"
-    line += f"  accuracy: {accuracy.verdict or accuracy.state:10}  judged in {judged - began:.0f} s"
+    line = f"{window.start:%Y-%m-%d}  {len(inside):6,} flights"
+    for one in found:
+        line += f"  {one.monitor}: {one.verdict or one.state}"
+    line += f"  {logged - began:.0f} + {judged - logged:.0f} s"
     if last is not None:
-        line += f"  retraining {last.id}: {last.state} {last.version}  {time.monotonic() - judged:.0f} s"
+        line += f"  retraining {last.id}: {last.state} {last.version}, {time.monotonic() - judged:.0f} s"
     _say(f"{line}  lost {feed.counts.lost}")
-    return outcome.Week(
-        pd.Timestamp(window.start),
-        pd.Timestamp(window.end),
-        drift.verdict or drift.state,
-        accuracy.verdict or accuracy.state,
-        accuracy.reason,
-    )
+    return [
+        outcome.Judged(one.monitor, _day(one.start), _day(one.end), one.verdict or one.state, one.reason)
+        for one in found
+    ]
 
 
-def _retrainings(deployments: Deployments, setting: Setting) -> list:  # type: ignore[type-arg]
+def _day(time: datetime) -> pd.Timestamp:
+    return pd.Timestamp(time)
+
+
+def _retrainings(deployments: Deployments, setting: Setting) -> list[Retraining]:
     return Retrainings(deployments.store).find(setting.endpoint)
 
 
@@ -159,7 +163,7 @@ def main() -> None:
     parser.add_argument("--months", default="1-12", help="months of 2013 that are played")
     parser.add_argument("--inject", default="", help="KIND:MONTH: celsius:7 or concept:7; empty: nothing")
     parser.add_argument("--mode", choices=["full", "incremental"], default=default.mode, help="how an alarm trains")
-    parser.add_argument("--every", default=default.every, help="length of a monitor's window")
+    parser.add_argument("--every", default=default.every, help="of the windows that accuracy is judged in")
     parser.add_argument("--at-least", type=float, default=default.at_least, help="accuracy below it is an alarm")
     parser.add_argument("--max-iter", type=int, default=default.max_iter, help="boosted trees of a version")
     parser.add_argument("--min-requests", type=int, default=default.min_requests, help="of a rollout's step")

@@ -14,17 +14,18 @@ from projects.flight_delay.material import parse_months
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+_HEIGHT = {"accuracy": 0.016, "drift": 0.028}
 _CALM, _ALARM, _LOOP, _STILL = "#9aa5b1", "#d64545", "#0b69a3", "#7b8794"
 
 
 @dataclass(frozen=True)
-class Week:
-    """A window and what the monitors said of it."""
+class Judged:
+    """A window and what a monitor said of it."""
 
+    monitor: str
     start: pd.Timestamp
     end: pd.Timestamp
-    drift: str
-    accuracy: str
+    verdict: str
     reason: str
 
 
@@ -86,7 +87,7 @@ def changes(flights: pd.DataFrame) -> list[Change]:
     return found
 
 
-def draw(months: pd.DataFrame, weeks: Sequence[Week], promoted: Sequence[Change], title: str, target: Path) -> None:
+def draw(months: pd.DataFrame, judged: Sequence[Judged], promoted: Sequence[Change], title: str, target: Path) -> None:
     """The plot, as PNG."""
     figure, axes = pyplot.subplots(figsize=(8.6, 4.2), dpi=90)
     middle = [pd.Timestamp(YEAR, int(month), 15) for month in months["month"]]
@@ -94,14 +95,13 @@ def draw(months: pd.DataFrame, weeks: Sequence[Week], promoted: Sequence[Change]
     axes.plot(middle, months["accuracy_without"], "s--", color=_STILL, label="first version all year")
     axes.plot(middle, months["always_on_time"], ":", color="#cbd2d9", label="always “on time”")
     low = float(months[["accuracy_with_loop", "accuracy_without", "always_on_time"]].min().min())
-    for week in weeks:
-        moment = week.start.tz_localize(None) + (week.end - week.start) / 2
-        for height, state in ((0.028, week.drift), (0.016, week.accuracy)):
-            color = _ALARM if state in ("drift", "violated") else _CALM
-            shape = "s" if state not in ("not judged", "") else "x"
-            axes.plot([moment], [low - height], shape, color=color, markersize=4)
-    axes.text(1.01, low - 0.028, "drift", transform=axes.get_yaxis_transform(), fontsize=8, va="center")
-    axes.text(1.01, low - 0.016, "accuracy", transform=axes.get_yaxis_transform(), fontsize=8, va="center")
+    for one in judged:
+        moment = one.start.tz_localize(None) + (one.end - one.start) / 2
+        color = _ALARM if one.verdict in ("drift", "violated") else _CALM
+        shape = "s" if one.verdict in ("drift", "no drift", "violated", "kept") else "x"
+        axes.plot([moment], [low - _HEIGHT[one.monitor]], shape, color=color, markersize=4)
+    for name, height in _HEIGHT.items():
+        axes.text(1.01, low - height, name, transform=axes.get_yaxis_transform(), fontsize=8, va="center")
     for change in promoted:
         axes.axvline(change.at.tz_localize(None), color=_LOOP, alpha=0.25, linewidth=1)
     axes.set(ylabel="accuracy", title=title)
@@ -112,7 +112,7 @@ def draw(months: pd.DataFrame, weeks: Sequence[Week], promoted: Sequence[Change]
     figure.text(
         0.01,
         0.01,
-        "squares: a week's verdicts, red is an alarm (drift, accuracy violated); vertical lines: a new version answers",
+        "squares: verdicts on windows, red: an alarm (drift, accuracy violated); vertical lines: a new version answers",
         fontsize=7,
     )
     figure.tight_layout(rect=(0, 0.03, 0.97, 1))

@@ -28,7 +28,8 @@ class Setting:
 
     Attributes:
         endpoint, model: names of their own, made anew.
-        every: length of a monitor's window.
+        every: length of the windows that accuracy is judged in; a multiple of `drift_every`.
+        drift_every: length of the windows that drift is judged in.
         at_least: accuracy below which a window is an alarm.
         mode: full or incremental.
         max_iter: boosted trees of a version.
@@ -37,7 +38,8 @@ class Setting:
 
     endpoint: str = "flights-replay"
     model: str = "flight-delay-replay"
-    every: str = "7d"
+    every: str = "14d"
+    drift_every: str = "7d"
     at_least: float = 0.75
     mode: str = "full"
     max_iter: int = 60
@@ -67,7 +69,7 @@ class Setting:
         return {
             "server.workers": 1,
             f"{drift}.kind": "drift",
-            f"{drift}.every": self.every,
+            f"{drift}.every": self.drift_every,
             f"{drift}.false_alarm_rate": 0.1,
             f"{accuracy}.kind": "performance",
             f"{accuracy}.every": self.every,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 import pyarrow.compute as pc
 
@@ -9,10 +10,11 @@ from mlflow_deploy_plugin.errors import NotReady
 from mlflow_deploy_plugin.inference_log.joining import LABEL, Labels, with_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.spec import duration_seconds
 from mlflow_deploy_plugin.store import Store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
-from projects.flight_delay.loop.stage import ACCURACY, DRIFT
+from projects.flight_delay.loop.stage import ACCURACY, DRIFT, Setting
 
 LOG_SECONDS, JUDGED_SECONDS, TRAINED_SECONDS = 120.0, 900.0, 2400.0
 _POLL_SECONDS = 0.3
@@ -36,18 +38,19 @@ def until_logged(log: InferenceLog, endpoint: str, window: Window, rows: int) ->
     _wait(is_there, LOG_SECONDS, f"{rows:,} labelled rows of {window} in the log")
 
 
-def judge(store: Store, endpoint: str, window: Window) -> dict[str, MonitorWindow]:
-    """Asks for the window's verdicts, and gives them when the controller has them. Raises NotReady."""
-    monitors = Monitors(store)
-    for monitor in (DRIFT, ACCURACY):
-        monitors.add(endpoint, monitor, window.start, window.end)
-    found: dict[str, MonitorWindow] = {}
+def judge(store: Store, setting: Setting, window: Window) -> list[MonitorWindow]:
+    """Asks for the verdicts on accuracy in the window and on drift in its parts, and gives them. Raises NotReady."""
+    monitors, length = Monitors(store), timedelta(seconds=duration_seconds(setting.drift_every))
+    count = round((window.end - window.start) / length)
+    asked = [monitors.add(setting.endpoint, ACCURACY, window.start, window.end)]
+    for place in range(count):
+        start = window.start + place * length
+        asked.append(monitors.add(setting.endpoint, DRIFT, start, start + length))
+    wanted, found = {one.id for one in asked}, []
 
     def are_judged() -> bool:
-        for monitor in (DRIFT, ACCURACY):
-            known = [one for one in monitors.windows(endpoint, monitor) if one.start == window.start]
-            found[monitor] = known[-1]
-        return all(one.state in ("judged", "failed") for one in found.values())
+        found[:] = [one for one in monitors.windows(setting.endpoint) if one.id in wanted]
+        return all(one.state in ("judged", "failed") for one in found)
 
     _wait(are_judged, JUDGED_SECONDS, f"the verdicts on {window}")
     return found

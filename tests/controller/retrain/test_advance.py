@@ -52,7 +52,7 @@ def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_noth
         controller.wait()
     ended = world.latest()
     assert (ended.state, ended.version) == ("proposed", "2"), ended.reason
-    assert [one.version for one in MlflowClient().search_model_versions(f"name = '{MODEL}'")] == ["2", "1"]
+    assert [str(one.version) for one in MlflowClient().search_model_versions(f"name = '{MODEL}'")] == ["2", "1"]
     events = Counter(event.action for event in world.deployments.store.events(ENDPOINT))
     links = ("retrain.start", "retrain.run", "retrain.version", "retrain.end")
     assert {action: events[action] for action in links} == dict.fromkeys(links, 1)
