@@ -1,0 +1,134 @@
+"""A report as people read it: in MLflow's own viewer, a sandboxed frame, in a real browser."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from playwright.sync_api import Page, expect, sync_playwright
+
+from mlflow_deploy_plugin.monitoring.features import Feature
+from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding, Judgement
+from support.judgements import judgement_of
+from support.mlflow_server import MlflowServer
+from support.tracking import tracking_at
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.chromium,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
+]
+ROWS = 500
+RNG = np.random.default_rng(0)
+expect.set_options(timeout=60_000)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A browser before an MLflow that it cannot leave, and what it tried to fetch elsewhere."""
+
+    mlflow: MlflowServer
+    page: Page
+    elsewhere: list[str]
+
+    def picture(self, name: str) -> None:
+        """Keeps what is shown, for a person to look at."""
+        if folder := os.environ.get("KEEP_PICTURES"):
+            self.page.screenshot(path=f"{folder}/{name}.png")
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Reader]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    new_database(folder)
+    server = MlflowServer(folder)
+    elsewhere: list[str] = []
+    try:
+        server.start()
+        with tracking_at(server.url), sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1400, "height": 1100})
+            page.set_default_timeout(60_000)
+            own = (f"{server.url}/", "data:", "blob:", "about:")
+            page.on("request", lambda asked: None if asked.url.startswith(own) else elsewhere.append(asked.url))
+            yield Reader(server, page, elsewhere)
+            browser.close()
+    finally:
+        server.kill()
+
+
+def features(shift: float) -> tuple[Feature, Feature]:
+    return (
+        Feature("temperature", "number", RNG.normal(size=ROWS)),
+        Feature("temperature", "number", RNG.normal(shift, 1, ROWS)),
+    )
+
+
+def log(judgement: Judgement, evidence: Evidence) -> str:
+    """Reports the judgement, and gives the page of its run."""
+    # Evidently, which it brings, takes seconds to import, and every worker of a run imports every test
+    from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement
+
+    return log_judgement(judgement, build_report(judgement, evidence)).url
+
+
+def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:
+    for day, score in enumerate([0.5, 1.2, 0.8, 2.0]):
+        log(judgement_of(day, temperature=score), Evidence())
+    url = log(judgement_of(4, temperature=6.5, notes=("2 rows came late",)), Evidence([features(3.0)]))
+
+    reader.page.goto(f"{url}/artifacts/report.html")
+    frame = reader.page.frame_locator("iframe").first
+
+    expect(frame.get_by_role("heading", name="flights, daily, 2013-07-05/2013-07-06: drift")).to_be_visible()
+    expect(frame.get_by_role("cell", name="temperature").first).to_be_visible()
+    picture = frame.get_by_role("img", name="the last windows of this monitor")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalWidth") > 100
+    expect(frame.get_by_text("Dataset Drift is detected")).to_be_visible()
+    reader.picture("report")
+    assert not [url for url in reader.elsewhere if "report" in url]
+    assert {url for url in reader.elsewhere if "cdn" in url or "plot" in url} == set()
+
+
+def test_a_report_of_criteria_is_shown_likewise(reader: Reader) -> None:
+    found = (
+        Finding("accuracy", "criterion", "violated", "0.71 is below 0.8", 0.71, 0.8),
+        Finding("f1", "criterion", "not judged", "one class only"),
+    )
+    kept = Finding("accuracy", "criterion", "kept", "", 0.84, 0.8)
+    log(judgement_of(0, monitor="accuracy", kind="performance", state="kept", findings=(kept,)), Evidence())
+    url = log(judgement_of(1, monitor="accuracy", kind="performance", state="violated", findings=found), Evidence())
+
+    reader.page.goto(f"{url}/artifacts/report.html")
+    frame = reader.page.frame_locator("iframe").first
+
+    expect(frame.get_by_role("heading", name="flights, accuracy, 2013-07-02/2013-07-03: violated")).to_be_visible()
+    expect(frame.get_by_text("0.71 is below 0.8")).to_be_visible()
+    reader.picture("criteria")
+
+
+def test_the_page_of_the_version_leads_to_the_report(reader: Reader) -> None:
+    client = MlflowClient()
+    client.create_registered_model("flight-delay")
+    with mlflow.start_run() as run:
+        source = f"runs:/{run.info.run_id}/model"
+    client.create_model_version(
+        "flight-delay", source=source, run_id=run.info.run_id, description="Trained on **Monday**."
+    )
+    url = log(judgement_of(7, temperature=6.5), Evidence())
+
+    reader.page.goto(f"{reader.mlflow.url}/#/models/flight-delay/versions/1")
+
+    expect(reader.page.get_by_text("Monday")).to_be_visible()
+    link = reader.page.get_by_role("link", name="report", exact=True)
+    expect(link).to_be_visible()
+    reader.picture("version")
+    assert link.get_attribute("href") == f"{url}/artifacts/report.html"
+    assert "onnxserve: what follows is replaced" not in reader.page.inner_text("body")
