@@ -32,6 +32,12 @@ class Settings(BaseSettings):
         default="",
         description="Where the inference log is written as Parquet. Default: HOME/inference_log.",
     )
+    log_sse: str = Field(
+        default="",
+        pattern=r"^(AES256|aws:kms(:[^\s]+)?)?$",
+        description="How objects of an inference log at s3:// are encrypted there: AES256, aws:kms or aws:kms:KEY-ID. "
+        "Default: as the bucket does it.",
+    )
     redis_url: str = Field(
         default="",
         repr=False,  # may hold a password

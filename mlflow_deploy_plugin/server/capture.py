@@ -40,6 +40,7 @@ SPOOL = "spool"
 SUFFIX = ".seg"
 SHIPPED = ".shipped"  # beside a segment: how many of its bytes are in the inference log
 MAX_SEGMENT_BYTES = 16 * 1024 * 1024
+"""Beyond it another one is begun; what is larger by itself may come on top."""
 
 FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
 REFERRING = struct.Struct("<cI")  # kind, offset of the frame that this one needs
@@ -93,7 +94,7 @@ class CaptureWriter:
         try:
             plan, pieces = self._packer.pack(record, model, feeds, outputs, max_rows)
             with self._lock:
-                self._append(model, plan.layout, b"".join(pieces))
+                self._append(model, plan.layout, pieces)
         except Exception as error:  # noqa: BLE001 - whatever it is: the answer is right, and is sent; the log has it
             rows = row_count(feeds)
             self._count(record.endpoint, rows, min(rows, max_rows), False)
@@ -124,15 +125,17 @@ class CaptureWriter:
         with self._lock:
             self._close()
 
-    def _append(self, model: CapturedModel, layout: bytes, packed: bytes) -> None:
-        self._make_room(len(packed))
+    def _append(self, model: CapturedModel, layout: bytes, pieces: list[bytes]) -> None:
+        is_roomy = 2 * self._size < MAX_SEGMENT_BYTES  # how large the request is, is not asked
+        if self._file < 0 or self._is_full or not is_roomy or self._clock() >= self._look_at:
+            self._make_room(sum(map(len, pieces)))
         offset = self._layouts.get((model, layout))
         if offset is None:
             if model not in self._models:
                 self._models[model] = self._write_frame(MODEL_KIND + described_model(model))
             offset = self._write_frame(REFERRING.pack(LAYOUT_KIND, self._models[model]) + layout)
             self._layouts[model, layout] = offset
-        self._write_frame(REFERRING.pack(REQUEST_KIND, offset) + packed)
+        self._write_frame(b"".join((REFERRING.pack(REQUEST_KIND, offset), *pieces)))
 
     def _make_room(self, size: int) -> None:
         """A segment that takes `size` bytes more.

@@ -204,7 +204,8 @@ class DataPlane:
         """The answer, once it is in the spool."""
         loaded, capture = variant.loaded, variant.capture
         prediction_id = new_id()
-        is_captured = bool(feeds) and capture.fraction > self._draw()
+        fraction = capture.fraction
+        is_captured = bool(feeds) and (fraction == 1.0 or fraction > self._draw())
         if not is_captured:
             self._capture.leave_out(variant.endpoint, feeds or outputs)
         if is_captured or variant.shadows:

@@ -87,7 +87,7 @@ class Metrics:
         self._refused: dict[tuple[str, str], int] = {}
         self._predictions: dict[str, dict[Any, int]] = {}
         self._feedback: dict[str, int] = {}
-        self._captured_rows: dict[str, tuple[int, ...]] = {}
+        self._captured_rows: dict[str, tuple[int, int, int]] = {}
         self._served: dict[tuple[str, str, str, str], int] = {}
         self._captures = {
             is_written: self._counter(
@@ -155,12 +155,15 @@ class Metrics:
     def count_capture(self, endpoint: str, rows: int, kept: int, is_written: bool | None) -> None:
         """One answer of `rows` rows, of which `kept` were to be captured; None: the spec leaves it out."""
         with self._lock:
-            slots = self._captured_rows.get(endpoint) or self._new_capture(endpoint)
+            answered, captured, dropped = self._captured_rows.get(endpoint) or self._new_capture(endpoint)
             cells = self._counters.cells
-            cells[slots[0]] += rows
-            if is_written is not None:
-                cells[slots[1 if is_written else 2]] += kept
-                cells[self._captures[is_written]] += 1
+            cells[answered] += rows
+            if is_written:
+                cells[captured] += kept
+                cells[self._captures[True]] += 1
+            elif is_written is not None:
+                cells[dropped] += kept
+                cells[self._captures[False]] += 1
 
     def count_shadow_capture(self, endpoint: str, rows: int, kept: int, is_written: bool | None) -> None:
         """As `count_capture`, of what a shadow has computed, which answers nobody."""
@@ -226,12 +229,13 @@ class Metrics:
         series = self._requests[labels] = requests, last, tuple(histograms)
         return series
 
-    def _new_capture(self, endpoint: str) -> tuple[int, ...]:
+    def _new_capture(self, endpoint: str) -> tuple[int, int, int]:
         text = "Rows answered, and of those the rows written to the spool or lost because it could not be written."
-        slots = self._captured_rows[endpoint] = tuple(
+        answered, captured, dropped = (
             self._counter(CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome}, text)
             for outcome in ("answered", "captured", "dropped")
         )
+        slots = self._captured_rows[endpoint] = answered, captured, dropped
         return slots
 
     def _new_batch(self, labels: tuple[str, str, str]) -> _BatchSeries:

@@ -110,10 +110,11 @@ class Packer:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
-        ids = request_id.encode(), prediction_id.encode()
-        latency = min(max(latency, 0), _LONGEST_LATENCY)  # a clock that was set back
-        head = _HEAD.pack(plan.kept_rows, event_time, received_time, latency, status, len(ids[0]), len(ids[1]))
-        pieces = [head, *ids]
+        request, prediction = request_id.encode(), prediction_id.encode()
+        if not 0 <= latency <= _LONGEST_LATENCY:  # a clock that was set back
+            latency = 0
+        head = _HEAD.pack(plan.kept_rows, event_time, received_time, latency, status, len(request), len(prediction))
+        pieces = [head, request, prediction]
         if plan.is_plain:
             pieces += [array.tobytes() for array in arrays]
             return plan, pieces
