@@ -12,7 +12,8 @@ says how many rows it has, how many of them are missing and of which type it is.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import repeat
 from typing import Literal
 
 import numpy as np
@@ -100,6 +101,11 @@ class ColumnSketch:
         return self.mistyped > 0
 
 
+_NOTHING = ColumnSketch("", "other", "", np.zeros(1, np.int64), 0)
+_FIELDS = [(one.name, getattr(_NOTHING, one.name)) for one in fields(ColumnSketch)]
+"""Names in the order of the constructor, and what stands where a column has none; shared, since nobody changes it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Profile:
     """The columns of some rows, by name; columns that the reference has and these rows lack are not among them."""
@@ -124,6 +130,7 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
         groups: [N] int64, the group of each row, from 0 to count - 1.
     """
     rows = np.bincount(groups, minlength=count)
+    amounts = rows.tolist()
     columns: list[dict[str, ColumnSketch]] = [{} for _ in range(count)]
     summarised = summarise_lists(table, bins)
     for name in summarised.column_names:
@@ -131,14 +138,13 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
             continue
         frozen = bins.get(name)
         counted = tally(summarised.column(name), frozen, groups, count, rows, KEPT_VALUES)
-        for group in range(count):
-            columns[group][name] = ColumnSketch(
-                name=name,
-                rows=int(rows[group]),
-                expected_type=(frozen.arrow_type or frozen.kind) if frozen else "",
-                **{key: values[group] for key, values in counted.items()},
-            )
-    return [Profile(int(rows[group]), columns[group]) for group in range(count)]
+        expected = (frozen.arrow_type or frozen.kind) if frozen else ""
+        given = {"name": repeat(name), "rows": amounts, "expected_type": repeat(expected), **counted}
+        # by position: of hours there are many, and keywords cost as much as counting does
+        in_order = (given.get(key, repeat(default)) for key, default in _FIELDS)
+        for group, values in zip(columns, zip(*in_order, strict=False), strict=True):
+            group[name] = ColumnSketch(*values)
+    return [Profile(number, group) for number, group in zip(amounts, columns, strict=True)]
 
 
 def merge(profiles: Iterable[Profile]) -> Profile:

@@ -151,9 +151,9 @@ def _fresh(distinct: Any, is_fresh: Array, inverse: Array, groups: Array, count:
         distinct: [D] values; is_fresh: [D] bool.
         inverse: [M] int64, the value of each known row; groups: [M] int64.
     """
-    named: list[dict[str, int]] = [{} for _ in range(count)]
     if not is_fresh.any():
-        return {"unseen": [0] * count, "fresh": named}
+        return {}
+    named: list[dict[str, int]] = [{} for _ in range(count)]
     is_unseen = is_fresh[inverse]
     unseen = np.bincount(groups[is_unseen], minlength=count)
     pairs, amounts = _pairs(groups[is_unseen], inverse[is_unseen], count, len(is_fresh))

@@ -1,0 +1,110 @@
+"""Rows to be judged: made ones whose truth is known, and New York's flights of 2013 with their weather."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from mlflow_deploy_plugin.monitoring.bins import bins_digest, freeze_bins
+from mlflow_deploy_plugin.monitoring.features import read_features
+from mlflow_deploy_plugin.monitoring.references import Reference
+from mlflow_deploy_plugin.monitoring.references.blocks import cut
+from projects.flight_delay.data import EVENT_TIME, FEATURES, load_flights
+
+Array = npt.NDArray[Any]
+
+HOUR_US = 3_600_000_000
+DAY_US = 24 * HOUR_US
+CALM_DAYS = 90
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows and their event times, microseconds since 1970."""
+
+    table: pa.Table
+    times: Array
+
+    def take(self, chosen: Array) -> "Rows":
+        """The rows of a mask or of positions."""
+        positions = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        return Rows(self.table.take(pa.array(positions)), self.times[positions])
+
+    def between(self, start_us: int, end_us: int) -> "Rows":
+        return self.take((self.times >= start_us) & (self.times < end_us))
+
+
+def reference_of(rows: Rows, start_us: int, length_us: int, has_times: bool = True) -> Reference:
+    """The reference as a monitor with windows of this phase and length has it."""
+    features, notes = read_features(rows.table)
+    bins = {name: freeze_bins(one, str(rows.table.schema.field(name).type)) for name, one in features.items()}
+    pieces = cut(bins, rows.table, rows.times if has_times else None, start_us, length_us)
+    return Reference(
+        bins=bins, bins_key=bins_digest(bins), model_id="", notes=tuple(notes), sample=rows.table, **vars(pieces)
+    )
+
+
+def independent_rows(rng: np.random.Generator, count: int) -> pa.Table:
+    """Eight columns of every sort, two of them correlated; the rows do not depend on each other."""
+    first = rng.normal(size=count)
+    gaps = rng.normal(size=count)
+    gaps[rng.random(count) < 0.05] = np.nan
+    return pa.table(
+        {
+            "normal": first,
+            "alike": 0.8 * first + 0.6 * rng.normal(size=count),
+            "skewed": rng.lognormal(0, 1, count),
+            "count": rng.poisson(3, count),
+            "gaps": gaps,
+            "four": _texts(rng.choice(4, count, p=[0.4, 0.3, 0.2, 0.1])),
+            "many": _texts(np.minimum(rng.zipf(1.7, count), 500)),
+            "flag": rng.random(count) < 0.2,
+        }
+    )
+
+
+def _texts(codes: Array) -> pa.Array:
+    """c0, c1, …, without a loop over the rows."""
+    names, inverse = np.unique(codes, return_inverse=True)
+    texts = pa.array([f"c{name}" for name in names], pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(inverse.astype(np.int32)), texts).dictionary_decode()
+
+
+def dependent_days(rng: np.random.Generator, coefficients: Sequence[float], days: int, rows: int) -> Rows:
+    """Days with a weather of their own: half of each column's variance is the day's, which depends on the day before
+    with the column's coefficient (an autoregressive process in its stationary state)."""
+    levels = np.empty((days, len(coefficients)))
+    phi = np.asarray(coefficients)
+    levels[0] = rng.normal(size=len(phi))
+    for day in range(1, days):
+        levels[day] = phi * levels[day - 1] + np.sqrt(1 - phi**2) * rng.normal(size=len(phi))
+    of_rows = np.repeat(np.sqrt(0.5) * levels, rows, axis=0) + np.sqrt(0.5) * rng.normal(size=(days * rows, len(phi)))
+    times = np.repeat(np.arange(days) * DAY_US, rows) + rng.integers(0, DAY_US, days * rows)
+    return Rows(pa.table({f"x{number}": of_rows[:, number] for number in range(len(phi))}), times)
+
+
+@cache
+def flights() -> Rows:
+    """All flights; the times are those of 2013."""
+    frame = load_flights()
+    table = pa.Table.from_pandas(frame[list(FEATURES)], preserve_index=False)
+    times = pa.array(frame[EVENT_TIME]).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+    return Rows(table, times)
+
+
+FIRST_US = pd.Timestamp("2013-01-01", tz="UTC").value // 1000
+"""Where the calm months begin: January to March."""
+
+
+def calm() -> Rows:
+    return flights().between(FIRST_US, FIRST_US + CALM_DAYS * DAY_US)
+
+
+def month_of(day: int) -> int:
+    """1 to 12 of a day since January 1st, 2013."""
+    return int((pd.Timestamp("2013-01-01") + pd.Timedelta(days=day)).month)
