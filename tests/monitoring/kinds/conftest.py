@@ -77,9 +77,9 @@ class Desk:
         write_state(self.state_dir / WANTED, wanted)
 
     def answer(self, columns: Mapping[str, Any], day: datetime = DAY, version: str = "1") -> None:
-        """Writes rows, each a request of its own, spread evenly over the day; `columns` may hold the log's own."""
+        """Writes rows, each a request of its own, spread over three hours; `columns` may hold the log's own."""
         rows = len(next(iter(columns.values())))
-        times = [day + timedelta(seconds=86_400 * row // max(rows, 1)) for row in range(rows)]
+        times = [day + timedelta(seconds=3 * 3_600 * row // max(rows, 1)) for row in range(rows)]
         segment = f"segment-{next(_segments)}"
         own = {
             "_event_time": times,

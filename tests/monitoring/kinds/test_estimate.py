@@ -8,7 +8,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
 from mlflow_deploy_plugin.monitoring.kinds.measures import CLASSIFICATION, Classified, classification
 
 
-def window(seed: int, classes: int = 2, rows: int = 20_000, overconfident: float = 1.0) -> tuple[Earlier, np.ndarray]:
+def window(seed: int, classes: int = 2, rows: int = 10_000, overconfident: float = 1.0) -> tuple[Earlier, np.ndarray]:
     """Answers whose truth is drawn by their chances; what the model says of them is sharper by a power."""
     rng = np.random.default_rng(seed)
     chances = rng.dirichlet(np.ones(classes), rows)
@@ -28,7 +28,7 @@ def test_of_probabilities_that_mean_what_they_say_every_figure_comes_out_as_expe
 
     truth = real(one)
 
-    assert expected(one.answers, chances) == pytest.approx(truth, abs=0.012)
+    assert expected(one.answers, chances) == pytest.approx(truth, abs=0.02)
     assert len(truth) == len(CLASSIFICATION)
 
 
@@ -42,7 +42,7 @@ def test_probabilities_that_say_too_much_are_corrected_by_earlier_windows(reques
     assert isinstance(checked, Estimate)
     truth = real(judged)["accuracy"]
     assert alone.values["accuracy"] == pytest.approx(truth + 0.14, abs=0.03)
-    assert checked.values["accuracy"] == pytest.approx(truth, abs=0.012)
+    assert checked.values["accuracy"] == pytest.approx(truth, abs=0.02)
     assert checked.is_corrected
     assert checked.calibration_error is not None
     assert checked.calibration_error < 0.02
