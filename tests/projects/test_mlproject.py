@@ -8,7 +8,7 @@ from mlflow.projects._project_spec import load_project
 from mlflow.utils.environment import _PythonEnv
 
 ROOT = Path(__file__).parents[2]
-ENTRY_POINTS = ("train", "train_digits", "evaluate", "deploy", "drift")
+ENTRY_POINTS = ("train", "train_digits", "evaluate", "deploy", "drift", "replay")
 
 
 def test_conda_yaml_and_python_env_yaml_are_equal() -> None:
