@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.monitoring.question import Engine
 
 _EXPLAINED = ("could not be judged", "not judged")
 _output = click.option(
@@ -71,8 +72,15 @@ def list_(name: str | None, output: str) -> None:
     help="Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d. "
     "Default: the latest whole window of the monitor's length that has rows.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "spark"]),
+    default="local",
+    show_default=True,
+    help="spark: rows of a log beyond this machine are sketched on Spark, with the same numbers.",
+)
 @_output
-def run(name: str, monitor_name: str | None, window: str | None, output: str) -> None:
+def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine", output: str) -> None:
     """Judges one window of the endpoint NAME now, and logs it to MLflow. Exit status 0 whatever the verdict is.
 
     It is written down like the windows of the schedule, but nobody is told and nothing is started.
@@ -85,7 +93,8 @@ def run(name: str, monitor_name: str | None, window: str | None, output: str) ->
         from mlflow_deploy_plugin.controller.monitors.by_hand import find_monitor, run_window
         from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
 
-        written, answer = run_window(deployments, find_monitor(deployments, name, monitor_name), parsed, judge_and_log)
+        found = find_monitor(deployments, name, monitor_name)
+        written, answer = run_window(deployments, found, parsed, judge_and_log, engine)
     if output == "json":
         click.echo(json.dumps(described_judgement(written, answer)))
         return

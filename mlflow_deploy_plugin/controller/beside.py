@@ -29,7 +29,7 @@ def running(works: Sequence[Beside], keeper: LeaseKeeper) -> Iterator[None]:
             thread.join()
 
 
-def repeatedly(look: Callable[[], None], seconds: float) -> Beside:
+def repeatedly(look: Callable[[], object], seconds: float) -> Beside:
     """`look` again and again with a pause; what it raises is logged and ends nothing."""
 
     def work(keeper: LeaseKeeper, over: threading.Event) -> None:
@@ -40,7 +40,7 @@ def repeatedly(look: Callable[[], None], seconds: float) -> Beside:
     return work
 
 
-def safely(look: Callable[[], None]) -> None:
+def safely(look: Callable[[], object]) -> None:
     """Calls it, and logs what it raises."""
     try:
         look()

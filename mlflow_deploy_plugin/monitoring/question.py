@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
+
+Engine = Literal["local", "spark"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,7 @@ class Question:
     Attributes:
         revision: 1 at first; rows that came later make the next one.
         state_dir: of the endpoint's server on this machine; both may be gone, or never have been here.
+        engine: what sketches the window's rows: this process, or Spark (`spark.py`), with the same numbers.
     """
 
     endpoint: str
@@ -27,6 +31,7 @@ class Question:
     settings: Settings
     log: InferenceLog
     state_dir: Path
+    engine: Engine = "local"
 
     def not_judged(
         self,

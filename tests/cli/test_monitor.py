@@ -62,6 +62,16 @@ def test_run_prints_the_verdict_the_worst_columns_and_the_run_and_writes_the_win
     assert (run.info.status, run.data.tags["onnxserve.window.revision"]) == ("FINISHED", "2")
 
 
+@pytest.mark.long
+def test_spark_finds_what_this_process_finds(home: Path) -> None:
+    pytest.importorskip("pyspark")
+    command = ["run", "flights", "--window", "2013-07-02/1d", "-o", "json"]
+
+    here, spread = (json.loads(invoke(*command, "--engine", engine).stdout) for engine in ("local", "spark"))
+
+    assert (spread["verdict"], spread["findings"]) == (here["verdict"], here["findings"])
+
+
 def test_backfill_judges_what_was_not_judged_oldest_first(home: Path) -> None:
     capture(home, CALM + 10 * DAY)
 

@@ -6,7 +6,7 @@ Nobody else is told of what is found, and nothing is started: whoever asks sees 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.deployments.nearest import did_you_mean
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.question import Engine
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
 from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, load_specs
@@ -28,6 +29,7 @@ DEFAULT_MONITOR = "drift"
 _SHIPPING_SECONDS = 20.0
 _LEASE_SECONDS = 15.0
 _PATIENCE_SECONDS = 60.0
+_SKETCHED = ("drift", "prediction_drift", "data_quality")
 _NOT_SHIPPED = "some captured rows have not reached the inference log yet and are not judged"
 
 
@@ -66,16 +68,19 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> M
 
 
 def run_window(
-    deployments: Deployments, monitor: Monitor, window: Window | None, judge: Judge
+    deployments: Deployments, monitor: Monitor, window: Window | None, judge: Judge, engine: Engine = "local"
 ) -> tuple[MonitorWindow, Answer]:
     """Judges a window, by default the latest whole one of the monitor's length that has rows.
 
     A window that was judged already gets a further revision.
 
     Raises:
+        InvalidConfig: Spark is asked for and does not help this kind of monitor.
         NotFound: the window has no rows.
         OnnxserveError: it cannot be judged; or the controller is at it.
     """
+    if engine == "spark" and monitor.spec.kind not in _SKETCHED:
+        raise InvalidConfig(f"--engine spark: monitors of {', '.join(_SKETCHED)} are sketched, not {monitor.spec.kind}")
     log = open_log(deployments.settings.inference_log)
     is_shipped = wait_until_shipped(deployments.settings.deployments_path / monitor.endpoint, _SHIPPING_SECONDS)
     now = deployments.store.now()
@@ -89,7 +94,7 @@ def run_window(
     answers: list[Answer] = []
 
     def answer(asked: Asked) -> Answer:
-        answers.append(judge(asked))
+        answers.append(judge(replace(asked, engine=engine)))
         return answers[-1]
 
     with _held(deployments, monitor) as keeper:

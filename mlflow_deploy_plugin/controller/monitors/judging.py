@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.monitoring.question import Engine
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
@@ -23,6 +24,7 @@ class Asked:
     window: Window
     revision: int
     settings: Settings
+    engine: Engine = "local"
 
     @staticmethod
     def of(window: MonitorWindow, spec: MonitorSpec, settings: Settings) -> "Asked":
@@ -64,6 +66,7 @@ def judge_and_log(asked: Asked) -> Answer:
             settings=asked.settings,
             log=log,
             state_dir=asked.settings.deployments_path / asked.endpoint,
+            engine=asked.engine,
         )
     )
     return Answer(result.judgement, result.run, rows)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Feature, align, read_features
 from mlflow_deploy_plugin.monitoring.hourly import window_profile, window_versions
 from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding, Judged, Judgement, State
@@ -20,6 +21,7 @@ from mlflow_deploy_plugin.monitoring.kinds.versions import Version
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.references import Reference, load_blocks
 from mlflow_deploy_plugin.monitoring.sketch import Profile
+from mlflow_deploy_plugin.monitoring.spark import spark_session, spark_window_profile
 from mlflow_deploy_plugin.monitoring.stored import profile_to_parquet
 from mlflow_deploy_plugin.monitoring.verdict import Part, Verdict
 from mlflow_deploy_plugin.monitoring.verdict import judge as judge_profile
@@ -134,12 +136,20 @@ def compare(question: Question) -> Comparison | Judged:
     except (InvalidArtifact, InvalidConfig, NotFound) as error:
         why_none = error.message
     bins, key = (reference.bins, reference.bins_key) if reference else ({}, "none")
-    profile = window_profile(log, question.endpoint, *version, window, bins, key)
+    profile = _profile(question, *version, bins, key)
     parts: Mapping[str, Part] = {}
     if reference is not None and question.spec.segment_by:
         parts, part_notes = parts_of(question, version, reference)
         notes += part_notes
     return Comparison(question, version, reference, why_none, profile, parts, tuple(notes))
+
+
+def _profile(question: Question, model: str, version: str, bins: Mapping[str, Bins], key: str) -> Profile:
+    """Of the window's rows, by the engine that was asked for."""
+    asked = question.log, question.endpoint, model, version, question.window, bins, key
+    if question.engine == "spark":
+        return spark_window_profile(spark_session(), *asked)
+    return window_profile(*asked)
 
 
 def _some(table: pa.Table) -> pa.Table:
