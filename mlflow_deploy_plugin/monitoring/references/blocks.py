@@ -13,11 +13,13 @@ from mlflow_deploy_plugin.monitoring.references.beyond import beyond_the_rest
 from mlflow_deploy_plugin.monitoring.sketch import Profile, merge, sketch_groups
 
 MAX_BLOCKS = 500
+_FEW_BLOCKS = 100
 _STEPS_A_WINDOW = 24
 _HOUR_US = 3_600_000_000
 _MAX_STEPS = 10_000
 _MAX_CELLS = 16_000_000
-"""Counts that all steps together may hold: 128 MB."""
+"""Counts that all steps together may hold, and all blocks beyond the first hundred: 128 MB."""
+_MERGED_AT = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +61,31 @@ class Grid(NamedTuple):
 
     Attributes:
         start_us: of the first; length_us: of each; windows: how many there are.
+        max_blocks: how many of them are kept.
+        keeps_steps: whether the steps are, too.
     """
 
     start_us: int
     length_us: int
     windows: int
     window_steps: int
+    max_blocks: int
+    keeps_steps: bool
 
     @property
     def step_us(self) -> int:
         return self.length_us // self.window_steps
+
+    @property
+    def steps(self) -> int:
+        return self.windows * self.window_steps if self.keeps_steps else 0
+
+    def choose(self, numbers: Array) -> Array:
+        """At most `max_blocks` of the windows, evenly."""
+        if len(numbers) <= self.max_blocks:
+            return numbers
+        chosen: Array = numbers[np.linspace(0, len(numbers) - 1, self.max_blocks).astype(np.int64)]
+        return chosen
 
     def starts_us(self, numbers: Array) -> tuple[int, ...]:
         starts: list[int] = (self.start_us + numbers * self.length_us).tolist()
@@ -91,8 +108,13 @@ class Pieces:
 def grid(bins: Mapping[str, Bins], start_us: int, length_us: int, first_us: int, last_us: int) -> Grid:
     """The grid over the times from `first_us` to `last_us`, both included, in the phase of the window at `start_us`."""
     first, last = (first_us - start_us) // length_us, (last_us - start_us) // length_us
-    steps = _affordable(_steps_of(length_us), last - first + 1, bins)
-    return Grid(start_us + first * length_us, length_us, last - first + 1, steps)
+    windows = last - first + 1
+    cells = max(sum(one.size + 1 for one in bins.values()), 1)
+    fitting = min(_MAX_STEPS, _MAX_CELLS // cells)
+    most = _steps_of(length_us)
+    steps = next((count for count in range(most, 1, -1) if most % count == 0 and windows * count <= fitting), 1)
+    blocks = min(max(fitting, _FEW_BLOCKS), MAX_BLOCKS)
+    return Grid(start_us + first * length_us, length_us, windows, steps, blocks, windows * steps <= fitting)
 
 
 def cut(bins: Mapping[str, Bins], table: pa.Table, times: Array | None, start_us: int, length_us: int) -> Pieces:
@@ -108,7 +130,7 @@ def cut(bins: Mapping[str, Bins], table: pa.Table, times: Array | None, start_us
         return Pieces((), (), (), start_us, length_us // steps // 1_000_000, steps, total)
     over = grid(bins, start_us, length_us, int(times.min()), int(times.max()))
     present, groups = np.unique((times - over.start_us) // length_us, return_inverse=True)
-    chosen = _choose(len(present))
+    chosen = over.choose(np.arange(len(present)))
     places = np.full(len(present), -1)
     places[chosen] = np.arange(len(chosen))
     inside = places[groups] >= 0
@@ -135,28 +157,37 @@ def assemble(over: Grid, parts: Iterable[tuple[int, Profile]]) -> Pieces:
     Args:
         parts: profiles in the order of time, each with its beginning (microseconds); each lies in one step.
     """
-    held: dict[int, list[Profile]] = {}
-    for begin_us, profile in parts:
-        if profile.rows:
-            held.setdefault((begin_us - over.start_us) // over.step_us, []).append(profile)
-    merged = {number: merge(some) for number, some in held.items()}
-    count = over.windows * over.window_steps
+    steps: dict[int, list[Profile]] = {}
     windows: dict[int, list[Profile]] = {}
-    for number, profile in merged.items():
-        windows.setdefault(number // over.window_steps, []).append(profile)
-    present = np.array(sorted(windows), np.int64)
-    chosen = present[_choose(len(present))]
-    wholes = {number: merge(some) for number, some in windows.items()}
+    total: dict[int, list[Profile]] = {}
+    is_block = set(over.choose(np.arange(over.windows)).tolist())
+    for begin_us, profile in parts:
+        if not profile.rows:
+            continue
+        number = (begin_us - over.start_us) // over.step_us
+        _add(total, 0, profile)
+        if over.keeps_steps:
+            _add(steps, number, profile)
+        if number // over.window_steps in is_block:
+            _add(windows, number // over.window_steps, profile)
+    chosen = np.array(sorted(windows), np.int64)
     empty = Profile(0, {})
     return Pieces(
-        blocks=tuple(wholes[number] for number in chosen.tolist()),
+        blocks=tuple(merge(windows[number]) for number in chosen.tolist()),
         block_starts_us=over.starts_us(chosen),
-        steps=tuple(merged.get(number, empty) for number in range(count)) if count <= _MAX_STEPS else (),
+        steps=tuple(merge(steps[number]) if number in steps else empty for number in range(over.steps)),
         steps_start_us=over.start_us,
         step_seconds=over.step_us // 1_000_000,
         window_steps=over.window_steps,
-        total=merge(wholes[number] for number in present.tolist()),
+        total=merge(total.get(0, [])),
     )
+
+
+def _add(held: dict[int, list[Profile]], number: int, profile: Profile) -> None:
+    parts = held.setdefault(number, [])
+    parts.append(profile)
+    if len(parts) >= _MERGED_AT:  # so that what is held does not grow with what comes by
+        held[number] = [merge(parts)]
 
 
 def sketch_steps(bins: Mapping[str, Bins], batches: Iterable[tuple[pa.Table, Array]], over: Grid) -> Pieces:
@@ -171,11 +202,6 @@ def sketch_steps(bins: Mapping[str, Bins], batches: Iterable[tuple[pa.Table, Arr
     return assemble(over, parts)
 
 
-def _choose(count: int) -> Array:
-    """At most `MAX_BLOCKS` of so many places, evenly."""
-    return np.unique(np.linspace(0, count - 1, min(count, MAX_BLOCKS)).astype(np.int64)) if count else np.arange(0)
-
-
 def _steps_of(length_us: int) -> int:
     """How many steps make a window: at most 24, each a whole number of seconds and at least an hour; else one."""
     for count in range(_STEPS_A_WINDOW, 1, -1):
@@ -184,22 +210,11 @@ def _steps_of(length_us: int) -> int:
     return 1
 
 
-def _affordable(window_steps: int, windows: int, bins: Mapping[str, Bins]) -> int:
-    """The largest divisor of `window_steps` whose steps are few enough to be held."""
-    cells = max(sum(one.size + 1 for one in bins.values()), 1)
-    for count in range(window_steps, 1, -1):
-        steps = windows * count
-        if window_steps % count == 0 and steps <= _MAX_STEPS and steps * cells <= _MAX_CELLS:
-            return count
-    return 1
-
-
 def _steps(bins: Mapping[str, Bins], table: pa.Table, numbers: Array, over: Grid) -> tuple[Profile, ...]:
-    count = over.windows * over.window_steps
-    if count > _MAX_STEPS:
+    if not over.keeps_steps:
         return ()
     present, groups = np.unique(numbers, return_inverse=True)
-    profiles = [Profile(0, {})] * count
+    profiles = [Profile(0, {})] * over.steps
     for number, profile in zip(present.tolist(), sketch_groups(bins, table, groups, len(present)), strict=True):
         profiles[number] = profile
     return tuple(profiles)

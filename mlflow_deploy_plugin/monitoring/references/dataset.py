@@ -72,7 +72,7 @@ def _read(path: Path, uri: str) -> ReferenceRows:
     if times is None:
         notes.append(f"{shown} has no event times (a column {EVENT_TIME}), so there are no windows to compare with")
     elif name != EVENT_TIME:
-        table = table.drop_columns([name])
+        table = table.drop_columns([name]).append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
     return ReferenceRows(table, times, "", shown, tuple(notes))
 
 
