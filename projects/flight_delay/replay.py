@@ -169,17 +169,18 @@ def main() -> None:
     parser.add_argument("--min-requests", type=int, default=default.min_requests, help="of a rollout's step")
     parser.add_argument("--batch", type=int, default=5, help="flights a request")
     parser.add_argument("--sample", type=int, default=1, help="only each so many-th flight")
-    parser.add_argument("--endpoint", default=default.endpoint, help="its name; one of this name is made anew")
+    parser.add_argument("--endpoint", default="", help="its name; default: one of this run's own")
     options = parser.parse_args()
-    setting = Setting(
-        endpoint=options.endpoint,
-        every=options.every,
-        at_least=options.at_least,
-        mode=options.mode,
-        max_iter=options.max_iter,
-        min_requests=options.min_requests,
-    )
-    with plain_errors(), mlflow.start_run(), tempfile.TemporaryDirectory() as name:
+    with plain_errors(), mlflow.start_run() as run, tempfile.TemporaryDirectory() as name:
+        setting = Setting(
+            # a log with the flights of an earlier replay would have all of them twice
+            endpoint=options.endpoint or f"{default.endpoint}-{run.info.run_id[:6]}",
+            every=options.every,
+            at_least=options.at_least,
+            mode=options.mode,
+            max_iter=options.max_iter,
+            min_requests=options.min_requests,
+        )
         duration_seconds(setting.every)
         injection, folder = parse_injection(options.inject), Path(name)
         result = replay(setting, options.months, injection, options.batch, options.sample, folder)

@@ -27,7 +27,8 @@ class Setting:
     """What the replay is played with.
 
     Attributes:
-        endpoint, model: names of their own, made anew.
+        endpoint: a name under which nothing was captured yet.
+        model: registered anew, or with further versions.
         every: length of the windows that accuracy is judged in; a multiple of `drift_every`.
         drift_every: length of the windows that drift is judged in.
         at_least: accuracy below which a window is an alarm.
@@ -102,7 +103,6 @@ def train_first(setting: Setting, log: Path) -> str:
 @contextmanager
 def endpoint(deployments: Deployments, setting: Setting) -> Iterator[str]:
     """The endpoint with its monitors; its URL. It is removed in the end, its history stays."""
-    deployments.delete_endpoint(setting.endpoint, "a replay begins anew")
     deployment = deployments.create(setting.endpoint, setting.uri, setting.config())
     try:
         yield str(deployment.observation.url)
