@@ -4,6 +4,7 @@ import itertools
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,10 @@ class LogWriter:
             if name in table.column_names:
                 continue
             table = table.append_column(name, values if isinstance(values, pa.ChunkedArray) else pa.array(values))
-        hours = np.array([time.strftime("date=%Y-%m-%d/hour=%H") for time in table.column("_event_time").to_pylist()])
+        hours = table.column("_event_time").cast(pa.int64()).to_numpy() // 3_600_000_000
         for hour in np.unique(hours):
-            folder = self.root / f"endpoint={endpoint}" / hour
+            moment = datetime.fromtimestamp(int(hour) * 3600, UTC)
+            folder = self.root / f"endpoint={endpoint}" / moment.strftime("date=%Y-%m-%d/hour=%H")
             folder.mkdir(parents=True, exist_ok=True)
             pq.write_table(table.filter(pa.array(hours == hour)), folder / f"{segment}-{offset}{suffix}.parquet")
         return segment

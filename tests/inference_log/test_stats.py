@@ -1,0 +1,79 @@
+"""Figures about the log, and whether anything is missing."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.inference_log.labels import Label
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.span import parse_span
+from mlflow_deploy_plugin.inference_log.stats import Account, Labelled, log_stats
+from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
+from support.inference_log import LogWriter
+
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
+    first = {"_event_time": [DAY, DAY + timedelta(minutes=61)], "_prediction_id": ["p", "q"], "flight": [1, 2]}
+    segment = writer.write(first)
+    writer.write(first, segment=segment, suffix="-again")
+    writer.write({"_event_time": [DAY + timedelta(hours=1)], "_variant": ["challenger"]}, version="2")
+    writer.write({"_event_time": [DAY + timedelta(hours=5)], "_shadow": [True]}, version="3")
+    return log
+
+
+def test_rows_are_counted_once_by_version_variant_and_hour(flights: InferenceLog) -> None:
+    stats = log_stats(flights, "flights")
+
+    assert (stats.rows, stats.shadow_rows, stats.files) == (3, 1, 6)
+    assert (stats.first, stats.last) == (DAY, DAY + timedelta(hours=5))
+    assert stats.by_version == {"flight-delay version 1": 2, "flight-delay version 2": 1}
+    assert stats.by_variant == {"challenger": 1, "flights": 2}
+    assert stats.by_hour == {DAY: 1, DAY + timedelta(hours=1): 2}
+    assert stats.account is None
+    assert stats.labels == Labelled(0, 0, 0)
+
+
+def test_labels_are_counted_with_those_that_have_no_row_in_the_log(flights: InferenceLog, writer: LogWriter) -> None:
+    writer.label(
+        Label("p", 0, None, 1, 1),
+        Label("p", 0, None, 0, 2),
+        Label(None, None, {"flight": 2}, 1, 1),
+        Label("nobody", None, None, 1, 1),
+        Label(None, None, {"flight": 99}, 1, 1),
+        Label(None, None, {"gate": 7}, 1, 1),
+    )
+
+    assert log_stats(flights, "flights").labels == Labelled(rows=2, names=5, unmatched=3)
+    span = parse_span("2013-07-01/1h", None, DAY)
+    stats = log_stats(flights, "flights", span)
+    assert (stats.rows, stats.labels.rows, stats.labels.unmatched) == (1, 1, None)
+
+
+def test_what_the_agents_have_counted_is_added_up(flights: InferenceLog) -> None:
+    for number, ended in enumerate((False, True, False)):
+        counts = {"flights": 10 * (number + 1), "other": 999}
+        mark = Watermark(
+            agent=f"a{number}",
+            endpoints=("flights", "other"),
+            complete_until=DAY + timedelta(days=(2, 1, 3)[number]),
+            written_at=DAY,
+            ended=ended,
+            answered_rows=counts,
+            captured_rows=counts,
+            dropped_rows={"flights": 1},
+            shipped_rows={},
+        )
+        write_watermark(flights.location, mark)
+
+    account = log_stats(flights, "flights").account
+
+    assert account == Account(60, 60, 3, 0, DAY + timedelta(days=2))  # one that has ended is not waited for
+
+
+def test_an_endpoint_that_has_no_rows_is_said_so(flights: InferenceLog) -> None:
+    with pytest.raises(NotFound, match="it has rows of flights"):
+        log_stats(flights, "zzz")
