@@ -6,6 +6,7 @@ agree on which one stands, without a word between them: one that is done before 
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
@@ -68,15 +69,13 @@ class RunOnce:
                     client.set_terminated(run_id, "FAILED")
             standing = self._standing(client, run_id)
             if standing != run_id:
-                client.delete_run(run_id) if is_new else client.set_tag(run_id, SUPERSEDED, standing)
+                client.delete_run(run_id) if is_new else _tag(client, run_id, {SUPERSEDED: standing})
                 return logged_run(client, standing)
             self._end(client, run_id)
             return logged_run(client, run_id)
 
     def _begin(self, client: "MlflowClient", name: str, tags: Mapping[str, str]) -> tuple[str, bool]:
         """The run to log to, with its tags, and whether it was made here."""
-        from mlflow.entities import RunTag
-
         said = {**tags, **self._identity}
         found = project_run()
         if found is None:
@@ -84,14 +83,14 @@ class RunOnce:
             found = next((str(run.info.run_id) for run in self._runs(client, experiment_id)), None)
             if found is None:
                 return str(client.create_run(experiment_id, run_name=name, tags=said).info.run_id), True
-        client.log_batch(found, tags=[RunTag(key, value) for key, value in said.items()])
+        _tag(client, found, said)
         return found, False
 
     def _count(self, client: "MlflowClient", run_id: str) -> int:
         """How often the run was begun before; counts this time."""
         before = client.get_run(run_id).data.tags.get(_TIMES, "0")
         count = int(before) if before.isdigit() else 0
-        client.set_tag(run_id, _TIMES, str(count + 1))
+        _tag(client, run_id, {_TIMES: str(count + 1)})
         return count
 
     def _standing(self, client: "MlflowClient", run_id: str) -> str:
@@ -110,12 +109,22 @@ class RunOnce:
 
     def _end(self, client: "MlflowClient", run_id: str) -> None:
         """Says that the run is done, and that the others do not count."""
-        client.set_tag(run_id, *self._done)
+        from mlflow.exceptions import MlflowException
+
+        _tag(client, run_id, dict([self._done]))
         experiment_id = client.get_run(run_id).info.experiment_id
         for other in self._runs(client, experiment_id):
             if other.info.run_id != run_id:
-                client.set_tag(other.info.run_id, SUPERSEDED, run_id)
+                _tag(client, other.info.run_id, {SUPERSEDED: run_id})
                 if self._done[0] in other.data.tags:
-                    client.delete_tag(other.info.run_id, self._done[0])
+                    with suppress(MlflowException):  # another took it away at the same time
+                        client.delete_tag(other.info.run_id, self._done[0])
         if not project_run():
             client.set_terminated(run_id, "FINISHED")
+
+
+def _tag(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
+    """Unlike `set_tag`, this call does not fail in MLflow 3.17 where two set the same tag at the same time."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.notes import note_on_version
@@ -33,11 +33,18 @@ def lead_to_report(judgement: Judgement, report: str) -> None:
             f"{tag}{_REPORT}": report,
             tag: judgement.state,  # last: whoever sees it finds the rest
         }
-        for name, value in said.items():
-            tag_version(model, version, name, value)
+        try:
+            _tag(model, version, said)
+        except RegistryUnavailable:  # MLflow fails where two set a new tag at the same time; now it is there
+            _tag(model, version, said)
         note_on_version(model, version, _lines({**tags, **said}))
     except NotFound:
         return  # deleted since it answered: the run stands
+
+
+def _tag(model: str, version: str, said: dict[str, str]) -> None:
+    for name, value in said.items():
+        tag_version(model, version, name, value)
 
 
 def _tags(model: str, version: str) -> dict[str, str]:
