@@ -1,0 +1,172 @@
+"""`onnxserve log` as it is typed. What it computes: tests/inference_log."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.inference_log.labels import Label
+from support.inference_log import LogWriter
+
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogWriter:
+    """Thirty rows in two hours, one of them labelled."""
+    monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
+    monkeypatch.chdir(tmp_path)
+    writer = LogWriter(tmp_path / "log")
+    times = [DAY + timedelta(minutes=3 * number) for number in range(30)]
+    ids = [f"p{number}" for number in range(30)]
+    carriers = ["UA", "line\nbreak \x1b[31m"] + ["AA"] * 28
+    writer.write(
+        {
+            "_event_time": times,
+            "_prediction_id": ids,
+            "x": [float(number) for number in range(30)],
+            "carrier": carriers,
+            "probs": [[0.25, 0.75]] * 30,
+        }
+    )
+    writer.label(Label("p0", None, None, "late", 1))
+    return writer
+
+
+def log(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["log", *arguments])
+
+
+def said(result: Result) -> str:
+    """The one line of a command that failed."""
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    return result.stderr.strip().removeprefix("Error: ")
+
+
+def test_a_table_shows_the_first_rows_and_says_that_there_are_more(writer: LogWriter) -> None:
+    result = log("query", "flights")
+
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0, result.output
+    assert lines[0].split() == [
+        "_event_time",
+        "_prediction_id",
+        "_variant",
+        "_version",
+        "x",
+        "carrier",
+        "probs",
+        "_label",
+    ]
+    assert lines[1].split() == ["2013-07-01", "00:00:00", "p0", "flights", "1", "0", "UA", "[0.25,", "0.75]", "late"]
+    assert "line break  [31m" in lines[2]  # nothing in the log speaks to the terminal
+    assert len(lines) == 22
+    assert lines[-1] == "… and more: --limit says how many, 20 now"
+    assert log("query", "flights", "--where", "x < 2").stdout.splitlines()[-1] == "2 rows"
+
+
+def test_csv_holds_every_column_and_can_be_read_back(writer: LogWriter) -> None:
+    result = log("query", "flights", "-o", "csv", "--limit", "2")
+
+    first, second = csv.DictReader(io.StringIO(result.stdout))
+    assert (first["_event_time"], first["x"], first["probs"]) == ("2013-07-01T00:00:00.000000Z", "0", "[0.25, 0.75]")
+    assert (first["_label"], second["_label"], second["_shadow"]) == ("late", "", "false")
+    assert second["carrier"] == "line\nbreak \x1b[31m"
+
+
+def test_json_lines(writer: LogWriter) -> None:
+    result = log("query", "flights", "-o", "jsonl", "--select", "x, probs, _event_time, 0/0 AS nan", "--limit", "1")
+    assert json.loads(result.stdout) == {
+        "x": 0.0,
+        "probs": [0.25, 0.75],
+        "_event_time": "2013-07-01T00:00:00Z",
+        "nan": None,
+    }
+
+
+def test_a_file_is_written_in_the_form_that_its_name_says_whole_or_not_at_all(
+    writer: LogWriter, tmp_path: Path
+) -> None:
+    target = tmp_path / "rows.parquet"
+    result = log("query", "flights", str(target))
+    assert result.stderr == f"30 rows in {target}\n"
+    table = pq.read_table(target)
+    assert (table.num_rows, str(table.schema.field("probs").type)) == (30, "list<element: double>")
+
+    before = target.read_bytes()
+    assert "Could not convert" in said(log("query", "flights", str(target), "--select", "CAST(carrier AS INT)"))
+    assert target.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "rows.parquet"]
+
+
+def test_an_empty_answer_has_its_header(writer: LogWriter) -> None:
+    assert log("query", "flights", "-o", "csv", "--select", "x", "--where", "x > 99").stdout == '"x"\n'
+    assert log("query", "flights", "--select", "x", "--since", "1h").stdout.splitlines() == ["x", "0 rows"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("flihgts",), "did you mean 'flights'?"),
+        (("flights", "--where", "carier = 1"), "did you mean 'carrier'?"),
+        (("flights", "--since", "soon"), "--since 'soon' cannot be read"),
+        (("flights", "--sql", "SELECT 1", "--where", "x = 1"), "--sql is the whole statement"),
+        (("flights", "rows.txt"), "a table is for people: with a file, here rows.txt, say -o csv"),
+        (("flights", "no/such/folder/rows.csv"), "the file no/such/folder/rows.csv cannot be written: No such file"),
+    ],
+)
+def test_a_mistake_is_one_line(writer: LogWriter, arguments: tuple[str, ...], message: str) -> None:
+    assert message in said(log("query", *arguments))
+
+
+def test_a_broken_file_is_told(writer: LogWriter) -> None:
+    broken = writer.root / "endpoint=flights/date=2013-07-01/hour=00/broken.parquet"
+    broken.write_bytes(b"PAR1")
+    result = log("query", "flights", "--limit", "1")
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"note: {broken} makes no sense and is left out: ")
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(writer: LogWriter) -> None:
+    command = f"{sys.executable} -m mlflow_deploy_plugin.cli log query flights -o jsonl | head -n 1"
+    ended = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, env=os.environ, check=False
+    )
+    assert ended.stdout.count(b"\n") == 1
+    assert ended.stderr == b""
+
+
+def test_figures_in_words_and_as_json(writer: LogWriter) -> None:
+    text = log("stats", "flights").stdout
+    assert "rows      30, 2013-07-01 00:00:00 to 2013-07-01 01:27:00" in text
+    assert "labels    1 rows have one (3.3%); 1 labels are in, 0 unmatched" in text
+    assert "2013-07-01 00:00  20  █" in text
+    found = json.loads(log("stats", "flights", "-o", "json", "--since", "2013-07-01T01:00").stdout)
+    assert (found["rows"], found["by_hour"]) == (10, {"2013-07-01T01:00:00+00:00": 10})
+    assert "no rows of an endpoint 'other'" in said(log("stats", "other"))
+
+
+def test_old_rows_are_counted_and_then_deleted(writer: LogWriter) -> None:
+    counted = log("expire", "flights", "--keep", "90d", "--dry-run").stdout
+    assert counted.startswith("flights: 3 files older than 90d would be deleted")
+    assert log("expire", "flights", "--keep", "90d").stdout.startswith("flights: 3 files older than 90d deleted")
+    assert list(writer.root.rglob("*.parquet")) == []
+    assert "--keep 'forever' cannot be read" in said(log("expire", "flights", "--keep", "forever"))
+
+
+def test_small_files_become_one(writer: LogWriter) -> None:
+    writer.write({"_event_time": [DAY], "_prediction_id": ["q"], "x": [1.0], "carrier": ["UA"], "probs": [[1.0]]})
+    for file in writer.root.rglob("*.parquet"):
+        os.utime(file, (0, 0))
+    assert log("compact", "flights").stdout == "flights: 2 files became 1\n"
+    assert log("query", "flights", "--sql", "SELECT count(*) AS n FROM log", "-o", "csv").stdout == '"n"\n31\n'

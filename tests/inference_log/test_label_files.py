@@ -1,0 +1,130 @@
+"""Files of labels, row by row: a bad one is named and does not spoil the others."""
+
+import io
+from datetime import date
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.inference_log.label_files import Bad, Columns, Entry, read_label_file
+from mlflow_deploy_plugin.server.feedback import Feedback
+
+KEY = Columns(key=("flight", "day"), label="late")
+
+
+def read(kind: Any, content: str | bytes, columns: Columns | None = None) -> list[Entry | Bad]:
+    data = content.encode() if isinstance(content, str) else content
+    return list(read_label_file(io.BytesIO(data), "labels", kind, columns or Columns()))
+
+
+def good(rows: list[Entry | Bad]) -> list[Feedback]:
+    return [row.feedback for row in rows if isinstance(row, Entry)]
+
+
+def bad(rows: list[Entry | Bad]) -> dict[str, str]:
+    return {row.place: row.why for row in rows if isinstance(row, Bad)}
+
+
+def parquet(**columns: Any) -> bytes:
+    content = io.BytesIO()
+    pq.write_table(pa.table(columns), content)
+    return content.getvalue()
+
+
+def test_csv_by_prediction_id_and_row() -> None:
+    rows = read("csv", "\ufeffprediction_id,row,label,other\na,0,1,x\n\nb,,late,x\n")
+
+    assert good(rows) == [Feedback("a", 0, None, "1"), Feedback("b", None, None, "late")]
+    assert [row.place for row in rows] == ["line 2", "line 4"]
+
+
+def test_csv_by_key_columns() -> None:
+    rows = read("csv", 'flight,late,day\n7,1,"July, the 1st"\n', KEY)
+    assert good(rows) == [Feedback(None, None, {"flight": "7", "day": "July, the 1st"}, "1")]
+
+
+def test_jsonl_takes_what_post_feedback_takes_and_columns() -> None:
+    lines = '{"prediction_id": "a", "row": 1, "label": 2.5}\n{"key": {"flight": 7}, "label": null}\n'
+    assert good(read("jsonl", lines)) == [Feedback("a", 1, None, 2.5), Feedback(None, None, {"flight": 7}, None)]
+    columns = '{"flight": 7, "day": null, "late": true, "more": [1]}\n'
+    assert good(read("jsonl", columns, KEY)) == [Feedback(None, None, {"flight": 7, "day": None}, True)]
+
+
+def test_parquet_keeps_types_and_days_become_text() -> None:
+    content = parquet(flight=[7, 8], day=[date(2013, 7, 1)] * 2, late=[True, None], unused=[[1], [2]])
+
+    rows = read("parquet", content, KEY)
+
+    assert good(rows) == [Feedback(None, None, {"flight": 7, "day": "2013-07-01"}, True)]
+    assert bad(rows) == {"row 1 (from 0)": "its 'late' is empty"}
+
+
+def test_bad_rows_are_named_with_their_line_and_why_and_the_others_are_taken() -> None:
+    lines = [
+        b"prediction_id,row,label",
+        b"a,0,1",
+        b"b,0",
+        b",0,1",
+        b"c,0,",
+        b"d,-1,1",
+        b"e,first,1",
+        b"f,0," + b"x" * 2000,
+        b"g\xff,0,1",
+        b"h" * 200 + b",0,1",
+        b"i,0,2",
+    ]
+
+    rows = read("csv", b"\n".join(lines))
+
+    assert [feedback.prediction_id for feedback in good(rows)] == ["a", "i"]
+    assert "the X-Prediction-Id of an answer" in bad(rows)["line 10"]
+    assert {place: why for place, why in bad(rows).items() if place != "line 10"} == {
+        "line 3": "it has 2 fields, the header 3",
+        "line 4": "it has no 'prediction_id'",
+        "line 5": "its 'label' is empty",
+        "line 6": "row is '-1'; a whole number from 0 is expected",
+        "line 7": "row is 'first'; a whole number from 0 is expected",
+        "line 8": "label has 2000 characters; at most 1000 are taken",
+        "line 9": "it is no UTF-8",
+    }
+
+
+def test_bad_lines_of_json_are_named() -> None:
+    lines = '{"prediction_id": "a", "label": 1}\nnope\n[1]\n{"prediction_id": "a"}\n{"label": 1}\n'
+    lines += '{"prediction_id": 5, "label": 1}\n'
+    lines += '{"prediction_id": "a", "key": {"f": 1}, "label": 1}\n{"key": {"f": [1]}, "label": 1}\n'
+
+    rows = read("jsonl", lines)
+
+    assert len(good(rows)) == 1
+    assert list(bad(rows)) == [f"line {number}" for number in range(2, 9)]
+    assert bad(rows)["line 2"].startswith("it is no JSON")
+    assert bad(rows)["line 4"] == "the row has no label; null takes an earlier one back"
+
+
+def test_many_rows_are_read_in_order_and_none_is_lost() -> None:
+    text = "prediction_id,label\n" + "".join(f"p{number},{number if number % 100 else ''}\n" for number in range(3500))
+
+    rows = read("csv", text)
+
+    assert [row.place for row in rows] == [f"line {number + 2}" for number in range(3500)]
+    assert len(bad(rows)) == 35
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "columns", "message"),
+    [
+        ("csv", "", Columns(), "labels is empty"),
+        ("csv", "a,b\n1,2\n", Columns(), "has no column 'prediction_id', it has a, b; see --id-column or --key"),
+        ("csv", "flight,late\n1,2\n", KEY, "has no column 'day', it has flight, late; see --key"),
+        ("csv", "flight,day\n1,2\n", KEY, "has no column 'late', it has flight, day; see --label-column"),
+        ("parquet", b"PAR1", Columns(), "labels cannot be read as Parquet"),
+        ("parquet", parquet(a=[1]), Columns(), "has no column 'prediction_id'"),
+    ],
+)
+def test_a_file_without_such_columns_is_refused(kind: str, content: Any, columns: Columns, message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        read(kind, content, columns)
