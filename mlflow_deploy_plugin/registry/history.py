@@ -3,11 +3,9 @@
 import json
 from dataclasses import asdict
 
-from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.registry.reference import registered_names
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 from mlflow_deploy_plugin.store import AuditEvent, Store
-
-_REGISTERED = ("stage", "alias", "tag", "version", "latest")
 
 
 def history(store: Store, endpoint: str | None, model: str | None, limit: int | None) -> list[AuditEvent]:
@@ -33,8 +31,7 @@ def models_of(store: Store, endpoint: str) -> list[str]:
     """The registered models that an endpoint serves; of one that was deleted, those that it served last."""
     stored = store.endpoint(endpoint)
     spec = stored.spec if stored is not None else _last_spec(store, endpoint)
-    references = [parse_model_uri(variant.model) for variant in spec.variants.values()] if spec is not None else []
-    return sorted({reference.name for reference in references if reference.kind in _REGISTERED})
+    return registered_names(spec) if spec is not None else []
 
 
 def _last_spec(store: Store, endpoint: str) -> EndpointSpec | None:

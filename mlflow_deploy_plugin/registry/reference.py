@@ -7,6 +7,7 @@ from typing import Literal
 from urllib.parse import unquote, urlparse
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.spec import EndpointSpec
 
 Kind = Literal["path", "remote", "stage", "alias", "tag", "version", "latest", "logged_model", "run"]
 
@@ -38,10 +39,26 @@ class Reference:
         return self.kind in ("stage", "alias", "tag")
 
     @property
+    def is_registered(self) -> bool:
+        """It names a registered model, by whatever selects its version."""
+        return self.kind in ("stage", "alias", "tag", "version", "latest")
+
+    @property
     def tag(self) -> tuple[str, str]:
         """Key and value of a tag."""
         key, _, value = self.selector.partition("=")
         return key, value
+
+
+def registered_references(spec: EndpointSpec) -> list[Reference]:
+    """What the variants of an endpoint refer to, of the registry."""
+    parsed = [parse_model_uri(variant.model) for variant in spec.variants.values()]
+    return [one for one in parsed if one.is_registered]
+
+
+def registered_names(spec: EndpointSpec) -> list[str]:
+    """The registered models that an endpoint serves, each once, in order."""
+    return sorted({reference.name for reference in registered_references(spec)})
 
 
 def parse_model_uri(model_uri: str) -> Reference:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.registry.reference import registered_names
 from mlflow_deploy_plugin.store import Endpoint, Store
-from mlflow_deploy_plugin.ui.registered import model_names
 
 _LONGEST_WHY = 500
 _TARGET = re.compile(r"@[A-Za-z0-9._-]{1,250}|None|Staging|Production|Archived")
@@ -75,7 +75,7 @@ def _gate(form: Mapping[str, str], store: Store) -> Asked:
 
 
 def _asked(form: Mapping[str, str], said: str, endpoint: Endpoint, more: dict[str, Any]) -> Asked:
-    models = tuple(model_names(endpoint.spec))
+    models = tuple(registered_names(endpoint.spec))
     return Asked(said, models, {**_arguments(form), "endpoint": endpoint.name, **more})
 
 

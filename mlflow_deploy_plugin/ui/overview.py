@@ -7,14 +7,14 @@ from mlflow_deploy_plugin.deployments.backends.observation import Observation
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import StoreUnavailable
-from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.registry.reference import parse_model_uri, registered_names
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import AuditEvent, Store
 from mlflow_deploy_plugin.store.rollouts import Rollout
 from mlflow_deploy_plugin.ui.caller import may_act_on, may_read
 from mlflow_deploy_plugin.ui.live import Figures, Live, ask
 from mlflow_deploy_plugin.ui.mlflow_pages import DriftVerdict, Pages
-from mlflow_deploy_plugin.ui.registered import RegisteredModel, model_names, registered_models
+from mlflow_deploy_plugin.ui.registered import RegisteredModel, registered_models
 from mlflow_deploy_plugin.ui.visible import hidden_endpoints, visible
 
 _EVENTS = 40
@@ -71,7 +71,7 @@ def gather(store: Store, settings: Settings, registry: Any, pages: Pages) -> Ove
         rollouts = store.rollouts()
     except StoreUnavailable as error:
         return Overview(error=error.message)
-    readable = [one for one in observed if all(may_read(name) for name in model_names(one.endpoint.spec))]
+    readable = [one for one in observed if all(may_read(name) for name in registered_names(one.endpoint.spec))]
     live = ask({one.endpoint.name: one.observation.url for one in readable if one.observation.url})
     models = registered_models(registry, [one.endpoint.spec for one in readable], pages.report)
     hidden = hidden_endpoints(store, [rollout.endpoint for rollout in rollouts])
@@ -95,7 +95,7 @@ def _card(one: ObservedEndpoint, live: Live | None, pages: Pages) -> EndpointCar
         url=seen.url,
         variants=tuple(_row(one, name, live or Live(), pages) for name in spec.variants),
         drift=tuple(pages.drift(spec.name)),
-        may_act=may_act_on(model_names(spec)),
+        may_act=may_act_on(registered_names(spec)),
         gate_required=bool(spec.require),
     )
 

@@ -6,13 +6,12 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.gate.policy import policy_of
-from mlflow_deploy_plugin.registry.reference import Reference, parse_model_uri
+from mlflow_deploy_plugin.registry.reference import registered_references
 from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.registry.tags import Standing, standing_of
 from mlflow_deploy_plugin.spec import EndpointSpec
 
 _VERSIONS = 6
-_REGISTERED = ("stage", "alias", "tag", "version", "latest")
 
 
 @dataclass(frozen=True)
@@ -48,16 +47,6 @@ class RegisteredModel:
     error: str = ""
 
 
-def references(spec: EndpointSpec) -> list[Reference]:
-    """What the variants refer to, of the registry."""
-    parsed = [parse_model_uri(variant.model) for variant in spec.variants.values()]
-    return [one for one in parsed if one.kind in _REGISTERED]
-
-
-def model_names(spec: EndpointSpec) -> list[str]:
-    return sorted({reference.name for reference in references(spec)})
-
-
 def registered_models(registry: Any, specs: Iterable[EndpointSpec], link: Any) -> list[RegisteredModel]:
     """All models that the endpoints refer to.
 
@@ -67,7 +56,7 @@ def registered_models(registry: Any, specs: Iterable[EndpointSpec], link: Any) -
     """
     followed: dict[str, set[str]] = {}
     for spec in specs:
-        for reference in references(spec):
+        for reference in registered_references(spec):
             targets = followed.setdefault(reference.name, set())
             if reference.kind == "stage":
                 targets.add(reference.selector.title())

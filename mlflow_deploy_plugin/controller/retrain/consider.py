@@ -24,7 +24,6 @@ from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
 
 _log = logging.getLogger(__name__)
 
-_REGISTERED = ("stage", "alias", "tag", "version", "latest")
 _BUDGET = timedelta(days=30)
 
 
@@ -94,7 +93,7 @@ def ask(
     retrain = found.retrain.model_copy(update={"mode": mode}) if mode else found.retrain
     main = main_variant(spec)
     reference = parse_model_uri(spec.variants[main].model)
-    if reference.kind not in _REGISTERED:
+    if not reference.is_registered:
         raise InvalidConfig(f"endpoint {endpoint!r} serves no registered model, and only versions of one are trained")
     version = see(observed).versions.get(main)
     if version is None:
@@ -137,7 +136,7 @@ def _check_served(deployments: Deployments, judgement: Judgement) -> None:
     spec = observed.endpoint.spec
     main = main_variant(spec)
     reference = parse_model_uri(spec.variants[main].model)
-    if reference.kind not in _REGISTERED or reference.name != judgement.model:
+    if not reference.is_registered or reference.name != judgement.model:
         raise InvalidConfig(f"the window was answered by {judgement.model}, which is not the registered model served")
     served = see(observed).versions.get(main)
     if served is not None and served != judgement.version:
