@@ -1,5 +1,6 @@
 """What Prometheus reads of a store: asked over HTTP, parsed by its own parser."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.controller.gauges import start_gauges
@@ -89,3 +91,20 @@ def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Stor
 def test_a_taken_port_is_one_clear_line(store: Store, taken_port: int) -> None:
     with pytest.raises(InvalidConfig, match=rf"--metrics-port {taken_port}: Address already in use"):
         start_gauges(store, taken_port, "127.0.0.1")
+
+
+def test_the_rules_of_the_guide_are_yaml_and_ask_for_what_is_served(store: Store, read) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
+    (rules,) = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])["groups"]
+    asked = {name for rule in rules["rules"] for name in re.findall(r"onnxserve_[a-z_]+", rule["expr"])}
+    documented = set(re.findall(r"`(onnxserve_[a-z_]+)\{", text))
+    window = Monitors(store).add("flights", "daily", FIRST, FIRST + DAY)
+    figures = {"share_of_drifted_columns": 0.5}
+    Monitors(store).update(replace(window, state="judged", verdict="drift", figures=figures))
+    alert_failure(store, Settings(), "flights", "daily", "MLflow does not answer")
+
+    served = {labels[0] for labels in read()}
+
+    assert asked < documented
+    assert served == documented - {"onnxserve_retrainings"}
+    assert all({"alert", "expr", "labels", "annotations"} <= rule.keys() for rule in rules["rules"])
