@@ -1,7 +1,8 @@
-"""`python -m mlflow_deploy_plugin.agent STATE_DIR [--no-follow]`: started and ended by the supervisor.
+"""`python -m mlflow_deploy_plugin.agent STATE_DIR [--no-follow | --ship]`: started and ended by the supervisor.
 
 SIGTERM ends it: the supervisor sends it once gunicorn has drained, so that everything captured is shipped. Exit status
 1 with `fatal` in agent.json: there is nothing to be served. Any other failure is a crash, after which it is restarted.
+With `--ship` it ships what an agent that was killed has left, and ends.
 """
 
 import argparse
@@ -75,6 +76,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="mlflow_deploy_plugin.agent")
     parser.add_argument("state_dir", type=Path)
     parser.add_argument("--no-follow", action="store_true")
+    parser.add_argument("--ship", action="store_true")
     options = parser.parse_args()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -83,6 +85,8 @@ def main() -> int:
         configure_logging(load_settings(), "agent")
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # an outage is told once, by us, not at every poll
         with _alone(options.state_dir) as is_alone:
+            if is_alone and options.ship:
+                return _ship_rest(options.state_dir)
             return _run(options.state_dir, not options.no_follow, stop) if is_alone else 1
     except OnnxserveError as error:
         write_state(options.state_dir / AGENT, AgentState(pid=os.getpid(), error=error.message, fatal=True))
@@ -131,9 +135,20 @@ def _run(state_dir: Path, follow: bool, stop: threading.Event) -> int:
     while not stop.wait(_SHIP_SECONDS):
         shipper.round()
         teller.round()
+    _end(state_dir, shipper, teller)
+    return 1 if following.failed else 0
+
+
+def _ship_rest(state_dir: Path) -> int:
+    shipper = Shipper(state_dir / SPOOL, load_settings().inference_log)
+    _end(state_dir, shipper, Teller(state_dir, shipper.location, shipper.progress))
+    return 0
+
+
+def _end(state_dir: Path, shipper: Shipper, teller: Teller) -> None:
+    """Ships all that there is, and says whether that was all."""
     shipper.ship()
     teller.end(is_shipped=not segments(state_dir / SPOOL))
-    return 1 if following.failed else 0
 
 
 if __name__ == "__main__":

@@ -114,9 +114,12 @@ class Shipper:
 
     def _is_due(self, segment: Path) -> bool:
         now, moment = self._clock(), self._now()
-        size = segment.stat().st_size
-        if is_released(segment):
-            return True
+        try:
+            size = segment.stat().st_size
+            if is_released(segment):
+                return True
+        except OSError:
+            return True  # shipping it says why it cannot be read
         if size <= shipped_bytes(segment):
             self.progress.reached(segment.name, moment)
             return False
@@ -154,20 +157,19 @@ class Shipper:
 
     def _ship_segment(self, segment: Path) -> int:
         moment = self._now()
-        is_final = is_released(segment)  # asked before reading: what is released does not grow
-        start = end = shipped_bytes(segment)
-        size = segment.stat().st_size
-        rows = lost_bytes = 0
-        if size > start:
-            try:
-                captured = read_captured(segment, start)
-            except _NO_SENSE:
-                self._set_aside(segment)
-                self.progress.reached(segment.name, moment, is_gone=True)
-                return 0
-            except OSError as error:
-                raise _UnreadableSegmentError(f"segment {segment.name} cannot be read: {error}") from None
-            rows, end, lost_bytes = self._write(segment, captured), captured.end, captured.lost_bytes
+        start = shipped_bytes(segment)
+        try:
+            is_final = is_released(segment)  # asked before reading: what is released does not grow
+            size = segment.stat().st_size
+            captured = read_captured(segment, start) if size > start else Captured([], [], start)
+        except _NO_SENSE:
+            self._set_aside(segment)
+            self.progress.reached(segment.name, moment, is_gone=True)
+            return 0
+        except OSError as error:
+            raise _UnreadableSegmentError(f"segment {segment.name} cannot be read: {error}") from None
+        rows = self._write(segment, captured) if size > start else 0
+        end, lost_bytes = captured.end, captured.lost_bytes
         self._growing.pop(segment.name, None)
         lost_bytes += size - end if is_final else 0
         if lost_bytes:

@@ -33,10 +33,10 @@ from mlflow_deploy_plugin.server.captured_model import described_model, read_mod
 from mlflow_deploy_plugin.server.feedback import Feedback, pack_feedback
 from mlflow_deploy_plugin.server.packing import Packer
 from mlflow_deploy_plugin.server.packing import RequestRecord as RequestRecord
+from mlflow_deploy_plugin.server.state import SPOOL as SPOOL
 
 logger = logging.getLogger(__name__)
 
-SPOOL = "spool"
 SUFFIX = ".seg"
 SHIPPED = ".shipped"  # beside a segment: how many of its bytes are in the inference log
 MAX_SEGMENT_BYTES = 16 * 1024 * 1024

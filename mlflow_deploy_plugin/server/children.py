@@ -31,6 +31,12 @@ class Child:
     pid: int
     exit_status: int | None = None
 
+    @property
+    def ending(self) -> str:
+        """How it has ended, in words."""
+        status = self.exit_status or 0
+        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
     def signal(self, number: signal.Signals) -> None:
         """Sends to this process alone; gunicorn's master tells its workers itself."""
         if self.exit_status is None:

@@ -226,7 +226,7 @@ LOADING = "loading"
 WANTED, AGENT, SERVER, SPEC, LOG = "wanted.json", "agent.json", "server.json", "spec.yaml", "server.log"
 FOLLOWED = "followed.json"
 COMMANDS, ANSWERS, CONTROL, LOOK = "commands", "answers", "control.json", "look"
-METRICS = "metrics"
+METRICS, SPOOL = "metrics", "spool"
 
 
 def write_state(path: Path, state: _State) -> None:

@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.server.state import (
     AGENT,
     SERVER,
     SPEC,
+    SPOOL,
     WANTED,
     AgentState,
     ServerState,
@@ -167,7 +168,7 @@ class _Supervisor:
     def _mind_gunicorn(self) -> None:
         if self._gunicorn is None or self._gunicorn.exit_status is None:
             return
-        how = _ending(self._gunicorn)
+        how = self._gunicorn.ending
         if self._is_ready:
             raise DeploymentFailed(f"gunicorn {how} while serving; the log says why")
         raise DeploymentFailed(f"gunicorn {how} before a worker was ready; the log says why")
@@ -184,7 +185,7 @@ class _Supervisor:
             raise DeploymentFailed(state.error)
         lived = time.monotonic() - self._agent_started
         self._agent_crashes = 1 if lived > _STABLE_SECONDS else self._agent_crashes + 1
-        how = _ending(self._agent)
+        how = self._agent.ending
         if not self._is_ready and self._agent_crashes >= _CRASHES_BEFORE_READY:
             raise DeploymentFailed(f"the agent {how} again and again; the log says why")
         pause = min(2.0 ** min(self._agent_crashes - 1, 10), _LONGEST_RESTART_SECONDS)
@@ -247,11 +248,17 @@ class _Supervisor:
             self._end_child(self._gunicorn, self._server.graceful_timeout_seconds + 5.0)
         if self._agent is not None:
             self._end_child(self._agent, _AGENT_END_SECONDS)
+        if (self._agent is None or self._agent.exit_status) and any((self._state_dir / SPOOL).glob("*.seg")):
+            # it was killed, or had not yet begun: the disk that the rows lie on may go with this process
+            self._outlast(self._children.start([*self._agent_command, "--ship"]), _AGENT_END_SECONDS)
 
     def _end_child(self, child: Child, patience: float) -> None:
-        deadline = time.monotonic() + patience
         self._children.reap()
         child.signal(signal.SIGTERM)
+        self._outlast(child, patience)
+
+    def _outlast(self, child: Child, patience: float) -> None:
+        deadline = time.monotonic() + patience
         while child.exit_status is None and time.monotonic() < deadline:
             signal.sigtimedwait(self._signals, _TICK_SECONDS)
             self._children.reap()
@@ -289,8 +296,3 @@ class _Supervisor:
 def _aspect(aspects: dict[str, str]) -> str:
     shown = aspects.get("stage") or (f"@{aspects['alias']}" if "alias" in aspects else aspects.get("tag", ""))
     return f" ({shown})" if shown else ""
-
-
-def _ending(child: Child) -> str:
-    status = child.exit_status or 0
-    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"

@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.runtime.schema import Schema
 from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
 from mlflow_deploy_plugin.server.captured_model import kept_of
 from mlflow_deploy_plugin.server.feedback import Feedback
+from support.s3 import s3_server
 from support.spool import read_segment
 
 NOON = int(datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
@@ -423,3 +424,60 @@ def test_whole_frames_that_hold_something_else_do_not_end_the_agent(
     (tmp_path / "spool" / "odd.seg").write_bytes(frame)
     write(writer, "a", ["AA"])
     assert shipper.ship() == 1
+
+
+def test_an_hour_without_the_log_costs_no_row_and_few_attempts(
+    writer: CaptureWriter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), clock, clock)
+    (tmp_path / "log").write_text("a file where the folder should be")
+    written, attempts = 0, 0
+    while clock.now < 3600:
+        write(writer, str(written), ["AA"])
+        written += 1
+        before = shipper._retry_at
+        assert shipper.round() == 0
+        attempts += shipper._retry_at != before
+        clock.now += 2
+    assert attempts <= 3600 / 30 + 10
+    assert len([line for line in caplog.messages if "cannot be written" in line]) == 1
+    (tmp_path / "log").unlink()
+    clock.now += 60
+    shipper.round()
+    clock.now += 2
+    shipper.round()
+    assert sorted(row["_request_id"] for row in rows(tmp_path)) == sorted(map(str, range(written)))
+    assert (shipper.state.error, shipper.progress.complete_until >= 3600) == ("", True)
+
+
+def test_a_bucket_that_refuses_gets_each_row_once_it_takes_them(
+    writer: CaptureWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with s3_server() as bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        shipper = Shipper(tmp_path / "spool", "s3://b/log")
+        bucket.refusals = [403, 403]
+        shipped = []
+        for name in "abc":
+            write(writer, name, ["AA"])
+            shipped.append(shipper.ship())
+        assert shipped == [0, 0, 3]
+        tables = [pq.ParquetFile(pa.BufferReader(content)).read() for content in bucket.objects.values()]
+    assert [row["_request_id"] for table in tables for row in table.to_pylist()] == ["a", "b", "c"]
+
+
+def test_a_segment_that_cannot_be_read_keeps_no_other_from_the_log(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    (tmp_path / "spool").mkdir()
+    unreadable = tmp_path / "spool" / "a.seg"
+    unreadable.mkdir()  # whoever runs the tests may read any file
+    write(writer, "a", ["AA"])
+    assert shipper.ship() == 1
+    assert "segment a.seg cannot be read" in shipper.state.error
+    unreadable.rmdir()
+    assert shipper.ship() == 0
+    assert shipper.state.error == ""

@@ -1,0 +1,277 @@
+"""Nothing that was answered is lost on the way to the log, whatever is killed or full or down: real processes, counted.
+
+Rows of answered requests are in the log in the end, each once for its reader, or are counted as dropped; and answers
+never fail for the log's sake.
+"""
+
+import os
+import random
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pyarrow.compute as pc
+import pytest
+import requests
+
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.watermarks import Watermark, read_watermarks
+from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.server.capture import SPOOL, segments
+from mlflow_deploy_plugin.server.state import read_workers
+from support.models import write_model
+from support.s3 import Bucket, s3_server
+from support.serving import Served
+from support.waiting import wait_until
+
+PATIENCE = 90.0
+EVENT_TIME = "2026-06-01T12:30:00Z"
+COLUMN = {"name": "x", "type": "float", "required": True}
+
+Serve = Callable[..., Served]
+
+
+@dataclass
+class Load:
+    """Clients that ask all the time, and what they were answered.
+
+    Attributes:
+        answered: prediction ids of 200s. `refused`: other statuses. `broken`: connections that ended without an answer.
+    """
+
+    url: str
+    answered: list[str] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
+    broken: int = 0
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def ask(self, seed: int) -> None:
+        number = seed
+        while not self.stopping.is_set():
+            number += 1000
+            try:
+                answer = requests.post(
+                    f"{self.url}/invocations",
+                    json={"inputs": [[float(number)]]},
+                    headers={"X-Event-Time": EVENT_TIME},
+                    timeout=30,
+                )
+            except requests.RequestException:
+                self.broken += 1
+                time.sleep(0.01)
+                continue
+            if answer.status_code == 200:
+                self.answered.append(answer.headers["X-Prediction-Id"])
+            else:
+                self.refused.append(answer.status_code)
+
+    def wait_for(self, more: int) -> None:
+        """Until so many more answers have come."""
+        goal = len(self.answered) + more
+        wait_until(lambda: len(self.answered) >= goal, PATIENCE, f"{more} more answers")
+
+
+@contextmanager
+def asking(url: str, clients: int = 2) -> Iterator[Load]:
+    load = Load(url)
+    threads = [threading.Thread(target=load.ask, args=(seed,)) for seed in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield load
+    finally:
+        load.stopping.set()
+        for thread in threads:
+            thread.join()
+
+
+@dataclass(frozen=True)
+class Log:
+    """The log at `uri`, as a reader sees it."""
+
+    uri: str
+
+    def predictions(self) -> list[str]:
+        log = open_log(self.uri)
+        window = parse_window("2026-06-01/1d")
+        tables = list(log.batches("adder", window, ["_prediction_id"]))
+        assert log.unreadable == {}
+        return [name for table in tables for name in pc.cast(table.column("_prediction_id"), "string").to_pylist()]
+
+    def has_all(self, answered: list[str]) -> None:
+        """Fails unless each of them is there, and nothing twice."""
+        found = self.predictions()
+        assert len(found) == len(set(found))
+        assert set(answered) <= set(found), f"{len(set(answered) - set(found))} of {len(answered)} are missing"
+
+    def told(self) -> Watermark:
+        (mark,) = read_watermarks(open_log(self.uri).location)
+        return mark
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Log:
+    monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
+    return Log(str(tmp_path / "log"))
+
+
+@pytest.fixture
+def start(serve: Serve, tmp_path: Path) -> Callable[[], Served]:
+    model = write_model(tmp_path / "model", signature=[COLUMN])
+    return lambda: serve("-m", str(model), "--name", "adder", "-w", "2").wait_ready()
+
+
+def agent_of(served: Served) -> psutil.Process:
+    def found() -> list[psutil.Process]:
+        return [one for one in served.members() if "mlflow_deploy_plugin.agent" in one.cmdline()]
+
+    return psutil.Process(wait_until(found, PATIENCE, "an agent")[0].pid)
+
+
+def worker_of(served: Served) -> psutil.Process:
+    alive = wait_until(
+        lambda: [one.pid for one in read_workers(served.state_dir) if psutil.pid_exists(one.pid)], PATIENCE, "a worker"
+    )
+    return psutil.Process(random.choice(alive))
+
+
+def test_a_killed_worker_a_killed_agent_and_a_log_that_is_down_lose_nothing(
+    start: Callable[[], Served], log: Log, tmp_path: Path
+) -> None:
+    served = start()
+    with asking(served.url) as load:
+        load.wait_for(15)
+        agent_of(served).kill()
+        load.wait_for(15)
+        assert (load.refused, load.broken) == ([], 0)
+        worker_of(served).kill()
+        load.wait_for(15)
+        broken = load.broken  # what the worker had in hand
+        wait_until(lambda: Path(log.uri).is_dir(), PATIENCE, "a first file")
+        Path(log.uri).rename(tmp_path / "kept")
+        Path(log.uri).write_text("a file where the folder should be")
+        agent = agent_of(served)
+        load.wait_for(15)
+        wait_until(lambda: "cannot be written" in served.log.read_text(), PATIENCE, "the error")
+        Path(log.uri).unlink()
+        (tmp_path / "kept").rename(log.uri)
+        load.wait_for(15)
+        assert (load.refused, load.broken, agent.pid) == ([], broken, agent_of(served).pid)
+    assert served.end() == 0, served.log.read_text()
+    log.has_all(load.answered)
+    mark = log.told()
+    assert mark.ended
+    assert mark.shipped_rows["adder"] == len(log.predictions()) >= mark.captured_rows["adder"]
+    assert mark.answered_rows["adder"] >= len(load.answered)
+    assert mark.dropped_rows == {"adder": 0}
+    assert segments(served.state_dir / SPOOL) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_answered_before_everything_was_killed_is_in_the_log_after_the_next_start(
+    start: Callable[[], Served], log: Log, seed: int
+) -> None:
+    draw = random.Random(seed)
+    answered: list[str] = []
+    for _ in range(2):
+        served = start()
+        with asking(served.url, 3) as load:
+            load.wait_for(draw.randint(20, 200))
+            time.sleep(draw.uniform(0, 4))  # at any moment of the agent's rounds
+            os.killpg(served.process.pid, signal.SIGKILL)
+            served.process.wait()
+            wait_until(lambda: not served.members(), PATIENCE, "the end of all")  # noqa: B023
+        assert load.refused == []
+        answered += load.answered
+    served = start()
+    assert served.predict(1.0, X_Event_Time=EVENT_TIME).status_code == 200
+    assert served.end() == 0, served.log.read_text()
+    log.has_all(answered)
+    mark = log.told()
+    assert mark.ended
+    assert mark.shipped_rows["adder"] == len(log.predictions())
+    assert mark.answered_rows["adder"] >= len(answered) + 1
+
+
+@pytest.mark.long
+def test_agents_and_workers_killed_again_and_again_under_load(start: Callable[[], Served], log: Log) -> None:
+    draw = random.Random(7)
+    served = start()
+    with asking(served.url, 3) as load:
+        for turn in range(8):
+            load.wait_for(20)
+            time.sleep(draw.uniform(0, 2.5))
+            (worker_of if turn % 2 else agent_of)(served).kill()
+    assert load.refused == []
+    assert served.end() == 0, served.log.read_text()
+    log.has_all(load.answered)
+    mark = log.told()
+    assert mark.shipped_rows["adder"] == len(log.predictions()) >= mark.captured_rows["adder"]
+
+
+@pytest.mark.long
+def test_a_full_disk_drops_rows_and_counts_them_and_refuses_nobody(start: Callable[[], Served], log: Log) -> None:
+    served = start()
+    limits = {one.pid: resource.prlimit(one.pid, resource.RLIMIT_FSIZE) for one in read_workers(served.state_dir)}
+    with asking(served.url) as load:
+        load.wait_for(50)
+        for pid, (_, hard) in limits.items():
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, hard))
+        load.wait_for(50)
+        for pid, limit in limits.items():
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+        load.wait_for(50)
+    assert (load.refused, load.broken) == ([], 0)
+    assert served.end() == 0, served.log.read_text()
+    mark, found = log.told(), log.predictions()
+    assert len(found) == len(set(found)) == mark.shipped_rows["adder"] == mark.captured_rows["adder"]
+    assert mark.dropped_rows["adder"] >= 40
+    assert len(load.answered) == mark.answered_rows["adder"] == len(found) + mark.dropped_rows["adder"]
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("ONNXSERVE_LOG_URI", "s3://b/log")
+    with s3_server() as bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        yield bucket
+
+
+@pytest.mark.long
+def test_a_bucket_that_refuses_gets_everything_in_the_end(start: Callable[[], Served], bucket: Bucket) -> None:
+    bucket.refusals = [403] * 5
+    served = start()
+    with asking(served.url) as load:
+        wait_until(lambda: not bucket.refusals, PATIENCE, "the refusals")
+        load.wait_for(50)
+        bucket.is_down = True
+        load.wait_for(50)
+        bucket.is_down = False
+        load.wait_for(50)
+    assert (load.refused, load.broken) == ([], 0)
+    assert served.end() == 0, served.log.read_text()
+    log = Log("s3://b/log")
+    log.has_all(load.answered)
+    assert log.told().shipped_rows == {"adder": len(load.answered)}
+
+
+@pytest.mark.long
+def test_a_segment_that_makes_no_sense_keeps_no_other_from_the_log(start: Callable[[], Served], log: Log) -> None:
+    served = start()
+    spool = served.state_dir / SPOOL
+    with asking(served.url) as load:
+        load.wait_for(20)
+        (spool / "00000000000000000000000000000000.seg").write_bytes(os.urandom(5000))
+        load.wait_for(20)
+    assert served.end() == 0, served.log.read_text()
+    log.has_all(load.answered)
+    assert "5000 bytes of segment 00000000000000000000000000000000 are no whole frame" in served.log.read_text()
