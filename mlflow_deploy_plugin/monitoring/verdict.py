@@ -36,7 +36,6 @@ from mlflow_deploy_plugin.monitoring.null.pool import (
     column_counts,
     mask_unknown,
     scores,
-    threshold,
     windows_of,
 )
 from mlflow_deploy_plugin.monitoring.null.sizes import compared_rows, too_little
@@ -183,9 +182,9 @@ def _conclude(base: Verdict, groups: Sequence[Group], pool: Pool, start_us: int,
     window = _window_figures(groups, pool, start_us)
     known = mask_unknown(pool.figures, window)
     all_figures = np.where(known, np.concatenate([pool.figures, (window / pool.scales)[None]]), np.nan)
-    standardised = scores(all_figures, pool.floors)  # [M + 1, F, FIGURES]
+    standardised = scores(all_figures, pool.floors, pool.apart())  # [M + 1, F, FIGURES]
     statistics = standardised.max(axis=(1, 2))
-    limit = threshold(statistics[:-1], base.false_alarm_rate)
+    limit, p_value = pool.conclude(statistics, base.false_alarm_rate)
     features, findings = column_outcomes(groups, pool, window, standardised[-1], limit)
     is_drift = bool(statistics[-1] > limit) or any(finding.is_alarm for finding in others)
     verdict = replace(
@@ -195,7 +194,7 @@ def _conclude(base: Verdict, groups: Sequence[Group], pool: Pool, start_us: int,
         null=pool.kind,
         blocks=len(pool.figures),
         worth=pool.worth,
-        p_value=float((1 + np.count_nonzero(statistics[:-1] >= statistics[-1])) / len(statistics)),
+        p_value=p_value,
         statistic=float(statistics[-1]),
         threshold=limit,
         measured_false_alarm_rate=pool.measured,

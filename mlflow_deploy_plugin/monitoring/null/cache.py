@@ -18,6 +18,7 @@ _METHOD = 1
 _MAX_FILES = 200
 _MAX_BYTES = 256 * 1024 * 1024
 _SUFFIX = ".npz"
+_PLAIN = ("kind", "worth", "block_length", "measured", "length")
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,16 @@ class PoolCache:
                 if isinstance(made, Refusal):
                     np.savez(file, about=np.array(json.dumps({"refusal": asdict(made)})))
                 else:
-                    about = {name: getattr(made, name) for name in ("kind", "worth", "block_length", "measured")}
+                    about = {
+                        name: getattr(made, name) for name in ("kind", "worth", "block_length", "measured", "length")
+                    }
                     np.savez(
                         file,
                         about=np.array(json.dumps({"pool": about})),
                         figures=made.figures,
                         scales=made.scales,
                         floors=made.floors,
+                        starts=made.starts,
                     )
             os.replace(temporary, path)
         except BaseException:
@@ -101,7 +105,7 @@ def _read(path: Path) -> Pool | Refusal | None:
             os.utime(path)
             if "refusal" in about:
                 return Refusal(**about["refusal"])
-            arrays = {name: stored[name] for name in ("figures", "scales", "floors")}
+            arrays = {name: stored[name] for name in ("figures", "scales", "floors", "starts")}
             return Pool(**about["pool"], **arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None

@@ -7,7 +7,7 @@ histograms alone.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -56,6 +56,8 @@ class Pool:
         worth: how many independent windows they stand for.
         block_length: mean length of a drawn stretch in seconds; 0 where nothing is drawn.
         measured: the share of the windows that is called drifted when it is held out; None: it cannot be told.
+        starts: [M] the first step of each window, where windows overlap; empty: they do not.
+        length: steps of each window.
     """
 
     kind: NullKind
@@ -65,6 +67,28 @@ class Pool:
     worth: float
     block_length: float = 0.0
     measured: float | None = None
+    starts: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    length: int = 0
+
+    def apart(self) -> Array | None:
+        """[M + 1, M + 1] bool: which windows do not overlap, the judged one last; None: none do."""
+        if not len(self.starts):
+            return None
+        apart = np.ones((len(self.starts) + 1, len(self.starts) + 1), dtype=bool)
+        apart[:-1, :-1] = np.abs(self.starts[:, None] - self.starts) >= self.length
+        apart[-1, -1] = False
+        return apart
+
+    def conclude(self, statistics: Array, rate: float) -> tuple[float, float]:
+        """Threshold and p-value of the last of [M + 1] statistics; p <= rate where it is above the threshold.
+
+        Windows that overlap count as the fewer that they are worth. They are asked only where contiguous ones are too
+        few, so that the rate leaves no window of the reference to drift, and the threshold is their largest statistic.
+        """
+        beyond = int(np.count_nonzero(statistics[:-1] >= statistics[-1]))
+        if not len(self.starts):
+            return threshold(statistics[:-1], rate), (1 + beyond) / len(statistics)
+        return float(statistics[:-1].max()), (1 + beyond * self.worth / len(self.starts)) / (1 + self.worth)
 
     def usual(self) -> tuple[Array, Array]:
         """[F, FIGURES] and [F, FIGURES]: mean and deviation of the windows' figures; 0 where none is known."""
@@ -113,6 +137,8 @@ def build_pool(groups: Sequence[Group], null: Null, seed: int) -> Pool:
         floors=_SCALED_FLOORS if null.stretches is not None else FLOORS,
         worth=null.worth,
         block_length=null.block_length * groups[0].reference.step_seconds,
+        starts=null.windows.argmax(axis=1) if null.kind == "overlapping" else np.empty(0, np.int64),
+        length=groups[0].reference.window_steps,
     )
 
 
@@ -182,17 +208,28 @@ def _two_figures(bins: Bins, counts: Array, others: Array) -> Array:
     return Windows(counts, nothing, nothing).figures(bins, others)[:, _SCALED]
 
 
-def scores(pool: Array, floors: Array) -> Array:
+def scores(pool: Array, floors: Array, apart: Array | None = None) -> Array:
     """[n, F, FIGURES] standard deviations above the others: each member's figures standardised by the mean and the
-    deviation of all other members; -inf where a figure is not known."""
+    deviation of all other members; -inf where a figure is not known.
+
+    Args:
+        apart: [n, n] bool, which members count as others; None: all but the member itself. A window that overlaps
+            others is much like them, and must not be measured by them.
+    """
     is_known = np.isfinite(pool)
-    others = np.maximum(is_known.sum(axis=0) - 1, 1)
     filled = np.where(is_known, pool, 0.0)
-    mean = filled.sum(axis=0) / (others + 1)
+    mean = filled.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)
     centred = np.where(is_known, filled - mean, 0.0)
-    means = -centred / others
-    variances = (np.square(centred).sum(axis=0) - np.square(centred)) / others - np.square(means)
-    deviations = np.maximum(np.sqrt(np.maximum(variances, 0)), floors)
+    if apart is None:
+        others = np.maximum(is_known.sum(axis=0) - is_known, 1)
+        means = -centred / others
+        squares = np.square(centred).sum(axis=0) - np.square(centred)
+    else:
+        weights = apart.astype(np.float64)
+        others = np.maximum(np.tensordot(weights, is_known.astype(np.float64), 1), 1)
+        means = np.tensordot(weights, centred, 1) / others
+        squares = np.tensordot(weights, np.square(centred), 1)
+    deviations = np.maximum(np.sqrt(np.maximum(squares / others - np.square(means), 0)), floors)
     standardised: Array = np.where(is_known, (centred - means) / deviations, -np.inf)
     return standardised
 

@@ -11,7 +11,8 @@ overlapping
     Where those are too few: windows that begin at every step. They are worth 1.5 times as many as fit side by side:
     the variance of an estimate from overlapping blocks is 2/3 of that from disjoint ones (Künsch, The Jackknife and the
     Bootstrap for General Stationary Observations, Annals of Statistics 17, 1989; Lahiri, Resampling Methods for
-    Dependent Data, 2003, section 5).
+    Dependent Data, 2003, section 5). Each is measured by those alone that it does not overlap with: measured by all
+    others, of which its neighbours are much like it, 21 % of calm weeks were called drifted at a nominal 5 %.
 bootstrap
     Where even those are too few, as for a month beside three: series of steps drawn by the stationary bootstrap
     (`stationary.py`), both a window and a reference. Three months show one month's variation only through their days,
