@@ -79,12 +79,20 @@ def list_(name: str | None, output: str) -> None:
     show_default=True,
     help="spark: rows of a log beyond this machine are sketched on Spark, with the same numbers.",
 )
+@click.option(
+    "--due",
+    is_flag=True,
+    help="Judge all windows that are due, as the controller does: whoever is to be told is told. For a CronJob.",
+)
 @_output
-def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine", output: str) -> None:
+def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine", due: bool, output: str) -> None:
     """Judges one window of the endpoint NAME now, and logs it to MLflow. Exit status 0 whatever the verdict is.
 
-    It is written down like the windows of the schedule, but nobody is told and nothing is started.
+    It is written down like the windows of the schedule, but nobody is told and nothing is started; unless --due.
     """
+    if due:
+        _run_due(name, monitor_name, window, output)
+        return
     from mlflow_deploy_plugin.inference_log.windows import parse_window
 
     parsed = parse_window(window) if window is not None else None
@@ -199,6 +207,21 @@ def remove(name: str, monitor_name: str, why: str) -> None:
         deployments.remove_monitor(name, monitor_name, why)
         Monitors(deployments.store).forget(name, monitor_name)
     click.echo(f"{name} has no monitor {monitor_name} any more")
+
+
+def _run_due(name: str, monitor_name: str | None, window: str | None, output: str) -> None:
+    from mlflow_deploy_plugin.errors import InvalidConfig
+
+    if window is not None or output != "text":
+        raise InvalidConfig("--due judges what is due, in lines: it takes neither --window nor -o")
+    with _deployments() as deployments:
+        from mlflow_deploy_plugin.controller.monitors.by_hand import find_monitor, run_due
+
+        found = find_monitor(deployments, name, monitor_name)
+        states = [taken.state for taken in run_due(deployments, found, click.echo)]
+    if not states:
+        click.echo(f"{name}: monitor {found.name}: nothing is due")
+    sys.exit(0 if set(states) <= {"judged"} else 1)
 
 
 def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:

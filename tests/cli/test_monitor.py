@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
@@ -126,6 +127,22 @@ def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
     assert "ended after 1 of 2 windows; the same command goes on from there" in ended.stderr
     assert Monitors(store).windows(since=CALM + 31 * DAY)[-1].reason == "it was ended by hand"
     assert invoke(*command).stdout.splitlines()[-1] == "1 windows judged, 1 judged before, 0 could not be judged"
+
+
+def test_what_is_due_is_judged_as_the_controller_would(home: Path, store: Store) -> None:
+    begin = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - 2 * DAY
+    make_endpoint(home, "due", begin=begin, grace="1s")
+    capture(home, begin, name="due")
+
+    first = invoke("run", "due", "--due")
+    again = invoke("run", "due", "--due")
+
+    assert first.exit_code == again.exit_code == 0, first.output
+    lines = first.stdout.splitlines()
+    assert lines[0].startswith(f"due: monitor daily {begin:%F}/{begin + DAY:%F}: no drift; run ")
+    assert lines[1].endswith("not judged: the window has no rows")
+    assert again.stdout == "due: monitor daily: nothing is due\n"
+    store.remove_endpoint("due")
 
 
 def test_list_shows_how_each_monitor_stands(home: Path, store: Store) -> None:

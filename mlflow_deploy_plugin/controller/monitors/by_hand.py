@@ -11,8 +11,16 @@ from datetime import datetime
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
-from mlflow_deploy_plugin.controller.monitors.judging import Answer, Asked, Judge, digest_of_files
+from mlflow_deploy_plugin.controller.monitors.judging import (
+    Answer,
+    Asked,
+    Judge,
+    count_rows,
+    digest_of_files,
+    judge_and_log,
+)
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
+from mlflow_deploy_plugin.controller.monitors.turn import Turns
 from mlflow_deploy_plugin.controller.monitors.when import window_from, windows_between
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.nearest import did_you_mean
@@ -136,6 +144,31 @@ def backfill(
         if taken is None:
             raise OnnxserveError("the lease of the monitor was lost while a window was judged: try again")
         yield number, len(starts), taken, True
+
+
+def run_due(deployments: Deployments, monitor: Monitor, say: Callable[[str], None]) -> Iterator[MonitorWindow]:
+    """Judges every window of the monitor that is due, oldest first, as the controller would: who is to be told is told.
+
+    For what starts a command at its own times, as a CronJob does, instead of a controller. A window whose attempt has
+    failed ends it: it stands in the store, and the next call tries again.
+
+    Raises:
+        NotFound: the endpoint is not in the store.
+        OnnxserveError: the log cannot be read.
+    """
+    if deployments.store.endpoint(monitor.endpoint) is None:
+        raise NotFound(f"there is no endpoint {monitor.endpoint!r} in the store, which knows what is due")
+    turns = Turns(Attempts(deployments, judge_and_log, say), count_rows)
+    while True:
+        with _held(deployments, monitor) as keeper:
+            taken = turns.take(monitor.endpoint, monitor.name, keeper)
+            if taken == "nothing due" and turns.look_for_late(monitor.endpoint, monitor.name):
+                continue
+        if taken is None or isinstance(taken, str):
+            return
+        yield taken
+        if taken.state == "pending":
+            return
 
 
 @contextmanager

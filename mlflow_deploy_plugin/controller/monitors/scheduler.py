@@ -12,22 +12,19 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from queue import Empty, LifoQueue
-from typing import Any
 
 from mlflow_deploy_plugin.controller.beside import safely
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
-from mlflow_deploy_plugin.controller.monitors.judging import Answer, Asked, Judge, count_rows, judge_and_log
-from mlflow_deploy_plugin.controller.monitors.late import EVERY_SECONDS, LOOKED_FOR, add_revisions
+from mlflow_deploy_plugin.controller.monitors.attempt import MOST_ATTEMPTS, Attempts
+from mlflow_deploy_plugin.controller.monitors.judging import Asked, Judge
+from mlflow_deploy_plugin.controller.monitors.late import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.next_window import MOST_MADE_UP, begun, next_window
-from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readiness
-from mlflow_deploy_plugin.controller.monitors.worker import Ended, JudgingProcess
+from mlflow_deploy_plugin.controller.monitors.pool import JudgingPool
+from mlflow_deploy_plugin.controller.monitors.turn import TROUBLE, Turns
+from mlflow_deploy_plugin.controller.monitors.worker import Ended
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log import locate_log
-from mlflow_deploy_plugin.inference_log.reader import open_log
-from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
+from mlflow_deploy_plugin.monitoring.alerts import alert_failure
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
@@ -39,7 +36,6 @@ JUDGING_SECONDS = 1800.0
 _LOOK_SECONDS = 5.0
 _FAILURE_SECONDS = 60.0
 _HELD_SECONDS = 2.0
-_TROUBLE = "cannot be run"
 Key = tuple[str, str]
 
 
@@ -49,6 +45,7 @@ class _Memory:
 
     not_before: float = 0.0
     looked_for_late: float = float("-inf")
+    troubles: int = 0
     told: str = ""
     job: "Future[None] | None" = field(default=None)
 
@@ -95,31 +92,28 @@ class MonitorScheduler:
         self._most_made_up = most_made_up
         self._monotonic = monotonic
         self._memories: dict[Key, _Memory] = {}
-        self._processes: LifoQueue[JudgingProcess] = LifoQueue()
         self._wake = threading.Event()
-        self._attempts = Attempts(deployments, judge or self._judge, say)
-        self._count = count or self._count_rows
+        self._judge = judge
+        self._count = count
 
     def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
         """Works until the lease is lost or `over` is set; what is being judged then is left to the next one."""
-        every = [JudgingProcess() for _ in range(self._at_once)]
-        self._processes = LifoQueue()
-        for process in every:
-            self._processes.put(process)
+        processes = JudgingPool(self._at_once, self._judging_seconds)
+        attempts = Attempts(self._deployments, self._judge or processes.judge, self._say)
+        turns = Turns(attempts, self._count or processes.count, self._most_made_up)
         self._memories.clear()
         with ThreadPoolExecutor(self._at_once, "monitor") as pool:
             try:
                 while keeper.is_held and not over.is_set():
                     self._wake.clear()
-                    safely(lambda: self._look(pool, keeper))
-                    self._rest()
+                    safely(lambda: self._look(pool, keeper, turns))
+                    processes.rest()
                     self._wait(over)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in every:
-                    process.end()
+                processes.end()
 
-    def _look(self, pool: ThreadPoolExecutor, keeper: LeaseKeeper) -> None:
+    def _look(self, pool: ThreadPoolExecutor, keeper: LeaseKeeper, turns: Turns) -> None:
         """Gives each monitor that has something due to the pool."""
         now = self._store.now()
         states = {(one.endpoint, one.monitor): one for one in self._monitors.states()}
@@ -136,7 +130,7 @@ class MonitorScheduler:
                 if state.paused or memory.is_busy or memory.not_before > self._monotonic():
                     continue
                 if self._is_due(endpoint, name, spec, state, written.get(key, []), memory, now):
-                    memory.job = pool.submit(self._work, endpoint, name, keeper)
+                    memory.job = pool.submit(self._work, endpoint, name, keeper, turns)
                     memory.job.add_done_callback(lambda _: self._wake.set())
         self._close_what_is_gone(written, known)
 
@@ -160,7 +154,7 @@ class MonitorScheduler:
             self._trouble(endpoint.name, name, error.message)
             return False
 
-    def _work(self, endpoint: Endpoint, name: str, keeper: LeaseKeeper) -> None:
+    def _work(self, endpoint: Endpoint, name: str, keeper: LeaseKeeper, turns: Turns) -> None:
         """Judges a monitor's oldest due window, in a thread of the pool; what it raises never leaves it."""
         memory = self._memories[endpoint.name, name]
         if not keeper.is_held:
@@ -171,7 +165,7 @@ class MonitorScheduler:
                 memory.not_before = self._monotonic() + min(_HELD_SECONDS, self._lease_seconds / 4)
                 return
             with LeaseKeeper(self._store, lease, self._monotonic) as own:
-                self._judge_next(endpoint.name, name, own, memory)
+                self._take(endpoint.name, name, own, memory, turns)
         except Ended:
             return
         except OnnxserveError as error:
@@ -180,81 +174,14 @@ class MonitorScheduler:
             _log.exception("%s: monitor %s cannot be run; again in %g s", endpoint.name, name, _FAILURE_SECONDS)
             memory.not_before = self._monotonic() + _FAILURE_SECONDS
 
-    def _judge_next(self, name: str, monitor: str, own: LeaseKeeper, memory: _Memory) -> None:
-        """Under the monitor's lease, as everything stands now."""
-        endpoint, state, now = self._store.endpoint(name), self._monitors.state(name, monitor), self._store.now()
-        if endpoint is None or monitor not in endpoint.spec.monitors or state.paused:
-            return
-        spec = endpoint.spec.monitors[monitor]
-        written = self._monitors.windows(name, monitor, states=("pending", "running"))
-        ready = self._readiness(name, now)
-        window = begun(written, now) if written else self._begin_next(endpoint, monitor, spec, state, ready, memory)
-        if window is not None:
-            self._attempts.take(window, spec, own, ready.notes)
-        elif not written and self._monotonic() - memory.looked_for_late > EVERY_SECONDS:
-            self._look_for_late(name, monitor, spec, now)
-            memory.looked_for_late = self._monotonic()
-
-    def _begin_next(
-        self,
-        endpoint: Endpoint,
-        monitor: str,
-        spec: MonitorSpec,
-        state: MonitorState,
-        ready: Readiness,
-        memory: _Memory,
-    ) -> MonitorWindow | None:
-        """Writes down the next window that is due and complete."""
-        found = next_window(endpoint, monitor, spec, state, self._store.now(), self._most_made_up)
-        if found is None:
-            return None
-        if not ready.covers(found.window.end):
+    def _take(self, endpoint: str, name: str, own: LeaseKeeper, memory: _Memory, turns: Turns) -> None:
+        taken = turns.take(endpoint, name, own)
+        memory.troubles = 0
+        if taken == "waits for rows":
             memory.not_before = self._monotonic() + self._look_seconds
-            return None
-        note = "" if state.note.startswith(_TROUBLE) else state.note
-        if found.left_out and found.left_out_from is not None:
-            note = (
-                f"{found.left_out:,} windows from {found.left_out_from:%Y-%m-%dT%H:%M} to "
-                f"{found.window.start:%Y-%m-%dT%H:%M} are left out, for no controller ran and only the newest are made "
-                f"up: onnxserve monitor backfill {endpoint.name} {monitor} "
-                f"--from {found.left_out_from:%Y-%m-%dT%H:%M} --to {found.window.start:%Y-%m-%dT%H:%M}"
-            )
-            self._say(f"{endpoint.name}: monitor {monitor}: {note}")
-        window = self._monitors.add(endpoint.name, monitor, found.window.start, found.window.end)
-        self._monitors.remember(endpoint.name, monitor, made_up_to=found.window.end, note=note)
-        self._wake.set()
-        return window if window.state in ("pending", "running") else None
-
-    def _look_for_late(self, endpoint: str, monitor: str, spec: MonitorSpec, now: datetime) -> None:
-        windows = self._monitors.windows(endpoint, monitor, since=now - LOOKED_FOR)
-        log = open_log(self._deployments.settings.inference_log)
-        settings = self._deployments.settings
-
-        def count(window: MonitorWindow) -> int:
-            return self._count(Asked.of(window, spec, settings))
-
-        for window in add_revisions(self._monitors, windows, log, count, now):
-            self._say(f"{endpoint}: monitor {monitor}: rows came after {window.start:%Y-%m-%dT%H:%M} was judged")
-
-    def _readiness(self, endpoint: str, now: datetime) -> Readiness:
-        try:
-            return readiness(read_watermarks(locate_log(self._deployments.settings.inference_log)), endpoint, now)
-        except OSError as error:
-            raise OnnxserveError(f"the inference log cannot be read: {' '.join(str(error).split())}") from None
-
-    def _judge(self, asked: Asked) -> Answer:
-        answer: Answer = self._call(judge_and_log, asked)
-        return answer
-
-    def _count_rows(self, asked: Asked) -> int:
-        return int(self._call(count_rows, asked))
-
-    def _call(self, function: Callable[[Asked], object], asked: Asked) -> Any:
-        process = self._processes.get()
-        try:
-            return process.call(function, asked, seconds=self._judging_seconds)
-        finally:
-            self._processes.put(process)
+        if isinstance(taken, str) and self._monotonic() - memory.looked_for_late > EVERY_SECONDS:
+            turns.look_for_late(endpoint, name)
+            memory.looked_for_late = self._monotonic()
 
     def _close_what_is_gone(self, written: dict[Key, list[MonitorWindow]], known: set[Key]) -> None:
         for key in written.keys() - known:
@@ -270,20 +197,11 @@ class MonitorScheduler:
         memory.not_before = self._monotonic() + _FAILURE_SECONDS
         if memory.told != reason:
             memory.told = reason
-            self._say(f"{endpoint}: monitor {monitor} {_TROUBLE}: {reason}")
-            safely(lambda: self._monitors.remember(endpoint, monitor, note=f"{_TROUBLE}: {reason}"))
-
-    def _rest(self) -> None:
-        """Ends processes that have had nothing to do for a while."""
-        idle = []
-        try:
-            while True:
-                idle.append(self._processes.get_nowait())
-        except Empty:
-            pass
-        for process in reversed(idle):
-            process.rest()
-            self._processes.put(process)
+            self._say(f"{endpoint}: monitor {monitor} {TROUBLE}: {reason}")
+            safely(lambda: self._monitors.remember(endpoint, monitor, note=f"{TROUBLE}: {reason}"))
+        memory.troubles += 1
+        if memory.troubles == MOST_ATTEMPTS:
+            safely(lambda: alert_failure(self._store, self._deployments.settings, endpoint, monitor, reason))
 
     def _wait(self, over: threading.Event) -> None:
         """Until the next look: sooner where a window was judged, for the next one may be due."""

@@ -1,0 +1,52 @@
+"""A few processes that judge, kept for one another's windows."""
+
+from collections.abc import Callable
+from queue import Empty, LifoQueue
+from typing import Any
+
+from mlflow_deploy_plugin.controller.monitors.judging import Answer, Asked, count_rows, judge_and_log
+from mlflow_deploy_plugin.controller.monitors.worker import JudgingProcess
+
+
+class JudgingPool:
+    """Judges in processes of its own; made anew for each time that the controller's lease is had."""
+
+    def __init__(self, processes: int, seconds: float) -> None:
+        self._seconds = seconds
+        self._all = [JudgingProcess() for _ in range(processes)]
+        self._free: LifoQueue[JudgingProcess] = LifoQueue()  # the last one is still warm
+        for process in self._all:
+            self._free.put(process)
+
+    def judge(self, asked: Asked) -> Answer:
+        """As `judge_and_log`; raises as `JudgingProcess.call`."""
+        answer: Answer = self._call(judge_and_log, asked)
+        return answer
+
+    def count(self, asked: Asked) -> int:
+        """As `count_rows`; raises likewise."""
+        return int(self._call(count_rows, asked))
+
+    def rest(self) -> None:
+        """Ends processes that have had nothing to do for a while."""
+        free = []
+        try:
+            while True:
+                free.append(self._free.get_nowait())
+        except Empty:
+            pass
+        for process in reversed(free):
+            process.rest()
+            self._free.put(process)
+
+    def end(self) -> None:
+        """Ends all, also those at work."""
+        for process in self._all:
+            process.end()
+
+    def _call(self, function: Callable[[Asked], object], asked: Asked) -> Any:
+        process = self._free.get()
+        try:
+            return process.call(function, asked, seconds=self._seconds)
+        finally:
+            self._free.put(process)

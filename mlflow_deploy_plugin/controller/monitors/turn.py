@@ -1,0 +1,120 @@
+"""A monitor's turn, under its lease: the oldest window that is due is written down and judged."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from mlflow_deploy_plugin.controller.lease import LeaseKeeper
+from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
+from mlflow_deploy_plugin.controller.monitors.judging import Asked
+from mlflow_deploy_plugin.controller.monitors.late import LOOKED_FOR, add_revisions
+from mlflow_deploy_plugin.controller.monitors.next_window import MOST_MADE_UP, Next, begun, next_window
+from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readiness
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.inference_log import locate_log
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
+from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.store import Endpoint
+from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
+
+TROUBLE = "cannot be run"
+"""How a note begins that says what keeps a monitor from being run."""
+Outcome = Literal["nothing due", "waits for rows"]
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Judges what is due.
+
+    Attributes:
+        count: rows of a window that are in the log.
+        most_made_up: of windows that nobody looked at in time, the newest so many are judged.
+    """
+
+    attempts: Attempts
+    count: Callable[[Asked], int]
+    most_made_up: int = MOST_MADE_UP
+
+    @property
+    def monitors(self) -> Monitors:
+        return self.attempts.monitors
+
+    def take(self, name: str, monitor: str, keeper: LeaseKeeper) -> MonitorWindow | Outcome | None:
+        """Judges one window of the monitor, as everything stands now.
+
+        Returns:
+            The window as it stands afterwards, or why none was judged; None: as `Attempts.take`.
+
+        Raises:
+            InvalidConfig: the monitor's schedule cannot be read.
+            OnnxserveError: the log cannot be read.
+        """
+        store = self.attempts.deployments.store
+        endpoint, state = store.endpoint(name), self.monitors.state(name, monitor)
+        if endpoint is None or monitor not in endpoint.spec.monitors or state.paused:
+            return "nothing due"
+        spec = endpoint.spec.monitors[monitor]
+        written = self.monitors.windows(name, monitor, states=("pending", "running"))
+        ready = self._readiness(name)
+        window = begun(written, store.now()) if written else self._begin(endpoint, monitor, spec, state, ready)
+        if window is None:
+            return "nothing due"
+        return window if isinstance(window, str) else self.attempts.take(window, spec, keeper, ready.notes)
+
+    def look_for_late(self, name: str, monitor: str) -> list[MonitorWindow]:
+        """Writes down further revisions of windows that rows came for since they were judged."""
+        deployments = self.attempts.deployments
+        endpoint, now = deployments.store.endpoint(name), deployments.store.now()
+        if endpoint is None or monitor not in endpoint.spec.monitors:
+            return []
+        spec, settings = endpoint.spec.monitors[monitor], deployments.settings
+        windows = self.monitors.windows(name, monitor, since=now - LOOKED_FOR)
+
+        def count(window: MonitorWindow) -> int:
+            return self.count(Asked.of(window, spec, settings))
+
+        added = add_revisions(self.monitors, windows, open_log(settings.inference_log), count, now)
+        for window in added:
+            self.attempts.say(f"{name}: monitor {monitor}: rows came after {window.start:%FT%H:%M} was judged")
+        return added
+
+    def _begin(
+        self, endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, ready: Readiness
+    ) -> MonitorWindow | Outcome:
+        """Writes down the next window that is due and complete; passes over what was judged under another clock."""
+        while True:
+            now = self.attempts.deployments.store.now()
+            found = next_window(endpoint, monitor, spec, state, now, self.most_made_up)
+            if found is None:
+                return "nothing due"
+            if not ready.covers(found.window.end):
+                return "waits for rows"
+            note = _left_out(endpoint.name, monitor, found)
+            if note:
+                self.attempts.say(f"{endpoint.name}: monitor {monitor}: {note}")
+            elif not state.note.startswith(TROUBLE):
+                note = state.note
+            window = self.monitors.add(endpoint.name, monitor, found.window.start, found.window.end)
+            self.monitors.remember(endpoint.name, monitor, made_up_to=found.window.end, note=note)
+            if window.state in ("pending", "running"):
+                return window
+            state = self.monitors.state(endpoint.name, monitor)
+
+    def _readiness(self, endpoint: str) -> Readiness:
+        deployments = self.attempts.deployments
+        try:
+            marks = read_watermarks(locate_log(deployments.settings.inference_log))
+        except OSError as error:
+            raise OnnxserveError(f"the inference log cannot be read: {' '.join(str(error).split())}") from None
+        return readiness(marks, endpoint, deployments.store.now())
+
+
+def _left_out(endpoint: str, monitor: str, found: Next) -> str:
+    if not found.left_out or found.left_out_from is None:
+        return ""
+    begin, end = f"{found.left_out_from:%FT%H:%M}", f"{found.window.start:%FT%H:%M}"
+    return (
+        f"{found.left_out:,} windows from {begin} to {end} are left out, for no controller ran and only the newest are "
+        f"made up: onnxserve monitor backfill {endpoint} {monitor} --from {begin} --to {end}"
+    )
