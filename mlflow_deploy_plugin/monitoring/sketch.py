@@ -53,7 +53,7 @@ class ColumnSketch:
         registers: [1024] uint8, the HyperLogLog of the known values.
         minimum, maximum: of the numbers; NaN where there are none.
         finite: numbers that are neither missing nor infinite; mean, m2: of them, m2 the sum of squared deviations.
-        expected_type: that of the reference; empty where the reference lacks the column.
+        expected_type: that of the reference; empty where there are no bins.
     """
 
     name: str
@@ -89,11 +89,6 @@ class ColumnSketch:
     def unseen_values(self) -> dict[str, int]:
         """At most 20 of the categories that the reference lacks, the most frequent first, with their rows."""
         return dict(sorted(self.fresh.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN_VALUES])
-
-    @property
-    def is_new(self) -> bool:
-        """The reference has no such column."""
-        return not self.expected_type
 
     @property
     def is_retyped(self) -> bool:

@@ -23,6 +23,8 @@ from mlflow_deploy_plugin.monitoring.hourly import day_profile, day_windows
 from mlflow_deploy_plugin.monitoring.sketch import Profile, merge, sketch_batches
 from mlflow_deploy_plugin.monitoring.stored import profile_from_parquet, profile_to_parquet
 
+_CONFIGURED = ("SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS", "SPARK_REMOTE", "MASTER")
+_ALONE = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1", "spark.ui.enabled": "false"}
 _RESULT = "number long, profile binary, failure string"
 
 
@@ -30,7 +32,8 @@ def spark_session(master: str | None = None) -> Any:
     """The session that there is, or a new one.
 
     Args:
-        master: None: what spark-defaults.conf, `spark-submit` or the environment say, else this machine.
+        master: None: what `spark-submit`, spark-defaults.conf or the environment say (SPARK_HOME, SPARK_CONF_DIR,
+            PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER), else this machine, which then listens on no other address.
 
     Raises:
         NotInstalled: pyspark is not installed.
@@ -42,11 +45,12 @@ def spark_session(master: str | None = None) -> Any:
         raise NotInstalled("engine spark needs pyspark: pip install 'mlflow-onnxserve[spark]', and Java 17") from None
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName("onnxserve")
+    if master is None and not any(os.environ.get(name) for name in _CONFIGURED):
+        master = "local[*]"
     if master:
         builder = builder.master(master)
-        if master.startswith("local"):
-            builder = builder.config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1")
-            builder = builder.config("spark.ui.enabled", "false")
+        for name, value in _ALONE.items() if master.startswith("local") else ():
+            builder = builder.config(name, value)
     try:
         return builder.getOrCreate()
     except Exception as error:  # noqa: BLE001 - of Java, of py4j and of Spark, which share no class

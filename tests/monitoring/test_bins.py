@@ -1,6 +1,7 @@
 """Bins that are frozen on the reference, and distances over them."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.monitoring.bins import CategoryBins, OrderedBins, freeze_bins
@@ -82,3 +83,19 @@ def test_range_beyond_a_float_is_binned_without_a_warning():
     values = np.array([-1.7e308, 1.7e308, np.inf, *np.zeros(5), np.nan])
 
     assert isinstance(freeze_bins(Feature("x", "number", values)), CategoryBins)
+
+
+def test_the_bins_know_what_the_reference_holds():
+    bins = freeze_bins(numbers([*range(1000), np.nan]), "int64")
+    assert (bins.kind, bins.minimum, bins.maximum, bins.arrow_type) == ("number", 0, 999, "int64")
+
+    categories = freeze_bins(texts([f"id{number}" for number in range(5000)]))
+    assert (categories.kind, len(categories.codes), len(categories.reference_hashes)) == ("category", 50, 5000)
+
+
+def test_texts_of_arrow_fall_into_the_bins_of_the_same_texts():
+    values = [f"c{number % 70}" for number in range(700)]
+    bins = freeze_bins(texts(values))
+    some = ["c3", "c69", "new", ""]
+
+    assert bins.codes_of_texts(pa.array(some, pa.large_string())).tolist() == bins.encode(texts(some)).tolist()

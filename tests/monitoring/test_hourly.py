@@ -1,5 +1,6 @@
 """Profiles of whole hours, kept beside the log: a long window costs its bins, and never says what the log does not."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,7 +26,11 @@ CUT = parse_window("2013-01-01T05:20/2013-01-03T07:40")
 @pytest.fixture
 def days():
     rng = np.random.default_rng(0)
-    return [day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(DAYS)]
+    days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(DAYS)]
+    for number, day in enumerate(days):  # five hours of each, since each hour is a file
+        start = FIRST_DAY + timedelta(days=number)
+        day["_event_time"] = [start + timedelta(hours=3) + (time - start) * 5 / 24 for time in day["_event_time"]]
+    return days
 
 
 @pytest.fixture
@@ -115,6 +120,15 @@ def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(log, bi
     (Path(log.root) / "_sketches").write_text("a file where the folder would be")
 
     assert_same(profile(log, bins), expected(bins, days))
+
+
+def test_two_that_sketch_at_once_do_no_harm(log, bins, days):
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: profile(open_log(log.shown), bins), range(8)))
+
+    for one in [*made, profile(log, bins)]:
+        assert_same(one, expected(bins, days))
+    assert len(list(Path(log.root).glob("_sketches/**/*"))) == len(stored(log)) * 2 + 2  # no temporary file is left
 
 
 def test_versions_are_kept_apart_and_counted(log, bins, days, writer):

@@ -128,11 +128,8 @@ def test_new_and_vanished_columns_are_seen():
     profile = sketch({"x": [1.0, 2.0], "gone": ["a", "b"]}, {"x": [1.0], "new": ["a"]})
 
     assert set(profile.columns) == {"x", "new"}
-    assert (profile.columns["new"].is_new, profile.columns["new"].kind, profile.columns["x"].is_new) == (
-        True,
-        "other",
-        False,
-    )
+    assert [profile.columns[name].expected_type for name in ("new", "x")] == ["", "double"]
+    assert (profile.columns["new"].kind, profile.columns["new"].arrow_type) == ("other", "string")
 
 
 @pytest.mark.parametrize(

@@ -80,11 +80,11 @@ class Grid(NamedTuple):
     def steps(self) -> int:
         return self.windows * self.window_steps if self.keeps_steps else 0
 
-    def choose(self, numbers: Array) -> Array:
-        """At most `max_blocks` of the windows, evenly."""
-        if len(numbers) <= self.max_blocks:
-            return numbers
-        chosen: Array = numbers[np.linspace(0, len(numbers) - 1, self.max_blocks).astype(np.int64)]
+    def choose(self, count: int) -> Array:
+        """The places of at most `max_blocks` of so many windows, evenly."""
+        if count <= self.max_blocks:
+            return np.arange(count)
+        chosen: Array = np.linspace(0, count - 1, self.max_blocks).astype(np.int64)
         return chosen
 
     def starts_us(self, numbers: Array) -> tuple[int, ...]:
@@ -130,7 +130,7 @@ def cut(bins: Mapping[str, Bins], table: pa.Table, times: Array | None, start_us
         return Pieces((), (), (), start_us, length_us // steps // 1_000_000, steps, total)
     over = grid(bins, start_us, length_us, int(times.min()), int(times.max()))
     present, groups = np.unique((times - over.start_us) // length_us, return_inverse=True)
-    chosen = over.choose(np.arange(len(present)))
+    chosen = over.choose(len(present))
     places = np.full(len(present), -1)
     places[chosen] = np.arange(len(chosen))
     inside = places[groups] >= 0
@@ -160,7 +160,7 @@ def assemble(over: Grid, parts: Iterable[tuple[int, Profile]]) -> Pieces:
     steps: dict[int, list[Profile]] = {}
     windows: dict[int, list[Profile]] = {}
     total: dict[int, list[Profile]] = {}
-    is_block = set(over.choose(np.arange(over.windows)).tolist())
+    is_block = set(over.choose(over.windows).tolist())
     for begin_us, profile in parts:
         if not profile.rows:
             continue
