@@ -216,9 +216,11 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
         raise InvalidConfig("--due judges what is due, in lines: it takes neither --window nor -o")
     with _deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.by_hand import find_monitor, run_due
+        from mlflow_deploy_plugin.monitoring.alerts import tell
 
         found = find_monitor(deployments, name, monitor_name)
         states = [taken.state for taken in run_due(deployments, found, click.echo)]
+        tell(deployments.store, deployments.settings)
     if not states:
         click.echo(f"{name}: monitor {found.name}: nothing is due")
     sys.exit(0 if set(states) <= {"judged"} else 1)
