@@ -4,12 +4,14 @@
     mlflow run . -e replay -P months=1-9 -P inject=celsius:6
 
 Flights are sent in event time, at high speed; what really happened follows a day late by POST /feedback. The controller
-judges drift week by week, and accuracy every two; an alarm starts a training, whose version goes through its gate and a
-rollout. The accuracy by month, with the loop and without it, is logged to MLflow as a table and a plot. Nothing is
-injected unless `inject` says so.
+judges accuracy every four weeks, and drift in the last of them; an alarm starts a training, whose version goes through
+its gate and a rollout. The accuracy by month, with the loop and without it, is logged to MLflow as a table and a plot.
+Nothing is injected unless `inject` says so.
 """
 
 import argparse
+import signal
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -167,10 +169,11 @@ def main() -> None:
     parser.add_argument("--at-least", type=float, default=default.at_least, help="accuracy below it is an alarm")
     parser.add_argument("--max-iter", type=int, default=default.max_iter, help="boosted trees of a version")
     parser.add_argument("--min-requests", type=int, default=default.min_requests, help="of a rollout's step")
-    parser.add_argument("--batch", type=int, default=5, help="flights a request")
+    parser.add_argument("--batch", type=int, default=10, help="flights a request")
     parser.add_argument("--sample", type=int, default=1, help="only each so many-th flight")
     parser.add_argument("--endpoint", default="", help="its name; default: one of this run's own")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # its server and controller end with it
     with plain_errors(), mlflow.start_run() as run, tempfile.TemporaryDirectory() as name:
         setting = Setting(
             # a log with the flights of an earlier replay would have all of them twice

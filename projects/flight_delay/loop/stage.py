@@ -39,12 +39,12 @@ class Setting:
 
     endpoint: str = "flights-replay"
     model: str = "flight-delay-replay"
-    every: str = "14d"
+    every: str = "28d"
     drift_every: str = "7d"
     at_least: float = 0.75
     mode: str = "full"
     max_iter: int = 60
-    min_requests: int = 30
+    min_requests: int = 20
 
     @property
     def uri(self) -> str:

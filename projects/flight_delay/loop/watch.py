@@ -39,13 +39,12 @@ def until_logged(log: InferenceLog, endpoint: str, window: Window, rows: int) ->
 
 
 def judge(store: Store, setting: Setting, window: Window) -> list[MonitorWindow]:
-    """Asks for the verdicts on accuracy in the window and on drift in its parts, and gives them. Raises NotReady."""
+    """Asks for the verdicts on accuracy in the window and on drift in its last part; gives them. Raises NotReady."""
     monitors, length = Monitors(store), timedelta(seconds=duration_seconds(setting.drift_every))
-    count = round((window.end - window.start) / length)
-    asked = [monitors.add(setting.endpoint, ACCURACY, window.start, window.end)]
-    for place in range(count):
-        start = window.start + place * length
-        asked.append(monitors.add(setting.endpoint, DRIFT, start, start + length))
+    asked = [
+        monitors.add(setting.endpoint, DRIFT, window.end - length, window.end),
+        monitors.add(setting.endpoint, ACCURACY, window.start, window.end),
+    ]
     wanted, found = {one.id for one in asked}, []
 
     def are_judged() -> bool:
