@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.controller.who import controller_name
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 from mlflow_deploy_plugin.registry.runs import LoggedRun
@@ -25,6 +26,10 @@ from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
 _log = logging.getLogger(__name__)
 
 _BUDGET = timedelta(days=30)
+
+
+class _BudgetSpent(InvalidConfig):
+    """Training again and again has not helped: a person is asked."""
 
 
 def consider(
@@ -59,6 +64,9 @@ def consider(
         _check_budget(Retrainings(deployments.store), plan.model, spec.retrain, clock())
         return _add(deployments.store, judgement.monitor, plan, cause, clock())
     except (NotFound, InvalidConfig, NotReady, AlreadyExists) as error:
+        if isinstance(error, _BudgetSpent):
+            text = f"{plan.endpoint}: {error.message}"
+            announce(deployments.store, plan.endpoint, judgement.monitor, text, run.url)
         _refuse(deployments.store, plan, cause, error.message, clock())
         return None
 
@@ -153,7 +161,7 @@ def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: 
         raise InvalidConfig(f"model {model} cools down until {free_at:%Y-%m-%d %H:%M:%S}Z ({spec.cooldown})")
     recent = sum(one.created_at > now - _BUDGET for one in found)
     if recent >= spec.max_runs:
-        raise InvalidConfig(
+        raise _BudgetSpent(
             f"model {model} was trained {recent} times in 30 days, and max_runs is {spec.max_runs}: somebody has to "
             "look; `onnxserve retrain NAME` starts one by hand"
         )

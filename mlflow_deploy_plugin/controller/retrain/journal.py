@@ -18,7 +18,8 @@ def plan_of(retraining: Retraining) -> RetrainPlan:
 def began(plan: RetrainPlan, cause: dict[str, Any], now: datetime) -> AuditEvent:
     """The event of a retraining's beginning: what it was caused by."""
     detail = {key: cause[key] for key in ("monitor", "window", "verdict", "report") if cause.get(key)}
-    return _event("retrain.start", plan, "", plan.actor, now, cause["why"], detail | {"mode": plan.mode})
+    event = _event("retrain.start", plan, "", plan.actor, now, cause["why"], detail)
+    return replace(event, before=f"version {plan.base_version}", after=f"{plan.mode} training")
 
 
 def refused(plan: RetrainPlan, cause: dict[str, Any], why: str, now: datetime) -> AuditEvent:
@@ -30,10 +31,12 @@ def refused(plan: RetrainPlan, cause: dict[str, Any], why: str, now: datetime) -
 def running(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
     """The event of the run that trains."""
     figures = retraining.figures
-    names = ("rows", "held_out_rows", "window", "attempt")
+    names = ("held_out_rows", "window", "attempt")
     detail = {"retraining": retraining.id} | {name: figures[name] for name in names if name in figures}
-    event = _event("retrain.run", plan_of(retraining), "", actor, now, str(retraining.cause["why"]), detail)
-    return replace(event, after=f"run {retraining.run_id}")
+    plan = plan_of(retraining)
+    why = f"retraining {retraining.id} learns {figures['rows']:,} labelled rows up to {figures['window'].split('/')[1]}"
+    event = _event("retrain.run", plan, "", actor, now, why, detail)
+    return replace(event, before=f"version {plan.base_version}", after=f"run {retraining.run_id}")
 
 
 def registered(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:

@@ -1,14 +1,11 @@
 """The gate of a candidate: the model's policy, beside what is served, on the newest labelled rows."""
 
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.gate.result import Verdict
 from mlflow_deploy_plugin.gate.run import Chosen, Gated, choose_policy, judge_and_log
-from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.registry.promote import registered
 from mlflow_deploy_plugin.registry.resolve import resolve
 from mlflow_deploy_plugin.store import Store
-from mlflow_deploy_plugin.store.retrainings import Retraining
 
 
 def judge_candidate(plan: RetrainPlan, version: str, dataset: str, target: str, actor: str, store: Store) -> Gated:
@@ -37,9 +34,3 @@ def figures_of(verdict: Verdict) -> dict[str, float]:
         for name, value in check.figures.items()
         if isinstance(value, int | float)
     }
-
-
-def tell(deployments: Deployments, plan: RetrainPlan, one: Retraining, reason: str) -> None:
-    """Tells people that a version waits for them."""
-    text = f"{plan.model} version {one.version} is proposed: {reason}"
-    announce(deployments.store, plan.endpoint, one.monitor, text)

@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, State
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import AlreadyExists, OnnxserveError
 from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, tag_version
 from mlflow_deploy_plugin.store import AuditEvent, Rollout
 from mlflow_deploy_plugin.store.database import utc_now
@@ -62,6 +63,8 @@ class Steps:
         work[retraining.state](retraining)
 
     def fail(self, retraining: Retraining, reason: str) -> None:
+        """Ends it; people are told."""
+        self._tell(retraining, f"retraining {retraining.id} of {retraining.model} has failed: {reason}")
         self._end(retraining, "failed", reason)
 
     def folder(self, retraining: Retraining) -> Path:
@@ -182,9 +185,15 @@ class Steps:
         """The end of a version that no rollout brings: its tag says what it is."""
         plan = journal.plan_of(one)
         tag_version(plan.model, one.version, CANDIDATE_TAG, state)
-        self._end(one, state, reason)
         if state == "proposed":
-            judged.tell(self.deployments, plan, one, reason)
+            self._tell(one, f"{plan.model} version {one.version} is proposed: {reason}")
+        self._end(one, state, reason)
+
+    def _tell(self, one: Retraining, text: str) -> None:
+        """Tells people, once, before it is written down that they were told."""
+        link = str(one.figures.get("gate_report") or one.cause.get("report", ""))
+        is_page = link.startswith(("http://", "https://"))
+        announce(self.deployments.store, one.endpoint, one.monitor, f"{one.endpoint}: {text}", link if is_page else "")
 
     def _end(self, one: Retraining, state: State, reason: str) -> None:
         now = self.clock()
