@@ -132,3 +132,16 @@ def test_the_page_of_the_version_leads_to_the_report(reader: Reader) -> None:
     reader.picture("version")
     assert link.get_attribute("href") == f"{url}/artifacts/report.html"
     assert "onnxserve: what follows is replaced" not in reader.page.inner_text("body")
+
+
+def test_mlflow_draws_all_windows_of_a_monitor_over_time(reader: Reader) -> None:
+    for day, score in enumerate([0.5, 1.2, 0.8, 6.5, 2.0]):
+        log(judgement_of(day, endpoint="taxis", temperature=score), Evidence())
+    experiment = MlflowClient().get_experiment_by_name("onnxserve/taxis").experiment_id
+    (run,) = MlflowClient().search_runs([experiment], "tags.`onnxserve.series` = 'windows'")
+
+    reader.page.goto(f"{reader.mlflow.url}/#/experiments/{experiment}/runs/{run.info.run_id}/model-metrics")
+
+    expect(reader.page.get_by_text("distribution/temperature").first).to_be_visible()
+    expect(reader.page.locator(".scatterlayer .trace").first).to_be_attached()
+    reader.picture("series")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.monitoring.reports.metrics import metrics_of
 from mlflow_deploy_plugin.monitoring.reports.page import PAGE, with_picture
+from mlflow_deploy_plugin.monitoring.reports.series import log_series
 from mlflow_deploy_plugin.monitoring.reports.trend import MOST_WINDOWS, PastWindow, series_of, trend_picture
 from mlflow_deploy_plugin.monitoring.reports.versions import lead_to_report
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
@@ -54,6 +55,7 @@ def log_judgement(judgement: Judgement, files: Mapping[str, str | bytes]) -> Log
         _identity(judgement),
         (VERDICT_TAG, judgement.state),
     ).log(f"{judgement.monitor} {judgement.window}", _tags(judgement), log_content)
+    log_series(judgement, figures)
     lead_to_report(judgement, report_link(run))
     return run
 

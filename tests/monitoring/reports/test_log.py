@@ -21,9 +21,14 @@ from support.tracking import tracking_at
 from support.waiting import free_port
 
 
-def runs_of(client, endpoint):
+def all_runs_of(client, endpoint):
     experiment = client.get_experiment_by_name(f"onnxserve/{endpoint}")
     return client.search_runs([experiment.experiment_id]) if experiment else []
+
+
+def runs_of(client, endpoint):
+    """Those of windows."""
+    return [run for run in all_runs_of(client, endpoint) if "onnxserve.series" not in run.data.tags]
 
 
 def artifact(run_id, name):
@@ -187,6 +192,21 @@ def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient):
     past = past_windows(judgement_of(2, "past", temperature=1.0))
 
     assert sorted((window.start.day, window.figures["statistic"]) for window in past) == [(1, 1.0), (2, 9.0)]
+
+
+def test_one_run_more_has_all_windows_of_a_monitor_over_time(tracking: MlflowClient):
+    given = [judgement_of(day, "series", temperature=score) for day, score in enumerate([1.0, 2.0, 9.0])]
+    for judgement in (given[0], given[1], given[1], given[2]):
+        log_judgement(judgement, {})
+
+    (series,) = [run for run in all_runs_of(tracking, "series") if "onnxserve.series" in run.data.tags]
+
+    points = tracking.get_metric_history(series.info.run_id, "statistic")
+    assert [(point.timestamp, point.value) for point in points] == [
+        (judgement.window.end_us // 1000, score) for judgement, score in zip(given, [1.0, 2.0, 9.0], strict=True)
+    ]
+    assert [point.step - points[0].step for point in points] == [0, 1, 2]
+    assert (series.info.run_name, series.info.status) == ("daily: all windows", "FINISHED")
 
 
 def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient):

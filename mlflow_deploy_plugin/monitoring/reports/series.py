@@ -1,0 +1,42 @@
+"""All windows of a monitor as one more run: MLflow draws a run's metrics over time, and of a single window a point.
+
+Its metrics are those of the windows, each at the window's end, with the number of the window as the step.
+"""
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.registry.once import RunOnce
+from mlflow_deploy_plugin.registry.runs import log_figures, project_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_MOST_METRICS = 300  # more than a person looks at, and no more than one call's worth for every window
+
+
+def log_series(judgement: Judgement, figures: Mapping[str, float]) -> None:
+    """Adds the window's metrics; again the same changes nothing.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer.
+    """
+    if project_run():
+        return  # there, everything would go to the run of the project
+    end, length = judgement.window.end_us, judgement.window.end_us - judgement.window.start_us
+
+    def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
+        log_figures(client, run_id, "", islice(figures.items(), _MOST_METRICS), end // 1000, end // length)
+
+    RunOnce(
+        f"the experiment of endpoint {judgement.endpoint}",
+        f"onnxserve/{judgement.endpoint}",
+        {
+            "onnxserve.endpoint": judgement.endpoint,
+            "onnxserve.monitor": judgement.monitor,
+            "onnxserve.series": "windows",
+        },
+        ("onnxserve.series.until", judgement.window.end.isoformat()),
+    ).log(f"{judgement.monitor}: all windows", {"onnxserve.kind": judgement.kind}, log_content)
