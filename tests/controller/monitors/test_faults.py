@@ -81,7 +81,8 @@ class Machine:
         """How many runs each window's revision has in MLflow."""
         client = MlflowClient(self.tracking_uri)
         experiment = client.get_experiment_by_name(f"onnxserve/{endpoint}")
-        runs = client.search_runs([experiment.experiment_id]) if experiment is not None else []
+        of_windows = "tags.`onnxserve.window.start` != ''"
+        runs = client.search_runs([experiment.experiment_id], of_windows) if experiment is not None else []
         return Counter(
             (run.data.tags["onnxserve.window.start"], run.data.tags["onnxserve.window.revision"]) for run in runs
         )
