@@ -1,0 +1,43 @@
+"""The replay in short: flights answered, labelled a day late, judged, learned and served, with no request lost."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.cli import main
+from projects.flight_delay.loop.stage import Setting
+from projects.flight_delay.replay import replay
+from support.deploying import empty_home
+from support.mlflow_server import MlflowServer
+from support.tracking import DEFAULT_EXPERIMENT
+
+pytestmark = pytest.mark.long
+
+
+def test_a_replay_finds_out_trains_gates_promotes_and_loses_no_request(
+    tracking: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "outcome"
+    folder.mkdir()
+    # no model is right about 99 of 100 flights, so that the first window is an alarm; ten trees are trained in seconds
+    setting = Setting(every="7d", at_least=0.99, max_iter=10, min_requests=3)
+    with empty_home(tmp_path), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
+        result = replay(setting, "6", None, batch=5, every_day=6, folder=folder)
+        story = CliRunner().invoke(main, ["history", setting.endpoint]).output
+    assert result.counts.lost == 0
+    assert result.counts.labels_lost == 0
+    assert result.counts.labels == result.counts.flights == sum(result.counts.by_version.values())
+    assert len(result.counts.by_version) >= 2  # a new version answered
+    assert any(state.endswith("promoted") for state in result.states)
+    assert {one.verdict for one in result.weeks if one.monitor == "accuracy"} >= {"violated"}
+    actions = [line.split()[3] for line in story.splitlines() if not line.startswith(" ")]
+    links = ["retrain.start", "retrain.run", "retrain.version", "gate", "rollout.start", "alias", "rollout.end"]
+    places = [actions.index(link, actions.index("retrain.start")) for link in links]
+    assert places == sorted(places)
+    assert (folder / "accuracy_by_month.png").stat().st_size < 200_000
+    version = MlflowClient().get_model_version_by_alias(setting.model, "champion")
+    assert version.tags["onnxserve.parent"].startswith(f"models:/{setting.model}/")
+    assert version.tags["onnxserve.cause"].startswith("monitor accuracy, ")

@@ -1,0 +1,79 @@
+"""The rows that a training learns: the built-in months, and what was captured."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, LABEL, WEATHER, load_flights, months
+from projects.flight_delay.loop.changes import parse_injection
+from projects.flight_delay.material import gather, parse_months, read_labelled
+
+
+@pytest.fixture(scope="module")
+def flights() -> pd.DataFrame:
+    return load_flights()
+
+
+@pytest.fixture
+def captured(flights: pd.DataFrame, tmp_path: Path) -> Path:
+    """Flights of March and April as the inference log has them: numbers in 32 bits."""
+    some = months(flights, 3, 4).iloc[::50]
+    rows = some[list(FEATURES)].astype(dict.fromkeys(WEATHER, "float32"))
+    rows["_label"], rows["_label_number"] = some[LABEL].map({True: "1", False: "0"}), some[LABEL].astype(float)
+    rows["_event_time"] = some[EVENT_TIME]
+    path = tmp_path / "data.parquet"
+    rows.to_parquet(path)
+    return path
+
+
+def test_captured_rows_come_back_as_the_flights_that_they_were(flights: pd.DataFrame, captured: Path) -> None:
+    found = gather(7, "1-3", str(captured))
+    april = months(flights, 3, 4).iloc[::50]
+    april = april[april[DAY].dt.month == 4].reset_index(drop=True)
+    assert len(found.digest) == 64
+    pd.testing.assert_frame_equal(found.new, april)
+    assert len(found.all) == len(found.built_in) + len(april)
+    assert found.all[EVENT_TIME].is_monotonic_increasing
+
+
+def test_without_captured_rows_the_built_in_months_are_learned_alone(flights: pd.DataFrame) -> None:
+    found = gather(7, "1-3", "")
+    assert (len(found.new), found.digest) == (0, "")
+    assert found.all is found.built_in
+    assert len(found.built_in) + len(found.held_out) == len(months(flights, 1, 3))
+
+
+def test_a_file_that_is_no_labelled_flights_is_said(flights: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    with pytest.raises(InvalidConfig, match="cannot be read"):
+        read_labelled(path, flights)
+    pd.DataFrame({"carrier": ["AA"]}).to_parquet(path)
+    with pytest.raises(InvalidConfig, match="lack the columns origin, dest"):
+        read_labelled(path, flights)
+
+
+@pytest.mark.parametrize(("text", "months_"), [("1-3", (1, 3)), ("4", (4, 4)), ("4.0", (4, 4))])
+def test_months_are_read_as_people_and_mlflow_write_them(text: str, months_: tuple[int, int]) -> None:
+    assert parse_months(text) == months_
+
+
+@pytest.mark.parametrize("text", ["", "0-3", "3-1", "1-13", "spring"])
+def test_what_is_no_range_of_months_is_said(text: str) -> None:
+    with pytest.raises(InvalidConfig, match="wanted is a month of 2013 or a range of them"):
+        parse_months(text)
+
+
+def test_an_injected_change_begins_with_its_month_and_says_that_it_is_injected(flights: pd.DataFrame) -> None:
+    some = months(flights, 6, 7)
+    injection = parse_injection("celsius:7")
+    assert injection is not None
+    assert str(injection) == "injected from month 7 on: temp and dewp come in °C instead of °F"
+    changed, july = injection.apply(some), some[DAY].dt.month == 7
+    pd.testing.assert_frame_equal(changed[~july], some[~july])
+    np.testing.assert_allclose(changed.loc[july, "temp"] * 1.8 + 32, some.loc[july, "temp"])
+    assert parse_injection("") is None
+    with pytest.raises(InvalidConfig, match="KIND:MONTH is expected"):
+        parse_injection("snow:7")
