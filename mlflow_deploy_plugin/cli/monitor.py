@@ -219,7 +219,10 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
         from mlflow_deploy_plugin.monitoring.alerts import tell
 
         found = find_monitor(deployments, name, monitor_name)
-        states = [taken.state for taken in run_due(deployments, found, click.echo)]
+        try:
+            states = [taken.state for taken in run_due(deployments, found, click.echo)]
+        finally:
+            tell(deployments.store, deployments.settings)
         tell(deployments.store, deployments.settings)
     if not states:
         click.echo(f"{name}: monitor {found.name}: nothing is due")
