@@ -40,8 +40,11 @@ def _csv(schema: pa.Schema, file: IO[bytes]) -> Iterator[Write]:
 @contextmanager
 def _jsonl(schema: pa.Schema, file: IO[bytes]) -> Iterator[Write]:
     def write(batch: pa.RecordBatch) -> None:
-        for row in batch.to_pylist():
-            file.write(orjson.dumps(row, default=_as_json, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z))
+        columns = [_flat(column) if pa.types.is_timestamp(column.type) else column for column in batch.columns]
+        rows = zip(*(column.to_pylist() for column in columns), strict=True)
+        names = schema.names
+        lines = [orjson.dumps(dict(zip(names, row, strict=True)), default=_as_json) for row in rows]
+        file.write(b"\n".join([*lines, b""]))
 
     yield write
 

@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.inference_log.rows import Vanished, read_file
 from mlflow_deploy_plugin.inference_log.schemas import conform
 
 LABEL, LABEL_NUMBER = "_label", "_label_number"
+_BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
 _ORDER = ("_received_time", "_segment", "_offset")
 _SLACK = timedelta(days=1)
 """Two machines' clocks may differ: a label may seem to have come before its prediction, but not by more."""
@@ -114,13 +115,8 @@ class RowNames:
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
-        has_ids = len(table) and "_prediction_id" in table.column_names
-        ids = text_hashes(table.column("_prediction_id")) if has_ids else np.zeros(len(table), np.uint64)
-        self._names: dict[tuple[str, ...], Array] = {
-            ("_prediction_id",): ids,
-            ("_prediction_id", "_row"): mix(ids, _unsigned(table.column("_row"))),
-        }
-        self._distinct = {kind: np.unique(hashes) for kind, hashes in self._names.items()}
+        self._names: dict[tuple[str, ...], Array | None] = {}
+        self._distinct: dict[tuple[str, ...], Array] = {}
 
     @property
     def earliest_label(self) -> datetime | None:
@@ -148,7 +144,9 @@ class RowNames:
         names = labels.column("_name").to_numpy()
         by_name = np.argsort(names)
         best = np.full(len(self._table), -1, dtype=np.int64)
-        for hashes in self._names.values():
+        for kind in self._distinct:
+            if (hashes := self._names_of(kind)) is None:
+                continue
             positions = np.minimum(np.searchsorted(names[by_name], hashes), len(names) - 1)
             found = by_name[positions]
             best = np.maximum(best, np.where(names[found] == hashes, found, -1))
@@ -157,14 +155,25 @@ class RowNames:
     def of_kind(self, kind: tuple[str, ...]) -> Array:
         """[M] uint64, ascending: what labels of this kind may call the rows."""
         if kind not in self._distinct:
-            keys = row_keys(self._table, kind)
-            self._names[kind] = text_hashes(keys) if keys is not None and len(keys) else np.empty(0, np.uint64)
-            if keys is None:
-                del self._names[kind]
-                self._distinct[kind] = np.empty(0, np.uint64)
-            else:
-                self._distinct[kind] = np.unique(self._names[kind])
+            hashes = self._names_of(kind)
+            self._distinct[kind] = np.empty(0, np.uint64) if hashes is None else np.unique(hashes)
         return self._distinct[kind]
+
+    def _names_of(self, kind: tuple[str, ...]) -> Array | None:
+        """[N] uint64: what labels of this kind call each row; None: they are of columns that the rows lack."""
+        if kind not in self._names:
+            self._names[kind] = self._hashed(kind)
+        return self._names[kind]
+
+    def _hashed(self, kind: tuple[str, ...]) -> Array | None:
+        if not len(self._table) or not set(kind) <= set(self._table.column_names):
+            return None
+        if kind == _BY_ID:
+            return text_hashes(self._table.column("_prediction_id"))
+        if kind == _BY_ROW:
+            ids = self._names_of(_BY_ID)
+            return None if ids is None else mix(ids, _unsigned(self._table.column("_row")))
+        return text_hashes(row_keys(self._table, kind))
 
 
 def named(labels: pa.Table) -> Iterator[tuple[tuple[str, ...], Array, Array]]:
@@ -173,14 +182,10 @@ def named(labels: pa.Table) -> Iterator[tuple[tuple[str, ...], Array, Array]]:
     has_row = np.asarray(pc.is_valid(labels.column("_row")))
     has_key = np.asarray(pc.is_valid(labels.column("_key"))) & ~has_id
     if (alone := np.flatnonzero(has_id & ~has_row)).size:
-        yield ("_prediction_id",), alone, text_hashes(labels.column("_prediction_id").take(pa.array(alone)))
+        yield _BY_ID, alone, text_hashes(labels.column("_prediction_id").take(pa.array(alone)))
     if (exact := np.flatnonzero(has_id & has_row)).size:
         part = labels.take(pa.array(exact))
-        yield (
-            ("_prediction_id", "_row"),
-            exact,
-            mix(text_hashes(part.column("_prediction_id")), _unsigned(part.column("_row"))),
-        )
+        yield _BY_ROW, exact, mix(text_hashes(part.column("_prediction_id")), _unsigned(part.column("_row")))
     if has_key.any():
         keyed = np.flatnonzero(has_key)
         texts = labels.column("_key").take(pa.array(keyed))
@@ -201,10 +206,8 @@ def last_ones(labels: pa.Table) -> pa.Table:
     return labels.filter(pa.array(is_last))
 
 
-def row_keys(table: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray | None:
-    """[N] the keys of the rows as `labels.canonical_key` writes them; None: the table lacks a column."""
-    if not set(columns) <= set(table.column_names):
-        return None
+def row_keys(table: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray:
+    """[N] the keys of the rows as `labels.canonical_key` writes them."""
     names = sorted(columns)
     parts: list[pa.Array | pa.ChunkedArray | str] = []
     for position, name in enumerate(names):

@@ -89,7 +89,7 @@ def test_json_lines(writer: LogWriter) -> None:
     assert json.loads(result.stdout) == {
         "x": 0.0,
         "probs": [0.25, 0.75],
-        "_event_time": "2013-07-01T00:00:00Z",
+        "_event_time": "2013-07-01T00:00:00.000000Z",
         "nan": None,
     }
 
