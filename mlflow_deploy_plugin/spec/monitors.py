@@ -59,6 +59,9 @@ class RetrainSpec(Part):
     env_manager: Literal["virtualenv", "uv", "conda", "local"] = Field(
         default="virtualenv", description="As `mlflow run --env-manager`."
     )
+    schedule: str | None = Field(
+        default=None, description="Trains at these times too, as crontab says them (0 3 * * 1), in the monitor's zone."
+    )
     cooldown: Duration = Field(default="1d", description="At least so long between two runs for one model.")
     max_runs: int = Field(default=10, ge=1, description="Runs for one model in 30 days; beyond it a person is asked.")
     timeout: Duration = Field(default="6h", description="A run that takes longer is ended.")

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import MonitorSpec, new_endpoint
+from mlflow_deploy_plugin.spec import MonitorSpec, apply_config, new_endpoint
 from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
 from support.gated import COLUMNS, TRUTH, labelled, write_classifier
@@ -83,6 +83,15 @@ class RetrainingWorld:
     def spec(self, **fields: Any) -> MonitorSpec:
         retrain = {"project": str(self.project), "env_manager": "local", **fields}
         return MonitorSpec.model_validate({"kind": "performance", "require": ["accuracy>=0.9"], "retrain": retrain})
+
+    def monitor(self, name: str = "accuracy", **fields: Any) -> None:
+        """Gives the endpoint a monitor with this `retrain`."""
+        retrain = {"project": str(self.project), "env_manager": "local", **fields}
+        config = {f"monitors.{name}.retrain.{field}": value for field, value in retrain.items()}
+        config |= {f"monitors.{name}.kind": "performance", f"monitors.{name}.require": "accuracy>=0.9"}
+        stored = self.deployments.store.endpoint(ENDPOINT)
+        assert stored is not None
+        self.deployments.store.replace_spec(apply_config(stored.spec, config))
 
     def judgement(self, state: str = "violated", version: str = "1", window: Window = DAY) -> Judgement:
         return Judgement(

@@ -2,6 +2,7 @@
 
 plan.py       what is to be done, and what caused it
 consider.py   whether an alarm starts one: cool-down, budget, one at a time; and those that a person asks for
+scheduled.py  those that a schedule asks for
 material.py   the labelled rows that are learned, and those that are held out
 child.py      the process that trains
 tracked.py    the run and the version in MLflow

@@ -5,6 +5,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from mlflow_deploy_plugin.controller.retrain.scheduled import ask_for_due
 from mlflow_deploy_plugin.controller.retrain.steps import Steps, reason_of
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, RegistryUnavailable, StoreUnavailable
@@ -34,7 +35,7 @@ _process = _Process()
 
 
 def advance(deployments: Deployments, actor: str) -> None:
-    """Takes every retraining that has not ended one step further; never waits for one.
+    """Begins what a schedule asks for, and takes every retraining that has not ended further; never waits for one.
 
     To be called again and again by whoever has the controller's lease. What a step was doing when the process ends is
     done again by the next one that calls.
@@ -42,6 +43,7 @@ def advance(deployments: Deployments, actor: str) -> None:
     Raises:
         StoreUnavailable: it cannot be seen what there is to do.
     """
+    ask_for_due(deployments, actor)
     live = Retrainings(deployments.store).find(live=True)
     with _process.lock:
         for one in live:

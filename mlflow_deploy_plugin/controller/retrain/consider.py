@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.registry.resolve import resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, RetrainSpec, duration_seconds
 from mlflow_deploy_plugin.store import Store, this_actor
@@ -89,7 +90,7 @@ def ask(
         window: default: the latest whole one of the monitor's length that has rows.
 
     Raises:
-        NotFound: no such endpoint or monitor.
+        NotFound / RegistryUnavailable: no such endpoint or monitor, or nobody says which version is served.
         InvalidConfig: no monitor says how the model is trained, or its endpoint serves no registered model.
         AlreadyExists: the model is being trained already.
     """
@@ -103,11 +104,9 @@ def ask(
     reference = parse_model_uri(spec.variants[main].model)
     if not reference.is_registered:
         raise InvalidConfig(f"endpoint {endpoint!r} serves no registered model, and only versions of one are trained")
-    version = see(observed).versions.get(main)
-    if version is None:
-        raise NotReady(f"endpoint {endpoint!r} does not say which version it serves: start it, and ask again")
+    version = see(observed).versions.get(main) or resolve(spec.variants[main].model).version
     plan = plan_for(retrain, endpoint, reference.name, version, found.every, window, actor)
-    said = f"asked by {actor}" + (f": {why}" if why else "")
+    said = why if kind != "asked" else f"asked by {actor}" + (f": {why}" if why else "")
     return _add(deployments.store, name, plan, {"kind": kind, "monitor": name, "why": said}, utc_now())
 
 

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from mlflow_deploy_plugin.controller.retrain import ask, consider
+from mlflow_deploy_plugin.controller.retrain.scheduled import ask_for_due
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.store.database import utc_now
@@ -80,10 +81,37 @@ def test_beyond_the_budget_somebody_has_to_look(world: RetrainingWorld) -> None:
 
 
 def test_a_person_is_not_bound_by_cool_down_and_budget(world: RetrainingWorld) -> None:
+    world.monitor(max_runs=1)
+    consider(world.deployments, world.judgement(), world.run(), world.spec(max_runs=1))
+    ended(world)
+    asked = ask(world.deployments, ENDPOINT, mode="incremental", why="new carrier", actor="ada")
+    assert (asked.state, asked.spec["mode"], asked.spec["base_version"]) == ("waiting", "incremental", "1")
+    assert asked.cause["why"] == "asked by ada: new carrier"
+
+
+def test_what_nobody_can_train_is_said(world: RetrainingWorld) -> None:
     with pytest.raises(NotFound, match="there is no endpoint"):
         ask(world.deployments, "elsewhere")
     with pytest.raises(InvalidConfig, match="no monitor of endpoint 'flights' says how the model is trained"):
         ask(world.deployments, ENDPOINT)
+    world.monitor()
+    world.monitor("fairness")
+    with pytest.raises(InvalidConfig, match="say --monitor, one of accuracy, fairness"):
+        ask(world.deployments, ENDPOINT)
+    with pytest.raises(NotFound, match="no monitor 'speed'; it has accuracy, fairness"):
+        ask(world.deployments, ENDPOINT, "speed")
+
+
+def test_a_schedule_asks_once_for_each_of_its_times(world: RetrainingWorld) -> None:
+    world.monitor(schedule="0 3 * * *")
+    now = utc_now()
+    ask_for_due(world.deployments, "controller", now)
+    assert world.retrainings.find() == []
+    ask_for_due(world.deployments, "controller", now + timedelta(days=3))
+    assert world.latest().cause["why"] == "schedule 0 3 * * * of monitor accuracy"
+    ended(world)
+    ask_for_due(world.deployments, "controller", now)
+    assert len(world.retrainings.find()) == 1
 
 
 def test_the_store_lets_a_model_have_one_live_retraining(world: RetrainingWorld) -> None:
