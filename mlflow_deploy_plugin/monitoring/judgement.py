@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.monitoring.features import Feature
 from mlflow_deploy_plugin.spec import MonitorKind, MonitorSpec
 
 State = Literal["drift", "no drift", "violated", "kept", "not judged"]
-"""Of drift, prediction_drift and data_quality the first two; of the kinds that have `require`, the next two."""
+"""Of drift and prediction_drift the first two; of the kinds that have `require` the next two; of data_quality all."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "range", "criterion"]
 
 ALARMS = ("drift", "violated")

@@ -19,7 +19,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import rankdata
 
 from mlflow_deploy_plugin.monitoring.features import Array
-from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
+from mlflow_deploy_plugin.monitoring.kinds.intervals import ERROR_BEFORE, Measure
 from mlflow_deploy_plugin.monitoring.kinds.measures import CLASSIFICATION, LEAST, Classified, classification
 
 MIN_WINDOWS = 3
@@ -65,7 +65,7 @@ class Estimate:
                 f"{MIN_WINDOWS} are needed"
             )
         error = self.errors[name]
-        return Measure(name, value, value - error, value + error, rows, "largest error on earlier windows")
+        return Measure(name, value, value - error, value + error, rows, ERROR_BEFORE)
 
 
 def estimate(answers: Classified, earlier: Sequence[Earlier], names: Sequence[str] = CLASSIFICATION) -> Estimate | str:

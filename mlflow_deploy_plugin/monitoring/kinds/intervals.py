@@ -9,7 +9,7 @@ of the model; that of a day says nothing of the next.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from scipy.stats import norm, rankdata
@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.monitoring.features import Array
 
 Method = Literal["Wilson", "bootstrap", "DeLong", "largest error on earlier windows"]
 
+ERROR_BEFORE: Final = "largest error on earlier windows"
 RESAMPLES = 400
 _CHUNK = 2_000_000  # random numbers at a time
 _BOOTSTRAP_ROWS = 20_000

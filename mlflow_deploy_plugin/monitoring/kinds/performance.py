@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +32,9 @@ from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.spec import duration_seconds
 
 _EARLIER_WINDOWS = 8
+_LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
+_EPOCH, _TICK = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,19 +167,32 @@ def _estimate(window: _Window) -> "Estimate | str":
 
 
 def _earlier_tables(window: _Window) -> Iterator[pa.Table]:
-    """The labelled rows of the latest windows of the same length whose labels should be in."""
+    """The labelled rows of the latest windows of the same length that have enough of them."""
     question = window.question
-    length = question.window.length
-    seconds = duration_seconds(question.spec.labels_within) if question.spec.labels_within else 0
-    first = max(math.ceil(seconds / length.total_seconds()), 1)
-    for number in range(first, first + _EARLIER_WINDOWS):
-        past = Window(question.window.start - number * length, question.window.end - number * length)
+    found = 0
+    for past in _earlier_windows(question)[:_LOOKED_AT]:
         rows = question.log.labelled(question.endpoint, past, _EARLIER_ROWS)
         if rows is None or (rows.model, rows.version) != (window.rows.model, window.rows.version):
             continue
         answered = read_answers(rows.table, window.artifact)
         if not isinstance(answered, str) and answered.is_labelled.sum() >= question.spec.min_rows:
             yield rows.table.filter(pa.array(answered.is_labelled))
+            found += 1
+        if found == _EARLIER_WINDOWS:
+            return
+
+
+def _earlier_windows(question: Question) -> list[Window]:
+    """Those that have rows and whose labels should be in, the latest first."""
+    length = question.window.length
+    wait = timedelta(seconds=duration_seconds(question.spec.labels_within) if question.spec.labels_within else 0)
+    until = question.window.start - max(math.ceil(wait / length) - 1, 0) * length
+    numbers = set()
+    for hour in question.log.hours(question.endpoint, Window(_EPOCH, until)):
+        # so many windows lie between the judged one and the one of the hour's first, and last, microsecond
+        numbers |= {(question.window.start - one) // length for one in (hour.start + _TICK, hour.end)}
+    starts = [question.window.start - (number + 1) * length for number in sorted(numbers)]
+    return [Window(start, start + length) for start in starts if start + length <= until]
 
 
 def _figures(window: _Window, measured: Measured) -> dict[str, float]:

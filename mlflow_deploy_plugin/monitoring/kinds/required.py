@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mlflow_deploy_plugin.monitoring.judgement import Finding, State
-from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
+from mlflow_deploy_plugin.monitoring.kinds.intervals import ERROR_BEFORE, Measure
 from mlflow_deploy_plugin.spec.criteria import Requirement
 
 
@@ -59,7 +59,8 @@ def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def _reason(requirement: Requirement, measured: Measure, confidence: float, state: State) -> str:
-    interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}, {confidence:.4g})"
+    sure = "" if measured.method == ERROR_BEFORE else f", {confidence:.4g}"
+    interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}{sure})"
     said = f"{measured.value:.4g} of {measured.rows:,} rows, {interval}; required is {requirement.text}"
     if state == "kept" and not requirement.holds(measured.value):
         return f"{said}, which the interval does not exclude"
