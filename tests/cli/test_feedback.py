@@ -1,0 +1,147 @@
+"""`onnxserve feedback` as it is typed: by a real server, and straight into the log."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import requests
+from click.testing import CliRunner, Result
+from mlflow.deployments import BaseDeploymentClient
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.view import View, view_tables
+from mlflow_deploy_plugin.settings import load_settings
+from support.deploying import Models
+from support.inference_log import LogWriter
+from support.waiting import wait_until
+
+ROWS = 6
+
+
+@pytest.fixture(scope="module")
+def ids(home: BaseDeploymentClient, models: Models) -> list[str]:
+    """An endpoint `sums` that has answered a few requests of two rows; their X-Prediction-Ids."""
+    deployed = home.create_deployment("sums", models.once, config={"capture.mask": "b"})
+    answers = [
+        requests.post(
+            f"{deployed['url']}/invocations",
+            json={"dataframe_records": [{"a": number, "b": 1}, {"a": number, "b": 2}]},
+            timeout=60,
+        )
+        for number in range(ROWS // 2)
+    ]
+    wait_until(lambda: len(logged()) == ROWS, 60, "all rows are logged")
+    return [answer.headers["X-Prediction-Id"] for answer in answers]
+
+
+def logged() -> list[dict[str, Any]]:
+    """The rows of the log with their labels."""
+    log = open_log(load_settings().inference_log)
+    tables = view_tables(log, View("sums"), ["_prediction_id", "_row", "a", "_label", "_segment"])
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def labels() -> dict[tuple[float, int], str]:
+    return {(row["a"], row["_row"]): row["_label"] for row in logged() if row["_label"] is not None}
+
+
+def feedback(*arguments: str, given: str | None = None) -> Result:
+    return CliRunner().invoke(main, ["feedback", *arguments], input=given)
+
+
+def said(result: Result) -> str:
+    """The one line of a command that did nothing."""
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.strip().removeprefix("Error: ")
+
+
+def test_labels_go_by_the_server_and_what_is_bad_or_unmatched_is_said(ids: list[str], tmp_path: Path) -> None:
+    file, rejects = tmp_path / "labels.csv", tmp_path / "bad.jsonl"
+    file.write_text(f"prediction_id,row,label\n{ids[0]},0,1\n{ids[0]},1,0\n{ids[1]},,late\nunknown,0,1\n{ids[2]},0\n")
+
+    result = feedback("sums", "--file", str(file), "--rejects", str(rejects))
+
+    assert result.exit_code == 1
+    assert "sums: 4 labels accepted by http://" in result.stdout
+    assert "of 4 rows that they name, 3 are in the log, 1 unmatched and kept" in result.stdout
+    assert result.stderr.splitlines() == ["line 6: it has 2 fields, the header 3", "  1 bad rows were left out"]
+    assert json.loads(rejects.read_text()) == {
+        "place": "line 6",
+        "why": "it has 2 fields, the header 3",
+        "row": f"{ids[2]},0",
+    }
+    expected = {(0, 0): "1", (0, 1): "0", (1, 0): "late", (1, 1): "late"}
+    wait_until(lambda: labels() == expected, 60, "the labels are beside their rows")
+
+
+def test_a_masked_column_may_be_in_the_key(ids: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "labels.parquet"
+    pq.write_table(pa.table({"a": [2.0, 2.0, 2.0], "b": [1, 2, 3], "delayed": [True, False, True]}), file)
+
+    result = feedback("sums", "--file", str(file), "--key", "a,b", "--label-column", "delayed")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "of 3 rows that they name, 2 are in the log, 1 unmatched" in result.stdout
+    wait_until(lambda: labels().items() >= {(2, 0): "true", (2, 1): "false"}.items(), 60, "they are beside their rows")
+
+
+def test_a_row_that_the_server_refuses_is_named_and_the_others_are_taken(ids: list[str]) -> None:
+    lines = [
+        {"key": {"a": 2, "b": 1}, "label": "x"},
+        {"key": {"c": 2}, "label": 1},
+        {"prediction_id": ids[0], "label": 5},
+    ]
+
+    result = feedback("sums", "-f", "-", "-t", "jsonl", given="\n".join(map(json.dumps, lines)))
+
+    assert "sums: 2 labels accepted" in result.stdout
+    assert "of 2 rows that they name, 2 are in the log, none is unmatched" in result.stdout
+    assert result.stderr.splitlines()[0].startswith("line 2: key names 'c', which no logged row of sums has")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sums", "--key", "a,bb"), "--key names 'bb', which no logged row of sums has; did you mean 'b'?"),
+        (("sums",), "has no column 'prediction_id', it has a, b, label; see --id-column or --key"),
+        (("sums", "--key", "a", "--label-column", "late"), "has no column 'late'"),
+        (("sumz", "--key", "a"), "nothing is known of an endpoint 'sumz': did you mean 'sums'?"),
+        (("sums", "--key", "a", "--url", "http://127.0.0.1:9"), "there is no answer at http://127.0.0.1:9/"),
+        (("sums", "--key", "a", "--rejects", "no/such/bad.jsonl"), "the file no/such/bad.jsonl cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_brought(
+    ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    file = tmp_path / "labels.csv"
+    file.write_text("a,b,label\n1,2,3\n")
+    assert message in said(feedback(*arguments, "--file", str(file)))
+
+
+def test_a_file_that_is_not_there_or_of_no_kind_is_one_line(ids: list[str], tmp_path: Path) -> None:
+    assert "cannot be read: No such file" in said(feedback("sums", "--file", str(tmp_path / "none.csv")))
+    assert "say -t csv, jsonl or parquet" in said(feedback("sums", "--file", "labels.txt"))
+
+
+def test_where_no_server_runs_labels_go_straight_into_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    writer = LogWriter(tmp_path / "home" / "inference_log")
+    times = [datetime(2013, 7, 1, tzinfo=UTC)] * 2
+    writer.write({"_event_time": times, "flight": [7, 8], "a": [0.0, 1.0]}, endpoint="sums")
+    (tmp_path / "labels.csv").write_text("flight,label\n7,1\n9,1\n7,2\n")
+
+    result = feedback("sums", "--file", str(tmp_path / "labels.csv"), "--key", "flight")
+
+    assert result.exit_code == 0, result.output
+    assert f"sums: 3 labels accepted by {tmp_path / 'home' / 'inference_log'}" in result.stdout
+    assert "of 2 rows that they name, 1 are in the log, 1 unmatched and kept" in result.stdout
+    assert [row["_label"] for row in sorted(logged(), key=lambda row: row["a"])] == ["2", None]
+    silent = feedback("sums", "--file", str(tmp_path / "labels.csv"), "--key", "flight", "--no-match")
+    assert silent.stdout.count("\n") == 1
