@@ -29,7 +29,7 @@ class Mask:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._key = b""
+        self._keyed: Any = None  # keyed once: a copy of it costs half of what a new one does
 
     def column(self, values: Array) -> Array:
         """[N] objects: a hash for each value, None where there is none; of [N, …] one for each row.
@@ -38,10 +38,12 @@ class Mask:
             OSError: the key cannot be read or made.
             InvalidConfig: the file holds none.
         """
-        rows = [_row_text(row) for row in values.tolist()]
-        hashes = {text: self._hash(text) for text in set(rows) if text is not None}
+        rows = values.tolist()
+        if values.ndim > 1:
+            rows = [orjson.dumps(row, default=str).decode() for row in rows]
+        hashes = {value: self._masked(value) for value in dict.fromkeys(rows)}  # what repeats is hashed once
         masked = np.empty(len(rows), dtype=object)
-        masked[:] = [None if text is None else hashes[text] for text in rows]
+        masked[:] = [hashes[value] for value in rows]
         return masked
 
     def values(self, values: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
@@ -49,16 +51,17 @@ class Mask:
 
         Raises: as `column`.
         """
-        texts = {name: as_text(value) for name, value in values.items() if name in names}
-        return {**values, **{name: None if text is None else self._hash(text) for name, text in texts.items()}}
+        return {**values, **{name: self._masked(values[name]) for name in values if name in names}}
 
-    def _hash(self, text: str) -> str:
-        self._key = self._key or _read_key(self._path)
-        return hashlib.blake2b(text.encode(), key=self._key, digest_size=_DIGEST_BYTES).hexdigest()
-
-
-def _row_text(value: Any) -> str | None:
-    return orjson.dumps(value, default=str).decode() if isinstance(value, list) else as_text(value)
+    def _masked(self, value: Any) -> str | None:
+        text = value if isinstance(value, str) else as_text(value)
+        if text is None:
+            return None
+        if self._keyed is None:
+            self._keyed = hashlib.blake2b(key=_read_key(self._path), digest_size=_DIGEST_BYTES)
+        digest = self._keyed.copy()
+        digest.update(text.encode())
+        return digest.hexdigest()
 
 
 def _read_key(path: Path) -> bytes:

@@ -1,0 +1,148 @@
+"""What capturing costs: a request on its way to the answer, a row on the disk, and the agent that ships it.
+
+    .venv/bin/python benchmarks/capture.py                   # about a minute
+    PYTHONPATH=/path/to/another/checkout .venv/bin/python benchmarks/capture.py
+
+Two models, those of `benchmarks/request_path.py`: 30 floats in one input, and the flights' 15 mixed columns. `request`
+is the whole `CaptureWriter.write` with what is counted for it, for one row, in microseconds of the thread's CPU time:
+the best and the median of 25 rounds, since neighbours on the same cores only add. `whole`: every column. `drop 5`,
+`mask 5`: five columns left out, or masked by the agent. `one label`: a request with one label of feedback. Shipping is
+the agent's CPU seconds a million rows of one row a request, into a folder in memory; the log's bytes are those of its
+Parquet files.
+"""
+
+import argparse
+import importlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent.parent))
+
+request_path: Any = importlib.import_module("benchmarks.request_path")
+shipping: Any = importlib.import_module("benchmarks.shipping")
+
+ROUNDS, ROUND_REQUESTS = 25, 2000
+MOST_MICROSECONDS = 10.0
+MOST_SHIPPING_SECONDS = {"whole": 10.0, "drop 5": 10.0, "mask 5": 30.0}
+"""CPU seconds a million rows: beside a worker that answers 10,000 requests a second, a tenth of its core (masked, a
+third)."""
+CHOICES = {"whole": ((), ()), "drop 5": (slice(0, 5), ()), "mask 5": ((), slice(0, 5))}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one model and one choice of columns: microseconds a request, bytes a row, CPU seconds a million rows."""
+
+    best: float
+    median: float
+    spool_bytes: float
+    log_bytes: float
+    shipping: float
+
+
+def cost(kind: str, choice: str, requests: int) -> Cost:
+    """Writes and ships that many requests of one row."""
+    from mlflow_deploy_plugin.agent.ship import Shipper
+    from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord
+    from mlflow_deploy_plugin.server.captured_model import kept_of
+    from mlflow_deploy_plugin.server.metrics import Metrics
+
+    source = shipping.captured(kind)
+    whole = next(source)[0]
+    drop, mask = (() if chosen == () else whole.schema.names[chosen] for chosen in CHOICES[choice])
+    model = kept_of(whole, tuple(drop), tuple(mask))
+    metrics = Metrics()
+    with tempfile.TemporaryDirectory(prefix="onnxserve-capture-", dir="/dev/shm") as folder:
+        writer = CaptureWriter(Path(folder, "measured", "spool"), metrics.count_capture)
+        _, feeds, outputs = next(source)
+
+        def write() -> None:
+            record = RequestRecord(kind, kind, "0" * 32, "1" * 32, 1_700_000_000, 1_700_000_000, 120)
+            writer.write(record, model, feeds, outputs, 10_000)
+
+        best, median = microseconds(write)
+        writer.close()
+        spool = Path(folder, "spool")
+        writer = CaptureWriter(spool, metrics.count_capture)
+        now = time.time_ns() // 1000
+        ids = [os.urandom(16).hex() for _ in range(2 * requests)]
+        for number in range(requests):
+            _, feeds, outputs = next(source)
+            moment = now + 30 * number
+            record = RequestRecord(kind, kind, ids[2 * number], ids[2 * number + 1], moment, moment, 120)
+            writer.write(record, model, feeds, outputs, 10_000)
+        writer.close()
+        bytes_in = sum(path.stat().st_size for path in spool.iterdir())
+        shipper = Shipper(spool, str(Path(folder, "log")))
+        began = time.process_time()
+        rows = shipper.ship()
+        spent = time.process_time() - began
+        assert rows == requests, (rows, requests)
+        bytes_out = sum(path.stat().st_size for path in Path(folder, "log").rglob("*.parquet"))
+    return Cost(best, median, bytes_in / requests, bytes_out / requests, spent * 1e6 / requests)
+
+
+def labels() -> tuple[float, float]:
+    """Microseconds of writing down one label, best and median."""
+    from mlflow_deploy_plugin.server.capture import CaptureWriter
+    from mlflow_deploy_plugin.server.feedback import Feedback
+
+    with tempfile.TemporaryDirectory(prefix="onnxserve-capture-", dir="/dev/shm") as folder:
+        writer = CaptureWriter(Path(folder))
+        entries = [Feedback("1" * 32, 0, None, True)]
+        taken = microseconds(lambda: writer.write_feedback("e", 1_700_000_000, entries))
+        writer.close()
+    return taken
+
+
+def microseconds(act: Callable[[], None]) -> tuple[float, float]:
+    """Best and median of the rounds."""
+    act()
+    taken = []
+    for _ in range(ROUNDS):
+        began = time.thread_time()
+        for _ in range(ROUND_REQUESTS):
+            act()
+        taken.append((time.thread_time() - began) / ROUND_REQUESTS * 1e6)
+    return min(taken), statistics.median(taken)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=50_000)
+    options = parser.parse_args()
+    if not (request_path.MODELS / "flights").is_dir():
+        subprocess.run([sys.executable, request_path.__file__, "--make-models"], check=True)
+    verdicts: list[tuple[str, float, float]] = []
+    with tempfile.TemporaryDirectory(prefix="onnxserve-capture-", dir="/dev/shm") as metrics:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
+        heads = ("best µs", "median µs", "B in spool", "B in log", "CPU s a million")
+        print(f"{'a request, a row':22}" + "".join(f"{head:>16}" for head in heads), flush=True)
+        cost("numbers", "mask 5", 1000)  # imports
+        for kind, shown in (("numbers", "30 floats"), ("flights", "15 mixed")):
+            for choice in CHOICES:
+                rounds = [cost(kind, choice, options.requests) for _ in range(3)]
+                found = min(rounds, key=lambda one: one.shipping)
+                best, median = min(one.best for one in rounds), statistics.median(one.median for one in rounds)
+                values = (best, median, found.spool_bytes, found.log_bytes, found.shipping)
+                print(f"{shown + ', ' + choice:22}" + "".join(f"{value:16.1f}" for value in values), flush=True)
+                if kind == "numbers":
+                    verdicts.append((f"{choice}: µs a request", best, MOST_MICROSECONDS))
+                    verdicts.append((f"{choice}: CPU s a million rows", found.shipping, MOST_SHIPPING_SECONDS[choice]))
+        best, median = labels()
+        print(f"{'one label':22}{best:16.1f}{median:16.1f}")
+        verdicts.append(("one label: µs", best, MOST_MICROSECONDS))
+    for name, value, most in verdicts:
+        print(f"{'met' if value <= most else 'MISSED':8}{value:6.1f}, at most {most:.0f}: {name}")
+
+
+if __name__ == "__main__":
+    main()
