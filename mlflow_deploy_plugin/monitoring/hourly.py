@@ -76,12 +76,15 @@ def window_profile(
     """
     sketches = Sketches(log, endpoint, bins, bins_key)
     listed = _list(log, endpoint, window)
-    return merge(_day_profile(sketches, listed, day, model, version) for day in _days(listed, window))
+    return merge(_day_profile(sketches, listed_day, window, model, version) for listed_day in _by_day(listed))
 
 
 def day_windows(log: InferenceLog, endpoint: str, window: Window) -> list[Window]:
     """The window cut by days (UTC), those that have rows."""
-    return _days(_list(log, endpoint, window), window)
+    return [
+        Window(max(next(iter(day)).start, window.start), min(next(reversed(day)).end, window.end))
+        for day in _by_day(_list(log, endpoint, window))
+    ]
 
 
 def day_profile(
@@ -111,7 +114,7 @@ def hour_profiles(
     sketches = Sketches(log, endpoint, bins, bins_key)
     whole, _ = _hours(_list(log, endpoint, window), window)
     for hours in _by_day(whole):
-        day = _day(sketches, whole, hours, whole_is_enough=False)
+        day = _day(sketches, hours, whole_is_enough=False)
         for hour in hours:
             yield hour.start, _chosen(day.hours[hour.start], model, version)
 
@@ -120,9 +123,10 @@ def window_versions(log: InferenceLog, endpoint: str, window: Window) -> dict[Id
     """How many rows each version (model, version) answered in the window, most first."""
     sketches = Sketches(log, endpoint, {}, "versions", ("_model", "_version", EVENT_TIME))
     rows: dict[Identity, int] = {}
-    for profiles in _pieces(sketches, _list(log, endpoint, window), window):
-        for identity, profile in profiles.items():
-            rows[identity] = rows.get(identity, 0) + profile.rows
+    for day in _by_day(_list(log, endpoint, window)):
+        for profiles in _pieces(sketches, day, window):
+            for identity, profile in profiles.items():
+                rows[identity] = rows.get(identity, 0) + profile.rows
     return dict(sorted(rows.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
@@ -132,8 +136,8 @@ def _chosen(profiles: Profiles, model: str, version: str) -> Profile:
     return profiles.get((model, version), Profile(0, {}))
 
 
-def _day_profile(sketches: Sketches, listed: Listed, day: Window, model: str, version: str) -> Profile:
-    return merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, listed, day))
+def _day_profile(sketches: Sketches, listed: Listed, window: Window, model: str, version: str) -> Profile:
+    return merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, listed, window))
 
 
 def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
@@ -142,10 +146,6 @@ def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
         return {hour: log.files(hour) for hour in log.hours(endpoint, window)}
     hours = list_all(log.location, endpoint).items()
     return {hour: files for hour, files in hours if hour.start < window.end and hour.end > window.start}
-
-
-def _days(listed: Listed, window: Window) -> list[Window]:
-    return [Window(max(hours[0].start, window.start), min(hours[-1].end, window.end)) for hours in _by_day(listed)]
 
 
 def _hours(listed: Listed, window: Window) -> tuple[Listed, list[Hour]]:
@@ -167,24 +167,24 @@ def _pieces(sketches: Sketches, listed: Listed, window: Window) -> Iterator[Prof
         part = Window(max(hour.start, window.start), min(hour.end, window.end))
         yield from _sketch(sketches, part).values()
     for hours in _by_day(whole):
-        day = _day(sketches, whole, hours, whole_is_enough=True)
+        day = _day(sketches, hours, whole_is_enough=True)
         if len(day.files) == len(hours):  # the window takes all that the day has
             yield day.whole
         else:
             yield from (day.hours[hour.start] for hour in hours)
 
 
-def _by_day(hours: Iterable[Hour]) -> Iterator[list[Hour]]:
-    for _, group in groupby(hours, key=lambda hour: hour.start.date()):
-        yield list(group)
+def _by_day(listed: Listed) -> Iterator[dict[Hour, list[LogFile]]]:
+    for _, hours in groupby(listed, key=lambda hour: hour.start.date()):
+        yield {hour: listed[hour] for hour in hours}
 
 
-def _day(sketches: Sketches, listed: Listed, hours: list[Hour], whole_is_enough: bool) -> StoredDay:
+def _day(sketches: Sketches, listed: Listed, whole_is_enough: bool) -> StoredDay:
     """The profiles of a day with at least these hours; those that are stale are made anew, and the day is stored."""
-    name = sketches.path(f"{hours[0].start:%Y-%m-%d}")
-    present = {hour.start: [(_name(file), file.size) for file in listed[hour]] for hour in hours}
+    files = {hour.start: some for hour, some in listed.items()}
+    name = sketches.path(f"{min(files):%Y-%m-%d}")
+    present = {start: [(_name(file), file.size) for file in some] for start, some in files.items()}
     stored = load_day(sketches.log.location, name, present if whole_is_enough else None)
-    files = {hour.start: listed[hour] for hour in hours}
     stale = [start for start, made_of in present.items() if stored.files.get(start) != made_of]
     if not stale:
         return stored

@@ -5,6 +5,7 @@ that a profile without columns comes back too.
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.monitoring.distinct import REGISTERS
+from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.sketch import ColumnSketch, Profile
 
 _PLAIN = {
@@ -30,6 +32,8 @@ _PLAIN = {
     "m2": pa.float64(),
     "expected_type": pa.string(),
 }
+_plain_values = attrgetter(*_PLAIN)
+_NO_COUNTS = np.empty(0, np.int64)
 SCHEMA = pa.schema(
     [
         ("profile", pa.int32()),
@@ -46,24 +50,34 @@ SCHEMA = pa.schema(
 
 
 def profiles_to_table(profiles: Sequence[Profile]) -> pa.Table:
-    lines: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    lines: list[tuple[int, ColumnSketch]] = []
     for number, profile in enumerate(profiles):
-        for name in lines:
-            lines[name].append(None)
-        lines["profile"][-1], lines["rows"][-1] = number, profile.rows
-        for column in profile.columns.values():
-            filled = np.flatnonzero(column.counts)
-            lines["profile"].append(number)
-            lines["name"].append(column.name)
-            for name in _PLAIN:
-                lines[name].append(getattr(column, name))
-            lines["size"].append(len(column.counts))
-            lines["bins"].append(filled)
-            lines["counts"].append(column.counts[filled])
-            lines["fresh"].append(list(column.fresh))
-            lines["fresh_rows"].append(list(column.fresh.values()))
-            lines["registers"].append(column.registers.tobytes() if column.registers.any() else b"")
-    return pa.table({name: pa.array(values, SCHEMA.field(name).type) for name, values in lines.items()}, schema=SCHEMA)
+        lines.append((number, ColumnSketch("", "other", "", _NO_COUNTS, profile.rows)))
+        lines += [(number, column) for column in profile.columns.values()]
+    columns = [column for _, column in lines]
+    filled = [column.counts.nonzero()[0] for column in columns]
+    counts = [column.counts[some] for column, some in zip(columns, filled, strict=True)]
+    fresh = [list(column.fresh) for column in columns]
+    packed = [column.registers.tobytes() if column.registers.any() else b"" for column in columns]
+    plain = zip(*map(_plain_values, columns), strict=True) if columns else ([] for _ in _PLAIN)
+    arrays = {
+        "profile": pa.array([number for number, _ in lines], pa.int32()),
+        "name": pa.array([column.name or None for column in columns], pa.string()),
+        **{name: pa.array(values, kind) for (name, kind), values in zip(_PLAIN.items(), plain, strict=True)},
+        "size": pa.array([len(column.counts) for column in columns], pa.int32()),
+        "bins": _lists(filled, pa.int32()),
+        "counts": _lists(counts, pa.int64()),
+        "fresh": pa.array(fresh, pa.list_(pa.string())),
+        "fresh_rows": pa.array([list(column.fresh.values()) for column in columns], pa.list_(pa.int64())),
+        "registers": pa.array(packed, pa.binary()),
+    }
+    return pa.table(arrays, schema=SCHEMA)
+
+
+def _lists(arrays: Sequence[Array], kind: pa.DataType) -> pa.ListArray:
+    offsets = np.cumsum([0, *map(len, arrays)]).astype(np.int32)
+    values = np.concatenate([_NO_COUNTS, *arrays])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind))
 
 
 def table_to_profiles(table: pa.Table) -> list[Profile]:
