@@ -131,7 +131,7 @@ class MonitorWindowRow(Base):
     window_start: Mapped[datetime] = mapped_column(UtcDateTime)
     window_end: Mapped[datetime] = mapped_column(UtcDateTime)
     revision: Mapped[int] = mapped_column(Integer)
-    state: Mapped[str] = mapped_column(String(31))
+    state: Mapped[str] = mapped_column(String(31), index=True)
     verdict: Mapped[str] = mapped_column(String(31))
     reason: Mapped[str] = mapped_column(Text)
     rows: Mapped[int] = mapped_column(BigInteger)

@@ -95,6 +95,7 @@ def downgrade() -> None:
 
 
 _INDEXED = (
+    ("onnxserve_monitor_windows", "state"),
     ("onnxserve_alerts", "fingerprint"),
     ("onnxserve_alerts", "endpoint"),
     ("onnxserve_silences", "endpoint"),
