@@ -6,7 +6,7 @@ from typing import Literal
 
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.features import Feature
-from mlflow_deploy_plugin.spec import MonitorKind, MonitorSpec
+from mlflow_deploy_plugin.spec import MonitorKind
 
 State = Literal["drift", "no drift", "violated", "kept", "not judged"]
 """Of drift and prediction_drift the first two; of the kinds that have `require` the next two; of data_quality all."""
@@ -71,24 +71,6 @@ class Judgement:
     @property
     def is_alarm(self) -> bool:
         return self.state in ALARMS
-
-
-def is_alarm(spec: MonitorSpec, judgement: Judgement, before: Sequence[str]) -> bool:
-    """Whether the judgement is to be told as an alarm: `consecutive` windows in a row, with this one, are in its state.
-
-    A window that was not judged says nothing: it neither counts nor breaks the row. What is found is told either way.
-
-    Args:
-        before: the states of the monitor's earlier windows, the oldest first.
-    """
-    if not judgement.is_alarm:
-        return False
-    row = 1
-    for state in reversed(before):
-        if row >= spec.consecutive or state not in (*ALARMS, "not judged"):
-            break
-        row += state in ALARMS
-    return row >= spec.consecutive
 
 
 @dataclass(frozen=True, eq=False)

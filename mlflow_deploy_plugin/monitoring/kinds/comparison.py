@@ -4,7 +4,8 @@ The verdict is of all rows of the window, from sketches; rows themselves are rea
 a bounded sample of them, chosen by their hashes.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.monitoring.bins import Bins
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.features import Feature, align, read_features
 from mlflow_deploy_plugin.monitoring.hourly import window_profile, window_versions
 from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding, Judged, Judgement, State
@@ -29,6 +31,7 @@ from mlflow_deploy_plugin.monitoring.verdict import judge as judge_profile
 SKETCHES = "sketches.parquet"
 _CACHE = "nulls"
 _SHOWN_ROWS = 5_000
+_READ_ROWS = 100_000
 _SEED = 0
 
 
@@ -107,12 +110,31 @@ class Comparison:
 
     def _pairs(self, subjects: set[str]) -> list[tuple[Feature, Feature]]:
         """Rows for the report: of the version, in the columns that were judged."""
-        rows = self.question.log.read(self.question.endpoint, self.question.window, _SHOWN_ROWS)
-        if rows is None or self.reference is None or (rows.model, rows.version) != self.version:
+        rows = list(self._shown_rows())
+        if not rows or self.reference is None:
             return []
         ours = read_features(_some(self.reference.sample))[0]
-        theirs = read_features(rows.table)[0]
+        theirs = read_features(pa.concat_tables(rows, promote_options="permissive"))[0]
         return [pair for pair in align(ours, theirs)[0] if pair[0].name in subjects]
+
+    def _shown_rows(self) -> Iterator[pa.Table]:
+        """At most about `_SHOWN_ROWS`: of a large window those of some of its hours, so that it need not be read."""
+        question = self.question
+        parts = _some_hours(question, self.profile.rows) if self.profile.rows > _READ_ROWS else [question.window]
+        for part in parts:
+            rows = question.log.read(question.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts)))
+            if rows is not None and (rows.model, rows.version) == self.version:
+                yield rows.table
+
+
+def _some_hours(question: Question, rows: int) -> list[Window]:
+    """So many of the window's hours that they have about `_READ_ROWS` rows; always the same ones."""
+    window = question.window
+    hours = question.log.hours(question.endpoint, window)
+    count = math.ceil(len(hours) * _READ_ROWS / rows)
+    chosen = np.sort(np.random.default_rng(_SEED).choice(len(hours), min(count, len(hours)), replace=False))
+    picked = [hours[place] for place in chosen]
+    return [Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked]
 
 
 def compare(question: Question) -> Comparison | Judged:

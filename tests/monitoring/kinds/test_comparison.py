@@ -266,3 +266,14 @@ def test_rows_that_another_version_answered_are_left_out(ask, desk) -> None:
 def test_a_log_that_is_not_there_has_no_rows(desk) -> None:
     assert drift.judge(desk.ask()).judgement.reason == "the window has no rows"
     assert open_log(desk.settings.inference_log).endpoints() == []
+
+
+def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(ask, desk, monkeypatch) -> None:
+    from mlflow_deploy_plugin.monitoring.kinds import comparison
+
+    monkeypatch.setattr(comparison, "_READ_ROWS", 80)
+
+    judged = ask(day(100))
+
+    assert judged.judgement.rows == ROWS
+    assert {len(right.values) for _, right in judged.evidence.pairs} == {80}  # one of three hours
