@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Feature, align, read_features
 from mlflow_deploy_plugin.monitoring.hourly import window_profile, window_versions
 from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding, Judged, Judgement, State
