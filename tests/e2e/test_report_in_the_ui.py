@@ -142,6 +142,6 @@ def test_mlflow_draws_all_windows_of_a_monitor_over_time(reader: Reader) -> None
 
     reader.page.goto(f"{reader.mlflow.url}/#/experiments/{experiment}/runs/{run.info.run_id}/model-metrics")
 
-    expect(reader.page.get_by_text("distribution/temperature").first).to_be_visible()
+    expect(reader.page.get_by_text("distribution_score/temperature").first).to_be_visible()
     expect(reader.page.locator(".scatterlayer .trace").first).to_be_attached()
     reader.picture("series")

@@ -11,8 +11,8 @@ _LONGEST_NAME = 200  # MLflow takes 250
 
 
 def metrics_of(judgement: Judgement) -> dict[str, float]:
-    """The figures, and of each finding what it was judged on: `distribution/COLUMN`, `criterion/accuracy`, and of a
-    criterion the threshold too. What is no number is left out."""
+    """The figures, and of each finding what it was judged on: `distribution_score/COLUMN`, `missing_score/COLUMN`, …;
+    `criterion/accuracy` and `criterion_threshold/accuracy`. What is no number is left out."""
     values: dict[str, float] = {}
     for name, value in _named(judgement):
         if value is not None and math.isfinite(value):
@@ -38,9 +38,11 @@ def _named(judgement: Judgement) -> Iterator[tuple[str, float | None]]:
     yield from judgement.figures.items()
     for finding in judgement.findings:
         name = _subject(finding)
-        yield f"{finding.check}/{name}", finding.value
         if finding.check == "criterion":
+            yield f"criterion/{name}", finding.value
             yield f"criterion_threshold/{name}", finding.threshold
+        else:
+            yield f"{finding.check}_score/{name}", finding.value
 
 
 def _subject(finding: Finding) -> str:

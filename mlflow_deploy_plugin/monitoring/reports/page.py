@@ -46,8 +46,7 @@ def with_picture(files: Mapping[str, str | bytes], picture: bytes) -> Mapping[st
 
 def summary(judgement: Judgement) -> str:
     """What was judged and why it is so, in a sentence or two."""
-    said = judgement.reason.rstrip(".") or f"{judgement.rows:,} rows of the window were judged"
-    return f"{said[:1].upper()}{said[1:]}."
+    return f"{judgement.reason.rstrip('.') or f'{judgement.rows:,} rows of the window were judged'}."
 
 
 def _head(judgement: Judgement, drawn: Drawn) -> str:

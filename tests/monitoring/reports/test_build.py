@@ -111,6 +111,7 @@ def test_a_column_may_have_any_name():
     assert set(drift_of(files)[0]) == set(names)
 
 
+@pytest.mark.long
 def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small():
     scores = {"worst": 9.0, **{f"f{n}": 1.0 for n in range(1000)}}
     shared = RNG.normal(size=SIZE)
@@ -132,7 +133,7 @@ def test_the_page_begins_with_the_verdict_and_fetches_nothing():
     page = build_report(given, Evidence([(plain(SIZE), plain(ROWS))]))["report.html"]
 
     assert page.count("<body") == 1
-    assert "The largest score is beyond the threshold." in page
+    assert "the largest score is beyond the threshold." in page
     assert "a note &lt;b&gt;" in page
     assert 'src="http' not in page
 
@@ -169,4 +170,4 @@ def test_what_is_not_judged_has_a_page_that_says_why():
     page = build_report(given, Evidence([(plain(SIZE), plain(2))]))["report.html"]
 
     assert "not judged" in page
-    assert "The window has 2 rows; min_rows is 200." in page
+    assert "the window has 2 rows; min_rows is 200." in page

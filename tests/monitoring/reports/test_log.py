@@ -82,7 +82,7 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(track
         "onnxserve.window.revision": "1",
         "onnxserve.verdict": "drift",
     }.items() <= logged.data.tags.items()
-    assert logged.data.metrics.items() >= {"statistic": 6.5, "threshold": 3.0, "distribution/noise": 0.5}.items()
+    assert logged.data.metrics.items() >= {"statistic": 6.5, "threshold": 3.0, "distribution_score/noise": 0.5}.items()
     point = tracking.get_metric_history(run.run_id, "statistic")[0]
     assert point.timestamp == given.window.end_us // 1000
     assert artifact(run.run_id, "sketches.parquet") == b"\xffPAR1"
@@ -95,7 +95,7 @@ def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(tracking
 
     run = log_judgement(judgement_of(endpoint="names", **dict.fromkeys(names, 1.0)), {})
 
-    kept = {name for name in tracking.get_run(run.run_id).data.metrics if name.startswith("distribution/")}
+    kept = {name for name in tracking.get_run(run.run_id).data.metrics if name.startswith("distribution_score/")}
     assert len(kept) == len(names)
 
 
@@ -132,6 +132,7 @@ def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClie
     assert artifact(first.run_id, "report.html") == b"second"
 
 
+@pytest.mark.long
 def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient):
     given = judgement_of(endpoint="killed", temperature=9.0)
 
