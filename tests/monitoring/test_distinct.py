@@ -1,8 +1,5 @@
 """How many different values there are, estimated from registers that merge."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -40,6 +37,4 @@ def test_groups_have_registers_of_their_own():
 
 def test_both_zeros_are_one_value_and_hashes_are_the_same_in_every_process():
     assert hash_numbers(np.array([0.0])) == hash_numbers(np.array([-0.0]))
-    code = "from mlflow_deploy_plugin.monitoring.distinct import hash_texts; print(hash_texts(['flights'])[0])"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert int(shown) == hash_texts(["flights"])[0]
+    assert hash_texts(["flights"])[0] == 2708606575706552584
