@@ -24,7 +24,7 @@ class AuditEvent:
     Attributes:
         actor: user@machine, or who a server has authenticated.
         action: create update delete start stop traffic transition alias promote gate refused rollout.start
-            rollout.step rollout.end rollback.
+            rollout.step rollout.end rollback retrain.start retrain.refused retrain.run retrain.version retrain.end.
         model / version: a registered model and its version, where the change was about one.
         before / after: what was there and what came instead, in words.
         detail: what else belongs to the action: the spec it led to, the figures it was decided on.
