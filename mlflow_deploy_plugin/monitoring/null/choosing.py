@@ -13,14 +13,16 @@ from mlflow_deploy_plugin.monitoring.null.measuring import measure
 from mlflow_deploy_plugin.monitoring.null.pool import Group, Pool, build_pool, column_counts
 from mlflow_deploy_plugin.monitoring.null.samples import MAX_DRAWS, build_row_pool
 from mlflow_deploy_plugin.monitoring.null.windows import (
+    FEWEST_WINDOWS,
+    MOST_WINDOWS,
     Null,
     Refusal,
     bootstrap,
+    can_bootstrap,
     contiguous,
-    mean_block_length,
+    dependence_of,
     needed_windows,
     overlapping,
-    refuse_bootstrap,
 )
 from mlflow_deploy_plugin.monitoring.references import Reference
 from mlflow_deploy_plugin.monitoring.sketch import Profile
@@ -70,10 +72,12 @@ def _candidates(group: Group, needed: int) -> Iterator[Null]:
     if length < 2 or not steps.any():
         return
     yield overlapping(steps, length, group.compared)
+    if not FEWEST_WINDOWS * length <= np.count_nonzero(steps) <= len(steps) <= 2 * MOST_WINDOWS * length:
+        return
     counts = {name: column_counts(reference.steps, name, reference.bins[name]) for name in group.columns}
-    mean_length = mean_block_length(counts, reference.bins)
-    if not refuse_bootstrap(steps, length, mean_length):
-        yield bootstrap(steps, length, mean_length, _SEED)
+    found = dependence_of(counts, reference.bins)
+    if can_bootstrap(steps, length, found):
+        yield bootstrap(steps, length, found.block_length, _SEED)
 
 
 def _cells(group: Group) -> int:

@@ -6,6 +6,7 @@ of a stretch follows Politis & White, Automatic Block-Length Selection for the D
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,30 +16,44 @@ _CRITICAL = 2.0
 """Autocorrelations within so many standard errors (times the root of a logarithm) are taken as none; section 3.2."""
 
 
-def block_length(series: Array) -> float:
-    """The mean length of a stretch, in items of the series [N], at which the variance of its mean is told best.
+@dataclass(frozen=True)
+class Dependence:
+    """How a series depends on itself, in items of it.
 
-    At least 1, at most the smaller of 3 √N and N / 3 (Patton's implementation has the same bound); 1 where the series
-    is constant.
+    Attributes:
+        block_length: the mean length of a stretch at which the variance of the series' mean is told best.
+        correlation_time: so many items are worth one independent one: the long-run variance over the variance. 1 for
+            independent items, (1 + c) / (1 - c) for an autoregressive process, less than 1 for a cycle.
+    """
+
+    block_length: float
+    correlation_time: float
+
+
+def dependence(series: Array) -> Dependence:
+    """Of a series [N]; that of independent items where the series is constant or shorter than eight.
+
+    The block length is at least 1, at most the smaller of 3 √N and N / 3 (Patton's implementation has the same bound).
     """
     count = len(series)
     if count < 8:
-        return 1.0
+        return Dependence(1.0, 1.0)
     centred = series - series.mean()
     run = max(5, math.ceil(math.sqrt(math.log10(count))))
     longest = min(math.ceil(math.sqrt(count)) + run, count - 1)
     covariances = np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)]) / count
     if covariances[0] <= 1e-12 * max(float(np.square(series).mean()), 1e-300):
-        return 1.0
+        return Dependence(1.0, 1.0)
     reach = min(2 * _last_lag(covariances[1:] / covariances[0], count, run), longest)
     lags = np.arange(1, reach + 1)
     window = np.where(lags / reach <= 0.5, 1.0, 2 * (1 - lags / reach))  # the flat-top window
     slope = 2 * float((window * lags) @ covariances[1 : reach + 1])
     spectrum = float(covariances[0] + 2 * window @ covariances[1 : reach + 1])
     if spectrum <= 0:
-        return 1.0
+        return Dependence(1.0, 0.0)
     best = (slope**2 / spectrum**2 * count) ** (1 / 3)
-    return float(np.clip(best, 1.0, max(1.0, min(3 * math.sqrt(count), count / 3))))
+    most = max(1.0, min(3 * math.sqrt(count), count / 3))
+    return Dependence(float(np.clip(best, 1.0, most)), spectrum / float(covariances[0]))
 
 
 def _last_lag(correlations: Array, count: int, run: int) -> int:

@@ -20,8 +20,9 @@ bootstrap
     Künsch, Second-order correctness of the blockwise bootstrap for stationary observations, Annals of Statistics 24,
     1996). Without that it gave 24 to 65 % false alarms at a nominal 5 % in simulations of ten columns that depend on
     the day before with a coefficient of 0.3 to 0.8; with it 5 to 7 % up to 0.6. It is refused where a stretch is
-    shorter than three block lengths (at 0.8, it gave 10 %), where the reference is shorter than two windows, and where
-    it has fewer block lengths than the rate needs.
+    shorter than three correlation times (at 0.8, it gave 10 %), where the reference is shorter than two windows, where
+    it has fewer block lengths than the rate needs, and where it has more than twelve windows, which speak for
+    themselves.
 rows
     Only where the caller says that rows are independent: two samples of rows, of the window's and the reference's size,
     drawn from the reference's sample with replacement (Efron & Tibshirani, An Introduction to the Bootstrap, 1993,
@@ -37,7 +38,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.monitoring.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.features import Array
-from mlflow_deploy_plugin.monitoring.null.stationary import block_length, draw
+from mlflow_deploy_plugin.monitoring.null.stationary import Dependence, dependence, draw
 
 NullKind = Literal["contiguous", "overlapping", "bootstrap", "rows"]
 
@@ -45,8 +46,8 @@ OVERLAP_WORTH = 1.5
 MAX_WINDOWS = 500
 BOOTSTRAP_DRAWS = 400
 STRETCHES_A_WINDOW = 2
-BLOCKS_A_STRETCH = 3
-WINDOWS_A_REFERENCE = 2
+TIMES_A_STRETCH = 3
+FEWEST_WINDOWS, MOST_WINDOWS = 2, 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +133,7 @@ def bootstrap(step_rows: Array, length: int, mean_length: float, seed: int) -> N
         kind="bootstrap",
         windows=windows,
         rests=_weights(drawn, count),
-        worth=count / mean_length,
+        worth=min(count / mean_length, BOOTSTRAP_DRAWS),
         first=first,
         last=last,
         stretches=np.stack([_weights(part, count) for part in cut_stretches(drawn, length)], axis=1),
@@ -147,13 +148,13 @@ def cut_stretches(positions: Array, length: int) -> list[Array]:
     return [positions[:, number * stretch : (number + 1) * stretch] for number in range(whole)]
 
 
-def mean_block_length(steps: Mapping[str, Array], bins: Mapping[str, Bins]) -> float:
-    """The middle one of the columns' block lengths, in steps.
+def dependence_of(steps: Mapping[str, Array], bins: Mapping[str, Bins]) -> Dependence:
+    """That of the columns' levels: the middle one of their block lengths, the longest of their correlation times.
 
     Args:
         steps: [S, K + 1] counts of each column, the missing values last.
     """
-    lengths = []
+    found = []
     for name, counts in steps.items():
         known = counts[:, :-1]
         rows = known.sum(axis=1)
@@ -161,19 +162,18 @@ def mean_block_length(steps: Mapping[str, Array], bins: Mapping[str, Bins]) -> f
         column = bins[name]
         level = known @ column.positions if isinstance(column, OrderedBins) else known[:, 0]
         if len(rows) and np.ptp(level / rows) > 0:
-            lengths.append(block_length(level / rows))
-    return float(np.median(lengths)) if lengths else 1.0
+            found.append(dependence(level / rows))
+    if not found:
+        return Dependence(1.0, 1.0)
+    return Dependence(float(np.median([one.block_length for one in found])), max(one.correlation_time for one in found))
 
 
-def refuse_bootstrap(step_rows: Array, length: int, mean_length: float) -> str:
-    """Why the bootstrap cannot speak for windows of this length; empty: it can."""
+def can_bootstrap(step_rows: Array, length: int, found: Dependence) -> bool:
+    """Whether the bootstrap can speak for windows of `length` steps."""
     present = np.flatnonzero(step_rows)
     count = int(present[-1] - present[0]) + 1 if len(present) else 0
-    if count < WINDOWS_A_REFERENCE * length:
-        return "a reference shorter than two windows says nothing about how windows differ"
-    if length // STRETCHES_A_WINDOW < BLOCKS_A_STRETCH * mean_length:
-        return "half a window is too short to be independent of the next one"
-    return ""
+    fits = FEWEST_WINDOWS * length <= count <= MOST_WINDOWS * length
+    return fits and length // STRETCHES_A_WINDOW >= TIMES_A_STRETCH * found.correlation_time
 
 
 def _weights(positions: Array, count: int) -> Array:

@@ -1,0 +1,111 @@
+"""How often a window like the reference is called drifted, beside the rate that was asked for."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks.drifting.judging import RATE, Judge, Line, is_alarm, on_all_cores, rate_line
+from benchmarks.drifting.worlds import (
+    CALM_DAYS,
+    DAY_US,
+    FIRST_US,
+    HOUR_US,
+    Rows,
+    calm,
+    dependent_days,
+    independent_rows,
+    reference_of,
+)
+
+SIZES = (30, 100, 300, 1_000, 3_000, 30_000)
+_COEFFICIENTS = (0.6, 0.5, 0.4, 0.3, 0.2, 0.0)
+_DAY_ROWS = 60
+Flags = list[bool | None]
+
+
+def false_alarms() -> Iterator[Line]:
+    """One line for each way of asking."""
+    for size in SIZES:
+        flags = _together(on_all_cores(_blocks, [(size, seed) for seed in range(16 if size == 30_000 else 40)]))
+        yield rate_line(f"independent rows, {size:,} a window, contiguous null", flags)
+    for size in SIZES:
+        flags = _together(on_all_cores(_samples, [(size, seed) for seed in range(40)]))
+        yield rate_line(f"independent rows, {size:,} a window, `independent_rows`", flags)
+    for length, days, what in ((7, 91, "a week beside 13, overlapping null"), (30, 90, "30 days beside 90, bootstrap")):
+        found = on_all_cores(_days, [(length, days, seed) for seed in range(60)])
+        yield rate_line(f"days that depend on the day before, {what}", _together(found))
+    days_flags = on_all_cores(_held_out_day, range(CALM_DAYS))
+    yield rate_line("flights, January to March: each day beside the others", [flag for flag, _ in days_flags])
+    yield rate_line("the same at 10 %", [flag for _, flag in days_flags], 0.1)
+    yield rate_line(
+        "flights, January to March: hours, held out in tenths", _together(on_all_cores(_held_out_hours, range(6)))
+    )
+
+
+def _together(parts: list[Flags]) -> Flags:
+    return [flag for part in parts for flag in part]
+
+
+def _blocks(task: tuple[int, int]) -> Flags:
+    """Windows of `size` rows beside windows of at least a thousand, which are thinned."""
+    size, seed = task
+    rng = np.random.default_rng([seed, size])
+    blocks, rows = (19 if size == 30_000 else 39), max(size, 1_000)
+    reference = Rows(independent_rows(rng, blocks * rows), np.repeat(np.arange(blocks) * HOUR_US, rows))
+    judge = Judge(reference_of(reference, 1_000 * HOUR_US, HOUR_US), HOUR_US)
+    flags = [is_alarm(judge(independent_rows(rng, size), (1_000 + number) * HOUR_US)) for number in range(10)]
+    judge.close()
+    return flags
+
+
+def _samples(task: tuple[int, int]) -> Flags:
+    """Windows of `size` rows beside a reference of 10,000 rows without times."""
+    size, seed = task
+    rng = np.random.default_rng([seed, size, 1])
+    rows = Rows(independent_rows(rng, 10_000), np.zeros(10_000, np.int64))
+    judge = Judge(reference_of(rows, 0, HOUR_US, has_times=False), HOUR_US, independent_rows=True)
+    flags = [is_alarm(judge(independent_rows(rng, size), number * HOUR_US)) for number in range(5)]
+    judge.close()
+    return flags
+
+
+def _days(task: tuple[int, int, int]) -> Flags:
+    length, days, seed = task
+    rng = np.random.default_rng([seed, length])
+    rows = dependent_days(rng, _COEFFICIENTS, days, _DAY_ROWS)
+    judge = Judge(reference_of(rows, days * DAY_US, length * DAY_US), length * DAY_US)
+    flags = []
+    for number in range(4):
+        window = dependent_days(rng, _COEFFICIENTS, length, _DAY_ROWS)
+        flags.append(is_alarm(judge(window.table, days * DAY_US + number)))
+    judge.close()
+    return flags
+
+
+def _held_out_day(day: int) -> tuple[bool | None, bool | None]:
+    """Whether it is called drifted at the rate, and at 10 %."""
+    rows = calm()
+    start_us = FIRST_US + day * DAY_US
+    is_held = (rows.times >= start_us) & (rows.times < start_us + DAY_US)
+    judge = Judge(reference_of(rows.take(~is_held), start_us, DAY_US), DAY_US)
+    verdict = judge(rows.take(is_held).table, start_us)
+    judge.close()
+    if verdict.p_value is None:
+        return None, None
+    return verdict.p_value <= RATE, verdict.p_value <= 0.1
+
+
+def _held_out_hours(tenth: int) -> Flags:
+    """Every hour of a tenth of them, chosen at random, beside the other nine."""
+    rows = calm()
+    hours = (rows.times - FIRST_US) // HOUR_US
+    tenths = np.random.default_rng(0).permutation(CALM_DAYS * 24) % 10
+    is_held = tenths[hours] == tenth
+    judge = Judge(reference_of(rows.take(~is_held), FIRST_US, HOUR_US), HOUR_US)
+    flags = []
+    for hour in np.unique(hours[is_held]):
+        window = rows.take(hours == hour)
+        if len(window.table) >= 30:
+            flags.append(is_alarm(judge(window.table, FIRST_US + int(hour) * HOUR_US)))
+    judge.close()
+    return flags
