@@ -3,17 +3,21 @@
 A quantile's requirement is judged by counting: p99<=0.2 holds where no more than 1 % of the requests took longer than
 0.2 s, and is violated where Wilson's interval of that share lies above 1 %, whatever shape the latencies have. The
 error budget is that permitted share; what is left of it is 1 - share / permitted, and negative when it is overdrawn.
+
+Latencies are those of answers. An error is a request that the server failed (5xx); one that it refused (4xx) is the
+caller's, and counted apart. Requests that got no answer lie in a log of their own (`InferenceLog.failures`), without the model's
+columns: by a column of the model, they cannot be told apart.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.monitoring.features import Array
+from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement, State
 from mlflow_deploy_plugin.monitoring.kinds.intervals import wilson
 from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
@@ -25,7 +29,7 @@ from mlflow_deploy_plugin.spec.criteria import Requirement
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _COLUMNS = ("_latency_us", "_status", "_row", "_model", "_version")
-_SERVER_ERROR, _REFUSED = 500, 400
+_SERVER_ERROR = 500
 _GROWTH = math.log(1.005)
 _BUCKETS = 5_000
 """Of 0.5 % each: from a microsecond to 18 hours."""
@@ -34,9 +38,15 @@ _MAX_VALUES = 1_000
 
 @dataclass
 class _Tally:
-    """What is counted of some requests; its size does not depend on their number."""
+    """What is counted of some requests; its size does not depend on their number.
+
+    Attributes:
+        limits_us: [L] of the requirements of latency, in their order; slow: [L] answers that took longer.
+        has_failures: those of them that failed are known.
+    """
 
     limits_us: Array
+    has_failures: bool = False
     requests: int = 0
     timed: int = 0
     errors: int = 0
@@ -47,16 +57,20 @@ class _Tally:
     def __post_init__(self) -> None:
         self.slow = np.zeros(len(self.limits_us), np.int64)
 
-    def add(self, latencies: Array, statuses: Array) -> None:
-        """[N] float64 microseconds, NaN where it is not known; [N] int64, 0 where it is not known."""
+    def add_answers(self, latencies: Array) -> None:
+        """[N] float64 microseconds, NaN where it is not known."""
         known = latencies[~np.isnan(latencies)]
         self.requests += len(latencies)
         self.timed += len(known)
-        self.errors += int((statuses >= _SERVER_ERROR).sum())
-        self.refused += int(((statuses >= _REFUSED) & (statuses < _SERVER_ERROR)).sum())
         places = np.round(np.log(np.maximum(known, 1.0)) / _GROWTH).astype(np.int64)
         self.buckets += np.bincount(np.minimum(places, _BUCKETS - 1), minlength=_BUCKETS)
         self.slow += (known[:, None] > self.limits_us).sum(axis=0)
+
+    def add_failures(self, statuses: Array) -> None:
+        """[N] float64, HTTP's."""
+        self.requests += len(statuses)
+        self.errors += int((statuses >= _SERVER_ERROR).sum())
+        self.refused += int((statuses < _SERVER_ERROR).sum())
 
     def quantile(self, share: float) -> float:
         """Seconds, within 0.25 %, of at least one timed request."""
@@ -72,16 +86,18 @@ def judge(question: Question) -> Judged:
     """
     spec = question.spec
     limits = np.array([one.value * 1e6 for one in spec.requirements if one.name in QUANTILES], np.float64)
-    total, apart, versions, notes = _count(question, limits)
+    counted = _count(question, limits)
+    total, notes = counted.total, [*unreadable_notes(question.log)]
     if not total.requests:
-        return question.not_judged("the window has no rows", notes=tuple(unreadable_notes(question.log)))
-    (model, version), *others = most_first(versions)
+        return question.not_judged("the window has no rows", notes=tuple(notes))
+    notes += counted.notes
+    (model, version), *others = most_first(counted.versions)
     if others:
         notes.append(f"{len(others) + 1} versions answered in the window and are judged together")
     if total.requests < spec.min_rows:
         reason = f"the window has {total.requests} requests; min_rows is {spec.min_rows}"
         return question.not_judged(reason, model=model, version=version, rows=total.requests, notes=tuple(notes))
-    segments, segment_notes = _largest(apart, spec.min_rows)
+    segments, segment_notes = _largest(counted.apart, spec.min_rows)
     confidence = confidence_of(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
     findings = [*_findings(spec.requirements, total, confidence, "")]
     for name, tally in segments.items():
@@ -102,39 +118,68 @@ def judge(question: Question) -> Judged:
             rows=total.requests,
             findings=worst_first(findings),
             figures=dict(_figures(spec.requirements, total)),
-            notes=(*notes, *segment_notes, *unreadable_notes(question.log)),
+            notes=(*notes, *segment_notes),
         )
     )
 
 
-def _count(question: Question, limits: Array) -> tuple[_Tally, dict[str, _Tally], dict[Version, int], list[str]]:
-    """All requests, those of each segment, and how many each version answered."""
-    total, apart, versions = _Tally(limits), dict[str, _Tally](), dict[Version, int]()
-    absent = set(question.spec.segment_by)
-    is_full = False
-    for batch in question.log.batches(question.endpoint, question.window, (*_COLUMNS, *question.spec.segment_by)):
-        firsts = batch.filter(pc.equal(batch.column("_row"), 0))  # a request of many rows took its time once
-        if not len(firsts):
-            continue
-        latencies, statuses = _numbers(firsts, "_latency_us"), np.nan_to_num(_numbers(firsts, "_status"))
-        total.add(latencies, statuses)
-        for version, count in versions_of(firsts).items():
-            versions[version] = versions.get(version, 0) + count
-        for column in question.spec.segment_by:
-            if column not in firsts.column_names or (texts := as_texts(firsts.column(column))) is None:
+@dataclass
+class _Counted:
+    """All requests, those of each segment by its name, and how many answers each version gave."""
+
+    total: _Tally
+    apart: dict[str, _Tally] = field(default_factory=dict)
+    versions: dict[Version, int] = field(default_factory=dict)
+    absent: set[str] = field(default_factory=set)
+    is_full: bool = False
+
+    def parts(self, requests: pa.Table, columns: Sequence[str]) -> Iterator[tuple[_Tally, Array]]:
+        """The tallies that the requests belong to, each with its rows: [N] bool."""
+        yield self.total, np.ones(len(requests), bool)
+        for column in columns:
+            texts = as_texts(requests.column(column)) if column in requests.column_names else None
+            if texts is None:
                 continue
-            absent.discard(column)
-            for value in pc.unique(texts).to_pylist():
-                name = segment_name(column, value) if value is not None else ""
-                if name and name not in apart and len(apart) >= _MAX_VALUES:
-                    is_full = True
-                elif name:
-                    rows = np.asarray(pc.fill_null(pc.equal(texts, value), False))
-                    apart.setdefault(name, _Tally(limits)).add(latencies[rows], statuses[rows])
-    notes = [f"segments: the rows have no column {column!r}" for column in sorted(absent) if total.requests]
-    if is_full:
-        notes.append(f"segments: there are more than {_MAX_VALUES:,} values, of which the first ones were counted")
-    return total, apart, versions, notes
+            self.absent.discard(column)
+            for value in pc.unique(texts.drop_null()).to_pylist():
+                name = segment_name(column, value)
+                if name not in self.apart and len(self.apart) >= _MAX_VALUES:
+                    self.is_full = True
+                    continue
+                has_failures = self.total.has_failures and column.startswith(OWN_PREFIX)
+                tally = self.apart.setdefault(name, _Tally(self.total.limits_us, has_failures))
+                yield tally, np.asarray(pc.fill_null(pc.equal(texts, value), False))
+
+    @property
+    def notes(self) -> Iterator[str]:
+        for column in sorted(self.absent):
+            yield f"segments: the rows have no column {column!r}"
+        if self.is_full:
+            yield f"segments: there are more than {_MAX_VALUES:,} values, of which the first ones were counted"
+
+
+def _count(question: Question, limits: Array) -> _Counted:
+    columns = question.spec.segment_by
+    counted = _Counted(_Tally(limits), absent=set(columns))
+    log, wanted = question.log, (*_COLUMNS, *columns)
+    for batch in log.batches(question.endpoint, question.window, wanted):
+        requests = batch.filter(pc.equal(batch.column("_row"), 0))  # one of many rows took its time once
+        if "_status" in requests.column_names:  # from then on, servers log what failed
+            counted.total.has_failures = True
+        for version, count in versions_of(requests).items():
+            counted.versions[version] = counted.versions.get(version, 0) + count
+        latencies = _numbers(requests, "_latency_us")
+        for tally, rows in counted.parts(requests, columns):
+            tally.add_answers(latencies[rows])
+    for batch in log.failures.batches(question.endpoint, question.window, wanted):
+        counted.total.has_failures = True
+        for version in versions_of(batch):
+            counted.versions.setdefault(version, 0)
+        statuses = _numbers(batch, "_status")
+        for tally, rows in counted.parts(batch, [name for name in columns if name.startswith(OWN_PREFIX)]):
+            tally.has_failures = True
+            tally.add_failures(statuses[rows])
+    return counted
 
 
 def _largest(apart: Mapping[str, _Tally], min_rows: int) -> tuple[dict[str, _Tally], list[str]]:
@@ -157,8 +202,8 @@ def _findings(
         if requirement.name in QUANTILES:
             yield _latency(requirement, tally, int(tally.slow[place]), confidence, segment)
             place += 1
-        elif not tally.errors and not tally.refused:
-            yield finding(requirement, _NO_FAILURES, confidence, segment)
+        elif not tally.has_failures:
+            yield finding(requirement, _NO_FAILURES if not segment else _NO_COLUMNS, confidence, segment)
         else:
             measured = wilson("error_rate", tally.errors, tally.requests, confidence)
             yield finding(requirement, measured, confidence, segment)
@@ -172,7 +217,7 @@ def _latency(requirement: Requirement, tally: _Tally, slow: int, confidence: flo
     share = wilson(requirement.name, slow, tally.timed, confidence)
     state: State = "violated" if share.low > permitted else "kept"
     reason = (
-        f"{share.value:.2%} of {tally.timed:,} requests took longer than {requirement.value:g} s, {share.low:.2%} to "
+        f"{share.value:.2%} of {tally.timed:,} answers took longer than {requirement.value:g} s, {share.low:.2%} to "
         f"{share.high:.2%} (Wilson, {confidence:.4g}); permitted are {permitted:.4g}"
     )
     value = tally.quantile(QUANTILES[requirement.name])
@@ -181,8 +226,9 @@ def _latency(requirement: Requirement, tally: _Tally, slow: int, confidence: flo
 
 def _figures(requirements: tuple[Requirement, ...], tally: _Tally) -> Iterator[tuple[str, float]]:
     yield "rows", float(tally.requests)
-    yield "error_rate", tally.errors / tally.requests
-    yield "refused_rate", tally.refused / tally.requests
+    if tally.has_failures:
+        yield "error_rate", tally.errors / tally.requests
+        yield "refused_rate", tally.refused / tally.requests
     if tally.timed:
         for name, share in QUANTILES.items():
             yield name, tally.quantile(share)
@@ -193,7 +239,7 @@ def _figures(requirements: tuple[Requirement, ...], tally: _Tally) -> Iterator[t
                 used = int(tally.slow[place]) / tally.timed / (1 - QUANTILES[requirement.name])
                 yield f"budget_left/{requirement.name}", 1 - used
             place += 1
-        elif requirement.value and (tally.errors or tally.refused):
+        elif requirement.value and tally.has_failures:
             yield f"budget_left/{requirement.name}", 1 - tally.errors / tally.requests / requirement.value
 
 
@@ -205,7 +251,5 @@ def _numbers(table: pa.Table, name: str) -> Array:
     return numbers
 
 
-_NO_FAILURES = (
-    "the log holds no request that failed; a server whose log has only what it answered counts failures in its "
-    "/metrics (onnxserve_requests_total) alone"
-)
+_NO_FAILURES = "the log does not say which requests failed: an older server has captured them"
+_NO_COLUMNS = "requests that failed have no columns of the model, by which they could be told apart"

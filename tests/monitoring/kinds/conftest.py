@@ -76,8 +76,12 @@ class Desk:
         wanted = Wanted(generation=1, endpoints={ENDPOINT: WantedEndpoint(variants=variants)})
         write_state(self.state_dir / WANTED, wanted)
 
-    def answer(self, columns: Mapping[str, Any], day: datetime = DAY, version: str = "1") -> None:
-        """Writes rows, each a request of its own, spread over three hours; `columns` may hold the log's own."""
+    def answer(self, columns: Mapping[str, Any], day: datetime = DAY, version: str = "1", folder: str = "") -> None:
+        """Writes rows, each a request of its own, spread over three hours; `columns` may hold the log's own.
+
+        Args:
+            folder: of the log below the log.
+        """
         rows = len(next(iter(columns.values())))
         times = [day + timedelta(seconds=3 * 3_600 * row // max(rows, 1)) for row in range(rows)]
         segment = f"segment-{next(_segments)}"
@@ -95,9 +99,9 @@ class Desk:
         table = event_table({**own, **columns})
         hours = np.array([time.hour for time in times])
         for hour in np.unique(hours):
-            folder = self.log_folder / f"endpoint={ENDPOINT}" / f"date={day:%Y-%m-%d}" / f"hour={hour:02d}"
-            folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table.filter(pa.array(hours == hour)), folder / f"{segment}.parquet")
+            below = self.log_folder / folder / f"endpoint={ENDPOINT}" / f"date={day:%Y-%m-%d}" / f"hour={hour:02d}"
+            below.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table.filter(pa.array(hours == hour)), below / f"{segment}.parquet")
 
     def label(self, column: str, labels: Mapping[Any, Any], name: str = "labels") -> None:
         """What turned out to be true of the rows by the value of a key column."""

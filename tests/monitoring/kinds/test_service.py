@@ -3,17 +3,16 @@
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.inference_log.location import FAILURES
 from mlflow_deploy_plugin.monitoring.kinds.service import judge
 
 P99 = {"kind": "service_level", "require": ["p99<=0.2", "error_rate<=1%"], "min_rows": 100}
 
 
-def requests(rng, count=1_000, slow=0.005, errors=0, **others):
+def requests(rng, count=1_000, slow=0.005, **others):
     latencies = rng.integers(2_000, 50_000, count)
     latencies[: int(slow * count)] = 900_000
-    statuses = np.full(count, 200, np.int16)
-    statuses[:errors] = 500
-    return {"_latency_us": latencies, "_status": statuses, "x": np.arange(count), **others}
+    return {"_latency_us": latencies, "_status": np.full(count, 200, np.int16), "x": np.arange(count), **others}
 
 
 @pytest.mark.parametrize(("slow", "state"), [(0.005, "kept"), (0.012, "kept"), (0.03, "violated")])
@@ -24,21 +23,34 @@ def test_a_quantile_is_judged_by_the_share_of_slow_requests(desk, found, slow, s
 
     one = found(judged, "p99")
     assert (judged.judgement.state, one.state) == (state, state)
-    assert f"{slow:.2%} of 1,000 requests took longer than 0.2 s" in one.reason
+    assert f"{slow:.2%} of 1,000 answers took longer than 0.2 s" in one.reason
     assert one.value == pytest.approx(0.9 if slow > 0.01 else 0.05, rel=0.05)
     assert judged.judgement.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
 
 
-def test_failures_are_judged_where_the_log_has_them_and_else_it_says_who_counts_them(desk, found) -> None:
+def test_failures_are_judged_from_the_log_of_what_got_no_answer(desk, found) -> None:
     desk.answer(requests(np.random.default_rng(0)))
     without = judge(desk.ask(**P99))
-    desk.answer(requests(np.random.default_rng(1), errors=60))
-    with_failures = judge(desk.ask(**P99))
+    statuses = np.array([500] * 60 + [400] * 40, np.int16)
+    desk.answer({"_latency_us": np.full(100, 900_000), "_status": statuses}, folder=FAILURES)
+    after = judge(desk.ask(**(P99 | {"segment_by": ["_variant", "x"]})))
 
-    assert found(without, "error_rate").state == "not judged"
-    assert "/metrics" in found(without, "error_rate").reason
-    assert (found(with_failures, "error_rate").state, found(with_failures, "error_rate").value) == ("violated", 0.03)
-    assert with_failures.judgement.figures["budget_left/error_rate"] == pytest.approx(-2)
+    assert (found(without, "error_rate").state, found(without, "error_rate").value) == ("kept", 0)
+    one = found(after, "error_rate")
+    assert (one.state, one.value) == ("violated", pytest.approx(60 / 1_100))
+    assert found(after, "p99").state == "kept"  # of answers alone
+    assert after.judgement.figures["refused_rate"] == pytest.approx(40 / 1_100)
+    assert after.judgement.figures["budget_left/error_rate"] == pytest.approx(1 - 60 / 11)
+    assert found(after, "error_rate", segment="_variant=champion").value == one.value
+
+
+def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(desk, found) -> None:
+    desk.answer(requests(np.random.default_rng(0), carrier=np.array(["UA"] * 1_000, dtype=object)))
+
+    judged = judge(desk.ask(**(P99 | {"segment_by": ["carrier"]})))
+
+    assert found(judged, "p99", segment="carrier=UA").state == "kept"
+    assert "no columns of the model" in found(judged, "error_rate", segment="carrier=UA").reason
 
 
 def test_quantiles_are_those_of_all_requests(desk) -> None:
@@ -74,3 +86,4 @@ def test_no_request_few_requests_and_rows_of_an_older_server_are_told(desk, foun
     judged = judge(desk.ask(**(P99 | {"min_rows": 10})))
     assert judged.judgement.state == "not judged"
     assert "an older server has captured them" in found(judged, "p99").reason
+    assert "an older server has captured them" in found(judged, "error_rate").reason
