@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.store.database import utc_now
 
+_FILES = ("data.parquet", "held_out.parquet")
 MAX_ROWS = 1_000_000
 MIN_ROWS = 100
 HELD_OUT = 0.2
@@ -63,7 +64,7 @@ def collect(log: InferenceLog, plan: RetrainPlan, folder: Path) -> Material:
         earlier = _earlier(log, plan, window)
         learned = pa.concat_tables([*earlier, learned], promote_options="permissive")
     folder.mkdir(parents=True, exist_ok=True)
-    data, judged_by = folder / "data.parquet", folder / "held_out.parquet"
+    data, judged_by = (folder / name for name in _FILES)
     pq.write_table(learned, data)
     if held_out is not None:
         pq.write_table(held_out, judged_by)
@@ -75,6 +76,12 @@ def collect(log: InferenceLog, plan: RetrainPlan, folder: Path) -> Material:
         held_out_rows=len(held_out) if held_out is not None else 0,
         window=window,
     )
+
+
+def remove(folder: Path) -> None:
+    """Takes the rows away that were written for a retraining; its log stays, and MLflow has those held out."""
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _earlier(log: InferenceLog, plan: RetrainPlan, window: Window) -> list[pa.Table]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from mlflow_deploy_plugin.controller.begin import Wish, begin_rollout
 from mlflow_deploy_plugin.controller.journal import plan_of as rollout_plan_of
 from mlflow_deploy_plugin.controller.retrain import child, journal, judged, tracked
-from mlflow_deploy_plugin.controller.retrain.material import collect
+from mlflow_deploy_plugin.controller.retrain.material import collect, remove
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, State
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import AlreadyExists, OnnxserveError
@@ -198,7 +198,9 @@ class Steps:
     def _end(self, one: Retraining, state: State, reason: str) -> None:
         now = self.clock()
         ended = replace(one, state=state, reason=reason, ended_at=now)
-        self._write(ended, journal.ended(ended, self.actor, now))
+        written = self._write(ended, journal.ended(ended, self.actor, now))
+        if written is not None and state != "failed":  # of one that failed a person may want to see the rows
+            remove(self.folder(one))
 
     def _write(self, changed: Retraining, event: AuditEvent | None = None) -> Retraining | None:
         """None where somebody else has taken it further meanwhile."""
