@@ -29,6 +29,7 @@ MOST_ATTEMPTS = 5
 LONGEST_TROUBLE = timedelta(days=1)
 """How long a window is tried again while MLflow or the store is down; any other failure counts."""
 NO_ROWS = "the window has no rows"
+KILLED = "whoever judged it was killed, or lost the lease, in the middle of it"
 _NOT_JUDGED = "not judged"
 _LOOKED_BACK = 200
 
@@ -61,12 +62,18 @@ class Attempts:
         Returns:
             None where nothing was written: the lease is lost, or the attempt was ended on purpose.
         """
+        if window.state == "running" and not self.by_hand:  # nobody has the lease: whoever judged it was killed
+            if window.attempts + 1 >= MOST_ATTEMPTS:
+                return self._failed(window, spec, KILLED, False, keeper)
+            window = replace(window, attempts=window.attempts + 1, reason=KILLED)
         running = self.monitors.update(replace(window, state="running"), keeper.lease)
         if running is None:
             return None
         try:
             found = self._found(running, spec, notes)
         except Ended:
+            if keeper.is_held:
+                self.monitors.update(replace(running, state="pending", not_before=None), keeper.lease)
             return None
         except OnnxserveError as error:
             return self._failed(running, spec, error.message, isinstance(error, PASSING), keeper)
@@ -115,8 +122,13 @@ class Attempts:
         if answer.judgement.is_alarm and in_a_row < spec.consecutive:
             self.say(f"{shown(window)}: {in_a_row} of {spec.consecutive} windows in a row that make an alarm")
             return
-        alert(store, settings, answer.judgement, answer.run.url, spec)
-        retrain.consider(self.deployments, answer.judgement, answer.run, spec)
+        try:
+            alert(store, settings, answer.judgement, answer.run.url, spec)
+            retrain.consider(self.deployments, answer.judgement, answer.run, spec)
+        except PASSING:
+            raise  # to be told again with the next attempt
+        except Exception:  # noqa: BLE001 — the window is judged, whatever keeps its verdict from being followed
+            _log.exception("%s: what follows from the verdict has failed", shown(window))
 
     def _failed(
         self, window: MonitorWindow, spec: MonitorSpec, reason: str, is_passing: bool, keeper: LeaseKeeper

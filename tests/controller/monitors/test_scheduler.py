@@ -1,11 +1,14 @@
 """The scheduler on a real store and log, its clock set by hand: what is judged, in which order, and what never is."""
 
 import threading
+from dataclasses import replace
 from datetime import timedelta
 
 from mlflow_deploy_plugin.controller.monitors.judging import Asked
-from mlflow_deploy_plugin.controller.monitors.worker import Crashed
+from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
+from mlflow_deploy_plugin.controller.monitors.worker import Ended
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.store.tables import LeaseRow
 from support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
 from support.waiting import wait_until
 
@@ -296,24 +299,72 @@ def test_what_a_dead_controller_has_begun_is_finished_by_the_next(world: Monitor
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + HOUR + timedelta(minutes=6)
-    may_end = threading.Event()
+    begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
+    world.monitors.update(replace(begun, state="running"))
+    world.monitors.remember("flights", "hourly", made_up_to=NOON + HOUR)
+    assert world.store.acquire_lease(lease_name("flights", "hourly"), "dead", 1)
 
-    def crash(asked: Asked) -> str:
-        may_end.wait(SECONDS)
-        raise Crashed("its process ended by signal SIGKILL")
-
-    world.judge = crash
-    first = world.start(lease_seconds=1)
-    wait_until(lambda: world.asked, SECONDS)
-    first.set()
-    (running,) = world.monitors.windows()
-    assert running.state == "running"
-
-    may_end.set()
-    world.judge = lambda asked: "drift"
-    world.end()
-    world.now += HOUR / 2
     world.start(lease_seconds=1)
 
     (window,) = world.wait_for(1)
-    assert (window.id, window.verdict) == (running.id, "drift")
+    assert (window.id, window.verdict, window.attempts) == (begun.id, "no drift", 1)
+
+
+def test_a_window_that_kills_one_controller_after_the_other_is_given_up(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
+    world.monitors.update(replace(begun, state="running", attempts=4))
+
+    world.start()
+
+    (window,) = world.wait_for(1, state="failed")
+    assert (world.asked, window.attempts) == ([], 5)
+    assert window.reason.startswith("whoever judged it was killed")
+
+
+def test_what_is_found_under_a_lost_lease_is_not_written(world: MonitoredWorld) -> None:
+    def judge(asked: Asked) -> str:
+        if len(world.asked) > 1:
+            return "no drift"
+        with world.store.transaction() as session:  # as another would who has waited for the lease's whole length
+            lease = session.get(LeaseRow, lease_name("flights", "hourly"))
+            assert lease is not None
+            lease.token, lease.holder = lease.token + 1, ""
+        return "drift"
+
+    world.judge = judge
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+
+    world.start()
+
+    (window,) = world.wait_for(1)
+    assert (window.verdict, len(world.asked)) == ("no drift", 2)
+
+
+def test_a_scheduler_that_ends_leaves_its_window_to_the_next(world: MonitoredWorld) -> None:
+    may_end = threading.Event()
+
+    def judge(asked: Asked) -> str:
+        may_end.wait(SECONDS)
+        raise Ended("it was ended with the controller")
+
+    world.judge = judge
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    over = world.start()
+    wait_until(lambda: world.asked, SECONDS)
+    over.set()
+    may_end.set()
+    world.end()
+    (left,) = world.monitors.windows()
+    assert (left.state, left.attempts) == ("pending", 0)
+
+    world.judge = lambda asked: "drift"
+    world.start()
+
+    assert world.wait_for(1)[0].verdict == "drift"
