@@ -61,7 +61,7 @@ class Mask:
             self._keyed = hashlib.blake2b(key=_read_key(self._path), digest_size=_DIGEST_BYTES)
         digest = self._keyed.copy()
         digest.update(text.encode())
-        return digest.hexdigest()
+        return str(digest.hexdigest())
 
 
 def _read_key(path: Path) -> bytes:

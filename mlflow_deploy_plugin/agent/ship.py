@@ -2,6 +2,7 @@
 
     LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<segment>-<offset>.parquet
     LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-<offset>.parquet        what callers have said of them since
+    LOG/_failed/endpoint=…      as the first, rows without the model's columns of requests that got no answer
 
 At least once: how far a segment is shipped is written down (`<segment>.shipped`) after its rows are in the log, and the
 segment is deleted after its worker let go of it and all of it is shipped. After a crash in between, the same rows come
@@ -30,6 +31,7 @@ from mlflow_deploy_plugin.agent.sink import Sink, open_sink
 from mlflow_deploy_plugin.agent.table import table_of
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import LogLocation
+from mlflow_deploy_plugin.inference_log.location import FAILURES
 from mlflow_deploy_plugin.server.capture import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
 from mlflow_deploy_plugin.server.captured import Captured, CapturedBatch, read_captured
 from mlflow_deploy_plugin.server.state import ShippingState, write_atomically
@@ -191,7 +193,7 @@ class Shipper:
             written = self._write_file(segment.stem, group)
             rows += written
             for batch in group:
-                if not batch.is_shadow:
+                if not (batch.is_shadow or batch.is_failed):
                     fresh = int((batch.offsets >= counted).sum()) * batch.rows
                     (shipped if written else lost)[batch.endpoint] += fresh
         for name, labels in label_files(segment.stem, captured.feedback, self._mask):
@@ -230,13 +232,14 @@ class Shipper:
 
 
 def _by_file(batches: Sequence[CapturedBatch]) -> Iterable[list[CapturedBatch]]:
-    """Batches of one endpoint, hour and set of columns."""
+    """Batches of one endpoint, hour and set of columns; what failed is apart."""
     groups: dict[tuple[Any, ...], list[CapturedBatch]] = defaultdict(list)
     for batch in batches:
-        groups[batch.endpoint, batch.hour, id(batch.model), *batch.outputs].append(batch)
+        groups[batch.endpoint, batch.hour, batch.is_failed, id(batch.model), *batch.outputs].append(batch)
     return groups.values()
 
 
 def _file_name(segment: str, first: CapturedBatch) -> str:
     moment = datetime.fromtimestamp(first.hour * 3600, UTC)
-    return f"endpoint={first.endpoint}/date={moment.date()}/hour={moment:%H}/{segment}-{first.offsets[0]}.parquet"
+    root = f"{FAILURES}/" if first.is_failed else ""
+    return f"{root}endpoint={first.endpoint}/date={moment.date()}/hour={moment:%H}/{segment}-{first.offsets[0]}.parquet"

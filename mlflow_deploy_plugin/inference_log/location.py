@@ -9,6 +9,9 @@ from pyarrow import fs
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 
+FAILURES = "_failed"
+"""The folder below the log's root that is a log of its own: requests that got no answer, without a model's columns."""
+
 
 @dataclass(frozen=True)
 class LogLocation:

@@ -1,7 +1,7 @@
 """Reads the inference log: the rows of one endpoint in one window of event time, each once, in bounded memory."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log.files import Hour, LogFile, list_all, list_endpoints, list_files, list_hours
 from mlflow_deploy_plugin.inference_log.joining import Labels, with_labels
 from mlflow_deploy_plugin.inference_log.lists import summarise_lists
-from mlflow_deploy_plugin.inference_log.location import LogLocation, locate_log
+from mlflow_deploy_plugin.inference_log.location import FAILURES, LogLocation, locate_log
 from mlflow_deploy_plugin.inference_log.rows import Wanted, hour_rows, microseconds_of
 from mlflow_deploy_plugin.inference_log.sample import Sample
 from mlflow_deploy_plugin.inference_log.windows import Window, window_at
@@ -64,6 +64,12 @@ class InferenceLog:
     def shown(self) -> str:
         """The log's name in messages."""
         return self.location.shown
+
+    @property
+    def failures(self) -> "InferenceLog":
+        """The log of requests that got no answer: `_status` says why not, and the model's columns are not there."""
+        location = replace(self.location, root=f"{self.root}/{FAILURES}", shown=f"{self.shown.rstrip('/')}/{FAILURES}")
+        return InferenceLog(location, self.unreadable)
 
     def endpoints(self) -> list[str]:
         """The endpoints that have rows."""

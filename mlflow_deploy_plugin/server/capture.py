@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured_model import CapturedModel as CapturedModel
 from mlflow_deploy_plugin.server.captured_model import described_model, read_model
 from mlflow_deploy_plugin.server.feedback import Feedback, pack_feedback
-from mlflow_deploy_plugin.server.packing import Packer
+from mlflow_deploy_plugin.server.packing import Packer, packed_failure
 from mlflow_deploy_plugin.server.packing import RequestRecord as RequestRecord
 from mlflow_deploy_plugin.server.state import SPOOL as SPOOL
 
@@ -102,6 +102,15 @@ class CaptureWriter:
             return False
         self._count(record.endpoint, plan.rows, plan.kept_rows, True)
         return True
+
+    def write_failure(self, record: RequestRecord, model: CapturedModel) -> None:
+        """Appends a request that `model` has not answered: when, for how long and why not. Counted nowhere here."""
+        try:
+            layout, pieces = packed_failure(record)
+            with self._lock:
+                self._append(model, layout, pieces)
+        except Exception as error:  # noqa: BLE001 - as in `write`
+            self._complain(error)
 
     def leave_out(self, endpoint: str, arrays: Mapping[str, Array]) -> None:
         """Counts an answer with the rows of these arrays, of which nothing is to be written."""

@@ -65,6 +65,7 @@ class CapturedBatch:
         latencies: [N] int64, microseconds.
         statuses: [N] int16, HTTP's.
         is_shadow: the variant has answered nobody.
+        is_failed: these requests got no answer: they are rows without columns.
         feeds / outputs: [N * rows, …] by ONNX input and output; outputs only those with one entry a row.
     """
 
@@ -72,6 +73,7 @@ class CapturedBatch:
     endpoint: str
     variant: str
     is_shadow: bool
+    is_failed: bool
     hour: int
     rows: int
     offsets: Array
@@ -228,6 +230,7 @@ def _batch(
         layout["endpoint"],
         layout["variant"],
         layout["shadow"],
+        layout["failed"],
         hour,
         rows,
         begins + start,

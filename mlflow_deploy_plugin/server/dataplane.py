@@ -156,6 +156,18 @@ class DataPlane:
         outputs = self._computed(variant, request, deadline)
         return self._captured(variant, request, arrived, request.inputs, outputs)
 
+    def fail(
+        self, variant: ServedVariant, request_id: str, status: int, seconds: float, event_time: int | None = None
+    ) -> None:
+        """Captures that the variant did not answer, as often as an answer would be: what fails is a share of all."""
+        capture = variant.capture
+        if capture.fraction == 1.0 or capture.fraction > self._draw():
+            now = self._clock() // 1000
+            ids = request_id, new_id()
+            moment = now if event_time is None else event_time
+            record = RequestRecord(variant.endpoint, variant.name, *ids, moment, now, int(seconds * 1e6), status)
+            self._capture.write_failure(record, variant.captured)
+
     def answers_later(self, endpoint: str | None) -> bool:
         """Whether `infer_later` may be asked, whichever variant of the endpoint is leased.
 

@@ -19,6 +19,8 @@ from mlflow_deploy_plugin.server.captured_model import CapturedModel
 
 _HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
 _LONGEST_LATENCY = 2**32 - 1
+FAILED = 400
+"""The first status of those that are no answer."""
 _TEXT = struct.Struct("<I")
 _MOST_PLANS = 256
 """Plans that are kept, each for one endpoint, variant, number of feeds and shape of the first array; beyond it all are
@@ -131,6 +133,20 @@ class Packer:
         return plan, pieces
 
 
+def packed_failure(record: RequestRecord) -> tuple[bytes, list[bytes]]:
+    """The layout and the pieces of a request that was not answered: one row without columns."""
+    ids = record.request_id.encode(), record.prediction_id.encode()
+    latency = min(max(record.latency, 0), _LONGEST_LATENCY)
+    lengths = len(ids[0]), len(ids[1])
+    head = _HEAD.pack(1, record.event_time, record.received_time, latency, record.status, *lengths)
+    return _layout(record, {"feeds": [], "outputs": []}), [head, *ids]
+
+
+def _layout(record: RequestRecord, entries: Mapping[str, Any]) -> bytes:
+    said = {"endpoint": record.endpoint, "variant": record.variant, "shadow": record.is_shadow}
+    return orjson.dumps({**said, "failed": record.status >= FAILED, **entries})
+
+
 def _plan(
     record: RequestRecord,
     model: CapturedModel,
@@ -158,7 +174,7 @@ def _plan(
         [name for _, name, _ in arrays],
         [array.dtype for *_, array in arrays],
         [array.shape for *_, array in arrays],
-        orjson.dumps({"endpoint": record.endpoint, "variant": record.variant, "shadow": record.is_shadow, **entries}),
+        _layout(record, entries),
         tuple(kept),
         rows,
         min(rows, max_rows),

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.schema import Schema
 from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
@@ -130,6 +132,25 @@ def test_labels_are_shipped_by_endpoint_and_the_day_they_came_in(
         (None, None, '{"carrier":"AA","distance":"7"}', "2"),
     ]
     assert len({(row["_segment"], row["_offset"]) for row in labels}) == 3
+
+
+def test_requests_without_an_answer_are_a_log_of_their_own(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    write(writer, "a", ["AA"])
+    for status in (400, 504):
+        writer.write_failure(RequestRecord("flights", "champion", "r", f"p{status}", NOON, NOON, 70, status), TABULAR)
+    assert shipper.ship() == 3
+    log = open_log(str(tmp_path / "log"))
+    window = parse_window("2026-06-01/1d")
+    assert [len(table) for table in log.batches("flights", window)] == [1]
+    (failed,) = log.failures.batches("flights", window)
+    assert [(row["_status"], row["_version"], row["_latency_us"]) for row in failed.to_pylist()] == [
+        (400, "3", 70),
+        (504, "3", 70),
+    ]
+    assert "carrier" not in failed.column_names
+    assert shipper.progress.totals.shipped == {"flights": 1}
 
 
 def test_masked_columns_are_equal_hashes_in_rows_and_in_keys_of_labels(

@@ -14,6 +14,7 @@ import pytest
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture import segments
+from mlflow_deploy_plugin.server.captured import read_captured
 from mlflow_deploy_plugin.server.dataplane import InferRequest
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer, answer_later
@@ -109,6 +110,21 @@ def test_a_timeout_that_is_none_is_the_callers_mistake(serve: Serve, timeout: An
     server = serve()
     with pytest.raises(InvalidRequest, match="a whole number of microseconds"):
         infer(server, parameters={"timeout": timeout})
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_what_a_version_does_not_answer_is_captured_as_a_failure(serve: Serve, batch: int) -> None:
+    server = serve(max_batch_size=batch)
+    headers = {"x_request_id": "bad", "x_event_time": "2013-07-01T12:30:00Z"}
+    assert ask(server, {"dataframe_records": [{"a": "x"}]}, **headers).status == 400
+    assert ask(server).status == 200
+    segment = segments(server.capture._spool)[0]
+    failed, answered = sorted(read_captured(segment).batches, key=lambda one: not one.is_failed)
+    assert (failed.is_failed, failed.rows, failed.statuses.tolist(), failed.feeds) == (True, 1, [400], {})
+    assert (answered.is_failed, answered.statuses.tolist()) == (False, [200])
+    assert bytes(failed.request_ids.content) == b"bad"
+    assert failed.event_times.tolist() == [1_372_681_800_000_000]
+    assert sample(server, "onnxserve_capture_rows_total", outcome="answered") == 1
 
 
 def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve: Serve) -> None:

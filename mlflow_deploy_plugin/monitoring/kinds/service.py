@@ -5,8 +5,8 @@ A quantile's requirement is judged by counting: p99<=0.2 holds where no more tha
 error budget is that permitted share; what is left of it is 1 - share / permitted, and negative when it is overdrawn.
 
 Latencies are those of answers. An error is a request that the server failed (5xx); one that it refused (4xx) is the
-caller's, and counted apart. Requests that got no answer lie in a log of their own (`InferenceLog.failures`), without the model's
-columns: by a column of the model, they cannot be told apart.
+caller's, and counted apart. Requests that got no answer lie in a log of their own (`InferenceLog.failures`), without
+the model's columns, by which they cannot be told apart.
 """
 
 import math

@@ -9,7 +9,8 @@ from mlflow_deploy_plugin.server.answered import count_answer
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, refused, request_id
-from mlflow_deploy_plugin.server.http.predictions import Protocol, ask, failed, name_version, tell
+from mlflow_deploy_plugin.server.http.predictions import Protocol, ask, capture_failure, failed, name_version, tell
+from mlflow_deploy_plugin.server.packing import FAILED
 
 
 def infer_later(
@@ -39,6 +40,8 @@ def infer_later(
     def finish(result: RawResponse, outputs: Mapping[str, Array] | None = None) -> None:
         seconds = time.perf_counter() - request.arrived
         count_answer(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
+        if result.status >= FAILED:
+            capture_failure(server, request, variant, result, seconds)
         done(result)
 
     try:

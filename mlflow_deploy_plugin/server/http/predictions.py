@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from mlflow_deploy_plugin.server.http.messages import (
     refused,
     request_id,
 )
+from mlflow_deploy_plugin.server.packing import FAILED
 from mlflow_deploy_plugin.server.protocols.content import JSON
 from mlflow_deploy_plugin.server.served import ServedVariant
 
@@ -97,7 +99,19 @@ def infer(
             limits.leave()
     seconds = time.perf_counter() - request.arrived
     count_answer(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
+    if result.status >= FAILED and variant is not None:
+        capture_failure(server, request, variant, result, seconds)
     return result
+
+
+def capture_failure(
+    server: Server, request: RawRequest, variant: ServedVariant, result: RawResponse, seconds: float
+) -> None:
+    """Into the log of failures, at the time that the caller has said, where it can be read."""
+    moment = None
+    with suppress(OnnxserveError):
+        moment = event_time(request.headers)
+    server.dataplane.fail(variant, result.headers.get("X-Request-Id", ""), result.status, seconds, moment)
 
 
 def name_version(headers: dict[str, str], variant: ServedVariant) -> None:
