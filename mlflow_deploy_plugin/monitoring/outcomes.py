@@ -1,5 +1,6 @@
 """What is said of each column: the checks that need no threshold, and the sentences of those that have one."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from mlflow_deploy_plugin.monitoring.sketch import ColumnSketch, Profile
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
 """Of the figures of `null/comparing.py`, in their order."""
 _SHOWN = 3
+_DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", "string", "large_string", "dictionary"}
+"""Types whose columns have a distance; without bins they are none that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,18 @@ def _schema_finding(name: str, reference: Reference, window: Profile) -> Finding
             f"{given.mistyped:,} of {known:,} values are {given.arrow_type}, in the reference {_type(expected, given)}"
         )
         return Finding(name, "type", "drift", reason, value=given.mistyped / max(known, 1), threshold=0.0)
+    # what has no distribution (times, binary values) still has a type
+    is_judged = name in reference.bins or _families(expected) & _DISTANCES
+    if not is_judged and given.missing < given.rows and _families(expected).isdisjoint(_families(given)):
+        return Finding(
+            name, "type", "drift", f"its values are {given.arrow_type}, in the reference {expected.arrow_type}"
+        )
     return None
+
+
+def _families(column: ColumnSketch) -> set[str]:
+    """Arrow's types without widths, units, zones, and what lists and structures are made of."""
+    return {re.split(r"[0-9\[<(]", one)[0] for one in column.arrow_type.split(" | ")}
 
 
 def _type(expected: ColumnSketch, given: ColumnSketch) -> str:
