@@ -83,7 +83,8 @@ def expire(log: InferenceLog, endpoint: str, now: datetime, keep: timedelta, onl
         oldest = now - keep
     except OverflowError:  # nothing is older than the calendar
         return Maintained()
-    folders = {hour.folder: files for hour, files in log.all_files(endpoint).items() if hour.end <= oldest}
+    hours = [*log.all_files(endpoint).items(), *log.failures.all_files(endpoint).items()]
+    folders = {hour.folder: files for hour, files in hours if hour.end <= oldest}
     for root in [labels_folder(location, endpoint), *_sketch_folders(location, endpoint)]:
         for day, folder in list_days(location, root):
             if day + DAY <= oldest:
@@ -104,7 +105,8 @@ def compact(log: InferenceLog, endpoint: str, now: datetime) -> Maintained:
     """
     location = log.location
     compacted = written = 0
-    folders = [(hour.folder, hour.end, files) for hour, files in log.all_files(endpoint).items()]
+    hours = [*log.all_files(endpoint).items(), *log.failures.all_files(endpoint).items()]
+    folders = [(hour.folder, hour.end, files) for hour, files in hours]
     for day, folder in list_days(location, labels_folder(location, endpoint)):
         folders.append((folder, day + DAY, list_files(location, folder)))
     for folder, end, files in folders:

@@ -215,6 +215,16 @@ def test_what_is_too_old_is_deleted_rows_labels_and_sketches(log: InferenceLog, 
     assert expire(log, "flights", now, timedelta(days=1)) == Maintained()
 
 
+def test_requests_without_an_answer_are_kept_up_like_rows(log: InferenceLog, writer: LogWriter) -> None:
+    failures = LogWriter(writer.root / "_failed")
+    for number in range(3):
+        failures.write(hour(5, start=number))
+    assert compact(log, "flights", LATER).written_files == 1
+    assert sum(len(table) for table in log.failures.batches("flights", WINDOW)) == 15
+    assert expire(log, "flights", LATER, timedelta(days=1)).expired_files == 1
+    assert list(log.failures.batches("flights", WINDOW)) == []
+
+
 def test_nothing_is_older_than_the_calendar_and_an_endpoint_without_rows_is_fine(log: InferenceLog) -> None:
     assert expire(log, "flights", LATER, timedelta(days=999_999)) == Maintained()
     assert maintain(log, "flights", LATER, timedelta(days=1)) == Maintained()
