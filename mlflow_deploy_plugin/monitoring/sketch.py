@@ -158,7 +158,9 @@ def merge(profiles: Iterable[Profile]) -> Profile:
 def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     if len(parts) == 1:
         return parts[0]
-    judged: list[SketchKind] = [part.kind for part in parts if part.kind != "other"]
+    # a file in which every value is null has the type null, and says nothing
+    telling = [part for part in parts if part.arrow_type != "null"] or parts
+    judged: list[SketchKind] = [part.kind for part in telling if part.kind != "other"]
     types = {one for part in parts for one in part.arrow_type.split(_TYPE_SEPARATOR)}
     finite = np.array([part.finite for part in parts], np.float64)
     total = int(finite.sum())
@@ -169,7 +171,6 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     return ColumnSketch(
         name=parts[0].name,
         kind=min(judged, default="other"),
-        # a file in which every value is null has the type null, and says nothing
         arrow_type=_TYPE_SEPARATOR.join(sorted(types - {"null"} or types)),
         counts=_sum_counts(parts),
         rows=sum(part.rows for part in parts),

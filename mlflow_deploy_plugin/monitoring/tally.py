@@ -105,13 +105,12 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int, kept:
     distinct = encoded.dictionary
     hashes = hash_texts(distinct.to_numpy(zero_copy_only=False))
     codes = np.full(len(column), bins.size, np.int64)
-    fields: Counted = {"kind": ["category"] * count, "arrow_type": [str(column.type)] * count}
+    kind = bins.kind if pa.types.is_null(column.type) else "category"
+    fields: Counted = {"kind": [kind] * count, "arrow_type": [str(column.type)] * count}
     if isinstance(bins, CategoryBins):
         codes[is_known] = bins.codes_of_texts(distinct)[inverse]
         is_fresh = ~_contains(bins.reference_hashes, hashes)
         fields |= _fresh(distinct, is_fresh, inverse, known_groups, count, kept)
-    elif bins.kind == "number":  # a column without any value
-        fields["kind"] = ["number"] * count
     fields["counts"] = counts = _histograms(codes, bins.size + 1, groups, count)
     fields["missing"] = counts[:, -1].tolist()
     pairs = _pairs(known_groups, inverse, count, len(distinct))[0]

@@ -195,6 +195,13 @@ def test_no_rows_make_an_empty_profile():
     assert sketch({"x": [1.0, 2.0]}, {"x": pa.array([], pa.float64())}).columns["x"].rows == 0
 
 
+@pytest.mark.parametrize("reference", [[1.0] * 9, [1.0, 2.0, 3.0], pa.nulls(3)])
+def test_a_file_without_any_value_says_nothing_of_the_kind(reference):
+    column = sketch({"x": reference}, {"x": pa.nulls(2)}, {"x": [1.0]}, {"x": pa.nulls(1)}).columns["x"]
+
+    assert (column.kind, column.arrow_type, column.rows, column.missing) == ("number", "double", 4, 3)
+
+
 VALUES = {
     "number": (st.one_of(st.none(), st.floats(-100, 100), st.sampled_from([math.nan, math.inf, 1e9])), pa.float64()),
     "text": (st.one_of(st.none(), st.sampled_from(["a", "b", "c", "new", "x" * 100])), pa.string()),
