@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION
 
 LABEL, LABEL_NUMBER = "_label", "_label_number"
 NO_LABEL = -1
+_LARGEST = 1e9  # of weights that are divided by their sum; beyond, it is no probability
 _TRUE_OR_FALSE = {"true": "1", "false": "0"}
 
 
@@ -83,13 +84,11 @@ class _Columns:
         """[N] of any type: the label output, or a prediction that is no fraction."""
         for output in self._outputs:
             if output.role == "label" and (column := self._column(output)) is not None:
-                return column
+                return column if _may_be_label(column.type) or pa.types.is_floating(column.type) else None
         if any(output.role == "probabilities" for output in self._outputs) and self._classes:
             return None
         column = self._named(PREDICTION)
-        return (
-            None if column is None or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type) else column
-        )
+        return column if column is not None and _may_be_label(column.type) else None
 
     def probabilities(self) -> tuple[Array | None, tuple[Any, ...]]:
         """[N, C] float64, and the classes of its columns (empty where they are not known)."""
@@ -140,6 +139,7 @@ def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, 
     classes = _ascending({*columns, *_seen(predicted), *_seen(truth)})
     places = {name: place for place, name in enumerate(classes)}
     if probabilities is not None and columns:
+        probabilities = np.where((probabilities >= 0) & (probabilities <= _LARGEST), probabilities, np.nan)
         total = probabilities.sum(axis=1, keepdims=True)
         ordered = np.zeros((len(probabilities), len(classes)))
         ordered[:, [places[name] for name in columns]] = probabilities / np.where(total > 0, total, 1)
@@ -147,6 +147,12 @@ def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, 
     else:
         probabilities = None
     return Answered(Classified(_places(predicted, places), probabilities, tuple(classes)), None, _places(truth, places))
+
+
+def _may_be_label(kind: pa.DataType) -> bool:
+    types = pa.types
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    return bool(is_text or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind))
 
 
 def _true_names(table: pa.Table, is_text: bool) -> pa.Array:

@@ -277,3 +277,22 @@ def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(ask, desk, mo
 
     assert judged.judgement.rows == ROWS
     assert {len(right.values) for _, right in judged.evidence.pairs} == {80}  # one of three hours
+
+
+@pytest.mark.long
+def test_the_days_before_are_a_reference_by_segment_too(desk, found) -> None:
+    desk.serve(CLASSIFIER)
+    for number in range(1, 41):
+        desk.answer(day(number), DAY - timedelta(days=number))
+    columns = day(100)
+    columns["noise"][columns["carrier"] == "UA"] += 5
+    desk.answer(columns)
+
+    judged = drift.judge(
+        desk.ask(reference="rolling:20d", segment_by=["carrier"], min_rows=60, columns=["temp", "noise"])
+    )
+
+    assert judged.judgement.state == "drift"
+    assert found(judged, "noise", "distribution", "carrier=UA").is_alarm
+    assert not found(judged, "noise", "distribution", "carrier=AA").is_alarm
+    assert not found(judged, "temp", "distribution").is_alarm
