@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+_TRUTH: Mapping[Any, float] = {"true": 1.0, "false": 0.0}  # as a CSV file says them
+
 LABELS = "_labels"
 """The folder below the log's root."""
 
@@ -107,11 +109,11 @@ def as_text(value: Any) -> str | None:
 
 
 def as_number(value: Any) -> float | None:
-    """A label's value as a number; None where it is none."""
+    """A label's value as a number, 1 and 0 for true and false; None where it is none."""
     if value is None:
         return None
     try:
-        number = float(value)
+        number = float(_TRUTH.get(value, value))
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

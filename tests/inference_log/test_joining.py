@@ -39,16 +39,16 @@ def labels(log: InferenceLog) -> list[Any]:
 
 
 def test_a_label_is_a_text_and_where_it_can_be_a_number(log: InferenceLog, writer: LogWriter) -> None:
-    writer.write(request(6))
-    given = [1, 2.5, "late", True, "7"]
+    writer.write(request(7))
+    given = [1, 2.5, "late", True, "7", "false"]
     writer.label(*(by_id(label, row) for row, label in enumerate(given)))
 
     rows = log.labelled("flights", WINDOW)
 
     assert rows is not None
     table = rows.table.sort_by("x")
-    assert table.column("_label").to_pylist() == ["1", "2.5", "late", "true", "7", None]
-    assert table.column("_label_number").to_pylist() == [1, 2.5, None, 1, 7, None]
+    assert table.column("_label").to_pylist() == ["1", "2.5", "late", "true", "7", "false", None]
+    assert table.column("_label_number").to_pylist() == [1, 2.5, None, 1, 7, 0, None]
 
 
 def test_a_label_without_a_row_is_of_every_row_and_a_later_one_of_a_row_wins_over_it(
