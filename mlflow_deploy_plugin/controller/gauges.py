@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 STATES = ("ok", "alarm", "not judged", "failing", "paused", "waiting")
 _SHARE = "share_of_drifted_columns"
+_LOOKED_BACK = 20
+"""Windows: those without rows have no share."""
 
 
 def start_gauges(store: Store, port: int, host: str = "") -> "WSGIServer":
@@ -82,7 +84,8 @@ class StoreGauges(Collector):
         for endpoint in self._store.endpoints():
             for name in endpoint.spec.monitors:
                 key = [endpoint.name, name]
-                judged = next(iter(monitors.windows(*key, states=["judged"], limit=1)), None)
+                latest = monitors.windows(*key, states=["judged"], limit=_LOOKED_BACK)
+                judged = latest[-1] if latest else None
                 last = next(iter(monitors.windows(*key, limit=1)), None)
                 now_in = "paused" if (endpoint.name, name) in paused else _state(judged, last)
                 for possible in STATES:
@@ -90,8 +93,9 @@ class StoreGauges(Collector):
                 if judged is not None:
                     until.add_metric(key, judged.end.timestamp())
                     success.add_metric(key, self._last_success(*key))
-                    if isinstance(found := judged.figures.get(_SHARE), int | float):
-                        share.add_metric(key, found)
+                shares = [window.figures[_SHARE] for window in latest if window.figures.get(_SHARE) is not None]
+                if shares:
+                    share.add_metric(key, shares[-1])
         yield from (share, state, success, until)
 
     def _last_success(self, endpoint: str, monitor: str) -> float:

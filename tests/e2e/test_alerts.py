@@ -1,0 +1,78 @@
+"""From rows in the log to a message on somebody's screen, by a controller as people start it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from support.judged import capture, make_endpoint
+from support.mlflow_server import MlflowServer
+from support.receiver import Receiver
+from support.receiver import receiver as a_receiver
+from support.waiting import free_port, wait_until
+
+SECONDS = 240.0
+HOUR = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Watched:
+    home: Path
+    begin: datetime
+    receiver: Receiver
+    log: Path
+    metrics: str
+
+
+@pytest.fixture
+def watched(tmp_path: Path, mlflow_server: MlflowServer) -> Iterator[Watched]:
+    """An endpoint with an hourly monitor whose first hour is like the reference and whose second is not."""
+    home, log, port = tmp_path / "home", tmp_path / "controller.log", free_port()
+    begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 2 * HOUR
+    make_endpoint(home, "watched", "1h", begin, alert="ops")
+    capture(home, begin, name="watched")
+    capture(home, begin + HOUR, shift=9, name="watched")
+    with a_receiver() as receiver:
+        (tmp_path / "alerts.conf").write_text(f"ops={receiver.url('ops')}\nscience={receiver.url('science')}\n")
+        environment = {
+            **os.environ,
+            "ONNXSERVE_HOME": str(home),
+            "ONNXSERVE_ALERT_CONFIG": str(tmp_path / "alerts.conf"),
+            "MLFLOW_TRACKING_URI": mlflow_server.url,
+        }
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller", "--metrics-port", str(port)]
+        with log.open("wb") as output:
+            controller = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=tmp_path)
+        try:
+            yield Watched(home, begin, receiver, log, f"http://127.0.0.1:{port}/metrics")
+        finally:
+            controller.terminate()
+            controller.wait(60)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_drifted_hour_is_told_with_its_report(watched: Watched, mlflow_server: MlflowServer) -> None:
+    posted = watched.receiver.got
+    wait_until(lambda: posted.get("/ops"), SECONDS, f"the message; {watched.log.read_text()}")
+    alarm = posted["/ops"][0]
+
+    assert alarm["title"] == "onnxserve: watched: Alarm: monitor daily"
+    assert "- x, " in alarm["message"]
+    link = alarm["message"].splitlines()[-1]
+    run = MlflowClient(mlflow_server.url).get_run(link.split("/runs/")[1].split("/")[0])
+    assert link.endswith("/artifacts/report.html")
+    assert run.data.tags["onnxserve.window.start"] == (watched.begin + HOUR).isoformat()
+    metrics = requests.get(watched.metrics, timeout=30).text
+    assert 'onnxserve_alerts_firing{endpoint="watched",monitor="daily"} 1.0' in metrics
+    assert 'onnxserve_drift_share{endpoint="watched",monitor="daily"} 1.0' in metrics
+    assert len(watched.receiver.got["/ops"]) == 1
+    assert "/science" not in watched.receiver.got
+    assert "s3cret" not in watched.log.read_text()

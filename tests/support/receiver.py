@@ -1,0 +1,52 @@
+"""A web server that takes alerts."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Receiver:
+    """Takes what Apprise posts, by the path that it is posted to; while it is broken, nothing."""
+
+    port: int = 0
+    is_broken: bool = False
+    got: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def url(self, path: str) -> str:
+        """The channel's, with a secret."""
+        return f"json://bot:s3cret-token@127.0.0.1:{self.port}/{path}"
+
+    def titles(self, path: str) -> list[str]:
+        return [message["title"] for message in self.got.get(f"/{path}", [])]
+
+
+@contextmanager
+def receiver() -> Iterator[Receiver]:
+    kept = Receiver()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if not kept.is_broken:
+                kept.got.setdefault(self.path.rstrip("/"), []).append(body)
+            self.send_response(500 if kept.is_broken else 200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+        kept.port = listener.server_port
+        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield kept
+        finally:
+            listener.shutdown()
+            thread.join()
