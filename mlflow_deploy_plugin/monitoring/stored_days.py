@@ -9,6 +9,7 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.inference_log.location import LogLocation
 from mlflow_deploy_plugin.inference_log.writing import write_file
 from mlflow_deploy_plugin.monitoring.sketch import Profile
@@ -92,7 +93,12 @@ def store_day(location: LogLocation, name: str, day: StoredDay) -> None:
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         writer.write_table(profiles_to_table(list(day.whole.values())))
         writer.write_table(profiles_to_table([profile for _, _, profile in hours]))
+    keep(location, name, sink.getvalue())
+
+
+def keep(location: LogLocation, name: str, content: pa.Buffer) -> None:
+    """Writes what follows from the log beside it; where it takes no files, the next one works it out again."""
     try:
-        write_file(location, name, sink.getvalue())
-    except (OSError, pa.ArrowException) as error:  # a log that takes no files: the next one sketches the rows again
-        _log.debug("the sketches %s are not stored: %s", name, " ".join(str(error).split()))
+        write_file(location, name, content)
+    except (OSError, pa.ArrowException, NotInstalled) as error:
+        _log.debug("%s is not kept beside the log: %s", name, " ".join(str(error).split()))

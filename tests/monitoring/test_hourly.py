@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.monitoring.bins import bins_digest
 from mlflow_deploy_plugin.monitoring.hourly import hour_profiles, window_profile, window_versions
 from mlflow_deploy_plugin.monitoring.references.load import freeze
 from mlflow_deploy_plugin.monitoring.sketch import sketch_batches
+from support.s3 import s3_server
 
 from .conftest import ENDPOINT, FIRST_DAY, MODEL, day_of_rows, event_table
 from .test_sketch import assert_same
@@ -120,6 +121,24 @@ def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(log, bi
     (Path(log.root) / "_sketches").write_text("a file where the folder would be")
 
     assert_same(profile(log, bins), expected(bins, days))
+
+
+def test_a_log_in_a_bucket_keeps_its_profiles_there(log, bins, days, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with s3_server() as bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        for path in Path(log.root).glob("endpoint=*/**/*.parquet"):
+            bucket.objects[f"b/log/{path.relative_to(log.root)}"] = path.read_bytes()
+        first = profile(open_log("s3://b/log"), bins)
+        bucket.asked.clear()
+
+        assert_same(profile(open_log("s3://b/log"), bins), first)
+
+        assert_same(first, expected(bins, days))
+        assert len([name for name in bucket.objects if "_sketches" in name]) == DAYS
+        assert not bucket.headers_of("GET", "s0-0.parquet")  # no file of rows is opened
+        assert len(bucket.asked) < 20
 
 
 def test_two_that_sketch_at_once_do_no_harm(log, bins, days):

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.monitoring.stored import SCHEMA, profiles_to_table, ta
 
 _META = b"onnxserve"
 _FORMAT = 1
+_KEPT = 200  # of a few MB at most
 
 
 def kept_pieces(
@@ -73,5 +74,14 @@ def _store(path: Path, pieces: Pieces) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table.cast(SCHEMA.with_metadata({_META: json.dumps(meta)})), temporary, compression="zstd")
         os.replace(temporary, path)
+        for old in sorted(path.parent.glob("*.parquet"), key=_changed, reverse=True)[_KEPT:]:
+            old.unlink(missing_ok=True)
     except OSError:
         temporary.unlink(missing_ok=True)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another has deleted it
+        return 0.0

@@ -29,12 +29,12 @@ from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.inference_log.sample import Sample
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, parse_window
-from mlflow_deploy_plugin.inference_log.writing import write_file
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.hourly import FOLDER, hour_profiles, window_versions
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.references.blocks import Pieces, assemble, grid, sketch_steps
 from mlflow_deploy_plugin.monitoring.sketch import gathered
+from mlflow_deploy_plugin.monitoring.stored_days import keep
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
 
@@ -179,7 +179,4 @@ def _load(log: InferenceLog, name: str) -> pa.Table | None:
 def _store(log: InferenceLog, name: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    try:
-        write_file(log.location, name, sink.getvalue())
-    except (OSError, pa.ArrowException) as error:  # a log that takes no files: the next one reads the rows again
-        _log.debug("the sample %s is not stored: %s", name, " ".join(str(error).split()))
+    keep(log.location, name, sink.getvalue())
