@@ -45,6 +45,8 @@ _NO_SENSE = (ValueError, LookupError, TypeError, struct.error)
 """What reading may raise of a segment whose frames are whole and hold something else than they should."""
 _LONGEST_WAIT_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 30.0
+_TOLD_SECONDS = 10.0
+"""So seldom agent.json says anew until when the log is complete."""
 
 
 class _UnreadableSegmentError(Exception):
@@ -141,6 +143,9 @@ class Shipper:
                 error = f"the inference log {self._sink.location.shown} cannot be written: {failure}"
                 break
         self._report(error)
+        complete_until = self.progress.complete_until // _TOLD_SECONDS * _TOLD_SECONDS
+        if complete_until > self.state.complete_until:
+            self.state = self.state.model_copy(update={"complete_until": complete_until})
         for left_over in self._spool.glob(f"*{SHIPPED}"):
             if not left_over.with_suffix(SUFFIX).exists():
                 left_over.unlink(missing_ok=True)

@@ -33,6 +33,11 @@ def following_page(state_dir: Path) -> bytes:
             {(): state.checked_at},
         ),
         _family(
+            "onnxserve_log_complete_until_timestamp_seconds",
+            "Every row that was answered before is in the inference log, or was dropped; since 1970, by tens.",
+            {(): state.shipping.complete_until},
+        ),
+        _family(
             "onnxserve_wanted_version_refused",
             "Versions that the registry names and that are not served: gate, fetch, artifact, consent or load.",
             {tuple(labels.items()): 1.0 for labels in refused},

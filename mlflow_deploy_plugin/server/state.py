@@ -138,11 +138,13 @@ class ShippingState(_State):
     Attributes:
         torn_segments: those that a killed worker has left with half a frame at the end, since the agent's start.
         broken_segments: those that made no sense and were set aside, since then.
+        complete_until: every row answered before is in the log; seconds since 1970, by tens.
     """
 
     error: str = ""
     torn_segments: int = 0
     broken_segments: int = 0
+    complete_until: float = 0.0
 
 
 class RefusedVersion(_State):
