@@ -42,6 +42,7 @@ def log() -> None:
     "--labels/--no-labels", default=True, show_default=True, help="Whether _label and _label_number are there."
 )
 @click.option("--shadows", is_flag=True, help="Also what shadows answered.")
+@click.option("--failed", is_flag=True, help="Instead, the requests that got no answer; _status says why not.")
 @click.option("--limit", type=click.IntRange(min=0), help=f"At most so many rows.  [default: {_TABLE_ROWS} in a table]")
 @click.option(
     "-o",
@@ -60,6 +61,7 @@ def query(
     sql: str,
     labels: bool,
     shadows: bool,
+    failed: bool,
     limit: int | None,
     output: str | None,
 ) -> None:
@@ -85,8 +87,11 @@ def query(
     # here: DuckDB and pyarrow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.inference_log.query import Query, run_query
     from mlflow_deploy_plugin.inference_log.span import parse_span
-    from mlflow_deploy_plugin.inference_log.view import View
+    from mlflow_deploy_plugin.inference_log.view import View, require_endpoint
 
+    labels = labels and not failed
+    if not select and failed and is_table:
+        select = "* EXCLUDE (_received_time, _shadow, _segment, _offset, _row)"
     if not select:
         aside = f"{_ASIDE}, _label_number" if labels else _ASIDE
         select = f"* EXCLUDE ({aside})" if is_table else "*"
@@ -94,6 +99,12 @@ def query(
     bound = shown + 1 if is_table and shown is not None else shown  # one more tells whether there are more
     view = View(name, parse_span(since, until, datetime.now(UTC)), labels, shadows)
     opened = _open()
+    if failed:
+        require_endpoint(opened, name)
+        opened = opened.failures
+        if name not in opened.endpoints():
+            click.echo(f"no request of {name} is known to have failed", err=True)
+            return
     with run_query(opened, Query(view, select, where, order_by, sql, bound)) as answer:
         if is_table:
             from mlflow_deploy_plugin.cli.log_text import table_lines

@@ -44,6 +44,8 @@ def stats_lines(stats: LogStats, shown: str) -> Iterator[str]:
     span = f", {_time(stats.first)} to {_time(stats.last)}" if stats.first and stats.last else ""
     shadows = f" and {stats.shadow_rows:,} of shadows" if stats.shadow_rows else ""
     yield f"  rows      {stats.rows:,}{shadows}{span}"
+    if stats.failed_rows:
+        yield f"  failed    {stats.failed_rows:,} rows of requests that got no answer"
     yield f"  files     {stats.files:,}, {size_text(stats.size)}"
     yield from _named("versions", stats.by_version)
     yield from _named("variants", stats.by_variant)

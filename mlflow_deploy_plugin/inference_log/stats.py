@@ -55,6 +55,7 @@ class LogStats:
 
     Attributes:
         rows: of the span, each once, without those of shadows.
+        failed_rows: of requests that got no answer, which are in none of the other counts.
         first, last: event times of rows, those of shadows too; None where there are none.
         by_version: rows by "MODEL version N"; by_variant likewise; by_hour by the hour's start.
         files, size: of the whole log, size in bytes.
@@ -65,6 +66,7 @@ class LogStats:
     endpoint: str
     rows: int
     shadow_rows: int
+    failed_rows: int
     first: datetime | None
     last: datetime | None
     by_version: Mapping[str, int]
@@ -98,6 +100,7 @@ def log_stats(log: InferenceLog, endpoint: str, span: Span | None = None) -> Log
         endpoint=endpoint,
         rows=sum(tally.by_version.values()),
         shadow_rows=tally.shadow_rows,
+        failed_rows=_failed_rows(log, endpoint, view.span),
         first=tally.first,
         last=tally.last,
         by_version=dict(sorted(tally.by_version.items())),
@@ -146,6 +149,10 @@ class _Tally:
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
     return table.column(name) if name in table.column_names else pa.chunked_array([pa.nulls(len(table), pa.string())])
+
+
+def _failed_rows(log: InferenceLog, endpoint: str, span: Span) -> int:
+    return sum(map(len, view_tables(log.failures, View(endpoint, span, labels=False), [EVENT_TIME])))
 
 
 def _account(log: InferenceLog, endpoint: str) -> Account | None:

@@ -9,6 +9,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -154,6 +155,19 @@ def test_figures_in_words_and_as_json(writer: LogWriter) -> None:
     found = json.loads(log("stats", "flights", "-o", "json", "--since", "2013-07-01T01:00").stdout)
     assert (found["rows"], found["by_hour"]) == (10, {"2013-07-01T01:00:00+00:00": 10})
     assert "no rows of an endpoint 'other'" in said(log("stats", "other"))
+
+
+def test_requests_that_got_no_answer_are_apart(writer: LogWriter) -> None:
+    none = log("query", "flights", "--failed")
+    assert (none.exit_code, none.stdout) == (0, "")
+    assert none.stderr == "no request of flights is known to have failed\n"
+
+    LogWriter(writer.root / "_failed").write({"_event_time": [DAY] * 2, "_status": pa.array([504, 503], pa.int16())})
+
+    shown = log("query", "flights", "--failed", "--select", "_status", "--order-by", "1", "-o", "csv").stdout
+    assert shown == '"_status"\n503\n504\n'
+    assert "failed    2 rows of requests that got no answer" in log("stats", "flights").stdout
+    assert "rows      30, " in log("stats", "flights").stdout
 
 
 def test_old_rows_are_counted_and_then_deleted(writer: LogWriter) -> None:
