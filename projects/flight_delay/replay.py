@@ -112,7 +112,7 @@ def _judge(
 ) -> list[outcome.Judged]:
     inside = flights[(flights[DAY] >= window.start) & (flights[DAY] < window.end)]
     began = time.monotonic()
-    watch.until_logged(log, setting.endpoint, window, len(inside))
+    watch.until_logged(log, setting.endpoint, window, len(inside), len(inside))
     logged = time.monotonic()
     found = watch.judge(deployments.store, setting, window)
     judged = time.monotonic()

@@ -35,6 +35,7 @@ class Setting:
         mode: full or incremental.
         max_iter: boosted trees of a version.
         min_requests: that a candidate answers in each step of its rollout.
+        cooldown: between two trainings; weeks pass in seconds here.
     """
 
     endpoint: str = "flights-replay"
@@ -45,6 +46,7 @@ class Setting:
     mode: str = "full"
     max_iter: int = 60
     min_requests: int = 20
+    cooldown: str = "1s"
 
     @property
     def uri(self) -> str:
@@ -59,7 +61,7 @@ class Setting:
             "mode": self.mode,
             "parameters.max_iter": self.max_iter,
             "env_manager": "local",
-            "cooldown": "1s",  # a week passes in seconds here
+            "cooldown": self.cooldown,
             "max_runs": 100,
             "timeout": "20m",
             "then": "rollout",

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import NotReady
@@ -21,21 +22,19 @@ _POLL_SECONDS = 0.3
 _BEFORE_TRAFFIC = ("waiting", "running", "registered", "gated")
 
 
-def until_logged(log: InferenceLog, endpoint: str, window: Window, rows: int) -> None:
-    """Returns when the log has the window's rows, and the label of each. Raises NotReady."""
+def until_logged(log: InferenceLog, endpoint: str, window: Window, rows: int, labels: int) -> None:
+    """Returns when the log has so many of the window's rows, and of their labels. Raises NotReady."""
 
     def is_there() -> bool:
         found = sum(len(batch) for batch in log.batches(endpoint, window, columns=["_row"]))
         if found < rows:
             return False
         columns = ["_prediction_id", "_row", "_received_time", "_event_time"]
-        labels, labelled = Labels(log.location, endpoint, log.unreadable), 0
-        for batch in log.batches(endpoint, window, columns=columns):
-            joined = with_labels(batch, labels)
-            labelled += pc.sum(pc.is_valid(joined.column(LABEL))).as_py() or 0
-        return labelled >= rows
+        table = pa.concat_tables(log.batches(endpoint, window, columns=columns))
+        joined = with_labels(table, Labels(log.location, endpoint, log.unreadable))  # once: it reads all labels
+        return (pc.sum(pc.is_valid(joined.column(LABEL))).as_py() or 0) >= labels
 
-    _wait(is_there, LOG_SECONDS, f"{rows:,} labelled rows of {window} in the log")
+    _wait(is_there, LOG_SECONDS, f"{rows:,} rows of {window} in the log, {labels:,} of them labelled")
 
 
 def judge(store: Store, setting: Setting, window: Window) -> list[MonitorWindow]:
