@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log.reader import WindowRows
+from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement
@@ -33,6 +33,7 @@ from mlflow_deploy_plugin.spec import duration_seconds
 
 _EARLIER_WINDOWS = 8
 _LOOKED_AT = 24
+_MOST_CELLS = 20_000_000
 _EARLIER_ROWS = 10_000
 _EPOCH, _TICK = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
@@ -68,7 +69,7 @@ def judge(question: Question) -> Judged:
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
-    rows = question.log.labelled(question.endpoint, question.window)
+    rows = question.log.labelled(question.endpoint, question.window, _affordable_rows(question))
     if rows is None:
         return question.not_judged("the window has no rows")
     artifact = version_artifact(question, rows.model, rows.version)
@@ -80,6 +81,12 @@ def judge(question: Question) -> Judged:
     if window.labels >= question.spec.min_rows:
         return _judged_by_labels(window)
     return _judged_by_estimate(window)
+
+
+def _affordable_rows(question: Question) -> int:
+    """Rows are held with all of their columns, since labels may name them by any of these."""
+    first = next(question.log.batches(question.endpoint, question.window), None)
+    return MAX_ROWS if first is None else min(MAX_ROWS, _MOST_CELLS // first.num_columns)
 
 
 def _judged_by_labels(window: _Window) -> Judged:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.inference_log.identity import mix, text_hashes
-from mlflow_deploy_plugin.monitoring.features import Array
+from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, wilson
 from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
@@ -116,6 +116,7 @@ def _read(question: Question) -> tuple[pa.Table | None, dict[str, pa.Table], lis
     hashes: list[Array] = []
     held = total = 0
     for batch in question.log.batches(question.endpoint, question.window, shadows=True):
+        batch = batch.select([name for name in batch.column_names if _is_needed(name, question.spec.segment_by)])
         own = text_hashes(batch.column("_prediction_id"))
         total += len(batch)
         kept = own <= np.uint64(limit)
@@ -140,6 +141,10 @@ def _read(question: Question) -> tuple[pa.Table | None, dict[str, pa.Table], lis
         return None, {}, notes
     variants = sorted(name for name in pc.unique(computed.column("_variant")).to_pylist() if name is not None)
     return answered, {name: computed.filter(pc.equal(computed.column("_variant"), name)) for name in variants}, notes
+
+
+def _is_needed(name: str, segment_by: tuple[str, ...]) -> bool:
+    return name in segment_by or name.startswith((OWN_PREFIX, PREDICTION, OUTPUT_PREFIX))
 
 
 class _Artifacts:
