@@ -7,11 +7,14 @@ from mlflow_deploy_plugin.registry.connection import registry_client, registry_e
 LONGEST_DESCRIPTION = 5000
 """Characters that every store of MLflow keeps of a description."""
 _BEGIN, _END = "<!-- onnxserve: what follows is replaced -->", "<!-- onnxserve: end -->"
-_SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}.*?(?:{re.escape(_END)}|\Z)", re.DOTALL)
+_LINES = (
+    r"(?:\n(?:\|[^\n]*)?(?=\n|\Z))*"  # of a table, and empty ones: where somebody took the end away, no more is ours
+)
+_SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_LINES}\n*(?:{re.escape(_END)})?\n*")
 
 
 def note_on_version(name: str, version: str, lines: list[str]) -> None:
-    """Replaces the section by these lines of Markdown, as many of them from the first on as there is room for.
+    """Replaces the section by these lines of a Markdown table, as many of them from the first on as there is room for.
 
     Raises:
         NotFound: there is no such version.
@@ -27,7 +30,7 @@ def note_on_version(name: str, version: str, lines: list[str]) -> None:
 
 def with_section(description: str, lines: list[str]) -> str:
     """The description with the section at its end; without it where there is no line, or no room for one."""
-    own = _SECTION.sub("", description)
+    own = _SECTION.sub("\n\n", description).strip("\n")
     head = f"{own}\n\n{_BEGIN}\n" if own else f"{_BEGIN}\n"
     kept: list[str] = []
     room = LONGEST_DESCRIPTION - len(head) - len(_END) - 1

@@ -5,6 +5,7 @@ that look at the same time and find nothing make two; both look again, when thei
 agree on which one stands, without a word between them: one that is done before one that is not, then the older one.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -54,6 +55,7 @@ class RunOnce:
         Raises:
             RegistryUnavailable: MLflow does not answer. What was begun is gone on with by the next call.
         """
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a command's output is its own
         client = registry_client()
         with registry_errors(self._what), patience_for_files():
             run_id, is_new = self._begin(client, name, tags)

@@ -1,6 +1,7 @@
 """Alerts to a real web server: told once, again when worse, when over, and when a channel works again."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -199,3 +200,13 @@ def test_a_configuration_that_cannot_be_used_is_said_without_quoting_it(see, sto
 def test_without_a_configuration_alarms_are_kept_and_nobody_is_told(see, store):
     assert see(judgement_of(0, temperature=6.0), settings=Settings()) == 0
     assert [one.fingerprint for one in Alerts(store).firing()] == ["flights/daily"]
+
+
+def test_two_that_tell_at_the_same_time_tell_once(store, settings, receiver):
+    alert(store, settings, judgement_of(0, temperature=6.0), RUN, OPS)
+
+    with ThreadPoolExecutor(4) as pool:
+        sent = list(pool.map(lambda _: tell(store, settings), range(4)))
+
+    assert sum(sent) == 1
+    assert len(receiver.titles("ops")) == 1

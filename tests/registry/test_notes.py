@@ -1,0 +1,45 @@
+"""Our section in a description: replaced as a whole, bounded, and nothing of what people write is lost."""
+
+import pytest
+
+from mlflow_deploy_plugin.registry.notes import LONGEST_DESCRIPTION, with_section
+
+HEAD = ["| monitor | verdict |", "| --- | --- |"]
+DRIFT, CALM = [*HEAD, "| daily | drift |"], [*HEAD, "| daily | no drift |"]
+
+
+@pytest.mark.parametrize("own", ["", "Trained on a Monday.", "Two\n\nparagraphs.\n\n| a | table |\n| --- | --- |"])
+def test_the_section_stands_at_the_end_and_is_replaced(own: str) -> None:
+    first = with_section(own, DRIFT)
+    second = with_section(first, CALM)
+
+    assert first.startswith(own)
+    assert "| daily | drift |" in first
+    assert second == with_section(own, CALM)
+    assert with_section(second, []) == own
+
+
+def test_what_people_write_after_it_stays() -> None:
+    changed = with_section("Before.", DRIFT) + "\n\nAfter."
+
+    again = with_section(changed, CALM)
+
+    assert again.startswith("Before.\n\nAfter.\n\n")
+    assert "| daily | drift |" not in again
+
+
+def test_where_somebody_took_its_end_away_nothing_else_is_lost() -> None:
+    broken = with_section("Before.", DRIFT).replace("<!-- onnxserve: end -->", "Mine.")
+
+    assert with_section(broken, []).split() == ["Before.", "Mine."]
+
+
+def test_it_takes_the_room_that_is_left() -> None:
+    lines = [*HEAD, *(f"| monitor {number} | {'x' * 400} |" for number in range(50))]
+
+    bounded = with_section("Trained on a Monday.", lines)
+    full = with_section("y" * (LONGEST_DESCRIPTION - 10), lines)
+
+    assert len(bounded) <= LONGEST_DESCRIPTION
+    assert "| monitor 5 |" in bounded
+    assert full == "y" * (LONGEST_DESCRIPTION - 10)
