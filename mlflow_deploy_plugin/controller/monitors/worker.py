@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -118,6 +119,7 @@ def _work(connection: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_the_controller, daemon=True).start()
     os.nice(_NICE)  # servers on this machine go first
+    warnings.simplefilter("ignore")  # what libraries advise those who call them
     os.dup2(2, 1)  # what libraries print is not the controller's output
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from mlflow_deploy_plugin.registry.connection import limit_patience  # here: not in the process that starts this one
