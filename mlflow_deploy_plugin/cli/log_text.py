@@ -60,6 +60,8 @@ def stats_lines(stats: LogStats, shown: str) -> Iterator[str]:
             f"  account   {account.answered:,} rows were answered, {account.captured:,} of them captured, "
             f"{account.dropped:,} dropped; {account.shipped:,} shipped{on_their_way}"
         )
+        if labels.unmatched is not None and (gone := account.gone(stats.rows)):
+            yield f"            {gone:,} shipped rows are not in the log any more: they have expired, or were deleted"
         yield f"            the log is complete until {_time(account.complete_until)}"
     yield from _by_time(stats.by_hour)
 

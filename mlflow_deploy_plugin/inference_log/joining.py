@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.inference_log.identity import mix, text_hashes
 from mlflow_deploy_plugin.inference_log.labels import LABELS, SCHEMA, as_text
 from mlflow_deploy_plugin.inference_log.lists import Array
 from mlflow_deploy_plugin.inference_log.location import LogLocation
-from mlflow_deploy_plugin.inference_log.rows import Vanished, read_file
+from mlflow_deploy_plugin.inference_log.rows import Vanished, fetched, read_file
 from mlflow_deploy_plugin.inference_log.schemas import conform
 
 LABEL, LABEL_NUMBER = "_label", "_label_number"
@@ -48,10 +48,10 @@ def label_batches(
         is_early = since is not None and day + DAY <= since
         done: set[str] = set()
         while files := [file for file in list_files(location, folder) if file.path not in done]:
-            for file in files:
-                done.add(file.path)
+            done.update(file.path for file in files)
+            for file, content in fetched(location, files):
                 try:
-                    for table in read_file(location, file.path, lambda names: None, unreadable, SCHEMA.names):
+                    for table in read_file(location, file.path, lambda names: None, unreadable, SCHEMA.names, content):
                         table = conform(table, SCHEMA)
                         yield table.filter(pc.is_valid(table.column("_key"))) if is_early else table
                 except Vanished:

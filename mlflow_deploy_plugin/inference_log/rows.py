@@ -6,8 +6,11 @@ away while it is read has been compacted or has expired: the folder is looked at
 passed over and named.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +27,7 @@ from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * 2**20
+_AHEAD, _SMALL_BYTES = 8, 4 * 2**20
 _PASS_BYTES = 512 * 2**20
 """Of an hour that is larger, each pass reads all files and gives a part of the rows, so that what is remembered of the
 rows that came by does not grow with the hour: about 8 bytes a row, of which Parquet needs 20 and more."""
@@ -73,10 +77,10 @@ def hour_rows(location: LogLocation, folder: str, wanted: Wanted, unreadable: di
     for number in range(passes):
         seen, done = Seen(), set[str]()
         while files := [file for file in list_files(location, folder) if file.path not in done and wanted.is_due(file)]:
-            for file in files:
-                done.add(file.path)
+            done.update(file.path for file in files)
+            for file, content in fetched(location, files):
                 try:
-                    for table in read_file(location, file.path, wanted.needed, unreadable):
+                    for table in read_file(location, file.path, wanted.needed, unreadable, content=content):
                         kept = _fresh(_asked(table, wanted), seen, number, passes)
                         if len(kept):
                             yield _selected(kept, wanted.columns)
@@ -86,21 +90,46 @@ def hour_rows(location: LogLocation, folder: str, wanted: Wanted, unreadable: di
                     unreadable[file.path] = " ".join(str(error).split())
 
 
+def fetched(location: LogLocation, files: Iterable[LogFile]) -> Iterator[tuple[LogFile, Future[bytes] | None]]:
+    """The files; of small ones in a bucket the content, some fetched ahead, since a round trip costs more than they."""
+    if location.is_local:
+        yield from ((file, None) for file in files)
+        return
+    rest = iter(files)
+    waiting: deque[tuple[LogFile, Future[bytes] | None]] = deque()
+    pool = ThreadPoolExecutor(_AHEAD)
+    try:
+        while True:
+            for file in islice(rest, _AHEAD - len(waiting)):
+                is_small = file.size <= _SMALL_BYTES
+                waiting.append((file, pool.submit(_content, location, file.path) if is_small else None))
+            if not waiting:
+                return
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def read_file(
     location: LogLocation,
     path: str,
     needed: Callable[[Sequence[str]], Sequence[str] | None],
     unreadable: dict[str, str],
     required: Sequence[str] = (*IDENTITY, EVENT_TIME),
+    content: Future[bytes] | None = None,
 ) -> Iterator[pa.Table]:
     """A file's rows, so many at a time that they take some tens of MiB.
+
+    Args:
+        content: the file's, where it is fetched already.
 
     Raises:
         Vanished: it is not there, or no longer.
         OnnxserveError: the log is down.
     """
     try:
-        with location.filesystem.open_input_file(path) as source:
+        opened = pa.BufferReader(content.result()) if content else location.filesystem.open_input_file(path)
+        with opened as source:
             parquet = pq.ParquetFile(source)
             names = parquet.schema_arrow.names
             if missing := [name for name in required if name not in names]:
@@ -112,6 +141,12 @@ def read_file(
         raise Vanished from None
     except (OSError, pa.ArrowException) as error:
         unreadable[path] = _why(location, path, error)
+
+
+def _content(location: LogLocation, path: str) -> bytes:
+    with location.filesystem.open_input_stream(path) as stream:
+        content: bytes = stream.read()
+    return content
 
 
 def _why(location: LogLocation, path: str, error: Exception) -> str:

@@ -48,6 +48,11 @@ class Account:
     shipped: int
     complete_until: datetime
 
+    def gone(self, rows: int) -> int:
+        """Rows that were shipped and are not among the `rows` of the log now: they have expired, or somebody has
+        deleted them."""
+        return max(0, self.shipped - rows)
+
 
 @dataclass(frozen=True)
 class LogStats:

@@ -118,12 +118,16 @@ class Changing(fs.FileSystemHandler):  # type: ignore[misc]
     move = copy_file = open_output_stream = open_append_stream = _not_here
 
 
-def changing(log: InferenceLog, before: Any) -> InferenceLog:
-    return InferenceLog(replace(log.location, filesystem=fs.PyFileSystem(Changing(before))))
+def changing(log: InferenceLog, before: Any, is_local: bool = True) -> InferenceLog:
+    return InferenceLog(replace(log.location, filesystem=fs.PyFileSystem(Changing(before)), is_local=is_local))
 
 
+is_of_a_bucket = pytest.mark.parametrize("is_local", [True, False], ids=["folder", "bucket"])
+
+
+@is_of_a_bucket
 def test_files_that_are_compacted_while_they_are_read_give_their_rows_once(
-    log: InferenceLog, writer: LogWriter
+    log: InferenceLog, writer: LogWriter, is_local: bool
 ) -> None:
     names = [writer.write(hour(10, x=np.arange(10.0) + number * 10)) for number in range(4)]
     files = [writer.root / FOLDER / f"{name}-0.parquet" for name in names]
@@ -137,7 +141,7 @@ def test_files_that_are_compacted_while_they_are_read_give_their_rows_once(
             for file in files:
                 file.unlink()
 
-    found = read(changing(log, compact_at_the_second), "x")
+    found = read(changing(log, compact_at_the_second, is_local), "x")
 
     assert sorted(row["x"] for row in found) == list(range(40))
 
@@ -156,13 +160,16 @@ def test_files_that_expire_while_they_are_read_are_no_error(log: InferenceLog, w
     assert len(read(changing(log, expire_at_the_second), "x")) == 5
 
 
-def test_a_log_that_is_down_is_one_line_and_no_file_is_blamed(log: InferenceLog, writer: LogWriter) -> None:
+@is_of_a_bucket
+def test_a_log_that_is_down_is_one_line_and_no_file_is_blamed(
+    log: InferenceLog, writer: LogWriter, is_local: bool
+) -> None:
     writer.write(hour(5))
 
     def fail(path: str) -> None:
         raise OSError("the network is gone")
 
-    down = changing(log, fail)
+    down = changing(log, fail, is_local)
     with pytest.raises(OnnxserveError, match=r"inference log .* cannot be read: .*the network is gone"):
         read(down)
     assert down.unreadable == {}

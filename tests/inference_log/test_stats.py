@@ -74,6 +74,11 @@ def test_what_the_agents_have_counted_is_added_up(flights: InferenceLog) -> None
     assert account == Account(60, 60, 3, 0, DAY + timedelta(days=2))  # one that has ended is not waited for
 
 
+def test_shipped_rows_that_are_not_in_the_log_any_more_are_seen() -> None:
+    account = Account(answered=9, captured=9, dropped=0, shipped=9, complete_until=DAY)
+    assert (account.gone(4), account.gone(9), account.gone(12)) == (5, 0, 0)
+
+
 def test_an_endpoint_that_has_no_rows_is_said_so(flights: InferenceLog) -> None:
     with pytest.raises(NotFound, match="it has rows of flights"):
         log_stats(flights, "zzz")
