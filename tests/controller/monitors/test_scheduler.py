@@ -8,6 +8,7 @@ from mlflow_deploy_plugin.controller.monitors.judging import Asked
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.controller.monitors.worker import Ended
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.tables import LeaseRow
 from support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
 from support.waiting import wait_until
@@ -106,6 +107,7 @@ def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(world: Mon
     (failed,) = world.wait_for(1, "broken", "failed")
     assert pauses == [15, 30, 60, 120]
     assert failed.attempts == 5
+    assert [alert.monitor for alert in Alerts(world.store).firing("flights")] == ["broken"]
 
     world.now = NOON + 2 * HOUR + timedelta(minutes=6)
     assert world.wait_for(1, "broken")[-1].start == NOON + HOUR
@@ -276,8 +278,31 @@ def test_alarms_in_a_row_are_counted_and_fewer_than_asked_for_tell_nobody(world:
     world.wait_for(5)
 
     assert world.monitors.state("flights", "hourly").consecutive == 2
+    assert [alert.monitor for alert in Alerts(world.store).firing("flights")] == ["hourly"]
     unconfirmed = [line for line in world.said if "1 of 2 windows in a row" in line]
     assert [line.split()[3].split("/")[0] for line in unconfirmed] == ["2026-11-20T12:00:00", "2026-11-20T14:00:00"]
+
+
+def test_a_log_that_cannot_be_read_is_tried_again_and_told_of(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    marks = world.folder / "inference_log" / "_watermarks"
+    marks.parent.mkdir(parents=True, exist_ok=True)
+    marks.write_text("no folder")
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    passed = 0.0
+
+    def monotonic() -> float:
+        nonlocal passed
+        passed += 30  # minutes go by between two looks
+        return passed
+
+    world.start(monotonic=monotonic, lease_seconds=10_000)
+    wait_until(lambda: Alerts(world.store).firing("flights"), SECONDS, "somebody is told")
+    assert world.asked == []
+    marks.unlink()
+
+    world.wait_for(1)
 
 
 def test_two_schedulers_never_judge_a_window_twice(world: MonitoredWorld) -> None:
