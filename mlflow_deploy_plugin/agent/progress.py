@@ -77,16 +77,16 @@ class Progress:
     def shipped(self, segment: str, end: int, rows: Mapping[str, int], lost: Mapping[str, int]) -> None:
         """These rows of the segment are in the log, up to the byte `end`.
 
-        Raises:
-            OSError: it cannot be written down.
+        On a full disk it is known to this process alone: shipping is what makes room again, and has to go on.
         """
         totals = self.totals
         counted = {name: place for name, place in totals.counted.items() if (self._spool / name).exists()}
         after = Totals(**asdict(totals))
         after.counted = counted | {segment: end}
         after.shipped, after.lost = added(totals.shipped, rows), added(totals.lost, lost)
-        self._write(after)
         self.totals = after
+        with contextlib.suppress(OSError):
+            self._write(after)
 
     def look(self, counted: Counted | None, before: Counted | None) -> None:
         """Takes over what the workers have counted.

@@ -49,8 +49,8 @@ _TOLD_SECONDS = 10.0
 """So seldom agent.json says anew until when the log is complete."""
 
 
-class _UnreadableSegmentError(Exception):
-    """A segment whose file cannot be read: the others can."""
+class _SegmentError(Exception):
+    """Something about one segment's own files; the others may be shipped, which makes room on a full disk."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,12 @@ class Shipper:
         now, moment = self._clock(), self._now()
         try:
             size = segment.stat().st_size
+            shipped = shipped_bytes(segment)
             if is_released(segment):
                 return True
         except OSError:
             return True  # shipping it says why it cannot be read
-        if size <= shipped_bytes(segment):
+        if size <= shipped:
             self.progress.reached(segment.name, moment)
             return False
         before = self._growing.get(segment.name)
@@ -137,9 +138,9 @@ class Shipper:
         for segment in due:
             try:
                 rows += self._ship_segment(segment)
-            except _UnreadableSegmentError as failure:
+            except (_SegmentError, InvalidConfig) as failure:  # a key to mask with that is none
                 error = str(failure)
-            except (OSError, InvalidConfig) as failure:  # the next one would fail too, after as long a wait
+            except OSError as failure:  # the next one would fail too, after as long a wait
                 error = f"the inference log {self._sink.location.shown} cannot be written: {failure}"
                 break
         self._report(error)
@@ -164,8 +165,8 @@ class Shipper:
 
     def _ship_segment(self, segment: Path) -> int:
         moment = self._now()
-        start = shipped_bytes(segment)
         try:
+            start = shipped_bytes(segment)
             is_final = is_released(segment)  # asked before reading: what is released does not grow
             size = segment.stat().st_size
             captured = read_captured(segment, start) if size > start else Captured([], [], start)
@@ -174,7 +175,7 @@ class Shipper:
             self.progress.reached(segment.name, moment, is_gone=True)
             return 0
         except OSError as error:
-            raise _UnreadableSegmentError(f"segment {segment.name} cannot be read: {error}") from None
+            raise _SegmentError(f"segment {segment.name} cannot be read: {error}") from None
         rows = self._write(segment, captured) if size > start else 0
         end, lost_bytes = captured.end, captured.lost_bytes
         self._growing.pop(segment.name, None)
@@ -185,7 +186,10 @@ class Shipper:
             segment.unlink()
             segment.with_suffix(SHIPPED).unlink(missing_ok=True)
         elif end > start:
-            write_atomically(segment.with_suffix(SHIPPED), str(end).encode())
+            try:
+                write_atomically(segment.with_suffix(SHIPPED), str(end).encode())
+            except OSError as error:
+                raise _SegmentError(f"how far {segment.name} is shipped cannot be written down: {error}") from None
         self.progress.reached(segment.name, moment, is_gone=is_final)
         return rows
 

@@ -502,3 +502,23 @@ def test_a_segment_that_cannot_be_read_keeps_no_other_from_the_log(
     unreadable.rmdir()
     assert shipper.ship() == 0
     assert shipper.state.error == ""
+
+
+def test_a_segment_whose_own_files_are_in_disorder_keeps_no_other_from_the_log(
+    shipper: Shipper, tmp_path: Path
+) -> None:
+    held, ended = CaptureWriter(tmp_path / "spool"), CaptureWriter(tmp_path / "spool")
+    write(held, "a", ["AA"])
+    (segment,) = (tmp_path / "spool").glob("*.seg")
+    segment.with_suffix(".shipped").mkdir()
+    os.utime(segment, (1, 1))  # it comes first
+    write(ended, "b", ["UA"])
+    ended.close()
+    shipper.ship()
+    assert list((tmp_path / "spool").glob("*.seg")) == [segment]
+    assert f"segment {segment.name} cannot be read" in shipper.state.error
+    segment.with_suffix(".shipped").rmdir()
+    shipper.ship()
+    assert (shipper.state.error, shipper.progress.totals.shipped) == ("", {"flights": 2})
+    assert sorted(row["_request_id"] for row in rows(tmp_path)) == ["a", "b"]
+    held.close()

@@ -170,6 +170,17 @@ def test_rows_that_come_again_after_a_crash_are_counted_once(machine: Machine) -
     assert (mark.agent, mark.shipped_rows, mark.captured_rows) == (name, {"e": 7}, {"e": 7})
 
 
+def test_a_full_disk_does_not_keep_the_spool_from_being_emptied(machine: Machine) -> None:
+    (machine.folder / "progress.json").mkdir()  # nothing can be written down there
+    machine.answer(3)
+    machine.writer.close()
+    assert machine.shipper.ship() == 3
+    assert segments(machine.folder / "spool") == []
+    (machine.folder / "progress.json").rmdir()
+    machine.teller.end(is_shipped=True)
+    assert machine.told().shipped_rows == {"e": 3}
+
+
 def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(
     machine: Machine, start_run: Callable[[str], Metrics]
 ) -> None:
