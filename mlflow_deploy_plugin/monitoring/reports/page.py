@@ -17,7 +17,10 @@ _STYLE = """
 .onnxserve h1 { font-size: 1.3rem; margin: 0 0 .25rem } .onnxserve p { margin: .25rem 0 .75rem }
 .onnxserve table { border-collapse: collapse; margin: .25rem 0 .75rem }
 .onnxserve th, .onnxserve td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #8884;
-  vertical-align: top } .onnxserve td { overflow-wrap: anywhere } .onnxserve td.n { font-variant-numeric: tabular-nums }
+  vertical-align: top; overflow-wrap: break-word; max-width: 14rem }
+.onnxserve td:last-child { max-width: 24rem }
+.onnxserve td.n, .onnxserve td.s { white-space: nowrap; font-variant-numeric: tabular-nums }
+[id^=root_] { min-width: 62rem }
 .onnxserve .alarm { color: #cf222e; font-weight: 600 } .onnxserve .fine { color: #1a7f37 }
 .onnxserve .open, .onnxserve .note { color: #666 } .onnxserve img { max-width: 100% }
 .onnxserve summary { cursor: pointer }
@@ -75,8 +78,9 @@ def _findings(findings: Sequence[Finding]) -> str:
     names = ["what", *(["of"] if has_segments else []), "check", "outcome", "value", "threshold", "why"]
     rows = [
         "<tr>"
-        f"<td>{_text(finding.subject)}{f'<td>{_text(finding.segment)}' if has_segments else ''}<td>{finding.check}"
-        f"<td class='{_class(finding.state)}'>{finding.state}<td class=n>{_number(finding.value)}"
+        f"<td>{_text(finding.subject)}{f'<td>{_text(finding.segment)}' if has_segments else ''}"
+        f"<td class=s>{finding.check}"
+        f"<td class='s {_class(finding.state)}'>{finding.state}<td class=n>{_number(finding.value)}"
         f"<td class=n>{_number(finding.threshold)}<td>{_text(finding.reason)}</tr>"
         for finding in findings[:_MOST_FINDINGS]
     ]

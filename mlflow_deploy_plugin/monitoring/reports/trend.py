@@ -66,12 +66,12 @@ def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow], lengt
         values = [window.figures.get(one.value, math.nan) for window in ordered]
         bounds = [window.figures.get(one.threshold, math.nan) for window in ordered]
         panel.plot(times, values, color=_LINE, linewidth=1, zorder=1)
-        panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", zorder=1, label="threshold")
+        panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1)
         colours = [_ALARM if window.state in ALARMS else _FINE for window in ordered]
         panel.scatter(times, values, color=colours, s=16, zorder=2)
         open_times = [window.start for window in ordered if window.state == "not judged"]
         foot = panel.get_xaxis_transform()
-        panel.scatter(open_times, [0.03] * len(open_times), marker="|", color=_SOFT, transform=foot, label="not judged")
+        panel.scatter(open_times, [0.03] * len(open_times), marker="|", color=_SOFT, transform=foot)
         panel.set_title(one.title, fontsize=8, loc="left")
         panel.tick_params(labelsize=7)
         panel.margins(y=0.15)
@@ -80,6 +80,7 @@ def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow], lengt
         locator = AutoDateLocator(maxticks=8)
         panel.xaxis.set_major_locator(locator)
         panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        panel.xaxis.get_offset_text().set_size(7)
     file = io.BytesIO()
     canvas.print_png(file)
     return file.getvalue()
