@@ -87,8 +87,12 @@ class _Columns:
                 return column if _may_be_label(column.type) or pa.types.is_floating(column.type) else None
         if any(output.role == "probabilities" for output in self._outputs) and self._classes:
             return None
-        column = self._named(PREDICTION)
-        return column if column is not None and _may_be_label(column.type) else None
+        if PREDICTION in self._table.column_names or self._outputs:
+            names = [PREDICTION]
+        else:  # nothing says what the outputs mean: one that is no fraction is the label
+            names = [name for name in self._table.column_names if name.startswith(OUTPUT_PREFIX)]
+        found = [column for name in names if (column := self._named(name)) is not None and _may_be_label(column.type)]
+        return found[0] if len(found) == 1 else None
 
     def probabilities(self) -> tuple[Array | None, tuple[Any, ...]]:
         """[N, C] float64, and the classes of its columns (empty where they are not known)."""

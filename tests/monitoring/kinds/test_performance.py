@@ -177,3 +177,12 @@ def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(desk) -> 
     judgement = judge(desk.ask(**ACCURACY)).judgement
     assert judgement.reason == "the log has no column that holds one answer a row"
     assert (judgement.version, judgement.rows) == ("1", 5)
+
+
+def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(desk) -> None:
+    answers = np.arange(200) % 2
+    desk.answer({"flight": np.arange(200), "output.label": answers, "output.chance": np.full(200, 0.6)})
+    desk.label("flight", dict(enumerate(answers.tolist())))
+    desk.serve({})
+
+    assert judge(desk.ask(**ACCURACY)).judgement.figures["accuracy"] == 1.0
