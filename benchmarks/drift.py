@@ -1,7 +1,7 @@
 """How far the drift verdict can be trusted: false alarms, what it finds, what it costs, beside what others say.
 
     .venv/bin/python benchmarks/drift.py            # about six minutes on two quiet cores
-    .venv/bin/python benchmarks/drift.py --only alarms        # or injected, months, cost
+    .venv/bin/python benchmarks/drift.py --only calm        # or splits, calm, injected, months, cost
 
 Printed are tables with targets, and whether they are met. Nothing is tuned on them: the seeds are fixed, the shares are
 of all windows that were judged.
@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -19,17 +19,18 @@ for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.drifting import alarms, cost, power  # noqa: E402
+from benchmarks.drifting.judging import Line  # noqa: E402
 
 
-def show_alarms() -> None:
+def show_alarms(lines: Iterator[Line]) -> None:
     print("| false alarms, nominal 5 % | called drifted | target | holds |\n|---|---|---|---|")
-    for line in alarms.false_alarms():
+    for line in lines:
         print(line, flush=True)
 
 
-def show_injected() -> None:
+def show_injected(share: float) -> None:
     rows = []
-    for row in power.injected():
+    for row in power.injected(share):
         rows.append(row)
         print(row, flush=True)
     print("\n| power | ours, contiguous | target | holds |\n|---|---|---|---|")
@@ -37,18 +38,19 @@ def show_injected() -> None:
         print(line)
 
 
-def show_months() -> None:
+def show_months(share: float) -> None:
     for row in power.months():
         print(row, flush=True)
 
 
-def show_cost() -> None:
+def show_cost(share: float) -> None:
     sys.argv = sys.argv[:1]
     cost.main()
 
 
-PARTS: dict[str, Callable[[], None]] = {
-    "alarms": show_alarms,
+PARTS: dict[str, Callable[[float], None]] = {
+    "splits": lambda share: show_alarms(alarms.of_splits(share)),
+    "calm": lambda share: show_alarms(alarms.of_calm_time(share)),
     "injected": show_injected,
     "months": show_months,
     "cost": show_cost,
@@ -58,12 +60,13 @@ PARTS: dict[str, Callable[[], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=sorted(PARTS), help="only this part")
-    only = parser.parse_args().only
+    parser.add_argument("--share", type=float, default=1.0, help="of the windows that are made: 0.3 on a busy machine")
+    options = parser.parse_args()
     for name, show in PARTS.items():
-        if only in (None, name):
+        if options.only in (None, name):
             started = time.perf_counter()
             print(f"\n## {name}\n", flush=True)
-            show()
+            show(options.share)
             print(f"\n{time.perf_counter() - started:.0f} s", flush=True)
 
 

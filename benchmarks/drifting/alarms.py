@@ -23,23 +23,31 @@ _DAY_ROWS = 60
 Flags = list[bool | None]
 
 
-def false_alarms() -> Iterator[Line]:
-    """One line for each way of asking."""
+def of_splits(share: float) -> Iterator[Line]:
+    """Windows and references of independent rows, by both ways of asking; `share` of the full number of references."""
     for size in SIZES:
-        flags = _together(on_all_cores(_blocks, [(size, seed) for seed in range(16 if size == 30_000 else 40)]))
+        seeds = range(_some(16 if size == 30_000 else 40, share))
+        flags = _together(on_all_cores(_blocks, [(size, seed) for seed in seeds]))
         yield rate_line(f"independent rows, {size:,} a window, contiguous null", flags)
     for size in SIZES:
-        flags = _together(on_all_cores(_samples, [(size, seed) for seed in range(40)]))
+        flags = _together(on_all_cores(_samples, [(size, seed) for seed in range(_some(40, share))]))
         yield rate_line(f"independent rows, {size:,} a window, `independent_rows`", flags)
-    for length, days, what in ((7, 91, "a week beside 13, overlapping null"), (30, 90, "30 days beside 90, bootstrap")):
-        found = on_all_cores(_days, [(length, days, seed) for seed in range(60)])
-        yield rate_line(f"days that depend on the day before, {what}", _together(found))
+
+
+def of_calm_time(share: float) -> Iterator[Line]:
+    """Made days that depend on each other, and the calm months' days and hours, left out."""
     days_flags = on_all_cores(_held_out_day, range(CALM_DAYS))
     yield rate_line("flights, January to March: each day beside the others", [flag for flag, _ in days_flags])
     yield rate_line("the same at 10 %", [flag for _, flag in days_flags], 0.1)
-    yield rate_line(
-        "flights, January to March: hours, held out in tenths", _together(on_all_cores(_held_out_hours, range(6)))
-    )
+    for length, days, what in ((7, 91, "a week beside 13, overlapping null"), (30, 90, "30 days beside 90, bootstrap")):
+        found = on_all_cores(_days, [(length, days, seed) for seed in range(_some(60, share))])
+        yield rate_line(f"days that depend on the day before, {what}", _together(found))
+    hours = on_all_cores(_held_out_hours, range(_some(6, share)))
+    yield rate_line("flights, January to March: hours, held out in tenths", _together(hours))
+
+
+def _some(count: int, share: float) -> int:
+    return max(round(count * share), 1)
 
 
 def _together(parts: list[Flags]) -> Flags:

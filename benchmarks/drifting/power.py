@@ -73,12 +73,13 @@ SHIFTS: Mapping[str, Shift] = {
 }
 
 
-def injected() -> Iterator[str]:
+def injected(share: float) -> Iterator[str]:
     """Rows of the table; the lines say how many of the windows were called drifted."""
     yield f"| what changed | {' | '.join((*COLUMNS, *BESIDE))} |"
     yield "|---" * (len(COLUMNS) + len(BESIDE) + 1) + "|"
-    found = on_all_cores(_injected, [(name, seed) for name in SHIFTS for seed in range(5)])
-    found += on_all_cores(_one_of_fifty, range(5))
+    references = max(round(5 * share), 2)
+    found = on_all_cores(_injected, [(name, seed) for name in SHIFTS for seed in range(references)])
+    found += on_all_cores(_one_of_fifty, range(references))
     for name in dict.fromkeys(name for name, _ in found):
         parts = [part for other, part in found if other == name]
         shares = [_share([flag for part in parts for flag in part[column]]) for column in (*COLUMNS, *BESIDE)]
