@@ -197,6 +197,19 @@ def test_a_pinned_window_of_the_log_is_a_reference(ask):
     assert (uneven.total.rows, uneven.window_steps) == (sum(block.rows for block in uneven.blocks), 1)
 
 
+def test_what_one_captured_window_alone_has_is_new_to_it(ask, captured):
+    rng = np.random.default_rng(1)
+    days = [day_of_rows(rng, FIRST_DAY + timedelta(days=80 + number), rows=ROWS) for number in range(3)]
+    days[0]["carrier"][:5] = "ZZ"
+    for day in days:
+        LogWriter(captured).write(day)
+
+    blocks = ask("window:2013-03-22/2013-03-25").blocks
+
+    assert [block.columns["carrier"].unseen for block in blocks] == [5, 0, 0]
+    assert sum(block.columns["noise"].below + block.columns["noise"].above for block in blocks) >= 2
+
+
 def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(ask):
     reference = ask("window:2013-01-03/2013-01-09", version="2")
 

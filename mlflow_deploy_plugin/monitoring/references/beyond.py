@@ -4,16 +4,20 @@ Measured against the whole reference none of its own windows has anything new, a
 would be an alarm. Left out one by one they show how much that is new a calm window brings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.inference_log.lists import summarise_lists
+from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.monitoring.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
+from mlflow_deploy_plugin.monitoring.sketch import Profile
 from mlflow_deploy_plugin.monitoring.tally import family_of
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
 Beyond = list[dict[str, int]]
 
@@ -42,6 +46,40 @@ def beyond_the_rest(bins: Mapping[str, Bins], table: pa.Table, groups: Array, co
         else:
             found[name] = _unseen(column, groups, count)
     return found
+
+
+def against_the_rest(
+    bins: Mapping[str, Bins], blocks: Sequence[Profile], starts_us: Sequence[int], length_us: int, sample: pa.Table
+) -> tuple[Profile, ...]:
+    """The blocks with `unseen`, `below` and `above` against the others, where bins were frozen on a sample of them.
+
+    Measured against the whole sample they would have nothing new, since their own rows are in it. Of a block that has
+    sampled rows, the share of those that is new to the rest of the sample stands for all of its rows; what the block
+    has beyond the sample is new in any case.
+
+    Args:
+        sample: with the column of event times.
+    """
+    if not blocks:
+        return ()
+    numbers = (microseconds_of(sample.column(EVENT_TIME)) - starts_us[0]) // length_us
+    present, groups = np.unique(numbers, return_inverse=True)
+    sampled = np.bincount(groups).tolist()
+    alone = beyond_the_rest(bins, sample, groups, len(present))
+    places = {number: place for place, number in enumerate(present.tolist())}
+    corrected = []
+    for block, start_us in zip(blocks, starts_us, strict=True):
+        place = places.get((start_us - starts_us[0]) // length_us)
+        if place is None:  # of this one no row was sampled: all of it is measured against others already
+            corrected.append(block)
+            continue
+        columns = dict(block.columns)
+        for name, column in block.columns.items():
+            rows = alone[name][place] if name in alone else {}
+            new = {key: round(count * block.rows / sampled[place]) for key, count in rows.items()}
+            columns[name] = replace(column, **{key: max(getattr(column, key), count) for key, count in new.items()})
+        corrected.append(Profile(block.rows, columns))
+    return tuple(corrected)
 
 
 def _unseen(column: pa.ChunkedArray, groups: Array, count: int) -> Beyond:

@@ -64,7 +64,7 @@ def _of_past(past: Past, past_notes: list[str], question: Question, columns: Seq
     sample = past.sample()
     bins, notes = freeze(sample, columns, past.shown)
     key = bins_digest(bins)
-    pieces = past.pieces(bins, key, question.window)
+    pieces = past.pieces(bins, key, sample, question.window)
     return Reference(bins=bins, bins_key=key, model_id="", notes=(*past_notes, *notes), sample=sample, **vars(pieces))
 
 

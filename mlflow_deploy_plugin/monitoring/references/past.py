@@ -16,7 +16,7 @@ span, so that the profiles of hours that are kept (`hourly.py`) serve many windo
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, par
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.hourly import FOLDER, hour_profiles, window_versions
 from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.references.beyond import against_the_rest
 from mlflow_deploy_plugin.monitoring.references.blocks import Pieces, assemble, grid, sketch_steps
 from mlflow_deploy_plugin.monitoring.sketch import gathered
 from mlflow_deploy_plugin.monitoring.stored_days import keep
@@ -98,15 +99,18 @@ class Past:
             )
             yield table.filter(mine)
 
-    def pieces(self, bins: Mapping[str, Bins], bins_key: str, window: Window) -> Pieces:
+    def pieces(self, bins: Mapping[str, Bins], bins_key: str, sample: pa.Table, window: Window) -> Pieces:
         """Blocks and steps of the span, of the window's length and phase; from the profiles of hours where they fit."""
         length_us = window.end_us - window.start_us
         over = grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1)
         if all(time % _HOUR_US == 0 for time in (over.start_us, over.step_us, self.span.start_us, self.span.end_us)):
             hours = hour_profiles(self.log, self.endpoint, self.model, self.version, self.span, bins, bins_key)
-            return assemble(over, ((microseconds(start), profile) for start, profile in hours))
-        batches = ((table, microseconds_of(table.column(EVENT_TIME))) for table in gathered(self.rows(self.span)))
-        return sketch_steps(bins, batches, over)
+            pieces = assemble(over, ((microseconds(start), profile) for start, profile in hours))
+        else:
+            batches = ((table, microseconds_of(table.column(EVENT_TIME))) for table in gathered(self.rows(self.span)))
+            pieces = sketch_steps(bins, batches, over)
+        blocks = against_the_rest(bins, pieces.blocks, pieces.block_starts_us, length_us, sample)
+        return replace(pieces, blocks=blocks)
 
 
 def pinned(question: Question, model: str, version: str) -> tuple[Past, list[str]]:
