@@ -218,7 +218,7 @@ def _latency(requirement: Requirement, tally: _Tally, slow: int, confidence: flo
     state: State = "violated" if share.low > permitted else "kept"
     reason = (
         f"{share.value:.2%} of {tally.timed:,} answers took longer than {requirement.value:g} s, {share.low:.2%} to "
-        f"{share.high:.2%} (Wilson, {confidence:.4g}); permitted are {permitted:.4g}"
+        f"{share.high:.2%} (Wilson, confidence {confidence:.4g}); permitted are {permitted:.4g}"
     )
     value = tally.quantile(QUANTILES[requirement.name])
     return Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)

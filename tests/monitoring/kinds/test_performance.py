@@ -30,7 +30,7 @@ def test_a_requirement_is_judged_on_labels_with_its_interval(desk, classify, fou
 
     one = found(judged, "accuracy")
     assert (judged.judgement.state, one.state, one.threshold) == (state, state, 0.8)
-    assert "of 600 rows" in one.reason
+    assert "on 600 rows" in one.reason
     assert "Wilson" in one.reason
     figures = judged.judgement.figures
     assert figures["accuracy_low"] < figures["accuracy"] == one.value < figures["accuracy_high"]
