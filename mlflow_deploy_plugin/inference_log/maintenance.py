@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.inference_log.lists import Array
 from mlflow_deploy_plugin.inference_log.location import LogLocation
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import Vanished, read_file
-from mlflow_deploy_plugin.inference_log.schemas import conform, unify
+from mlflow_deploy_plugin.inference_log.schemas import conform, gathered, unify
 from mlflow_deploy_plugin.inference_log.writing import write_file
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
@@ -164,8 +164,8 @@ def _replace(log: InferenceLog, folder: str, group: Sequence[_Small]) -> int:
     if not set(IDENTITY) <= set(schema.names):
         return 0
     with pq.ParquetWriter(content, schema, **_encoding(schema)) as writer:
-        for table in _in_row_groups(_once(log, schema, group, whole), schema):
-            writer.write_table(table, row_group_size=_GROUP_ROWS)
+        for tables in gathered(_once(log, schema, group, whole), _GROUP_ROWS, _GROUP_BYTES):
+            writer.write_table(pa.concat_tables(tables), row_group_size=_GROUP_ROWS)
     if len(whole) < 2:
         return 0
     name = f"{folder.removeprefix(location.root).lstrip('/')}/compacted-{uuid4().hex}.parquet"
@@ -196,16 +196,6 @@ def _hashes(table: pa.Table) -> Array:
     for name in ("_prediction_id", "_key", "_label"):
         hashes = mix(hashes, text_hashes(table.column(name)))
     return mix(hashes, table.column("_row").fill_null(-1).to_numpy().astype("uint64"))
-
-
-def _in_row_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    held: list[pa.Table] = []
-    for table in tables:
-        held.append(table)
-        if sum(map(len, held)) >= _GROUP_ROWS or sum(one.nbytes for one in held) >= _GROUP_BYTES:
-            yield pa.concat_tables(held)
-            held = []
-    yield pa.concat_tables(held) if held else schema.empty_table()
 
 
 def _encoding(schema: pa.Schema) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Files of one log differ in their columns: versions of a model do, and versions of this package. Here they join."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,6 +36,21 @@ def stack(tables: Sequence[pa.Table]) -> pa.Table:
         return pa.concat_tables(tables)
     schema = unify(table.schema for table in tables)
     return pa.concat_tables([conform(table, schema) for table in tables])
+
+
+def gathered(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[list[pa.Table]]:
+    """The tables, as many together as make so many rows, or bytes."""
+    held: list[pa.Table] = []
+    held_rows = held_bytes = 0
+    for table in tables:
+        held.append(table)
+        held_rows += len(table)
+        held_bytes += table.nbytes
+        if held_rows >= rows or held_bytes >= size:
+            yield held
+            held, held_rows, held_bytes = [], 0, 0
+    if held:
+        yield held
 
 
 def _joined(one: pa.DataType, other: pa.DataType) -> pa.DataType:

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.inference_log.files import LogFile
 from mlflow_deploy_plugin.inference_log.joining import LABEL, LABEL_NUMBER, Labels, with_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import RECEIVED_TIME, SHADOW, hour_rows
-from mlflow_deploy_plugin.inference_log.schemas import conform, stack, unify
+from mlflow_deploy_plugin.inference_log.schemas import conform, gathered, stack, unify
 from mlflow_deploy_plugin.inference_log.span import Span
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
@@ -110,14 +110,9 @@ def view_tables(
         yield from _tables(log, view, needed)
         return
     labels = labels or Labels(log.location, view.endpoint, log.unreadable)
-    held: list[pa.Table] = []
-    for table in _tables(log, view, needed | set(_LABEL_NEEDS) | labels.key_columns()):
-        held.append(table)
-        if sum(map(len, held)) >= _LABELLED_ROWS or sum(one.nbytes for one in held) >= _LABELLED_BYTES:
-            yield with_labels(stack(held), labels)
-            held = []
-    if held:
-        yield with_labels(stack(held), labels)
+    tables = _tables(log, view, needed | set(_LABEL_NEEDS) | labels.key_columns())
+    for some in gathered(tables, _LABELLED_ROWS, _LABELLED_BYTES):
+        yield with_labels(stack(some), labels)
 
 
 def _tables(log: InferenceLog, view: View, columns: Collection[str]) -> Iterator[pa.Table]:
