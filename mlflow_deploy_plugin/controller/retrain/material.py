@@ -1,5 +1,6 @@
 """The labelled rows that a retraining learns, and those that are held out to judge it by."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.store.database import utc_now
 
+_WHOLE = {"integer": np.int32, "long": np.int64, "boolean": np.bool_}
 _FILES = ("data.parquet", "held_out.parquet")
 MAX_ROWS = 1_000_000
 MIN_ROWS = 100
@@ -44,8 +46,12 @@ class Material:
     window: Window
 
 
-def collect(log: InferenceLog, plan: RetrainPlan, folder: Path) -> Material:
+def collect(log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[str, str]) -> Material:
     """Writes the labelled rows into the folder: of the window, and for a full training all that came before it.
+
+    Args:
+        types: of the model's columns, by its signature; the log has whole numbers and booleans as the graph takes them,
+            which may be as floats.
 
     Raises:
         NotFound: nothing was captured.
@@ -65,9 +71,9 @@ def collect(log: InferenceLog, plan: RetrainPlan, folder: Path) -> Material:
         learned = pa.concat_tables([*earlier, learned], promote_options="permissive")
     folder.mkdir(parents=True, exist_ok=True)
     data, judged_by = (folder / name for name in _FILES)
-    pq.write_table(learned, data)
+    pq.write_table(_typed(learned, types), data)
     if held_out is not None:
-        pq.write_table(held_out, judged_by)
+        pq.write_table(_typed(held_out, types), judged_by)
     return Material(
         data=data,
         held_out=judged_by if held_out is not None else None,
@@ -124,6 +130,18 @@ def _own(table: pa.Table) -> pa.Table:
         if name in kept or not (name.startswith(("_", OUTPUT_PREFIX)) or name == PREDICTION)
     ]
     return table.select(names)
+
+
+def _typed(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
+    """Whole numbers and booleans as the signature has them; a column with missing values stays as it is."""
+    for place, name in enumerate(table.column_names):
+        column, wanted = table.column(name), _WHOLE.get(types.get(name, ""))
+        if wanted is None or not pa.types.is_floating(column.type) or column.null_count:
+            continue
+        values = column.to_numpy()
+        if np.isfinite(values).all() and (values == np.round(values)).all():
+            table = table.set_column(place, name, pa.array(values.astype(wanted)))
+    return table
 
 
 def _target(rows: pa.Table) -> str:

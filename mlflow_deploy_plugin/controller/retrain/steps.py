@@ -74,7 +74,8 @@ class Steps:
     def _prepare(self, one: Retraining) -> None:
         plan = journal.plan_of(one)
         folder = self.folder(one)
-        material = collect(open_log(self.deployments.settings.inference_log), plan, folder)
+        types = tracked.column_types(plan.base_uri)
+        material = collect(open_log(self.deployments.settings.inference_log), plan, folder, types)
         figures = {
             "attempt": one.figures.get("attempt", 1),
             "host": socket.gethostname(),

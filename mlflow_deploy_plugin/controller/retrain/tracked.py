@@ -13,6 +13,21 @@ RETRAINING_TAG = "onnxserve.retraining"
 _FOLDER = "retraining"
 
 
+def column_types(model_uri: str) -> dict[str, str]:
+    """The model's columns and their types by its signature, as `long`; empty for one of tensors, or without one.
+
+    Raises:
+        NotFound / RegistryUnavailable: the version is not there, or MLflow does not answer.
+    """
+    from mlflow.models import get_model_info
+
+    with registry_errors(model_uri), patience_for_files():
+        signature = get_model_info(model_uri).signature
+    if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
+        return {}
+    return {str(column.name): getattr(column.type, "name", "") for column in signature.inputs.inputs}
+
+
 def run_for(one: Retraining, plan: RetrainPlan, attempt: int, parameters: Mapping[str, str]) -> str:
     """The id of the run that trains, which is made where it is not there yet.
 

@@ -2,9 +2,10 @@
 
 from datetime import timedelta
 
+import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.controller.retrain.material import collect
+from mlflow_deploy_plugin.controller.retrain.material import _typed, collect
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, plan_for
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
@@ -25,7 +26,7 @@ def log(world: RetrainingWorld) -> InferenceLog:
 def test_incremental_learns_the_window_and_holds_its_newest_rows_out(world: RetrainingWorld) -> None:
     world.capture()
     world.capture(start=DAY.start - timedelta(days=1), seed=2)
-    found = collect(log(world), plan(world, "incremental"), world.folder / "material")
+    found = collect(log(world), plan(world, "incremental"), world.folder / "material", {})
     assert found.held_out is not None
     learned, held_out = written(found.data), written(found.held_out)
     assert learned.column_names == ["a", "b", "_event_time", "_label", "_label_number"]
@@ -40,7 +41,7 @@ def test_full_learns_everything_before_the_window_too(world: RetrainingWorld) ->
     world.capture()
     world.capture(start=DAY.start - timedelta(days=1), seed=2)
     world.capture(start=DAY.end, seed=3)
-    found = collect(log(world), plan(world, "full"), world.folder / "material")
+    found = collect(log(world), plan(world, "full"), world.folder / "material", {})
     times = written(found.data).column("_event_time").to_pylist()
     assert found.rows + found.held_out_rows == 1200
     assert min(times) == DAY.start - timedelta(days=1)
@@ -49,11 +50,24 @@ def test_full_learns_everything_before_the_window_too(world: RetrainingWorld) ->
 
 def test_rows_without_a_label_are_left_out(world: RetrainingWorld) -> None:
     world.capture(share_labelled=0.5)
-    found = collect(log(world), plan(world, "incremental"), world.folder / "material")
+    found = collect(log(world), plan(world, "incremental"), world.folder / "material", {})
     assert found.rows + found.held_out_rows == 288  # 12 of the 25 rows of each hour
 
 
 def test_too_few_labels_are_said(world: RetrainingWorld) -> None:
     world.capture(rows=48)
     with pytest.raises(InvalidConfig, match="has 48 labelled rows, and at least 100 are wanted"):
-        collect(log(world), plan(world, "incremental"), world.folder / "material")
+        collect(log(world), plan(world, "incremental"), world.folder / "material", {})
+
+
+def test_whole_numbers_and_booleans_are_so_again_that_the_graph_took_as_floats() -> None:
+    types = {"a": "long", "b": "double", "whole": "long", "flag": "boolean", "gap": "long"}
+    extra = {"whole": [1.0, 895.0], "flag": [0.0, 1.0], "gap": [1.0, float("nan")], "a": [0.5, 1.0]}
+    typed = _typed(pa.table(extra), types)
+    assert {field.name: str(field.type) for field in typed.schema} == {
+        "whole": "int64",
+        "flag": "bool",
+        "gap": "double",
+        "a": "double",
+    }
+    assert typed.column("whole").to_pylist() == [1, 895]
