@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.inference_log.watermarks import Watermark
     from mlflow_deploy_plugin.monitoring.question import Engine
 
 _EXPLAINED = ("could not be judged", "not judged")
@@ -46,7 +47,7 @@ def list_(name: str | None, output: str) -> None:
         from mlflow_deploy_plugin.controller.loop import LEASE
         from mlflow_deploy_plugin.controller.monitors.overview import overviews
 
-        found = overviews(deployments.store, name)
+        found = overviews(deployments.store, name, _watermarks(deployments))
         lease = deployments.store.lease(LEASE)
         is_run = lease is not None and lease.expires_at > deployments.store.now()
     if output == "json":
@@ -249,6 +250,17 @@ def _deployments() -> Iterator["Deployments"]:
 
     with open_deployments(lambda line: click.echo(line, err=True)) as opened:
         yield opened
+
+
+def _watermarks(deployments: "Deployments") -> "list[Watermark]":
+    """None where the log cannot be read now: what stands in the store is shown all the same."""
+    from mlflow_deploy_plugin.inference_log import locate_log
+    from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
+
+    try:
+        return read_watermarks(locate_log(deployments.settings.inference_log))
+    except OSError:
+        return []
 
 
 def _time(text: str) -> datetime:

@@ -1,12 +1,15 @@
 """How the monitors of a store stand, for people and programs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from mlflow_deploy_plugin.controller.monitors.next_window import next_due
+from mlflow_deploy_plugin.controller.monitors.next_window import next_due, next_window
+from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readiness
 from mlflow_deploy_plugin.deployments.nearest import did_you_mean
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.inference_log.watermarks import Watermark
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint, Store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
@@ -40,14 +43,21 @@ class MonitorOverview:
     why: str
 
 
-def overviews(store: Store, endpoint: str | None = None) -> list[MonitorOverview]:
+def overviews(store: Store, endpoint: str | None = None, marks: Sequence[Watermark] = ()) -> list[MonitorOverview]:
     """All monitors (of one endpoint), by name.
+
+    Args:
+        marks: what the log's agents say, so that it can be told which window waits for its rows.
 
     Raises:
         NotFound: there is no such endpoint.
     """
     endpoints = store.endpoints() if endpoint is None else [find_endpoint(store, endpoint)]
-    return [overview(store, one, name) for one in endpoints for name in sorted(one.spec.monitors)]
+    return [
+        overview(store, one, name, readiness(marks, one.name, store.now()))
+        for one in endpoints
+        for name in sorted(one.spec.monitors)
+    ]
 
 
 def find_endpoint(store: Store, name: str, monitor: str | None = None) -> Endpoint:
@@ -61,7 +71,7 @@ def find_endpoint(store: Store, name: str, monitor: str | None = None) -> Endpoi
     return found
 
 
-def overview(store: Store, endpoint: Endpoint, name: str) -> MonitorOverview:
+def overview(store: Store, endpoint: Endpoint, name: str, ready: Readiness) -> MonitorOverview:
     """One monitor of the endpoint's spec."""
     monitors, spec = Monitors(store), endpoint.spec.monitors[name]
     state = monitors.state(endpoint.name, name)
@@ -72,6 +82,9 @@ def overview(store: Store, endpoint: Endpoint, name: str) -> MonitorOverview:
     due, why = None, state.note
     try:
         due = next_due(endpoint, name, spec, state, store.now())
+        found = next_window(endpoint, name, spec, state, store.now())
+        if found is not None and not ready.covers(found.window.end):
+            why = f"waits for rows: the log is complete until {ready.complete_until:%F %T} UTC"
     except InvalidConfig as error:
         standing, why = "broken", error.message
     if written and written[0].state == "running":
