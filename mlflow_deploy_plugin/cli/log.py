@@ -148,13 +148,16 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
     in, profiles of rows that monitors keep by their day.
     """
     from mlflow_deploy_plugin.cli.log_text import size_text
+    from mlflow_deploy_plugin.inference_log.files import list_endpoints
+    from mlflow_deploy_plugin.inference_log.labels import LABELS
     from mlflow_deploy_plugin.inference_log.maintenance import expire as delete
     from mlflow_deploy_plugin.inference_log.span import parse_duration
     from mlflow_deploy_plugin.inference_log.view import require_endpoint
 
     length = parse_duration(keep, "--keep")
     opened = _open()
-    require_endpoint(opened, name)
+    if name not in list_endpoints(opened.location, LABELS):  # they outlive the rows
+        require_endpoint(opened, name)
     done = delete(opened, name, datetime.now(UTC), length, only_count=dry_run)
     said = "would be deleted" if dry_run else "deleted"
     click.echo(f"{name}: {done.expired_files:,} files older than {keep} {said}, {size_text(done.expired_bytes)}")

@@ -40,8 +40,10 @@ class LogFile:
     changed: datetime
 
 
-def list_endpoints(location: LogLocation) -> list[str]:
-    return [value for value, _ in _partitions(location, location.root, "endpoint")]
+def list_endpoints(location: LogLocation, folder: str = "") -> list[str]:
+    """The endpoints that have something in the log, or in a folder of it, as `_labels`."""
+    root = f"{location.root}/{folder}" if folder else location.root
+    return [value for value, _ in _partitions(location, root, "endpoint")]
 
 
 def list_hours(location: LogLocation, endpoint: str, window: Window | None = None) -> list[Hour]:

@@ -175,6 +175,9 @@ def test_old_rows_are_counted_and_then_deleted(writer: LogWriter) -> None:
     assert counted.startswith("flights: 3 files older than 90d would be deleted")
     assert log("expire", "flights", "--keep", "90d").stdout.startswith("flights: 3 files older than 90d deleted")
     assert list(writer.root.rglob("*.parquet")) == []
+    writer.label(Label("p0", None, None, "late", 1), endpoint="of-labels-alone")
+    assert log("expire", "of-labels-alone", "--keep", "90d").stdout.startswith("of-labels-alone: 1 files older")
+    assert "no rows of an endpoint 'nobody'" in said(log("expire", "nobody", "--keep", "90d"))
     assert "--keep 'forever' cannot be read" in said(log("expire", "flights", "--keep", "forever"))
 
 
