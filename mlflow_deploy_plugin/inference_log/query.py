@@ -136,7 +136,8 @@ def _plan(connection: Any, query: Query, schema: pa.Schema) -> tuple[set[str], i
             scans += 1
             projected = node["extra_info"].get("Projections", schema.names)
             columns.update([projected] if isinstance(projected, str) else projected)
-    return columns & set(schema.names), scans
+    known = set(schema.names)
+    return columns if columns <= known else known, scans  # DuckDB gives names that differ in case alone new ones
 
 
 def _in_utc(kind: pa.DataType) -> pa.DataType:

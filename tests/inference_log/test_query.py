@@ -119,6 +119,17 @@ def test_times_are_in_utc_whatever_the_zone_of_this_machine_is(
     assert row == {"h": 1}
 
 
+def test_a_thousand_columns_and_names_of_any_kind(log: InferenceLog, writer: LogWriter) -> None:
+    names = ["Age", "age", 'say "x"', "a\nb", "select", "_own", "ärger", *(f"c{number}" for number in range(1000))]
+    writer.write({"_event_time": [DAY], **{name: [float(number)] for number, name in enumerate(names)}})
+
+    (row,) = ask(log).to_pylist()
+
+    assert [row[name] for name in ("Age", "age_1", 'say "x"', "a\nb", "select", "_own", "ärger")] == list(range(7))
+    assert [row[f"c{number}"] for number in range(1000)] == [number + 7 for number in range(1000)]
+    assert ask(log, select='age_1, "say ""x""", "a\nb"').num_rows == 1
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
