@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.runs import LoggedRun, experiment_named, logged_run, project_run
 
@@ -22,6 +23,7 @@ SUPERSEDED = "onnxserve.superseded_by"
 _TIMES = "onnxserve.reported"
 """How often the run was begun."""
 _MOST = 50
+_MOST_TURNS = 5
 
 
 class RunOnce:
@@ -58,26 +60,51 @@ class RunOnce:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a command's output is its own
         client = registry_client()
         with registry_errors(self._what), patience_for_files():
+            for _ in range(_MOST_TURNS):
+                logged = self._try(client, name, tags, log_content)
+                if logged is not None:
+                    break
+            else:
+                raise RegistryUnavailable(f"{self._what}: others delete its run again and again")
+            return logged_run(client, logged)
+
+    def _try(
+        self,
+        client: "MlflowClient",
+        name: str,
+        tags: Mapping[str, str],
+        log_content: "Callable[[MlflowClient, str, int], None]",
+    ) -> str | None:
+        """The run that stands, with all that is to be logged; None where it was deleted meanwhile by who made it, for
+        which another stands."""
+        from mlflow.exceptions import MlflowException
+
+        run_id, is_new = self._begin(client, name, tags)
+        if is_new and self._standing(client, run_id) != run_id:
+            client.delete_run(run_id)
             run_id, is_new = self._begin(client, name, tags)
-            if is_new and self._standing(client, run_id) != run_id:
-                client.delete_run(run_id)
-                run_id, is_new = self._begin(client, name, tags)
-            is_complete = False
-            try:
-                log_content(client, run_id, self._count(client, run_id))
-                is_complete = True
-            finally:
-                if not is_complete and not project_run():
-                    client.set_terminated(run_id, "FAILED")
+        try:
+            log_content(client, run_id, self._count(client, run_id))
             standing = self._standing(client, run_id)
-            if standing != run_id:
-                client.delete_run(run_id) if is_new else _tag(client, run_id, {SUPERSEDED: standing})
-                return logged_run(client, standing)
-            self._end(client, run_id)
-            return logged_run(client, run_id)
+            if standing == run_id:
+                self._end(client, run_id)
+            elif is_new:
+                client.delete_run(run_id)
+            else:
+                _tag(client, run_id, {SUPERSEDED: standing})
+            return standing
+        except Exception as error:
+            with suppress(MlflowException):
+                if isinstance(error, MlflowException) and _is_deleted(client, run_id):
+                    return None
+                if not project_run():
+                    client.set_terminated(run_id, "FAILED")
+            raise
 
     def _begin(self, client: "MlflowClient", name: str, tags: Mapping[str, str]) -> tuple[str, bool]:
         """The run to log to, with its tags, and whether it was made here."""
+        from mlflow.exceptions import MlflowException
+
         said = {**tags, **self._identity}
         found = project_run()
         if found is None:
@@ -85,7 +112,12 @@ class RunOnce:
             found = next((str(run.info.run_id) for run in self._runs(client, experiment_id)), None)
             if found is None:
                 return str(client.create_run(experiment_id, run_name=name, tags=said).info.run_id), True
-        _tag(client, found, said)
+        try:
+            _tag(client, found, said)
+        except MlflowException:
+            if _is_deleted(client, found):  # since it was found
+                return self._begin(client, name, tags)
+            raise
         return found, False
 
     def _count(self, client: "MlflowClient", run_id: str) -> int:
@@ -130,3 +162,7 @@ def _tag(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def _is_deleted(client: "MlflowClient", run_id: str) -> bool:
+    return str(client.get_run(run_id).info.lifecycle_stage) == "deleted"
