@@ -151,6 +151,8 @@ def column_outcomes(
                 "value": float(window[position, figure]),
                 "usual": float(usual[position, figure]),
                 "spread": float(spread[position, figure]),
+                "missing": features[-1].missing,
+                "reference_missing": features[-1].reference_missing,
             }
             score = float(standardised[position, figure])
             findings.append(_finding(group, name, CHECKS[figure], score, limit, amounts))
@@ -165,8 +167,8 @@ def _feature(group: Group, name: str, distance: float, standardised: Array, limi
         kind=group.reference.bins[name].kind,
         score=score,
         distance=distance,
-        missing=given.missing / max(given.rows, 1),
-        reference_missing=expected.missing / max(expected.rows, 1),
+        missing=_missing_share(given, group.window.rows),
+        reference_missing=_missing_share(expected, group.reference.total.rows),
         is_drifted=score > limit,
         segment=group.segment,
     )
@@ -203,7 +205,8 @@ def _sentence(
     """What a check of a column saw, in its own units.
 
     Args:
-        figures: `value` of the window; `usual` and `spread`, the mean and the deviation of the reference's own windows.
+        figures: `value` of the window; `usual` and `spread`, the mean and the deviation of the reference's own windows;
+            `missing` and `reference_missing`, shares.
     """
     usual = f"{figures['usual']:.3g} ± {figures['spread']:.2g} in the reference's own windows"
     if check == "distribution":
@@ -211,7 +214,7 @@ def _sentence(
         unit = " deviations" if isinstance(bins, OrderedBins) else ""
         return f"{name} {figures['value']:.3g}{unit}, {usual}"
     if check == "missing":
-        return f"{_share(given.missing, given)} missing, {_share(expected.missing, expected)} in the reference"
+        return f"{figures['missing']:.1%} missing, {figures['reference_missing']:.1%} in the reference"
     usual = f"{figures['usual']:.1%} ± {figures['spread']:.1%} in the reference's own windows"
     if check == "unseen":
         shown = ", ".join(f"{value!r}" for value in list(given.unseen_values)[:_SHOWN])
@@ -219,6 +222,11 @@ def _sentence(
     outside = given.below + given.above
     ranges = f"{expected.minimum:g} to {expected.maximum:g}"
     return f"{_share(outside, given)} of rows are outside of {ranges}, {usual}"
+
+
+def _missing_share(column: ColumnSketch, rows: int) -> float:
+    """Rows that lack the column count as missing values."""
+    return (column.missing + rows - column.rows) / max(rows, 1)
 
 
 def _share(part: int, column: ColumnSketch) -> str:
