@@ -75,12 +75,13 @@ def test_what_is_answered_is_captured_with_its_ids_and_times(server: Server, tmp
     first = ask(server, x_request_id="mine", x_event_time="2013-07-01T08:30:00.5-04:00")
     second = ask(server, "/endpoints/f/invocations", x_request_id="mine")
     ask(server, body=b"{}")
-    one, two = captured(server, tmp_path)
+    one, two, failed = captured(server, tmp_path)
     assert (one.record.endpoint, one.record.variant, one.record.request_id) == ("e", "v", "mine")
     assert one.record.event_time == 1_372_681_800_500_000
     assert one.record.prediction_id == first.headers["X-Prediction-Id"] != second.headers["X-Prediction-Id"]
     assert (two.record.endpoint, two.model.version, two.record.event_time) == ("f", "2", two.record.received_time)
     assert two.outputs["y"].tolist() == [[2006.0]]
+    assert (one.record.status, failed.record.status, failed.feeds) == (200, 400, {})
     assert b'onnxserve_capture_requests_total{outcome="captured"} 2.0' in ask(server, "/metrics", "GET").body
 
 
