@@ -12,9 +12,9 @@ from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
 from mlflow_deploy_plugin.deployments.backends.ports import choose_port, is_free
 from mlflow_deploy_plugin.deployments.locking import locked
-from mlflow_deploy_plugin.deployments.nearest import did_you_mean
 from mlflow_deploy_plugin.deployments.target import TARGET
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
 from mlflow_deploy_plugin.store import Endpoint, Store
@@ -88,12 +88,16 @@ class Endpoints:
     def change(self, old: EndpointSpec, new: EndpointSpec, cause: Cause) -> None:
         """Makes `new` of `old`, or leaves `old` as it was. The lock is held.
 
-        Without a variant there is no server; a port that it had is kept.
+        Without a variant there is no server; a port that it had is kept. A stopped server is brought back, but not for
+        what watches it.
 
         Raises:
             InvalidConfig, DeploymentFailed: as `Deployments.update`.
         """
         was_running = local.is_running(old.name, self.settings)
+        if not was_running and _differ_in_monitors_alone(old, new):
+            self.store.replace_spec(new, action=cause.action, why=cause.why, actor=cause.actor)
+            return
         with self._ports() as with_port:
             new = with_port(new)
             self.store.replace_spec(new, action=cause.action, why=cause.why, actor=cause.actor)
@@ -171,6 +175,10 @@ def _with_port(spec: EndpointSpec, owners: Mapping[int | None, str]) -> Endpoint
     if port is not None and owners.get(port, spec.name) != spec.name:
         raise InvalidConfig(f"port {port} belongs to the deployment {owners[port]!r}: choose another one")
     return spec
+
+
+def _differ_in_monitors_alone(old: EndpointSpec, new: EndpointSpec) -> bool:
+    return new.monitors != old.monitors and new.model_copy(update={"monitors": old.monitors}) == old
 
 
 def _undone(error: BaseException) -> str:

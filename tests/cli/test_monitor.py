@@ -185,6 +185,15 @@ def test_pausing_twice_is_fine_and_both_stand_in_the_history(home: Path, store: 
     assert [event.action for event in store.events("flights")][-2:] == ["monitor.pause", "monitor.resume"]
 
 
+def test_a_monitor_of_a_stopped_endpoint_starts_no_server(home: Path, store: Store) -> None:
+    added = invoke("add", "flights", "hourly", "--every", "1h")
+    stopped = [event.action for event in store.events("flights")][-1]
+    removed = invoke("remove", "flights", "hourly")
+
+    assert (added.exit_code, removed.exit_code, stopped) == (0, 0, "update"), added.output
+    assert not (home / "deployments" / "flights" / "server.log").exists()
+
+
 def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     from mlflow_deploy_plugin.spec import empty_endpoint
 
