@@ -130,7 +130,7 @@ def _place(name: str, url: str | None, log: "InferenceLog") -> "Place":
     """
     from mlflow_deploy_plugin.deployments.feedback import place_of
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-    from mlflow_deploy_plugin.deployments.nearest import did_you_mean
+    from mlflow_deploy_plugin.nearest import did_you_mean
 
     with open_deployments(lambda line: click.echo(line, err=True)) as deployments:
         place = place_of(deployments, name)

@@ -34,7 +34,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     change of the traffic that it made stands beside it.
     """
     # here: SQLAlchemy takes a second that no other command should wait for
-    from mlflow_deploy_plugin.deployments.nearest import did_you_mean
+    from mlflow_deploy_plugin.nearest import did_you_mean
     from mlflow_deploy_plugin.registry.history import as_json
     from mlflow_deploy_plugin.registry.history import history as read
     from mlflow_deploy_plugin.settings import load_settings

@@ -1,6 +1,5 @@
 """Bringing labels to an endpoint: by its server where one runs, else straight into the inference log."""
 
-import difflib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from mlflow_deploy_plugin.inference_log.matching import LabelNames, mark_rows, w
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.span import Span
 from mlflow_deploy_plugin.inference_log.view import View, view_schema
+from mlflow_deploy_plugin.nearest import did_you_mean
 
 _TRIES = 8
 _LONGEST_PAUSE_SECONDS = 10
@@ -204,10 +204,9 @@ def check_key(log: InferenceLog, endpoint: str, key: Sequence[str]) -> None:
     columns = view_schema(log, View(endpoint, labels=False)).names
     for name in key:
         if name not in columns:
-            nearest = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
             own = [column for column in columns if not column.startswith("_")]
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"they have {', '.join(own[:30])}"
-            raise InvalidConfig(f"--key names {name!r}, which no logged row of {endpoint} has; {hint}")
+            hint = did_you_mean(name, columns, f"they have {', '.join(own[:30])}")
+            raise InvalidConfig(f"--key names {name!r}, which no logged row of {endpoint} has{hint}")
 
 
 def in_batches(rows: Iterable[Entry | Bad], size: int) -> Iterator[tuple[list[Entry], list[Bad]]]:

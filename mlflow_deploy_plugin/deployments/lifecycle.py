@@ -14,9 +14,9 @@ from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
 from mlflow_deploy_plugin.deployments.config import absolute_uri, configured
 from mlflow_deploy_plugin.deployments.endpoints import Cause, Endpoints, ObservedEndpoint
-from mlflow_deploy_plugin.deployments.nearest import did_you_mean
 from mlflow_deploy_plugin.deployments.traffic import says_weight
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
+from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.registry.connection import limit_patience
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 from mlflow_deploy_plugin.registry.resolve import resolve

@@ -5,7 +5,6 @@ table first, which finds what is wrong with it before anything is read, and says
 through; what a sort or a grouping has to keep beyond `MEMORY` goes to a temporary folder.
 """
 
-import difflib
 import json
 import re
 import tempfile
@@ -20,6 +19,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.view import View, view_rows, view_schema
+from mlflow_deploy_plugin.nearest import did_you_mean
 
 MEMORY = "512MB"
 _BATCH_ROWS = 10_000
@@ -178,11 +178,10 @@ def _message(text: str, schema: pa.Schema) -> str:
     if missing := _NO_COLUMN.search(text) or _NO_TABLE.search(text):
         name = missing[1]
         dotted = [known for known in schema.names if known.startswith(f"{name}.")]
-        nearest = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.5)
         if dotted:
             return f'the log has no table or column {name!r}; a name with a dot stands in quotes: "{dotted[0]}"'
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(schema.names[:40])}"
-        return f"the log has no column {name!r}; {hint}"
+        hint = did_you_mean(name, schema.names, f"it has {', '.join(schema.names[:40])}")
+        return f"the log has no column {name!r}{hint}"
     first = text.split("\n", 1)[0]
     kind, _, rest = first.partition(": ")
     return f"the SQL cannot be run: {rest if kind.endswith('Error') else first}"

@@ -1,6 +1,5 @@
 """The rows of a span as one table: a column for whatever any file has, each row once and beside its label."""
 
-import difflib
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import RECEIVED_TIME, SHADOW, hour_rows
 from mlflow_deploy_plugin.inference_log.schemas import conform, gathered, stack, unify
 from mlflow_deploy_plugin.inference_log.span import Span
+from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -162,7 +162,6 @@ def require_endpoint(log: InferenceLog, endpoint: str) -> None:
     known = log.endpoints()
     if endpoint in known:
         return
-    nearest = difflib.get_close_matches(endpoint, known, n=1)
     has = f"it has rows of {', '.join(known)}" if known else "nothing was captured so far"
-    hint = f"did you mean {nearest[0]!r}?" if nearest else has
-    raise NotFound(f"the inference log {log.shown} has no rows of an endpoint {endpoint!r}; {hint}")
+    hint = did_you_mean(endpoint, known, has)
+    raise NotFound(f"the inference log {log.shown} has no rows of an endpoint {endpoint!r}{hint}")

@@ -1,6 +1,5 @@
 """What a captured request is bound to names by, what of it is kept, and its form in the spool."""
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -9,6 +8,7 @@ import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.runtime.schema import Array, Schema
@@ -89,9 +89,8 @@ def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> Non
     for name in names:
         if name in known or (model.outputs is None and name.startswith(OUTPUT_PREFIX)):
             continue
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there is {', '.join(known[:20])}"
-        raise InvalidConfig(f"capture.{option}: {model.model} {model.version} has no column {name!r}; {hint}")
+        hint = did_you_mean(name, known, f"there is {', '.join(known[:20])}")
+        raise InvalidConfig(f"capture.{option}: {model.model} {model.version} has no column {name!r}{hint}")
 
 
 def described_model(model: CapturedModel) -> bytes:

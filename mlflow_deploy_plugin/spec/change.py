@@ -1,10 +1,10 @@
 """A new spec, and a spec with something changed: whole fields by their dotted names, or a variant."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
+from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.spec.document import document_of, validated
 from mlflow_deploy_plugin.spec.fields import field_reference
 from mlflow_deploy_plugin.spec.parts import EndpointSpec
@@ -104,6 +104,5 @@ def _check_name(spec: EndpointSpec, dotted: str) -> None:
         return
     if len(parts) == 5 and parts[2:4] == ["retrain", "parameters"]:  # of a project, which says itself what it takes
         return
-    nearest = difflib.get_close_matches(generic, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(known)}"
+    hint = did_you_mean(generic, known, f"known are {', '.join(known)}")
     raise InvalidConfig(f"unknown config key {dotted!r}{hint}")

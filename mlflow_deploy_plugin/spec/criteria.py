@@ -4,13 +4,13 @@ They are read here for both that take them, a monitor's `require` (what must hol
 must not); which names there are, and what each may be compared with, is theirs to say.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.nearest import did_you_mean
 
 Sign = Literal[">=", "<=", ">", "<"]
 Unit = Literal["", "%", "x", "ms", "s"]
@@ -118,8 +118,7 @@ def _requirement(text: str, figures: Mapping[str, Figure], whose: str) -> Requir
         raise InvalidConfig(f"require: {text!r} is no requirement; it is written like {example}")
     figure = figures.get(condition.name)
     if figure is None:
-        near = difflib.get_close_matches(condition.name, figures, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(condition.name, figures)
         raise InvalidConfig(f"require: {whose} has no figure {condition.name!r}; it has {', '.join(figures)}{hint}")
     if condition.of and not figure.takes:
         raise InvalidConfig(f"require: {text}: {condition.name} takes nothing in brackets")

@@ -1,6 +1,5 @@
 """A spec as YAML, and back."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.spec.base import PATTERNS_IN_WORDS
 from mlflow_deploy_plugin.spec.fields import field_reference
 from mlflow_deploy_plugin.spec.parts import EndpointSpec
@@ -96,8 +96,6 @@ def validated(document: Any) -> EndpointSpec:
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")
         if first["type"] == "extra_forbidden":
             known = [name for name, *_ in field_reference()] + list(EndpointSpec.model_fields)
-            nearest = difflib.get_close_matches(where, known, n=1, cutoff=0.4)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise InvalidConfig(f"unknown field {where!r}{hint}") from None
+            raise InvalidConfig(f"unknown field {where!r}{did_you_mean(where, known)}") from None
         message = _expected(first)
         raise InvalidConfig(f"{where}: {message} (got {first['input']!r})" if where else message) from None

@@ -45,7 +45,7 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     }
     assert "sticky by header: x-user-id" in endpoint("get", "flights").stdout
 
-    assert endpoint("get", "flihgts").stderr == "Error: there is no endpoint 'flihgts': did you mean 'flights'?\n"
+    assert endpoint("get", "flihgts").stderr == "Error: there is no endpoint 'flihgts'; did you mean 'flights'?\n"
     assert [one["name"] for one in told("list")] == ["flights"]
     head, row = endpoint("list").stdout.splitlines()
     assert head.split() == ["NAME", "STATE", "TRAFFIC", "URL"]

@@ -23,12 +23,12 @@ from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.controller.monitors.turn import Turns
 from mlflow_deploy_plugin.controller.monitors.when import window_from, windows_between
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.nearest import did_you_mean
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.question import Engine
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
+from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, load_specs
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow

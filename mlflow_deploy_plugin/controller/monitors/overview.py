@@ -7,9 +7,9 @@ from typing import Literal
 
 from mlflow_deploy_plugin.controller.monitors.next_window import next_due, next_window
 from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readiness
-from mlflow_deploy_plugin.deployments.nearest import did_you_mean
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark
+from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint, Store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow

@@ -5,11 +5,11 @@
 {"feedback": [{…}, {…}]}                            many of both
 """
 
-import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.runtime.values import shown
 from mlflow_deploy_plugin.server.feedback import Feedback, Value
 from mlflow_deploy_plugin.server.protocols.content import load_json_object
@@ -60,10 +60,9 @@ def check_columns(entries: Collection[Feedback], columns: Collection[str], endpo
     for place, entry in enumerate(entries):
         for name in entry.key or ():
             if name not in known:
-                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"rows have {', '.join(sorted(known)[:20])}"
+                hint = did_you_mean(name, known, f"rows have {', '.join(sorted(known)[:20])}")
                 where = f"feedback[{place}]." if len(entries) > 1 else ""
-                raise SchemaMismatch(f"{where}key names {name[:60]!r}, which no logged row of {endpoint} has; {hint}")
+                raise SchemaMismatch(f"{where}key names {name[:60]!r}, which no logged row of {endpoint} has{hint}")
 
 
 def _entry(entry: Any, where: str) -> Feedback:
