@@ -220,13 +220,13 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "flight"], "there is no endpoint 'flight': did you mean 'flights'?"),
+        (["run", "flight"], "there is no endpoint 'flight'; did you mean 'flights'?"),
         (["run", "flights", "--monitor", "hourly"], "endpoint 'flights' has no monitor 'hourly'; it has daily"),
         (["run", "flights", "--window", "soon"], "window 'soon': a window is START/END"),
         (["run", "flights", "--window", "2001-01-01/1d"], "the latest whole window with rows is 2013-"),
         (["backfill", "flights", "daily", "--from", "now"], "'now' is not a time: 2013-07-01 or"),
         (["backfill", "flights", "daily", "--from", "2013-07-01", "--to", "2013-07-01T23:00"], "no whole window of 1d"),
-        (["list", "flight"], "there is no endpoint 'flight': did you mean 'flights'?"),
+        (["list", "flight"], "there is no endpoint 'flight'; did you mean 'flights'?"),
         (["pause", "flights", "hourly"], "endpoint 'flights' has no monitor 'hourly'; it has daily"),
     ],
 )
