@@ -1,12 +1,14 @@
 """What a monitor is asked: one endpoint, one window of event time."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement
+from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement, State
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 
@@ -33,8 +35,9 @@ class Question:
     state_dir: Path
     engine: Engine = "local"
 
-    def not_judged(
+    def judgement(
         self,
+        state: State,
         reason: str,
         *,
         model: str = "",
@@ -42,24 +45,35 @@ class Question:
         model_id: str = "",
         rows: int = 0,
         findings: tuple[Finding, ...] = (),
+        figures: Mapping[str, float] = MappingProxyType({}),
+        notes: tuple[str, ...] = (),
+    ) -> Judgement:
+        """The answer; `figures` has the number of rows besides those that are given."""
+        return Judgement(
+            endpoint=self.endpoint,
+            monitor=self.monitor,
+            kind=self.spec.kind,
+            model=model,
+            version=version,
+            model_id=model_id,
+            window=self.window,
+            revision=self.revision,
+            state=state,
+            reason=reason,
+            rows=rows,
+            findings=findings,
+            figures={"rows": float(rows), **figures},
+            notes=notes,
+        )
+
+    def not_judged(
+        self,
+        reason: str,
+        *,
+        model: str = "",
+        version: str = "",
+        rows: int = 0,
         notes: tuple[str, ...] = (),
     ) -> Judged:
-        """The outcome that says why there is none; `figures` has the number of rows alone."""
-        return Judged(
-            Judgement(
-                endpoint=self.endpoint,
-                monitor=self.monitor,
-                kind=self.spec.kind,
-                model=model,
-                version=version,
-                model_id=model_id,
-                window=self.window,
-                revision=self.revision,
-                state="not judged",
-                reason=reason,
-                rows=rows,
-                findings=findings,
-                figures={"rows": float(rows)},
-                notes=notes,
-            )
-        )
+        """The outcome that says why there is none."""
+        return Judged(self.judgement("not judged", reason, model=model, version=version, rows=rows, notes=notes))

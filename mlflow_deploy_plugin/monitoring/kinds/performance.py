@@ -12,7 +12,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.features import Array
-from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement
+from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
 from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers
 from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, estimate
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
@@ -204,7 +204,6 @@ def _earlier_windows(question: Question) -> list[Window]:
 
 def _figures(window: _Window, measured: Measured) -> dict[str, float]:
     figures = {
-        "rows": float(window.rows.rows),
         "labelled_rows": float(window.labels),
         "labelled_share": window.labels / max(len(window.rows.table), 1),
     }
@@ -234,20 +233,15 @@ def _label_notes(window: _Window) -> Iterator[str]:
 def _conclusion(
     window: _Window, findings: list[Finding], figures: Mapping[str, float], notes: tuple[str, ...]
 ) -> Judged:
-    question, rows = window.question, window.rows
+    rows = window.rows
     state, reason = conclude(findings)
     return Judged(
-        Judgement(
-            endpoint=question.endpoint,
-            monitor=question.monitor,
-            kind=question.spec.kind,
+        window.question.judgement(
+            state,
+            reason,
             model=rows.model,
             version=rows.version,
             model_id=window.artifact.model_id if window.artifact else "",
-            window=question.window,
-            revision=question.revision,
-            state=state,
-            reason=reason,
             rows=rows.rows,
             findings=worst_first(findings),
             figures=figures,

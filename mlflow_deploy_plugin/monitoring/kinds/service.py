@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
-from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement, State
+from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, State
 from mlflow_deploy_plugin.monitoring.kinds.intervals import wilson
 from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
 from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, worst_first
@@ -104,17 +104,11 @@ def judge(question: Question) -> Judged:
         findings += _findings(spec.requirements, tally, confidence, name)
     state, reason = conclude(findings)
     return Judged(
-        Judgement(
-            endpoint=question.endpoint,
-            monitor=question.monitor,
-            kind=spec.kind,
+        question.judgement(
+            state,
+            reason,
             model=model,
             version=version,
-            model_id="",
-            window=question.window,
-            revision=question.revision,
-            state=state,
-            reason=reason,
             rows=total.requests,
             findings=worst_first(findings),
             figures=dict(_figures(spec.requirements, total)),
@@ -225,7 +219,6 @@ def _latency(requirement: Requirement, tally: _Tally, slow: int, confidence: flo
 
 
 def _figures(requirements: tuple[Requirement, ...], tally: _Tally) -> Iterator[tuple[str, float]]:
-    yield "rows", float(tally.requests)
     if tally.has_failures:
         yield "error_rate", tally.errors / tally.requests
         yield "refused_rate", tally.refused / tally.requests

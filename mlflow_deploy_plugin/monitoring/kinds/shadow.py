@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.inference_log.identity import mix, text_hashes
 from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
-from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement
+from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, wilson
 from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
 from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, worst_first
@@ -72,7 +72,7 @@ def judge(question: Question) -> Judged:
     compared = {variant: _compare(answered, rows, artifacts) for variant, rows in shadows.items()}
     confidence, parts, segment_notes = _parts(question, compared)
     findings: list[Finding] = []
-    figures = {"rows": float(len(answered))}
+    figures: dict[str, float] = {}
     for variant, one in compared.items():
         notes += [
             f"shadow {variant}: {one.version[0]} version {one.version[1]}, {int(one.comparable.sum()):,} of "
@@ -87,17 +87,11 @@ def judge(question: Question) -> Judged:
             findings.append(finding(requirement, reason, confidence))
     state, reason = conclude(findings)
     return Judged(
-        Judgement(
-            endpoint=question.endpoint,
-            monitor=question.monitor,
-            kind=spec.kind,
+        question.judgement(
+            state,
+            reason,
             model=model,
             version=version,
-            model_id="",
-            window=question.window,
-            revision=question.revision,
-            state=state,
-            reason=reason,
             rows=len(answered),
             findings=worst_first(findings),
             figures=figures,
