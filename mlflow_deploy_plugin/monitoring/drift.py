@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.monitoring.run import MonitorResult, log_judged
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
 from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.settings import Settings, load_settings
-from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, load_specs
+from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, MonitorSpec, load_specs
 
 DEFAULT_MONITOR = "drift"
 _SHIPPING_SECONDS = 20.0
@@ -46,7 +46,8 @@ def run_drift(
     state_dir = settings.deployments_path / endpoint
     log = open_log(settings.inference_log)
     _check_endpoint(endpoint, settings, log)
-    name, spec = _monitor(endpoint, state_dir, monitor)
+    served = _read_spec(endpoint, state_dir)
+    name, spec = _monitor(endpoint, served, monitor)
     shipped = wait_until_shipped(state_dir, _SHIPPING_SECONDS)
     window = window or log.latest_window(endpoint, spec.every, clock())
     question = Question(
@@ -63,6 +64,7 @@ def run_drift(
         settings=settings,
         log=log,
         state_dir=state_dir,
+        capture=served.capture if served else CaptureSpec(),
     )
     judged = judge(question)
     if not judged.judgement.rows:
@@ -76,9 +78,8 @@ def _with_note(judged: Judged, note: str) -> Judged:
     return replace(judged, judgement=replace(judged.judgement, notes=(note, *judged.judgement.notes)))
 
 
-def _monitor(endpoint: str, state_dir: Path, monitor: str | None) -> tuple[str, MonitorSpec]:
+def _monitor(endpoint: str, spec: EndpointSpec | None, monitor: str | None) -> tuple[str, MonitorSpec]:
     """The monitor's name and definition."""
-    spec = _read_spec(endpoint, state_dir)
     monitors = dict(spec.monitors) if spec else {}
     if monitor is None:
         return next(iter(monitors.items())) if len(monitors) == 1 else (DEFAULT_MONITOR, MonitorSpec())

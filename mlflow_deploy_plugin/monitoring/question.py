@@ -1,7 +1,7 @@
 """What a monitor is asked: one endpoint, one window of event time."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement, State
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec import CaptureSpec, MonitorSpec
 
 Engine = Literal["local", "spark"]
 
@@ -22,6 +22,7 @@ class Question:
     Attributes:
         revision: 1 at first; rows that came later make the next one.
         state_dir: of the endpoint's server on this machine; both may be gone, or never have been here.
+        capture: what the log withholds of the endpoint's columns.
         engine: what sketches the window's rows: this process, or Spark (`spark.py`), with the same numbers.
     """
 
@@ -33,6 +34,7 @@ class Question:
     settings: Settings
     log: InferenceLog
     state_dir: Path
+    capture: CaptureSpec = field(default_factory=CaptureSpec)
     engine: Engine = "local"
 
     def judgement(

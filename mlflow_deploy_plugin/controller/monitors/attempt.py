@@ -94,7 +94,8 @@ class Attempts:
         judged = replace(window, state="judged", log_digest=digest, not_before=None)
         if not digest:
             return replace(judged, verdict=_NOT_JUDGED, reason="; ".join([NO_ROWS, *notes]))
-        answer = self.judge(Asked.of(window, spec, self.deployments.settings))
+        endpoint = self.deployments.store.endpoint(window.endpoint)
+        answer = self.judge(Asked.of(window, spec, self.deployments.settings, endpoint))
         if not self.by_hand:
             self._tell(window, spec, answer)
         judgement = answer.judgement

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -10,7 +10,8 @@ from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.monitoring.question import Engine
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec import CaptureSpec, MonitorSpec
+from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 
@@ -24,12 +25,14 @@ class Asked:
     window: Window
     revision: int
     settings: Settings
+    capture: CaptureSpec = field(default_factory=CaptureSpec)
     engine: Engine = "local"
 
     @staticmethod
-    def of(window: MonitorWindow, spec: MonitorSpec, settings: Settings) -> "Asked":
+    def of(window: MonitorWindow, spec: MonitorSpec, settings: Settings, endpoint: Endpoint | None) -> "Asked":
         interval = Window(window.start, window.end)
-        return Asked(window.endpoint, window.monitor, spec, interval, window.revision, settings)
+        capture = endpoint.spec.capture if endpoint is not None else CaptureSpec()
+        return Asked(window.endpoint, window.monitor, spec, interval, window.revision, settings, capture)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def judge_and_log(asked: Asked) -> Answer:
             settings=asked.settings,
             log=log,
             state_dir=asked.settings.deployments_path / asked.endpoint,
+            capture=asked.capture,
             engine=asked.engine,
         )
     )

@@ -72,7 +72,7 @@ class Turns:
         windows = self.monitors.windows(name, monitor, since=now - LOOKED_FOR)
 
         def count(window: MonitorWindow) -> int:
-            return self.count(Asked.of(window, spec, settings))
+            return self.count(Asked.of(window, spec, settings, endpoint))
 
         added = add_revisions(self.monitors, windows, open_log(settings.inference_log), count, now)
         for window in added:

@@ -6,7 +6,7 @@ a bounded sample of them, chosen by their hashes.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding, Judged,
 from mlflow_deploy_plugin.monitoring.kinds.apart import parts_of
 from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
 from mlflow_deploy_plugin.monitoring.kinds.versions import Version
+from mlflow_deploy_plugin.monitoring.kinds.withheld import profile_without, reference_without, withheld
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.references import Reference, load_blocks
 from mlflow_deploy_plugin.monitoring.sketch import Profile
@@ -43,6 +44,7 @@ class Comparison:
         reference: None where there is none that can be had; `why_none` says why.
         profile: of all rows that the version answered in the window.
         parts: of the segments, by their names.
+        withheld: columns that are on neither side, since the log does not hold them as they were; and why.
     """
 
     question: Question
@@ -52,11 +54,12 @@ class Comparison:
     profile: Profile
     parts: Mapping[str, Part]
     notes: tuple[str, ...]
+    withheld: Mapping[str, str]
 
     @property
     def names(self) -> list[str]:
         """Every column of either side."""
-        known = set(self.profile.columns)
+        known = {*self.profile.columns, *self.withheld}
         if self.reference is not None:
             known |= {*self.reference.bins, *self.reference.total.columns}
         return sorted(known)
@@ -67,7 +70,7 @@ class Comparison:
         if self.reference is None:
             rate = question.spec.false_alarm_rate
             return Verdict("not judged", self.profile.rows, 0, rate, self.why_none, findings=self._without(columns))
-        return judge_profile(
+        verdict = judge_profile(
             self.reference,
             self.profile,
             question.window.start_us,
@@ -76,6 +79,7 @@ class Comparison:
             question.settings.cache_path / _CACHE,
             self.parts,
         )
+        return replace(verdict, findings=(*verdict.findings, *self._of_withheld(columns)))
 
     def judged(self, state: State, reason: str, verdict: Verdict, findings: tuple[Finding, ...]) -> Judged:
         """The judgement with the evidence for its report."""
@@ -105,6 +109,13 @@ class Comparison:
         return tuple(
             Finding(name, "distribution", "not judged", self.why_none)
             for name in self.names
+            if not columns or name in columns
+        )
+
+    def _of_withheld(self, columns: tuple[str, ...]) -> tuple[Finding, ...]:
+        return tuple(
+            Finding(name, "distribution", "not judged", reason)
+            for name, reason in self.withheld.items()
             if not columns or name in columns
         )
 
@@ -159,11 +170,15 @@ def compare(question: Question) -> Comparison | Judged:
         why_none = error.message
     bins, key = (reference.bins, reference.bins_key) if reference else ({}, "none")
     profile = _profile(question, *version, bins, key)
+    hidden = withheld(question.capture, {*bins, *profile.columns, *(reference.total.columns if reference else ())})
+    profile = profile_without(profile, hidden)
+    if reference is not None:
+        reference = reference_without(reference, hidden)
     parts: Mapping[str, Part] = {}
     if reference is not None and question.spec.segment_by:
         parts, part_notes = parts_of(question, version, reference)
         notes += part_notes
-    return Comparison(question, version, reference, why_none, profile, parts, tuple(notes))
+    return Comparison(question, version, reference, why_none, profile, parts, tuple(notes), hidden)
 
 
 def _profile(question: Question, model: str, version: str, bins: Mapping[str, Bins], key: str) -> Profile:

@@ -1,6 +1,7 @@
 """Drift, drift of predictions and data quality, of whole windows and by segment, and what bad input comes to."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mlflow_deploy_plugin.monitoring.judgement import Judged
 from mlflow_deploy_plugin.monitoring.kinds import drift, prediction, quality
 from mlflow_deploy_plugin.monitoring.kinds.comparison import SKETCHES
 from mlflow_deploy_plugin.monitoring.stored import profile_from_parquet
+from mlflow_deploy_plugin.spec import CaptureSpec
 from support.inference_log import ENDPOINT, event_table
 
 from .conftest import CLASSIFIER, DAY
@@ -67,10 +69,11 @@ def ask(desk, reference, cache) -> Callable[..., Judged]:
     desk.serve(CLASSIFIER, reference)
     desk.settings.cache_path.symlink_to(cache)
 
-    def asked(rows: dict[str, Any], kind: str = "drift", **spec: Any) -> Judged:
+    def asked(rows: dict[str, Any], kind: str = "drift", withheld: CaptureSpec | None = None, **spec: Any) -> Judged:
         if len(next(iter(rows.values()))):
             desk.answer(rows)
-        return KINDS[kind](desk.ask(kind=kind, **{"min_rows": 100, **spec}))
+        question = desk.ask(kind=kind, **{"min_rows": 100, **spec})
+        return KINDS[kind](replace(question, capture=withheld or CaptureSpec()))
 
     return asked
 
@@ -96,6 +99,19 @@ def test_only_the_named_columns_are_judged(ask) -> None:
 
     assert judged.judgement.state == "no drift"
     assert {one.subject for one in judged.judgement.findings} == {"noise", "carrier"}
+
+
+@pytest.mark.parametrize("kind", ["drift", "data_quality"])
+def test_what_the_log_withholds_is_not_judged_and_no_drift(ask, found, kind: str) -> None:
+    hashed = day(100, carrier=np.array([f"h{number:064x}" for number in range(ROWS)], dtype=object))
+    del hashed["temp"]
+
+    judged = ask(hashed, kind, CaptureSpec(drop=("temp",), mask=("carrier",)))
+
+    assert judged.judgement.state == "no drift"
+    assert found(judged, "temp").reason == "capture.drop leaves it out of the log"
+    assert found(judged, "carrier").reason == "capture.mask writes hashes of its values into the log"
+    assert {found(judged, name).state for name in ("temp", "carrier")} == {"not judged"}
 
 
 def test_drift_of_predictions_is_of_answers_alone(ask, found) -> None:
