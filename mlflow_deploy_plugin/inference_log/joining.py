@@ -29,7 +29,8 @@ _SLACK = timedelta(days=1)
 """Two machines' clocks may differ: a label may seem to have come before its prediction, but not by more."""
 _HELD_LABELS = 500_000
 _KEPT_BYTES = 64 * 2**20
-_KEY_VALUE = r':(?:"(?:[^"\\]|\\.)*"|null)'
+_TEXT = r'"(?:[^"\\]|\\.)*"'
+_KEY_PAIR = rf"({_TEXT}):(?:{_TEXT}|null)"
 
 
 def labels_folder(location: LogLocation, endpoint: str) -> str:
@@ -173,6 +174,8 @@ class RowNames:
         if kind == _BY_ROW:
             ids = self._names_of(_BY_ID)
             return None if ids is None else mix(ids, _unsigned(self._table.column("_row")))
+        if any(pa.types.is_nested(self._table.schema.field(name).type) for name in kind):
+            return None  # a label's key holds single values
         return text_hashes(row_keys(self._table, kind))
 
 
@@ -189,13 +192,21 @@ def named(labels: pa.Table) -> Iterator[tuple[tuple[str, ...], Array, Array]]:
     if has_key.any():
         keyed = np.flatnonzero(has_key)
         texts = labels.column("_key").take(pa.array(keyed))
-        shapes = pc.replace_substring_regex(texts, _KEY_VALUE, "").combine_chunks().dictionary_encode()
+        shapes = pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
         hashes = text_hashes(texts)
         which = np.asarray(shapes.indices)
         for number in range(len(shapes.dictionary)):
             of_shape = np.flatnonzero(which == number)
-            columns = tuple(json.loads(texts[int(of_shape[0])].as_py()))
-            yield columns, keyed[of_shape], hashes[of_shape]
+            yield _columns(texts[int(of_shape[0])].as_py()), keyed[of_shape], hashes[of_shape]
+
+
+def _columns(key: str) -> tuple[str, ...]:
+    """What a key names; a text that is no key names itself, which no row has."""
+    try:
+        values = json.loads(key)
+    except ValueError:
+        return (key,)
+    return tuple(values) if isinstance(values, dict) else (key,)
 
 
 def last_ones(labels: pa.Table) -> pa.Table:
@@ -220,6 +231,8 @@ def row_keys(table: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray:
 def _as_json(column: pa.ChunkedArray) -> pa.Array:
     """[N] each value as a JSON text, or null."""
     encoded = column.combine_chunks()
+    if pa.types.is_float16(encoded.type):
+        encoded = encoded.cast(pa.float32())
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
     values = encoded.dictionary

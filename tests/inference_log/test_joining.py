@@ -10,6 +10,7 @@ import pytest
 from mlflow_deploy_plugin.inference_log import joining
 from mlflow_deploy_plugin.inference_log.labels import Label, canonical_key
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.stats import log_stats
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
 from support.inference_log import LogWriter
 
@@ -185,3 +186,31 @@ def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(
     assert rows is not None
     ids = rows.table.column("_prediction_id").to_pylist()
     assert [f"p{label}" for label in rows.table.column("_label").to_pylist()] == ids
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.array([[0.5], [0.25]]), pa.array([[["a"]], [["b"]]]), pa.array([{"a": 1}, {"a": 2}])],
+    ids=["list", "lists", "struct"],
+)
+def test_a_key_of_a_column_without_single_values_names_no_row_and_spoils_no_other_label(
+    log: InferenceLog, writer: LogWriter, column: pa.Array
+) -> None:
+    writer.write(request(2, column=column))
+    writer.label(by_key("nobody's", column=1, at=1), by_id("late", row=0))
+    assert labels(log) == ["late", None]
+    assert log_stats(log, "flights").labels.unmatched == 1
+
+
+def test_a_key_of_a_column_of_half_floats_names_its_rows(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(2, column=pa.array([0.5, 7.0], pa.float16())))
+    writer.label(by_key("half", column="0.5"), by_key("seven", column=7))
+    assert labels(log) == ["half", "seven"]
+
+
+def test_columns_whose_names_look_like_a_part_of_a_key_are_told_apart(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(2, **{"a": [1, 2], "a:null": [3, 4], 'b":null': [5, 6]}))
+    writer.label(by_key("first", **{"a:null": 3}), by_key("second", a=2), name="one")
+    assert labels(log) == ["first", "second"]
+    writer.label(by_key("again", **{'b":null': 5}, at=1), by_key("quoted", a='":null', at=1), name="two")
+    assert labels(log) == ["again", "second"]
