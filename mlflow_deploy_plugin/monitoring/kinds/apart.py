@@ -4,13 +4,14 @@ Their columns stand in one null distribution with those of all rows (`verdict.py
 segments), so that the stated rate of false alarms is that of all of them together, however they depend on each other.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.monitoring.kinds.segments import MAX_SEGMENTS, as_texts, segment_name
+from mlflow_deploy_plugin.monitoring.kinds.segments import as_texts, counts_of, largest, segment_name
 from mlflow_deploy_plugin.monitoring.kinds.versions import Version
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.references import Reference
@@ -53,28 +54,14 @@ def parts_of(question: Question, version: Version, reference: Reference) -> tupl
 
 def _values(question: Question, version: Version, column: str) -> tuple[list[str], list[str]]:
     """The values that have enough rows, the most frequent first, and what is left out."""
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for batch in _rows(question, version, (column, "_model", "_version")):
         texts = as_texts(batch.column(column)) if column in batch.column_names else None
-        if texts is None:
-            continue
-        for entry in pc.value_counts(texts).to_pylist():
-            if entry["values"] is not None:
-                counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
-    order = sorted(counts, key=lambda value: (-counts[value], value))
-    large = [value for value in order if counts[value] >= question.spec.min_rows]
-    notes = []
+        if texts is not None:
+            counts.update(counts_of(texts))
     if not counts:
-        notes.append(f"segments: the window has no values of {column!r} to tell rows by")
-    if len(large) > MAX_SEGMENTS:
-        notes.append(f"segments: of {len(large):,} values of {column} the {MAX_SEGMENTS} largest are judged")
-    if small := order[len(large) :]:
-        rows = sum(counts[value] for value in small)
-        notes.append(
-            f"segments: {len(small):,} values of {column} with {rows:,} rows together have fewer than "
-            f"{question.spec.min_rows} rows each and are not judged apart"
-        )
-    return large[:MAX_SEGMENTS], notes
+        return [], [f"segments: the window has no values of {column!r} to tell rows by"]
+    return largest(counts, column, question.spec.min_rows)
 
 
 def _profiles(

@@ -1,6 +1,6 @@
 """Segments: the rows of a window by the values of a column, each judged apart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +19,10 @@ class Segment:
 
     Attributes:
         name: as findings say it: `carrier=AA`.
-        column / value: the value as text.
         rows: [N] bool of the table.
     """
 
     name: str
-    column: str
-    value: str
     rows: Array
 
 
@@ -48,24 +45,37 @@ def segments_of(
             notes.append(f"segments: a column of type {table.column(column).type} has no values to tell rows by")
             continue
         counted = texts if countable is None else texts.filter(pa.array(countable))
-        counts = sorted(
-            ((entry["values"], entry["counts"]) for entry in pc.value_counts(counted).to_pylist()),
-            key=lambda entry: (-entry[1], entry[0] or ""),
-        )
-        known = [(value, count) for value, count in counts if value is not None]
-        large = [value for value, count in known if count >= min_rows]
-        for value in large[:MAX_SEGMENTS]:
+        values, left_out = largest(counts_of(counted), column, min_rows)
+        notes += left_out
+        for value in values:
             rows = np.asarray(pc.fill_null(pc.equal(texts, value), False))
-            segments.append(Segment(segment_name(column, value), column, value, rows))
-        if len(large) > MAX_SEGMENTS:
-            notes.append(f"segments: of {len(large):,} values of {column} the {MAX_SEGMENTS} largest are judged")
-        if small := len(known) - len(large):
-            rows_left = sum(count for _, count in known[len(large) :])
-            notes.append(
-                f"segments: {small:,} values of {column} with {rows_left:,} rows together have fewer than {min_rows} "
-                "rows each and are not judged apart"
-            )
+            segments.append(Segment(segment_name(column, value), rows))
     return segments, notes
+
+
+def largest(counts: Mapping[str, int], column: str, min_rows: int) -> tuple[list[str], list[str]]:
+    """Of the values of a column those with the most rows that are judged apart, and what is left out, a line each.
+
+    Args:
+        counts: rows of each value.
+    """
+    order = sorted(counts, key=lambda value: (-counts[value], value))
+    large = [value for value in order if counts[value] >= min_rows]
+    notes = []
+    if len(large) > MAX_SEGMENTS:
+        notes.append(f"segments: of {len(large):,} values of {column} the {MAX_SEGMENTS} largest are judged")
+    if small := order[len(large) :]:
+        rows = sum(counts[value] for value in small)
+        notes.append(
+            f"segments: {len(small):,} values of {column} with {rows:,} rows together have fewer than {min_rows} "
+            "rows each and are not judged apart"
+        )
+    return large[:MAX_SEGMENTS], notes
+
+
+def counts_of(texts: pa.Array) -> dict[str, int]:
+    """Rows of each value that is not missing."""
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(texts.drop_null()).to_pylist()}
 
 
 def segment_name(column: str, value: str) -> str:
