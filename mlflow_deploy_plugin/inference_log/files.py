@@ -11,12 +11,11 @@ from pyarrow import fs
 
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.location import LogLocation
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 _HOUR_FOLDER = re.compile(r"/date=([^/]+)/hour=([^/]+)$")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, order=True)
@@ -98,7 +97,7 @@ def reaching(location: LogLocation) -> Iterator[None]:
 
 def _parquet_files(entries: Iterable[fs.FileInfo]) -> list[LogFile]:
     return sorted(
-        LogFile(entry.path, entry.size or 0, entry.mtime or _EPOCH)
+        LogFile(entry.path, entry.size or 0, entry.mtime or EPOCH)
         for entry in entries
         if entry.type == fs.FileType.File
         and entry.base_name.endswith(".parquet")

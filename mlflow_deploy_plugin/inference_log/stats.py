@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,8 @@ from mlflow_deploy_plugin.inference_log.rows import SHADOW, microseconds_of
 from mlflow_deploy_plugin.inference_log.span import Span
 from mlflow_deploy_plugin.inference_log.view import View, require_endpoint, view_tables
 from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
+from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
-
-_HOUR_US = 3600 * 1_000_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -136,16 +134,16 @@ class _Tally:
         self.names.mark(table)
         times = microseconds_of(table.column(EVENT_TIME))
         if len(times):
-            first, last = (_EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max()))
+            first, last = (EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max()))
             self.first = min(self.first or first, first)
             self.last = max(self.last or last, last)
         is_shadow = np.asarray(pc.fill_null(table.column(SHADOW), False))
         self.shadow_rows += int(is_shadow.sum())
         answered = table.filter(pa.array(~is_shadow))
         self.labelled += len(answered) - answered.column(LABEL).null_count
-        hours, counts = np.unique(times[~is_shadow] // _HOUR_US, return_counts=True)
+        hours, counts = np.unique(times[~is_shadow] // HOUR_US, return_counts=True)
         for hour, count in zip(hours.tolist(), counts.tolist(), strict=True):
-            self.by_hour[_EPOCH + timedelta(hours=hour)] += count
+            self.by_hour[EPOCH + timedelta(hours=hour)] += count
         versions = pc.binary_join_element_wise(answered.column("_model"), answered.column("_version"), " version ")
         for counter, column in ((self.by_version, versions), (self.by_variant, _column(answered, "_variant"))):
             for entry in pc.value_counts(column).to_pylist():

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import duration_seconds
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+HOUR_US = 3_600_000_000
 DURATION = re.compile(r"[1-9][0-9]{0,5}[smhd]")
 _EXPECTED = "a window is START/END or START/DURATION in UTC, e.g. 2013-07-01/2013-07-02, 2013-07-01T12:00/6h"
 
@@ -38,7 +39,7 @@ class Window:
 
 def microseconds(time: datetime) -> int:
     """Microseconds since 1970, exactly."""
-    return (time - _EPOCH) // timedelta(microseconds=1)
+    return (time - EPOCH) // timedelta(microseconds=1)
 
 
 def parse_window(text: str) -> Window:
@@ -63,7 +64,7 @@ def parse_window(text: str) -> Window:
 def window_at(time_us: int, every: str) -> Window:
     """The window of length `every` that holds the time; windows are counted from 1970, so that days begin at 00:00."""
     length = duration_seconds(every)
-    start = _EPOCH + timedelta(seconds=time_us // (length * 1_000_000) * length)
+    start = EPOCH + timedelta(seconds=time_us // (length * 1_000_000) * length)
     return Window(start, start + timedelta(seconds=length))
 
 

@@ -13,7 +13,7 @@ nothing is lost but time.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import groupby
 
 import numpy as np
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.inference_log.files import DAY, HOUR, Hour, LogFile, list_all
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import microseconds_of
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.sketch import Profile, gathered, merge, sketch_groups
 from mlflow_deploy_plugin.monitoring.stored_days import Identity, Profiles, StoredDay, load_day, store_day
@@ -32,8 +32,6 @@ Listed = Mapping[Hour, list[LogFile]]
 
 FOLDER = "_sketches"
 _LISTED_BY_HOUR = 2 * DAY  # beyond, one listing of everything is less work for a bucket
-_HOUR_US = 3_600_000_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNREADABLE = ("", -1)  # no file of the log is called so: the hour is stale
 
 
@@ -228,7 +226,7 @@ def _sketch(sketches: Sketches, window: Window) -> dict[datetime, Profiles]:
     parts: dict[datetime, dict[Identity, list[Profile]]] = {}
     rows = sketches.log.batches(sketches.endpoint, window, sketches.columns)
     for table in gathered(rows):
-        times = microseconds_of(table.column(EVENT_TIME)) // _HOUR_US
+        times = microseconds_of(table.column(EVENT_TIME)) // HOUR_US
         keys = pc.binary_join_element_wise(table.column("_model"), table.column("_version"), "\n")
         encoded = keys.combine_chunks().dictionary_encode()
         first = int(times.min())
@@ -238,6 +236,6 @@ def _sketch(sketches: Sketches, window: Window) -> dict[datetime, Profiles]:
         for number, profile in zip(present.tolist(), profiles, strict=True):
             hour, position = divmod(number, len(encoded.dictionary))
             model, _, version = encoded.dictionary[position].as_py().rpartition("\n")
-            start = _EPOCH + (first + hour) * HOUR
+            start = EPOCH + (first + hour) * HOUR
             parts.setdefault(start, {}).setdefault((model, version), []).append(profile)
     return {start: {key: merge(some) for key, some in versions.items()} for start, versions in parts.items()}

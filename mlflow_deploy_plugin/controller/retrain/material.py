@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.joining import LABEL, LABEL_NUMBER, Labels, with_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.inference_log.sample import Sample
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
@@ -113,7 +114,7 @@ def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window) -> pa.Table 
 
 def _cut(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
     """The older rows and the newest, which no moment of event time is split between."""
-    times = rows.column(EVENT_TIME).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+    times = microseconds_of(rows.column(EVENT_TIME))
     place = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
     learned, held_out = _own(rows.slice(0, place)), _own(rows.slice(place))
     if len(learned) < MIN_ROWS or len(held_out) < MIN_ROWS:

@@ -4,13 +4,13 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
 from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers
@@ -35,7 +35,7 @@ _EARLIER_WINDOWS = 8
 _LOOKED_AT = 24
 _MOST_CELLS = 20_000_000
 _EARLIER_ROWS = 10_000
-_EPOCH, _TICK = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+_TICK = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +195,7 @@ def _earlier_windows(question: Question) -> list[Window]:
     wait = timedelta(seconds=duration_seconds(question.spec.labels_within) if question.spec.labels_within else 0)
     until = question.window.start - max(math.ceil(wait / length) - 1, 0) * length
     numbers = set()
-    for hour in question.log.hours(question.endpoint, Window(_EPOCH, until)):
+    for hour in question.log.hours(question.endpoint, Window(EPOCH, until)):
         # so many windows lie between the judged one and the one of the hour's first, and last, microsecond
         numbers |= {(question.window.start - one) // length for one in (hour.start + _TICK, hour.end)}
     starts = [question.window.start - (number + 1) * length for number in sorted(numbers)]

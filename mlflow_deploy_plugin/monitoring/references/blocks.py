@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from mlflow_deploy_plugin.inference_log.windows import HOUR_US
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.references.beyond import beyond_the_rest
@@ -15,7 +16,6 @@ from mlflow_deploy_plugin.monitoring.sketch import Profile, merge, sketch_groups
 MAX_BLOCKS = 500
 _FEW_BLOCKS = 100
 _STEPS_A_WINDOW = 24
-_HOUR_US = 3_600_000_000
 _MAX_STEPS = 10_000
 _MAX_CELLS = 16_000_000
 """Counts that all steps together may hold, and all blocks beyond the first hundred: 128 MB."""
@@ -205,7 +205,7 @@ def sketch_steps(bins: Mapping[str, Bins], batches: Iterable[tuple[pa.Table, Arr
 def _steps_of(length_us: int) -> int:
     """How many steps make a window: at most 24, each a whole number of seconds and at least an hour; else one."""
     for count in range(_STEPS_A_WINDOW, 1, -1):
-        if length_us % (count * 1_000_000) == 0 and length_us // count >= _HOUR_US:
+        if length_us % (count * 1_000_000) == 0 and length_us // count >= HOUR_US:
             return count
     return 1
 

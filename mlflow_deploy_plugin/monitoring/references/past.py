@@ -17,7 +17,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.inference_log.lists import summarise_lists
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.inference_log.sample import Sample
-from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, parse_window
+from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, microseconds, parse_window
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.hourly import FOLDER, hour_profiles, window_versions
 from mlflow_deploy_plugin.monitoring.question import Question
@@ -41,8 +41,6 @@ from mlflow_deploy_plugin.spec import duration_seconds
 
 _MIN_WINDOWS = 40
 _SPANS_AN_ERA = 4
-_HOUR_US = 3_600_000_000
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _log = logging.getLogger(__name__)
 
 
@@ -103,7 +101,7 @@ class Past:
         """Blocks and steps of the span, of the window's length and phase; from the profiles of hours where they fit."""
         length_us = window.end_us - window.start_us
         over = grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1)
-        if all(time % _HOUR_US == 0 for time in (over.start_us, over.step_us, self.span.start_us, self.span.end_us)):
+        if all(time % HOUR_US == 0 for time in (over.start_us, over.step_us, self.span.start_us, self.span.end_us)):
             hours = hour_profiles(self.log, self.endpoint, self.model, self.version, self.span, bins, bins_key)
             pieces = assemble(over, ((microseconds(start), profile) for start, profile in hours))
         else:
