@@ -23,7 +23,7 @@ GATE_POLICY_TAG = "onnxserve.gate.policy"
 """On the registered model: its gate policy, as YAML or JSON (`gate/policy.py`)."""
 
 PARENT_TAG = "onnxserve.parent"
-"""The version that was served when this one was trained, and what it learned from where its training was incremental."""
+"""The version that was served when this one was trained; where that was incremental, also what it learned from."""
 TRAINING_TAG = "onnxserve.training"
 """How it was trained: `full`, or `incremental` and by which way."""
 DATA_DIGEST_TAG = "onnxserve.training.data"
