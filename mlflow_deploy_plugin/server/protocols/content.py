@@ -55,8 +55,17 @@ def load_json(body: bytes) -> Any:
     except orjson.JSONDecodeError as error:
         if b"NaN" in body or b"Infinity" in body:
             with contextlib.suppress(ValueError, RecursionError):
-                return json.loads(body)
+                document = json.loads(body, parse_int=_whole)
+                if b"\\u" in body:  # half a pair of surrogates is no text: this raises a ValueError
+                    json.dumps(document, ensure_ascii=False).encode()
+                return document
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+
+
+def _whole(digits: str) -> int | float:
+    """As orjson: what 64 bits do not hold is a float."""
+    number = int(digits)
+    return number if -(2**63) <= number < 2**64 else float(digits)
 
 
 def load_json_object(content_type: str | None, body: bytes) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 {"feedback": [{…}, {…}]}                            many of both
 """
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -77,6 +78,8 @@ def _entry(entry: Any, where: str) -> Feedback:
     if (prediction_id is None) == (key is None):
         raise InvalidRequest(f"{where or 'the feedback'} needs a prediction_id or a key, and not both")
     label = _value(entry["label"], f"{dot}label")
+    if label != label:
+        raise InvalidRequest(f"{dot}label is nan; null takes an earlier one back")
     row = entry.get("row")
     if key is not None:
         if row is not None:
@@ -92,12 +95,15 @@ def _entry(entry: Any, where: str) -> Feedback:
 def _key(key: Any, where: str) -> Mapping[str, Value]:
     if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
         raise InvalidRequest(f"{where} is {shown(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected")
-    return {name: _value(value, f"{where}.{name[:60]}") for name, value in key.items()}
+    values = {name: _value(value, f"{where}.{name[:60]}") for name, value in key.items()}
+    return {name: None if value != value else value for name, value in values.items()}  # NaN: it is missing
 
 
 def _value(value: Any, where: str) -> Value:
     if not isinstance(value, str | int | float | bool | None):
         raise InvalidRequest(f"{where} is {shown(value)}; a text, a number, true, false or null is expected")
+    if isinstance(value, float) and math.isinf(value):
+        raise InvalidRequest(f"{where} is {value}; a finite number is expected")
     if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
         raise InvalidRequest(f"{where} has {len(value)} characters; at most {_MOST_CHARACTERS} are taken")
     return value

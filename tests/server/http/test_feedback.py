@@ -98,6 +98,11 @@ def test_masked_key_columns_are_named_to_the_agent(server: Server) -> None:
         ({"feedback": [{"label": 1, "prediction_id": "p"}, 7]}, "feedback[1] is 7; an object with"),
         ({"feedback": [], "label": 1}, "the document holds 'label' beside 'feedback'"),
         ([], "the body is a JSON array; an object is expected"),
+        (b'{"prediction_id": "p", "label": NaN}', "label is nan; null takes an earlier one back"),
+        (b'{"prediction_id": "p", "label": -Infinity}', "label is -inf; a finite number is expected"),
+        (b'{"key": {"hour": Infinity}, "label": 1}', "key.hour is inf; a finite number is expected"),
+        (b'{"key": {"hour": NaN, "carrier": "\\ud800"}, "label": 1}', "the body is not valid JSON"),
+        (b'{"\\ud800": NaN}', "the body is not valid JSON"),
         (b"{", "the body is not valid JSON"),
         (b"", "the body is empty"),
     ],
@@ -107,6 +112,13 @@ def test_what_is_no_feedback_is_refused_with_what_is_wrong(server: Server, body:
     assert response.status == 400
     assert message in orjson.loads(response.body)["message"]
     assert kept(server.repository.state_dir / SPOOL) == []
+
+
+def test_numbers_that_are_none_and_huge_ones_are_kept_as_values_without_any_and_as_floats(server: Server) -> None:
+    body = b'{"feedback": [{"key": {"hour": NaN}, "label": %d}, {"prediction_id": "p", "label": %d}]}' % (10**23, -7)
+    assert give(server, body).status == 202
+    (frame,) = kept(server.repository.state_dir / SPOOL)
+    assert frame.entries == (Feedback(None, None, {"hour": None}, 1e23), Feedback("p", None, None, -7))
 
 
 def test_another_content_type_and_an_unknown_endpoint_are_refused(server: Server) -> None:

@@ -90,6 +90,13 @@ def test_the_bare_nan_of_mlflows_clients_is_a_missing_number() -> None:
     assert np.isnan(feeds["d"]).all()
 
 
+def test_beside_a_bare_nan_a_text_that_is_none_is_refused_as_it_is_elsewhere() -> None:
+    for missing in (b"null", b"NaN"):
+        body = b'{"dataframe_split": {"columns": ["s", "d", "n", "b"], "data": [["\\ud800", %b, 1, true]]}}' % missing
+        with pytest.raises(InvalidRequest, match="not valid JSON"):
+            decode("application/json", body, MIXED)
+
+
 @pytest.mark.parametrize(
     "text",
     [
