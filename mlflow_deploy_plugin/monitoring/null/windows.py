@@ -19,7 +19,7 @@ bootstrap
     so its distances are divided by those of the reference's own stretches of half a window (the bootstrap-t: Götze &
     Künsch, Second-order correctness of the blockwise bootstrap for stationary observations, Annals of Statistics 24,
     1996). Without that it gave 24 to 65 % false alarms at a nominal 5 % in simulations of ten columns that depend on
-    the day before with a coefficient of 0.3 to 0.8; with it 5 to 7 % up to 0.6. It is refused where a stretch is
+    the day before with a coefficient of 0.3 to 0.8; with it 5 to 9 % up to 0.6. It is refused where a stretch is
     shorter than three correlation times (at 0.8, it gave 10 %), where the reference is shorter than two windows, where
     it has fewer block lengths than the rate needs, and where it has more than twelve windows, which speak for
     themselves.
