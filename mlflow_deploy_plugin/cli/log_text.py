@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from mlflow_deploy_plugin.inference_log.export import values_of
 from mlflow_deploy_plugin.inference_log.query import Answer
 from mlflow_deploy_plugin.inference_log.stats import LogStats
 
@@ -103,7 +104,7 @@ def _by_time(by_hour: Mapping[datetime, int]) -> Iterator[str]:
 
 
 def _cells(batch: Any) -> list[list[str]]:
-    return [[_cell(value) for value in column.to_pylist()] for column in batch.columns]
+    return [[_cell(value) for value in values_of(column)] for column in batch.columns]
 
 
 def _cell(value: Any) -> str:

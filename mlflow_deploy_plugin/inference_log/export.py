@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from mlflow_deploy_plugin.errors import InvalidConfig
+
 Form = Literal["csv", "jsonl", "parquet"]
 Write = Callable[[pa.RecordBatch], None]
 
@@ -25,9 +27,27 @@ def exporting(form: Form, schema: pa.Schema, file: IO[bytes]) -> Iterator[Write]
     """Writes batches of the schema into a file.
 
     CSV holds times as RFC 3339, lists and structures as JSON, bytes as base64; JSON Lines likewise, and null for NaN.
+
+    Raises:
+        InvalidConfig: the form has no room for a column's type, as for an interval in Parquet.
     """
-    with _FORMS[form](schema, file) as write:
-        yield write
+    try:
+        with _FORMS[form](schema, file) as write:
+            yield write
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        shown = " ".join(str(error).split())
+        raise InvalidConfig(
+            f"the answer has no form in {form}: {shown}; CAST(… AS VARCHAR) makes a text of it"
+        ) from None
+
+
+def values_of(column: pa.Array) -> list[Any]:
+    """[N] values; texts where Python has no such time, as of infinity or before the year 1."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except (OverflowError, ValueError):
+        values = column.cast(pa.string()).to_pylist()
+    return values
 
 
 @contextmanager
@@ -41,7 +61,7 @@ def _csv(schema: pa.Schema, file: IO[bytes]) -> Iterator[Write]:
 def _jsonl(schema: pa.Schema, file: IO[bytes]) -> Iterator[Write]:
     def write(batch: pa.RecordBatch) -> None:
         columns = [_flat(column) if pa.types.is_timestamp(column.type) else column for column in batch.columns]
-        rows = zip(*(column.to_pylist() for column in columns), strict=True)
+        rows = zip(*map(values_of, columns), strict=True)
         names = schema.names
         lines = [orjson.dumps(dict(zip(names, row, strict=True)), default=_as_json) for row in rows]
         file.write(b"\n".join([*lines, b""]))
@@ -66,7 +86,7 @@ def _flat(column: pa.Array) -> pa.Array:
     if _flat_type(column.type) == column.type:
         return column
     texts = [
-        value if value is None or isinstance(value, str) else _text(_as_json(value)) for value in column.to_pylist()
+        value if value is None or isinstance(value, str) else _text(_as_json(value)) for value in values_of(column)
     ]
     return pa.array(texts, pa.string())
 

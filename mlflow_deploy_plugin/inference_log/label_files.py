@@ -6,6 +6,8 @@ columns, as the flight and the day. JSON Lines may hold what `POST /feedback` ta
 
 import csv
 import io
+import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +26,7 @@ Kind = Literal["csv", "jsonl", "parquet"]
 PREDICTION_ID, ROW, LABEL = "prediction_id", "row", "label"
 _JSON = "application/json"
 _ROWS = 1000
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def _document(row: _Row, columns: Columns, kind: Kind) -> dict[str, Any] | _Unfi
     document["prediction_id"] = values[columns.prediction_id]
     given = values.get(columns.row)
     if columns.row in values and columns.row not in is_empty:
-        document["row"] = int(given) if isinstance(given, str) and given.isdecimal() else given
+        document["row"] = int(given) if isinstance(given, str) and _NUMBER.fullmatch(given) else given
     return document
 
 
@@ -195,6 +198,8 @@ def _parquet(file: IO[bytes], name: str, columns: Columns) -> Iterator[_Row]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return as_text(value)
     return value if isinstance(value, str | int | float | bool | None) else as_text(value)
 
 

@@ -37,9 +37,16 @@ def locate_log(log_uri: str) -> LogLocation:
     An S3 API other than Amazon's is named by `AWS_ENDPOINT_URL`, as for boto3 and so for MLflow's own artifacts.
 
     Raises:
-        InvalidConfig: any other URI.
+        InvalidConfig: any other URI; the message holds nothing of one that may hold a secret.
     """
+    if ":" not in log_uri:  # a folder, whatever stands in its name
+        return LogLocation(fs.LocalFileSystem(), log_uri.rstrip("/"), log_uri, is_local=True)
     parsed = urlparse(log_uri)
+    if "@" in parsed.netloc or parsed.query or parsed.fragment:
+        raise InvalidConfig(
+            "ONNXSERVE_LOG_URI holds more than s3://BUCKET/PREFIX, which is all that is read of it: credentials stand "
+            "in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, another S3 API in AWS_ENDPOINT_URL"
+        )
     if parsed.scheme in ("", "file"):
         return LogLocation(fs.LocalFileSystem(), unquote(parsed.path).rstrip("/"), log_uri, is_local=True)
     if parsed.scheme != "s3" or not parsed.netloc:

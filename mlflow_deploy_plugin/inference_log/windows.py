@@ -51,11 +51,12 @@ def parse_window(text: str) -> Window:
     start_text, _, end_text = text.strip().partition("/")
     if not end_text:
         raise InvalidConfig(f"window {text!r}: {_EXPECTED}")
-    start = _time(start_text, text)
-    if DURATION.fullmatch(end_text):
-        end = start + timedelta(seconds=duration_seconds(end_text))
-    else:
-        end = _time(end_text, text)
+    try:
+        start = _time(start_text, text)
+        is_length = DURATION.fullmatch(end_text) is not None
+        end = start + timedelta(seconds=duration_seconds(end_text)) if is_length else _time(end_text, text)
+    except OverflowError:
+        raise InvalidConfig(f"window {text!r} is not within the years 1 to 9999") from None
     if end <= start:
         raise InvalidConfig(f"window {text!r} ends before it begins")
     return Window(start, end)

@@ -130,6 +130,22 @@ def test_a_mistake_is_one_line(writer: LogWriter, arguments: tuple[str, ...], me
     assert message in said(log("query", *arguments))
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_what_a_form_has_no_room_for_is_said_in_one_line(writer: LogWriter, tmp_path: Path, form: str) -> None:
+    message = said(log("query", "flights", str(tmp_path / f"rows.{form}"), "--select", "INTERVAL 1 DAY"))
+    assert message.startswith(f"the answer has no form in {form}: ")
+    assert message.endswith("CAST(… AS VARCHAR) makes a text of it")
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "table"])
+def test_times_that_python_does_not_know_are_shown(writer: LogWriter, form: str) -> None:
+    times = "DATE '-0005-01-01' AS a, 'infinity'::DATE AS b, TIMESTAMP '290000-01-01' AS c"
+    shown = log("query", "flights", "--select", times, "-o", form, "--limit", "1")
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert "-0006-01-01" in shown.stdout or "-0005-01-01" in shown.stdout
+
+
 def test_a_broken_file_is_told(writer: LogWriter) -> None:
     broken = writer.root / "endpoint=flights/date=2013-07-01/hour=00/broken.parquet"
     broken.write_bytes(b"PAR1")

@@ -62,6 +62,16 @@ def test_parquet_keeps_types_and_days_become_text() -> None:
     assert bad(rows) == {"row 1 (from 0)": "its 'late' is empty"}
 
 
+def test_numbers_that_are_none_are_missing_in_parquet_as_nulls_are() -> None:
+    nan, infinity = float("nan"), float("inf")
+    content = parquet(prediction_id=["a", "b", "c"], row=[nan, 1.0, nan], label=[1.0, nan, infinity])
+
+    rows = read("parquet", content)
+
+    assert good(rows) == [Feedback("a", None, None, 1.0), Feedback("c", None, None, "inf")]
+    assert bad(rows) == {"row 1 (from 0)": "its 'label' is empty"}
+
+
 def test_bad_rows_are_named_with_their_line_and_why_and_the_others_are_taken() -> None:
     lines = [
         b"prediction_id,row,label",
@@ -75,13 +85,15 @@ def test_bad_rows_are_named_with_their_line_and_why_and_the_others_are_taken() -
         b"g\xff,0,1",
         b"h" * 200 + b",0,1",
         b"i,0,2",
+        b"j," + b"9" * 5000 + b",1",
     ]
 
     rows = read("csv", b"\n".join(lines))
 
     assert [feedback.prediction_id for feedback in good(rows)] == ["a", "i"]
     assert "the X-Prediction-Id of an answer" in bad(rows)["line 10"]
-    assert {place: why for place, why in bad(rows).items() if place != "line 10"} == {
+    assert "a whole number from 0 is expected" in bad(rows)["line 12"]
+    assert {place: why for place, why in bad(rows).items() if place not in ("line 10", "line 12")} == {
         "line 3": "it has 2 fields, the header 3",
         "line 4": "it has no 'prediction_id'",
         "line 5": "its 'label' is empty",

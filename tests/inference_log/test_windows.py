@@ -34,6 +34,8 @@ def test_a_window_is_read_in_utc(text, start, end):
         ("2013-07-01/1 day", "'1 day' is not a time"),
         ("2013-07-02/2013-07-01", "ends before it begins"),
         ("2013-07-01/2013-07-01", "ends before it begins"),
+        ("9999-12-31/90000d", "is not within the years 1 to 9999"),
+        ("0001-01-01T00:00+10:00/1d", "is not within the years 1 to 9999"),
     ],
 )
 def test_what_is_no_window_is_refused_by_name(text, message):
