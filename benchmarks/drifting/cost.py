@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.bins import bins_digest
-from mlflow_deploy_plugin.monitoring.hourly import window_profile
+from mlflow_deploy_plugin.monitoring.hourly import Sketches, window_profile
 from mlflow_deploy_plugin.monitoring.references.blocks import Reference, cut
 from mlflow_deploy_plugin.monitoring.references.load import freeze
 from mlflow_deploy_plugin.monitoring.sketch import merge, sketch_batches, sketch_groups
@@ -139,7 +139,8 @@ def log(folder: str) -> Figures:
     bins, _ = freeze(table_of(calm), (), "January to March")
     year = Window(_START, _START + timedelta(days=365))
     begin = _Begin()
-    profile = window_profile(open_log(folder), "flights", "flight-delay", "1", year, bins, bins_digest(bins))
+    sketches = Sketches(open_log(folder), "flights", bins, bins_digest(bins))
+    profile = window_profile(sketches, "flight-delay", "1", year)
     return begin.figures(rows=profile.rows)
 
 

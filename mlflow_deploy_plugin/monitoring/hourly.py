@@ -55,15 +55,7 @@ class Sketches:
         return f"{FOLDER}/{self.bins_key}/endpoint={self.endpoint}/date={day}/hours.parquet"
 
 
-def window_profile(
-    log: InferenceLog,
-    endpoint: str,
-    model: str,
-    version: str,
-    window: Window,
-    bins: Mapping[str, Bins],
-    bins_key: str,
-) -> Profile:
+def window_profile(sketches: Sketches, model: str, version: str, window: Window) -> Profile:
     """The profile of all rows that one version answered in the window; without rows one that is empty.
 
     Args:
@@ -72,9 +64,8 @@ def window_profile(
     Raises:
         OnnxserveError: the log is down.
     """
-    sketches = Sketches(log, endpoint, bins, bins_key)
-    listed = _list(log, endpoint, window)
-    return merge(_day_profile(sketches, listed_day, window, model, version) for listed_day in _by_day(listed))
+    days = _by_day(_list(sketches.log, sketches.endpoint, window))
+    return merge(_day_profile(sketches, listed, window, model, version) for listed in days)
 
 
 def day_windows(log: InferenceLog, endpoint: str, window: Window) -> list[Window]:
@@ -85,32 +76,14 @@ def day_windows(log: InferenceLog, endpoint: str, window: Window) -> list[Window
     ]
 
 
-def day_profile(
-    log: InferenceLog,
-    endpoint: str,
-    model: str,
-    version: str,
-    day: Window,
-    bins: Mapping[str, Bins],
-    bins_key: str,
-) -> Profile:
+def day_profile(sketches: Sketches, model: str, version: str, day: Window) -> Profile:
     """As `window_profile`, of one of `day_windows`: what engines spread over machines (`spark.py`)."""
-    sketches = Sketches(log, endpoint, bins, bins_key)
-    return _day_profile(sketches, _list(log, endpoint, day), day, model, version)
+    return _day_profile(sketches, _list(sketches.log, sketches.endpoint, day), day, model, version)
 
 
-def hour_profiles(
-    log: InferenceLog,
-    endpoint: str,
-    model: str,
-    version: str,
-    window: Window,
-    bins: Mapping[str, Bins],
-    bins_key: str,
-) -> Iterator[tuple[datetime, Profile]]:
+def hour_profiles(sketches: Sketches, model: str, version: str, window: Window) -> Iterator[tuple[datetime, Profile]]:
     """As `window_profile`, of each whole hour in the window that has rows, in order."""
-    sketches = Sketches(log, endpoint, bins, bins_key)
-    whole, _ = _hours(_list(log, endpoint, window), window)
+    whole, _ = _hours(_list(sketches.log, sketches.endpoint, window), window)
     for hours in _by_day(whole):
         day = _day(sketches, hours, whole_is_enough=False)
         for hour in hours:

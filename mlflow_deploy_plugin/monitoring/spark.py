@@ -1,4 +1,4 @@
-"""Sketches on Spark, for logs beyond one machine: the same functions, one file or one day of the log at a time.
+"""Sketches on Spark, for logs beyond one machine: the same functions, one day of the log at a time.
 
 Each task reads its part with the code that reads it on one machine, and sends back a profile (pyspark's mapInArrow);
 the driver merges them in the order of the parts. So the numbers are those of one machine, to the last bit, and rows do
@@ -8,19 +8,16 @@ what they sketch is kept beside it (`hourly.py`) for the next time.
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 
 from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.bins import Bins
-from mlflow_deploy_plugin.monitoring.hourly import day_profile, day_windows
-from mlflow_deploy_plugin.monitoring.sketch import Profile, merge, sketch_batches
+from mlflow_deploy_plugin.monitoring.hourly import Sketches, day_profile, day_windows
+from mlflow_deploy_plugin.monitoring.sketch import Profile, merge
 from mlflow_deploy_plugin.monitoring.stored import profile_from_parquet, profile_to_parquet
 
 _CONFIGURED = ("SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS", "SPARK_REMOTE", "MASTER")
@@ -57,47 +54,19 @@ def spark_session(master: str | None = None) -> Any:
         raise OnnxserveError(f"Spark does not start: {' '.join(str(error).split())[:300]}") from None
 
 
-def spark_window_profile(
-    session: Any,
-    log: InferenceLog,
-    endpoint: str,
-    model: str,
-    version: str,
-    window: Window,
-    bins: Mapping[str, Bins],
-    bins_key: str,
-) -> Profile:
+def spark_window_profile(session: Any, sketches: Sketches, model: str, version: str, window: Window) -> Profile:
     """As `hourly.window_profile`, each day on some machine.
 
     Raises:
         OnnxserveError: a part failed; the message says which and why.
     """
-    days, uri = day_windows(log, endpoint, window), log.shown
+    days, uri = day_windows(sketches.log, sketches.endpoint, window), sketches.log.shown
+    endpoint, bins, bins_key = sketches.endpoint, sketches.bins, sketches.bins_key  # a log's file system stays here
 
     def profile(number: int) -> Profile:
-        return day_profile(open_log(uri), endpoint, model, version, days[number], bins, bins_key)
+        return day_profile(Sketches(open_log(uri), endpoint, bins, bins_key), model, version, days[number])
 
     return merge(_spread(session, profile, [str(day) for day in days]))
-
-
-def spark_profile(session: Any, paths: Sequence[str], bins: Mapping[str, Bins]) -> Profile:
-    """The profile of all rows of some Parquet files (paths or URIs that pyarrow knows), as `profile_of_files` has it.
-
-    Raises:
-        OnnxserveError: a file cannot be read; the message says which and why.
-    """
-    return merge(_spread(session, lambda number: _profile_of_file(paths[number], bins), paths))
-
-
-def profile_of_files(paths: Sequence[str], bins: Mapping[str, Bins]) -> Profile:
-    """The profile of all rows of some Parquet files."""
-    return merge(_profile_of_file(path, bins) for path in paths)
-
-
-def _profile_of_file(path: str, bins: Mapping[str, Bins]) -> Profile:
-    filesystem, place = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
-    with filesystem.open_input_file(place) as source:
-        return sketch_batches(bins, pq.ParquetFile(source).iter_batches())
 
 
 def _spread(session: Any, profile: Callable[[int], Profile], names: Sequence[str]) -> list[Profile]:

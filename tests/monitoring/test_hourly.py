@@ -11,7 +11,7 @@ import pytest
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.monitoring.bins import bins_digest
-from mlflow_deploy_plugin.monitoring.hourly import hour_profiles, window_profile, window_versions
+from mlflow_deploy_plugin.monitoring.hourly import Sketches, hour_profiles, window_profile, window_versions
 from mlflow_deploy_plugin.monitoring.references.load import freeze
 from mlflow_deploy_plugin.monitoring.sketch import sketch_batches
 from support.s3 import s3_server
@@ -47,7 +47,7 @@ def bins(days):
 
 
 def profile(log, bins, window=MONTH, version="1"):
-    return window_profile(log, ENDPOINT, MODEL, version, window, bins, bins_digest(bins))
+    return window_profile(Sketches(log, ENDPOINT, bins, bins_digest(bins)), MODEL, version, window)
 
 
 def expected(bins, days, window=MONTH):
@@ -167,7 +167,7 @@ def test_a_row_that_stands_in_the_log_twice_counts_once(log, bins, days, writer)
 
 
 def test_hours_come_in_order_with_their_own_profiles(log, bins, days):
-    hours = list(hour_profiles(log, ENDPOINT, MODEL, "1", CUT, bins, bins_digest(bins)))
+    hours = list(hour_profiles(Sketches(log, ENDPOINT, bins, bins_digest(bins)), MODEL, "1", CUT))
 
     starts = [start for start, _ in hours]
     assert starts == sorted(starts)

@@ -1,6 +1,7 @@
 """Sketches on a real Spark are those of one machine, to the last bit."""
 
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError
-from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.monitoring.bins import bins_digest
-from mlflow_deploy_plugin.monitoring.hourly import window_profile
+from mlflow_deploy_plugin.monitoring.hourly import Sketches, window_profile
 from mlflow_deploy_plugin.monitoring.references.load import freeze
-from mlflow_deploy_plugin.monitoring.spark import profile_of_files, spark_profile, spark_session, spark_window_profile
+from mlflow_deploy_plugin.monitoring.spark import spark_session, spark_window_profile
 
 from .conftest import ENDPOINT, FIRST_DAY, MODEL, day_of_rows, event_table
 from .test_sketch import assert_same
@@ -36,32 +37,25 @@ def session():
 
 
 @pytest.mark.long
-def test_spark_gives_the_same_numbers(session, writer, tmp_path):
+def test_spark_gives_the_same_numbers(session, writer):
     rng = np.random.default_rng(0)
     days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number), rows=200) for number in range(3)]
     for day in days:
         writer.write(day)
     bins = freeze(event_table(days[0]), (), "the reference")[0]
-    log, key = open_log(str(writer.root)), bins_digest(bins)
+    log = open_log(str(writer.root))
+    sketches = Sketches(log, ENDPOINT, bins, bins_digest(bins))
 
-    spread = spark_window_profile(session, log, ENDPOINT, MODEL, "1", WINDOW, bins, key)
+    spread = spark_window_profile(session, sketches, MODEL, "1", WINDOW)
 
     assert len(list(Path(log.root).glob("_sketches/**/hours.parquet"))) == 3
     for path in Path(log.root).glob("_sketches/**/hours.parquet"):
         path.unlink()
-    local = window_profile(log, ENDPOINT, MODEL, "1", WINDOW, bins, key)
+    local = window_profile(sketches, MODEL, "1", WINDOW)
     assert_same(spread, local)
     assert [one.mean.hex() for one in spread.columns.values()] == [one.mean.hex() for one in local.columns.values()]
     assert [one.m2.hex() for one in spread.columns.values()] == [one.m2.hex() for one in local.columns.values()]
 
-    files = sorted(str(path) for path in Path(log.root).glob("endpoint=*/**/*.parquet"))
-    of_files = spark_profile(session, files, bins)
-    assert_same(of_files, profile_of_files(files, bins))
-    assert of_files.rows == 600
-    assert {name: one.m2 for name, one in of_files.columns.items()} == {
-        name: one.m2 for name, one in profile_of_files(files, bins).columns.items()
-    }
-
-    (tmp_path / "broken.parquet").write_bytes(b"no parquet")
-    with pytest.raises(OnnxserveError, match=r"broken\.parquet"):
-        spark_profile(session, [files[0], str(tmp_path / "broken.parquet")], bins)
+    lost = replace(sketches, log=InferenceLog(replace(log.location, shown="ftp://nowhere")))
+    with pytest.raises(OnnxserveError, match=r"^2013-01-01T05:20:00/2013-01-02: .*ftp://nowhere"):
+        spark_window_profile(session, lost, MODEL, "1", WINDOW)

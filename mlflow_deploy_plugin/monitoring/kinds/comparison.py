@@ -15,8 +15,8 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Feature, align, read_features
-from mlflow_deploy_plugin.monitoring.hourly import window_profile, window_versions
-from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding, Judged, Judgement, State
+from mlflow_deploy_plugin.monitoring.hourly import Sketches, window_profile, window_versions
+from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding, Judged, State
 from mlflow_deploy_plugin.monitoring.kinds.apart import parts_of
 from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
 from mlflow_deploy_plugin.monitoring.kinds.versions import Version
@@ -85,20 +85,15 @@ class Comparison:
         """The judgement with the evidence for its report."""
         question, (model, version) = self.question, self.version
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes)
-        judgement = Judgement(
-            endpoint=question.endpoint,
-            monitor=question.monitor,
-            kind=question.spec.kind,
+        judgement = question.judgement(
+            state,
+            reason,
             model=model,
             version=version,
             model_id=self.reference.model_id if self.reference else "",
-            window=question.window,
-            revision=question.revision,
-            state=state,
-            reason=reason,
             rows=self.profile.rows,
             findings=findings,
-            figures={"rows": float(self.profile.rows), **verdict.figures},
+            figures=verdict.figures,
             notes=tuple(dict.fromkeys((*notes, *unreadable_notes(question.log)))),
         )
         subjects = {finding.subject for finding in findings}
@@ -183,10 +178,10 @@ def compare(question: Question) -> Comparison | Judged:
 
 def _profile(question: Question, model: str, version: str, bins: Mapping[str, Bins], key: str) -> Profile:
     """Of the window's rows, by the engine that was asked for."""
-    asked = question.log, question.endpoint, model, version, question.window, bins, key
+    sketches = Sketches(question.log, question.endpoint, bins, key)
     if question.engine == "spark":
-        return spark_window_profile(spark_session(), *asked)
-    return window_profile(*asked)
+        return spark_window_profile(spark_session(), sketches, model, version, question.window)
+    return window_profile(sketches, model, version, question.window)
 
 
 def _some(table: pa.Table) -> pa.Table:

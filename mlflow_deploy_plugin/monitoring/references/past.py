@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.inference_log.sample import Sample
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, microseconds, parse_window
 from mlflow_deploy_plugin.monitoring.bins import Bins
-from mlflow_deploy_plugin.monitoring.hourly import FOLDER, hour_profiles, window_versions
+from mlflow_deploy_plugin.monitoring.hourly import FOLDER, Sketches, hour_profiles, window_versions
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.references.beyond import against_the_rest
 from mlflow_deploy_plugin.monitoring.references.blocks import Pieces, assemble, grid, sketch_steps
@@ -102,7 +102,8 @@ class Past:
         length_us = window.end_us - window.start_us
         over = grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1)
         if all(time % HOUR_US == 0 for time in (over.start_us, over.step_us, self.span.start_us, self.span.end_us)):
-            hours = hour_profiles(self.log, self.endpoint, self.model, self.version, self.span, bins, bins_key)
+            sketches = Sketches(self.log, self.endpoint, bins, bins_key)
+            hours = hour_profiles(sketches, self.model, self.version, self.span)
             pieces = assemble(over, ((microseconds(start), profile) for start, profile in hours))
         else:
             batches = ((table, microseconds_of(table.column(EVENT_TIME))) for table in gathered(self.rows(self.span)))
