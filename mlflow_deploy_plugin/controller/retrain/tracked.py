@@ -19,10 +19,10 @@ def column_types(model_uri: str) -> dict[str, str]:
     Raises:
         NotFound / RegistryUnavailable: the version is not there, or MLflow does not answer.
     """
-    from mlflow.models import get_model_info
+    from mlflow.models import Model
 
     with registry_errors(model_uri), patience_for_files():
-        signature = get_model_info(model_uri).signature
+        signature = Model.load(model_uri).signature  # `get_model_info` refuses a model of another tracking server
     if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
         return {}
     return {str(column.name): getattr(column.type, "name", "") for column in signature.inputs.inputs}
