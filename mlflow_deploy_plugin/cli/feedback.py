@@ -73,7 +73,7 @@ def feedback(
     check_key(log, name, columns.key)
     with ExitStack() as held:
         labels = held.enter_context(open_input(file, sys.stdin.buffer))
-        told = _Told(held.enter_context(_rejects(rejects)) if rejects else None)
+        told = _Told(held.enter_context(_rejects(rejects, file)) if rejects else None)
         rows = read_label_file(labels, file, cast("Kind", kind), columns)
         brought = bring_labels(log, name, place, rows, told.tell, only_server=url is not None, match=match)
     told.end()
@@ -113,7 +113,9 @@ class _Told:
 
 
 @contextmanager
-def _rejects(path: str) -> Iterator[IO[bytes]]:
+def _rejects(path: str, labels: str) -> Iterator[IO[bytes]]:
+    if Path(path).resolve() == Path(labels).resolve():
+        raise InvalidConfig(f"--rejects {path} is the file of the labels: name another one")
     try:
         file = Path(path).open("wb")  # noqa: SIM115 - closed below; only what open raises is said so
     except OSError as error:

@@ -100,9 +100,9 @@ def query(
     view = View(name, parse_span(since, until, datetime.now(UTC)), labels, shadows)
     opened = _open()
     if failed:
-        require_endpoint(opened, name)
-        opened = opened.failures
+        rows, opened = opened, opened.failures
         if name not in opened.endpoints():
+            require_endpoint(rows, name)
             click.echo(f"no request of {name} is known to have failed", err=True)
             return
     with run_query(opened, Query(view, select, where, order_by, sql, bound)) as answer:

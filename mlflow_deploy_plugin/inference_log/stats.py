@@ -86,10 +86,12 @@ def log_stats(log: InferenceLog, endpoint: str, span: Span | None = None) -> Log
     """Counts the rows of an endpoint; with a span, those of it.
 
     Raises:
-        NotFound: the endpoint has no rows at all; the message names those that have.
+        NotFound: nothing is known of the endpoint; the message names those that have rows.
         OnnxserveError: the log is down.
     """
-    require_endpoint(log, endpoint)
+    account = _account(log, endpoint)
+    if account is None and endpoint not in log.failures.endpoints():  # of which all rows may be lost
+        require_endpoint(log, endpoint)
     files = [file for files in log.all_files(endpoint).values() for file in files]
     labels = Labels(log.location, endpoint, log.unreadable)
     names = LabelNames()
@@ -112,7 +114,7 @@ def log_stats(log: InferenceLog, endpoint: str, span: Span | None = None) -> Log
         files=len(files),
         size=sum(file.size for file in files),
         labels=Labelled(tally.labelled, names.count, names.count - names.matched if span is None else None),
-        account=_account(log, endpoint),
+        account=account,
         unreadable=dict(log.unreadable),
     )
 

@@ -114,15 +114,18 @@ def test_a_row_that_the_server_refuses_is_named_and_the_others_are_taken(ids: li
         (("sumz", "--key", "a"), "nothing is known of an endpoint 'sumz'; did you mean 'sums'?"),
         (("sums", "--key", "a", "--url", "http://127.0.0.1:9"), "there is no answer at http://127.0.0.1:9/"),
         (("sums", "--key", "a", "--rejects", "no/such/bad.jsonl"), "the file no/such/bad.jsonl cannot be written"),
+        (("sums", "--key", "a", "--rejects", "labels.csv"), "--rejects labels.csv is the file of the labels"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_brought(
     ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "labels.csv"
     file.write_text("a,b,label\n1,2,3\n")
     assert message in said(feedback(*arguments, "--file", str(file)))
+    assert file.read_text() == "a,b,label\n1,2,3\n"
 
 
 def test_a_file_that_is_not_there_or_of_no_kind_is_one_line(ids: list[str], tmp_path: Path) -> None:

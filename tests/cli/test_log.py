@@ -185,6 +185,10 @@ def test_requests_that_got_no_answer_are_apart(writer: LogWriter) -> None:
     assert "failed    2 rows of requests that got no answer" in log("stats", "flights").stdout
     assert "rows      30, " in log("stats", "flights").stdout
 
+    LogWriter(writer.root / "_failed").write({"_event_time": [DAY], "_status": [500]}, endpoint="never-well")
+    assert log("query", "never-well", "--failed", "--select", "_status", "-o", "csv").stdout == '"_status"\n500\n'
+    assert "failed    1 rows of requests that got no answer" in log("stats", "never-well").stdout
+
 
 def test_old_rows_are_counted_and_then_deleted(writer: LogWriter) -> None:
     counted = log("expire", "flights", "--keep", "90d", "--dry-run").stdout

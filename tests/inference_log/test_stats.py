@@ -74,6 +74,13 @@ def test_what_the_agents_have_counted_is_added_up(flights: InferenceLog) -> None
     assert account == Account(60, 60, 3, 0, DAY + timedelta(days=2))  # one that has ended is not waited for
 
 
+def test_an_endpoint_of_which_every_row_was_lost_is_counted_all_the_same(log: InferenceLog) -> None:
+    mark = Watermark("a", ("flights",), DAY, DAY, False, {"flights": 7}, {"flights": 0}, {"flights": 7})
+    write_watermark(log.location, mark)
+    stats = log_stats(log, "flights")
+    assert (stats.rows, stats.account) == (0, Account(7, 0, 7, 0, DAY))
+
+
 def test_shipped_rows_that_are_not_in_the_log_any_more_are_seen() -> None:
     account = Account(answered=9, captured=9, dropped=0, shipped=9, complete_until=DAY)
     assert (account.gone(4), account.gone(9), account.gone(12)) == (5, 0, 0)
