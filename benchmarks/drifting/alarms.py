@@ -60,7 +60,7 @@ def _blocks(task: tuple[int, int]) -> Flags:
     rng = np.random.default_rng([seed, size])
     blocks, rows = (19 if size == 30_000 else 39), max(size, 1_000)
     reference = Rows(independent_rows(rng, blocks * rows), np.repeat(np.arange(blocks) * HOUR_US, rows))
-    judge = Judge(reference_of(reference, 1_000 * HOUR_US, HOUR_US), HOUR_US)
+    judge = Judge(reference_of(reference, 1_000 * HOUR_US, HOUR_US))
     flags = [is_alarm(judge(independent_rows(rng, size), (1_000 + number) * HOUR_US)) for number in range(10)]
     judge.close()
     return flags
@@ -71,7 +71,7 @@ def _samples(task: tuple[int, int]) -> Flags:
     size, seed = task
     rng = np.random.default_rng([seed, size, 1])
     rows = Rows(independent_rows(rng, 10_000), np.zeros(10_000, np.int64))
-    judge = Judge(reference_of(rows, 0, HOUR_US, has_times=False), HOUR_US, independent_rows=True)
+    judge = Judge(reference_of(rows, 0, HOUR_US, has_times=False), independent_rows=True)
     flags = [is_alarm(judge(independent_rows(rng, size), number * HOUR_US)) for number in range(5)]
     judge.close()
     return flags
@@ -81,7 +81,7 @@ def _days(task: tuple[int, int, int]) -> Flags:
     length, days, seed = task
     rng = np.random.default_rng([seed, length])
     rows = dependent_days(rng, _COEFFICIENTS, days, _DAY_ROWS)
-    judge = Judge(reference_of(rows, days * DAY_US, length * DAY_US), length * DAY_US)
+    judge = Judge(reference_of(rows, days * DAY_US, length * DAY_US))
     flags = []
     for number in range(4):
         window = dependent_days(rng, _COEFFICIENTS, length, _DAY_ROWS)
@@ -95,7 +95,7 @@ def _held_out_day(day: int) -> tuple[bool | None, bool | None]:
     rows = calm()
     start_us = FIRST_US + day * DAY_US
     is_held = (rows.times >= start_us) & (rows.times < start_us + DAY_US)
-    judge = Judge(reference_of(rows.take(~is_held), start_us, DAY_US), DAY_US)
+    judge = Judge(reference_of(rows.take(~is_held), start_us, DAY_US))
     verdict = judge(rows.take(is_held).table, start_us)
     judge.close()
     if verdict.p_value is None:
@@ -109,7 +109,7 @@ def _held_out_hours(tenth: int) -> Flags:
     hours = (rows.times - FIRST_US) // HOUR_US
     tenths = np.random.default_rng(0).permutation(CALM_DAYS * 24) % 10
     is_held = tenths[hours] == tenth
-    judge = Judge(reference_of(rows.take(~is_held), FIRST_US, HOUR_US), HOUR_US)
+    judge = Judge(reference_of(rows.take(~is_held), FIRST_US, HOUR_US))
     flags = []
     for hour in np.unique(hours[is_held]):
         window = rows.take(hours == hour)

@@ -120,7 +120,7 @@ def days() -> Figures:
     present, groups = np.unique(numbers, return_inverse=True)
     with tempfile.TemporaryDirectory() as cache:
         for day, profile in zip(present.tolist(), sketch_groups(bins, table, groups, len(present)), strict=True):
-            verdict = judge(whole, profile, start + day * _DAY_US, _DAY_US, spec, Path(cache))
+            verdict = judge(whole, profile, start + day * _DAY_US, spec, Path(cache))
             states[verdict.state] = states.get(verdict.state, 0) + 1
     return begin.figures(days=len(present), **{name.replace(" ", "_"): count for name, count in states.items()})
 

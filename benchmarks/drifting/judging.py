@@ -38,16 +38,14 @@ class Line:
 class Judge:
     """Judges windows beside one reference, whose null distribution is worked out once."""
 
-    def __init__(
-        self, reference: Reference, length_us: int, rate: float = RATE, independent_rows: bool = False
-    ) -> None:
-        self._reference, self._length_us = reference, length_us
+    def __init__(self, reference: Reference, rate: float = RATE, independent_rows: bool = False) -> None:
+        self._reference = reference
         self._spec = MonitorSpec(min_rows=30, false_alarm_rate=rate, independent_rows=independent_rows)
         self._cache = Path(tempfile.mkdtemp(prefix="onnxserve-benchmark-"))
 
     def __call__(self, window: pa.Table, start_us: int) -> Verdict:
         profile = sketch_batches(self._reference.bins, [window])
-        return judge(self._reference, profile, start_us, self._length_us, self._spec, self._cache)
+        return judge(self._reference, profile, start_us, self._spec, self._cache)
 
     def close(self) -> None:
         shutil.rmtree(self._cache)

@@ -118,8 +118,8 @@ def _verdicts(reference: Rows, windows: list[pa.Table], rng: np.random.Generator
         np.sort(rng.choice(len(reference.table), min(_SAMPLE, len(reference.table)), replace=False))
     )
     ours = (
-        Judge(reference_of(reference, 1_000 * HOUR_US, HOUR_US), HOUR_US),
-        Judge(reference_of(sample, 0, HOUR_US, has_times=False), HOUR_US, independent_rows=True),
+        Judge(reference_of(reference, 1_000 * HOUR_US, HOUR_US)),
+        Judge(reference_of(sample, 0, HOUR_US, has_times=False), independent_rows=True),
     )
     for number, window in enumerate(windows):
         for column, judge in zip(COLUMNS[:2], ours, strict=True):
@@ -162,7 +162,7 @@ def _month(month: int) -> str:
     is_reference = (days >= 0) & (days < CALM_DAYS) & ~(np.isin(days, held) & (month == 0))
     reference = rows.take(is_reference)
     sample = reference.take(np.sort(rng.choice(len(reference.table), _SAMPLE, replace=False))).table
-    judge = Judge(reference_of(reference, FIRST_US, DAY_US), DAY_US)
+    judge = Judge(reference_of(reference, FIRST_US, DAY_US))
     found: Found = {column: [] for column in (*COLUMNS, *BESIDE)}
     for number, day in enumerate(wanted.tolist()):
         window = rows.take(days == day).table
@@ -176,7 +176,7 @@ def _month(month: int) -> str:
 
 def _whole(days: Array) -> str:
     start_us, length_us = FIRST_US + int(days[0]) * DAY_US, len(days) * DAY_US
-    judge = Judge(reference_of(calm(), start_us, length_us), length_us)
+    judge = Judge(reference_of(calm(), start_us, length_us))
     verdict = judge(flights().between(start_us, start_us + length_us).table, start_us)
     judge.close()
     if verdict.p_value is None:

@@ -90,11 +90,6 @@ class ColumnSketch:
         """At most 20 of the categories that the reference lacks, the most frequent first, with their rows."""
         return dict(sorted(self.fresh.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN_VALUES])
 
-    @property
-    def is_retyped(self) -> bool:
-        """Some of its values are of a type that cannot be compared with the reference's."""
-        return self.mistyped > 0
-
 
 _NOTHING = ColumnSketch("", "other", "", np.zeros(1, np.int64), 0)
 _FIELDS = [(one.name, getattr(_NOTHING, one.name)) for one in fields(ColumnSketch)]

@@ -41,9 +41,7 @@ from mlflow_deploy_plugin.monitoring.null.pool import (
 from mlflow_deploy_plugin.monitoring.null.sizes import compared_rows, too_little
 from mlflow_deploy_plugin.monitoring.null.windows import NullKind, Refusal
 from mlflow_deploy_plugin.monitoring.outcomes import (
-    FeatureVerdict as FeatureVerdict,
-)
-from mlflow_deploy_plugin.monitoring.outcomes import (
+    FeatureVerdict,
     column_outcomes,
     judged_columns,
     not_judged,
@@ -72,7 +70,6 @@ class Verdict:
         false_alarm_rate: the stated rate.
         measured_false_alarm_rate: of the reference's own windows, the share that is called drifted when it is held out;
             None where it cannot be told.
-        smallest_rate: where a rate was refused, the smallest one that the reference supports.
         features: by falling score.
         findings: the worst first; every column has its outcome, or why it was not judged.
         figures: names of metrics and their values.
@@ -92,14 +89,13 @@ class Verdict:
     statistic: float | None = None
     threshold: float | None = None
     measured_false_alarm_rate: float | None = None
-    smallest_rate: float | None = None
     features: tuple[FeatureVerdict, ...] = ()
     findings: tuple[Finding, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
-    def share_of_drifted_features(self) -> float:
+    def share_of_drifted_columns(self) -> float:
         whole = [feature for feature in self.features if not feature.segment]
         return sum(feature.is_drifted for feature in whole) / max(len(whole), 1)
 
@@ -116,7 +112,6 @@ def judge(
     reference: Reference,
     window: Profile,
     start_us: int,
-    length_us: int,
     spec: MonitorSpec,
     cache: Path | None,
     segments: Mapping[str, Part] | None = None,
@@ -124,14 +119,13 @@ def judge(
     """Judges one window.
 
     Args:
+        reference: whose blocks are of the window's length and phase.
         window: over the bins of the reference.
         start_us: of the window; chooses the rows where it has more than are compared.
-        length_us: of the window and of the reference's blocks.
         spec: its min_rows, false_alarm_rate, independent_rows and columns.
         cache: a folder for what the next window of the same length and size needs, too; None: nothing is kept.
         segments: by name, as `carrier=AA`; they share the one false-alarm rate with all rows.
     """
-    del length_us  # the blocks of the reference have it
     schema = schema_findings(reference, window, spec.columns)
     columns, unjudged = judged_columns(reference, window, spec.columns)
     base = Verdict("not judged", window.rows, reference.total.rows, spec.false_alarm_rate)
@@ -145,8 +139,7 @@ def judge(
     parts, left_out = _segments(segments or {}, spec)
     pool = pool_for([whole, *parts], spec.false_alarm_rate, spec.independent_rows, cache)
     if isinstance(pool, Refusal):
-        refused = replace(base, smallest_rate=pool.smallest)
-        return _unjudged(refused, pool.reason, schema, [*unjudged, *not_judged(columns, pool.reason)])
+        return _unjudged(base, pool.reason, schema, [*unjudged, *not_judged(columns, pool.reason)])
     return _conclude(base, [whole, *parts], pool, start_us, [*schema, *unjudged, *left_out])
 
 
@@ -258,7 +251,7 @@ def _figures(verdict: Verdict) -> Iterator[tuple[str, float]]:
     yield "rows", verdict.rows
     yield "reference_rows", verdict.reference_rows
     yield "is_drift", float(verdict.state == "drift")
-    yield "share_of_drifted_columns", verdict.share_of_drifted_features
+    yield "share_of_drifted_columns", verdict.share_of_drifted_columns
     for name in ("p_value", "statistic", "threshold", "measured_false_alarm_rate"):
         value = getattr(verdict, name)
         if value is not None:

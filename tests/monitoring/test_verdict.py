@@ -52,7 +52,7 @@ def days():
 
 def verdict_on(table, reference, start=LATER, length=DAY, cache=None, segments=None, **spec):
     profile = sketch_batches(reference.bins, [table])
-    return judge(reference, profile, start, length, MonitorSpec(**{"min_rows": 30, **spec}), cache, segments)
+    return judge(reference, profile, start, MonitorSpec(**{"min_rows": 30, **spec}), cache, segments)
 
 
 def window(seed=1, shift=0.0, rows=ROWS):
@@ -176,7 +176,7 @@ def test_the_smallest_rate_that_is_named_can_be_had():
     refused = verdict_on(window(), reference)
     rate = float(re.search(r"supports is ([\d.]+)", refused.reason).group(1))
 
-    assert refused.smallest_rate == pytest.approx(rate, abs=1e-4)
+    assert refused.state == "not judged"
     assert verdict_on(window(), reference, false_alarm_rate=rate).state == "no drift"
 
 

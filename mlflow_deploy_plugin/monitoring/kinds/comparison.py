@@ -74,7 +74,6 @@ class Comparison:
             self.reference,
             self.profile,
             question.window.start_us,
-            question.window.end_us - question.window.start_us,
             question.spec.model_copy(update={"columns": columns}),
             question.settings.cache_path / _CACHE,
             self.parts,

@@ -52,9 +52,7 @@ class PoolCache:
                 if isinstance(made, Refusal):
                     np.savez(file, about=np.array(json.dumps({"refusal": asdict(made)})))
                 else:
-                    about = {
-                        name: getattr(made, name) for name in ("kind", "worth", "block_length", "measured", "length")
-                    }
+                    about = {name: getattr(made, name) for name in _PLAIN}
                     np.savez(
                         file,
                         about=np.array(json.dumps({"pool": about})),

@@ -62,7 +62,7 @@ def choose_null(group: Group, rate: float) -> Null | Refusal:
             return null
         supported.append(null.worth)
     most = int(max(supported, default=0))
-    return Refusal(1 / (most + 1), _reason(group, rate, needed, most))
+    return Refusal(_reason(group, rate, needed, most))
 
 
 def _candidates(group: Group, needed: int) -> Iterator[Null]:
@@ -86,11 +86,9 @@ def _cells(group: Group) -> int:
 
 def _row_pool(groups: Sequence[Group], rate: float) -> Pool | Refusal:
     if needed_windows(rate) > MAX_DRAWS:
-        smallest = 1 / (MAX_DRAWS + 1)
         return Refusal(
-            smallest,
             f"a false-alarm rate of {rate:g} needs more than the {MAX_DRAWS:,} samples that are drawn; the smallest "
-            f"rate that can be had is {_shown(smallest)}",
+            f"rate that can be had is {_shown(1 / (MAX_DRAWS + 1))}"
         )
     return build_row_pool(list(groups), rate, _SEED)
 

@@ -75,14 +75,8 @@ class Null:
 
 @dataclass(frozen=True)
 class Refusal:
-    """No null distribution supports the rate.
+    """No null distribution supports the rate; `reason` names the smallest one that can be had."""
 
-    Attributes:
-        smallest: the smallest rate that the reference supports; 1 where there is none.
-        reason: in a sentence.
-    """
-
-    smallest: float
     reason: str
 
 
