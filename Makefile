@@ -1,6 +1,6 @@
 # make install   a virtual environment in .venv with everything
 # make demo      the whole loop on real data; leaves the servers running (DEMO_EXIT=1: stops them at its end)
-# make test      the tests, under ten minutes on two cores (three at a time: many wait for servers);  make test-all  adds what is long
+# make test      the tests, under ten minutes on two cores (four at a time: many wait for servers);  make test-all  adds what is long
 # make lint      ruff, formatting, strict types, the import rule
 # The journeys are long and stand first (tests/agent … e2e): with the largest files first, one core would wait for them.
 # Each does all its set-up from a fresh clone with Python 3.11 to 3.13.
@@ -40,7 +40,7 @@ demo-stop: install
 	@$(BIN)/python -m projects.demo stop
 
 test: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not long'
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not long'
 
 test-all: install
 	$(PIP) install -q -c constraints.txt -e '.[spark]'
