@@ -20,7 +20,7 @@ def label_files(segment: str, frames: Sequence[FeedbackFrame], mask: Mask) -> It
         groups[frame.endpoint, frame.received_time // _MICROSECONDS_A_DAY].append(frame)
     for (endpoint, day), group in groups.items():
         date = datetime.fromtimestamp(day * 86_400, UTC).date()
-        name = f"{LABELS}/endpoint={endpoint}/date={date}/{segment}-{group[0].offset}.parquet"
+        name = f"{LABELS}/endpoint={endpoint}/date={date}/{segment}-{group[0].offset}-{group[-1].offset}.parquet"
         yield name, labels_table([label for frame in group for label in _labels(segment, frame, mask)])
 
 

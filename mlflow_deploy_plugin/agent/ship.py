@@ -1,12 +1,13 @@
 """Shipping: the workers' spool → the inference log, Parquet partitioned by endpoint and by the hour of event time.
 
-    LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<segment>-<offset>.parquet
-    LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-<offset>.parquet        what callers have said of them since
+    LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<segment>-<first offset>-<last offset>.parquet
+    LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-….parquet       what callers have said of them since
     LOG/_failed/endpoint=…      as the first, rows without the model's columns of requests that got no answer
 
 At least once: how far a segment is shipped is written down (`<segment>.shipped`) after its rows are in the log, and the
 segment is deleted after its worker let go of it and all of it is shipped. After a crash in between, the same rows come
-again under the same file name; readers drop what is still double by (`_segment`, `_offset`, `_row`).
+again: under the same name where they are alone, and under another one with those that came since, so that what stands
+under a name never changes and a compactor may delete it. Readers drop doubles by (`_segment`, `_offset`, `_row`).
 
 A busy worker's segment is left to grow, so that few and large files come of it. A log that is down is asked less and
 less often.
@@ -230,7 +231,7 @@ class Shipper:
         """Writes one file. Rows that have no form in it are left out, so that they do not take the others with them."""
         try:
             table = table_of(segment, group, self._mask)
-            self._sink.write(_file_name(segment, group[0]), table)
+            self._sink.write(_file_name(segment, group), table)
         except (OSError, InvalidConfig):
             raise
         except Exception:  # noqa: BLE001 - the boundary of one file: arrow raises a dozen unrelated classes
@@ -248,7 +249,9 @@ def _by_file(batches: Sequence[CapturedBatch]) -> Iterable[list[CapturedBatch]]:
     return groups.values()
 
 
-def _file_name(segment: str, first: CapturedBatch) -> str:
+def _file_name(segment: str, group: Sequence[CapturedBatch]) -> str:
+    first = group[0]
     moment = datetime.fromtimestamp(first.hour * 3600, UTC)
     root = f"{FAILURES}/" if first.is_failed else ""
-    return f"{root}endpoint={first.endpoint}/date={moment.date()}/hour={moment:%H}/{segment}-{first.offsets[0]}.parquet"
+    name = f"{segment}-{first.offsets[0]}-{max(int(batch.offsets[-1]) for batch in group)}"
+    return f"{root}endpoint={first.endpoint}/date={moment.date()}/hour={moment:%H}/{name}.parquet"

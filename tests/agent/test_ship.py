@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
+from mlflow_deploy_plugin.inference_log.joining import label_batches
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
@@ -223,11 +224,38 @@ def test_a_crash_before_the_offset_is_written_makes_no_doubles(
 ) -> None:
     write(writer, "a", ["AA"])
     shipper.ship()
-    (shipped,) = (tmp_path / "spool").glob("*.shipped")
-    shipped.unlink()
-    write(writer, "b", ["UA"])
+    forget_what_is_shipped(tmp_path)
     Shipper(tmp_path / "spool", str(tmp_path / "log")).ship()
-    assert [row["_request_id"] for row in rows(tmp_path)] == ["a", "b"]
+    assert [row["_request_id"] for row in rows(tmp_path)] == ["a"]
+
+
+def test_after_a_crash_no_file_comes_to_hold_other_rows_so_that_a_compactor_may_delete_what_it_has_read(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    said = [Feedback("p-a", None, None, 1)]
+    for request in "ab":
+        write(writer, request, ["AA"])
+        writer.write_feedback("flights", NOON, said)
+        if request == "a":
+            shipper.ship()
+            read = files(tmp_path)
+            before = [file.read_bytes() for file in read]
+            forget_what_is_shipped(tmp_path)
+    Shipper(tmp_path / "spool", str(tmp_path / "log")).ship()
+    assert len(read) == 2  # rows and labels
+    assert [file.read_bytes() for file in read] == before
+    for file in read:
+        file.unlink()
+    log = open_log(str(tmp_path / "log"))
+    tables = log.batches("flights", parse_window("2026-06-01/1d"))
+    assert sorted(row["_request_id"] for table in tables for row in table.to_pylist()) == ["a", "b"]
+    assert sum(map(len, label_batches(log.location, "flights", {}))) == 2
+
+
+def forget_what_is_shipped(folder: Path) -> None:
+    """A crash after rows were written to the log, and before it was written down."""
+    (shipped,) = (folder / "spool").glob("*.shipped")
+    shipped.unlink()
 
 
 def test_what_a_killed_worker_left_is_shipped_up_to_the_torn_frame(shipper: Shipper, tmp_path: Path) -> None:
