@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.inference_log import LogLocation
 from mlflow_deploy_plugin.inference_log.location import FAILURES
 from mlflow_deploy_plugin.server.capture import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
 from mlflow_deploy_plugin.server.captured import Captured, CapturedBatch, read_captured
+from mlflow_deploy_plugin.server.feedback import FeedbackFrame
 from mlflow_deploy_plugin.server.state import ShippingState, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -206,8 +207,7 @@ class Shipper:
                 if not (batch.is_shadow or batch.is_failed):
                     fresh = int((batch.offsets >= counted).sum()) * batch.rows
                     (shipped if written else lost)[batch.endpoint] += fresh
-        for name, labels in label_files(segment.stem, captured.feedback, self._mask):
-            self._sink.write(name, labels)
+        self._write_labels(segment.stem, captured.feedback)
         self.progress.shipped(segment.name, captured.end, shipped, lost)
         return rows
 
@@ -240,12 +240,24 @@ class Shipper:
             return 0
         return len(table)
 
+    def _write_labels(self, segment: str, frames: Sequence[FeedbackFrame]) -> None:
+        """As `_write_file`."""
+        try:
+            for name, labels in label_files(segment, frames, self._mask):
+                self._sink.write(name, labels)
+        except (OSError, InvalidConfig):
+            raise
+        except Exception:  # noqa: BLE001 - as there
+            _log.exception("labels of %s have no form in the log, and are left out", segment)
+
 
 def _by_file(batches: Sequence[CapturedBatch]) -> Iterable[list[CapturedBatch]]:
-    """Batches of one endpoint, hour and set of columns; what failed is apart."""
+    """Batches of one endpoint, hour and set of columns with their types; what failed is apart."""
     groups: dict[tuple[Any, ...], list[CapturedBatch]] = defaultdict(list)
     for batch in batches:
-        groups[batch.endpoint, batch.hour, batch.is_failed, id(batch.model), *batch.outputs].append(batch)
+        arrays = [*batch.feeds.items(), *batch.outputs.items()]
+        types = tuple((name, array.dtype, array.ndim) for name, array in arrays)
+        groups[batch.endpoint, batch.hour, batch.is_failed, id(batch.model), types].append(batch)
     return groups.values()
 
 

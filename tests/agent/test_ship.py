@@ -299,6 +299,30 @@ def test_a_segment_that_makes_no_sense_is_set_aside(writer: CaptureWriter, shipp
     assert [path.suffix for path in (tmp_path / "spool").iterdir()] == [".broken"]
 
 
+def test_answers_of_other_types_or_shapes_take_no_row_of_the_same_model_with_them(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    answers = [np.array([1.0]), np.array([1]), np.array([[1.0]]), np.array(["a"], dtype=object), np.array([2.0])]
+    for number, answer in enumerate(answers):
+        record = RequestRecord("flights", "champion", str(number), "p", NOON, NOON)
+        feeds = {"c": np.array([["AA"]], dtype=object), "d": np.zeros((1, 1))}
+        assert writer.write(record, TABULAR, feeds, {"label": answer}, 100)
+    assert shipper.ship() == 5
+    found = {row["_request_id"]: row.get("prediction", row.get("output.label")) for row in rows(tmp_path)}
+    assert found == {"0": 1.0, "1": 1, "2": [1.0], "3": "a", "4": 2.0}
+    assert len(files(tmp_path)) == 4
+
+
+def test_labels_that_have_no_form_are_left_out_and_take_no_row_with_them(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    write(writer, "a", ["AA"])
+    writer.write_feedback("flights", 10**18, [Feedback("p-a", None, None, 1)])  # by a clock of the year 33658
+    writer.close()
+    assert shipper.ship() == 1
+    assert not list((tmp_path / "spool").iterdir())
+
+
 def test_a_time_that_no_file_can_be_named_for_takes_no_other_row_with_it(
     writer: CaptureWriter, shipper: Shipper, tmp_path: Path
 ) -> None:
