@@ -27,8 +27,10 @@ _BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
 _ORDER = ("_received_time", "_segment", "_offset")
 _SLACK = timedelta(days=1)
 """Two machines' clocks may differ: a label may seem to have come before its prediction, but not by more."""
-_HELD_LABELS = 500_000
-_KEPT_BYTES = 64 * 2**20
+MOST_HELD_LABELS = 500_000
+"""Labels that are held before those that others have replaced are let go."""
+MOST_KEPT_BYTES = 64 * 2**20
+"""Of all labels of an endpoint; where there are more they are read anew each time."""
 _TEXT = r'"(?:[^"\\]|\\.)*"'
 _KEY_PAIR = rf"({_TEXT}):(?:{_TEXT}|null)"
 
@@ -84,7 +86,7 @@ class Labels:
         for labels in self._read():
             kept.append(labels)
             size += labels.nbytes
-            if size > _KEPT_BYTES:
+            if size > MOST_KEPT_BYTES:
                 self._is_large = True
                 return
         self._kept = kept
@@ -102,7 +104,7 @@ def with_labels(table: pa.Table, source: Labels) -> pa.Table:
         found = rows.theirs(labels)
         if len(found):
             held.append(found)
-        if sum(map(len, held)) > _HELD_LABELS:
+        if sum(map(len, held)) > MOST_HELD_LABELS:
             held = [last_ones(pa.concat_tables(held))]
     chosen = rows.choose(last_ones(pa.concat_tables(held))) if held else None
     for name, kind in ((LABEL, pa.string()), (LABEL_NUMBER, pa.float64())):

@@ -11,6 +11,8 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 
 FAILURES = "_failed"
 """The folder below the log's root that is a log of its own: requests that got no answer, without a model's columns."""
+SKETCHES = "_sketches"
+"""The folder of profiles, which follow from the rows (`monitoring/hourly.py`)."""
 
 
 @dataclass(frozen=True)

@@ -28,18 +28,19 @@ from mlflow_deploy_plugin.inference_log.files import DAY, LogFile, list_days, li
 from mlflow_deploy_plugin.inference_log.identity import IDENTITY, Seen, mix, row_hashes, text_hashes
 from mlflow_deploy_plugin.inference_log.joining import labels_folder
 from mlflow_deploy_plugin.inference_log.lists import Array
-from mlflow_deploy_plugin.inference_log.location import LogLocation
+from mlflow_deploy_plugin.inference_log.location import SKETCHES, LogLocation
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import Vanished, read_file
 from mlflow_deploy_plugin.inference_log.schemas import conform, gathered, unify
 from mlflow_deploy_plugin.inference_log.writing import write_file
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
-SKETCHES = "_sketches"
 QUIET = timedelta(minutes=10)
 """A file that was written since may be written again by its agent."""
-_LARGE_BYTES = 32 * 2**20
-_GROUP_BYTES = 64 * 2**20
+LARGE_BYTES = 32 * 2**20
+"""A file from there on is left alone."""
+GROUP_BYTES = 64 * 2**20
+"""Of files that are made one."""
 _GROUP_ROWS = 131_072
 _log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def compact(log: InferenceLog, endpoint: str, now: datetime) -> Maintained:
     for folder, end, files in folders:
         if end + QUIET > now:
             continue
-        small = [file for file in files if file.size < _LARGE_BYTES and file.changed + QUIET <= now]
+        small = [file for file in files if file.size < LARGE_BYTES and file.changed + QUIET <= now]
         for group in _groups(location, small):
             replaced = _replace(log, folder, group)
             compacted += replaced
@@ -141,7 +142,7 @@ def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[list[_S
         group: list[_Small] = []
         size = 0
         for small in alike:
-            if group and size + small.file.size > _GROUP_BYTES:
+            if group and size + small.file.size > GROUP_BYTES:
                 yield from [group] if len(group) > 1 else []
                 group, size = [], 0
             group.append(small)
@@ -164,7 +165,7 @@ def _replace(log: InferenceLog, folder: str, group: Sequence[_Small]) -> int:
     if not set(IDENTITY) <= set(schema.names):
         return 0
     with pq.ParquetWriter(content, schema, **_encoding(schema)) as writer:
-        for tables in gathered(_once(log, schema, group, whole), _GROUP_ROWS, _GROUP_BYTES):
+        for tables in gathered(_once(log, schema, group, whole), _GROUP_ROWS, GROUP_BYTES):
             writer.write_table(pa.concat_tables(tables), row_group_size=_GROUP_ROWS)
     if len(whole) < 2:
         return 0

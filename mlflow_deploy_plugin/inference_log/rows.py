@@ -26,9 +26,10 @@ from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
 SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
 _BATCH_ROWS = 65_536
-_BATCH_BYTES = 32 * 2**20
+BATCH_BYTES = 32 * 2**20
+"""About so large are the tables that are given."""
 _AHEAD, _SMALL_BYTES = 8, 4 * 2**20
-_PASS_BYTES = 512 * 2**20
+PASS_BYTES = 512 * 2**20
 """Of an hour that is larger, each pass reads all files and gives a part of the rows, so that what is remembered of the
 rows that came by does not grow with the hour: about 8 bytes a row, of which Parquet needs 20 and more."""
 
@@ -73,7 +74,7 @@ def hour_rows(location: LogLocation, folder: str, wanted: Wanted, unreadable: di
     Raises:
         OnnxserveError: the log is down.
     """
-    passes = 1 + sum(file.size for file in list_files(location, folder)) // _PASS_BYTES
+    passes = 1 + sum(file.size for file in list_files(location, folder)) // PASS_BYTES
     for number in range(passes):
         seen, done = Seen(), set[str]()
         while files := [file for file in list_files(location, folder) if file.path not in done and wanted.is_due(file)]:
@@ -156,7 +157,7 @@ def _why(location: LogLocation, path: str, error: Exception) -> str:
     """
     try:
         with location.filesystem.open_input_stream(path) as stream:
-            while stream.read(_BATCH_BYTES):
+            while stream.read(BATCH_BYTES):
                 pass
     except FileNotFoundError:
         raise Vanished from None
@@ -167,9 +168,9 @@ def _why(location: LogLocation, path: str, error: Exception) -> str:
 
 
 def _batch_rows(metadata: pq.FileMetaData) -> int:
-    """How many rows take about `_BATCH_BYTES`; a row of a tensor may be large."""
+    """How many rows take about `BATCH_BYTES`; a row of a tensor may be large."""
     size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    return int(np.clip(_BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS))
+    return int(np.clip(BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS))
 
 
 def _asked(table: pa.Table, wanted: Wanted) -> pa.Table:

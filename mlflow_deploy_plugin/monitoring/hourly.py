@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.inference_log.files import DAY, HOUR, Hour, LogFile, list_all
+from mlflow_deploy_plugin.inference_log.location import SKETCHES
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window
@@ -30,7 +31,6 @@ from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
 Listed = Mapping[Hour, list[LogFile]]
 
-FOLDER = "_sketches"
 _LISTED_BY_HOUR = 2 * DAY  # beyond, one listing of everything is less work for a bucket
 _UNREADABLE = ("", -1)  # no file of the log is called so: the hour is stale
 
@@ -52,7 +52,7 @@ class Sketches:
 
     def path(self, day: str) -> str:
         """Below the log's root."""
-        return f"{FOLDER}/{self.bins_key}/endpoint={self.endpoint}/date={day}/hours.parquet"
+        return f"{SKETCHES}/{self.bins_key}/endpoint={self.endpoint}/date={day}/hours.parquet"
 
 
 def window_profile(sketches: Sketches, model: str, version: str, window: Window) -> Profile:

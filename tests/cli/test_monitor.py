@@ -243,7 +243,7 @@ def test_a_window_that_the_controller_is_at_is_left_to_it(
 ) -> None:
     from mlflow_deploy_plugin.controller.monitors import by_hand
 
-    monkeypatch.setattr(by_hand, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(by_hand, "PATIENCE_SECONDS", 0.0)
     lease = store.acquire_lease(by_hand.lease_name("flights", "daily"), "controller@here", 3600)
     assert lease is not None
 

@@ -152,8 +152,8 @@ def test_a_broken_file_of_labels_is_passed_over_and_named(log: InferenceLog, wri
 def test_many_corrections_of_few_rows_are_let_go_while_they_are_read(
     log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joining, "_HELD_LABELS", 50)
-    monkeypatch.setattr(joining, "_KEPT_BYTES", 1)
+    monkeypatch.setattr(joining, "MOST_HELD_LABELS", 50)
+    monkeypatch.setattr(joining, "MOST_KEPT_BYTES", 1)
     writer.write(request(2))
     for number in range(20):
         corrections = [by_id(number * 10 + step, row=step % 2, at=number * 10 + step) for step in range(10)]

@@ -165,12 +165,12 @@ def test_large_files_are_left_alone_and_small_ones_do_not_become_too_large(
     log: InferenceLog, writer: LogWriter, many: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = files(writer)[1].stat().st_size
-    monkeypatch.setattr(maintenance, "_GROUP_BYTES", 3 * size)
+    monkeypatch.setattr(maintenance, "GROUP_BYTES", 3 * size)
     before = rows(log)
 
     assert compact(log, "flights", LATER).written_files > 1
     assert rows(log) == before
-    monkeypatch.setattr(maintenance, "_LARGE_BYTES", 10)
+    monkeypatch.setattr(maintenance, "LARGE_BYTES", 10)
     assert compact(log, "flights", LATER) == Maintained()
 
 

@@ -36,7 +36,8 @@ from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
 DEFAULT_MONITOR = "drift"
 _SHIPPING_SECONDS = 20.0
 _LEASE_SECONDS = 15.0
-_PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 60.0
+"""How long a window that the controller is at is waited for."""
 _SKETCHED = ("drift", "prediction_drift", "data_quality")
 _NOT_SHIPPED = "some captured rows have not reached the inference log yet and are not judged"
 
@@ -175,7 +176,7 @@ def run_due(deployments: Deployments, monitor: Monitor, say: Callable[[str], Non
 def _held(deployments: Deployments, monitor: Monitor) -> Iterator[LeaseKeeper]:
     """Under the monitor's lease, which a controller has while it judges a window itself."""
     name, store = lease_name(monitor.endpoint, monitor.name), deployments.store
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while (lease := store.acquire_lease(name, "by hand", _LEASE_SECONDS)) is None:
         if time.monotonic() > deadline:
             view = store.lease(name)

@@ -72,9 +72,9 @@ def collect(log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[s
         learned = pa.concat_tables([*earlier, learned], promote_options="permissive")
     folder.mkdir(parents=True, exist_ok=True)
     data, judged_by = (folder / name for name in _FILES)
-    pq.write_table(_typed(learned, types), data)
+    pq.write_table(as_signed(learned, types), data)
     if held_out is not None:
-        pq.write_table(_typed(held_out, types), judged_by)
+        pq.write_table(as_signed(held_out, types), judged_by)
     return Material(
         data=data,
         held_out=judged_by if held_out is not None else None,
@@ -133,7 +133,7 @@ def _own(table: pa.Table) -> pa.Table:
     return table.select(names)
 
 
-def _typed(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
+def as_signed(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
     """Whole numbers and booleans as the signature has them; a column with missing values stays as it is."""
     for place, name in enumerate(table.column_names):
         column, wanted = table.column(name), _WHOLE.get(types.get(name, ""))

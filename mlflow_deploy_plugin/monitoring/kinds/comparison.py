@@ -32,7 +32,8 @@ from mlflow_deploy_plugin.monitoring.verdict import judge as judge_profile
 SKETCHES = "sketches.parquet"
 _CACHE = "nulls"
 _SHOWN_ROWS = 5_000
-_READ_ROWS = 100_000
+READ_ROWS = 100_000
+"""Of a window with more rows, the report shows those of some hours."""
 _SEED = 0
 
 
@@ -125,7 +126,7 @@ class Comparison:
     def _shown_rows(self) -> Iterator[pa.Table]:
         """At most about `_SHOWN_ROWS`: of a large window those of some of its hours, so that it need not be read."""
         question = self.question
-        parts = _some_hours(question, self.profile.rows) if self.profile.rows > _READ_ROWS else [question.window]
+        parts = _some_hours(question, self.profile.rows) if self.profile.rows > READ_ROWS else [question.window]
         for part in parts:
             rows = question.log.read(question.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts)))
             if rows is not None and (rows.model, rows.version) == self.version:
@@ -133,10 +134,10 @@ class Comparison:
 
 
 def _some_hours(question: Question, rows: int) -> list[Window]:
-    """So many of the window's hours that they have about `_READ_ROWS` rows; always the same ones."""
+    """So many of the window's hours that they have about `READ_ROWS` rows; always the same ones."""
     window = question.window
     hours = question.log.hours(question.endpoint, window)
-    count = math.ceil(len(hours) * _READ_ROWS / rows)
+    count = math.ceil(len(hours) * READ_ROWS / rows)
     chosen = np.sort(np.random.default_rng(_SEED).choice(len(hours), min(count, len(hours)), replace=False))
     picked = [hours[place] for place in chosen]
     return [Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked]

@@ -25,12 +25,13 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.lists import summarise_lists
+from mlflow_deploy_plugin.inference_log.location import SKETCHES
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.inference_log.sample import Sample
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, microseconds, parse_window
 from mlflow_deploy_plugin.monitoring.bins import Bins
-from mlflow_deploy_plugin.monitoring.hourly import FOLDER, Sketches, hour_profiles, window_versions
+from mlflow_deploy_plugin.monitoring.hourly import Sketches, hour_profiles, window_versions
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.references.beyond import against_the_rest
 from mlflow_deploy_plugin.monitoring.references.blocks import Pieces, assemble, grid, sketch_steps
@@ -74,7 +75,7 @@ class Past:
         rows = _rows(window_versions(self.log, self.endpoint, self.sampled), self.model, self.version)
         key = f"{self.sampled} {self.model} {self.version} {rows}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
-        name = f"{FOLDER}/samples/endpoint={self.endpoint}/date={self.sampled.start:%Y-%m-%d}/{digest}.parquet"
+        name = f"{SKETCHES}/samples/endpoint={self.endpoint}/date={self.sampled.start:%Y-%m-%d}/{digest}.parquet"
         kept = _load(self.log, name)
         if kept is not None:
             return kept

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.controller.retrain.material import _typed, collect
+from mlflow_deploy_plugin.controller.retrain.material import as_signed, collect
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, plan_for
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
@@ -63,7 +63,7 @@ def test_too_few_labels_are_said(world: RetrainingWorld) -> None:
 def test_whole_numbers_and_booleans_are_so_again_that_the_graph_took_as_floats() -> None:
     types = {"a": "long", "b": "double", "whole": "long", "flag": "boolean", "gap": "long"}
     extra = {"whole": [1.0, 895.0], "flag": [0.0, 1.0], "gap": [1.0, float("nan")], "a": [0.5, 1.0]}
-    typed = _typed(pa.table(extra), types)
+    typed = as_signed(pa.table(extra), types)
     assert {field.name: str(field.type) for field in typed.schema} == {
         "whole": "int64",
         "flag": "bool",

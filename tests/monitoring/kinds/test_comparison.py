@@ -287,7 +287,7 @@ def test_a_log_that_is_not_there_has_no_rows(desk) -> None:
 def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(ask, desk, monkeypatch) -> None:
     from mlflow_deploy_plugin.monitoring.kinds import comparison
 
-    monkeypatch.setattr(comparison, "_READ_ROWS", 80)
+    monkeypatch.setattr(comparison, "READ_ROWS", 80)
 
     judged = ask(day(100))
 
