@@ -18,6 +18,8 @@ from mlflow_deploy_plugin.server.state import write_atomically
 
 PROGRESS = "progress.json"
 
+_MOST_ENDED = 16
+
 Rows = dict[str, int]
 """By endpoint."""
 
@@ -32,6 +34,7 @@ class Totals:
         shipped: rows that are in the log; `lost`: rows that were read from the spool and have no form in the log.
         counted: by segment, up to which byte its rows are in `shipped`.
         run: the server's run that `seen` is of; `earlier`: what the runs before it have counted.
+        ended: the last of those, which are not counted again where a server on a full disk could leave nothing newer.
     """
 
     agent: str
@@ -42,6 +45,7 @@ class Totals:
     run: str = ""
     seen: dict[str, Rows] = field(default_factory=dict)
     earlier: dict[str, Rows] = field(default_factory=dict)
+    ended: list[str] = field(default_factory=list)
 
 
 class Progress:
@@ -93,18 +97,20 @@ class Progress:
 
         Args:
             counted: of the server that runs, or has run last.
-            before: what an ended server has left, which may be the one that was seen last.
+            before: what an ended server has left: the one that was seen last, or one that ended before it was seen.
         """
+        for said in (before if self.totals.run else None, counted):
+            if said is not None and said.run not in self.totals.ended:
+                self._count(said)
+
+    def _count(self, said: Counted) -> None:
         totals = self.totals
-        if counted is None:
-            return
-        if before is not None and before.run == totals.run:
-            totals.seen = _larger(totals.seen, before.rows)
-        if counted.run != totals.run:
+        if said.run != totals.run:
             for outcome, rows in totals.seen.items():
                 totals.earlier[outcome] = added(totals.earlier.get(outcome, {}), rows)
-            totals.run, totals.seen = counted.run, {}
-        totals.seen = _larger(totals.seen, counted.rows)
+            totals.ended = [*totals.ended, totals.run][-_MOST_ENDED:]
+            totals.run, totals.seen = said.run, {}
+        totals.seen = _larger(totals.seen, said.rows)
 
     def rows(self, outcome: str) -> Rows:
         """Rows with this outcome ("answered", "captured", "dropped"), in all runs."""

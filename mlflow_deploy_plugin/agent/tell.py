@@ -68,7 +68,8 @@ class Teller:
         progress = self._progress
         progress.look(read_counted(self._state_dir), left_counted(self._state_dir))
         wanted = read_state(self._state_dir / WANTED, Wanted)
-        answered, shipped = progress.rows("answered"), progress.totals.shipped
+        answered, shipped, lost = progress.rows("answered"), progress.totals.shipped, progress.totals.lost
+        captured = {name: max(0, rows - lost.get(name, 0)) for name, rows in progress.rows("captured").items()}
         names = {*answered, *shipped, *(wanted.endpoints if wanted else ())}
         return Watermark(
             progress.totals.agent,
@@ -77,8 +78,8 @@ class Teller:
             datetime.fromtimestamp(self._now(), UTC),
             ended,
             answered,
-            progress.rows("captured"),
-            added(progress.rows("dropped"), progress.totals.lost),
+            captured,
+            added(progress.rows("dropped"), lost),
             dict(shipped),
         )
 

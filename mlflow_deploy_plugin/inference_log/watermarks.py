@@ -33,7 +33,7 @@ class Watermark:
         written_at: when this was said.
         ended: the server was shut down and all that it had captured is in the log: nothing is to be waited for.
         answered_rows: by endpoint, rows that were answered, captured or not.
-        captured_rows: rows of those that were put into the spool. The rest was left out as the spec says
+        captured_rows: rows of those that are in the log, or on their way to it. The rest was left out as the spec says
             (`capture.fraction`, `capture.max_rows_per_request`), or is in `dropped_rows`.
         dropped_rows: rows that should have been captured and were not, or that were lost on the way to the log.
         shipped_rows: rows that are in the log. Rows of shadows stand in none of these.
@@ -89,7 +89,7 @@ def parse_watermark(content: bytes) -> Watermark | None:
             bool(said["ended"]),
             *({str(name): int(rows) for name, rows in said[kind].items()} for kind in _COUNTS),
         )
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return None
 
 

@@ -199,6 +199,44 @@ def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(
     assert mark.ended
 
 
+def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(
+    machine: Machine, start_run: Callable[[str], Metrics]
+) -> None:
+    machine.answer(3)
+    machine.teller.round()
+    machine.writer.close()
+    machine.writer = CaptureWriter(machine.folder / "spool", start_run("b").count_capture)
+    machine.answer(4)
+    machine.shipper.ship()
+    machine.teller.end(is_shipped=False)
+    (machine.folder / METRICS).unlink()  # the server ends on a full disk: what is left is of the run before
+    machine.restart()
+    machine.teller.end(is_shipped=False)
+    machine.writer.close()
+    machine.writer = CaptureWriter(machine.folder / "spool", start_run("c").count_capture)
+    machine.answer(5)
+    machine.restart()
+    machine.shipper.ship()
+    machine.teller.end(is_shipped=True)
+    mark = machine.told()
+    assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == ({"e": 12}, {"e": 12}, {"e": 12})
+
+
+def test_rows_that_have_no_form_in_the_log_are_dropped_and_not_on_their_way(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.answer(2)
+    machine.shipper.ship()
+    with monkeypatch.context() as patched:
+        patched.setattr("mlflow_deploy_plugin.agent.table.as_rows", lambda *parts: 1 / 0)
+        machine.answer(3)
+        machine.shipper.ship()
+    machine.teller.end(is_shipped=True)
+    mark = machine.told()
+    assert (mark.answered_rows, mark.captured_rows) == ({"e": 5}, {"e": 2})
+    assert (mark.dropped_rows, mark.shipped_rows) == ({"e": 3}, {"e": 2})
+
+
 def test_the_last_word_counts_what_an_ended_server_has_left(machine: Machine) -> None:
     machine.answer(3)
     machine.writer.close()
