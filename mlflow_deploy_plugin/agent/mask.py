@@ -38,9 +38,11 @@ class Mask:
             OSError: the key cannot be read or made.
             InvalidConfig: the file holds none.
         """
-        rows = values.tolist()
+        rows = (
+            list(values) if values.dtype == np.float32 else values.tolist()
+        )  # of a float32's 0.1 `tolist` makes another
         if values.ndim > 1:
-            rows = [orjson.dumps(row, default=str).decode() for row in rows]
+            rows = [orjson.dumps(row, default=str).decode() for row in values.tolist()]
         hashes = {value: self._masked(value) for value in dict.fromkeys(rows)}  # what repeats is hashed once
         masked = np.empty(len(rows), dtype=object)
         masked[:] = [hashes[value] for value in rows]
