@@ -111,12 +111,24 @@ class Attempts:
         )
 
     def _tell(self, window: MonitorWindow, spec: MonitorSpec, answer: Answer) -> None:
-        """Tells of the monitor's newest window: what an older one is found to be later changes nothing any more."""
+        """Tells of the monitor's newest window: what an older one is found to be later changes nothing any more.
+
+        Only windows that the schedule has come to count. A person may have asked for others, and a clock that was wrong
+        for such that lie ahead.
+        """
         store, settings = self.deployments.store, self.deployments.settings
-        length = window.end - window.start  # by hand others are asked for too
+        endpoint = store.endpoint(window.endpoint)
+        if endpoint is None or window.monitor not in endpoint.spec.monitors:
+            return
+        length, nothing = window.end - window.start, timedelta()
+        until = max(self.monitors.state(window.endpoint, window.monitor).made_up_to or window.end, window.end)
         judged = self.monitors.windows(window.endpoint, window.monitor, states=("judged",), limit=_LOOKED_BACK)
-        earlier = [one for one in judged if one.end - one.start == length]
-        if any(one.start > window.start for one in earlier) or store.endpoint(window.endpoint) is None:
+        earlier = [
+            one
+            for one in judged
+            if one.end - one.start == length and (one.start - window.start) % length == nothing and one.end <= until
+        ]
+        if any(one.start > window.start for one in earlier):
             return
         in_a_row = alarms_in_a_row([*earlier, replace(window, verdict=answer.judgement.state)])
         self.monitors.remember(window.endpoint, window.monitor, consecutive=in_a_row)

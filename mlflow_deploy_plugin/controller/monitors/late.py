@@ -33,7 +33,9 @@ def add_revisions(
     Returns:
         The revisions, which are to be judged.
     """
-    newest = {window.start: window for window in sorted(windows, key=lambda one: (one.start, one.revision))}
+    ordered = sorted(windows, key=lambda one: (one.start, one.revision))
+    revisions = {window.start: window.revision for window in ordered}  # by hand others are asked for that begin with it
+    newest = {(window.start, window.end): window for window in ordered}
     added = []
     for window in newest.values():
         if window.state != "judged" or not window.end <= now <= window.end + LOOKED_FOR:
@@ -42,7 +44,9 @@ def add_revisions(
         if digest == window.log_digest or window.revision >= MOST_REVISIONS:
             continue
         if count(window) > window.log_rows:
-            added.append(monitors.add(window.endpoint, window.monitor, window.start, window.end, window.revision + 1))
+            revisions[window.start] += 1
+            revision = revisions[window.start]
+            added.append(monitors.add(window.endpoint, window.monitor, window.start, window.end, revision))
         else:
             monitors.saw_files(window, digest)
     return added

@@ -10,10 +10,12 @@ from mlflow_deploy_plugin.controller.monitors.judging import Asked
 from mlflow_deploy_plugin.controller.monitors.late import LOOKED_FOR, add_revisions
 from mlflow_deploy_plugin.controller.monitors.next_window import MOST_MADE_UP, Next, begun, next_window
 from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readiness
+from mlflow_deploy_plugin.controller.monitors.when import due_at
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
@@ -95,11 +97,23 @@ class Turns:
                 self.attempts.say(f"{endpoint.name}: monitor {monitor}: {note}")
             elif not state.note.startswith(TROUBLE):
                 note = state.note
-            window = self.monitors.add(endpoint.name, monitor, found.window.start, found.window.end)
+            window = self._written(endpoint.name, monitor, spec, found.window)
             self.monitors.remember(endpoint.name, monitor, made_up_to=found.window.end, note=note)
             if window.state in ("pending", "running"):
                 return window
             state = self.monitors.state(endpoint.name, monitor)
+
+    def _written(self, endpoint: str, monitor: str, spec: MonitorSpec, window: Window) -> MonitorWindow:
+        """The window as it is written down. Where a person has had it judged before it was due, or another one that
+        begins with it, it gets a further revision.
+        """
+        since = self.monitors.windows(endpoint, monitor, since=window.start)
+        revisions = [one for one in since if one.start == window.start]
+        same = [one for one in revisions if one.end == window.end]
+        if same and (same[-1].state != "judged" or same[-1].updated_at >= due_at(endpoint, monitor, spec, window.end)):
+            return same[-1]
+        revision = revisions[-1].revision + 1 if revisions else 1
+        return self.monitors.add(endpoint, monitor, window.start, window.end, revision)
 
     def _readiness(self, endpoint: str) -> Readiness:
         deployments = self.attempts.deployments

@@ -1,0 +1,88 @@
+"""What a person has judged by hand beside the schedule: it takes nothing away from it."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from mlflow_deploy_plugin.store.alerts import Alerts
+from mlflow_deploy_plugin.store.monitors import MonitorWindow
+from support.monitors import HOUR, NOON, MonitoredWorld
+
+
+def judged_by_hand(world: MonitoredWorld, start: datetime, end: datetime) -> None:
+    before = [one for one in world.monitors.windows() if one.start == start]
+    window = world.monitors.add("flights", "hourly", start, end, len(before) + 1)
+    world.monitors.update(replace(window, state="judged", verdict="drift"))
+
+
+def as_shown(windows: list[MonitorWindow]) -> list[tuple[datetime, timedelta, int]]:
+    return [(window.start, window.end - window.start, window.revision) for window in windows]
+
+
+def test_a_shorter_window_that_begins_with_it_does_not_stand_for_the_schedules(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    judged_by_hand(world, NOON, NOON + HOUR / 2)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+
+    world.start()
+
+    assert as_shown(world.wait_for(2)) == [(NOON, HOUR / 2, 1), (NOON, HOUR, 2)]
+
+
+def test_a_window_that_was_judged_before_it_was_due_is_judged_again(world: MonitoredWorld) -> None:
+    world.endpoint(hourly={"grace": "30m"})
+    world.rows(NOON)
+    world.now = NOON + HOUR
+    judged_by_hand(world, NOON, NOON + HOUR)
+    world.now = NOON + HOUR + timedelta(minutes=31)
+    world.judge = lambda asked: "drift"
+
+    world.start()
+
+    assert as_shown(world.wait_for(2)) == [(NOON, HOUR, 1), (NOON, HOUR, 2)]
+    assert [alert.monitor for alert in Alerts(world.store).firing()] == ["hourly"]
+
+
+def test_an_alarm_is_told_of_though_a_person_has_had_later_windows_judged(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    judged_by_hand(world, NOON + HOUR, NOON + 2 * HOUR)
+    judged_by_hand(world, NOON + HOUR / 2, NOON + 3 * HOUR / 2)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.judge = lambda asked: "drift"
+
+    world.start()
+    world.wait_for(3)
+
+    assert [alert.monitor for alert in Alerts(world.store).firing()] == ["hourly"]
+
+
+def test_rows_that_come_later_belong_to_the_window_that_holds_them(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    over = world.start()
+    world.wait_for(1)
+    over.set()
+    judged_by_hand(world, NOON, NOON + HOUR / 4)
+
+    world.rows(NOON, rows=2)
+    world.start()
+
+    assert (NOON, HOUR, 3) in as_shown(world.wait_for(3))
+
+
+def test_a_monitor_that_is_taken_out_while_it_is_judged_tells_nobody(world: MonitoredWorld) -> None:
+    world.endpoint(hourly={}, other={})
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+
+    def judge(asked: object) -> str:
+        world.store.replace_spec(world.spec(other={"every": "30d"}))
+        return "drift"
+
+    world.judge = judge
+    world.start()
+    world.wait_for(1, "hourly")
+
+    assert Alerts(world.store).firing() == []
