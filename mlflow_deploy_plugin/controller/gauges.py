@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.monitoring.judgement import ALARMS
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.store.store import Store
@@ -166,6 +167,6 @@ def _state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:
         return "failing"
     if judged is None:
         return "waiting"
-    if judged.verdict in ("drift", "violated"):
+    if judged.verdict in ALARMS:
         return "alarm"
     return "not judged" if judged.verdict == "not judged" else "ok"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
-from mlflow_deploy_plugin.registry.runs import LoggedRun, experiment_named, logged_run, project_run
+from mlflow_deploy_plugin.registry.runs import LoggedRun, experiment_named, logged_run, project_run, tag_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,7 +91,7 @@ class RunOnce:
             elif is_new:
                 client.delete_run(run_id)
             else:
-                _tag(client, run_id, {SUPERSEDED: standing})
+                tag_run(client, run_id, {SUPERSEDED: standing})
             return standing
         except Exception as error:
             with suppress(MlflowException):
@@ -113,7 +113,7 @@ class RunOnce:
             if found is None:
                 return str(client.create_run(experiment_id, run_name=name, tags=said).info.run_id), True
         try:
-            _tag(client, found, said)
+            tag_run(client, found, said)
         except MlflowException:
             if _is_deleted(client, found):  # since it was found
                 return self._begin(client, name, tags)
@@ -124,7 +124,7 @@ class RunOnce:
         """How often the run was begun before; counts this time."""
         before = client.get_run(run_id).data.tags.get(_TIMES, "0")
         count = int(before) if before.isdigit() else 0
-        _tag(client, run_id, {_TIMES: str(count + 1)})
+        tag_run(client, run_id, {_TIMES: str(count + 1)})
         return count
 
     def _standing(self, client: "MlflowClient", run_id: str) -> str:
@@ -145,23 +145,16 @@ class RunOnce:
         """Says that the run is done, and that the others do not count."""
         from mlflow.exceptions import MlflowException
 
-        _tag(client, run_id, dict([self._done]))
+        tag_run(client, run_id, dict([self._done]))
         experiment_id = client.get_run(run_id).info.experiment_id
         for other in self._runs(client, experiment_id):
             if other.info.run_id != run_id:
-                _tag(client, other.info.run_id, {SUPERSEDED: run_id})
+                tag_run(client, other.info.run_id, {SUPERSEDED: run_id})
                 if self._done[0] in other.data.tags:
                     with suppress(MlflowException):  # another took it away at the same time
                         client.delete_tag(other.info.run_id, self._done[0])
         if not project_run():
             client.set_terminated(run_id, "FINISHED")
-
-
-def _tag(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
-    """Unlike `set_tag`, this call does not fail in MLflow 3.17 where two set the same tag at the same time."""
-    from mlflow.entities import RunTag
-
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def _is_deleted(client: "MlflowClient", run_id: str) -> bool:

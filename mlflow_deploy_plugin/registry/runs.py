@@ -101,6 +101,13 @@ def log_figures(
         client.log_inputs(run_id, models=[LoggedModelInput(known)])
 
 
+def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
+    """Unlike `set_tag`, this call does not fail in MLflow 3.17 where two set the same tag at the same time."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
 def project_run() -> str | None:
     """The run of the MLflow project that this process belongs to."""
     return os.environ.get(_PROJECT_RUN) or None
@@ -110,10 +117,8 @@ def _begin(
     client: "MlflowClient", name: str, tags: Mapping[str, str], experiment_id: "Callable[[MlflowClient], str]"
 ) -> tuple[str, bool]:
     """The run to log to, with its tags, and whether it was made here."""
-    from mlflow.entities import RunTag
-
     if run_id := project_run():
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        tag_run(client, run_id, tags)
         return run_id, False
     run = client.create_run(experiment_id(client), run_name=name, tags=dict(tags))
     return str(run.info.run_id), True

@@ -6,7 +6,7 @@ from pathlib import Path
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
 from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
 from mlflow_deploy_plugin.registry.runs import experiment_named
-from mlflow_deploy_plugin.registry.tags import CAUSE_TAG, PARENT_TAG, TRAINING_TAG, tag_version
+from mlflow_deploy_plugin.registry.tags import CAUSE_TAG, LONGEST_TAG, PARENT_TAG, TRAINING_TAG, tag_version
 from mlflow_deploy_plugin.store.retrainings import Retraining
 
 RETRAINING_TAG = "onnxserve.retraining"
@@ -45,7 +45,7 @@ def run_for(one: Retraining, plan: RetrainPlan, attempt: int, parameters: Mappin
             return str(found[0].info.run_id)
         tags = {
             RETRAINING_TAG: key,
-            CAUSE_TAG: str(one.cause["why"])[:5000],
+            CAUSE_TAG: str(one.cause["why"])[:LONGEST_TAG],
             "onnxserve.endpoint": plan.endpoint,
             "mlflow.source.type": "PROJECT",
             "mlflow.source.name": plan.project,

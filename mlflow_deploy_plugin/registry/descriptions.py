@@ -13,7 +13,7 @@ _LINES = (
 _SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_LINES}\n*(?:{re.escape(_END)})?\n*")
 
 
-def note_on_version(name: str, version: str, lines: list[str]) -> None:
+def write_section(name: str, version: str, lines: list[str]) -> None:
     """Replaces the section by these lines of a Markdown table, as many of them from the first on as there is room for.
 
     Raises:

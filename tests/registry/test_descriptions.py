@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlflow_deploy_plugin.registry.notes import LONGEST_DESCRIPTION, with_section
+from mlflow_deploy_plugin.registry.descriptions import LONGEST_DESCRIPTION, with_section
 
 HEAD = ["| monitor | verdict |", "| --- | --- |"]
 DRIFT, CALM = [*HEAD, "| daily | drift |"], [*HEAD, "| daily | no drift |"]
