@@ -148,16 +148,12 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
     in, profiles of rows that monitors keep by their day.
     """
     from mlflow_deploy_plugin.cli.log_text import size_text
-    from mlflow_deploy_plugin.inference_log.files import list_endpoints
-    from mlflow_deploy_plugin.inference_log.labels import LABELS
     from mlflow_deploy_plugin.inference_log.maintenance import expire as delete
     from mlflow_deploy_plugin.inference_log.span import parse_duration
-    from mlflow_deploy_plugin.inference_log.view import require_endpoint
 
     length = parse_duration(keep, "--keep")
     opened = _open()
-    if name not in list_endpoints(opened.location, LABELS):  # they outlive the rows
-        require_endpoint(opened, name)
+    _require_something(opened, name)
     done = delete(opened, name, datetime.now(UTC), length, only_count=dry_run)
     said = "would be deleted" if dry_run else "deleted"
     click.echo(f"{name}: {done.expired_files:,} files older than {keep} {said}, {size_text(done.expired_bytes)}")
@@ -171,13 +167,22 @@ def compact(name: str) -> None:
     Rows stay as they are, and readers and agents go on meanwhile. `onnxserve controller` does the same once an hour.
     """
     from mlflow_deploy_plugin.inference_log.maintenance import compact as make_one
-    from mlflow_deploy_plugin.inference_log.view import require_endpoint
 
     opened = _open()
-    require_endpoint(opened, name)
+    _require_something(opened, name)
     done = make_one(opened, name, datetime.now(UTC))
     click.echo(f"{name}: {done.compacted_files:,} files became {done.written_files:,}")
     _tell(opened)
+
+
+def _require_something(opened: "InferenceLog", name: str) -> None:
+    """Raises NotFound where the log has nothing of the endpoint; labels outlive rows, and what failed may be alone."""
+    from mlflow_deploy_plugin.inference_log.files import list_endpoints
+    from mlflow_deploy_plugin.inference_log.labels import LABELS
+    from mlflow_deploy_plugin.inference_log.view import require_endpoint
+
+    if name not in list_endpoints(opened.location, LABELS) and name not in opened.failures.endpoints():
+        require_endpoint(opened, name)
 
 
 def _open() -> "InferenceLog":

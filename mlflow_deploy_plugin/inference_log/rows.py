@@ -28,6 +28,7 @@ SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
 _BATCH_ROWS = 65_536
 BATCH_BYTES = 32 * 2**20
 """About so large are the tables that are given."""
+_TRIES = 2
 _AHEAD, _SMALL_BYTES = 8, 4 * 2**20
 PASS_BYTES = 512 * 2**20
 """Of an hour that is larger, each pass reads all files and gives a part of the rows, so that what is remembered of the
@@ -119,7 +120,8 @@ def read_file(
     required: Sequence[str] = (*IDENTITY, EVENT_TIME),
     content: Future[bytes] | None = None,
 ) -> Iterator[pa.Table]:
-    """A file's rows, so many at a time that they take some tens of MiB.
+    """A file's rows, so many at a time that they take some tens of MiB. Where the line to it broke for a moment, rows
+    may come twice.
 
     Args:
         content: the file's, where it is fetched already.
@@ -128,20 +130,28 @@ def read_file(
         Vanished: it is not there, or no longer.
         OnnxserveError: the log is down.
     """
-    try:
-        opened = pa.BufferReader(content.result()) if content else location.filesystem.open_input_file(path)
-        with opened as source:
-            parquet = pq.ParquetFile(source)
-            names = parquet.schema_arrow.names
-            if missing := [name for name in required if name not in names]:
-                unreadable[path] = f"it has no column {missing[0]}"
-                return
-            for batch in parquet.iter_batches(_batch_rows(parquet.metadata), columns=needed(names)):
-                yield pa.Table.from_batches([batch])
-    except FileNotFoundError:
-        raise Vanished from None
-    except (OSError, pa.ArrowException) as error:
-        unreadable[path] = _why(location, path, error)
+    why = ""
+    for attempt in range(_TRIES):
+        try:
+            opened = (
+                pa.BufferReader(content.result())
+                if content and attempt == 0
+                else location.filesystem.open_input_file(path)
+            )
+            with opened as source:
+                parquet = pq.ParquetFile(source)
+                names = parquet.schema_arrow.names
+                if missing := [name for name in required if name not in names]:
+                    unreadable[path] = f"it has no column {missing[0]}"
+                    return
+                for batch in parquet.iter_batches(_batch_rows(parquet.metadata), columns=needed(names)):
+                    yield pa.Table.from_batches([batch])
+            return
+        except FileNotFoundError:
+            raise Vanished from None
+        except (OSError, pa.ArrowException) as error:
+            why = _why(location, path, error)
+    unreadable[path] = why
 
 
 def _content(location: LogLocation, path: str) -> bytes:

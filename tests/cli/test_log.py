@@ -188,6 +188,8 @@ def test_requests_that_got_no_answer_are_apart(writer: LogWriter) -> None:
     LogWriter(writer.root / "_failed").write({"_event_time": [DAY], "_status": [500]}, endpoint="never-well")
     assert log("query", "never-well", "--failed", "--select", "_status", "-o", "csv").stdout == '"_status"\n500\n'
     assert "failed    1 rows of requests that got no answer" in log("stats", "never-well").stdout
+    assert log("compact", "never-well").stdout == "never-well: 0 files became 0\n"
+    assert log("expire", "never-well", "--keep", "90d").stdout.startswith("never-well: 1 files older than 90d deleted")
 
 
 def test_old_rows_are_counted_and_then_deleted(writer: LogWriter) -> None:

@@ -175,6 +175,23 @@ def test_a_log_that_is_down_is_one_line_and_no_file_is_blamed(
     assert down.unreadable == {}
 
 
+@is_of_a_bucket
+def test_a_line_that_breaks_for_a_moment_costs_no_row_and_no_file_is_blamed(
+    log: InferenceLog, writer: LogWriter, is_local: bool
+) -> None:
+    writer.write(hour(5))
+    opened: list[str] = []
+
+    def fail_at_first(path: str) -> None:
+        opened.append(path)
+        if len(opened) == 1:
+            raise OSError("the network is gone")
+
+    shaken = changing(log, fail_at_first, is_local)
+    assert len(read(shaken)) == 5
+    assert shaken.unreadable == {}
+
+
 def test_an_hour_that_is_too_large_to_be_remembered_is_read_in_parts_and_each_row_once(
     log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
