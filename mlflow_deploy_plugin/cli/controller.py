@@ -43,12 +43,12 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     # here: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
-    from mlflow_deploy_plugin.controller.actions import Actions
     from mlflow_deploy_plugin.controller.beside import repeatedly
     from mlflow_deploy_plugin.controller.loop import Controller
     from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
     from mlflow_deploy_plugin.controller.monitors.upkeep import Upkeep
     from mlflow_deploy_plugin.controller.retrain import advance
+    from mlflow_deploy_plugin.controller.rollouts.actions import Actions
     from mlflow_deploy_plugin.controller.who import controller_name, this_process
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
     from mlflow_deploy_plugin.monitoring.alerts import TOGETHER, tell

@@ -58,9 +58,9 @@ def retrain(
         if listed:
             _list(deployments, name, output)
             return
-        from mlflow_deploy_plugin.controller.command import who_works
         from mlflow_deploy_plugin.controller.retrain import ask
         from mlflow_deploy_plugin.controller.retrain.journal import shown
+        from mlflow_deploy_plugin.controller.rollouts.command import who_works
         from mlflow_deploy_plugin.inference_log.windows import parse_window
 
         assert name is not None

@@ -17,7 +17,7 @@ def rollback(name: str, to: str | None, why: str) -> None:
     from mlflow_deploy_plugin.registry.connection import import_mlflow_alone
 
     import_mlflow_alone()
-    from mlflow_deploy_plugin.controller.rollback import rollback as go_back
+    from mlflow_deploy_plugin.controller.rollouts.rollback import rollback as go_back
 
     done = go_back(name, why=why, to=to)
     click.echo(

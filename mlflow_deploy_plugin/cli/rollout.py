@@ -70,11 +70,11 @@ def rollout(
     from mlflow_deploy_plugin.registry.connection import import_mlflow_alone
 
     import_mlflow_alone()
-    from mlflow_deploy_plugin.controller import command
+    from mlflow_deploy_plugin.controller.rollouts import command
 
     with _deployments() as deployments:
         if to is not None:
-            from mlflow_deploy_plugin.controller.begin import Wish, begin_rollout
+            from mlflow_deploy_plugin.controller.rollouts.begin import Wish, begin_rollout
 
             wish = Wish(to, steps, every, abort_on, min_requests, why)
             must_run: Callable[[], None] = (
@@ -94,8 +94,8 @@ def rollout(
 
 def _wait(deployments: "Deployments", begun: "Rollout") -> None:
     """Shows what happens to a rollout until it has ended, and works on it where no controller does."""
-    from mlflow_deploy_plugin.controller.actions import Actions
     from mlflow_deploy_plugin.controller.loop import Controller, shown
+    from mlflow_deploy_plugin.controller.rollouts.actions import Actions
     from mlflow_deploy_plugin.controller.who import controller_name, this_process
 
     ended = threading.Event()

@@ -1,7 +1,7 @@
 """The controller: whoever has the lease takes every live rollout one decision further, again and again.
 
 A second controller waits for the lease. Where the first was killed, the second goes on from what is written in the
-store; see `controller/rollout.py`. Only the monotonic clock decides anything.
+store; see `controller/rollouts/rollout.py`. Only the monotonic clock decides anything.
 """
 
 import logging
@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 
-from mlflow_deploy_plugin.controller.actions import Actions
 from mlflow_deploy_plugin.controller.beside import Beside, running
-from mlflow_deploy_plugin.controller.journal import event_of, plan_of, progress_of, with_progress
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.rollout import Progress, decide, failed, succeeded
+from mlflow_deploy_plugin.controller.rollouts.actions import Actions
+from mlflow_deploy_plugin.controller.rollouts.journal import event_of, plan_of, progress_of, with_progress
+from mlflow_deploy_plugin.controller.rollouts.rollout import Progress, decide, failed, succeeded
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable, StoreUnavailable
 from mlflow_deploy_plugin.store import Rollout, Store
 from mlflow_deploy_plugin.store.database import utc_now

@@ -86,7 +86,7 @@ def _traffic(job: Job, store: Store, settings: Settings) -> str:
 
 
 def _rollback(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.controller.rollback import rollback
+    from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 
     endpoint, deployments = job.asked["endpoint"], Deployments(store, settings, print)

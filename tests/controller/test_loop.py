@@ -8,14 +8,14 @@ from typing import Any, cast
 
 import pytest
 
-from mlflow_deploy_plugin.controller.actions import Actions
-from mlflow_deploy_plugin.controller.journal import progress_of, started, with_progress
-from mlflow_deploy_plugin.controller.judge import Ledger, begin_step, take_look
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
 from mlflow_deploy_plugin.controller.loop import LEASE, Controller, shown
-from mlflow_deploy_plugin.controller.observe import Seen
-from mlflow_deploy_plugin.controller.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.rollout import Action, Progress, weights
+from mlflow_deploy_plugin.controller.rollouts.actions import Actions
+from mlflow_deploy_plugin.controller.rollouts.journal import progress_of, started, with_progress
+from mlflow_deploy_plugin.controller.rollouts.judge import Ledger, begin_step, take_look
+from mlflow_deploy_plugin.controller.rollouts.observe import Seen
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.rollout import Action, Progress, weights
 from mlflow_deploy_plugin.errors import DeploymentFailed, RegistryUnavailable
 from mlflow_deploy_plugin.store import Rollout, Store, open_store
 from mlflow_deploy_plugin.store.database import utc_now

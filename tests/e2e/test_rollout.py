@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.controller.begin import Wish, begin_rollout
+from mlflow_deploy_plugin.controller.rollouts.begin import Wish, begin_rollout
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, open_store

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from mlflow_deploy_plugin.controller.begin import main_variant
-from mlflow_deploy_plugin.controller.observe import see
 from mlflow_deploy_plugin.controller.retrain import journal
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, cause_of, plan_for
+from mlflow_deploy_plugin.controller.rollouts.begin import main_variant
+from mlflow_deploy_plugin.controller.rollouts.observe import see
 from mlflow_deploy_plugin.controller.who import controller_name
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError

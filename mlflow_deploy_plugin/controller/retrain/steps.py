@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from mlflow_deploy_plugin.controller.begin import Wish, begin_rollout
-from mlflow_deploy_plugin.controller.journal import plan_of as rollout_plan_of
 from mlflow_deploy_plugin.controller.retrain import child, journal, judged, tracked
 from mlflow_deploy_plugin.controller.retrain.material import collect, remove
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, State
+from mlflow_deploy_plugin.controller.rollouts.begin import Wish, begin_rollout
+from mlflow_deploy_plugin.controller.rollouts.journal import plan_of as rollout_plan_of
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import AlreadyExists, OnnxserveError
 from mlflow_deploy_plugin.inference_log.reader import open_log

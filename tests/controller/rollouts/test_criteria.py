@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlflow_deploy_plugin.controller.criteria import Criterion, parse_criteria
+from mlflow_deploy_plugin.controller.rollouts.criteria import Criterion, parse_criteria
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 

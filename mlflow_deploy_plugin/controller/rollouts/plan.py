@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from mlflow_deploy_plugin.controller.criteria import Criterion, parse_criteria
+from mlflow_deploy_plugin.controller.rollouts.criteria import Criterion, parse_criteria
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 Kind = Literal["stage", "alias", "tag", "pinned"]

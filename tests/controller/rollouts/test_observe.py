@@ -6,7 +6,7 @@ from threading import Thread
 
 import pytest
 
-from mlflow_deploy_plugin.controller.observe import Counted, fetch_numbers, read_answered, read_numbers
+from mlflow_deploy_plugin.controller.rollouts.observe import Counted, fetch_numbers, read_answered, read_numbers
 
 PAGE = """# TYPE onnxserve_requests_total counter
 onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",protocol="mlflow",status="200"} 90

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.controller.command import describe, expect_controller
 from mlflow_deploy_plugin.controller.loop import LEASE
+from mlflow_deploy_plugin.controller.rollouts.command import describe, expect_controller
 from mlflow_deploy_plugin.errors import NotReady
 from mlflow_deploy_plugin.store import Store, open_store
 from support.rollouts import PLAN

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.controller.sequential import SequentialTest, growth, log_evidence, upper_limit
+from mlflow_deploy_plugin.controller.rollouts.sequential import SequentialTest, growth, log_evidence, upper_limit
 
 ROLLOUTS = 1000
 STEPS = (1, 10, 50, 100)
@@ -16,7 +16,7 @@ LEVEL = 0.05
 
 
 def aborted(candidate: float, current: float, threshold: float, seed: int) -> float:
-    """The share of simulated rollouts that abort, at whichever of their looks; judged as `controller/judge.py` does."""
+    """The share of simulated rollouts that abort, at whichever of their looks; judged as `rollouts/judge.py` does."""
     generator = np.random.default_rng(seed)
     ended = np.zeros(ROLLOUTS, bool)
     history = generator.binomial(BEFORE, current, ROLLOUTS)

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from mlflow_deploy_plugin.controller.judge import Ledger, begin_step, figures, rejection, take_look
-from mlflow_deploy_plugin.controller.observe import Counted, Numbers
-from mlflow_deploy_plugin.controller.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.judge import Ledger, begin_step, figures, rejection, take_look
+from mlflow_deploy_plugin.controller.rollouts.observe import Counted, Numbers
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from support.rollouts import PLAN, counted, numbers
 
 

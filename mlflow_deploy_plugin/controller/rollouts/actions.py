@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.controller.observe import Seen, see
-from mlflow_deploy_plugin.controller.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.rollout import Action, Progress, weights
+from mlflow_deploy_plugin.controller.rollouts.observe import Seen, see
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.rollout import Action, Progress, weights
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.reference import parse_model_uri

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.controller.criteria import Criterion
-from mlflow_deploy_plugin.controller.observe import Counted, Numbers
-from mlflow_deploy_plugin.controller.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.sequential import SequentialTest, upper_limit
+from mlflow_deploy_plugin.controller.rollouts.criteria import Criterion
+from mlflow_deploy_plugin.controller.rollouts.observe import Counted, Numbers
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.sequential import SequentialTest, upper_limit
 
 _MIN_TIMED = 100
 """Requests of the current version from which its quantiles are known well enough."""

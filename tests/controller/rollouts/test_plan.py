@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mlflow_deploy_plugin.controller.plan import RolloutPlan, parse_steps
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan, parse_steps
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from mlflow_deploy_plugin.controller.actions import Actions
-from mlflow_deploy_plugin.controller.journal import event_of, plan_of, progress_of, with_progress
 from mlflow_deploy_plugin.controller.loop import LEASE, shown
-from mlflow_deploy_plugin.controller.rollout import Progress, aborted, paused, resumed
+from mlflow_deploy_plugin.controller.rollouts.actions import Actions
+from mlflow_deploy_plugin.controller.rollouts.journal import event_of, plan_of, progress_of, with_progress
+from mlflow_deploy_plugin.controller.rollouts.rollout import Progress, aborted, paused, resumed
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, StoreUnavailable
 from mlflow_deploy_plugin.store import Rollout, Store, this_actor

@@ -5,10 +5,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from mlflow_deploy_plugin.controller.begin import main_variant
-from mlflow_deploy_plugin.controller.command import abort
-from mlflow_deploy_plugin.controller.observe import Seen, fetch_page, read_answered, see
-from mlflow_deploy_plugin.controller.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.begin import main_variant
+from mlflow_deploy_plugin.controller.rollouts.command import abort
+from mlflow_deploy_plugin.controller.rollouts.observe import Seen, fetch_page, read_answered, see
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from mlflow_deploy_plugin.controller.observe import Seen
-from mlflow_deploy_plugin.controller.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.rollout import (
+from mlflow_deploy_plugin.controller.rollouts.observe import Seen
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.rollout import (
     ATTEMPTS,
     PROMOTE_SECONDS,
     START_SECONDS,

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.controller.criteria import DEFAULT, parse_criteria
-from mlflow_deploy_plugin.controller.journal import started
-from mlflow_deploy_plugin.controller.observe import see
-from mlflow_deploy_plugin.controller.plan import MIN_REQUESTS, Kind, RolloutPlan, parse_steps
+from mlflow_deploy_plugin.controller.rollouts.criteria import DEFAULT, parse_criteria
+from mlflow_deploy_plugin.controller.rollouts.journal import started
+from mlflow_deploy_plugin.controller.rollouts.observe import see
+from mlflow_deploy_plugin.controller.rollouts.plan import MIN_REQUESTS, Kind, RolloutPlan, parse_steps
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady
 from mlflow_deploy_plugin.gate.standing import standing

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from mlflow_deploy_plugin.controller.judge import Ledger, begin_step, figures, lacking, rejection, take_look
-from mlflow_deploy_plugin.controller.observe import Seen
-from mlflow_deploy_plugin.controller.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.judge import Ledger, begin_step, figures, lacking, rejection, take_look
+from mlflow_deploy_plugin.controller.rollouts.observe import Seen
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 
 State = Literal["starting", "stepping", "paused", "promoting", "promoted", "rolling_back", "rolled_back", "abandoned"]
 Action = Literal["wait", "prepare", "set_traffic", "promote", "finish", "roll_back"]
