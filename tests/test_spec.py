@@ -185,6 +185,10 @@ def test_the_first_document_describes_the_server_for_all() -> None:
             "name: x\nvariants: {x: {model: m}}\nserver: {prot: 1}",
             "unknown field 'server.prot'; did you mean 'server.port'",
         ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nmonitors: {d: {reference: last_week}}",
+            "monitors.d.reference: training, rolling:7d, window:START/END or dataset:URI is expected (got 'last_week')",
+        ),
         ("name: x\nvariants: {x: {model: m}}\napiVersion: onnxserve/v9", "apiVersion: "),
         ("name: x\nvariants: {x: {model: m}}\n---\nname: x\nvariants: {x: {model: m}}", "'x' stands twice"),
     ],

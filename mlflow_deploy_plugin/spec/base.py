@@ -8,9 +8,11 @@ _NAME, _DURATION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", r"^[1-9][0-9]{0,5}[smhd
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
 
+REFERENCE = r"^(training|rolling:[1-9][0-9]{0,5}[smhd]|window:[^ ]+/[^ ]+|dataset:.+)$"
 PATTERNS_IN_WORDS = {
     _NAME: "letters, digits, . _ - are expected, at most 63, the first a letter or digit",
     _DURATION: "a duration like 30s, 5m, 1h or 1d is expected",
+    REFERENCE: "training, rolling:7d, window:START/END or dataset:URI is expected",
 }
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

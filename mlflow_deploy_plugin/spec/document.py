@@ -98,4 +98,5 @@ def validated(document: Any) -> EndpointSpec:
             known = [name for name, *_ in field_reference()] + list(EndpointSpec.model_fields)
             raise InvalidConfig(f"unknown field {where!r}{did_you_mean(where, known)}") from None
         message = _expected(first)
-        raise InvalidConfig(f"{where}: {message} (got {first['input']!r})" if where else message) from None
+        given = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
+        raise InvalidConfig(f"{where}: {message}{given}" if where else message) from None

@@ -6,13 +6,11 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec.base import Duration, Part, listed
+from mlflow_deploy_plugin.spec.base import REFERENCE, Duration, Part, listed
 from mlflow_deploy_plugin.spec.criteria import Figure, Requirement, read_requirements
 
 MonitorKind = Literal["drift", "prediction_drift", "data_quality", "performance", "shadow", "service_level"]
-Reference = Annotated[
-    str, StringConstraints(pattern=r"^(training|rolling:[1-9][0-9]{0,5}[smhd]|window:[^ ]+/[^ ]+|dataset:.+)$")
-]
+Reference = Annotated[str, StringConstraints(pattern=REFERENCE)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 FIGURES: Mapping[str, Mapping[str, Figure]] = {
