@@ -6,6 +6,7 @@ and a digest, and Apprise's own log, which quotes URLs, is shut.
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,13 @@ class Channel:
         one = apprise.Apprise(asset=_asset())
         one.add(self._service)
         try:
-            sent = one.notify(body=message.body, title=message.title, notify_type=message.kind, timeout=_SECONDS)
+            sent = one.notify(
+                body=message.body,
+                title=message.title,
+                notify_type=message.kind,
+                body_format="text",  # so that names and values are no markup where a channel takes HTML
+                timeout=_SECONDS,
+            )
         except Exception:  # noqa: BLE001 - a plugin's failure quotes its URL, so nothing of it is passed on
             return False
         return bool(sent)
@@ -66,7 +73,7 @@ def read_channels(path: Path) -> list[Channel]:
     import apprise
 
     _shut_log()
-    if not path.is_file():
+    if not os.path.isfile(path):  # which says no, too, where its folder cannot be looked into
         raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: there is no file {path}")
     try:
         config, found = apprise.AppriseConfig(asset=_asset()), apprise.Apprise(asset=_asset())

@@ -8,7 +8,7 @@ from mlflow_deploy_plugin.monitoring.alerts.course import Seen
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement
 from mlflow_deploy_plugin.store.alerts import Alert
 
-_MOST_FINDINGS = 5
+_MOST_FINDINGS, _LONGEST_TEXT = 5, 400
 _HEADS = {
     "firing": "Alarm",
     "worse": "Worse",
@@ -43,7 +43,7 @@ def seen_in(judgement: Judgement, run_url: str, tags: Sequence[str]) -> Seen:
     answered = f"{judgement.model} version {judgement.version}" if judgement.model else "no version"
     lines = [f"{judgement.endpoint}, {answered}, {judgement.window}: {judgement.state}"]
     if judgement.reason:
-        lines.append(judgement.reason)
+        lines.append(_short(judgement.reason))
     lines += [_line(finding) for finding in alarms[:_MOST_FINDINGS]]
     if len(alarms) > _MOST_FINDINGS:
         lines.append(f"and {len(alarms) - _MOST_FINDINGS} more")
@@ -60,12 +60,18 @@ def seen_in(judgement: Judgement, run_url: str, tags: Sequence[str]) -> Seen:
 
 
 def _line(finding: Finding) -> str:
-    name = f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject
+    name = _short(f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject)
     figures = ""
     if finding.value is not None and finding.threshold is not None:
         figures = f" {finding.value:.4g} (threshold {finding.threshold:.4g})"
-    why = f": {finding.reason}" if finding.reason else ""
+    why = f": {_short(finding.reason)}" if finding.reason else ""
     return f"- {name}, {finding.check}{figures}{why}"
+
+
+def _short(text: str) -> str:
+    """In one line: columns and categories have names of any length, with anything in them."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"
 
 
 def _weight(finding: Finding) -> float:

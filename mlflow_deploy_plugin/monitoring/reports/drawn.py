@@ -10,6 +10,7 @@ infinities. And where it fails all the same, each column is tried alone, and tho
 """
 
 import logging
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ _MIN_ROWS = 3  # with one or two rows of text Evidently raises
 _LARGEST = 1e100
 _METHOD = "onnxserve"
 _MISSING, _OTHER = "(missing)", "(other)"
+_DATA = re.compile(r"^( *var (?:additional_graphs_)?metric_[0-9a-f]+ = )([\[{].*?)$", re.MULTILINE)
 
 _log = logging.getLogger(__name__)
 _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")
@@ -156,7 +158,12 @@ def _drawn(columns: Sequence[_Column], seed: int) -> tuple[str, str]:
             Dataset.from_pandas(current, data_definition=definition),
             Dataset.from_pandas(reference, data_definition=definition),
         )
-        return snapshot.get_html_str(as_iframe=False), snapshot.json()
+        return _escaped(snapshot.get_html_str(as_iframe=False)), snapshot.json()
+
+
+def _escaped(page: str) -> str:
+    """The page with its data written so that no name or value in it ends their script: Evidently writes plain JSON."""
+    return _DATA.sub(lambda line: line[1] + line[2].replace("<", "\\u003c"), page)
 
 
 def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:

@@ -3,11 +3,13 @@
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement
 
 _LONGEST_NAME = 200  # MLflow takes 250
+_NO_PATH = "\0"
 
 
 def metrics_of(judgement: Judgement) -> dict[str, float]:
@@ -17,13 +19,15 @@ def metrics_of(judgement: Judgement) -> dict[str, float]:
     for name, value in _named(judgement):
         if value is not None and math.isfinite(value):
             values.setdefault(name, float(value))
-    metrics: dict[str, float] = {}
-    for name, value in values.items():
-        taken = metric_name(name)
-        if taken in metrics:  # of another name, which MLflow's rules made the same
-            taken = f"{taken}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-        metrics[taken] = value
-    return metrics
+    counts = Counter(metric_name(name) for name in values)
+    return {_own_name(name, counts[metric_name(name)] > 1): value for name, value in values.items()}
+
+
+def _own_name(name: str, is_shared: bool) -> str:
+    """Where MLflow's rules make several names the same, those that they change get a digest: always the same, whichever
+    comes first among the findings of a window."""
+    taken = metric_name(name)
+    return f"{taken}-{hashlib.sha256(name.encode()).hexdigest()[:6]}" if is_shared and taken != name else taken
 
 
 def metric_name(name: str) -> str:
@@ -46,6 +50,6 @@ def _named(judgement: Judgement) -> Iterator[tuple[str, float | None]]:
 
 
 def _subject(finding: Finding) -> str:
-    """A column's name may hold what reads as a path."""
-    subject = finding.subject.replace("/", "_")
-    return f"{subject}/{finding.segment.replace('/', '_')}" if finding.segment else subject
+    """A column's name may hold what reads as a path: `metric_name` makes an underscore of it, as of the rest."""
+    parts = [finding.subject, finding.segment] if finding.segment else [finding.subject]
+    return "/".join(part.replace("/", _NO_PATH) for part in parts)

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.monitoring.reports.drawn import Drawn
 
 PAGE, PICTURE = "report.html", "trend.png"
 _PICTURE_HERE = "<!-- picture of the last windows -->"
-_MOST_FINDINGS, _MOST_FIGURES = 300, 100
+_MOST_FINDINGS, _MOST_FIGURES, _LONGEST_CELL = 300, 100, 300
 _EMPTY = "<!doctype html><html lang='en'><head><meta charset='utf-8'></head><body></body></html>"
 _STYLE = """
 .onnxserve { font: 14px/1.45 system-ui, sans-serif; margin: 1rem 1.25rem; max-width: 64rem }
@@ -78,10 +78,10 @@ def _findings(findings: Sequence[Finding]) -> str:
     names = ["what", *(["of"] if has_segments else []), "check", "outcome", "value", "threshold", "why"]
     rows = [
         "<tr>"
-        f"<td>{_text(finding.subject)}{f'<td>{_text(finding.segment)}' if has_segments else ''}"
+        f"<td>{_cell(finding.subject)}{f'<td>{_cell(finding.segment)}' if has_segments else ''}"
         f"<td class=s>{finding.check}"
         f"<td class='s {_class(finding.state)}'>{finding.state}<td class=n>{_number(finding.value)}"
-        f"<td class=n>{_number(finding.threshold)}<td>{_text(finding.reason)}</tr>"
+        f"<td class=n>{_number(finding.threshold)}<td>{_cell(finding.reason)}</tr>"
         for finding in findings[:_MOST_FINDINGS]
     ]
     rest = len(findings) - len(rows)
@@ -107,6 +107,11 @@ def _number(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"
     return f"{value:,.0f}" if value == int(min(max(value, -1e15), 1e15)) else f"{value:.4g}"
+
+
+def _cell(text: str) -> str:
+    """What stands in verdict.json as a whole: names may be of any length, and the page has to stay small."""
+    return _text(text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…")
 
 
 def _text(value: object) -> str:

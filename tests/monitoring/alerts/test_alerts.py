@@ -210,3 +210,25 @@ def test_two_that_tell_at_the_same_time_tell_once(store, settings, receiver):
 
     assert sum(sent) == 1
     assert len(receiver.titles("ops")) == 1
+
+
+def test_a_channel_that_takes_html_is_sent_the_names_as_text(store, settings, receiver):
+    settings.alert_config.write_text(f"urls:\n  - {receiver.url('html')}?format=html\n")
+    found = Finding("<img src=x>\n- wind", "unseen", "drift", "new is <b>", 6.0, 3.0)
+
+    alert(store, settings, judgement_of(findings=(found,)), RUN, MonitorSpec())
+    tell(store, settings)
+
+    message = receiver.got["/html"][0]["message"]
+    assert "<img" not in message
+    assert "&lt;img src=x&gt; - wind, unseen 6 (threshold 3): new is &lt;b&gt;" in message.replace("&nbsp;", " ")
+    assert "<br" in message
+
+
+def test_what_is_said_stays_short(store, settings, receiver):
+    found = Finding("x" * 100_000, "presence", "drift", "no such column\n" * 1000)
+
+    alert(store, settings, judgement_of(findings=(found,), reason="because " * 1000), RUN, OPS)
+    tell(store, settings)
+
+    assert len(receiver.got["/ops"][0]["message"]) < 1500

@@ -103,12 +103,13 @@ def test_a_column_that_evidently_cannot_take_is_named_with_its_reason(monkeypatc
 
 
 def test_a_column_may_have_any_name():
-    names = ["", "a b", "a/b%[x]", "prediction", "target", "index", "0", "<i>"]
+    names = ["", "a b", "a/b%[x]", "prediction", "target", "index", "0", "<i>", "</script><script>alert(1)</script>"]
     pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)) for name in names]
 
     files = build_report(judgement_of(**dict.fromkeys(names, 1.0)), Evidence([*pairs, *pairs]))
 
     assert set(drift_of(files)[0]) == set(names)
+    assert "<script>alert(1)" not in files["report.html"]
 
 
 @pytest.mark.long
