@@ -70,7 +70,7 @@ def feedback(
     )
     log = open_log(load_settings().inference_log)
     place = _place(name, url, log)
-    check_key(log, name, columns.key)
+    columns = replace(columns, numbers=check_key(log, name, columns.key))
     with ExitStack() as held:
         labels = held.enter_context(open_input(file, sys.stdin.buffer))
         told = _Told(held.enter_context(_rejects(rejects, file)) if rejects else None)
@@ -117,11 +117,10 @@ def _rejects(path: str, labels: str) -> Iterator[IO[bytes]]:
     if Path(path).resolve() == Path(labels).resolve():
         raise InvalidConfig(f"--rejects {path} is the file of the labels: name another one")
     try:
-        file = Path(path).open("wb")  # noqa: SIM115 - closed below; only what open raises is said so
+        with Path(path).open("wb") as file:
+            yield file
     except OSError as error:
         raise InvalidConfig(f"the file {path} cannot be written: {error.strerror}") from None
-    with file:
-        yield file
 
 
 def _place(name: str, url: str | None, log: "InferenceLog") -> "Place":

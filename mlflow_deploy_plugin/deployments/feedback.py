@@ -189,24 +189,27 @@ def into_log(log: InferenceLog, endpoint: str, masking: Masking) -> Bring:
     return bring
 
 
-def check_key(log: InferenceLog, endpoint: str, key: Sequence[str]) -> None:
-    """Refuses a key of columns that no row of the endpoint has; without any row nothing is known.
+def check_key(log: InferenceLog, endpoint: str, key: Sequence[str]) -> frozenset[str]:
+    """Which columns of the key hold numbers in the log. Refuses a key of columns that no row of the endpoint has;
+    without any row nothing is known.
 
     Raises:
         InvalidConfig: a column is not there; the message names the nearest one.
     """
     hours = log.hours(endpoint)
     if not key or not hours:
-        return
-    last = View(endpoint, Span(hours[-1].start, hours[-1].end), labels=False)
-    if set(key) <= set(view_schema(log, last).names):
-        return
-    columns = view_schema(log, View(endpoint, labels=False)).names
+        return frozenset()
+    schema = view_schema(log, View(endpoint, Span(hours[-1].start, hours[-1].end), labels=False))
+    if not set(key) <= set(schema.names):
+        schema = view_schema(log, View(endpoint, labels=False))
+    columns = schema.names
     for name in key:
         if name not in columns:
             own = [column for column in columns if not column.startswith("_")]
             hint = did_you_mean(name, columns, f"they have {', '.join(own[:30])}")
             raise InvalidConfig(f"--key names {name!r}, which no logged row of {endpoint} has{hint}")
+    types = {name: schema.field(name).type for name in key}
+    return frozenset(name for name, kind in types.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def in_batches(rows: Iterable[Entry | Bad], size: int) -> Iterator[tuple[list[Entry], list[Bad]]]:

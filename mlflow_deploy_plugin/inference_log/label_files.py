@@ -27,6 +27,7 @@ PREDICTION_ID, ROW, LABEL = "prediction_id", "row", "label"
 _JSON = "application/json"
 _ROWS = 1000
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_FRACTION = re.compile(r"[+-]?(?:[0-9]{1,17}\.[0-9]{0,17}|\.[0-9]{1,17})(?:[eE][+-]?[0-9]{1,2})?")
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class Columns:
 
     Attributes:
         key: the columns that name the row; empty: `prediction_id` and `row` do.
+        numbers: of them those that hold numbers in the log: a CSV file's 7.0 is their 7.
     """
 
     key: tuple[str, ...] = ()
     label: str = LABEL
     prediction_id: str = PREDICTION_ID
     row: str = ROW
+    numbers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def _document(row: _Row, columns: Columns, kind: Kind) -> dict[str, Any] | _Unfi
     if columns.key:
         if missing := [name for name in columns.key if name not in values or (kind == "csv" and name in is_empty)]:
             return _Unfit(f"it has no {missing[0]!r}, which is of the key")
-        return {**document, "key": {name: values[name] for name in columns.key}}
+        return {**document, "key": {name: _as_logged(values[name], name in columns.numbers) for name in columns.key}}
     if columns.prediction_id not in values or columns.prediction_id in is_empty:
         return _Unfit(f"it has no {columns.prediction_id!r}")
     document["prediction_id"] = values[columns.prediction_id]
@@ -131,6 +134,12 @@ def _document(row: _Row, columns: Columns, kind: Kind) -> dict[str, Any] | _Unfi
     if columns.row in values and columns.row not in is_empty:
         document["row"] = int(given) if isinstance(given, str) and _NUMBER.fullmatch(given) else given
     return document
+
+
+def _as_logged(value: Any, is_number: bool) -> Any:
+    if is_number and isinstance(value, str) and _FRACTION.fullmatch(value):
+        return float(value)
+    return value
 
 
 def _csv(file: IO[bytes], name: str, columns: Columns) -> Iterator[_Row]:
@@ -192,15 +201,18 @@ def _parquet(file: IO[bytes], name: str, columns: Columns) -> Iterator[_Row]:
                 plain = {column: _plain(value) for column, value in values.items()}
                 yield number, f"row {number} (from 0)", plain, plain
                 number += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, OverflowError) as error:  # a time that is beyond Python's
         shown = " ".join(str(error).split())
         raise InvalidConfig(f"{name} cannot be read as Parquet: {shown[:200]}") from None
 
 
 def _plain(value: Any) -> Any:
+    """As JSON has it: dates and decimals as texts, bytes as the text that they are."""
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
     if isinstance(value, float) and not math.isfinite(value):
         return as_text(value)
-    return value if isinstance(value, str | int | float | bool | None) else as_text(value)
+    return value if isinstance(value, str | int | float | bool | list | dict | None) else as_text(value)
 
 
 def _require(header: Sequence[str], name: str, columns: Columns) -> None:

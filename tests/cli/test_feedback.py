@@ -138,6 +138,7 @@ def test_where_no_server_runs_labels_go_straight_into_the_log(tmp_path: Path, mo
     writer = LogWriter(tmp_path / "home" / "inference_log")
     times = [datetime(2013, 7, 1, tzinfo=UTC)] * 2
     writer.write({"_event_time": times, "flight": [7, 8], "a": [0.0, 1.0]}, endpoint="sums")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "labels.csv").write_text("flight,label\n7,1\n9,1\n7,2\n")
 
     result = feedback("sums", "--file", str(tmp_path / "labels.csv"), "--key", "flight")
@@ -146,5 +147,12 @@ def test_where_no_server_runs_labels_go_straight_into_the_log(tmp_path: Path, mo
     assert f"sums: 3 labels accepted by {tmp_path / 'home' / 'inference_log'}" in result.stdout
     assert "of 2 rows that they name, 1 are in the log, 1 unmatched and kept" in result.stdout
     assert [row["_label"] for row in sorted(logged(), key=lambda row: row["a"])] == ["2", None]
+    (tmp_path / "labels.csv").write_text("flight,label\n8.0,3\n")
+    assert (
+        "of 1 rows that they name, 1 are in the log" in feedback("sums", "-f", "labels.csv", "--key", "flight").stdout
+    )
+    (tmp_path / "labels.csv").write_text("flight,label\n7,2,2\n")
+    full = feedback("sums", "-f", "labels.csv", "--key", "flight", "--rejects", "/dev/full")
+    assert full.stderr.splitlines()[-1] == "Error: the file /dev/full cannot be written: No space left on device"
     silent = feedback("sums", "--file", str(tmp_path / "labels.csv"), "--key", "flight", "--no-match")
     assert silent.stdout.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import io
 from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -44,6 +45,22 @@ def test_csv_by_prediction_id_and_row() -> None:
 def test_csv_by_key_columns() -> None:
     rows = read("csv", 'flight,late,day\n7,1,"July, the 1st"\n', KEY)
     assert good(rows) == [Feedback(None, None, {"flight": "7", "day": "July, the 1st"}, "1")]
+
+
+def test_csv_knows_the_numbers_of_the_log_however_they_are_written() -> None:
+    columns = Columns(key=("flight", "name"), label="late", numbers=frozenset({"flight"}))
+    rows = read("csv", "flight,name,late\n7.0,7.0,1\n.50,x,1\n8,y,1\n1.2.3,z,1\n", columns)
+    assert [entry.key["flight"] for entry in good(rows) if entry.key] == [7.0, 0.5, "8", "1.2.3"]
+    assert good(rows)[0].key == {"flight": 7.0, "name": "7.0"}
+
+
+def test_parquet_of_bytes_decimals_and_lists() -> None:
+    ids = pa.array([b"a", b"\xff", b"c"])
+    rows = read("parquet", parquet(prediction_id=ids, label=[Decimal("1.10"), Decimal("2.0"), Decimal("100")]))
+    assert good(rows) == [Feedback("a", None, None, "1.1"), Feedback("c", None, None, "100")]
+    assert list(bad(rows)) == ["row 1 (from 0)"]
+    lists = read("parquet", parquet(prediction_id=["a"], label=[[1]]))
+    assert bad(lists) == {"row 0 (from 0)": "label is [1]; a text, a number, true, false or null is expected"}
 
 
 def test_jsonl_takes_what_post_feedback_takes_and_columns() -> None:
@@ -135,6 +152,12 @@ def test_many_rows_are_read_in_order_and_none_is_lost() -> None:
         ("csv", "flight,day\n1,2\n", KEY, "has no column 'late', it has flight, day; see --label-column"),
         ("parquet", b"PAR1", Columns(), "labels cannot be read as Parquet"),
         ("parquet", parquet(a=[1]), Columns(), "has no column 'prediction_id'"),
+        (
+            "parquet",
+            parquet(prediction_id=["a"], label=pa.array([2**62], pa.timestamp("us"))),
+            Columns(),
+            "labels cannot be read as Parquet: date value out of range",
+        ),
     ],
 )
 def test_a_file_without_such_columns_is_refused(kind: str, content: Any, columns: Columns, message: str) -> None:
