@@ -21,7 +21,14 @@ _SINCE = (
     "What was received in so long a time before now (90s, 1h, 7d); or event times from a time on (2013-07-01T12:00), "
     "or in a window (2013-07-01/1d). Default: everything."
 )
-_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
+_SUFFIXES = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
 
 
 @click.group()
@@ -32,7 +39,7 @@ def log() -> None:
 @log.command()
 @click.argument("name")
 @click.argument("file", default="-")
-@click.option("--since", metavar="WHEN", help=_SINCE)
+@click.option("--since", "--window", "since", metavar="WHEN", help=_SINCE)
 @click.option("--until", metavar="WHEN", help="The end, excluded: so long before now, or an event time.")
 @click.option("--where", metavar="SQL", default="", help="A condition on the columns.")
 @click.option("--select", metavar="SQL", default="", help="Columns and expressions.  [default: every column]")
@@ -47,7 +54,7 @@ def log() -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Choice(["table", "csv", "jsonl", "parquet"]),
+    type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]),
     help="[default: by the name of FILE, else table]",
 )
 def query(
@@ -81,7 +88,7 @@ def query(
     output = output or _SUFFIXES.get(Path(file).suffix.lower(), "table")
     is_table = output == "table"
     if is_table and file != "-":
-        raise InvalidConfig(f"a table is for people: with a file, here {file}, say -o csv, jsonl or parquet")
+        raise InvalidConfig(f"a table is for people: with a file, here {file}, say -o csv, json, jsonl or parquet")
     if output == "parquet" and file == "-" and sys.stdout.isatty():
         raise InvalidConfig("Parquet is nothing for a terminal: name a FILE")
     # here: DuckDB and pyarrow take a second that `--help` should not wait for
@@ -118,7 +125,7 @@ def query(
 
 @log.command()
 @click.argument("name")
-@click.option("--since", metavar="WHEN", help=_SINCE)
+@click.option("--since", "--window", "since", metavar="WHEN", help=_SINCE)
 @click.option("--until", metavar="WHEN", help="The end, excluded: so long before now, or an event time.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def stats(name: str, since: str | None, until: str | None, output: str) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 
-Form = Literal["csv", "jsonl", "parquet"]
+Form = Literal["csv", "json", "jsonl", "parquet"]
 Write = Callable[[pa.RecordBatch], None]
 
 _TIME = "%Y-%m-%dT%H:%M:%S"  # seconds have their fraction
@@ -26,7 +26,8 @@ _TIME = "%Y-%m-%dT%H:%M:%S"  # seconds have their fraction
 def exporting(form: Form, schema: pa.Schema, file: IO[bytes]) -> Iterator[Write]:
     """Writes batches of the schema into a file.
 
-    CSV holds times as RFC 3339, lists and structures as JSON, bytes as base64; JSON Lines likewise, and null for NaN.
+    CSV holds times as RFC 3339, lists and structures as JSON, bytes as base64; JSON, one array, and JSON Lines
+    likewise, and null for NaN.
 
     Raises:
         InvalidConfig: the form has no room for a column's type, as for an interval in Parquet.
@@ -57,16 +58,31 @@ def _csv(schema: pa.Schema, file: IO[bytes]) -> Iterator[Write]:
         yield lambda batch: writer.write_table(pa.table([_flat(column) for column in batch.columns], schema=flat))
 
 
+def _objects(schema: pa.Schema, batch: pa.RecordBatch) -> list[bytes]:
+    """A JSON object for each row."""
+    columns = [_flat(column) if pa.types.is_timestamp(column.type) else column for column in batch.columns]
+    rows = zip(*map(values_of, columns), strict=True)
+    names = schema.names
+    return [orjson.dumps(dict(zip(names, row, strict=True)), default=_as_json) for row in rows]
+
+
 @contextmanager
 def _jsonl(schema: pa.Schema, file: IO[bytes]) -> Iterator[Write]:
+    yield lambda batch: file.write(b"\n".join([*_objects(schema, batch), b""]))
+
+
+@contextmanager
+def _json(schema: pa.Schema, file: IO[bytes]) -> Iterator[Write]:
+    before = b"[\n"
+
     def write(batch: pa.RecordBatch) -> None:
-        columns = [_flat(column) if pa.types.is_timestamp(column.type) else column for column in batch.columns]
-        rows = zip(*map(values_of, columns), strict=True)
-        names = schema.names
-        lines = [orjson.dumps(dict(zip(names, row, strict=True)), default=_as_json) for row in rows]
-        file.write(b"\n".join([*lines, b""]))
+        nonlocal before
+        for row in _objects(schema, batch):
+            file.write(before + row)
+            before = b",\n"
 
     yield write
+    file.write(b"\n]\n" if before == b",\n" else b"[]\n")
 
 
 @contextmanager
@@ -105,4 +121,9 @@ def _as_json(value: Any) -> Any:
     return value if isinstance(value, list | dict | str | int | float | bool) else str(value)
 
 
-_FORMS: Mapping[Form, Callable[[pa.Schema, IO[bytes]], Any]] = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}
+_FORMS: Mapping[Form, Callable[[pa.Schema, IO[bytes]], Any]] = {
+    "csv": _csv,
+    "json": _json,
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+}

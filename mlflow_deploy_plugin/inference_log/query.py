@@ -26,6 +26,7 @@ _BATCH_ROWS = 10_000
 _NO_COLUMN = re.compile(
     r'(?:Referenced column|Column with name|Column|column) "?([^"]+?)"? (?:not found|does not exist)'
 )
+_OTHER_TABLE = re.compile(r"Table with name (\S+) does not exist")
 _NO_TABLE = re.compile(r'Referenced table "([^"]+)" not found')
 
 
@@ -120,9 +121,10 @@ def _plan(connection: Any, query: Query, schema: pa.Schema) -> tuple[set[str], i
     Raises:
         InvalidConfig: it is not one SELECT.
     """
-    statements = connection.extract_statements(query.sql())
-    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-        raise InvalidConfig("one SELECT is expected: the log is only read")
+    for sql in filter(None, (query.statement, query.sql())):
+        statements = connection.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise InvalidConfig("one SELECT is expected: the log is only read")
     connection.register("log", schema.empty_table())
     ((_, plan),) = connection.execute("EXPLAIN (FORMAT json) " + query.sql()).fetchall()
     connection.unregister("log")
@@ -180,8 +182,10 @@ def _message(text: str, schema: pa.Schema) -> str:
         dotted = [known for known in schema.names if known.startswith(f"{name}.")]
         if dotted:
             return f'the log has no table or column {name!r}; a name with a dot stands in quotes: "{dotted[0]}"'
-        hint = did_you_mean(name, schema.names, f"it has {', '.join(schema.names[:40])}")
-        return f"the log has no column {name!r}{hint}"
+        others = f"a text stands in single quotes; it has {', '.join(schema.names[:40])}"
+        return f"the log has no column {name!r}{did_you_mean(name, schema.names, others)}"
+    if wrong := _OTHER_TABLE.search(text):
+        return f"the SQL sees the rows as the table log; there is no table {wrong[1]!r}"
     first = text.split("\n", 1)[0]
     kind, _, rest = first.partition(": ")
     return f"the SQL cannot be run: {rest if kind.endswith('Error') else first}"

@@ -68,10 +68,10 @@ def parse_span(since: str | None, until: str | None, now: datetime) -> Span:
         else:
             span = replace(span, start=_time(since, "--since"))
     if until is not None:
+        if since is not None and "/" in since:
+            raise InvalidConfig(f"--since {since} is a window already: leave --until {until} out")
         if DURATION.fullmatch(until):
             span = replace(span, received_until=_before(now, until, "--until"))
-        elif since is not None and "/" in since:
-            raise InvalidConfig(f"--since {since} is a window already: leave --until {until} out")
         else:
             span = replace(span, end=_time(until, "--until"))
     if span.end <= span.start or span.received_until <= span.received_from:

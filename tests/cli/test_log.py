@@ -95,6 +95,13 @@ def test_json_lines(writer: LogWriter) -> None:
     }
 
 
+def test_json_is_one_array_and_a_window_may_be_called_so(writer: LogWriter) -> None:
+    rows = json.loads(log("query", "flights", "--window", "2013-07-01/1d", "-o", "json", "--select", "x").stdout)
+    assert rows[0] == {"x": 0.0}
+    assert len(rows) > 1
+    assert json.loads(log("query", "flights", "-o", "json", "--where", "x > 1e9").stdout) == []
+
+
 def test_a_file_is_written_in_the_form_that_its_name_says_whole_or_not_at_all(
     writer: LogWriter, tmp_path: Path
 ) -> None:

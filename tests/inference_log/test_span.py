@@ -45,6 +45,7 @@ def test_files_that_were_written_before_hold_nothing_that_was_received_since() -
         ("1h", "2h", "nothing lies between --since 1h and --until 2h"),
         ("2013-07-02", "2013-07-01", "nothing lies between"),
         ("2013-07-01/1d", "2013-07-03", "is a window already: leave --until 2013-07-03 out"),
+        ("2013-07-01/1d", "1h", "is a window already: leave --until 1h out"),
         ("2013-07-01/never", None, "'never' is not a time"),
     ],
 )
