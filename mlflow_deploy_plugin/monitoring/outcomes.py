@@ -243,3 +243,11 @@ def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
         return order, -value, finding.segment, finding.subject
 
     return tuple(sorted(findings, key=place))
+
+
+def worst_named(subjects: Sequence[str], reason: str) -> str:
+    """What is said of the worst of them, and then the names of others, of which it says nothing."""
+    worst, *others = dict.fromkeys(subjects)
+    more = f" and {len(others) - _SHOWN + 1} more" if len(others) > _SHOWN - 1 else ""
+    also = f"; also {', '.join(others[: _SHOWN - 1])}{more}" if others else ""
+    return f"{worst}: {reason}{also}"

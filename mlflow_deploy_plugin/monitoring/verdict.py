@@ -47,14 +47,13 @@ from mlflow_deploy_plugin.monitoring.outcomes import (
     not_judged,
     schema_findings,
     worst_first,
+    worst_named,
 )
 from mlflow_deploy_plugin.monitoring.references import Reference
 from mlflow_deploy_plugin.monitoring.sketch import Profile
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 State = Literal["drift", "no drift", "not judged"]
-
-_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,8 @@ def _unjudged(base: Verdict, reason: str, schema: Sequence[Finding], others: Seq
     figures = {"rows": float(base.rows), "reference_rows": float(base.reference_rows)}
     if not alarms:
         return replace(base, reason=reason, findings=findings, figures=figures)
-    said = f"{_named([alarm.subject for alarm in alarms])}: {alarms[0].reason}; distributions are not judged: {reason}"
+    named = worst_named([alarm.subject for alarm in alarms], alarms[0].reason)
+    said = f"{named}; distributions are not judged: {reason}"
     figures["is_drift"] = 1.0
     return replace(base, state="drift", reason=said, findings=findings, figures=figures)
 
@@ -215,10 +215,8 @@ def _reason(verdict: Verdict) -> str:
     told = f"p = {verdict.p_value:.3g} beside {verdict.blocks} {_NULLS[verdict.null or 'contiguous']}"
     if not alarms:
         return f"no column differs from the reference more than its own windows do ({told})"
-    subjects = list(
-        dict.fromkeys(f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms)
-    )
-    return f"{_named(list(dict.fromkeys(subjects)))}: {alarms[0].reason} ({told})"
+    subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
+    return f"{worst_named(subjects, alarms[0].reason)} ({told})"
 
 
 _NULLS: Mapping[NullKind, str] = {
@@ -227,11 +225,6 @@ _NULLS: Mapping[NullKind, str] = {
     "bootstrap": "windows drawn by the stationary bootstrap",
     "rows": "samples of rows",
 }
-
-
-def _named(subjects: Sequence[str]) -> str:
-    shown = ", ".join(subjects[:_NAMED])
-    return shown if len(subjects) <= _NAMED else f"{shown} and {len(subjects) - _NAMED} more"
 
 
 def _notes(pool: Pool, rate: float) -> Iterator[str]:

@@ -148,6 +148,7 @@ def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_ar
     assert verdict.state == "drift"
     assert found(verdict, "carrier", "presence").reason == "in the reference, not in the window"
     assert found(verdict, "extra", "presence").reason == "in the window (int64), not in the reference"
+    assert verdict.reason.startswith("carrier: in the reference, not in the window; also extra")
     assert found(verdict, "carrier").state == "not judged"
     assert (asked.state, {one.subject for one in asked.findings}) == ("no drift", {"temperature", "noise"})
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from mlflow_deploy_plugin.monitoring.judgement import Check, Finding, Judged, State
 from mlflow_deploy_plugin.monitoring.kinds.comparison import Comparison, compare
+from mlflow_deploy_plugin.monitoring.outcomes import worst_named
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.sketch import ColumnSketch, Profile
 from mlflow_deploy_plugin.spec.criteria import Requirement
@@ -48,9 +49,7 @@ def _conclude(required: list[Finding], checked: list[Finding], verdict: State, r
     for state in ("violated", "drift"):
         alarms = [one for one in (*required, *checked) if one.state == state]
         if alarms:
-            names = list(dict.fromkeys(one.subject for one in alarms))
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            return alarms[0].state, f"{', '.join(names[:3])}{more}: {alarms[0].reason}"
+            return state, worst_named([one.subject for one in alarms], alarms[0].reason)
     if required and all(one.state == "kept" for one in required):
         return "kept", f"{required[0].subject}: {required[0].reason}"
     if verdict == "not judged" or any(one.state == "not judged" for one in required):
