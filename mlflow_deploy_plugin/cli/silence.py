@@ -1,6 +1,7 @@
 """`onnxserve silence NAME --for 2h`: nobody is told of an endpoint's alarms for a while."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 @click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail.")
 @click.option("--list", "is_asked", is_flag=True, help="Show the silences that hold, of NAME or of all.")
 @click.option("--remove", "number", type=click.IntRange(min=1), metavar="ID", help="End a silence.")
-def silence(name: str | None, monitor: str, length: str | None, why: str, is_asked: bool, number: int | None) -> None:
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of --list."
+)
+def silence(
+    name: str | None, monitor: str, length: str | None, why: str, is_asked: bool, number: int | None, output: str
+) -> None:
     """Holds back the alerts of the endpoint NAME. Monitors go on; what is still wrong when it ends is told then.
 
     \b
@@ -38,8 +44,9 @@ def silence(name: str | None, monitor: str, length: str | None, why: str, is_ask
 
         silences = Silences(store)
         if is_asked:
-            for found in silences.active(name):
-                click.echo(_line(found))
+            active = silences.active(name)
+            for line in [_json(active)] if output == "json" else map(_line, active):
+                click.echo(line)
         elif number is not None:
             if silences.end(number) is None:
                 raise NotFound(f"there is no silence {number}; onnxserve silence --list shows those that hold")
@@ -66,15 +73,32 @@ def _length(text: str) -> timedelta:
 
 def _check(store: "Store", name: str, monitor: str) -> None:
     from mlflow_deploy_plugin.errors import NotFound
+    from mlflow_deploy_plugin.nearest import did_you_mean
 
     endpoint = store.endpoint(name)
     if endpoint is None:
-        known = ", ".join(one.name for one in store.endpoints())
-        raise NotFound(f"there is no endpoint {name!r}{f'; there are {known}' if known else ''}")
+        known = [one.name for one in store.endpoints()]
+        others = f"there are {', '.join(known)}" if known else ""
+        raise NotFound(f"there is no endpoint {name!r}{did_you_mean(name, known, others)}")
     monitors = endpoint.spec.monitors
     if monitor and monitor not in monitors:
         has = f"it has {', '.join(sorted(monitors))}" if monitors else "it has none"
         raise NotFound(f"endpoint {name!r} has no monitor {monitor!r}; {has}")
+
+
+def _json(active: "Sequence[Silence]") -> str:
+    described = [
+        {
+            "id": found.id,
+            "endpoint": found.endpoint,
+            "monitor": found.monitor or None,
+            "until": found.until.isoformat(),
+            "actor": found.actor,
+            "why": found.why,
+        }
+        for found in active
+    ]
+    return json.dumps(described)
 
 
 def _line(found: "Silence") -> str:

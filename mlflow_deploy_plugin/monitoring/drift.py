@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.monitoring.kinds.drift import judge
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.run import MonitorResult, log_judged
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
+from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, MonitorSpec, load_specs
@@ -102,7 +103,7 @@ def _check_endpoint(endpoint: str, settings: Settings, log: InferenceLog) -> Non
         known |= {folder.name for folder in settings.deployments_path.iterdir() if (folder / SPEC).is_file()}
     if endpoint not in known:
         others = f"there are {', '.join(sorted(known))}" if known else "nothing is deployed and nothing was captured"
-        raise NotFound(f"there is no endpoint {endpoint!r}; {others}")
+        raise NotFound(f"there is no endpoint {endpoint!r}{did_you_mean(endpoint, known, others)}")
 
 
 def _hint(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: datetime) -> str:

@@ -1,5 +1,6 @@
 """`onnxserve silence`: holds back, lists, ends."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
     assert silence("flights", "--for", "30m").output.startswith("2  flights, all monitors, ")
     assert silence("--list").output.count("\n") == 2
     assert silence("taxis", "--list").output == ""
+    assert [one["monitor"] for one in json.loads(silence("--list", "-o", "json").output)] == ["daily", None]
     assert silence("--remove", "1").output == "silence 1 is over\n"
     assert silence("--list").output.startswith("2  ")
     history = CliRunner().invoke(main, ["history", "flights"]).output
@@ -47,6 +49,7 @@ def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
         (["--for", "2h"], 2, "say which endpoint"),
         (["flights", "--for", "2h", "--list"], 2, "say one of"),
         (["flights", "--for", "soon"], 1, "Error: --for 'soon' is no duration: 30m, 2h, 7d"),
+        (["flihgts", "--for", "2h"], 1, "Error: there is no endpoint 'flihgts'; did you mean 'flights'?"),
         (["taxis", "--for", "2h"], 1, "Error: there is no endpoint 'taxis'; there are flights"),
         (["flights", "--monitor", "x", "--for", "2h"], 1, "Error: endpoint 'flights' has no monitor 'x'; it has daily"),
         (["--remove", "9"], 1, "Error: there is no silence 9"),

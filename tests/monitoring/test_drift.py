@@ -171,7 +171,7 @@ def test_a_reference_without_event_times_is_not_judged_and_says_how_to_log_them(
 def test_an_unknown_endpoint_and_an_empty_window_name_what_there_is(world):
     world.capture_day(CALM)
 
-    with pytest.raises(NotFound, match="no endpoint 'flihgts'; there are flights"):
+    with pytest.raises(NotFound, match="no endpoint 'flihgts'; did you mean 'flights'"):
         run_drift("flihgts", settings=world.settings)
     with pytest.raises(
         NotFound, match=r"no captured rows in 2014-01-01/2014-01-02; the latest .* 2013-04-01/2013-04-02"

@@ -31,7 +31,6 @@ def alert(store: Store, settings: Settings, judgement: Judgement, run_url: str, 
     alerts, now = Alerts(store), store.now()
     seen = seen_in(judgement, run_url, spec.alert)
     if judgement.is_alarm:
-        _log.warning("%s, monitor %s, %s: %s", judgement.endpoint, judgement.monitor, judgement.window, judgement.state)
         repeat = timedelta(seconds=settings.alert_repeat_seconds)
         alerts.change(seen.fingerprint, lambda before: raised(before, seen, now, repeat))
     elif judgement.state != "not judged":
