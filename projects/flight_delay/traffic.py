@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 import pandas as pd
@@ -97,12 +98,19 @@ def _answered(response: requests.Response, batch: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--url", required=True, help="of the server, e.g. http://127.0.0.1:8080")
-    parser.add_argument("--day", action="append", required=True, help="a day of 2013 in UTC; may be given often")
+    parser.add_argument(
+        "--day",
+        type=date.fromisoformat,
+        action="append",
+        required=True,
+        help="a day of 2013 in UTC, as 2013-07-04; may be given often",
+    )
     options = parser.parse_args()
     flights = load_flights()
+    for day in options.day:
+        if not (flights[DAY] == pd.Timestamp(day, tz="UTC")).any():
+            parser.error(f"no flight left on {day}; the data hold 2013")
     chosen = flights[flights[DAY].isin([pd.Timestamp(day, tz="UTC") for day in options.day])]
-    if chosen.empty:
-        parser.error(f"no flight left on {', '.join(options.day)}; the data hold 2013")
     with plain_errors():
         answers = send(options.url, chosen, lambda day, count: print(f"{day.date()}  {count:5,} flights", flush=True))
     right = (answers.table["prediction"].astype(bool) == answers.table[LABEL]).mean()
