@@ -144,6 +144,9 @@ def read_file(
                 if missing := [name for name in required if name not in names]:
                     unreadable[path] = f"it has no column {missing[0]}"
                     return
+                if wrong := [field for field in parquet.schema_arrow if not _is_own(field, names)]:
+                    unreadable[path] = f"its column {wrong[0].name} is of the type {wrong[0].type}"
+                    return
                 for batch in parquet.iter_batches(_batch_rows(parquet.metadata), columns=needed(names)):
                     yield pa.Table.from_batches([batch])
             return
@@ -152,6 +155,20 @@ def read_file(
         except (OSError, pa.ArrowException) as error:
             why = _why(location, path, error)
     unreadable[path] = why
+
+
+def _is_own(column: pa.Field, names: Sequence[str]) -> bool:
+    """Whether a column of the log's own may be of this type; the model's may be of any."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if column.name in (EVENT_TIME, RECEIVED_TIME):
+        return bool(pa.types.is_timestamp(kind))
+    if column.name in ("_offset", "_row"):
+        return bool(pa.types.is_integer(kind))
+    if column.name in ("_segment", "_prediction_id"):
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+    if column.name == SHADOW:
+        return bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))
+    return not (column.name in ("_label", "_label_number") and EVENT_TIME in names)
 
 
 def _content(location: LogLocation, path: str) -> bytes:
@@ -208,6 +225,12 @@ def _selected(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
         return table
     present = set(table.column_names)
     return table.select([name for name in columns if name in present])
+
+
+def is_answered_by(table: pa.Table, model: str, version: str) -> Array:
+    """[N] bool: the rows of the log that one version answered, or computed in a shadow."""
+    of_model = pc.equal(table.column("_model"), model)
+    return np.asarray(pc.fill_null(pc.and_(of_model, pc.equal(table.column("_version"), version)), False))
 
 
 def microseconds_of(column: pa.ChunkedArray) -> Array:

@@ -69,7 +69,7 @@ def read_watermarks(location: LogLocation) -> list[Watermark]:
     marks = []
     for info in sorted(location.filesystem.get_file_info(selector), key=lambda info: str(info.path)):
         name = PurePosixPath(info.path).name
-        if name.endswith(".json") and not name.startswith("."):
+        if info.type == fs.FileType.File and name.endswith(".json") and not name.startswith("."):
             with location.filesystem.open_input_stream(info.path) as stream:
                 content = stream.read()
             if (mark := parse_watermark(content)) is not None:

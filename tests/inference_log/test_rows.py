@@ -14,6 +14,7 @@ from pyarrow import fs
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import rows
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.stats import log_stats
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from support.inference_log import LogWriter
 
@@ -82,6 +83,26 @@ def test_a_parquet_file_of_something_else_is_passed_over_and_named(log: Inferenc
     assert len(read(log, "x")) == 2
     assert sorted(Path(path).name for path in log.unreadable) == ["strange-0.parquet", "stranger.parquet"]
     assert log.unreadable[str(stranger)] == "it has no column _segment"
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("_prediction_id", pa.array([b"p"])),
+        ("_received_time", pa.array(["now"])),
+        ("_shadow", pa.array(["no"])),
+        ("_label", pa.array(["late"])),
+    ],
+)
+def test_a_file_whose_own_columns_are_of_other_types_is_passed_over_and_named(
+    log: InferenceLog, writer: LogWriter, name: str, column: pa.Array
+) -> None:
+    writer.write(hour(2))
+    writer.write(hour(1, **{name: column}), segment="strange")
+    assert log_stats(log, "flights").rows == 2
+    assert log.unreadable == {
+        str(writer.root / FOLDER / "strange-0.parquet"): f"its column {name} is of the type {column.type}"
+    }
 
 
 class Changing(fs.FileSystemHandler):  # type: ignore[misc]
