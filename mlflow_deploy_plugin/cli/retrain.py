@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.errors import NotFound
-
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.store.retrainings import Retraining
@@ -65,10 +63,10 @@ def retrain(
 
         assert name is not None
         begun = ask(deployments, name, monitor, mode, why, parse_window(window) if window else None)
-        click.echo(shown(begun))
         if wait:
             _wait(deployments, begun)
         else:
+            click.echo(shown(begun))
             click.echo(who_works(deployments.store), err=True)
 
 
@@ -83,7 +81,7 @@ def _list(deployments: "Deployments", name: str | None, output: str) -> None:
         click.echo(json.dumps([asdict(one) for one in found], default=lambda value: value.isoformat(), indent=1))
         return
     if not found:
-        raise NotFound(f"endpoint {name!r} has had no retraining" if name else "there was no retraining")
+        click.echo(f"endpoint {name!r} has had no retraining" if name else "there was no retraining")
     for one in found:
         click.echo(f"{one.created_at:%Y-%m-%d %H:%M:%S}Z  {shown(one)}")
         click.echo(f"    why: {one.cause['why']}")
