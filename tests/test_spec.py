@@ -126,6 +126,18 @@ def test_a_name_with_dots_is_changed_like_any_other() -> None:
         ("capture.fraction", "1.5", r"capture.fraction: .*1.*'1.5'"),
         ("variants.nobody.weight", "1", r"variants.nobody.model: Field required"),
         ("monitors.daily.every", "soon", r"monitors.daily.every: .*'soon'"),
+        ("monitors.daily.grace", "3661d", r"monitors.daily.grace: at most 3660d are expected"),
+        ("monitors.daily.schedule", "every day", r"schedule: minute, hour, .* as 15 6 \* \* \* \(got 'every day'\)"),
+        ("monitors.daily.schedule", "61 6 * * *", r"schedule: minute '61': 0 to 59 are expected \(got "),
+        ("monitors.daily.schedule", "0 6 * * 8", r"weekday '8': 0 to 7 are expected, or sun mon "),
+        ("monitors.daily.schedule", "0 6 * * 5-3", r"weekday '5-3' ends before it begins"),
+        ("monitors.daily.schedule", "*/90 6 * * *", r"minute '\*/90': the step has to be"),
+        ("monitors.daily.schedule", "1,, 6 * * *", r"minute '': numbers, lists, ranges and steps are expected"),
+        ("monitors.daily.schedule", "0 6 30 feb *", r"no month that is named has a day 30"),
+        ("monitors.daily.time_zone", "../x", r"time_zone: the name of a time zone is expected, as Europe/Berlin"),
+        ("monitors.daily.reference", "window:a/b", r"reference: a window is START/END or START/DURATION in UTC"),
+        ("monitors.daily.reference", "window:2013-02-01/2013-01-01", r"reference: the window ends before it begins"),
+        ("monitors.daily.reference", "rolling:9999d", r"reference: at most 3660d are expected"),
     ],
 )
 def test_a_key_or_value_that_cannot_be_is_named(key: str, value: str, said: str) -> None:

@@ -1,5 +1,6 @@
 """What the fields of all parts of a spec are made of."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
@@ -9,12 +10,18 @@ Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
 
 REFERENCE = r"^(training|rolling:[1-9][0-9]{0,5}[smhd]|window:[^ ]+/[^ ]+|dataset:.+)$"
+TIME_ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,3}$"
 PATTERNS_IN_WORDS = {
     _NAME: "letters, digits, . _ - are expected, at most 63, the first a letter or digit",
     _DURATION: "a duration like 30s, 5m, 1h or 1d is expected",
     REFERENCE: "training, rolling:7d, window:START/END or dataset:URI is expected",
+    TIME_ZONE: "the name of a time zone is expected, as Europe/Berlin",
 }
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def is_duration(text: str) -> bool:
+    return re.match(_DURATION, text) is not None
 
 
 def duration_seconds(duration: str) -> int:

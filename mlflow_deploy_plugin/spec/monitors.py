@@ -3,14 +3,19 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec.base import REFERENCE, Duration, Part, listed
+from mlflow_deploy_plugin.spec.base import REFERENCE, TIME_ZONE, Duration, Part, listed
 from mlflow_deploy_plugin.spec.criteria import Figure, Requirement, read_requirements
+from mlflow_deploy_plugin.spec.crontab import checked_crontab
+from mlflow_deploy_plugin.spec.reference import checked_length, checked_reference
 
 MonitorKind = Literal["drift", "prediction_drift", "data_quality", "performance", "shadow", "service_level"]
-Reference = Annotated[str, StringConstraints(pattern=REFERENCE)]
+Length = Annotated[Duration, AfterValidator(checked_length)]
+Reference = Annotated[str, StringConstraints(pattern=REFERENCE), AfterValidator(checked_reference)]
+Crontab = Annotated[str, AfterValidator(checked_crontab)]
+TimeZone = Annotated[str, StringConstraints(pattern=TIME_ZONE)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 FIGURES: Mapping[str, Mapping[str, Figure]] = {
@@ -57,7 +62,7 @@ class RetrainSpec(Part):
     env_manager: Literal["virtualenv", "uv", "conda", "local"] = Field(
         default="virtualenv", description="As `mlflow run --env-manager`."
     )
-    schedule: str | None = Field(
+    schedule: Crontab | None = Field(
         default=None, description="Trains at these times too, as crontab says them (0 3 * * 1), in the monitor's zone."
     )
     cooldown: Duration = Field(default="1d", description="At least so long between two runs for one model.")
@@ -76,14 +81,14 @@ class MonitorSpec(Part):
     """A judgement that is made of the captured traffic again and again."""
 
     kind: MonitorKind = Field(default="drift", description="What is judged.")
-    every: Duration = Field(default="1d", description="Length of a window in event time: 30m, 1h, 1d.")
-    schedule: str | None = Field(
+    every: Length = Field(default="1d", description="Length of a window in event time: 30m, 1h, 1d.")
+    schedule: Crontab | None = Field(
         default=None,
         description="When it is judged, as crontab says it: 15 6 * * *. Default: as soon as a window and its grace are "
         "over.",
     )
-    time_zone: str = Field(default="UTC", description="Of the schedule, as Europe/Berlin.")
-    grace: Duration = Field(default="5m", description="How long after a window's end its rows are waited for.")
+    time_zone: TimeZone = Field(default="UTC", description="Of the schedule, as Europe/Berlin.")
+    grace: Length = Field(default="5m", description="How long after a window's end its rows are waited for.")
     reference: Reference = Field(
         default="training",
         description="What the window is compared with: training; rolling:7d (the same window so long ago); "
@@ -108,7 +113,7 @@ class MonitorSpec(Part):
         description="What must hold: accuracy>=0.8, f1>=0.7, rmse<=3 (performance); disagreement<=0.05 (shadow); "
         "p99<=0.2, error_rate<=0.01 (service_level, in seconds and shares); missing<=0.1 (data_quality).",
     )
-    labels_within: Duration | None = Field(
+    labels_within: Length | None = Field(
         default=None, description="performance: how long after a window's end its labels are waited for."
     )
     alert: Texts = Field(default=(), description="Tags of those in ONNXSERVE_ALERT_CONFIG who are told. Default: all.")

@@ -6,6 +6,7 @@ still, so windows that nobody looked at are made up.
 """
 
 import hashlib
+import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -17,11 +18,13 @@ from apscheduler.triggers.cron import CronTrigger
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
+from mlflow_deploy_plugin.spec.crontab import MONTHS, WEEKDAYS, checked_crontab
 
 LONGEST_PAUSE = timedelta(minutes=10)
 _FIRST_PAUSE = timedelta(seconds=15)
 _MOST_JITTER = timedelta(seconds=30)
-_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_DAYS = (*WEEKDAYS, "sun")
+_MONTH = re.compile("|".join(MONTHS))
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -63,12 +66,10 @@ def crontab(schedule: str, time_zone: str) -> BaseTrigger:
         zone = ZoneInfo(time_zone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise InvalidConfig(f"time_zone {time_zone!r} is not known; as Europe/Berlin") from None
-    fields = schedule.split()
-    if len(fields) != 5:
-        raise InvalidConfig(f"schedule {schedule!r}: minute, hour, day, month and weekday are expected, as 15 6 * * *")
-    minute, hour, day, month, weekday = fields
     try:
+        minute, hour, day, month, weekday = checked_crontab(schedule).split()
         weekday = ",".join(_weekdays(part) for part in weekday.split(","))
+        month = _MONTH.sub(lambda name: str(MONTHS.index(name[0]) + 1), month.lower())
         given = {"minute": minute, "hour": hour, "month": month, "timezone": zone}
         if day.startswith("*") or weekday.startswith("*"):
             return CronTrigger(day=day, day_of_week=weekday, **given)
@@ -100,14 +101,17 @@ def pause_after(attempts: int) -> timedelta:
 
 
 def _weekdays(part: str) -> str:
-    """One part of a weekday field with names for its numbers: `1-5` is mon-fri, `5-7` fri,sat,sun."""
-    days, slash, step = part.partition("/")
+    """One part of a weekday field day by day: `1-5` is mon,…,fri, `5-7` and `fri-sun` are fri,sat,sun."""
+    days, slash, step = part.lower().partition("/")
     first, dash, last = days.partition("-")
-    if not first.isdigit():
+    if first == "*":
         return part
-    if not dash and not slash:
-        return _DAYS[int(first)]
-    numbers = range(int(first), (int(last) if dash else 6) + 1, int(step) if slash else 1)
-    if not numbers:
-        raise ValueError(f"the weekdays {part} end before they begin")
+    begin, end = _day(first), _day(last) if dash else 6 if slash else _day(first)
+    if dash and last == _DAYS[0]:
+        end = 7
+    numbers = range(begin, end + 1, int(step) if slash else 1)
     return ",".join(_DAYS[number] for number in numbers)
+
+
+def _day(text: str) -> int:
+    return int(text) if text.isdigit() else _DAYS.index(text)

@@ -45,10 +45,10 @@ def test_what_has_failed_says_why_and_when_it_is_tried_again(world: MonitoredWor
     assert found.next_due == window.not_before == world.now + timedelta(seconds=15)
 
 
-def test_a_schedule_that_cannot_be_read_breaks_its_monitor(world: MonitoredWorld) -> None:
-    world.endpoint(hourly={"schedule": "every morning"})
+def test_a_time_zone_that_is_unknown_here_breaks_its_monitor(world: MonitoredWorld) -> None:
+    world.endpoint(hourly={"schedule": "0 6 * * *", "time_zone": "Nowhere/Near"})
 
     found = standing(world)
 
     assert (found.standing, found.next_due) == ("broken", None)
-    assert "schedule 'every morning'" in found.why
+    assert "time_zone 'Nowhere/Near'" in found.why

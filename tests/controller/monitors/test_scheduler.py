@@ -234,8 +234,8 @@ def test_a_monitor_that_is_changed_is_judged_as_it_stands_then(world: MonitoredW
     assert [window.end - window.start for window in windows] == [HOUR, HOUR / 2, HOUR / 2]
 
 
-def test_a_schedule_that_cannot_be_read_is_said_once_and_harms_no_other(world: MonitoredWorld) -> None:
-    world.endpoint(wrong={"schedule": "every morning"}, other={})
+def test_a_time_zone_that_is_unknown_here_is_said_once_and_harms_no_other(world: MonitoredWorld) -> None:
+    world.endpoint(wrong={"schedule": "0 6 * * *", "time_zone": "Nowhere/Near"}, other={})
     world.rows(NOON)
     world.now = NOON + HOUR + timedelta(minutes=6)
     world.start()
@@ -243,8 +243,8 @@ def test_a_schedule_that_cannot_be_read_is_said_once_and_harms_no_other(world: M
 
     state = wait_until(lambda: world.monitors.state("flights", "wrong").note, SECONDS)
 
-    assert state.startswith("cannot be run: schedule 'every morning': minute, hour, day")
-    assert sum("every morning" in line for line in world.said) == 1
+    assert state.startswith("cannot be run: time_zone 'Nowhere/Near' is not known")
+    assert sum("Nowhere" in line for line in world.said) == 1
 
 
 def test_where_the_clock_has_jumped_ahead_and_back_windows_are_judged_again_when_their_rows_come(

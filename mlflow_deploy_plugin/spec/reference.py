@@ -1,0 +1,45 @@
+"""What a monitor compares with, checked when it is written."""
+
+from datetime import UTC, datetime, timedelta
+
+from mlflow_deploy_plugin.spec.base import duration_seconds, is_duration
+
+LONGEST_DAYS = 3660
+"""Beyond ten years a monitor waits for what never comes."""
+
+
+def checked_reference(text: str) -> str:
+    """The reference as it is.
+
+    Raises:
+        ValueError: it is a window that is none, or lies longer ago than `LONGEST_DAYS`.
+    """
+    kind, _, said = text.partition(":")
+    if kind == "window":
+        _check_window(said)
+    if kind == "rolling":
+        checked_length(said)
+    return text
+
+
+def checked_length(duration: str) -> str:
+    """The duration as it is. Raises ValueError where it is longer than `LONGEST_DAYS`."""
+    if duration_seconds(duration) > LONGEST_DAYS * 86400:
+        raise ValueError(f"at most {LONGEST_DAYS}d are expected")
+    return duration
+
+
+def _check_window(text: str) -> None:
+    begin, _, end = text.partition("/")
+    try:
+        start = _time(begin)
+        stop = start + timedelta(seconds=duration_seconds(end)) if is_duration(end) else _time(end)
+    except (ValueError, OverflowError):
+        raise ValueError("a window is START/END or START/DURATION in UTC, as window:2013-01-01/2013-04-01") from None
+    if stop <= start:
+        raise ValueError("the window ends before it begins")
+
+
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
