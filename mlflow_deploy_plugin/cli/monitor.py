@@ -53,14 +53,18 @@ def list_(name: str | None, output: str) -> None:
     if output == "json":
         click.echo(json.dumps([described(one) for one in found]))
         return
+    if not found:
+        click.echo(f"there are no monitors: onnxserve monitor add {name or 'NAME'} MONITOR makes one")
+        return
     for line in aligned([HEAD, *[row_of(one) for one in found]]):
         click.echo(line)
     for one in found:
         if one.why:
             click.echo(f"{one.endpoint} {one.monitor}: {one.why}")
         if one.given_up:
-            click.echo(f"{one.endpoint} {one.monitor}: {one.given_up} windows could not be judged")
-    if found and not is_run:
+            windows = "1 window" if one.given_up == 1 else f"{one.given_up} windows"
+            click.echo(f"{one.endpoint} {one.monitor}: {windows} could not be judged")
+    if not is_run:
         click.echo("no controller runs: start `onnxserve controller`, which judges what is due", err=True)
 
 
@@ -183,8 +187,8 @@ def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **field
         from mlflow_deploy_plugin.controller.monitors.when import crontab
         from mlflow_deploy_plugin.errors import AlreadyExists
 
-        if given.get("schedule"):
-            crontab(given["schedule"], given.get("time_zone") or "UTC")
+        if given.get("schedule") or given.get("time_zone"):
+            crontab(given.get("schedule") or "0 0 * * *", given.get("time_zone") or "UTC")
         stored = deployments.get_endpoint(name).endpoint
         if monitor_name in stored.spec.monitors:
             raise AlreadyExists(

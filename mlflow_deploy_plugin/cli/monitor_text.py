@@ -92,7 +92,8 @@ def judgement_lines(window: MonitorWindow, answer: Answer) -> Iterator[str]:
     if judgement.reason:
         yield f"  {judgement.reason}"
     rows = []
-    for finding in judgement.findings[:_SHOWN]:
+    own = [finding for finding in judgement.findings if finding.reason != judgement.reason]
+    for finding in own[:_SHOWN]:
         subject = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
         value = "" if finding.value is None else f"{finding.value:.4g}"
         threshold = "" if finding.threshold is None else f"threshold {finding.threshold:.4g}"
@@ -100,8 +101,8 @@ def judgement_lines(window: MonitorWindow, answer: Answer) -> Iterator[str]:
         rows.append((f"  {subject}", finding.check, value, threshold, shown))
     if rows:
         yield from aligned(rows)
-    if len(judgement.findings) > _SHOWN:
-        yield f"  and {len(judgement.findings) - _SHOWN} more findings, in the report"
+    if len(own) > _SHOWN:
+        yield f"  and {len(own) - _SHOWN} more findings, in the report"
     for note in judgement.notes:
         yield f"  note: {note}"
     yield f"  report: {answer.run.url or f'run {answer.run.run_id} in experiment {answer.run.experiment}'}"

@@ -174,7 +174,7 @@ def test_list_shows_how_each_monitor_stands(home: Path, store: Store) -> None:
     ]
     assert lines[1].split()[:5] == ["flights", "daily", "drift", "1d", "paused"]
     assert lines[2].startswith("flights daily: by ")
-    assert lines[3] == "flights daily: 1 windows could not be judged"
+    assert lines[3] == "flights daily: 1 window could not be judged"
     assert "no controller runs" in text.stderr
 
 
@@ -199,11 +199,14 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
 
     store.add_endpoint("onnxserve", empty_endpoint("new"))
 
+    none = invoke("list", "new")
     added = invoke("add", "new", "nightly", "--every", "1h", "--schedule", "15 6 * * 1-5", "-C", "min_rows=7")
     again = invoke("add", "new", "nightly")
     wrong = invoke("add", "new", "other", "--schedule", "every day")
     unknown = invoke("add", "new", "other", "-C", "min_row=7")
+    nowhere = invoke("add", "new", "other", "--time-zone", "Berlin")
 
+    assert none.stdout == "there are no monitors: onnxserve monitor add new MONITOR makes one\n"
     assert added.exit_code == 0, added.output
     endpoint = store.endpoint("new")
     assert endpoint is not None
@@ -212,6 +215,7 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     assert "has a monitor 'nightly' already" in again.stderr
     assert "schedule 'every day'" in wrong.stderr
     assert "did you mean 'monitors.NAME.min_rows'" in unknown.stderr
+    assert "time_zone 'Berlin' is not known; as Europe/Berlin" in nowhere.stderr
     assert invoke("remove", "new", "nightly").exit_code == 0
     assert "endpoint 'new' has no monitor 'nightly'" in invoke("remove", "new", "nightly").stderr
     store.remove_endpoint("new")
