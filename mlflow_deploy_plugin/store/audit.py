@@ -2,7 +2,7 @@
 
 import getpass
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -85,7 +85,8 @@ def traffic_of(spec: EndpointSpec) -> str:
 def change_of(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
     """What differs, as it was and as it is: `champion 100, candidate 0` and `champion 95, candidate 5`.
 
-    Of a variant its model too, where it has another one; any other field by its dotted name. Empty where all is alike.
+    Of a variant its model too, where it has another one; a monitor that comes or goes with its kind and fields; any
+    other field by its dotted name. Empty where all is alike.
     """
     texts: tuple[list[str], list[str]] = [], []
     for name in dict.fromkeys([*before.variants, *after.variants]):
@@ -97,7 +98,10 @@ def change_of(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
         for text, variant, share in zip(texts, both, shares, strict=True):
             if variant is not None:
                 text.append(f"{name} {share}" if is_same_model else f"{name} {variant.model} {share}")
-    old, new = _other_fields(before), _other_fields(after)
+    changed = set(before.monitors) ^ set(after.monitors)
+    for text, spec in zip(texts, (before, after), strict=True):
+        text.extend(_monitor_text(name, spec) for name in sorted(changed & set(spec.monitors)))
+    old, new = _other_fields(before, changed), _other_fields(after, changed)
     for field_name in sorted({*old, *new}):
         if old.get(field_name) != new.get(field_name):
             for text, fields in zip(texts, (old, new), strict=True):
@@ -105,9 +109,18 @@ def change_of(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
     return ", ".join(texts[0]), ", ".join(texts[1])
 
 
-def _other_fields(spec: EndpointSpec) -> dict[str, Any]:
-    """What differs from the defaults, by its dotted name, but what the traffic is made of."""
+def _monitor_text(name: str, spec: EndpointSpec) -> str:
+    """A monitor that comes or goes: `monitor speed service_level every 1h require p99<=200ms`."""
+    fields = dict(_flat(document_of(spec)["monitors"][name]))
+    kind = fields.pop("kind", spec.monitors[name].kind)
+    return " ".join([f"monitor {name} {kind}", *(f"{field_name} {value}" for field_name, value in fields.items())])
+
+
+def _other_fields(spec: EndpointSpec, told_monitors: Set[str]) -> dict[str, Any]:
+    """What differs from the defaults, by its dotted name, but what the traffic is made of and these monitors."""
     document = document_of(spec)
+    for name in told_monitors & set(spec.monitors):
+        del document["monitors"][name]
     for variant in document.get("variants", {}).values():
         for shown in ("model", "weight", "shadow"):
             variant.pop(shown, None)
@@ -119,7 +132,7 @@ def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, value
+            yield prefix + key, ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _event(row: AuditRow) -> AuditEvent:

@@ -104,13 +104,23 @@ def test_a_change_is_told_by_the_fields_that_differ(store: Store) -> None:
     for config in ({"sticky.header": "X-User"}, {"sticky.key": "id", "variants.b.weight": 5}, {"server.workers": 2}):
         spec = apply_config(spec, config)
         store.replace_spec(spec)
-    store.replace_spec(remove_variant(spec, "b"))
+    store.replace_spec(spec := remove_variant(spec, "b"))
+    for config in (
+        {"monitors.daily.every": "1d"},
+        {"monitors.fast.kind": "service_level", "monitors.fast.every": "1h", "monitors.fast.require": "p99<=1,p50<=1"},
+        {"monitors.fast.alert": "ops,day"},
+    ):
+        spec = apply_config(spec, config)
+        store.replace_spec(spec)
 
     assert [(event.before, event.after) for event in store.events("told")[1:]] == [
         ("sticky.header not set", "sticky.header x-user"),
         ("b 0, sticky.header x-user, sticky.key not set", "b 5, sticky.header not set, sticky.key id"),
         ("server.workers not set", "server.workers 2"),
         ("b two 5", ""),
+        ("", "monitor daily drift"),
+        ("", "monitor fast service_level every 1h require p99<=1,p50<=1"),
+        ("monitors.fast.alert not set", "monitors.fast.alert ops,day"),
     ]
 
 
