@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.drifting.judging import RATE, Judge, Line, is_alarm, on_all_cores, rate_line
+from benchmarks.drifting.judging import RATE, Flags, Judge, Line, is_alarm, on_all_cores, rate_line
 from benchmarks.drifting.worlds import (
     CALM_DAYS,
     DAY_US,
@@ -20,38 +20,37 @@ from benchmarks.drifting.worlds import (
 SIZES = (30, 100, 300, 1_000, 3_000, 30_000)
 _COEFFICIENTS = (0.6, 0.5, 0.4, 0.3, 0.2, 0.0)
 _DAY_ROWS = 60
-Flags = list[bool | None]
+_REFERENCES = {size: 20 if size == 30_000 else 40 for size in SIZES}
 
 
 def of_splits(share: float) -> Iterator[Line]:
     """Windows and references of independent rows, by both ways of asking; `share` of the full number of references."""
-    for size in SIZES:
-        seeds = range(_some(16 if size == 30_000 else 40, share))
-        flags = _together(on_all_cores(_blocks, [(size, seed) for seed in seeds]))
-        yield rate_line(f"independent rows, {size:,} a window, contiguous null", flags)
-    for size in SIZES:
-        flags = _together(on_all_cores(_samples, [(size, seed) for seed in range(_some(40, share))]))
-        yield rate_line(f"independent rows, {size:,} a window, `independent_rows`", flags)
+    for null, judged in (("contiguous null", _blocks), ("`independent_rows`", _samples)):
+        every: list[Flags] = []
+        for size in SIZES:
+            groups = on_all_cores(judged, [(size, seed) for seed in range(_some(_REFERENCES[size], share))])
+            every += groups
+            yield rate_line(f"independent rows, {size:,} a window, {null}", groups)
+        yield rate_line(f"independent rows, all of these, {null}", every)
 
 
 def of_calm_time(share: float) -> Iterator[Line]:
     """Made days that depend on each other, and the calm months' days and hours, left out."""
-    days_flags = on_all_cores(_held_out_day, range(CALM_DAYS))
-    yield rate_line("flights, January to March: each day beside the others", [flag for flag, _ in days_flags])
-    yield rate_line("the same at 10 %", [flag for _, flag in days_flags], 0.1)
-    for length, days, what in ((7, 91, "a week beside 13, overlapping null"), (30, 90, "30 days beside 90, bootstrap")):
-        found = on_all_cores(_days, [(length, days, seed) for seed in range(_some(60, share))])
-        yield rate_line(f"days that depend on the day before, {what}", _together(found))
-    hours = on_all_cores(_held_out_hours, range(_some(6, share)))
-    yield rate_line("flights, January to March: hours, held out in tenths", _together(hours))
+    days = on_all_cores(_held_out_day, range(0, CALM_DAYS, max(round(1 / share), 1)))
+    yield rate_line("flights, January to March: each day beside the others", [[flag] for flag, _ in days])
+    yield rate_line("the same at 10 %", [[flag] for _, flag in days], 0.1)
+    for length, count, what in (
+        (7, 91, "a week beside 13, overlapping null"),
+        (30, 90, "30 days beside 90, bootstrap"),
+    ):
+        groups = on_all_cores(_days, [(length, count, seed) for seed in range(_some(150, share))])
+        yield rate_line(f"days that depend on the day before, {what}", groups)
+    hours = on_all_cores(_held_out_hours, range(_some(4, share)))
+    yield rate_line("flights, January to March: hours, held out in tenths", hours)
 
 
 def _some(count: int, share: float) -> int:
     return max(round(count * share), 1)
-
-
-def _together(parts: list[Flags]) -> Flags:
-    return [flag for part in parts for flag in part]
 
 
 def _blocks(task: tuple[int, int]) -> Flags:

@@ -220,6 +220,10 @@ def main() -> None:
     if options.part:
         print(json.dumps(PARTS[options.part[0]](*options.part[1:])))
         return
+    show(options.log)
+
+
+def show(with_log: bool = False) -> None:
     ours, theirs = measure("sketches"), measure("evidently")
     ratio = theirs["cpu_seconds"] / ours["cpu_seconds"]
     print(f"12 months, {ours['rows']:,.0f} rows, {len(COLUMNS)} columns", flush=True)
@@ -233,7 +237,7 @@ def main() -> None:
             write_rows(path, times)
             figures = measure("rows", str(path))
             _show(f"{figures['rows']:,.0f} rows of a Parquet file", figures)
-        if options.log:
+        if with_log:
             write_log(Path(folder, "log"))
             _show("the year in a log, from its rows", measure("log", str(Path(folder, "log"))))
             _show("the year in a log, from what is kept of its hours", measure("log", str(Path(folder, "log"))))

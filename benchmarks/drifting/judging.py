@@ -1,13 +1,15 @@
 """Judges made windows, many at a time on both cores, and says how a measured rate stands to its target."""
 
+import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.monitoring.references import Reference
@@ -19,20 +21,24 @@ RATE = 0.05
 WORKERS = 2
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
+Flags = list[bool | None]
+"""What was said of the windows that stand beside one reference; None: not judged."""
+Outcome = Literal["met", "missed", "cannot be told"]
+_NORMAL_QUANTILE = 1.959964
+"""Of intervals of 95 %."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One figure of the table; `holds` is None where it has no target."""
+    """One figure of the table and how it stands to its target."""
 
     what: str
     figure: str
-    target: str = ""
-    holds: bool | None = None
+    target: str
+    outcome: Outcome
 
     def __str__(self) -> str:
-        held = "" if self.holds is None else "yes" if self.holds else "**no**"
-        return f"| {self.what} | {self.figure} | {self.target} | {held} |"
+        return f"| {self.what} | {self.figure} | {self.target} | {self.outcome} |"
 
 
 class Judge:
@@ -56,20 +62,51 @@ def on_all_cores(function: Callable[[Task], Answer], tasks: Sequence[Task]) -> l
         return list(executor.map(function, tasks))
 
 
-def rate_line(what: str, alarms: Iterable[bool | None], rate: float = RATE) -> Line:
-    """The share of judged windows that were called drifted (None: not judged), beside [0.5, 1.5] of the rate."""
-    flags = list(alarms)
-    judged = [flag for flag in flags if flag is not None]
+def rate_line(what: str, groups: Sequence[Flags], rate: float = RATE) -> Line:
+    """The share of judged windows that were called drifted, beside [0.5, 1.5] of the rate.
+
+    It is met where the share lies within, missed where the whole interval lies outside, and cannot be told where the
+    share lies outside and chance alone may have brought it there.
+
+    Args:
+        groups: the windows of each reference.
+    """
+    low, high = 0.5 * rate, 1.5 * rate
+    target = f"{100 * low:g} to {100 * high:g} %"
+    judged = [[flag for flag in flags if flag is not None] for flags in groups]
+    judged = [flags for flags in judged if flags]
     if not judged:
-        return Line(what, "none was judged", f"{rate * 0.5:.1%} to {rate * 1.5:.1%}", False)
-    share = sum(judged) / len(judged)
-    left_out = f", {len(flags) - len(judged)} not judged" if len(judged) < len(flags) else ""
-    return Line(
-        what,
-        f"{share:.1%} of {len(judged)}{left_out}",
-        f"{rate * 0.5:.1%} to {rate * 1.5:.1%}",
-        rate * 0.5 <= share <= rate * 1.5,
-    )
+        return Line(what, "none was judged", target, "cannot be told")
+    count, alarms = sum(map(len, judged)), sum(map(sum, judged))
+    first, last = interval(judged)
+    left_out = sum(map(len, groups)) - count
+    said = f", {left_out} not judged" if left_out else ""
+    outcome: Outcome = "cannot be told"
+    if low <= alarms / count <= high:
+        outcome = "met"
+    elif last < low or first > high:
+        outcome = "missed"
+    return Line(what, f"{alarms / count:.1%} of {count:,}{said}; {first:.1%} to {last:.1%}", target, outcome)
+
+
+def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
+    """Wilson's interval of 95 % for the share of the flags (Journal of the American Statistical Association 22, 1927).
+
+    Windows beside one reference share its chance, so they count as the fewer that they are worth: their number over the
+    design effect (Korn & Graubard, Confidence Intervals for Proportions with Small Expected Number of Positive Counts
+    Estimated from Survey Data, Survey Methodology 24, 1998).
+    """
+    sums, sizes = np.array([sum(group) for group in groups]), np.array([len(group) for group in groups])
+    count = float(sizes.sum())
+    share = float(sums.sum() / count)
+    alone = share * (1 - share) / count
+    if len(groups) > 1 and alone > 0:
+        together = len(groups) / (len(groups) - 1) * float(np.square(sums - share * sizes).sum()) / count**2
+        count /= max(together / alone, 1.0)
+    square = _NORMAL_QUANTILE**2
+    middle = share + square / (2 * count)
+    half = _NORMAL_QUANTILE * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    return max((middle - half) / (1 + square / count), 0.0), (middle + half) / (1 + square / count)
 
 
 def is_alarm(verdict: Verdict) -> bool | None:
