@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.controller.monitors.turn import TROUBLE, Turns
 from mlflow_deploy_plugin.controller.monitors.worker import Ended
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.monitoring.alerts import alert_failure
+from mlflow_deploy_plugin.monitoring.alerts import alert_failure, end_alerts_of_gone
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
@@ -133,6 +133,7 @@ class MonitorScheduler:
                     memory.job = pool.submit(self._work, endpoint, name, keeper, turns)
                     memory.job.add_done_callback(lambda _: self._wake.set())
         self._close_what_is_gone(written, known)
+        end_alerts_of_gone(self._store)
 
     def _is_due(
         self,
@@ -152,7 +153,9 @@ class MonitorScheduler:
             return next_window(endpoint, name, spec, state, now, self._most_made_up) is not None
         except OnnxserveError as error:
             self._trouble(endpoint.name, name, error.message)
-            return False
+        except (ValueError, OverflowError) as error:  # of a time that no calendar has: the others are looked at
+            self._trouble(endpoint.name, name, f"its times cannot be reckoned: {error}")
+        return False
 
     def _work(self, endpoint: Endpoint, name: str, keeper: LeaseKeeper, turns: Turns) -> None:
         """Judges a monitor's oldest due window, in a thread of the pool; what it raises never leaves it."""

@@ -6,6 +6,7 @@ What is to be told is written into the store by `alert`, `alert_failure` and `an
 import hashlib
 import logging
 from datetime import timedelta
+from functools import partial
 
 from mlflow_deploy_plugin.monitoring.alerts.course import Seen, over, raised, said
 from mlflow_deploy_plugin.monitoring.alerts.message import seen_in
@@ -57,6 +58,22 @@ def alert_failure(store: Store, settings: Settings, endpoint: str, monitor: str,
     )
     repeat = timedelta(seconds=settings.alert_repeat_seconds)
     Alerts(store).change(seen.fingerprint, lambda before: raised(before, seen, now, repeat, "failing"))
+
+
+def end_alerts_of_gone(store: Store) -> None:
+    """Takes for what is to be told that an alert is over whose monitor, or endpoint, is not there any more.
+
+    Raises:
+        StoreUnavailable: the store cannot be used.
+    """
+    alerts, now = Alerts(store), store.now()
+    firing = alerts.firing()
+    known = {(one.name, name) for one in store.endpoints() for name in one.spec.monitors} if firing else set()
+    for found in firing:
+        if (found.endpoint, found.monitor) not in known:
+            order, lines = found.detail.get("order", ""), ("the monitor was taken away",)
+            seen = Seen(found.fingerprint, found.endpoint, found.monitor, order, lines=lines)
+            alerts.change(found.fingerprint, partial(over, seen=seen, now=now))
 
 
 def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "") -> None:

@@ -393,3 +393,19 @@ def test_a_scheduler_that_ends_leaves_its_window_to_the_next(world: MonitoredWor
     world.start()
 
     assert world.wait_for(1)[0].verdict == "drift"
+
+
+def test_what_a_monitor_has_told_is_over_when_it_is_taken_away(world: MonitoredWorld) -> None:
+    world.judge = lambda asked: "drift"
+    world.endpoint(hourly={}, other={"every": "30d"})
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.start()
+    world.wait_for(1, "hourly")
+    assert [alert.monitor for alert in Alerts(world.store).firing()] == ["hourly"]
+
+    world.store.replace_spec(world.spec(other={"every": "30d"}))
+
+    wait_until(lambda: not Alerts(world.store).firing(), SECONDS, "the alert is over")
+    (alert,) = Alerts(world.store).recent()
+    assert (alert.state, alert.detail["lines"]) == ("resolved", ["the monitor was taken away"])
