@@ -22,8 +22,8 @@ from mlflow_deploy_plugin.agent.cache import ModelCache
 from mlflow_deploy_plugin.agent.follow import Follower
 from mlflow_deploy_plugin.agent.pursuit import Pace, Pursuit
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.agent.tell import Teller
 from mlflow_deploy_plugin.agent.version import MlflowRegistry
+from mlflow_deploy_plugin.agent.watermark import WatermarkWriter
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry.connection import limit_patience
@@ -131,24 +131,24 @@ def _run(state_dir: Path, follow: bool, stop: threading.Event) -> int:
     # Of a core that it shares with workers, shipping is to have what they leave. On Linux this is about this thread and
     # those that it starts, not `following`: somebody waits for a version that is promoted, or rolled back.
     os.nice(_NICE)
-    teller = Teller(state_dir, shipper.location, shipper.progress)
+    watermark = WatermarkWriter(state_dir, shipper.location, shipper.progress)
     while not stop.wait(_SHIP_SECONDS):
         shipper.round()
-        teller.round()
-    _end(state_dir, shipper, teller)
+        watermark.round()
+    _end(state_dir, shipper, watermark)
     return 1 if following.failed else 0
 
 
 def _ship_rest(state_dir: Path) -> int:
     shipper = Shipper(state_dir / SPOOL, load_settings().inference_log)
-    _end(state_dir, shipper, Teller(state_dir, shipper.location, shipper.progress))
+    _end(state_dir, shipper, WatermarkWriter(state_dir, shipper.location, shipper.progress))
     return 0
 
 
-def _end(state_dir: Path, shipper: Shipper, teller: Teller) -> None:
+def _end(state_dir: Path, shipper: Shipper, watermark: WatermarkWriter) -> None:
     """Ships all that there is, and says whether that was all."""
     shipper.ship()
-    teller.end(is_shipped=not segments(state_dir / SPOOL))
+    watermark.end(is_shipped=not segments(state_dir / SPOOL))
 
 
 if __name__ == "__main__":

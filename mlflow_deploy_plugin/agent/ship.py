@@ -68,7 +68,6 @@ class Shipper:
 
     Attributes:
         state: what goes wrong, for agent.json; another thread may read it.
-
         progress: how far everything is shipped.
 
     Args:

@@ -1,4 +1,4 @@
-"""How many rows the workers of one server have answered and captured: what the agent tells of (`agent/tell.py`)."""
+"""How many rows the workers of one server have answered and captured: what the agent tells of (`agent/watermark.py`)."""
 
 import contextlib
 from collections.abc import Mapping

@@ -17,8 +17,8 @@ from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Feature, align, read_features
 from mlflow_deploy_plugin.monitoring.hourly import Sketches, window_profile, window_versions
 from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding, Judged, State
-from mlflow_deploy_plugin.monitoring.kinds.apart import parts_of
 from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
+from mlflow_deploy_plugin.monitoring.kinds.segment_sketches import parts_of
 from mlflow_deploy_plugin.monitoring.kinds.versions import Version
 from mlflow_deploy_plugin.monitoring.kinds.withheld import profile_without, reference_without, withheld
 from mlflow_deploy_plugin.monitoring.question import Question

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.inference_log.identity import mix, text_hashes
+from mlflow_deploy_plugin.inference_log.rows import is_answered_by
 from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, wilson
@@ -175,7 +176,7 @@ def _compare(answered: pa.Table, computed: pa.Table, artifacts: _Artifacts) -> _
     failures = []
     for one in versions_of(left):
         for other in versions_of(right):
-            rows = np.flatnonzero(_is_of(left, one) & _is_of(right, other))
+            rows = np.flatnonzero(is_answered_by(left, *one) & is_answered_by(right, *other))
             if not len(rows):
                 continue
             sides = left.take(pa.array(rows)), right.take(pa.array(rows))
@@ -189,11 +190,6 @@ def _compare(answered: pa.Table, computed: pa.Table, artifacts: _Artifacts) -> _
 def _keys(table: pa.Table) -> Array:
     """[N] uint64 of prediction id and row."""
     return mix(text_hashes(table.column("_prediction_id")), table.column("_row").to_numpy().astype(np.uint64))
-
-
-def _is_of(table: pa.Table, version: Version) -> Array:
-    model = pc.equal(table.column("_model"), version[0])
-    return np.asarray(pc.and_(model, pc.equal(table.column("_version"), version[1])))
 
 
 def _same(given_by: Artifact, given: pa.Table, shadow: Artifact, computed: pa.Table) -> Array:

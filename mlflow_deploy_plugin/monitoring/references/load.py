@@ -10,8 +10,8 @@ from mlflow_deploy_plugin.monitoring.bins import Bins, bins_digest, freeze_bins
 from mlflow_deploy_plugin.monitoring.features import read_features
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.references.blocks import Reference
+from mlflow_deploy_plugin.monitoring.references.cache import kept_pieces
 from mlflow_deploy_plugin.monitoring.references.dataset import load_dataset
-from mlflow_deploy_plugin.monitoring.references.kept import kept_pieces
 from mlflow_deploy_plugin.monitoring.references.past import Past, pinned, rolling
 from mlflow_deploy_plugin.monitoring.references.rows import ReferenceRows
 from mlflow_deploy_plugin.monitoring.references.training import load_reference

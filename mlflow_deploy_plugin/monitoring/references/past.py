@@ -20,14 +20,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.lists import summarise_lists
 from mlflow_deploy_plugin.inference_log.location import SKETCHES
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, InferenceLog
-from mlflow_deploy_plugin.inference_log.rows import microseconds_of
+from mlflow_deploy_plugin.inference_log.rows import is_answered_by, microseconds_of
 from mlflow_deploy_plugin.inference_log.sample import Sample
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, microseconds, parse_window
 from mlflow_deploy_plugin.monitoring.bins import Bins
@@ -93,10 +92,7 @@ class Past:
             if not self.version:
                 yield table
                 continue
-            mine = pc.and_(
-                pc.equal(table.column("_model"), self.model), pc.equal(table.column("_version"), self.version)
-            )
-            yield table.filter(mine)
+            yield table.filter(pa.array(is_answered_by(table, self.model, self.version)))
 
     def pieces(self, bins: Mapping[str, Bins], bins_key: str, sample: pa.Table, window: Window) -> Pieces:
         """Blocks and steps of the span, of the window's length and phase; from the profiles of hours where they fit."""

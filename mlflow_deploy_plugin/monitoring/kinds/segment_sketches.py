@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_deploy_plugin.inference_log.rows import is_answered_by
 from mlflow_deploy_plugin.monitoring.kinds.segments import as_texts, counts_of, largest, segment_name
 from mlflow_deploy_plugin.monitoring.kinds.versions import Version
 from mlflow_deploy_plugin.monitoring.question import Question
@@ -85,5 +86,4 @@ def _profiles(
 def _rows(question: Question, version: Version, columns: Sequence[str] | None) -> Iterator[pa.Table]:
     """What the version answered in the window."""
     for batch in question.log.batches(question.endpoint, question.window, columns):
-        model = pc.equal(batch.column("_model"), version[0])
-        yield batch.filter(pc.and_(model, pc.equal(batch.column("_version"), version[1])))
+        yield batch.filter(pa.array(is_answered_by(batch, *version)))

@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_deploy_plugin.agent.progress import Progress
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.agent.tell import Teller
+from mlflow_deploy_plugin.agent.watermark import WatermarkWriter
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, read_watermarks
 from mlflow_deploy_plugin.runtime.artifact import Column, Input
@@ -41,7 +41,7 @@ class Machine:
     writer: CaptureWriter
     metrics: Metrics
     shipper: Shipper
-    teller: Teller
+    watermark: WatermarkWriter
 
     def answer(self, rows: int = 1, endpoint: str = "e", max_rows: int = 100, is_shadow: bool = False) -> bool:
         record = RequestRecord(endpoint, "v", "r", "p", 0, 0, is_shadow=is_shadow)
@@ -49,7 +49,9 @@ class Machine:
 
     def restart(self) -> None:
         self.shipper = Shipper(self.folder / "spool", str(self.folder / "log"), self.clock, self.clock)
-        self.teller = Teller(self.folder, self.shipper.location, self.shipper.progress, self.clock, self.clock)
+        self.watermark = WatermarkWriter(
+            self.folder, self.shipper.location, self.shipper.progress, self.clock, self.clock
+        )
 
     def told(self) -> Watermark:
         (mark,) = read_watermarks(locate_log(str(self.folder / "log")))
@@ -96,7 +98,7 @@ def test_what_was_answered_and_captured_and_shipped_stands_side_by_side(machine:
     machine.answer(7, "f")
     machine.writer.leave_out("f", {"x": np.zeros((5, 1))})
     machine.shipper.ship()
-    machine.teller.round()
+    machine.watermark.round()
     mark = machine.told()
     assert (mark.endpoints, mark.ended) == (("e", "f", "idle"), False)
     assert mark.answered_rows == {"e": 203, "f": 12}
@@ -113,7 +115,7 @@ def test_rows_of_shadows_are_in_the_log_and_in_no_count(machine: Machine) -> Non
     machine.writer = answering
     machine.answer(2)
     machine.shipper.ship()
-    machine.teller.round()
+    machine.watermark.round()
     mark = machine.told()
     assert (mark.answered_rows, mark.shipped_rows) == ({"e": 2}, {"e": 2})
     assert machine.logged() == 5
@@ -145,12 +147,12 @@ def test_while_the_log_is_down_it_is_not_said_to_be_complete(machine: Machine) -
         machine.clock.now = second
         machine.answer()
         machine.shipper.round()
-        machine.teller.round()
+        machine.watermark.round()
     assert machine.shipper.progress.complete_until < 1002
     log.unlink()
     machine.clock.now = 1200
     machine.shipper.round()
-    machine.teller.round()
+    machine.watermark.round()
     mark = machine.told()
     assert (mark.complete_until, mark.shipped_rows, mark.answered_rows) == (moment(1200), {"e": 100}, {"e": 100})
 
@@ -165,7 +167,7 @@ def test_rows_that_come_again_after_a_crash_are_counted_once(machine: Machine) -
     shipped.unlink()  # a crash before it was written
     machine.restart()
     machine.shipper.ship()
-    machine.teller.end(is_shipped=False)
+    machine.watermark.end(is_shipped=False)
     mark = machine.told()
     assert (mark.agent, mark.shipped_rows, mark.captured_rows) == (name, {"e": 7}, {"e": 7})
 
@@ -177,7 +179,7 @@ def test_a_full_disk_does_not_keep_the_spool_from_being_emptied(machine: Machine
     assert machine.shipper.ship() == 3
     assert segments(machine.folder / "spool") == []
     (machine.folder / "progress.json").rmdir()
-    machine.teller.end(is_shipped=True)
+    machine.watermark.end(is_shipped=True)
     assert machine.told().shipped_rows == {"e": 3}
 
 
@@ -186,14 +188,14 @@ def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(
 ) -> None:
     machine.answer(3)
     machine.shipper.ship()
-    machine.teller.round()
+    machine.watermark.round()
     machine.answer(2)  # counted after the agent's last look
     machine.writer.close()
     machine.writer = CaptureWriter(machine.folder / "spool", start_run("b").count_capture)
     machine.answer(4)
     machine.restart()
     machine.shipper.ship()
-    machine.teller.end(is_shipped=True)
+    machine.watermark.end(is_shipped=True)
     mark = machine.told()
     assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == ({"e": 9}, {"e": 9}, {"e": 9})
     assert mark.ended
@@ -203,21 +205,21 @@ def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(
     machine: Machine, start_run: Callable[[str], Metrics]
 ) -> None:
     machine.answer(3)
-    machine.teller.round()
+    machine.watermark.round()
     machine.writer.close()
     machine.writer = CaptureWriter(machine.folder / "spool", start_run("b").count_capture)
     machine.answer(4)
     machine.shipper.ship()
-    machine.teller.end(is_shipped=False)
+    machine.watermark.end(is_shipped=False)
     (machine.folder / METRICS).unlink()  # the server ends on a full disk: what is left is of the run before
     machine.restart()
-    machine.teller.end(is_shipped=False)
+    machine.watermark.end(is_shipped=False)
     machine.writer.close()
     machine.writer = CaptureWriter(machine.folder / "spool", start_run("c").count_capture)
     machine.answer(5)
     machine.restart()
     machine.shipper.ship()
-    machine.teller.end(is_shipped=True)
+    machine.watermark.end(is_shipped=True)
     mark = machine.told()
     assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == ({"e": 12}, {"e": 12}, {"e": 12})
 
@@ -231,7 +233,7 @@ def test_rows_that_have_no_form_in_the_log_are_dropped_and_not_on_their_way(
         patched.setattr("mlflow_deploy_plugin.agent.table.as_rows", lambda *parts: 1 / 0)
         machine.answer(3)
         machine.shipper.ship()
-    machine.teller.end(is_shipped=True)
+    machine.watermark.end(is_shipped=True)
     mark = machine.told()
     assert (mark.answered_rows, mark.captured_rows) == ({"e": 5}, {"e": 2})
     assert (mark.dropped_rows, mark.shipped_rows) == ({"e": 3}, {"e": 2})
@@ -248,7 +250,7 @@ def test_the_last_word_counts_what_an_ended_server_has_left(machine: Machine) ->
     (machine.folder / METRICS).unlink()
     assert read_counted(machine.folder) == counted
     machine.shipper.ship()
-    machine.teller.end(is_shipped=True)
+    machine.watermark.end(is_shipped=True)
     assert machine.told().answered_rows == {"e": 3}
 
 
@@ -259,7 +261,7 @@ def test_it_is_said_soon_where_rows_are_counted_and_seldom_where_none_are(machin
         if second == 1050:
             machine.answer()
         machine.shipper.round()
-        machine.teller.round()
+        machine.watermark.round()
         written = machine.told().written_at
         if not told or written != told[-1]:
             told.append(written)

@@ -18,7 +18,7 @@ CHANGED_SECONDS, STILL_SECONDS = 5.0, 30.0
 """Between two words while rows are counted, and while there are none."""
 
 
-class Teller:
+class WatermarkWriter:
     """Writes the watermark of one server.
 
     Args:
