@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.store.audit import AuditEvent, write_event
@@ -76,6 +77,7 @@ class Retrainings:
         """
         now = self._clock()
         with self._store.transaction() as session:
+            _take_turns(session, model)
             live = select(RetrainingRow).where(RetrainingRow.model == model, RetrainingRow.ended_at.is_(None))
             if (found := session.scalars(live.limit(1)).first()) is not None:
                 raise AlreadyExists(f"model {model} is being trained already: retraining {found.id} is {found.state}")
@@ -139,6 +141,12 @@ class Retrainings:
             if event is not None:
                 write_event(session, event)
             return _retraining(row)
+
+
+def _take_turns(session: Session, model: str) -> None:
+    """Until the transaction ends nobody else adds one for the model; on SQLite nobody writes at all meanwhile."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:model))"), {"model": f"retraining of {model}"})
 
 
 def _retraining(row: RetrainingRow) -> Retraining:

@@ -1,22 +1,31 @@
 """Retrainings in the store."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete
 
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.store import AuditEvent, Store, open_store
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+from mlflow_deploy_plugin.store.tables import RetrainingRow
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(f"sqlite:///{tmp_path / 'store.db'}")
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql_url")
+    opened = open_store(url)
+    with opened.transaction() as session:
+        session.execute(delete(RetrainingRow))
     yield opened
     opened.close()
 
@@ -39,14 +48,31 @@ def test_what_is_written_down_is_found_again(retrainings: Retrainings) -> None:
     assert retrainings.get(77) is None
 
 
+def test_of_alarms_at_the_same_moment_one_trains(retrainings: Retrainings) -> None:
+    barrier = threading.Barrier(4)
+
+    def try_to_add(endpoint: str) -> bool:
+        barrier.wait()
+        try:
+            return add(retrainings, endpoint=endpoint).is_live
+        except AlreadyExists:
+            return False
+
+    for _ in range(3):
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(try_to_add, ["a", "b", "c", "d"])) == 1
+        (live,) = retrainings.find(live=True)
+        retrainings.update(replace(live, state="failed", ended_at=NOON))
+
+
 def test_a_model_has_one_live_retraining_and_a_new_one_after_its_end(retrainings: Retrainings) -> None:
     first = add(retrainings)
-    with pytest.raises(AlreadyExists, match="model X is being trained already: retraining 1 is waiting"):
+    with pytest.raises(AlreadyExists, match=f"model X is being trained already: retraining {first.id} is waiting"):
         add(retrainings, endpoint="another")
-    add(retrainings, model="Y")
+    other = add(retrainings, model="Y")
     retrainings.update(replace(first, state="failed", ended_at=NOON))
-    assert add(retrainings).id == 3
-    assert [one.id for one in retrainings.find(live=True)] == [2, 3]
+    second = add(retrainings)
+    assert [one.id for one in retrainings.find(live=True)] == [other.id, second.id]
 
 
 def test_of_two_that_change_it_at_the_same_time_one_does(store: Store, retrainings: Retrainings) -> None:
