@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlflow_deploy_plugin.deployments.projects import whole_projects
 from mlflow_deploy_plugin.deployments.traffic import with_weights
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
@@ -13,11 +14,13 @@ def configured(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     """`spec` with what `config` says.
 
     Raises:
-        InvalidConfig: a name or a value cannot be.
+        InvalidConfig: a name or a value cannot be, or a project that trains is not where it is said to be.
     """
     fields = with_weights(spec, config)
     models = {name: uri for name, uri in fields.items() if name.startswith("variants.") and name.endswith(".model")}
-    return apply_config(spec, {**fields, **{name: absolute_uri(str(uri)) for name, uri in models.items()}})
+    changed = apply_config(spec, {**fields, **{name: absolute_uri(str(uri)) for name, uri in models.items()}})
+    projects = whole_projects(changed, config)
+    return apply_config(changed, projects) if projects else changed
 
 
 def absolute_uri(model_uri: str) -> str:

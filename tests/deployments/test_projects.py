@@ -1,0 +1,60 @@
+"""The project that a monitor's `retrain` names: said at once where it is not there."""
+
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.deployments.config import configured
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.spec import EndpointSpec, new_endpoint
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "MLproject").write_text("name: toy\nentry_points:\n  train: {command: python train.py}\n")
+    return tmp_path
+
+
+def with_project(project: str, **fields: str) -> EndpointSpec:
+    config = {"monitors.m.kind": "drift", "monitors.m.retrain.project": project}
+    config |= {f"monitors.m.retrain.{name}": value for name, value in fields.items()}
+    return configured(new_endpoint("flights", "models:/X/1"), config)
+
+
+def kept(spec: EndpointSpec) -> str:
+    retrain = spec.monitors["m"].retrain
+    assert retrain is not None
+    return retrain.project
+
+
+def test_a_folder_is_kept_by_its_whole_path(project: Path) -> None:
+    (project / "below").mkdir()
+    (project / "MLproject").rename(project / "below" / "MLproject")
+    assert kept(with_project("below")) == str(project / "below")
+    assert kept(with_project(".#below")) == str(project / "below")
+
+
+def test_a_repository_is_kept_as_it_is(project: Path) -> None:
+    for uri in ("https://git.example/x.git", "git@git.example:x.git#below"):
+        assert kept(with_project(uri)) == uri
+
+
+def test_a_project_that_is_not_there_is_said_with_its_monitor(project: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"^monitors\.m\.retrain\.project: there is no folder .*/elsewhere; wanted"):
+        with_project("elsewhere")
+    with pytest.raises(InvalidConfig, match=r"retrain\.entry_point: .* has no entry point 'trian'; it has train$"):
+        with_project(".", entry_point="trian")
+    (project / "MLproject").write_text("entry_points: [")
+    with pytest.raises(InvalidConfig, match=r"retrain\.project: .*MLproject cannot be read: "):
+        with_project(".")
+    (project / "MLproject").unlink()
+    with pytest.raises(InvalidConfig, match=r"has no MLproject; wanted is the folder of an MLflow project"):
+        with_project(".")
+
+
+def test_what_does_not_speak_of_the_project_is_changed_without_it(project: Path) -> None:
+    spec = with_project(".")
+    (project / "MLproject").unlink()
+    changed = configured(spec, {"monitors.m.retrain.max_runs": "3", "monitors.m.every": "2d"})
+    assert kept(changed) == str(project)
