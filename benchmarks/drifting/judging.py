@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from scipy import stats
 
 from mlflow_deploy_plugin.monitoring.references import Reference
 from mlflow_deploy_plugin.monitoring.sketch import sketch_batches
@@ -93,8 +94,8 @@ def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
     """Wilson's interval of 95 % for the share of the flags (Journal of the American Statistical Association 22, 1927).
 
     Windows beside one reference share its chance, so they count as the fewer that they are worth: their number over the
-    design effect (Korn & Graubard, Confidence Intervals for Proportions with Small Expected Number of Positive Counts
-    Estimated from Survey Data, Survey Methodology 24, 1998).
+    design effect, and fewer again where references are few (Korn & Graubard, Confidence Intervals for Proportions with
+    Small Expected Number of Positive Counts Estimated from Survey Data, Survey Methodology 24, 1998).
     """
     sums, sizes = np.array([sum(group) for group in groups]), np.array([len(group) for group in groups])
     count = float(sizes.sum())
@@ -103,6 +104,8 @@ def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
     if len(groups) > 1 and alone > 0:
         together = len(groups) / (len(groups) - 1) * float(np.square(sums - share * sizes).sum()) / count**2
         count /= max(together / alone, 1.0)
+    if len(groups) > 1:  # of few references the effect itself is told badly
+        count *= float(_NORMAL_QUANTILE / stats.t.ppf(0.975, len(groups) - 1)) ** 2
     square = _NORMAL_QUANTILE**2
     middle = share + square / (2 * count)
     half = _NORMAL_QUANTILE * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
