@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 Form = Literal["csv", "json", "jsonl", "parquet"]
-Write = Callable[[pa.RecordBatch], None]
+Write = Callable[[pa.RecordBatch], object]
 
 _TIME = "%Y-%m-%dT%H:%M:%S"  # seconds have their fraction
 
