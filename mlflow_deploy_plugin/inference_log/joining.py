@@ -29,6 +29,7 @@ _SLACK = timedelta(days=1)
 """Two machines' clocks may differ: a label may seem to have come before its prediction, but not by more."""
 MOST_HELD_LABELS = 500_000
 """Labels that are held before those that others have replaced are let go."""
+_HELD_KINDS = 8
 MOST_KEPT_BYTES = 64 * 2**20
 """Of all labels of an endpoint; where there are more they are read anew each time."""
 _TEXT = r'"(?:[^"\\]|\\.)*"'
@@ -120,6 +121,7 @@ class RowNames:
         self._table = table
         self._names: dict[tuple[str, ...], Array | None] = {}
         self._distinct: dict[tuple[str, ...], Array] = {}
+        self._matched: set[tuple[str, ...]] = set()
 
     @property
     def earliest_label(self) -> datetime | None:
@@ -134,7 +136,11 @@ class RowNames:
         parts = []
         for kind, which, hashes in named(labels):
             is_known = np.isin(hashes, self.of_kind(kind))
-            if is_known.any():
+            if not is_known.any():
+                if kind not in self._matched:
+                    self.forget(kind)
+            else:
+                self._matched.add(kind)
                 part = labels.take(pa.array(which[is_known])).select([*_ORDER, LABEL, LABEL_NUMBER])
                 parts.append(part.append_column("_name", pa.array(hashes[is_known])))
         return pa.concat_tables(parts) if parts else labels.slice(0, 0)
@@ -161,6 +167,12 @@ class RowNames:
             hashes = self._names_of(kind)
             self._distinct[kind] = np.empty(0, np.uint64) if hashes is None else np.unique(hashes)
         return self._distinct[kind]
+
+    def forget(self, kind: tuple[str, ...]) -> None:
+        """Lets go of what was worked out of this kind, where many are held: callers may name rows in thousands."""
+        if len(self._distinct) > _HELD_KINDS and kind != _BY_ID:
+            self._distinct.pop(kind, None)
+            self._names.pop(kind, None)
 
     def _names_of(self, kind: tuple[str, ...]) -> Array | None:
         """[N] uint64: what labels of this kind call each row; None: they are of columns that the rows lack."""

@@ -34,6 +34,7 @@ class LabelNames:
         rows = RowNames(table)
         for kind, names in self._all().items():
             self._found[kind] |= np.isin(names, rows.of_kind(kind), assume_unique=True)
+            rows.forget(kind)
 
     @property
     def columns(self) -> set[str]:

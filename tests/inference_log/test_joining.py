@@ -10,7 +10,7 @@ import pytest
 from mlflow_deploy_plugin.inference_log import joining
 from mlflow_deploy_plugin.inference_log.labels import Label, canonical_key
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.stats import log_stats
+from mlflow_deploy_plugin.inference_log.stats import Labelled, log_stats
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
 from support.inference_log import LogWriter
 
@@ -200,6 +200,15 @@ def test_a_key_of_a_column_without_single_values_names_no_row_and_spoils_no_othe
     writer.label(by_key("nobody's", column=1, at=1), by_id("late", row=0))
     assert labels(log) == ["late", None]
     assert log_stats(log, "flights").labels.unmatched == 1
+
+
+def test_labels_of_many_kinds_of_keys_are_joined_and_counted(log: InferenceLog, writer: LogWriter) -> None:
+    columns = {f"c{place}": [place, place + 1] for place in range(30)}
+    writer.write(request(2, **columns))
+    writer.label(*(by_key("nobody's", **{name: -1}) for name in columns), name="first")
+    writer.label(by_key("late", c3=3), by_key("early", c29=30), by_id("by row", row=0, at=1), name="second")
+    assert labels(log) == ["by row", "early"]
+    assert log_stats(log, "flights").labels == Labelled(rows=2, names=33, unmatched=30)
 
 
 def test_a_key_of_a_column_of_half_floats_names_its_rows(log: InferenceLog, writer: LogWriter) -> None:

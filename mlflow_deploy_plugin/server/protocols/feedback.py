@@ -17,6 +17,8 @@ from mlflow_deploy_plugin.server.protocols.content import load_json_object
 
 MOST_ENTRIES = 10_000
 MOST_KEY_COLUMNS = 16
+_MOST_KINDS = 16
+"""A reader of the log makes a key of each row for each of them."""
 _MOST_CHARACTERS = 1000
 _MOST_ID_CHARACTERS = 128
 _MOST_ROW = 2**31 - 1
@@ -41,7 +43,10 @@ def decode(content_type: str | None, body: bytes) -> list[Feedback]:
         raise InvalidRequest(f"feedback is {shown(entries)}; a list of objects is expected")
     if not 0 < len(entries) <= MOST_ENTRIES:
         raise InvalidRequest(f"feedback holds {len(entries)} entries; 1 to {MOST_ENTRIES} are expected")
-    return [_entry(entry, f"feedback[{place}]") for place, entry in enumerate(entries)]
+    decoded = [_entry(entry, f"feedback[{place}]") for place, entry in enumerate(entries)]
+    if len({frozenset(entry.key) for entry in decoded if entry.key}) > _MOST_KINDS:
+        raise InvalidRequest(f"feedback names rows by more than {_MOST_KINDS} different sets of key columns")
+    return decoded
 
 
 def encode(accepted: int) -> bytes:

@@ -96,6 +96,10 @@ def test_masked_key_columns_are_named_to_the_agent(server: Server) -> None:
         ({"feedback": []}, "feedback holds 0 entries; 1 to 10000 are expected"),
         ({"feedback": [{"label": 1, "prediction_id": "p"}] * 10_001}, "feedback holds 10001 entries"),
         ({"feedback": [{"label": 1, "prediction_id": "p"}, 7]}, "feedback[1] is 7; an object with"),
+        (
+            {"feedback": [{"label": 1, "key": {f"c{place}": 1}} for place in range(17)]},
+            "feedback names rows by more than 16 different sets of key columns",
+        ),
         ({"feedback": [], "label": 1}, "the document holds 'label' beside 'feedback'"),
         ([], "the body is a JSON array; an object is expected"),
         (b'{"prediction_id": "p", "label": NaN}', "label is nan; null takes an earlier one back"),
