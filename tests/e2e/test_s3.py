@@ -1,12 +1,9 @@
 """Models, MLflow's artifacts and the inference log in a bucket behind a real S3 API."""
 
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import mlflow
 import pytest
 from mlflow import MlflowClient
@@ -16,23 +13,18 @@ from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from support.mlflow_server import MlflowServer
 from support.models import adder, write_model
+from support.real_s3 import NEEDS_S3, own_bucket
 from support.serving import Served
 
 COLUMN = {"name": "x", "type": "float", "required": True}
 
-pytestmark = [
-    pytest.mark.s3,
-    pytest.mark.skipif(not os.environ.get("AWS_ENDPOINT_URL"), reason="no S3 API is named by AWS_ENDPOINT_URL"),
-]
+pytestmark = NEEDS_S3
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Any]:
-    """A bucket of these tests' own, gone with all that is in it at their end."""
-    made = boto3.resource("s3").create_bucket(Bucket=f"onnxserve-{uuid.uuid4().hex}")
-    yield made
-    made.objects.all().delete()
-    made.delete()
+    with own_bucket() as made:
+        yield made
 
 
 def test_a_model_in_a_bucket_is_served_and_its_requests_are_logged_there(

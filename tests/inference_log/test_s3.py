@@ -1,13 +1,11 @@
 """The log in a bucket behind a real S3 API: read, queried, labelled, compacted, expired."""
 
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,24 +19,19 @@ from mlflow_deploy_plugin.inference_log.stats import log_stats
 from mlflow_deploy_plugin.inference_log.view import View
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
 from support.inference_log import LogWriter
+from support.real_s3 import NEEDS_S3, own_bucket
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 LATER = datetime.now(UTC) + timedelta(hours=1)
 WINDOW = parse_window("2013-07-01/1d")
 
-pytestmark = [
-    pytest.mark.s3,
-    pytest.mark.skipif(not os.environ.get("AWS_ENDPOINT_URL"), reason="no S3 API is named by AWS_ENDPOINT_URL"),
-]
+pytestmark = NEEDS_S3
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Any]:
-    """A bucket of these tests' own, gone with all that is in it at their end."""
-    made = boto3.resource("s3").create_bucket(Bucket=f"onnxserve-{uuid.uuid4().hex}")
-    yield made
-    made.objects.all().delete()
-    made.delete()
+    with own_bucket() as made:
+        yield made
 
 
 @pytest.fixture
