@@ -49,6 +49,10 @@ def retrain(
     """
     if not listed and name is None:
         raise click.UsageError("say which endpoint (NAME), or --list")
+    if listed and (monitor or mode or window or why or wait):
+        raise click.UsageError("--list starts nothing: beside it are NAME and -o alone")
+    if not listed and output != "text":
+        raise click.UsageError("-o is of --list")
     # here and below: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 

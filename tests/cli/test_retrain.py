@@ -43,6 +43,20 @@ def test_without_an_endpoint_it_says_what_it_wants(store: Store) -> None:
     assert "say which endpoint (NAME), or --list" in asked.output
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--list", "--wait"], "--list starts nothing"),
+        (["flights", "--list", "--mode", "full"], "--list starts nothing"),
+        (["flights", "-o", "json"], "-o is of --list"),
+    ],
+)
+def test_options_that_do_not_go_together_are_said(store: Store, options: list[str], said: str) -> None:
+    asked = ask(*options)
+    assert asked.exit_code == 2
+    assert said in asked.output
+
+
 def test_an_endpoint_that_is_not_there_is_said(store: Store) -> None:
     asked = ask("flights")
     assert asked.exit_code == 1

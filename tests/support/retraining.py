@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retrain.advance import take_safely
 from mlflow_deploy_plugin.controller.retrain.steps import Steps
@@ -20,7 +21,7 @@ from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import MonitorSpec, apply_config, new_endpoint
+from mlflow_deploy_plugin.spec import MonitorSpec, add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
 from support.gated import COLUMNS, TRUTH, labelled, write_classifier
@@ -89,6 +90,30 @@ class RetrainingWorld:
         retrain = {"project": str(self.project), "env_manager": "local", **fields}
         config = {f"monitors.{name}.retrain.{field}": value for field, value in retrain.items()}
         config |= {f"monitors.{name}.kind": "performance", f"monitors.{name}.require": "accuracy>=0.9"}
+        self._change(config)
+
+    def serve_model(self, name: str) -> None:
+        """The endpoint serves another registered model from now on."""
+        client = MlflowClient()
+        client.create_registered_model(name)
+        client.create_model_version(name, (self.project / "models" / "better").as_uri())
+        self._change({f"variants.{ENDPOINT}.model": f"models:/{name}/1"})
+
+    def divide_traffic(self) -> None:
+        """By a rollout of another version than the candidate."""
+        stored = self.deployments.store.endpoint(ENDPOINT)
+        assert stored is not None
+        spec = add_variant(stored.spec, "candidate", f"models:/{MODEL}/1")
+        config = {"variants.candidate.weight": 10, f"variants.{ENDPOINT}.weight": 90}
+        self.deployments.store.replace_spec(apply_config(spec, config))
+        uri = f"models:/{MODEL}/1"
+        wish = {"to_uri": uri, "model": MODEL, "version": "1", "before_uri": uri, "before_version": "1"}
+        wish |= {"endpoint": ENDPOINT, "main": ENDPOINT, "candidate": "candidate", "shadow": "", "kind": "pinned"}
+        wish |= {"selector": "", "abort_on": "", "actor": "ada", "why": ""}
+        plan = wish | {"steps": [10, 100], "every": 60.0, "min_requests": 1}
+        self.deployments.store.add_rollout(ENDPOINT, plan, "baking")
+
+    def _change(self, config: dict[str, Any]) -> None:
         stored = self.deployments.store.endpoint(ENDPOINT)
         assert stored is not None
         self.deployments.store.replace_spec(apply_config(stored.spec, config))
@@ -149,8 +174,6 @@ class RetrainingWorld:
 @contextmanager
 def retraining_world(folder: Path) -> Iterator[RetrainingWorld]:
     """MLflow has to be where the folder's models may be registered, ONNXSERVE_HOME somewhere below the folder."""
-    from mlflow import MlflowClient
-
     settings = load_settings()
     store = open_store(settings.store_url)
     world = RetrainingWorld(folder, Deployments(store, settings, lambda line: None))

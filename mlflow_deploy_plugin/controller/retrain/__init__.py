@@ -6,7 +6,8 @@ scheduled.py  those that a schedule asks for
 material.py   the labelled rows that are learned, and those that are held out
 child.py      the process that trains
 tracked.py    the run and the version in MLflow
-judged.py     the gate beside what is served
+served.py     what is served meanwhile
+judged.py     the gate beside it
 steps.py      the states, one step after the other; the best place to begin reading
 advance.py    all of them, again and again
 journal.py    what the audit trail keeps

@@ -15,14 +15,18 @@ _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _AGAIN_SECONDS = 10.0
+MOST_DEFECTS = 6
+"""After so many unexpected errors in a row, about a minute, it is ended: its model could not be trained otherwise."""
 
 
 @dataclass
 class _UnderWay:
-    """The step that this process is at, and when the next may be taken (monotonic)."""
+    """The step that this process is at, when the next may be taken (monotonic), and how often in a row it has failed
+    in a way that nobody has thought of."""
 
     worker: threading.Thread | None = None
     not_before: float = 0.0
+    defects: int = 0
 
 
 @dataclass
@@ -61,7 +65,10 @@ def take_safely(steps: Steps, one: Retraining) -> bool:
     try:
         steps.take(one)
     except (RegistryUnavailable, StoreUnavailable, NotReady) as error:
-        _log.warning("retraining %d, %s: again in %g s: %s", one.id, one.state, _AGAIN_SECONDS, error.message)
+        if one.reason != reason_of(error):
+            _log.warning("retraining %d, %s: again every %g s: %s", one.id, one.state, _AGAIN_SECONDS, error.message)
+        if not isinstance(error, StoreUnavailable):
+            steps.wait(one, reason_of(error))
         return False
     except OnnxserveError as error:
         steps.fail(one, reason_of(error))
@@ -70,7 +77,7 @@ def take_safely(steps: Steps, one: Retraining) -> bool:
 
 def _take(steps: Steps, one: Retraining, known: _UnderWay) -> None:
     """Step after step until one has to be waited for."""
-    pause = _AGAIN_SECONDS
+    pause, defects = _AGAIN_SECONDS, 0
     try:
         retrainings = Retrainings(steps.deployments.store)
         current: Retraining | None = one
@@ -81,6 +88,19 @@ def _take(steps: Steps, one: Retraining, known: _UnderWay) -> None:
                 break
     except OnnxserveError as error:
         _log.warning("retraining %d: %s", one.id, error.message)
-    except Exception:  # noqa: BLE001 — a boundary: one retraining must not end the others
+    except Exception as error:  # noqa: BLE001 — a boundary: one retraining must not end the others
         _log.exception("retraining %d cannot be taken further; again in %g s", one.id, _AGAIN_SECONDS)
+        defects = known.defects + 1
+        if defects >= MOST_DEFECTS:
+            _give_up(steps, one, error)
+    known.defects = defects
     known.not_before = time.monotonic() + pause
+
+
+def _give_up(steps: Steps, one: Retraining, error: Exception) -> None:
+    try:
+        current = Retrainings(steps.deployments.store).get(one.id)
+        if current is not None and current.is_live:
+            steps.fail(current, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    except OnnxserveError as failure:
+        _log.warning("retraining %d: %s", one.id, failure.message)

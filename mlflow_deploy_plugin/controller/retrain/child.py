@@ -8,6 +8,7 @@ the run's id, and how it ended by the run's status, whoever is there to see.
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,13 +16,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
-from mlflow_deploy_plugin.registry.connection import environment_for_a_child
+from mlflow_deploy_plugin.registry.connection import environment_for_a_child, without_credentials
 
 MARK = "ONNXSERVE_RETRAINING_RUN"
 LOG = "log.txt"
 _GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
-_LONGEST_LINE = 300
+_LONGEST_LINE, _TAIL_BYTES = 300, 64 * 1024
 
 _started: dict[str, "subprocess.Popen[bytes]"] = {}
 
@@ -48,6 +49,17 @@ def start(plan: RetrainPlan, run_id: str, parameters: Mapping[str, str], folder:
     return child.pid
 
 
+def host() -> str:
+    """The machine that a training runs on."""
+    return socket.gethostname()
+
+
+def has_failed(run_id: str) -> bool:
+    """Whether it has ended with an error by itself, as far as this process has started it."""
+    child = _started.get(run_id)
+    return child is not None and (child.poll() or 0) > 0
+
+
 def is_alive(run_id: str) -> bool:
     """Whether anything of the training runs on this machine."""
     child = _started.get(run_id)
@@ -72,13 +84,15 @@ def end(run_id: str) -> None:
 def last_line(folder: Path) -> str:
     """The last that the training has said, or what it said last of an error."""
     try:
-        lines = (folder / LOG).read_text(errors="replace").splitlines()[-50:]
+        with (folder / LOG).open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = log.read().decode(errors="replace").replace("\0", "").splitlines()[-50:]
     except OSError:
         return ""
     said = [line.strip() for line in lines if line.strip() and " mlflow.cli: === " not in line]
     said = [line for line in said if "mlflow.projects" not in line] or said
     errors = [line for line in said if line.startswith(("Error", "error"))]
-    return (errors or said or [""])[-1][:_LONGEST_LINE]
+    return without_credentials((errors or said or [""])[-1])[:_LONGEST_LINE]
 
 
 def _processes(run_id: str) -> Iterator[int]:

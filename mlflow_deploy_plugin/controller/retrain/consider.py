@@ -7,16 +7,17 @@ from typing import Any
 
 from mlflow_deploy_plugin.controller.retrain import journal
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, cause_of, plan_for
+from mlflow_deploy_plugin.controller.retrain.served import served_model, served_version
 from mlflow_deploy_plugin.controller.rollouts.begin import main_variant
 from mlflow_deploy_plugin.controller.rollouts.observe import see
 from mlflow_deploy_plugin.controller.who import controller_name
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments.projects import check_project
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
-from mlflow_deploy_plugin.registry.resolve import resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, RetrainSpec, duration_seconds
 from mlflow_deploy_plugin.store import Store, this_actor
@@ -91,21 +92,18 @@ def ask(
 
     Raises:
         NotFound / RegistryUnavailable: no such endpoint or monitor, or nobody says which version is served.
-        InvalidConfig: no monitor says how the model is trained, or its endpoint serves no registered model.
+        InvalidConfig: no monitor says how the model is trained, its project is not there, or the endpoint serves no
+            registered model.
         AlreadyExists: the model is being trained already.
     """
     actor = actor or this_actor()
     observed = deployments.get_endpoint(endpoint)
-    spec = observed.endpoint.spec
-    name, found = _monitor_of(spec, monitor)
+    name, found = _monitor_of(observed.endpoint.spec, monitor)
     assert found.retrain is not None
     retrain = found.retrain.model_copy(update={"mode": mode}) if mode else found.retrain
-    main = main_variant(spec)
-    reference = parse_model_uri(spec.variants[main].model)
-    if not reference.is_registered:
-        raise InvalidConfig(f"endpoint {endpoint!r} serves no registered model, and only versions of one are trained")
-    version = see(observed).versions.get(main) or resolve(spec.variants[main].model).version
-    plan = plan_for(retrain, endpoint, reference.name, version, found.every, window, actor)
+    check_project(retrain.project, retrain.entry_point)
+    model = served_model(observed)
+    plan = plan_for(retrain, endpoint, model, served_version(observed), found.every, window, actor)
     said = why if kind != "asked" else f"asked by {actor}" + (f": {why}" if why else "")
     return _add(deployments.store, name, plan, {"kind": kind, "monitor": name, "why": said}, utc_now())
 

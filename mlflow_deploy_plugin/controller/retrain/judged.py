@@ -8,8 +8,10 @@ from mlflow_deploy_plugin.registry.resolve import resolve
 from mlflow_deploy_plugin.store import Store
 
 
-def judge_candidate(plan: RetrainPlan, version: str, dataset: str, target: str, actor: str, store: Store) -> Gated:
-    """Judges the version by its model's policy, and writes the verdict on it.
+def judge_candidate(
+    plan: RetrainPlan, version: str, against: str, dataset: str, target: str, actor: str, store: Store
+) -> Gated:
+    """Judges the version by its model's policy beside the version `against`, and writes the verdict on it.
 
     Where the policy names no dataset, the newest labelled rows of the window are it, which neither version has learned:
     the candidate may not be worse on them than what is served, by the policy's own margin and confidence.
@@ -22,7 +24,8 @@ def judge_candidate(plan: RetrainPlan, version: str, dataset: str, target: str, 
         evaluation = policy.evaluation.model_copy(update={"dataset": dataset, "target": target})
         where = f"{chosen.where}, on the newest labelled rows"
         chosen = Chosen(policy.model_copy(update={"evaluation": evaluation}), where, chosen.is_the_models)
-    return judge_and_log(registered(plan.model, version), resolve(plan.base_uri), chosen, actor, store, lambda _: None)
+    current = resolve(f"models:/{plan.model}/{against}")
+    return judge_and_log(registered(plan.model, version), current, chosen, actor, store, lambda _: None)
 
 
 def figures_of(verdict: Verdict) -> dict[str, float]:

@@ -9,7 +9,6 @@ looks first whether its work is done already, so that it may be done again after
     promoted, proposed, left, rolled_back, failed         the end
 """
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -18,10 +17,12 @@ from pathlib import Path
 from mlflow_deploy_plugin.controller.retrain import child, journal, judged, tracked
 from mlflow_deploy_plugin.controller.retrain.material import collect, remove
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, State
+from mlflow_deploy_plugin.controller.retrain.served import AnotherModel, answering_version
 from mlflow_deploy_plugin.controller.rollouts.begin import Wish, begin_rollout
 from mlflow_deploy_plugin.controller.rollouts.journal import plan_of as rollout_plan_of
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import AlreadyExists, OnnxserveError
+from mlflow_deploy_plugin.deployments.projects import check_project
+from mlflow_deploy_plugin.errors import AlreadyExists, NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, tag_version
@@ -31,6 +32,8 @@ from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
 
 ATTEMPTS = 2
 """A training that was killed from outside is begun once more; one that fails by itself is not."""
+LONGEST_WAIT = timedelta(hours=1)
+"""For an endpoint whose server does not run; then a person is asked."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,18 @@ class Steps:
             "gated": self._decide,
             "rolling_out": self._follow,
         }
-        work[retraining.state](retraining)
+        if retraining.state != "rolling_out" and self._is_deleted(retraining):
+            self._abandon(retraining)
+            return
+        try:
+            work[retraining.state](retraining)
+        except AnotherModel as error:
+            self._finish(retraining, "left", error.message)
+
+    def wait(self, retraining: Retraining, reason: str) -> None:
+        """Says what it waits for, in the list of retrainings; once for the same."""
+        if retraining.reason != reason:
+            self._write(replace(retraining, reason=reason))
 
     def fail(self, retraining: Retraining, reason: str) -> None:
         """Ends it; people are told."""
@@ -71,14 +85,26 @@ class Steps:
         attempt = retraining.figures.get("attempt", 1)
         return self.deployments.settings.home_path / "retrainings" / f"{retraining.id}-{attempt}"
 
+    def _is_deleted(self, one: Retraining) -> bool:
+        """Also where there is a namesake by now."""
+        stored = self.deployments.store.endpoint(one.endpoint)
+        return stored is None or stored.created_at > one.created_at
+
+    def _abandon(self, one: Retraining) -> None:
+        if one.run_id:
+            child.end(one.run_id)
+            tracked.end(one.run_id, "KILLED")
+        self.fail(one, f"endpoint {one.endpoint!r} was deleted meanwhile")
+
     def _prepare(self, one: Retraining) -> None:
         plan = journal.plan_of(one)
+        check_project(plan.project, plan.entry_point)
         folder = self.folder(one)
         types = tracked.column_types(plan.base_uri)
         material = collect(open_log(self.deployments.settings.inference_log), plan, folder, types)
         figures = {
             "attempt": one.figures.get("attempt", 1),
-            "host": socket.gethostname(),
+            "host": child.host(),
             "rows": material.rows,
             "held_out_rows": material.held_out_rows,
             "window": str(material.window),
@@ -96,24 +122,30 @@ class Steps:
     def _watch(self, one: Retraining) -> None:
         plan, figures = journal.plan_of(one), one.figures
         deadline = datetime.fromisoformat(figures["started_at"]) + timedelta(seconds=plan.timeout)
-        is_here = figures["host"] == socket.gethostname()
+        is_here = figures["host"] == child.host()
         if is_here and child.is_alive(one.run_id):
             if self.clock() > deadline:
-                child.end(one.run_id)
-                tracked.end(one.run_id, "KILLED")
-                self.fail(one, f"the run took longer than {plan.timeout:g} s and was ended")
+                self._end_late(one, plan)
             return
         status = tracked.status(one.run_id)
-        if status == "FAILED":
+        if status == "FAILED" or (status == "RUNNING" and child.has_failed(one.run_id)):
+            tracked.end(one.run_id, "FAILED")
             self.fail(one, f"the run failed: {child.last_line(self.folder(one)) or 'it has said nothing'}")
         elif version := tracked.version_of(plan.model, one.run_id):
             tracked.tag(one, plan, version)
-            registered = replace(one, state="registered", version=version)
+            registered = replace(one, state="registered", version=version, reason="")
             self._write(registered, journal.registered(registered, self.actor, self.clock()))
         elif status == "FINISHED":
             self.fail(one, f"the run has registered no version of {plan.model}")
-        elif is_here or self.clock() > deadline:
+        elif self.clock() > deadline:
+            self._end_late(one, plan)
+        elif is_here:
             self._begin_again(one)
+
+    def _end_late(self, one: Retraining, plan: RetrainPlan) -> None:
+        child.end(one.run_id)
+        tracked.end(one.run_id, "KILLED")
+        self.fail(one, f"the run took longer than {plan.timeout:g} s and was ended")
 
     def _begin_again(self, one: Retraining) -> None:
         """Nothing of the training is left: it was killed, or the machine has stopped."""
@@ -128,16 +160,31 @@ class Steps:
 
     def _judge(self, one: Retraining) -> None:
         plan, store = journal.plan_of(one), self.deployments.store
+        served = answering_version(self.deployments, plan.endpoint, plan.model)
+        against = served if served not in ("", one.version) else plan.base_version
         dataset, target = one.figures.get("dataset", ""), one.figures.get("target", "")
-        gated = judged.judge_candidate(plan, one.version, dataset, target, self.actor, store)
-        verdict = {"gate": gated.verdict.state, "gate_reason": gated.verdict.reason, "gate_report": gated.report}
-        figures = one.figures | verdict | judged.figures_of(gated.verdict)
-        self._write(replace(one, state="gated", figures=figures))
+        gated = judged.judge_candidate(plan, one.version, against, dataset, target, self.actor, store)
+        figures = one.figures | judged.figures_of(gated.verdict)
+        figures |= {"gate": gated.verdict.state, "gate_reason": gated.verdict.reason, "gate_report": gated.report}
+        figures |= {"against": against, "gated_at": self.clock().isoformat()}
+        self._write(replace(one, state="gated", figures=figures, reason=""))
 
     def _decide(self, one: Retraining) -> None:
         plan = journal.plan_of(one)
         if one.figures["gate"] != "passed":
             self._finish(one, "left", f"it has not passed its gate: {one.figures['gate_reason']}")
+            return
+        served, against = (
+            answering_version(self.deployments, plan.endpoint, plan.model),
+            one.figures.get("against", plan.base_version),
+        )
+        if self._rollout_of(one, plan) is not None:
+            self._roll_out(one, plan)
+        elif served == one.version:
+            self._finish(one, "promoted", "somebody has brought it already: it is served")
+        elif served not in ("", against):
+            reason = f"version {served} is served now, and it was judged beside {against}"
+            self._write(replace(one, state="registered", reason=reason))
         elif plan.then == "rollout":
             self._roll_out(one, plan)
         elif plan.then == "propose":
@@ -157,14 +204,32 @@ class Steps:
                 min_requests=plan.min_requests,
                 why=why,
             )
+            if others := self.deployments.store.rollouts(plan.endpoint, live=True):
+                self.wait(one, f"waits for the end of rollout {others[0].id} of the endpoint")
+                return
             try:
                 rollout = begin_rollout(self.deployments, plan.endpoint, wish, self.actor)
-            except AlreadyExists as error:  # another rollout: this one waits for its end
-                if one.reason != error.message:
-                    self._write(replace(one, reason=error.message))
+            except AlreadyExists as error:  # another one has begun just now
+                self.wait(one, error.message)
+                return
+            except NotReady as error:
+                self._wait_for_server(one, plan, error.message)
                 return
         tag_version(plan.model, one.version, CANDIDATE_TAG, f"rollout {rollout.id} of endpoint {plan.endpoint}")
         self._write(replace(one, state="rolling_out", rollout_id=rollout.id, reason=""))
+
+    def _wait_for_server(self, one: Retraining, plan: RetrainPlan, why: str) -> None:
+        since = datetime.fromisoformat(one.figures.get("gated_at", one.created_at.isoformat()))
+        if self.clock() - since < LONGEST_WAIT:
+            self.wait(one, f"waits for the endpoint: {why}")
+            return
+        self._finish(
+            one,
+            "proposed",
+            f"it has passed its gate ({one.figures['gate_reason']}), and the endpoint has not been ready for a rollout "
+            f"for {LONGEST_WAIT.total_seconds():g} s ({why}): `onnxserve rollout {plan.endpoint} --to {one.version}` "
+            "brings it",
+        )
 
     def _rollout_of(self, one: Retraining, plan: RetrainPlan) -> Rollout | None:
         """That an earlier attempt at this step has begun."""

@@ -4,12 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
-from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
+from mlflow_deploy_plugin.registry.connection import (
+    patience_for_files,
+    registry_client,
+    registry_errors,
+    without_credentials,
+)
 from mlflow_deploy_plugin.registry.runs import experiment_named
 from mlflow_deploy_plugin.registry.tags import CAUSE_TAG, LONGEST_TAG, PARENT_TAG, TRAINING_TAG, tag_version
 from mlflow_deploy_plugin.store.retrainings import Retraining
 
 RETRAINING_TAG = "onnxserve.retraining"
+_PARENT_RUN = "mlflow.parentRunId"
 _FOLDER = "retraining"
 
 
@@ -48,7 +54,7 @@ def run_for(one: Retraining, plan: RetrainPlan, attempt: int, parameters: Mappin
             CAUSE_TAG: str(one.cause["why"])[:LONGEST_TAG],
             "onnxserve.endpoint": plan.endpoint,
             "mlflow.source.type": "PROJECT",
-            "mlflow.source.name": plan.project,
+            "mlflow.source.name": without_credentials(plan.project),
             "mlflow.project.entryPoint": plan.entry_point,
             "mlflow.user": plan.actor,
         }
@@ -80,10 +86,20 @@ def end(run_id: str, state: str) -> None:
 
 
 def version_of(model: str, run_id: str) -> str:
-    """The newest version of the model that the run registered; empty: none. Raises RegistryUnavailable."""
+    """The newest version of the model that the run, or a run nested in it, has registered; empty: none.
+
+    Raises:
+        NotFound / RegistryUnavailable: the run is gone, or MLflow does not answer.
+    """
     with registry_errors(f"model {model}"):
-        found = registry_client().search_model_versions(f"run_id = '{run_id}'")
-    return max((str(one.version) for one in found if one.name == model), key=int, default="")
+        client = registry_client()
+        found = [one for one in client.search_model_versions(f"run_id = '{run_id}'") if one.name == model]
+        if not found:
+            experiment = client.get_run(run_id).info.experiment_id
+            nested = {one.info.run_id for one in client.search_runs([experiment], f"tags.{_PARENT_RUN} = '{run_id}'")}
+            versions = client.search_model_versions(f"name = '{model}'") if nested else []
+            found = [one for one in versions if one.run_id in nested]
+    return max((str(one.version) for one in found), key=int, default="")
 
 
 def tag(one: Retraining, plan: RetrainPlan, version: str) -> None:

@@ -1,0 +1,173 @@
+"""What happens to a retraining while the world around it changes or fails; no project runs here."""
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.controller.retrain import ask, child, consider
+from mlflow_deploy_plugin.controller.retrain.advance import MOST_DEFECTS, _take, _UnderWay, take_safely
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.store.alerts import Alerts
+from mlflow_deploy_plugin.store.database import utc_now
+from mlflow_deploy_plugin.store.retrainings import Retraining
+from support.inference_log import ENDPOINT, MODEL
+from support.retraining import RetrainingWorld
+from support.tracking import tracking_at
+from support.waiting import free_port
+
+
+def at(world: RetrainingWorld, state: str, version: str = "", then: str = "propose", **figures: Any) -> Retraining:
+    """A retraining that has come so far."""
+    assert consider(world.deployments, world.judgement(), world.run(), world.spec(then=then)) is not None
+    run_id = ""
+    if state != "waiting":
+        experiment = MlflowClient().create_experiment("trainings")
+        run_id = MlflowClient().create_run(experiment).info.run_id
+    known = {"attempt": 1, "host": child.host(), "started_at": utc_now().isoformat(), **figures}
+    changed = replace(world.latest(), state=state, version=version, run_id=run_id, figures=known)
+    written = world.retrainings.update(changed)
+    assert written is not None
+    return written
+
+
+def register(world: RetrainingWorld, run_id: str | None = None) -> str:
+    folder = world.project / "models" / "better"
+    return str(MlflowClient().create_model_version(MODEL, folder.as_uri(), run_id).version)
+
+
+def gated(world: RetrainingWorld, then: str, **figures: Any) -> Retraining:
+    version = register(world)
+    verdict = {"gate": "passed", "gate_reason": "all good", "against": "1", "gated_at": utc_now().isoformat()}
+    return at(world, "gated", version, then, **verdict | figures)
+
+
+def told(world: RetrainingWorld) -> list[str]:
+    return [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
+
+
+def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(world: RetrainingWorld) -> None:
+    gated(world, "rollout")
+    waiting = world.take()
+    assert waiting.state == "gated"
+    assert waiting.reason.startswith(f"waits for the endpoint: {ENDPOINT}: failed; the server is gone")
+    late = replace(world.steps, clock=lambda: utc_now() + timedelta(hours=2))
+    take_safely(late, world.latest())
+    proposed = world.latest()
+    assert proposed.state == "proposed"
+    assert "the endpoint has not been ready for a rollout for 3600 s" in proposed.reason
+    assert f"`onnxserve rollout {ENDPOINT} --to 2` brings it" in proposed.reason
+    assert any("version 2 is proposed" in line for line in told(world))
+
+
+def test_a_version_that_somebody_has_brought_already_is_done(world: RetrainingWorld) -> None:
+    gated(world, "rollout")
+    MlflowClient().set_registered_model_alias(MODEL, "champion", "2")
+    promoted = world.take()
+    assert (promoted.state, promoted.reason) == ("promoted", "somebody has brought it already: it is served")
+
+
+@pytest.mark.parametrize("then", ["rollout", "propose"])
+def test_a_version_is_judged_again_where_another_has_come_into_service_meanwhile(
+    world: RetrainingWorld, then: str
+) -> None:
+    gated(world, then)
+    register(world)
+    MlflowClient().set_registered_model_alias(MODEL, "champion", "3")
+    again = world.take()
+    assert (again.state, again.reason) == ("registered", "version 3 is served now, and it was judged beside 1")
+
+
+def test_an_endpoint_that_serves_another_model_by_now_is_left_alone(world: RetrainingWorld) -> None:
+    gated(world, "rollout")
+    world.serve_model("other")
+    left = world.take()
+    assert (left.state, left.reason) == ("left", f"endpoint '{ENDPOINT}' serves other now, and no longer {MODEL}")
+
+
+def test_another_rollout_is_waited_for_also_while_it_divides_the_traffic(world: RetrainingWorld) -> None:
+    gated(world, "rollout")
+    world.divide_traffic()
+    waiting = world.take()
+    assert (waiting.state, waiting.reason) == ("gated", "waits for the end of rollout 1 of the endpoint")
+
+
+@pytest.mark.parametrize("state", ["waiting", "running", "registered", "gated"])
+def test_the_endpoint_is_deleted_meanwhile(world: RetrainingWorld, state: str) -> None:
+    begun = at(world, state, "1" if state in ("registered", "gated") else "")
+    world.deployments.store.remove_endpoint(ENDPOINT)
+    failed = world.take()
+    assert (failed.state, failed.reason) == ("failed", f"endpoint '{ENDPOINT}' was deleted meanwhile")
+    if begun.run_id:
+        assert MlflowClient().get_run(begun.run_id).info.status == "KILLED"
+
+
+@pytest.mark.parametrize("state", ["waiting", "running", "registered"])
+def test_while_mlflow_is_down_it_waits_and_says_so(
+    world: RetrainingWorld, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    at(world, state, "1" if state == "registered" else "")
+    with tracking_at(f"http://127.0.0.1:{free_port()}"):
+        waiting = world.take()
+    assert waiting.state == state
+    assert "does not answer as it should: connection refused" in waiting.reason
+
+
+def test_a_run_beyond_its_time_is_not_begun_again_where_mlflow_did_not_hear_of_its_end(world: RetrainingWorld) -> None:
+    long_ago = (utc_now() - timedelta(days=1)).isoformat()
+    at(world, "running", started_at=long_ago)
+    failed = world.take()
+    assert (failed.state, failed.reason) == ("failed", "the run took longer than 21600 s and was ended")
+
+
+def test_of_two_versions_the_newest_is_the_candidate(world: RetrainingWorld) -> None:
+    running = at(world, "running")
+    for _ in range(2):
+        register(world, running.run_id)
+    MlflowClient().set_terminated(running.run_id)
+    assert (world.take().state, world.latest().version) == ("registered", "3")
+
+
+def test_a_version_that_a_nested_run_has_registered_is_found(world: RetrainingWorld) -> None:
+    running = at(world, "running")
+    experiment = MlflowClient().get_run(running.run_id).info.experiment_id
+    nested = MlflowClient().create_run(experiment, tags={"mlflow.parentRunId": running.run_id})
+    register(world, nested.info.run_id)
+    MlflowClient().set_terminated(running.run_id)
+    assert (world.take().state, world.latest().version) == ("registered", "2")
+
+
+def test_the_last_line_of_a_log_of_any_length_is_found_and_secrets_are_left_out(tmp_path: Path) -> None:
+    with (tmp_path / child.LOG).open("wb") as log:
+        log.write(b"chatter\n" * 1000)
+        log.truncate(5 * 2**30)  # a hole: takes no place on the disk
+        log.seek(0, 2)
+        log.write(b"\nError: git clone https://ada:secret@git.example/x.git has failed\n")
+    assert child.last_line(tmp_path) == "Error: git clone https://git.example/x.git has failed"
+
+
+def test_a_project_that_is_not_there_is_said_before_anything_is_trained(world: RetrainingWorld) -> None:
+    world.monitor()
+    (world.project / "MLproject").rename(world.project / "MLproject.yaml")
+    with pytest.raises(InvalidConfig, match="has no MLproject"):
+        ask(world.deployments, ENDPOINT)
+    at(world, "waiting")
+    failed = world.take()
+    assert failed.state == "failed"
+    assert "has no MLproject" in failed.reason
+    assert any("has no MLproject" in line for line in told(world))
+
+
+def test_a_step_that_fails_unexpectedly_again_and_again_ends_it(world: RetrainingWorld) -> None:
+    begun = at(world, "waiting")
+    broken = replace(begun, spec={"made by": "a newer version"})
+    known = _UnderWay()
+    for attempt in range(MOST_DEFECTS):
+        assert world.latest().is_live, attempt
+        _take(world.steps, broken, known)
+    assert world.latest().state == "failed"
+    assert world.latest().reason.startswith("TypeError: ")
