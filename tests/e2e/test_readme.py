@@ -92,4 +92,8 @@ def test_the_commands_of_by_hand_run_in_their_order(
     assert re.search(r'\{"predictions":\s*\[(true|false)\]\}', output)
     assert "parity: proven" in output
     assert re.search(r"^flights 2013-07-04.*: drift$", output, re.MULTILINE)
+    assert re.search(r"^UA +\d+ +0\.\d+$", output, re.MULTILINE)
+    assert "flights has the monitor daily" in output
+    assert re.search(r"^flights +daily +drift +1d +waiting", output, re.MULTILINE)
+    assert "create  flights: – → flights models:/flight-delay/Production 100" in output
     assert "Deployment flights is deleted" in output
