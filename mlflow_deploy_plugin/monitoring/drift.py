@@ -17,6 +17,8 @@ from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, MonitorSpec, load_specs
+from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store.monitors import Monitors
 
 DEFAULT_MONITOR = "drift"
 _SHIPPING_SECONDS = 20.0
@@ -33,6 +35,8 @@ def run_drift(
 ) -> MonitorResult:
     """Judges the rows that the endpoint answered in a window, and logs the run, whatever the verdict is.
 
+    A window that was judged already, by the schedule or by hand, gets a further revision with a run of its own.
+
     Args:
         endpoint: its server may have been stopped.
         window: default: the latest whole one of the monitor's length that has rows.
@@ -42,6 +46,7 @@ def run_drift(
     Raises:
         NotFound: no such endpoint or monitor, or no rows; the message names what there is.
         RegistryUnavailable: MLflow does not answer.
+        StoreUnavailable: the store cannot be used.
     """
     settings = settings or load_settings()
     state_dir = settings.deployments_path / endpoint
@@ -72,7 +77,34 @@ def run_drift(
         raise NotFound(f"endpoint {endpoint!r} has no captured rows in {window}{_hint(log, endpoint, spec, clock())}")
     if not shipped:
         judged = _with_note(judged, "some captured rows have not reached the inference log yet and are not judged")
-    return log_judged(judged)
+    return _written_down(judged, question, clock)
+
+
+def _written_down(judged: Judged, question: Question, clock: Callable[[], datetime]) -> MonitorResult:
+    """Logs it as a further revision of the window, and writes that down beside what the schedule has found."""
+    store = open_store(question.settings.store_url, clock)
+    try:
+        monitors, key, window = Monitors(store), (question.endpoint, question.monitor), question.window
+        revision = monitors.next_revision(*key, window.start)
+        begun = monitors.add(*key, window.start, window.end, revision, state="failed")
+        result = log_judged(replace(judged, judgement=replace(judged.judgement, revision=begun.revision)))
+        found, rows = result.judgement, question.log.batches(question.endpoint, window, columns=["_row"])
+        monitors.update(
+            replace(
+                begun,
+                state="judged",
+                verdict=found.state,
+                reason=found.reason,
+                rows=found.rows,
+                log_rows=sum(map(len, rows)),
+                run_id=result.run.run_id,
+                run_url=result.run.url,
+                figures=dict(found.figures),
+            )
+        )
+    finally:
+        store.close()
+    return result
 
 
 def _with_note(judged: Judged, note: str) -> Judged:

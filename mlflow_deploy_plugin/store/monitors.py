@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -135,8 +135,29 @@ class Monitors:
         with self._store.transaction() as session:
             session.execute(delete(MonitorRow).where(MonitorRow.endpoint == endpoint, MonitorRow.monitor == monitor))
 
-    def add(self, endpoint: str, monitor: str, start: datetime, end: datetime, revision: int = 1) -> MonitorWindow:
-        """Writes down that the window is to be judged; the one that stands there already, where one does."""
+    def next_revision(self, endpoint: str, monitor: str, start: datetime) -> int:
+        """Of a window that begins there, however long it is."""
+        row = MonitorWindowRow
+        query = select(func.max(row.revision)).where(
+            row.endpoint == endpoint, row.monitor == monitor, row.window_start == start
+        )
+        with self._store.transaction() as session:
+            return int(session.scalar(query) or 0) + 1
+
+    def add(
+        self,
+        endpoint: str,
+        monitor: str,
+        start: datetime,
+        end: datetime,
+        revision: int = 1,
+        state: WindowState = "pending",
+    ) -> MonitorWindow:
+        """Writes down that the window is to be judged; the one that stands there already, where one does.
+
+        Args:
+            state: failed: by who adds it, and nobody else goes on with it.
+        """
         now = self._store.now()
         row = MonitorWindowRow(
             endpoint=endpoint,
@@ -144,7 +165,7 @@ class Monitors:
             window_start=start,
             window_end=end,
             revision=revision,
-            state="pending",
+            state=state,
             verdict="",
             reason="",
             rows=0,

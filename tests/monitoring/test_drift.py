@@ -1,7 +1,9 @@
 """The drift job from the log to the run in MLflow."""
 
 import json
-from datetime import UTC, datetime
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import mlflow
@@ -10,6 +12,8 @@ import yaml
 
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store.monitors import Monitors
 
 CALM, SUMMER = datetime(2013, 4, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC)
 
@@ -146,6 +150,22 @@ def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(
     result = run_drift("flights", min_rows=100, settings=world.settings)
 
     assert result.judgement.state in ("drift", "no drift")
+
+
+def test_a_window_that_was_judged_already_gets_a_further_revision(world):
+    world.capture_day(CALM)
+    with closing(open_store(world.settings.store_url)) as store:
+        monitors = Monitors(store)
+        begun = monitors.add("flights", "drift", CALM, CALM + timedelta(days=1))
+        monitors.update(replace(begun, state="judged", verdict="drift", run_id="of the schedule"))
+
+        result = run_drift("flights", settings=world.settings)
+
+        first, second = monitors.windows("flights", "drift")
+    assert (first.verdict, first.run_id) == ("drift", "of the schedule")
+    assert (second.revision, second.state, second.verdict) == (2, "judged", "not judged")
+    assert (second.rows, second.log_rows, second.run_id) == (120, 120, result.run.run_id)
+    assert mlflow.get_run(result.run.run_id).data.tags["onnxserve.window.revision"] == "2"
 
 
 def test_a_model_without_a_reference_is_not_judged_and_says_how_to_log_one(world):

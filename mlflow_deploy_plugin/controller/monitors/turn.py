@@ -107,12 +107,12 @@ class Turns:
         """The window as it is written down. Where a person has had it judged before it was due, or another one that
         begins with it, it gets a further revision.
         """
-        since = self.monitors.windows(endpoint, monitor, since=window.start)
-        revisions = [one for one in since if one.start == window.start]
-        same = [one for one in revisions if one.end == window.end]
-        if same and (same[-1].state != "judged" or same[-1].updated_at >= due_at(endpoint, monitor, spec, window.end)):
+        found = self.monitors.windows(endpoint, monitor, since=window.start)
+        same = [one for one in found if (one.start, one.end) == (window.start, window.end)]
+        due = due_at(endpoint, monitor, spec, window.end)
+        if same and (same[-1].state in ("pending", "running") or same[-1].updated_at >= due):
             return same[-1]
-        revision = revisions[-1].revision + 1 if revisions else 1
+        revision = self.monitors.next_revision(endpoint, monitor, window.start)
         return self.monitors.add(endpoint, monitor, window.start, window.end, revision)
 
     def _readiness(self, endpoint: str) -> Readiness:
