@@ -1,5 +1,6 @@
 """`onnxserve drift run NAME`: judges a window of what an endpoint has answered, now."""
 
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -33,8 +34,16 @@ def drift() -> None:
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Share of windows like the reference that may be called drifted. Default: the monitor's.",
 )
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How it is written."
+)
 def run(
-    name: str, window: str | None, monitor: str | None, min_rows: int | None, false_alarm_rate: float | None
+    name: str,
+    window: str | None,
+    monitor: str | None,
+    min_rows: int | None,
+    false_alarm_rate: float | None,
+    output: str,
 ) -> None:
     """Judges one window of the endpoint NAME and logs the report to MLflow. Exit status 0 whatever the verdict is."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -45,7 +54,13 @@ def run(
     parsed = parse_window(window) if window is not None else None
     from mlflow_deploy_plugin.monitoring.drift import run_drift
 
-    _print(run_drift(name, parsed, monitor, min_rows, false_alarm_rate))
+    result = run_drift(name, parsed, monitor, min_rows, false_alarm_rate)
+    if output == "json":
+        from mlflow_deploy_plugin.cli.monitor_text import judgement_values
+
+        click.echo(json.dumps(judgement_values(result.judgement, result.run)))
+    else:
+        _print(result)
 
 
 def _print(result: "MonitorResult") -> None:

@@ -8,6 +8,8 @@ from mlflow_deploy_plugin.cli.columns import aligned
 from mlflow_deploy_plugin.controller.monitors.judging import Answer
 from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
 from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
@@ -57,15 +59,25 @@ def _window(window: MonitorWindow) -> dict[str, Any]:
 
 
 def described_judgement(window: MonitorWindow, answer: Answer) -> dict[str, Any]:
-    """The judgement as a program reads it."""
-    judgement = answer.judgement
+    """The judgement as a program reads it, and the window as the store has it."""
+    return {**judgement_values(answer.judgement, answer.run), **_window(window), "figures": dict(window.figures)}
+
+
+def judgement_values(judgement: Judgement, run: LoggedRun) -> dict[str, Any]:
+    """The judgement as a program reads it; times in ISO 8601."""
     return {
         "endpoint": judgement.endpoint,
         "monitor": judgement.monitor,
         "kind": judgement.kind,
         "model": judgement.model,
         "version": judgement.version,
-        **_window(window),
+        "start": judgement.window.start.isoformat(),
+        "end": judgement.window.end.isoformat(),
+        "verdict": judgement.state,
+        "reason": judgement.reason,
+        "rows": judgement.rows,
+        "run_id": run.run_id,
+        "run_url": run.url,
         "findings": [
             {
                 "subject": finding.subject,
@@ -78,7 +90,7 @@ def described_judgement(window: MonitorWindow, answer: Answer) -> dict[str, Any]
             }
             for finding in judgement.findings
         ],
-        "figures": dict(window.figures),
+        "figures": {name: _finite(value) for name, value in judgement.figures.items()},
         "notes": list(judgement.notes),
     }
 
