@@ -155,8 +155,7 @@ class Monitors:
     ) -> MonitorWindow:
         """Writes down that the window is to be judged; the one that stands there already, where one does.
 
-        Args:
-            state: failed: by who adds it, and nobody else goes on with it.
+        Who judges it without the monitor's lease adds it as failed: nobody else goes on with it then.
         """
         now = self._store.now()
         row = MonitorWindowRow(
@@ -166,16 +165,10 @@ class Monitors:
             window_end=end,
             revision=revision,
             state=state,
-            verdict="",
-            reason="",
-            rows=0,
-            log_rows=0,
-            log_digest="",
-            attempts=0,
             not_before=None,
-            run_id="",
-            run_url="",
             figures={},
+            **dict.fromkeys(("verdict", "reason", "log_digest", "run_id", "run_url"), ""),
+            **dict.fromkeys(("rows", "log_rows", "attempts"), 0),
             created_at=now,
             updated_at=now,
         )
