@@ -84,7 +84,7 @@ def keep(pipeline: Pipeline) -> None:
 
 
 def _pipeline_of(model_uri: str) -> Pipeline | None:
-    """What the run of a version has kept; None where it has kept nothing."""
+    """What the run of a version has kept; None where it has kept nothing that can be read here."""
     run_id = resolve(model_uri).aspects.get("run_id", "")
     try:
         if not run_id or PIPELINE not in {file.path for file in MlflowClient().list_artifacts(run_id)}:
@@ -94,4 +94,7 @@ def _pipeline_of(model_uri: str) -> Pipeline | None:
             pipeline = joblib.load(found)
     except MlflowException:
         return None
-    return pipeline if isinstance(pipeline, Pipeline) else None
+    except Exception:  # noqa: BLE001 — a damaged file, or of another scikit-learn: pickle raises anything
+        return None
+    is_ours = isinstance(pipeline, Pipeline) and {"encode", "trees"} <= set(pipeline.named_steps)
+    return pipeline if is_ours else None

@@ -94,10 +94,10 @@ def read_labelled(path: Path, like: pd.DataFrame) -> pd.DataFrame:
     if missing := [name for name in (*FEATURES, LABEL, EVENT_TIME) if name not in rows]:
         raise InvalidConfig(f"the labelled rows {path} lack the columns {', '.join(missing)}")
     rows = rows.dropna(subset=[LABEL, EVENT_TIME])
-    rows[LABEL] = rows[LABEL].astype(float) > 0
-    rows[EVENT_TIME] = pd.to_datetime(rows[EVENT_TIME], utc=True)
-    rows[DAY] = rows[EVENT_TIME].dt.floor("D")
     try:
+        rows[LABEL] = rows[LABEL].astype(float) > 0
+        rows[EVENT_TIME] = pd.to_datetime(rows[EVENT_TIME], utc=True)
+        rows[DAY] = rows[EVENT_TIME].dt.floor("D")
         rows = rows[list(like.columns)].astype({name: like[name].dtype for name in FEATURES})
     except (TypeError, ValueError) as error:
         raise InvalidConfig(f"the labelled rows {path} are of other types than the flights: {error}") from None

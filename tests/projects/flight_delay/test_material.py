@@ -55,6 +55,15 @@ def test_a_file_that_is_no_labelled_flights_is_said(flights: pd.DataFrame, tmp_p
         read_labelled(path, flights)
 
 
+@pytest.mark.parametrize(("column", "value"), [("_event_time", "someday"), ("_label_number", "yes"), ("temp", "warm")])
+def test_a_column_of_labelled_rows_of_another_type_is_said(
+    flights: pd.DataFrame, captured: Path, column: str, value: str
+) -> None:
+    pd.read_parquet(captured).assign(**{column: value}).to_parquet(captured)
+    with pytest.raises(InvalidConfig, match=f"are of other types than the flights: .*{value}"):
+        read_labelled(captured, flights)
+
+
 @pytest.mark.parametrize(("text", "months_"), [("1-3", (1, 3)), ("4", (4, 4)), ("4.0", (4, 4))])
 def test_months_are_read_as_people_and_mlflow_write_them(text: str, months_: tuple[int, int]) -> None:
     assert parse_months(text) == months_
