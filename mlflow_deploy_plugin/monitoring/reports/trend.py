@@ -77,7 +77,7 @@ def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow], lengt
         panel.margins(y=0.15)
         panel.set_xlim(times[0] - length, times[-1] + length)
         panel.spines[["top", "right"]].set_visible(False)
-        locator = AutoDateLocator(maxticks=8)
+        locator = AutoDateLocator(minticks=3, maxticks=8)  # of five, four days would be told in half days
         panel.xaxis.set_major_locator(locator)
         panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         panel.xaxis.get_offset_text().set_size(7)
