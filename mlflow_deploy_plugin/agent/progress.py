@@ -7,7 +7,7 @@ after a crash in between rows come to the log again and are not counted again.
 import contextlib
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -92,14 +92,14 @@ class Progress:
         with contextlib.suppress(OSError):
             self._write(after)
 
-    def look(self, counted: Counted | None, before: Counted | None) -> None:
+    def look(self, counted: Counted | None, before: Sequence[Counted]) -> None:
         """Takes over what the workers have counted.
 
         Args:
             counted: of the server that runs, or has run last.
-            before: what an ended server has left: the one that was seen last, or one that ended before it was seen.
+            before: what ended servers have left: the one that was seen last, and those that nobody has seen.
         """
-        for said in (before if self.totals.run else None, counted):
+        for said in (*(before if self.totals.run else ()), counted):
             if said is not None and said.run not in self.totals.ended:
                 self._count(said)
 

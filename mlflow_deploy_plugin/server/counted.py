@@ -1,4 +1,4 @@
-"""How many rows the workers of one server have answered and captured: what the agent tells of (`agent/watermark.py`)."""
+"""How many rows the workers of one server have answered and captured; the agent tells of it (`agent/watermark.py`)."""
 
 import contextlib
 from collections.abc import Mapping
@@ -14,6 +14,8 @@ CAPTURE_ROWS = "onnxserve_capture_rows"
 """The counter among the metrics."""
 COUNTED = "counted.json"
 """What the last workers have counted; it stays when their metrics go."""
+
+_MOST_LEFT = 8
 
 Rows = Mapping[str, Mapping[str, int]]
 """Outcome ("answered", "captured", "dropped") → endpoint → rows."""
@@ -34,22 +36,24 @@ def read_counted(state_dir: Path) -> Counted | None:
         folder = link.readlink()
         if folder.is_dir():
             return Counted(folder.name, _rows(folder))
-    return left_counted(state_dir)
+    left = left_counted(state_dir)
+    return left[-1] if left else None
 
 
-def left_counted(state_dir: Path) -> Counted | None:
-    """What an ended server has left."""
+def left_counted(state_dir: Path) -> list[Counted]:
+    """What the last servers that have ended have left, the oldest first: an agent may not have seen each of them."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         left = orjson.loads((state_dir / COUNTED).read_bytes())
-        return Counted(left["run"], left["rows"])
-    return None
+        return [Counted(entry["run"], entry["rows"]) for entry in left]
+    return []
 
 
 def leave_counted(state_dir: Path) -> None:
     """Writes down what was counted, before the metrics of an ended server are removed."""
     if (counted := read_counted(state_dir)) is not None:
+        left = [entry for entry in left_counted(state_dir) if entry.run != counted.run]
         with contextlib.suppress(OSError):  # a full disk
-            write_atomically(state_dir / COUNTED, orjson.dumps(counted))
+            write_atomically(state_dir / COUNTED, orjson.dumps([*left, counted][-_MOST_LEFT:]))
 
 
 def _rows(folder: Path) -> dict[str, dict[str, int]]:

@@ -224,6 +224,23 @@ def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(
     assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == ({"e": 12}, {"e": 12}, {"e": 12})
 
 
+def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(
+    machine: Machine, start_run: Callable[[str], Metrics]
+) -> None:
+    machine.answer(3)
+    machine.watermark.round()
+    machine.answer(2)
+    for run in "bc":  # the agent of b is killed before its first look
+        machine.writer.close()
+        machine.writer = CaptureWriter(machine.folder / "spool", start_run(run).count_capture)
+        machine.answer(4)
+    machine.restart()
+    machine.shipper.ship()
+    machine.watermark.end(is_shipped=True)
+    mark = machine.told()
+    assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == ({"e": 13}, {"e": 13}, {"e": 13})
+
+
 def test_rows_that_have_no_form_in_the_log_are_dropped_and_not_on_their_way(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
