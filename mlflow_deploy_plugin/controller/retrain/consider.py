@@ -120,7 +120,8 @@ def _monitor_of(spec: EndpointSpec, monitor: str | None) -> tuple[str, MonitorSp
         raise InvalidConfig(
             f"endpoint {spec.name!r} has several monitors with `retrain`: say --monitor, one of {names}"
             if able
-            else f"no monitor of endpoint {spec.name!r} says how the model is trained (`monitors.NAME.retrain`)"
+            else f"no monitor of endpoint {spec.name!r} says how the model is trained: "
+            f"onnxserve endpoint update {spec.name} -C monitors.NAME.retrain.project=PROJECT"
         )
     name = monitor or next(iter(able))
     return name, able[name]
