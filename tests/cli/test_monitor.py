@@ -104,6 +104,7 @@ def test_backfill_says_what_could_not_be_judged(home: Path, store: Store, monkey
     assert again.stdout.startswith("[1/1] 2013-07-21/2013-07-22: no drift\n")
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
     home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
