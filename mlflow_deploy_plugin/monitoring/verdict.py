@@ -5,9 +5,9 @@
    share, the shares of unseen categories and of numbers out of range. Every side has the same number of rows.
 3. Over the pool of the M windows and the judged one, each member's figure is standardised by the mean and the
    deviation of all others; the statistic of a member is the largest of them, over all columns and segments.
-4. p = (1 + #{windows with a statistic >= the judged one's}) / (M + 1); drift if p <= the false-alarm rate. The
-   threshold, in standard deviations, is the statistic of the window at that rank: it holds for the family of all
-   columns, so a column above it and the verdict always agree.
+4. p = (1 + #{windows with a statistic >= the judged one's}) / (M + 1), of the bootstrap 1.5 times that; drift if p <=
+   the false-alarm rate. The threshold, in standard deviations, is the statistic of the window at that rank: it holds
+   for the family of all columns, so a column above it and the verdict always agree.
 
 Every member of the pool is treated alike, so that for a window that is exchangeable with the reference's own the rate
 of false alarms is at most the stated one, whatever the distributions are and however the columns depend on each other

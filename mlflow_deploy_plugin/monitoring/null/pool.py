@@ -14,7 +14,7 @@ import numpy as np
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.null.comparing import DISTANCE, FIGURES, MISSING, Windows, beyond, seeded
-from mlflow_deploy_plugin.monitoring.null.windows import Null, NullKind, cut_stretches
+from mlflow_deploy_plugin.monitoring.null.windows import BOOTSTRAP_WIDENING, Null, NullKind, cut_stretches
 from mlflow_deploy_plugin.monitoring.references import Reference
 from mlflow_deploy_plugin.monitoring.sketch import Profile
 
@@ -84,10 +84,13 @@ class Pool:
 
         Windows that overlap count as the fewer that they are worth. They are asked only where contiguous ones are too
         few, so that the rate leaves no window of the reference to drift, and the threshold is their largest statistic.
+        Windows drawn by the bootstrap vary a little less than they should: each beyond the judged one counts 1.5 times.
         """
         beyond = int(np.count_nonzero(statistics[:-1] >= statistics[-1]))
         if not len(self.starts):
-            return threshold(statistics[:-1], rate), (1 + beyond) / len(statistics)
+            widening = BOOTSTRAP_WIDENING if self.kind == "bootstrap" else 1.0
+            p_value = min(widening * (1 + beyond) / len(statistics), 1.0)
+            return threshold(statistics[:-1], rate / widening), p_value
         return float(statistics[:-1].max()), (1 + beyond * self.worth / len(self.starts)) / (1 + self.worth)
 
     def usual(self) -> tuple[Array, Array]:
