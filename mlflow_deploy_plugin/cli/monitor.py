@@ -184,11 +184,8 @@ def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **field
     """Adds the monitor MONITOR to the endpoint NAME. Its windows are judged from the next look of the controller on."""
     given = {key: value for key, value in fields.items() if value is not None} | pairs(config)
     with _deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.when import crontab
         from mlflow_deploy_plugin.errors import AlreadyExists
 
-        if given.get("schedule") or given.get("time_zone"):
-            crontab(given.get("schedule") or "0 0 * * *", given.get("time_zone") or "UTC")
         stored = deployments.get_endpoint(name).endpoint
         if monitor_name in stored.spec.monitors:
             raise AlreadyExists(

@@ -8,17 +8,22 @@ from mlflow_deploy_plugin.deployments.projects import whole_projects
 from mlflow_deploy_plugin.deployments.traffic import with_weights
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
+from mlflow_deploy_plugin.spec.crontab import zone_named
 
 
 def configured(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     """`spec` with what `config` says.
 
     Raises:
-        InvalidConfig: a name or a value cannot be, or a project that trains is not where it is said to be.
+        InvalidConfig: a name or a value cannot be, a time zone is not known, or a project that trains is not where it
+            is said to be.
     """
     fields = with_weights(spec, config)
     models = {name: uri for name, uri in fields.items() if name.startswith("variants.") and name.endswith(".model")}
     changed = apply_config(spec, {**fields, **{name: absolute_uri(str(uri)) for name, uri in models.items()}})
+    for name, value in config.items():
+        if name.startswith("monitors.") and name.endswith(".time_zone") and value:
+            zone_named(value)
     projects = whole_projects(changed, config)
     return apply_config(changed, projects) if projects else changed
 

@@ -3,6 +3,9 @@
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from mlflow_deploy_plugin.errors import InvalidConfig
 
 _PART = re.compile(r"(?:(\*)|([0-9]{1,2}|[a-z]{3})(?:-([0-9]{1,2}|[a-z]{3}))?)(?:/([0-9]{1,2}))?", re.IGNORECASE)
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -41,6 +44,18 @@ def checked_crontab(text: str) -> str:
     if is_of_any_weekday and min(days) > max(_LONGEST[month - 1] for month in months):
         raise ValueError(f"no month that is named has a day {min(days)}")
     return text
+
+
+def zone_named(name: str) -> ZoneInfo:
+    """The time zone of this name. That a spec can be read does not depend on it: machines know different ones.
+
+    Raises:
+        InvalidConfig: this machine knows none.
+    """
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise InvalidConfig(f"time_zone {name!r} is not known; as Europe/Berlin") from None
 
 
 def _values(field: _Field, said: str) -> set[int]:

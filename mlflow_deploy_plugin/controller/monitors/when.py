@@ -9,7 +9,6 @@ import hashlib
 import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.combining import OrTrigger
@@ -18,7 +17,7 @@ from apscheduler.triggers.cron import CronTrigger
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
-from mlflow_deploy_plugin.spec.crontab import MONTHS, WEEKDAYS, checked_crontab
+from mlflow_deploy_plugin.spec.crontab import MONTHS, WEEKDAYS, checked_crontab, zone_named
 
 LONGEST_PAUSE = timedelta(minutes=10)
 _FIRST_PAUSE = timedelta(seconds=15)
@@ -62,10 +61,7 @@ def crontab(schedule: str, time_zone: str) -> BaseTrigger:
     Raises:
         InvalidConfig: it cannot be read.
     """
-    try:
-        zone = ZoneInfo(time_zone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise InvalidConfig(f"time_zone {time_zone!r} is not known; as Europe/Berlin") from None
+    zone = zone_named(time_zone)
     try:
         minute, hour, day, month, weekday = checked_crontab(schedule).split()
         weekday = ",".join(_weekdays(part) for part in weekday.split(","))
