@@ -1,10 +1,14 @@
 """An endpoint whose model is worse than it could be, labelled rows in its log, and a project that trains better."""
 
+import atexit
+import shutil
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +175,17 @@ class RetrainingWorld:
         pq.write_table(labels_table(entries), folder / f"{segment}.parquet")
 
 
+@cache
+def _models() -> Path:
+    """Made once a process, and copied."""
+    folder = Path(tempfile.mkdtemp(prefix="retraining-models-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    reference = {name: labelled(400, seed=1)[name] for name in COLUMNS}
+    for name, weights in (("better", TRUTH), ("worse", (-1.0, 2.0)), ("served", SERVED)):
+        write_classifier(folder / name, weights, reference=reference)
+    return folder
+
+
 @contextmanager
 def retraining_world(folder: Path) -> Iterator[RetrainingWorld]:
     """MLflow has to be where the folder's models may be registered, ONNXSERVE_HOME somewhere below the folder."""
@@ -180,14 +195,10 @@ def retraining_world(folder: Path) -> Iterator[RetrainingWorld]:
     world.project.mkdir()
     (world.project / "MLproject").write_text(_MLPROJECT)
     (world.project / "train.py").write_text(textwrap.dedent(_TRAIN))
-    reference = {name: labelled(400, seed=1)[name] for name in COLUMNS}
-    models = world.project / "models"
-    write_classifier(models / "better", TRUTH, reference=reference)
-    write_classifier(models / "worse", (-1.0, 2.0), reference=reference)
+    shutil.copytree(_models(), world.project / "models")
     client = MlflowClient()
     client.create_registered_model(MODEL)
-    served = write_classifier(models / "served", SERVED, reference=reference)
-    client.create_model_version(MODEL, served.as_uri())
+    client.create_model_version(MODEL, (world.project / "models" / "served").as_uri())
     client.set_registered_model_alias(MODEL, "champion", "1")
     store.add_endpoint("onnxserve", new_endpoint(ENDPOINT, f"models:/{MODEL}@champion"))
     try:

@@ -5,15 +5,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retrain import ask, child, consider
 from mlflow_deploy_plugin.controller.retrain.advance import MOST_DEFECTS, _take, _UnderWay, take_safely
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining
+from support.gated import labelled
 from support.inference_log import ENDPOINT, MODEL
 from support.retraining import RetrainingWorld
 from support.tracking import tracking_at
@@ -47,6 +51,25 @@ def gated(world: RetrainingWorld, then: str, **figures: Any) -> Retraining:
 
 def told(world: RetrainingWorld) -> list[str]:
     return [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
+
+
+def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: RetrainingWorld) -> None:
+    MlflowClient().set_registered_model_tag(MODEL, GATE_POLICY_TAG, "skip: [robustness, budget]")  # which take seconds
+    rows = world.folder / "held_out.parquet"
+    pq.write_table(pa.table(labelled(400, seed=3)), rows)
+    running = at(world, "running", dataset=str(rows), target="label")
+    register(world, running.run_id)
+    MlflowClient().set_terminated(running.run_id)
+    proposed = world.until("proposed", "failed", "left")
+    assert proposed.state == "proposed", proposed.reason
+    assert proposed.figures["evaluation.accuracy_candidate"] > proposed.figures["evaluation.accuracy_current"]
+    tags = MlflowClient().get_model_version(MODEL, "2").tags
+    assert tags["onnxserve.gate"] == "passed"
+    assert tags["onnxserve.candidate"] == "proposed"
+    assert tags["onnxserve.parent"] == f"models:/{MODEL}/1"
+    assert tags["onnxserve.cause"].startswith("monitor accuracy, 2026-06-01")
+    events = [event.action for event in world.deployments.store.events(ENDPOINT)]
+    assert events[-3:] == ["retrain.start", "retrain.version", "retrain.end"]
 
 
 def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(world: RetrainingWorld) -> None:

@@ -26,6 +26,7 @@ def story(world: RetrainingWorld) -> list[str]:
     return list(dict.fromkeys(action for action in actions.values() if action.startswith(("retrain", "gate"))))
 
 
+@pytest.mark.long
 def test_an_alarm_becomes_a_version_that_is_proposed_and_every_link_is_written_down(world: RetrainingWorld) -> None:
     begin(world)
     proposed = world.until("proposed", "failed", "left")
