@@ -64,6 +64,18 @@ def test_where_another_program_takes_the_port_that_was_chosen_the_next_one_is(
             listener.close()
 
 
+def test_a_column_that_the_model_lacks_cannot_be_masked_and_nothing_changes(
+    client: BaseDeploymentClient, models: Any
+) -> None:
+    client.create_deployment("d", models.once)
+
+    with pytest.raises(MlflowException, match=r"capture\.mask"):
+        client.update_deployment("d", config={"capture.mask": "no_such_column"})
+
+    assert answers(client) == ONCE
+    assert "no_such_column" not in open_store(load_settings().store_url).endpoint("d").spec.capture.mask
+
+
 def test_a_deployment_is_created_changed_while_it_serves_and_deleted(
     client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,8 +28,10 @@ class Before:
     agent: AgentState | None
 
     def changed(self, spec: EndpointSpec) -> list[str]:
-        """The variants of `spec` that are new or name another model."""
-        old = {name: variant.model for name, variant in self.spec.variants.items()} if self.spec is not None else {}
+        """The variants of `spec` that are new or name another model; all, where the log withholds other columns."""
+        if self.spec is None or _withheld(self.spec) != _withheld(spec):
+            return list(spec.variants)
+        old = {name: variant.model for name, variant in self.spec.variants.items()}
         return [name for name, variant in spec.variants.items() if old.get(name) != variant.model]
 
 
@@ -84,6 +86,10 @@ def wait_until_served(
             progress(f"{spec.name}: {pending}")
             told = pending
         time.sleep(_POLL_SECONDS)
+
+
+def _withheld(spec: EndpointSpec) -> tuple[tuple[str, ...], ...]:
+    return spec.capture.drop, spec.capture.mask
 
 
 def _why_hopeless(now: Report, spec: EndpointSpec, before: Before, agent: AgentState | None) -> str:
