@@ -201,6 +201,7 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     store.add_endpoint("onnxserve", empty_endpoint("new"))
 
     none = invoke("list", "new")
+    never = invoke("run", "new", "--due")
     added = invoke("add", "new", "nightly", "--every", "1h", "--schedule", "15 6 * * 1-5", "-C", "min_rows=7")
     again = invoke("add", "new", "nightly")
     wrong = invoke("add", "new", "other", "--schedule", "every day")
@@ -208,6 +209,7 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     nowhere = invoke("add", "new", "other", "--time-zone", "Berlin")
 
     assert none.stdout == "there are no monitors: onnxserve monitor add new MONITOR makes one\n"
+    assert "endpoint 'new' has no monitor 'drift', so nothing is ever due" in never.stderr
     assert added.exit_code == 0, added.output
     endpoint = store.endpoint("new")
     assert endpoint is not None

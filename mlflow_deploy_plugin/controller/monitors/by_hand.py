@@ -154,11 +154,14 @@ def run_due(deployments: Deployments, monitor: Monitor, say: Callable[[str], Non
     failed ends it: it stands in the store, and the next call tries again.
 
     Raises:
-        NotFound: the endpoint is not in the store.
+        NotFound: the endpoint is not in the store, or has no such monitor.
         OnnxserveError: the log cannot be read.
     """
-    if deployments.store.endpoint(monitor.endpoint) is None:
+    stored = deployments.store.endpoint(monitor.endpoint)
+    if stored is None:
         raise NotFound(f"there is no endpoint {monitor.endpoint!r} in the store, which knows what is due")
+    if monitor.name not in stored.spec.monitors:
+        raise NotFound(f"endpoint {monitor.endpoint!r} has no monitor {monitor.name!r}, so nothing is ever due")
     turns = Turns(Attempts(deployments, judge_and_log, say), count_rows)
     while True:
         with _held(deployments, monitor) as keeper:
