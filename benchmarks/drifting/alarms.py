@@ -20,7 +20,7 @@ from benchmarks.drifting.worlds import (
 SIZES = (30, 100, 300, 1_000, 3_000, 30_000)
 _COEFFICIENTS = (0.6, 0.5, 0.4, 0.3, 0.2, 0.0)
 _DAY_ROWS = 60
-_REFERENCES = {size: 20 if size == 30_000 else 40 for size in SIZES}
+_REFERENCES = {size: 16 if size == 30_000 else 40 for size in SIZES}
 
 
 def of_splits(share: float) -> Iterator[Line]:
@@ -43,7 +43,7 @@ def of_calm_time(share: float) -> Iterator[Line]:
         (7, 91, "a week beside 13, overlapping null"),
         (30, 90, "30 days beside 90, bootstrap"),
     ):
-        groups = on_all_cores(_days, [(length, count, seed) for seed in range(_some(150, share))])
+        groups = on_all_cores(_days, [(length, count, seed) for seed in range(_some(100, share))])
         yield rate_line(f"days that depend on the day before, {what}", groups)
     hours = on_all_cores(_held_out_hours, range(_some(4, share)))
     yield rate_line("flights, January to March: hours, held out in tenths", hours)
