@@ -154,11 +154,11 @@ class RetrainingWorld:
         return self.latest()
 
     def capture(self, rows: int = 600, start: datetime = DAY.start, seed: int = 1, share_labelled: float = 1.0) -> None:
-        """Rows of a day, one request an hour, as version 1 answered them, with what really happened."""
+        """Rows of a day, one request every four hours, as version 1 answered them, with what really happened."""
         writer = LogWriter(Path(self.deployments.settings.inference_log))
         found = labelled(rows, seed=seed)
-        for hour, part in enumerate(np.array_split(np.arange(rows), 24)):
-            times = [start + timedelta(hours=hour, seconds=float(second)) for second in range(len(part))]
+        for place, part in enumerate(np.array_split(np.arange(rows), 6)):
+            times = [start + timedelta(hours=4 * place, seconds=float(second)) for second in range(len(part))]
             columns = {name: found[name][part] for name in COLUMNS}
             answer = (columns["a"] * SERVED[0] + columns["b"] * SERVED[1] > 0).astype(np.int64)
             segment = writer.write({"_event_time": times, **columns, "prediction": answer})

@@ -51,7 +51,7 @@ def test_full_learns_everything_before_the_window_too(world: RetrainingWorld) ->
 def test_rows_without_a_label_are_left_out(world: RetrainingWorld) -> None:
     world.capture(share_labelled=0.5)
     found = collect(log(world), plan(world, "incremental"), world.folder / "material", {})
-    assert found.rows + found.held_out_rows == 288  # 12 of the 25 rows of each hour
+    assert found.rows + found.held_out_rows == 300
 
 
 def test_too_few_labels_are_said(world: RetrainingWorld) -> None:
