@@ -22,9 +22,9 @@ bootstrap
     the day before with a coefficient of 0.3 to 0.8; with it 5 to 9 % up to 0.6. What is left comes of references whose
     own series look less dependent than they are: beside 562 of 90 days with coefficients up to 0.6, 6.8 % of months
     (5.6 to 8.1 %) were called drifted. So its p-values are multiplied by 1.5, with which the same months gave 4.7 %
-    (3.7 to 5.8 %) and others 3.7 % (2.6 to 5.3 %). It is refused where a stretch is shorter than three correlation times (at 0.8, it gave 10 %), where
-    the reference is shorter than two windows, where it has fewer block lengths than the rate needs, and where it has
-    more than twelve windows, which speak for themselves.
+    (3.7 to 5.8 %) and others 3.7 % (2.6 to 5.3 %). It is refused where a stretch is shorter than three correlation
+    times (at 0.8, it gave 10 %), where the reference is shorter than two windows, where it has fewer block lengths than
+    the rate needs, and where it has more than twelve windows, which speak for themselves.
 rows
     Only where the caller says that rows are independent: two samples of rows, of the window's and the reference's size,
     drawn from the reference's sample with replacement (Efron & Tibshirani, An Introduction to the Bootstrap, 1993,
