@@ -11,7 +11,7 @@ from support.monitors import HOUR, NOON, MonitoredWorld
 def judged_by_hand(world: MonitoredWorld, start: datetime, end: datetime) -> None:
     before = [one for one in world.monitors.windows() if one.start == start]
     window = world.monitors.add("flights", "hourly", start, end, len(before) + 1)
-    world.monitors.update(replace(window, state="judged", verdict="drift"))
+    world.monitors.update(replace(window, state="judged", verdict="drift", log_rows=1000))
 
 
 def as_shown(windows: list[MonitorWindow]) -> list[tuple[datetime, timedelta, int]]:
@@ -26,7 +26,7 @@ def test_a_shorter_window_that_begins_with_it_does_not_stand_for_the_schedules(w
 
     world.start()
 
-    assert as_shown(world.wait_for(2)) == [(NOON, HOUR / 2, 1), (NOON, HOUR, 2)]
+    assert {(NOON, HOUR / 2, 1), (NOON, HOUR, 2)} <= set(as_shown(world.wait_for(2)))
 
 
 def test_a_window_that_was_judged_before_it_was_due_is_judged_again(world: MonitoredWorld) -> None:
@@ -73,7 +73,7 @@ def test_rows_that_come_later_belong_to_the_window_that_holds_them(world: Monito
 
 
 def test_a_monitor_that_is_taken_out_while_it_is_judged_tells_nobody(world: MonitoredWorld) -> None:
-    world.endpoint(hourly={}, other={})
+    world.endpoint(hourly={}, other={"every": "30d"})
     world.rows(NOON)
     world.now = NOON + HOUR + timedelta(minutes=6)
 
