@@ -65,6 +65,7 @@ def journey(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactor
         yield Journey(client, deployments, holdout)
 
 
+@pytest.mark.long
 def test_a_gate_stands_between_the_registry_and_the_traffic(journey: Journey) -> None:
     first = journey.run("promote", MODEL, "1", "--to", "Production")
     assert first.exit_code == 0, first.output
