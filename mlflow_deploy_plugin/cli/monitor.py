@@ -225,7 +225,6 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
             states = [taken.state for taken in run_due(deployments, found, click.echo)]
         finally:
             tell(deployments.store, deployments.settings)
-        tell(deployments.store, deployments.settings)
     if not states:
         click.echo(f"{name}: monitor {found.name}: nothing is due")
     sys.exit(0 if set(states) <= {"judged"} else 1)
