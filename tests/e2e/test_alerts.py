@@ -59,7 +59,7 @@ def watched(tmp_path: Path, mlflow_server: MlflowServer) -> Iterator[Watched]:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_drifted_hour_is_told_with_its_report(watched: Watched, mlflow_server: MlflowServer) -> None:
+def test_drift_of_an_hour_is_told_with_its_report(watched: Watched, mlflow_server: MlflowServer) -> None:
     posted = watched.receiver.got
     wait_until(lambda: posted.get("/ops"), SECONDS, f"the message; {watched.log.read_text()}")
     alarm = posted["/ops"][0]

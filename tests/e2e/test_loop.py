@@ -21,7 +21,7 @@ POLICY = "evaluation: {margin: 0.5}\nskip: [robustness, budget]"
 """Lets every version pass that answers at all: with so few flights and trees none would surely be better."""
 
 
-def test_a_replay_finds_out_trains_gates_promotes_and_loses_no_request(
+def test_a_replay_finds_out_retrains_gates_promotes_and_loses_no_request(
     tracking: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "outcome"
