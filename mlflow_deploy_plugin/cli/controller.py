@@ -1,11 +1,12 @@
 """`onnxserve controller`: what runs by itself over time."""
 
-import os
 import signal
 import threading
 from types import FrameType
 
 import click
+
+from mlflow_deploy_plugin.cli.telemetry import without_telemetry
 
 
 @click.command()
@@ -40,8 +41,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
 
     Of several on one store, one works and the others wait to take over.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+    without_telemetry()
     # here: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
     from mlflow_deploy_plugin.controller.beside import repeatedly
     from mlflow_deploy_plugin.controller.loop import Controller

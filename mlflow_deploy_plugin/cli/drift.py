@@ -1,10 +1,11 @@
 """`onnxserve drift run NAME`: judges a window of what an endpoint has answered, now."""
 
 import json
-import os
 from typing import TYPE_CHECKING
 
 import click
+
+from mlflow_deploy_plugin.cli.telemetry import without_telemetry
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.monitoring.run import MonitorResult
@@ -46,8 +47,7 @@ def run(
     output: str,
 ) -> None:
     """Judges one window of the endpoint NAME and logs the report to MLflow. Exit status 0 whatever the verdict is."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+    without_telemetry()
     # here: Evidently and MLflow take seconds that no other command should wait for
     from mlflow_deploy_plugin.inference_log.windows import parse_window
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_deploy_plugin.cli.plain import plain
 from mlflow_deploy_plugin.errors import NotFound
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ def _lines(event: "AuditEvent") -> Iterable[str]:
     named = (event.endpoint, event.model, event.version and f"version {event.version}")
     what = " ".join(part for part in named if part)
     change = f": {event.before or '–'} → {event.after or '–'}" if event.before or event.after else ""
-    yield _plain(f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {what}{change}")
+    yield plain(f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {what}{change}")
     if event.why:
-        yield "    " + _plain(f"why: {event.why}")
+        yield "    " + plain(f"why: {event.why}")
     if event.action == "rollout.step":
         return
     figures = {key: value for key, value in event.detail.items() if isinstance(value, str | int | float | bool)}
@@ -79,9 +80,4 @@ def _lines(event: "AuditEvent") -> Iterable[str]:
         f"{key} {value}{_UNITS.get(key, '')}" for key, value in figures.items() if key != "spec" and value != ""
     )
     if shown:
-        yield "    " + _plain(shown)
-
-
-def _plain(text: str) -> str:
-    """One line that a terminal only shows: what stands in it was typed by anybody."""
-    return "".join(one if one.isprintable() else " " for one in text)
+        yield "    " + plain(shown)

@@ -97,11 +97,7 @@ def query(
     from mlflow_deploy_plugin.inference_log.view import View, require_endpoint
 
     labels = labels and not failed
-    if not select and failed and is_table:
-        select = "* EXCLUDE (_received_time, _shadow, _segment, _offset, _row)"
-    if not select:
-        aside = f"{_ASIDE}, _label_number" if labels else _ASIDE
-        select = f"* EXCLUDE ({aside})" if is_table else "*"
+    select = select or _columns(is_table, failed, labels)
     shown = _TABLE_ROWS if is_table and limit is None else limit
     bound = shown + 1 if is_table and shown is not None else shown  # one more tells whether there are more
     view = View(name, parse_span(since, until, datetime.now(UTC)), labels, shadows)
@@ -224,3 +220,12 @@ def _tell(log: "InferenceLog") -> None:
     """Names the files that were passed over."""
     for path, why in log.unreadable.items():
         click.echo(f"note: {path} makes no sense and is left out: {why}", err=True)
+
+
+def _columns(is_table: bool, failed: bool, labels: bool) -> str:
+    """What is shown where nobody says: a table leaves out what is for programs."""
+    if not is_table:
+        return "*"
+    if failed:
+        return "* EXCLUDE (_received_time, _shadow, _segment, _offset, _row)"
+    return f"* EXCLUDE ({_ASIDE}, _label_number)" if labels else f"* EXCLUDE ({_ASIDE})"

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from mlflow_deploy_plugin.cli.plain import plain
 from mlflow_deploy_plugin.inference_log.export import values_of
 from mlflow_deploy_plugin.inference_log.query import Answer
 from mlflow_deploy_plugin.inference_log.stats import LogStats
@@ -23,7 +24,7 @@ def table_lines(answer: Answer, bound: int | None) -> Iterator[str]:
     numeric = [str(field.type).startswith(("int", "uint", "float", "double", "halffloat")) for field in answer.schema]
     rows = (row for batch in answer.batches for row in zip(*_cells(batch), strict=True))
     first = list(islice(rows, _MEASURED_ROWS if bound is None else min(bound, _MEASURED_ROWS)))
-    names = [_plain(name) for name in answer.schema.names]
+    names = [plain(name) for name in answer.schema.names]
     widths = [max(map(len, column)) for column in zip(names, *first, strict=True)]
     yield _line(names, widths, numeric)
     count = 0
@@ -85,7 +86,7 @@ def size_text(size: float) -> str:
 
 def _named(title: str, counts: Mapping[str, int]) -> Iterator[str]:
     for position, (name, rows) in enumerate(counts.items()):
-        yield f"  {title if position == 0 else '':8}  {_plain(name)}: {rows:,}"
+        yield f"  {title if position == 0 else '':8}  {plain(name)}: {rows:,}"
 
 
 def _by_time(by_hour: Mapping[datetime, int]) -> Iterator[str]:
@@ -117,7 +118,7 @@ def _cell(value: Any) -> str:
     elif isinstance(value, datetime | date):
         text = _time(value) if isinstance(value, datetime) else value.isoformat()
     else:
-        text = _plain(str(value))
+        text = plain(str(value))
     return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 
@@ -132,8 +133,3 @@ def _line(cells: Any, widths: list[int], numeric: list[bool]) -> str:
 def _time(moment: datetime) -> str:
     form = "%Y-%m-%d %H:%M:%S.%f" if moment.microsecond else "%Y-%m-%d %H:%M:%S"
     return moment.strftime(form).rstrip("0") if moment.microsecond else moment.strftime(form)
-
-
-def _plain(text: str) -> str:
-    """One line that a terminal only shows: what stands in it was typed by anybody."""
-    return "".join(one if one.isprintable() else " " for one in text)

@@ -1,7 +1,6 @@
 """`onnxserve monitor …`: what watches an endpoint, and what it has found."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import click
 
 from mlflow_deploy_plugin.cli.columns import aligned
 from mlflow_deploy_plugin.cli.pairs import pairs
+from mlflow_deploy_plugin.cli.telemetry import without_telemetry
 from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
@@ -243,8 +243,7 @@ def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
 
 @contextmanager
 def _deployments() -> Iterator["Deployments"]:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+    without_telemetry()
     # here: SQLAlchemy and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 
@@ -265,9 +264,9 @@ def _watermarks(deployments: "Deployments") -> "list[Watermark]":
 
 def _time(text: str) -> datetime:
     from mlflow_deploy_plugin.errors import InvalidConfig
+    from mlflow_deploy_plugin.spec import read_time
 
     try:
-        time = datetime.fromisoformat(text)
+        return read_time(text)
     except ValueError:
         raise InvalidConfig(f"{text!r} is not a time: 2013-07-01 or 2013-07-01T12:00, in UTC") from None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)

@@ -103,6 +103,10 @@ class InferenceLog:
         for hour in self.hours(endpoint, window):
             yield from hour_rows(self.location, hour.folder, wanted, self.unreadable)
 
+    def count(self, endpoint: str, window: Window) -> int:
+        """How many rows a window has, each once; raises as `batches`."""
+        return sum(len(batch) for batch in self.batches(endpoint, window, columns=["_row"]))
+
     def latest_window(self, endpoint: str, every: str, now: datetime) -> Window:
         """The last window of length `every` that is over and has rows.
 

@@ -7,7 +7,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.files import LogFile
 from mlflow_deploy_plugin.inference_log.rows import Wanted
 from mlflow_deploy_plugin.inference_log.windows import DURATION, Window, microseconds, parse_window
-from mlflow_deploy_plugin.spec import duration_seconds
+from mlflow_deploy_plugin.spec import duration_seconds, read_time
 
 _FIRST = datetime(1, 1, 2, tzinfo=UTC)
 _LAST = datetime(9999, 12, 30, tzinfo=UTC)
@@ -99,11 +99,9 @@ def _before(now: datetime, duration: str, option: str) -> datetime:
 
 def _time(text: str, option: str) -> datetime:
     try:
-        time = datetime.fromisoformat(text)
+        return read_time(text)
     except ValueError:
         window = ", or a window of them (2013-07-01/1d)" if option == "--since" else ""
         raise InvalidConfig(f"{option} {text!r} cannot be read; it is {_EXPECTED}{window}") from None
-    try:
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
     except OverflowError:
         raise InvalidConfig(f"{option} {text!r} is not within the years 1 to 9999") from None

@@ -15,7 +15,7 @@ Field names, defaults, bounds and descriptions stand here once: `-C server.port=
 `mlflow deployments help -t onnxserve` and the reference page of the docs are made from them.
 """
 
-from mlflow_deploy_plugin.spec.base import Duration, Name, duration_seconds
+from mlflow_deploy_plugin.spec.base import Duration, Name, duration_seconds, read_time
 from mlflow_deploy_plugin.spec.change import (
     add_variant,
     apply_config,
@@ -66,6 +66,7 @@ __all__ = [
     "field_reference",
     "load_specs",
     "new_endpoint",
+    "read_time",
     "remove_monitor",
     "remove_variant",
 ]

@@ -1,6 +1,7 @@
 """What the fields of all parts of a spec are made of."""
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
@@ -22,6 +23,17 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def is_duration(text: str) -> bool:
     return re.match(_DURATION, text) is not None
+
+
+def read_time(text: str) -> datetime:
+    """A time as ISO 8601 writes it, in UTC; without a zone it is meant so.
+
+    Raises:
+        ValueError: it is no time.
+        OverflowError: in UTC it lies beyond the years 1 to 9999.
+    """
+    time = datetime.fromisoformat(text)
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def duration_seconds(duration: str) -> int:

@@ -1,8 +1,8 @@
 """What a monitor compares with, checked when it is written."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
-from mlflow_deploy_plugin.spec.base import duration_seconds, is_duration
+from mlflow_deploy_plugin.spec.base import duration_seconds, is_duration, read_time
 
 LONGEST_DAYS = 3660
 """Beyond ten years a monitor waits for what never comes."""
@@ -32,14 +32,9 @@ def checked_length(duration: str) -> str:
 def _check_window(text: str) -> None:
     begin, _, end = text.partition("/")
     try:
-        start = _time(begin)
-        stop = start + timedelta(seconds=duration_seconds(end)) if is_duration(end) else _time(end)
+        start = read_time(begin)
+        stop = start + timedelta(seconds=duration_seconds(end)) if is_duration(end) else read_time(end)
     except (ValueError, OverflowError):
         raise ValueError("a window is START/END or START/DURATION in UTC, as window:2013-01-01/2013-04-01") from None
     if stop <= start:
         raise ValueError("the window ends before it begins")
-
-
-def _time(text: str) -> datetime:
-    time = datetime.fromisoformat(text)
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
