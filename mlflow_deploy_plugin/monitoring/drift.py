@@ -68,8 +68,6 @@ def run_drift(
         window=window,
         revision=1,
         settings=settings,
-        log=log,
-        state_dir=state_dir,
         capture=served.capture if served else CaptureSpec(),
     )
     judged = judge(question)

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, Judgement, State
 from mlflow_deploy_plugin.settings import Settings
@@ -17,11 +18,10 @@ Engine = Literal["local", "spark"]
 
 @dataclass(frozen=True)
 class Question:
-    """One window to judge.
+    """One window to judge; it can be pickled as long as nobody has read the log with it.
 
     Attributes:
         revision: 1 at first; rows that came later make the next one.
-        state_dir: of the endpoint's server on this machine; both may be gone, or never have been here.
         capture: what the log withholds of the endpoint's columns.
         engine: what sketches the window's rows: this process, or Spark (`spark.py`), with the same numbers.
     """
@@ -32,10 +32,18 @@ class Question:
     window: Window
     revision: int
     settings: Settings
-    log: InferenceLog
-    state_dir: Path
     capture: CaptureSpec = field(default_factory=CaptureSpec)
     engine: Engine = "local"
+
+    @cached_property
+    def log(self) -> InferenceLog:
+        """The one that the settings name; it remembers which files could not be read for this window."""
+        return open_log(self.settings.inference_log)
+
+    @property
+    def state_dir(self) -> Path:
+        """Of the endpoint's server on this machine; both may be gone, or never have been here."""
+        return self.settings.deployments_path / self.endpoint
 
     def judgement(
         self,

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.references import load_blocks
@@ -60,14 +59,13 @@ def captured(tmp_path_factory) -> Path:
 @pytest.fixture
 def ask(tmp_path, captured, days):
     """Loads the reference of a monitor; version 1 is served, with the days as its reference."""
-    settings = Settings(home=tmp_path / "home")
+    settings = Settings(home=tmp_path / "home", log_uri=str(captured))
     state_dir = settings.deployments_path / ENDPOINT
     serve(state_dir, write_model(tmp_path / "models" / "1", reference_of_days(days), "m-1"))
-    log = open_log(str(captured))
 
     def ask(reference="training", window=DAY, version="1", columns=(), every="1d"):
         spec = MonitorSpec(reference=reference, columns=columns, every=every)
-        return load_blocks(Question(ENDPOINT, "drift", spec, window, 1, settings, log, state_dir), MODEL, version)
+        return load_blocks(Question(ENDPOINT, "drift", spec, window, 1, settings), MODEL, version)
 
     return ask
 
@@ -75,23 +73,23 @@ def ask(tmp_path, captured, days):
 def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_phase(ask):
     reference = ask()
 
-    assert [block.rows for block in reference.blocks] == [ROWS] * DAYS
-    assert reference.block_starts_us[0] == parse_window("2013-01-01/1d").start_us
-    assert (reference.total.rows, reference.model_id, len(reference.sample)) == (DAYS * ROWS, "m-1", DAYS * ROWS)
+    assert [block.rows for block in reference.pieces.blocks] == [ROWS] * DAYS
+    assert reference.pieces.block_starts_us[0] == parse_window("2013-01-01/1d").start_us
+    assert (reference.pieces.total.rows, reference.model_id, len(reference.sample)) == (DAYS * ROWS, "m-1", DAYS * ROWS)
     shifted = ask(window=parse_window("2013-02-01T06:00/1d"))
-    assert shifted.block_starts_us[0] == parse_window("2012-12-31T06:00/1d").start_us
+    assert shifted.pieces.block_starts_us[0] == parse_window("2012-12-31T06:00/1d").start_us
     assert shifted.bins_key == reference.bins_key
 
 
 def test_steps_are_contiguous_and_make_the_blocks(ask):
     reference = ask(window=parse_window("2013-02-01T06:00/12h"))
 
-    assert (reference.step_seconds, reference.window_steps) == (3600, 12)
-    windows = [merge(reference.steps[first : first + 12]) for first in range(0, len(reference.steps), 12)]
-    for window, block in zip(windows, reference.blocks, strict=True):
+    assert (reference.pieces.step_seconds, reference.pieces.window_steps) == (3600, 12)
+    windows = [merge(reference.pieces.steps[first : first + 12]) for first in range(0, len(reference.pieces.steps), 12)]
+    for window, block in zip(windows, reference.pieces.blocks, strict=True):
         for name, column in window.columns.items():
             np.testing.assert_array_equal(column.counts, block.columns[name].counts)
-    assert sum(step.rows for step in reference.steps) == reference.total.rows
+    assert sum(step.rows for step in reference.pieces.steps) == reference.pieces.total.rows
 
 
 def test_what_one_block_alone_has_is_new_to_it(ask, days, tmp_path):
@@ -99,11 +97,11 @@ def test_what_one_block_alone_has_is_new_to_it(ask, days, tmp_path):
     days[4]["temperature"][0] = 99.0
     pq.write_table(reference_of_days(days), tmp_path / "models" / "1" / "reference.parquet")
 
-    blocks = ask().blocks
+    blocks = ask().pieces.blocks
 
     assert [block.columns["carrier"].unseen for block in blocks] == [0, 0, 0, 5] + [0] * 8
     assert [block.columns["temperature"].above for block in blocks][4] == 1
-    assert sum(block.columns["carrier"].unseen for block in ask().blocks) == 5  # from what is kept on this disk
+    assert sum(block.columns["carrier"].unseen for block in ask().pieces.blocks) == 5  # from what is kept on this disk
 
 
 def test_a_reference_without_times_has_a_total_and_says_so(ask, days, tmp_path):
@@ -112,7 +110,7 @@ def test_a_reference_without_times_has_a_total_and_says_so(ask, days, tmp_path):
 
     reference = ask()
 
-    assert (reference.blocks, reference.steps, reference.total.rows) == ((), (), DAYS * ROWS)
+    assert (reference.pieces.blocks, reference.pieces.steps, reference.pieces.total.rows) == ((), (), DAYS * ROWS)
     assert "no event times" in reference.notes[0]
 
 
@@ -134,18 +132,18 @@ def test_only_the_named_columns_are_compared(ask):
 
 def test_a_version_that_is_not_served_is_downloaded_once(world):
     shutil.rmtree(world.state_dir)
-    question = Question(ENDPOINT, "drift", MonitorSpec(), DAY, 1, world.settings, world.log, world.state_dir)
+    question = Question(ENDPOINT, "drift", MonitorSpec(), DAY, 1, world.settings)
     first = load_blocks(question, MODEL, "1")
     shutil.rmtree(world.model_folder)
 
     again = load_blocks(question, MODEL, "1")
 
     assert (again.model_id, again.bins_key) == (world.model_id, first.bins_key)
-    for one, other in zip(first.blocks, again.blocks, strict=True):
+    for one, other in zip(first.pieces.blocks, again.pieces.blocks, strict=True):
         assert_same(one, other)
     for path in (world.settings.cache_path / "references").glob("*.parquet"):
         path.write_bytes(b"broken")
-    assert_same(load_blocks(question, MODEL, "1").total, first.total)
+    assert_same(load_blocks(question, MODEL, "1").pieces.total, first.total)
 
 
 @pytest.mark.parametrize("column", ["_event_time", "when"])
@@ -158,7 +156,7 @@ def test_a_dataset_is_a_reference(ask, days, tmp_path, suffix, column):
 
     reference = ask(f"dataset:{path}")
 
-    assert [block.rows for block in reference.blocks] == [ROWS] * DAYS
+    assert [block.rows for block in reference.pieces.blocks] == [ROWS] * DAYS
     assert set(reference.bins) == {"temperature", "noise", "carrier", "is_weekend", "prediction"}
     assert set(ask(f"dataset:file://{path}").bins) == set(reference.bins)
 
@@ -187,14 +185,21 @@ def test_a_dataset_that_is_none_is_a_clear_error(ask, tmp_path, content, error, 
 def test_a_pinned_window_of_the_log_is_a_reference(ask):
     reference = ask("window:2013-01-03/2013-01-09")
 
-    assert [block.rows for block in reference.blocks] == [ROWS] * 6
-    assert (reference.total.rows, reference.step_seconds, len(reference.steps)) == (6 * ROWS, 3600, 144)
+    assert [block.rows for block in reference.pieces.blocks] == [ROWS] * 6
+    assert (reference.pieces.total.rows, reference.pieces.step_seconds, len(reference.pieces.steps)) == (
+        6 * ROWS,
+        3600,
+        144,
+    )
     assert (reference.notes, set(reference.bins)) == (
         (),
         {"temperature", "noise", "carrier", "is_weekend", "prediction"},
     )
     uneven = ask("window:2013-01-03T00:30/2013-01-08T00:30", window=parse_window("2013-02-01T00:30/90m"))
-    assert (uneven.total.rows, uneven.window_steps) == (sum(block.rows for block in uneven.blocks), 1)
+    assert (uneven.pieces.total.rows, uneven.pieces.window_steps) == (
+        sum(block.rows for block in uneven.pieces.blocks),
+        1,
+    )
 
 
 def test_what_one_captured_window_alone_has_is_new_to_it(ask, captured):
@@ -204,7 +209,7 @@ def test_what_one_captured_window_alone_has_is_new_to_it(ask, captured):
     for day in days:
         LogWriter(captured).write(day)
 
-    blocks = ask("window:2013-03-22/2013-03-25").blocks
+    blocks = ask("window:2013-03-22/2013-03-25").pieces.blocks
 
     assert [block.columns["carrier"].unseen for block in blocks] == [5, 0, 0]
     assert sum(block.columns["noise"].below + block.columns["noise"].above for block in blocks) >= 2
@@ -213,7 +218,7 @@ def test_what_one_captured_window_alone_has_is_new_to_it(ask, captured):
 def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(ask):
     reference = ask("window:2013-01-03/2013-01-09", version="2")
 
-    assert reference.total.rows == 6 * ROWS
+    assert reference.pieces.total.rows == 6 * ROWS
     assert "version 2 did not answer in the reference" in reference.notes[0]
 
 
@@ -222,13 +227,13 @@ def test_a_rolling_reference_is_the_neighbourhood_of_the_window_so_long_ago(ask,
 
     reference = ask("rolling:2d", window=window)
 
-    assert [block.rows for block in reference.blocks] == [ROWS] * 10
-    assert reference.block_starts_us[-1] == parse_window("2013-01-10/1d").start_us
+    assert [block.rows for block in reference.pieces.blocks] == [ROWS] * 10
+    assert reference.pieces.block_starts_us[-1] == parse_window("2013-01-10/1d").start_us
     next_day = ask("rolling:2d", window=parse_window("2013-01-12/1d"))
-    assert len(next_day.blocks) == 11
+    assert len(next_day.pieces.blocks) == 11
     hourly = ask("rolling:1d", window=parse_window("2013-01-11T05:00/1h"))
-    assert hourly.block_starts_us[0] == parse_window("2013-01-09T05:00/1h").start_us
-    assert hourly.block_starts_us[-1] == parse_window("2013-01-11T04:00/1h").start_us
+    assert hourly.pieces.block_starts_us[0] == parse_window("2013-01-09T05:00/1h").start_us
+    assert hourly.pieces.block_starts_us[-1] == parse_window("2013-01-11T04:00/1h").start_us
     assert list(captured.glob("_sketches/samples/**/*.parquet"))
 
 
@@ -251,4 +256,4 @@ def test_bins_and_pieces_hold_any_number_of_windows(ask, days, tmp_path):
 
     reference = ask(window=parse_window("2013-02-01/1h"), every="1h")
 
-    assert (len(reference.blocks), len(reference.steps), reference.total.rows) == (500, 0, 900)
+    assert (len(reference.pieces.blocks), len(reference.pieces.steps), reference.pieces.total.rows) == (500, 0, 900)

@@ -19,7 +19,7 @@ def run(world, **spec: Any):
     from mlflow_deploy_plugin.monitoring.run import run_monitor
 
     window = parse_window("2013-04-01/1d")
-    question = Question("flights", "watch", MonitorSpec(**spec), window, 1, world.settings, world.log, world.state_dir)
+    question = Question("flights", "watch", MonitorSpec(**spec), window, 1, world.settings)
     return run_monitor(question)
 
 

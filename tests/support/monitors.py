@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.judging import Answer, Asked, count_rows
+from mlflow_deploy_plugin.controller.monitors.judging import Answer, count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
@@ -39,8 +40,8 @@ class MonitoredWorld:
 
     folder: Path
     now: datetime = NOON
-    judge: Callable[[Asked], str] = lambda asked: "no drift"
-    asked: list[Asked] = field(default_factory=list)
+    judge: Callable[[Question], str] = lambda asked: "no drift"
+    asked: list[Question] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     looks: int = 0
     threads: list[tuple[threading.Thread, threading.Event]] = field(default_factory=list)
@@ -80,7 +81,7 @@ class MonitoredWorld:
         mark = Watermark(agent, ("flights",), complete_until, fields.pop("written_at", self.now), **fields)
         write_watermark(locate_log(self.settings.inference_log), mark)
 
-    def answer(self, asked: Asked) -> Answer:
+    def answer(self, asked: Question) -> Answer:
         self.asked.append(asked)
         state: Any = self.judge(asked)
         run = LoggedRun(f"run-{len(self.asked)}", "onnxserve/flights", "")

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from mlflow_deploy_plugin.controller import retrain
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.judging import Answer, Asked, Judge, digest_of_files
+from mlflow_deploy_plugin.controller.monitors.judging import Answer, Judge, digest_of_files, question_of
 from mlflow_deploy_plugin.controller.monitors.when import pause_after
 from mlflow_deploy_plugin.controller.monitors.worker import PASSING, Ended
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
@@ -95,7 +95,7 @@ class Attempts:
         if not digest:
             return replace(judged, verdict=_NOT_JUDGED, reason="; ".join([NO_ROWS, *notes]))
         endpoint = self.deployments.store.endpoint(window.endpoint)
-        answer = self.judge(Asked.of(window, spec, self.deployments.settings, endpoint))
+        answer = self.judge(question_of(window, spec, self.deployments.settings, endpoint))
         if not self.by_hand:
             self._tell(window, spec, answer)
         judgement = answer.judgement

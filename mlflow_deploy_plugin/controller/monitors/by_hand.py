@@ -13,7 +13,6 @@ from mlflow_deploy_plugin.controller.lease import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
 from mlflow_deploy_plugin.controller.monitors.judging import (
     Answer,
-    Asked,
     Judge,
     count_rows,
     digest_of_files,
@@ -26,7 +25,7 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.question import Engine
+from mlflow_deploy_plugin.monitoring.question import Engine, Question
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
 from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.server.state import SPEC
@@ -102,7 +101,7 @@ def run_window(
         )
     answers: list[Answer] = []
 
-    def answer(asked: Asked) -> Answer:
+    def answer(asked: Question) -> Answer:
         answers.append(judge(replace(asked, engine=engine)))
         return answers[-1]
 
@@ -209,7 +208,7 @@ def _of_window(monitors: Monitors, monitor: Monitor, window: Window) -> list[Mon
     return [one for one in found if (one.start, one.end) == (window.start, window.end)]
 
 
-def _attempts(deployments: Deployments, judge: Callable[[Asked], Answer]) -> Attempts:
+def _attempts(deployments: Deployments, judge: Callable[[Question], Answer]) -> Attempts:
     return Attempts(deployments, judge, say=lambda line: None, by_hand=True)
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from queue import Empty, LifoQueue
 from typing import Any
 
-from mlflow_deploy_plugin.controller.monitors.judging import Answer, Asked, count_rows, judge_and_log
+from mlflow_deploy_plugin.controller.monitors.judging import Answer, count_rows, judge_and_log
 from mlflow_deploy_plugin.controller.monitors.worker import JudgingProcess
+from mlflow_deploy_plugin.monitoring.question import Question
 
 
 class JudgingPool:
@@ -18,12 +19,12 @@ class JudgingPool:
         for process in self._all:
             self._free.put(process)
 
-    def judge(self, asked: Asked) -> Answer:
+    def judge(self, asked: Question) -> Answer:
         """As `judge_and_log`; raises as `JudgingProcess.call`."""
         answer: Answer = self._call(judge_and_log, asked)
         return answer
 
-    def count(self, asked: Asked) -> int:
+    def count(self, asked: Question) -> int:
         """As `count_rows`; raises likewise."""
         return int(self._call(count_rows, asked))
 
@@ -44,7 +45,7 @@ class JudgingPool:
         for process in self._all:
             process.end()
 
-    def _call(self, function: Callable[[Asked], object], asked: Asked) -> Any:
+    def _call(self, function: Callable[[Question], object], asked: Question) -> Any:
         process = self._free.get()
         try:
             return process.call(function, asked, seconds=self._seconds)

@@ -16,7 +16,7 @@ from datetime import datetime
 from mlflow_deploy_plugin.controller.beside import safely
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.attempt import MOST_ATTEMPTS, Attempts
-from mlflow_deploy_plugin.controller.monitors.judging import Asked, Judge
+from mlflow_deploy_plugin.controller.monitors.judging import Judge
 from mlflow_deploy_plugin.controller.monitors.late import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.next_window import MOST_MADE_UP, begun, next_window
 from mlflow_deploy_plugin.controller.monitors.pool import JudgingPool
@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.controller.monitors.worker import Ended
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring.alerts import alert_failure, end_alerts_of_gone
+from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
@@ -77,7 +78,7 @@ class MonitorScheduler:
         look_seconds: float = _LOOK_SECONDS,
         most_made_up: int = MOST_MADE_UP,
         judge: Judge | None = None,
-        count: Callable[[Asked], int] | None = None,
+        count: Callable[[Question], int] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._deployments = deployments

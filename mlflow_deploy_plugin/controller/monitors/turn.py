@@ -6,7 +6,7 @@ from typing import Literal
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
-from mlflow_deploy_plugin.controller.monitors.judging import Asked
+from mlflow_deploy_plugin.controller.monitors.judging import question_of
 from mlflow_deploy_plugin.controller.monitors.late import LOOKED_FOR, add_revisions
 from mlflow_deploy_plugin.controller.monitors.next_window import MOST_MADE_UP, Next, begun, next_window
 from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readiness
@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
 from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
@@ -35,7 +36,7 @@ class Turns:
     """
 
     attempts: Attempts
-    count: Callable[[Asked], int]
+    count: Callable[[Question], int]
     most_made_up: int = MOST_MADE_UP
 
     @property
@@ -74,7 +75,7 @@ class Turns:
         windows = self.monitors.windows(name, monitor, since=now - LOOKED_FOR)
 
         def count(window: MonitorWindow) -> int:
-            return self.count(Asked.of(window, spec, settings, endpoint))
+            return self.count(question_of(window, spec, settings, endpoint))
 
         added = add_revisions(self.monitors, windows, open_log(settings.inference_log), count, now)
         for window in added:

@@ -2,11 +2,11 @@
 
 from datetime import timedelta
 
-from mlflow_deploy_plugin.controller.monitors.judging import Asked
 from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview, overviews
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
+from mlflow_deploy_plugin.monitoring.question import Question
 from support.monitors import HOUR, NOON, MonitoredWorld
 
 
@@ -29,7 +29,7 @@ def test_a_monitor_waits_for_its_window_then_for_the_rows_of_it(world: Monitored
 
 
 def test_what_has_failed_says_why_and_when_it_is_tried_again(world: MonitoredWorld) -> None:
-    def judge(asked: Asked) -> str:
+    def judge(asked: Question) -> str:
         raise OnnxserveError("the reference cannot be read")
 
     world.judge = judge

@@ -4,10 +4,10 @@ import threading
 from dataclasses import replace
 from datetime import timedelta
 
-from mlflow_deploy_plugin.controller.monitors.judging import Asked
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.controller.monitors.worker import Ended
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.tables import LeaseRow
 from support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
@@ -85,7 +85,7 @@ def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note(world: M
 
 
 def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(world: MonitoredWorld) -> None:
-    def judge(asked: Asked) -> str:
+    def judge(asked: Question) -> str:
         if asked.monitor == "broken" and asked.window.start == NOON:
             raise OnnxserveError("the reference cannot be read")
         return "no drift"
@@ -116,7 +116,7 @@ def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(world: Mon
 def test_where_mlflow_is_down_a_window_is_tried_until_it_is_back(world: MonitoredWorld) -> None:
     is_down = True
 
-    def judge(asked: Asked) -> str:
+    def judge(asked: Question) -> str:
         if is_down:
             raise RegistryUnavailable("MLflow does not answer")
         return "drift"
@@ -139,7 +139,7 @@ def test_where_mlflow_is_down_a_window_is_tried_until_it_is_back(world: Monitore
 def test_a_monitor_that_takes_long_holds_up_no_other(world: MonitoredWorld) -> None:
     may_end = threading.Event()
 
-    def judge(asked: Asked) -> str:
+    def judge(asked: Question) -> str:
         if asked.monitor == "slow":
             may_end.wait(SECONDS)
         return "no drift"
@@ -203,7 +203,7 @@ def test_a_paused_monitor_is_left_alone_and_makes_up_for_it_afterwards(world: Mo
 
 
 def test_windows_of_an_endpoint_that_is_deleted_meanwhile_are_closed(world: MonitoredWorld) -> None:
-    def judge(asked: Asked) -> str:
+    def judge(asked: Question) -> str:
         raise OnnxserveError("not now")
 
     world.judge = judge
@@ -350,7 +350,7 @@ def test_a_window_that_kills_one_controller_after_the_other_is_given_up(world: M
 
 
 def test_what_is_found_under_a_lost_lease_is_not_written(world: MonitoredWorld) -> None:
-    def judge(asked: Asked) -> str:
+    def judge(asked: Question) -> str:
         if len(world.asked) > 1:
             return "no drift"
         with world.store.transaction() as session:  # as another would who has waited for the lease's whole length
@@ -373,7 +373,7 @@ def test_what_is_found_under_a_lost_lease_is_not_written(world: MonitoredWorld) 
 def test_a_scheduler_that_ends_leaves_its_window_to_the_next(world: MonitoredWorld) -> None:
     may_end = threading.Event()
 
-    def judge(asked: Asked) -> str:
+    def judge(asked: Question) -> str:
         may_end.wait(SECONDS)
         raise Ended("it was ended with the controller")
 

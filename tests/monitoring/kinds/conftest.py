@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
-from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
 from mlflow_deploy_plugin.monitoring.question import Question
@@ -122,8 +121,6 @@ class Desk:
             window=parse_window(window),
             revision=1,
             settings=self.settings,
-            log=open_log(self.settings.inference_log),
-            state_dir=self.state_dir,
         )
 
 
