@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.gate.rows import Rows, chosen, count, read_rows, take
 from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
-from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, in_types
 from mlflow_deploy_plugin.runtime.schema import Array
 
@@ -64,7 +64,18 @@ def load_dataset(policy: EvaluationPolicy, artifact: Artifact, seed: int) -> Dat
     truth = rows.pop(policy.target)
     if truth.dtype.kind == "O" and not isinstance(truth[0], str):
         truth = np.array(truth.tolist())
-    return Dataset(policy.dataset, rows, truth)
+    return Dataset(policy.dataset, in_signature(artifact, rows), truth)
+
+
+def in_signature(artifact: Artifact, rows: Rows) -> Rows:
+    """The same rows, numbers in the types that the model's signature says; a file and the log may have them in others.
+
+    Two versions may say it differently, so that each is given its own.
+    """
+    dtypes = {column.name: COLUMN_TYPES[column.type] for column in artifact.columns if column.type in COLUMN_TYPES}
+    for tensor in artifact.tensors:  # the only one may have no name, and then is whatever the rows have
+        dtypes |= {tensor.name: tensor.dtype} if tensor.name else dict.fromkeys(rows, tensor.dtype)
+    return in_types(dtypes, rows)
 
 
 def sample(artifact: Artifact, most: int, seed: int) -> Dataset | None:
@@ -102,7 +113,7 @@ def _reference(artifact: Artifact) -> Rows:
     rows = read_rows(path, "of the model's reference")
     own = (PREDICTION, EVENT_TIME)
     inputs = {name: values for name, values in rows.items() if name not in own and not name.startswith(OUTPUT_PREFIX)}
-    return in_types(artifact.columns, inputs)
+    return in_signature(artifact, inputs)
 
 
 def _downloaded(uri: str, folder: str) -> Path:

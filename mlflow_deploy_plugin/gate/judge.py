@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.gate.checks.parity import check_parity
 from mlflow_deploy_plugin.gate.checks.robustness import Labelled, check_robustness
 from mlflow_deploy_plugin.gate.checks.signature import check_signature
-from mlflow_deploy_plugin.gate.dataset import Dataset, check_is_an_artifact, load_dataset, sample
+from mlflow_deploy_plugin.gate.dataset import Dataset, check_is_an_artifact, in_signature, load_dataset, sample
 from mlflow_deploy_plugin.gate.measure import Cost, measure
 from mlflow_deploy_plugin.gate.metrics import default_metric, scorer
 from mlflow_deploy_plugin.gate.model import Answers, Judged, fetched, load
@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.gate.result import CheckResult, Verdict
 from mlflow_deploy_plugin.gate.rows import Rows, chosen, count, take
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
@@ -165,7 +165,7 @@ def _evaluation(bench: _Bench) -> CheckResult:
     current = None
     if bench.current is not None:
         try:
-            current = bench.current.answers(dataset.rows)
+            current = bench.current.answers(in_signature(bench.current.artifact, dataset.rows))
         except OnnxserveError as error:
             reason = f"what is served cannot answer the dataset's rows: {error.message}"
             return CheckResult("evaluation", "failed", reason)
@@ -219,18 +219,11 @@ def _rows(bench: _Bench, most: int) -> Dataset | None:
 
 
 def _own_columns(artifact: Artifact, rows: Rows) -> Rows:
-    """The columns or tensors that the model takes, of those that are there; all where its signature names none.
-
-    Whole numbers in the signature's own type, whose ends no disturbance may leave: a file holds them in 64 bits.
-    """
-    dtypes = {column.name: COLUMN_TYPES[column.type] for column in artifact.columns}
-    for tensor in artifact.tensors:  # the only one may have no name, and then the rows hold nothing else
-        dtypes |= {tensor.name: tensor.dtype} if tensor.name else dict.fromkeys(rows, tensor.dtype)
-    own = {name: values for name, values in rows.items() if name in dtypes or not dtypes}
-    for name, dtype in dtypes.items():
-        if name in own and own[name].dtype.kind in "iu" and numpy_dtype(dtype).kind in "iu":
-            own[name] = own[name].astype(dtype)
-    return own
+    """The columns or tensors that the model takes, of those that are there, in its types, whose ends no disturbance may
+    leave; all where its signature names none."""
+    names = {field.name for field in artifact.columns or artifact.tensors}
+    own = {name: values for name, values in rows.items() if name in names or not any(names)}
+    return in_signature(artifact, own)
 
 
 def _blank(artifact: Artifact) -> Rows:

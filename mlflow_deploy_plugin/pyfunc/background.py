@@ -59,7 +59,7 @@ def _reference(model: OnnxModel, file: str, most_rows: int, seed: int) -> Feeds:
     if table.num_rows > most_rows:
         table = table.take(np.sort(np.random.default_rng(seed).choice(table.num_rows, most_rows, replace=False)))
     floats = {name: table.column(name).to_numpy() for name in schema.names if is_floating(table.column(name).type)}
-    typed = in_types(schema.columns, floats)
+    typed = in_types(schema.dtypes, floats)
     return schema.from_columns(
         {name: typed[name] if name in typed else table.column(name).to_pylist() for name in schema.names}
     )

@@ -5,11 +5,10 @@ value a row) and `output.NAME` for every other output, so that drift can lay one
 an underscore are the log's own (`EVENT_TIME`, …).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column
 from mlflow_deploy_plugin.runtime.schema import Array, Schema
 
 PREDICTION = "prediction"
@@ -33,12 +32,25 @@ def row_count(arrays: Mapping[str, Array]) -> int:
     return max((len(array) for array in arrays.values() if array.ndim), default=0)
 
 
-def in_types(columns: Sequence[Column], rows: Mapping[str, Array]) -> dict[str, Array]:
-    """The same rows, in which an integer or a boolean that lies among floats, as the graph takes it, is one again."""
-    types = {column.name: np.dtype(COLUMN_TYPES.get(column.type, "O")) for column in columns}
-    return {
-        name: array.astype(types[name])
-        if array.dtype.kind == "f" and name in types and types[name].kind in "ib" and np.isfinite(array).all()
-        else array
-        for name, array in rows.items()
-    }
+def in_types(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
+    """The same rows, numbers in the types that the signature says wherever none is lost by it.
+
+    The log has whole numbers and booleans as the graph takes them, a CSV file has all numbers in 64 bits. What would
+    lose something stays as it is, to be refused by name.
+
+    Args:
+        dtypes: numpy's, by column or tensor; those of others are left alone.
+    """
+    return {name: _in_type(values, dtypes[name]) if name in dtypes else values for name, values in rows.items()}
+
+
+def _in_type(values: Array, wanted: str) -> Array:
+    dtype = np.dtype("O" if wanted == "str" else wanted)
+    # a whole number goes where any number goes, and is still known to be whole
+    sources = {"f": "f", "i": "fiu", "u": "fiu", "b": "fiu"}.get(dtype.kind, "")
+    if values.dtype.kind not in sources:
+        return values
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = values.astype(dtype)
+    is_same = np.array_equal(*map(np.isfinite, (cast, values))) if dtype.kind == "f" else np.array_equal(cast, values)
+    return cast if is_same else values

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.dataset import load_dataset, sample
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
-from mlflow_deploy_plugin.runtime.artifact import Column, read_artifact
+from mlflow_deploy_plugin.runtime.artifact import Column, Tensor, read_artifact
 from support.gated import labelled, write_classifier, write_rows
 from support.tracking import DEFAULT_EXPERIMENT
 
@@ -86,13 +86,30 @@ def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_si
     artifact = replace(artifact, columns=tuple(Column(name, kind, True) for name, kind in types.items()))
     found = sample(artifact, 50, 7).rows
     assert {name: str(values.dtype) for name, values in found.items()} == {
-        "a": "float32",
+        "a": "float64",
         "b": "float32",
         "value": "bool",
         "label": "float32",  # nothing says what a missing one is
     }
     artifact = replace(artifact, columns=(Column("value", "long", True),))
     assert sample(artifact, 50, 7).rows["value"].tolist() == [0, 1] * 25
+
+
+def test_logged_rows_come_in_the_signatures_types(tmp_path, artifact):
+    kinds = {"hour": "long", "rain": "boolean", "temp": "double", "gust": "float"}
+    artifact = replace(artifact, columns=tuple(Column(name, kind, True) for name, kind in kinds.items()))
+    logged = {name: np.array([1, 0, 1], "float32") for name in kinds} | {"y": [1, 0, 1]}
+    found = load(write_rows(tmp_path / "log.parquet", logged), artifact)
+    types = {"hour": "int64", "rain": "bool", "temp": "float64", "gust": "float32"}
+    assert {name: str(values.dtype) for name, values in found.rows.items()} == types
+    assert found.rows["hour"].tolist() == [1, 0, 1]
+
+
+def test_tensors_come_in_the_signatures_types_also_the_one_without_a_name(tmp_path, artifact):
+    file = write_rows(tmp_path / "log.parquet", {"image": [[0.0, 1.0], [2.0, 3.0]], "y": [1, 0]})
+    for name in ("image", ""):
+        tensors = replace(artifact, columns=(), tensors=(Tensor(name, "float32", (-1, 2)),))
+        assert load(file, tensors).rows["image"].dtype == np.float32
 
 
 def test_a_model_without_a_reference_has_no_sample(artifact):

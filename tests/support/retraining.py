@@ -4,7 +4,7 @@ import atexit
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -153,10 +153,17 @@ class RetrainingWorld:
         wait_until(lambda: self.take().state in states, seconds, f"the retraining is {' or '.join(states)}")
         return self.latest()
 
-    def capture(self, rows: int = 600, start: datetime = DAY.start, seed: int = 1, share_labelled: float = 1.0) -> None:
+    def capture(
+        self,
+        rows: int = 600,
+        start: datetime = DAY.start,
+        seed: int = 1,
+        share_labelled: float = 1.0,
+        change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda rows: rows,
+    ) -> None:
         """Rows of a day, one request every four hours, as version 1 answered them, with what really happened."""
         writer = LogWriter(Path(self.deployments.settings.inference_log))
-        found = labelled(rows, seed=seed)
+        found = change(labelled(rows, seed=seed))
         for place, part in enumerate(np.array_split(np.arange(rows), 6)):
             times = [start + timedelta(hours=4 * place, seconds=float(second)) for second in range(len(part))]
             columns = {name: found[name][part] for name in COLUMNS}

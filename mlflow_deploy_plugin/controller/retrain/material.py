@@ -16,10 +16,10 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.inference_log.sample import Sample
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, in_types
 from mlflow_deploy_plugin.store.database import utc_now
 
-_WHOLE = {"integer": np.int32, "long": np.int64, "boolean": np.bool_}
 _FILES = ("data.parquet", "held_out.parquet")
 MAX_ROWS = 1_000_000
 MIN_ROWS = 100
@@ -72,9 +72,9 @@ def collect(log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[s
         learned = pa.concat_tables([*earlier, learned], promote_options="permissive")
     folder.mkdir(parents=True, exist_ok=True)
     data, judged_by = (folder / name for name in _FILES)
-    pq.write_table(as_signed(learned, types), data)
+    pq.write_table(_as_signed(learned, types), data)
     if held_out is not None:
-        pq.write_table(as_signed(held_out, types), judged_by)
+        pq.write_table(held_out, judged_by)  # the gate gives each version its own types
     return Material(
         data=data,
         held_out=judged_by if held_out is not None else None,
@@ -133,15 +133,14 @@ def _own(table: pa.Table) -> pa.Table:
     return table.select(names)
 
 
-def as_signed(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
-    """Whole numbers and booleans as the signature has them; a column with missing values stays as it is."""
-    for place, name in enumerate(table.column_names):
-        column, wanted = table.column(name), _WHOLE.get(types.get(name, ""))
-        if wanted is None or not pa.types.is_floating(column.type) or column.null_count:
-            continue
-        values = column.to_numpy()
-        if np.isfinite(values).all() and (values == np.round(values)).all():
-            table = table.set_column(place, name, pa.array(values.astype(wanted)))
+def _as_signed(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
+    """Numbers as the signature has them, so that the project's own is the same; a column with gaps stays as it is."""
+    dtypes = {name: COLUMN_TYPES[kind] for name, kind in types.items() if kind in COLUMN_TYPES}
+    columns = {name: table.column(name) for name in table.column_names if name in dtypes}
+    values = {name: column.to_numpy() for name, column in columns.items() if not column.null_count}
+    for name, typed in in_types(dtypes, values).items():
+        if typed is not values[name]:
+            table = table.set_column(table.schema.get_field_index(name), name, pa.array(typed))
     return table
 
 

@@ -2,10 +2,10 @@
 
 from datetime import timedelta
 
-import pyarrow as pa
+import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.controller.retrain.material import as_signed, collect
+from mlflow_deploy_plugin.controller.retrain.material import collect
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, plan_for
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
@@ -60,14 +60,9 @@ def test_too_few_labels_are_said(world: RetrainingWorld) -> None:
         collect(log(world), plan(world, "incremental"), world.folder / "material", {})
 
 
-def test_whole_numbers_and_booleans_are_so_again_that_the_graph_took_as_floats() -> None:
-    types = {"a": "long", "b": "double", "whole": "long", "flag": "boolean", "gap": "long"}
-    extra = {"whole": [1.0, 895.0], "flag": [0.0, 1.0], "gap": [1.0, float("nan")], "a": [0.5, 1.0]}
-    typed = as_signed(pa.table(extra), types)
-    assert {field.name: str(field.type) for field in typed.schema} == {
-        "whole": "int64",
-        "flag": "bool",
-        "gap": "double",
-        "a": "double",
-    }
-    assert typed.column("whole").to_pylist() == [1, 895]
+def test_the_project_is_given_the_signatures_types(world: RetrainingWorld) -> None:
+    world.capture(change=lambda rows: {**rows, "a": np.round(rows["a"]).astype(np.float32)})
+    types = {"a": "long", "b": "double"}
+    found = collect(log(world), plan(world, "incremental"), world.folder / "material", types)
+    schema = written(found.data).schema
+    assert {name: str(schema.field(name).type) for name in types} == {"a": "int64", "b": "double"}
