@@ -4,29 +4,37 @@ So every controller on a store answers the same, whoever does the work, and what
 its time of the last success stands still.
 """
 
-from collections.abc import Iterable, Iterator
-from datetime import datetime
+import logging
+import threading
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.monitoring.judgement import ALARMS
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.store.monitors import Monitors
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import AlertRow, MonitorWindowRow, RetrainingRow
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
+_log = logging.getLogger(__name__)
+
 STATES = ("ok", "alarm", "not judged", "failing", "paused", "waiting")
 _SHARE = "share_of_drifted_columns"
 _LOOKED_BACK = 20
 """Windows: those without rows have no share."""
+_PATIENCE_SECONDS = 3.0
+"""Of the ten that Prometheus waits by default."""
+Key = tuple[str, str]
 
 
 def start_gauges(store: Store, port: int, host: str = "") -> "WSGIServer":
@@ -50,113 +58,143 @@ def start_gauges(store: Store, port: int, host: str = "") -> "WSGIServer":
 class StoreGauges(Collector):
     """The gauges of one store.
 
-    Where the store does not answer, Prometheus gets an error and marks the scrape as failed.
+    It is read in a thread, one at a time: where it does not answer within `patience_seconds`, or fails, Prometheus gets
+    what was last read, with `onnxserve_store_up` 0.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._store = store
+        self._patience_seconds = patience_seconds
+        self._lock = threading.Lock()
+        self._read: threading.Event | None = None
+        self._is_up = False
+        self._known: Sequence[Metric] = ()
 
     def describe(self) -> Iterable[Metric]:
         return []  # nothing is read before Prometheus asks
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._monitors()
-        yield from self._windows()
-        yield from self._counts()
+        with self._lock:
+            if self._read is None or self._read.is_set():
+                self._read = threading.Event()
+                threading.Thread(target=self._refresh, args=(self._read,), name="gauges", daemon=True).start()
+            read = self._read
+        is_up = read.wait(self._patience_seconds) and self._is_up
+        yield GaugeMetricFamily("onnxserve_store_up", "1 while the store answers; else all is as of then.", is_up)
+        yield from self._known
 
-    def _monitors(self) -> Iterator[Metric]:
-        labels = ["endpoint", "monitor"]
-        share = GaugeMetricFamily(
-            "onnxserve_drift_share", "Share of columns that the last judged window found drifted.", labels=labels
-        )
-        state = GaugeMetricFamily(
-            "onnxserve_monitor_state", "1 for the state that a monitor is in.", labels=[*labels, "state"]
-        )
-        success = GaugeMetricFamily(
-            "onnxserve_monitor_last_success_timestamp_seconds", "When a window was last judged.", labels=labels
-        )
-        until = GaugeMetricFamily(
-            "onnxserve_monitor_judged_until_timestamp_seconds",
-            "End of the newest judged window, in event time.",
-            labels=labels,
-        )
-        monitors = Monitors(self._store)
-        paused = {(one.endpoint, one.monitor) for one in monitors.states() if one.paused}
-        for endpoint in self._store.endpoints():
-            for name in endpoint.spec.monitors:
-                key = [endpoint.name, name]
-                latest = monitors.windows(*key, states=["judged"], limit=_LOOKED_BACK)
-                judged = latest[-1] if latest else None
-                last = next(iter(monitors.windows(*key, limit=1)), None)
-                now_in = "paused" if (endpoint.name, name) in paused else _state(judged, last)
-                for possible in STATES:
-                    state.add_metric([*key, possible], float(possible == now_in))
-                if judged is not None:
-                    until.add_metric(key, judged.end.timestamp())
-                    success.add_metric(key, self._last_success(*key))
-                shares = [window.figures[_SHARE] for window in latest if window.figures.get(_SHARE) is not None]
-                if shares:
-                    share.add_metric(key, shares[-1])
-        yield from (share, state, success, until)
-
-    def _last_success(self, endpoint: str, monitor: str) -> float:
-        query = select(func.max(MonitorWindowRow.updated_at)).where(
-            MonitorWindowRow.endpoint == endpoint,
-            MonitorWindowRow.monitor == monitor,
-            MonitorWindowRow.state == "judged",
-        )
-        with self._store.transaction() as session:
-            last: datetime | None = session.scalar(query)
-        return last.timestamp() if last is not None else 0.0
-
-    def _windows(self) -> Iterator[Metric]:
-        judged = CounterMetricFamily(
-            "onnxserve_monitor_windows", "Judged windows.", labels=["endpoint", "monitor", "verdict"]
-        )
-        failed = CounterMetricFamily(
-            "onnxserve_monitor_failures",
-            "Attempts to judge a window that have failed.",
-            labels=["endpoint", "monitor"],
-        )
-        row = MonitorWindowRow
-        by_verdict = (
-            select(row.endpoint, row.monitor, row.verdict, func.count())
-            .where(row.state == "judged")
-            .group_by(row.endpoint, row.monitor, row.verdict)
-        )
-        by_monitor = select(row.endpoint, row.monitor, func.sum(row.attempts)).group_by(row.endpoint, row.monitor)
-        with self._store.transaction() as session:
-            for endpoint, monitor, verdict, count in session.execute(by_verdict):
-                judged.add_metric([endpoint, monitor, verdict], count)
-            for endpoint, monitor, attempts in session.execute(by_monitor):
-                failed.add_metric([endpoint, monitor], float(attempts or 0))
-        yield from (judged, failed)
-
-    def _counts(self) -> Iterator[Metric]:
-        firing = GaugeMetricFamily(
-            "onnxserve_alerts_firing", "Alerts that have begun and are not over.", labels=["endpoint", "monitor"]
-        )
-        retrainings = GaugeMetricFamily(
-            "onnxserve_retrainings", "Retrainings, by where they are.", labels=["endpoint", "monitor", "state"]
-        )
-        alert, one = AlertRow, RetrainingRow
-        by_alert = (
-            select(alert.endpoint, alert.monitor, func.count())
-            .where(alert.state == "firing")
-            .group_by(alert.endpoint, alert.monitor)
-        )
-        by_state = select(one.endpoint, one.monitor, one.state, func.count()).group_by(
-            one.endpoint, one.monitor, one.state
-        )
-        with self._store.transaction() as session:
-            for endpoint, monitor, count in session.execute(by_alert):
-                firing.add_metric([endpoint, monitor], count)
-            for endpoint, monitor, state, count in session.execute(by_state):
-                retrainings.add_metric([endpoint, monitor, state], count)
-        yield from (firing, retrainings)
+    def _refresh(self, read: threading.Event) -> None:
+        try:
+            self._known, self._is_up = _read_all(self._store), True
+        except StoreUnavailable as error:
+            if self._is_up:
+                _log.warning("Prometheus is told what was last read: %s", error.message)
+            self._is_up = False
+        except Exception:  # noqa: BLE001 — Prometheus is told that it failed
+            _log.exception("the gauges cannot be read")
+            self._is_up = False
+        finally:
+            read.set()
 
 
-def _state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:
+def _read_all(store: Store) -> list[Metric]:
+    endpoints = store.endpoints()
+    paused = {(one.endpoint, one.monitor) for one in Monitors(store).states() if one.paused}
+    keys = [(endpoint.name, monitor) for endpoint in endpoints for monitor in endpoint.spec.monitors]
+    with store.transaction() as session:  # one for all: on SQLite each is alone
+        return [*_monitors(session, keys, paused), *_windows(session, {*keys}), *_counts(session)]
+
+
+def _monitors(session: Session, keys: Sequence[Key], paused: Container[Key]) -> Iterator[Metric]:
+    labels = ["endpoint", "monitor"]
+    share = GaugeMetricFamily(
+        "onnxserve_drift_share", "Share of columns that the last judged window found drifted.", labels=labels
+    )
+    state = GaugeMetricFamily(
+        "onnxserve_monitor_state", "1 for the state that a monitor is in.", labels=[*labels, "state"]
+    )
+    until = GaugeMetricFamily(
+        "onnxserve_monitor_judged_until_timestamp_seconds",
+        "End of the newest judged window, in event time.",
+        labels=labels,
+    )
+    for key in keys:
+        latest = session.scalars(_newest(key, _LOOKED_BACK).where(MonitorWindowRow.state == "judged")).all()
+        judged = latest[0] if latest else None
+        now_in = "paused" if key in paused else _state(judged, session.scalars(_newest(key, 1)).first())
+        for possible in STATES:
+            state.add_metric([*key, possible], float(possible == now_in))
+        if judged is not None:
+            until.add_metric(key, judged.window_end.timestamp())
+        shares = [window.figures[_SHARE] for window in latest if window.figures.get(_SHARE) is not None]
+        if shares:
+            share.add_metric(key, shares[0])
+    yield from (share, state, until)
+
+
+def _newest(key: Key, limit: int) -> Select[MonitorWindowRow]:
+    row = MonitorWindowRow
+    order = (row.window_start.desc(), row.revision.desc(), row.id.desc())
+    return select(row).where(row.endpoint == key[0], row.monitor == key[1]).order_by(*order).limit(limit)
+
+
+def _windows(session: Session, known: Container[Key]) -> Iterator[Metric]:
+    labels = ["endpoint", "monitor"]
+    success = GaugeMetricFamily(
+        "onnxserve_monitor_last_success_timestamp_seconds", "When a window was last judged.", labels=labels
+    )
+    judged = CounterMetricFamily("onnxserve_monitor_windows", "Judged windows.", labels=[*labels, "verdict"])
+    failed = CounterMetricFamily(
+        "onnxserve_monitor_failures", "Attempts to judge a window that have failed.", labels=labels
+    )
+    row = MonitorWindowRow
+    last: dict[Key, float] = {}
+    attempts: Counter[Key] = Counter()
+    counted = select(
+        row.endpoint,
+        row.monitor,
+        row.state,
+        row.verdict,
+        func.count(),
+        func.sum(row.attempts),
+        func.max(row.updated_at),
+    ).group_by(row.endpoint, row.monitor, row.state, row.verdict)
+    for endpoint, monitor, state, verdict, count, tried, updated_at in session.execute(counted):
+        key = endpoint, monitor
+        attempts[key] += int(tried or 0)
+        if state == "judged":
+            judged.add_metric([*key, verdict], count)
+            last[key] = max(last.get(key, 0.0), updated_at.timestamp())
+    for key, count in attempts.items():
+        failed.add_metric(key, count)
+    for key, time in last.items():
+        if key in known:  # what was taken away is silent on purpose
+            success.add_metric(key, time)
+    yield from (success, judged, failed)
+
+
+def _counts(session: Session) -> Iterator[Metric]:
+    firing = GaugeMetricFamily(
+        "onnxserve_alerts_firing", "Alerts that have begun and are not over.", labels=["endpoint", "monitor"]
+    )
+    retrainings = GaugeMetricFamily(
+        "onnxserve_retrainings", "Retrainings, by where they are.", labels=["endpoint", "monitor", "state"]
+    )
+    alert, one = AlertRow, RetrainingRow
+    by_alert = (
+        select(alert.endpoint, alert.monitor, func.count())
+        .where(alert.state == "firing")
+        .group_by(alert.endpoint, alert.monitor)
+    )
+    by_state = select(one.endpoint, one.monitor, one.state, func.count()).group_by(one.endpoint, one.monitor, one.state)
+    for endpoint, monitor, count in session.execute(by_alert):
+        firing.add_metric([endpoint, monitor], count)
+    for endpoint, monitor, state, count in session.execute(by_state):
+        retrainings.add_metric([endpoint, monitor, state], count)
+    yield from (firing, retrainings)
+
+
+def _state(judged: MonitorWindowRow | None, last: MonitorWindowRow | None) -> str:
     """Where a monitor is that is not paused.
 
     Args:

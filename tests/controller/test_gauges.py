@@ -1,7 +1,9 @@
 """What Prometheus reads of a store: asked over HTTP, parsed by its own parser."""
 
 import re
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,14 +13,14 @@ import requests
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflow_deploy_plugin.controller.gauges import start_gauges
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.controller.gauges import StoreGauges, start_gauges
+from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.monitoring.alerts import alert_failure
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
-from support.waiting import free_port
+from support.waiting import free_port, wait_until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST = datetime(2013, 7, 1, tzinfo=UTC)
@@ -88,6 +90,40 @@ def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Stor
     assert read() == told
 
 
+def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_and_that(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    @contextmanager
+    def down() -> Iterator[None]:
+        raise StoreUnavailable("the database is gone")
+        yield
+
+    @contextmanager
+    def silent() -> Iterator[None]:
+        go_on.wait(60)
+        raise StoreUnavailable("no answer")
+        yield
+
+    gauges = StoreGauges(store, patience_seconds=0.1)
+    read_at_first = wait_until(lambda: [m for m in [values(gauges)] if m["onnxserve_store_up"]], 30, "it is read")[0]
+    for answer in (down, silent):
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "transaction", answer)
+            assert values(gauges) == read_at_first | {"onnxserve_store_up": 0}
+            assert values(gauges) == read_at_first | {"onnxserve_store_up": 0}
+
+    go_on.set()
+    wait_until(lambda: values(gauges) == read_at_first, 30, "it is read again")
+
+
+def values(gauges: StoreGauges) -> dict:
+    """By metric, or by metric and labels."""
+    samples = [sample for metric in gauges.collect() for sample in metric.samples]
+    return {(one.name, *one.labels.values()) if one.labels else one.name: one.value for one in samples}
+
+
 def test_a_taken_port_is_one_clear_line(store: Store, taken_port: int) -> None:
     with pytest.raises(InvalidConfig, match=rf"--metrics-port {taken_port}: Address already in use"):
         start_gauges(store, taken_port, "127.0.0.1")
@@ -97,7 +133,7 @@ def test_the_rules_of_the_guide_are_yaml_and_ask_for_what_is_served(store: Store
     text = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
     (rules,) = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])["groups"]
     asked = {name for rule in rules["rules"] for name in re.findall(r"onnxserve_[a-z_]+", rule["expr"])}
-    documented = set(re.findall(r"`(onnxserve_[a-z_]+)\{", text))
+    documented = set(re.findall(r"\| `(onnxserve_[a-z_]+)", text))
     window = Monitors(store).add("flights", "daily", FIRST, FIRST + DAY)
     figures = {"share_of_drifted_columns": 0.5}
     Monitors(store).update(replace(window, state="judged", verdict="drift", figures=figures))
