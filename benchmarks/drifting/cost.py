@@ -114,7 +114,7 @@ def days() -> Figures:
     bins, _ = freeze(reference, (), "January to March")
     start = int(_START.timestamp()) * 1_000_000
     pieces = cut(bins, reference, calm_times, start, _DAY_US)
-    whole = Reference(bins=bins, bins_key=bins_digest(bins), model_id="", notes=(), sample=reference, **vars(pieces))
+    whole = Reference(bins, bins_digest(bins), pieces, reference)
     states: dict[str, int] = {}
     numbers = (times - start) // _DAY_US
     present, groups = np.unique(numbers, return_inverse=True)

@@ -44,9 +44,7 @@ def reference_of(rows: Rows, start_us: int, length_us: int, has_times: bool = Tr
     features, notes = read_features(rows.table)
     bins = {name: freeze_bins(one, str(rows.table.schema.field(name).type)) for name, one in features.items()}
     pieces = cut(bins, rows.table, rows.times if has_times else None, start_us, length_us)
-    return Reference(
-        bins=bins, bins_key=bins_digest(bins), model_id="", notes=tuple(notes), sample=rows.table, **vars(pieces)
-    )
+    return Reference(bins, bins_digest(bins), pieces, rows.table, notes=tuple(notes))
 
 
 def independent_rows(rng: np.random.Generator, count: int) -> pa.Table:

@@ -53,7 +53,7 @@ def schema_findings(reference: Reference, window: Profile, columns: Sequence[str
         columns: only these are judged; empty: all.
     """
     found = []
-    for name in sorted({*reference.bins, *reference.total.columns, *window.columns}):
+    for name in sorted({*reference.bins, *reference.pieces.total.columns, *window.columns}):
         if columns and name not in columns:
             continue
         finding = _schema_finding(name, reference, window)
@@ -63,11 +63,11 @@ def schema_findings(reference: Reference, window: Profile, columns: Sequence[str
 
 
 def _schema_finding(name: str, reference: Reference, window: Profile) -> Finding | None:
-    expected, given = reference.total.columns.get(name), window.columns.get(name)
+    expected, given = reference.pieces.total.columns.get(name), window.columns.get(name)
     if given is None or given.rows == 0:
-        some = sum(name not in block.columns for block in reference.blocks)
+        some = sum(name not in block.columns for block in reference.pieces.blocks)
         if some:
-            reason = f"the window lacks it, as {some} of the reference's {len(reference.blocks)} windows do"
+            reason = f"the window lacks it, as {some} of the reference's {len(reference.pieces.blocks)} windows do"
             return Finding(name, "presence", "no drift", reason)
         return Finding(name, "presence", "drift", "in the reference, not in the window")
     if expected is None:
@@ -102,10 +102,10 @@ def judged_columns(
     """The columns whose distribution can be judged, and of the others the reason why not."""
     kept: list[str] = []
     unjudged: list[Finding] = []
-    for name in sorted({*reference.bins, *(reference.total.columns), *window.columns}):
+    for name in sorted({*reference.bins, *(reference.pieces.total.columns), *window.columns}):
         if columns and name not in columns:
             continue
-        reason = _why_not(reference.bins.get(name), reference.total.columns.get(name), window.columns.get(name))
+        reason = _why_not(reference.bins.get(name), reference.pieces.total.columns.get(name), window.columns.get(name))
         if reason:
             unjudged.append(Finding(name, "distribution", "not judged", reason, segment=segment))
         else:
@@ -146,7 +146,7 @@ def column_outcomes(
     findings = []
     for position, (group, name) in enumerate(members):
         features.append(_feature(group, name, float(window[position, DISTANCE]), standardised[position], limit))
-        for figure in _shown(window[position], group.reference.total.columns[name].missing):
+        for figure in _shown(window[position], group.reference.pieces.total.columns[name].missing):
             amounts = {
                 "value": float(window[position, figure]),
                 "usual": float(usual[position, figure]),
@@ -160,7 +160,7 @@ def column_outcomes(
 
 
 def _feature(group: Group, name: str, distance: float, standardised: Array, limit: float) -> FeatureVerdict:
-    given, expected = group.window.columns[name], group.reference.total.columns[name]
+    given, expected = group.window.columns[name], group.reference.pieces.total.columns[name]
     score = float(standardised.max())
     return FeatureVerdict(
         name=name,
@@ -168,7 +168,7 @@ def _feature(group: Group, name: str, distance: float, standardised: Array, limi
         score=score,
         distance=distance,
         missing=_missing_share(given, group.window.rows),
-        reference_missing=_missing_share(expected, group.reference.total.rows),
+        reference_missing=_missing_share(expected, group.reference.pieces.total.rows),
         is_drifted=score > limit,
         segment=group.segment,
     )
@@ -180,7 +180,7 @@ def _finding(
     if not np.isfinite(score):
         reason = "too few of the reference's own windows say how large it may be"
         return Finding(name, check, "not judged", reason, segment=group.segment)
-    given, expected = group.window.columns[name], group.reference.total.columns[name]
+    given, expected = group.window.columns[name], group.reference.pieces.total.columns[name]
     return Finding(
         subject=name,
         check=check,

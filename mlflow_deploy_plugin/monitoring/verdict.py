@@ -127,7 +127,7 @@ def judge(
     """
     schema = schema_findings(reference, window, spec.columns)
     columns, unjudged = judged_columns(reference, window, spec.columns)
-    base = Verdict("not judged", window.rows, reference.total.rows, spec.false_alarm_rate)
+    base = Verdict("not judged", window.rows, reference.pieces.total.rows, spec.false_alarm_rate)
     compared = compared_rows(reference, window.rows, spec.independent_rows)
     reason = too_little(reference, window.rows, columns, compared, spec)
     if reason:
@@ -206,7 +206,7 @@ def _window_figures(groups: Sequence[Group], pool: Pool, start_us: int) -> Array
             bins = group.reference.bins[name]
             windows = windows_of([group.window], name, bins)
             thinned = windows.thinned(group.compared, seeded(group.segment + name, abs(start_us)))
-            rows.append(thinned.figures(bins, column_counts([group.reference.total], name, bins)[0])[0])
+            rows.append(thinned.figures(bins, column_counts([group.reference.pieces.total], name, bins)[0])[0])
     return np.stack(rows)
 
 

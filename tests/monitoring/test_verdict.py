@@ -40,9 +40,7 @@ def reference_of(table, times, length=DAY, start=LATER):
     features, notes = read_features(table)
     bins = {name: freeze_bins(feature, str(table.schema.field(name).type)) for name, feature in features.items()}
     pieces = cut(bins, table, times, start, length)
-    return Reference(
-        bins=bins, bins_key=bins_digest(bins), model_id="", notes=tuple(notes), sample=table, **vars(pieces)
-    )
+    return Reference(bins, bins_digest(bins), pieces, table, notes=tuple(notes))
 
 
 @pytest.fixture(scope="module")

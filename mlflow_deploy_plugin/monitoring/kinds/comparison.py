@@ -62,7 +62,7 @@ class Comparison:
         """Every column of either side."""
         known = {*self.profile.columns, *self.withheld}
         if self.reference is not None:
-            known |= {*self.reference.bins, *self.reference.total.columns}
+            known |= {*self.reference.bins, *self.reference.pieces.total.columns}
         return sorted(known)
 
     def judge(self, columns: tuple[str, ...]) -> Verdict:
@@ -165,7 +165,9 @@ def compare(question: Question) -> Comparison | Judged:
         why_none = error.message
     bins, key = (reference.bins, reference.bins_key) if reference else ({}, "none")
     profile = _profile(question, *version, bins, key)
-    hidden = withheld(question.capture, {*bins, *profile.columns, *(reference.total.columns if reference else ())})
+    hidden = withheld(
+        question.capture, {*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())}
+    )
     profile = profile_without(profile, hidden)
     if reference is not None:
         reference = reference_without(reference, hidden)

@@ -6,6 +6,7 @@ segments), so that the stated rate of false alarms is that of all of them togeth
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -41,14 +42,7 @@ def parts_of(question: Question, version: Version, reference: Reference) -> tupl
             theirs = None if times is None else times[np.asarray(rows)]
             length = question.window.end_us - question.window.start_us
             pieces = cut(reference.bins, sample.filter(rows), theirs, question.window.start_us % length, length)
-            own = Reference(
-                bins=reference.bins,
-                bins_key=reference.bins_key,
-                model_id=reference.model_id,
-                notes=(),
-                sample=sample.filter(rows),
-                **vars(pieces),
-            )
+            own = replace(reference, pieces=pieces, sample=sample.filter(rows), notes=())
             parts[segment_name(column, value)] = Part(own, profile)
     return parts, notes
 

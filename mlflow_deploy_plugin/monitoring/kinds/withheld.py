@@ -28,12 +28,16 @@ def withheld(capture: CaptureSpec, columns: Iterable[str]) -> dict[str, str]:
 def reference_without(reference: Reference, columns: Mapping[str, str]) -> Reference:
     if not columns:
         return reference
+    pieces = reference.pieces
     return replace(
         reference,
         bins={name: bins for name, bins in reference.bins.items() if name not in columns},
-        blocks=tuple(profile_without(block, columns) for block in reference.blocks),
-        steps=tuple(profile_without(step, columns) for step in reference.steps),
-        total=profile_without(reference.total, columns),
+        pieces=replace(
+            pieces,
+            blocks=tuple(profile_without(block, columns) for block in pieces.blocks),
+            steps=tuple(profile_without(step, columns) for step in pieces.steps),
+            total=profile_without(pieces.total, columns),
+        ),
     )
 
 

@@ -85,12 +85,16 @@ def key_of(groups: Sequence[Group], *parts: object) -> str:
     for group in groups:
         reference = group.reference
         digest.update(repr((group.segment, group.compared, group.columns, reference.bins_key)).encode())
-        digest.update(repr((reference.steps_start_us, reference.step_seconds, reference.window_steps)).encode())
-        digest.update(repr((reference.block_starts_us, reference.total.rows)).encode())
-        for profile in (*reference.blocks, *reference.steps):
+        digest.update(
+            repr(
+                (reference.pieces.steps_start_us, reference.pieces.step_seconds, reference.pieces.window_steps)
+            ).encode()
+        )
+        digest.update(repr((reference.pieces.block_starts_us, reference.pieces.total.rows)).encode())
+        for profile in (*reference.pieces.blocks, *reference.pieces.steps):
             digest.update(profile.rows.to_bytes(8, "little"))
         for name in group.columns:
-            column = reference.total.columns.get(name)
+            column = reference.pieces.total.columns.get(name)
             if column is not None:
                 digest.update(column.counts.tobytes())
     return digest.hexdigest()[:40]

@@ -67,14 +67,14 @@ def choose_null(group: Group, rate: float) -> Null | Refusal:
 
 def _candidates(group: Group, needed: int) -> Iterator[Null]:
     reference = group.reference
-    yield contiguous(_rows(reference.blocks), group.compared, max(needed, _MAX_CELLS // _cells(group)))
-    steps, length = _rows(reference.steps), reference.window_steps
+    yield contiguous(_rows(reference.pieces.blocks), group.compared, max(needed, _MAX_CELLS // _cells(group)))
+    steps, length = _rows(reference.pieces.steps), reference.pieces.window_steps
     if length < 2 or not steps.any():
         return
     yield overlapping(steps, length, group.compared)
     if not FEWEST_WINDOWS * length <= np.count_nonzero(steps) <= len(steps) <= 2 * MOST_WINDOWS * length:
         return
-    counts = {name: column_counts(reference.steps, name, reference.bins[name]) for name in group.columns}
+    counts = {name: column_counts(reference.pieces.steps, name, reference.bins[name]) for name in group.columns}
     found = dependence_of(counts, reference.bins)
     if can_bootstrap(steps, length, found):
         yield bootstrap(steps, length, found.block_length, _SEED)
@@ -94,7 +94,7 @@ def _row_pool(groups: Sequence[Group], rate: float) -> Pool | Refusal:
 
 
 def _reason(group: Group, rate: float, needed: int, most: int) -> str:
-    blocks = int(contiguous(_rows(group.reference.blocks), group.compared).worth)
+    blocks = int(contiguous(_rows(group.reference.pieces.blocks), group.compared).worth)
     length = _length(group.reference)
     smallest = (
         f"the smallest rate that it supports is {_shown(1 / (most + 1))}" if most else "it supports no rate at all"
@@ -107,7 +107,7 @@ def _reason(group: Group, rate: float, needed: int, most: int) -> str:
 
 
 def _length(reference: Reference) -> str:
-    seconds = reference.step_seconds * reference.window_steps
+    seconds = reference.pieces.step_seconds * reference.pieces.window_steps
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds % size == 0:
             return f"{seconds // size}{unit}"

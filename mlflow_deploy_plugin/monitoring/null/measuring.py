@@ -55,7 +55,7 @@ def _held_out(group: Group, name: str, whole: Group, null: Null, fold_of: Array,
     counts = column_counts(kept, name, bins)
     windows = windows_of(kept, name, bins)
     thinned = windows.thinned(group.compared, seeded(group.segment + name, seed))
-    total = column_counts([group.reference.total], name, bins)
+    total = column_counts([group.reference.pieces.total], name, bins)
     is_small = 2 * counts.sum(axis=1) < group.compared
     for fold in range(int(fold_of.max()) + 1):
         held = fold_of == fold

@@ -139,9 +139,9 @@ def build_pool(groups: Sequence[Group], null: Null, seed: int) -> Pool:
         scales=np.stack(scales),
         floors=_SCALED_FLOORS if null.stretches is not None else FLOORS,
         worth=null.worth,
-        block_length=null.block_length * groups[0].reference.step_seconds,
+        block_length=null.block_length * groups[0].reference.pieces.step_seconds,
         starts=null.windows.argmax(axis=1) if null.kind == "overlapping" else np.empty(0, np.int64),
-        length=groups[0].reference.window_steps,
+        length=groups[0].reference.pieces.window_steps,
     )
 
 
@@ -156,10 +156,12 @@ def aligned(whole: Reference, part: Reference, kind: NullKind) -> tuple[Profile,
 
 def _pieces(reference: Reference, kind: NullKind) -> tuple[tuple[Profile, ...], Sequence[int]]:
     if kind == "contiguous":
-        return reference.blocks, reference.block_starts_us
-    step_us = reference.step_seconds * 1_000_000
-    return reference.steps, range(
-        reference.steps_start_us, reference.steps_start_us + len(reference.steps) * step_us, step_us
+        return reference.pieces.blocks, reference.pieces.block_starts_us
+    step_us = reference.pieces.step_seconds * 1_000_000
+    return reference.pieces.steps, range(
+        reference.pieces.steps_start_us,
+        reference.pieces.steps_start_us + len(reference.pieces.steps) * step_us,
+        step_us,
     )
 
 
@@ -171,10 +173,10 @@ def _column_figures(
     scales = np.ones(FIGURES)
     if null.kind == "contiguous":
         windows = windows_of([profiles[position] for position in null.windows.argmax(axis=1)], name, bins)
-        rests = column_counts([group.reference.total], name, bins) - windows.counts
+        rests = column_counts([group.reference.pieces.total], name, bins) - windows.counts
     elif null.stretches is None:
         counts = null.windows @ column_counts(profiles, name, bins)
-        rests = column_counts([group.reference.total], name, bins) - counts
+        rests = column_counts([group.reference.pieces.total], name, bins) - counts
         windows = beyond(bins, counts, rests)
     else:
         pieces = column_counts(profiles[null.first : null.last], name, bins)
@@ -183,7 +185,7 @@ def _column_figures(
     figures = windows.thinned(group.compared, rng).figures(bins, rests)
     if null.stretches is not None:
         figures[:, _SCALED] /= _drawn_scales(bins, pieces, null.stretches, rests)
-        scales[_SCALED] = _own_scales(bins, pieces, group.reference.window_steps)
+        scales[_SCALED] = _own_scales(bins, pieces, group.reference.pieces.window_steps)
     figures[2 * windows.counts.sum(axis=1) < group.compared] = np.nan
     return figures, scales
 

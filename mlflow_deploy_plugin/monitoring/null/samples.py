@@ -54,7 +54,7 @@ def _group_figures(group: Group, draws: int, rows: int, rng: np.random.Generator
     features = read_features(sample)[0]
     even = np.full(len(sample), 1 / max(len(sample), 1))
     windows = rng.multinomial(group.compared, even, size=draws).astype(np.float32)
-    rests = rng.multinomial(group.reference.total.rows, even, size=draws).astype(np.float32)
+    rests = rng.multinomial(group.reference.pieces.total.rows, even, size=draws).astype(np.float32)
     figures = [_column(group, features[name], windows, rests, seeded(name, draws)) for name in group.columns]
     return np.stack(figures, axis=1)
 

@@ -29,11 +29,12 @@ def too_little(reference: Reference, rows: int, columns: Sequence[str], compared
         if reference.sample is None or len(reference.sample) < MIN_COMPARED_ROWS:
             return f"the reference has too few rows to draw samples from; at least {MIN_COMPARED_ROWS} are needed"
         return ""
-    if not reference.blocks:
-        return _NO_TIMES if reference.total.rows else "the reference has no rows"
+    pieces = reference.pieces
+    if not pieces.blocks:
+        return _NO_TIMES if pieces.total.rows else "the reference has no rows"
     if compared < MIN_COMPARED_ROWS:
         return (
-            f"the reference has {reference.total.rows:,} rows in {len(reference.blocks)} windows of this length, "
+            f"the reference has {pieces.total.rows:,} rows in {len(pieces.blocks)} windows of this length, "
             f"{compared} in the middle one; at least {MIN_COMPARED_ROWS} are needed"
         )
     return ""
@@ -42,9 +43,9 @@ def too_little(reference: Reference, rows: int, columns: Sequence[str], compared
 def compared_rows(reference: Reference, rows: int, is_independent: bool) -> int:
     """How many rows every side of a comparison has: those of the window, or of the middle block where that has fewer;
     a window's are rounded down to a step of 15 %, so that windows of about one size share a pool."""
-    if is_independent or not reference.blocks:
+    if is_independent or not reference.pieces.blocks:
         return rows
-    middle = int(np.median([block.rows for block in reference.blocks]))
+    middle = int(np.median([block.rows for block in reference.pieces.blocks]))
     if rows >= middle:
         return middle
     if rows < MIN_COMPARED_ROWS:

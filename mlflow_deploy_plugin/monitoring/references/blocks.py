@@ -23,27 +23,20 @@ _MERGED_AT = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
-    """A reference, ready to be compared with windows of one length.
+class Pieces:
+    """A reference in windows of one length, in the phase of the judged one.
 
     Attributes:
-        bins: frozen on the reference, by column.
-        bins_key: names the bins (`bins.bins_digest`).
-        blocks: the reference's own windows that have rows, of the judged window's length and in its phase, in the order
-            of time; of more than `MAX_BLOCKS` an even choice. What a block has `unseen`, `below` and `above` is
-            measured against the rest of the reference where its rows are at hand: what a block alone has is new to it.
+        blocks: the reference's own windows that have rows, in the order of time; of more than `MAX_BLOCKS` an even
+            choice. What a block has `unseen`, `below` and `above` is measured against the rest of the reference where
+            its rows are at hand: what a block alone has is new to it.
         block_starts_us: [B] when each begins, microseconds since 1970.
         steps: finer contiguous pieces of equal length without a gap from `steps_start_us` on, in the phase of the
             blocks; one without rows has no columns. So many of them as `window_steps` make a window. Empty where the
             reference is longer than can be held so.
         total: all rows of the reference, also those that are in none of the blocks.
-        model_id: the logged model, for links in MLflow; empty where it was never logged.
-        notes: what the reader has to know of it.
-        sample: rows of the reference, bounded, for the report.
     """
 
-    bins: Mapping[str, Bins]
-    bins_key: str
     blocks: tuple[Profile, ...]
     block_starts_us: tuple[int, ...]
     steps: tuple[Profile, ...]
@@ -51,9 +44,26 @@ class Reference:
     step_seconds: int
     window_steps: int
     total: Profile
-    model_id: str
-    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A reference, ready to be compared with windows of one length.
+
+    Attributes:
+        bins: frozen on the reference, by column.
+        bins_key: names the bins (`bins.bins_digest`).
+        sample: rows of the reference, bounded, for the report.
+        model_id: the logged model, for links in MLflow; empty where it was never logged.
+        notes: what the reader has to know of it.
+    """
+
+    bins: Mapping[str, Bins]
+    bins_key: str
+    pieces: Pieces
     sample: pa.Table
+    model_id: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Grid(NamedTuple):
@@ -90,19 +100,6 @@ class Grid(NamedTuple):
     def starts_us(self, numbers: Array) -> tuple[int, ...]:
         starts: list[int] = (self.start_us + numbers * self.length_us).tolist()
         return tuple(starts)
-
-
-@dataclass(frozen=True, eq=False)
-class Pieces:
-    """What `Reference` holds of the windows of one length."""
-
-    blocks: tuple[Profile, ...]
-    block_starts_us: tuple[int, ...]
-    steps: tuple[Profile, ...]
-    steps_start_us: int
-    step_seconds: int
-    window_steps: int
-    total: Profile
 
 
 def grid(bins: Mapping[str, Bins], start_us: int, length_us: int, first_us: int, last_us: int) -> Grid:

@@ -55,9 +55,7 @@ def _of_rows(rows: ReferenceRows, question: Question, columns: Sequence[str], ca
     window = question.window
     pieces = kept_pieces(cache, bins, key, rows, window.start_us, window.end_us - window.start_us)
     all_notes = (*rows.notes, *notes)
-    return Reference(
-        bins=bins, bins_key=key, model_id=rows.model_id, notes=all_notes, sample=rows.table, **vars(pieces)
-    )
+    return Reference(bins, key, pieces, rows.table, rows.model_id, all_notes)
 
 
 def _of_past(past: Past, past_notes: list[str], question: Question, columns: Sequence[str]) -> Reference:
@@ -65,7 +63,7 @@ def _of_past(past: Past, past_notes: list[str], question: Question, columns: Seq
     bins, notes = freeze(sample, columns, past.shown)
     key = bins_digest(bins)
     pieces = past.pieces(bins, key, sample, question.window)
-    return Reference(bins=bins, bins_key=key, model_id="", notes=(*past_notes, *notes), sample=sample, **vars(pieces))
+    return Reference(bins, key, pieces, sample, notes=(*past_notes, *notes))
 
 
 def freeze(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[dict[str, Bins], list[str]]:
