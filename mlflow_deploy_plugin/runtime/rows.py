@@ -52,5 +52,6 @@ def _in_type(values: Array, wanted: str) -> Array:
         return values
     with np.errstate(invalid="ignore", over="ignore"):
         cast = values.astype(dtype)
-    is_same = np.array_equal(*map(np.isfinite, (cast, values))) if dtype.kind == "f" else np.array_equal(cast, values)
-    return cast if is_same else values
+    if dtype.kind == "f":
+        return cast if np.array_equal(np.isfinite(cast), np.isfinite(values)) else values
+    return cast if np.array_equal(cast, values) else values
