@@ -28,9 +28,9 @@ import pyarrow as pa
 from mlflow_deploy_plugin.agent.labels import label_files
 from mlflow_deploy_plugin.agent.mask import MASK_KEY, Mask
 from mlflow_deploy_plugin.agent.progress import Progress
-from mlflow_deploy_plugin.agent.sink import Sink, open_sink
+from mlflow_deploy_plugin.agent.sink import Sink, open_sink, parquet
 from mlflow_deploy_plugin.agent.table import table_of
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled
 from mlflow_deploy_plugin.inference_log import LogLocation
 from mlflow_deploy_plugin.inference_log.location import FAILURES
 from mlflow_deploy_plugin.server.capture import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
@@ -141,7 +141,9 @@ class Shipper:
                 rows += self._ship_segment(segment)
             except (_SegmentError, InvalidConfig) as failure:  # a key to mask with that is none
                 error = str(failure)
-            except OSError as failure:  # the next one would fail too, after as long a wait
+            except MemoryError as failure:  # a smaller one may have room
+                error = f"segment {segment.name} cannot be shipped for want of memory: {failure}"
+            except (OSError, NotInstalled) as failure:  # the next one would fail too, after as long a wait
                 error = f"the inference log {self._sink.location.shown} cannot be written: {failure}"
                 break
         self._report(error)
@@ -230,24 +232,27 @@ class Shipper:
         """Writes one file. Rows that have no form in it are left out, so that they do not take the others with them."""
         try:
             table = table_of(segment, group, self._mask)
-            self._sink.write(_file_name(segment, group), table)
-        except (OSError, InvalidConfig):
+            name, content = _file_name(segment, group), parquet(table)
+        except (OSError, InvalidConfig, MemoryError):  # another time they will have one
             raise
         except Exception:  # noqa: BLE001 - the boundary of one file: arrow raises a dozen unrelated classes
             requests = sum(len(batch.offsets) for batch in group)
             _log.exception("%d requests of %s have no form in the log, and are left out", requests, segment)
             return 0
+        self._sink.write(name, content)
         return len(table)
 
     def _write_labels(self, segment: str, frames: Sequence[FeedbackFrame]) -> None:
         """As `_write_file`."""
         try:
-            for name, labels in label_files(segment, frames, self._mask):
-                self._sink.write(name, labels)
-        except (OSError, InvalidConfig):
+            files = [(name, parquet(labels)) for name, labels in label_files(segment, frames, self._mask)]
+        except (OSError, InvalidConfig, MemoryError):
             raise
         except Exception:  # noqa: BLE001 - as there
             _log.exception("labels of %s have no form in the log, and are left out", segment)
+            return
+        for name, content in files:
+            self._sink.write(name, content)
 
 
 def _by_file(batches: Sequence[CapturedBatch]) -> Iterable[list[CapturedBatch]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -574,3 +575,27 @@ def test_a_segment_whose_own_files_are_in_disorder_keeps_no_other_from_the_log(
     assert (shipper.state.error, shipper.progress.totals.shipped) == ("", {"flights": 2})
     assert sorted(row["_request_id"] for row in rows(tmp_path)) == ["a", "b"]
     held.close()
+
+
+def test_want_of_memory_or_of_what_writes_to_a_bucket_costs_no_row(
+    writer: CaptureWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with s3_server() as bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        shipper = Shipper(tmp_path / "spool", "s3://b/log")
+        write(writer, "a", ["AA"])
+        writer.write_feedback("flights", NOON, [Feedback("p-a", None, None, 1)])
+        writer.close()
+        with monkeypatch.context() as without_memory:
+            without_memory.setattr(pq, "write_table", Mock(side_effect=pa.ArrowMemoryError("malloc of size 1 failed")))
+            assert shipper.ship() == 0
+            assert "malloc of size 1 failed" in shipper.state.error
+        with monkeypatch.context() as without_boto:
+            without_boto.setitem(sys.modules, "boto3", None)
+            assert shipper.ship() == 0
+            assert "needs boto3" in shipper.state.error
+        assert shipper.ship() == 1
+        assert (shipper.state.error, len(bucket.objects), shipper.progress.totals.lost) == ("", 2, {})
+    assert not list((tmp_path / "spool").iterdir())

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 
-from mlflow_deploy_plugin.agent.sink import open_sink
+from mlflow_deploy_plugin.agent.sink import open_sink, parquet
 from mlflow_deploy_plugin.errors import InvalidConfig
 from support.disk import files_of_at_most
 
@@ -16,7 +16,7 @@ def test_a_file_stands_whole_below_the_folder_and_is_replaced_by_a_later_one(
 ) -> None:
     sink = open_sink(as_text(tmp_path / "a log"))
     for values in ([1], [1, 2]):
-        sink.write("endpoint=e/date=2026-06-01/f.parquet", pa.table({"a": values}))
+        sink.write("endpoint=e/date=2026-06-01/f.parquet", parquet(pa.table({"a": values})))
     assert [path.name for path in (tmp_path / "a log").rglob("*") if path.is_file()] == ["f.parquet"]
     found = pyarrow.dataset.dataset(str(tmp_path / "a log"), partitioning="hive").to_table()
     assert found.to_pylist() == [
@@ -28,7 +28,7 @@ def test_a_file_stands_whole_below_the_folder_and_is_replaced_by_a_later_one(
 def test_a_full_disk_keeps_no_part_of_a_file(tmp_path: Path) -> None:
     sink = open_sink(str(tmp_path / "log"))
     with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
-        sink.write("f.parquet", pa.table({"a": list(range(1000))}))
+        sink.write("f.parquet", parquet(pa.table({"a": list(range(1000))})))
     assert list((tmp_path / "log").iterdir()) == []
 
 
