@@ -1,0 +1,39 @@
+"""Prometheus' rules: read and tried by promtool, and about metrics that there are. Needs no Docker."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "docker" / "prometheus" / "onnxserve.rules.yaml"
+CASES = Path(__file__).parent / "rules.test.yaml"
+
+
+@pytest.mark.parametrize(("job", "file"), [("check", RULES), ("test", CASES)])
+def test_promtool_reads_the_rules_and_each_fires_when_it_should(job: str, file: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (apt-get install prometheus)")
+    command = ["promtool", job, "rules", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_rule_is_tried_firing_and_not() -> None:
+    rules = {rule["alert"] for rule in _rules()}
+    tests = yaml.safe_load(CASES.read_text())["tests"]
+    tried = {(case["alertname"], "exp_alerts" in case) for test in tests for case in test["alert_rule_test"]}
+    assert tried == {(rule, fires) for rule in rules for fires in (True, False)}
+
+
+def test_the_rules_ask_for_metrics_that_the_package_has() -> None:
+    asked = set(re.findall(r"onnxserve_\w+", " ".join(rule["expr"] for rule in _rules())))
+    package = "\n".join(file.read_text() for file in (ROOT / "mlflow_deploy_plugin").rglob("*.py"))
+    assert {name for name in asked if f'"{name.removesuffix("_total")}"' not in package} == set()
+
+
+def _rules() -> list[dict[str, str]]:
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
