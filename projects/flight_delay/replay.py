@@ -70,6 +70,7 @@ def replay(
     """
     flights = months(load_flights(), *parse_months(span)).iloc[::every_day]
     if injection is not None:
+        _say(str(injection))
         flights = injection.apply(flights)
     with open_deployments(_say) as deployments:
         _say("training the first version on January to March")
@@ -81,12 +82,11 @@ def replay(
         states = [f"version {one.version}: {one.state}" for one in _retrainings(deployments, setting)]
     played = flights.join(feed.table(), how="inner")
     played["still"] = _answers_of(f"models:/{setting.model}/{first}", played)
-    table = outcome.by_month(played)
-    sentences = outcome.verdict(table, BUILT_IN_MONTHS)
-    title = "Flights of 2013, accuracy by month" + (f" — {injection}" if injection else "")
-    outcome.draw(table, weeks, outcome.changes(played), title, folder / "accuracy_by_month.png")
+    table = outcome.by_month(played, injection)
+    sentences = [*([str(injection)] if injection else []), *outcome.verdict(table, BUILT_IN_MONTHS)]
+    outcome.draw(table, weeks, outcome.changes(played), folder / "accuracy_by_month.png", injection)
     table.to_csv(folder / "accuracy_by_month.csv", index=False)
-    pd.DataFrame(vars(week) for week in weeks).to_csv(folder / "verdicts.csv", index=False)
+    outcome.verdicts(weeks, injection).to_csv(folder / "verdicts.csv", index=False)
     return Replay(table, weeks, states, feed.counts, sentences)
 
 
@@ -146,11 +146,19 @@ def _answers_of(model_uri: str, flights: pd.DataFrame) -> np.ndarray:
 
 def _log(result: Replay, folder: Path, setting: Setting, injection: Injection | None) -> None:
     mlflow.set_tag("onnxserve.injected", str(injection) if injection else "nothing is injected")
+    if injection is not None:
+        mlflow.set_tag("mlflow.runName", f"replay with injected drift, {injection.kind}:{injection.month}")
     for row in result.months.itertuples():
         for name in ("accuracy_with_loop", "accuracy_without"):
             mlflow.log_metric(name, getattr(row, name), step=int(row.month))
     counts = result.counts
-    mlflow.log_metrics({"requests": counts.requests, "lost": counts.lost, "labels": counts.labels})
+    sent = {
+        "requests": counts.requests,
+        "lost": counts.lost,
+        "labels": counts.labels,
+        "labels_lost": counts.labels_lost,
+    }
+    mlflow.log_metrics(sent)
     for file in sorted(folder.iterdir()):
         mlflow.log_artifact(str(file), "replay")
 
@@ -175,9 +183,12 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # its server and controller end with it
     with plain_errors(), mlflow.start_run() as run, tempfile.TemporaryDirectory() as name:
+        injection, folder = parse_injection(options.inject), Path(name)
+        injected = "-injected" if injection else ""  # so that every run, version and event says it
         setting = Setting(
             # a log with the flights of an earlier replay would have all of them twice
-            endpoint=options.endpoint or f"{default.endpoint}-{run.info.run_id[:6]}",
+            endpoint=options.endpoint or f"{default.endpoint}{injected}-{run.info.run_id[:6]}",
+            model=default.model + injected,
             every=options.every,
             at_least=options.at_least,
             mode=options.mode,
@@ -185,7 +196,6 @@ def main() -> None:
             min_requests=options.min_requests,
         )
         duration_seconds(setting.every)
-        injection, folder = parse_injection(options.inject), Path(name)
         result = replay(setting, options.months, injection, options.batch, options.sample, folder)
         _log(result, folder, setting, injection)
     _say(result.months.to_string(index=False, float_format="%.4f"))

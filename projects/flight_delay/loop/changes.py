@@ -24,10 +24,13 @@ class Injection:
     def __str__(self) -> str:
         return f"injected from month {self.month} on: {KINDS[self.kind]}"
 
+    @property
+    def begins(self) -> pd.Timestamp:
+        return pd.Timestamp(YEAR, self.month, 1, tz="UTC")
+
     def apply(self, flights: pd.DataFrame) -> pd.DataFrame:
         """The flights with the change."""
-        days = flights[DAY].dt
-        late = (days.year > YEAR) | ((days.year == YEAR) & (days.month >= self.month))
+        late = flights[DAY] >= self.begins
         changed = flights.copy()
         if self.kind == "celsius":
             for name in ("temp", "dewp"):

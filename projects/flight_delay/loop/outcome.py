@@ -1,7 +1,7 @@
 """What came of the replay: accuracy by month with and without the loop, the verdicts, and the plot of both."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import matplotlib
@@ -9,13 +9,16 @@ import numpy as np
 import pandas as pd
 
 from projects.flight_delay.data import DAY, EVENT_TIME, LABEL, YEAR
+from projects.flight_delay.loop.changes import Injection
 from projects.flight_delay.material import parse_months
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 
-_HEIGHT = {"accuracy": 0.016, "drift": 0.028}
-_CALM, _ALARM, _LOOP, _STILL = "#9aa5b1", "#d64545", "#0b69a3", "#7b8794"
+_HEIGHT = {"accuracy": 0.09, "drift": 0.16}
+"""How far below the lowest accuracy the verdicts of a monitor stand, as a share of what the accuracies span."""
+_CALM, _ALARM, _LOOP, _STILL, _INJECTED = "#9aa5b1", "#d64545", "#0b69a3", "#7b8794", "#f7d070"
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class Change:
     version: str
 
 
-def by_month(flights: pd.DataFrame) -> pd.DataFrame:
-    """One row a month: flights, share of delayed ones, accuracy with the loop, without it, and of saying `on time`.
+def by_month(flights: pd.DataFrame, injection: Injection | None = None) -> pd.DataFrame:
+    """One row a month: flights, share of delayed ones, accuracy with the loop, without it, and of saying `on time`;
+    where something is injected, into which months.
 
     Args:
         flights: with LABEL, `prediction` (what was answered), `still` (what the first version says) and `version`.
@@ -61,7 +65,18 @@ def by_month(flights: pd.DataFrame) -> pd.DataFrame:
                 "versions": " ".join(sorted(found["version"].unique(), key=int)),
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if injection is not None:
+        table["injected"] = np.where(table["month"] >= injection.month, injection.kind, "")
+    return table
+
+
+def verdicts(judged: Sequence[Judged], injection: Injection | None = None) -> pd.DataFrame:
+    """One row a window; where something is injected, into which windows."""
+    table = pd.DataFrame([vars(one) for one in judged], columns=[field.name for field in fields(Judged)])
+    if injection is not None:
+        table["injected"] = np.where(table["end"] > injection.begins, injection.kind, "")
+    return table
 
 
 def _standard_error(found: pd.DataFrame) -> float:
@@ -87,37 +102,52 @@ def changes(flights: pd.DataFrame) -> list[Change]:
     return found
 
 
-def draw(months: pd.DataFrame, judged: Sequence[Judged], promoted: Sequence[Change], title: str, target: Path) -> None:
+def draw(
+    months: pd.DataFrame,
+    judged: Sequence[Judged],
+    promoted: Sequence[Change],
+    target: Path,
+    injection: Injection | None = None,
+) -> None:
     """The plot, as PNG."""
     figure, axes = pyplot.subplots(figsize=(8.6, 4.2), dpi=90)
     middle = [pd.Timestamp(YEAR, int(month), 15) for month in months["month"]]
     axes.plot(middle, months["accuracy_with_loop"], "o-", color=_LOOP, label="with the loop")
     axes.plot(middle, months["accuracy_without"], "s--", color=_STILL, label="first version all year")
     axes.plot(middle, months["always_on_time"], ":", color="#cbd2d9", label="always “on time”")
-    low = float(months[["accuracy_with_loop", "accuracy_without", "always_on_time"]].min().min())
+    _draw_verdicts(axes, months, judged)
+    for change in promoted:
+        axes.axvline(change.at.tz_localize(None), color=_LOOP, alpha=0.25, linewidth=1)
+    if injection is not None:
+        begins, (_, end) = matplotlib.dates.date2num(injection.begins), axes.get_xlim()
+        axes.axvspan(begins, max(begins, end), color=_INJECTED, alpha=0.2, linewidth=0, label="injected drift")
+        axes.set_title(f"{injection}", fontsize=8, color=_ALARM)
+    figure.suptitle("Flights of 2013, accuracy by month" + (", with INJECTED drift" if injection else ""))
+    axes.set(ylabel="accuracy")
+    axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%b"))
+    axes.xaxis.set_major_locator(matplotlib.dates.MonthLocator())
+    axes.legend(loc="lower left", fontsize=8, bbox_to_anchor=(0, 0.17))
+    axes.grid(alpha=0.25)
+    said = (
+        "squares: verdicts on windows, red: an alarm (drift, accuracy violated); vertical lines: a new version answers"
+    )
+    figure.text(0.01, 0.01, said, fontsize=7)
+    figure.tight_layout(rect=(0, 0.03, 0.97, 1))
+    figure.savefig(target)
+    pyplot.close(figure)
+
+
+def _draw_verdicts(axes: Axes, months: pd.DataFrame, judged: Sequence[Judged]) -> None:
+    """A line of marks for each monitor, below the accuracies."""
+    accuracies = months[["accuracy_with_loop", "accuracy_without", "always_on_time"]].to_numpy()
+    low, span = float(accuracies.min()), max(float(np.ptp(accuracies)), 0.05)
     for one in judged:
         moment = one.start.tz_localize(None) + (one.end - one.start) / 2
         color = _ALARM if one.verdict in ("drift", "violated") else _CALM
         shape = "s" if one.verdict in ("drift", "no drift", "violated", "kept") else "x"
-        axes.plot([moment], [low - _HEIGHT[one.monitor]], shape, color=color, markersize=4)
+        axes.plot([moment], [low - _HEIGHT[one.monitor] * span], shape, color=color, markersize=4)
     for name, height in _HEIGHT.items():
-        axes.text(1.01, low - height, name, transform=axes.get_yaxis_transform(), fontsize=8, va="center")
-    for change in promoted:
-        axes.axvline(change.at.tz_localize(None), color=_LOOP, alpha=0.25, linewidth=1)
-    axes.set(ylabel="accuracy", title=title)
-    axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%b"))
-    axes.xaxis.set_major_locator(matplotlib.dates.MonthLocator())
-    axes.legend(loc="lower left", fontsize=8, bbox_to_anchor=(0, 0.12))
-    axes.grid(alpha=0.25)
-    figure.text(
-        0.01,
-        0.01,
-        "squares: verdicts on windows, red: an alarm (drift, accuracy violated); vertical lines: a new version answers",
-        fontsize=7,
-    )
-    figure.tight_layout(rect=(0, 0.03, 0.97, 1))
-    figure.savefig(target)
-    pyplot.close(figure)
+        axes.text(1.01, low - height * span, name, transform=axes.get_yaxis_transform(), fontsize=8, va="center")
 
 
 def verdict(months: pd.DataFrame, trained_on: str) -> list[str]:

@@ -1,0 +1,74 @@
+"""What a replay shows, of a few flights."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from projects.flight_delay.data import DAY, EVENT_TIME, LABEL
+from projects.flight_delay.loop.changes import parse_injection
+from projects.flight_delay.loop.outcome import Change, Judged, by_month, changes, draw, verdicts
+
+
+@pytest.fixture
+def played() -> pd.DataFrame:
+    """Five flights a day from May to July; version 2 answers from July on, and is right, version 1 says `on time`."""
+    days = pd.date_range("2013-05-01", "2013-07-31", tz="UTC").repeat(5)
+    delayed = np.arange(len(days)) % 5 == 0
+    is_july = np.asarray(days.month == 7)
+    return pd.DataFrame(
+        {
+            DAY: days,
+            EVENT_TIME: days + pd.Timedelta(hours=9),
+            LABEL: delayed,
+            "departure_minute": 9 * 60,
+            "prediction": delayed & is_july,
+            "still": False,
+            "version": np.where(is_july, "2", "1"),
+        }
+    )
+
+
+def window(monitor: str, start: str, end: str, verdict: str) -> Judged:
+    return Judged(monitor, pd.Timestamp(start, tz="UTC"), pd.Timestamp(end, tz="UTC"), verdict, "why")
+
+
+def test_accuracy_by_month_is_told_with_the_loop_and_without(played: pd.DataFrame) -> None:
+    table = by_month(played).set_index("month")
+    assert table["accuracy_with_loop"].tolist() == [0.8, 0.8, 1.0]
+    assert table["accuracy_without"].tolist() == [0.8, 0.8, 0.8]
+    assert table["versions"].tolist() == ["1", "1", "2"]
+    assert changes(played) == [Change(pd.Timestamp("2013-07-01 09:00", tz="UTC"), "2")]
+    assert "injected" not in table
+
+
+def test_injected_drift_is_labelled_in_both_tables_and_in_the_plot(played, tmp_path, monkeypatch) -> None:
+    injection = parse_injection("concept:7")
+    assert injection is not None
+    assert by_month(played, injection)["injected"].tolist() == ["", "", "concept"]
+    weeks = [
+        window("accuracy", "2013-06-03", "2013-07-01", "kept"),
+        window("drift", "2013-06-26", "2013-07-03", "drift"),
+    ]
+    assert verdicts(weeks, injection)["injected"].tolist() == ["", "concept"]
+    assert "injected" not in verdicts(weeks)
+    texts = []
+    monkeypatch.setattr("matplotlib.figure.Figure.suptitle", lambda figure, text: texts.append(text))
+    draw(by_month(played, injection), weeks, changes(played), tmp_path / "plot.png", injection)
+    draw(by_month(played), weeks, changes(played), tmp_path / "plot.png")
+    assert texts == ["Flights of 2013, accuracy by month, with INJECTED drift", "Flights of 2013, accuracy by month"]
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_a_concept_is_turned_from_its_month_on_alone(played: pd.DataFrame) -> None:
+    injection = parse_injection("concept:7")
+    assert injection is not None
+    is_july = played[DAY].dt.month == 7
+    assert (injection.apply(played)[LABEL] != played[LABEL]).equals(is_july)
+
+
+@pytest.mark.parametrize("text", ["concept", "concept:13", "fog:3", "celsius:x", ":7"])
+def test_what_cannot_be_injected_is_named(text: str) -> None:
+    with pytest.raises(InvalidConfig, match=r"KIND:MONTH is expected, KIND one of celsius, concept"):
+        parse_injection(text)
+    assert parse_injection("") is None
