@@ -9,6 +9,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.judging import Answer, count_rows
+from mlflow_deploy_plugin.controller.monitors.labels import count_labels
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log import locate_log
@@ -85,16 +86,30 @@ class MonitoredWorld:
         self.asked.append(asked)
         state: Any = self.judge(asked)
         run = LoggedRun(f"run-{len(self.asked)}", "onnxserve/flights", "")
+        rows, kind = count_rows(asked), asked.spec.kind
+        figures = {"labelled_rows": float(count_labels([asked])[0])} if kind == "performance" else {}
         judgement = Judgement(
-            asked.endpoint, asked.monitor, "drift", "flight-delay", "1", "", asked.window, asked.revision, state, "", 3
+            endpoint=asked.endpoint,
+            monitor=asked.monitor,
+            kind=kind,
+            model="flight-delay",
+            version="1",
+            model_id="",
+            window=asked.window,
+            revision=asked.revision,
+            state=state,
+            reason="",
+            rows=rows,
+            figures=figures,
         )
-        return Answer(judgement, run, count_rows(asked))
+        return Answer(judgement, run, rows)
 
     def start(self, store: Store | None = None, lease_seconds: float = 15, **more: Any) -> threading.Event:
         """Runs a scheduler beside the test; the event that is given ends it, and so does the test's end."""
         store = store or self.store
         deployments = Deployments(store, self.settings, self.said.append)
-        given = {"judge": self.answer, "count": count_rows, "look_seconds": 0.1, "lease_seconds": lease_seconds, **more}
+        given = {"judge": self.answer, "count": count_rows, "count_labels": count_labels, "look_seconds": 0.1}
+        given |= {"lease_seconds": lease_seconds, **more}
         scheduler = MonitorScheduler(deployments, "the test", self.said.append, **given)
         lease = store.acquire_lease(f"lease-{len(self.threads)}", "the test", lease_seconds)
         assert lease is not None

@@ -11,7 +11,8 @@ from datetime import timedelta
 
 from mlflow_deploy_plugin.controller import retrain
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.judging import Answer, Judge, digest_of_files, question_of
+from mlflow_deploy_plugin.controller.monitors.judging import Answer, Judge, question_of
+from mlflow_deploy_plugin.controller.monitors.late import digests_of_files
 from mlflow_deploy_plugin.controller.monitors.when import pause_after
 from mlflow_deploy_plugin.controller.monitors.worker import PASSING, Ended
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
@@ -90,12 +91,12 @@ class Attempts:
 
     def _found(self, window: MonitorWindow, spec: MonitorSpec, notes: Sequence[str]) -> MonitorWindow:
         log = open_log(self.deployments.settings.inference_log)
-        digest = digest_of_files(log, window.endpoint, Window(window.start, window.end))
+        (digest,) = digests_of_files(log, [window], spec)
         judged = replace(window, state="judged", log_digest=digest, not_before=None)
         if not digest:
             return replace(judged, verdict=_NOT_JUDGED, reason="; ".join([NO_ROWS, *notes]))
         endpoint = self.deployments.store.endpoint(window.endpoint)
-        answer = self.judge(question_of(window, spec, self.deployments.settings, endpoint))
+        answer = self.judge(question_of(window, spec, self.deployments.settings, endpoint, notes))
         if not self.by_hand:
             self._tell(window, spec, answer)
         judgement = answer.judgement

@@ -1,10 +1,11 @@
 """A few processes that judge, kept for one another's windows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Empty, LifoQueue
 from typing import Any
 
 from mlflow_deploy_plugin.controller.monitors.judging import Answer, count_rows, judge_and_log
+from mlflow_deploy_plugin.controller.monitors.labels import count_labels
 from mlflow_deploy_plugin.controller.monitors.worker import JudgingProcess
 from mlflow_deploy_plugin.monitoring.question import Question
 
@@ -28,6 +29,11 @@ class JudgingPool:
         """As `count_rows`; raises likewise."""
         return int(self._call(count_rows, asked))
 
+    def count_labels(self, asked: Sequence[Question]) -> list[int]:
+        """As `labels.count_labels`; raises likewise."""
+        counts: list[int] = self._call(count_labels, asked)
+        return counts
+
     def rest(self) -> None:
         """Ends processes that have had nothing to do for a while."""
         free = []
@@ -45,7 +51,7 @@ class JudgingPool:
         for process in self._all:
             process.end()
 
-    def _call(self, function: Callable[[Question], object], asked: Question) -> Any:
+    def _call(self, function: Callable[..., object], asked: Question | Sequence[Question]) -> Any:
         process = self._free.get()
         try:
             return process.call(function, asked, seconds=self._seconds)

@@ -8,7 +8,7 @@ first, under a lease of the monitor's own: a person's `onnxserve monitor run` ta
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -63,7 +63,7 @@ class MonitorScheduler:
         judging_seconds: a judgement that takes longer is ended, and tried again.
         at_once: judgements at the same time, each in a process of its own.
         most_made_up: of windows that nobody looked at in time, the newest so many are judged.
-        judge / count: what judges a window and counts its rows; default: that process.
+        judge / count / count_labels: what judges a window, and counts its rows and labels; default: that process.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class MonitorScheduler:
         most_made_up: int = MOST_MADE_UP,
         judge: Judge | None = None,
         count: Callable[[Question], int] | None = None,
+        count_labels: Callable[[Sequence[Question]], list[int]] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._deployments = deployments
@@ -96,12 +97,15 @@ class MonitorScheduler:
         self._wake = threading.Event()
         self._judge = judge
         self._count = count
+        self._count_labels = count_labels
 
     def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
         """Works until the lease is lost or `over` is set; what is being judged then is left to the next one."""
         processes = JudgingPool(self._at_once, self._judging_seconds)
         attempts = Attempts(self._deployments, self._judge or processes.judge, self._say)
-        turns = Turns(attempts, self._count or processes.count, self._most_made_up)
+        turns = Turns(
+            attempts, self._count or processes.count, self._most_made_up, self._count_labels or processes.count_labels
+        )
         self._memories.clear()
         with ThreadPoolExecutor(self._at_once, "monitor") as pool:
             try:

@@ -1,13 +1,14 @@
 """A monitor's turn, under its lease: the oldest window that is due is written down and judged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
 from mlflow_deploy_plugin.controller.monitors.judging import question_of
-from mlflow_deploy_plugin.controller.monitors.late import LOOKED_FOR, add_revisions
+from mlflow_deploy_plugin.controller.monitors.labels import count_labels
+from mlflow_deploy_plugin.controller.monitors.late import Counts, add_revisions, looked_for
 from mlflow_deploy_plugin.controller.monitors.next_window import MOST_MADE_UP, Next, begun, next_window
 from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readiness
 from mlflow_deploy_plugin.controller.monitors.when import due_at
@@ -31,13 +32,14 @@ class Turns:
     """Judges what is due.
 
     Attributes:
-        count: rows of a window that are in the log.
+        count / count_labels: rows of a window that are in the log, and of each of several those with a label.
         most_made_up: of windows that nobody looked at in time, the newest so many are judged.
     """
 
     attempts: Attempts
     count: Callable[[Question], int]
     most_made_up: int = MOST_MADE_UP
+    count_labels: Callable[[Sequence[Question]], list[int]] = count_labels
 
     @property
     def monitors(self) -> Monitors:
@@ -66,21 +68,24 @@ class Turns:
         return window if isinstance(window, str) else self.attempts.take(window, spec, keeper, ready.notes)
 
     def look_for_late(self, name: str, monitor: str) -> list[MonitorWindow]:
-        """Writes down further revisions of windows that rows came for since they were judged."""
+        """Writes down further revisions of windows that rows or labels came for since they were judged."""
         deployments = self.attempts.deployments
         endpoint, now = deployments.store.endpoint(name), deployments.store.now()
         if endpoint is None or monitor not in endpoint.spec.monitors:
             return []
         spec, settings = endpoint.spec.monitors[monitor], deployments.settings
-        windows = self.monitors.windows(name, monitor, since=now - LOOKED_FOR)
 
-        def count(window: MonitorWindow) -> int:
-            return self.count(question_of(window, spec, settings, endpoint))
+        def asked(window: MonitorWindow) -> Question:
+            return question_of(window, spec, settings, endpoint)
 
-        added = add_revisions(self.monitors, windows, open_log(settings.inference_log), count, now)
-        for window in added:
-            self.attempts.say(f"{name}: monitor {monitor}: rows came after {window.start:%FT%H:%M} was judged")
-        return added
+        counts = Counts(
+            lambda window: self.count(asked(window)), lambda windows: self.count_labels([*map(asked, windows)])
+        )
+        windows = self.monitors.windows(name, monitor, since=now - looked_for(spec))
+        added = add_revisions(self.monitors, windows, spec, open_log(settings.inference_log), counts, now)
+        for window, what in added:
+            self.attempts.say(f"{name}: monitor {monitor}: {what} came after {window.start:%FT%H:%M} was judged")
+        return [window for window, _ in added]
 
     def _begin(
         self, endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, ready: Readiness
