@@ -134,7 +134,7 @@ def _place(name: str, url: str | None, log: "InferenceLog") -> "Place":
     from mlflow_deploy_plugin.nearest import did_you_mean
 
     with open_deployments(lambda line: click.echo(line, err=True)) as deployments:
-        place = place_of(deployments, name)
+        place = place_of(deployments, log, name)
         if url is not None:
             return replace(place, url=url)
         known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]

@@ -4,19 +4,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import uuid4
 
 import orjson
 import pyarrow as pa
 
-from mlflow_deploy_plugin.agent.mask import MASK_KEY, Mask
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments.masking import Masking, masking_of
 from mlflow_deploy_plugin.deployments.scoring import post
 from mlflow_deploy_plugin.deployments.session import ServerSession
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady, TooManyRequests
 from mlflow_deploy_plugin.inference_log.label_files import Bad, Entry
-from mlflow_deploy_plugin.inference_log.labels import Label, labels_table
 from mlflow_deploy_plugin.inference_log.matching import LabelNames, mark_rows, write_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.span import Span
@@ -33,34 +31,6 @@ Bring = Callable[[Sequence[Entry]], list[Bad]]
 
 
 @dataclass(frozen=True)
-class Masking:
-    """Which key columns stand in the log as hashes, and the key for it."""
-
-    columns: frozenset[str] = frozenset()
-    key: Path | None = None
-
-    def table(self, entries: Iterable[Entry], received_us: int, segment: str) -> pa.Table:
-        """The labels as they stand in the log.
-
-        Raises:
-            InvalidConfig: a key column is masked, and its key is not here.
-        """
-        mask = Mask(self.key) if self.key else None
-        labels = []
-        for entry in entries:
-            said, key = entry.feedback, entry.feedback.key
-            if key and self.columns & key.keys():
-                if mask is None:
-                    masked = ", ".join(sorted(self.columns & key.keys()))
-                    raise InvalidConfig(
-                        f"{masked} is masked in the log, and the key of the mask is not on this machine"
-                    )
-                key = mask.values(key, self.columns)
-            labels.append(Label(said.prediction_id, said.row, key, said.label, received_us, segment, entry.number))
-        return labels_table(labels)
-
-
-@dataclass(frozen=True)
 class Place:
     """What is known of an endpoint here.
 
@@ -72,13 +42,11 @@ class Place:
     masking: Masking = field(default_factory=Masking)
 
 
-def place_of(deployments: Deployments, endpoint: str) -> Place:
+def place_of(deployments: Deployments, log: InferenceLog, endpoint: str) -> Place:
     """Where the endpoint's labels go."""
-    stored = deployments.store.endpoint(endpoint)
-    if stored is None:
-        return Place()
-    key = deployments.settings.deployments_path / endpoint / MASK_KEY
-    masking = Masking(frozenset(stored.spec.capture.mask), key if key.exists() else None)
+    masking = masking_of(deployments, log, endpoint)
+    if deployments.store.endpoint(endpoint) is None:
+        return Place("", masking)
     return Place(deployments.get_endpoint(endpoint).observation.url or "", masking)
 
 
