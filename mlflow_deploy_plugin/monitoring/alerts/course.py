@@ -65,20 +65,20 @@ def raised(before: Alert | None, seen: Seen, now: datetime, repeat: timedelta, n
     if before is None:
         detail = seen.told(news, now, None)
         return Alert(seen.fingerprint, seen.endpoint, seen.monitor, "firing", now, now, detail=detail)
-    last = before.detail.get("order", "")
+    last = _last_order(before, now)
     if seen.order < last:
         return None
     again = replace(before, last_at=now, count=before.count + (seen.order > last or not seen.order))
     if seen.weight >= _WORSE * before.detail.get("told_weight", 0.0):
         return replace(again, detail=seen.told("worse", now, before))
-    if before.told_at is not None and now - before.told_at >= repeat:
+    if before.told_at is not None and not timedelta() <= now - before.told_at < repeat:
         return replace(again, detail=seen.told("still", now, before))
     return replace(again, detail={**before.detail, **seen.said()})
 
 
 def over(before: Alert | None, seen: Seen, now: datetime) -> Alert | None:
     """The alert after a window without an alarm; None where nothing changes."""
-    if before is None or seen.order < before.detail.get("order", ""):
+    if before is None or seen.order < _last_order(before, now):
         return None
     detail = {**seen.told("resolved", now, before), "told_weight": 0.0, "tags": before.detail.get("tags", [])}
     return replace(before, state="resolved", last_at=now, detail=detail)
@@ -87,3 +87,9 @@ def over(before: Alert | None, seen: Seen, now: datetime) -> Alert | None:
 def said(seen: Seen, now: datetime) -> Alert:
     """Something that is told once and has no end."""
     return Alert(seen.fingerprint, seen.endpoint, seen.monitor, "said", now, now, detail=seen.told("said", now, None))
+
+
+def _last_order(before: Alert, now: datetime) -> str:
+    """Of the newest window that the alert has seen, unless it is one that has not begun yet."""
+    order: str = before.detail.get("order", "")
+    return order if order <= now.isoformat() else ""

@@ -81,7 +81,7 @@ def _due(store: Store, wait: timedelta) -> list[Alert]:
     return [
         alert
         for alert in untold
-        if now - newest[alert.endpoint] >= wait
+        if not now - wait < newest[alert.endpoint] <= now
         and not any(silence.covers(alert.endpoint, alert.monitor) for silence in silences)
     ]
 
@@ -90,8 +90,7 @@ def _claimed(store: Store, alert: Alert, now: datetime) -> Alert | None:
     """The alert, for this process to tell; None where another does."""
 
     def claim(found: Alert) -> Alert | None:
-        claimed_until = found.detail.get("claimed_until", "")
-        if found.detail.get("is_told", True) or claimed_until > now.isoformat():
+        if found.detail.get("is_told", True) or _is_ahead(found.detail.get("claimed_until", ""), now, _CLAIM):
             return None
         return replace(found, detail={**found.detail, "claimed_until": (now + _CLAIM).isoformat()})
 
@@ -102,9 +101,15 @@ def _parcels(alerts: Sequence[Alert], channels: Sequence[Channel], now: datetime
     by_place: dict[tuple[str, str], tuple[Channel, list[Alert]]] = {}
     for alert in alerts:
         for channel in channels:
-            if _is_owed(alert, channel) and _told(alert, channel).get("not_before", "") <= now.isoformat():
+            not_before = _told(alert, channel).get("not_before", "")
+            if _is_owed(alert, channel) and not _is_ahead(not_before, now, _LONGEST_PAUSE):
                 by_place.setdefault((alert.endpoint, channel.id), (channel, []))[1].append(alert)
     return [_Parcel(channel, found) for channel, found in by_place.values()]
+
+
+def _is_ahead(time: str, now: datetime, most: timedelta) -> bool:
+    """Whether the time is still to come; one that is further ahead than it may be is of a clock that was wrong."""
+    return now.isoformat() < time <= (now + most).isoformat()
 
 
 def _told(alert: Alert, channel: Channel) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -107,6 +107,25 @@ def test_a_channel_that_fails_is_tried_again_after_pauses_that_grow(see, store, 
     assert tell(store, settings) == 1
     assert tell(store, settings) == 0
     assert receiver.titles("ops") == ["onnxserve: flights: Alarm: monitor daily"]
+
+
+def test_a_clock_that_goes_back_holds_up_nothing(see, store, settings, receiver, clock):
+    true_now = clock.now
+    clock.pass_by(days=30)
+    ahead = (clock.now - datetime(2013, 7, 2, tzinfo=UTC)).days
+    see(judgement_of(ahead, temperature=6.0))
+    receiver.is_broken = True
+    see(judgement_of(0, monitor="hourly", temperature=6.0))
+    alert(store, settings, judgement_of(0, monitor="weekly", temperature=6.0), RUN, OPS)
+    receiver.is_broken = False
+
+    clock.now = true_now
+    tell(store, settings, wait=timedelta(seconds=5))
+    assert receiver.titles("ops")[1:] == ["onnxserve: flights: Alarm: monitor hourly and 1 more"]
+
+    see(judgement_of(1, temperature=6.0))
+    see(judgement_of(2, temperature=1.0))
+    assert [title.split(": ")[2] for title in receiver.titles("ops")[2:]] == ["Still", "Over"]
 
 
 def test_what_was_over_before_it_could_be_told_is_not_told(see, store, settings, receiver, clock):
