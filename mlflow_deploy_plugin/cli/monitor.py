@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, get_args
 
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.monitoring.question import Engine
 
 _EXPLAINED = ("could not be judged", "not judged")
-_output = click.option(
+monitor_option = click.option(
+    "--monitor", "monitor_name", help="Default: its only one, or where it has none a daily one of drift."
+)
+window_option = click.option(
+    "--window",
+    metavar="START/END",
+    help="Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d. "
+    "Default: the latest whole window of the monitor's length that has rows.",
+)
+output_option = click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How it is written."
 )
 _why = click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail (`onnxserve history NAME`).")
@@ -39,7 +49,7 @@ def monitor() -> None:
 
 @monitor.command("list")
 @click.argument("name", required=False)
-@_output
+@output_option
 def list_(name: str | None, output: str) -> None:
     """Lists the monitors (of the endpoint NAME): how they stand, what they found last, when they are due."""
     with _deployments() as deployments:
@@ -70,13 +80,8 @@ def list_(name: str | None, output: str) -> None:
 
 @monitor.command()
 @click.argument("name")
-@click.option("--monitor", "monitor_name", help="Default: its only one, or where it has none a daily one of drift.")
-@click.option(
-    "--window",
-    metavar="START/END",
-    help="Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d. "
-    "Default: the latest whole window of the monitor's length that has rows.",
-)
+@monitor_option
+@window_option
 @click.option(
     "--engine",
     type=click.Choice(["local", "spark"]),
@@ -89,7 +94,7 @@ def list_(name: str | None, output: str) -> None:
     is_flag=True,
     help="Judge all windows that are due, as the controller does: whoever is to be told is told. For a CronJob.",
 )
-@_output
+@output_option
 def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine", due: bool, output: str) -> None:
     """Judges one window of the endpoint NAME now, and logs it to MLflow. Exit status 0 whatever the verdict is.
 
@@ -98,15 +103,32 @@ def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine
     if due:
         _run_due(name, monitor_name, window, output)
         return
-    from mlflow_deploy_plugin.inference_log.windows import parse_window
+    judge_window(name, monitor_name, window, output, engine)
 
-    parsed = parse_window(window) if window is not None else None
+
+def judge_window(
+    name: str,
+    monitor_name: str | None,
+    window: str | None,
+    output: str,
+    engine: "Engine" = "local",
+    **replaced: float | None,
+) -> None:
+    """Judges one window now and shows what was found.
+
+    Args:
+        replaced: fields of the monitor's spec; None: as it is.
+    """
     with _deployments() as deployments:
         from mlflow_deploy_plugin.cli.monitor_text import described_judgement, judgement_lines
         from mlflow_deploy_plugin.controller.monitors.by_hand import find_monitor, run_window
         from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
+        from mlflow_deploy_plugin.inference_log.windows import parse_window
 
+        parsed = parse_window(window) if window is not None else None
         found = find_monitor(deployments, name, monitor_name)
+        given = {field: value for field, value in replaced.items() if value is not None}
+        found = replace(found, spec=found.spec.model_copy(update=given))
         written, answer = run_window(deployments, found, parsed, judge_and_log, engine)
     if output == "json":
         click.echo(json.dumps(described_judgement(written, answer)))
@@ -232,10 +254,9 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
 
 def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
     with _deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.overview import find_endpoint
         from mlflow_deploy_plugin.store.monitors import Monitors
 
-        find_endpoint(deployments.store, name, monitor_name)
+        deployments.store.existing(name).spec.monitor(monitor_name)
         is_new = Monitors(deployments.store).pause(name, monitor_name, paused, why=why)
     state = "paused" if paused else "resumed" if is_new else "not paused"
     click.echo(f"{name}: monitor {monitor_name} is {state}")

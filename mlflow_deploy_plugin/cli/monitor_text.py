@@ -8,8 +8,6 @@ from mlflow_deploy_plugin.cli.columns import aligned
 from mlflow_deploy_plugin.controller.monitors.judging import Answer
 from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.judgement import Judgement
-from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
@@ -60,24 +58,14 @@ def _window(window: MonitorWindow) -> dict[str, Any]:
 
 def described_judgement(window: MonitorWindow, answer: Answer) -> dict[str, Any]:
     """The judgement as a program reads it, and the window as the store has it."""
-    return {**judgement_values(answer.judgement, answer.run), **_window(window), "figures": dict(window.figures)}
-
-
-def judgement_values(judgement: Judgement, run: LoggedRun) -> dict[str, Any]:
-    """The judgement as a program reads it; times in ISO 8601."""
+    judgement = answer.judgement
     return {
         "endpoint": judgement.endpoint,
         "monitor": judgement.monitor,
         "kind": judgement.kind,
         "model": judgement.model,
         "version": judgement.version,
-        "start": judgement.window.start.isoformat(),
-        "end": judgement.window.end.isoformat(),
-        "verdict": judgement.state,
-        "reason": judgement.reason,
-        "rows": judgement.rows,
-        "run_id": run.run_id,
-        "run_url": run.url,
+        **_window(window),
         "findings": [
             {
                 "subject": finding.subject,
@@ -90,7 +78,7 @@ def judgement_values(judgement: Judgement, run: LoggedRun) -> dict[str, Any]:
             }
             for finding in judgement.findings
         ],
-        "figures": {name: _finite(value) for name, value in judgement.figures.items()},
+        "figures": dict(window.figures),
         "notes": list(judgement.notes),
     }
 

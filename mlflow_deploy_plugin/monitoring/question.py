@@ -23,6 +23,7 @@ class Question:
     Attributes:
         revision: 1 at first; rows that came later make the next one.
         capture: what the log withholds of the endpoint's columns.
+        notes: what the reader has to know of the window's rows.
         engine: what sketches the window's rows: this process, or Spark (`spark.py`), with the same numbers.
     """
 
@@ -33,6 +34,7 @@ class Question:
     revision: int
     settings: Settings
     capture: CaptureSpec = field(default_factory=CaptureSpec)
+    notes: tuple[str, ...] = ()
     engine: Engine = "local"
 
     @cached_property
@@ -73,7 +75,7 @@ class Question:
             rows=rows,
             findings=findings,
             figures={"rows": float(rows), **figures},
-            notes=notes,
+            notes=(*self.notes, *notes),
         )
 
     def not_judged(

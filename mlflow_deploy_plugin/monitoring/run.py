@@ -37,10 +37,6 @@ def run_monitor(question: Question) -> MonitorResult:
         OnnxserveError: the log is down.
         RegistryUnavailable: MLflow does not answer.
     """
-    return log_judged(KINDS[question.spec.kind](question))
-
-
-def log_judged(judged: Judged) -> MonitorResult:
-    """Reports and logs what was found."""
+    judged = KINDS[question.spec.kind](question)
     judgement = judged.judgement
     return MonitorResult(judgement, log_judgement(judgement, build_report(judgement, judged.evidence)))

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
+from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.spec.base import Name, Part, listed
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec, Texts
 
@@ -212,3 +213,11 @@ class EndpointSpec(Part):
         if self.variants and not answering:
             raise ValueError("no variant answers: one needs a weight above 0 and shadow: false")
         return self
+
+    def monitor(self, name: str) -> MonitorSpec:
+        """Its monitor of this name. Raises NotFound."""
+        if name not in self.monitors:
+            known = ", ".join(sorted(self.monitors))
+            hint = f"it has {known}" if known else "onnxserve monitor add makes one"
+            raise NotFound(f"endpoint {self.name!r} has no monitor {name!r}; {hint}")
+        return self.monitors[name]

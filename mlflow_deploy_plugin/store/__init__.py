@@ -2,9 +2,20 @@
 
 from mlflow_deploy_plugin.store.audit import AuditEvent, this_actor, traffic_of
 from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.endpoints import Endpoint
+from mlflow_deploy_plugin.store.endpoints import Endpoint, no_endpoint
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView
 from mlflow_deploy_plugin.store.rollouts import Rollout
 from mlflow_deploy_plugin.store.store import Store
 
-__all__ = ["AuditEvent", "Endpoint", "Lease", "LeaseView", "Rollout", "Store", "open_store", "this_actor", "traffic_of"]
+__all__ = [
+    "AuditEvent",
+    "Endpoint",
+    "Lease",
+    "LeaseView",
+    "Rollout",
+    "Store",
+    "no_endpoint",
+    "open_store",
+    "this_actor",
+    "traffic_of",
+]

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 from mlflow_deploy_plugin.store import leases, rollouts
 from mlflow_deploy_plugin.store.audit import AuditEvent, change_of, read_events, this_actor, traffic_of, write_event
-from mlflow_deploy_plugin.store.endpoints import Endpoint, endpoint_of
+from mlflow_deploy_plugin.store.endpoints import Endpoint, endpoint_of, no_endpoint
 from mlflow_deploy_plugin.store.failures import unavailable
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting
 from mlflow_deploy_plugin.store.rollouts import Rollout
@@ -101,6 +101,13 @@ class Store:
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
             return None if row is None else endpoint_of(row)
+
+    def existing(self, name: str) -> Endpoint:
+        """The endpoint of this name. Raises NotFound; the message names what there is."""
+        found = self.endpoint(name)
+        if found is None:
+            raise no_endpoint(name, [one.name for one in self.endpoints()])
+        return found
 
     def endpoints(self) -> list[Endpoint]:
         """All, in the order of their names."""

@@ -22,14 +22,13 @@ import requests
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
+from mlflow_deploy_plugin.controller.monitors.judging import Answer
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.drift import run_drift
 from mlflow_deploy_plugin.monitoring.reports.page import PAGE as REPORT
-from mlflow_deploy_plugin.monitoring.run import MonitorResult
 from projects.demo.place import CHECKOUT
 from projects.flight_delay.data import DAY, FEATURES
-from projects.flight_delay.drift import describe
+from projects.flight_delay.drift import describe, judge_window
 from projects.flight_delay.traffic import request_body
 from projects.flight_delay.train import MODEL_NAME
 from projects.parity import parity_line
@@ -153,18 +152,18 @@ def undeploy_all(say: Say) -> int:
     return len(deployments)
 
 
-def judge_days(flights: pd.DataFrame, say: Say) -> list[MonitorResult]:
+def judge_days(flights: pd.DataFrame, say: Say) -> list[Answer]:
     """The drift job on each day of the flights: one verdict and one MLflow run a day."""
     results = []
     for day in sorted(flights[DAY].unique()):
         start = pd.Timestamp(day).to_pydatetime()
-        result = run_drift(DEPLOYMENT, Window(start, start + timedelta(days=1)))
+        result = judge_window(DEPLOYMENT, Window(start, start + timedelta(days=1)))
         say(f"{start.date()}  {describe(result)}")
         results.append(result)
     return results
 
 
-def keep_report(results: list[MonitorResult], state: str, target: Path) -> MonitorResult | None:
+def keep_report(results: list[Answer], state: str, target: Path) -> Answer | None:
     """Copies the Evidently report of the first day with this verdict to the file `target`."""
     for result in results:
         if result.judgement.state == state:

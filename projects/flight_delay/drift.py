@@ -1,6 +1,6 @@
 """Judges what a deployment was asked in a window of event time against the model's training days.
 
-    mlflow run . -e drift -P window=2013-07-04/1d        # or: onnxserve drift run flights --window 2013-07-04/1d
+    mlflow run . -e drift -P window=2013-07-04/1d        # or: onnxserve monitor run flights --window 2013-07-04/1d
 
 The verdict, the report and the figures are an MLflow run: that of `mlflow run`, else one of its own in the experiment
 onnxserve/DEPLOYMENT.
@@ -8,15 +8,22 @@ onnxserve/DEPLOYMENT.
 
 import argparse
 
-from mlflow_deploy_plugin.inference_log.windows import parse_window
-from mlflow_deploy_plugin.monitoring.drift import run_drift
-from mlflow_deploy_plugin.monitoring.run import MonitorResult
+from mlflow_deploy_plugin.controller.monitors.by_hand import find_monitor, run_window
+from mlflow_deploy_plugin.controller.monitors.judging import Answer, judge_and_log
+from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from projects.command import plain_errors
 
 
-def describe(result: MonitorResult) -> str:
+def judge_window(deployment: str, window: Window | None) -> Answer:
+    """What the deployment's monitor finds in the window: `onnxserve monitor run` in Python."""
+    with open_deployments(print) as deployments:
+        return run_window(deployments, find_monitor(deployments, deployment, None), window, judge_and_log)[1]
+
+
+def describe(answer: Answer) -> str:
     """The verdict in a line: what was found, how far beyond the threshold, and in which column most."""
-    judgement = result.judgement
+    judgement = answer.judgement
     statistic, threshold = (judgement.figures.get(name) for name in ("statistic", "threshold"))
     if statistic is None or threshold is None:
         return f"{judgement.state}: {judgement.reason}"
@@ -33,9 +40,9 @@ def main() -> None:
     options = parser.parse_args()
     with plain_errors():
         window = parse_window(options.window) if options.window else None
-        result = run_drift(options.deployment, window)
-    print(f"{options.deployment}, {result.judgement.window}: {describe(result)}")
-    print(f"run {result.run.run_id} of the experiment {result.run.experiment}  {result.run.url}")
+        answer = judge_window(options.deployment, window)
+    print(f"{options.deployment}, {answer.judgement.window}: {describe(answer)}")
+    print(f"run {answer.run.run_id} of the experiment {answer.run.experiment}  {answer.run.url}")
 
 
 if __name__ == "__main__":

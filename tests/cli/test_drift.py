@@ -1,4 +1,4 @@
-"""`onnxserve drift run`: what it prints, and what it refuses. The job itself: tests/monitoring/test_drift.py."""
+"""`onnxserve drift run`: what it prints and refuses. What it does: tests/controller/monitors/test_by_hand.py."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -67,18 +67,18 @@ def invoke(*arguments):
     return CliRunner().invoke(main, ["drift", "run", *arguments])
 
 
-def test_it_prints_the_verdict_the_scores_and_the_run(home):
+def test_it_prints_the_verdict_its_reason_and_the_run(home):
     drifted = invoke("flights")
     calm = invoke("flights", "--window", "2013-07-01/1d")
     refused = invoke("flights", "--min-rows", "300", "--monitor", "nightly")
     values = json.loads(invoke("flights", "-o", "json").stdout)
 
     assert [result.exit_code for result in (drifted, calm, refused)] == [0, 0, 0]
-    assert drifted.stdout.startswith("flights 2013-07-02/2013-07-03: drift\n")
-    assert "  x  score" in drifted.stdout
+    assert drifted.stdout.startswith("flights drift 2013-07-02/2013-07-03: drift\n")
+    assert "\n  x: Wasserstein distance" in drifted.stdout
     assert (values["verdict"], values["rows"], values["findings"][0]["subject"]) == ("drift", 250, "x")
-    assert calm.stdout.startswith("flights 2013-07-01/2013-07-02: no drift\n")
-    assert refused.stdout.startswith("flights 2013-07-02/2013-07-03: not judged\n")
+    assert calm.stdout.startswith("flights drift 2013-07-01/2013-07-02: no drift\n")
+    assert refused.stdout.startswith("flights nightly 2013-07-02/2013-07-03: not judged\n")
     assert "the window has 250 rows; min_rows is 300" in refused.stdout
     experiment = mlflow.get_experiment_by_name("onnxserve/flights")
     runs = mlflow.search_runs([experiment.experiment_id], "tags.`onnxserve.verdict` != ''", output_format="list")

@@ -210,7 +210,7 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     nowhere = invoke("add", "new", "other", "--time-zone", "Berlin")
 
     assert none.stdout == "there are no monitors: onnxserve monitor add new MONITOR makes one\n"
-    assert "endpoint 'new' has no monitor 'drift', so nothing is ever due" in never.stderr
+    assert "endpoint 'new' has no monitor 'drift'; onnxserve monitor add makes one" in never.stderr
     assert added.exit_code == 0, added.output
     endpoint = store.endpoint("new")
     assert endpoint is not None

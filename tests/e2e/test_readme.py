@@ -91,7 +91,7 @@ def test_the_commands_of_by_hand_run_in_their_order(
     assert "onnxserve deployment flights is created" in output
     assert re.search(r'\{"predictions":\s*\[(true|false)\]\}', output)
     assert "parity: proven" in output
-    assert re.search(r"^flights 2013-07-04.*: drift$", output, re.MULTILINE)
+    assert re.search(r"^flights drift 2013-07-04.*: drift$", output, re.MULTILINE)
     assert re.search(r"^UA +\d+ +0\.\d+$", output, re.MULTILINE)
     assert "flights has the monitor daily" in output
     assert re.search(r"^flights +daily +drift +1d +waiting", output, re.MULTILINE)

@@ -1,5 +1,6 @@
 """A monitor of every kind from the log to its run in MLflow."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,18 @@ from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.spec import MonitorSpec
 
-CALM = datetime(2013, 4, 1, tzinfo=UTC)
+CALM, SUMMER = datetime(2013, 4, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC)
 
 
-def run(world, **spec: Any):
+def run(world, window: str = "2013-04-01/1d", **spec: Any):
     # Evidently, which it brings, takes seconds to import, and every worker of a run imports every test
     from mlflow_deploy_plugin.monitoring.run import run_monitor
 
-    window = parse_window("2013-04-01/1d")
-    question = Question("flights", "watch", MonitorSpec(**spec), window, 1, world.settings)
-    return run_monitor(question)
+    return run_monitor(Question("flights", "watch", MonitorSpec(**spec), parse_window(window), 1, world.settings))
+
+
+def artifact(run_id, name):
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name)).read_text()
 
 
 def test_every_kind_ends_in_a_run_that_says_what_was_found(world) -> None:
@@ -59,3 +62,131 @@ def test_a_reference_that_is_named_and_not_there_is_an_outcome(world, kind) -> N
 
     assert result.judgement.state == "not judged"
     assert "/nowhere.parquet does not exist" in result.judgement.reason
+
+
+def test_a_shifted_day_is_called_drifted_and_its_run_is_found_from_the_version(world):
+    world.capture_day(SUMMER, shift=8)
+
+    result = run(world, "2013-07-01/1d", min_rows=100)
+
+    assert result.judgement.state == "drift"
+    logged = mlflow.get_run(result.run.run_id)
+    assert mlflow.get_experiment(logged.info.experiment_id).name == "onnxserve/flights"
+    assert logged.info.status == "FINISHED"
+    wanted = {
+        "onnxserve.endpoint": "flights",
+        "onnxserve.model": "flight-delay",
+        "onnxserve.version": "1",
+        "onnxserve.window.start": "2013-07-01T00:00:00+00:00",
+        "onnxserve.window.end": "2013-07-02T00:00:00+00:00",
+        "onnxserve.verdict": "drift",
+        "onnxserve.monitor": "watch",
+    }
+    assert wanted.items() <= logged.data.tags.items()
+    metrics = logged.data.metrics
+    assert metrics["rows"] == 120
+    assert metrics["p_value"] <= metrics["false_alarm_rate"] == 0.05
+    assert metrics["statistic"] == metrics["drift_score/temperature"] > metrics["threshold"]
+    assert 0 < metrics["share_of_drifted_columns"] <= 1
+    version = mlflow.MlflowClient().get_model_version("flight-delay", "1")
+    assert version.tags["onnxserve.monitor.flights/watch"] == "drift"
+    assert version.tags["onnxserve.monitor.flights/watch/report"] == f"{result.run.run_id}/report.html"
+
+
+def test_the_run_holds_the_report_and_the_verdict_and_they_agree(world):
+    world.capture_day(SUMMER, shift=8)
+
+    result = run(world, "2013-07-01/1d", min_rows=100)
+
+    verdict = json.loads(artifact(result.run.run_id, "verdict.json"))
+    assert (verdict["state"], verdict["window"]["start"]) == ("drift", "2013-07-01T00:00:00+00:00")
+    report = json.loads(artifact(result.run.run_id, "evidently.json"))
+    scores = {m["config"]["column"]: m["value"] for m in report["metrics"] if "ValueDrift" in m["metric_name"]}
+    findings = [found for found in verdict["findings"] if found["check"] == "distribution"]
+    assert scores == {found["subject"]: pytest.approx(found["value"]) for found in findings}
+    page = artifact(result.run.run_id, "report.html")
+    assert "flight-delay version 1" in page
+    assert "plotly" in page
+
+
+def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(world, monkeypatch):
+    world.capture_day(CALM)
+    run_id = mlflow.MlflowClient().create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+
+    result = run(world, "2013-04-01/1d", min_rows=100)
+
+    assert (result.run.run_id, result.run.experiment) == (run_id, "Default")
+    logged = mlflow.get_run(run_id)
+    assert logged.info.status == "RUNNING"  # MLflow ends the run of a project itself
+    assert logged.data.tags["onnxserve.verdict"] == result.judgement.state
+    assert "<html" in artifact(run_id, "report.html")
+
+
+def test_the_metrics_are_linked_to_the_logged_model(world):
+    world.capture_day(CALM)
+
+    result = run(world, "2013-04-01/1d", min_rows=100)
+
+    logged = mlflow.MlflowClient().get_logged_model(world.model_id)
+    assert {metric.run_id for metric in logged.metrics} == {result.run.run_id}
+    assert "p_value" in {metric.key for metric in logged.metrics}
+
+
+def test_too_few_rows_are_not_judged_and_the_run_says_so(world):
+    world.capture_day(CALM)
+
+    result = run(world)
+
+    assert result.judgement.state == "not judged"
+    logged = mlflow.get_run(result.run.run_id)
+    assert logged.data.tags["onnxserve.verdict"] == "not judged"
+    assert logged.data.tags["onnxserve.reason"] == "the window has 120 rows; min_rows is 200"
+    assert "p_value" not in logged.data.metrics
+    assert "min_rows is 200" in artifact(result.run.run_id, "report.html")
+
+
+def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_of_them(world):
+    other = world.write_model("2", world.reference().slice(0, 500))
+    mlflow.MlflowClient().create_model_version("flight-delay", source=str(other))
+    world.capture_day(CALM, rows=100, version="2")
+    world.capture_day(CALM, rows=30, version="1")
+
+    result = run(world, min_rows=50)
+
+    assert (result.judgement.version, result.judgement.rows, result.judgement.figures["reference_rows"]) == (
+        "2",
+        100,
+        500,
+    )
+    assert any("30 rows of the window were answered by flight-delay version 1" in n for n in result.judgement.notes)
+
+
+def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(world):
+    world.capture_day(CALM)
+    for path in world.state_dir.iterdir():
+        path.unlink()
+
+    result = run(world, min_rows=100)
+
+    assert result.judgement.state in ("drift", "no drift")
+
+
+def test_a_model_without_a_reference_is_not_judged_and_says_how_to_log_one(world):
+    world.serve(world.write_model("2", None), "2")
+    world.capture_day(CALM, version="2")
+
+    result = run(world)
+
+    assert result.judgement.state == "not judged"
+    assert "version 2 has no reference" in result.judgement.reason
+
+
+def test_a_reference_without_event_times_is_not_judged_and_says_how_to_log_them(world):
+    world.serve(world.write_model("2", world.reference().drop_columns(["_event_time"])), "2")
+    world.capture_day(CALM, version="2")
+
+    result = run(world, min_rows=100)
+
+    assert result.judgement.state == "not judged"
+    assert "event_time=" in result.judgement.reason

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
@@ -27,9 +28,9 @@ from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.question import Engine, Question
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
-from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.server.state import SPEC
-from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, load_specs
+from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint, load_specs
+from mlflow_deploy_plugin.store import no_endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
 
 DEFAULT_MONITOR = "drift"
@@ -43,11 +44,16 @@ _NOT_SHIPPED = "some captured rows have not reached the inference log yet and ar
 
 @dataclass(frozen=True)
 class Monitor:
-    """A monitor of an endpoint; one that the endpoint's spec does not have is made of the defaults."""
+    """A monitor of an endpoint; one that the endpoint's spec does not have is made of the defaults.
+
+    Attributes:
+        capture: what the log withholds of the endpoint's columns.
+    """
 
     endpoint: str
     name: str
     spec: MonitorSpec
+    capture: CaptureSpec
 
 
 def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> Monitor:
@@ -58,21 +64,13 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> M
         InvalidConfig: the endpoint has several, and none is named.
     """
     spec = _spec(deployments, endpoint)
-    if spec is None:
-        known = [stored.name for stored in deployments.store.endpoints()]
-        captured = open_log(deployments.settings.inference_log).endpoints()
-        if endpoint not in captured:
-            raise NotFound(f"there is no endpoint {endpoint!r}{did_you_mean(endpoint, sorted({*known, *captured}))}")
-    monitors = dict(spec.monitors) if spec is not None else {}
     if name is None:
-        if len(monitors) > 1:
+        if len(spec.monitors) > 1:
             raise InvalidConfig(
-                f"endpoint {endpoint!r} has several monitors: say which, --monitor {' | '.join(sorted(monitors))}"
+                f"endpoint {endpoint!r} has several monitors: say which, --monitor {' | '.join(sorted(spec.monitors))}"
             )
-        name = next(iter(monitors), DEFAULT_MONITOR)
-    if monitors and name not in monitors:
-        raise NotFound(f"endpoint {endpoint!r} has no monitor {name!r}; it has {', '.join(sorted(monitors))}")
-    return Monitor(endpoint, name, monitors.get(name, MonitorSpec()))
+        name = next(iter(spec.monitors), DEFAULT_MONITOR)
+    return Monitor(endpoint, name, spec.monitor(name) if spec.monitors else MonitorSpec(), spec.capture)
 
 
 def run_window(
@@ -101,15 +99,14 @@ def run_window(
         )
     answers: list[Answer] = []
 
-    def answer(asked: Question) -> Answer:
-        answers.append(judge(replace(asked, engine=engine)))
+    def answer(question: Question) -> Answer:
+        answers.append(judge(replace(question, engine=engine)))
         return answers[-1]
 
     with _held(deployments, monitor) as keeper:
         written = _written(Monitors(deployments.store), monitor, window)
-        taken = _attempts(deployments, answer).take(
-            written, monitor.spec, keeper, () if is_shipped else (_NOT_SHIPPED,)
-        )
+        notes = () if is_shipped else (_NOT_SHIPPED,)
+        taken = _attempts(deployments, monitor, answer).take(written, monitor.spec, keeper, notes)
     if taken is None:
         raise OnnxserveError("the lease of the monitor was lost while the window was judged: try again")
     if taken.state != "judged":
@@ -140,7 +137,7 @@ def backfill(
             continue
         with _held(deployments, monitor) as keeper:
             written = _written(monitors, monitor, window)
-            taken = _attempts(deployments, judge).take(written, monitor.spec, keeper)
+            taken = _attempts(deployments, monitor, judge).take(written, monitor.spec, keeper)
         if taken is None:
             raise OnnxserveError("the lease of the monitor was lost while a window was judged: try again")
         yield number, len(starts), taken, True
@@ -159,8 +156,7 @@ def run_due(deployments: Deployments, monitor: Monitor, say: Callable[[str], Non
     stored = deployments.store.endpoint(monitor.endpoint)
     if stored is None:
         raise NotFound(f"there is no endpoint {monitor.endpoint!r} in the store, which knows what is due")
-    if monitor.name not in stored.spec.monitors:
-        raise NotFound(f"endpoint {monitor.endpoint!r} has no monitor {monitor.name!r}, so nothing is ever due")
+    stored.spec.monitor(monitor.name)
     turns = Turns(Attempts(deployments, judge_and_log, say), count_rows)
     while True:
         with _held(deployments, monitor) as keeper:
@@ -208,17 +204,32 @@ def _of_window(monitors: Monitors, monitor: Monitor, window: Window) -> list[Mon
     return [one for one in found if (one.start, one.end) == (window.start, window.end)]
 
 
-def _attempts(deployments: Deployments, judge: Callable[[Question], Answer]) -> Attempts:
-    return Attempts(deployments, judge, say=lambda line: None, by_hand=True)
+def _attempts(deployments: Deployments, monitor: Monitor, judge: Judge) -> Attempts:
+    """Those that ask as the monitor was found: the store may know nothing of it."""
+
+    def as_found(question: Question) -> Answer:
+        return judge(replace(question, capture=monitor.capture))
+
+    return Attempts(deployments, as_found, say=lambda line: None, by_hand=True)
 
 
-def _spec(deployments: Deployments, endpoint: str) -> EndpointSpec | None:
-    """As it stands in the store, or as a server of this machine has left it that nobody deployed."""
+def _spec(deployments: Deployments, endpoint: str) -> EndpointSpec:
+    """As it stands in the store, or as a server of this machine has left it; of what was only captured an empty one."""
     stored = deployments.store.endpoint(endpoint)
     if stored is not None:
         return stored.spec
+    left = _left_by_a_server(deployments.settings.deployments_path / endpoint / SPEC, endpoint)
+    if left is not None:
+        return left
+    captured = open_log(deployments.settings.inference_log).endpoints()
+    if endpoint not in captured:
+        raise no_endpoint(endpoint, {*captured, *(stored.name for stored in deployments.store.endpoints())})
+    return empty_endpoint(endpoint)
+
+
+def _left_by_a_server(file: Path, endpoint: str) -> EndpointSpec | None:
     try:
-        specs = load_specs((deployments.settings.deployments_path / endpoint / SPEC).read_text())
+        specs = load_specs(file.read_text())
     except OSError:
         return None
     return next((spec for spec in specs if spec.name == endpoint), None)

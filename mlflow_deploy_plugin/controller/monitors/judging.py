@@ -1,7 +1,7 @@
 """One window of one monitor, judged from the log and logged to MLflow: what runs in a process of its own, and here."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
@@ -27,7 +27,9 @@ class Answer:
 Judge = Callable[[Question], Answer]
 
 
-def question_of(window: MonitorWindow, spec: MonitorSpec, settings: Settings, endpoint: Endpoint | None) -> Question:
+def question_of(
+    window: MonitorWindow, spec: MonitorSpec, settings: Settings, endpoint: Endpoint | None, notes: Sequence[str] = ()
+) -> Question:
     """What is asked of a window as it is written down."""
     return Question(
         endpoint=window.endpoint,
@@ -37,6 +39,7 @@ def question_of(window: MonitorWindow, spec: MonitorSpec, settings: Settings, en
         revision=window.revision,
         settings=settings,
         capture=endpoint.spec.capture if endpoint is not None else CaptureSpec(),
+        notes=tuple(notes),
     )
 
 

@@ -7,9 +7,8 @@ from typing import Literal
 
 from mlflow_deploy_plugin.controller.monitors.next_window import next_due, next_window
 from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readiness
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark
-from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint, Store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
@@ -52,23 +51,12 @@ def overviews(store: Store, endpoint: str | None = None, marks: Sequence[Waterma
     Raises:
         NotFound: there is no such endpoint.
     """
-    endpoints = store.endpoints() if endpoint is None else [find_endpoint(store, endpoint)]
+    endpoints = store.endpoints() if endpoint is None else [store.existing(endpoint)]
     return [
         overview(store, one, name, readiness(marks, one.name, store.now()))
         for one in endpoints
         for name in sorted(one.spec.monitors)
     ]
-
-
-def find_endpoint(store: Store, name: str, monitor: str | None = None) -> Endpoint:
-    """The endpoint of this name, which has to have the monitor, where one is named. Raises NotFound."""
-    found = store.endpoint(name)
-    if found is None:
-        raise NotFound(f"there is no endpoint {name!r}{did_you_mean(name, [one.name for one in store.endpoints()])}")
-    if monitor is not None and monitor not in (known := found.spec.monitors):
-        has = f"; it has {', '.join(sorted(known))}" if known else "; onnxserve monitor add makes one"
-        raise NotFound(f"endpoint {name!r} has no monitor {monitor!r}{has}")
-    return found
 
 
 def overview(store: Store, endpoint: Endpoint, name: str, ready: Readiness) -> MonitorOverview:

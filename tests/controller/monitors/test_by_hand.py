@@ -1,0 +1,138 @@
+"""Windows that a person asks for: which monitor and window are meant, what is asked, and what is written down."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.controller.monitors import by_hand
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.store.monitors import MonitorWindow
+from support.monitors import HOUR, NOON, MonitoredWorld
+
+
+def deployments(world: MonitoredWorld) -> Deployments:
+    return Deployments(world.store, world.settings, world.said.append)
+
+
+def left_by_a_server(world: MonitoredWorld, **fields: object) -> None:
+    """What `onnxserve serve` leaves on this machine, which the store knows nothing of."""
+    folder = world.settings.deployments_path / "flights"
+    folder.mkdir(parents=True)
+    document = {"name": "flights", "variants": {"flights": {"model": "models:/flight-delay/1"}}, **fields}
+    (folder / "spec.yaml").write_text(yaml.safe_dump(document))
+
+
+def run(world: MonitoredWorld, monitor: str | None = None, window: Window | None = None) -> MonitorWindow:
+    found = by_hand.find_monitor(deployments(world), "flights", monitor)
+    return by_hand.run_window(deployments(world), found, window, world.answer)[0]
+
+
+def test_the_latest_whole_window_with_rows_is_judged_by_the_endpoints_own_monitor(world: MonitoredWorld) -> None:
+    world.endpoint(hourly={"min_rows": 60})
+    world.rows(NOON - 3 * HOUR, NOON)
+    world.now = NOON + HOUR / 2
+
+    written = run(world)
+
+    assert (written.monitor, written.start, written.state) == ("hourly", NOON - 3 * HOUR, "judged")
+    assert world.asked[-1].spec.min_rows == 60
+
+
+def test_a_window_that_was_judged_already_gets_a_further_revision(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+    begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
+    world.monitors.update(replace(begun, state="judged", verdict="drift", run_id="of the schedule"))
+
+    run(world)
+
+    first, second = world.monitors.windows("flights", "hourly")
+    assert (first.verdict, first.run_id) == ("drift", "of the schedule")
+    assert (second.revision, second.verdict, second.log_rows, second.run_id) == (2, "no drift", 3, "run-1")
+
+
+def test_an_endpoint_that_only_its_server_knows_is_judged_as_its_spec_says(world: MonitoredWorld) -> None:
+    left_by_a_server(world, capture={"mask": ["carrier"]}, monitors={"hourly": {"every": "1h", "min_rows": 7}})
+    world.rows(NOON, NOON + HOUR)
+    world.now = NOON + 2 * HOUR
+    found = by_hand.find_monitor(deployments(world), "flights", None)
+
+    run(world)
+    list(by_hand.backfill(deployments(world), found, NOON, NOON + HOUR, world.answer))
+
+    assert [asked.window.start for asked in world.asked] == [NOON + HOUR, NOON]
+    assert {(asked.monitor, asked.spec.min_rows, asked.capture.mask) for asked in world.asked} == {
+        ("hourly", 7, ("carrier",))
+    }
+
+
+def test_what_was_only_captured_is_judged_by_a_monitor_of_the_defaults(world: MonitoredWorld) -> None:
+    world.rows(NOON - 24 * HOUR)
+
+    written = run(world, "nightly")
+
+    assert (written.monitor, written.end - written.start) == ("nightly", timedelta(days=1))
+
+
+def test_a_bound_may_be_another_one_for_once(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+    found = by_hand.find_monitor(deployments(world), "flights", None)
+    stricter = replace(found, spec=found.spec.model_copy(update={"min_rows": 9}))
+
+    by_hand.run_window(deployments(world), stricter, None, world.answer)
+
+    assert world.asked[-1].spec.min_rows == 9
+
+
+def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(
+    world: MonitoredWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+    monkeypatch.setattr(by_hand, "wait_until_shipped", lambda *_: False)
+
+    written = run(world)
+
+    note = "some captured rows have not reached the inference log yet and are not judged"
+    assert world.asked[-1].judgement("no drift", "").notes == (note,)
+    assert note in written.reason
+
+
+def test_what_is_not_there_is_said_with_what_there_is(world: MonitoredWorld) -> None:
+    world.endpoint(hourly={}, daily={"every": "1d"})
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+
+    with pytest.raises(NotFound, match="no endpoint 'flihgts'; did you mean 'flights'"):
+        by_hand.find_monitor(deployments(world), "flihgts", None)
+    with pytest.raises(NotFound, match="no monitor 'weekly'; it has daily, hourly"):
+        run(world, "weekly")
+    with pytest.raises(InvalidConfig, match=r"several monitors: say which, --monitor daily \| hourly"):
+        run(world)
+    with pytest.raises(NotFound, match=r"no captured rows in 2014-.*; the latest .* 2026-11-20T12:00"):
+        run(world, "hourly", Window(NOON.replace(year=2014), NOON.replace(year=2014) + HOUR))
+
+
+def test_what_fails_is_not_tried_again(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+
+    def judge(question: Question) -> str:
+        raise InvalidConfig("the reference is not there")
+
+    world.judge = judge
+    with pytest.raises(Exception, match="the reference is not there"):
+        run(world)
+
+    (window,) = world.monitors.windows("flights")
+    assert (window.state, window.attempts) == ("failed", 1)
