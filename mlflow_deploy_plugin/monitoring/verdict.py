@@ -34,12 +34,10 @@ from mlflow_deploy_plugin.monitoring.null.pool import (
     Group,
     Pool,
     column_counts,
-    mask_unknown,
-    scores,
     windows_of,
 )
 from mlflow_deploy_plugin.monitoring.null.sizes import compared_rows, too_little
-from mlflow_deploy_plugin.monitoring.null.windows import NullKind, Refusal
+from mlflow_deploy_plugin.monitoring.null.windows import Measured, NullKind, Refusal
 from mlflow_deploy_plugin.monitoring.outcomes import (
     FeatureVerdict,
     column_outcomes,
@@ -173,13 +171,9 @@ def _unjudged(base: Verdict, reason: str, schema: Sequence[Finding], others: Seq
 
 def _conclude(base: Verdict, groups: Sequence[Group], pool: Pool, start_us: int, others: Sequence[Finding]) -> Verdict:
     window = _window_figures(groups, pool, start_us)
-    known = mask_unknown(pool.figures, window)
-    all_figures = np.where(known, np.concatenate([pool.figures, (window / pool.scales)[None]]), np.nan)
-    standardised = scores(all_figures, pool.floors, pool.apart())  # [M + 1, F, FIGURES]
-    statistics = standardised.max(axis=(1, 2))
-    limit, p_value = pool.conclude(statistics, base.false_alarm_rate)
-    features, findings = column_outcomes(groups, pool, window, standardised[-1], limit)
-    is_drift = bool(statistics[-1] > limit) or any(finding.is_alarm for finding in others)
+    standing = pool.stand(window, base.false_alarm_rate)
+    features, findings = column_outcomes(groups, pool, window, standing.scores, standing.threshold)
+    is_drift = standing.is_drifted or any(finding.is_alarm for finding in others)
     verdict = replace(
         base,
         state="drift" if is_drift else "no drift",
@@ -187,10 +181,10 @@ def _conclude(base: Verdict, groups: Sequence[Group], pool: Pool, start_us: int,
         null=pool.kind,
         blocks=len(pool.figures),
         worth=pool.worth,
-        p_value=p_value,
-        statistic=float(statistics[-1]),
-        threshold=limit,
-        measured_false_alarm_rate=pool.measured,
+        p_value=standing.p_value,
+        statistic=standing.statistic,
+        threshold=standing.threshold,
+        measured_false_alarm_rate=None if isinstance(pool.measured, str) else pool.measured.share,
         features=tuple(sorted(features, key=lambda feature: -feature.score)),
         findings=worst_first([*others, *findings]),
         notes=tuple(_notes(pool, base.false_alarm_rate)),
@@ -231,13 +225,15 @@ def _notes(pool: Pool, rate: float) -> Iterator[str]:
     count = len(pool.figures)
     worth = f", worth {pool.worth:.0f} independent ones" if pool.kind in ("overlapping", "bootstrap") else ""
     drawn = f" in stretches of {pool.block_length / 3600:.1f} h on average" if pool.block_length else ""
-    yield f"false-alarm rate: nominal {rate:g}, from {count} {_NULLS[pool.kind]}{drawn}{worth}; {_measured(pool)}"
+    told = f"nominal {rate:g}, from {count} {_NULLS[pool.kind]}{drawn}{worth}"
+    yield f"false-alarm rate: {told}; {_measured(pool.measured, rate)}"
 
 
-def _measured(pool: Pool) -> str:
-    if pool.measured is not None:
-        return f"measured on them, held out one by one, {pool.measured:.3g}"
-    return "not measured, since they are too few to hold some out" if pool.kind == "contiguous" else "not measured"
+def _measured(measured: Measured | str, rate: float) -> str:
+    if isinstance(measured, str):
+        return f"not measured: {measured}"
+    supports = f", where the rest supports {measured.rate:.3g}" if measured.rate > rate + 1e-9 else ""
+    return f"measured {measured.how}: {measured.alarms} of {measured.windows} ({measured.share:.3g}){supports}"
 
 
 def _figures(verdict: Verdict) -> Iterator[tuple[str, float]]:

@@ -176,7 +176,9 @@ def test_the_smallest_rate_that_is_named_can_be_had():
     rate = float(re.search(r"supports is ([\d.]+)", refused.reason).group(1))
 
     assert refused.state == "not judged"
-    assert verdict_on(window(), reference, false_alarm_rate=rate).state == "no drift"
+    had = verdict_on(window(), reference, false_alarm_rate=rate)
+    assert had.state == "no drift"
+    assert re.search(r"\(0?\.?[\d.]+\), where the rest supports 0\.\d+$", had.notes[0])  # one window less
 
 
 def test_one_class_without_times_and_an_empty_reference_are_outcomes():
@@ -187,27 +189,40 @@ def test_one_class_without_times_and_an_empty_reference_are_outcomes():
     assert verdict_on(window(), reference_of(table.slice(0, 0), times[:0])).reason == "the reference has no rows"
 
 
-def test_independent_rows_need_no_times():
+def test_independent_rows_need_no_times(tmp_path):
     rng = np.random.default_rng(5)
     table = pa.table({"a": rng.normal(size=3000), "b": rng.choice(["x", "y"], 3000)})
     reference = reference_of(table, None)
     calm = [
         verdict_on(
-            pa.table({"a": rng.normal(size=300), "b": rng.choice(["x", "y"], 300)}), reference, independent_rows=True
+            pa.table({"a": rng.normal(size=300), "b": rng.choice(["x", "y"], 300)}),
+            reference,
+            cache=tmp_path,
+            independent_rows=True,
         )
         for _ in range(8)
     ]
     shifted = pa.table({"a": rng.normal(0.5, 1, 300), "b": rng.choice(["x", "y"], 300)})
 
     assert sum(verdict.state == "drift" for verdict in calm) <= 2
-    verdict = verdict_on(shifted, reference, independent_rows=True)
+    verdict = verdict_on(shifted, reference, cache=tmp_path, independent_rows=True)
     assert (verdict.state, verdict.null, verdict.findings[0].subject) == ("drift", "rows", "a")
+    assert (
+        "measured on 100 samples of 300 rows of one half of the reference, judged by the other half" in verdict.notes[0]
+    )
+    assert verdict.measured_false_alarm_rate <= 0.12
     refused = verdict_on(shifted, reference, independent_rows=True, false_alarm_rate=0.0001)
     assert "the smallest rate that can be had is 0.0005" in refused.reason
 
 
-@pytest.mark.parametrize(("days", "length", "null"), [(91, 7, "overlapping"), (90, 30, "bootstrap")])
-def test_long_windows_are_judged_by_what_the_reference_is_worth(days, length, null):
+@pytest.mark.parametrize(
+    ("days", "length", "null", "told"),
+    [
+        (91, 7, "overlapping", r"held out with all that overlap it: \d of 52 .*, where the rest supports 0\.0502"),
+        (90, 30, "bootstrap", r"measured on 3 windows of the reference, each held out and judged by what is drawn"),
+    ],
+)
+def test_long_windows_are_judged_by_what_the_reference_is_worth(days, length, null, told, tmp_path):
     rng = np.random.default_rng(6)
     table, times = rows_of_days(rng, days, rows=24)
     kept = ["temperature", "noise", "carrier"]
@@ -215,12 +230,14 @@ def test_long_windows_are_judged_by_what_the_reference_is_worth(days, length, nu
     calm = rows_of_days(rng, length, rows=24)[0].select(kept)
     warm = rows_of_days(rng, length, shift=4, rows=24)[0].select(kept)
 
-    first, second = (verdict_on(rows, reference, length=length * DAY) for rows in (calm, warm))
+    first, second = (verdict_on(rows, reference, length=length * DAY, cache=tmp_path) for rows in (calm, warm))
 
     assert (first.state, second.state) == ("no drift", "drift")
     assert first.null == null
     assert second.findings[0].subject == "temperature"
     assert f"worth {first.worth:.0f} independent ones" in first.notes[0]
+    assert re.search(told, first.notes[0])
+    assert first.measured_false_alarm_rate <= 0.2
 
 
 def test_segments_share_the_rate_and_are_named():

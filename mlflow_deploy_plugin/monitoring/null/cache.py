@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_deploy_plugin.monitoring.null.pool import Group, Pool
-from mlflow_deploy_plugin.monitoring.null.windows import Refusal
+from mlflow_deploy_plugin.monitoring.null.windows import Measured, Refusal
 
-_METHOD = 2
+_METHOD = 3
 """Part of every key: to be raised when figures or nulls are worked out in another way."""
 _MAX_FILES = 200
 _MAX_BYTES = 256 * 1024 * 1024
 _SUFFIX = ".npz"
-_PLAIN = ("kind", "worth", "block_length", "measured", "length")
+_PLAIN = ("kind", "worth", "block_length", "length")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class PoolCache:
                     np.savez(file, about=np.array(json.dumps({"refusal": asdict(made)})))
                 else:
                     about = {name: getattr(made, name) for name in _PLAIN}
+                    told = made.measured
+                    about["measured"] = told if isinstance(told, str) else asdict(told)
                     np.savez(
                         file,
                         about=np.array(json.dumps({"pool": about})),
@@ -108,6 +110,8 @@ def _read(path: Path) -> Pool | Refusal | None:
             if "refusal" in about:
                 return Refusal(**about["refusal"])
             arrays = {name: stored[name] for name in ("figures", "scales", "floors", "starts")}
-            return Pool(**about["pool"], **arrays)
+            told = about["pool"].pop("measured")
+            measured = told if isinstance(told, str) else Measured(**told)
+            return Pool(**about["pool"], measured=measured, **arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.null.cache import PoolCache, key_of
 from mlflow_deploy_plugin.monitoring.null.measuring import measure
 from mlflow_deploy_plugin.monitoring.null.pool import Group, Pool, build_pool, column_counts
-from mlflow_deploy_plugin.monitoring.null.samples import MAX_DRAWS, build_row_pool
+from mlflow_deploy_plugin.monitoring.null.samples import MAX_DRAWS, build_row_pool, measure_rows
 from mlflow_deploy_plugin.monitoring.null.windows import (
     FEWEST_WINDOWS,
     MOST_WINDOWS,
@@ -90,7 +90,7 @@ def _row_pool(groups: Sequence[Group], rate: float) -> Pool | Refusal:
             f"a false-alarm rate of {rate:g} needs more than the {MAX_DRAWS:,} samples that are drawn; the smallest "
             f"rate that can be had is {_shown(1 / (MAX_DRAWS + 1))}"
         )
-    return build_row_pool(list(groups), rate, _SEED)
+    return replace(build_row_pool(groups, rate, _SEED), measured=measure_rows(groups, rate, _SEED))
 
 
 def _reason(group: Group, rate: float, needed: int, most: int) -> str:

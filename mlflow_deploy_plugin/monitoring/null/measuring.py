@@ -1,65 +1,192 @@
-"""The rate of false alarms that a contiguous null really has: each of the reference's own windows, held out and judged
-by the others."""
+"""The rate of false alarms that a null really has: the reference's own windows, each held out and judged by the rest.
+
+contiguous, lagged
+    One by one, or in ten parts where that would take long. A pair of windows is held out as one.
+overlapping
+    With all windows that overlap it: they are much like it, and would not be there if it were new.
+bootstrap
+    The windows that lie side by side in the reference, for each of which windows are drawn anew from the other steps.
+    They are few; that the bootstrap is right on many references says `benchmarks/drift.py`.
+
+The rest is a little shorter than the reference, and may support a rate a little larger than the asked one alone; then
+it is measured at that.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Array
-from mlflow_deploy_plugin.monitoring.null.comparing import Windows, seeded
+from mlflow_deploy_plugin.monitoring.null.comparing import Windows, beyond, seeded
 from mlflow_deploy_plugin.monitoring.null.pool import (
     FLOORS,
     Group,
     aligned,
+    apart_of,
+    build_pool,
     column_counts,
+    mask_unknown,
     scores,
     threshold,
     windows_of,
 )
-from mlflow_deploy_plugin.monitoring.null.windows import Null
+from mlflow_deploy_plugin.monitoring.null.windows import FEWEST_WINDOWS, OVERLAP_WORTH, Measured, Null, bootstrap
+from mlflow_deploy_plugin.monitoring.sketch import Profile
 
-_FOLDS = 10
+_PARTS = 10
 _MAX_CELLS = 40_000_000
-"""So many counts may be compared for it: one by one where that is enough, else ten folds, else not at all."""
+"""So many counts may be compared for it."""
+_HELD_A_WINDOW = 4
+"""Of windows that overlap, so many for each that fits side by side: more of them say the same again."""
+_TOO_LONG = "with so many columns it would take too long"
 
 
-def measure(groups: Sequence[Group], null: Null, rate: float, seed: int) -> float | None:
-    """The share of the windows that are called drifted, each held out of the reference and judged by the rest: one by
-    one, or in ten folds where that would take long. None where the rest is too few windows for the rate, or where even
-    ten folds would take long."""
-    count = len(null.windows)
-    cells = count * sum(group.reference.bins[name].size for group in groups for name in group.columns)
-    folds = count if count * cells <= _MAX_CELLS else _FOLDS
-    kept = count - math.ceil(count / folds)
-    if null.kind != "contiguous" or folds * cells > 2 * _MAX_CELLS or math.floor(rate * (kept + 1) + 1e-9) < 1:
-        return None
-    fold_of = np.random.default_rng(seed).permutation(count) % folds
-    columns = [_held_out(group, name, groups[0], null, fold_of, seed) for group in groups for name in group.columns]
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """Windows of the null that are held out at once, and those that judge each of them.
+
+    Attributes:
+        held, others: [H] and [O] positions in the null.
+        rate: that the others support.
+    """
+
+    held: Array
+    others: Array
+    rate: float
+
+
+def measure(groups: Sequence[Group], null: Null, rate: float, seed: int) -> Measured | str:
+    """How many of the reference's windows are called drifted; a text says why that cannot be told."""
+    if null.kind == "bootstrap":
+        return _of_bootstrap(groups, null, rate, seed)
+    cells = sum(group.reference.bins[name].size for group in groups for name in group.columns)
+    folds = _folds(null, rate, cells, groups[0].reference.pieces.window_steps, seed)
+    if isinstance(folds, str):
+        return folds
+    columns = [_held_out(group, name, groups[0], null, folds, seed) for group in groups for name in group.columns]
+    starts = null.windows.argmax(axis=1)
     alarms = 0
-    for fold in range(folds):
+    for fold in folds:
         parts = [next(column) for column in columns]
-        others = np.stack([part[fold_of != fold] for part in parts], axis=1)
-        held = np.stack([part[fold_of == fold] for part in parts], axis=1)
-        for window in held:
-            statistics = scores(np.concatenate([others, window[None]]), FLOORS).max(axis=(1, 2))
-            alarms += int(statistics[-1] > threshold(statistics[:-1], rate))
-    return alarms / count
+        others, held = (np.stack([part[side] for part in parts], axis=1) for side in (0, 1))
+        apart = None
+        if null.kind == "overlapping":
+            apart = apart_of(starts[fold.others], groups[0].reference.pieces.window_steps)
+        alarms += sum(_is_alarm(others, window, fold.rate, apart) for window in held)
+    with_others = " with all that overlap it" if null.kind == "overlapping" else " and judged by the rest"
+    how = f"on them, each held out{with_others}"
+    return Measured(alarms, sum(len(fold.held) for fold in folds), max(fold.rate for fold in folds), how)
 
 
-def _held_out(group: Group, name: str, whole: Group, null: Null, fold_of: Array, seed: int) -> Iterator[Array]:
-    """For one fold after the other [M, FIGURES]: each window's figures where the fold's windows are no reference."""
+def _is_alarm(others: Array, window: Array, rate: float, apart: Array | None) -> bool:
+    """As `Pool.stand` says it."""
+    known = mask_unknown(others, window)
+    figures = np.where(known, np.concatenate([others, window[None]]), np.nan)
+    statistics = scores(figures, FLOORS, apart).max(axis=(1, 2))
+    limit = statistics[:-1].max() if apart is not None else threshold(statistics[:-1], rate)
+    return bool(statistics[-1] > limit)
+
+
+def _folds(null: Null, rate: float, cells: int, length: int, seed: int) -> list[_Fold] | str:
+    count = len(null.windows)
+    if null.kind == "overlapping":
+        starts = null.windows.argmax(axis=1)
+        most = min(count, _HELD_A_WINDOW * (starts[-1] // length + 1), _MAX_CELLS // (count * cells))
+        chosen = np.linspace(0, count - 1, most).astype(np.int64)
+        left = max(rate, 1 / (1 + null.worth - OVERLAP_WORTH))
+        folds = [_Fold(np.array([one]), np.flatnonzero(abs(starts - starts[one]) >= length), left) for one in chosen]
+        folds = [fold for fold in folds if len(fold.others)]
+        return folds if len(folds) >= _PARTS else _TOO_LONG
+    parts = count if count * count * cells <= _MAX_CELLS else _PARTS
+    kept = count - math.ceil(count / parts)
+    if not kept:
+        return "the reference has no other window"
+    if parts * count * cells > 2 * _MAX_CELLS:
+        return _TOO_LONG
+    part_of = np.random.default_rng(seed).permutation(count) % parts
+    left = max(rate, 1 / (1 + kept))
+    return [_Fold(np.flatnonzero(part_of == one), np.flatnonzero(part_of != one), left) for one in range(parts)]
+
+
+def _held_out(
+    group: Group, name: str, whole: Group, null: Null, folds: Sequence[_Fold], seed: int
+) -> Iterator[tuple[Array, Array]]:
+    """For one fold after the other the figures [O, FIGURES] and [H, FIGURES] of its others and of those held out."""
     bins = group.reference.bins[name]
     profiles = aligned(whole.reference, group.reference, null.kind)
-    kept = [profiles[position] for position in null.windows.argmax(axis=1)]
-    counts = column_counts(kept, name, bins)
-    windows = windows_of(kept, name, bins)
-    thinned = windows.thinned(group.compared, seeded(group.segment + name, seed))
+    counts = null.windows @ column_counts(profiles, name, bins)
+    rng = seeded(group.segment + name, seed)
+    if null.kind == "overlapping":
+        windows = Windows(counts, np.zeros(len(counts)), np.zeros(len(counts))).thinned(group.compared, rng)
+    else:
+        kept = [profiles[position] for position in null.windows.argmax(axis=1)]
+        windows = windows_of(kept, name, bins).thinned(group.compared, rng)
     total = column_counts([group.reference.pieces.total], name, bins)
     is_small = 2 * counts.sum(axis=1) < group.compared
-    for fold in range(int(fold_of.max()) + 1):
-        held = fold_of == fold
-        rests = total - counts[held].sum(axis=0) - np.where(held[:, None], 0, counts)
-        figures = Windows(thinned.counts, thinned.unseen, thinned.outside).figures(bins, np.maximum(rests, 0))
-        figures[is_small] = np.nan
-        yield figures
+    for fold in folds:
+        rest = np.maximum(total - counts[fold.held].sum(axis=0), 0)
+        yield tuple(  # type: ignore[misc]  # a pair, whichever side
+            _figures(windows, places, bins, rests, is_small, null.kind == "overlapping")
+            for places, rests in (
+                (fold.others, np.maximum(rest - counts[fold.others], 0)),
+                (fold.held, np.repeat(rest, len(fold.held), axis=0)),
+            )
+        )
+
+
+def _figures(windows: Windows, places: Array, bins: Bins, rests: Array, is_small: Array, is_told: bool) -> Array:
+    """[P, FIGURES] of the windows at `places`.
+
+    Args:
+        is_told: the bins tell what is unseen or out of range.
+    """
+    counts = windows.counts[places]
+    chosen = (
+        beyond(bins, counts, rests) if is_told else Windows(counts, windows.unseen[places], windows.outside[places])
+    )
+    figures = chosen.figures(bins, rests)
+    figures[is_small[places]] = np.nan
+    return figures
+
+
+def _of_bootstrap(groups: Sequence[Group], null: Null, rate: float, seed: int) -> Measured | str:
+    length, count = groups[0].reference.pieces.window_steps, null.last - null.first
+    if count - length < FEWEST_WINDOWS * length:
+        return "without one of its windows the reference is shorter than two"
+    cells = sum(group.reference.bins[name].size for group in groups for name in group.columns)
+    assert null.stretches is not None
+    most = _MAX_CELLS // (len(null.windows) * (null.stretches.shape[1] + 2) * cells)
+    if not most:
+        return _TOO_LONG
+    starts = [null.last - (number + 1) * length for number in range(count // length)][:most]
+    left = max(rate, null.block_length / (null.block_length + count - length))
+    alarms = sum(_is_called(groups, null, start, left, seed) for start in starts)
+    how = f"on {len(starts)} windows of the reference, each held out and judged by what is drawn from the rest"
+    return Measured(alarms, len(starts), left, how)
+
+
+def _is_called(groups: Sequence[Group], null: Null, start: int, rate: float, seed: int) -> bool:
+    """Whether the window that begins at the step `start` is called drifted by the other steps."""
+    length = groups[0].reference.pieces.window_steps
+    rests, figures = [], []
+    for group in groups:
+        steps = aligned(groups[0].reference, group.reference, null.kind)
+        held, rest = steps[start : start + length], (*steps[null.first : start], *steps[start + length : null.last])
+        pieces = replace(group.reference.pieces, steps=rest, steps_start_us=0)
+        rests.append(replace(group, reference=replace(group.reference, pieces=pieces)))
+        figures += [_of_column(group, name, held, rest, seed) for name in group.columns]
+    rows = np.array([step.rows for step in rests[0].reference.pieces.steps])
+    pool = build_pool(rests, bootstrap(rows, length, null.block_length, seed), seed)
+    return pool.stand(np.stack(figures), rate).is_drifted
+
+
+def _of_column(group: Group, name: str, held: Sequence[Profile], rest: Sequence[Profile], seed: int) -> Array:
+    """[FIGURES]"""
+    bins = group.reference.bins[name]
+    window, others = (column_counts(side, name, bins).sum(axis=0, keepdims=True) for side in (held, rest))
+    thinned = beyond(bins, window, others).thinned(group.compared, seeded(group.segment + name, seed))
+    figures: Array = thinned.figures(bins, others)[0]
+    return figures

@@ -8,13 +8,14 @@ histograms alone.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.null.comparing import DISTANCE, FIGURES, MISSING, Windows, beyond, seeded
-from mlflow_deploy_plugin.monitoring.null.windows import BOOTSTRAP_WIDENING, Null, NullKind, cut_stretches
+from mlflow_deploy_plugin.monitoring.null.windows import BOOTSTRAP_WIDENING, Measured, Null, NullKind, cut_stretches
 from mlflow_deploy_plugin.monitoring.references import Reference
 from mlflow_deploy_plugin.monitoring.sketch import Profile
 
@@ -44,6 +45,24 @@ class Group:
     compared: int
 
 
+class Standing(NamedTuple):
+    """Where a window stands among those of a pool.
+
+    Attributes:
+        scores: [F, FIGURES] standard deviations above them; -inf where a figure is not judged.
+        statistic, threshold: in standard deviations; p <= the rate where the statistic is above the threshold.
+    """
+
+    scores: Array
+    statistic: float
+    threshold: float
+    p_value: float
+
+    @property
+    def is_drifted(self) -> bool:
+        return self.statistic > self.threshold
+
+
 @dataclass(frozen=True, eq=False)
 class Pool:
     """Figures of the reference's own windows.
@@ -55,7 +74,7 @@ class Pool:
         floors: [FIGURES] the smallest deviations that are believed.
         worth: how many independent windows they stand for.
         block_length: mean length of a drawn stretch in seconds; 0 where nothing is drawn.
-        measured: the share of the windows that is called drifted when it is held out; None: it cannot be told.
+        measured: how many of the windows are called drifted when they are held out; a text says why it is not known.
         starts: [M] the first step of each window, where windows overlap; empty: they do not.
         length: steps of each window.
     """
@@ -66,20 +85,20 @@ class Pool:
     floors: Array
     worth: float
     block_length: float = 0.0
-    measured: float | None = None
+    measured: Measured | str = "not looked for"
     starts: Array = field(default_factory=lambda: np.empty(0, np.int64))
     length: int = 0
 
-    def apart(self) -> Array | None:
-        """[M + 1, M + 1] bool: which windows do not overlap, the judged one last; None: none do."""
-        if not len(self.starts):
-            return None
-        apart = np.ones((len(self.starts) + 1, len(self.starts) + 1), dtype=bool)
-        apart[:-1, :-1] = np.abs(self.starts[:, None] - self.starts) >= self.length
-        apart[-1, -1] = False
-        return apart
+    def stand(self, window: Array, rate: float) -> Standing:
+        """Where a window of the figures [F, FIGURES] stands."""
+        known = mask_unknown(self.figures, window)
+        figures = np.where(known, np.concatenate([self.figures, (window / self.scales)[None]]), np.nan)
+        apart = apart_of(self.starts, self.length) if len(self.starts) else None
+        standardised = scores(figures, self.floors, apart)  # [M + 1, F, FIGURES]
+        statistics = standardised.max(axis=(1, 2))
+        return Standing(standardised[-1], float(statistics[-1]), *self._conclude(statistics, rate))
 
-    def conclude(self, statistics: Array, rate: float) -> tuple[float, float]:
+    def _conclude(self, statistics: Array, rate: float) -> tuple[float, float]:
         """Threshold and p-value of the last of [M + 1] statistics; p <= rate where it is above the threshold.
 
         Windows that overlap count as the fewer that they are worth. They are asked only where contiguous ones are too
@@ -211,6 +230,14 @@ def _own_scales(bins: Bins, pieces: Array, length: int) -> Array:
 def _two_figures(bins: Bins, counts: Array, others: Array) -> Array:
     nothing = np.zeros(len(counts))
     return Windows(counts, nothing, nothing).figures(bins, others)[:, _SCALED]
+
+
+def apart_of(starts: Array, length: int) -> Array:
+    """[M + 1, M + 1] bool: which windows of `length` steps do not overlap, one that is judged by all of them last."""
+    apart = np.ones((len(starts) + 1, len(starts) + 1), dtype=bool)
+    apart[:-1, :-1] = np.abs(starts[:, None] - starts) >= length
+    apart[-1, -1] = False
+    return apart
 
 
 def scores(pool: Array, floors: Array, apart: Array | None = None) -> Array:

@@ -78,6 +78,26 @@ class Null:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """How often the reference's own windows are called drifted, each held out and judged by the rest.
+
+    Attributes:
+        alarms: of so many `windows`.
+        rate: that the rest supports: the asked one, or the next that it can tell.
+        how: the windows were held out, to stand behind "measured".
+    """
+
+    alarms: int
+    windows: int
+    rate: float
+    how: str
+
+    @property
+    def share(self) -> float:
+        return self.alarms / self.windows
+
+
+@dataclass(frozen=True)
 class Refusal:
     """No null distribution supports the rate; `reason` names the smallest one that can be had."""
 
