@@ -37,7 +37,8 @@ def put_object(path: str, content: bytes | pa.Buffer, endpoint: str | None, regi
             io.BytesIO(content), bucket, key, ExtraArgs=encryption_arguments(encryption), Config=transfer
         )
     except failures as error:
-        raise OSError(f"s3://{path}: {error}") from None
+        asked = f"; ONNXSERVE_LOG_SSE asks for {encryption}" if encryption else ""
+        raise OSError(f"s3://{path}: {error}{asked}") from None
 
 
 def encryption_arguments(encryption: str) -> dict[str, str]:

@@ -60,6 +60,16 @@ def test_an_encryption_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPa
         write_file(locate_log("s3://b/log"), "f", b"x")
 
 
+def test_an_api_that_does_not_encrypt_is_an_error_that_names_the_setting(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_LOG_SSE", "AES256")
+    bucket.refusals = [501]  # as OpenStack Swift does
+    with pytest.raises(OSError, match=r"s3://b/log/f: .*NotImplemented.*; ONNXSERVE_LOG_SSE asks for AES256$"):
+        write_file(locate_log("s3://b/log"), "f", b"x")
+    assert (len(bucket.asked), bucket.objects) == (1, {})
+
+
 @pytest.mark.parametrize("status", [503, 500, 0])
 def test_what_is_refused_for_the_moment_is_tried_again(bucket: Bucket, status: int) -> None:
     bucket.refusals = [status, status]

@@ -49,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not status:
                 self.close_connection = True
                 return
-            code = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}[status]
+            code = {403: "AccessDenied", 500: "InternalError", 501: "NotImplemented", 503: "SlowDown"}[status]
             self._send(status, f"<Error><Code>{code}</Code><Message>refused</Message></Error>".encode())
             return
         parts = urlsplit(self.path)
