@@ -55,7 +55,9 @@ def silence(
             assert name is not None
             assert length is not None
             wanted = _length(length)
-            _check(store, name, monitor)
+            found = store.existing(name)
+            if monitor:
+                found.spec.monitor(monitor)
             click.echo(_line(silences.add(name, monitor, wanted, why)))
 
 
@@ -69,21 +71,6 @@ def _length(text: str) -> timedelta:
         return timedelta(seconds=duration_seconds(TypeAdapter(Duration).validate_python(text)))
     except ValidationError:
         raise InvalidConfig(f"--for {text!r} is no duration: 30m, 2h, 7d") from None
-
-
-def _check(store: "Store", name: str, monitor: str) -> None:
-    from mlflow_deploy_plugin.errors import NotFound
-    from mlflow_deploy_plugin.nearest import did_you_mean
-
-    endpoint = store.endpoint(name)
-    if endpoint is None:
-        known = [one.name for one in store.endpoints()]
-        others = f"there are {', '.join(known)}" if known else ""
-        raise NotFound(f"there is no endpoint {name!r}{did_you_mean(name, known, others)}")
-    monitors = endpoint.spec.monitors
-    if monitor and monitor not in monitors:
-        has = f"it has {', '.join(sorted(monitors))}" if monitors else "it has none"
-        raise NotFound(f"endpoint {name!r} has no monitor {monitor!r}; {has}")
 
 
 def _json(active: "Sequence[Silence]") -> str:

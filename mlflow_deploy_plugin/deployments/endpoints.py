@@ -13,8 +13,7 @@ from mlflow_deploy_plugin.deployments.backends.observation import Observation
 from mlflow_deploy_plugin.deployments.backends.ports import choose_port, is_free
 from mlflow_deploy_plugin.deployments.locking import locked
 from mlflow_deploy_plugin.deployments.target import TARGET
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.nearest import did_you_mean
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
 from mlflow_deploy_plugin.store import Endpoint, Store
@@ -55,14 +54,6 @@ class Endpoints:
     store: Store
     settings: Settings
     progress: Callable[[str], None]
-
-    def stored(self, name: str) -> Endpoint:
-        """Raises NotFound: it may also have been deleted while we waited for the lock."""
-        stored = self.store.endpoint(name)
-        if stored is None:
-            known = [one.name for one in self.store.endpoints()]
-            raise NotFound(f"there is no endpoint {name!r}{did_you_mean(name, known)}")
-        return stored
 
     def observe(self, stored: Endpoint) -> ObservedEndpoint:
         return ObservedEndpoint(stored, local.observe(stored.spec, self.settings))

@@ -114,7 +114,7 @@ class Deployments:
             return
         is_own = endpoint is None and found == name
         with self._endpoints.lock(found):
-            spec = self._endpoints.stored(found).spec
+            spec = self.store.existing(found).spec
             if is_own and set(spec.variants) == {name}:
                 self._endpoints.remove(found, "", None)
             elif name in spec.variants:
@@ -144,7 +144,7 @@ class Deployments:
         """
         found = self._find_server(name)
         with self._endpoints.lock(found):
-            spec = self._endpoints.stored(found).spec
+            spec = self.store.existing(found).spec
             if not spec.variants:
                 raise InvalidConfig(f"the endpoint {found!r} has no deployment that could be served")
             local.realise(spec, self.settings, self.progress)
@@ -209,7 +209,7 @@ class Deployments:
 
     def get_endpoint(self, endpoint: str) -> ObservedEndpoint:
         """Raises NotFound where there is no such endpoint."""
-        return self._endpoints.observe(self._endpoints.stored(endpoint))
+        return self._endpoints.observe(self.store.existing(endpoint))
 
     def list_endpoints(self) -> Sequence[ObservedEndpoint]:
         """All endpoints, in the order of their names."""
@@ -236,9 +236,9 @@ class Deployments:
 
     def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
         """Takes a deployment out of an endpoint, which stays. Nothing to remove is fine; raises as `delete`."""
-        self._endpoints.stored(endpoint)
+        self.store.existing(endpoint)
         with self._endpoints.lock(endpoint):
-            spec = self._endpoints.stored(endpoint).spec
+            spec = self.store.existing(endpoint).spec
             if name in spec.variants:
                 self._endpoints.change(spec, remove_variant(spec, name), Cause("update", why, actor))
 
@@ -248,8 +248,7 @@ class Deployments:
         Raises:
             NotFound: there is no such endpoint or monitor.
         """
-        if monitor not in (known := self._endpoints.stored(endpoint).spec.monitors):
-            raise NotFound(f"endpoint {endpoint!r} has no monitor {monitor!r}{did_you_mean(monitor, known)}")
+        self.store.existing(endpoint).spec.monitor(monitor)
         self._change(endpoint, lambda spec: remove_monitor(spec, monitor), Cause("update", why, actor))
 
     def look_now(self, model: str) -> None:
@@ -264,9 +263,9 @@ class Deployments:
         return Endpoints(self.store, self.settings, self.progress)
 
     def _change(self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], cause: Cause) -> None:
-        self._endpoints.stored(endpoint)  # before its name becomes that of a lock file
+        self.store.existing(endpoint)  # before its name becomes that of a lock file
         with self._endpoints.lock(endpoint):
-            spec = self._endpoints.stored(endpoint).spec
+            spec = self.store.existing(endpoint).spec
             self._endpoints.change(spec, changed(spec), cause)
 
     def _refuse_under_rollout(self, endpoint: str) -> None:

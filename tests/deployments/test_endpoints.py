@@ -210,5 +210,6 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(s
     assert typed("update-endpoint", "--endpoint", "empty", "-C", "capture.fraction=0.5").exit_code == 0
     assert typed("delete-endpoint", "--endpoint", "nobody").stdout == "\nEndpoint nobody is deleted\n"
     missing = typed("get-endpoint", "--endpoint", "nobody")
-    assert (missing.exit_code, missing.stderr) == (1, "Error: there is no endpoint 'nobody'\n")
+    assert missing.exit_code == 1
+    assert missing.stderr.startswith("Error: there is no endpoint 'nobody'; there are ")
     assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)  # so that we hear of its repair
