@@ -15,11 +15,18 @@ _FILE, _MLPROJECT, _SCRIPTS = "file://", "MLproject", (".py", ".sh")
 _WANTED = "wanted is the folder of an MLflow project, or a Git URI"
 
 
-def check_project(project: str, entry_point: str) -> None:
+GIVEN = ("mode", "data", "base_model", "registered_model")
+"""The parameters that every training is given, beside those of the spec."""
+
+
+def check_project(project: str, entry_point: str, parameters: Mapping[str, Any]) -> None:
     """Looks at a project in a folder; of one elsewhere only its run can tell.
 
+    Args:
+        parameters: of the spec, by their names.
+
     Raises:
-        InvalidConfig: there is no such folder, it is no MLflow project, or has no such entry point.
+        InvalidConfig: there is no such folder, it is no MLflow project, has no such entry point, or other parameters.
     """
     folder = _folder(project)
     if folder is None:
@@ -27,12 +34,26 @@ def check_project(project: str, entry_point: str) -> None:
     if not folder.is_dir():
         raise InvalidConfig(f"project: there is no folder {folder}; {_WANTED}")
     entries = _entry_points(folder)
-    if entry_point in entries or (entry_point.endswith(_SCRIPTS) and (folder / entry_point).is_file()):
+    if entry_point not in entries and entry_point.endswith(_SCRIPTS) and (folder / entry_point).is_file():
         return
     if not (folder / _MLPROJECT).is_file():
         raise InvalidConfig(f"project: {folder} has no {_MLPROJECT}; {_WANTED}")
-    known = ", ".join(entries) or "none"
-    raise InvalidConfig(f"entry_point: the project {folder} has no entry point {entry_point!r}; it has {known}")
+    if entry_point not in entries:
+        known = ", ".join(entries) or "none"
+        raise InvalidConfig(f"entry_point: the project {folder} has no entry point {entry_point!r}; it has {known}")
+    _check_parameters(entries[entry_point], f"entry point {entry_point!r} of the project {folder}", parameters)
+
+
+def _check_parameters(known: Mapping[str, Any], where: str, said: Mapping[str, Any]) -> None:
+    """MLflow hands one that is not declared on to the command, which then refuses it after the rows were collected."""
+    for name in said:
+        if known and name not in known:
+            names = ", ".join(known)
+            raise InvalidConfig(f"parameters.{name}: {where} has no parameter {name!r}; it has {names}")
+    for name, declared in known.items():
+        has_default = isinstance(declared, dict) and declared.get("default") is not None
+        if not has_default and name not in said and name not in GIVEN:
+            raise InvalidConfig(f"parameters.{name}: {where} wants a value for it, and has no default")
 
 
 def whole_projects(spec: EndpointSpec, config: Mapping[str, Any]) -> dict[str, str]:
@@ -44,13 +65,14 @@ def whole_projects(spec: EndpointSpec, config: Mapping[str, Any]) -> dict[str, s
     """
     found = {}
     for name, monitor in spec.monitors.items():
-        fields = [f"monitors.{name}.retrain.project", f"monitors.{name}.retrain.entry_point"]
-        if monitor.retrain is None or not any(field in config for field in fields):
+        own = f"monitors.{name}.retrain."
+        fields = (f"{own}project", f"{own}entry_point", f"{own}parameters")
+        if monitor.retrain is None or not any(field.startswith(fields) for field in config):
             continue
         try:
-            check_project(monitor.retrain.project, monitor.retrain.entry_point)
+            check_project(monitor.retrain.project, monitor.retrain.entry_point, monitor.retrain.parameters)
         except InvalidConfig as error:
-            raise InvalidConfig(f"monitors.{name}.retrain.{error.message}") from None
+            raise InvalidConfig(f"{own}{error.message}") from None
         if (folder := _folder(monitor.retrain.project)) is not None:
             found[fields[0]] = str(folder)
     return found
@@ -66,13 +88,19 @@ def _folder(project: str) -> Path | None:
     return Path(place).expanduser().absolute() / below
 
 
-def _entry_points(folder: Path) -> list[str]:
+def _entry_points(folder: Path) -> dict[str, dict[str, Any]]:
+    """Each entry point's parameters, as they are declared."""
     try:
         document = yaml.safe_load((folder / _MLPROJECT).read_text())
     except FileNotFoundError:
-        return []
+        return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         text = " ".join(str(error).split())[:200]
         raise InvalidConfig(f"project: {folder / _MLPROJECT} cannot be read: {text}") from None
     entries = document.get("entry_points") if isinstance(document, dict) else None
-    return [str(name) for name in entries] if isinstance(entries, dict) else []
+    return {str(name): _declared(entry) for name, entry in entries.items()} if isinstance(entries, dict) else {}
+
+
+def _declared(entry: Any) -> dict[str, Any]:
+    parameters = entry.get("parameters") if isinstance(entry, dict) else None
+    return {str(name): said for name, said in parameters.items()} if isinstance(parameters, dict) else {}

@@ -52,6 +52,11 @@ class Retraining:
     def is_live(self) -> bool:
         return self.ended_at is None
 
+    @property
+    def has_trained(self) -> bool:
+        """Whether it got as far as a run of its project, however that ended."""
+        return bool(self.run_id) or "attempt" in self.figures
+
 
 class Retrainings:
     """Reads and writes the retrainings of a store."""

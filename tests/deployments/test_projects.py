@@ -58,3 +58,24 @@ def test_what_does_not_speak_of_the_project_is_changed_without_it(project: Path)
     (project / "MLproject").unlink()
     changed = configured(spec, {"monitors.m.retrain.max_runs": "3", "monitors.m.every": "2d"})
     assert kept(changed) == str(project)
+
+
+def test_parameters_that_do_not_fit_the_entry_point_are_said(project: Path) -> None:
+    declared = "{max_iter: {type: float, default: 60}, data: path, city: string}"
+    (project / "MLproject").write_text(f"entry_points: {{train: {{parameters: {declared}, command: python train.py}}}}")
+    with pytest.raises(
+        InvalidConfig,
+        match=r"retrain\.parameters\.max_itr: .* has no parameter 'max_itr'; it has max_iter, data, city$",
+    ):
+        with_project(".", **{"parameters.max_itr": "9", "parameters.city": "rome"})
+    with pytest.raises(
+        InvalidConfig, match=r"parameters\.city: entry point 'train' .* wants a value for it, and has no default"
+    ):
+        with_project(".", **{"parameters.max_iter": "9"})
+    spec = with_project(".", **{"parameters.city": "rome"})  # data is given by the retraining itself
+    with pytest.raises(InvalidConfig, match=r"has no parameter 'town'"):
+        configured(spec, {"monitors.m.retrain.parameters.town": "rome"})
+
+
+def test_a_project_that_declares_no_parameters_may_take_any(project: Path) -> None:
+    assert kept(with_project(".", **{"parameters.max_iter": "9"})) == str(project)

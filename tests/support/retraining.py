@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retrain.advance import take_safely
-from mlflow_deploy_plugin.controller.retrain.steps import Steps
+from mlflow_deploy_plugin.controller.retrain.hands import Hands
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -82,8 +82,8 @@ class RetrainingWorld:
         return self.folder / "project"
 
     @property
-    def steps(self) -> Steps:
-        return Steps(self.deployments, "controller@here", self.said.append)
+    def hands(self) -> Hands:
+        return Hands(self.deployments, "controller@here", self.said.append)
 
     def spec(self, **fields: Any) -> MonitorSpec:
         retrain = {"project": str(self.project), "env_manager": "local", **fields}
@@ -145,7 +145,7 @@ class RetrainingWorld:
 
     def take(self) -> Retraining:
         """One step of the last retraining."""
-        take_safely(self.steps, self.latest())
+        take_safely(self.hands, self.latest())
         return self.latest()
 
     def until(self, *states: str, seconds: float = 90.0) -> Retraining:

@@ -5,8 +5,9 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from mlflow_deploy_plugin.controller.retrain.hands import Hands
 from mlflow_deploy_plugin.controller.retrain.scheduled import ask_for_due
-from mlflow_deploy_plugin.controller.retrain.steps import Steps, reason_of
+from mlflow_deploy_plugin.controller.retrain.steps import reason_of, take
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, RegistryUnavailable, StoreUnavailable
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
@@ -54,34 +55,34 @@ def advance(deployments: Deployments, actor: str) -> None:
             known = _process.under_way.setdefault((deployments.settings.store_url, one.id), _UnderWay())
             if (known.worker is not None and known.worker.is_alive()) or known.not_before > time.monotonic():
                 continue
-            steps = Steps(deployments, actor, deployments.progress)
+            hands = Hands(deployments, actor, deployments.progress)
             # a daemon: its work may be cut off anywhere, and the process is not to wait for it
-            known.worker = threading.Thread(target=_take, args=(steps, one, known), name="retrain", daemon=True)
+            known.worker = threading.Thread(target=_take, args=(hands, one, known), name="retrain", daemon=True)
             known.worker.start()
 
 
-def take_safely(steps: Steps, one: Retraining) -> bool:
+def take_safely(hands: Hands, one: Retraining) -> bool:
     """One step; False: it could not be taken now."""
     try:
-        steps.take(one)
+        take(hands, one)
     except (RegistryUnavailable, StoreUnavailable, NotReady) as error:
         if one.reason != reason_of(error):
             _log.warning("retraining %d, %s: again every %g s: %s", one.id, one.state, _AGAIN_SECONDS, error.message)
         if not isinstance(error, StoreUnavailable):
-            steps.wait(one, reason_of(error))
+            hands.wait(one, reason_of(error))
         return False
     except OnnxserveError as error:
-        steps.fail(one, reason_of(error))
+        hands.fail(one, reason_of(error))
     return True
 
 
-def _take(steps: Steps, one: Retraining, known: _UnderWay) -> None:
+def _take(hands: Hands, one: Retraining, known: _UnderWay) -> None:
     """Step after step until one has to be waited for."""
     pause, defects = _AGAIN_SECONDS, 0
     try:
-        retrainings = Retrainings(steps.deployments.store)
+        retrainings = Retrainings(hands.deployments.store)
         current: Retraining | None = one
-        while current is not None and current.is_live and take_safely(steps, current):
+        while current is not None and current.is_live and take_safely(hands, current):
             before, current = current.state, retrainings.get(one.id)
             if current is None or not current.is_live or current.state == before:
                 pause = _LOOK_SECONDS
@@ -92,15 +93,15 @@ def _take(steps: Steps, one: Retraining, known: _UnderWay) -> None:
         _log.exception("retraining %d cannot be taken further; again in %g s", one.id, _AGAIN_SECONDS)
         defects = known.defects + 1
         if defects >= MOST_DEFECTS:
-            _give_up(steps, one, error)
+            _give_up(hands, one, error)
     known.defects = defects
     known.not_before = time.monotonic() + pause
 
 
-def _give_up(steps: Steps, one: Retraining, error: Exception) -> None:
+def _give_up(hands: Hands, one: Retraining, error: Exception) -> None:
     try:
-        current = Retrainings(steps.deployments.store).get(one.id)
+        current = Retrainings(hands.deployments.store).get(one.id)
         if current is not None and current.is_live:
-            steps.fail(current, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            hands.fail(current, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     except OnnxserveError as failure:
         _log.warning("retraining %d: %s", one.id, failure.message)

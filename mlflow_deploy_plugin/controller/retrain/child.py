@@ -1,4 +1,4 @@
-"""The process that trains: `mlflow run` in a session of its own, which outlives the controller that started it.
+"""The process that trains: `mlflow run` in a session of its own (`heartbeat.py`), which outlives its controller.
 
 Everything that belongs to it carries the run's id in its environment, so that the next controller of this machine finds
 it again, and so that it can be ended as a whole. Its MLflow run is made before it starts: what it registers is found by
@@ -20,6 +20,8 @@ from mlflow_deploy_plugin.registry.connection import environment_for_a_child, wi
 
 MARK = "ONNXSERVE_RETRAINING_RUN"
 LOG = "log.txt"
+_HEARTBEAT = "mlflow_deploy_plugin.controller.retrain.heartbeat"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 _LONGEST_LINE, _TAIL_BYTES = 300, 64 * 1024
@@ -29,7 +31,7 @@ _started: dict[str, "subprocess.Popen[bytes]"] = {}
 
 def start(plan: RetrainPlan, run_id: str, parameters: Mapping[str, str], folder: Path) -> int:
     """Starts the training and gives its process id; what it prints goes to `log.txt` in the folder."""
-    command = [sys.executable, "-m", "mlflow", "run", plan.project, "-e", plan.entry_point, "--run-id", run_id]
+    command = [sys.executable, "-m", _HEARTBEAT, run_id, plan.project, "-e", plan.entry_point]
     command += ["--env-manager", plan.env_manager]
     for name, value in parameters.items():
         command += ["-P", f"{name}={value}"]
@@ -50,8 +52,9 @@ def start(plan: RetrainPlan, run_id: str, parameters: Mapping[str, str], folder:
 
 
 def host() -> str:
-    """The machine that a training runs on."""
-    return socket.gethostname()
+    """This machine from its start on: two may have one name, and after another start nothing runs of what ran."""
+    boot = _BOOT.read_text().strip() if _BOOT.is_file() else ""
+    return f"{socket.gethostname()} {boot[:8]}".strip()
 
 
 def has_failed(run_id: str) -> bool:
@@ -96,10 +99,10 @@ def last_line(folder: Path) -> str:
 
 
 def _processes(run_id: str) -> Iterator[int]:
-    """Those of this machine, and of this user, that carry the mark."""
+    """Those of this machine, and of this user, that carry the mark; without the one that asks."""
     mark = f"{MARK}={run_id}".encode()
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
             if mark in (entry / "environ").read_bytes().split(b"\0"):

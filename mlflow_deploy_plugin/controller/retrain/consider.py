@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, RetrainSpec, duration_seconds
-from mlflow_deploy_plugin.store import Store, this_actor
+from mlflow_deploy_plugin.store import AuditEvent, Store, this_actor
 from mlflow_deploy_plugin.store.audit import write_event
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 _BUDGET = timedelta(days=30)
 
 
-class _BudgetSpent(InvalidConfig):
-    """Training again and again has not helped: a person is asked."""
+class _NeedsAPerson(InvalidConfig):
+    """The next alarm would start nothing either: training again and again has not helped, or the project is gone."""
 
 
 def consider(
@@ -64,12 +64,13 @@ def consider(
     try:
         _check_served(deployments, judgement)
         _check_budget(Retrainings(deployments.store), plan.model, spec.retrain, clock())
+        _check_project(plan)
         return _add(deployments.store, judgement.monitor, plan, cause, clock())
     except (NotFound, InvalidConfig, NotReady, AlreadyExists) as error:
-        if isinstance(error, _BudgetSpent):
+        if isinstance(error, _NeedsAPerson):
             text = f"{plan.endpoint}: {error.message}"
             announce(deployments.store, plan.endpoint, judgement.monitor, text, run.url)
-        _refuse(deployments.store, plan, cause, error.message, clock())
+        refuse(deployments.store, journal.refused(plan, cause, error.message, clock()))
         return None
 
 
@@ -101,19 +102,29 @@ def ask(
     name, found = _monitor_of(observed.endpoint.spec, monitor)
     assert found.retrain is not None
     retrain = found.retrain.model_copy(update={"mode": mode}) if mode else found.retrain
-    check_project(retrain.project, retrain.entry_point)
+    check_project(retrain.project, retrain.entry_point, retrain.parameters)
     model = served_model(observed)
     plan = plan_for(retrain, endpoint, model, served_version(observed), found.every, window, actor)
     said = why if kind != "asked" else f"asked by {actor}" + (f": {why}" if why else "")
     return _add(deployments.store, name, plan, {"kind": kind, "monitor": name, "why": said}, utc_now())
 
 
+def refuse(store: Store, event: AuditEvent) -> None:
+    """Keeps in the audit trail that nothing is trained; once for the same reason: an hourly monitor would fill it."""
+    _log.info("%s: no retraining: %s", event.endpoint, event.why)
+    earlier = [one for one in store.events(event.endpoint, limit=20) if one.action.startswith("retrain.")]
+    if earlier and earlier[-1].action == event.action and earlier[-1].why == event.why:
+        return
+    try:
+        with store.transaction() as session:
+            write_event(session, event)
+    except OnnxserveError as error:
+        _log.warning("not in the audit trail: %s (%s)", event.why, error.message)
+
+
 def _monitor_of(spec: EndpointSpec, monitor: str | None) -> tuple[str, MonitorSpec]:
     able = {name: one for name, one in spec.monitors.items() if one.retrain is not None}
-    if monitor is not None and monitor not in spec.monitors:
-        known = ", ".join(sorted(spec.monitors)) or "none"
-        raise NotFound(f"endpoint {spec.name!r} has no monitor {monitor!r}; it has {known}")
-    if monitor is not None and monitor not in able:
+    if monitor is not None and spec.monitor(monitor).retrain is None:
         raise InvalidConfig(f"monitor {monitor!r} does not say how the model is trained: it has no `retrain`")
     if monitor is None and len(able) != 1:
         names = ", ".join(sorted(able))
@@ -157,27 +168,23 @@ def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: 
     free_at = found[-1].created_at + timedelta(seconds=duration_seconds(spec.cooldown))
     if free_at > now:
         raise InvalidConfig(f"model {model} cools down until {free_at:%Y-%m-%d %H:%M:%S}Z ({spec.cooldown})")
-    recent = sum(one.created_at > now - _BUDGET for one in found)
+    # what failed before anything was trained has cost nothing
+    recent = sum(one.created_at > now - _BUDGET for one in found if one.has_trained)
     if recent >= spec.max_runs:
-        raise _BudgetSpent(
+        raise _NeedsAPerson(
             f"model {model} was trained {recent} times in 30 days, and max_runs is {spec.max_runs}: somebody has to "
             "look; `onnxserve retrain NAME` starts one by hand"
         )
 
 
+def _check_project(plan: RetrainPlan) -> None:
+    """Raises _NeedsAPerson: it is not there any more, or is another one by now."""
+    try:
+        check_project(plan.project, plan.entry_point, plan.parameters)
+    except InvalidConfig as error:
+        raise _NeedsAPerson(f"it cannot be trained: {error.message}") from None
+
+
 def _add(store: Store, monitor: str, plan: RetrainPlan, cause: dict[str, Any], now: datetime) -> Retraining:
     event = journal.began(plan, cause, now)
     return Retrainings(store).add(plan.endpoint, monitor, plan.model, cause, plan.to_json(), "waiting", event)
-
-
-def _refuse(store: Store, plan: RetrainPlan, cause: dict[str, Any], why: str, now: datetime) -> None:
-    """Once for the same reason: an hourly monitor would fill the trail with it."""
-    _log.info("%s: no retraining: %s", plan.endpoint, why)
-    earlier = [event for event in store.events(plan.endpoint, limit=20) if event.action.startswith("retrain.")]
-    if earlier and earlier[-1].action == "retrain.refused" and earlier[-1].why == why:
-        return
-    try:
-        with store.transaction() as session:
-            write_event(session, journal.refused(plan, cause, why, now))
-    except OnnxserveError as error:
-        _log.warning("not in the audit trail: %s (%s)", why, error.message)

@@ -4,11 +4,12 @@ import logging
 from datetime import datetime
 
 from mlflow_deploy_plugin.controller.monitors.when import crontab
-from mlflow_deploy_plugin.controller.retrain.consider import ask
+from mlflow_deploy_plugin.controller.retrain.consider import ask, refuse
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import AlreadyExists, OnnxserveError
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.store import Endpoint
+from mlflow_deploy_plugin.store import AuditEvent, Endpoint
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retrainings
 
@@ -37,9 +38,22 @@ def ask_for_due(deployments: Deployments, actor: str, now: datetime | None = Non
             except AlreadyExists:
                 continue
             except OnnxserveError as error:
+                if isinstance(error, InvalidConfig):  # which stays so until somebody changes it
+                    _keep(deployments, endpoint, monitor, spec.retrain.schedule, error.message, actor, now)
                 if _told.get(key) != error.message:
                     _log.warning("%s, monitor %s: no retraining: %s", endpoint.name, monitor, error.message)
                 _told[key] = error.message
+
+
+def _keep(
+    deployments: Deployments, endpoint: Endpoint, monitor: str, schedule: str, reason: str, actor: str, now: datetime
+) -> None:
+    """People are told, and it stands in the history; both once for the same."""
+    announce(deployments.store, endpoint.name, monitor, f"{endpoint.name}: no retraining: {reason}")
+    detail = {"monitor": monitor, "schedule": schedule}
+    refuse(
+        deployments.store, AuditEvent(now, actor, "retrain.refused", endpoint.name, "", "", why=reason, detail=detail)
+    )
 
 
 def _is_due(

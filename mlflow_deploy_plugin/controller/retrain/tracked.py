@@ -1,6 +1,8 @@
 """A retraining as MLflow has it: its run, the version that the run registered, and the tags that say where from."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
@@ -15,8 +17,22 @@ from mlflow_deploy_plugin.registry.tags import CAUSE_TAG, LONGEST_TAG, PARENT_TA
 from mlflow_deploy_plugin.store.retrainings import Retraining
 
 RETRAINING_TAG = "onnxserve.retraining"
+HEARTBEAT_TAG = "onnxserve.heartbeat"
 _PARENT_RUN = "mlflow.parentRunId"
 _FOLDER = "retraining"
+
+
+@dataclass(frozen=True)
+class SeenRun:
+    """A run as MLflow has it.
+
+    Attributes:
+        status: RUNNING, FINISHED, FAILED, KILLED or SCHEDULED.
+        alive_at: when its training last said that it runs; None: it never did.
+    """
+
+    status: str
+    alive_at: datetime | None
 
 
 def column_types(model_uri: str) -> dict[str, str]:
@@ -72,15 +88,23 @@ def keep(run_id: str, file: Path) -> str:
     return f"runs:/{run_id}/{_FOLDER}/{file.name}"
 
 
-def status(run_id: str) -> str:
-    """RUNNING, FINISHED, FAILED, KILLED or SCHEDULED. Raises NotFound, RegistryUnavailable."""
+def seen(run_id: str) -> SeenRun:
+    """The run as it is now. Raises NotFound, RegistryUnavailable."""
     with registry_errors(f"run {run_id}"):
-        return str(registry_client().get_run(run_id).info.status)
+        run = registry_client().get_run(run_id)
+    said = run.data.tags.get(HEARTBEAT_TAG)
+    return SeenRun(str(run.info.status), datetime.fromisoformat(said) if said else None)
+
+
+def beat(run_id: str, now: datetime) -> None:
+    """Writes on the run that its training is alive. Raises as `seen`."""
+    with registry_errors(f"run {run_id}"):
+        registry_client().set_tag(run_id, HEARTBEAT_TAG, now.isoformat())
 
 
 def end(run_id: str, state: str) -> None:
-    """Ends a run whose process is gone; one that has ended stays as it is. Raises as `status`."""
-    if status(run_id) in ("RUNNING", "SCHEDULED"):
+    """Ends a run whose process is gone; one that has ended stays as it is. Raises as `seen`."""
+    if seen(run_id).status in ("RUNNING", "SCHEDULED"):
         with registry_errors(f"run {run_id}"):
             registry_client().set_terminated(run_id, state)
 

@@ -1,5 +1,6 @@
 """Which alarms start a retraining."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -8,6 +9,7 @@ from mlflow_deploy_plugin.controller.retrain import ask, consider
 from mlflow_deploy_plugin.controller.retrain.scheduled import ask_for_due
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.database import utc_now
 from support.inference_log import ENDPOINT, MODEL
 from support.retraining import DAY, RetrainingWorld
@@ -16,8 +18,10 @@ TOMORROW = Window(DAY.start + timedelta(days=1), DAY.end + timedelta(days=1))
 
 
 def ended(world: RetrainingWorld) -> None:
-    """Ends what is live, as the steps do."""
-    world.steps.fail(world.latest(), "the test ends it")
+    """Ends what is live, as the steps do after a run."""
+    written = world.retrainings.update(replace(world.latest(), run_id="a run", figures={"attempt": 1}))
+    assert written is not None
+    world.hands.fail(world.latest(), "the test ends it")
 
 
 def refusals(world: RetrainingWorld) -> list[str]:
@@ -78,6 +82,40 @@ def test_beyond_the_budget_somebody_has_to_look(world: RetrainingWorld) -> None:
     assert "trained 1 times in 30 days, and max_runs is 1" in refusals(world)[0]
     clock = lambda: utc_now() + timedelta(days=31)  # noqa: E731
     assert consider(world.deployments, world.judgement(window=TOMORROW), world.run(), spec, clock) is not None
+
+
+def test_what_failed_before_anything_was_trained_cools_down_and_costs_nothing_of_the_budget(
+    world: RetrainingWorld,
+) -> None:
+    spec = world.spec(max_runs=1)
+    consider(world.deployments, world.judgement(), world.run(), spec)
+    assert world.take().state == "failed"  # nothing was captured
+    assert consider(world.deployments, world.judgement(window=TOMORROW), world.run(), spec) is None
+    assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
+    clock = lambda: utc_now() + timedelta(days=1, seconds=1)  # noqa: E731
+    assert consider(world.deployments, world.judgement(window=TOMORROW), world.run(), spec, clock) is not None
+
+
+def test_an_alarm_whose_project_has_gone_starts_nothing_and_people_are_told_once(world: RetrainingWorld) -> None:
+    spec = world.spec()
+    (world.project / "MLproject").rename(world.project / "gone")
+    for _ in range(2):
+        assert consider(world.deployments, world.judgement(), world.run(), spec) is None
+    assert len(refusals(world)) == 1
+    assert refusals(world)[0].startswith(f"it cannot be trained: project: {world.project} has no MLproject")
+    told = [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
+    assert [line for line in told if "it cannot be trained" in line] == [f"{ENDPOINT}: {refusals(world)[0]}"]
+    assert world.retrainings.find() == []
+
+
+def test_a_schedule_whose_project_has_gone_stands_in_the_history_once(world: RetrainingWorld) -> None:
+    world.monitor(schedule="0 3 * * *")
+    (world.project / "MLproject").rename(world.project / "gone")
+    for days in (3, 4):
+        ask_for_due(world.deployments, "controller", utc_now() + timedelta(days=days))
+    assert refusals(world) == [
+        f"project: {world.project} has no MLproject; wanted is the folder of an MLflow project, or a Git URI"
+    ]
 
 
 def test_a_person_is_not_bound_by_cool_down_and_budget(world: RetrainingWorld) -> None:

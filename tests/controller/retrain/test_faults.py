@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retrain import ask, child, consider
+from mlflow_deploy_plugin.controller.retrain import ask, child, consider, tracked
 from mlflow_deploy_plugin.controller.retrain.advance import MOST_DEFECTS, _take, _UnderWay, take_safely
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
@@ -77,7 +77,7 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
     waiting = world.take()
     assert waiting.state == "gated"
     assert waiting.reason.startswith(f"waits for the endpoint: {ENDPOINT}: failed; the server is gone")
-    late = replace(world.steps, clock=lambda: utc_now() + timedelta(hours=2))
+    late = replace(world.hands, clock=lambda: utc_now() + timedelta(hours=2))
     take_safely(late, world.latest())
     proposed = world.latest()
     assert proposed.state == "proposed"
@@ -147,6 +147,44 @@ def test_a_run_beyond_its_time_is_not_begun_again_where_mlflow_did_not_hear_of_i
     assert (failed.state, failed.reason) == ("failed", "the run took longer than 21600 s and was ended")
 
 
+ELSEWHERE = {"host": "another 1a2b3c4d"}
+
+
+def later(world: RetrainingWorld, **time: float) -> Retraining:
+    take_safely(replace(world.hands, clock=lambda: utc_now() + timedelta(**time)), world.latest())
+    return world.latest()
+
+
+def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(world: RetrainingWorld) -> None:
+    running = at(world, "running", **ELSEWHERE)
+    tracked.beat(running.run_id, utc_now() + timedelta(minutes=30))
+    waiting = later(world, minutes=31)
+    assert (waiting.state, waiting.reason) == ("running", "its training runs on another 1a2b3c4d")
+    register(world, running.run_id)
+    MlflowClient().set_terminated(running.run_id)
+    assert (world.take().state, world.latest().version) == ("registered", "2")
+
+
+@pytest.mark.parametrize("says", ["it runs", "nothing ever"])
+def test_a_training_whose_machine_has_gone_is_begun_again_at_once(world: RetrainingWorld, says: str) -> None:
+    running = at(world, "running", **ELSEWHERE)
+    if says == "it runs":
+        tracked.beat(running.run_id, utc_now())
+    silent = later(world, minutes=3)
+    assert silent.state == "running"
+    assert "its training runs on another 1a2b3c4d, or has ended: it has said nothing since" in silent.reason
+    assert later(world, minutes=3, seconds=20).state == "running"  # MLflow may have been down
+    again = later(world, minutes=3, seconds=40)
+    assert (again.state, again.figures) == ("waiting", {"attempt": 2})
+    assert MlflowClient().get_run(running.run_id).info.status == "KILLED"
+
+
+def test_of_a_training_that_failed_on_another_machine_it_is_said_where_its_log_is(world: RetrainingWorld) -> None:
+    running = at(world, "running", **ELSEWHERE)
+    MlflowClient().set_terminated(running.run_id, "FAILED")
+    assert world.take().reason == "the run failed: its log is on another 1a2b3c4d"
+
+
 def test_of_two_versions_the_newest_is_the_candidate(world: RetrainingWorld) -> None:
     running = at(world, "running")
     for _ in range(2):
@@ -191,6 +229,6 @@ def test_a_step_that_fails_unexpectedly_again_and_again_ends_it(world: Retrainin
     known = _UnderWay()
     for attempt in range(MOST_DEFECTS):
         assert world.latest().is_live, attempt
-        _take(world.steps, broken, known)
+        _take(world.hands, broken, known)
     assert world.latest().state == "failed"
     assert world.latest().reason.startswith("TypeError: ")

@@ -42,7 +42,7 @@ def test_an_alarm_becomes_a_version_that_is_proposed_and_every_link_is_written_d
     assert run.data.tags["onnxserve.cause.run_id"] == "run-of-the-report"
     assert run.data.params["base_model"] == f"models:/{MODEL}/1"
     assert story(world) == ["retrain.start", "retrain.run", "retrain.version", "gate", "retrain.end"]
-    assert [file.name for file in world.steps.folder(proposed).iterdir()] == ["log.txt"]
+    assert [file.name for file in world.hands.folder(proposed).iterdir()] == ["log.txt"]
     told = [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
     assert any(line.startswith(f"{ENDPOINT}: {MODEL} version 2 is proposed") for line in told)
     assert proposed.figures["evaluation.accuracy_candidate"] > proposed.figures["evaluation.accuracy_current"]
@@ -104,7 +104,7 @@ def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(world: Retrai
 
 
 def said(world: RetrainingWorld) -> bool:
-    log = world.steps.folder(world.latest()) / child.LOG
+    log = world.hands.folder(world.latest()) / child.LOG
     return log.is_file() and "learns data.parquet as full" in log.read_text()
 
 
