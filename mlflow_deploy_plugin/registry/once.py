@@ -148,11 +148,16 @@ class RunOnce:
         tag_run(client, run_id, dict([self._done]))
         experiment_id = client.get_run(run_id).info.experiment_id
         for other in self._runs(client, experiment_id):
-            if other.info.run_id != run_id:
+            if other.info.run_id == run_id:
+                continue
+            try:
                 tag_run(client, other.info.run_id, {SUPERSEDED: run_id})
-                if self._done[0] in other.data.tags:
-                    with suppress(MlflowException):  # another took it away at the same time
-                        client.delete_tag(other.info.run_id, self._done[0])
+            except MlflowException:
+                if not _is_deleted(client, other.info.run_id):  # by who made it, since it was found
+                    raise
+            if self._done[0] in other.data.tags:
+                with suppress(MlflowException):  # another took it away at the same time
+                    client.delete_tag(other.info.run_id, self._done[0])
         if not project_run():
             client.set_terminated(run_id, "FINISHED")
 

@@ -9,7 +9,8 @@ from mlflow_deploy_plugin.registry.descriptions import write_section
 from mlflow_deploy_plugin.registry.tags import tag_version
 
 PREFIX = "onnxserve.monitor."
-_WINDOW, _REPORT = ".window", ".report"
+"""Behind it ENDPOINT/MONITOR, and /window, /report: names hold dots, and no slash."""
+_WINDOW, _REPORT = "/window", "/report"
 _MOST_LINES = 10
 
 
@@ -23,7 +24,7 @@ def lead_to_report(judgement: Judgement, report: str) -> None:
     if not judgement.version.isdigit():
         return
     model, version = judgement.model, judgement.version
-    tag = f"{PREFIX}{judgement.endpoint}.{judgement.monitor}"
+    tag = f"{PREFIX}{judgement.endpoint}/{judgement.monitor}"
     try:
         tags = _tags(model, version)
         if _is_newer(tags.get(f"{tag}{_WINDOW}", ""), judgement):
@@ -69,6 +70,6 @@ def _lines(tags: dict[str, str]) -> list[str]:
         start, _, end = tags[name + _WINDOW].partition("/")
         report = tags.get(name + _REPORT, "")
         link = f"[report]({report})" if report.startswith(("http://", "https://")) else f"`{report}`"
-        shown = name.removeprefix(PREFIX).replace(".", ", ", 1)
+        shown = name.removeprefix(PREFIX).replace("/", ", ")
         rows.append(f"| {shown} | {tags.get(name, '')} | {start[:16]} – {end[:16]} | {link} |")
     return ["| monitor | verdict | window (UTC) | |", "| --- | --- | --- | --- |", *rows]

@@ -106,12 +106,25 @@ def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tr
     runs = [log_judgement(judgement_of(day, "led", temperature=score), {}) for day, score in ((1, 6.0), (2, 1.0))]
     log_judgement(judgement_of(0, "led", temperature=9.0), {})  # made up later
 
-    assert version().tags["onnxserve.monitor.led.daily"] == "no drift"
-    assert version().tags["onnxserve.monitor.led.daily.report"] == f"{runs[1].run_id}/report.html"
+    assert version().tags["onnxserve.monitor.led/daily"] == "no drift"
+    assert version().tags["onnxserve.monitor.led/daily/report"] == f"{runs[1].run_id}/report.html"
     description = version().description
     assert description.startswith("Trained on a Monday.\n\n")
     assert description.count("led, daily") == 1
     assert f"| no drift | 2013-07-03T00:00 – 2013-07-04T00:00 | `{runs[1].run_id}/report.html` |" in description
+
+
+def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient):
+    number = tracking.create_model_version("flight-delay", source=".").version
+    for endpoint, monitor in (("a", "b.c"), ("a.b", "c"), ("a", "b.c.window")):
+        log_judgement(judgement_of(0, endpoint, monitor=monitor, version=str(number), temperature=1.0), {})
+
+    version = tracking.get_model_version("flight-delay", number)
+    assert [version.tags[f"onnxserve.monitor.{name}"] for name in ("a/b.c", "a.b/c", "a/b.c.window")] == [
+        "no drift"
+    ] * 3
+    rows = [line.split(" | ")[0] for line in version.description.splitlines() if "no drift" in line]
+    assert sorted(rows) == ["| a, b.c", "| a, b.c.window", "| a.b, c"]
 
 
 def test_a_version_that_is_gone_or_was_never_registered_is_no_error(tracking: MlflowClient):
@@ -130,6 +143,45 @@ def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClie
     run = tracking.get_run(first.run_id)
     assert (run.data.tags["onnxserve.verdict"], run.data.metrics["statistic"]) == ("no drift", 1.0)
     assert artifact(first.run_id, "report.html") == b"second"
+
+
+def test_a_run_says_what_it_is_of_from_its_creation_on_so_that_one_that_was_left_is_found(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+):
+    given, create = judgement_of(endpoint="left", temperature=9.0), MlflowClient.create_run
+
+    def die_after(*arguments, **named):
+        create(*arguments, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "create_run", die_after)
+        with pytest.raises(KeyboardInterrupt):
+            log_judgement(given, {})
+    (left,) = runs_of(tracking, "left")
+
+    assert log_judgement(given, {}).run_id == left.info.run_id
+    assert len(runs_of(tracking, "left")) == 1
+
+
+def test_another_run_of_the_window_that_is_deleted_by_who_made_it_meanwhile_is_no_error(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+):
+    given, log_batch = judgement_of(endpoint="two", temperature=9.0), MlflowClient.log_batch
+    first = log_judgement(given, {})
+    run = tracking.get_run(first.run_id)
+    tags = {name: value for name, value in run.data.tags.items() if name != "onnxserve.verdict"}
+    tracking.create_run(run.info.experiment_id, tags=tags)
+
+    def deleted_before(client, run_id, **logged):
+        if any(tag.key == "onnxserve.superseded_by" for tag in logged.get("tags", ())):
+            client.delete_run(run_id)
+        log_batch(client, run_id, **logged)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", deleted_before)
+
+    assert log_judgement(given, {}).run_id == first.run_id
+    assert [one.info.run_id for one in runs_of(tracking, "two")] == [first.run_id]
 
 
 @pytest.mark.long
