@@ -202,6 +202,18 @@ def test_the_first_document_describes_the_server_for_all() -> None:
             "monitors.d.reference: training, rolling:7d, window:START/END or dataset:URI is expected (got 'last_week')",
         ),
         ("name: x\nvariants: {x: {model: m}}\napiVersion: onnxserve/v9", "apiVersion: "),
+        (
+            "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 90}",
+            "capture.retention: a text is expected (got 90)",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 1d}\nmonitors: {daily: {every: 1d}}",
+            "capture.retention 1d is shorter than what monitor 'daily' reads of the log: at least 25h is expected",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 30d}\nmonitors: {d: {reference: 'rolling:7d'}}",
+            "capture.retention 30d is shorter than what monitor 'd' reads of the log: at least 49d is expected",
+        ),
         ("name: x\nvariants: {x: {model: m}}\n---\nname: x\nvariants: {x: {model: m}}", "'x' stands twice"),
     ],
 )

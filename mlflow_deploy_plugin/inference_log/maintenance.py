@@ -9,7 +9,7 @@ and so does one that makes no sense. Files of different columns or types are not
 of another's.
 
 **Retention.** Rows go by the hour of their event time, labels by the day they came in, the monitors' profiles of rows
-(`_sketches`) by the day they are of.
+(`_sketches`) by the day they are of. What lies in a window that is spared stays.
 """
 
 import logging
@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.inference_log.location import SKETCHES, LogLocation
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import Vanished, read_file
 from mlflow_deploy_plugin.inference_log.schemas import conform, gathered, unify
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.inference_log.writing import write_file
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
@@ -62,19 +63,34 @@ class Maintained:
     expired_bytes: int = 0
 
 
-def maintain(log: InferenceLog, endpoint: str, now: datetime, keep: timedelta | None) -> Maintained:
-    """Deletes what is older than `keep` (None keeps all), and compacts the hours of the endpoint that are over.
+def maintain(
+    log: InferenceLog, endpoint: str, now: datetime, keep: timedelta | None, spared: Sequence[Window] = ()
+) -> Maintained:
+    """Compacts the hours of the endpoint that are over, and deletes what is older than `keep`; None keeps all.
+
+    Args:
+        spared: windows of event time in which nothing is deleted.
 
     Raises:
         OnnxserveError: the log is down. What was done until then is done; the next call goes on.
     """
-    expired = expire(log, endpoint, now, keep) if keep is not None else Maintained()
     compacted = compact(log, endpoint, now)
+    expired = expire(log, endpoint, now, keep, spared) if keep is not None else Maintained()
     return Maintained(compacted.compacted_files, compacted.written_files, expired.expired_files, expired.expired_bytes)
 
 
-def expire(log: InferenceLog, endpoint: str, now: datetime, keep: timedelta, only_count: bool = False) -> Maintained:
+def expire(
+    log: InferenceLog,
+    endpoint: str,
+    now: datetime,
+    keep: timedelta,
+    spared: Sequence[Window] = (),
+    only_count: bool = False,
+) -> Maintained:
     """Deletes rows, labels and sketches of the endpoint that are older than `keep`, by whole hours and days.
+
+    Args:
+        spared: windows of event time in which nothing is deleted; of labels, what came in then.
 
     Raises:
         OnnxserveError: the log is down.
@@ -85,10 +101,14 @@ def expire(log: InferenceLog, endpoint: str, now: datetime, keep: timedelta, onl
     except OverflowError:  # nothing is older than the calendar
         return Maintained()
     hours = [*log.all_files(endpoint).items(), *log.failures.all_files(endpoint).items()]
-    folders = {hour.folder: files for hour, files in hours if hour.end <= oldest}
+
+    def is_over(start: datetime, end: datetime) -> bool:
+        return end <= oldest and not any(start < window.end and window.start < end for window in spared)
+
+    folders = {hour.folder: files for hour, files in hours if is_over(hour.start, hour.end)}
     for root in [labels_folder(location, endpoint), *_sketch_folders(location, endpoint)]:
         for day, folder in list_days(location, root):
-            if day + DAY <= oldest:
+            if is_over(day, day + DAY):
                 folders[folder] = list_files(location, folder)
     if not only_count:
         with reaching(location):

@@ -1,15 +1,16 @@
 """Monitors: judgements that are made of the captured traffic again and again, and what an alarm of theirs starts."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec.base import REFERENCE, TIME_ZONE, Duration, Part, listed
+from mlflow_deploy_plugin.spec.base import REFERENCE, TIME_ZONE, Duration, Part, duration_seconds, listed
 from mlflow_deploy_plugin.spec.criteria import Figure, Requirement, read_requirements
 from mlflow_deploy_plugin.spec.crontab import checked_crontab
-from mlflow_deploy_plugin.spec.reference import checked_length, checked_reference
+from mlflow_deploy_plugin.spec.reference import checked_length, checked_reference, rolling_span
 
 MonitorKind = Literal["drift", "prediction_drift", "data_quality", "performance", "shadow", "service_level"]
 Length = Annotated[Duration, AfterValidator(checked_length)]
@@ -137,3 +138,23 @@ class MonitorSpec(Part):
         if not self.require:
             return ()
         return read_requirements(self.require, FIGURES[self.kind], f"a monitor of kind {self.kind}")
+
+    @property
+    def reads_before(self) -> timedelta:
+        """How far before a window the log is read, too: what a rolling reference compares it with."""
+        kind, _, lag = self.reference.partition(":")
+        if kind != "rolling":
+            return timedelta()
+        return rolling_span(_length(lag), _length(self.every), self.false_alarm_rate)
+
+    @property
+    def reads(self) -> timedelta:
+        """How long ago, when a window is judged in time, the oldest rows may be that this takes."""
+        waited = _length(self.grace)
+        if self.kind == "performance" and self.labels_within is not None:
+            waited += _length(self.labels_within)
+        return self.reads_before + _length(self.every) + waited
+
+
+def _length(duration: str) -> timedelta:
+    return timedelta(seconds=duration_seconds(duration))

@@ -1,12 +1,13 @@
 """The parts of a spec: their fields, defaults, bounds and descriptions."""
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.spec.base import Name, Part, listed
-from mlflow_deploy_plugin.spec.monitors import MonitorSpec, Texts
+from mlflow_deploy_plugin.spec.base import Name, Part, duration_seconds, listed
+from mlflow_deploy_plugin.spec.monitors import Length, MonitorSpec, Texts
 
 Rate = Annotated[
     str, StringConstraints(pattern=r"^[1-9][0-9]{0,8} *(/|per) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?$")
@@ -166,6 +167,11 @@ class CaptureSpec(Part):
         description="Columns that stand in the log as keyed hashes, equal where the values are. The key is a file in "
         "the server's state folder.",
     )
+    retention: Length | None = Field(
+        default=None,
+        description="Rows and labels older than this (90d) are deleted from the log by the controller, but for those "
+        "that a monitor still needs. Default: never.",
+    )
 
     @model_validator(mode="after")
     def _each_once(self) -> "CaptureSpec":
@@ -221,3 +227,18 @@ class EndpointSpec(Part):
             hint = f"it has {known}" if known else "onnxserve monitor add makes one"
             raise NotFound(f"endpoint {self.name!r} has no monitor {name!r}; {hint}")
         return self.monitors[name]
+
+    @model_validator(mode="after")
+    def _keeps_what_its_monitors_read(self) -> "EndpointSpec":
+        keep = self.capture.retention
+        if keep is None:
+            return self
+        for name, monitor in self.monitors.items():
+            if timedelta(seconds=duration_seconds(keep)) < monitor.reads:
+                hours = -(-monitor.reads // timedelta(hours=1))
+                least = f"{-(-hours // 24)}d" if hours > 48 else f"{hours}h"
+                raise ValueError(
+                    f"capture.retention {keep} is shorter than what monitor {name!r} reads of the log: "
+                    f"at least {least} is expected"
+                )
+        return self

@@ -1,11 +1,20 @@
 """What a monitor compares with, checked when it is written."""
 
 from datetime import timedelta
+from math import ceil
 
 from mlflow_deploy_plugin.spec.base import duration_seconds, is_duration, read_time
 
 LONGEST_DAYS = 3660
 """Beyond ten years a monitor waits for what never comes."""
+_PAIRS, _MOST_PAIRS = 2.0, 100_000
+
+
+def rolling_span(lag: timedelta, length: timedelta, false_alarm_rate: float) -> timedelta:
+    """How far before a window of this length the log is read that `rolling:LAG` compares it with: as many windows as
+    the rate needs twice over, each with its own so long before (`monitoring/references/past.py`).
+    """
+    return lag + max(lag, ceil(min(_PAIRS / false_alarm_rate, _MOST_PAIRS)) * length)
 
 
 def checked_reference(text: str) -> str:

@@ -215,6 +215,20 @@ def test_what_is_too_old_is_deleted_rows_labels_and_sketches(log: InferenceLog, 
     assert expire(log, "flights", now, timedelta(days=1)) == Maintained()
 
 
+def test_what_lies_in_a_window_that_is_spared_is_not_too_old(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write({"_event_time": [DAY + timedelta(hours=hours) for hours in range(96)]})
+    for day in (1, 2, 3, 4):
+        writer.label(Label("p", None, None, 1, 0), day=f"2013-07-0{day}")
+    pinned = parse_window("2013-07-01T01:30/1h")
+
+    maintain(log, "flights", DAY + timedelta(days=4), timedelta(days=1), [pinned])
+
+    hours = [int((hour.start - DAY) / timedelta(hours=1)) for hour in log.hours("flights")]
+    assert hours == [1, 2, *range(72, 96)]
+    labels = sorted(path.name for path in (writer.root / "_labels/endpoint=flights").iterdir())
+    assert labels == ["date=2013-07-01", "date=2013-07-04"]
+
+
 def test_requests_without_an_answer_are_kept_up_like_rows(log: InferenceLog, writer: LogWriter) -> None:
     failures = LogWriter(writer.root / "_failed")
     for number in range(3):

@@ -58,6 +58,13 @@ def next_due(endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: Monitor
     return due_at(endpoint.name, monitor, spec, window_from(spec, first[0]).end)
 
 
+def not_judged_since(endpoint: Endpoint, spec: MonitorSpec, state: MonitorState, now: datetime) -> datetime:
+    """Where the oldest window begins that is not written down yet and will be, however long ago somebody looked."""
+    begin = _begin(endpoint, spec, state, now)
+    over = windows_between(spec, begin, now)[-MOST_MADE_UP:]
+    return window_from(spec, over[0]).start if over else begin
+
+
 def begun(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWindow | None:
     """Of windows that are written down and not judged the oldest, where it may be tried; those behind it wait.
 

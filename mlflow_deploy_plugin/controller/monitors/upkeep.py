@@ -3,16 +3,22 @@
 import logging
 import threading
 import time
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.beside import safely
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
+from mlflow_deploy_plugin.controller.monitors.next_window import not_judged_since
 from mlflow_deploy_plugin.controller.monitors.worker import Ended, JudgingProcess
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.maintenance import Maintained, maintain
 from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import duration_seconds
+from mlflow_deploy_plugin.store import Endpoint
+from mlflow_deploy_plugin.store.monitors import Monitors
 
 _log = logging.getLogger(__name__)
 
@@ -51,13 +57,39 @@ class Upkeep:
             if over.is_set():
                 return
             try:
-                process.call(maintain_log, settings, endpoint.name, now, seconds=_LONGEST_SECONDS)
+                retention = endpoint.spec.capture.retention
+                spared = still_needed(Monitors(self._deployments.store), endpoint, now) if retention else []
+                asked = settings, endpoint.name, now, retention, spared
+                done: Maintained = process.call(maintain_log, *asked, seconds=_LONGEST_SECONDS)
+                if done.expired_files:
+                    what = f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)"
+                    _log.info("%s: %s older than capture.retention %s were deleted", endpoint.name, what, retention)
             except Ended:
                 return
             except OnnxserveError as error:
                 _log.warning("%s: the log's upkeep has failed, again in an hour: %s", endpoint.name, error.message)
 
 
-def maintain_log(settings: Settings, endpoint: str, now: datetime) -> Maintained:
-    """Compacts the hours that are over. Nothing is deleted for its age: that a person asks for (`log expire`)."""
-    return maintain(open_log(settings.inference_log), endpoint, now, keep=None)
+def maintain_log(
+    settings: Settings, endpoint: str, now: datetime, retention: str | None, spared: Sequence[Window]
+) -> Maintained:
+    """Compacts the hours that are over, and deletes what is older than the endpoint's retention, if it has one."""
+    keep = timedelta(seconds=duration_seconds(retention)) if retention is not None else None
+    return maintain(open_log(settings.inference_log), endpoint, now, keep, spared)
+
+
+def still_needed(monitors: Monitors, endpoint: Endpoint, now: datetime) -> list[Window]:
+    """What of the log the endpoint's monitors will read again, however old it is: pinned references, and what a window
+    reads that waits to be judged, or would be made up.
+    """
+    needed = []
+    for name, spec in endpoint.spec.monitors.items():
+        kind, _, said = spec.reference.partition(":")
+        if kind == "window":
+            needed.append(parse_window(said))
+        waiting = monitors.windows(endpoint.name, name, states=("pending", "running"))
+        begin = not_judged_since(endpoint, spec, monitors.state(endpoint.name, name), now)
+        oldest = min([begin, *(window.start for window in waiting)])
+        if oldest < now:
+            needed.append(Window(oldest - spec.reads_before, now))
+    return needed

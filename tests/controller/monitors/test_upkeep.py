@@ -1,32 +1,30 @@
 """The log's upkeep beside the rollouts."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.upkeep import Upkeep
+from mlflow_deploy_plugin.controller.monitors.upkeep import Upkeep, still_needed
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from support.monitors import SECONDS, MonitoredWorld
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from support.monitors import NOON, SECONDS, MonitoredWorld
 from support.waiting import wait_until
 
 
-@pytest.mark.long
-def test_the_many_files_of_an_hour_that_is_over_become_one(world: MonitoredWorld, tmp_path: Path) -> None:
-    hour = datetime(2026, 11, 1, 12, tzinfo=UTC)
-    world.endpoint()
-    for _ in range(5):
-        world.rows(hour)
+def files(folder: Path) -> list[Path]:
+    return list((folder / "inference_log" / "endpoint=flights").rglob("*.parquet"))
+
+
+@contextmanager
+def kept_up(world: MonitoredWorld) -> Iterator[None]:
+    """Upkeep again and again, within it."""
     lease, over = world.store.acquire_lease("upkeep", "the test", 15), threading.Event()
     assert lease is not None
-
-    def files() -> list[Path]:
-        return list((tmp_path / "inference_log" / "endpoint=flights").rglob("*.parquet"))
-
-    assert len(files()) == 5
-    world.now = datetime.now(UTC) + timedelta(hours=1)  # files that were written just now are left alone
     upkeep = Upkeep(Deployments(world.store, world.settings, world.said.append), every_seconds=0.1)
 
     def work() -> None:
@@ -36,7 +34,57 @@ def test_the_many_files_of_an_hour_that_is_over_become_one(world: MonitoredWorld
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        wait_until(lambda: len(files()) == 1, SECONDS, "one file is left")
+        yield
     finally:
         over.set()
         thread.join(SECONDS)
+
+
+@pytest.mark.long
+def test_the_many_files_of_an_hour_that_is_over_become_one(world: MonitoredWorld, tmp_path: Path) -> None:
+    hour = datetime(2026, 11, 1, 12, tzinfo=UTC)
+    world.endpoint()
+    for _ in range(5):
+        world.rows(hour)
+    assert len(files(tmp_path)) == 5
+    world.now = datetime.now(UTC) + timedelta(hours=1)  # files that were written just now are left alone
+    with kept_up(world):
+        wait_until(lambda: len(files(tmp_path)) == 1, SECONDS, "one file is left")
+
+
+def test_what_a_monitor_will_read_again_is_still_needed(world: MonitoredWorld) -> None:
+    world.endpoint(
+        pinned={"reference": "window:2026-01-01/7d"},
+        weekly={"every": "1d", "schedule": "0 6 * * 1", "reference": "rolling:7d", "false_alarm_rate": "0.5"},
+        retried={},
+    )
+    monitors, begun = world.monitors, NOON
+    monitors.add("flights", "retried", begun - timedelta(days=40), begun - timedelta(days=40, hours=-1))
+    world.now = now = NOON + timedelta(days=60)
+    for name in ("pinned", "retried"):
+        monitors.remember("flights", name, made_up_to=now)
+    endpoint = world.store.endpoint("flights")
+    assert endpoint is not None
+
+    needed = {f"{window}" for window in still_needed(monitors, endpoint, now)}
+
+    assert needed == {
+        "2026-01-01/2026-01-08",
+        "2026-11-06/2027-01-19T12:00:00",  # its first window was on 2026-11-20, and is compared with two weeks
+        "2026-10-11T12:00:00/2027-01-19T12:00:00",  # it waits still
+    }
+
+
+@pytest.mark.long
+def test_what_is_older_than_the_endpoints_retention_is_deleted_and_said(
+    world: MonitoredWorld, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = apply_config(new_endpoint("flights", "models:/flight-delay/1"), {"capture.retention": "90d"})
+    world.store.add_endpoint("onnxserve", spec)
+    world.rows(world.now - timedelta(days=100), world.now - timedelta(days=80))
+    caplog.set_level("INFO")
+
+    with kept_up(world):
+        wait_until(lambda: len(files(tmp_path)) == 1, SECONDS, "one file is left")
+        wait_until(lambda: "older than capture.retention 90d were deleted" in caplog.text, SECONDS, "it is said")
+    assert "flights: 1 files (" in caplog.text
