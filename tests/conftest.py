@@ -22,6 +22,9 @@ for variable in [
 ]:
     del os.environ[variable]
 
+# Four runs of pytest share two cores: threads of OpenMP that wait for each other would spin away half of the time.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # The tests start hundreds of processes, each of which would compile this package anew, and pytest every test.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
