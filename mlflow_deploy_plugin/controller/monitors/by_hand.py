@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
+from mlflow_deploy_plugin.controller.monitors.attempt import Attempts, shown
 from mlflow_deploy_plugin.controller.monitors.judging import (
     Answer,
     Judge,
@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.monitoring.question import Engine, Question
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
 from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint, load_specs
-from mlflow_deploy_plugin.store import no_endpoint
+from mlflow_deploy_plugin.store import Store, no_endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
 
 DEFAULT_MONITOR = "drift"
@@ -147,7 +147,8 @@ def run_due(deployments: Deployments, monitor: Monitor, say: Callable[[str], Non
     """Judges every window of the monitor that is due, oldest first, as the controller would: who is to be told is told.
 
     For what starts a command at its own times, as a CronJob does, instead of a controller. A window whose attempt has
-    failed ends it: it stands in the store, and the next call tries again.
+    failed ends it: it stands in the store, and the next call tries again. A call before that attempt's pause is over
+    gives the window as it stands: a Job whose second pod finds nothing to try must not end well.
 
     Raises:
         NotFound: the endpoint is not in the store, or has no such monitor.
@@ -163,11 +164,23 @@ def run_due(deployments: Deployments, monitor: Monitor, say: Callable[[str], Non
             taken = turns.take(monitor.endpoint, monitor.name, keeper)
             if taken == "nothing due" and turns.look_for_late(monitor.endpoint, monitor.name):
                 continue
+        if taken == "nothing due":
+            for waiting in _to_be_tried_again(deployments.store, monitor):
+                say(shown(waiting))
+                yield waiting
         if taken is None or isinstance(taken, str):
             return
         yield taken
         if taken.state == "pending":
             return
+
+
+def _to_be_tried_again(store: Store, monitor: Monitor) -> list[MonitorWindow]:
+    """The window, if there is one, that the monitor waits to try again."""
+    monitors = Monitors(store)
+    if monitors.state(monitor.endpoint, monitor.name).paused:
+        return []
+    return monitors.windows(monitor.endpoint, monitor.name, states=("pending",))[:1]
 
 
 @contextmanager

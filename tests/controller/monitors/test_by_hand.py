@@ -8,7 +8,7 @@ import yaml
 
 from mlflow_deploy_plugin.controller.monitors import by_hand
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
@@ -136,3 +136,31 @@ def test_what_fails_is_not_tried_again(world: MonitoredWorld) -> None:
 
     (window,) = world.monitors.windows("flights")
     assert (window.state, window.attempts) == ("failed", 1)
+
+
+def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
+    world: MonitoredWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def due() -> list[tuple[str, int]]:
+        world.said.clear()
+        found = by_hand.find_monitor(deployments(world), "flights", None)
+        taken = by_hand.run_due(deployments(world), found, world.said.append)
+        return [(window.state, window.attempts) for window in taken]
+
+    def fails(asked: Question) -> str:
+        raise OnnxserveError("the disk is full")
+
+    monkeypatch.setattr(by_hand, "judge_and_log", world.answer)
+    world.now = NOON
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + 1.5 * HOUR
+    world.judge = fails
+
+    assert due() == [("pending", 1)]
+    assert due() == [("pending", 1)]  # the next attempt is not due yet, as where a Job starts its next pod at once
+    assert [line.partition("tries again")[2] for line in world.said] == [": the disk is full"]
+    world.judge = lambda asked: "no drift"
+    world.now += HOUR / 60
+    assert due() == [("judged", 1)]
+    assert due() == []
