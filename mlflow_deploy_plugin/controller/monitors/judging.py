@@ -8,6 +8,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import CaptureSpec, MonitorSpec
@@ -47,12 +48,14 @@ def judge_and_log(question: Question) -> Answer:
     """Judges the window and logs its run; where there is a run of this revision already, it is that one.
 
     Raises:
-        RegistryUnavailable: MLflow does not answer.
+        RegistryUnavailable: MLflow does not answer; asked before anything is judged.
         OnnxserveError: the log or the reference cannot be read.
     """
     # here: Evidently takes seconds and half a gigabyte that the controller itself does without
     from mlflow_deploy_plugin.monitoring.run import run_monitor
 
+    with registry_errors(f"the experiment of endpoint {question.endpoint}"):  # what takes a minute would be in vain
+        registry_client().get_experiment_by_name(f"onnxserve/{question.endpoint}")
     rows = count_rows(question)
     result = run_monitor(question)
     return Answer(result.judgement, result.run, rows)
