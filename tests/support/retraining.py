@@ -6,7 +6,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow import MlflowClient
 
+from mlflow_deploy_plugin.controller.retrain import child, consider
 from mlflow_deploy_plugin.controller.retrain.advance import take_safely
 from mlflow_deploy_plugin.controller.retrain.hands import Hands
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
@@ -27,6 +28,7 @@ from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import MonitorSpec, add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
 from support.gated import COLUMNS, TRUTH, labelled, write_classifier
 from support.inference_log import ENDPOINT, MODEL, LogWriter
@@ -143,6 +145,25 @@ class RetrainingWorld:
     def latest(self) -> Retraining:
         return self.retrainings.find()[-1]
 
+    def at(self, state: str, version: str = "", then: str = "propose", **figures: Any) -> Retraining:
+        """A retraining that has come so far; no project has run."""
+        assert consider(self.deployments, self.judgement(), self.run(), self.spec(then=then)) is not None
+        run_id = ""
+        if state != "waiting":
+            experiment = MlflowClient().create_experiment("trainings")
+            run_id = MlflowClient().create_run(experiment).info.run_id
+        known = {"attempt": 1, "host": child.host(), "started_at": utc_now().isoformat(), **figures}
+        written = self.retrainings.update(
+            replace(self.latest(), state=state, version=version, run_id=run_id, figures=known)
+        )
+        assert written is not None
+        return written
+
+    def register(self, run_id: str | None = None, model: str = "better") -> str:
+        """One of the project's models as the next version."""
+        folder = self.project / "models" / model
+        return str(MlflowClient().create_model_version(MODEL, folder.as_uri(), run_id).version)
+
     def take(self) -> Retraining:
         """One step of the last retraining."""
         take_safely(self.hands, self.latest())
@@ -190,6 +211,7 @@ def _models() -> Path:
     reference = {name: labelled(400, seed=1)[name] for name in COLUMNS}
     for name, weights in (("better", TRUTH), ("worse", (-1.0, 2.0)), ("served", SERVED)):
         write_classifier(folder / name, weights, reference=reference)
+    write_classifier(folder / "other columns", TRUTH, columns=("a", "c"))
     return folder
 
 

@@ -28,6 +28,7 @@ def judge(hands: Hands, one: Retraining) -> None:
     figures = one.figures | judged.figures_of(gated.verdict)
     figures |= {"gate": gated.verdict.state, "gate_reason": gated.verdict.reason, "gate_report": gated.report}
     figures |= {"against": against, "gated_at": hands.clock().isoformat()}
+    figures |= {"compared": judged.is_compared(gated.verdict)}
     hands.write(replace(one, state="gated", figures=figures, reason=""))
 
 
@@ -46,10 +47,12 @@ def decide(hands: Hands, one: Retraining) -> None:
     elif served not in ("", against):
         reason = f"version {served} is served now, and it was judged beside {against}"
         hands.write(replace(one, state="registered", reason=reason))
-    elif plan.then == "rollout":
+    elif plan.then == "rollout" and one.figures.get("compared", True):
         _roll_out(hands, one, plan)
-    elif plan.then == "propose":
+    elif plan.then in ("rollout", "propose"):
         where = f"`onnxserve rollout {plan.endpoint} --to {one.version}` brings it"
+        if plan.then == "rollout":
+            where = f"too few labelled rows, or of one answer alone, to compare it with what is served: {where}"
         hands.finish(one, "proposed", f"it has passed its gate ({one.figures['gate_reason']}): {where}")
     else:
         hands.finish(one, "left", f"it has passed its gate ({one.figures['gate_reason']}) and is left as it is")

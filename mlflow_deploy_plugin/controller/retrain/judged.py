@@ -28,6 +28,12 @@ def judge_candidate(
     return judge_and_log(registered(plan.model, version), current, chosen, actor, store, lambda _: None)
 
 
+def is_compared(verdict: Verdict) -> bool:
+    """Whether the version was compared on labelled rows, or its policy does without."""
+    skipped = [check for check in verdict.checks if check.name == "evaluation" and check.state == "skipped"]
+    return not skipped or "evaluation" in verdict.policy.get("skip", ())
+
+
 def figures_of(verdict: Verdict) -> dict[str, float]:
     """What the evaluation says in numbers, for the list of retrainings."""
     found = [check for check in verdict.checks if check.name == "evaluation"]

@@ -33,7 +33,7 @@ class Material:
 
     Attributes:
         data: Parquet file of the rows to learn: the model's columns, `_label`, `_label_number`, `_event_time`.
-        held_out: a file of the same form with the newest rows of the window; None where there are too few.
+        held_out: a file of the same form with the newest rows of the window; None where they could not judge.
         target: the column of `held_out` with the truth, as the model answers it.
         rows / held_out_rows: in them.
         window: whose rows they are; of a full training, the end of all rows.
@@ -56,12 +56,12 @@ def collect(log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[s
 
     Raises:
         NotFound: nothing was captured.
-        InvalidConfig: there are too few labelled rows to learn anything.
+        InvalidConfig: there are too few labelled rows to learn anything, or their labels are all the same.
     """
     window = plan.asked_window() or log.latest_window(plan.endpoint, plan.every, utc_now())
     rows = _labelled(log, plan, window)
     if rows is None or len(rows) < MIN_ROWS:
-        have = f"{len(rows):,}" if rows is not None else "no"
+        have = len(rows) if rows is not None else 0
         raise InvalidConfig(
             f"{window} has {have} labelled rows, and at least {MIN_ROWS} are wanted: send what really happened by "
             "POST /feedback or `onnxserve feedback`"
@@ -70,6 +70,11 @@ def collect(log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[s
     if plan.mode == "full":
         earlier = _earlier(log, plan, window)
         learned = pa.concat_tables([*earlier, learned], promote_options="permissive")
+    if _answers(learned) < 2:
+        only = learned.column(LABEL)[0].as_py()
+        raise InvalidConfig(
+            f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are {only!r}: that teaches nothing"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     data, judged_by = (folder / name for name in _FILES)
     pq.write_table(_as_signed(learned, types), data)
@@ -113,13 +118,21 @@ def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window) -> pa.Table 
 
 
 def _cut(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
-    """The older rows and the newest, which no moment of event time is split between."""
+    """The older rows and the newest, which no moment of event time is split between.
+
+    None are held out that could not judge: too few, or of one answer alone, which a model without any other gets right.
+    """
     times = microseconds_of(rows.column(EVENT_TIME))
     place = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
     learned, held_out = _own(rows.slice(0, place)), _own(rows.slice(place))
-    if len(learned) < MIN_ROWS or len(held_out) < MIN_ROWS:
+    if len(learned) < MIN_ROWS or len(held_out) < MIN_ROWS or _answers(held_out) < 2:
         return _own(rows), None
     return learned, held_out
+
+
+def _answers(labelled: pa.Table) -> int:
+    """How many different labels there are."""
+    return int(pc.count_distinct(labelled.column(LABEL)).as_py())
 
 
 def _own(table: pa.Table) -> pa.Table:

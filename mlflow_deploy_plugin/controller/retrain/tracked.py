@@ -29,10 +29,12 @@ class SeenRun:
     Attributes:
         status: RUNNING, FINISHED, FAILED, KILLED or SCHEDULED.
         alive_at: when its training last said that it runs; None: it never did.
+        has_logged_a_model: registered or not.
     """
 
     status: str
     alive_at: datetime | None
+    has_logged_a_model: bool
 
 
 def column_types(model_uri: str) -> dict[str, str]:
@@ -93,7 +95,8 @@ def seen(run_id: str) -> SeenRun:
     with registry_errors(f"run {run_id}"):
         run = registry_client().get_run(run_id)
     said = run.data.tags.get(HEARTBEAT_TAG)
-    return SeenRun(str(run.info.status), datetime.fromisoformat(said) if said else None)
+    has_logged = bool(run.outputs and run.outputs.model_outputs)
+    return SeenRun(str(run.info.status), datetime.fromisoformat(said) if said else None, has_logged)
 
 
 def beat(run_id: str, now: datetime) -> None:

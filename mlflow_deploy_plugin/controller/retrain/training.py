@@ -61,7 +61,7 @@ def watch(hands: Hands, one: Retraining) -> None:
         registered = replace(one, state="registered", version=version, reason="")
         hands.write(registered, journal.registered(registered, hands.actor, now))
     elif run.status == "FINISHED":
-        hands.fail(one, f"the run has registered no version of {plan.model}; the project is told by `registered_model`")
+        hands.fail(one, f"the run has registered no version of {plan.model}{_logged(run)}")
     elif is_late:
         _end_late(hands, one, plan)
     elif run.status == "KILLED" or _is_here(one) or _is_silent(hands, one, run):
@@ -92,6 +92,12 @@ def _is_silent(hands: Hands, one: Retraining, run: tracked.SeenRun) -> bool:
         hands.wait(one, reason)
         return False
     return now - one.updated_at > SECOND_LOOK
+
+
+def _logged(run: tracked.SeenRun) -> str:
+    if not run.has_logged_a_model:
+        return ", and has logged no model"
+    return ": it has logged a model, which its project has to register under the name in `registered_model`"
 
 
 def _started_at(one: Retraining) -> datetime:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retrain import ask, child, consider, tracked
+from mlflow_deploy_plugin.controller.retrain import ask, child, tracked
 from mlflow_deploy_plugin.controller.retrain.advance import MOST_DEFECTS, _take, _UnderWay, take_safely
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
@@ -24,29 +24,10 @@ from support.tracking import tracking_at
 from support.waiting import free_port
 
 
-def at(world: RetrainingWorld, state: str, version: str = "", then: str = "propose", **figures: Any) -> Retraining:
-    """A retraining that has come so far."""
-    assert consider(world.deployments, world.judgement(), world.run(), world.spec(then=then)) is not None
-    run_id = ""
-    if state != "waiting":
-        experiment = MlflowClient().create_experiment("trainings")
-        run_id = MlflowClient().create_run(experiment).info.run_id
-    known = {"attempt": 1, "host": child.host(), "started_at": utc_now().isoformat(), **figures}
-    changed = replace(world.latest(), state=state, version=version, run_id=run_id, figures=known)
-    written = world.retrainings.update(changed)
-    assert written is not None
-    return written
-
-
-def register(world: RetrainingWorld, run_id: str | None = None) -> str:
-    folder = world.project / "models" / "better"
-    return str(MlflowClient().create_model_version(MODEL, folder.as_uri(), run_id).version)
-
-
 def gated(world: RetrainingWorld, then: str, **figures: Any) -> Retraining:
-    version = register(world)
+    version = world.register()
     verdict = {"gate": "passed", "gate_reason": "all good", "against": "1", "gated_at": utc_now().isoformat()}
-    return at(world, "gated", version, then, **verdict | figures)
+    return world.at("gated", version, then, **verdict | figures)
 
 
 def told(world: RetrainingWorld) -> list[str]:
@@ -57,8 +38,8 @@ def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: Retraining
     MlflowClient().set_registered_model_tag(MODEL, GATE_POLICY_TAG, "skip: [robustness, budget]")  # which take seconds
     rows = world.folder / "held_out.parquet"
     pq.write_table(pa.table(labelled(400, seed=3)), rows)
-    running = at(world, "running", dataset=str(rows), target="label")
-    register(world, running.run_id)
+    running = world.at("running", dataset=str(rows), target="label")
+    world.register(running.run_id)
     MlflowClient().set_terminated(running.run_id)
     proposed = world.until("proposed", "failed", "left")
     assert proposed.state == "proposed", proposed.reason
@@ -98,7 +79,7 @@ def test_a_version_is_judged_again_where_another_has_come_into_service_meanwhile
     world: RetrainingWorld, then: str
 ) -> None:
     gated(world, then)
-    register(world)
+    world.register()
     MlflowClient().set_registered_model_alias(MODEL, "champion", "3")
     again = world.take()
     assert (again.state, again.reason) == ("registered", "version 3 is served now, and it was judged beside 1")
@@ -120,7 +101,7 @@ def test_another_rollout_is_waited_for_also_while_it_divides_the_traffic(world: 
 
 @pytest.mark.parametrize("state", ["waiting", "running"])
 def test_the_endpoint_is_deleted_meanwhile(world: RetrainingWorld, state: str) -> None:
-    begun = at(world, state)
+    begun = world.at(state)
     world.deployments.store.remove_endpoint(ENDPOINT)
     failed = world.take()
     assert (failed.state, failed.reason) == ("failed", f"endpoint '{ENDPOINT}' was deleted meanwhile")
@@ -133,7 +114,7 @@ def test_while_mlflow_is_down_it_waits_and_says_so(
     world: RetrainingWorld, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    at(world, state, "1" if state == "registered" else "")
+    world.at(state, "1" if state == "registered" else "")
     with tracking_at(f"http://127.0.0.1:{free_port()}"):
         waiting = world.take()
     assert waiting.state == state
@@ -142,7 +123,7 @@ def test_while_mlflow_is_down_it_waits_and_says_so(
 
 def test_a_run_beyond_its_time_is_not_begun_again_where_mlflow_did_not_hear_of_its_end(world: RetrainingWorld) -> None:
     long_ago = (utc_now() - timedelta(days=1)).isoformat()
-    at(world, "running", started_at=long_ago)
+    world.at("running", started_at=long_ago)
     failed = world.take()
     assert (failed.state, failed.reason) == ("failed", "the run took longer than 21600 s and was ended")
 
@@ -156,18 +137,18 @@ def later(world: RetrainingWorld, **time: float) -> Retraining:
 
 
 def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(world: RetrainingWorld) -> None:
-    running = at(world, "running", **ELSEWHERE)
+    running = world.at("running", **ELSEWHERE)
     tracked.beat(running.run_id, utc_now() + timedelta(minutes=30))
     waiting = later(world, minutes=31)
     assert (waiting.state, waiting.reason) == ("running", "its training runs on another 1a2b3c4d")
-    register(world, running.run_id)
+    world.register(running.run_id)
     MlflowClient().set_terminated(running.run_id)
     assert (world.take().state, world.latest().version) == ("registered", "2")
 
 
 @pytest.mark.parametrize("says", ["it runs", "nothing ever"])
 def test_a_training_whose_machine_has_gone_is_begun_again_at_once(world: RetrainingWorld, says: str) -> None:
-    running = at(world, "running", **ELSEWHERE)
+    running = world.at("running", **ELSEWHERE)
     if says == "it runs":
         tracked.beat(running.run_id, utc_now())
     silent = later(world, minutes=3)
@@ -180,24 +161,24 @@ def test_a_training_whose_machine_has_gone_is_begun_again_at_once(world: Retrain
 
 
 def test_of_a_training_that_failed_on_another_machine_it_is_said_where_its_log_is(world: RetrainingWorld) -> None:
-    running = at(world, "running", **ELSEWHERE)
+    running = world.at("running", **ELSEWHERE)
     MlflowClient().set_terminated(running.run_id, "FAILED")
     assert world.take().reason == "the run failed: its log is on another 1a2b3c4d"
 
 
 def test_of_two_versions_the_newest_is_the_candidate(world: RetrainingWorld) -> None:
-    running = at(world, "running")
+    running = world.at("running")
     for _ in range(2):
-        register(world, running.run_id)
+        world.register(running.run_id)
     MlflowClient().set_terminated(running.run_id)
     assert (world.take().state, world.latest().version) == ("registered", "3")
 
 
 def test_a_version_that_a_nested_run_has_registered_is_found(world: RetrainingWorld) -> None:
-    running = at(world, "running")
+    running = world.at("running")
     experiment = MlflowClient().get_run(running.run_id).info.experiment_id
     nested = MlflowClient().create_run(experiment, tags={"mlflow.parentRunId": running.run_id})
-    register(world, nested.info.run_id)
+    world.register(nested.info.run_id)
     MlflowClient().set_terminated(running.run_id)
     assert (world.take().state, world.latest().version) == ("registered", "2")
 
@@ -213,10 +194,10 @@ def test_the_last_line_of_a_log_of_any_length_is_found_and_secrets_are_left_out(
 
 def test_a_project_that_is_not_there_is_said_before_anything_is_trained(world: RetrainingWorld) -> None:
     world.monitor()
+    world.at("waiting")
     (world.project / "MLproject").rename(world.project / "MLproject.yaml")
     with pytest.raises(InvalidConfig, match="has no MLproject"):
         ask(world.deployments, ENDPOINT)
-    at(world, "waiting")
     failed = world.take()
     assert failed.state == "failed"
     assert "has no MLproject" in failed.reason
@@ -224,7 +205,7 @@ def test_a_project_that_is_not_there_is_said_before_anything_is_trained(world: R
 
 
 def test_a_step_that_fails_unexpectedly_again_and_again_ends_it(world: RetrainingWorld) -> None:
-    begun = at(world, "waiting")
+    begun = world.at("waiting")
     broken = replace(begun, spec={"made by": "a newer version"})
     known = _UnderWay()
     for attempt in range(MOST_DEFECTS):

@@ -66,3 +66,12 @@ def test_the_project_is_given_the_signatures_types(world: RetrainingWorld) -> No
     found = collect(log(world), plan(world, "incremental"), world.folder / "material", types)
     schema = written(found.data).schema
     assert {name: str(schema.field(name).type) for name in types} == {"a": "int64", "b": "double"}
+
+
+def test_newest_rows_with_one_answer_alone_are_no_judges(world: RetrainingWorld) -> None:
+    def newest_alike(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**rows, "label": np.where(np.arange(600) < 400, rows["label"], 1)}
+
+    world.capture(change=newest_alike)
+    found = collect(log(world), plan(world, "incremental"), world.folder / "material", {})
+    assert (found.held_out, found.rows) == (None, 600)
