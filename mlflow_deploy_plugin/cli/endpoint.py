@@ -106,10 +106,10 @@ def get(name: str, output: str) -> None:
 @_output
 def list_(output: str) -> None:
     """Lists all endpoints."""
-    from mlflow_deploy_plugin.deployments.description import summary_of_endpoint
+    from mlflow_deploy_plugin.deployments.description import summaries_of_endpoints
 
     with _deployments() as deployments:
-        found = [summary_of_endpoint(observed) for observed in deployments.list_endpoints()]
+        found = summaries_of_endpoints(deployments)
     if output == "json":
         click.echo(json.dumps(found))
         return

@@ -43,8 +43,8 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
 
     store = open_store(load_settings().store_url)
     try:
-        if name is not None and store.endpoint(name) is None and not store.events(name, limit=1):
-            known = [*(one.name for one in store.endpoints()), *(event.endpoint for event in store.events())]
+        if name is not None and name not in store.names() and not store.events(name, limit=1):
+            known = [*store.names(), *(event.endpoint for event in store.events())]
             raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known)}")
         found = read(store, name, model, limit)
     finally:

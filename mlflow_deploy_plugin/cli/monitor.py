@@ -60,6 +60,8 @@ def list_(name: str | None, output: str) -> None:
         found = overviews(deployments.store, name, _watermarks(deployments))
         lease = deployments.store.lease(LEASE)
         is_run = lease is not None and lease.expires_at > deployments.store.now()
+        for unreadable in deployments.store.unreadable() if name is None else ():
+            click.echo(unreadable.reason, err=True)
     if output == "json":
         click.echo(json.dumps([described(one) for one in found]))
         return

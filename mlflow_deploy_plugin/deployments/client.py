@@ -8,7 +8,7 @@ from typing import Any
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 
 from mlflow_deploy_plugin.deployments.asked import asked_for
-from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summary, summary_of_endpoint
+from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summaries_of_endpoints, summary
 from mlflow_deploy_plugin.deployments.failure import as_mlflow_errors
 from mlflow_deploy_plugin.deployments.flavors import with_flavor
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
@@ -107,7 +107,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def list_endpoints(self) -> list[dict[str, Any]]:
         """Name, state, URL, traffic and deployments of each."""
         with as_mlflow_errors(), _deployments() as deployments:
-            return [summary_of_endpoint(observed) for observed in deployments.list_endpoints()]
+            return summaries_of_endpoints(deployments)
 
     def get_endpoint(self, endpoint: str) -> dict[str, Any]:
         """State with its reason, URL, traffic, every deployment, versions by worker."""

@@ -8,11 +8,12 @@ from typing import Any
 
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployment
+from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.deployments.traffic import weights_of
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.state import LoadedVariant, WantedVariant
+from mlflow_deploy_plugin.store import UnreadableEndpoint
 
 _OF_DEPLOYMENT = ("name", "endpoint", "state", "url", "model_uri", "model", "version", "weight", "shadow", "flavor")
 _OF_ENDPOINT = ("name", "state", "reason", "url", "traffic", "shadows")
@@ -58,10 +59,18 @@ def describe(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-def summary_of_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
-    """What `list` shows of an endpoint, and the names of its deployments."""
-    shown = describe_endpoint(observed)
-    return {**{key: shown[key] for key in _OF_ENDPOINT}, "deployments": list(shown["deployments"])}
+def summaries_of_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
+    """What `list` shows of each endpoint, by name, and the names of its deployments."""
+    readable = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
+    shown = [{**{key: one[key] for key in _OF_ENDPOINT}, "deployments": list(one["deployments"])} for one in readable]
+    shown += [_summary_of_unreadable(one) for one in deployments.store.unreadable()]
+    return sorted(shown, key=lambda one: str(one["name"]))
+
+
+def _summary_of_unreadable(one: UnreadableEndpoint) -> dict[str, Any]:
+    """Nothing but the name can be told of it."""
+    shown = {"name": one.name, "state": "unreadable", "reason": one.reason, "url": ""}
+    return {**shown, "traffic": {}, "shadows": [], "deployments": []}
 
 
 def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:

@@ -126,7 +126,8 @@ class Deployments:
         return Deployment(name, stored, local.observe(stored.spec, self.settings))
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
-        """All deployments (of one endpoint)."""
+        """All deployments (of one endpoint); `progress` is told of endpoints that cannot be read."""
+        self._say_what_is_unreadable()
         return [
             Deployment(name, observed.endpoint, observed.observation)
             for stored in self.store.endpoints()
@@ -201,10 +202,10 @@ class Deployments:
 
     def delete_endpoint(self, endpoint: str, why: str = "", actor: str | None = None) -> None:
         """Ends the endpoint with everything in it; requests in flight are finished. Nothing to delete is fine."""
-        if self.store.endpoint(endpoint) is None:  # before its name becomes that of a lock file
+        if endpoint not in self.store.names():  # before its name becomes that of a lock file
             return
         with self._endpoints.lock(endpoint):
-            if self.store.endpoint(endpoint) is not None:
+            if endpoint in self.store.names():
                 self._endpoints.remove(endpoint, why, actor)
 
     def get_endpoint(self, endpoint: str) -> ObservedEndpoint:
@@ -212,7 +213,8 @@ class Deployments:
         return self._endpoints.observe(self.store.existing(endpoint))
 
     def list_endpoints(self) -> Sequence[ObservedEndpoint]:
-        """All endpoints, in the order of their names."""
+        """All endpoints that can be read, in the order of their names; of the others `progress` is told."""
+        self._say_what_is_unreadable()
         return [self._endpoints.observe(stored) for stored in self.store.endpoints()]
 
     def add(
@@ -284,14 +286,19 @@ class Deployments:
             names = ", ".join(e.name for e in stored)
             raise InvalidConfig(f"the endpoints {names} have a deployment {name!r} each: say which by --endpoint")
         if not stored:
+            self.store.endpoint(endpoint or name)  # says why where it is there and cannot be read
             known = [one for e in self.store.endpoints() if endpoint in (None, e.name) for one in e.spec.variants]
             where = f" in endpoint {endpoint!r}" if endpoint else ""
             raise NotFound(f"there is no deployment {name!r}{where}{did_you_mean(name, known)}")
         return (own or stored)[0]
 
+    def _say_what_is_unreadable(self) -> None:
+        for one in self.store.unreadable():
+            self.progress(one.reason)
+
     def _find_server(self, name: str) -> str:
         """The endpoint that is meant by its own name or by that of a deployment in it."""
-        return name if self.store.endpoint(name) is not None else self._find(name, None).name
+        return name if name in self.store.names() else self._find(name, None).name
 
 
 @contextmanager

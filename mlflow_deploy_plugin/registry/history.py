@@ -1,8 +1,10 @@
 """The audit trail of an endpoint together with that of the models it serves: who, what, when, from, to, why."""
 
+import contextlib
 import json
 from dataclasses import asdict
 
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.reference import registered_names
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 from mlflow_deploy_plugin.store import AuditEvent, Store
@@ -29,14 +31,14 @@ def as_json(event: AuditEvent) -> str:
 
 def models_of(store: Store, endpoint: str) -> list[str]:
     """The registered models that an endpoint serves; of one that was deleted, those that it served last."""
-    stored = store.endpoint(endpoint)
-    spec = stored.spec if stored is not None else _last_spec(store, endpoint)
+    spec = next((one.spec for one in store.endpoints() if one.name == endpoint), None) or _last_spec(store, endpoint)
     return registered_names(spec) if spec is not None else []
 
 
 def _last_spec(store: Store, endpoint: str) -> EndpointSpec | None:
-    """What an endpoint was that is no more."""
+    """What an endpoint was that is no more; as far as it can be read."""
     for event in reversed(store.events(endpoint)):
         if text := event.detail.get("spec"):
-            return load_specs(text, may_be_empty=True)[0]
+            with contextlib.suppress(InvalidConfig):  # another onnxserve wrote it
+                return load_specs(text, may_be_empty=True)[0]
     return None

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
-from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 from mlflow_deploy_plugin.store.tables import EndpointRow
@@ -21,6 +22,14 @@ class Endpoint:
     updated_at: datetime
 
 
+@dataclass(frozen=True)
+class UnreadableEndpoint:
+    """An endpoint whose spec is none to this onnxserve: another version wrote it, or a person did."""
+
+    name: str
+    reason: str
+
+
 def no_endpoint(name: str, known: Iterable[str]) -> NotFound:
     """The error for a name that is none of those that are known."""
     names = sorted(known)
@@ -29,5 +38,29 @@ def no_endpoint(name: str, known: Iterable[str]) -> NotFound:
 
 
 def endpoint_of(row: EndpointRow) -> Endpoint:
-    (spec,) = load_specs(row.spec, may_be_empty=True)
-    return Endpoint(row.name, row.target, spec, row.created_at, row.updated_at)
+    """Raises InvalidConfig where its spec cannot be read."""
+    try:
+        return Endpoint(row.name, row.target, _read_once(row.spec), row.created_at, row.updated_at)
+    except InvalidConfig as error:
+        raise InvalidConfig(
+            f"the spec of endpoint {row.name!r} in the store cannot be read: {error.message}; the onnxserve that wrote "
+            f"it can read it, and `onnxserve endpoint delete {row.name}` makes room for a new one"
+        ) from None
+
+
+def sorted_out(rows: Iterable[EndpointRow]) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
+    """Those that can be read, and those that cannot."""
+    endpoints, unreadable = [], []
+    for row in rows:
+        try:
+            endpoints.append(endpoint_of(row))
+        except InvalidConfig as error:
+            unreadable.append(UnreadableEndpoint(row.name, error.message))
+    return endpoints, unreadable
+
+
+@lru_cache(maxsize=1024)
+def _read_once(text: str) -> EndpointSpec:
+    """The controller looks at every endpoint every few seconds; a spec is never changed in place."""
+    (spec,) = load_specs(text, may_be_empty=True)
+    return spec

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 from mlflow_deploy_plugin.store import leases, rollouts
 from mlflow_deploy_plugin.store.audit import AuditEvent, change_of, read_events, this_actor, traffic_of, write_event
-from mlflow_deploy_plugin.store.endpoints import Endpoint, endpoint_of, no_endpoint
+from mlflow_deploy_plugin.store.endpoints import Endpoint, UnreadableEndpoint, endpoint_of, no_endpoint, sorted_out
 from mlflow_deploy_plugin.store.failures import unavailable
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting
 from mlflow_deploy_plugin.store.rollouts import Rollout
@@ -88,31 +88,41 @@ class Store:
             row = session.get(EndpointRow, name)
             if row is None:
                 return False
-            before = endpoint_of(row).spec
+            readable, _ = sorted_out([row])
             session.delete(row)
             session.execute(delete(MonitorRow).where(MonitorRow.endpoint == name))  # a namesake's begin anew
             for rollout in rollouts.end(session, name, _ABANDONED, _DELETED, self._clock()):
                 detail = {"rollout": rollout.id, "state": _ABANDONED}
                 self._audit(session, "rollout.end", actor, endpoint=name, why=_DELETED, detail=detail)
-            self._audit(session, "delete", actor, endpoint=name, before=traffic_of(before), why=why)
+            before = ", ".join(traffic_of(one.spec) for one in readable)
+            self._audit(session, "delete", actor, endpoint=name, before=before, why=why)
             return True
 
     def endpoint(self, name: str) -> Endpoint | None:
+        """None where there is none. Raises InvalidConfig where its spec cannot be read."""
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
             return None if row is None else endpoint_of(row)
 
     def existing(self, name: str) -> Endpoint:
-        """The endpoint of this name. Raises NotFound; the message names what there is."""
+        """The endpoint of this name; the message names what there is. Raises NotFound, and as `endpoint`."""
         found = self.endpoint(name)
         if found is None:
-            raise no_endpoint(name, [one.name for one in self.endpoints()])
+            raise no_endpoint(name, self.names())
         return found
 
-    def endpoints(self) -> list[Endpoint]:
-        """All, in the order of their names."""
+    def names(self) -> list[str]:
+        """The names that are taken, in their order: also of what cannot be read."""
         with self.transaction() as session:
-            return [endpoint_of(row) for row in session.scalars(select(EndpointRow).order_by(EndpointRow.name))]
+            return list(session.scalars(select(EndpointRow.name).order_by(EndpointRow.name)))
+
+    def endpoints(self) -> list[Endpoint]:
+        """All that can be read, in the order of their names."""
+        return self._sorted_out()[0]
+
+    def unreadable(self) -> list[UnreadableEndpoint]:
+        """The others, likewise."""
+        return self._sorted_out()[1]
 
     def record(
         self,
@@ -240,6 +250,10 @@ class Store:
             raise
         except DBAPIError as error:
             raise unavailable(self._engine.url, error) from None
+
+    def _sorted_out(self) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
+        with self.transaction() as session:
+            return sorted_out(session.scalars(select(EndpointRow).order_by(EndpointRow.name)))
 
     def _audit(self, session: Session, action: str, actor: str | None, **said: Any) -> None:
         write_event(session, AuditEvent(self._clock(), actor or this_actor(), action, **said))

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.registry.reference import parse_model_uri, registered_
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import AuditEvent, Store
 from mlflow_deploy_plugin.store.rollouts import Rollout
-from mlflow_deploy_plugin.ui.caller import may_act_on, may_read
+from mlflow_deploy_plugin.ui.caller import is_administrator, may_act_on, may_read
 from mlflow_deploy_plugin.ui.live import Figures, Live, ask
 from mlflow_deploy_plugin.ui.mlflow_pages import DriftVerdict, Pages
 from mlflow_deploy_plugin.ui.registered import RegisteredModel, registered_models
@@ -43,11 +43,11 @@ class EndpointCard:
     name: str
     health: str
     reason: str
-    url: str
-    variants: tuple[VariantRow, ...]
-    drift: tuple[DriftVerdict, ...]
     may_act: bool
-    gate_required: bool
+    url: str = ""
+    variants: tuple[VariantRow, ...] = ()
+    drift: tuple[DriftVerdict, ...] = ()
+    gate_required: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def gather(store: Store, settings: Settings, registry: Any, pages: Pages) -> Ove
     """What the caller of the request at hand may see."""
     try:
         observed = list(Deployments(store, settings, lambda line: None).list_endpoints())
+        unreadable = store.unreadable()
         events = store.events(limit=_EVENTS * 3)
         rollouts = store.rollouts()
     except StoreUnavailable as error:
@@ -74,14 +75,17 @@ def gather(store: Store, settings: Settings, registry: Any, pages: Pages) -> Ove
     readable = [one for one in observed if all(may_read(name) for name in registered_names(one.endpoint.spec))]
     live = ask({one.endpoint.name: one.observation.url for one in readable if one.observation.url})
     models = registered_models(registry, [one.endpoint.spec for one in readable], pages.report)
+    cards = [_card(one, live.get(one.endpoint.name), pages) for one in readable]
+    if is_administrator():  # nobody can tell of which models it is
+        cards += [EndpointCard(one.name, "unreadable", one.reason, may_act=False) for one in unreadable]
     hidden = hidden_endpoints(store, [rollout.endpoint for rollout in rollouts])
     return Overview(
-        endpoints=tuple(_card(one, live.get(one.endpoint.name), pages) for one in readable),
+        endpoints=tuple(sorted(cards, key=lambda card: card.name)),
         models=tuple(models),
         updatable=frozenset(model.name for model in models if may_act_on([model.name])),
         rollouts=tuple([one for one in reversed(rollouts) if one.endpoint not in hidden][:_ROLLOUTS]),
         events=tuple(visible(store, events)[::-1][:_EVENTS]),
-        hidden=len(observed) - len(readable),
+        hidden=len(observed) + len(unreadable) - len(cards),
     )
 
 

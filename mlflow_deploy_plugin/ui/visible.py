@@ -8,10 +8,17 @@ from mlflow_deploy_plugin.ui.caller import is_administrator, may_read
 
 
 def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
-    """Those that serve, or served before they were deleted, a model which the caller may not read."""
+    """Those that serve, or served before they were deleted, a model which the caller may not read; and those of which
+    nobody can tell what they serve.
+    """
     if is_administrator():
         return frozenset()
-    return frozenset(name for name in set(names) if not all(may_read(model) for model in models_of(store, name)))
+    unreadable = {one.name for one in store.unreadable()}
+    return frozenset(
+        name
+        for name in set(names)
+        if name in unreadable or not all(may_read(model) for model in models_of(store, name))
+    )
 
 
 def visible(store: Store, events: Sequence[AuditEvent]) -> list[AuditEvent]:

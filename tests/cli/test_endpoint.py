@@ -1,13 +1,18 @@
 """`onnxserve endpoint …` as it is typed."""
 
 import json
+from contextlib import closing
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from mlflow.deployments import BaseDeploymentClient
+from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store.tables import EndpointRow
 from support.deploying import Models
 
 
@@ -54,6 +59,35 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     assert endpoint("delete", "flights").output == "flights is deleted\n"
     assert endpoint("delete", "flights").exit_code == 0
     assert told("list") == []
+
+
+def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can_be_deleted(
+    home: BaseDeploymentClient,
+) -> None:
+    for name in ("flights", "taxis"):
+        endpoint("create", name)
+    with closing(open_store(load_settings().store_url)) as store, store.transaction() as session:
+        row = session.get(EndpointRow, "flights")
+        assert row is not None
+        row.spec += "sampling: often\n"
+    reason = "the spec of endpoint 'flights' in the store cannot be read: unknown field 'sampling'"
+
+    listed, shown = endpoint("list"), endpoint("get", "flights")
+    monitors = CliRunner().invoke(main, ["monitor", "list"])
+    history = CliRunner().invoke(main, ["history", "flights"])
+
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [
+        ["flights", "unreadable"],
+        ["taxis", "empty"],
+    ]
+    assert {one["name"]: one["reason"] for one in home.list_endpoints()}["flights"].startswith(reason)
+    assert all(reason in said.stderr for said in (listed, shown, monitors))
+    assert [said.exit_code for said in (listed, shown, monitors, history)] == [0, 1, 0, 0]
+    with pytest.raises(MlflowException, match="cannot be read"):
+        home.delete_deployment("flights")
+    assert endpoint("delete", "flights").exit_code == 0
+    assert [one["name"] for one in told("list")] == ["taxis"]
+    endpoint("delete", "taxis")
 
 
 @pytest.mark.parametrize(

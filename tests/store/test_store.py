@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint, remove_variant
 from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store.tables import EndpointRow
 
 START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 
@@ -69,6 +70,28 @@ def test_endpoints_are_listed_by_name(store: Store) -> None:
         store.add_endpoint("onnxserve", new_endpoint(name, "m"))
 
     assert [endpoint.name for endpoint in store.endpoints()] == ["a", "b"]
+
+
+def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -> None:
+    for name in ("good", "bad"):
+        store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", {"monitors.daily.schedule": "15 6 * * *"}))
+    with store.transaction() as session:
+        row = session.get(EndpointRow, "bad")
+        assert row is not None
+        row.spec = row.spec.replace("15 6 * * *", "at dawn")
+
+    assert [one.name for one in store.endpoints()] == ["good"]
+    (unreadable,) = store.unreadable()
+    assert unreadable.name == "bad"
+    assert unreadable.reason.startswith(
+        "the spec of endpoint 'bad' in the store cannot be read: monitors.daily.schedule: minute, hour, day, month"
+    )
+    with pytest.raises(InvalidConfig, match="`onnxserve endpoint delete bad` makes room for a new one"):
+        store.existing("bad")
+    with pytest.raises(AlreadyExists):
+        store.add_endpoint("onnxserve", new_endpoint("bad", "m"))
+    assert store.remove_endpoint("bad")
+    assert store.names() == ["good"]
 
 
 def test_a_name_is_given_once(store: Store) -> None:

@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.store.tables import EndpointRow
 from support.inference_log import LogWriter
 from support.waiting import wait_until
 
@@ -63,6 +64,13 @@ class MonitoredWorld:
     def endpoint(self, name: str = "flights", **monitors: Mapping[str, Any]) -> None:
         """Adds an endpoint with these monitors, by default an hourly one."""
         self.store.add_endpoint("onnxserve", self.spec(name, **monitors))
+
+    def spoil(self, name: str = "flights") -> None:
+        """Leaves the endpoint's spec as a version of onnxserve wrote it whose fields nobody knows here."""
+        with self.store.transaction() as session:
+            row = session.get(EndpointRow, name)
+            assert row is not None
+            row.spec += "sampling: often\n"
 
     def spec(self, name: str = "flights", **monitors: Mapping[str, Any]) -> Any:
         fields = {

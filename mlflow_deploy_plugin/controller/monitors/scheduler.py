@@ -94,6 +94,7 @@ class MonitorScheduler:
         self._most_made_up = most_made_up
         self._monotonic = monotonic
         self._memories: dict[Key, _Memory] = {}
+        self._told_unreadable: set[str] = set()
         self._wake = threading.Event()
         self._judge = judge
         self._count = count
@@ -137,7 +138,7 @@ class MonitorScheduler:
                 if self._is_due(endpoint, name, spec, state, written.get(key, []), memory, now):
                     memory.job = pool.submit(self._work, endpoint, name, keeper, turns)
                     memory.job.add_done_callback(lambda _: self._wake.set())
-        self._close_what_is_gone(written, known)
+        self._close_what_is_gone(written, known, self._unreadable_endpoints())
         end_alerts_of_gone(self._store)
 
     def _is_due(
@@ -191,13 +192,25 @@ class MonitorScheduler:
             turns.look_for_late(endpoint, name)
             memory.looked_for_late = self._monotonic()
 
-    def _close_what_is_gone(self, written: dict[Key, list[MonitorWindow]], known: set[Key]) -> None:
+    def _close_what_is_gone(
+        self, written: dict[Key, list[MonitorWindow]], known: set[Key], unreadable: set[str]
+    ) -> None:
         for key in written.keys() - known:
+            if key[0] in unreadable:  # its monitors may be there still
+                continue
             held = self._store.lease(lease_name(*key))
             if held is not None and held.expires_at > self._store.now():  # somebody judges it by hand
                 continue
             for window in written[key]:
                 self._monitors.close(window, "the monitor was deleted before the window was judged")
+
+    def _unreadable_endpoints(self) -> set[str]:
+        """Their names; once of each it is said why."""
+        unreadable = {one.name: one.reason for one in self._store.unreadable()}
+        for name in unreadable.keys() - self._told_unreadable:
+            self._say(unreadable[name])
+        self._told_unreadable = set(unreadable)
+        return self._told_unreadable
 
     def _trouble(self, endpoint: str, monitor: str, reason: str) -> None:
         """Says once what keeps a monitor from being run, and keeps it for `onnxserve monitor list`."""

@@ -69,8 +69,9 @@ def end_alerts_of_gone(store: Store) -> None:
     alerts, now = Alerts(store), store.now()
     firing = alerts.firing()
     known = {(one.name, name) for one in store.endpoints() for name in one.spec.monitors} if firing else set()
+    unreadable = {one.name for one in store.unreadable()} if firing else set()
     for found in firing:
-        if (found.endpoint, found.monitor) not in known:
+        if (found.endpoint, found.monitor) not in known and found.endpoint not in unreadable:
             order, lines = found.detail.get("order", ""), ("the monitor was taken away",)
             seen = Seen(found.fingerprint, found.endpoint, found.monitor, order, lines=lines)
             alerts.change(found.fingerprint, partial(over, seen=seen, now=now))
