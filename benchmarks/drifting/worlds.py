@@ -13,7 +13,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin.monitoring.bins import bins_digest, freeze_bins
 from mlflow_deploy_plugin.monitoring.features import read_features
 from mlflow_deploy_plugin.monitoring.references import Reference
-from mlflow_deploy_plugin.monitoring.references.blocks import cut
+from mlflow_deploy_plugin.monitoring.references.blocks import cut, grid, sketch_steps
 from projects.flight_delay.data import EVENT_TIME, FEATURES, load_flights
 
 Array = npt.NDArray[Any]
@@ -45,6 +45,36 @@ def reference_of(rows: Rows, start_us: int, length_us: int, has_times: bool = Tr
     bins = {name: freeze_bins(one, str(rows.table.schema.field(name).type)) for name, one in features.items()}
     pieces = cut(bins, rows.table, rows.times if has_times else None, start_us, length_us)
     return Reference(bins, bins_digest(bins), pieces, rows.table, notes=tuple(notes))
+
+
+def rolling_reference_of(rows: Rows, start_us: int, length_us: int, lag_windows: int) -> Reference:
+    """That of `rolling:`: each window is compared with the one so many windows before it."""
+    features, _ = read_features(rows.table)
+    bins = {name: freeze_bins(one, str(rows.table.schema.field(name).type)) for name, one in features.items()}
+    over = grid(bins, start_us, length_us, int(rows.times.min()), start_us - 1, lag_windows)
+    return Reference(bins, bins_digest(bins), sketch_steps(bins, [(rows.table, rows.times)], over), rows.table)
+
+
+def busy_hours(rng: np.random.Generator, hours: int, coefficient: float = 0.7) -> Rows:
+    """Hours whose rows are many by day and few by night, as are their values: a cycle of ± 3 deviations, of which the
+    hours' own weather is a third, and depends on the hour before with the coefficient."""
+    cycle = np.sin(2 * np.pi * (np.arange(hours) - 8) / 24)
+    counts = (100 + 60 * cycle).astype(np.int64)
+    weather = np.empty(hours)
+    weather[0] = rng.normal()
+    for hour in range(1, hours):
+        weather[hour] = coefficient * weather[hour - 1] + np.sqrt(1 - coefficient**2) * rng.normal()
+    rows = int(counts.sum())
+    level = np.repeat(3 * cycle + 0.3 * weather, counts)
+    is_late = rng.random(rows) < 1 / (1 + np.exp(1 - level / 2))
+    table = pa.table(
+        {
+            "level": level + rng.normal(size=rows),
+            "noise": rng.normal(size=rows),
+            "late": pa.array(np.where(is_late, "yes", "no")),
+        }
+    )
+    return Rows(table, np.repeat(np.arange(hours) * HOUR_US, counts) + rng.integers(0, HOUR_US, rows))
 
 
 def independent_rows(rng: np.random.Generator, count: int) -> pa.Table:

@@ -11,6 +11,7 @@ The profiles follow from the log alone: when two processes make them at once, or
 nothing is lost but time.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +26,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window
 from mlflow_deploy_plugin.monitoring.bins import Bins
+from mlflow_deploy_plugin.monitoring.kinds.segments import is_segment
 from mlflow_deploy_plugin.monitoring.sketch import Profile, gathered, merge, sketch_groups
 from mlflow_deploy_plugin.monitoring.stored_days import Identity, Profiles, StoredDay, load_day, store_day
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
@@ -42,6 +44,7 @@ class Sketches:
     Attributes:
         bins_key: names the bins (`bins.bins_digest`).
         columns: only these are read of the log; None: all, so that new ones are seen.
+        segment: only rows that have the value, as text, in the column; None: all rows.
     """
 
     log: InferenceLog
@@ -49,10 +52,14 @@ class Sketches:
     bins: Mapping[str, Bins]
     bins_key: str
     columns: tuple[str, ...] | None = None
+    segment: tuple[str, str] | None = None
 
     def path(self, day: str) -> str:
         """Below the log's root."""
-        return f"{SKETCHES}/{self.bins_key}/endpoint={self.endpoint}/date={day}/hours.parquet"
+        key = self.bins_key
+        if self.segment:
+            key = hashlib.sha256(repr((key, self.segment)).encode()).hexdigest()[:32]
+        return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day}/hours.parquet"
 
 
 def window_profile(sketches: Sketches, model: str, version: str, window: Window) -> Profile:
@@ -199,6 +206,10 @@ def _sketch(sketches: Sketches, window: Window) -> dict[datetime, Profiles]:
     parts: dict[datetime, dict[Identity, list[Profile]]] = {}
     rows = sketches.log.batches(sketches.endpoint, window, sketches.columns)
     for table in gathered(rows):
+        if sketches.segment:
+            table = table.filter(is_segment(table, *sketches.segment))
+            if not len(table):
+                continue
         times = microseconds_of(table.column(EVENT_TIME)) // HOUR_US
         keys = pc.binary_join_element_wise(table.column("_model"), table.column("_version"), "\n")
         encoded = keys.combine_chunks().dictionary_encode()

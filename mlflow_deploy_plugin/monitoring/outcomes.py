@@ -146,7 +146,7 @@ def column_outcomes(
     findings = []
     for position, (group, name) in enumerate(members):
         features.append(_feature(group, name, float(window[position, DISTANCE]), standardised[position], limit))
-        for figure in _shown(window[position], group.reference.pieces.total.columns[name].missing):
+        for figure in _shown(window[position], features[-1].reference_missing):
             amounts = {
                 "value": float(window[position, figure]),
                 "usual": float(usual[position, figure]),
@@ -160,7 +160,7 @@ def column_outcomes(
 
 
 def _feature(group: Group, name: str, distance: float, standardised: Array, limit: float) -> FeatureVerdict:
-    given, expected = group.window.columns[name], group.reference.pieces.total.columns[name]
+    given, others = group.window.columns[name], group.reference.pieces.others
     score = float(standardised.max())
     return FeatureVerdict(
         name=name,
@@ -168,7 +168,7 @@ def _feature(group: Group, name: str, distance: float, standardised: Array, limi
         score=score,
         distance=distance,
         missing=_missing_share(given, group.window.rows),
-        reference_missing=_missing_share(expected, group.reference.pieces.total.rows),
+        reference_missing=_missing_share(others.columns.get(name), others.rows),
         is_drifted=score > limit,
         segment=group.segment,
     )
@@ -192,7 +192,7 @@ def _finding(
     )
 
 
-def _shown(figures: Array, reference_missing: int) -> Iterator[int]:
+def _shown(figures: Array, reference_missing: float) -> Iterator[int]:
     """The figures that there is something to say of."""
     for figure in range(FIGURES):
         if figure == DISTANCE or figures[figure] > 0 or (figure == MISSING and reference_missing):
@@ -224,9 +224,10 @@ def _sentence(
     return f"{_share(outside, given)} of rows are outside of {ranges}, {usual}"
 
 
-def _missing_share(column: ColumnSketch, rows: int) -> float:
+def _missing_share(column: ColumnSketch | None, rows: int) -> float:
     """Rows that lack the column count as missing values."""
-    return (column.missing + rows - column.rows) / max(rows, 1)
+    known = column.rows - column.missing if column else 0
+    return (rows - known) / max(rows, 1)
 
 
 def _share(part: int, column: ColumnSketch) -> str:

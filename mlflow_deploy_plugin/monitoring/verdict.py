@@ -29,12 +29,10 @@ import numpy as np
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding
 from mlflow_deploy_plugin.monitoring.null.choosing import pool_for
-from mlflow_deploy_plugin.monitoring.null.comparing import seeded
 from mlflow_deploy_plugin.monitoring.null.pool import (
     Group,
     Pool,
-    column_counts,
-    windows_of,
+    judged_figures,
 )
 from mlflow_deploy_plugin.monitoring.null.sizes import compared_rows, too_little
 from mlflow_deploy_plugin.monitoring.null.windows import Measured, NullKind, Refusal
@@ -126,7 +124,7 @@ def judge(
     schema = schema_findings(reference, window, spec.columns)
     columns, unjudged = judged_columns(reference, window, spec.columns)
     base = Verdict("not judged", window.rows, reference.pieces.total.rows, spec.false_alarm_rate)
-    compared = compared_rows(reference, window.rows, spec.independent_rows)
+    compared = compared_rows(reference, window.rows, spec)
     reason = too_little(reference, window.rows, columns, compared, spec)
     if reason:
         # too few rows say nothing at all, not even about the columns that they have
@@ -146,7 +144,7 @@ def _segments(segments: Mapping[str, Part], spec: MonitorSpec) -> tuple[list[Gro
     left_out: list[Finding] = []
     for name, part in segments.items():
         columns, unjudged = judged_columns(part.reference, part.window, spec.columns, name)
-        compared = compared_rows(part.reference, part.window.rows, spec.independent_rows)
+        compared = compared_rows(part.reference, part.window.rows, spec)
         reason = too_little(part.reference, part.window.rows, columns, compared, spec)
         if reason:
             left_out.extend(not_judged(columns, reason, name))
@@ -170,7 +168,7 @@ def _unjudged(base: Verdict, reason: str, schema: Sequence[Finding], others: Seq
 
 
 def _conclude(base: Verdict, groups: Sequence[Group], pool: Pool, start_us: int, others: Sequence[Finding]) -> Verdict:
-    window = _window_figures(groups, pool, start_us)
+    window = _window_figures(groups, start_us)
     standing = pool.stand(window, base.false_alarm_rate)
     features, findings = column_outcomes(groups, pool, window, standing.scores, standing.threshold)
     is_drift = standing.is_drifted or any(finding.is_alarm for finding in others)
@@ -192,16 +190,9 @@ def _conclude(base: Verdict, groups: Sequence[Group], pool: Pool, start_us: int,
     return replace(verdict, reason=_reason(verdict), figures=dict(_figures(verdict)))
 
 
-def _window_figures(groups: Sequence[Group], pool: Pool, start_us: int) -> Array:
+def _window_figures(groups: Sequence[Group], start_us: int) -> Array:
     """[F, FIGURES]: the judged window's own figures."""
-    rows = []
-    for group in groups:
-        for name in group.columns:
-            bins = group.reference.bins[name]
-            windows = windows_of([group.window], name, bins)
-            thinned = windows.thinned(group.compared, seeded(group.segment + name, abs(start_us)))
-            rows.append(thinned.figures(bins, column_counts([group.reference.pieces.total], name, bins)[0])[0])
-    return np.stack(rows)
+    return np.stack([judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns])
 
 
 def _reason(verdict: Verdict) -> str:
@@ -217,6 +208,7 @@ _NULLS: Mapping[NullKind, str] = {
     "contiguous": "windows of the reference",
     "overlapping": "overlapping windows of the reference",
     "bootstrap": "windows drawn by the stationary bootstrap",
+    "lagged": "windows of the reference, each with the one so long before it",
     "rows": "samples of rows",
 }
 

@@ -6,7 +6,7 @@ import pytest
 from mlflow_deploy_plugin.monitoring.bins import freeze_bins
 from mlflow_deploy_plugin.monitoring.features import Feature
 from mlflow_deploy_plugin.monitoring.null.comparing import beyond, thin
-from mlflow_deploy_plugin.monitoring.null.pool import scores, threshold
+from mlflow_deploy_plugin.monitoring.null.scoring import scores, threshold
 from mlflow_deploy_plugin.monitoring.null.stationary import Dependence, dependence, draw
 from mlflow_deploy_plugin.monitoring.null.windows import (
     bootstrap,

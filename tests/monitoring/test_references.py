@@ -13,7 +13,7 @@ import pytest
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.monitoring.references import load_blocks
+from mlflow_deploy_plugin.monitoring.references import load_blocks, load_segments
 from mlflow_deploy_plugin.monitoring.sketch import merge
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
@@ -57,15 +57,25 @@ def captured(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def ask(tmp_path, captured, days):
-    """Loads the reference of a monitor; version 1 is served, with the days as its reference."""
+def question_of(tmp_path, captured, days):
+    """What a monitor is asked; version 1 is served, with the days as its reference."""
     settings = Settings(home=tmp_path / "home", log_uri=str(captured))
     state_dir = settings.deployments_path / ENDPOINT
     serve(state_dir, write_model(tmp_path / "models" / "1", reference_of_days(days), "m-1"))
 
-    def ask(reference="training", window=DAY, version="1", columns=(), every="1d"):
+    def question(reference="training", window=DAY, columns=(), every="1d"):
         spec = MonitorSpec(reference=reference, columns=columns, every=every)
-        return load_blocks(Question(ENDPOINT, "drift", spec, window, 1, settings), MODEL, version)
+        return Question(ENDPOINT, "drift", spec, window, 1, settings)
+
+    return question
+
+
+@pytest.fixture
+def ask(question_of):
+    """Loads the reference of a monitor."""
+
+    def ask(reference="training", window=DAY, version="1", columns=(), every="1d"):
+        return load_blocks(question_of(reference, window, columns, every), MODEL, version)
 
     return ask
 
@@ -222,19 +232,57 @@ def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(ask):
     assert "version 2 did not answer in the reference" in reference.notes[0]
 
 
-def test_a_rolling_reference_is_the_neighbourhood_of_the_window_so_long_ago(ask, captured):
-    window = parse_window("2013-01-11/1d")
+def test_a_rolling_reference_is_the_same_window_so_long_ago_and_the_pairs_before_it(ask, captured):
+    pieces = ask("rolling:2d", window=parse_window("2013-01-11/1d")).pieces
 
-    reference = ask("rolling:2d", window=window)
-
-    assert [block.rows for block in reference.pieces.blocks] == [ROWS] * 10
-    assert reference.pieces.block_starts_us[-1] == parse_window("2013-01-10/1d").start_us
-    next_day = ask("rolling:2d", window=parse_window("2013-01-12/1d"))
-    assert len(next_day.pieces.blocks) == 11
-    hourly = ask("rolling:1d", window=parse_window("2013-01-11T05:00/1h"))
-    assert hourly.pieces.block_starts_us[0] == parse_window("2013-01-09T05:00/1h").start_us
-    assert hourly.pieces.block_starts_us[-1] == parse_window("2013-01-11T04:00/1h").start_us
+    assert [block.rows for block in pieces.blocks] == [ROWS] * 10
+    assert pieces.block_starts_us[-1] == parse_window("2013-01-10/1d").start_us
+    assert_same(pieces.others, pieces.blocks[8])  # 2013-01-09
+    later, earlier = pieces.pairs()
+    assert (later.tolist(), earlier.tolist()) == (list(range(2, 10)), list(range(8)))
+    assert len(ask("rolling:2d", window=parse_window("2013-01-12/1d")).pieces.blocks) == 11
     assert list(captured.glob("_sketches/samples/**/*.parquet"))
+
+
+def test_an_hour_is_compared_with_the_same_hour_so_long_ago(ask):
+    reference = ask("rolling:1d", window=parse_window("2013-01-11T05:00/1h"))
+
+    starts = reference.pieces.block_starts_us
+    assert starts[0] == parse_window("2013-01-09T04:00/1h").start_us  # the first with rows
+    assert starts[-1] == parse_window("2013-01-11T04:00/1h").start_us
+    assert reference.pieces.others.rows == window_rows(reference, "2013-01-10T05:00/1h")
+    assert reference.notes[0] == "compared with the same window 1d before, 2013-01-10T05:00:00/2013-01-10T06:00:00"
+    gone = ask("rolling:1d", window=parse_window("2013-01-11T15:00/1h"))
+    assert (gone.pieces.others.rows, len(gone.pieces.blocks) > 0) == (0, True)
+
+
+def window_rows(reference, window):
+    return reference.pieces.blocks[reference.pieces.block_starts_us.index(parse_window(window).start_us)].rows
+
+
+def test_of_more_windows_than_are_kept_pairs_are(ask):
+    pieces = ask("rolling:4d", window=parse_window("2013-01-11T05:00/10m")).pieces
+
+    later, earlier = pieces.pairs()
+    starts = np.array(pieces.block_starts_us)
+    assert len(later) > 30
+    assert (starts[later] - starts[earlier] == 4 * 86_400_000_000).all()
+    assert pieces.others.rows > 0
+
+
+@pytest.mark.parametrize("reference", ["window:2013-01-03/2013-01-09", "rolling:2d", "training"])
+def test_a_segment_of_a_reference_is_of_all_of_its_rows(ask, question_of, reference):
+    window = parse_window("2013-01-11/1d")
+    whole = ask(reference, window=window)
+
+    parts = load_segments(question_of(reference, window), MODEL, "1", whole, "carrier", ["UA", "AA", "DL", "none"])
+
+    for place in range(len(whole.pieces.blocks)):
+        of_parts = [part.pieces.blocks[place].rows for part in parts[:3]]
+        assert sum(of_parts) == whole.pieces.blocks[place].rows
+        assert min(of_parts) > 0
+    assert sum(part.pieces.others.rows for part in parts[:3]) == whole.pieces.others.rows
+    assert parts[3].pieces.total.rows == 0
 
 
 @pytest.mark.parametrize(
@@ -243,6 +291,7 @@ def test_a_rolling_reference_is_the_neighbourhood_of_the_window_so_long_ago(ask,
         ("window:2012-01-03/2012-01-09", NotFound, "nothing was captured of 'flights' in 2012-01-03/2012-01-09"),
         ("rolling:7d", NotFound, "nothing was captured of 'flights' before 2012-02-01"),
         ("rolling:1h", InvalidConfig, "rolling:1h lies in the window itself"),
+        ("rolling:36h", InvalidConfig, "no window of 1 day, 0:00:00 begins 36h before another; take a multiple"),
     ],
 )
 def test_a_past_without_rows_is_a_clear_error(ask, reference, error, message):

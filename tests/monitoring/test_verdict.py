@@ -10,12 +10,13 @@ import pytest
 from mlflow_deploy_plugin.monitoring.bins import bins_digest, freeze_bins
 from mlflow_deploy_plugin.monitoring.features import read_features
 from mlflow_deploy_plugin.monitoring.references import Reference
-from mlflow_deploy_plugin.monitoring.references.blocks import cut
+from mlflow_deploy_plugin.monitoring.references.blocks import cut, grid, sketch_steps
 from mlflow_deploy_plugin.monitoring.sketch import sketch_batches
 from mlflow_deploy_plugin.monitoring.verdict import Part, judge
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 DAY = 86_400_000_000
+HOUR = DAY // 24
 DAYS, ROWS = 59, 60
 LATER = 1000 * DAY
 
@@ -238,6 +239,63 @@ def test_long_windows_are_judged_by_what_the_reference_is_worth(days, length, nu
     assert f"worth {first.worth:.0f} independent ones" in first.notes[0]
     assert re.search(told, first.notes[0])
     assert first.measured_false_alarm_rate <= 0.2
+
+
+def busy_days(rng, days):
+    """Hours whose level runs through a cycle of ± 3 deviations each day."""
+    cycle = 3 * np.sin(2 * np.pi * np.arange(24 * days) / 24)
+    level = np.repeat(cycle + rng.normal(0, 0.2, len(cycle)), ROWS)
+    times = np.repeat(np.arange(len(cycle)) * HOUR, ROWS) + rng.integers(0, HOUR, len(level))
+    return pa.table({"level": level + rng.normal(size=len(level)), "noise": rng.normal(size=len(level))}), times
+
+
+def rolling_reference(table, times, lag, until):
+    """Of the hours before `until`, each beside the one `lag` hours before it."""
+    before = times < until * HOUR
+    table, times = table.filter(pa.array(before)), times[before]
+    bins = reference_of(table, times).bins
+    over = grid(bins, until * HOUR, HOUR, int(times.min()), until * HOUR - 1, lag)
+    return Reference(bins, bins_digest(bins), sketch_steps(bins, [(table, times)], over), table)
+
+
+def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_the_cycle_of_a_day(tmp_path):
+    rng = np.random.default_rng(1)
+    table, times = busy_days(rng, 8)
+    hour, states = 7 * 24 + 14, []
+    for one in range(hour - 3, hour + 1):
+        now = table.filter(pa.array(times // HOUR == one))
+        beside = rolling_reference(table, times, 24, one)
+        states.append(verdict_on(now, beside, one * HOUR, cache=tmp_path).state)
+    shifted = replaced(now, "level", now["level"].to_numpy() + 1.5)
+
+    verdict = verdict_on(shifted, beside, hour * HOUR, cache=tmp_path)
+
+    all_hours = reference_of(*(part[: hour * ROWS] for part in (table, times)), HOUR, hour * HOUR)
+    assert states.count("drift") <= 1
+    assert (verdict.state, verdict.null, verdict.findings[0].subject) == ("drift", "lagged", "level")
+    assert verdict_on(shifted, all_hours, hour * HOUR).state == "no drift"
+    assert (
+        "from 158 windows of the reference, each with the one so long before it; measured on them" in verdict.notes[0]
+    )
+    assert verdict.measured_false_alarm_rate == pytest.approx(0.05, abs=0.05)
+    refused = verdict_on(now, beside, hour * HOUR, false_alarm_rate=0.001)
+    assert (
+        "needs at least 999 pairs of a window and the one 24 windows of 1h before it, and the log has 158"
+        in refused.reason
+    )
+
+
+def test_without_the_window_so_long_before_nothing_is_judged():
+    table, times = busy_days(np.random.default_rng(1), 3)
+    gap = times // HOUR != 24
+    reference = rolling_reference(table.filter(pa.array(gap)), times[gap], 24, 48)
+    young = rolling_reference(table, times, 24, 24)
+
+    verdict = verdict_on(table.slice(48 * ROWS, ROWS), reference, 48 * HOUR)
+
+    assert verdict.state == "not judged"
+    assert "the window 24 windows before, with which it is compared, has 0 rows" in verdict.reason
+    assert "the log is too young" in verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR).reason
 
 
 def test_segments_share_the_rate_and_are_named():

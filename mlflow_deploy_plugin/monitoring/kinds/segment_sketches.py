@@ -6,7 +6,6 @@ segments), so that the stated rate of false alarms is that of all of them togeth
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +15,9 @@ from mlflow_deploy_plugin.inference_log.rows import is_answered_by
 from mlflow_deploy_plugin.monitoring.kinds.segments import as_texts, counts_of, largest, segment_name
 from mlflow_deploy_plugin.monitoring.kinds.versions import Version
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.monitoring.references import Reference
-from mlflow_deploy_plugin.monitoring.references.blocks import cut
-from mlflow_deploy_plugin.monitoring.references.rows import times_of
+from mlflow_deploy_plugin.monitoring.references import Reference, load_segments
 from mlflow_deploy_plugin.monitoring.sketch import Profile, gathered, merge, sketch_groups
 from mlflow_deploy_plugin.monitoring.verdict import Part
-from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
 
 def parts_of(question: Question, version: Version, reference: Reference) -> tuple[dict[str, Part], list[str]]:
@@ -29,20 +25,15 @@ def parts_of(question: Question, version: Version, reference: Reference) -> tupl
     parts: dict[str, Part] = {}
     notes: list[str] = []
     sample = reference.sample
-    times = times_of(sample) if EVENT_TIME in sample.column_names else None
     for column in question.spec.segment_by:
-        if column not in sample.column_names or (texts := as_texts(sample.column(column))) is None:
+        if column not in sample.column_names or as_texts(sample.column(column)) is None:
             notes.append(f"segments: the reference has no column {column!r} to tell rows by")
             continue
         values, left_out = _values(question, version, column)
         notes += left_out
         profiles = _profiles(question, version, column, values, reference)
-        for value, profile in zip(values, profiles, strict=True):
-            rows = pc.fill_null(pc.equal(texts, value), False)
-            theirs = None if times is None else times[np.asarray(rows)]
-            length = question.window.end_us - question.window.start_us
-            pieces = cut(reference.bins, sample.filter(rows), theirs, question.window.start_us % length, length)
-            own = replace(reference, pieces=pieces, sample=sample.filter(rows), notes=())
+        theirs = load_segments(question, *version, reference, column, values)
+        for value, own, profile in zip(values, theirs, profiles, strict=True):
             parts[segment_name(column, value)] = Part(own, profile)
     return parts, notes
 

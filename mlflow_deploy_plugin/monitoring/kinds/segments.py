@@ -82,6 +82,14 @@ def segment_name(column: str, value: str) -> str:
     return f"{column}={value if len(value) <= _LONGEST_VALUE else value[: _LONGEST_VALUE - 1] + '…'}"
 
 
+def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
+    """[N] bool: the rows that have the value, as text; none of a table without the column."""
+    texts = as_texts(table.column(column)) if column in table.column_names else None
+    if texts is None:
+        return pa.array(np.zeros(len(table), dtype=bool))
+    return pc.fill_null(pc.equal(texts, value), False)
+
+
 def as_texts(column: pa.ChunkedArray) -> pa.Array | None:
     """[N] text, null where the value is missing; None: the type has no text."""
     if pa.types.is_dictionary(column.type):

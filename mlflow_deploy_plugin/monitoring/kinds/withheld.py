@@ -37,6 +37,7 @@ def reference_without(reference: Reference, columns: Mapping[str, str]) -> Refer
             blocks=tuple(profile_without(block, columns) for block in pieces.blocks),
             steps=tuple(profile_without(step, columns) for step in pieces.steps),
             total=profile_without(pieces.total, columns),
+            lagged=None if pieces.lagged is None else profile_without(pieces.lagged, columns),
         ),
     )
 

@@ -93,6 +93,7 @@ def key_of(groups: Sequence[Group], *parts: object) -> str:
             ).encode()
         )
         digest.update(repr((reference.pieces.block_starts_us, reference.pieces.total.rows)).encode())
+        digest.update(repr(reference.pieces.lag_windows).encode())
         for profile in (*reference.pieces.blocks, *reference.pieces.steps):
             digest.update(profile.rows.to_bytes(8, "little"))
         for name in group.columns:

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.monitoring.null.pool import Group, Pool, build_pool, c
 from mlflow_deploy_plugin.monitoring.null.samples import MAX_DRAWS, build_row_pool, measure_rows
 from mlflow_deploy_plugin.monitoring.null.windows import (
     FEWEST_WINDOWS,
+    MAX_WINDOWS,
     MOST_WINDOWS,
     Null,
     Refusal,
@@ -21,6 +22,7 @@ from mlflow_deploy_plugin.monitoring.null.windows import (
     can_bootstrap,
     contiguous,
     dependence_of,
+    lagged,
     needed_windows,
     overlapping,
 )
@@ -54,7 +56,8 @@ def pool_for(groups: Sequence[Group], rate: float, independent_rows: bool, cache
 
 
 def choose_null(group: Group, rate: float) -> Null | Refusal:
-    """Contiguous windows, else overlapping ones, else the stationary bootstrap, else a refusal."""
+    """Pairs so long apart where such are compared, and contiguous windows, else overlapping ones, else the stationary
+    bootstrap where a window is compared with all others; else a refusal."""
     needed = needed_windows(rate)
     supported = []
     for null in _candidates(group, needed):
@@ -67,7 +70,11 @@ def choose_null(group: Group, rate: float) -> Null | Refusal:
 
 def _candidates(group: Group, needed: int) -> Iterator[Null]:
     reference = group.reference
-    yield contiguous(_rows(reference.pieces.blocks), group.compared, max(needed, _MAX_CELLS // _cells(group)))
+    most = max(needed, _MAX_CELLS // _cells(group))
+    if reference.pieces.lag_windows:
+        yield lagged(_rows(reference.pieces.blocks), *reference.pieces.pairs(), group.compared, min(most, MAX_WINDOWS))
+        return
+    yield contiguous(_rows(reference.pieces.blocks), group.compared, most)
     steps, length = _rows(reference.pieces.steps), reference.pieces.window_steps
     if length < 2 or not steps.any():
         return
@@ -94,6 +101,17 @@ def _row_pool(groups: Sequence[Group], rate: float) -> Pool | Refusal:
 
 
 def _reason(group: Group, rate: float, needed: int, most: int) -> str:
+    lag = group.reference.pieces.lag_windows
+    if lag:
+        smallest = (
+            f"the smallest rate that they support is {_shown(1 / (most + 1))}: ask for that, or wait"
+            if most
+            else "wait"
+        )
+        return (
+            f"a false-alarm rate of {rate:g} needs at least {needed} pairs of a window and the one {lag} windows of "
+            f"{_length(group.reference)} before it, and the log has {most}; {smallest} until it is older"
+        )
     blocks = int(contiguous(_rows(group.reference.pieces.blocks), group.compared).worth)
     length = _length(group.reference)
     smallest = (

@@ -1,7 +1,9 @@
 """The rate of false alarms that a null really has: the reference's own windows, each held out and judged by the rest.
 
-contiguous, lagged
-    One by one, or in ten parts where that would take long. A pair of windows is held out as one.
+contiguous
+    One by one, or in ten parts where that would take long.
+lagged
+    In ten stretches of time, with all pairs that share a window with one of them.
 overlapping
     With all windows that overlap it: they are much like it, and would not be there if it were new.
 bootstrap
@@ -25,14 +27,12 @@ from mlflow_deploy_plugin.monitoring.null.pool import (
     FLOORS,
     Group,
     aligned,
-    apart_of,
     build_pool,
     column_counts,
-    mask_unknown,
-    scores,
-    threshold,
+    column_figures,
     windows_of,
 )
+from mlflow_deploy_plugin.monitoring.null.scoring import apart_of, mask_unknown, scores, threshold
 from mlflow_deploy_plugin.monitoring.null.windows import FEWEST_WINDOWS, OVERLAP_WORTH, Measured, Null, bootstrap
 from mlflow_deploy_plugin.monitoring.sketch import Profile
 
@@ -78,6 +78,8 @@ def measure(groups: Sequence[Group], null: Null, rate: float, seed: int) -> Meas
         alarms += sum(_is_alarm(others, window, fold.rate, apart) for window in held)
     with_others = " with all that overlap it" if null.kind == "overlapping" else " and judged by the rest"
     how = f"on them, each held out{with_others}"
+    if null.kind == "lagged":
+        how = "on them, held out in stretches of time"
     return Measured(alarms, sum(len(fold.held) for fold in folds), max(fold.rate for fold in folds), how)
 
 
@@ -100,6 +102,8 @@ def _folds(null: Null, rate: float, cells: int, length: int, seed: int) -> list[
         folds = [_Fold(np.array([one]), np.flatnonzero(abs(starts - starts[one]) >= length), left) for one in chosen]
         folds = [fold for fold in folds if len(fold.others)]
         return folds if len(folds) >= _PARTS else _TOO_LONG
+    if null.kind == "lagged":
+        return _stretches(null, rate)
     parts = count if count * count * cells <= _MAX_CELLS else _PARTS
     kept = count - math.ceil(count / parts)
     if not kept:
@@ -111,12 +115,27 @@ def _folds(null: Null, rate: float, cells: int, length: int, seed: int) -> list[
     return [_Fold(np.flatnonzero(part_of == one), np.flatnonzero(part_of != one), left) for one in range(parts)]
 
 
+def _stretches(null: Null, rate: float) -> list[_Fold] | str:
+    """One stretch of time after the other; pairs that share a window with the held ones do not judge them."""
+    is_in = (null.windows + null.rests) > 0
+    folds = []
+    for held in np.array_split(np.arange(len(is_in)), min(_PARTS, len(is_in))):
+        others = np.flatnonzero(~is_in[:, is_in[held].any(axis=0)].any(axis=1))
+        if len(others):
+            folds.append(_Fold(held, others, max(rate, 1 / (1 + len(others)))))
+    return folds or "every pair of the reference shares a window with another"
+
+
 def _held_out(
     group: Group, name: str, whole: Group, null: Null, folds: Sequence[_Fold], seed: int
 ) -> Iterator[tuple[Array, Array]]:
     """For one fold after the other the figures [O, FIGURES] and [H, FIGURES] of its others and of those held out."""
     bins = group.reference.bins[name]
     profiles = aligned(whole.reference, group.reference, null.kind)
+    if null.kind == "lagged":
+        figures = column_figures(group, name, profiles, null, seeded(group.segment + name, seed))[0]
+        yield from ((figures[fold.others], figures[fold.held]) for fold in folds)
+        return
     counts = null.windows @ column_counts(profiles, name, bins)
     rng = seeded(group.segment + name, seed)
     if null.kind == "overlapping":

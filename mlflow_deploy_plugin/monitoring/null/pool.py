@@ -5,7 +5,6 @@ not on the judged window, so it is kept on disk (`cache.py`) and the next window
 histograms alone.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,7 +13,16 @@ import numpy as np
 
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Array
-from mlflow_deploy_plugin.monitoring.null.comparing import DISTANCE, FIGURES, MISSING, Windows, beyond, seeded
+from mlflow_deploy_plugin.monitoring.null.comparing import (
+    DISTANCE,
+    FIGURES,
+    MISSING,
+    Windows,
+    beyond,
+    seeded,
+    thin,
+)
+from mlflow_deploy_plugin.monitoring.null.scoring import apart_of, mask_unknown, scores, threshold
 from mlflow_deploy_plugin.monitoring.null.windows import BOOTSTRAP_WIDENING, Measured, Null, NullKind, cut_stretches
 from mlflow_deploy_plugin.monitoring.references import Reference
 from mlflow_deploy_plugin.monitoring.sketch import Profile
@@ -142,6 +150,18 @@ def windows_of(profiles: Sequence[Profile], name: str, bins: Bins) -> Windows:
     return Windows(column_counts(profiles, name, bins), unseen, outside)
 
 
+def judged_figures(group: Group, name: str, seed: int) -> Array:
+    """[FIGURES] of one column of the judged window."""
+    bins, pieces = group.reference.bins[name], group.reference.pieces
+    rng = seeded(group.segment + name, seed)
+    window = windows_of([group.window], name, bins).thinned(group.compared, rng)
+    others = column_counts([pieces.others], name, bins)
+    if pieces.lag_windows:  # no larger than the window, as in every pair of the null
+        others = thin(others, group.compared, rng)
+    figures: Array = window.figures(bins, others)[0]
+    return figures
+
+
 def build_pool(groups: Sequence[Group], null: Null, seed: int) -> Pool:
     """The figures of the null's windows in every group."""
     figures, scales = [], []
@@ -149,7 +169,7 @@ def build_pool(groups: Sequence[Group], null: Null, seed: int) -> Pool:
         profiles = aligned(groups[0].reference, group.reference, null.kind)
         for name in group.columns:
             rng = seeded(group.segment + name, seed)
-            column, scale = _column_figures(group, name, profiles, null, rng)
+            column, scale = column_figures(group, name, profiles, null, rng)
             figures.append(column)
             scales.append(scale)
     return Pool(
@@ -174,7 +194,7 @@ def aligned(whole: Reference, part: Reference, kind: NullKind) -> tuple[Profile,
 
 
 def _pieces(reference: Reference, kind: NullKind) -> tuple[tuple[Profile, ...], Sequence[int]]:
-    if kind == "contiguous":
+    if kind in ("contiguous", "lagged"):
         return reference.pieces.blocks, reference.pieces.block_starts_us
     step_us = reference.pieces.step_seconds * 1_000_000
     return reference.pieces.steps, range(
@@ -184,7 +204,7 @@ def _pieces(reference: Reference, kind: NullKind) -> tuple[tuple[Profile, ...], 
     )
 
 
-def _column_figures(
+def column_figures(
     group: Group, name: str, profiles: Sequence[Profile], null: Null, rng: np.random.Generator
 ) -> tuple[Array, Array]:
     """[M, FIGURES] and the scales [FIGURES]."""
@@ -193,6 +213,9 @@ def _column_figures(
     if null.kind == "contiguous":
         windows = windows_of([profiles[position] for position in null.windows.argmax(axis=1)], name, bins)
         rests = column_counts([group.reference.pieces.total], name, bins) - windows.counts
+    elif null.kind == "lagged":
+        windows = windows_of([profiles[position] for position in null.windows.argmax(axis=1)], name, bins)
+        rests = thin(null.rests @ column_counts(profiles, name, bins), group.compared, rng)
     elif null.stretches is None:
         counts = null.windows @ column_counts(profiles, name, bins)
         rests = column_counts([group.reference.pieces.total], name, bins) - counts
@@ -205,7 +228,7 @@ def _column_figures(
     if null.stretches is not None:
         figures[:, _SCALED] /= _drawn_scales(bins, pieces, null.stretches, rests)
         scales[_SCALED] = _own_scales(bins, pieces, group.reference.pieces.window_steps)
-    figures[2 * windows.counts.sum(axis=1) < group.compared] = np.nan
+    figures[2 * np.minimum(windows.counts.sum(axis=1), rests.sum(axis=1)) < group.compared] = np.nan
     return figures, scales
 
 
@@ -230,49 +253,3 @@ def _own_scales(bins: Bins, pieces: Array, length: int) -> Array:
 def _two_figures(bins: Bins, counts: Array, others: Array) -> Array:
     nothing = np.zeros(len(counts))
     return Windows(counts, nothing, nothing).figures(bins, others)[:, _SCALED]
-
-
-def apart_of(starts: Array, length: int) -> Array:
-    """[M + 1, M + 1] bool: which windows of `length` steps do not overlap, one that is judged by all of them last."""
-    apart = np.ones((len(starts) + 1, len(starts) + 1), dtype=bool)
-    apart[:-1, :-1] = np.abs(starts[:, None] - starts) >= length
-    apart[-1, -1] = False
-    return apart
-
-
-def scores(pool: Array, floors: Array, apart: Array | None = None) -> Array:
-    """[n, F, FIGURES] standard deviations above the others: each member's figures standardised by the mean and the
-    deviation of all other members; -inf where a figure is not known.
-
-    Args:
-        apart: [n, n] bool, which members count as others; None: all but the member itself. A window that overlaps
-            others is much like them, and must not be measured by them.
-    """
-    is_known = np.isfinite(pool)
-    filled = np.where(is_known, pool, 0.0)
-    mean = filled.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)
-    centred = np.where(is_known, filled - mean, 0.0)
-    if apart is None:
-        others = np.maximum(is_known.sum(axis=0) - is_known, 1)
-        means = -centred / others
-        squares = np.square(centred).sum(axis=0) - np.square(centred)
-    else:
-        weights = apart.astype(np.float64)
-        others = np.maximum(np.tensordot(weights, is_known.astype(np.float64), 1), 1)
-        means = np.tensordot(weights, centred, 1) / others
-        squares = np.tensordot(weights, np.square(centred), 1)
-    deviations = np.maximum(np.sqrt(np.maximum(squares / others - np.square(means), 0)), floors)
-    standardised: Array = np.where(is_known, (centred - means) / deviations, -np.inf)
-    return standardised
-
-
-def threshold(statistics: Array, rate: float) -> float:
-    """The statistic of the window at the last rank that the rate leaves to drift; above it p <= the rate."""
-    rank = math.floor(rate * (len(statistics) + 1) + 1e-9)
-    return float(np.sort(statistics)[-rank])
-
-
-def mask_unknown(figures: Array, window: Array) -> Array:
-    """[F, FIGURES] bool: the window has the figure, and at least nine in ten of the pool's windows have it."""
-    known: Array = np.isfinite(window) & (np.isfinite(figures).mean(axis=0) >= 0.9)
-    return known

@@ -1,5 +1,6 @@
 """How many rows are compared, and whether they are enough."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,8 @@ from mlflow_deploy_plugin.spec import MonitorSpec
 
 MIN_COMPARED_ROWS = 30
 _SIZE_STEP = 1.15
+_PAIRS, _MOST_PAIRS = 2.0, 0.75
+"""Twice as many pairs as the rate needs have the rows that are compared, or three quarters of them."""
 _NO_TIMES = (
     "the reference has no event times, so there are no windows to compare with; log the model with event_time=, the "
     "column (or the values) that say when each row happened, or say independent_rows"
@@ -32,6 +35,13 @@ def too_little(reference: Reference, rows: int, columns: Sequence[str], compared
     pieces = reference.pieces
     if not pieces.blocks:
         return _NO_TIMES if pieces.total.rows else "the reference has no rows"
+    if pieces.lag_windows and pieces.others.rows < MIN_COMPARED_ROWS:
+        return (
+            f"the window {pieces.lag_windows} windows before, with which it is compared, has {pieces.others.rows:,} "
+            f"rows; at least {MIN_COMPARED_ROWS} are needed"
+        )
+    if pieces.lag_windows and not len(pieces.pairs()[0]):
+        return "no window of the reference has another one so long before it: the log is too young"
     if compared < MIN_COMPARED_ROWS:
         return (
             f"the reference has {pieces.total.rows:,} rows in {len(pieces.blocks)} windows of this length, "
@@ -40,12 +50,24 @@ def too_little(reference: Reference, rows: int, columns: Sequence[str], compared
     return ""
 
 
-def compared_rows(reference: Reference, rows: int, is_independent: bool) -> int:
+def compared_rows(reference: Reference, rows: int, spec: MonitorSpec) -> int:
     """How many rows every side of a comparison has: those of the window, or of the middle block where that has fewer;
-    a window's are rounded down to a step of 15 %, so that windows of about one size share a pool."""
-    if is_independent or not reference.pieces.blocks:
+    a window's are rounded down to a step of 15 %, so that windows of about one size share a pool.
+
+    Where the window is compared with the one so long before, those of the smaller one of both; fewer where not so many
+    pairs of the reference have as many that they tell the rate.
+    """
+    pieces = reference.pieces
+    if spec.independent_rows or not pieces.blocks:
         return rows
-    middle = int(np.median([block.rows for block in reference.pieces.blocks]))
+    sizes = np.array([block.rows for block in pieces.blocks])
+    if pieces.lag_windows:
+        rows = min(rows, pieces.others.rows)
+        pairs = np.sort(np.minimum(*(sizes[side] for side in pieces.pairs())))
+        wanted = min(math.ceil(_PAIRS / spec.false_alarm_rate), math.ceil(_MOST_PAIRS * len(pairs)))
+        middle = int(pairs[-wanted]) if wanted else 0
+    else:
+        middle = int(np.median(sizes))
     if rows >= middle:
         return middle
     if rows < MIN_COMPARED_ROWS:

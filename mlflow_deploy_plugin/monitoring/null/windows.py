@@ -25,6 +25,9 @@ bootstrap
     (3.7 to 5.8 %) and others 3.7 % (2.6 to 5.3 %). It is refused where a stretch is shorter than three correlation
     times (at 0.8, it gave 10 %), where the reference is shorter than two windows, where it has fewer block lengths than
     the rate needs, and where it has more than twelve windows, which speak for themselves.
+lagged
+    Only for `rolling:`, where a window is compared with the same one so long ago: the pairs of the reference's own
+    windows that lie so long apart. They count as they are.
 rows
     Only where the caller says that rows are independent: two samples of rows, of the window's and the reference's size,
     drawn from the reference's sample with replacement (Efron & Tibshirani, An Introduction to the Bootstrap, 1993,
@@ -42,7 +45,7 @@ from mlflow_deploy_plugin.monitoring.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.null.stationary import Dependence, dependence, draw
 
-NullKind = Literal["contiguous", "overlapping", "bootstrap", "rows"]
+NullKind = Literal["contiguous", "overlapping", "bootstrap", "lagged", "rows"]
 
 OVERLAP_WORTH = 1.5
 MAX_WINDOWS = 500
@@ -123,6 +126,15 @@ def contiguous(block_rows: Array, compared: int, most: int = MAX_WINDOWS) -> Nul
     windows = np.zeros((len(kept), len(block_rows)))
     windows[np.arange(len(kept)), kept] = 1
     return Null("contiguous", windows, 1 - windows, float(len(kept)), 0, len(block_rows))
+
+
+def lagged(block_rows: Array, later: Array, earlier: Array, compared: int, most: int = MAX_WINDOWS) -> Null:
+    """The pairs of blocks [P] and [P] that are at least half as large as what is compared, both of them."""
+    kept = np.flatnonzero(2 * np.minimum(block_rows[later], block_rows[earlier]) >= compared)
+    if len(kept) > most:
+        kept = kept[np.linspace(0, len(kept) - 1, most).astype(np.int64)]
+    blocks = np.eye(len(block_rows))
+    return Null("lagged", blocks[later[kept]], blocks[earlier[kept]], float(len(kept)), 0, len(block_rows))
 
 
 def overlapping(step_rows: Array, length: int, compared: int) -> Null:

@@ -35,6 +35,8 @@ class Pieces:
             blocks; one without rows has no columns. So many of them as `window_steps` make a window. Empty where the
             reference is longer than can be held so.
         total: all rows of the reference, also those that are in none of the blocks.
+        lag_windows: where a window is compared with the one so many windows before it; 0: with all others.
+        lagged: the one that the judged window is compared with then; without rows where there is none.
     """
 
     blocks: tuple[Profile, ...]
@@ -44,6 +46,22 @@ class Pieces:
     step_seconds: int
     window_steps: int
     total: Profile
+    lag_windows: int = 0
+    lagged: Profile | None = None
+
+    @property
+    def others(self) -> Profile:
+        """What the judged window is compared with."""
+        return self.total if self.lagged is None else self.lagged
+
+    def pairs(self) -> tuple[Array, Array]:
+        """[P] and [P] int64: the blocks that have one so long before them, and these."""
+        if not self.blocks:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        length_us = self.step_seconds * self.window_steps * 1_000_000
+        numbers = (np.array(self.block_starts_us) - self.block_starts_us[0]) // length_us
+        _, later, earlier = np.intersect1d(numbers - self.lag_windows, numbers, return_indices=True)
+        return later, earlier
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +91,8 @@ class Grid(NamedTuple):
         start_us: of the first; length_us: of each; windows: how many there are.
         max_blocks: how many of them are kept.
         keeps_steps: whether the steps are, too.
+        lag_windows: those kept make pairs, so many windows apart, and have the one of the window after the last; 0:
+            they need not.
     """
 
     start_us: int
@@ -81,6 +101,7 @@ class Grid(NamedTuple):
     window_steps: int
     max_blocks: int
     keeps_steps: bool
+    lag_windows: int = 0
 
     @property
     def step_us(self) -> int:
@@ -92,6 +113,9 @@ class Grid(NamedTuple):
 
     def choose(self, count: int) -> Array:
         """The places of at most `max_blocks` of so many windows, evenly."""
+        if self.lag_windows and count > self.max_blocks:
+            later = np.linspace(self.lag_windows, count - 1, self.max_blocks // 2 - 1).astype(np.int64)
+            return np.union1d(np.append(later, count - self.lag_windows), later - self.lag_windows)
         if count <= self.max_blocks:
             return np.arange(count)
         chosen: Array = np.linspace(0, count - 1, self.max_blocks).astype(np.int64)
@@ -102,7 +126,9 @@ class Grid(NamedTuple):
         return tuple(starts)
 
 
-def grid(bins: Mapping[str, Bins], start_us: int, length_us: int, first_us: int, last_us: int) -> Grid:
+def grid(
+    bins: Mapping[str, Bins], start_us: int, length_us: int, first_us: int, last_us: int, lag_windows: int = 0
+) -> Grid:
     """The grid over the times from `first_us` to `last_us`, both included, in the phase of the window at `start_us`."""
     first, last = (first_us - start_us) // length_us, (last_us - start_us) // length_us
     windows = last - first + 1
@@ -111,7 +137,8 @@ def grid(bins: Mapping[str, Bins], start_us: int, length_us: int, first_us: int,
     most = _steps_of(length_us)
     steps = next((count for count in range(most, 1, -1) if most % count == 0 and windows * count <= fitting), 1)
     blocks = min(max(fitting, _FEW_BLOCKS), MAX_BLOCKS)
-    return Grid(start_us + first * length_us, length_us, windows, steps, blocks, windows * steps <= fitting)
+    keeps_steps = windows * steps <= fitting and not lag_windows
+    return Grid(start_us + first * length_us, length_us, windows, steps, blocks, keeps_steps, lag_windows)
 
 
 def cut(bins: Mapping[str, Bins], table: pa.Table, times: Array | None, start_us: int, length_us: int) -> Pieces:
@@ -177,6 +204,8 @@ def assemble(over: Grid, parts: Iterable[tuple[int, Profile]]) -> Pieces:
         step_seconds=over.step_us // 1_000_000,
         window_steps=over.window_steps,
         total=merge(total.get(0, [])),
+        lag_windows=over.lag_windows,
+        lagged=merge(windows.get(over.windows - over.lag_windows, [])) if over.lag_windows else None,
     )
 
 

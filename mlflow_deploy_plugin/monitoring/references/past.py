@@ -2,12 +2,11 @@
 
 `window:START/END` pins a part of the log that is known to be calm. Its blocks are its own windows.
 
-`rolling:7d` compares with the neighbourhood of the same window a week before: the contiguous windows from twice that
-time before the judged one up to it, at least 40 where the log is as old. The null says: the traffic of these weeks is
-locally stationary, and the judged window is one more of them. So a slow trend is no drift, what lasts becomes normal
-after that time, and what a window differs by from its neighbours (hours of a day from each other, too) is in the
-null. That the windows of a neighbourhood stand for one another, and far ones do not: local block bootstrap (Paparoditis
-and Politis, C. R. Acad. Sci. Paris 335, 2002).
+`rolling:7d` compares with the same window a week before, as hour 14 of a Tuesday with hour 14 of the last one. What is
+normal say the pairs before it: each window of the last week beside its own a week before (of the last 40 windows where
+a week has fewer, of more where the rate needs them). So a cycle of a day or a week is in no figure, a slow trend is no
+drift, and what lasts becomes normal after that time. It is seasonal differencing (Box & Jenkins, Time Series Analysis,
+1970, chapter 9), of distributions.
 
 Bins are frozen on a bounded sample of the rows, once for a pinned window, and for rolling ones once in four times their
 span, so that the profiles of hours that are kept (`hourly.py`) serve many windows. The sample is kept beside them.
@@ -15,6 +14,7 @@ span, so that the profiles of hours that are kept (`hourly.py`) serve many windo
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.inference_log.sample import Sample
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, microseconds, parse_window
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.hourly import Sketches, hour_profiles, window_versions
+from mlflow_deploy_plugin.monitoring.kinds.segments import is_segment
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.references.beyond import against_the_rest
 from mlflow_deploy_plugin.monitoring.references.blocks import Pieces, assemble, grid, sketch_steps
@@ -39,7 +40,8 @@ from mlflow_deploy_plugin.monitoring.stored_days import keep
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
 
-_MIN_WINDOWS = 40
+_PAIRS = 2.0
+"""So many times as many as the rate needs at least, where the log is as old: 40 for 5 %."""
 _SPANS_AN_ERA = 4
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class Past:
         span: whose windows are the blocks.
         sampled: whose rows the bins are frozen on.
         model, version: whose rows; empty: those of all versions.
+        lag: how long before a window the one begins that it is compared with; None: it is compared with all others.
     """
 
     log: InferenceLog
@@ -60,6 +63,7 @@ class Past:
     version: str
     span: Window
     sampled: Window
+    lag: timedelta | None = None
 
     @property
     def shown(self) -> str:
@@ -94,17 +98,35 @@ class Past:
                 continue
             yield table.filter(pa.array(is_answered_by(table, self.model, self.version)))
 
-    def pieces(self, bins: Mapping[str, Bins], bins_key: str, sample: pa.Table, window: Window) -> Pieces:
-        """Blocks and steps of the span, of the window's length and phase; from the profiles of hours where they fit."""
+    def pieces(
+        self,
+        bins: Mapping[str, Bins],
+        bins_key: str,
+        sample: pa.Table,
+        window: Window,
+        segment: tuple[str, str] | None = None,
+    ) -> Pieces:
+        """Blocks and steps of the span, of the window's length and phase; from the profiles of hours where they fit.
+
+        Args:
+            sample: that the bins are frozen on, of the segment the rows that are its own.
+            segment: a column and the value that rows have to have in it; None: all rows.
+        """
         length_us = window.end_us - window.start_us
-        over = grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1)
+        lag_windows = self.lag // window.length if self.lag else 0
+        over = grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1, lag_windows)
         if all(time % HOUR_US == 0 for time in (over.start_us, over.step_us, self.span.start_us, self.span.end_us)):
-            sketches = Sketches(self.log, self.endpoint, bins, bins_key)
+            sketches = Sketches(self.log, self.endpoint, bins, bins_key, segment=segment)
             hours = hour_profiles(sketches, self.model, self.version, self.span)
             pieces = assemble(over, ((microseconds(start), profile) for start, profile in hours))
         else:
-            batches = ((table, microseconds_of(table.column(EVENT_TIME))) for table in gathered(self.rows(self.span)))
+            tables = gathered(self.rows(self.span))
+            if segment:
+                tables = (table.filter(is_segment(table, *segment)) for table in tables)
+            batches = ((table, microseconds_of(table.column(EVENT_TIME))) for table in tables if len(table))
             pieces = sketch_steps(bins, batches, over)
+        if not len(sample):
+            return pieces
         blocks = against_the_rest(bins, pieces.blocks, pieces.block_starts_us, length_us, sample)
         return replace(pieces, blocks=blocks)
 
@@ -124,17 +146,22 @@ def pinned(question: Question, model: str, version: str) -> tuple[Past, list[str
 
 
 def rolling(question: Question, model: str, version: str) -> tuple[Past, list[str]]:
-    """The neighbourhood of the same window so long ago, as `rolling:7d` says, and what the reader has to know of it.
+    """The windows up to the judged one, with the same one so long ago, as `rolling:7d` says, and what the reader has
+    to know of them.
 
     Raises:
-        InvalidConfig: it is not as long ago as a window is long.
+        InvalidConfig: it is not as long ago as a window is long, or begins where no window does.
         NotFound: nothing was captured in it.
     """
     text = question.spec.reference.removeprefix("rolling:")
     lag, length, start = timedelta(seconds=duration_seconds(text)), question.window.length, question.window.start
     if lag < length:
         raise InvalidConfig(f"reference rolling:{text} lies in the window itself, which is {length} long")
-    span = max(2 * lag, _MIN_WINDOWS * length)
+    if lag % length:
+        raise InvalidConfig(
+            f"reference rolling:{text}: no window of {length} begins {text} before another; take a multiple"
+        )
+    span = lag + max(lag, math.ceil(_PAIRS / question.spec.false_alarm_rate) * length)
     hours = question.log.hours(question.endpoint, Window(EPOCH, start))
     if not hours:
         raise NotFound(f"the reference has no rows: nothing was captured of {question.endpoint!r} before {start:%F %R}")
@@ -146,7 +173,9 @@ def rolling(question: Question, model: str, version: str) -> tuple[Past, list[st
         sampled = Window(hours[0].start, min(hours[0].start + span, start))
     if not question.log.hours(question.endpoint, sampled):
         sampled = Window(first, start)
-    return _past(question, model, version, Window(first, start), sampled)
+    past, notes = _past(question, model, version, Window(first, start), sampled)
+    same = Window(start - lag, start - lag + length)
+    return replace(past, lag=lag), [f"compared with the same window {text} before, {same}", *notes]
 
 
 def _past(question: Question, model: str, version: str, span: Window, sampled: Window) -> tuple[Past, list[str]]:
