@@ -163,7 +163,7 @@ def resume(name: str, monitor_name: str, why: str) -> None:
 @click.option("--from", "begin", required=True, metavar="TIME", help="2013-07-01 or 2013-07-01T12:00, in UTC.")
 @click.option("--to", "end", metavar="TIME", help="Default: now.")
 def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
-    """Judges the windows of MONITOR that lie in the interval and were not judged, oldest first.
+    """Judges the windows of MONITOR that lie in the interval and were not judged, oldest first; at most 10,000.
 
     Ctrl-C ends it after what is judged; the same command goes on from there. Exit status 1 where a window could not be
     judged.

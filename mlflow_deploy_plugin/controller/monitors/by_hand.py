@@ -38,6 +38,8 @@ _SHIPPING_SECONDS = 20.0
 _LEASE_SECONDS = 15.0
 PATIENCE_SECONDS = 60.0
 """How long a window that the controller is at is waited for."""
+MOST_BACKFILLED = 10_000
+"""Over a year of hours; each is a run in MLflow, and takes seconds."""
 _SKETCHED = ("drift", "prediction_drift", "data_quality")
 _NOT_SHIPPED = "some captured rows have not reached the inference log yet and are not judged"
 
@@ -123,11 +125,9 @@ def backfill(
         Number of the window from 1, how many there are, the window, and whether it was judged now.
 
     Raises:
-        InvalidConfig: no whole window lies there.
+        InvalidConfig: no whole window lies there, or more than `MOST_BACKFILLED`.
     """
-    starts = windows_between(monitor.spec, begin, end)
-    if not starts:
-        raise InvalidConfig(f"no whole window of {monitor.spec.every} lies between {begin:%F %R} and {end:%F %R} UTC")
+    starts = _starts(monitor.spec, begin, end)
     monitors = Monitors(deployments.store)
     for number, start in enumerate(starts, 1):
         window = window_from(monitor.spec, start)
@@ -141,6 +141,20 @@ def backfill(
         if taken is None:
             raise OnnxserveError("the lease of the monitor was lost while a window was judged: try again")
         yield number, len(starts), taken, True
+
+
+def _starts(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
+    """Of the windows that a backfill of [begin, end) judges. Raises InvalidConfig."""
+    starts = windows_between(spec, begin, end)
+    if not starts:
+        raise InvalidConfig(f"no whole window of {spec.every} lies between {begin:%F %R} and {end:%F %R} UTC")
+    if len(starts) > MOST_BACKFILLED:
+        last = window_from(spec, starts[MOST_BACKFILLED - 1]).end
+        raise InvalidConfig(
+            f"{len(starts):,} windows of {spec.every} lie between {begin:%F %R} and {end:%F %R} UTC, and one backfill "
+            f"judges at most {MOST_BACKFILLED:,}: say --to {last:%FT%T}, or take a monitor of longer windows"
+        )
+    return starts
 
 
 def run_due(deployments: Deployments, monitor: Monitor, say: Callable[[str], None]) -> Iterator[MonitorWindow]:

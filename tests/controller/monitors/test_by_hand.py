@@ -122,6 +122,20 @@ def test_what_is_not_there_is_said_with_what_there_is(world: MonitoredWorld) -> 
         run(world, "hourly", Window(NOON.replace(year=2014), NOON.replace(year=2014) + HOUR))
 
 
+def test_a_backfill_of_more_windows_than_anybody_waits_for_says_what_to_ask_for(world: MonitoredWorld) -> None:
+    world.endpoint(seconds={"every": "1s"})
+    found = by_hand.find_monitor(deployments(world), "flights", None)
+
+    with pytest.raises(InvalidConfig) as refused:
+        next(by_hand.backfill(deployments(world), found, NOON, NOON + 24 * 30 * HOUR, world.answer))
+
+    assert refused.value.message == (
+        "2,592,000 windows of 1s lie between 2026-11-20 12:00 and 2026-12-20 12:00 UTC, and one backfill judges at "
+        "most 10,000: say --to 2026-11-20T14:46:40, or take a monitor of longer windows"
+    )
+    assert world.monitors.windows() == []
+
+
 def test_what_fails_is_not_tried_again(world: MonitoredWorld) -> None:
     world.endpoint()
     world.rows(NOON)
