@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 
 _TABLE_ROWS = 20
+_MEMORY_BYTES = 2 * 2**30
+"""For a query, beyond what the command takes anyway."""
 _ASIDE = "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
 """What a table for people leaves out unless it is asked for."""
 _SINCE = (
@@ -92,6 +94,7 @@ def query(
     if output == "parquet" and file == "-" and sys.stdout.isatty():
         raise InvalidConfig("Parquet is nothing for a terminal: name a FILE")
     # here: DuckDB and pyarrow take a second that `--help` should not wait for
+    from mlflow_deploy_plugin.inference_log.bounds import memory_of_at_most
     from mlflow_deploy_plugin.inference_log.query import Query, run_query
     from mlflow_deploy_plugin.inference_log.span import parse_span
     from mlflow_deploy_plugin.inference_log.view import View, require_endpoint
@@ -108,7 +111,8 @@ def query(
             require_endpoint(rows, name)
             click.echo(f"no request of {name} is known to have failed", err=True)
             return
-    with run_query(opened, Query(view, select, where, order_by, sql, bound)) as answer:
+    asked = Query(view, select, where, order_by, sql, bound)
+    with memory_of_at_most(_MEMORY_BYTES), run_query(opened, asked) as answer:
         if is_table:
             from mlflow_deploy_plugin.cli.log_text import table_lines
 

@@ -2,13 +2,15 @@
 
 DuckDB sees one table, `log`, and nothing else: no file, no network, no extension. It plans the statement over an empty
 table first, which finds what is wrong with it before anything is read, and says which columns have to be. Rows pass
-through; what a sort or a grouping has to keep beyond `MEMORY` goes to a temporary folder.
+through; what a sort or a grouping has to keep beyond `MEMORY` goes to a temporary folder, which takes half of what is
+free there at most. A statement of which nothing comes for `PATIENCE_SECONDS` is ended (`bounds.py`).
 """
 
 import json
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,17 +19,25 @@ import duckdb
 import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.inference_log.bounds import Patience
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.view import View, view_rows, view_schema
 from mlflow_deploy_plugin.nearest import did_you_mean
 
 MEMORY = "512MB"
+PATIENCE_SECONDS = 300.0
 _BATCH_ROWS = 10_000
 _NO_COLUMN = re.compile(
     r'(?:Referenced column|Column with name|Column|column) "?([^"]+?)"? (?:not found|does not exist)'
 )
 _OTHER_TABLE = re.compile(r"Table with name (\S+) does not exist")
 _NO_TABLE = re.compile(r'Referenced table "([^"]+)" not found')
+_NO_MEMORY = re.compile(r"failed to allocate|Allocation failure|malloc of size|Out of Memory|max_temp_directory_size")
+_IMPATIENT = (
+    "the SQL was ended: for {:.0f} s it has neither read a row nor given one; does it join the log with itself?"
+)
+_INTERRUPTED = "Query interrupted"
+"""What DuckDB's Python raises for Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +88,15 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[Answer]:
         OnnxserveError: the log is down.
     """
     schema = view_schema(log, query.view)
-    failures: list[OnnxserveError] = []
-    with tempfile.TemporaryDirectory(prefix="onnxserve-query-") as folder, _connected(folder) as connection:
-        with _in_words(schema, failures):
+    with (
+        tempfile.TemporaryDirectory(prefix="onnxserve-query-") as folder,
+        _connected(folder) as connection,
+        Patience(connection.interrupt, PATIENCE_SECONDS) as patience,
+    ):
+        run = _Run(schema, patience)
+        with run.in_words():
             columns, scans = _plan(connection, query, schema)
-            rows = _passing(view_rows(log, query.view, schema, columns), failures)
+            rows = run.passing(view_rows(log, query.view, schema, columns))
             passing = pa.RecordBatchReader.from_batches(schema, rows)
             if scans > 1:  # rows pass by once: a statement that reads them twice gets a copy
                 connection.register("_passing", passing)
@@ -91,7 +105,7 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[Answer]:
                 connection.register("log", passing)
             reader = connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
         form = pa.schema([(field.name, _in_utc(field.type)) for field in reader.schema])
-        yield Answer(form, (batch.cast(form) for batch in _guarded(reader, schema, failures)))
+        yield Answer(form, (batch.cast(form) for batch in run.guarded(reader)))
 
 
 @contextmanager
@@ -104,6 +118,7 @@ def _connected(folder: str) -> Iterator[Any]:
             "autoload_known_extensions": "false",
             "memory_limit": MEMORY,
             "temp_directory": folder,
+            "max_temp_directory_size": f"{shutil.disk_usage(folder).free // 2**21}MiB",
             "preserve_insertion_order": "true",
         },
     )
@@ -147,33 +162,52 @@ def _in_utc(kind: pa.DataType) -> pa.DataType:
     return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
 
 
-def _passing(rows: Iterator[pa.RecordBatch], failures: list[OnnxserveError]) -> Iterator[pa.RecordBatch]:
-    """The rows; an error of ours, which would lose its class on its way through DuckDB, is laid aside."""
-    try:
-        yield from rows
-    except OnnxserveError as error:
-        failures.append(error)
-        raise
+class _Run:
+    """One statement that is run."""
 
+    def __init__(self, schema: pa.Schema, patience: Patience) -> None:
+        self._schema = schema
+        self._patience = patience
+        self._failures: list[OnnxserveError] = []
 
-def _guarded(reader: Any, schema: pa.Schema, failures: list[OnnxserveError]) -> Iterator[pa.RecordBatch]:
-    while True:
-        with _in_words(schema, failures):
-            batch = next(reader, None)
-        if batch is None:
-            return
-        yield batch
+    def passing(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The rows; an error of ours, which would lose its class on its way through DuckDB, is laid aside."""
+        try:
+            while True:
+                with self._patience.reading():
+                    batch = next(rows, None)
+                if batch is None:
+                    return
+                yield batch
+        except OnnxserveError as error:
+            self._failures.append(error)
+            raise
 
+    def guarded(self, reader: Any) -> Iterator[pa.RecordBatch]:
+        """The answer."""
+        while True:
+            with self.in_words():
+                batch = next(reader, None)
+            if batch is None:
+                return
+            yield batch
 
-@contextmanager
-def _in_words(schema: pa.Schema, failures: Sequence[OnnxserveError]) -> Iterator[None]:
-    """Turns what DuckDB raises into one line of ours."""
-    try:
-        yield
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
-        if failures:
-            raise failures[0] from None
-        raise InvalidConfig(_message(str(error), schema)) from None
+    @contextmanager
+    def in_words(self) -> Iterator[None]:
+        """Turns what DuckDB raises into one line of ours."""
+        try:
+            with self._patience.working():
+                yield
+        except (duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
+            if self._failures:
+                raise self._failures[0] from None
+            if self._patience.is_over:
+                raise InvalidConfig(_IMPATIENT.format(PATIENCE_SECONDS)) from None
+            raise InvalidConfig(_message(str(error) or "Out of Memory", self._schema)) from None
+        except RuntimeError as error:
+            if str(error) == _INTERRUPTED:
+                raise KeyboardInterrupt from None
+            raise
 
 
 def _message(text: str, schema: pa.Schema) -> str:
@@ -187,5 +221,7 @@ def _message(text: str, schema: pa.Schema) -> str:
     if wrong := _OTHER_TABLE.search(text):
         return f"the SQL sees the rows as the table log; there is no table {wrong[1]!r}"
     first = text.split("\n", 1)[0]
+    if _NO_MEMORY.search(first):
+        return f"the SQL takes more memory, or room in the temporary folder, than it may have: {first}"
     kind, _, rest = first.partition(": ")
     return f"the SQL cannot be run: {rest if kind.endswith('Error') else first}"

@@ -216,3 +216,11 @@ def test_small_files_become_one(writer: LogWriter) -> None:
         os.utime(file, (0, 0))
     assert log("compact", "flights").stdout == "flights: 2 files became 1\n"
     assert log("query", "flights", "--sql", "SELECT count(*) AS n FROM log", "-o", "csv").stdout == '"n"\n31\n'
+
+
+def test_a_giant_text_costs_no_more_memory_than_a_query_may_have(
+    writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.cli.log._MEMORY_BYTES", 200 * 2**20)
+    sql = "SELECT repeat('x', 100000000 + x::INT) FROM log"
+    assert "the SQL takes more memory" in said(log("query", "flights", "--sql", sql, "-o", "csv"))

@@ -204,6 +204,23 @@ def test_a_log_that_goes_down_meanwhile_is_said_so(flights: InferenceLog, monkey
         ask(flights)
 
 
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("SELECT count(*) FROM log a, log b, log c, log d, log e, log f", "the SQL was ended: for 1 s it has neither"),
+        ("SELECT length(string_agg(repeat('x', 1000000), '')) FROM log a, log b", "the SQL takes more memory, or room in the temporary folder, than"),
+    ],
+)
+def test_a_statement_without_end_or_measure_is_ended_in_one_line(
+    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, statement: str, said: str
+) -> None:
+    monkeypatch.setattr(query, "PATIENCE_SECONDS", 1.0)
+    with pytest.raises(InvalidConfig) as caught:
+        ask(flights, statement=statement)
+    assert caught.value.message.startswith(said)
+    assert "\n" not in caught.value.message
+
+
 @pytest.mark.long
 def test_a_large_answer_passes_through_and_a_large_sort_goes_to_disk(
     log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
