@@ -1,56 +1,53 @@
 """Trains the digits network, logs it as checked ONNX and registers it.
 
     mlflow run . -e train_digits --env-manager local        # or: python -m projects.digits_cnn.train
+    mlflow run . -e train_digits --env-manager local -P mode=incremental -P data=labelled.parquet \\
+        -P base_model=models:/digits-cnn/1
 
 Data: the 1,797 images of scikit-learn's `load_digits` (UCI, Alpaydin and Kaynak 1998), a fifth of them for testing.
+`full` learns them and the labelled images of the file anew; `incremental` tunes the base's weights (`learn.py`).
 """
 
 import argparse
-import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
+from mlflow import MlflowClient
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.registry.tags import TRAINING_TAG
 from projects.command import plain_errors
+from projects.digits_cnn.learn import accuracy, fit, keep, learn_on, read_labelled
 from projects.parity import parity_line
 
-try:
-    import torch
-    from torch import nn
-except ModuleNotFoundError:
-    sys.exit(
-        "digits_cnn needs torch, which python_env.yaml leaves out: "
-        "run it with `--env-manager local` in the environment that `make install` makes"
-    )
-
 MODEL_NAME = "digits-cnn"
-BATCH = 64
 BRIGHTEST = 16.0  # the pixels are counts from 0 to 16
 
 
-class DigitsCNN(nn.Module):
-    """Images [N, 1, 8, 8], float32 in 0..1 → scores [N, 10], one a digit, not normalised."""
+@dataclass(frozen=True)
+class Training:
+    """What is asked of a training.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 16, kernel_size=3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, kernel_size=3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(32 * 4 * 4, 64),
-            nn.ReLU(),
-            nn.Linear(64, 10),
-        )
+    Attributes:
+        seed: chooses the test images, the first weights and the order of the batches.
+        epochs: passes over the training images.
+        mode: full or incremental.
+        data: a Parquet file of labelled images; empty: none.
+        base_model: the version that is served now; incremental goes on from it.
+        registered_model: under which the version is registered.
+    """
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.layers(image)
+    seed: int = 7
+    epochs: int = 12
+    mode: str = "full"
+    data: str = ""
+    base_model: str = ""
+    registered_model: str = MODEL_NAME
 
 
 def load_images(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -62,59 +59,58 @@ def load_images(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     )
 
 
-def fit(images: np.ndarray, digits: np.ndarray, epochs: int, seed: int) -> DigitsCNN:
-    """A network trained on the images, ready to answer (in `eval` mode)."""
-    torch.manual_seed(seed)
-    torch.set_num_threads(1)  # the batches are so small that a second thread only waits
-    network = DigitsCNN()
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    inputs, targets = torch.from_numpy(images), torch.from_numpy(digits)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(inputs)).split(BATCH):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(network(inputs[batch]), targets[batch]).backward()
-            optimizer.step()
-    return network.eval()
+def train(asked: Training) -> Any:
+    """Trains, logs and registers one version; MLflow's ModelInfo.
 
-
-def accuracy(network: DigitsCNN, images: np.ndarray, digits: np.ndarray) -> float:
-    with torch.no_grad():
-        scores = network(torch.from_numpy(images)).numpy()
-    return float((scores.argmax(axis=1) == digits).mean())
-
-
-def train(seed: int, epochs: int) -> Any:
-    """Trains, logs and registers one version; MLflow's ModelInfo."""
+    Raises:
+        InvalidConfig: the file, or what is asked of it, is not what it should be.
+        NotFound / RegistryUnavailable: the base is not there, or MLflow does not say so.
+    """
     with mlflow.start_run() as run:
-        train_images, test_images, train_digits, test_digits = load_images(seed)
+        train_images, test_images, train_digits, test_digits = load_images(asked.seed)
+        new_images, new_digits = read_labelled(Path(asked.data)) if asked.data else (train_images[:0], train_digits[:0])
         known = mlflow.get_run(run.info.run_id).data.params
-        parameters = {"seed": seed, "epochs": epochs}
-        mlflow.log_params({name: value for name, value in parameters.items() if name not in known})
+        said = {name: value for name, value in vars(asked).items() if value != "" and name not in known}
+        mlflow.log_params(said)
         mlflow.log_input(mlflow.data.from_numpy(train_images, targets=train_digits, name="digits"), context="training")
-        network = fit(train_images, train_digits, epochs, seed)
+        built_in = (train_images, train_digits)
+        if asked.mode == "incremental":
+            network, way = learn_on(built_in, (new_images, new_digits), asked.base_model, asked.epochs, asked.seed)
+        else:
+            images, digits = np.concatenate([train_images, new_images]), np.concatenate([train_digits, new_digits])
+            network, way = fit(images, digits, asked.epochs, asked.seed), "anew"
+        keep(network)
         test_accuracy = accuracy(network, test_images, test_digits)
         mlflow.log_metric("test_accuracy", test_accuracy)
         print(f"accuracy on {len(test_images)} test images: {test_accuracy:.3f}", flush=True)
         info = onnxserve.log_model(
             network,
             name="model",
-            registered_model_name=MODEL_NAME,
+            registered_model_name=asked.registered_model,
             input_example=train_images[:4],
             parity_data=test_images,
         )
+        version = info.registered_model_version
+        training = f"{asked.mode}: {way}"
+        MlflowClient().set_model_version_tag(asked.registered_model, version, TRAINING_TAG, training)
         logged = mlflow.get_run(run.info.run_id).data
         print(parity_line(logged.tags["onnxserve.parity"], logged.metrics), flush=True)
-        print(f"registered {MODEL_NAME} version {info.registered_model_version}, run {run.info.run_id}", flush=True)
+        print(f"registered {asked.registered_model} version {version}, {training}, run {run.info.run_id}", flush=True)
         return info
 
 
 def main() -> None:
+    default = Training()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=7, help="chooses the test images, first weights and batches")
-    parser.add_argument("--epochs", type=int, default=12, help="passes over the training images")
+    parser.add_argument("--seed", type=int, default=default.seed, help="chooses the test images, weights and batches")
+    parser.add_argument("--epochs", type=int, default=default.epochs, help="passes over the training images")
+    parser.add_argument("--mode", choices=["full", "incremental"], default=default.mode, help="anew, or on from a base")
+    parser.add_argument("--data", default=default.data, help="Parquet file of labelled images")
+    parser.add_argument("--base-model", default=default.base_model, help="the version that is served now")
+    parser.add_argument("--registered-model", default=default.registered_model, help="where the version is registered")
     options = parser.parse_args()
     with plain_errors():
-        train(options.seed, options.epochs)
+        train(Training(**vars(options)))
 
 
 if __name__ == "__main__":

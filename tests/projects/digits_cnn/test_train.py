@@ -1,6 +1,7 @@
 """The digits network learns; logging it is the flavor's affair and tested there."""
 
-from projects.digits_cnn.train import accuracy, fit, load_images
+from projects.digits_cnn.learn import accuracy, fit
+from projects.digits_cnn.train import load_images
 
 
 def test_the_network_reads_the_test_digits() -> None:

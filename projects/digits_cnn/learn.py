@@ -1,0 +1,147 @@
+"""Fits the digits network: anew, or on from the weights of a registered version."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.registry.resolve import resolve
+
+try:
+    import torch
+    from torch import nn
+except ModuleNotFoundError:
+    sys.exit(
+        "digits_cnn needs torch, which python_env.yaml leaves out: "
+        "run it with `--env-manager local` in the environment that `make install` makes"
+    )
+
+WEIGHTS = "weights.pt"
+REPLAYED = 2
+"""Built-in images for each new one: a network that sees new images alone forgets the others."""
+BATCH = 64
+RATE, TUNING_RATE = 2e-3, 1e-3
+_SHAPE = (1, 8, 8)
+_LABEL = "_label_number"
+
+Labelled = tuple[np.ndarray, np.ndarray]
+"""Images [N, 1, 8, 8] and their digits [N]."""
+
+
+class DigitsCNN(nn.Module):
+    """Images [N, 1, 8, 8], float32 in 0..1 → scores [N, 10], one a digit, not normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 16, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, 64),
+            nn.ReLU(),
+            nn.Linear(64, 10),
+        )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layers(image)
+
+
+def fit(images: np.ndarray, digits: np.ndarray, epochs: int, seed: int) -> DigitsCNN:
+    """A network trained on the images, ready to answer (in `eval` mode)."""
+    torch.manual_seed(seed)
+    return _fit(DigitsCNN(), images, digits, epochs, RATE)
+
+
+def learn_on(built_in: Labelled, new: Labelled, base_model: str, epochs: int, seed: int) -> tuple[DigitsCNN, str]:
+    """The network of `base_model` after it has learned the new images too, and by which way.
+
+    Its weights are tuned on the new images and a sample of the built-in ones, in a quarter of the passes and by smaller
+    steps. Where the run of the base has kept no weights, a new network learns the same images.
+
+    Raises:
+        InvalidConfig: there are no new images, or no base is named.
+    """
+    if not len(new[0]):
+        raise InvalidConfig("mode incremental needs labelled images: data=FILE.parquet")
+    if not base_model:
+        raise InvalidConfig("mode incremental needs the version that is trained on: base_model=models:/digits-cnn/1")
+    count = min(len(built_in[0]), REPLAYED * len(new[0]))
+    sample = np.random.default_rng(seed).choice(len(built_in[0]), count, replace=False)
+    images, digits = (np.concatenate([old[sample], own]) for old, own in zip(built_in, new, strict=True))
+    torch.manual_seed(seed)
+    base = _network_of(base_model)
+    if base is None:
+        return fit(images, digits, epochs, seed), f"sampled replay of {count:,} built-in images"
+    passes = max(1, epochs // 4)
+    return _fit(base, images, digits, passes, TUNING_RATE), f"fine-tuning, {passes} passes, {count:,} built-in images"
+
+
+def accuracy(network: DigitsCNN, images: np.ndarray, digits: np.ndarray) -> float:
+    with torch.no_grad():
+        scores = network(torch.from_numpy(images)).numpy()
+    return float((scores.argmax(axis=1) == digits).mean())
+
+
+def keep(network: DigitsCNN) -> None:
+    """Logs the weights to the active run, so that an incremental training can go on from them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / WEIGHTS
+        torch.save(network.state_dict(), path)
+        mlflow.log_artifact(str(path))
+
+
+def read_labelled(path: Path) -> Labelled:
+    """The labelled images of a file: the only column that is none of the log's own. Raises InvalidConfig."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidConfig(f"the labelled images {path} cannot be read: {' '.join(str(error).split())}") from None
+    names = [name for name in table.column_names if not name.startswith("_")]
+    if len(names) != 1 or _LABEL not in table.column_names:
+        columns = ", ".join(table.column_names)
+        raise InvalidConfig(f"the labelled images {path} need one column of images and {_LABEL}; there are {columns}")
+    table = table.drop_null()
+    try:
+        images = np.array(table.column(names[0]).to_pylist(), dtype=np.float32).reshape(-1, *_SHAPE)
+    except ValueError:
+        raise InvalidConfig(f"the labelled images {path} are not all of 8 × 8 numbers") from None
+    return images, table.column(_LABEL).to_numpy().astype(np.int64)
+
+
+def _fit(network: DigitsCNN, images: np.ndarray, digits: np.ndarray, epochs: int, rate: float) -> DigitsCNN:
+    torch.set_num_threads(1)  # the batches are so small that a second thread only waits
+    optimizer = torch.optim.Adam(network.train().parameters(), lr=rate)
+    inputs, targets = torch.from_numpy(images), torch.from_numpy(digits)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(inputs)).split(BATCH):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(inputs[batch]), targets[batch]).backward()
+            optimizer.step()
+    return network.eval()
+
+
+def _network_of(model_uri: str) -> DigitsCNN | None:
+    """With the weights that the run of a version has kept; None where it has kept none that fit."""
+    run_id = resolve(model_uri).aspects.get("run_id", "")
+    try:
+        if not run_id or WEIGHTS not in {file.path for file in MlflowClient().list_artifacts(run_id)}:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            found = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=WEIGHTS, dst_path=folder)
+            network = DigitsCNN()
+            network.load_state_dict(torch.load(found, weights_only=True))
+    except MlflowException:
+        return None
+    except Exception:  # noqa: BLE001 — a damaged file, or of another network: pickle and torch raise anything
+        return None
+    return network

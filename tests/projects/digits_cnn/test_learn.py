@@ -1,0 +1,73 @@
+"""The network learns on from what is served."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from projects.digits_cnn.learn import WEIGHTS, accuracy, fit, keep, learn_on, read_labelled
+from projects.digits_cnn.train import load_images
+from support.tracking import tracking_at
+
+IMAGES, TEST_IMAGES, DIGITS, TEST_DIGITS = load_images(seed=7)
+EPOCHS = 6
+
+
+@pytest.fixture
+def base(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A registered version whose run has kept its weights."""
+    monkeypatch.chdir(tmp_path)
+    with tracking_at(new_database(tmp_path)):
+        client = MlflowClient()
+        with mlflow.start_run(experiment_id=client.create_experiment("digits")) as run:
+            keep(fit(IMAGES, DIGITS, EPOCHS, seed=7))
+        client.create_registered_model("digits-cnn")
+        client.create_model_version("digits-cnn", tmp_path.as_uri(), run.info.run_id)
+        yield "models:/digits-cnn/1"
+
+
+def moved(images: np.ndarray) -> np.ndarray:
+    """As a camera gives them that was moved by two pixels."""
+    return np.roll(images, 2, axis=3)
+
+
+def test_the_weights_of_the_base_are_tuned_on_new_images_and_it_still_knows_the_others(base: str) -> None:
+    new = (moved(IMAGES[:400]), DIGITS[:400])
+    network, way = learn_on((IMAGES, DIGITS), new, base, epochs=4 * EPOCHS, seed=7)
+    assert way == "fine-tuning, 6 passes, 800 built-in images"
+    assert accuracy(network, moved(TEST_IMAGES), TEST_DIGITS) > 0.6  # 0.16 before
+    assert accuracy(network, TEST_IMAGES, TEST_DIGITS) > 0.9
+
+
+def test_where_the_base_has_kept_no_weights_a_sample_is_replayed(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("projects.digits_cnn.learn.WEIGHTS", f"other-{WEIGHTS}")
+    _, way = learn_on((IMAGES, DIGITS), (IMAGES[:50], DIGITS[:50]), base, epochs=1, seed=7)
+    assert way == "sampled replay of 100 built-in images"
+
+
+def test_labelled_images_are_read_as_the_log_has_them(tmp_path: Path) -> None:
+    file = tmp_path / "data.parquet"
+    columns = {"image": IMAGES[:3].tolist(), "_label": ["1", "2", "3"], "_label_number": DIGITS[:3].astype(float)}
+    pq.write_table(pa.table(columns), file)
+    images, digits = read_labelled(file)
+    assert np.array_equal(images, IMAGES[:3])
+    assert digits.tolist() == DIGITS[:3].tolist()
+    pq.write_table(pa.table({"image": [[1.0], [2.0]], "_label_number": [1.0, 2.0]}), file)
+    with pytest.raises(InvalidConfig, match="are not all of 8 × 8 numbers"):
+        read_labelled(file)
+    pq.write_table(pa.table({"a": [1.0], "b": [2.0], "_label_number": [1.0]}), file)
+    with pytest.raises(InvalidConfig, match="need one column of images and _label_number; there are a, b"):
+        read_labelled(file)
+
+
+def test_incremental_without_images_or_base_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="needs labelled images"):
+        learn_on((IMAGES, DIGITS), (IMAGES[:0], DIGITS[:0]), "models:/digits-cnn/1", 1, 7)
+    with pytest.raises(InvalidConfig, match="needs the version that is trained on"):
+        learn_on((IMAGES, DIGITS), (IMAGES[:5], DIGITS[:5]), "", 1, 7)
