@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.store.endpoints import Endpoint, UnreadableEndpoint, e
 from mlflow_deploy_plugin.store.failures import unavailable
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting
 from mlflow_deploy_plugin.store.rollouts import Rollout
-from mlflow_deploy_plugin.store.tables import EndpointRow, MonitorRow
+from mlflow_deploy_plugin.store.tables import EndpointRow, MonitorRow, MonitorWindowRow
 
 _ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
 
@@ -49,6 +49,7 @@ class Store:
         try:
             with self.transaction() as session:
                 session.add(row)
+                _forget_monitors(session, spec.name)  # also of what was judged by hand while nobody had the name
                 event = {"after": traffic_of(spec), "why": why, "detail": {"spec": row.spec}}
                 self._audit(session, "create", actor, endpoint=spec.name, **event)
                 session.flush()
@@ -83,14 +84,18 @@ class Store:
             return endpoint_of(row)
 
     def remove_endpoint(self, name: str, *, why: str = "", actor: str | None = None) -> bool:
-        """Forgets the endpoint and ends its rollout, which is not to go on with a namesake; False: there was none."""
+        """Forgets the endpoint with what its monitors found, and ends its rollout: a namesake begins anew. False: there
+        was none.
+
+        What was found stays in MLflow, and what was done in the audit trail.
+        """
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
             if row is None:
                 return False
             readable, _ = sorted_out([row])
             session.delete(row)
-            session.execute(delete(MonitorRow).where(MonitorRow.endpoint == name))  # a namesake's begin anew
+            _forget_monitors(session, name)
             for rollout in rollouts.end(session, name, _ABANDONED, _DELETED, self._clock()):
                 detail = {"rollout": rollout.id, "state": _ABANDONED}
                 self._audit(session, "rollout.end", actor, endpoint=name, why=_DELETED, detail=detail)
@@ -257,3 +262,8 @@ class Store:
 
     def _audit(self, session: Session, action: str, actor: str | None, **said: Any) -> None:
         write_event(session, AuditEvent(self._clock(), actor or this_actor(), action, **said))
+
+
+def _forget_monitors(session: Session, endpoint: str) -> None:
+    for table in (MonitorRow, MonitorWindowRow):
+        session.execute(delete(table).where(table.endpoint == endpoint))

@@ -118,7 +118,7 @@ class LeaseRow(Base):
 
 
 class MonitorWindowRow(Base):
-    """One revision of one window of a monitor: what is to be judged, or what was found. Rows outlive the endpoint."""
+    """One revision of one window of a monitor: what is to be judged, or what was found; it goes with its endpoint."""
 
     __tablename__ = "onnxserve_monitor_windows"
     __table_args__ = (

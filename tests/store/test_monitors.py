@@ -98,15 +98,20 @@ def test_a_pause_is_written_down_with_who_paused(store: Store, name: str) -> Non
     ]
 
 
-def test_what_is_remembered_goes_with_the_endpoint_and_its_windows_stay(store: Store, name: str) -> None:
+def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store, name: str) -> None:
     monitors = Monitors(store)
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
     monitors.remember(name, "daily", made_up_to=START, consecutive=2)
     monitors.remember(name, "daily", note="3 windows are left out")
-    monitors.add(name, "daily", START, START + DAY)
-    assert monitors.states(name) == [MonitorState(name, "daily", False, "", START, 2, "3 windows are left out")]
+    monitors.pause(name, "daily", actor="ada")
+    running = monitors.add(name, "daily", START, START + DAY)
+    assert monitors.states(name) == [MonitorState(name, "daily", True, "ada", START, 2, "3 windows are left out")]
 
     store.remove_endpoint(name)
+    written = monitors.update(replace(running, state="judged"))
+    monitors.add(name, "daily", START, START + DAY, revision=2)  # somebody judges what was captured
+    store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
 
-    assert monitors.states(name) == []
-    assert len(monitors.windows(name)) == 1
+    assert written is None
+    assert (monitors.states(name), monitors.windows(name)) == ([], [])
+    assert [event.action for event in store.events(name)] == ["create", "monitor.pause", "delete", "create"]
