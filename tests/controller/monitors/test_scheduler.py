@@ -202,7 +202,7 @@ def test_a_paused_monitor_is_left_alone_and_makes_up_for_it_afterwards(world: Mo
     world.wait_for(1, "paused")
 
 
-def test_windows_of_an_endpoint_that_is_deleted_meanwhile_are_closed(world: MonitoredWorld) -> None:
+def test_windows_of_a_monitor_that_is_taken_away_meanwhile_are_closed(world: MonitoredWorld) -> None:
     def judge(asked: Question) -> str:
         raise OnnxserveError("not now")
 
@@ -213,7 +213,7 @@ def test_windows_of_an_endpoint_that_is_deleted_meanwhile_are_closed(world: Moni
     world.start()
     wait_until(lambda: world.monitors.windows(states=("pending",)) and world.asked, SECONDS)
 
-    world.store.remove_endpoint("flights")
+    world.store.replace_spec(world.spec(daily={"every": "1d"}))
 
     (window,) = world.wait_for(1, state="failed")
     assert window.reason == "the monitor was deleted before the window was judged"
