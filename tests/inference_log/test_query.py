@@ -208,7 +208,10 @@ def test_a_log_that_goes_down_meanwhile_is_said_so(flights: InferenceLog, monkey
     ("statement", "said"),
     [
         ("SELECT count(*) FROM log a, log b, log c, log d, log e, log f", "the SQL was ended: for 1 s it has neither"),
-        ("SELECT length(string_agg(repeat('x', 1000000), '')) FROM log a, log b", "the SQL takes more memory, or room in the temporary folder, than"),
+        (
+            "SELECT length(string_agg(repeat('x', 1000000), '')) FROM log a, log b",
+            "the SQL takes more memory, or room in the temporary folder, than",
+        ),
     ],
 )
 def test_a_statement_without_end_or_measure_is_ended_in_one_line(
