@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError, RegistryUnavailable, StoreUnavailable
@@ -27,6 +28,8 @@ PASSING = (RegistryUnavailable, StoreUnavailable)
 _MOST_CALLS = 50
 _IDLE_SECONDS = 300.0
 _NICE = 10
+_OOM_SCORE = "500"
+"""Added to the kernel's score of who is ended where memory is short: it goes before servers and the controller."""
 _JOIN_SECONDS = 5.0
 
 
@@ -119,6 +122,8 @@ def _work(connection: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_the_controller, daemon=True).start()
     os.nice(_NICE)  # servers on this machine go first
+    with contextlib.suppress(OSError):  # not on every system
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     warnings.simplefilter("ignore")  # what libraries advise those who call them
     os.dup2(2, 1)  # what libraries print is not the controller's output
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -142,7 +147,8 @@ def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[b
         return False, OnnxserveError(error.message)
     except Exception as error:  # noqa: BLE001 — one window's failure, whatever it is, is a line in the store
         _log.exception("a window could not be judged")
-        return False, OnnxserveError(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        text = " ".join(str(error).split())[:500] or "without a word"  # as a MemoryError
+        return False, OnnxserveError(f"{type(error).__name__}: {text}")
 
 
 def _end_with_the_controller() -> None:

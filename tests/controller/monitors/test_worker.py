@@ -60,6 +60,16 @@ def test_what_is_raised_there_is_raised_here(process: JudgingProcess) -> None:
         process.call(os.stat, "/nowhere", seconds=SECONDS)
 
 
+def test_where_memory_is_short_it_is_ended_before_anybody_else_and_says_so_where_it_can(
+    process: JudgingProcess,
+) -> None:
+    pid = process.call(os.getpid, seconds=SECONDS)
+
+    assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) == 500
+    with pytest.raises(OnnxserveError, match=r"^MemoryError: without a word$"):
+        process.call(bytearray, 2**62, seconds=SECONDS)
+
+
 def test_what_passes_by_itself_is_told_from_what_does_not(process: JudgingProcess) -> None:
     with pytest.raises(RegistryUnavailable, match=r"^MLflow does not answer$"):
         process.call(raise_it, RegistryUnavailable("MLflow does not answer"), seconds=SECONDS)
