@@ -14,7 +14,7 @@ import pandas as pd
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, estimate
-from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
+from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.measures import Classified, classification
 from projects.flight_delay.data import DAY, FEATURES, LABEL, load_flights, months, split
 from projects.flight_delay.learn import fit_anew
@@ -31,7 +31,7 @@ def answered(pipeline: Pipeline, rows: pd.DataFrame) -> Earlier:
 
 
 def real(window: Earlier) -> dict[str, float]:
-    measured = classification(window.truth, window.answers, NAMES, 0.95)
+    measured = classification(window.truth, window.answers, NAMES, Sampling(0.95))
     return {name: one.value for name, one in measured.items() if isinstance(one, Measure)}
 
 

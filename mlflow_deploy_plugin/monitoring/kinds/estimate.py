@@ -19,11 +19,13 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import rankdata
 
 from mlflow_deploy_plugin.monitoring.features import Array
-from mlflow_deploy_plugin.monitoring.kinds.intervals import ERROR_BEFORE, Measure
+from mlflow_deploy_plugin.monitoring.kinds.intervals import ERROR_BEFORE, Measure, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.measures import CLASSIFICATION, LEAST, Classified, classification
 
 MIN_WINDOWS = 3
 """Earlier windows that an estimate needs to be judged by: with fewer nobody knows how far it is off."""
+_ANY = Sampling(0.95)
+"""Where figures alone are asked for, and not how sure they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,7 @@ class Estimate:
                 f"{MIN_WINDOWS} are needed"
             )
         error = self.errors[name]
-        return Measure(name, value, value - error, value + error, rows, ERROR_BEFORE)
+        return Measure(name, value, value - error, value + error, rows, ERROR_BEFORE, rows)
 
 
 def estimate(answers: Classified, earlier: Sequence[Earlier], names: Sequence[str] = CLASSIFICATION) -> Estimate | str:
@@ -217,7 +219,7 @@ def _distance(windows: Sequence[Earlier], chances: Sequence[Array]) -> float:
 def _errors(windows: Sequence[Earlier], chances: Sequence[Array], names: Sequence[str]) -> list[tuple[str, float]]:
     found: dict[str, list[float]] = {name: [] for name in names}
     for window, used in zip(windows, chances, strict=True):
-        real, guessed = classification(window.truth, window.answers, names, 0.95), expected(window.answers, used, names)
+        real, guessed = classification(window.truth, window.answers, names, _ANY), expected(window.answers, used, names)
         for name in names:
             one, other = real[name], guessed[name]
             if isinstance(one, Measure) and not isinstance(other, str):

@@ -15,10 +15,11 @@ import numpy as np
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     Measure,
+    Sampling,
     area_under_curve,
     bootstrap,
     bootstrap_counts,
-    wilson,
+    share,
 )
 
 LEAST = float(np.finfo(np.float64).eps)
@@ -51,56 +52,54 @@ class Classified:
         return Classified(self.predicted[rows], probabilities, self.classes)
 
 
-def classification(
-    truth: Array, answers: Classified, names: Sequence[str], confidence: float, seed: int = 0
-) -> Measured:
+def classification(truth: Array, answers: Classified, names: Sequence[str], sampling: Sampling) -> Measured:
     """The figures of N > 0 rows whose true classes are `truth` ([N] int64, places in `answers.classes`)."""
-    return {name: _CLASSIFICATION[name](truth, answers, confidence, seed) for name in names}
+    return {name: _CLASSIFICATION[name](truth, answers, sampling) for name in names}
 
 
-def regression(truth: Array, predicted: Array, names: Sequence[str], confidence: float, seed: int = 0) -> Measured:
+def regression(truth: Array, predicted: Array, names: Sequence[str], sampling: Sampling) -> Measured:
     """The figures of N > 0 rows, both sides [N] float64 and finite."""
     if max(np.abs(truth).max(), np.abs(predicted).max()) > _LARGEST:
         return dict.fromkeys(names, f"labels or answers beyond {_LARGEST:g} have no square")
-    return {name: _REGRESSION[name](truth, predicted, confidence, seed) for name in names}
+    return {name: _REGRESSION[name](truth, predicted, sampling) for name in names}
 
 
-def _accuracy(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure:
-    return wilson("accuracy", float((truth == answers.predicted).sum()), len(truth), confidence)
+def _accuracy(truth: Array, answers: Classified, sampling: Sampling) -> Measure:
+    return share("accuracy", truth == answers.predicted, sampling)
 
 
-def _precision(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
+def _precision(truth: Array, answers: Classified, sampling: Sampling) -> Measure | str:
     if len(answers.classes) != 2:
-        return _macro("precision", truth, answers, confidence, seed)
+        return _macro("precision", truth, answers, sampling)
     asked = answers.predicted == 1
     if not asked.any():
         return f"no row was called {answers.classes[1]!r}"
-    return wilson("precision", float((truth[asked] == 1).sum()), int(asked.sum()), confidence)
+    return share("precision", truth[asked] == 1, sampling.of(asked))
 
 
-def _recall(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
+def _recall(truth: Array, answers: Classified, sampling: Sampling) -> Measure | str:
     if len(answers.classes) != 2:
-        return _macro("recall", truth, answers, confidence, seed)
+        return _macro("recall", truth, answers, sampling)
     asked = truth == 1
     if not asked.any():
         return f"no label is {answers.classes[1]!r}"
-    return wilson("recall", float((answers.predicted[asked] == 1).sum()), int(asked.sum()), confidence)
+    return share("recall", answers.predicted[asked] == 1, sampling.of(asked))
 
 
-def _f1(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
+def _f1(truth: Array, answers: Classified, sampling: Sampling) -> Measure | str:
     if len(answers.classes) != 2:
-        return _macro("f1", truth, answers, confidence, seed)
+        return _macro("f1", truth, answers, sampling)
     if not ((truth == 1) | (answers.predicted == 1)).any():
         return f"no label is {answers.classes[1]!r}, and no row was called so"
-    return _macro("f1", truth, answers, confidence, seed)
+    return _macro("f1", truth, answers, sampling)
 
 
-def _macro(name: str, truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
+def _macro(name: str, truth: Array, answers: Classified, sampling: Sampling) -> Measure | str:
     """Of the larger label of two, else the mean over the labels that there are."""
     classes = len(answers.classes)
     if classes > _MOST_CLASSES:
         return f"there are {classes:,} different labels; the mean over labels is of at most {_MOST_CLASSES}"
-    cells, counts = np.unique(truth * classes + answers.predicted, return_counts=True)
+    cells, inverse, counts = np.unique(truth * classes + answers.predicted, return_inverse=True, return_counts=True)
     true, called = cells // classes, cells % classes
     seen = np.array([1]) if classes == 2 else np.unique(np.concatenate([true, called]))
     is_true, is_called = (true[:, None] == seen).astype(np.float64), (called[:, None] == seen).astype(np.float64)
@@ -112,32 +111,35 @@ def _macro(name: str, truth: Array, answers: Classified, confidence: float, seed
         mean: Array = each.mean(axis=-1)
         return mean
 
-    return bootstrap_counts(name, counts, figure, confidence, seed)
+    shares = counts / len(truth)
+    total = np.maximum(shares @ below, LEAST)
+    slopes = ((is_true * is_called - shares @ (is_true * is_called) / total * below) / total).mean(axis=1)
+    return bootstrap_counts(name, counts, figure, sampling.worth(slopes[inverse]), sampling)
 
 
-def _roc_auc(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
+def _roc_auc(truth: Array, answers: Classified, sampling: Sampling) -> Measure | str:
     if answers.probabilities is None:
         return _NO_PROBABILITIES
     seen = np.unique(truth)
     if len(seen) < 2:
         return f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two"
     asked = np.array([1]) if len(answers.classes) == 2 else seen
-    return area_under_curve(truth[:, None] == asked, answers.probabilities[:, asked], confidence)
+    return area_under_curve(truth[:, None] == asked, answers.probabilities[:, asked], sampling)
 
 
-def _log_loss(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
+def _log_loss(truth: Array, answers: Classified, sampling: Sampling) -> Measure | str:
     if answers.probabilities is None:
         return _NO_PROBABILITIES
     own = answers.probabilities[np.arange(len(truth)), truth]
     losses = -np.log(np.clip(own, LEAST, 1 - LEAST))
-    return bootstrap("log_loss", losses[:, None], _first, confidence, seed)
+    return bootstrap("log_loss", losses[:, None], _first, sampling)
 
 
-def _brier(truth: Array, answers: Classified, confidence: float, seed: int) -> Measure | str:
+def _brier(truth: Array, answers: Classified, sampling: Sampling) -> Measure | str:
     if answers.probabilities is None:
         return _NO_PROBABILITIES
     apart = answers.probabilities - (truth[:, None] == np.arange(len(answers.classes)))
-    return bootstrap("brier", np.square(apart).sum(axis=1, keepdims=True) / 2, _first, confidence, seed)
+    return bootstrap("brier", np.square(apart).sum(axis=1, keepdims=True) / 2, _first, sampling)
 
 
 def _first(means: Array) -> Array:
@@ -145,23 +147,23 @@ def _first(means: Array) -> Array:
     return first
 
 
-def _mae(truth: Array, predicted: Array, confidence: float, seed: int) -> Measure:
-    return bootstrap("mae", np.abs(truth - predicted)[:, None], _first, confidence, seed)
+def _mae(truth: Array, predicted: Array, sampling: Sampling) -> Measure:
+    return bootstrap("mae", np.abs(truth - predicted)[:, None], _first, sampling)
 
 
-def _rmse(truth: Array, predicted: Array, confidence: float, seed: int) -> Measure:
+def _rmse(truth: Array, predicted: Array, sampling: Sampling) -> Measure:
     def root(means: Array) -> Array:
         return np.sqrt(np.maximum(_first(means), 0))
 
-    return bootstrap("rmse", np.square(truth - predicted)[:, None], root, confidence, seed)
+    return bootstrap("rmse", np.square(truth - predicted)[:, None], root, sampling)
 
 
-def _mape(truth: Array, predicted: Array, confidence: float, seed: int) -> Measure:
+def _mape(truth: Array, predicted: Array, sampling: Sampling) -> Measure:
     shares = np.abs(truth - predicted) / np.maximum(np.abs(truth), LEAST)
-    return bootstrap("mape", shares[:, None], _first, confidence, seed)
+    return bootstrap("mape", shares[:, None], _first, sampling)
 
 
-def _r2(truth: Array, predicted: Array, confidence: float, seed: int) -> Measure | str:
+def _r2(truth: Array, predicted: Array, sampling: Sampling) -> Measure | str:
     if len(truth) < 2 or not np.ptp(truth):
         return "all labels are the same; r2 needs two"
     centred = truth - truth.mean()
@@ -172,11 +174,11 @@ def _r2(truth: Array, predicted: Array, confidence: float, seed: int) -> Measure
         return share
 
     rows = np.stack([np.square(truth - predicted), centred, np.square(centred)], axis=1)
-    return bootstrap("r2", rows, explained, confidence, seed)
+    return bootstrap("r2", rows, explained, sampling)
 
 
 _NO_PROBABILITIES = "the model gives no probability of each label"
-_CLASSIFICATION: dict[str, Callable[[Array, Classified, float, int], "Measure | str"]] = {
+_CLASSIFICATION: dict[str, Callable[[Array, Classified, Sampling], "Measure | str"]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "precision": _precision,
@@ -185,7 +187,7 @@ _CLASSIFICATION: dict[str, Callable[[Array, Classified, float, int], "Measure | 
     "log_loss": _log_loss,
     "brier": _brier,
 }
-_REGRESSION: dict[str, Callable[[Array, Array, float, int], "Measure | str"]] = {
+_REGRESSION: dict[str, Callable[[Array, Array, Sampling], "Measure | str"]] = {
     "mae": _mae,
     "rmse": _rmse,
     "mape": _mape,

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
+from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
 from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers
 from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, estimate
-from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
+from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.measures import (
     CLASSIFICATION,
     REGRESSION,
@@ -29,6 +30,7 @@ from mlflow_deploy_plugin.monitoring.kinds.segments import Segment, segments_of
 from mlflow_deploy_plugin.monitoring.kinds.versions import version_artifact
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
 
 _EARLIER_WINDOWS = 8
@@ -56,6 +58,12 @@ class _Window:
     @property
     def labels(self) -> int:
         return int(self.labelled.sum())
+
+    def sampling(self, rows: Array, confidence: float) -> Sampling:
+        """How some of the rows were drawn: [N] bool."""
+        if self.question.spec.independent_rows:
+            return Sampling(confidence)
+        return Sampling(confidence, microseconds_of(self.rows.table.column(EVENT_TIME))).of(rows)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -135,12 +143,14 @@ def _judged_by_estimate(window: _Window) -> Judged:
 def _measure(window: _Window, rows: Array, names: tuple[str, ...], confidence: float) -> Measured:
     answered = window.answered
     if answered.classified is not None:
-        return classification(answered.truth[rows], answered.classified.take(rows), names, confidence)
+        taken = answered.classified.take(rows)
+        return classification(answered.truth[rows], taken, names, window.sampling(rows, confidence))
     assert answered.numbers is not None
     usable = rows & np.isfinite(answered.numbers)
     if not usable.any():
         return dict.fromkeys(names, "no labelled row has an answer that is a number")
-    return regression(answered.truth[usable], answered.numbers[usable], names, confidence)
+    sampling = window.sampling(usable, confidence)
+    return regression(answered.truth[usable], answered.numbers[usable], names, sampling)
 
 
 def _findings(

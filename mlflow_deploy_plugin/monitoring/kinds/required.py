@@ -61,7 +61,8 @@ def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 def _reason(requirement: Requirement, measured: Measure, confidence: float, state: State) -> str:
     sure = "" if measured.method == ERROR_BEFORE else f", confidence {confidence:.4g}"
     interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}{sure})"
-    said = f"{measured.value:.4g} on {measured.rows:,} rows, {interval}; required is {requirement.text}"
+    fewer = f" (worth {measured.worth:,.0f} independent ones)" if measured.worth < 0.9 * measured.rows else ""
+    said = f"{measured.value:.4g} on {measured.rows:,} rows{fewer}, {interval}; required is {requirement.text}"
     if state == "kept" and not requirement.holds(measured.value):
         return f"{said}, which the interval does not exclude"
     return said

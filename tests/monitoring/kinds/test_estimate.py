@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, estimate, expected
-from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
+from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.measures import CLASSIFICATION, Classified, classification
 
 
@@ -18,7 +18,7 @@ def window(seed: int, classes: int = 2, rows: int = 10_000, overconfident: float
 
 
 def real(one: Earlier) -> dict[str, float]:
-    measured = classification(one.truth, one.answers, CLASSIFICATION, 0.95)
+    measured = classification(one.truth, one.answers, CLASSIFICATION, Sampling(0.95))
     return {name: figure.value for name, figure in measured.items() if isinstance(figure, Measure)}
 
 

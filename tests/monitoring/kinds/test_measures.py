@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from mlflow_deploy_plugin.monitoring.kinds.intervals import RESAMPLES, Measure, area_under_curve, wilson
+from mlflow_deploy_plugin.monitoring.kinds.intervals import RESAMPLES, Measure, Sampling, area_under_curve, wilson
 from mlflow_deploy_plugin.monitoring.kinds.measures import (
     CLASSIFICATION,
     REGRESSION,
@@ -31,7 +31,7 @@ def test_the_figures_of_a_classifier_are_those_of_scikit_learn(classes: int) -> 
     rng = np.random.default_rng(3)
     truth = rng.integers(0, classes, 700)
     answers = answers_to(truth, classes, rng)
-    found = classification(truth, answers, CLASSIFICATION, 0.95)
+    found = classification(truth, answers, CLASSIFICATION, Sampling(0.95))
 
     average = {"average": "binary" if classes == 2 else "macro"}
     chances = answers.probabilities
@@ -54,7 +54,7 @@ def test_the_figures_of_a_regressor_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(4)
     truth = rng.normal(5, 2, 500)
     predicted = truth + rng.normal(0, 1, 500)
-    found = regression(truth, predicted, REGRESSION, 0.95)
+    found = regression(truth, predicted, REGRESSION, Sampling(0.95))
 
     assert value(found["mae"]) == pytest.approx(metrics.mean_absolute_error(truth, predicted))
     assert value(found["rmse"]) == pytest.approx(metrics.root_mean_squared_error(truth, predicted))
@@ -71,9 +71,9 @@ def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten
 
     def figure(rows: np.ndarray) -> Measure:
         if name == "rmse":
-            found = regression(numbers[rows], np.zeros(len(rows)), [name], 0.9)[name]
+            found = regression(numbers[rows], np.zeros(len(rows)), [name], Sampling(0.9))[name]
         else:
-            found = classification(truth[rows], answers.take(rows), [name], 0.9)[name]
+            found = classification(truth[rows], answers.take(rows), [name], Sampling(0.9))[name]
         assert isinstance(found, Measure)
         return found
 
@@ -87,7 +87,7 @@ def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten
 def test_many_rows_are_resampled_without_drawing_each() -> None:
     rng = np.random.default_rng(6)
     truth = rng.normal(size=60_000)
-    found = regression(truth, np.zeros(60_000), ["rmse"], 0.95)["rmse"]
+    found = regression(truth, np.zeros(60_000), ["rmse"], Sampling(0.95))["rmse"]
 
     assert isinstance(found, Measure)
     assert found.high - found.low == pytest.approx(2 * 1.96 / np.sqrt(2 * 60_000), rel=0.2)
@@ -97,23 +97,76 @@ def test_many_rows_are_resampled_without_drawing_each() -> None:
 def test_a_figure_that_the_rows_cannot_give_says_why() -> None:
     ones = np.ones(50, dtype=np.int64)
     answers = Classified(np.zeros(50, dtype=np.int64), np.tile([0.8, 0.2], (50, 1)), ("no", "yes"))
-    found = classification(ones, answers, ["roc_auc", "precision", "recall"], 0.95)
+    found = classification(ones, answers, ["roc_auc", "precision", "recall"], Sampling(0.95))
 
     assert found["roc_auc"] == "all labels are 'yes'; roc_auc needs two"
     assert found["precision"] == "no row was called 'yes'"
     assert value(found["recall"]) == 0.0
-    assert classification(0 * ones, answers, ["recall"], 0.95)["recall"] == "no label is 'yes'"
+    assert classification(0 * ones, answers, ["recall"], Sampling(0.95))["recall"] == "no label is 'yes'"
     silent = Classified(answers.predicted, None, answers.classes)
     assert (
-        classification(ones, silent, ["log_loss"], 0.95)["log_loss"] == "the model gives no probability of each label"
+        classification(ones, silent, ["log_loss"], Sampling(0.95))["log_loss"]
+        == "the model gives no probability of each label"
     )
-    assert "needs two" in str(regression(np.ones(9), np.ones(9), ["r2"], 0.95)["r2"])
-    assert "no square" in str(regression(np.full(9, 1e200), np.ones(9), ["rmse"], 0.95)["rmse"])
+    assert "needs two" in str(regression(np.ones(9), np.ones(9), ["r2"], Sampling(0.95))["r2"])
+    assert "no square" in str(regression(np.full(9, 1e200), np.ones(9), ["rmse"], Sampling(0.95))["rmse"])
 
 
 def test_a_perfect_order_of_few_rows_is_not_certain() -> None:
     is_positive = np.arange(20) >= 10
-    found = area_under_curve(is_positive[:, None], np.arange(20.0)[:, None], 0.95)
+    found = area_under_curve(is_positive[:, None], np.arange(20.0)[:, None], Sampling(0.95))
 
     assert (found.value, found.high) == (1.0, pytest.approx(1.0))
     assert found.low == pytest.approx(wilson("", 10, 10, 0.95).low)
+
+
+def together(rng: np.random.Generator, stretches: int, rows: int = 20) -> np.ndarray:
+    """[N] what the rows of each stretch have in common, of variance 1."""
+    return np.repeat(rng.normal(size=stretches), rows)
+
+
+NAMES = ("accuracy", "recall", "f1", "roc_auc", "brier")
+
+
+def answered(rng: np.random.Generator, stretches: int, dependence: float) -> tuple[np.ndarray, Classified]:
+    """Rows of which a stretch is wrong together: the stretch moves the truth's chances, and the model does not know."""
+    chances = rng.uniform(0.3, 0.95, stretches * 20)
+    moved = np.log(chances / (1 - chances)) + dependence * together(rng, stretches)
+    truth = (rng.random(len(chances)) < 1 / (1 + np.exp(-moved))).astype(int)
+    said = np.stack([1 - chances, chances], axis=1)
+    return truth, Classified(said.argmax(axis=1), said, ("no", "yes"))
+
+
+@pytest.mark.parametrize(("dependence", "before", "least"), [(0.0, 0.85, 0.9), (3.0, 0.0, 0.85)])
+def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(dependence, before, least) -> None:
+    rng = np.random.default_rng(0)
+    windows = 60
+    times = np.arange(600.0)
+    many = classification(*answered(rng, 4_000, dependence), NAMES, Sampling(0.95))
+    values = {name: one.value for name, one in many.items() if isinstance(one, Measure)}
+
+    def held(sampling: Sampling) -> dict[str, float]:
+        draws = np.random.default_rng(1)
+        found = [classification(*answered(draws, 30, dependence), NAMES, sampling) for _ in range(windows)]
+        return {name: np.mean([one[name].low <= values[name] <= one[name].high for one in found]) for name in NAMES}
+
+    alone, as_they_come = held(Sampling(0.95)), held(Sampling(0.95, times))
+
+    assert all(share >= least for share in as_they_come.values()), as_they_come
+    assert all(share >= before for share in alone.values())
+    if dependence:
+        assert np.mean([alone["accuracy"], alone["brier"]]) < 0.75
+
+
+def test_rows_that_are_wrong_together_are_worth_fewer() -> None:
+    rng = np.random.default_rng(3)
+    errors = together(rng, 40) + 0.3 * rng.normal(size=800)
+    shuffled = rng.permutation(800)
+
+    def rmse(times: np.ndarray | None) -> Measure:
+        return regression(errors, np.zeros(800), ["rmse"], Sampling(0.95, times))["rmse"]
+
+    assert rmse(None).worth == 800
+    assert rmse(np.arange(800)).worth < 120
+    assert rmse(shuffled).worth > 400  # in an order that does not matter they are as good as independent
+    assert rmse(np.arange(800)).high - rmse(np.arange(800)).low > 2 * (rmse(None).high - rmse(None).low)

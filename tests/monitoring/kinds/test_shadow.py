@@ -34,7 +34,7 @@ def answer_both(desk, answers, others, variant="candidate", copies=None, **colum
 def test_rows_are_laid_side_by_side_by_prediction_id_and_row(desk, found, wrong, state) -> None:
     desk.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(600) % 2
-    answer_both(desk, answers, np.where(np.arange(600) < wrong, 1 - answers, answers))
+    answer_both(desk, answers, np.where(np.arange(600) % (600 // wrong) == 0, 1 - answers, answers))
 
     judged = judge(desk.ask(**AGREE))
 
