@@ -125,7 +125,7 @@ def _monitors(session: Session, keys: Sequence[Key], paused: Container[Key]) -> 
         for possible in STATES:
             state.add_metric([*key, possible], float(possible == now_in))
         if judged is not None:
-            until.add_metric(key, judged.window_end.timestamp())
+            until.add_metric(key, judged.end.timestamp())
         shares = [window.figures[_SHARE] for window in latest if window.figures.get(_SHARE) is not None]
         if shares:
             share.add_metric(key, shares[0])
@@ -134,7 +134,7 @@ def _monitors(session: Session, keys: Sequence[Key], paused: Container[Key]) -> 
 
 def _newest(key: Key, limit: int) -> Select[MonitorWindowRow]:
     row = MonitorWindowRow
-    order = (row.window_start.desc(), row.revision.desc(), row.id.desc())
+    order = (row.start.desc(), row.revision.desc(), row.id.desc())
     return select(row).where(row.endpoint == key[0], row.monitor == key[1]).order_by(*order).limit(limit)
 
 

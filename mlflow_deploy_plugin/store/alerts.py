@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.store.audit import AuditEvent, kept_text, this_actor, write_event
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import AlertRow, SilenceRow
+from mlflow_deploy_plugin.store.tables import AlertRow, SilenceRow, value_of
 
 FIRING = "firing"
 _REMEMBERED = timedelta(days=7)
@@ -74,21 +74,21 @@ class Alerts:
         if endpoint is not None:
             query = query.where(AlertRow.endpoint == endpoint)
         with self._store.transaction() as session:
-            return [_alert(row) for row in session.scalars(query)]
+            return [value_of(row, Alert) for row in session.scalars(query)]
 
     def recent(self) -> list[Alert]:
         """What is firing, and what has changed within the last days; oldest first."""
         since = self._store.now() - _REMEMBERED
         query = select(AlertRow).where(or_(AlertRow.state == FIRING, AlertRow.last_at > since)).order_by(AlertRow.id)
         with self._store.transaction() as session:
-            return [_alert(row) for row in session.scalars(query)]
+            return [value_of(row, Alert) for row in session.scalars(query)]
 
     def change(self, fingerprint: str, change: "Callable[[Alert | None], Alert | None]") -> Alert | None:
         """Writes what `change` makes of the alert that is firing (None: none is); nothing, where it gives None."""
         query = select(AlertRow).where(AlertRow.fingerprint == kept_text(fingerprint, 255), AlertRow.state == FIRING)
         with self._store.transaction() as session:
             row = session.scalars(query.order_by(AlertRow.id.desc()).limit(1).with_for_update()).one_or_none()
-            return _write(session, row, change(None if row is None else _alert(row)))
+            return _write(session, row, change(None if row is None else value_of(row, Alert)))
 
     def add_once(self, alert: Alert) -> Alert | None:
         """Writes the alert; None where one of its fingerprint was ever written."""
@@ -100,7 +100,7 @@ class Alerts:
         """Likewise, of the alert with this number, whatever its state; None: it is gone."""
         with self._store.transaction() as session:
             row = session.scalars(select(AlertRow).where(AlertRow.id == number).with_for_update()).one_or_none()
-            return None if row is None else _write(session, row, change(_alert(row)))
+            return None if row is None else _write(session, row, change(value_of(row, Alert)))
 
 
 class Silences:
@@ -129,7 +129,7 @@ class Silences:
             session.flush()
             detail = {"monitor": monitor, "until": row.until.isoformat(), "silence": row.id}
             write_event(session, AuditEvent(now, by, "silence", endpoint, why=why, detail=detail))
-            return _silence(row)
+            return value_of(row, Silence)
 
     def active(self, endpoint: str | None = None) -> list[Silence]:
         """Those that hold now, oldest first."""
@@ -137,7 +137,7 @@ class Silences:
         if endpoint is not None:
             query = query.where(SilenceRow.endpoint == endpoint)
         with self._store.transaction() as session:
-            return [_silence(row) for row in session.scalars(query)]
+            return [value_of(row, Silence) for row in session.scalars(query)]
 
     def end(self, number: int, actor: str | None = None) -> Silence | None:
         """Ends it now, with its audit event; None: none of this number holds."""
@@ -151,7 +151,7 @@ class Silences:
             detail = {"monitor": row.monitor, "silence": row.id}
             write_event(session, AuditEvent(now, by, "silence.end", row.endpoint, detail=detail))
             session.flush()
-            return _silence(row)
+            return value_of(row, Silence)
 
 
 def _write(session: Session, row: AlertRow | None, alert: Alert | None) -> Alert | None:
@@ -163,23 +163,4 @@ def _write(session: Session, row: AlertRow | None, alert: Alert | None) -> Alert
     row.state, row.count, row.detail = alert.state, alert.count, alert.detail
     row.first_at, row.last_at, row.told_at = alert.first_at, alert.last_at, alert.told_at
     session.flush()
-    return _alert(row)
-
-
-def _alert(row: AlertRow) -> Alert:
-    return Alert(
-        fingerprint=row.fingerprint,
-        endpoint=row.endpoint,
-        monitor=row.monitor,
-        state=row.state,  # type: ignore[arg-type]  # written here alone
-        first_at=row.first_at,
-        last_at=row.last_at,
-        told_at=row.told_at,
-        count=row.count,
-        detail=dict(row.detail),
-        id=row.id,
-    )
-
-
-def _silence(row: SilenceRow) -> Silence:
-    return Silence(row.id, row.endpoint, row.monitor, row.until, row.why, row.actor, row.created_at)
+    return value_of(row, Alert)

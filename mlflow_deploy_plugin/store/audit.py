@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.spec.document import document_of
-from mlflow_deploy_plugin.store.tables import AuditRow
+from mlflow_deploy_plugin.store.tables import AuditRow, value_of
 
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 
@@ -65,7 +65,7 @@ def read_events(session: Session, endpoint: str | None, model: str | None, limit
         query = query.where(AuditRow.endpoint == endpoint)
     if model is not None:
         query = query.where(AuditRow.model == model)
-    return [_event(row) for row in reversed(session.scalars(query).all())]
+    return [value_of(row, AuditEvent) for row in reversed(session.scalars(query).all())]
 
 
 def kept_text(text: str, longest: int | None) -> str:
@@ -133,18 +133,3 @@ def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
-def _event(row: AuditRow) -> AuditEvent:
-    return AuditEvent(
-        at=row.at,
-        actor=row.actor,
-        action=row.action,
-        endpoint=row.endpoint,
-        model=row.model,
-        version=row.version,
-        before=row.before,
-        after=row.after,
-        why=row.why,
-        detail=row.detail,
-    )

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.store import leases
 from mlflow_deploy_plugin.store.audit import AuditEvent, kept_text, this_actor, write_event
 from mlflow_deploy_plugin.store.leases import Lease
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import MonitorRow, MonitorWindowRow
+from mlflow_deploy_plugin.store.tables import MonitorRow, MonitorWindowRow, value_of
 
 WindowState = Literal["pending", "running", "judged", "failed"]
 _WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "attempts", "not_before")
@@ -88,7 +88,7 @@ class Monitors:
         """As it is remembered; a new one where nothing is."""
         with self._store.transaction() as session:
             row = session.get(MonitorRow, (endpoint, monitor))
-            return MonitorState(endpoint, monitor) if row is None else _state(row)
+            return MonitorState(endpoint, monitor) if row is None else value_of(row, MonitorState)
 
     def states(self, endpoint: str | None = None) -> list[MonitorState]:
         """All that something is remembered of, by name."""
@@ -96,7 +96,7 @@ class Monitors:
         if endpoint is not None:
             query = query.where(MonitorRow.endpoint == endpoint)
         with self._store.transaction() as session:
-            return [_state(row) for row in session.scalars(query)]
+            return [value_of(row, MonitorState) for row in session.scalars(query)]
 
     def pause(self, endpoint: str, monitor: str, paused: bool = True, actor: str | None = None, why: str = "") -> bool:
         """Pauses or resumes, with its audit event; False: it was so already."""
@@ -139,7 +139,7 @@ class Monitors:
         """Of a window that begins there, however long it is."""
         row = MonitorWindowRow
         query = select(func.max(row.revision)).where(
-            row.endpoint == endpoint, row.monitor == monitor, row.window_start == start
+            row.endpoint == endpoint, row.monitor == monitor, row.start == start
         )
         with self._store.transaction() as session:
             return int(session.scalar(query) or 0) + 1
@@ -161,8 +161,8 @@ class Monitors:
         row = MonitorWindowRow(
             endpoint=endpoint,
             monitor=monitor,
-            window_start=start,
-            window_end=end,
+            start=start,
+            end=end,
             revision=revision,
             state=state,
             not_before=None,
@@ -176,16 +176,16 @@ class Monitors:
             with self._store.transaction() as session:
                 session.add(row)
                 session.flush()
-                return _window(row)
+                return value_of(row, MonitorWindow)
         except IntegrityError:
             query = select(MonitorWindowRow).where(
                 MonitorWindowRow.endpoint == endpoint,
                 MonitorWindowRow.monitor == monitor,
-                MonitorWindowRow.window_start == start,
+                MonitorWindowRow.start == start,
                 MonitorWindowRow.revision == revision,
             )
             with self._store.transaction() as session:
-                return _window(session.scalars(query).one())
+                return value_of(session.scalars(query).one(), MonitorWindow)
 
     def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
         """Writes what was found of a window, and what may change of it otherwise.
@@ -209,7 +209,7 @@ class Monitors:
             row.figures = {name: _finite(value) for name, value in window.figures.items()}
             row.updated_at = self._store.now()
             session.flush()
-            return _window(row)
+            return value_of(row, MonitorWindow)
 
     def close(self, window: MonitorWindow, reason: str) -> None:
         """Gives a window up that nobody will judge, unless it was judged meanwhile."""
@@ -240,7 +240,7 @@ class Monitors:
             states: only those that are in one of them; empty: any.
             since: only those that end after it.
         """
-        order = (MonitorWindowRow.window_start.desc(), MonitorWindowRow.revision.desc(), MonitorWindowRow.id.desc())
+        order = (MonitorWindowRow.start.desc(), MonitorWindowRow.revision.desc(), MonitorWindowRow.id.desc())
         query = select(MonitorWindowRow).order_by(*order).limit(limit)
         if endpoint is not None:
             query = query.where(MonitorWindowRow.endpoint == endpoint)
@@ -249,9 +249,9 @@ class Monitors:
         if states:
             query = query.where(MonitorWindowRow.state.in_(states))
         if since is not None:
-            query = query.where(MonitorWindowRow.window_end > since)
+            query = query.where(MonitorWindowRow.end > since)
         with self._store.transaction() as session:
-            return [_window(row) for row in reversed(session.scalars(query).all())]
+            return [value_of(row, MonitorWindow) for row in reversed(session.scalars(query).all())]
 
 
 def _row(session: Session, endpoint: str, monitor: str) -> MonitorRow:
@@ -269,31 +269,3 @@ def _row(session: Session, endpoint: str, monitor: str) -> MonitorRow:
 def _finite(value: Any) -> Any:
     """JSON has no NaN and no infinity, and PostgreSQL takes none."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _state(row: MonitorRow) -> MonitorState:
-    return MonitorState(row.endpoint, row.monitor, row.paused, row.paused_by, row.made_up_to, row.consecutive, row.note)
-
-
-def _window(row: MonitorWindowRow) -> MonitorWindow:
-    return MonitorWindow(
-        id=row.id,
-        endpoint=row.endpoint,
-        monitor=row.monitor,
-        start=row.window_start,
-        end=row.window_end,
-        revision=row.revision,
-        state=row.state,  # type: ignore[arg-type]  # written here alone
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        verdict=row.verdict,
-        reason=row.reason,
-        rows=row.rows,
-        log_rows=row.log_rows,
-        log_digest=row.log_digest,
-        attempts=row.attempts,
-        not_before=row.not_before,
-        run_id=row.run_id,
-        run_url=row.run_url,
-        figures=row.figures,
-    )

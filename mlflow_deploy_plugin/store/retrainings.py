@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.store.audit import AuditEvent, write_event
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import RetrainingRow
+from mlflow_deploy_plugin.store.tables import RetrainingRow, value_of
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Retrainings:
             session.flush()
             if event is not None:
                 write_event(session, event)
-            return _retraining(row)
+            return value_of(row, Retraining)
 
     def find(self, endpoint: str | None = None, model: str | None = None, live: bool = False) -> list[Retraining]:
         """Oldest first; `live`: those only that have not ended."""
@@ -118,13 +118,13 @@ class Retrainings:
         if live:
             query = query.where(RetrainingRow.ended_at.is_(None))
         with self._store.transaction() as session:
-            return [_retraining(row) for row in session.scalars(query)]
+            return [value_of(row, Retraining) for row in session.scalars(query)]
 
     def get(self, number: int) -> Retraining | None:
         """As it stands now; None: there is none of this number."""
         with self._store.transaction() as session:
             row = session.get(RetrainingRow, number)
-            return None if row is None else _retraining(row)
+            return None if row is None else value_of(row, Retraining)
 
     def update(self, retraining: Retraining, event: AuditEvent | None = None) -> Retraining | None:
         """Writes the fields of `retraining` that may change, and its event.
@@ -145,30 +145,10 @@ class Retrainings:
             session.flush()
             if event is not None:
                 write_event(session, event)
-            return _retraining(row)
+            return value_of(row, Retraining)
 
 
 def _take_turns(session: Session, model: str) -> None:
     """Until the transaction ends nobody else adds one for the model; on SQLite nobody writes at all meanwhile."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:model))"), {"model": f"retraining of {model}"})
-
-
-def _retraining(row: RetrainingRow) -> Retraining:
-    return Retraining(
-        id=row.id,
-        endpoint=row.endpoint,
-        monitor=row.monitor,
-        model=row.model,
-        cause=row.cause,
-        spec=row.spec,
-        state=row.state,
-        run_id=row.run_id,
-        version=row.version,
-        rollout_id=row.rollout_id,
-        reason=row.reason,
-        figures=row.figures,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        ended_at=row.ended_at,
-    )

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.store.tables import RolloutRow
+from mlflow_deploy_plugin.store.tables import RolloutRow, value_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def add(session: Session, endpoint: str, spec: dict[str, Any], state: str, now: 
     )
     session.add(row)
     session.flush()
-    return _rollout(row)
+    return value_of(row, Rollout)
 
 
 def find(session: Session, endpoint: str | None, live: bool) -> list[Rollout]:
@@ -69,7 +69,7 @@ def find(session: Session, endpoint: str | None, live: bool) -> list[Rollout]:
         query = query.where(RolloutRow.endpoint == endpoint)
     if live:
         query = query.where(RolloutRow.ended_at.is_(None))
-    return [_rollout(row) for row in session.scalars(query)]
+    return [value_of(row, Rollout) for row in session.scalars(query)]
 
 
 def update(session: Session, rollout: Rollout, now: datetime) -> Rollout | None:
@@ -83,7 +83,7 @@ def update(session: Session, rollout: Rollout, now: datetime) -> Rollout | None:
     row.updated_at, row.ended_at = now, rollout.ended_at
     row.revision += 1
     session.flush()
-    return _rollout(row)
+    return value_of(row, Rollout)
 
 
 def end(session: Session, endpoint: str, state: str, reason: str, now: datetime) -> list[Rollout]:
@@ -91,20 +91,3 @@ def end(session: Session, endpoint: str, state: str, reason: str, now: datetime)
     live = find(session, endpoint, live=True)
     ended = [update(session, replace(one, state=state, reason=reason, ended_at=now), now) for one in live]
     return [one for one in ended if one is not None]
-
-
-def _rollout(row: RolloutRow) -> Rollout:
-    return Rollout(
-        id=row.id,
-        endpoint=row.endpoint,
-        spec=row.spec,
-        state=row.state,
-        step=row.step,
-        step_at=row.step_at,
-        figures=row.figures,
-        reason=row.reason,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        ended_at=row.ended_at,
-        revision=row.revision,
-    )

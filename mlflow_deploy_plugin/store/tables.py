@@ -4,8 +4,9 @@ Every name starts with `onnxserve_`: MLflow's own database has a table `endpoint
 may live in one database.
 """
 
+from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import (
     JSON,
@@ -24,6 +25,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ValueT = TypeVar("ValueT", bound="DataclassInstance")
 VERSION_TABLE = "onnxserve_alembic_version"
 SCHEMA = "0003"
 """The newest of Alembic's revisions; a test holds both equal."""
@@ -46,6 +51,11 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 class Base(DeclarativeBase):
     """Every table of the store."""
+
+
+def value_of(row: Base, kind: type[ValueT]) -> ValueT:
+    """The row as a frozen dataclass, whose fields have the names of its columns."""
+    return kind(**{field.name: getattr(row, field.name) for field in fields(kind)})
 
 
 class EndpointRow(Base):
@@ -128,8 +138,8 @@ class MonitorWindowRow(Base):
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     endpoint: Mapped[str] = mapped_column(String(63))
     monitor: Mapped[str] = mapped_column(String(255))
-    window_start: Mapped[datetime] = mapped_column(UtcDateTime)
-    window_end: Mapped[datetime] = mapped_column(UtcDateTime)
+    start: Mapped[datetime] = mapped_column("window_start", UtcDateTime)
+    end: Mapped[datetime] = mapped_column("window_end", UtcDateTime)
     revision: Mapped[int] = mapped_column(Integer)
     state: Mapped[str] = mapped_column(String(31), index=True)
     verdict: Mapped[str] = mapped_column(String(31))
