@@ -1,21 +1,17 @@
 """Performance: were the answers right, now that it is known? Before it is, how right they may be expected to be."""
 
-import itertools
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 
 import numpy as np
-import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.inference_log.rows import microseconds_of
-from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
 from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers
-from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, estimate
+from mlflow_deploy_plugin.monitoring.kinds.estimate import Estimate
+from mlflow_deploy_plugin.monitoring.kinds.expected import Expectation, expect
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.measures import (
     CLASSIFICATION,
@@ -31,13 +27,8 @@ from mlflow_deploy_plugin.monitoring.kinds.versions import version_artifact
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
-from mlflow_deploy_plugin.spec import duration_seconds
 
-_EARLIER_WINDOWS = 8
-_LOOKED_AT = 24
 _MOST_CELLS = 20_000_000
-_EARLIER_ROWS = 10_000
-_TICK = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,30 +105,29 @@ def _judged_by_estimate(window: _Window) -> Judged:
     """What the labels cannot say yet."""
     spec = window.question.spec
     missing = f"{window.labels:,} of {len(window.rows.table):,} rows have a label; min_rows is {spec.min_rows}"
-    expected = _estimate(window)
+    expected = expect(window.question, window.rows, window.artifact, window.answered)
     figures = _figures(window, {})
     if isinstance(expected, str):
         reason = f"{missing}; nothing is estimated before: {expected}"
         findings = [Finding(one.name, "criterion", "not judged", reason, None, one.value) for one in spec.requirements]
         return _conclusion(window, findings, figures, ())
-    figures |= _estimated_figures(expected)
-    findings = [
-        finding(
-            one,
-            expected.measure(one.name, len(window.rows.table))
-            if one.name in expected.values
-            else _unfit(window, one.name),
-            1.0,
-            prefix="estimated ",
-        )
-        for one in spec.requirements
-    ]
-    corrected = "corrected by isotonic regression" if expected.is_corrected else "as the model gives them"
+    expectations, notes = expected
+    of_all = expectations[0].estimate
+    findings = [one for expectation in expectations for one in _expected_findings(window, expectation)]
+    corrected = "corrected by isotonic regression" if of_all.is_corrected else "as the model gives them"
     note = (
         f"{missing}; what is said is estimated from the model's own probabilities (CBPE), {corrected}, "
-        f"checked on {expected.windows} earlier windows with labels"
+        f"checked on {of_all.windows} earlier windows with labels"
     )
-    return _conclusion(window, findings, figures, (note,))
+    return _conclusion(window, findings, {**figures, **_estimated_figures(of_all)}, (note, *notes))
+
+
+def _expected_findings(window: _Window, expected: Expectation) -> Iterator[Finding]:
+    for requirement in window.question.spec.requirements:
+        name = requirement.name
+        known = name in expected.estimate.values
+        measured = expected.estimate.measure(name, expected.rows) if known else _unfit(window, name)
+        yield finding(requirement, measured, 1.0, expected.segment, prefix="estimated ")
 
 
 def _measure(window: _Window, rows: Array, names: tuple[str, ...], confidence: float) -> Measured:
@@ -164,52 +154,6 @@ def _findings(
 def _unfit(window: _Window, name: str) -> str:
     answers, needs = ("labels", "numbers") if window.answered.classified is not None else ("numbers", "labels")
     return f"{name} is a figure of {needs}, and the model answers {answers}"
-
-
-def _estimate(window: _Window) -> "Estimate | str":
-    """The estimate of all rows of the window, checked on earlier windows of the same version."""
-    if window.answered.classified is None:
-        return "the model answers numbers, and how far they are off cannot be seen from them"
-    tables = [window.rows.table, *_earlier_tables(window)]
-    together = pa.concat_tables(tables, promote_options="permissive")
-    answered = read_answers(together, window.artifact)
-    if isinstance(answered, str) or answered.classified is None:
-        return "the rows of earlier windows do not fit"
-    bounds = np.cumsum([0, *(len(table) for table in tables)])
-    earlier = []
-    for start, end in itertools.pairwise(bounds[1:]):
-        places = np.arange(start, end)[answered.is_labelled[start:end]]
-        earlier.append(Earlier(answered.truth[places], answered.classified.take(places)))
-    return estimate(answered.classified.take(np.arange(bounds[1])), earlier)
-
-
-def _earlier_tables(window: _Window) -> Iterator[pa.Table]:
-    """The labelled rows of the latest windows of the same length that have enough of them."""
-    question = window.question
-    found = 0
-    for past in _earlier_windows(question)[:_LOOKED_AT]:
-        rows = question.log.labelled(question.endpoint, past, _EARLIER_ROWS)
-        if rows is None or (rows.model, rows.version) != (window.rows.model, window.rows.version):
-            continue
-        answered = read_answers(rows.table, window.artifact)
-        if not isinstance(answered, str) and answered.is_labelled.sum() >= question.spec.min_rows:
-            yield rows.table.filter(pa.array(answered.is_labelled))
-            found += 1
-        if found == _EARLIER_WINDOWS:
-            return
-
-
-def _earlier_windows(question: Question) -> list[Window]:
-    """Those that have rows and whose labels should be in, the latest first."""
-    length = question.window.length
-    wait = timedelta(seconds=duration_seconds(question.spec.labels_within) if question.spec.labels_within else 0)
-    until = question.window.start - max(math.ceil(wait / length) - 1, 0) * length
-    numbers = set()
-    for hour in question.log.hours(question.endpoint, Window(EPOCH, until)):
-        # so many windows lie between the judged one and the one of the hour's first, and last, microsecond
-        numbers |= {(question.window.start - one) // length for one in (hour.start + _TICK, hour.end)}
-    starts = [question.window.start - (number + 1) * length for number in sorted(numbers)]
-    return [Window(start, start + length) for start in starts if start + length <= until]
 
 
 def _figures(window: _Window, measured: Measured) -> dict[str, float]:

@@ -89,6 +89,38 @@ def test_an_estimate_that_earlier_windows_confirm_is_judged_by_the_error_it_had_
     assert any("CBPE" in note for note in judged.judgement.notes)
 
 
+def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_it(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    for number in range(1, 5):
+        flights(desk, classify, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
+    columns, _ = classify(np.random.default_rng(0), range(600), 8.0)
+    hard = columns["carrier"] == "UA"
+    chance = np.random.default_rng(1).uniform(0.45, 0.55, hard.sum())
+    for place, value in zip(np.flatnonzero(hard), chance, strict=True):
+        columns["output.probabilities"][place] = [1 - value, value]
+    columns["carrier"][np.flatnonzero(~hard)[:150]] = "new"
+    desk.answer(columns)
+
+    judged = judge(desk.ask(**(ACCURACY | {"segment_by": ["carrier"], "require": ["accuracy>=0.7"]})))
+
+    states = {one.segment: one.state for one in judged.judgement.findings}
+    assert states == {"": "kept", "carrier=UA": "violated", "carrier=AA": "kept", "carrier=DL": "kept"} | {
+        "carrier=new": "not judged"
+    }
+    new = found(judged, "estimated accuracy", segment="carrier=new")
+    assert "which 0 earlier windows with labels cannot confirm" in new.reason
+
+
+def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is_said(desk, found) -> None:
+    classes = list(range(12))
+    desk.serve(CLASSIFIER | {"classes": classes})
+    desk.answer({"prediction": np.arange(240) % 12, "output.probabilities": [[1 / 12] * 12] * 240})
+
+    judged = judge(desk.ask(**ACCURACY))
+
+    assert "those of at most 8 labels are read from the log, and the model has 12" in found(judged, "accuracy").reason
+
+
 def test_of_numbers_nothing_is_estimated_and_labels_are_judged(desk, found) -> None:
     desk.serve(REGRESSOR)
     rng = np.random.default_rng(1)
