@@ -75,8 +75,8 @@ def _why_not(answered: Answered, artifact: Artifact | None) -> str:
     if answered.classified.probabilities is None and gives:
         assert artifact is not None
         return (
-            "the probability of each label, from which it could be estimated, is not at hand: those of at most 8 labels "
-            f"are read from the log, and the model has {len(artifact.classes) or len(answered.classified.classes):,}"
+            "the probability of each label, from which it could be estimated, is not at hand: those of at most 8 "
+            f"labels are read from the log, and the model has {len(artifact.classes) or len(answered.classified.classes):,}"
         )
     return ""
 
