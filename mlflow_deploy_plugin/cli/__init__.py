@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from mlflow_deploy_plugin.cli.quiet import keep_quiet
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry.connection import limit_patience
 from mlflow_deploy_plugin.version import __version__
@@ -87,4 +88,5 @@ def _fail(message: str) -> None:
 @click.version_option(__version__, prog_name="onnxserve")
 def main() -> None:
     """Serve MLflow models as ONNX, and watch them."""
+    keep_quiet()
     limit_patience()  # whatever asks MLflow: by its own defaults a command would hang for minutes where it is down

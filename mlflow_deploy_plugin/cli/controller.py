@@ -6,8 +6,6 @@ from types import FrameType
 
 import click
 
-from mlflow_deploy_plugin.cli.telemetry import without_telemetry
-
 
 @click.command()
 @click.option(
@@ -41,7 +39,6 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
 
     Of several on one store, one works and the others wait to take over.
     """
-    without_telemetry()
     # here: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
     from mlflow_deploy_plugin.controller.beside import repeatedly
     from mlflow_deploy_plugin.controller.loop import Controller

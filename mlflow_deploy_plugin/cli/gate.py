@@ -1,7 +1,6 @@
 """`onnxserve gate MODEL VERSION`: what the version has to prove before it is promoted, checked now."""
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -41,7 +40,6 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
       onnxserve gate flight-delay 7
       onnxserve gate flight-delay 7 --policy gate.yaml --against models:/flight-delay/5
     """
-    quiet_mlflow()
     # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
     from mlflow_deploy_plugin.gate.run import known_of_served, run_gate
 
@@ -56,13 +54,6 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
         show(gated)
     if not gated.verdict.passed:
         sys.exit(1)
-
-
-def quiet_mlflow() -> None:
-    """Keeps MLflow from telling its makers, and its progress bars and links from between our lines."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
 def say(line: str) -> None:

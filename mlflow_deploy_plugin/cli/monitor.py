@@ -12,7 +12,6 @@ import click
 
 from mlflow_deploy_plugin.cli.columns import aligned
 from mlflow_deploy_plugin.cli.pairs import pairs
-from mlflow_deploy_plugin.cli.telemetry import without_telemetry
 from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
@@ -266,7 +265,6 @@ def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
 
 @contextmanager
 def _deployments() -> Iterator["Deployments"]:
-    without_telemetry()
     # here: SQLAlchemy and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 

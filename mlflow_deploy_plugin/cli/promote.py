@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.gate import quiet_mlflow, say
+from mlflow_deploy_plugin.cli.gate import say
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ def promote(
       onnxserve promote flight-delay 7 --to @champion
       onnxserve promote flight-delay 7 --to Production --force --why 'version 6 answers nonsense'
     """
-    quiet_mlflow()
     with _deployments() as deployments:
         # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
         from mlflow_deploy_plugin.gate.promote import promote as move

@@ -1,0 +1,21 @@
+"""Libraries tell nobody what is done here."""
+
+import os
+
+import pytest
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli import main
+
+
+@pytest.mark.parametrize(("said", "kept"), [("", "true"), ("false", "false")])
+def test_every_command_keeps_mlflow_from_telling_its_makers(
+    said: str, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", said)
+    if not said:
+        del os.environ["MLFLOW_DISABLE_TELEMETRY"]
+
+    CliRunner().invoke(main, ["silence", "--help"])
+
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == kept
