@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.gate.rows import Rows, chosen, count, read_rows, take
 from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
-from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, in_types
+from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION, in_types
 from mlflow_deploy_plugin.runtime.schema import Array
 
 REFERENCE = "reference"
@@ -64,7 +64,7 @@ def load_dataset(policy: EvaluationPolicy, artifact: Artifact, seed: int) -> Dat
     truth = rows.pop(policy.target)
     if truth.dtype.kind == "O" and not isinstance(truth[0], str):
         truth = np.array(truth.tolist())
-    return Dataset(policy.dataset, in_signature(artifact, rows), truth)
+    return Dataset(policy.dataset, in_signature(artifact, _without_the_logs_own(artifact, rows)), truth)
 
 
 def in_signature(artifact: Artifact, rows: Rows) -> Rows:
@@ -111,9 +111,18 @@ def _reference(artifact: Artifact) -> Rows:
     if not path.resolve().is_relative_to(artifact.folder.resolve()):
         raise InvalidConfig(f"the model names the reference {artifact.reference!r}, which lies outside of it")
     rows = read_rows(path, "of the model's reference")
-    own = (PREDICTION, EVENT_TIME)
-    inputs = {name: values for name, values in rows.items() if name not in own and not name.startswith(OUTPUT_PREFIX)}
-    return in_signature(artifact, inputs)
+    return in_signature(artifact, _without_the_logs_own(artifact, rows))
+
+
+def _without_the_logs_own(artifact: Artifact, rows: Rows) -> Rows:
+    """The inputs of logged rows: a model of one tensor, which may have no name, would take any column for it."""
+    names = {field.name for field in artifact.columns or artifact.tensors}
+    own = ("_", OUTPUT_PREFIX)
+    return {
+        name: values
+        for name, values in rows.items()
+        if name in names or not (name == PREDICTION or name.startswith(own))
+    }
 
 
 def _downloaded(uri: str, folder: str) -> Path:

@@ -181,7 +181,8 @@ def _robustness(bench: _Bench) -> CheckResult:
     picked = chosen(count(dataset.rows), policy.max_rows, seed)
     labelled = None
     if dataset.truth is not None and bench.answers is not None:
-        truth, metric = dataset.truth[picked], bench.policy.evaluation.metric or default_metric(bench.answers)
+        truth = dataset.truth[picked]
+        metric = bench.policy.evaluation.metric or default_metric(dataset.truth, bench.answers)
         labelled = Labelled(metric, lambda answers: scorer(metric, truth, answers))
     rows, served = take(dataset.rows, picked), None
     if bench.current is not None:

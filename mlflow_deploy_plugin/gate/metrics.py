@@ -43,8 +43,17 @@ class Comparison:
     high: float
 
 
-def default_metric(answers: Answers) -> MetricName:
-    return "accuracy" if answers.is_label else "rmse"
+def default_metric(truth: Array, answers: Answers) -> MetricName:
+    return "accuracy" if as_labels(truth, answers).is_label else "rmse"
+
+
+def as_labels(truth: Array, answers: Answers) -> Answers:
+    """Scores of classes, as networks answer, as the place of the highest, where the truth is a place among them."""
+    scores = answers.prediction
+    if answers.is_label or scores.ndim != 2 or scores.shape[1] < 2 or truth.ndim != 1 or truth.dtype.kind not in "iuf":
+        return answers
+    is_place = (truth == np.round(truth)) & (truth >= 0) & (truth < scores.shape[1])
+    return Answers(scores.argmax(axis=1), True) if is_place.all() else answers
 
 
 def scorer(metric: MetricName, truth: Array, answers: Answers) -> Score:
@@ -55,6 +64,7 @@ def scorer(metric: MetricName, truth: Array, answers: Answers) -> Score:
     """
     if metric in ("rmse", "mae"):
         return _error(metric, truth, answers)
+    answers = as_labels(truth, answers)
     labels = np.unique(truth)
     if metric in ("accuracy", "f1"):
         predicted = _labels(metric, truth, answers)

@@ -79,6 +79,6 @@ def from_table(table: pa.Table) -> Rows:
 def _values(column: pa.ChunkedArray) -> Array:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
         return np.array(column.to_pylist())
     return np.asarray(column.to_numpy())

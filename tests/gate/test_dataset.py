@@ -3,6 +3,7 @@ from dataclasses import replace
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 
@@ -110,6 +111,15 @@ def test_tensors_come_in_the_signatures_types_also_the_one_without_a_name(tmp_pa
     for name in ("image", ""):
         tensors = replace(artifact, columns=(), tensors=(Tensor(name, "float32", (-1, 2)),))
         assert load(file, tensors).rows["image"].dtype == np.float32
+
+
+def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(tmp_path, artifact):
+    image = pa.FixedSizeListArray.from_arrays(pa.array([0.0, 1.0, 2.0, 3.0]), 2)  # as the log has tensors
+    logged = {"input": image, "_event_time": [1, 2], "output.scores": [0.5, 0.5], "prediction": [1, 0], "y": [1, 0]}
+    tensors = replace(artifact, columns=(), tensors=(Tensor("", "float32", (-1, 2)),))
+    found = load(write_rows(tmp_path / "log.parquet", logged), tensors)
+    assert found.rows.keys() == {"input"}
+    assert found.rows["input"].shape == (2, 2)
 
 
 def test_a_model_without_a_reference_has_no_sample(artifact):

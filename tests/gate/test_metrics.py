@@ -65,8 +65,8 @@ def test_a_regressors_metric_is_scikit_learns(metric):
 
 
 def test_the_default_is_that_of_what_the_model_answers():
-    assert default_metric(classifier([0, 1])[1]) == "accuracy"
-    assert default_metric(regressor()[1]) == "rmse"
+    assert default_metric(*classifier([0, 1])) == "accuracy"
+    assert default_metric(*regressor()) == "rmse"
 
 
 @pytest.mark.parametrize(
@@ -132,3 +132,12 @@ def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for():
         ours, theirs = (Answers((rng.random(ROWS) < 0.8).astype(int), True) for _ in range(2))
         missed += compared("accuracy", truth, ours, theirs, seed, resamples=200).low > 0
     assert 2 <= missed <= 22
+
+
+def test_scores_of_classes_are_the_label_of_the_highest():
+    truth, scores = np.array([0.0, 2.0, 1.0, 1.0]), np.eye(3)[[0, 2, 1, 0]] * 9 - 4
+    answers = Answers(scores, False)
+    assert default_metric(truth, answers) == "accuracy"
+    assert scorer("accuracy", truth, answers)(np.ones(4)) == 0.75
+    for other in (truth + 0.5, truth + 1, truth[:, None], np.array(["a", "c", "b", "b"], dtype=object)):
+        assert default_metric(other, answers) == "rmse"

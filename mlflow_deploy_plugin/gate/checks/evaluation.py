@@ -29,7 +29,7 @@ def check_evaluation(
     Raises:
         InvalidConfig: the metric does not fit the answers or the truth.
     """
-    metric = policy.metric or default_metric(candidate)
+    metric = policy.metric or default_metric(truth, candidate)
     rows = len(truth)
     ours = scorer(metric, truth, candidate)
     value = ours(np.ones(rows))
