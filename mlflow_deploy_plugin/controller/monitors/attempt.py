@@ -158,12 +158,13 @@ class Attempts:
             reason=reason,
             not_before=None if is_given_up else now + pause_after(attempts),
         )
-        written = self.monitors.update(failed, keeper.lease) if keeper.is_held else None
-        if written is None:
+        if not keeper.is_held:
             return None
-        self.say(shown(written))
         if not self.by_hand and (is_given_up or attempts == MOST_ATTEMPTS):
             alert_failure(self.deployments.store, self.deployments.settings, window.endpoint, window.monitor, reason)
+        written = self.monitors.update(failed, keeper.lease)
+        if written is not None:
+            self.say(shown(written))
         return written
 
 
