@@ -1,0 +1,66 @@
+"""`Follower` round by round: versions that have to have passed their gate."""
+
+import pytest
+
+from support.following import STAGE, Case
+
+
+def test_a_version_without_its_gate_is_not_served_until_the_tag_appears(case: Case) -> None:
+    case.require_gate(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.world.gates["1"] = "forced"
+    follower = case.follower()
+    follower.round()
+    for gate in ("", "failed"):
+        case.world.versions[STAGE] = "2"
+        case.world.gates |= {"2": gate} if gate else {}
+        case.now += 2
+        state = follower.round()
+        assert (case.versions, case.world.fetched) == ({"v1": "1"}, ["1"])
+        assert f"{STAGE}: version 2 is not served: " in state.error
+        assert state.error.endswith("and this endpoint requires gate=passed; version 1 is served on")
+        assert [(one.variant, one.version, one.cause) for one in state.refused] == [("v1", "2", "gate")]
+        assert case.world.failures[-1] == ("models:/tiny/2", state.refused[0].reason)
+    case.world.gates["2"] = "passed"
+    case.now += 2
+    state = follower.round()
+    assert (case.versions, state.error, state.refused) == ({"v1": "2"}, "", ())
+    assert case.world.failures[-1] == ("models:/tiny/2", "")
+
+
+def test_a_pinned_version_without_its_gate_is_refused_at_the_start_in_one_line(case: Case) -> None:
+    case.require_gate("models:/tiny/7")
+    case.world.versions["models:/tiny/7"] = "7"
+    state = case.follower().round()
+    assert state.fatal
+    assert state.error == (
+        "models:/tiny/7: version 7 is not served: it has not been through the gate, "
+        "and this endpoint requires gate=passed"
+    )
+
+
+def test_what_is_served_when_the_gate_comes_to_be_required_is_served_on_also_across_a_restart(case: Case) -> None:
+    case.require_gate(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.world.gates["1"] = "passed"
+    case.follower().round()
+    case.world.gates.clear()
+    case.world.versions[STAGE] = "1"
+    state = case.follower().round()
+    assert (state.fatal, state.error, case.versions) == (False, "", {"v1": "1"})
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_demand_that_comes_later_takes_nothing_away(case: Case, is_restarted: bool) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    case.require_gate(STAGE)
+    follower = case.follower() if is_restarted else follower
+    state = follower.round()
+    assert (state.fatal, state.error, case.versions) == (False, "", {"v1": "1"})
+    case.world.versions[STAGE] = "2"
+    case.now += 2
+    assert "version 2 is not served" in follower.round().error
+    assert case.versions == {"v1": "1"}

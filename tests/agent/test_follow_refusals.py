@@ -1,0 +1,150 @@
+"""`Follower` round by round: versions that cannot be served give way to the one before."""
+
+import subprocess
+
+from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
+from mlflow_deploy_plugin.server.state import (
+    LOADING,
+    SPEC,
+    LoadedVariant,
+    LoadingState,
+    write_state,
+)
+from support.following import STAGE, Case
+
+
+def test_a_variant_that_is_given_a_model_that_cannot_be_had_keeps_the_one_it_has(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions = {STAGE: "1", "models:/tiny/9": NotFound("no version 9")}
+    follower = case.follower()
+    follower.round()
+    case.spec("models:/tiny/9")
+    assert follower.round().error == "models:/tiny/9: no version 9"
+    assert case.versions == {"v1": "1"}
+    case.world.versions["models:/tiny/9"] = "9"
+    case.now += 2
+    assert follower.round().error == ""
+    assert case.versions == {"v1": "9"}
+
+
+def test_a_version_without_onnx_is_refused_once_and_the_old_one_stays(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.world.unusable["2"] = InvalidArtifact("no onnx here")
+    follower = case.follower()
+    follower.round()
+    case.world.versions[STAGE] = "2"
+    for _ in range(3):
+        case.now += 2
+        assert follower.round().error == f"{STAGE}: version 2 cannot be served: no onnx here; version 1 is served on"
+    assert case.world.fetched == ["1", "2"]
+    assert case.world.failures == [("models:/tiny/2", "no onnx here")]
+    assert case.versions == {"v1": "1"}
+
+
+def test_a_stage_that_moves_to_a_pyfunc_needs_the_specs_consent(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    case.world.pyfuncs = {"2"}
+    follower = case.follower()
+    follower.round()
+    case.world.versions[STAGE] = "2"
+    case.now += 2
+    assert "-C variants.NAME.allow_pyfunc=true" in follower.round().error
+    assert case.versions == {"v1": "1"}
+
+    (case.state_dir / SPEC).write_text(f"name: e\nvariants: {{v1: {{model: '{STAGE}', allow_pyfunc: true}}}}")
+    assert follower.round().error == ""
+    assert case.versions == {"v1": "2"}
+
+
+def test_a_pyfunc_of_a_fixed_version_is_served(case: Case) -> None:
+    case.spec("models:/tiny/2")
+    case.world.versions["models:/tiny/2"] = "2"
+    case.world.pyfuncs = {"2"}
+    state = case.follower().round()
+    assert (state.error, state.fatal) == ("", False)
+    assert case.versions == {"v1": "2"}
+
+
+def test_a_version_that_workers_cannot_load_gives_way_to_the_one_before(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    case.worker_says(v1=LoadedVariant(version="1"))
+    case.world.versions[STAGE] = "2"
+    case.now += 2
+    follower.round()
+    assert case.versions == {"v1": "2"}
+
+    case.worker_says(v1=LoadedVariant(version="1", error="bad graph"))
+    for _ in range(3):
+        case.now += 2
+        state = follower.round()
+        assert (state.error, state.fatal) == (
+            f"{STAGE}: version 2 cannot be loaded: bad graph; version 1 is served on",
+            False,
+        )
+    assert (case.wanted.generation, case.versions) == (3, {"v1": "1"})
+    assert case.world.failures == [("models:/tiny/2", "bad graph")]
+
+    case.world.versions[STAGE] = "3"
+    case.now += 2
+    assert follower.round().error == ""
+    assert case.versions == {"v1": "3"}
+
+
+def test_a_first_version_that_does_not_load_is_fatal(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    case.worker_says(v1=LoadedVariant(error="bad graph"))
+    state = follower.round()
+    assert state.fatal
+    assert state.error == f"{STAGE}: version 1 cannot be loaded: bad graph"
+
+
+def test_a_second_variant_that_does_not_load_leaves_the_first_one_serving(case: Case) -> None:
+    case.spec(STAGE, "models:/tiny/3")
+    case.world.versions = {STAGE: "1", "models:/tiny/3": "3"}
+    follower = case.follower()
+    follower.round()
+    case.worker_says(v1=LoadedVariant(version="1"), v2=LoadedVariant(error="bad graph"))
+    state = follower.round()
+    assert not state.fatal
+    assert state.error == "models:/tiny/3: version 3 cannot be loaded: bad graph"
+
+
+def test_an_agent_that_is_killed_in_the_middle_of_a_swap_knows_what_to_go_back_to(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    case.world.versions[STAGE] = "2"
+    case.now += 2
+    follower.round()
+    case.worker_says(v1=LoadedVariant(version="1", error="bad graph"))
+    state = case.follower().round()
+    assert state.error == f"{STAGE}: version 2 cannot be loaded: bad graph; version 1 is served on"
+    assert case.versions == {"v1": "1"}
+
+
+def test_a_version_that_workers_die_of_is_taken_back(case: Case) -> None:
+    case.spec(STAGE)
+    case.world.versions[STAGE] = "1"
+    follower = case.follower()
+    follower.round()
+    case.world.versions[STAGE] = "2"
+    case.now += 2
+    follower.round()
+    for death in (1, 2):
+        dead = subprocess.Popen(["true"])
+        dead.wait()
+        write_state(
+            case.state_dir / LOADING / f"{dead.pid}.json", LoadingState(pid=dead.pid, folder=case.world.root / "2")
+        )
+        state = follower.round()
+        assert case.versions == {"v1": str(3 - death)}
+    assert "2 workers have died while they loaded it" in state.error

@@ -1,0 +1,138 @@
+"""A registry that says what a test wants, and a follower with a clock in the hand."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow_deploy_plugin.agent.follow import Follower
+from mlflow_deploy_plugin.agent.pursuit import Pace, Pursuit
+from mlflow_deploy_plugin.agent.version import FetchedVersion
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.registry.lookup import Answer
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from mlflow_deploy_plugin.registry.tags import standing_of
+from mlflow_deploy_plugin.server.state import (
+    SPEC,
+    WANTED,
+    LoadedVariant,
+    Wanted,
+    WorkerState,
+    read_state,
+    worker_file,
+    write_state,
+)
+
+STAGE = "models:/tiny/Production"
+
+
+class AtOnce(Executor):
+    """Does in the caller's thread what a pool would do in another."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments, **named))
+        except OnnxserveError as error:
+            future.set_exception(error)
+        return future
+
+
+class Later(Executor):
+    """Does nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":
+        self.waiting.append((Future(), lambda: function(*arguments, **named)))
+        return self.waiting[-1][0]
+
+    def go_on(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for future, work in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_result(work())
+
+
+@dataclass
+class World:
+    """A registry that answers with `versions[uri]` (or raises it), and versions that lie ready on this disk."""
+
+    make_model: Callable[..., Path]
+    root: Path
+    versions: dict[str, str | OnnxserveError] = field(default_factory=dict)
+    unusable: dict[str, OnnxserveError] = field(default_factory=dict)
+    pyfuncs: set[str] = field(default_factory=set)
+    resolved: list[str] = field(default_factory=list)
+    fetched: list[str] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    gates: dict[str, str] = field(default_factory=dict)
+    calls: int = 0
+    is_deaf: bool = False
+
+    def resolve(self, model_uris: Sequence[str]) -> dict[str, Answer]:
+        self.calls += 1
+        return {uri: self._resolve(uri) for uri in model_uris}
+
+    def _resolve(self, model_uri: str) -> Answer:
+        self.resolved.append(model_uri)
+        answer = self.versions[model_uri]
+        if isinstance(answer, OnnxserveError):
+            return answer
+        followed = not model_uri.rpartition("/")[2].isdigit()
+        standing = standing_of({"onnxserve.gate": self.gates[answer]} if answer in self.gates else {})
+        return ResolvedModel(model_uri, "tiny", answer, f"models:/tiny/{answer}", followed, standing=standing)
+
+    def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
+        self.fetched.append(resolved.version)
+        if resolved.version in self.unusable:
+            raise self.unusable[resolved.version]
+        folder = self.root / resolved.version
+        if not folder.exists():
+            self.make_model(folder)
+        runs_code = resolved.version in self.pyfuncs
+        return FetchedVersion("tiny", resolved.version, folder, {}, resolved.identity, resolved.source, runs_code)
+
+    def report_failure(self, source: str, error: str) -> bool:
+        if self.is_deaf:
+            return False
+        self.failures.append((source, error))
+        return True
+
+
+@dataclass
+class Case:
+    state_dir: Path
+    world: World
+    now: float = 1000.0
+    jumped: float = 0.0
+
+    def spec(self, *variants: str) -> None:
+        lines = [f"  v{number}: {{model: '{uri}'}}" for number, uri in enumerate(variants, 1)]
+        (self.state_dir / SPEC).write_text("\n".join(["name: e", "variants:", *lines]))
+
+    def require_gate(self, *variants: str) -> None:
+        self.spec(*variants)
+        text = (self.state_dir / SPEC).read_text()
+        (self.state_dir / SPEC).write_text(text + "\nrequire: gate=passed\n")
+
+    def follower(self, follow: bool = True, looks: Executor | None = None, fetches: Executor | None = None) -> Follower:
+        clock = lambda: self.now  # noqa: E731
+        pace = Pace(2.0, follow, clock, uniform=lambda low, high: 1.0)
+        pursuit = Pursuit(self.world, looks or AtOnce(), fetches or AtOnce(), pace)
+        return Follower(self.state_dir, pursuit, lambda: self.now + self.jumped)
+
+    @property
+    def wanted(self) -> Wanted:
+        return read_state(self.state_dir / WANTED, Wanted) or Wanted()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {name: variant.version for name, variant in self.wanted.endpoints["e"].variants.items()}
+
+    def worker_says(self, **loaded: LoadedVariant) -> None:
+        state = WorkerState(pid=os.getpid(), generation=self.wanted.generation, endpoints={"e": loaded})
+        write_state(worker_file(self.state_dir, os.getpid()), state)
