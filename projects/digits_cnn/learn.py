@@ -8,11 +8,9 @@ import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.resolve import resolve
+from projects.kept import kept_by
 
 try:
     import torch
@@ -79,7 +77,7 @@ def learn_on(built_in: Labelled, new: Labelled, base_model: str, epochs: int, se
     sample = np.random.default_rng(seed).choice(len(built_in[0]), count, replace=False)
     images, digits = (np.concatenate([old[sample], own]) for old, own in zip(built_in, new, strict=True))
     torch.manual_seed(seed)
-    base = _network_of(base_model)
+    base = kept_by(base_model, WEIGHTS, _read)
     if base is None:
         return fit(images, digits, epochs, seed), f"sampled replay of {count:,} built-in images"
     passes = max(1, epochs // 4)
@@ -130,18 +128,7 @@ def _fit(network: DigitsCNN, images: np.ndarray, digits: np.ndarray, epochs: int
     return network.eval()
 
 
-def _network_of(model_uri: str) -> DigitsCNN | None:
-    """With the weights that the run of a version has kept; None where it has kept none that fit."""
-    run_id = resolve(model_uri).aspects.get("run_id", "")
-    try:
-        if not run_id or WEIGHTS not in {file.path for file in MlflowClient().list_artifacts(run_id)}:
-            return None
-        with tempfile.TemporaryDirectory() as folder:
-            found = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=WEIGHTS, dst_path=folder)
-            network = DigitsCNN()
-            network.load_state_dict(torch.load(found, weights_only=True))
-    except MlflowException:
-        return None
-    except Exception:  # noqa: BLE001 — a damaged file, or of another network: pickle and torch raise anything
-        return None
+def _read(file: str) -> DigitsCNN:
+    network = DigitsCNN()
+    network.load_state_dict(torch.load(file, weights_only=True))
     return network

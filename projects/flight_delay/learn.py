@@ -6,17 +6,15 @@ from pathlib import Path
 import joblib
 import mlflow
 import pandas as pd
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.resolve import resolve
 from projects.flight_delay.data import BOOLEANS, CATEGORIES, FEATURES, INTEGERS, LABEL, WEATHER
 from projects.flight_delay.material import Material
+from projects.kept import kept_by
 
 PIPELINE = "pipeline.joblib"
 REPLAYED = 2
@@ -63,7 +61,7 @@ def learn_on(
         raise InvalidConfig("mode incremental needs labelled rows beyond the built-in months: data=FILE.parquet")
     if not base_model:
         raise InvalidConfig("mode incremental needs the version that is trained on: base_model=models:/flight-delay/1")
-    base = _pipeline_of(base_model)
+    base = kept_by(base_model, PIPELINE, _read)
     if base is None or material.new[LABEL].nunique() < 2:
         count = min(len(material.built_in), REPLAYED * len(material.new))
         sample = material.built_in.sample(count, random_state=seed)
@@ -83,18 +81,7 @@ def keep(pipeline: Pipeline) -> None:
         mlflow.log_artifact(str(path))
 
 
-def _pipeline_of(model_uri: str) -> Pipeline | None:
-    """What the run of a version has kept; None where it has kept nothing that can be read here."""
-    run_id = resolve(model_uri).aspects.get("run_id", "")
-    try:
-        if not run_id or PIPELINE not in {file.path for file in MlflowClient().list_artifacts(run_id)}:
-            return None
-        with tempfile.TemporaryDirectory() as folder:
-            found = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=PIPELINE, dst_path=folder)
-            pipeline = joblib.load(found)
-    except MlflowException:
-        return None
-    except Exception:  # noqa: BLE001 — a damaged file, or of another scikit-learn: pickle raises anything
-        return None
+def _read(file: str) -> Pipeline | None:
+    pipeline = joblib.load(file)
     is_ours = isinstance(pipeline, Pipeline) and {"encode", "trees"} <= set(pipeline.named_steps)
     return pipeline if is_ours else None
