@@ -4,6 +4,8 @@ import threading
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.controller.monitors.worker import Ended
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
@@ -303,6 +305,28 @@ def test_a_log_that_cannot_be_read_is_tried_again_and_told_of(world: MonitoredWo
     marks.unlink()
 
     world.wait_for(1)
+
+
+@pytest.mark.long
+def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_and_then_cost_no_more_than_one(
+    world: MonitoredWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(50):
+        world.endpoint(f"e{number}", a={}, b={}, c={}, d={})
+        world.rows(NOON, endpoint=f"e{number}")
+    world.now = NOON + HOUR + timedelta(minutes=6)
+
+    world.start()
+    wait_until(lambda: len(world.asked) >= 200, 300, "all are judged")
+    over = world.count_looks()
+    wait_until(lambda: over() > 20, SECONDS, "nothing is left to do")
+    assert len({(asked.endpoint, asked.monitor) for asked in world.asked}) == len(world.asked) == 200
+
+    transaction, asked = world.store.transaction, []
+    monkeypatch.setattr(world.store, "transaction", lambda: asked.append(1) or transaction())
+    looked = world.count_looks()
+    wait_until(lambda: looked() > 20, SECONDS, "it has looked again and again")
+    assert len(asked) < 20 * looked()
 
 
 def test_two_schedulers_never_judge_a_window_twice(world: MonitoredWorld) -> None:
