@@ -1,6 +1,7 @@
 """A Docker engine, the image built from this checkout, containers that leave with their test, and tiny models."""
 
 import json
+import os
 import socket
 import subprocess
 import time
@@ -21,9 +22,13 @@ from mlflow.models import infer_signature
 
 from support.mlflow_server import MlflowServer
 from support.models import parse_graph
+from support.postgresql import postgresql_server
+from support.serving import Served
 from support.tracking import tracking_at
+from support.two_days import TwoDays, two_captured_days
 
 ROOT = Path(__file__).parents[2]
+BASE_IMAGE = "python:3.11-slim-bookworm"  # as docker/Dockerfile says
 LIMITS = ["--memory", "512m", "--cpus", "1", "--pids-limit", "128"]
 RIGHTS = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
 HARDENED = ["--init", "--user", "10001", *RIGHTS, *LIMITS]
@@ -68,6 +73,12 @@ def image(docker: Any) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def gpu_image(docker: Any) -> Iterator[str]:
     with built_image("gpu", timeout=1500) as tag:
+        yield tag
+
+
+@pytest.fixture(scope="session")
+def controller_image(docker: Any) -> Iterator[str]:
+    with built_image("controller", timeout=1500) as tag:
         yield tag
 
 
@@ -167,9 +178,9 @@ def hardened(image: str, model_folder: Path) -> Iterator[Container]:
 
 
 @pytest.fixture(scope="session")
-def gateway(image: str) -> str:
+def gateway(docker: Any) -> str:
     """docker0's address: the default route of a container. The engine's own account of it is not always filled in."""
-    routes = run_docker("run", "--rm", "--entrypoint", "cat", image, "/proc/net/route").stdout.splitlines()
+    routes = run_docker("run", "--rm", BASE_IMAGE, "cat", "/proc/net/route").stdout.splitlines()
     default = next(fields[2] for fields in map(str.split, routes) if fields[1] == "00000000")
     return socket.inet_ntoa(bytes.fromhex(default)[::-1])
 
@@ -187,3 +198,16 @@ def tracking_uri(
             yield server.url
     finally:
         server.kill()
+
+
+@pytest.fixture
+def two_days(
+    gateway: str, new_database: Callable[[Path], str], serve: Callable[..., Served], tmp_path: Path
+) -> Iterator[TwoDays]:
+    """Two captured days, all about them where containers reach it; so must the S3 API be."""
+    if "//127." in os.environ.get("AWS_ENDPOINT_URL", ""):
+        pytest.skip("the S3 API at AWS_ENDPOINT_URL is out of containers' reach")
+    server = MlflowServer(tmp_path, gateway)
+    new_database(tmp_path)
+    with postgresql_server(gateway) as store_url, two_captured_days(server, store_url, serve) as made:
+        yield made

@@ -1,45 +1,13 @@
-"""A PostgreSQL server of our own, from Debian's programs."""
+"""A PostgreSQL server for the tests of the store."""
 
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from support.waiting import free_port
-
-_PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+from support.postgresql import postgresql_server
 
 
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
-    """URL of an empty database with a user that needs a password; nobody may reach it but this machine."""
-    if not _PROGRAMS:
-        pytest.skip("PostgreSQL's server programs are not installed (apt-get install postgresql)")
-    programs = _PROGRAMS[-1].parent
-    # PostgreSQL refuses to run as root; then it runs as the user that Debian made for it
-    as_server = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
-    # not under tmp_path: that is closed to other users
-    folder = Path(tempfile.mkdtemp(prefix="onnxserve-postgresql-"))
-    port = free_port()
-    try:
-        if as_server:
-            shutil.chown(folder, "postgres", "postgres")
-        password = folder / "password"
-        password.write_text("s3cr:t/@")
-        password.chmod(0o644)
-        data = folder / "data"
-        initdb = [programs / "initdb", "-D", data, "-U", "onnx", "-A", "scram-sha-256", f"--pwfile={password}", "-N"]
-        subprocess.run([*as_server, *initdb], check=True, capture_output=True, cwd=folder)
-        control = [*as_server, programs / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-        subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
-        try:
-            yield f"postgresql+psycopg://onnx:s3cr%3At%2F%40@127.0.0.1:{port}/postgres"
-        finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgresql_server() as url:
+        yield url

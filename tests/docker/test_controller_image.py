@@ -1,0 +1,63 @@
+"""The controller image: hardened, its settings in the environment alone, judging what a real server has captured."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.store.monitors import Monitors
+from support.real_s3 import NEEDS_S3
+from support.two_days import BEGIN, DAY, TwoDays
+
+pytestmark = [*NEEDS_S3, pytest.mark.docker, pytest.mark.postgresql, pytest.mark.long, pytest.mark.timeout(1800)]
+
+HARDENED = ["--user", "10001", "--read-only", "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve", "--cap-drop", "ALL"]
+HARDENED += ["--security-opt", "no-new-privileges", "--memory", "2g"]
+
+
+@pytest.fixture
+def command(controller_image: str, docker: Any, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `onnxserve ARGUMENTS` in a container that has a home only for as long as it lives."""
+
+    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        secrets = tmp_path / "secrets.env"
+        secrets.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        command = ["run", "--rm", *HARDENED, "--env-file", str(secrets), controller_image, *arguments]
+        return docker(*command, check=False)
+
+    return run
+
+
+def test_what_is_due_is_judged_once(two_days: TwoDays, command: Callable[..., Any]) -> None:
+    first = command("monitor", "run", "flights", "--monitor", "daily", "--due", **two_days.settings)
+    again = command("monitor", "run", "flights", "--monitor", "daily", "--due", **two_days.settings)
+
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
+    assert again.stdout == "flights: monitor daily: nothing is due\n"
+    assert two_days.verdicts("daily") == ["no drift", "drift"]
+    for window, line in zip(Monitors(two_days.store).windows(), first.stdout.splitlines(), strict=True):
+        assert line.startswith(f"flights: monitor daily {window.start:%F}/{window.end:%F}: {window.verdict}; http")
+        run = MlflowClient(two_days.mlflow.url).get_run(window.run_id)
+        assert run.data.tags["onnxserve.window.start"] == window.start.isoformat()
+
+
+def test_one_window_is_judged_for_drift(two_days: TwoDays, command: Callable[..., Any]) -> None:
+    window = f"{BEGIN + DAY:%F}/1d"
+    done = command("drift", "run", "flights", "--monitor", "daily", "--window", window, **two_days.settings)
+
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^flights.* drift", done.stdout), done.stdout
+
+
+def test_a_store_that_does_not_answer_is_one_line_without_its_password(command: Callable[..., Any]) -> None:
+    url = "postgresql+psycopg://onnx:s3cret@127.0.0.1:9/x"
+    for arguments in (["monitor", "run", "flights", "--due"], ["controller"]):
+        done = command(*arguments, ONNXSERVE_STORE_URI=url)
+        assert done.returncode == 1
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert "cannot be used: connection failed" in done.stderr
+        assert "s3cret" not in done.stderr

@@ -1,0 +1,101 @@
+"""Two days that a real server has captured into a bucket, with all that a process elsewhere needs to judge them."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import requests
+from sklearn.linear_model import LinearRegression
+
+import mlflow_deploy_plugin
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store.monitors import Monitors
+from support.mlflow_server import MlflowServer
+from support.real_s3 import own_bucket
+from support.serving import Served
+from support.tracking import DEFAULT_EXPERIMENT, tracking_at
+
+DAY = timedelta(days=1)
+BEGIN = (datetime.now(UTC) - DAY / 24).replace(hour=0, minute=0, second=0, microsecond=0) - 2 * DAY
+"""The first of two days that are over, and of which rows are waited for no longer."""
+
+
+@dataclass(frozen=True)
+class TwoDays:
+    """An endpoint `flights` whose second day is another world, with two daily monitors: `daily` of all columns, and
+    `answers` of the answers.
+
+    Attributes:
+        settings: what a process that judges has to know, as environment.
+    """
+
+    store: Store
+    mlflow: MlflowServer
+    settings: dict[str, str]
+
+    def verdicts(self, monitor: str) -> list[str]:
+        return [window.verdict for window in Monitors(self.store).windows("flights", monitor)]
+
+
+@contextmanager
+def two_captured_days(server: MlflowServer, store_url: str, serve: Callable[..., Served]) -> Iterator[TwoDays]:
+    """MLflow's server, the store and the environment's S3 API are to be where the process that judges reaches them.
+
+    Args:
+        server: is started here.
+        serve: starts `onnxserve serve` with this process's environment.
+    """
+    with own_bucket() as bucket, pytest.MonkeyPatch.context() as environment:
+        settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        settings |= {"ONNXSERVE_STORE_URI": store_url, "MLFLOW_TRACKING_URI": server.url}
+        settings |= {"ONNXSERVE_LOG_URI": f"s3://{bucket.name}/log"}
+        environment.setenv("ONNXSERVE_LOG_URI", settings["ONNXSERVE_LOG_URI"])
+        store = open_store(store_url, lambda: BEGIN)
+        server.start()
+        try:
+            with tracking_at(server.url):
+                _register()
+                _capture(serve("-m", "models:/flights/1", "--name", "flights").wait_ready())
+            monitors = {"monitors.daily.kind": "drift", "monitors.answers.kind": "prediction_drift"}
+            store.add_endpoint("onnxserve", apply_config(new_endpoint("flights", "models:/flights/1"), monitors))
+            yield TwoDays(store, server, settings)
+        finally:
+            store.close()
+            server.kill()
+
+
+def _register() -> None:
+    """y = 2x, with forty calm days as its reference."""
+    times = pd.date_range(BEGIN - 40 * DAY, BEGIN, periods=3000, inclusive="left")
+    rows = pd.DataFrame({"x": np.random.default_rng(0).normal(size=len(times))})
+    with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
+        mlflow_deploy_plugin.log_model(
+            LinearRegression().fit(rows, 2 * rows.x),
+            name="model",
+            input_example=rows.head(50),
+            reference_data=rows.assign(when=times),
+            event_time="when",
+            registered_model_name="flights",
+            pip_requirements=["onnxruntime"],
+        )
+
+
+def _capture(served: Served) -> None:
+    rng = np.random.default_rng(1)
+    for hour in range(48):
+        rows = rng.normal(9 if hour >= 24 else 0, 1, size=(10, 1)).tolist()
+        answer = requests.post(
+            f"{served.url}/invocations",
+            json={"dataframe_split": {"columns": ["x"], "data": rows}},
+            headers={"X-Event-Time": (BEGIN + hour * DAY / 24).isoformat()},
+            timeout=30,
+        )
+        assert answer.status_code == 200, answer.text
+    assert served.end() == 0, served.log.read_text()
