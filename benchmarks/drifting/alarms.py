@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.drifting.judging import RATE, Flags, Judge, Line, is_alarm, on_all_cores, rate_line
+from benchmarks.drifting.judging import RATE, Flags, Judge, Line, is_alarm, measured_line, on_all_cores, rate_line
 from benchmarks.drifting.worlds import (
     CALM_DAYS,
     DAY_US,
@@ -43,8 +43,10 @@ def of_calm_time(share: float) -> Iterator[Line]:
         (7, 91, "a week beside 13, overlapping null"),
         (30, 90, "30 days beside 90, bootstrap"),
     ):
-        groups = on_all_cores(_days, [(length, count, seed) for seed in range(_some(100, share))])
-        yield rate_line(f"days that depend on the day before, {what}", groups)
+        found = on_all_cores(_days, [(length, count, seed) for seed in range(_some(100, share))])
+        yield rate_line(f"days that depend on the day before, {what}", [flags for flags, _ in found])
+        shares = [one for _, one in found if one is not None]
+        yield measured_line("the rate that the reports of these measure by themselves", shares)
     hours = on_all_cores(_held_out_hours, range(_some(4, share)))
     yield rate_line("flights, January to March: hours, held out in tenths", hours)
 
@@ -76,17 +78,18 @@ def _samples(task: tuple[int, int]) -> Flags:
     return flags
 
 
-def _days(task: tuple[int, int, int]) -> Flags:
+def _days(task: tuple[int, int, int]) -> tuple[Flags, float | None]:
+    """What is said of the windows, and the rate that their reports measure."""
     length, days, seed = task
     rng = np.random.default_rng([seed, length])
     rows = dependent_days(rng, _COEFFICIENTS, days, _DAY_ROWS)
     judge = Judge(reference_of(rows, days * DAY_US, length * DAY_US))
-    flags = []
+    verdicts = []
     for number in range(4):
         window = dependent_days(rng, _COEFFICIENTS, length, _DAY_ROWS)
-        flags.append(is_alarm(judge(window.table, days * DAY_US + number)))
+        verdicts.append(judge(window.table, days * DAY_US + number))
     judge.close()
-    return flags
+    return [is_alarm(verdict) for verdict in verdicts], verdicts[0].measured_false_alarm_rate
 
 
 def _held_out_day(day: int) -> tuple[bool | None, bool | None]:

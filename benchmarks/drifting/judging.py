@@ -24,7 +24,7 @@ Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 Flags = list[bool | None]
 """What was said of the windows that stand beside one reference; None: not judged."""
-Outcome = Literal["met", "missed", "cannot be told"]
+Outcome = Literal["met", "missed", "cannot be told", "–"]
 _NORMAL_QUANTILE = 1.959964
 """Of intervals of 95 %."""
 
@@ -88,6 +88,32 @@ def rate_line(what: str, groups: Sequence[Flags], rate: float = RATE) -> Line:
     elif last < low or first > high:
         outcome = "missed"
     return Line(what, f"{alarms / count:.1%} of {count:,}{said}; {first:.1%} to {last:.1%}", target, outcome)
+
+
+def found_line(what: str, groups: Sequence[Sequence[bool]], least: float | None) -> Line:
+    """The share of what had to be found, at least so much; below that a miss only where chance cannot have brought it
+    there. None: nothing is asked."""
+    flags = [flag for group in groups for flag in group]
+    first, last = interval(groups)
+    share = sum(flags) / len(flags)
+    outcome: Outcome = "cannot be told"
+    if least is None or share >= least:
+        outcome = "met" if least is not None else "–"
+    elif last < least:
+        outcome = "missed"
+    target = f"at least {100 * least:g} %" if least is not None else "–"
+    return Line(what, f"{share:.0%} of {len(flags)}; {first:.0%} to {last:.0%}", target, outcome)
+
+
+def measured_line(what: str, shares: Sequence[float], rate: float = RATE) -> Line:
+    """The mean of the rates that the reports measured by themselves, one of each reference."""
+    low, high = 0.5 * rate, 1.5 * rate
+    mean = float(np.mean(shares))
+    half = float(stats.t.ppf(0.975, len(shares) - 1) * np.std(shares, ddof=1) / math.sqrt(len(shares)))
+    is_out = mean + half < low or mean - half > high
+    outcome: Outcome = "met" if low <= mean <= high else "missed" if is_out else "cannot be told"
+    figure = f"{mean:.1%}, mean of {len(shares)}; {max(mean - half, 0):.1%} to {mean + half:.1%}"
+    return Line(what, figure, f"{100 * low:g} to {100 * high:g} %", outcome)
 
 
 def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks.drifting.judging import Judge, Line, Outcome, interval, is_alarm, on_all_cores
+from benchmarks.drifting.judging import Judge, Line, found_line, is_alarm, on_all_cores
 from benchmarks.drifting.others import P_LIMIT, Others
 from benchmarks.drifting.worlds import (
     CALM_DAYS,
@@ -86,17 +86,8 @@ def injected(share: float, lines: list[Line]) -> Iterator[str]:
         one = on_all_cores(_injected, [(name, seed) for seed in range(references)])
         shares = [_share([flag for found in one for flag in found[column]]) for column in (*COLUMNS, *BESIDE)]
         if not name.startswith("nothing"):
-            lines.append(_found_line(name, [found[COLUMNS[0]] for found in one]))
+            lines.append(found_line(f"found: {name}", [found[COLUMNS[0]] for found in one], _TO_FIND))
         yield f"| {name} | {' | '.join(shares)} |"
-
-
-def _found_line(name: str, groups: list[list[bool]]) -> Line:
-    """At least nine in ten; below that a miss only where chance cannot have brought it there."""
-    flags = [flag for group in groups for flag in group]
-    first, last = interval(groups)
-    share = sum(flags) / len(flags)
-    outcome: Outcome = "met" if share >= _TO_FIND else "missed" if last < _TO_FIND else "cannot be told"
-    return Line(f"found: {name}", f"{share:.0%} of {len(flags)}; {first:.0%} to {last:.0%}", "at least 90 %", outcome)
 
 
 def _share(flags: list[bool]) -> str:

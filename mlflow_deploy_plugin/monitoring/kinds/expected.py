@@ -74,9 +74,10 @@ def _why_not(answered: Answered, artifact: Artifact | None) -> str:
     gives = artifact is not None and any(output.role == "probabilities" for output in artifact.outputs)
     if answered.classified.probabilities is None and gives:
         assert artifact is not None
+        labels = len(artifact.classes) or len(answered.classified.classes)
         return (
-            "the probability of each label, from which it could be estimated, is not at hand: those of at most 8 "
-            f"labels are read from the log, and the model has {len(artifact.classes) or len(answered.classified.classes):,}"
+            "the probability of each label, from which it could be estimated, is not at hand: of at most 8 labels "
+            f"they are read from the log, and the model has {labels:,}"
         )
     return ""
 

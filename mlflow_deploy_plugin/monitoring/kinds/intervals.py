@@ -33,7 +33,7 @@ _CHUNK = 2_000_000  # random numbers at a time
 _BOOTSTRAP_ROWS = 20_000
 _PIECES, _PIECE_ROWS = 96, 5
 """The window is cut into so many pieces, of at least so many rows, to see how it depends on itself."""
-_TIMES_A_STRETCH, _FEWEST_STRETCHES = 4, 5
+_TIMES_A_STRETCH, _FEWEST_STRETCHES = 6, 4
 """Stretches are that many correlation times long, and at least so many; of the numbers tried those that held best."""
 
 

@@ -118,7 +118,7 @@ def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is
 
     judged = judge(desk.ask(**ACCURACY))
 
-    assert "those of at most 8 labels are read from the log, and the model has 12" in found(judged, "accuracy").reason
+    assert "of at most 8 labels they are read from the log, and the model has 12" in found(judged, "accuracy").reason
 
 
 def test_of_numbers_nothing_is_estimated_and_labels_are_judged(desk, found) -> None:

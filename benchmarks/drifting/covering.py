@@ -1,0 +1,81 @@
+"""How often the intervals of `performance` hold what is true, where rows are wrong together."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.drifting.judging import on_all_cores
+from benchmarks.drifting.worlds import Array
+from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
+from mlflow_deploy_plugin.monitoring.kinds.measures import Classified, classification
+
+NAMES = ("accuracy", "f1", "roc_auc", "brier")
+_CONFIDENCE = 0.95
+_WINDOWS = 200
+
+
+@dataclass(frozen=True)
+class _World:
+    """Windows of rows that are wrong together in stretches, each of which depends on the one before."""
+
+    what: str
+    stretches: int
+    coefficient: float
+    strength: float
+
+
+_WORLDS = (
+    _World("independent", 20, 0.0, 0.0),
+    _World("24 stretches of their own", 24, 0.0, 1.5),
+    _World("96 stretches, coefficient 0.7", 96, 0.7, 1.5),
+    _World("96 stretches, coefficient 0.9", 96, 0.9, 1.5),
+)
+
+
+def of_intervals(share: float) -> Iterator[str]:
+    """Rows of the table: the share of windows whose interval of 95 % held the truth, rows taken as independent, and as
+    they are."""
+    yield f"| rows of a window | rows | {' | '.join(f'{name}: as independent / now' for name in NAMES)} |"
+    yield "|---" * (len(NAMES) + 2) + "|"
+    windows = max(round(_WINDOWS * share), 20)
+    tasks = [(world, rows, windows) for world in _WORLDS for rows in (480, 2_880)]
+    yield from on_all_cores(_line, tasks)
+
+
+def _line(task: tuple[_World, int, int]) -> str:
+    world, rows, windows = task
+    rng = np.random.default_rng([rows, world.stretches, round(10 * world.coefficient)])
+    truth = _values([_rows(rng, world, 4_800) for _ in range(60)], Sampling(_CONFIDENCE))
+    right = {name: float(np.mean([one.value for one in found])) for name, found in truth.items()}
+    drawn = [_rows(rng, world, rows) for _ in range(windows)]
+    cells = []
+    ways = [_values(drawn, Sampling(_CONFIDENCE, times)) for times in (None, np.arange(rows))]
+    for name in NAMES:
+        held = [np.mean([one.low <= right[name] <= one.high for one in way[name]]) for way in ways]
+        cells.append(f"{held[0]:.0%} / {held[1]:.0%}")
+    return f"| {world.what} | {rows:,} | {' | '.join(cells)} |"
+
+
+def _values(windows: list[tuple[Array, Classified]], sampling: Sampling) -> dict[str, list[Measure]]:
+    found: dict[str, list[Measure]] = {name: [] for name in NAMES}
+    for truth, answers in windows:
+        for name, one in classification(truth, answers, NAMES, sampling).items():
+            if isinstance(one, Measure):
+                found[name].append(one)
+    return found
+
+
+def _rows(rng: np.random.Generator, world: _World, rows: int) -> tuple[Array, Classified]:
+    """Labels whose chances the stretch moves, and a model that does not know of it."""
+    level = np.empty(world.stretches)
+    level[0] = rng.normal()
+    for stretch in range(1, world.stretches):
+        fresh = math.sqrt(1 - world.coefficient**2) * rng.normal()
+        level[stretch] = world.coefficient * level[stretch - 1] + fresh
+    chances = rng.uniform(0.3, 0.95, rows)
+    moved = np.log(chances / (1 - chances)) + world.strength * level[np.arange(rows) * world.stretches // rows]
+    truth = (rng.random(rows) < 1 / (1 + np.exp(-moved))).astype(np.int64)
+    said = np.stack([1 - chances, chances], axis=1)
+    return truth, Classified(said.argmax(axis=1), said, ("no", "yes"))
