@@ -2,6 +2,8 @@
 what tests of several rooms ask for.
 """
 
+import atexit
+import gc
 import os
 import shutil
 import socket
@@ -28,6 +30,18 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # The tests start hundreds of processes, each of which would compile this package anew, and pytest every test.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# What is imported for the tests stays until their end. To look through it for garbage took seconds of each run.
+gc.disable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    result = yield
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # else nanobind's modules say at the end that their types leak
+    gc.enable()
+    return result
 
 
 @pytest.fixture(scope="session", autouse=True)
