@@ -6,7 +6,7 @@
 Two models, those of `benchmarks/request_path.py`: 30 floats in one input, and the flights' 15 mixed columns. `request`
 is the whole `CaptureWriter.write` with what is counted for it, for one row, in microseconds of the thread's CPU time:
 the best and the median of 25 rounds, since neighbours on the same cores only add. `whole`: every column. `drop 5`,
-`mask 5`: five columns left out, or masked by the agent. `one label`: a request with one label of feedback. Shipping is
+`mask 1`, `mask 5`: columns left out, or masked. `one label`: a request with one label of feedback. Shipping is
 the agent's CPU seconds a million rows of one row a request, into a folder in memory; the log's bytes are those of its
 Parquet files.
 """
@@ -30,11 +30,16 @@ request_path: Any = importlib.import_module("benchmarks.request_path")
 shipping: Any = importlib.import_module("benchmarks.shipping")
 
 ROUNDS, ROUND_REQUESTS = 25, 2000
-MOST_MICROSECONDS = 10.0
-MOST_SHIPPING_SECONDS = {"whole": 10.0, "drop 5": 10.0, "mask 5": 30.0}
-"""CPU seconds a million rows: beside a worker that answers 10,000 requests a second, a tenth of its core (masked, a
-third)."""
-CHOICES = {"whole": ((), ()), "drop 5": (slice(0, 5), ()), "mask 5": ((), slice(0, 5))}
+MOST_MICROSECONDS = {"whole": 10.0, "drop 5": 10.0, "mask 1": 10.0, "mask 5": 25.0}
+"""Only masked columns pay for the masking: 3 µs each."""
+MOST_SHIPPING_SECONDS = 10.0
+"""CPU seconds a million rows: beside a worker that answers 10,000 requests a second, a tenth of its core."""
+CHOICES = {
+    "whole": ((), ()),
+    "drop 5": (slice(0, 5), ()),
+    "mask 1": ((), slice(0, 1)),
+    "mask 5": ((), slice(0, 5)),
+}
 
 
 @dataclass(frozen=True)
@@ -135,11 +140,11 @@ def main() -> None:
                 values = (best, median, found.spool_bytes, found.log_bytes, found.shipping)
                 print(f"{shown + ', ' + choice:22}" + "".join(f"{value:16.1f}" for value in values), flush=True)
                 if kind == "numbers":
-                    verdicts.append((f"{choice}: µs a request", best, MOST_MICROSECONDS))
-                    verdicts.append((f"{choice}: CPU s a million rows", found.shipping, MOST_SHIPPING_SECONDS[choice]))
+                    verdicts.append((f"{choice}: µs a request", best, MOST_MICROSECONDS[choice]))
+                    verdicts.append((f"{choice}: CPU s a million rows", found.shipping, MOST_SHIPPING_SECONDS))
         best, median = labels()
         print(f"{'one label':22}{best:16.1f}{median:16.1f}")
-        verdicts.append(("one label: µs", best, MOST_MICROSECONDS))
+        verdicts.append(("one label: µs", best, MOST_MICROSECONDS["whole"]))
     for name, value, most in verdicts:
         print(f"{'met' if value <= most else 'MISSED':8}{value:6.1f}, at most {most:.0f}: {name}")
 

@@ -26,11 +26,10 @@ from typing import Any
 import pyarrow as pa
 
 from mlflow_deploy_plugin.agent.labels import label_files
-from mlflow_deploy_plugin.agent.mask import MASK_KEY, Mask
 from mlflow_deploy_plugin.agent.progress import Progress
 from mlflow_deploy_plugin.agent.sink import Sink, open_sink, parquet
 from mlflow_deploy_plugin.agent.table import table_of
-from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.inference_log import LogLocation
 from mlflow_deploy_plugin.inference_log.location import FAILURES
 from mlflow_deploy_plugin.server.capture import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
@@ -89,7 +88,6 @@ class Shipper:
         self._sink: Sink = open_sink(log_uri)
         self._now = now
         self.progress = Progress(spool)
-        self._mask = Mask(spool.parent / MASK_KEY)
         self._clock = clock
         self._growing: dict[str, _Growth] = {}
         self._failures = 0
@@ -139,7 +137,7 @@ class Shipper:
         for segment in due:
             try:
                 rows += self._ship_segment(segment)
-            except (_SegmentError, InvalidConfig) as failure:  # a key to mask with that is none
+            except _SegmentError as failure:
                 error = str(failure)
             except MemoryError as failure:  # a smaller one may have room
                 error = f"segment {segment.name} cannot be shipped for want of memory: {failure}"
@@ -231,9 +229,9 @@ class Shipper:
     def _write_file(self, segment: str, group: Sequence[CapturedBatch]) -> int:
         """Writes one file. Rows that have no form in it are left out, so that they do not take the others with them."""
         try:
-            table = table_of(segment, group, self._mask)
+            table = table_of(segment, group)
             name, content = _file_name(segment, group), parquet(table)
-        except (OSError, InvalidConfig, MemoryError):  # another time they will have one
+        except MemoryError:  # another time they will have one
             raise
         except Exception:  # noqa: BLE001 - the boundary of one file: arrow raises a dozen unrelated classes
             requests = sum(len(batch.offsets) for batch in group)
@@ -245,8 +243,8 @@ class Shipper:
     def _write_labels(self, segment: str, frames: Sequence[FeedbackFrame]) -> None:
         """As `_write_file`."""
         try:
-            files = [(name, parquet(labels)) for name, labels in label_files(segment, frames, self._mask)]
-        except (OSError, InvalidConfig, MemoryError):
+            files = [(name, parquet(labels)) for name, labels in label_files(segment, frames)]
+        except MemoryError:
             raise
         except Exception:  # noqa: BLE001 - as there
             _log.exception("labels of %s have no form in the log, and are left out", segment)
@@ -259,7 +257,7 @@ def _by_file(batches: Sequence[CapturedBatch]) -> Iterable[list[CapturedBatch]]:
     """Batches of one endpoint, hour and set of columns with their types; what failed is apart."""
     groups: dict[tuple[Any, ...], list[CapturedBatch]] = defaultdict(list)
     for batch in batches:
-        arrays = [*batch.feeds.items(), *batch.outputs.items()]
+        arrays = [*batch.feeds.items(), *batch.outputs.items(), *batch.masked.items()]
         types = tuple((name, array.dtype, array.ndim) for name, array in arrays)
         groups[batch.endpoint, batch.hour, batch.is_failed, id(batch.model), types].append(batch)
     return groups.values()

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.agent.mask import Mask
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, as_rows
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured import CapturedBatch, Texts
@@ -13,12 +12,12 @@ from mlflow_deploy_plugin.server.captured import CapturedBatch, Texts
 _TIME = pa.timestamp("us", tz="UTC")
 
 
-def table_of(segment: str, batches: Sequence[CapturedBatch], mask: Mask) -> pa.Table:
+def table_of(segment: str, batches: Sequence[CapturedBatch]) -> pa.Table:
     """One row for each row of these requests of one model; `_segment`, `_offset` and `_row` together tell doubles."""
-    return pa.concat_tables([_table(segment, batch, mask) for batch in batches])
+    return pa.concat_tables([_table(segment, batch) for batch in batches])
 
 
-def _table(segment: str, batch: CapturedBatch, mask: Mask) -> pa.Table:
+def _table(segment: str, batch: CapturedBatch) -> pa.Table:
     requests, rows = len(batch.offsets), batch.rows
     each = np.repeat(np.arange(requests), rows) if rows != 1 else None
 
@@ -40,10 +39,7 @@ def _table(segment: str, batch: CapturedBatch, mask: Mask) -> pa.Table:
         "_offset": spread(pa.array(batch.offsets)),
         "_row": pa.array(np.tile(np.arange(rows, dtype=np.int32), requests)),
     }
-    found = as_rows(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
-    for name in batch.model.mask:
-        if name in found:
-            found[name] = mask.column(found[name])
+    found = as_rows(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs) | batch.masked
     return pa.table(columns | {name: _column(array) for name, array in found.items()})
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from mlflow_deploy_plugin.agent.mask import MASK_KEY, Mask
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.label_files import Entry
@@ -16,6 +15,7 @@ from mlflow_deploy_plugin.inference_log.labels import Label, labels_table
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.span import Span
 from mlflow_deploy_plugin.inference_log.view import View, view_schema, view_tables
+from mlflow_deploy_plugin.server.mask import MASK_KEY, Mask
 from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
@@ -89,7 +89,7 @@ def _left_by_servers(settings: Settings, endpoint: str) -> Iterator[tuple[Path, 
 
 
 def _looks_masked(log: InferenceLog, endpoint: str) -> frozenset[str]:
-    """The model's columns whose last logged values include one like those of `agent.mask`."""
+    """The model's columns whose last logged values include one like those of `server.mask`."""
     hours = log.hours(endpoint)
     if not hours:
         return frozenset()

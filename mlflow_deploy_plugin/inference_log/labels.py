@@ -12,12 +12,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time
-from decimal import Decimal
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+
+from mlflow_deploy_plugin.runtime.texts import as_text as as_text
 
 _TRUTH: Mapping[Any, float] = {"true": 1.0, "false": 0.0}  # as a CSV file says them
 
@@ -87,28 +86,6 @@ def canonical_key(values: Mapping[str, Any]) -> str:
     """
     texts = {str(name): as_text(value) for name, value in values.items()}
     return json.dumps(texts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
-def as_text(value: Any) -> str | None:
-    """A label's or a key's value as text: 1 for 1.0, true for True, 0.1 for a float32's 0.1; None for NaN and None."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, np.generic):
-        value = value.item() if value.dtype != np.float32 else float(str(value))  # 0.1, not 0.10000000149011612
-        return as_text(value)
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        return str(int(value)) if value.is_integer() and abs(value) < 2**63 else repr(value)
-    if isinstance(value, date | datetime | time):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return format(value.normalize(), "f") if value.is_finite() else as_text(float(value))
-    return str(value)
 
 
 def as_number(value: Any) -> float | None:

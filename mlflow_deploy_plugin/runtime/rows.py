@@ -22,9 +22,13 @@ def as_rows(
     """Columns of [N] (tensors and outputs of higher rank: [N, …]) by name, in a stable order."""
     columns = schema.to_columns(feeds)
     for name, array in outputs.items():
-        alone = prediction == (name,) and array.ndim == 1
-        columns[PREDICTION if alone else OUTPUT_PREFIX + name] = array
+        columns[output_column(prediction, name, array)] = array
     return columns
+
+
+def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
+    """The column that an output of the graph is."""
+    return PREDICTION if prediction == (name,) and array.ndim == 1 else OUTPUT_PREFIX + name
 
 
 def row_count(arrays: Mapping[str, Array]) -> int:

@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured_model import CapturedModel as CapturedModel
 from mlflow_deploy_plugin.server.captured_model import described_model, read_model
 from mlflow_deploy_plugin.server.feedback import Feedback, pack_feedback
+from mlflow_deploy_plugin.server.mask import MASK_KEY, Mask
 from mlflow_deploy_plugin.server.packing import Packer, packed_failure
 from mlflow_deploy_plugin.server.packing import RequestRecord as RequestRecord
 from mlflow_deploy_plugin.server.state import SPOOL as SPOOL
@@ -44,7 +45,7 @@ MAX_SEGMENT_BYTES = 16 * 1024 * 1024
 
 FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
 REFERRING = struct.Struct("<cI")  # kind, offset of the frame that this one needs
-MAGIC = b"OXS3"
+MAGIC = b"OXS4"
 MODEL_KIND, LAYOUT_KIND, REQUEST_KIND, FEEDBACK_KIND = b"M", b"L", b"R", b"F"
 _LOG_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
@@ -79,7 +80,8 @@ class CaptureWriter:
         self._size = 0
         self._models: dict[CapturedModel, int] = {}
         self._layouts: dict[tuple[CapturedModel, bytes], int] = {}
-        self._packer = Packer()
+        self._mask = Mask(spool.parent / MASK_KEY)
+        self._packer = Packer(self._mask)
         self._silent_until = float("-inf")
 
     def write(
@@ -121,10 +123,17 @@ class CaptureWriter:
     ) -> None:
         """Appends what was said of earlier predictions at `received_time` (microseconds since 1970).
 
+        Args:
+            mask: columns whose values are masked in keys, as they are in rows.
+
         Raises:
             OSError: the spool, or the disk, is full; its caller has to know.
+            InvalidConfig: there is no key to mask with.
         """
-        payload = FEEDBACK_KIND + pack_feedback(endpoint, received_time, entries, mask)
+        if mask:
+            names = frozenset(mask)
+            entries = [one._replace(key=self._mask.values(one.key, names)) if one.key else one for one in entries]
+        payload = FEEDBACK_KIND + pack_feedback(endpoint, received_time, entries)
         with self._lock:
             self._make_room(len(payload))
             self._write_frame(payload)

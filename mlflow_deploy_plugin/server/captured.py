@@ -67,6 +67,7 @@ class CapturedBatch:
         is_shadow: the variant has answered nobody.
         is_failed: these requests got no answer: they are rows without columns.
         feeds / outputs: [N * rows, …] by ONNX input and output; outputs only those with one entry a row.
+        masked: [N * rows] hashes by column.
     """
 
     model: CapturedModel
@@ -85,6 +86,7 @@ class CapturedBatch:
     prediction_ids: Texts
     feeds: dict[str, Array]
     outputs: dict[str, Array]
+    masked: dict[str, Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,9 +215,9 @@ def _batch(
         lengths = heads[name].astype(np.int64)
         ids.append(_texts(content, position, lengths))
         position = position + lengths
-    sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}}
+    sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}, "masked": {}}
     for side, arrays in sides.items():
-        for name, dtype, inner in layout[side]:
+        for name, dtype, inner in layout.get(side, ()):
             shape = (len(begins) * rows, *inner)
             if dtype == "str":
                 lengths = _taken(content, position, 4).view("<u4").astype(np.int64)
@@ -242,6 +244,7 @@ def _batch(
         ids[1],
         sides["feeds"],
         sides["outputs"],
+        sides["masked"],
     )
 
 

@@ -10,7 +10,7 @@ import orjson
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION, output_column
 from mlflow_deploy_plugin.runtime.schema import Array, Schema
 
 
@@ -23,7 +23,8 @@ class CapturedModel:
     Attributes:
         schema: with the columns that are kept.
         outputs: the names of the graph's outputs; None: they are not known.
-        mask: columns of the log that the agent is to mask.
+        mask: columns of the log that are masked; their values are in none of the arrays that are kept.
+        masked: by input of the graph, those of its columns that are masked: (name, place); None: the input is one.
         cuts: by input of the graph, [columns] intp: the places among its columns that are kept; None: nothing of it.
         left_out: outputs that are not kept.
     """
@@ -36,11 +37,17 @@ class CapturedModel:
     mask: tuple[str, ...] = ()
     cuts: Mapping[str, Array | None] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
+    masked: Mapping[str, tuple[tuple[str, int | None], ...]] = field(default_factory=dict)
+
+    def masked_output(self, name: str, array: Array) -> str | None:
+        """The column that this output stands under, where it is masked."""
+        column = output_column(self.prediction, name, array)
+        return column if column in self.mask else None
 
 
 @lru_cache(maxsize=1024)
 def kept_of(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...]) -> CapturedModel:
-    """The same model without the columns `drop`, and with `mask`. The same arguments give the same object.
+    """The same model without the columns `drop`, and with `mask` apart. The same arguments give the same object.
 
     Raises:
         InvalidConfig: a name is none of the log's columns; the message says which is nearest.
@@ -49,18 +56,20 @@ def kept_of(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...]) 
         return model
     _check_names("drop", drop, model)
     _check_names("mask", mask, model)
-    inputs, cuts = _cut(model.schema, set(drop))
+    gone = {*drop, *mask}
+    inputs, cuts = _cut(model.schema, gone)
     schema = Schema(
-        tuple(column for column in model.schema.columns if column.name not in drop),
-        tuple(tensor for tensor in model.schema.tensors if tensor.name not in drop),
+        tuple(column for column in model.schema.columns if column.name not in gone),
+        tuple(tensor for tensor in model.schema.tensors if tensor.name not in gone),
         inputs,
     )
-    left_out = {name.removeprefix(OUTPUT_PREFIX) for name in drop if name.startswith(OUTPUT_PREFIX)}
-    if PREDICTION in drop and len(model.prediction) == 1:
+    left_out = {name.removeprefix(OUTPUT_PREFIX) for name in gone if name.startswith(OUTPUT_PREFIX)}
+    if PREDICTION in gone and len(model.prediction) == 1:
         left_out.update(model.prediction)
     if len(model.prediction) == 1 and {*mask} & (names := {PREDICTION, OUTPUT_PREFIX + model.prediction[0]}):
         mask = tuple(sorted({*mask} | names))  # by which of both it is logged depends on its shape
-    return replace(model, schema=schema, mask=mask, cuts=cuts, left_out=frozenset(left_out))
+    masked = _masked(model.schema, mask)
+    return replace(model, schema=schema, mask=mask, cuts=cuts, left_out=frozenset(left_out), masked=masked)
 
 
 def _cut(schema: Schema, drop: Collection[str]) -> tuple[tuple[Input, ...], dict[str, Array | None]]:
@@ -78,6 +87,15 @@ def _cut(schema: Schema, drop: Collection[str]) -> tuple[tuple[Input, ...], dict
         else:
             cuts[entry.name] = None
     return tuple(inputs), cuts
+
+
+def _masked(schema: Schema, mask: Collection[str]) -> dict[str, tuple[tuple[str, int | None], ...]]:
+    """By input its columns that are masked."""
+    found: dict[str, tuple[tuple[str, int | None], ...]] = {}
+    for entry in schema.inputs:
+        named: list[tuple[str, int | None]] = [(name, place) for place, name in enumerate(entry.columns)]
+        found[entry.name] = tuple(one for one in named or [(entry.name, None)] if one[0] in mask)
+    return {name: columns for name, columns in found.items() if columns}
 
 
 def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> None:
@@ -102,7 +120,6 @@ def described_model(model: CapturedModel) -> bytes:
             "version": model.version,
             "schema": schema,
             "prediction": model.prediction,
-            "mask": model.mask,
         }
     )
 
@@ -127,5 +144,4 @@ def read_model(described: memoryview) -> CapturedModel:
             tuple(inputs),
         ),
         tuple(document["prediction"]),
-        mask=tuple(document["mask"]),
     )

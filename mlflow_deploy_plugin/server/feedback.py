@@ -31,20 +31,18 @@ class FeedbackFrame:
 
     Attributes:
         received_time: microseconds since 1970 (UTC).
-        mask: columns whose values have to be masked in `key`, as they are in the log.
         offset: of the frame in its segment, with the segment's name what tells doubles.
     """
 
     endpoint: str
     received_time: int
     entries: tuple[Feedback, ...]
-    mask: tuple[str, ...] = ()
     offset: int = 0
 
 
-def pack_feedback(endpoint: str, received_time: int, entries: Sequence[Feedback], mask: Sequence[str] = ()) -> bytes:
+def pack_feedback(endpoint: str, received_time: int, entries: Sequence[Feedback]) -> bytes:
     """A frame's payload without its kind."""
-    return orjson.dumps([endpoint, received_time, mask, [tuple(entry) for entry in entries]])
+    return orjson.dumps([endpoint, received_time, [tuple(entry) for entry in entries]])
 
 
 def read_feedback(packed: bytes | memoryview, offset: int) -> FeedbackFrame:
@@ -54,5 +52,5 @@ def read_feedback(packed: bytes | memoryview, offset: int) -> FeedbackFrame:
         ValueError, TypeError: it is something else.
     """
     said: list[Any] = orjson.loads(packed)
-    endpoint, received_time, mask, entries = said
-    return FeedbackFrame(endpoint, received_time, tuple(Feedback(*entry) for entry in entries), tuple(mask), offset)
+    endpoint, received_time, entries = said
+    return FeedbackFrame(endpoint, received_time, tuple(Feedback(*entry) for entry in entries), offset)

@@ -7,7 +7,7 @@ length.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import orjson
 
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured_model import CapturedModel
+from mlflow_deploy_plugin.server.mask import Mask
 
 _HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
 _LONGEST_LATENCY = 2**32 - 1
@@ -62,6 +63,7 @@ class Plan:
         model: what says which columns are kept.
         kept: the place of each array that is held among all, whether it is text, and which of its columns are held,
             if not all.
+        masked: the place of each array that has a masked column, and where it lies there, if it is not the whole.
         rows: of the request; `kept_rows` of them are held.
         is_plain: every array is held as it lies in memory.
     """
@@ -72,6 +74,7 @@ class Plan:
     shapes: list[tuple[int, ...]]
     layout: bytes
     kept: tuple[tuple[int, bool, Array | None], ...]
+    masked: tuple[tuple[int, int | None], ...]
     rows: int
     kept_rows: int
     is_plain: bool
@@ -80,7 +83,8 @@ class Plan:
 class Packer:
     """Packs the requests of one worker. Every method may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, mask: Mask) -> None:
+        self._mask = mask
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def pack(
@@ -130,6 +134,12 @@ class Packer:
                 pieces += (_TEXT.pack(len(text)), text)
             else:
                 pieces.append(array.tobytes())
+        for place, column in plan.masked:
+            array = arrays[place][: plan.kept_rows] if is_cut else arrays[place]
+            if column is not None:
+                array = (array if array.ndim == 2 else array.reshape(len(array), -1))[:, column]
+            text = orjson.dumps(self._mask.column(array))
+            pieces += (_TEXT.pack(len(text)), text)
         return plan, pieces
 
 
@@ -156,13 +166,17 @@ def _plan(
 ) -> Plan:
     rows = next((len(array) for array in feeds.values() if array.ndim), 0)
     entries: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {"feeds": [], "outputs": []}
-    kept = []
+    masked_entries: list[tuple[str, str, tuple[int, ...]]] = []
+    kept, masked = [], []
     arrays = [("feeds", *entry) for entry in feeds.items()] + [("outputs", *entry) for entry in outputs.items()]
     for place, (side, name, array) in enumerate(arrays):
         holds_objects = array.dtype.kind == "O"
         is_text = holds_objects and (array.size == 0 or isinstance(array.flat[0], str | None))
         if array.shape[:1] != (rows,) or (holds_objects and not is_text):
             continue  # not one value a row, or one that no column takes: it has no place in a table
+        for column, position in _masked_of(model, side, name, array):
+            masked_entries.append((column, "str", ()))
+            masked.append((place, position))
         columns = model.cuts.get(name, _ALL) if side == "feeds" else None if name in model.left_out else _ALL
         if columns is None:
             continue
@@ -174,11 +188,20 @@ def _plan(
         [name for _, name, _ in arrays],
         [array.dtype for *_, array in arrays],
         [array.shape for *_, array in arrays],
-        _layout(record, entries),
+        _layout(record, entries | ({"masked": masked_entries} if masked_entries else {})),
         tuple(kept),
+        tuple(masked),
         rows,
         min(rows, max_rows),
         rows <= max_rows
         and len(kept) == len(arrays)
         and not any(is_text or columns is not None for _, is_text, columns in kept),
     )
+
+
+def _masked_of(model: CapturedModel, side: str, name: str, array: Array) -> Sequence[tuple[str, int | None]]:
+    """The masked columns that an array holds, and where."""
+    if side == "feeds":
+        return model.masked.get(name, ())
+    column = model.masked_output(name, array)
+    return () if column is None else [(column, None)]

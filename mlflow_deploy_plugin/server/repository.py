@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.server.account import Account, silence
 from mlflow_deploy_plugin.server.captured_model import kept_of
 from mlflow_deploy_plugin.server.leaving import Leaving
 from mlflow_deploy_plugin.server.load import load_version
+from mlflow_deploy_plugin.server.mask import MASK_KEY, Mask
 from mlflow_deploy_plugin.server.served import LoadedVersion, ServedEndpoint, ServedVariant, Table, served_endpoint
 from mlflow_deploy_plugin.server.state import (
     WANTED,
@@ -242,6 +243,8 @@ class Repository:
             capture = wanted.capture
             try:
                 captured = kept_of(loaded.captured, capture.drop, capture.mask)
+                if capture.mask:
+                    Mask(self.state_dir / MASK_KEY).check()
             except InvalidConfig as error:  # to go on without it would write down what is to be left out
                 errors[name] = error.message
                 logger.error("%s/%s: %s", endpoint, name, error.message)

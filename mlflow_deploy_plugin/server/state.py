@@ -16,7 +16,7 @@
     metrics             gunicorn                    a link to the folder of the workers' tallies (`server/metrics.py`)
     counted.json        gunicorn → agent            the rows that the last workers have counted (`server/counted.py`)
     progress.json       agent                       what it has shipped (`agent/progress.py`)
-    mask.key            agent                       the key of masked columns (`agent/mask.py`)
+    mask.key            workers                     the key of masked columns (`server/mask.py`)
     graphs/             workers → workers           optimised graphs for the next start (`runtime/optimized.py`)
 
 Every file has one writer and is replaced by an atomic rename, so that a reader sees the old or the new, never half.

@@ -176,15 +176,18 @@ def test_masked_columns_are_equal_hashes_in_rows_and_in_keys_of_labels(
     assert key["carrier"] == expected
 
 
-def test_a_key_that_is_none_lets_nothing_unmasked_out(writer: CaptureWriter, shipper: Shipper, tmp_path: Path) -> None:
+def test_a_key_that_is_none_lets_nothing_unmasked_out(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "mask.key").write_text("secret")
     masked = kept_of(TABULAR, (), ("carrier",))
     record = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
-    assert writer.write(record, masked, {"c": np.array([["AA"]], dtype=object), "d": np.zeros((1, 1))}, {}, 100)
-    assert shipper.ship() == 0
-    assert "mask.key holds no key: 32 to 128 hexadecimal digits are expected" in shipper.state.error
-    assert "secret" not in shipper.state.error
+    feeds = {"c": np.array([["AA"]], dtype=object), "d": np.zeros((1, 1))}
+    assert not writer.write(record, masked, feeds, {}, 100)
+    assert "mask.key holds no key: 32 to 128 hexadecimal digits are expected" in caplog.text
+    assert "secret" not in caplog.text
     (tmp_path / "mask.key").write_text("ab" * 16)
+    assert writer.write(record, masked, feeds, {}, 100)
     assert shipper.ship() == 1
 
 

@@ -12,10 +12,10 @@ import requests
 from click.testing import CliRunner, Result
 from mlflow.deployments import BaseDeploymentClient
 
-from mlflow_deploy_plugin.agent.mask import Mask
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.view import View, view_tables
+from mlflow_deploy_plugin.server.mask import Mask
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import apply_config, dump_spec, new_endpoint
 from support.deploying import Models

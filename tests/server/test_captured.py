@@ -134,7 +134,7 @@ def test_a_damaged_frame_takes_no_other_with_it(tmp_path: Path) -> None:
     writer = CaptureWriter(tmp_path)
     for number in range(20):
         write(writer, number, {**REQUEST, "id": "r"})
-    writer.write_feedback("e", 1, [Feedback("p", 0, None, "OXS3")])
+    writer.write_feedback("e", 1, [Feedback("p", 0, None, "OXS4")])
     (segment,) = segments(tmp_path)
     requests, _ = read_segment(segment)
     content = bytearray(segment.read_bytes())

@@ -1,5 +1,6 @@
 """What is kept of a captured request: all of it, or what the spec leaves."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from mlflow_deploy_plugin.server.captured import read_captured
 from mlflow_deploy_plugin.server.captured_model import CapturedModel, kept_of
 from mlflow_deploy_plugin.server.http.messages import RawRequest
 from mlflow_deploy_plugin.server.http.routes import answer
-from mlflow_deploy_plugin.server.state import WorkerState, read_state
+from mlflow_deploy_plugin.server.mask import MASK_KEY, Mask
+from mlflow_deploy_plugin.server.state import WorkerState, read_state, worker_file
 from support.waiting import wait_until
 
 COLUMNS = (Column("name", "string"), *(Column(name, "double") for name in "abc"))
@@ -53,6 +55,26 @@ def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, 
         writer = CaptureWriter(tmp_path / "other")
         writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)
         assert b'"x"' not in segments(tmp_path / "other")[0].read_bytes()
+
+
+@pytest.mark.parametrize("mask", [("name",), ("a", "c"), ("a", "b", "c"), ("prediction",), ("output.p", "name")])
+def test_what_is_masked_is_written_down_as_hashes_alone(tmp_path: Path, mask: tuple[str, ...]) -> None:
+    writer = CaptureWriter(tmp_path / "spool")
+    kept = kept_of(MODEL, ("b",) if "b" not in mask else (), mask)
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)
+    (segment,) = segments(tmp_path / "spool")
+    key = Mask(tmp_path / "mask.key")
+    columns = as_rows(MODEL.schema, MODEL.prediction, FEEDS, OUTPUTS)
+    expected = {name: key.column(columns[name]) for name in mask}
+    left = {name: values for name, values in ROWS.items() if name not in ("b", *mask)}
+    for batch, rows in zip(read_captured(segment).batches, (2, 1), strict=True):
+        found = as_rows(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
+        assert {name: array.tolist() for name, array in found.items()} == {n: v[:rows] for n, v in left.items()}
+        assert {name: array.tolist() for name, array in batch.masked.items()} == {
+            name: hashes[:rows] for name, hashes in expected.items()
+        }
+    assert (b'"x"' in segment.read_bytes()) == ("name" not in mask)
 
 
 def test_the_same_choice_is_one_object() -> None:
@@ -104,3 +126,19 @@ def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
     (batch,) = read_captured(segments(state_dir / SPOOL)[0]).batches
     assert list(as_rows(batch.model.schema, (), batch.feeds, {})) == ["b", "c"]
     assert len(batch.offsets) == 2
+
+
+def test_where_there_is_no_key_to_mask_with_the_version_is_not_served(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+) -> None:
+    server = serve_here({"e": {"e": tools.variant(bias_folders["1"])}})
+    state_dir = server.repository.state_dir
+    (state_dir / MASK_KEY).write_text("none")
+    tools.want(state_dir, 2, {"e": {"e": tools.variant(bias_folders["2"], version="2")}}, mask=["a"])
+
+    def told() -> str:
+        state = read_state(worker_file(state_dir, os.getpid()), WorkerState)
+        return state.endpoints["e"]["e"].error if state and state.generation == 2 else ""
+
+    assert "mask.key holds no key: 32 to 128 hexadecimal digits are expected" in wait_until(told, what="the refusal")
+    assert server.repository.table["e"].answering[0].loaded.version == "1"

@@ -33,6 +33,7 @@ class CapturedRequest:
     Attributes:
         feeds: arrays by ONNX input, the rows first (strings: object arrays).
         outputs: arrays by ONNX output, only those with one entry a row.
+        masked: hashes by column.
     """
 
     segment: str
@@ -41,6 +42,7 @@ class CapturedRequest:
     model: CapturedModel
     feeds: dict[str, Array]
     outputs: dict[str, Array]
+    masked: dict[str, Array]
 
 
 def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], int]:
@@ -59,23 +61,23 @@ def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], 
             if layout_offset not in layouts:
                 layouts[layout_offset] = read_layout(partial(payload_at, content), layout_offset, models)
             model, layout = layouts[layout_offset]
-            record, feeds, outputs = _unpack(layout, payload[REFERRING.size :])
-            requests.append(CapturedRequest(segment.stem, offset, record, model, feeds, outputs))
+            record, sides = _unpack(layout, payload[REFERRING.size :])
+            requests.append(CapturedRequest(segment.stem, offset, record, model, **sides))
         offset += FRAME.size + len(payload)
     return requests, offset
 
 
-def _unpack(layout: Mapping[str, Any], packed: memoryview) -> tuple[RequestRecord, dict[str, Array], dict[str, Array]]:
-    """The record, the feeds and the outputs of a request that was packed by this layout (parsed)."""
+def _unpack(layout: Mapping[str, Any], packed: memoryview) -> tuple[RequestRecord, dict[str, dict[str, Array]]]:
+    """The record and the arrays of a request that was packed by this layout (parsed)."""
     rows, event_time, received_time, latency, status, request_length, prediction_length = _HEAD.unpack_from(packed)
     position = _HEAD.size
     ids = []
     for length in (request_length, prediction_length):
         ids.append(str(packed[position : position + length], "utf-8"))
         position += length
-    sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}}
+    sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}, "masked": {}}
     for side, arrays in sides.items():
-        for name, dtype, inner in layout[side]:
+        for name, dtype, inner in layout.get(side, ()):
             shape = (rows, *inner)
             if dtype == "str":
                 (length,) = _TEXT.unpack_from(packed, position)
@@ -97,4 +99,4 @@ def _unpack(layout: Mapping[str, Any], packed: memoryview) -> tuple[RequestRecor
         status,
         layout["shadow"],
     )
-    return record, sides["feeds"], sides["outputs"]
+    return record, sides

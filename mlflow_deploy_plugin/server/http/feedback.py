@@ -51,7 +51,8 @@ def _columns(served: ServedEndpoint) -> set[str]:
     """What a captured row of the endpoint may have; empty: that is not known, since a model has no named columns."""
     names: set[str] = set()
     for variant in served.variants.values():
-        if not variant.captured.schema.columns:
+        if not variant.loaded.captured.schema.columns:
             return set()
         names.update(variant.captured.schema.names)
+        names.update({*variant.captured.mask} & {*variant.loaded.captured.schema.names})
     return names | {_OF_THE_LOG} if names else names

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.server.captured import read_captured
 from mlflow_deploy_plugin.server.feedback import Feedback, FeedbackFrame
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
+from mlflow_deploy_plugin.server.mask import Mask
 from mlflow_deploy_plugin.spec import ServerSpec
 from support.disk import files_of_at_most
 
@@ -66,10 +67,11 @@ def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
         assert b'onnxserve_feedback_labels_total{outcome="accepted"} 4.0' in requests.get(page, timeout=30).content
 
 
-def test_masked_key_columns_are_named_to_the_agent(server: Server) -> None:
+def test_masked_key_columns_are_masked_before_they_are_written_down(server: Server) -> None:
     assert give(server, {"key": {"carrier": "AA", "_request_id": "r"}, "label": 1}).status == 202
     (frame,) = kept(server.repository.state_dir / SPOOL)
-    assert (frame.endpoint, frame.mask) == ("flights", ("carrier",))
+    masked = Mask(server.repository.state_dir / "mask.key").values({"carrier": "AA"}, frozenset({"carrier"}))
+    assert frame.entries == (Feedback(None, None, masked | {"_request_id": "r"}, 1),)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Masking: what is not to be read in the log stands there as a keyed hash, equal where the values are.
+"""Masking: what is not to be read in the log or in the spool stands there as a keyed hash, equal where the values are.
 
 Keyed BLAKE2b (RFC 7693) of 128 bits over the value as text, in hexadecimal: without the key nobody can try out values,
 and the same value is the same hash in every column, version and server that has the same key.
@@ -8,6 +8,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.labels import as_text
 from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime.texts import as_text
 
 MASK_KEY = "mask.key"
 """The file in a server's state folder. Another server masks alike with a copy of it."""
@@ -31,22 +32,29 @@ class Mask:
         self._path = path
         self._keyed: Any = None  # keyed once: a copy of it costs half of what a new one does
 
-    def column(self, values: Array) -> Array:
-        """[N] objects: a hash for each value, None where there is none; of [N, …] one for each row.
+    def check(self) -> None:
+        """Raises InvalidConfig where there is no key, and none can be made."""
+        try:
+            _read_key(self._path)
+        except OSError as error:
+            raise InvalidConfig(f"the key of masked columns cannot be read or made: {error}") from None
+
+    def column(self, values: Array) -> list[str | None]:
+        """[N] hashes, one for each value, None where there is none; of [N, …] one for each row.
 
         Raises:
             OSError: the key cannot be read or made.
             InvalidConfig: the file holds none.
         """
+        if values.shape == (1,):  # most requests: what follows takes thrice as long
+            return [self._masked(float(str(values[0])) if values.dtype.char == "f" else values.item())]
         rows = (
             list(values) if values.dtype == np.float32 else values.tolist()
         )  # of a float32's 0.1 `tolist` makes another
         if values.ndim > 1:
             rows = [orjson.dumps(row, default=str).decode() for row in values.tolist()]
         hashes = {value: self._masked(value) for value in dict.fromkeys(rows)}  # what repeats is hashed once
-        masked = np.empty(len(rows), dtype=object)
-        masked[:] = [hashes[value] for value in rows]
-        return masked
+        return [hashes[value] for value in rows]
 
     def values(self, values: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
         """The same values, of which those under `names` are masked as in a column.
@@ -69,12 +77,14 @@ class Mask:
 def _read_key(path: Path) -> bytes:
     """The key, as the file says it in hexadecimal; a new one where there is no file."""
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.write(file, secrets.token_hex(_KEY_BYTES).encode())
             os.fsync(file)
-            os.rename(temporary, path)
+            with suppress(FileExistsError):  # another worker was faster: all have the same one
+                os.link(temporary, path)
         finally:
             os.close(file)
             temporary.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.agent.mask import Mask
+from mlflow_deploy_plugin.server.mask import Mask
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,6 @@ def test_a_column_and_a_key_of_the_same_value_are_masked_alike(tmp_path: Path, c
 
 def test_missing_values_stay_missing_and_lists_are_masked_by_the_row(tmp_path: Path) -> None:
     mask = Mask(tmp_path / "mask.key")
-    assert mask.column(np.array([np.nan], np.float32)).tolist() == [None]
+    assert mask.column(np.array([np.nan], np.float32)) == [None]
     first, second, again = mask.column(np.array([[0.1, 2.0], [0.1, 3.0], [0.1, 2.0]], np.float32))
     assert first == again != second
