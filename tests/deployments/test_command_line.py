@@ -16,10 +16,12 @@ from mlflow.deployments import BaseDeploymentClient
 from support.waiting import wait_until
 
 ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4.5]]}}
+TYPED = ("-t", "onnxserve", "--name", "typed")
 
 
-def typed(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "mlflow", "deployments", command, "-t", "onnxserve", "--name", "typed", *arguments]
+def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which ends before what it has started."""
+    line = [sys.executable, "-m", "mlflow", "deployments", *arguments]
     return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -27,26 +29,26 @@ def test_a_deployment_lives_through_its_commands(
     client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(models.once).parent)
-    created = typed("create", "-m", "once", "-C", f"server.port={free_port}")
+    created = typed("create", *TYPED, "-m", "once", "-C", f"server.port={free_port}")
     assert "onnx deployment typed is created" in created.stdout
     assert f"typed: ready at http://127.0.0.1:{free_port}" in created.stderr
     assert "Traceback" not in created.stderr
 
-    got = called("get", "-t", "onnxserve", "--name", "typed")
+    got = called("get", *TYPED)
     shown = dict(line.split(": ", 1) for line in got.stdout.splitlines() if ": " in line)
     assert (shown["state"], shown["model_uri"]) == ("running", models.once)
     assert requests.get(f"{shown['url']}/ping", timeout=5).ok
 
-    updated = typed("update", "-m", models.twice)
+    updated = called("update", *TYPED, "-m", models.twice)
     assert "Deployment typed is updated (with flavor onnx)" in updated.stdout
 
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
-    predicted = typed("predict", "-I", str(tmp_path / "rows.json"))
+    predicted = called("predict", *TYPED, "-I", str(tmp_path / "rows.json"))
     assert json.loads(predicted.stdout) == {"predictions": [{"y": 6.0}, {"y": 15.0}]}
 
     assert "'name': 'typed'" in called("list", "-t", "onnxserve").stdout
 
-    assert "Deployment typed is deleted" in typed("delete").stdout
+    assert "Deployment typed is deleted" in called("delete", *TYPED).stdout
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{shown['url']}/ping", timeout=5)
 
