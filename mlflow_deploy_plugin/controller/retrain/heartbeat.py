@@ -6,12 +6,15 @@ process, knows by the heartbeat whether to wait for it; and as it ends the run i
     python -m mlflow_deploy_plugin.controller.retrain.heartbeat RUN_ID PROJECT -e train …
 """
 
+import contextlib
 import logging
+import os
+import subprocess
 import sys
-import threading
 
 from mlflow_deploy_plugin.controller.retrain import child, tracked
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.registry.connection import limit_patience
 from mlflow_deploy_plugin.store.database import utc_now
 
 BEAT_SECONDS = 15.0
@@ -19,27 +22,32 @@ BEAT_SECONDS = 15.0
 _log = logging.getLogger(__name__)
 
 
-def beat(run_id: str, stopped: threading.Event, seconds: float = BEAT_SECONDS) -> None:
-    """Says again and again that the training runs, until it has ended; ends it where its run was ended in MLflow."""
-    while not stopped.is_set():
+def beat(run_id: str, training: "subprocess.Popen[bytes]", seconds: float = BEAT_SECONDS) -> int:
+    """Says again and again that the training runs, until it has ended; ends it where its run was ended in MLflow.
+
+    Returns:
+        Its exit status; negative: it was killed.
+    """
+    while training.poll() is None:
         try:
             tracked.beat(run_id, utc_now())
             if tracked.seen(run_id).status == "KILLED":
-                child.end(run_id)  # `mlflow run` ends with what it has started
+                child.end(run_id)
         except OnnxserveError as error:  # it is told again; meanwhile nobody else can see the run either
             _log.warning("no heartbeat: %s", error.message)
-        stopped.wait(seconds)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            training.wait(seconds)
+    return training.wait()
 
 
 def _main(run_id: str, *arguments: str) -> None:
-    from mlflow.cli import cli
-
-    stopped = threading.Event()
-    threading.Thread(target=beat, args=(run_id, stopped), name="heartbeat", daemon=True).start()
-    try:
-        cli(["run", *arguments, "--run-id", run_id])
-    finally:
-        stopped.set()
+    training = subprocess.Popen([sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id])
+    # this process alone: MLflow's own patience may hold a heartbeat back for minutes after a server is up again
+    limit_patience()
+    status = beat(run_id, training)
+    if status < 0:  # as it was: who is killed from outside is begun once more
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A training says that it runs, and ends itself where somebody else has ended its run."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -25,37 +26,46 @@ def run_id(tmp_path: Path, new_database, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @contextmanager
-def beating(run_id: str) -> Iterator[None]:
-    stopped = threading.Event()
-    thread = threading.Thread(target=beat, args=(run_id, stopped, 0.02))
+def training(run_id: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process of the run that goes on until it is ended."""
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    process = subprocess.Popen(command, env=os.environ | {child.MARK: run_id})
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def beating(run_id: str, process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    thread = threading.Thread(target=beat, args=(run_id, process, 0.02))
     thread.start()
     try:
         yield
     finally:
-        stopped.set()
+        process.kill()
         thread.join()
 
 
 def test_it_says_again_and_again_that_it_runs(run_id: str) -> None:
-    with beating(run_id):
+    with training(run_id) as process, beating(run_id, process):
         wait_until(lambda: tracked.seen(run_id).alive_at is not None, 30, "it has said so")
         first = tracked.seen(run_id).alive_at
         wait_until(lambda: tracked.seen(run_id).alive_at != first, 30, "it has said so again")
 
 
-def test_what_it_has_started_ends_with_its_run(run_id: str) -> None:
-    environment = os.environ | {child.MARK: run_id}
-    training = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env=environment)
-    with beating(run_id):
+def test_it_ends_with_its_run(run_id: str) -> None:
+    with training(run_id) as process, beating(run_id, process):
         wait_until(lambda: tracked.seen(run_id).alive_at is not None, 30, "it has said so")
-        assert training.poll() is None
+        assert process.poll() is None
         MlflowClient().set_terminated(run_id, "KILLED")
-        assert training.wait(30) != 0
+        wait_until(lambda: process.poll() is not None, 30, "it has ended")
+        assert process.returncode == -signal.SIGTERM
 
 
 def test_it_lives_on_while_mlflow_is_down(run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    stopped = threading.Event()
     with tracking_at(f"http://127.0.0.1:{free_port()}"):
-        monkeypatch.setattr(stopped, "wait", lambda seconds: stopped.set())
-        beat(run_id, stopped)  # raises nothing
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.2)"])
+        assert beat(run_id, process, 0.02) == 0

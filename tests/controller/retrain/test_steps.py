@@ -7,7 +7,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retrain import child, consider
+from mlflow_deploy_plugin.controller.retrain import child, consider, tracked
 from mlflow_deploy_plugin.store.alerts import Alerts
 from support.inference_log import ENDPOINT, MODEL
 from support.retraining import RetrainingWorld
@@ -101,6 +101,16 @@ def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(world: Retrai
     assert failed.reason == "the run took longer than 8 s and was ended"
     assert not any(process.is_running() and process.status() != "zombie" for process in family)
     assert MlflowClient().get_run(run_id).info.status == "KILLED"
+
+
+@pytest.mark.long
+def test_a_training_ends_by_itself_where_its_run_is_ended_from_another_machine(world: RetrainingWorld) -> None:
+    begin(world, "hang")
+    run_id = world.until("running").run_id
+    wait_until(lambda: said(world), 90, "the project runs")
+    assert tracked.seen(run_id).alive_at is not None
+    MlflowClient().set_terminated(run_id, "KILLED")
+    wait_until(lambda: not child.is_alive(run_id), 60, "it has ended")
 
 
 def said(world: RetrainingWorld) -> bool:
