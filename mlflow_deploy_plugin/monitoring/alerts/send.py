@@ -5,10 +5,12 @@ yet written down then is sent twice; nothing is forgotten.
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -55,7 +57,7 @@ def tell(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -> in
     try:
         channels = read_channels(settings.alert_config)
     except InvalidConfig as error:
-        _log.error("nobody is told: %s", error.message)
+        _say_hourly(f"nobody is told: {error.message}", int(time.monotonic() // 3600))
         return 0
     now = store.now()
     claimed = [one for one in (_claimed(store, alert, now) for alert in due) if one is not None]
@@ -65,6 +67,12 @@ def tell(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -> in
     for alert in claimed:
         _settle(store, alert, channels, list(zip(parcels, taken, strict=True)))
     return sum(taken)
+
+
+@lru_cache(maxsize=8)
+def _say_hourly(text: str, _hour: int) -> None:
+    """What is wrong is found at each call, every few seconds, for as long as nobody mends it."""
+    _log.error("%s", text)
 
 
 def _due(store: Store, wait: timedelta) -> list[Alert]:
@@ -107,9 +115,9 @@ def _parcels(alerts: Sequence[Alert], channels: Sequence[Channel], now: datetime
     return [_Parcel(channel, found) for channel, found in by_place.values()]
 
 
-def _is_ahead(time: str, now: datetime, most: timedelta) -> bool:
-    """Whether the time is still to come; one that is further ahead than it may be is of a clock that was wrong."""
-    return now.isoformat() < time <= (now + most).isoformat()
+def _is_ahead(moment: str, now: datetime, most: timedelta) -> bool:
+    """Whether the moment is still to come; one that is further ahead than it may be is of a clock that was wrong."""
+    return now.isoformat() < moment <= (now + most).isoformat()
 
 
 def _told(alert: Alert, channel: Channel) -> dict[str, Any]:

@@ -211,7 +211,8 @@ def test_a_configuration_that_cannot_be_used_is_said_without_quoting_it(see, sto
 
     assert see(judgement_of(0, temperature=6.0), settings=Settings(alert_config=file)) == 0
 
-    assert f"nobody is told: ONNXSERVE_ALERT_CONFIG: {said}" in caplog.text.replace(f"{file} ", "")
+    tell(store, Settings(alert_config=file))
+    assert caplog.text.replace(f"{file} ", "").count(f"nobody is told: ONNXSERVE_ALERT_CONFIG: {said}") == 1
     assert "s3cret" not in caplog.text
     assert len(Alerts(store).firing()) == 1
 
