@@ -2,7 +2,8 @@
 
 import click
 
-from mlflow_deploy_plugin.cli.monitor import judge_window, monitor_option, output_option, window_option
+from mlflow_deploy_plugin.cli.monitor import judge_window, monitor_option, window_option
+from mlflow_deploy_plugin.cli.options import output_option
 
 
 @click.group()

@@ -4,21 +4,19 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlflow_deploy_plugin.cli.columns import aligned
+from mlflow_deploy_plugin.cli.opened import opened_deployments
+from mlflow_deploy_plugin.cli.options import output_option, why_option
 from mlflow_deploy_plugin.cli.pairs import pairs
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    pass
 
-_output = click.option(
-    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How it is written."
-)
 _config = click.option(
     "-C",
     "--config",
@@ -27,7 +25,6 @@ _config = click.option(
     help="traffic.DEPLOYMENT=WEIGHT, or any field, e.g. server.workers=2; `mlflow deployments help -t onnxserve` "
     "lists them.",
 )
-_why = click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail (`onnxserve history NAME`).")
 
 
 @click.group()
@@ -47,30 +44,30 @@ def endpoint() -> None:
 @endpoint.command(short_help="Create an endpoint, without a deployment yet.")
 @click.argument("name")
 @_config
-@_why
-@_output
+@why_option
+@output_option
 def create(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     """Creates the endpoint NAME without a deployment; its server starts with the first one."""
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         _show(deployments.create_endpoint(name, pairs(config), why), output)
 
 
 @endpoint.command(short_help="Change fields of an endpoint.")
 @click.argument("name")
 @_config
-@_why
-@_output
+@why_option
+@output_option
 def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     """Changes the endpoint NAME. Only a change of server.… restarts its server; what fails changes nothing."""
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         _show(deployments.update_endpoint(name, pairs(config), why), output)
 
 
 @endpoint.command(short_help="Give each deployment its share of the traffic.")
 @click.argument("name")
 @click.argument("weights", nargs=-1, required=True, metavar="DEPLOYMENT=WEIGHT...")
-@_why
-@_output
+@why_option
+@output_option
 def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
     """Gives each deployment of the endpoint NAME its share of the traffic, while it serves.
 
@@ -79,36 +76,36 @@ def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
     \b
       onnxserve endpoint traffic flights champion=95 challenger=5
     """
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         _show(deployments.set_traffic(name, pairs(weights, "traffic"), why), output)
 
 
 @endpoint.command(short_help="Delete an endpoint with all that is in it.")
 @click.argument("name")
-@_why
+@why_option
 def delete(name: str, why: str) -> None:
     """Deletes the endpoint NAME with every deployment in it; requests in flight are finished."""
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         deployments.delete_endpoint(name, why)
     click.echo(f"{name} is deleted")
 
 
 @endpoint.command(short_help="Show an endpoint and its deployments.")
 @click.argument("name")
-@_output
+@output_option
 def get(name: str, output: str) -> None:
     """Shows the endpoint NAME: state, traffic, deployments, versions by worker."""
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         _show(deployments.get_endpoint(name), output)
 
 
 @endpoint.command("list")
-@_output
+@output_option
 def list_(output: str) -> None:
     """Lists all endpoints."""
     from mlflow_deploy_plugin.deployments.description import summaries_of_endpoints
 
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         found = summaries_of_endpoints(deployments)
     if output == "json":
         click.echo(json.dumps(found))
@@ -117,15 +114,6 @@ def list_(output: str) -> None:
     rows = [(one["name"], one["state"], _weights(one["traffic"], one["shadows"]), one["url"]) for one in found]
     for line in aligned([head, *rows]):
         click.echo(line)
-
-
-@contextmanager
-def _deployments() -> Iterator["Deployments"]:
-    # here: SQLAlchemy and MLflow take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-
-    with open_deployments(lambda line: click.echo(line, err=True)) as opened:
-        yield opened
 
 
 def _show(observed: Any, output: str) -> None:

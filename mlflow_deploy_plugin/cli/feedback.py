@@ -10,6 +10,8 @@ from typing import IO, TYPE_CHECKING, cast
 import click
 import orjson
 
+from mlflow_deploy_plugin.cli.opened import opened_deployments
+from mlflow_deploy_plugin.deployments.bulk.kinds import kind_of
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 
 if TYPE_CHECKING:
@@ -19,13 +21,13 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 
 _SHOWN_BAD = 20
-_KINDS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
+_KINDS = ("csv", "jsonl", "parquet")
 
 
 @click.command()
 @click.argument("name")
 @click.option("-f", "--file", required=True, metavar="FILE", help="The labels; - is standard input.")
-@click.option("-t", "--content-type", type=click.Choice(["csv", "jsonl", "parquet"]), help="[default: by FILE's name]")
+@click.option("-t", "--content-type", type=click.Choice(_KINDS), help="[default: by FILE's name]")
 @click.option("--key", metavar="COLUMNS", help="Columns that name a row, as flight,day.  [default: prediction_id, row]")
 @click.option("--label-column", default="label", show_default=True, help="The column of the labels.")
 @click.option("--id-column", default="prediction_id", show_default=True, help="The column of the X-Prediction-Ids.")
@@ -62,8 +64,8 @@ def feedback(
     from mlflow_deploy_plugin.inference_log.reader import open_log
     from mlflow_deploy_plugin.settings import load_settings
 
-    kind = content_type or _KINDS.get(Path(file).suffix.lower())
-    if kind is None:
+    kind = content_type or kind_of(file)
+    if kind not in _KINDS:
         raise InvalidConfig(f"{file}: say -t csv, jsonl or parquet")
     columns = Columns(
         tuple(part.strip() for part in key.split(",")) if key else (), label_column, id_column, row_column
@@ -130,10 +132,9 @@ def _place(name: str, url: str | None, log: "InferenceLog") -> "Place":
         NotFound: nothing is known of the endpoint, neither a server nor a row.
     """
     from mlflow_deploy_plugin.deployments.feedback import place_of
-    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
     from mlflow_deploy_plugin.nearest import did_you_mean
 
-    with open_deployments(lambda line: click.echo(line, err=True)) as deployments:
+    with opened_deployments() as deployments:
         place = place_of(deployments, log, name)
         if url is not None:
             return replace(place, url=url)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlflow_deploy_plugin.cli.options import output_option
+
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.gate.run import Gated
 
@@ -27,9 +29,7 @@ if TYPE_CHECKING:
     metavar="URI",
     help="What it is compared with. Default: what is in the gated stage; anything else is tried out, as above.",
 )
-@click.option(
-    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How it is written."
-)
+@output_option
 def gate(model: str, version: str, policy_file: Path | None, against: str | None, output: str) -> None:
     """Judges VERSION of the registered MODEL by its gate policy, and logs the report to MLflow.
 

@@ -2,15 +2,14 @@
 
 import click
 
+from mlflow_deploy_plugin.cli.opened import opened_deployments
+
 
 @click.command()
 @click.argument("name")
 def start(name: str) -> None:
     """Brings the server of the deployment NAME back, on its port; fine if it runs already."""
-    # here: SQLAlchemy and MLflow take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-
-    with open_deployments(_say) as deployments:
+    with opened_deployments() as deployments:
         deployments.start(name)
 
 
@@ -18,13 +17,6 @@ def start(name: str) -> None:
 @click.argument("name")
 def stop(name: str) -> None:
     """Stops the server of the deployment NAME and keeps the deployment; requests in flight are finished."""
-    # here: SQLAlchemy and MLflow take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-
-    with open_deployments(_say) as deployments:
+    with opened_deployments() as deployments:
         deployments.stop(name)
     click.echo(f"{name} is stopped; `onnxserve start {name}` brings it back")
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

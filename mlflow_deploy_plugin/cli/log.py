@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from mlflow_deploy_plugin.deployments.bulk.kinds import kind_of
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -23,14 +24,6 @@ _SINCE = (
     "What was received in so long a time before now (90s, 1h, 7d); or event times from a time on (2013-07-01T12:00), "
     "or in a window (2013-07-01/1d). Default: everything."
 )
-_SUFFIXES = {
-    ".csv": "csv",
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
 
 
 @click.group()
@@ -87,7 +80,7 @@ def query(
     """
     if sql and (where or select or order_by):
         raise InvalidConfig("--sql is the whole statement: leave --where, --select and --order-by out")
-    output = output or _SUFFIXES.get(Path(file).suffix.lower(), "table")
+    output = output or kind_of(file) or "table"
     is_table = output == "table"
     if is_table and file != "-":
         raise InvalidConfig(f"a table is for people: with a file, here {file}, say -o csv, json, jsonl or parquet")

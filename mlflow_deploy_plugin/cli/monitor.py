@@ -2,8 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, get_args
@@ -11,6 +9,8 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from mlflow_deploy_plugin.cli.columns import aligned
+from mlflow_deploy_plugin.cli.opened import opened_deployments
+from mlflow_deploy_plugin.cli.options import output_option, why_option
 from mlflow_deploy_plugin.cli.pairs import pairs
 from mlflow_deploy_plugin.spec import MonitorKind
 
@@ -29,10 +29,6 @@ window_option = click.option(
     help="Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d. "
     "Default: the latest whole window of the monitor's length that has rows.",
 )
-output_option = click.option(
-    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How it is written."
-)
-_why = click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail (`onnxserve history NAME`).")
 
 
 @click.group()
@@ -51,7 +47,7 @@ def monitor() -> None:
 @output_option
 def list_(name: str | None, output: str) -> None:
     """Lists the monitors (of the endpoint NAME): how they stand, what they found last, when they are due."""
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         from mlflow_deploy_plugin.cli.monitor_text import HEAD, described, row_of
         from mlflow_deploy_plugin.controller.loop import LEASE
         from mlflow_deploy_plugin.controller.monitors.overview import overviews
@@ -120,7 +116,7 @@ def judge_window(
     Args:
         replaced: fields of the monitor's spec; None: as it is.
     """
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         from mlflow_deploy_plugin.cli.monitor_text import described_judgement, judgement_lines
         from mlflow_deploy_plugin.controller.monitors.by_hand import find_monitor, run_window
         from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
@@ -141,7 +137,7 @@ def judge_window(
 @monitor.command()
 @click.argument("name")
 @click.argument("monitor_name", metavar="MONITOR")
-@_why
+@why_option
 def pause(name: str, monitor_name: str, why: str) -> None:
     """Leaves the monitor MONITOR of NAME alone until it is resumed; the windows it has missed are made up then."""
     _pause(name, monitor_name, True, why)
@@ -150,7 +146,7 @@ def pause(name: str, monitor_name: str, why: str) -> None:
 @monitor.command()
 @click.argument("name")
 @click.argument("monitor_name", metavar="MONITOR")
-@_why
+@why_option
 def resume(name: str, monitor_name: str, why: str) -> None:
     """Lets a paused monitor go on."""
     _pause(name, monitor_name, False, why)
@@ -168,7 +164,7 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     judged.
     """
     began, ended = _time(begin), _time(end) if end is not None else datetime.now(UTC)
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors import by_hand
         from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
         from mlflow_deploy_plugin.inference_log.windows import Window
@@ -202,11 +198,11 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
 @click.option(
     "-C", "--config", multiple=True, metavar="FIELD=VALUE", help="Any other field: min_rows=500, retrain.project=… ."
 )
-@_why
+@why_option
 def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **fields: str | None) -> None:
     """Adds the monitor MONITOR to the endpoint NAME. Its windows are judged from the next look of the controller on."""
     given = {key: value for key, value in fields.items() if value is not None} | pairs(config)
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         from mlflow_deploy_plugin.errors import AlreadyExists
 
         stored = deployments.get_endpoint(name).endpoint
@@ -223,10 +219,10 @@ def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **field
 @monitor.command()
 @click.argument("name")
 @click.argument("monitor_name", metavar="MONITOR")
-@_why
+@why_option
 def remove(name: str, monitor_name: str, why: str) -> None:
     """Takes a monitor out of the endpoint NAME; what it has found stays."""
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         from mlflow_deploy_plugin.store.monitors import Monitors
 
         deployments.remove_monitor(name, monitor_name, why)
@@ -239,7 +235,7 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
 
     if window is not None or output != "text":
         raise InvalidConfig("--due judges what is due, in lines: it takes neither --window nor -o")
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.by_hand import find_monitor, run_due
         from mlflow_deploy_plugin.monitoring.alerts import tell
 
@@ -254,22 +250,13 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
 
 
 def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         from mlflow_deploy_plugin.store.monitors import Monitors
 
         deployments.store.existing(name).spec.monitor(monitor_name)
         is_new = Monitors(deployments.store).pause(name, monitor_name, paused, why=why)
     state = "paused" if paused else "resumed" if is_new else "not paused"
     click.echo(f"{name}: monitor {monitor_name} is {state}")
-
-
-@contextmanager
-def _deployments() -> Iterator["Deployments"]:
-    # here: SQLAlchemy and MLflow take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-
-    with open_deployments(lambda line: click.echo(line, err=True)) as opened:
-        yield opened
 
 
 def _watermarks(deployments: "Deployments") -> "list[Watermark]":

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from mlflow_deploy_plugin.cli.opened import opened_deployments
+from mlflow_deploy_plugin.deployments.bulk.kinds import KINDS, Kind, kind_of, output_kind
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.bulk.answering import Answerer
     from mlflow_deploy_plugin.deployments.bulk.batch import Batch
-    from mlflow_deploy_plugin.deployments.bulk.reading import Kind, Rows
+    from mlflow_deploy_plugin.deployments.bulk.reading import Rows
 
-_KINDS = click.Choice(["csv", "json", "jsonl", "parquet"])  # of deployments/bulk/reading.py; a test holds them equal
+_KINDS = click.Choice(KINDS)
 
 
 @click.command()
@@ -57,11 +59,11 @@ def predict(
         raise InvalidConfig("say either -m MODEL_URI or -n DEPLOYMENT")
     # here: pandas and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.deployments.bulk.answering import predictions
-    from mlflow_deploy_plugin.deployments.bulk.reading import kind_of, open_input, output_kind, read_rows
+    from mlflow_deploy_plugin.deployments.bulk.reading import open_input, read_rows
     from mlflow_deploy_plugin.deployments.bulk.writing import writing
 
-    given = cast("Kind", content_type or kind_of(input_path) or "json")
-    wanted = cast("Kind", output_type or output_kind(output_path, given))
+    given = cast(Kind, content_type or kind_of(input_path) or "json")
+    wanted = cast(Kind, output_type or output_kind(output_path, given))
     shown = "standard input" if input_path == "-" else input_path
     count = 0
     with ExitStack() as held:
@@ -104,10 +106,9 @@ def _with_progress(rows: "Rows") -> Iterator[Iterator["Batch"]]:
 def _answerer(model_uri: str | None, name: str | None) -> "AbstractContextManager[Answerer]":
     from mlflow_deploy_plugin.deployments.asked import asked_for
     from mlflow_deploy_plugin.deployments.bulk import answering
-    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 
     if model_uri is not None:
         return answering.model(model_uri)
-    with open_deployments(lambda line: click.echo(line, err=True)) as deployments:
+    with opened_deployments() as deployments:
         is_endpoint = deployments.store.endpoint(name or "") is not None
         return answering.deployment(asked_for(deployments, *((None, name) if is_endpoint else (name, None))))

@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mlflow_deploy_plugin.cli.gate import say
+from mlflow_deploy_plugin.cli.opened import opened_deployments
+from mlflow_deploy_plugin.cli.options import output_option
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ class Served:
     metavar="SECONDS",
     help="How long to wait until the deployments of this machine that follow the stage or alias serve it.",
 )
-@click.option(
-    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How it is written."
-)
+@output_option
 def promote(
     model: str, version: str, to: str, force: bool, why: str, policy_file: Path | None, wait: float, output: str
 ) -> None:
@@ -78,7 +77,7 @@ def promote(
       onnxserve promote flight-delay 7 --to @champion
       onnxserve promote flight-delay 7 --to Production --force --why 'version 6 answers nonsense'
     """
-    with _deployments() as deployments:
+    with opened_deployments() as deployments:
         # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
         from mlflow_deploy_plugin.gate.promote import promote as move
 
@@ -155,12 +154,3 @@ def _show(promotion: "Promotion", served: list[Served]) -> None:
         )
     if not served:
         click.echo(f"  no deployment of this machine follows {promotion.uri}")
-
-
-@contextmanager
-def _deployments() -> Iterator["Deployments"]:
-    # here: SQLAlchemy and the rest take a second that no other command should wait for
-    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-
-    with open_deployments(say) as deployments:
-        yield deployments

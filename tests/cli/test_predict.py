@@ -20,8 +20,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.cli.predict import predict as command
-from mlflow_deploy_plugin.deployments.bulk.reading import KINDS
+from mlflow_deploy_plugin.deployments.bulk.kinds import KINDS
 from support.deploying import Models
 from support.pyfuncs import Days
 
@@ -249,9 +248,3 @@ def test_a_bar_is_drawn_on_a_terminal_only(folder: Path, tmp_path: Path, models:
 
     assert [json.loads(line) for line in output.splitlines()] == SUMS
     assert "100%" in shown
-
-
-def test_the_kinds_of_the_options_are_those_that_are_read() -> None:
-    kinds = [option.type.choices for option in command.params if option.name in ("content_type", "output_type")]
-
-    assert [tuple(kind) for kind in kinds] == [KINDS, KINDS]

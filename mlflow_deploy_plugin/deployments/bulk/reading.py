@@ -11,26 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any
 
 import orjson
 
 from mlflow_deploy_plugin.deployments.bulk.batch import Batch
+from mlflow_deploy_plugin.deployments.bulk.kinds import Kind
 from mlflow_deploy_plugin.deployments.payload import FORMS
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.server.protocols.arrow import PARQUET
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, load_json
-
-Kind = Literal["csv", "json", "jsonl", "parquet"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-_SUFFIXES: Mapping[str, Kind] = {
-    ".csv": "csv",
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
 
 
 @dataclass(frozen=True)
@@ -45,25 +35,6 @@ class Rows:
     name: str
     length: int | None
     batches: Iterator[Batch]
-
-
-def kind_of(path: str) -> Kind | None:
-    """What the name of a file says of what is in it."""
-    return _SUFFIXES.get(Path(path).suffix.lower())
-
-
-def output_kind(path: str, given: Kind) -> Kind:
-    """What is written into a file that nothing but its name is known of; where it has no ending, as the input is.
-
-    Raises:
-        InvalidConfig: its ending is that of something else.
-    """
-    kind, ending = kind_of(path), Path(path).suffix
-    if kind is None and ending:
-        raise InvalidConfig(
-            f"{path}: {ending} is none of the endings that are known, {' '.join(_SUFFIXES)}; say -O to choose"
-        )
-    return kind or given
 
 
 def read_rows(file: IO[bytes], name: str, kind: Kind, batch_rows: int) -> Rows:

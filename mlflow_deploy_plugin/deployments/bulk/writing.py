@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import orjson
 
-from mlflow_deploy_plugin.deployments.bulk.reading import Kind
+from mlflow_deploy_plugin.deployments.bulk.kinds import Kind
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 
 Writer = Callable[[list[Any]], None]
