@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.monitoring.kinds.measures import Classified, classific
 
 NAMES = ("accuracy", "f1", "roc_auc", "brier")
 _CONFIDENCE = 0.95
-_WINDOWS = 200
+_WINDOWS = 120
 
 
 @dataclass(frozen=True)
