@@ -1,12 +1,15 @@
-"""MLmodel folders of the stock onnx flavor, and a case to follow."""
+"""MLmodel folders of the stock onnx flavor, a case to follow, and a spool to ship."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.agent.ship import Shipper
+from mlflow_deploy_plugin.server.capture import CaptureWriter
 from support.following import Case, World
 from support.models import write_model
+from support.shipping import Clock
 
 
 @pytest.fixture
@@ -18,3 +21,25 @@ def make_model() -> Callable[..., Path]:
 def case(tmp_path: Path, make_model: Callable[..., Path]) -> Case:
     (tmp_path / "state").mkdir()
     return Case(tmp_path / "state", World(make_model, tmp_path / "versions"))
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[CaptureWriter]:
+    writer = CaptureWriter(tmp_path / "spool")
+    yield writer
+    writer.close()
+
+
+@pytest.fixture
+def shipper(tmp_path: Path) -> Shipper:
+    return Shipper(tmp_path / "spool", str(tmp_path / "log"))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def patient(tmp_path: Path, clock: Clock) -> Shipper:
+    return Shipper(tmp_path / "spool", str(tmp_path / "log"), clock)

@@ -1,0 +1,66 @@
+"""Requests that are captured, and what of them has come into the log."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
+from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
+
+NOON = int(datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
+HOUR = 3_600_000_000
+
+TABULAR = CapturedModel(
+    "tiny",
+    "3",
+    Schema(
+        (Column("carrier", "string"), Column("distance", "double")),
+        (),
+        (Input("c", "str", (-1, 1), ("carrier",)), Input("d", "float64", (-1, 1), ("distance",))),
+    ),
+    ("label",),
+)
+IMAGES = CapturedModel(
+    "cnn",
+    "1",
+    Schema((), (Tensor("image", "float32", (-1, -1, 2)),), (Input("image", "float32", (-1, -1, 2)),)),
+    ("p",),
+)
+
+
+def write(writer: CaptureWriter, request: str, carriers: list[str], at: int = NOON) -> None:
+    record = RequestRecord("flights", "champion", request, f"p-{request}", at, NOON, latency=1500)
+    feeds = {
+        "c": np.array([[carrier] for carrier in carriers], dtype=object),
+        "d": np.arange(len(carriers), dtype=np.float64).reshape(-1, 1),
+    }
+    outputs = {"label": np.array(["late"] * len(carriers), dtype=object)}
+    outputs["probabilities"] = np.full((len(carriers), 2), 0.5, dtype=np.float32)
+    assert writer.write(record, TABULAR, feeds, outputs, 100)
+
+
+def files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "log").rglob("*.parquet"))
+
+
+def rows(tmp_path: Path) -> list[dict[str, Any]]:
+    return [row for file in files(tmp_path) for row in pq.ParquetFile(file).read().to_pylist()]
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def forget_what_is_shipped(folder: Path) -> None:
+    """A crash after rows were written to the log, and before it was written down."""
+    (shipped,) = (folder / "spool").glob("*.shipped")
+    shipped.unlink()
