@@ -10,13 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.monitoring.reports.metrics import metrics_of
 from mlflow_deploy_plugin.monitoring.reports.page import PAGE, with_picture
 from mlflow_deploy_plugin.monitoring.reports.series import log_series
 from mlflow_deploy_plugin.monitoring.reports.trend import MOST_WINDOWS, PastWindow, series_of, trend_picture
 from mlflow_deploy_plugin.monitoring.reports.versions import lead_to_report
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors, unavailable
 from mlflow_deploy_plugin.registry.once import SUPERSEDED, RunOnce
 from mlflow_deploy_plugin.registry.runs import LoggedRun, log_figures
 from mlflow_deploy_plugin.registry.tags import LONGEST_TAG
@@ -103,12 +104,22 @@ def _time(text: str) -> datetime | None:
 
 
 def _log_files(client: "MlflowClient", run_id: str, files: Mapping[str, str | bytes]) -> None:
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
     with TemporaryDirectory() as folder:
         for name, content in files.items():
             target = Path(folder) / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content.encode() if isinstance(content, str) else content)
-        client.log_artifacts(run_id, folder)
+        try:
+            client.log_artifacts(run_id, folder)
+        except (MlflowException, RequestException, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 — of the artifact store's own library: boto3, google, azure, …
+            raise RegistryUnavailable(
+                unavailable("the files of the report", "MLflow's artifact store", error)
+            ) from None
 
 
 def _identity(judgement: Judgement) -> dict[str, str]:

@@ -238,6 +238,19 @@ def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(tracking: Mlflow
         log_judgement(given, {})
 
 
+def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(tracking: MlflowClient, monkeypatch):
+    class UploadFailed(Exception):
+        """As boto3 has one."""
+
+    def fail(*_arguments):
+        raise UploadFailed("Could not connect to the endpoint URL: http://s3.example/reports")
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", fail)
+
+    with pytest.raises(RegistryUnavailable, match=r"MLflow's artifact store does not answer .* http://s3\.example"):
+        log_judgement(judgement_of(endpoint="artifacts", temperature=9.0), {"a.txt": "a"})
+
+
 def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient):
     from mlflow_deploy_plugin.monitoring.reports.log import past_windows
 
