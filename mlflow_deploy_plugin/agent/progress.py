@@ -1,10 +1,12 @@
 """How far the spool is shipped: what the agent knows of it after a restart, and until when the log is complete.
 
 `progress.json` in the state folder is replaced before the files in the spool say that something is shipped, so that
-after a crash in between rows come to the log again and are not counted again.
+after a crash in between rows come to the log again and are not counted again. The agent of a copied state folder is
+another one: it takes a name of its own and counts from zero, since what stands in the copy is counted already.
 """
 
 import contextlib
+import logging
 import socket
 import uuid
 from collections.abc import Mapping, Sequence
@@ -13,8 +15,10 @@ from pathlib import Path
 
 import orjson
 
-from mlflow_deploy_plugin.server.counted import Counted
+from mlflow_deploy_plugin.server.counted import Counted, left_counted
 from mlflow_deploy_plugin.server.state import write_atomically
+
+_log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 
@@ -34,6 +38,7 @@ class Totals:
         shipped: rows that are in the log; `lost`: rows that were read from the spool and have no form in the log.
         counted: by segment, up to which byte its rows are in `shipped`.
         run: the server's run that `seen` is of; `earlier`: what the runs before it have counted.
+        folder: the inode of the state folder: that of a copy is another one; 0: it is not known.
         ended: the last of those, which are not counted again where a server on a full disk could leave nothing newer.
     """
 
@@ -46,6 +51,7 @@ class Totals:
     seen: dict[str, Rows] = field(default_factory=dict)
     earlier: dict[str, Rows] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
+    folder: int = 0
 
 
 class Progress:
@@ -58,7 +64,7 @@ class Progress:
     def __init__(self, spool: Path) -> None:
         self._spool = spool
         self._path = spool.parent / PROGRESS
-        self.totals = _read(self._path)
+        self.totals = _own(_read(self._path), spool.parent)
         self._listed_at = self.totals.complete_until
         self._complete: dict[str, float] = {}
 
@@ -150,5 +156,24 @@ def _read(path: Path) -> Totals:
     """What was written down; where nothing was, or it makes no sense, a new name without any counts."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Totals(**orjson.loads(path.read_bytes()))
+    return Totals(_new_name())
+
+
+def _own(totals: Totals, folder: Path) -> Totals:
+    """The totals for the agent of this folder; of a copy, those of an agent that has counted nothing yet."""
+    try:
+        inode = folder.stat().st_ino
+    except OSError:
+        return totals
+    if totals.folder in (0, inode):
+        totals.folder = inode
+        return totals
+    name = _new_name()
+    _log.warning("%s is a copy of another state folder: its agent is no longer %s, but %s", folder, totals.agent, name)
+    counted_there = [*totals.ended, totals.run, *(left.run for left in left_counted(folder))]
+    return Totals(name, totals.complete_until, counted=totals.counted, ended=counted_there[-_MOST_ENDED:], folder=inode)
+
+
+def _new_name() -> str:
     host = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in socket.gethostname())
-    return Totals(f"{host[:60] or 'agent'}-{uuid.uuid4().hex[:12]}")
+    return f"{host[:60] or 'agent'}-{uuid.uuid4().hex[:12]}"

@@ -3,12 +3,14 @@
     LOG/_watermarks/<agent>.json
 
 An agent is that of one state folder, however often its process is started anew. Its counts go on from the folder's
-first day, so that a reader compares what was answered with what is in the log.
+first day, so that a reader compares what was answered with what is in the log. What an agent has said that is gone for
+`GONE_AFTER` is deleted, and its counts with it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,6 +22,8 @@ from mlflow_deploy_plugin.inference_log.writing import write_file
 
 WATERMARKS = "_watermarks"
 """The folder below the log's root."""
+GONE_AFTER = timedelta(days=30)
+"""An agent that lives says something every half minute."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +69,35 @@ def read_watermarks(location: LogLocation) -> list[Watermark]:
     Raises:
         OSError: the log cannot be read.
     """
-    selector = fs.FileSelector(str(PurePosixPath(location.root, WATERMARKS)), allow_not_found=True)
     marks = []
-    for info in sorted(location.filesystem.get_file_info(selector), key=lambda info: str(info.path)):
-        name = PurePosixPath(info.path).name
-        if info.type == fs.FileType.File and name.endswith(".json") and not name.startswith("."):
+    for info in _files(location):
+        with suppress(FileNotFoundError):  # it is gone for good
             with location.filesystem.open_input_stream(info.path) as stream:
                 content = stream.read()
             if (mark := parse_watermark(content)) is not None:
                 marks.append(mark)
     return marks
+
+
+def expire_watermarks(location: LogLocation, now: datetime) -> list[str]:
+    """Deletes what was written `GONE_AFTER` ago and earlier, and gives the agents' names.
+
+    Raises:
+        OSError: the log cannot be written.
+    """
+    gone = [info for info in _files(location) if info.mtime is not None and info.mtime + GONE_AFTER <= now]
+    for info in gone:
+        with suppress(FileNotFoundError):
+            location.filesystem.delete_file(info.path)
+    return [PurePosixPath(info.path).stem for info in gone]
+
+
+def _files(location: LogLocation) -> Iterator[fs.FileInfo]:
+    selector = fs.FileSelector(str(PurePosixPath(location.root, WATERMARKS)), allow_not_found=True)
+    for info in sorted(location.filesystem.get_file_info(selector), key=lambda info: str(info.path)):
+        name = PurePosixPath(info.path).name
+        if info.type == fs.FileType.File and name.endswith(".json") and not name.startswith("."):
+            yield info
 
 
 def parse_watermark(content: bytes) -> Watermark | None:

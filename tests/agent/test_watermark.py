@@ -1,7 +1,8 @@
 """What the agent says of its server in the log: until when it is complete, and that nothing was lost."""
 
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -291,3 +292,37 @@ def test_a_progress_that_makes_no_sense_begins_anew_under_another_name(tmp_path:
     assert Progress(tmp_path / "spool").totals == first.totals
     (tmp_path / "progress.json").write_text('{"agent": ')
     assert Progress(tmp_path / "spool").totals.agent != first.totals.agent
+
+
+def test_the_agent_of_a_copied_state_folder_takes_a_name_of_its_own_and_counts_from_zero(
+    machine: Machine, start_run: Callable[[str], Metrics], tmp_path: Path
+) -> None:
+    machine.answer(3)
+    machine.shipper.ship()
+    machine.watermark.round()
+    machine.answer(2)
+    original = machine.told()
+    copy = replace(machine, folder=tmp_path / "copy", metrics=start_run("b"))
+    shutil.copytree(
+        machine.folder, copy.folder, symlinks=True, ignore=lambda folder, names: {"log", "copy"} & set(names)
+    )
+    (copy.folder / "log").symlink_to(machine.folder / "log")
+    (copy.folder / METRICS).unlink()
+    (copy.folder / METRICS).symlink_to(tmp_path / "metrics-b")
+    copy.restart()
+    copy.writer = CaptureWriter(copy.folder / "spool", copy.metrics.count_capture)
+    copy.answer(5)
+    copy.writer.close()
+    copy.shipper.ship()
+    copy.watermark.end(is_shipped=True)
+
+    marks = {mark.agent: mark for mark in read_watermarks(locate_log(str(machine.folder / "log")))}
+    assert marks.pop(original.agent) == original
+    ((name, mark),) = marks.items()
+    assert (mark.answered_rows, mark.captured_rows) == ({"e": 5}, {"e": 5})
+    copy.restart()
+    copy.watermark.round()
+    assert copy.shipper.progress.totals.agent == name
+    moved = replace(copy, folder=copy.folder.rename(tmp_path / "moved"))
+    moved.restart()
+    assert moved.shipper.progress.totals.agent == name

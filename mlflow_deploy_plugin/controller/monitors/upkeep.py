@@ -12,8 +12,10 @@ from mlflow_deploy_plugin.controller.monitors.next_window import not_judged_sinc
 from mlflow_deploy_plugin.controller.monitors.worker import Ended, JudgingProcess
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.inference_log.files import reaching
 from mlflow_deploy_plugin.inference_log.maintenance import Maintained, maintain
 from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.watermarks import GONE_AFTER, expire_watermarks
 from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import duration_seconds
@@ -68,6 +70,14 @@ class Upkeep:
                 return
             except OnnxserveError as error:
                 _log.warning("%s: the log's upkeep has failed, again in an hour: %s", endpoint.name, error.message)
+        try:
+            if gone := process.call(forget_agents, settings, now, seconds=_LONGEST_SECONDS):
+                said = "agents that have said nothing for %d days are forgotten: %s"
+                _log.info(said, GONE_AFTER.days, ", ".join(gone))
+        except Ended:
+            return
+        except OnnxserveError as error:
+            _log.warning("what agents said that are gone cannot be deleted, again in an hour: %s", error.message)
 
 
 def maintain_log(
@@ -76,6 +86,13 @@ def maintain_log(
     """Compacts the hours that are over, and deletes what is older than the endpoint's retention, if it has one."""
     keep = timedelta(seconds=duration_seconds(retention)) if retention is not None else None
     return maintain(open_log(settings.inference_log), endpoint, now, keep, spared)
+
+
+def forget_agents(settings: Settings, now: datetime) -> list[str]:
+    """Deletes what agents have said that are gone for long, as those of pods of earlier days; gives their names."""
+    location = open_log(settings.inference_log).location
+    with reaching(location):
+        return expire_watermarks(location, now)
 
 
 def still_needed(monitors: Monitors, endpoint: Endpoint, now: datetime) -> list[Window]:
