@@ -144,19 +144,8 @@ class Monitors:
         with self._store.transaction() as session:
             return int(session.scalar(query) or 0) + 1
 
-    def add(
-        self,
-        endpoint: str,
-        monitor: str,
-        start: datetime,
-        end: datetime,
-        revision: int = 1,
-        state: WindowState = "pending",
-    ) -> MonitorWindow:
-        """Writes down that the window is to be judged; the one that stands there already, where one does.
-
-        Who judges it without the monitor's lease adds it as failed: nobody else goes on with it then.
-        """
+    def add(self, endpoint: str, monitor: str, start: datetime, end: datetime, revision: int = 1) -> MonitorWindow:
+        """Writes down that the window is to be judged; the one that stands there already, where one does."""
         now = self._store.now()
         row = MonitorWindowRow(
             endpoint=endpoint,
@@ -164,7 +153,7 @@ class Monitors:
             start=start,
             end=end,
             revision=revision,
-            state=state,
+            state="pending",
             not_before=None,
             figures={},
             **dict.fromkeys(("verdict", "reason", "log_digest", "run_id", "run_url"), ""),

@@ -152,7 +152,7 @@ def _starts(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
         last = window_from(spec, starts[MOST_BACKFILLED - 1]).end
         raise InvalidConfig(
             f"{len(starts):,} windows of {spec.every} lie between {begin:%F %R} and {end:%F %R} UTC, and one backfill "
-            f"judges at most {MOST_BACKFILLED:,}: say --to {last:%FT%T}, or take a monitor of longer windows"
+            f"judges at most {MOST_BACKFILLED:,}: say --to {last.isoformat()[:19]}, or take a monitor of longer windows"
         )
     return starts
 
