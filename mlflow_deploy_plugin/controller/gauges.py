@@ -6,6 +6,7 @@ its time of the last success stands still.
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from sqlalchemy.orm import Session
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.monitoring.judgement import ALARMS
 from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import AlertRow, MonitorWindowRow, RetrainingRow
@@ -34,6 +36,7 @@ _LOOKED_BACK = 20
 """Windows: those without rows have no share."""
 _PATIENCE_SECONDS = 3.0
 """Of the ten that Prometheus waits by default."""
+_LONGEST_READING_SECONDS = 60.0
 Key = tuple[str, str]
 
 
@@ -55,50 +58,67 @@ def start_gauges(store: Store, port: int, host: str = "") -> "WSGIServer":
     return server
 
 
+class _Reading:
+    """One reading of the store, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.answered, self.ended = threading.Event(), threading.Event()
+        self.has_failed = False
+        self._began = time.monotonic()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the store answers; one that answered and takes long over the rest has that long."""
+        is_late = not self.ended.is_set() and time.monotonic() - self._began > _LONGEST_READING_SECONDS
+        return self.answered.is_set() and not self.has_failed and not is_late
+
+
 class StoreGauges(Collector):
     """The gauges of one store.
 
-    It is read in a thread, one at a time: where it does not answer within `patience_seconds`, or fails, Prometheus gets
-    what was last read, with `onnxserve_store_up` 0.
+    It is read in a thread, one at a time: what is not read within `patience_seconds` is told as it was read last, and
+    where the store does not answer or fails, `onnxserve_store_up` is 0.
     """
 
     def __init__(self, store: Store, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._store = store
         self._patience_seconds = patience_seconds
         self._lock = threading.Lock()
-        self._read: threading.Event | None = None
-        self._is_up = False
+        self._reading: _Reading | None = None
         self._known: Sequence[Metric] = ()
+        self._told = ""
 
     def describe(self) -> Iterable[Metric]:
         return []  # nothing is read before Prometheus asks
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:
-            if self._read is None or self._read.is_set():
-                self._read = threading.Event()
-                threading.Thread(target=self._refresh, args=(self._read,), name="gauges", daemon=True).start()
-            read = self._read
-        is_up = read.wait(self._patience_seconds) and self._is_up
-        yield GaugeMetricFamily("onnxserve_store_up", "1 while the store answers; else all is as of then.", is_up)
+            if self._reading is None or self._reading.ended.is_set():
+                self._reading = _Reading()
+                threading.Thread(target=self._read, args=(self._reading,), name="gauges", daemon=True).start()
+            reading = self._reading
+        reading.ended.wait(self._patience_seconds)
+        yield GaugeMetricFamily("onnxserve_store_up", "1 while the store answers.", reading.is_up)
         yield from self._known
 
-    def _refresh(self, read: threading.Event) -> None:
+    def _read(self, reading: _Reading) -> None:
         try:
-            self._known, self._is_up = _read_all(self._store), True
+            endpoints = self._store.endpoints()
+            reading.answered.set()
+            self._known, self._told = _read_all(self._store, endpoints), ""
         except StoreUnavailable as error:
-            if self._is_up:
+            reading.has_failed = True
+            if self._told != error.message:
+                self._told = error.message
                 _log.warning("Prometheus is told what was last read: %s", error.message)
-            self._is_up = False
         except Exception:  # noqa: BLE001 — Prometheus is told that it failed
+            reading.has_failed = True
             _log.exception("the gauges cannot be read")
-            self._is_up = False
         finally:
-            read.set()
+            reading.ended.set()
 
 
-def _read_all(store: Store) -> list[Metric]:
-    endpoints = store.endpoints()
+def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     paused = {(one.endpoint, one.monitor) for one in Monitors(store).states() if one.paused}
     keys = [(endpoint.name, monitor) for endpoint in endpoints for monitor in endpoint.spec.monitors]
     with store.transaction() as session:  # one for all: on SQLite each is alone
@@ -167,9 +187,9 @@ def _windows(session: Session, known: Container[Key]) -> Iterator[Metric]:
             last[key] = max(last.get(key, 0.0), updated_at.timestamp())
     for key, count in attempts.items():
         failed.add_metric(key, count)
-    for key, time in last.items():
+    for key, moment in last.items():
         if key in known:  # what was taken away is silent on purpose
-            success.add_metric(key, time)
+            success.add_metric(key, moment)
     yield from (success, judged, failed)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -105,6 +106,16 @@ def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_a
         raise StoreUnavailable("no answer")
         yield
 
+    transaction, asked = store.transaction, []
+
+    @contextmanager
+    def slow() -> Iterator[Any]:
+        asked.append(1)
+        if len(asked) > 1:
+            go_on.wait(60)
+        with transaction() as session:
+            yield session
+
     gauges = StoreGauges(store, patience_seconds=0.1)
     read_at_first = wait_until(lambda: [m for m in [values(gauges)] if m["onnxserve_store_up"]], 30, "it is read")[0]
     for answer in (down, silent):
@@ -115,6 +126,10 @@ def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_a
 
     go_on.set()
     wait_until(lambda: values(gauges) == read_at_first, 30, "it is read again")
+    go_on.clear()
+    monkeypatch.setattr(store, "transaction", slow)
+    wait_until(lambda: values(gauges) == read_at_first, 30, "a store that answers and is slow is up")
+    go_on.set()
 
 
 def values(gauges: StoreGauges) -> dict:
