@@ -14,7 +14,7 @@ less often.
 """
 
 import logging
-import struct
+import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -42,8 +42,6 @@ _log = logging.getLogger(__name__)
 _BROKEN = ".broken"
 _MOST_BROKEN = 4
 """Segments that make no sense and are kept to be looked at: at most 64 MiB, unless one request alone is larger."""
-_NO_SENSE = (ValueError, LookupError, TypeError, struct.error)
-"""What reading may raise of a segment whose frames are whole and hold something else than they should."""
 _LONGEST_WAIT_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 30.0
 _TOLD_SECONDS = 10.0
@@ -171,12 +169,10 @@ class Shipper:
             is_final = is_released(segment)  # asked before reading: what is released does not grow
             size = segment.stat().st_size
             captured = read_captured(segment, start) if size > start else Captured([], [], start)
-        except _NO_SENSE:
-            self._set_aside(segment)
-            self.progress.reached(segment.name, moment, is_gone=True)
-            return 0
         except OSError as error:
             raise _SegmentError(f"segment {segment.name} cannot be read: {error}") from None
+        if captured.senseless:
+            self._keep_a_copy(segment, captured.senseless)
         rows = self._write(segment, captured) if size > start else 0
         end, lost_bytes = captured.end, captured.lost_bytes
         self._growing.pop(segment.name, None)
@@ -215,15 +211,18 @@ class Shipper:
         _log.warning("%d bytes of segment %s are no whole frame, and are lost", lost, segment.stem)
         self.state = self.state.model_copy(update={"torn_segments": self.state.torn_segments + 1})
 
-    def _set_aside(self, segment: Path) -> None:
-        """Keeps a segment that makes no sense for whoever wants to know why, and the last few of them only."""
-        _log.exception("segment %s cannot be understood and is set aside", segment.name)
-        self._growing.pop(segment.name, None)
-        segment.rename(segment.with_suffix(_BROKEN))
-        kept = sorted(self._spool.glob(f"*{_BROKEN}"), key=lambda path: path.stat().st_mtime_ns)
-        for surplus in kept[:-_MOST_BROKEN]:
-            _log.warning("%s is removed: the last %d that were set aside are kept", surplus.name, _MOST_BROKEN)
-            surplus.unlink()
+    def _keep_a_copy(self, segment: Path, senseless: int) -> None:
+        """Of a segment that makes no sense in part, for whoever wants to know why; of the last few only."""
+        copy = segment.with_suffix(_BROKEN)
+        _log.error("%d frames of segment %s make no sense and are left out: see %s", senseless, segment.stem, copy)
+        try:
+            shutil.copy2(segment, copy)
+            kept = sorted(self._spool.glob(f"*{_BROKEN}"), key=lambda path: path.stat().st_mtime_ns)
+            for surplus in kept[:-_MOST_BROKEN]:
+                _log.warning("%s is removed: the last %d that were set aside are kept", surplus.name, _MOST_BROKEN)
+                surplus.unlink()
+        except OSError as error:  # a full disk: shipping makes room
+            _log.error("%s cannot be kept: %s", copy.name, error)
         self.state = self.state.model_copy(update={"broken_segments": self.state.broken_segments + 1})
 
     def _write_file(self, segment: str, group: Sequence[CapturedBatch]) -> int:

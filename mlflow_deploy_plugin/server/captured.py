@@ -5,8 +5,9 @@ takes each part of all of them in one call: a million requests of 30 floats cost
 figures are in benchmarks/RESULTS.md; tests/support/spool.py reads the same one by one, and a test holds both equal.
 """
 
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -21,13 +22,12 @@ from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.capture import (
     FEEDBACK_KIND,
     FRAME,
-    MAGIC,
-    REQUEST_KIND,
     CapturedModel,
     payload_at,
     read_layout,
 )
 from mlflow_deploy_plugin.server.feedback import FeedbackFrame, read_feedback
+from mlflow_deploy_plugin.server.segment import find_frames
 
 _HEAD = np.dtype(
     [
@@ -44,6 +44,8 @@ _HEAD = np.dtype(
 )
 """The beginning of a request's payload: `REFERRING`, then what `packing.Packer` puts before the ids."""
 _MICROSECONDS_AN_HOUR = 3600 * 1_000_000
+_NO_SENSE = (ValueError, LookupError, TypeError, AttributeError, struct.error)
+"""What reading may raise of a frame that is whole and holds something else than it should."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +100,14 @@ class Captured:
         feedback: what callers have said of earlier predictions.
         end: where to go on the next time.
         lost_bytes: bytes between whole frames that are none.
+        senseless: requests and feedback whose frames are whole and hold something else than they should.
     """
 
     batches: list[CapturedBatch]
     feedback: list[FeedbackFrame]
     end: int
     lost_bytes: int = 0
+    senseless: int = 0
 
 
 def read_captured(segment: Path, start: int = 0) -> Captured:
@@ -111,60 +115,39 @@ def read_captured(segment: Path, start: int = 0) -> Captured:
 
     Raises:
         OSError: the segment cannot be read.
-        ValueError, LookupError, TypeError, struct.error: it makes no sense, though every frame is whole.
     """
     with segment.open("rb") as file:
         file.seek(start)
         content = file.read()
-        begins, end, lost_bytes = _whole_frames(content)
-        kinds = np.frombuffer(content, np.uint8)[begins + FRAME.size]
-        feedback = _feedback(content, begins[kinds == ord(FEEDBACK_KIND)].tolist(), start)
-        requests, heads = _request_heads(content, begins[kinds == ord(REQUEST_KIND)])
+        found = find_frames(content, _HEAD.itemsize)
+        feedback, senseless = _feedback(content, found.feedback.tolist(), start)
+        requests, heads = found.requests, _taken(content, found.requests + FRAME.size, _HEAD.itemsize).view(_HEAD)
         hours = heads["event_time"] // _MICROSECONDS_AN_HOUR
         models: dict[int, CapturedModel] = {}
         layouts: dict[int, tuple[CapturedModel, Any]] = {}
-        batches = []
-        for group in _groups(heads["layout"], heads["rows"], hours):
+
+        def batch_of(group: Array) -> CapturedBatch:
             offset = int(heads["layout"][group[0]])
             if offset not in layouts:
                 layouts[offset] = read_layout(partial(_payload_in, file), offset, models)
-            batches.append(
-                _batch(content, requests[group], heads[group], int(hours[group[0]]), start, *layouts[offset])
-            )
-    return Captured(sorted(batches, key=lambda batch: int(batch.offsets[0])), feedback, start + end, lost_bytes)
+            return _batch(content, requests[group], heads[group], int(hours[group[0]]), start, *layouts[offset])
+
+        batches: list[CapturedBatch] = []
+        for group in _groups(heads["layout"], heads["rows"], hours):
+            senseless += _add(batches, batch_of, group)
+    batches.sort(key=lambda batch: int(batch.offsets[0]))
+    return Captured(batches, feedback, start + found.end, found.lost_bytes, found.senseless + senseless)
 
 
-def _whole_frames(content: bytes) -> tuple[Array, int, int]:
-    """[N] int64: where the whole frames begin, where the last one ends, and the bytes between them that are none.
-
-    A frame that is not whole is being written, or was torn, where it is the last; another one has been damaged since.
-    """
-    begins = []
-    lost_bytes = 0
-    length, last = len(content), len(content) - FRAME.size
-    unpack, size, checksum_of = FRAME.unpack_from, FRAME.size, zlib.crc32
-    offset = 0
-    while offset <= last:
-        magic, payload_length, checksum = unpack(content, offset)
-        stop = offset + size + payload_length
-        # of a copy of the bytes: that is made faster than a view of them
-        if magic != MAGIC or stop > length or checksum_of(content[offset + size : stop]) != checksum:
-            next_one = _next_frame(content, offset + 1)
-            if next_one < 0:
-                break
-            lost_bytes += next_one - offset
-            offset = next_one
-            continue
-        begins.append(offset)
-        offset = stop
-    return np.array(begins, dtype=np.int64), offset, lost_bytes
-
-
-def _next_frame(content: bytes, offset: int) -> int:
-    """Where the first whole frame from there on begins; -1: there is none."""
-    while (offset := content.find(MAGIC, offset)) >= 0 and payload_at(content, offset) is None:
-        offset += 1
-    return offset
+def _add(batches: list[CapturedBatch], batch_of: Callable[[Array], CapturedBatch], group: Array) -> int:
+    """Adds the batch of a group, or of those of its requests that make sense; gives how many do not."""
+    try:
+        batches.append(batch_of(group))
+    except _NO_SENSE:
+        if len(group) == 1:
+            return 1
+        return sum(_add(batches, batch_of, half) for half in np.array_split(group, 2))
+    return 0
 
 
 def _payload_in(file: IO[bytes], offset: int) -> memoryview | None:
@@ -177,20 +160,15 @@ def _payload_in(file: IO[bytes], offset: int) -> memoryview | None:
     return payload_at(head + file.read(length), 0)
 
 
-def _feedback(content: bytes, begins: Sequence[int], start: int) -> list[FeedbackFrame]:
+def _feedback(content: bytes, begins: Sequence[int], start: int) -> tuple[list[FeedbackFrame], int]:
+    """The frames of feedback, and how many of them make no sense."""
     frames = []
     for begin in begins:
         payload = begin + FRAME.size
         stop = payload + FRAME.unpack_from(content, begin)[1]
-        frames.append(read_feedback(content[payload + len(FEEDBACK_KIND) : stop], start + begin))
-    return frames
-
-
-def _request_heads(content: bytes, requests: Array) -> tuple[Array, Array]:
-    """[N] int64 and [N] `_HEAD`: where the requests begin, and their heads."""
-    if len(requests) and requests[-1] + FRAME.size + _HEAD.itemsize > len(content):
-        raise ValueError("a request has no room for its head")
-    return requests, _taken(content, requests + FRAME.size, _HEAD.itemsize).view(_HEAD)
+        with suppress(*_NO_SENSE):
+            frames.append(read_feedback(content[payload + len(FEEDBACK_KIND) : stop], start + begin))
+    return frames, len(begins) - len(frames)
 
 
 def _groups(*keys: Array) -> Iterator[Array]:

@@ -1,7 +1,6 @@
 """`Shipper`: what cannot be read or written takes nothing else with it."""
 
 import os
-import struct
 import sys
 import zlib
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord
+from mlflow_deploy_plugin.server.capture import FRAME, MAGIC, CaptureWriter, RequestRecord
 from mlflow_deploy_plugin.server.captured_model import kept_of
 from mlflow_deploy_plugin.server.feedback import Feedback
 from support.s3 import s3_server
@@ -122,11 +121,31 @@ def test_the_last_few_segments_that_make_no_sense_are_kept_and_all_are_counted(
 def test_whole_frames_that_hold_something_else_do_not_end_the_agent(
     writer: CaptureWriter, shipper: Shipper, tmp_path: Path, payload: bytes
 ) -> None:
-    frame = struct.pack("<4sII", b"OXS2", len(payload), zlib.crc32(payload)) + payload
+    frame = FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "odd.seg").write_bytes(frame)
     write(writer, "a", ["AA"])
     assert shipper.ship() == 1
+
+
+@pytest.mark.parametrize("payload", [b"", b"R", b"R" + bytes(40), b"F", b"F{}"])
+def test_a_frame_that_makes_no_sense_takes_none_with_it_of_a_segment_that_is_written_on(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path, payload: bytes
+) -> None:
+    write(writer, "a", ["AA"])
+    writer.write_feedback("flights", NOON, [Feedback("p-a", None, None, 1)])
+    (segment,) = (tmp_path / "spool").glob("*.seg")
+    with segment.open("ab") as file:
+        file.write(FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload)
+    write(writer, "b", ["AA"])
+    assert shipper.ship() == 2
+    write(writer, "c", ["AA"])
+    assert shipper.ship() == 1
+    found = rows(tmp_path)
+    assert {row["_request_id"] for row in found if "_request_id" in row} == {"a", "b", "c"}
+    assert [row["_label"] for row in found if "_label" in row] == ["1"]
+    assert segment.with_suffix(".broken").exists()
+    assert shipper.state.broken_segments == 1
 
 
 def test_a_segment_that_cannot_be_read_keeps_no_other_from_the_log(
