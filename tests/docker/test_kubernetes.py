@@ -1,0 +1,116 @@
+"""The manifests on a real cluster, whose pods judge what a real server has captured.
+
+Everything listens where pods reach it: MLflow and PostgreSQL on docker0's address, and so must the S3 API. With the
+scripts of shared/machine: `eval "$(kubernetes/up.sh)"; eval "$(ADDRESS=172.17.0.1 s3.sh start)"`.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.controller.loop import LEASE
+from mlflow_deploy_plugin.store.monitors import Monitors
+from support.cluster import Cluster, Manifest, own_namespace
+from support.real_s3 import NEEDS_S3
+from support.two_days import TwoDays
+from support.waiting import wait_until
+
+MANIFESTS = Path(__file__).parents[2] / "docker" / "kubernetes"
+SECONDS = 240
+
+pytestmark = [
+    *NEEDS_S3,
+    pytest.mark.docker,
+    pytest.mark.postgresql,
+    pytest.mark.long,
+    pytest.mark.timeout(1800),
+]
+
+
+@pytest.fixture
+def cluster(two_days: TwoDays) -> Iterator[Cluster]:
+    """Its pods are gone before what they ask."""
+    with own_namespace() as made:
+        made.secret("onnxserve", two_days.settings)
+        yield made
+
+
+def shipped(name: str, image: str) -> tuple[Manifest, Manifest]:
+    """A manifest as it is shipped, but for the image, and its container."""
+    manifest = yaml.safe_load((MANIFESTS / name).read_text())
+    spec = manifest["spec"]
+    pods = spec["jobTemplate"]["spec"] if manifest["kind"] == "CronJob" else spec
+    (container,) = pods["template"]["spec"]["containers"]
+    container["image"] = image
+    return manifest, container
+
+
+def test_a_cronjob_judges_what_is_due_and_says_what_cannot_be_judged(
+    two_days: TwoDays, cluster: Cluster, controller_image: str
+) -> None:
+    manifest, container = shipped("monitor-cronjob.yaml", controller_image)
+    name = manifest["metadata"]["name"]
+    manifest["spec"] |= {"schedule": "* * * * *"}
+    manifest["spec"]["jobTemplate"]["spec"]["backoffLimit"] = 1
+    cluster.apply(manifest)
+    first = wait_until(lambda: cluster.items("job"), SECONDS, "the schedule's first job")[0]["metadata"]["name"]
+    cluster.kubectl("patch", "cronjob", name, "-p", '{"spec": {"suspend": true}}')
+
+    assert cluster.end_of(first) == "Complete", cluster.logs(first)
+    assert two_days.verdicts("daily") == ["no drift", "drift"]
+    registry = MlflowClient(two_days.mlflow.url)
+    for window in Monitors(two_days.store).windows("flights", "daily"):
+        assert registry.get_run(window.run_id).data.tags["onnxserve.verdict"] == window.verdict
+
+    assert cluster.job("again", manifest) == "Complete", cluster.logs("again")
+    assert cluster.logs("again") == ["flights: monitor daily: nothing is due"]
+
+    container["args"][container["args"].index("daily")] = "answers"
+    two_days.mlflow.kill()
+    assert cluster.job("failing", manifest) == "Failed"
+    for line in cluster.logs("failing"):  # one of each pod
+        assert line.startswith("flights: monitor answers "), line
+        assert "has failed, tries again: " in line, line
+        assert line.endswith("does not answer as it should: connection refused"), line
+
+    two_days.mlflow.start()
+    (waiting,) = Monitors(two_days.store).windows("flights", "answers")
+    wait_until(lambda: datetime.now(UTC) > waiting.not_before, SECONDS, "the pause is over")
+    assert cluster.job("mended", manifest) == "Complete", cluster.logs("mended")
+    assert two_days.verdicts("answers") == ["no drift", "drift"]
+
+
+def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
+    two_days: TwoDays, cluster: Cluster, controller_image: str
+) -> None:
+    manifest, _ = shipped("controller.yaml", controller_image)
+    cluster.apply(manifest)
+    name = manifest["metadata"]["name"]
+    cluster.kubectl("rollout", "status", f"deployment/{name}", f"--timeout={SECONDS}s")
+
+    wait_until(lambda: two_days.verdicts("daily") == ["no drift", "drift"], SECONDS, "both days are judged")
+    for pod in cluster.items("pod"):
+        gauges = requests.get(f"http://{pod['status']['podIP']}:9464/metrics", timeout=30).text
+        assert 'onnxserve_drift_share{endpoint="flights",monitor="daily"} 1.0' in gauges
+
+    before = leader(two_days)
+    pods = {pod["metadata"]["name"] for pod in cluster.items("pod")}
+    assert before in pods
+    cluster.kubectl("delete", "pod", before, "--grace-period=0", "--force")
+    wait_until(lambda: leader(two_days) not in ("", before), 60, "another controller has the lease")
+    (other,) = pods - {before}
+    add = ["onnxserve", "monitor", "add", "flights", "later", "--kind", "data_quality", "--require", "missing<=10%"]
+    cluster.kubectl("exec", other, "--", *add)
+    wait_until(lambda: two_days.verdicts("later") == ["kept", "drift"], SECONDS, "the other one judges")
+
+
+def leader(two_days: TwoDays) -> str:
+    """The pod that has the lease now."""
+    lease = two_days.store.lease(LEASE)
+    is_held = lease is not None and lease.expires_at > datetime.now(UTC)
+    return lease.holder.split("@")[1].split(" ")[0] if lease is not None and is_held else ""

@@ -1,0 +1,89 @@
+"""A Kubernetes cluster that runs the images of this machine's Docker engine, as `kubectl` reaches it."""
+
+import json
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import yaml
+
+from support.waiting import wait_until
+
+Manifest = dict[str, Any]
+
+
+def _kubectl(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = ["kubectl", "--request-timeout", "20s", *arguments]
+    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=180, check=False)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A namespace of its own.
+
+    Attributes:
+        is_old: 1.24 or before, where CronJobs may be of `batch/v1beta1` and know no time zone.
+    """
+
+    namespace: str
+    is_old: bool
+
+    def kubectl(self, *arguments: str, given: str | None = None) -> str:
+        done = _kubectl("--namespace", self.namespace, *arguments, given=given)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def apply(self, manifest: Manifest) -> None:
+        if manifest["kind"] == "CronJob" and self.is_old:
+            manifest = {**manifest, "apiVersion": "batch/v1beta1", "spec": dict(manifest["spec"])}
+            del manifest["spec"]["timeZone"]
+        self.kubectl("apply", "-f", "-", given=yaml.safe_dump(manifest))
+
+    def job(self, name: str, cronjob: Manifest) -> str:
+        """Starts a Job as the CronJob would, and gives how it ends (`kubectl create job --from` knows no old ones)."""
+        kind = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}}
+        self.apply({**kind, "spec": cronjob["spec"]["jobTemplate"]["spec"]})
+        return self.end_of(name)
+
+    def secret(self, name: str, values: Mapping[str, str]) -> None:
+        kind = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}}
+        self.apply({**kind, "stringData": dict(values)})
+
+    def items(self, kind: str, *selection: str) -> list[Manifest]:
+        return json.loads(self.kubectl("get", kind, "-o", "json", *selection))["items"]  # type: ignore[no-any-return]
+
+    def end_of(self, job: str, seconds: float = 240) -> str:
+        """Waits until the Job is `Complete` or `Failed`."""
+
+        def end() -> str:
+            (found,) = self.items("job", f"--field-selector=metadata.name={job}")
+            ends = [one["type"] for one in found["status"].get("conditions", ()) if one["status"] == "True"]
+            return next((end for end in ends if end in ("Complete", "Failed")), "")
+
+        return wait_until(end, seconds, f"the job {job} has ended")  # type: ignore[no-any-return]
+
+    def logs(self, job: str) -> list[str]:
+        """What the pods of a Job have written, as lines."""
+        return self.kubectl("logs", "--tail=-1", "-l", f"job-name={job}").splitlines()
+
+
+@contextmanager
+def own_namespace() -> Iterator[Cluster]:
+    """A namespace that is gone, with all its pods, at the end of the `with`; skips where no cluster answers."""
+    try:
+        versions = _kubectl("api-versions")
+    except FileNotFoundError:
+        pytest.skip("kubectl is not installed")
+    if versions.returncode:
+        pytest.skip(f"no Kubernetes cluster answers kubectl: {versions.stderr.strip().splitlines()[-1]}")
+    cluster = Cluster(f"onnxserve-{uuid.uuid4().hex[:8]}", "batch/v1beta1" in versions.stdout.split())
+    assert _kubectl("create", "namespace", cluster.namespace).returncode == 0
+    try:
+        yield cluster
+    finally:
+        _kubectl("delete", "pod,job,cronjob,deployment", "--all", "--grace-period=1", "-n", cluster.namespace)
+        _kubectl("delete", "namespace", cluster.namespace, "--wait=false")
