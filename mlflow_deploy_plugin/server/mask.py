@@ -4,11 +4,11 @@ Keyed BLAKE2b (RFC 7693) of 128 bits over the value as text, in hexadecimal: wit
 and the same value is the same hash in every column, version and server that has the same key.
 """
 
+import fcntl
 import hashlib
 import os
 import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +77,7 @@ class Mask:
 def _read_key(path: Path) -> bytes:
     """The key, as the file says it in hexadecimal; a new one where there is no file."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(file, secrets.token_hex(_KEY_BYTES).encode())
-            os.fsync(file)
-            with suppress(FileExistsError):  # another worker was faster: all have the same one
-                os.link(temporary, path)
-        finally:
-            os.close(file)
-            temporary.unlink(missing_ok=True)
+        _make_key(path)
     try:
         key = bytes.fromhex(path.read_text().strip())
     except ValueError:
@@ -95,3 +85,21 @@ def _read_key(path: Path) -> bytes:
     if not 16 <= len(key) <= _MOST_KEY_BYTES:
         raise InvalidConfig(f"{path} holds no key: 32 to {2 * _MOST_KEY_BYTES} hexadecimal digits are expected")
     return key
+
+
+def _make_key(path: Path) -> None:
+    """Writes a new key, unless another worker was faster: all have to have the same one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(file, secrets.token_hex(_KEY_BYTES).encode())
+            os.fsync(file)
+            os.rename(temporary, path)
+        finally:
+            os.close(file)
+            temporary.unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """Masked values are equal where the values are, in a column and in a label's key, whatever their types."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -30,3 +32,16 @@ def test_missing_values_stay_missing_and_lists_are_masked_by_the_row(tmp_path: P
     assert mask.column(np.array([np.nan], np.float32)) == [None]
     first, second, again = mask.column(np.array([[0.1, 2.0], [0.1, 3.0], [0.1, 2.0]], np.float32))
     assert first == again != second
+
+
+def test_workers_that_make_the_key_at_once_mask_alike(tmp_path: Path) -> None:
+    workers = 8
+    at_once = Barrier(workers)
+
+    def masked(_: int) -> Any:
+        mask = Mask(tmp_path / "mask.key")
+        at_once.wait()
+        return mask.values({"a": 1}, frozenset("a"))["a"]
+
+    with ThreadPoolExecutor(workers) as pool:
+        assert len(set(pool.map(masked, range(workers)))) == 1
