@@ -47,8 +47,7 @@ def of_intervals(share: float) -> Iterator[str]:
 def _line(task: tuple[_World, int, int]) -> str:
     world, rows, windows = task
     rng = np.random.default_rng([rows, world.stretches, round(10 * world.coefficient)])
-    truth = _values([_rows(rng, world, 4_800) for _ in range(60)], Sampling(_CONFIDENCE))
-    right = {name: float(np.mean([one.value for one in found])) for name, found in truth.items()}
+    right = _right([_rows(rng, world, 4_800) for _ in range(100)])
     drawn = [_rows(rng, world, rows) for _ in range(windows)]
     cells = []
     ways = [_values(drawn, Sampling(_CONFIDENCE, times)) for times in (None, np.arange(rows))]
@@ -56,6 +55,14 @@ def _line(task: tuple[_World, int, int]) -> str:
         held = [np.mean([one.low <= right[name] <= one.high for one in way[name]]) for way in ways]
         cells.append(f"{held[0]:.0%} / {held[1]:.0%}")
     return f"| {world.what} | {rows:,} | {' | '.join(cells)} |"
+
+
+def _right(windows: list[tuple[Array, Classified]]) -> dict[str, float]:
+    """The figures of many windows as one, which each window is a sample of."""
+    said = np.concatenate([one.probabilities for _, one in windows if one.probabilities is not None])
+    together = Classified(said.argmax(axis=1), said, windows[0][1].classes)
+    found = _values([(np.concatenate([truth for truth, _ in windows]), together)], Sampling(_CONFIDENCE))
+    return {name: ones[0].value for name, ones in found.items()}
 
 
 def _values(windows: list[tuple[Array, Classified]], sampling: Sampling) -> dict[str, list[Measure]]:

@@ -14,7 +14,7 @@ _PAST_HOURS = 14 * 24
 _HOURS = range(2, 24, 3)
 _SHIFTED_HOUR, _SHIFT = 14, -1.5
 """At two in the afternoon the level is at its highest: lowered by so many deviations it is one that mornings have."""
-_WORLDS = 12
+_WORLDS = 8
 
 
 def of_cycles(share: float) -> Iterator[Line]:

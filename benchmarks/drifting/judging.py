@@ -105,15 +105,10 @@ def found_line(what: str, groups: Sequence[Sequence[bool]], least: float | None)
     return Line(what, f"{share:.0%} of {len(flags)}; {first:.0%} to {last:.0%}", target, outcome)
 
 
-def measured_line(what: str, shares: Sequence[float], rate: float = RATE) -> Line:
-    """The mean of the rates that the reports measured by themselves, one of each reference."""
-    low, high = 0.5 * rate, 1.5 * rate
-    mean = float(np.mean(shares))
-    half = float(stats.t.ppf(0.975, len(shares) - 1) * np.std(shares, ddof=1) / math.sqrt(len(shares)))
-    is_out = mean + half < low or mean - half > high
-    outcome: Outcome = "met" if low <= mean <= high else "missed" if is_out else "cannot be told"
-    figure = f"{mean:.1%}, mean of {len(shares)}; {max(mean - half, 0):.1%} to {mean + half:.1%}"
-    return Line(what, figure, f"{100 * low:g} to {100 * high:g} %", outcome)
+def held_out_flags(verdict: Verdict) -> Flags:
+    """What the report measures by itself: of each window of the reference that it holds out, whether it is an alarm."""
+    told = verdict.measured
+    return [] if isinstance(told, str) else [place < told.alarms for place in range(told.windows)]
 
 
 def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:

@@ -63,8 +63,8 @@ class Verdict:
         worth: how many independent windows they stand for.
         p_value, statistic, threshold: None where it is not judged; the latter two in standard deviations.
         false_alarm_rate: the stated rate.
-        measured_false_alarm_rate: of the reference's own windows, the share that is called drifted when it is held out;
-            None where it cannot be told.
+        measured: how many of the reference's own windows are called drifted when they are held out; a text says why
+            that is not known.
         features: by falling score.
         findings: the worst first; every column has its outcome, or why it was not judged.
         figures: names of metrics and their values.
@@ -83,11 +83,15 @@ class Verdict:
     p_value: float | None = None
     statistic: float | None = None
     threshold: float | None = None
-    measured_false_alarm_rate: float | None = None
+    measured: Measured | str = "nothing is judged"
     features: tuple[FeatureVerdict, ...] = ()
     findings: tuple[Finding, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def measured_false_alarm_rate(self) -> float | None:
+        return None if isinstance(self.measured, str) else self.measured.share
 
     @property
     def share_of_drifted_columns(self) -> float:
@@ -182,7 +186,7 @@ def _conclude(base: Verdict, groups: Sequence[Group], pool: Pool, start_us: int,
         p_value=standing.p_value,
         statistic=standing.statistic,
         threshold=standing.threshold,
-        measured_false_alarm_rate=None if isinstance(pool.measured, str) else pool.measured.share,
+        measured=pool.measured,
         features=tuple(sorted(features, key=lambda feature: -feature.score)),
         findings=worst_first([*others, *findings]),
         notes=tuple(_notes(pool, base.false_alarm_rate)),

@@ -107,7 +107,7 @@ def measure_rows(groups: Sequence[Group], rate: float, seed: int) -> Measured | 
     """
     rng = np.random.default_rng([seed, 3])
     columns = sum(len(group.columns) for group in groups)
-    rows = min(_MAX_ROWS, max(_MAX_CELLS // (columns * draws_for(rate)), 500))
+    rows = min(_MAX_ROWS // 2, max(_MAX_CELLS // (columns * draws_for(rate)), 500))
     halves = [_halves(group, rows, rng) for group in groups]
     sizes = [
         min(group.compared, min(map(len, pair)) // _WINDOWS_A_HALF) for group, pair in zip(groups, halves, strict=True)
