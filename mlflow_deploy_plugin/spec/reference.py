@@ -7,12 +7,14 @@ from mlflow_deploy_plugin.spec.base import duration_seconds, is_duration, read_t
 
 LONGEST_DAYS = 3660
 """Beyond ten years a monitor waits for what never comes."""
-_PAIRS, _MOST_PAIRS = 2.0, 100_000
+_PAIRS = 2.0
+"""So many times as many as the rate needs at least, where the log is as old: 40 for 5 %."""
+_MOST_PAIRS = 100_000
 
 
 def rolling_span(lag: timedelta, length: timedelta, false_alarm_rate: float) -> timedelta:
-    """How far before a window of this length the log is read that `rolling:LAG` compares it with: as many windows as
-    the rate needs twice over, each with its own so long before (`monitoring/references/past.py`).
+    """How far before a window of this length the log is read that `rolling:LAG` compares it with: the pairs before it
+    (`monitoring/references/past.py`).
     """
     return lag + max(lag, ceil(min(_PAIRS / false_alarm_rate, _MOST_PAIRS)) * length)
 

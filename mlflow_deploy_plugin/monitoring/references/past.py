@@ -14,7 +14,6 @@ span, so that the profiles of hours that are kept (`hourly.py`) serve many windo
 
 import hashlib
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -39,9 +38,8 @@ from mlflow_deploy_plugin.monitoring.sketch import gathered
 from mlflow_deploy_plugin.monitoring.stored_days import keep
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
+from mlflow_deploy_plugin.spec.reference import rolling_span
 
-_PAIRS = 2.0
-"""So many times as many as the rate needs at least, where the log is as old: 40 for 5 %."""
 _SPANS_AN_ERA = 4
 _log = logging.getLogger(__name__)
 
@@ -161,7 +159,7 @@ def rolling(question: Question, model: str, version: str) -> tuple[Past, list[st
         raise InvalidConfig(
             f"reference rolling:{text}: no window of {length} begins {text} before another; take a multiple"
         )
-    span = lag + max(lag, math.ceil(_PAIRS / question.spec.false_alarm_rate) * length)
+    span = rolling_span(lag, length, question.spec.false_alarm_rate)
     hours = question.log.hours(question.endpoint, Window(EPOCH, start))
     if not hours:
         raise NotFound(f"the reference has no rows: nothing was captured of {question.endpoint!r} before {start:%F %R}")
