@@ -1,10 +1,8 @@
 """Tiny ONNX models in the MLflow server of the session."""
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -82,16 +80,6 @@ def register(
         return Registered(client, name)
 
     return make
-
-
-@pytest.fixture
-def own_mlflow(mlflow_server: MlflowServer, tmp_path: Path) -> Iterator[MlflowServer]:
-    """A copy of the MLflow server that a test may kill."""
-    shutil.copytree(mlflow_server.folder, tmp_path / "mlflow")
-    server = MlflowServer(tmp_path / "mlflow")
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.server.state import AGENT, AgentState, read_state
+from support.mlflow_server import MlflowServer
+from support.proxy import proxy_to
 from support.waiting import wait_until
 
 
@@ -54,30 +56,24 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
 def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
     serve: Callable[..., Any],
     register: Callable[..., Any],
-    own_mlflow: Any,
+    mlflow_server: MlflowServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", own_mlflow.url)
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
-    from mlflow import MlflowClient
-
-    client = MlflowClient(own_mlflow.url)
-    models = client.search_logged_models(["0"])
-    source = next(model.model_uri for model in models if model.name == "add1")
-    client.create_registered_model("kept")
-    client.create_model_version("kept", source, model_id=source.removeprefix("models:/"))
-    client.set_registered_model_alias("kept", "live", "1")
-    served = serve("-m", "models:/kept@live").wait_ready()
-
-    own_mlflow.kill()
+    model = register("+1")
+    model.client.set_registered_model_alias(model.name, "live", "1")
+    with proxy_to(mlflow_server.host, mlflow_server.port) as registry:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.url)
+        served = serve("-m", f"models:/{model.name}@live").wait_ready()
+        registry.turn("refuse")  # what is connected is cut off; from here on nobody listens at its address
     error = wait_until(
         lambda: (read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)).error, 20, "an error"
     )
-    assert own_mlflow.url in error
+    assert registry.url in error
     assert served.predict(1).json() == {"predictions": {"y": [[2.0]]}}
     assert served.end() == 0
 
-    again = serve("-m", "models:/kept@live").wait_ready()
+    again = serve("-m", f"models:/{model.name}@live").wait_ready()
     assert again.predict(1).json() == {"predictions": {"y": [[2.0]]}}
     assert again.version() == "1"
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from support.waiting import answers, free_port, wait_until
 
+COMMAND = Path(__file__).with_name("mlflow_command.py")
+
 
 @dataclass
 class MlflowServer:
@@ -31,12 +33,16 @@ class MlflowServer:
         return f"http://{self.host}:{self.port}"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.port)]
-        command += ["--allowed-hosts", f"{self.host}:{self.port}", "--workers", "1"]
+        command = [sys.executable, str(COMMAND), "server", "--host", self.host, "--port", str(self.port)]
+        command += ["--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         command += ["--app-name", self.app] if self.app is not None else []
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # not used here, and slow to start
+        environment = {
+            **os.environ,
+            "MLFLOW_SERVER_ALLOWED_HOSTS": f"{self.host}:{self.port}",  # read as soon as MLflow is imported
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # not used here, and slow to start
+        }
         log = self.folder / f"{self.port}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
