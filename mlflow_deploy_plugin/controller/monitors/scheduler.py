@@ -191,6 +191,7 @@ class MonitorScheduler:
         if isinstance(taken, str) and self._monotonic() - memory.looked_for_late > EVERY_SECONDS:
             turns.look_for_late(endpoint, name)
             memory.looked_for_late = self._monotonic()
+        memory.told = ""  # what comes back is said again
 
     def _close_what_is_gone(
         self, written: dict[Key, list[MonitorWindow]], known: set[Key], unreadable: set[str]

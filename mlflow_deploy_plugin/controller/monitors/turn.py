@@ -63,6 +63,8 @@ class Turns:
         written = self.monitors.windows(name, monitor, states=("pending", "running"))
         ready = self._readiness(name)
         window = begun(written, store.now()) if written else self._begin(endpoint, monitor, spec, state, ready)
+        if state.note.startswith(TROUBLE) and self.monitors.state(name, monitor).note == state.note:
+            self.monitors.remember(name, monitor, note="")  # it is over
         if window is None:
             return "nothing due"
         return window if isinstance(window, str) else self.attempts.take(window, spec, keeper, ready.notes)

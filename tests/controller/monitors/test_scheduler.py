@@ -307,6 +307,37 @@ def test_a_log_that_cannot_be_read_is_tried_again_and_told_of(world: MonitoredWo
     world.wait_for(1)
 
 
+def test_what_keeps_a_window_from_being_judged_is_noted_until_it_is_and_said_each_time(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    marks = world.folder / "inference_log" / "_watermarks"
+    marks.parent.mkdir(parents=True, exist_ok=True)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
+    world.monitors.remember("flights", "hourly", made_up_to=NOON + HOUR)
+    marks.write_text("no folder")
+    passed = 0.0
+
+    def monotonic() -> float:
+        nonlocal passed
+        passed += 30  # half a minute goes by between two looks
+        return passed
+
+    def said() -> int:
+        return sum("cannot be run" in line for line in world.said)
+
+    world.start(monotonic=monotonic, lease_seconds=10_000)
+    wait_until(lambda: world.monitors.state("flights", "hourly").note, SECONDS, "it is noted")
+    marks.unlink()
+    world.wait_for(1)
+    wait_until(lambda: not world.monitors.state("flights", "hourly").note, SECONDS, "it is over")
+    assert said() == 1
+
+    marks.write_text("no folder")
+    world.now += HOUR
+    wait_until(lambda: said() == 2, SECONDS, "it is said again")
+
+
 @pytest.mark.long
 def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_and_then_cost_no_more_than_one(
     world: MonitoredWorld, monkeypatch: pytest.MonkeyPatch
