@@ -1,8 +1,5 @@
 """`onnxserve start` and `onnxserve stop` as they are typed."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,11 +18,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("command", ["start", "stop"])
 def test_an_unknown_name_is_one_line_and_exit_status_1(home: Path, command: str) -> None:
-    typed = [sys.executable, "-m", "mlflow_deploy_plugin.cli", command, "nobody"]
+    said = CliRunner().invoke(main, [command, "nobody"])
 
-    said = subprocess.run(typed, capture_output=True, text=True, env=dict(os.environ), check=False, timeout=60)
-
-    assert (said.returncode, said.stdout, said.stderr) == (1, "", "Error: there is no deployment 'nobody'\n")
+    assert (said.exit_code, said.stdout, said.stderr) == (1, "", "Error: there is no deployment 'nobody'\n")
 
 
 def test_stop_says_how_to_bring_it_back_and_writes_it_down(home: Path) -> None:
@@ -43,10 +38,9 @@ def test_start_that_fails_says_why(home: Path, free_port: int) -> None:
     store = open_store(f"sqlite:///{home}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("lost", "/nowhere", {"server.port": free_port}))
     store.close()
-    typed = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "start", "lost"]
 
-    said = subprocess.run(typed, capture_output=True, text=True, env=dict(os.environ), check=False, timeout=60)
+    said = CliRunner().invoke(main, ["start", "lost"])
 
-    assert said.returncode == 1
+    assert said.exit_code == 1
     assert said.stderr.splitlines()[-1].endswith("the folder /nowhere does not exist")
     assert not (home / "deployments" / "lost" / "server.json").exists()
