@@ -14,7 +14,8 @@ _OF_NUMBERS = {"mae", "rmse", "mape", "r2"}
 
 
 def count_labels(questions: Sequence[Question]) -> list[int]:
-    """By window the rows that have a label which a judgement can use; the labels are read once for all.
+    """By window the rows that have a label which a judgement can use, of those that it looks at; the labels are read
+    once for all.
 
     Args:
         questions: of one monitor.
@@ -28,7 +29,10 @@ def count_labels(questions: Sequence[Question]) -> list[int]:
 
 
 def _count(question: Question, labels: Labels) -> int:
-    rows = question.log.read(question.endpoint, question.window)
+    # here: the controller itself judges nothing, and does without what judgements are made with
+    from mlflow_deploy_plugin.monitoring.kinds.performance import affordable_rows
+
+    rows = question.log.read(question.endpoint, question.window, affordable_rows(question))
     return 0 if rows is None else _usable(with_labels(rows.table, labels), question.spec)
 
 

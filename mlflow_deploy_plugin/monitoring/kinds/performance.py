@@ -68,7 +68,7 @@ def judge(question: Question) -> Judged:
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
-    rows = question.log.labelled(question.endpoint, question.window, _affordable_rows(question))
+    rows = question.log.labelled(question.endpoint, question.window, affordable_rows(question))
     if rows is None:
         return question.not_judged("the window has no rows")
     artifact = version_artifact(question, rows.model, rows.version)
@@ -82,7 +82,7 @@ def judge(question: Question) -> Judged:
     return _judged_by_estimate(window)
 
 
-def _affordable_rows(question: Question) -> int:
+def affordable_rows(question: Question) -> int:
     """Rows are held with all of their columns, since labels may name them by any of these."""
     first = next(question.log.batches(question.endpoint, question.window), None)
     return MAX_ROWS if first is None else min(MAX_ROWS, _MOST_CELLS // first.num_columns)
