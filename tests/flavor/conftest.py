@@ -5,7 +5,6 @@ from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # HistGradientBoosting's threads wait for each other on shared cores
 
 import mlflow
 import numpy as np
