@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.server.capture import (
     read_layout,
 )
 from mlflow_deploy_plugin.server.feedback import FeedbackFrame, read_feedback
-from mlflow_deploy_plugin.server.segment import find_frames
+from mlflow_deploy_plugin.server.segment import Frames, find_frames
 
 _HEAD = np.dtype(
     [
@@ -44,6 +44,8 @@ _HEAD = np.dtype(
 )
 """The beginning of a request's payload: `REFERRING`, then what `packing.Packer` puts before the ids."""
 _MICROSECONDS_AN_HOUR = 3600 * 1_000_000
+_LOOKS = 3
+"""At a segment that looks damaged."""
 _NO_SENSE = (ValueError, LookupError, TypeError, AttributeError, struct.error)
 """What reading may raise of a frame that is whole and holds something else than it should."""
 
@@ -117,9 +119,7 @@ def read_captured(segment: Path, start: int = 0) -> Captured:
         OSError: the segment cannot be read.
     """
     with segment.open("rb") as file:
-        file.seek(start)
-        content = file.read()
-        found = find_frames(content, _HEAD.itemsize)
+        content, found = _read_frames(file, start)
         feedback, senseless = _feedback(content, found.feedback.tolist(), start)
         requests, heads = found.requests, _taken(content, found.requests + FRAME.size, _HEAD.itemsize).view(_HEAD)
         hours = heads["event_time"] // _MICROSECONDS_AN_HOUR
@@ -137,6 +137,22 @@ def read_captured(segment: Path, start: int = 0) -> Captured:
             senseless += _add(batches, batch_of, group)
     batches.sort(key=lambda batch: int(batch.offsets[0]))
     return Captured(batches, feedback, start + found.end, found.lost_bytes, found.senseless + senseless)
+
+
+def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:
+    """The segment's bytes from `start` on, and the frames in them.
+
+    On a full disk a worker takes back the half of a frame that it could write, and writes another one there. Who reads
+    meanwhile may see the one's beginning and the other's end, with whole frames behind them: damage that another look
+    does not show.
+    """
+    for _ in range(_LOOKS):
+        file.seek(start)
+        content = file.read()
+        found = find_frames(content, _HEAD.itemsize)
+        if not found.lost_bytes:
+            break
+    return content, found
 
 
 def _add(batches: list[CapturedBatch], batch_of: Callable[[Array], CapturedBatch], group: Array) -> int:

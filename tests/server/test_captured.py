@@ -1,5 +1,6 @@
 """Reading by the batch gives what reading one by one gives."""
 
+import io
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,30 @@ def test_a_request_without_its_layout_makes_no_sense(tmp_path: Path) -> None:
     segment.write_bytes(segment.read_bytes()[request.offset :])
     captured = read_captured(segment)
     assert (captured.batches, captured.senseless) == ([], 1)
+
+
+class _TakenBackMeanwhile(io.BytesIO):
+    """A segment from which its worker has taken half a frame back, and written another there, while it was read."""
+
+    is_first = True
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        if size == -1 and self.is_first:
+            self.is_first = False
+            middle = content.index(b"second")
+            return content[:middle] + b"half a" + content[middle + 6 :]
+        return content
+
+
+def test_a_frame_that_was_taken_back_while_it_was_read_hides_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = CaptureWriter(tmp_path)
+    for number, name in enumerate(("first_", "second", "third_")):
+        write(writer, number, {**REQUEST, "id": name})
+    (segment,) = segments(tmp_path)
+    content = segment.read_bytes()
+    monkeypatch.setattr(Path, "open", lambda path, mode: _TakenBackMeanwhile(content))
+    captured = read_captured(segment)
+    assert ([len(batch.offsets) for batch in captured.batches], captured.lost_bytes) == ([3], 0)
