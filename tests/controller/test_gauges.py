@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
+from support.postgresql import postgresql_server
 from support.waiting import free_port, wait_until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -27,9 +28,18 @@ FIRST = datetime(2013, 7, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'store.db'}"
+    else:
+        with postgresql_server() as url:
+            yield url
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(f"sqlite:///{tmp_path / 'store.db'}", lambda: NOW)
+def store(store_url: str) -> Iterator[Store]:
+    opened = open_store(store_url, lambda: NOW)
     monitors = {name: {} for name in ("daily", "hourly", "new", "off", "broken")}
     document = {"name": "flights", "variants": {"flights": {"model": "models:/m/1"}}, "monitors": monitors}
     opened.add_endpoint("onnxserve", EndpointSpec.model_validate(document))
