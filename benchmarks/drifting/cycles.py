@@ -12,7 +12,7 @@ _WAYS = {0: "beside all hours of 14 days", 24: "`rolling:1d`", 168: "`rolling:7d
 """By the hours of the lag; 0: none."""
 _PAST_HOURS = 14 * 24
 _HOURS = range(2, 24, 3)
-_SHIFTED_HOUR, _SHIFT = 14, -1.5
+_SHIFTED_HOUR, _SHIFT = 14, -2.0
 """At two in the afternoon the level is at its highest: lowered by so many deviations it is one that mornings have."""
 _WORLDS = 8
 
@@ -22,7 +22,7 @@ def of_cycles(share: float) -> Iterator[Line]:
     for lag, way in _WAYS.items():
         calm, shifted = zip(*on_all_cores(_judged, [(seed, lag) for seed in range(worlds)]), strict=True)
         yield rate_line(f"hours with a cycle of a day, {way}", calm)
-        what = f"found: 1.5 deviations within a cycle of ± 3, {way}"
+        what = f"found: 2 deviations within a cycle of ± 3, {way}"
         yield found_line(what, [[bool(flag)] for flag in shifted], 0.9 if lag else None)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.monitoring.null.sizes import too_little
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.references import load_blocks, load_segments
 from mlflow_deploy_plugin.monitoring.sketch import merge
@@ -268,6 +269,17 @@ def test_of_more_windows_than_are_kept_pairs_are(ask):
     assert len(later) > 30
     assert (starts[later] - starts[earlier] == 4 * 86_400_000_000).all()
     assert pieces.others.rows > 0
+
+
+def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(ask):
+    window = parse_window("2013-01-09T05:00/10m")
+
+    pieces = ask("rolling:60d", window=window).pieces
+
+    assert (pieces.others.rows, len(pieces.pairs()[0])) == (0, 0)
+    assert "the window 8640 windows before" in too_little(
+        ask("rolling:60d", window=window), 50, ["x"], 50, MonitorSpec(min_rows=1)
+    )
 
 
 @pytest.mark.parametrize("reference", ["window:2013-01-03/2013-01-09", "rolling:2d", "training"])

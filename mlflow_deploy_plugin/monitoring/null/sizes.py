@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlflow_deploy_plugin.monitoring.null.windows import needed_windows
 from mlflow_deploy_plugin.monitoring.references import Reference
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 MIN_COMPARED_ROWS = 30
 _SIZE_STEP = 1.15
-_PAIRS, _MOST_PAIRS = 2.0, 0.75
-"""Twice as many pairs as the rate needs have the rows that are compared, or three quarters of them."""
+_PAIRS, _MOST_PAIRS = 3.0, 0.75
+"""Three times as many pairs as the rate needs have the rows that are compared, or three quarters of all."""
 _NO_TIMES = (
     "the reference has no event times, so there are no windows to compare with; log the model with event_time=, the "
     "column (or the values) that say when each row happened, or say independent_rows"
@@ -28,20 +29,20 @@ def too_little(reference: Reference, rows: int, columns: Sequence[str], compared
         return f"the window has {rows} rows; at least {MIN_COMPARED_ROWS} are needed"
     if not columns:
         return "the window and the reference have no column in common that can be judged"
-    if spec.independent_rows:
-        if reference.sample is None or len(reference.sample) < MIN_COMPARED_ROWS:
-            return f"the reference has too few rows to draw samples from; at least {MIN_COMPARED_ROWS} are needed"
-        return ""
     pieces = reference.pieces
-    if not pieces.blocks:
-        return _NO_TIMES if pieces.total.rows else "the reference has no rows"
     if pieces.lag_windows and pieces.others.rows < MIN_COMPARED_ROWS:
         return (
             f"the window {pieces.lag_windows} windows before, with which it is compared, has {pieces.others.rows:,} "
             f"rows; at least {MIN_COMPARED_ROWS} are needed"
         )
+    if spec.independent_rows:
+        if reference.sample is None or len(reference.sample) < MIN_COMPARED_ROWS:
+            return f"the reference has too few rows to draw samples from; at least {MIN_COMPARED_ROWS} are needed"
+        return ""
     if pieces.lag_windows and not len(pieces.pairs()[0]):
         return "no window of the reference has another one so long before it: the log is too young"
+    if not pieces.blocks:
+        return _NO_TIMES if pieces.total.rows else "the reference has no rows"
     if compared < MIN_COMPARED_ROWS:
         return (
             f"the reference has {pieces.total.rows:,} rows in {len(pieces.blocks)} windows of this length, "
@@ -64,7 +65,8 @@ def compared_rows(reference: Reference, rows: int, spec: MonitorSpec) -> int:
     if pieces.lag_windows:
         rows = min(rows, pieces.others.rows)
         pairs = np.sort(np.minimum(*(sizes[side] for side in pieces.pairs())))
-        wanted = min(math.ceil(_PAIRS / spec.false_alarm_rate), math.ceil(_MOST_PAIRS * len(pairs)))
+        most = max(math.ceil(_MOST_PAIRS * len(pairs)), needed_windows(spec.false_alarm_rate))
+        wanted = min(math.ceil(_PAIRS / spec.false_alarm_rate), most, len(pairs))
         middle = int(pairs[-wanted]) if wanted else 0
     else:
         middle = int(np.median(sizes))

@@ -129,8 +129,12 @@ def contiguous(block_rows: Array, compared: int, most: int = MAX_WINDOWS) -> Nul
 
 
 def lagged(block_rows: Array, later: Array, earlier: Array, compared: int, most: int = MAX_WINDOWS) -> Null:
-    """The pairs of blocks [P] and [P] that are at least half as large as what is compared, both of them."""
-    kept = np.flatnonzero(2 * np.minimum(block_rows[later], block_rows[earlier]) >= compared)
+    """The pairs of blocks [P] and [P] that are as large as what is compared, both of them.
+
+    Smaller ones differ more by chance, and a noon beside pairs of nights as well was called drifted in 0.8 % of hours
+    at a nominal 5 %.
+    """
+    kept = np.flatnonzero(np.minimum(block_rows[later], block_rows[earlier]) >= compared)
     if len(kept) > most:
         kept = kept[np.linspace(0, len(kept) - 1, most).astype(np.int64)]
     blocks = np.eye(len(block_rows))
