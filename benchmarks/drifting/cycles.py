@@ -11,10 +11,10 @@ from benchmarks.drifting.worlds import HOUR_US, Rows, busy_hours, reference_of, 
 _WAYS = {0: "beside all hours of 14 days", 24: "`rolling:1d`", 168: "`rolling:7d`"}
 """By the hours of the lag; 0: none."""
 _PAST_HOURS = 14 * 24
-_HOURS = range(2, 24, 3)
+_HOURS = range(2, 24, 6)
 _SHIFTED_HOUR, _SHIFT = 14, -2.0
 """At two in the afternoon the level is at its highest: lowered by so many deviations it is one that mornings have."""
-_WORLDS = 8
+_WORLDS = 20
 
 
 def of_cycles(share: float) -> Iterator[Line]:

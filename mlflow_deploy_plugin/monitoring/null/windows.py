@@ -131,8 +131,7 @@ def contiguous(block_rows: Array, compared: int, most: int = MAX_WINDOWS) -> Nul
 def lagged(block_rows: Array, later: Array, earlier: Array, compared: int, most: int = MAX_WINDOWS) -> Null:
     """The pairs of blocks [P] and [P] that are as large as what is compared, both of them.
 
-    Smaller ones differ more by chance, and a noon beside pairs of nights as well was called drifted in 0.8 % of hours
-    at a nominal 5 %.
+    Smaller ones differ more by chance: nights would lift the threshold of a noon.
     """
     kept = np.flatnonzero(np.minimum(block_rows[later], block_rows[earlier]) >= compared)
     if len(kept) > most:
