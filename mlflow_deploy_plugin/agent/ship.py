@@ -171,9 +171,9 @@ class Shipper:
             captured = read_captured(segment, start) if size > start else Captured([], [], start)
         except OSError as error:
             raise _SegmentError(f"segment {segment.name} cannot be read: {error}") from None
-        if captured.senseless:
-            self._keep_a_copy(segment, captured.senseless)
         rows = self._write(segment, captured) if size > start else 0
+        if captured.senseless:  # told once: what cannot be written now is read again
+            self._keep_a_copy(segment, captured.senseless)
         end, lost_bytes = captured.end, captured.lost_bytes
         self._growing.pop(segment.name, None)
         lost_bytes += size - end if is_final else 0

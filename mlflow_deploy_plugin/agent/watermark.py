@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow_deploy_plugin.agent.progress import Progress, added
+from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.inference_log import LogLocation
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
 from mlflow_deploy_plugin.server.counted import left_counted, read_counted
@@ -59,7 +60,7 @@ class WatermarkWriter:
         try:
             self._progress.keep()
             write_watermark(self._location, mark)
-        except OSError as error:
+        except (OSError, NotInstalled) as error:
             _log.debug("the watermark cannot be written: %s", error)
             return
         self._told = mark

@@ -148,6 +148,22 @@ def test_a_frame_that_makes_no_sense_takes_none_with_it_of_a_segment_that_is_wri
     assert shipper.state.broken_segments == 1
 
 
+def test_a_frame_that_makes_no_sense_is_told_once_however_often_its_segment_is_tried(
+    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+) -> None:
+    write(writer, "a", ["AA"])
+    (segment,) = (tmp_path / "spool").glob("*.seg")
+    with segment.open("ab") as file:
+        file.write(FRAME.pack(MAGIC, 0, zlib.crc32(b"")))
+    (tmp_path / "log").write_text("a file where the folder should be")
+    for _ in range(3):
+        assert shipper.ship() == 0
+    assert shipper.state.broken_segments == 0
+    (tmp_path / "log").unlink()
+    assert shipper.ship() == 1
+    assert shipper.state.broken_segments == 1
+
+
 def test_a_segment_that_cannot_be_read_keeps_no_other_from_the_log(
     writer: CaptureWriter, shipper: Shipper, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """What the agent says of its server in the log: until when it is complete, and that nothing was lost."""
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -156,6 +157,14 @@ def test_while_the_log_is_down_it_is_not_said_to_be_complete(machine: Machine) -
     machine.watermark.round()
     mark = machine.told()
     assert (mark.complete_until, mark.shipped_rows, mark.answered_rows) == (moment(1200), {"e": 100}, {"e": 100})
+
+
+def test_a_bucket_that_nothing_can_write_to_ends_no_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    shipper = Shipper(tmp_path / "spool", "s3://b/log")
+    writer = WatermarkWriter(tmp_path, shipper.location, shipper.progress)
+    writer.round()
+    writer.end(is_shipped=True)
 
 
 def test_rows_that_come_again_after_a_crash_are_counted_once(machine: Machine) -> None:
