@@ -1,6 +1,5 @@
 """The audit trail of an endpoint together with that of the models it serves: who, what, when, from, to, why."""
 
-import contextlib
 import json
 from dataclasses import asdict
 
@@ -18,7 +17,8 @@ def history(store: Store, endpoint: str | None, model: str | None, limit: int | 
     if endpoint is None or model is not None:
         return store.events(endpoint, model, limit)
     found = store.events(endpoint, None, limit)
-    for name in models_of(store, endpoint):  # what was done to a model for an endpoint stands in that endpoint's trail
+    # what was done to a model for an endpoint stands in that endpoint's trail
+    for name in models_of(store, endpoint) or ():
         found += [event for event in store.events(None, name, limit) if not event.endpoint]
     ordered = sorted(found, key=lambda event: event.at)
     return ordered[-limit:] if limit is not None else ordered
@@ -29,16 +29,19 @@ def as_json(event: AuditEvent) -> str:
     return json.dumps({**asdict(event), "at": event.at.isoformat()}, ensure_ascii=False, default=str)
 
 
-def models_of(store: Store, endpoint: str) -> list[str]:
-    """The registered models that an endpoint serves; of one that was deleted, those that it served last."""
+def models_of(store: Store, endpoint: str) -> list[str] | None:
+    """The registered models that an endpoint serves; of one that was deleted, those that it served last.
+
+    None where nobody can tell: another onnxserve has written the spec, or no spec was ever written down.
+    """
     spec = next((one.spec for one in store.endpoints() if one.name == endpoint), None) or _last_spec(store, endpoint)
-    return registered_names(spec) if spec is not None else []
+    return registered_names(spec) if spec is not None else None
 
 
 def _last_spec(store: Store, endpoint: str) -> EndpointSpec | None:
-    """What an endpoint was that is no more; as far as it can be read."""
-    for event in reversed(store.events(endpoint)):
-        if text := event.detail.get("spec"):
-            with contextlib.suppress(InvalidConfig):  # another onnxserve wrote it
-                return load_specs(text, may_be_empty=True)[0]
-    return None
+    """What an endpoint was last that is no more. An older spec says nothing in place of one that cannot be read."""
+    text = next((text for event in reversed(store.events(endpoint)) if (text := event.detail.get("spec"))), "")
+    try:
+        return load_specs(text, may_be_empty=True)[0]
+    except InvalidConfig:
+        return None

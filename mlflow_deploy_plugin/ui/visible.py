@@ -14,11 +14,11 @@ def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
     if is_administrator():
         return frozenset()
     unreadable = {one.name for one in store.unreadable()}
-    return frozenset(
-        name
-        for name in set(names)
-        if name in unreadable or not all(may_read(model) for model in models_of(store, name))
-    )
+    return frozenset(name for name in set(names) if name in unreadable or not _may_read_all(models_of(store, name)))
+
+
+def _may_read_all(models: Sequence[str] | None) -> bool:
+    return models is not None and all(may_read(model) for model in models)
 
 
 def visible(store: Store, events: Sequence[AuditEvent]) -> list[AuditEvent]:

@@ -1,0 +1,56 @@
+"""What of the audit trail one may see who is no administrator. With MLflow's accounts: tests/ui/test_accounts.py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.ui import visible
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """Asked by somebody who may read the model `open`, and no other."""
+    monkeypatch.setattr(visible, "is_administrator", lambda: False)
+    monkeypatch.setattr(visible, "may_read", lambda model: model == "open")
+    opened = open_store(f"sqlite:///{tmp_path}/store.db")
+    yield opened
+    opened.close()
+
+
+def deleted(store: Store, *models: str) -> None:
+    """The endpoint `flights`, which has served these one after the other."""
+    for model in models:
+        spec = new_endpoint("flights", f"models:/{model}/1")
+        store.replace_spec(spec) if store.endpoint("flights") else store.add_endpoint("onnxserve", spec)
+    store.remove_endpoint("flights")
+
+
+def is_hidden(store: Store) -> bool:
+    seen = visible.visible(store, store.events("flights"))
+    assert len(seen) in (0, len(store.events("flights")))
+    return not seen
+
+
+@pytest.mark.parametrize(("models", "hidden"), [(["secret", "open"], False), (["open", "secret"], True)])
+def test_of_a_deleted_endpoint_counts_what_it_served_last(store: Store, models: list[str], hidden: bool) -> None:
+    deleted(store, *models)
+
+    assert is_hidden(store) is hidden
+
+
+def test_of_a_deleted_endpoint_whose_last_spec_cannot_be_read_nothing_is_shown(store: Store) -> None:
+    deleted(store, "open")
+    newer = "name: flights\nvariants: {champion: {model: 'models:/secret/1'}}\nsampling: often\n"
+    store.record("update", endpoint="flights", detail={"spec": newer})
+    store.record("delete", endpoint="flights")
+
+    assert is_hidden(store)
+
+
+def test_of_a_name_that_no_spec_is_known_of_nothing_is_shown(store: Store) -> None:
+    store.record("rollout.end", endpoint="flights", why="version 7 of secret was worse")
+
+    assert is_hidden(store)
