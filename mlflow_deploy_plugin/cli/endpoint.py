@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,9 +13,6 @@ from mlflow_deploy_plugin.cli.columns import aligned
 from mlflow_deploy_plugin.cli.opened import opened_deployments
 from mlflow_deploy_plugin.cli.options import output_option, why_option
 from mlflow_deploy_plugin.cli.pairs import pairs
-
-if TYPE_CHECKING:
-    pass
 
 _config = click.option(
     "-C",
