@@ -8,6 +8,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import yaml
+
 from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
 from mlflow_deploy_plugin.deployments.backends.ports import choose_port, is_free
@@ -155,7 +157,17 @@ class Endpoints:
         """
         with locked(self.settings.deployments_path / ".ports.lock"):
             owners = {e.spec.server.port: e.name for e in self.store.endpoints() if e.target == TARGET}
+            owners |= {_port_in(e.text): e.name for e in self.store.unreadable() if e.target == TARGET}
             yield lambda spec: _with_port(spec, owners)
+
+
+def _port_in(text: str) -> int | None:
+    """The port in a spec that cannot be read otherwise, where it names one: its server may be stopped, or still run."""
+    try:
+        port = yaml.safe_load(text)["server"]["port"]
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):  # as in `load_specs`; or it has none
+        return None
+    return port if isinstance(port, int) else None
 
 
 def _with_port(spec: EndpointSpec, owners: Mapping[int | None, str]) -> EndpointSpec:

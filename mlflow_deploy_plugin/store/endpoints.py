@@ -24,9 +24,15 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class UnreadableEndpoint:
-    """An endpoint whose spec is none to this onnxserve: another version wrote it, or a person did."""
+    """An endpoint whose spec is none to this onnxserve: another version wrote it, or a person did.
+
+    Attributes:
+        text: the spec as it stands there.
+    """
 
     name: str
+    target: str
+    text: str
     reason: str
 
 
@@ -55,7 +61,7 @@ def sorted_out(rows: Iterable[EndpointRow]) -> tuple[list[Endpoint], list[Unread
         try:
             endpoints.append(endpoint_of(row))
         except InvalidConfig as error:
-            unreadable.append(UnreadableEndpoint(row.name, error.message))
+            unreadable.append(UnreadableEndpoint(row.name, row.target, row.spec, error.message))
     return endpoints, unreadable
 
 

@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.store import AuditEvent
+from mlflow_deploy_plugin.store.tables import EndpointRow
 
 ROWS = [[1, 2], [3, 4.5]]
 ONCE, TWICE = [{"y": 3.0}, {"y": 7.5}], [{"y": 6.0}, {"y": 15.0}]
@@ -82,6 +83,31 @@ def test_an_endpoint_lives_from_before_its_first_deployment_until_after_its_last
     undone = [event.why for event in events("e") if event.why]
     assert len(undone) == 1
     assert undone[0].startswith("undone: e: deployment champion: ONNX Runtime cannot load")
+
+
+@pytest.mark.parametrize("more", ["sampling: often\n", "server.port: 1\n"])
+def test_a_port_stays_that_of_an_endpoint_whose_spec_cannot_be_read(
+    client: BaseDeploymentClient, free_port: int, more: str
+) -> None:
+    client.create_endpoint("e", {"server.port": str(free_port)})
+    with open_deployments(silently) as deployments, deployments.store.transaction() as session:
+        row = session.get(EndpointRow, "e")
+        assert row is not None
+        row.spec += more  # as another version of onnxserve wrote it
+
+    with pytest.raises(MlflowException, match=f"port {free_port} belongs to the deployment 'e'"):
+        client.create_endpoint("f", {"server.port": free_port})
+
+
+@pytest.mark.parametrize("text", ["{", "server: 8080", "- e", "server: {port: soon}"])
+def test_a_spec_that_names_no_port_keeps_none(client: BaseDeploymentClient, free_port: int, text: str) -> None:
+    client.create_endpoint("e", {})
+    with open_deployments(silently) as deployments, deployments.store.transaction() as session:
+        row = session.get(EndpointRow, "e")
+        assert row is not None
+        row.spec = text
+
+    assert client.create_endpoint("f", {"server.port": free_port})["state"] == "empty"
 
 
 def test_traffic_moves_without_a_restart_and_without_a_failed_request(
