@@ -2,6 +2,7 @@
 
 import datetime
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -296,6 +297,31 @@ def test_without_the_window_so_long_before_nothing_is_judged():
     assert verdict.state == "not judged"
     assert "the window 24 windows before, with which it is compared, has 0 rows" in verdict.reason
     assert "the log is too young" in verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR).reason
+
+
+def test_independent_rows_beside_the_window_so_long_before_raise_false_alarms_at_the_stated_rate(tmp_path):
+    rng = np.random.default_rng(2)
+
+    def hours(count, shift=0.0, rows=300):
+        size = count * rows
+        return pa.table({"level": rng.normal(shift, 1, size), "carrier": rng.choice(["a", "b", "c"], size)})
+
+    times = np.repeat(np.arange(48) * HOUR, 300)
+    reference, until = rolling_reference(hours(48), times, 24, 48), 48 * HOUR
+
+    def judged(number, rows, rows_before, shift=0.0):
+        before = sketch_batches(reference.bins, [hours(1, rows=rows_before)])  # a day that is as calm
+        beside = replace(reference, pieces=replace(reference.pieces, lagged=before))
+        now = hours(1, shift, rows)
+        return verdict_on(now, beside, until + number * HOUR, cache=tmp_path, independent_rows=True)
+
+    sizes = [(300, 300), (300, 150), (150, 300)] * 40
+    calm = [judged(number, *rows) for number, rows in enumerate(sizes)]
+
+    assert 1 <= sum(verdict.state == "drift" for verdict in calm) <= 14  # 6 expected
+    assert {verdict.compared_rows for verdict in calm} == {300, 150}
+    assert calm[0].measured_false_alarm_rate == pytest.approx(0.05, abs=0.06)
+    assert judged(120, 300, 300, shift=0.5).state == "drift"
 
 
 def test_segments_share_the_rate_and_are_named():

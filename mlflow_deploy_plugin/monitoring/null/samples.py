@@ -35,7 +35,8 @@ def draws_for(rate: float) -> int:
 
 
 def build_row_pool(groups: Sequence[Group], rate: float, seed: int) -> Pool:
-    """The figures of samples as large as the window beside samples as large as the reference.
+    """The figures of samples as large as the window beside samples as large as what it is compared with: the reference,
+    or one window of it.
 
     Many columns are given fewer samples and fewer different rows, so that the time is bounded.
     """
@@ -60,20 +61,28 @@ def _group_figures(group: Group, draws: int, rows: int, rng: np.random.Generator
     features = read_features(sample)[0]
     even = np.full(len(sample), 1 / max(len(sample), 1))
     windows = rng.multinomial(group.compared, even, size=draws).astype(np.float32)
-    rests = rng.multinomial(group.reference.pieces.total.rows, even, size=draws).astype(np.float32)
+    rests = [rng.multinomial(group.reference.pieces.total.rows, even, size=draws).astype(np.float32)]
+    if group.reference.pieces.lag_windows:
+        rests.insert(0, rng.multinomial(group.compared, even, size=draws).astype(np.float32))
     figures = [_column(group, features[name], windows, rests, seeded(name, draws)) for name in group.columns]
     return np.stack(figures, axis=1)
 
 
-def _column(group: Group, feature: Feature, windows: Array, rests: Array, rng: np.random.Generator) -> Array:
+def _column(group: Group, feature: Feature, windows: Array, rests: Sequence[Array], rng: np.random.Generator) -> Array:
+    """[draws, FIGURES]
+
+    Args:
+        rests: weights of the rows that the windows are compared with; the last are the whole reference's, which says
+            what is out of range.
+    """
     bins = group.reference.bins[feature.name]
     codes = _codes(bins, feature)
-    counts, others = _histograms(windows, codes, bins.size + 1), _histograms(rests, codes, bins.size + 1)
-    told = beyond(bins, counts, others)
+    counts, *others = (_histograms(side, codes, bins.size + 1) for side in (windows, *rests))
+    told = beyond(bins, counts, others[-1])
     unseen = rng.binomial(group.compared, _share_of_single(feature), len(counts)).astype(np.float64)
     if feature.kind == "number":
         unseen = np.zeros(len(counts))
-    return Windows(counts, unseen, told.outside).figures(bins, others)
+    return Windows(counts, unseen, told.outside).figures(bins, others[0])
 
 
 def _codes(bins: Bins, feature: Feature) -> Array:
@@ -140,19 +149,29 @@ def _with_rows(group: Group, rows: pa.Table, size: int) -> Group:
 
 def _held_figures(group: Group, held: pa.Table, rng: np.random.Generator) -> Array:
     """[_HELD, columns, FIGURES] of samples of rows that the group's reference does not have."""
-    weights = np.zeros((_HELD, len(held)), np.float32)
-    for row in weights:
-        row[rng.choice(len(held), group.compared, replace=False)] = 1
-    ours, theirs = read_features(group.reference.sample)[0], read_features(held)[0]
+    sample = group.reference.sample
+    weights = _choose(_HELD, len(held), group.compared, rng)
+    size = group.compared if group.reference.pieces.lag_windows else len(sample)
+    beside = _choose(_HELD, len(sample), size, rng)
+    ours, theirs = read_features(sample)[0], read_features(held)[0]
     columns = []
     for name in group.columns:
         bins = group.reference.bins[name]
-        codes, others = _codes(bins, theirs[name]), np.bincount(_codes(bins, ours[name]), minlength=bins.size + 1)
-        counts = _histograms(weights, codes, bins.size + 1)
+        whole = _codes(bins, ours[name])
+        counts = _histograms(weights, _codes(bins, theirs[name]), bins.size + 1)
+        others = _histograms(beside, whole, bins.size + 1)
         unseen = np.zeros(_HELD)
         if theirs[name].kind == "category":
             known = {None, *ours[name].values}
             unseen += weights @ np.array([value not in known for value in theirs[name].values], np.float64)
-        told = beyond(bins, counts, np.broadcast_to(others, counts.shape))
-        columns.append(Windows(counts, unseen, told.outside).figures(bins, others.astype(np.float64)))
+        told = beyond(bins, counts, np.broadcast_to(np.bincount(whole, minlength=bins.size + 1), counts.shape))
+        columns.append(Windows(counts, unseen, told.outside).figures(bins, others))
     return np.stack(columns, axis=1)
+
+
+def _choose(count: int, rows: int, size: int, rng: np.random.Generator) -> Array:
+    """[count, rows] float32: 1 at so many rows that are chosen at random."""
+    weights = np.zeros((count, rows), np.float32)
+    for row in weights:
+        row[rng.choice(rows, size, replace=False)] = 1
+    return weights

@@ -59,11 +59,12 @@ def compared_rows(reference: Reference, rows: int, spec: MonitorSpec) -> int:
     pairs of the reference have as many that they tell the rate.
     """
     pieces = reference.pieces
+    if pieces.lag_windows:
+        rows = min(rows, pieces.others.rows)
     if spec.independent_rows or not pieces.blocks:
         return rows
     sizes = np.array([block.rows for block in pieces.blocks])
     if pieces.lag_windows:
-        rows = min(rows, pieces.others.rows)
         pairs = np.sort(np.minimum(*(sizes[side] for side in pieces.pairs())))
         most = max(math.ceil(_MOST_PAIRS * len(pairs)), needed_windows(spec.false_alarm_rate))
         wanted = min(math.ceil(_PAIRS / spec.false_alarm_rate), most, len(pairs))

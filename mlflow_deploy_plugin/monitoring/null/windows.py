@@ -29,9 +29,9 @@ lagged
     Only for `rolling:`, where a window is compared with the same one so long ago: the pairs of the reference's own
     windows that lie so long apart. They count as they are.
 rows
-    Only where the caller says that rows are independent: two samples of rows, of the window's and the reference's size,
-    drawn from the reference's sample with replacement (Efron & Tibshirani, An Introduction to the Bootstrap, 1993,
-    chapter 16), all columns of a row together.
+    Only where the caller says that rows are independent: two samples of rows, of the window's size and of that of what
+    it is compared with (the reference; for `rolling:` one window of it), drawn from the reference's sample with
+    replacement (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16), all columns of a row together.
 """
 
 import math
