@@ -51,6 +51,8 @@ class Judgement:
         findings: the worst first; every column stands among them, with its outcome or why it was not judged.
         figures: names of metrics and their values, for MLflow and for charts.
         notes: what the reader has to know beside the verdict.
+        tried: bounds that were tried for once, as `min_rows=50`: then this is no verdict of the monitor's.
+        endpoint_created: when the endpoint was, which tells it from an earlier one of its name; empty: not known.
     """
 
     endpoint: str
@@ -67,6 +69,8 @@ class Judgement:
     findings: tuple[Finding, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    tried: str = ""
+    endpoint_created: str = ""
 
     @property
     def is_alarm(self) -> bool:

@@ -25,6 +25,7 @@ class Question:
         capture: what the log withholds of the endpoint's columns.
         notes: what the reader has to know of the window's rows.
         engine: what sketches the window's rows: this process, or Spark (`spark.py`), with the same numbers.
+        tried / endpoint_created: as in `Judgement`.
     """
 
     endpoint: str
@@ -36,6 +37,8 @@ class Question:
     capture: CaptureSpec = field(default_factory=CaptureSpec)
     notes: tuple[str, ...] = ()
     engine: Engine = "local"
+    tried: str = ""
+    endpoint_created: str = ""
 
     @cached_property
     def log(self) -> InferenceLog:
@@ -76,6 +79,8 @@ class Question:
             findings=findings,
             figures={"rows": float(rows), **figures},
             notes=(*self.notes, *notes),
+            tried=self.tried,
+            endpoint_created=self.endpoint_created,
         )
 
     def not_judged(

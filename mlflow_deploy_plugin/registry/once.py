@@ -8,6 +8,7 @@ agree on which one stands, without a word between them: one that is done before 
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
@@ -34,13 +35,23 @@ class RunOnce:
         experiment: name of the experiment, which is made where needed.
         identity: tags that say what it is the run of; their values hold no quotes.
         done: the tag that a run has when all of it is logged, and its value; it is set last.
+        told_apart_by: tags with which a run of the same identity is one for another thing where it has another value; a
+            run without them, of an older onnxserve, is one for this.
     """
 
-    def __init__(self, what: str, experiment: str, identity: Mapping[str, str], done: tuple[str, str]) -> None:
+    def __init__(
+        self,
+        what: str,
+        experiment: str,
+        identity: Mapping[str, str],
+        done: tuple[str, str],
+        told_apart_by: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._what = what
         self._experiment = experiment
         self._identity = identity
         self._done = done
+        self._told_apart_by = told_apart_by
 
     def log(
         self,
@@ -105,7 +116,7 @@ class RunOnce:
         """The run to log to, with its tags, and whether it was made here."""
         from mlflow.exceptions import MlflowException
 
-        said = {**tags, **self._identity}
+        said = {**tags, **self._identity, **self._told_apart_by}
         found = project_run()
         if found is None:
             experiment_id = experiment_named(client, self._experiment)
@@ -136,10 +147,13 @@ class RunOnce:
         """Those for this that count, the one that stands first."""
         asked = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self._identity.items())
         found = client.search_runs([experiment_id], asked, max_results=_MOST)
-        counting = [run for run in found if SUPERSEDED not in run.data.tags]
+        counting = [run for run in found if SUPERSEDED not in run.data.tags and self._is_for_this(run.data.tags)]
         return sorted(
             counting, key=lambda run: (self._done[0] not in run.data.tags, run.info.start_time, run.info.run_id)
         )
+
+    def _is_for_this(self, tags: Mapping[str, str]) -> bool:
+        return all(tags.get(key, value) == value for key, value in self._told_apart_by.items())
 
     def _end(self, client: "MlflowClient", run_id: str) -> None:
         """Says that the run is done, and that the others do not count."""

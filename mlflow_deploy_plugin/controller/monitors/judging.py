@@ -41,6 +41,7 @@ def question_of(
         settings=settings,
         capture=endpoint.spec.capture if endpoint is not None else CaptureSpec(),
         notes=tuple(notes),
+        endpoint_created=endpoint.created_at.isoformat() if endpoint is not None else "",
     )
 
 

@@ -1,7 +1,7 @@
 """A judgement in MLflow: one run with the report, and what leads to it from the model version.
 
 A window's run is found by its tags endpoint, monitor, window start and revision: after a crash the next one goes on
-with it, and a window that is judged again overwrites it.
+with it, and a window that is judged again overwrites it. It is none of an earlier endpoint of the name.
 """
 
 from collections.abc import Mapping
@@ -27,10 +27,15 @@ if TYPE_CHECKING:
 
 ENDPOINT_TAG, MONITOR_TAG, VERDICT_TAG = "onnxserve.endpoint", "onnxserve.monitor", "onnxserve.verdict"
 START_TAG, END_TAG, REVISION_TAG = "onnxserve.window.start", "onnxserve.window.end", "onnxserve.window.revision"
+CREATED_TAG = "onnxserve.endpoint.created"
+TRIED_TAG, TRIED_VERDICT_TAG = "onnxserve.tried", "onnxserve.tried.verdict"
+"""Of a run with other bounds than the monitor's: which, and what was found. It has no `VERDICT_TAG`: whoever looks for
+what the monitor has found does not find it."""
 
 
 def log_judgement(judgement: Judgement, files: Mapping[str, str | bytes]) -> LoggedRun:
-    """Logs the run, and tags the registered version with the verdict and where the report is.
+    """Logs the run, and tags the registered version with the verdict and where the report is; of bounds that were only
+    tried the run alone.
 
     It is the run of the MLflow project that this process belongs to (`mlflow run . -e drift`), else the one in the
     experiment `onnxserve/ENDPOINT` that this revision of the window has, or a new one.
@@ -50,14 +55,17 @@ def log_judgement(judgement: Judgement, files: Mapping[str, str | bytes]) -> Log
         picture = trend_picture(series_of(judgement), [*past_windows(judgement), this], judgement.window.length)
         _log_files(client, run_id, with_picture(files, picture))
 
+    name = judgement.monitor, str(judgement.window), judgement.tried
     run = RunOnce(
         f"the experiment of endpoint {judgement.endpoint}",
         f"onnxserve/{judgement.endpoint}",
         _identity(judgement),
-        (VERDICT_TAG, judgement.state),
-    ).log(f"{judgement.monitor} {judgement.window}", _tags(judgement), log_content)
-    log_series(judgement, figures)
-    lead_to_report(judgement, report_link(run))
+        (TRIED_VERDICT_TAG if judgement.tried else VERDICT_TAG, judgement.state),
+        {CREATED_TAG: judgement.endpoint_created} if judgement.endpoint_created else {},
+    ).log(" ".join(filter(None, name)), _tags(judgement), log_content)
+    if not judgement.tried:
+        log_series(judgement, figures)
+        lead_to_report(judgement, report_link(run))
     return run
 
 
@@ -123,12 +131,14 @@ def _log_files(client: "MlflowClient", run_id: str, files: Mapping[str, str | by
 
 
 def _identity(judgement: Judgement) -> dict[str, str]:
-    return {
+    window = {
         ENDPOINT_TAG: judgement.endpoint,
         MONITOR_TAG: judgement.monitor,
         START_TAG: judgement.window.start.isoformat(),
-        REVISION_TAG: str(judgement.revision),
     }
+    if judgement.tried:
+        return {**window, END_TAG: judgement.window.end.isoformat(), TRIED_TAG: judgement.tried}
+    return {**window, REVISION_TAG: str(judgement.revision)}
 
 
 def _tags(judgement: Judgement) -> dict[str, str]:

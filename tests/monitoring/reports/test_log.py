@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier
 
 import mlflow
@@ -88,6 +89,36 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(track
     assert artifact(run.run_id, "sketches.parquet") == b"\xffPAR1"
     assert b"the last windows of this monitor" in artifact(run.run_id, "report.html")
     assert artifact(run.run_id, "trend.png").startswith(b"\x89PNG")
+
+
+def test_bounds_that_were_tried_have_runs_of_their_own_that_are_no_verdicts_of_the_monitor(tracking: MlflowClient):
+    given = judgement_of(endpoint="tried", statistic=6.5)
+    kept = log_judgement(given, {})
+    tried = [replace(given, state=state, tried=bounds) for bounds, state in (("a=1", "no drift"), ("a=2", "drift"))]
+
+    runs = [log_judgement(one, {}).run_id for one in (*tried, *tried)]
+
+    assert len({*runs, kept.run_id}) == 3
+    tags = [tracking.get_run(run).data.tags for run in runs[:2]]
+    assert [(one["onnxserve.tried"], one["onnxserve.tried.verdict"]) for one in tags] == [
+        ("a=1", "no drift"),
+        ("a=2", "drift"),
+    ]
+    assert "onnxserve.verdict" not in {*tags[0], *tags[1]}
+    assert tracking.get_run(kept.run_id).data.tags["onnxserve.verdict"] == "drift"
+    (series,) = [run for run in all_runs_of(tracking, "tried") if "onnxserve.series" in run.data.tags]
+    assert len(tracking.get_metric_history(series.info.run_id, "statistic")) == 1
+
+
+def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(tracking: MlflowClient):
+    given = judgement_of(endpoint="anew", statistic=1.0)
+    of_older_onnxserve = log_judgement(given, {}).run_id
+    first, second = (replace(given, endpoint_created=f"2026-11-20T1{hour}:00:00+00:00") for hour in (1, 2))
+
+    runs = [log_judgement(one, {}).run_id for one in (first, second, first)]
+
+    assert runs[0] == runs[2] == of_older_onnxserve != runs[1]
+    assert all("onnxserve.superseded_by" not in run.data.tags for run in runs_of(tracking, "anew"))
 
 
 def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(tracking: MlflowClient):
