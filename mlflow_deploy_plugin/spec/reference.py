@@ -1,6 +1,6 @@
 """What a monitor compares with, checked when it is written."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from math import ceil
 
 from mlflow_deploy_plugin.spec.base import duration_seconds, is_duration, read_time
@@ -10,6 +10,8 @@ LONGEST_DAYS = 3660
 _PAIRS = 2.0
 """So many times as many as the rate needs at least, where the log is as old: 40 for 5 %."""
 _MOST_PAIRS = 100_000
+_SPANS_AN_ERA = 4
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def rolling_span(lag: timedelta, length: timedelta, false_alarm_rate: float) -> timedelta:
@@ -17,6 +19,20 @@ def rolling_span(lag: timedelta, length: timedelta, false_alarm_rate: float) -> 
     (`monitoring/references/past.py`).
     """
     return lag + max(lag, ceil(min(_PAIRS / false_alarm_rate, _MOST_PAIRS)) * length)
+
+
+def frozen_on(first: datetime, start: datetime, span: timedelta) -> tuple[datetime, datetime]:
+    """The part of the log whose rows say which bins a `rolling:` reference has, once in four spans, so that what is
+    kept of each hour serves many windows: the span before the last turn, or the log's first one where it is younger.
+
+    Args:
+        first: when the log begins.
+        start: of the judged window.
+        span: how far before it is read.
+    """
+    era = _SPANS_AN_ERA * span
+    turn = _EPOCH + (start - _EPOCH) // era * era
+    return (turn - span, turn) if first <= turn - span else (first, min(first + span, start))
 
 
 def checked_reference(text: str) -> str:

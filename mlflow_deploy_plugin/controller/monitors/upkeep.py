@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.beside import safely
@@ -14,11 +14,12 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.files import reaching
 from mlflow_deploy_plugin.inference_log.maintenance import Maintained, maintain
-from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.watermarks import GONE_AFTER, expire_watermarks
 from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import duration_seconds
+from mlflow_deploy_plugin.spec.reference import frozen_on
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors
 
@@ -26,6 +27,26 @@ _log = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 3600.0
 _LONGEST_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What of the log an endpoint's monitors will read again, however old it is.
+
+    Attributes:
+        windows: of event time.
+        rolling: of each `rolling:` reference what lies before the next window; the rows that its bins are frozen on may
+            lie long before that.
+    """
+
+    windows: list[Window] = field(default_factory=list)
+    rolling: list[Window] = field(default_factory=list)
+
+    def of(self, log: InferenceLog, endpoint: str) -> list[Window]:
+        """All of it. Raises OnnxserveError where the log is down."""
+        hours = log.hours(endpoint) if self.rolling else []
+        frozen = [Window(*frozen_on(hours[0].start, past.end, past.length)) for past in self.rolling if hours]
+        return [*self.windows, *frozen]
 
 
 class Upkeep:
@@ -60,8 +81,8 @@ class Upkeep:
                 return
             try:
                 retention = endpoint.spec.capture.retention
-                spared = still_needed(Monitors(self._deployments.store), endpoint, now) if retention else []
-                asked = settings, endpoint.name, now, retention, spared
+                needed = still_needed(Monitors(self._deployments.store), endpoint, now) if retention else Needed()
+                asked = settings, endpoint.name, now, retention, needed
                 done: Maintained = process.call(maintain_log, *asked, seconds=_LONGEST_SECONDS)
                 if done.expired_files:
                     what = f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)"
@@ -80,12 +101,11 @@ class Upkeep:
             _log.warning("what agents said that are gone cannot be deleted, again in an hour: %s", error.message)
 
 
-def maintain_log(
-    settings: Settings, endpoint: str, now: datetime, retention: str | None, spared: Sequence[Window]
-) -> Maintained:
+def maintain_log(settings: Settings, endpoint: str, now: datetime, retention: str | None, needed: Needed) -> Maintained:
     """Compacts the hours that are over, and deletes what is older than the endpoint's retention, if it has one."""
     keep = timedelta(seconds=duration_seconds(retention)) if retention is not None else None
-    return maintain(open_log(settings.inference_log), endpoint, now, keep, spared)
+    log = open_log(settings.inference_log)
+    return maintain(log, endpoint, now, keep, needed.of(log, endpoint))
 
 
 def forget_agents(settings: Settings, now: datetime) -> list[str]:
@@ -95,18 +115,18 @@ def forget_agents(settings: Settings, now: datetime) -> list[str]:
         return expire_watermarks(location, now)
 
 
-def still_needed(monitors: Monitors, endpoint: Endpoint, now: datetime) -> list[Window]:
-    """What of the log the endpoint's monitors will read again, however old it is: pinned references, and what a window
-    reads that waits to be judged, or would be made up.
-    """
-    needed = []
+def still_needed(monitors: Monitors, endpoint: Endpoint, now: datetime) -> Needed:
+    """Pinned references, and what a window reads that waits to be judged, or would be made up."""
+    needed = Needed()
     for name, spec in endpoint.spec.monitors.items():
         kind, _, said = spec.reference.partition(":")
         if kind == "window":
-            needed.append(parse_window(said))
+            needed.windows.append(parse_window(said))
         waiting = monitors.windows(endpoint.name, name, states=("pending", "running"))
         begin = not_judged_since(endpoint, spec, monitors.state(endpoint.name, name), now)
         oldest = min([begin, *(window.start for window in waiting)])
         if oldest < now:
-            needed.append(Window(oldest - spec.reads_before, now))
+            needed.windows.append(Window(oldest - spec.reads_before, now))
+        if kind == "rolling":
+            needed.rolling.append(Window(oldest - spec.reads_before, oldest))
     return needed

@@ -38,9 +38,8 @@ from mlflow_deploy_plugin.monitoring.sketch import gathered
 from mlflow_deploy_plugin.monitoring.stored_days import keep
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
-from mlflow_deploy_plugin.spec.reference import rolling_span
+from mlflow_deploy_plugin.spec.reference import frozen_on, rolling_span
 
-_SPANS_AN_ERA = 4
 _log = logging.getLogger(__name__)
 
 
@@ -164,11 +163,7 @@ def rolling(question: Question, model: str, version: str) -> tuple[Past, list[st
     if not hours:
         raise NotFound(f"the reference has no rows: nothing was captured of {question.endpoint!r} before {start:%F %R}")
     first = max(hours[0].start, start - span)
-    era = _SPANS_AN_ERA * span
-    turn = EPOCH + (start - EPOCH) // era * era
-    sampled = Window(turn - span, turn)
-    if hours[0].start > sampled.start:  # the log is younger
-        sampled = Window(hours[0].start, min(hours[0].start + span, start))
+    sampled = Window(*frozen_on(hours[0].start, start, span))
     if not question.log.hours(question.endpoint, sampled):
         sampled = Window(first, start)
     past, notes = _past(question, model, version, Window(first, start), sampled)

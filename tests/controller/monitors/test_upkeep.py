@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.upkeep import Upkeep, still_needed
+from mlflow_deploy_plugin.controller.monitors.upkeep import Upkeep, maintain_log, still_needed
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.references.past import rolling
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from support.monitors import NOON, SECONDS, MonitoredWorld
 from support.waiting import wait_until
@@ -66,13 +69,38 @@ def test_what_a_monitor_will_read_again_is_still_needed(world: MonitoredWorld) -
     endpoint = world.store.endpoint("flights")
     assert endpoint is not None
 
-    needed = {f"{window}" for window in still_needed(monitors, endpoint, now)}
+    needed = {f"{window}" for window in still_needed(monitors, endpoint, now).windows}
 
     assert needed == {
         "2026-01-01/2026-01-08",
         "2026-11-06/2027-01-19T12:00:00",  # its first window was on 2026-11-20, and is compared with two weeks
         "2026-10-11T12:00:00/2027-01-19T12:00:00",  # it waits still
     }
+
+
+@pytest.mark.parametrize("first_hour", [0, 6])
+def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
+    world: MonitoredWorld, first_hour: int
+) -> None:
+    spec = {"every": "1d", "reference": "rolling:1d", "false_alarm_rate": "0.5"}  # reads five days
+    world.endpoint(daily=spec)
+    endpoint = world.store.endpoint("flights")
+    assert endpoint is not None
+    day, frozen, oldest = datetime(2026, 11, 20, tzinfo=UTC), set(), []
+    for _ in range(45):
+        world.rows(day + timedelta(hours=first_hour))
+        window = Window(day, day + timedelta(days=1))
+        day = world.now = window.end
+        asked = Question("flights", "daily", endpoint.spec.monitors["daily"], window, 1, world.settings)
+        if window.start >= NOON + timedelta(days=5):
+            frozen.add(str(rolling(asked, "flight-delay", "1")[0].sampled))
+        world.monitors.remember("flights", "daily", made_up_to=day)
+        needed = still_needed(world.monitors, endpoint, day)
+        maintain_log(world.settings, "flights", day, "7d", needed)
+        oldest.append(day - asked.log.hours("flights")[0].start)
+
+    assert len(frozen) <= 5  # eras are 20 days long
+    assert oldest[-1] < timedelta(days=25)
 
 
 @pytest.mark.long
