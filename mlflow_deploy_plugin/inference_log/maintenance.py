@@ -106,7 +106,8 @@ def expire(
         return end <= oldest and not any(start < window.end and window.start < end for window in spared)
 
     folders = {hour.folder: files for hour, files in hours if is_over(hour.start, hour.end)}
-    for root in [labels_folder(location, endpoint), *_sketch_folders(location, endpoint)]:
+    sketches = _sketch_folders(location, endpoint)
+    for root in [labels_folder(location, endpoint), *sketches]:
         for day, folder in list_days(location, root):
             if is_over(day, day + DAY):
                 folders[folder] = list_files(location, folder)
@@ -114,6 +115,7 @@ def expire(
         with reaching(location):
             for folder in folders:
                 _delete_folder(location, folder)
+        _delete_empty(location, [*sketches, *(folder.rpartition("/")[0] for folder in sketches)])
     files = [file for found in folders.values() for file in found]
     return Maintained(expired_files=len(files), expired_bytes=sum(file.size for file in files))
 
@@ -257,6 +259,11 @@ def _sketch_folders(location: LogLocation, endpoint: str) -> list[str]:
 def _delete_folder(location: LogLocation, folder: str) -> None:
     with suppress(FileNotFoundError):
         location.filesystem.delete_dir(folder)
-    if location.is_local:
+    _delete_empty(location, [folder.rpartition("/")[0]])
+
+
+def _delete_empty(location: LogLocation, folders: Sequence[str]) -> None:
+    """Those of these folders that hold nothing any more; in a bucket there are none."""
+    for folder in folders if location.is_local else ():
         with suppress(OSError):  # it has other hours
-            Path(folder).parent.rmdir()
+            Path(folder).rmdir()

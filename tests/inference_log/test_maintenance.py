@@ -199,6 +199,8 @@ def test_what_is_too_old_is_deleted_rows_labels_and_sketches(log: InferenceLog, 
         sketch = writer.root / f"_sketches/k/endpoint=flights/date=2013-07-0{days + 1}/hours.parquet"
         sketch.parent.mkdir(parents=True)
         sketch.write_bytes(b"12345")
+    old = writer.root / "_sketches/of-other-bins/endpoint=flights/date=2013-07-01"
+    old.mkdir(parents=True)
     writer.write({"_event_time": [DAY]}, endpoint="other")
     now = DAY + timedelta(days=3, hours=6)
 
@@ -211,6 +213,7 @@ def test_what_is_too_old_is_deleted_rows_labels_and_sketches(log: InferenceLog, 
     assert len(log.hours("flights")) == 42
     for kind in ("_labels/endpoint=flights", "_sketches/k/endpoint=flights", "endpoint=flights"):
         assert sorted(path.name for path in (writer.root / kind).iterdir()) == ["date=2013-07-03", "date=2013-07-04"]
+    assert [path.name for path in (writer.root / "_sketches").iterdir()] == ["k"]
     assert len(log.hours("other")) == 1
     assert expire(log, "flights", now, timedelta(days=1)) == Maintained()
 
