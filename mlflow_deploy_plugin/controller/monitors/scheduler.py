@@ -20,11 +20,11 @@ from mlflow_deploy_plugin.controller.monitors.judging import Judge
 from mlflow_deploy_plugin.controller.monitors.late import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.next_window import MOST_MADE_UP, begun, next_window
 from mlflow_deploy_plugin.controller.monitors.pool import JudgingPool
-from mlflow_deploy_plugin.controller.monitors.turn import TROUBLE, Turns
+from mlflow_deploy_plugin.controller.monitors.turn import LATE_TROUBLE, TROUBLE, Turns
 from mlflow_deploy_plugin.controller.monitors.worker import Ended
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.monitoring.alerts import alert_failure, end_alerts_of_gone
+from mlflow_deploy_plugin.monitoring.alerts import alert_failure, announce, end_alerts_of_gone
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint
@@ -47,6 +47,7 @@ class _Memory:
     not_before: float = 0.0
     looked_for_late: float = float("-inf")
     troubles: int = 0
+    late_troubles: int = 0
     told: str = ""
     job: "Future[None] | None" = field(default=None)
 
@@ -185,13 +186,31 @@ class MonitorScheduler:
 
     def _take(self, endpoint: str, name: str, own: LeaseKeeper, memory: _Memory, turns: Turns) -> None:
         taken = turns.take(endpoint, name, own)
-        memory.troubles = 0
+        memory.troubles, memory.told = 0, ""  # what comes back is said again
         if taken == "waits for rows":
             memory.not_before = self._monotonic() + self._look_seconds
         if isinstance(taken, str) and self._monotonic() - memory.looked_for_late > EVERY_SECONDS:
+            memory.looked_for_late = self._monotonic()  # also of a look that fails: it may have read hours of rows
+            self._look_for_late(endpoint, name, memory, turns)
+
+    def _look_for_late(self, endpoint: str, name: str, memory: _Memory, turns: Turns) -> None:
+        """What keeps it from being looked for is noted, and in the end told; windows are judged meanwhile."""
+        try:
             turns.look_for_late(endpoint, name)
-            memory.looked_for_late = self._monotonic()
-        memory.told = ""  # what comes back is said again
+        except Ended:
+            raise
+        except OnnxserveError as error:
+            memory.late_troubles += 1
+            note = f"{LATE_TROUBLE}: {error.message}"
+            if self._monitors.state(endpoint, name).note != note:
+                self._say(f"{endpoint}: monitor {name} {note}")
+                self._monitors.remember(endpoint, name, note=note)
+            if memory.late_troubles == MOST_ATTEMPTS:
+                announce(self._store, endpoint, name, f"{endpoint}: monitor {name} {note}")
+        else:
+            memory.late_troubles = 0
+            if self._monitors.state(endpoint, name).note.startswith(LATE_TROUBLE):
+                self._monitors.remember(endpoint, name, note="")
 
     def _close_what_is_gone(
         self, written: dict[Key, list[MonitorWindow]], known: set[Key], unreadable: set[str]

@@ -24,6 +24,8 @@ from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorW
 
 TROUBLE = "cannot be run"
 """How a note begins that says what keeps a monitor from being run."""
+LATE_TROUBLE = "cannot look for what came late"
+"""How one begins that says what keeps rows and labels from being looked for that came after their window was judged."""
 Outcome = Literal["nothing due", "waits for rows"]
 
 

@@ -3,9 +3,11 @@
 import threading
 from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 
+from mlflow_deploy_plugin.controller.monitors.judging import count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.controller.monitors.worker import Ended
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
@@ -336,6 +338,47 @@ def test_what_keeps_a_window_from_being_judged_is_noted_until_it_is_and_said_eac
     marks.write_text("no folder")
     world.now += HOUR
     wait_until(lambda: said() == 2, SECONDS, "it is said again")
+
+
+def test_a_look_for_late_rows_that_fails_is_noted_and_told_of_and_windows_are_judged_meanwhile(
+    world: MonitoredWorld,
+) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=6)
+    over = world.start()
+    world.wait_for(1)
+    over.set()
+    world.rows(NOON, rows=2)
+    counted, passed, reason = [0.0], 0.0, "a file of rows cannot be read"
+
+    def count(asked: Question) -> int:
+        counted.append(passed)
+        if reason:
+            raise OnnxserveError(reason)
+        return count_rows(asked)
+
+    def monotonic() -> float:
+        nonlocal passed
+        passed += 400  # minutes go by between two looks
+        return passed
+
+    def note() -> str:
+        return world.monitors.state("flights", "hourly").note
+
+    world.start(monotonic=monotonic, count=count, lease_seconds=1e7)
+    wait_until(note, SECONDS, "it is noted")
+    world.rows(NOON + HOUR)
+    world.now += HOUR
+    assert [window.start for window in world.wait_for(2)] == [NOON, NOON + HOUR]
+    assert note() == "cannot look for what came late: a file of rows cannot be read"
+    wait_until(lambda: Alerts(world.store).recent(), SECONDS, "somebody is told")
+    assert all(later - earlier > 3600 for earlier, later in pairwise(counted[1:]))
+
+    reason = ""
+    world.wait_for(3)
+    wait_until(lambda: not note(), SECONDS, "it is over")
+    assert sum("cannot look for" in line for line in world.said) == 1
 
 
 @pytest.mark.long
