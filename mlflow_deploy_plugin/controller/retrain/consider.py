@@ -5,6 +5,8 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
+from sqlalchemy import select
+
 from mlflow_deploy_plugin.controller.retrain import journal
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, cause_of, plan_for
 from mlflow_deploy_plugin.controller.retrain.served import served_model, served_version
@@ -24,6 +26,7 @@ from mlflow_deploy_plugin.store import AuditEvent, Store, this_actor
 from mlflow_deploy_plugin.store.audit import write_event
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+from mlflow_deploy_plugin.store.tables import AuditRow
 
 _log = logging.getLogger(__name__)
 
@@ -110,14 +113,17 @@ def ask(
 
 
 def refuse(store: Store, event: AuditEvent) -> None:
-    """Keeps in the audit trail that nothing is trained; once for the same reason: an hourly monitor would fill it."""
+    """Keeps in the audit trail that nothing is trained; of a monitor once for the same reason: an hourly one would fill
+    it.
+    """
     _log.info("%s: no retraining: %s", event.endpoint, event.why)
-    earlier = [one for one in store.events(event.endpoint, limit=20) if one.action.startswith("retrain.")]
-    if earlier and earlier[-1].action == event.action and earlier[-1].why == event.why:
-        return
+    of_monitor = AuditRow.detail["monitor"].as_string() == event.detail["monitor"]
+    earlier = select(AuditRow).where(AuditRow.endpoint == event.endpoint, of_monitor).order_by(AuditRow.id.desc())
     try:
         with store.transaction() as session:
-            write_event(session, event)
+            last = session.scalars(earlier.where(AuditRow.action.startswith("retrain.")).limit(1)).first()
+            if last is None or (last.action, last.why) != (event.action, event.why):
+                write_event(session, event)
     except OnnxserveError as error:
         _log.warning("not in the audit trail: %s (%s)", event.why, error.message)
 

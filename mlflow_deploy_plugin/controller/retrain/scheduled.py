@@ -16,7 +16,8 @@ from mlflow_deploy_plugin.store.retrainings import Retrainings
 _log = logging.getLogger(__name__)
 
 _KIND = "schedule"
-_told: dict[tuple[str, str], str] = {}
+_told: dict[tuple[str, str, str], str] = {}
+"""By store, endpoint and monitor, what was said last."""
 
 
 def ask_for_due(deployments: Deployments, actor: str, now: datetime | None = None) -> None:
@@ -29,7 +30,7 @@ def ask_for_due(deployments: Deployments, actor: str, now: datetime | None = Non
         for monitor, spec in endpoint.spec.monitors.items():
             if spec.retrain is None or spec.retrain.schedule is None:
                 continue
-            key = (endpoint.name, monitor)
+            key = (deployments.settings.store_url, endpoint.name, monitor)
             try:
                 if _is_due(deployments, endpoint, monitor, spec, spec.retrain.schedule, now):
                     why = f"schedule {spec.retrain.schedule} of monitor {monitor}"
@@ -38,10 +39,11 @@ def ask_for_due(deployments: Deployments, actor: str, now: datetime | None = Non
             except AlreadyExists:
                 continue
             except OnnxserveError as error:
+                if _told.get(key) == error.message:
+                    continue
                 if isinstance(error, InvalidConfig):  # which stays so until somebody changes it
                     _keep(deployments, endpoint, monitor, spec.retrain.schedule, error.message, actor, now)
-                if _told.get(key) != error.message:
-                    _log.warning("%s, monitor %s: no retraining: %s", endpoint.name, monitor, error.message)
+                _log.warning("%s, monitor %s: no retraining: %s", endpoint.name, monitor, error.message)
                 _told[key] = error.message
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from mlflow_deploy_plugin.controller.retrain import ask, consider
+from mlflow_deploy_plugin.controller.retrain import ask, consider, scheduled
 from mlflow_deploy_plugin.controller.retrain.scheduled import ask_for_due
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -116,6 +116,20 @@ def test_a_schedule_whose_project_has_gone_stands_in_the_history_once(world: Ret
     assert refusals(world) == [
         f"project: {world.project} has no MLproject; wanted is the folder of an MLflow project, or a Git URI"
     ]
+
+
+def test_of_schedules_that_are_broken_differently_each_stands_in_the_history_once(
+    world: RetrainingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.monitor("accuracy", schedule="0 3 * * *")
+    world.monitor("fairness", schedule="0 4 * * *", project="/nowhere")
+    (world.project / "MLproject").rename(world.project / "gone")
+    now = utc_now() + timedelta(days=3)
+    for _ in range(2):
+        ask_for_due(world.deployments, "controller", now)
+        ask_for_due(world.deployments, "controller", now)
+        monkeypatch.setattr(scheduled, "_told", {})  # another controller takes over
+    assert len(refusals(world)) == 2
 
 
 def test_a_person_is_not_bound_by_cool_down_and_budget(world: RetrainingWorld) -> None:
