@@ -95,7 +95,8 @@ class MonitoredWorld:
         state: Any = self.judge(asked)
         run = LoggedRun(f"run-{len(self.asked)}", "onnxserve/flights", "")
         rows, kind = count_rows(asked), asked.spec.kind
-        figures = {"labelled_rows": float(count_labels([asked])[0])} if kind == "performance" else {}
+        labels = count_labels([asked])[0] if kind == "performance" else None
+        figures = {} if labels is None else {"labelled_rows": float(labels), "labelled_share": labels / max(rows, 1)}
         judgement = Judgement(
             endpoint=asked.endpoint,
             monitor=asked.monitor,

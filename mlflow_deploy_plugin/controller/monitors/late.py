@@ -14,7 +14,7 @@ from typing import Literal
 from mlflow_deploy_plugin.controller.monitors.judging import digest_of_files
 from mlflow_deploy_plugin.inference_log.files import DAY, list_days, list_files
 from mlflow_deploy_plugin.inference_log.joining import labels_folder
-from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, InferenceLog
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
@@ -26,7 +26,7 @@ _LABELS_LOOKED_FOR = timedelta(days=7)
 _MOST_LABELLED = 200
 """Windows whose labels are counted in one look, the newest."""
 _MATERIAL_SHARE = 0.05
-"""Of a window's rows: with so many more labels it is judged again."""
+"""Of the rows of a window that are looked at: with so many more labels it is judged again."""
 
 Late = Literal["rows", "labels"]
 
@@ -136,13 +136,13 @@ def _late(windows: Sequence[MonitorWindow], spec: MonitorSpec, counts: Counts, n
 
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
     """Whether so many labels say more than those that it was judged on: there are enough of them, where there were not;
-    or those that came are a twentieth of the rows.
+    or those that came are a twentieth of the rows that are looked at.
     """
     before = int(window.figures["labelled_rows"])
-    came = labels - before
-    return labels >= spec.min_rows and (
-        before < spec.min_rows or came >= max(1, _MATERIAL_SHARE * min(window.rows, MAX_ROWS))
-    )
+    if before < spec.min_rows:
+        return labels >= spec.min_rows
+    looked_at = before / float(window.figures["labelled_share"])  # of many columns fewer rows are looked at than it has
+    return labels - before >= max(1, _MATERIAL_SHARE * looked_at)
 
 
 def _digest(of: object) -> str:

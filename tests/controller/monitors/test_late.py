@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
 from mlflow_deploy_plugin.controller.monitors.judging import count_rows
+from mlflow_deploy_plugin.controller.monitors.late import is_material
 from mlflow_deploy_plugin.controller.monitors.turn import Turns
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.labels import Label
@@ -77,6 +79,17 @@ def test_a_window_is_judged_again_once_it_has_enough_labels_and_then_with_each_t
     assert any(
         line == "flights: monitor hits: labels came after 2026-11-20T12:00 was judged" for line in turned.world.said
     )
+
+
+@pytest.mark.parametrize(("labels", "is_enough"), [(10_999, False), (11_000, True)])
+def test_of_a_window_of_more_rows_than_are_looked_at_a_twentieth_of_these_is_enough(
+    world: MonitoredWorld, labels: int, is_enough: bool
+) -> None:
+    world.endpoint(hits=HITS)
+    wide = world.monitors.add("flights", "hits", NOON, NOON + HOUR)
+    judged = replace(wide, rows=1_000_000, figures={"labelled_rows": 10_000.0, "labelled_share": 0.5})
+
+    assert is_material(labels, judged, world.spec(hits=HITS).monitors["hits"]) is is_enough
 
 
 def test_files_that_hold_no_new_labels_are_counted_once(turned: Turned, monkeypatch: pytest.MonkeyPatch) -> None:
