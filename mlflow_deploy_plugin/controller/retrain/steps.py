@@ -12,7 +12,7 @@ looks first whether its work is done already, so that it may be done again after
 from mlflow_deploy_plugin.controller.retrain import bringing, training
 from mlflow_deploy_plugin.controller.retrain.hands import Hands
 from mlflow_deploy_plugin.controller.retrain.served import AnotherModel
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError
 from mlflow_deploy_plugin.store.retrainings import Retraining
 
 _WORK = {
@@ -26,6 +26,8 @@ _WORK = {
 
 def take(hands: Hands, one: Retraining) -> None:
     """Does what the state asks for; what it cannot do is the end of the retraining, with the reason.
+
+    Where the endpoint's spec cannot be read, it waits; what trains already goes on, and is watched.
 
     Raises:
         RegistryUnavailable / StoreUnavailable / NotReady: to be tried again.
@@ -45,6 +47,15 @@ def reason_of(error: OnnxserveError) -> str:
 
 
 def _is_deleted(hands: Hands, one: Retraining) -> bool:
-    """Also where there is a namesake by now."""
-    stored = hands.deployments.store.endpoint(one.endpoint)
+    """Also where there is a namesake by now.
+
+    Raises:
+        NotReady: nobody can tell, and nothing is under way that has to be watched.
+    """
+    try:
+        stored = hands.deployments.store.endpoint(one.endpoint)
+    except InvalidConfig as error:
+        if one.state != "running" or not one.reason:
+            raise NotReady(error.message) from None
+        return False
     return stored is None or stored.created_at > one.created_at

@@ -8,6 +8,7 @@ import logging
 from datetime import timedelta
 from functools import partial
 
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.monitoring.alerts.course import Seen, over, raised, said
 from mlflow_deploy_plugin.monitoring.alerts.message import seen_in
 from mlflow_deploy_plugin.monitoring.alerts.send import TOGETHER as TOGETHER
@@ -94,7 +95,10 @@ def _failing(endpoint: str, monitor: str) -> str:
 
 
 def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
-    """Whom the endpoint's spec names for the monitor."""
-    found = store.endpoint(endpoint)
+    """Whom the endpoint's spec names for the monitor; nobody where it cannot be read."""
+    try:
+        found = store.endpoint(endpoint)
+    except InvalidConfig:
+        return ()
     spec = found.spec.monitors.get(monitor) if found is not None else None
     return spec.alert if spec is not None else ()

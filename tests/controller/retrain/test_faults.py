@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining
+from mlflow_deploy_plugin.store.tables import EndpointRow
 from support.gated import labelled
 from support.inference_log import ENDPOINT, MODEL
 from support.retraining import RetrainingWorld
@@ -32,6 +33,14 @@ def gated(world: RetrainingWorld, then: str, **figures: Any) -> Retraining:
 
 def told(world: RetrainingWorld) -> list[str]:
     return [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
+
+
+def spoil(world: RetrainingWorld) -> None:
+    """Leaves the endpoint's spec as a version of onnxserve wrote it whose fields nobody knows here."""
+    with world.deployments.store.transaction() as session:
+        row = session.get(EndpointRow, ENDPOINT)
+        assert row is not None
+        row.spec += "sampling: often\n"
 
 
 def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: RetrainingWorld) -> None:
@@ -107,6 +116,24 @@ def test_the_endpoint_is_deleted_meanwhile(world: RetrainingWorld, state: str) -
     assert (failed.state, failed.reason) == ("failed", f"endpoint '{ENDPOINT}' was deleted meanwhile")
     if begun.run_id:
         assert MlflowClient().get_run(begun.run_id).info.status == "KILLED"
+
+
+@pytest.mark.parametrize("state", ["waiting", "running", "registered", "gated"])
+def test_where_the_spec_of_the_endpoint_cannot_be_read_it_waits_and_says_so(world: RetrainingWorld, state: str) -> None:
+    world.at(state, "1" if state in ("registered", "gated") else "")
+    spoil(world)
+    waiting = world.take()
+    assert waiting.state == state
+    assert waiting.reason.startswith(f"the spec of endpoint '{ENDPOINT}' in the store cannot be read")
+
+
+def test_a_training_of_an_endpoint_whose_spec_cannot_be_read_is_watched(world: RetrainingWorld) -> None:
+    long_ago = (utc_now() - timedelta(days=1)).isoformat()
+    world.at("running", started_at=long_ago)
+    spoil(world)
+    failed = world.until("failed", seconds=5)
+    assert failed.reason == "the run took longer than 21600 s and was ended"
+    assert any("the run took longer" in line for line in told(world))
 
 
 @pytest.mark.parametrize("state", ["waiting", "running", "registered"])
