@@ -42,8 +42,7 @@ def next_window(
         InvalidConfig: the schedule cannot be read.
     """
     starts = windows_between(spec, _begin(endpoint, spec, state, now), now)
-    name = endpoint.name
-    due = bisect_right(starts, now, key=lambda start: due_at(name, monitor, spec, window_from(spec, start).end))
+    due = _count_due(endpoint, monitor, spec, starts, now)
     if due == 0:
         return None
     left_out = max(0, due - most)
@@ -58,11 +57,18 @@ def next_due(endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: Monitor
     return due_at(endpoint.name, monitor, spec, window_from(spec, first[0]).end)
 
 
-def not_judged_since(endpoint: Endpoint, spec: MonitorSpec, state: MonitorState, now: datetime) -> datetime:
-    """Where the oldest window begins that is not written down yet and will be, however long ago somebody looked."""
+def not_judged_since(
+    endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, now: datetime
+) -> datetime:
+    """Where the oldest window begins that is not written down yet and will be, however long ago somebody looked: now,
+    or when the first one is due. Raises as `next_window`."""
     begin = _begin(endpoint, spec, state, now)
-    over = windows_between(spec, begin, now)[-MOST_MADE_UP:]
-    return window_from(spec, over[0]).start if over else begin
+    over = windows_between(spec, begin, now)
+    if not over:
+        return begin
+    first_due = due_at(endpoint.name, monitor, spec, window_from(spec, over[0]).end)
+    left_out = max(0, _count_due(endpoint, monitor, spec, over, max(now, first_due)) - MOST_MADE_UP)
+    return window_from(spec, over[left_out]).start
 
 
 def begun(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWindow | None:
@@ -81,3 +87,10 @@ def _begin(endpoint: Endpoint, spec: MonitorSpec, state: MonitorState, now: date
     created = window_of(spec, endpoint.created_at).start
     begin = created if state.made_up_to is None else max(state.made_up_to, created)
     return min(begin, window_of(spec, now).start)
+
+
+def _count_due(endpoint: Endpoint, monitor: str, spec: MonitorSpec, starts: range, now: datetime) -> int:
+    """How many of the windows that begin there, ascending, are due."""
+    return bisect_right(
+        starts, now, key=lambda start: due_at(endpoint.name, monitor, spec, window_from(spec, start).end)
+    )

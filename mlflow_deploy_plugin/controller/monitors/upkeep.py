@@ -123,7 +123,7 @@ def still_needed(monitors: Monitors, endpoint: Endpoint, now: datetime) -> Neede
         if kind == "window":
             needed.windows.append(parse_window(said))
         waiting = monitors.windows(endpoint.name, name, states=("pending", "running"))
-        begin = not_judged_since(endpoint, spec, monitors.state(endpoint.name, name), now)
+        begin = not_judged_since(endpoint, name, spec, monitors.state(endpoint.name, name), now)
         oldest = min([begin, *(window.start for window in waiting)])
         if oldest < now:
             needed.windows.append(Window(oldest - spec.reads_before, now))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
+from mlflow_deploy_plugin.controller.monitors.next_window import next_window
 from mlflow_deploy_plugin.controller.monitors.upkeep import Upkeep, maintain_log, still_needed
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -76,6 +77,26 @@ def test_what_a_monitor_will_read_again_is_still_needed(world: MonitoredWorld) -
         "2026-11-06/2027-01-19T12:00:00",  # its first window was on 2026-11-20, and is compared with two weeks
         "2026-10-11T12:00:00/2027-01-19T12:00:00",  # it waits still
     }
+
+
+def test_windows_whose_labels_are_waited_for_are_still_needed_beside_those_that_are_made_up(
+    world: MonitoredWorld,
+) -> None:
+    world.endpoint(
+        truth={"kind": "performance", "require": "accuracy>=0.8", "labels_within": "7d"},
+        once_a_year={"schedule": "0 0 1 1 *"},
+    )
+    endpoint = world.store.endpoint("flights")
+    assert endpoint is not None
+    world.now = now = NOON + timedelta(days=7, hours=51)
+    state = world.monitors.state("flights", "truth")
+    first = next_window(endpoint, "truth", endpoint.spec.monitors["truth"], state, now)
+    assert first is not None
+
+    labels, yearly = sorted(still_needed(world.monitors, endpoint, now).windows, key=lambda window: window.start)
+
+    assert labels.start <= first.window.start == NOON
+    assert yearly.start == now - timedelta(hours=100)  # so many are made up, whenever that is
 
 
 @pytest.mark.parametrize("first_hour", [0, 6])
