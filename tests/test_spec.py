@@ -1,5 +1,6 @@
 """The spec: read, changed field by field, written, and every mistake named."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.spec import (
     EndpointSpec,
+    MonitorSpec,
     add_variant,
     apply_config,
     dump_spec,
@@ -145,6 +147,16 @@ def test_a_key_or_value_that_cannot_be_is_named(key: str, value: str, said: str)
         apply_config(flights(), {key: value})
 
 
+def test_rows_of_earlier_windows_are_read_for_what_is_estimated_alone() -> None:
+    def reads(figure: str, **fields: str) -> timedelta:
+        return MonitorSpec(kind="performance", require=(figure,), every="1h", grace="5m", **fields).reads
+
+    waited = timedelta(hours=1, minutes=5)
+    assert reads("rmse<=3") == waited
+    assert reads("f1>=0.7") == waited + timedelta(hours=3)  # the three before it
+    assert reads("f1>=0.7", labels_within="90m") == waited + timedelta(minutes=90) + timedelta(hours=4)
+
+
 def test_an_added_variant_gets_no_traffic_yet() -> None:
     spec = add_variant(new_endpoint("flights", "m"), "candidate", "n", {"variants.candidate.shadow": "true"})
 
@@ -213,6 +225,11 @@ def test_the_first_document_describes_the_server_for_all() -> None:
         (
             "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 30d}\nmonitors: {d: {reference: 'rolling:7d'}}",
             "capture.retention 30d is shorter than what monitor 'd' reads of the log: at least 49d is expected",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 7d}\n"
+            "monitors: {d: {kind: performance, require: 'f1>=0.7', every: 1d, labels_within: 2d}}",
+            "capture.retention 7d is shorter than what monitor 'd' reads of the log: at least 8d is expected",
         ),
         ("name: x\nvariants: {x: {model: m}}\n---\nname: x\nvariants: {x: {model: m}}", "'x' stands twice"),
     ],

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
+from math import ceil
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
@@ -48,6 +49,10 @@ FIGURES: Mapping[str, Mapping[str, Figure]] = {
     },
 }
 """By kind of monitor the figures that its `require` may name."""
+
+_NEVER_ESTIMATED = ("mae", "rmse", "mape", "r2")
+_EARLIER_WINDOWS = 3
+"""With labels: fewer of them let no estimate decide."""
 
 
 class RetrainSpec(Part):
@@ -140,12 +145,21 @@ class MonitorSpec(Part):
         return read_requirements(self.require, FIGURES[self.kind], f"a monitor of kind {self.kind}")
 
     @property
+    def is_rolling(self) -> bool:
+        """Whether a window is compared with the one so long before it."""
+        return self.kind in ("drift", "prediction_drift", "data_quality") and self.reference.startswith("rolling:")
+
+    @property
     def reads_before(self) -> timedelta:
-        """How far before a window the log is read, too: what a rolling reference compares it with."""
-        kind, _, lag = self.reference.partition(":")
-        if kind != "rolling":
-            return timedelta()
-        return rolling_span(_length(lag), _length(self.every), self.false_alarm_rate)
+        """How far before a window the log is read, too: what a rolling reference compares it with, or the windows whose
+        labels say how far an estimate is off (`monitoring/kinds/expected.py`).
+        """
+        every = _length(self.every)
+        if self.is_rolling:
+            return rolling_span(_length(self.reference.partition(":")[2]), every, self.false_alarm_rate)
+        if self.kind == "performance" and any(one.name not in _NEVER_ESTIMATED for one in self.requirements):
+            return (max(ceil(_length(self.labels_within or "0s") / every) - 1, 0) + _EARLIER_WINDOWS) * every
+        return timedelta()
 
     @property
     def reads(self) -> timedelta:

@@ -127,6 +127,6 @@ def still_needed(monitors: Monitors, endpoint: Endpoint, now: datetime) -> Neede
         oldest = min([begin, *(window.start for window in waiting)])
         if oldest < now:
             needed.windows.append(Window(oldest - spec.reads_before, now))
-        if kind == "rolling":
+        if spec.is_rolling:
             needed.rolling.append(Window(oldest - spec.reads_before, oldest))
     return needed
