@@ -30,5 +30,8 @@ def run(
     false_alarm_rate: float | None,
     output: str,
 ) -> None:
-    """As `onnxserve monitor run`: judges one window of the endpoint NAME now, and logs it to MLflow."""
+    """As `onnxserve monitor run`: judges one window of the endpoint NAME now, and logs it to MLflow.
+
+    With --min-rows or --false-alarm-rate it stands there alone: what is found is no verdict of the monitor's.
+    """
     judge_window(name, monitor_name, window, output, min_rows=min_rows, false_alarm_rate=false_alarm_rate)

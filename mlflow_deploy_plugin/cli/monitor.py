@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, get_args
 
@@ -109,23 +108,22 @@ def judge_window(
     window: str | None,
     output: str,
     engine: "Engine" = "local",
-    **replaced: float | None,
+    **tried: float | None,
 ) -> None:
     """Judges one window now and shows what was found.
 
     Args:
-        replaced: fields of the monitor's spec; None: as it is.
+        tried: fields of the monitor's spec for once, with which nothing is written down; None: as it is.
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.cli.monitor_text import described_judgement, judgement_lines
-        from mlflow_deploy_plugin.controller.monitors.by_hand import find_monitor, run_window
+        from mlflow_deploy_plugin.controller.monitors.by_hand import run_window
+        from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
         from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
         from mlflow_deploy_plugin.inference_log.windows import parse_window
 
         parsed = parse_window(window) if window is not None else None
-        found = find_monitor(deployments, name, monitor_name)
-        given = {field: value for field, value in replaced.items() if value is not None}
-        found = replace(found, spec=found.spec.model_copy(update=given))
+        found = find_monitor(deployments, name, monitor_name).trying(**tried)
         written, answer = run_window(deployments, found, parsed, judge_and_log, engine)
     if output == "json":
         click.echo(json.dumps(described_judgement(written, answer)))
@@ -166,10 +164,11 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     began, ended = _time(begin), _time(end) if end is not None else datetime.now(UTC)
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors import by_hand
+        from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
         from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
         from mlflow_deploy_plugin.inference_log.windows import Window
 
-        found = by_hand.find_monitor(deployments, name, monitor_name)
+        found = find_monitor(deployments, name, monitor_name)
         judged = passed_over = failed = number = count = 0
         try:
             for number, count, window, is_new in by_hand.backfill(deployments, found, began, ended, judge_and_log):
@@ -236,7 +235,8 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
     if window is not None or output != "text":
         raise InvalidConfig("--due judges what is due, in lines: it takes neither --window nor -o")
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.by_hand import find_monitor, run_due
+        from mlflow_deploy_plugin.controller.monitors.by_hand import run_due
+        from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
         from mlflow_deploy_plugin.monitoring.alerts import tell
 
         found = find_monitor(deployments, name, monitor_name)

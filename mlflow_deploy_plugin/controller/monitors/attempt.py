@@ -92,24 +92,14 @@ class Attempts:
     def _found(self, window: MonitorWindow, spec: MonitorSpec, notes: Sequence[str]) -> MonitorWindow:
         log = open_log(self.deployments.settings.inference_log)
         (digest,) = digests_of_files(log, [window], spec)
-        judged = replace(window, state="judged", log_digest=digest, not_before=None)
         if not digest:
-            return replace(judged, verdict=_NOT_JUDGED, reason="; ".join([NO_ROWS, *notes]))
+            reason = "; ".join([NO_ROWS, *notes])
+            return replace(window, state="judged", not_before=None, log_digest="", verdict=_NOT_JUDGED, reason=reason)
         endpoint = self.deployments.store.endpoint(window.endpoint)
         answer = self.judge(question_of(window, spec, self.deployments.settings, endpoint, notes))
         if not self.by_hand:
             self._tell(window, spec, answer)
-        judgement = answer.judgement
-        return replace(
-            judged,
-            verdict=judgement.state,
-            reason="; ".join([judgement.reason, *notes]),
-            rows=judgement.rows,
-            log_rows=answer.log_rows,
-            run_id=answer.run.run_id,
-            run_url=answer.run.url,
-            figures=dict(judgement.figures),
-        )
+        return as_judged(replace(window, log_digest=digest), answer, notes)
 
     def _tell(self, window: MonitorWindow, spec: MonitorSpec, answer: Answer) -> None:
         """Tells of the monitor's newest window: what an older one is found to be later changes nothing any more.
@@ -179,6 +169,23 @@ def alarms_in_a_row(windows: Sequence[MonitorWindow]) -> int:
             break
         count += 1
     return count
+
+
+def as_judged(window: MonitorWindow, answer: Answer, notes: Sequence[str]) -> MonitorWindow:
+    """The window with what was found in it."""
+    judgement = answer.judgement
+    return replace(
+        window,
+        state="judged",
+        not_before=None,
+        verdict=judgement.state,
+        reason="; ".join([judgement.reason, *notes]),
+        rows=judgement.rows,
+        log_rows=answer.log_rows,
+        run_id=answer.run.run_id,
+        run_url=answer.run.url,
+        figures=dict(judgement.figures),
+    )
 
 
 def shown(window: MonitorWindow) -> str:

@@ -1,39 +1,40 @@
 """Windows that a person asks for: judged here and now, and written down like those of the schedule.
 
-Nobody else is told of what is found, and nothing is started: whoever asks sees it.
+Nobody else is told of what is found, and nothing is started: whoever asks sees it. It takes nothing from the schedule,
+which judges and tells of the windows that it comes to all the same.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.attempt import Attempts, shown
+from mlflow_deploy_plugin.controller.monitors.attempt import Attempts, as_judged, shown
+from mlflow_deploy_plugin.controller.monitors.chosen import Monitor
 from mlflow_deploy_plugin.controller.monitors.judging import (
     Answer,
     Judge,
     count_rows,
     digest_of_files,
     judge_and_log,
+    question_of,
 )
+from mlflow_deploy_plugin.controller.monitors.next_window import not_judged_since
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.controller.monitors.turn import Turns
-from mlflow_deploy_plugin.controller.monitors.when import window_from, windows_between
+from mlflow_deploy_plugin.controller.monitors.when import due_at, window_from, window_of, windows_between
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.question import Engine, Question
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
-from mlflow_deploy_plugin.server.state import SPEC
-from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint, load_specs
-from mlflow_deploy_plugin.store import Store, no_endpoint
+from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.store import Store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
 
-DEFAULT_MONITOR = "drift"
 _SHIPPING_SECONDS = 20.0
 _LEASE_SECONDS = 15.0
 PATIENCE_SECONDS = 60.0
@@ -44,43 +45,13 @@ _SKETCHED = ("drift", "prediction_drift", "data_quality")
 _NOT_SHIPPED = "some captured rows have not reached the inference log yet and are not judged"
 
 
-@dataclass(frozen=True)
-class Monitor:
-    """A monitor of an endpoint; one that the endpoint's spec does not have is made of the defaults.
-
-    Attributes:
-        capture: what the log withholds of the endpoint's columns.
-    """
-
-    endpoint: str
-    name: str
-    spec: MonitorSpec
-    capture: CaptureSpec
-
-
-def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> Monitor:
-    """The monitor of this name; default: the endpoint's only one, or where it has none a daily one of drift.
-
-    Raises:
-        NotFound: there is no such endpoint or monitor.
-        InvalidConfig: the endpoint has several, and none is named.
-    """
-    spec = _spec(deployments, endpoint)
-    if name is None:
-        if len(spec.monitors) > 1:
-            raise InvalidConfig(
-                f"endpoint {endpoint!r} has several monitors: say which, --monitor {' | '.join(sorted(spec.monitors))}"
-            )
-        name = next(iter(spec.monitors), DEFAULT_MONITOR)
-    return Monitor(endpoint, name, spec.monitor(name) if spec.monitors else MonitorSpec(), spec.capture)
-
-
 def run_window(
     deployments: Deployments, monitor: Monitor, window: Window | None, judge: Judge, engine: Engine = "local"
 ) -> tuple[MonitorWindow, Answer]:
     """Judges a window, by default the latest whole one of the monitor's length that has rows.
 
-    A window that was judged already gets a further revision.
+    A window that was judged already gets a further revision. What is found with other bounds than the monitor's stands
+    in MLflow alone: the window that is given then is not in the store.
 
     Raises:
         InvalidConfig: Spark is asked for and does not help this kind of monitor.
@@ -105,15 +76,29 @@ def run_window(
         answers.append(judge(replace(question, engine=engine)))
         return answers[-1]
 
+    notes = () if is_shipped else (_NOT_SHIPPED,)
+    if monitor.tried:
+        return _try(deployments, monitor, window, answer, notes)
     with _held(deployments, monitor) as keeper:
-        written = _written(Monitors(deployments.store), monitor, window)
-        notes = () if is_shipped else (_NOT_SHIPPED,)
+        written = _written(deployments.store, monitor, window)
         taken = _attempts(deployments, monitor, answer).take(written, monitor.spec, keeper, notes)
     if taken is None:
         raise OnnxserveError("the lease of the monitor was lost while the window was judged: try again")
     if taken.state != "judged":
         raise OnnxserveError(taken.reason)
     return taken, answers[-1]
+
+
+def _try(
+    deployments: Deployments, monitor: Monitor, window: Window, judge: Judge, notes: Sequence[str]
+) -> tuple[MonitorWindow, Answer]:
+    now = deployments.store.now()
+    unwritten = MonitorWindow(0, monitor.endpoint, monitor.name, window.start, window.end, 0, "pending", now, now)
+    notes = (*notes, f"judged with {monitor.tried} for once: in MLflow alone, no verdict of the monitor")
+    endpoint = deployments.store.endpoint(monitor.endpoint)
+    question = question_of(unwritten, monitor.spec, deployments.settings, endpoint, notes)
+    answer = judge(replace(question, capture=monitor.capture, tried=monitor.tried))
+    return as_judged(unwritten, answer, notes), answer
 
 
 def backfill(
@@ -136,7 +121,7 @@ def backfill(
             yield number, len(starts), judged[-1], False
             continue
         with _held(deployments, monitor) as keeper:
-            written = _written(monitors, monitor, window)
+            written = _written(deployments.store, monitor, window)
             taken = _attempts(deployments, monitor, judge).take(written, monitor.spec, keeper)
         if taken is None:
             raise OnnxserveError("the lease of the monitor was lost while a window was judged: try again")
@@ -214,16 +199,35 @@ def _held(deployments: Deployments, monitor: Monitor) -> Iterator[LeaseKeeper]:
         yield keeper
 
 
-def _written(monitors: Monitors, monitor: Monitor, window: Window) -> MonitorWindow:
-    """The revision that is to be judged: the newest one where it is not judged, else a further one."""
+def _written(store: Store, monitor: Monitor, window: Window) -> MonitorWindow:
+    """The revision that is to be judged: the newest one where that has failed, else a further one."""
+    monitors = Monitors(store)
+    _leave_to_the_schedule(store, monitor, window)
     revisions = [
         one for one in monitors.windows(monitor.endpoint, monitor.name, since=window.start) if one.start == window.start
     ]
     newest = revisions[-1] if revisions else None
-    if newest is not None and newest.state != "judged" and newest.end == window.end:
+    if newest is not None and newest.state == "failed" and newest.end == window.end:
         return newest
     revision = newest.revision + 1 if newest is not None else 1
     return monitors.add(monitor.endpoint, monitor.name, window.start, window.end, revision)
+
+
+def _leave_to_the_schedule(store: Store, monitor: Monitor, window: Window) -> None:
+    """Writes down a revision for the schedule where the window is due and the schedule has yet to come to it: it would
+    take one that was judged by hand for its own, and tell nobody. One that is not due yet it judges again by itself.
+    """
+    endpoint, monitors = store.endpoint(monitor.endpoint), Monitors(store)
+    spec = endpoint.spec.monitors.get(monitor.name) if endpoint is not None else None
+    if endpoint is None or spec is None or window_of(spec, window.start) != window:
+        return
+    now, state = store.now(), monitors.state(monitor.endpoint, monitor.name)
+    is_due = due_at(endpoint.name, monitor.name, spec, window.end) <= now
+    if not is_due or window.start < not_judged_since(endpoint, monitor.name, spec, state, now):
+        return
+    if all(one.state in ("judged", "failed") for one in _of_window(monitors, monitor, window)):
+        revision = monitors.next_revision(endpoint.name, monitor.name, window.start)
+        monitors.add(endpoint.name, monitor.name, window.start, window.end, revision)
 
 
 def _of_window(monitors: Monitors, monitor: Monitor, window: Window) -> list[MonitorWindow]:
@@ -238,25 +242,3 @@ def _attempts(deployments: Deployments, monitor: Monitor, judge: Judge) -> Attem
         return judge(replace(question, capture=monitor.capture))
 
     return Attempts(deployments, as_found, say=lambda line: None, by_hand=True)
-
-
-def _spec(deployments: Deployments, endpoint: str) -> EndpointSpec:
-    """As it stands in the store, or as a server of this machine has left it; of what was only captured an empty one."""
-    stored = deployments.store.endpoint(endpoint)
-    if stored is not None:
-        return stored.spec
-    left = _left_by_a_server(deployments.settings.deployments_path / endpoint / SPEC, endpoint)
-    if left is not None:
-        return left
-    captured = open_log(deployments.settings.inference_log).endpoints()
-    if endpoint not in captured:
-        raise no_endpoint(endpoint, {*captured, *(stored.name for stored in deployments.store.endpoints())})
-    return empty_endpoint(endpoint)
-
-
-def _left_by_a_server(file: Path, endpoint: str) -> EndpointSpec | None:
-    try:
-        specs = load_specs(file.read_text())
-    except OSError:
-        return None
-    return next((spec for spec in specs if spec.name == endpoint), None)

@@ -69,7 +69,11 @@ class Turns:
             self.monitors.remember(name, monitor, note="")  # it is over
         if window is None:
             return "nothing due"
-        return window if isinstance(window, str) else self.attempts.take(window, spec, keeper, ready.notes)
+        if isinstance(window, str):
+            return window
+        if window.attempts == 0 and window.end <= store.now() and not ready.covers(window.end):
+            return "waits for rows"  # one that a person has left to the schedule
+        return self.attempts.take(window, spec, keeper, ready.notes)
 
     def look_for_late(self, name: str, monitor: str) -> list[MonitorWindow]:
         """Writes down further revisions of windows that rows or labels came for since they were judged."""
@@ -114,13 +118,13 @@ class Turns:
             state = self.monitors.state(endpoint.name, monitor)
 
     def _written(self, endpoint: str, monitor: str, spec: MonitorSpec, window: Window) -> MonitorWindow:
-        """The window as it is written down. Where a person has had it judged before it was due, or another one that
-        begins with it, it gets a further revision.
+        """The window as it is written down. Where a person has asked for it before it was due, or for another one that
+        begins with it, it gets a further revision; who asks later leaves it one (`by_hand.py`).
         """
         found = self.monitors.windows(endpoint, monitor, since=window.start)
         same = [one for one in found if (one.start, one.end) == (window.start, window.end)]
         due = due_at(endpoint, monitor, spec, window.end)
-        if same and (same[-1].state in ("pending", "running") or same[-1].updated_at >= due):
+        if same and (same[-1].state in ("pending", "running") or same[-1].created_at >= due):
             return same[-1]
         revision = self.monitors.next_revision(endpoint, monitor, window.start)
         return self.monitors.add(endpoint, monitor, window.start, window.end, revision)

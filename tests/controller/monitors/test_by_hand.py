@@ -7,12 +7,15 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.controller.monitors import by_hand
+from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
 from support.monitors import HOUR, NOON, MonitoredWorld
+from support.waiting import wait_until
 
 
 def deployments(world: MonitoredWorld) -> Deployments:
@@ -28,7 +31,7 @@ def left_by_a_server(world: MonitoredWorld, **fields: object) -> None:
 
 
 def run(world: MonitoredWorld, monitor: str | None = None, window: Window | None = None) -> MonitorWindow:
-    found = by_hand.find_monitor(deployments(world), "flights", monitor)
+    found = find_monitor(deployments(world), "flights", monitor)
     return by_hand.run_window(deployments(world), found, window, world.answer)[0]
 
 
@@ -49,6 +52,7 @@ def test_a_window_that_was_judged_already_gets_a_further_revision(world: Monitor
     world.now = NOON + 2 * HOUR
     begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
     world.monitors.update(replace(begun, state="judged", verdict="drift", run_id="of the schedule"))
+    world.monitors.remember("flights", "hourly", made_up_to=NOON + HOUR)
 
     run(world)
 
@@ -61,7 +65,7 @@ def test_an_endpoint_that_only_its_server_knows_is_judged_as_its_spec_says(world
     left_by_a_server(world, capture={"mask": ["carrier"]}, monitors={"hourly": {"every": "1h", "min_rows": 7}})
     world.rows(NOON, NOON + HOUR)
     world.now = NOON + 2 * HOUR
-    found = by_hand.find_monitor(deployments(world), "flights", None)
+    found = find_monitor(deployments(world), "flights", None)
 
     run(world)
     list(by_hand.backfill(deployments(world), found, NOON, NOON + HOUR, world.answer))
@@ -80,16 +84,105 @@ def test_what_was_only_captured_is_judged_by_a_monitor_of_the_defaults(world: Mo
     assert (written.monitor, written.end - written.start) == ("nightly", timedelta(days=1))
 
 
-def test_a_bound_may_be_another_one_for_once(world: MonitoredWorld) -> None:
-    world.endpoint()
+def test_what_is_found_with_another_bound_for_once_is_not_written_down(world: MonitoredWorld) -> None:
+    world.endpoint(hourly={"consecutive": 2})
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
-    found = by_hand.find_monitor(deployments(world), "flights", None)
-    stricter = replace(found, spec=found.spec.model_copy(update={"min_rows": 9}))
+    world.judge = lambda asked: "drift"
+    found = find_monitor(deployments(world), "flights", None)
 
-    by_hand.run_window(deployments(world), stricter, None, world.answer)
+    shown, answer = by_hand.run_window(
+        deployments(world), found.trying(min_rows=9, false_alarm_rate=None), None, world.answer
+    )
 
-    assert world.asked[-1].spec.min_rows == 9
+    assert (world.asked[-1].spec.min_rows, world.asked[-1].tried) == (9, "min_rows=9")
+    assert (shown.verdict, shown.run_id, shown.rows) == ("drift", "run-1", 3)
+    assert world.asked[-1].notes == ("judged with min_rows=9 for once: in MLflow alone, no verdict of the monitor",)
+    assert answer.run.run_id == "run-1"
+    assert world.monitors.windows() == []
+
+
+@pytest.mark.parametrize("by", ["run", "backfill"])
+def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_tells(
+    world: MonitoredWorld, by: str
+) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=30)
+    world.judge = lambda asked: "drift"
+    found = find_monitor(deployments(world), "flights", None)
+
+    for _ in range(2):
+        if by == "run":
+            run(world, window=Window(NOON, NOON + HOUR))
+        else:
+            list(by_hand.backfill(deployments(world), found, NOON, NOON + HOUR, world.answer))
+    assert Alerts(world.store).firing() == []
+    world.start()
+
+    wait_until(lambda: Alerts(world.store).firing(), what="the schedule has told of it")
+    assert [one.state for one in world.monitors.windows() if one.state != "judged"] == []
+
+
+def test_a_window_that_is_left_to_the_schedule_waits_for_its_rows(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=30)
+    world.watermark(NOON + HOUR / 2)
+    run(world)
+
+    world.start()
+    looked = world.count_looks()
+    wait_until(lambda: looked() > 20, what="the schedule has looked")
+    assert [asked.revision for asked in world.asked] == [2]
+    world.watermark(NOON + HOUR)
+
+    world.wait_for(2)
+    assert [asked.revision for asked in world.asked] == [2, 1]
+
+
+def test_a_window_that_was_begun_before_it_was_due_and_judged_after_is_judged_by_the_schedule(
+    world: MonitoredWorld,
+) -> None:
+    world.endpoint(hourly={"grace": "30m"})
+    world.rows(NOON)
+    world.now = NOON + HOUR
+
+    def judge(asked: Question) -> str:
+        world.now = NOON + 2 * HOUR
+        return "drift"
+
+    world.judge = judge
+    run(world, window=Window(NOON, NOON + HOUR))
+    world.start()
+
+    assert [window.revision for window in world.wait_for(2)] == [1, 2]
+
+
+def test_a_window_that_the_schedule_tries_again_stays_the_schedules(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=30)
+    waiting = replace(world.monitors.add("flights", "hourly", NOON, NOON + HOUR), attempts=1)
+    world.monitors.update(waiting)
+    world.monitors.remember("flights", "hourly", made_up_to=NOON + HOUR)
+
+    run(world)
+
+    assert [(one.revision, one.state) for one in world.monitors.windows()] == [(1, "pending"), (2, "judged")]
+
+
+def test_a_window_that_the_schedule_has_judged_is_left_at_that(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR + timedelta(minutes=30)
+    world.start()
+    world.wait_for(1)
+    world.end()
+
+    run(world)
+
+    assert [(one.revision, one.state) for one in world.monitors.windows()] == [(1, "judged"), (2, "judged")]
 
 
 def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(
@@ -113,7 +206,7 @@ def test_what_is_not_there_is_said_with_what_there_is(world: MonitoredWorld) -> 
     world.now = NOON + 2 * HOUR
 
     with pytest.raises(NotFound, match="no endpoint 'flihgts'; did you mean 'flights'"):
-        by_hand.find_monitor(deployments(world), "flihgts", None)
+        find_monitor(deployments(world), "flihgts", None)
     with pytest.raises(NotFound, match="no monitor 'weekly'; it has daily, hourly"):
         run(world, "weekly")
     with pytest.raises(InvalidConfig, match=r"several monitors: say which, --monitor daily \| hourly"):
@@ -124,7 +217,7 @@ def test_what_is_not_there_is_said_with_what_there_is(world: MonitoredWorld) -> 
 
 def test_a_backfill_of_more_windows_than_anybody_waits_for_says_what_to_ask_for(world: MonitoredWorld) -> None:
     world.endpoint(seconds={"every": "1s"})
-    found = by_hand.find_monitor(deployments(world), "flights", None)
+    found = find_monitor(deployments(world), "flights", None)
 
     with pytest.raises(InvalidConfig) as refused:
         next(by_hand.backfill(deployments(world), found, NOON, NOON + 24 * 30 * HOUR, world.answer))
@@ -148,8 +241,8 @@ def test_what_fails_is_not_tried_again(world: MonitoredWorld) -> None:
     with pytest.raises(Exception, match="the reference is not there"):
         run(world)
 
-    (window,) = world.monitors.windows("flights")
-    assert (window.state, window.attempts) == ("failed", 1)
+    (window,) = world.monitors.windows("flights", states=("failed",))
+    assert window.attempts == 1
 
 
 def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
@@ -157,7 +250,7 @@ def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
 ) -> None:
     def due() -> list[tuple[str, int]]:
         world.said.clear()
-        found = by_hand.find_monitor(deployments(world), "flights", None)
+        found = find_monitor(deployments(world), "flights", None)
         taken = by_hand.run_due(deployments(world), found, world.said.append)
         return [(window.state, window.attempts) for window in taken]
 
