@@ -231,6 +231,10 @@ def test_the_first_document_describes_the_server_for_all() -> None:
             "monitors: {d: {kind: performance, require: 'f1>=0.7', every: 1d, labels_within: 2d}}",
             "capture.retention 7d is shorter than what monitor 'd' reads of the log: at least 8d is expected",
         ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nmonitors: {d: {reference: 'rolling:7d', false_alarm_rate: 0.001}}",
+            "monitors.d: false_alarm_rate 0.001 with a rolling reference: at least 0.002 is expected",
+        ),
         ("name: x\nvariants: {x: {model: m}}\n---\nname: x\nvariants: {x: {model: m}}", "'x' stands twice"),
     ],
 )

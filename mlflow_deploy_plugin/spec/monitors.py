@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec.base import REFERENCE, TIME_ZONE, Duration, Part, duration_seconds, listed
 from mlflow_deploy_plugin.spec.criteria import Figure, Requirement, read_requirements
 from mlflow_deploy_plugin.spec.crontab import checked_crontab
-from mlflow_deploy_plugin.spec.reference import checked_length, checked_reference, rolling_span
+from mlflow_deploy_plugin.spec.reference import SMALLEST_ROLLING_RATE, checked_length, checked_reference, rolling_span
 
 MonitorKind = Literal["drift", "prediction_drift", "data_quality", "performance", "shadow", "service_level"]
 Length = Annotated[Duration, AfterValidator(checked_length)]
@@ -131,6 +131,10 @@ class MonitorSpec(Part):
             raise ValueError(f"a monitor of kind {self.kind} needs `require`: what must hold")
         if self.kind in ("drift", "prediction_drift") and self.require:
             raise ValueError(f"a monitor of kind {self.kind} takes no `require`: its reference says what is normal")
+        tells_by_pairs = self.is_rolling and self.kind != "data_quality" and not self.independent_rows
+        rate, least = self.false_alarm_rate, SMALLEST_ROLLING_RATE
+        if tells_by_pairs and rate < least:
+            raise ValueError(f"false_alarm_rate {rate:g} with a rolling reference: at least {least:g} is expected")
         try:
             _ = self.requirements
         except InvalidConfig as error:

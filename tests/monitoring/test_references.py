@@ -1,6 +1,7 @@
 """References: training samples, datasets and the log's own past, cut into windows like the one that is judged."""
 
 import shutil
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,13 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.inference_log.windows import HOUR_US, Window, parse_window
 from mlflow_deploy_plugin.monitoring.null.sizes import too_little
+from mlflow_deploy_plugin.monitoring.null.windows import needed_windows
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.references import load_blocks, load_segments
+from mlflow_deploy_plugin.monitoring.references.blocks import grid
+from mlflow_deploy_plugin.monitoring.references.past import rolling
 from mlflow_deploy_plugin.monitoring.sketch import merge
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec.reference import SMALLEST_ROLLING_RATE, rolling_span
 
 from .conftest import (
     ENDPOINT,
@@ -269,6 +274,27 @@ def test_of_more_windows_than_are_kept_pairs_are(ask):
     assert len(later) > 30
     assert (starts[later] - starts[earlier] == 4 * 86_400_000_000).all()
     assert pieces.others.rows > 0
+
+
+@pytest.mark.parametrize("lag", [1, 24, 168, 5000])
+def test_as_many_pairs_are_kept_as_the_smallest_rate_needs(lag):
+    length = timedelta(hours=1)
+    span = rolling_span(lag * length, length, SMALLEST_ROLLING_RATE)
+
+    over = grid({}, 0, HOUR_US, -(span // length) * HOUR_US, -1, lag)
+
+    kept = over.choose(over.windows)
+    assert len(np.intersect1d(kept, kept + lag)) >= over.most_pairs == needed_windows(SMALLEST_ROLLING_RATE)
+
+
+def test_no_span_leaves_the_calendar(question_of):
+    window = Window(FIRST_DAY, FIRST_DAY + timedelta(days=30))
+    spec = {"kind": "data_quality", "every": "30d", "reference": "rolling:30d", "false_alarm_rate": 1e-300}
+    asked = replace(question_of(window=window), spec=MonitorSpec(**spec))
+
+    with pytest.raises(NotFound, match="nothing was captured of 'flights' before"):
+        rolling(asked, MODEL, "1")
+    assert rolling_span(timedelta(3660), timedelta(3660), 1e-300) < timedelta(50_000)
 
 
 def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(ask):

@@ -279,10 +279,23 @@ def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_th
         "from 158 windows of the reference, each with the one so long before it; measured on them" in verdict.notes[0]
     )
     assert verdict.measured_false_alarm_rate == pytest.approx(0.05, abs=0.05)
-    refused = verdict_on(now, beside, hour * HOUR, false_alarm_rate=0.001)
+    refused = verdict_on(now, beside, hour * HOUR, false_alarm_rate=0.005)
     assert (
-        "needs at least 999 pairs of a window and the one 24 windows of 1h before it, and the log has 158"
-        in refused.reason
+        "needs at least 199 pairs of a window and the one 24 windows of 1h before it, and the log has 158; the "
+        "smallest rate that they support is 0.0063: ask for that, or wait until it is older"
+    ) in refused.reason
+
+
+def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait():
+    table, times = busy_days(np.random.default_rng(1), 8)
+    beside = rolling_reference(table, times, 24, 7 * 24)
+    few = replace(beside, pieces=replace(beside.pieces, most_pairs=60))
+
+    refused = verdict_on(table.slice(7 * 24 * ROWS, ROWS), few, 7 * 24 * HOUR, false_alarm_rate=0.005)
+
+    assert refused.reason.endswith(
+        "of so many columns at most 60 are kept; the smallest rate that they support is 0.0069: ask for that, or judge "
+        "fewer columns"
     )
 
 

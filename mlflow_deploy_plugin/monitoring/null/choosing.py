@@ -101,17 +101,8 @@ def _row_pool(groups: Sequence[Group], rate: float) -> Pool | Refusal:
 
 
 def _reason(group: Group, rate: float, needed: int, most: int) -> str:
-    lag = group.reference.pieces.lag_windows
-    if lag:
-        smallest = (
-            f"the smallest rate that they support is {_shown(1 / (most + 1))}: ask for that, or wait"
-            if most
-            else "wait"
-        )
-        return (
-            f"a false-alarm rate of {rate:g} needs at least {needed} pairs of a window and the one {lag} windows of "
-            f"{_length(group.reference)} before it, and the log has {most}; {smallest} until it is older"
-        )
+    if group.reference.pieces.lag_windows:
+        return _reason_of_pairs(group, rate, needed, most)
     blocks = int(contiguous(_rows(group.reference.pieces.blocks), group.compared).worth)
     length = _length(group.reference)
     smallest = (
@@ -121,6 +112,18 @@ def _reason(group: Group, rate: float, needed: int, most: int) -> str:
     return (
         f"a false-alarm rate of {rate:g} needs at least {needed} windows of {length} in the reference, and it has "
         f"{blocks}{worth}; {smallest}: ask for that, judge shorter windows, or take a reference over a longer time"
+    )
+
+
+def _reason_of_pairs(group: Group, rate: float, needed: int, most: int) -> str:
+    pieces = group.reference.pieces
+    has, else_do = f"the log has {most}", "wait until it is older"
+    if needed > pieces.most_pairs:
+        has, else_do = f"of so many columns at most {pieces.most_pairs} are kept", "judge fewer columns"
+    smallest = f"the smallest rate that they support is {_shown(1 / (most + 1))}: ask for that, or " if most else ""
+    return (
+        f"a false-alarm rate of {rate:g} needs at least {needed} pairs of a window and the one {pieces.lag_windows} "
+        f"windows of {_length(group.reference)} before it, and {has}; {smallest}{else_do}"
     )
 
 

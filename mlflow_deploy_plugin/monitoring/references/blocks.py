@@ -27,9 +27,9 @@ class Pieces:
     """A reference in windows of one length, in the phase of the judged one.
 
     Attributes:
-        blocks: the reference's own windows that have rows, in the order of time; of more than `MAX_BLOCKS` an even
-            choice. What a block has `unseen`, `below` and `above` is measured against the rest of the reference where
-            its rows are at hand: what a block alone has is new to it.
+        blocks: the reference's own windows that have rows, in the order of time; of more than `MAX_BLOCKS` (in pairs,
+            of twice as many) an even choice. What a block has `unseen`, `below` and `above` is measured against the
+            rest of the reference where its rows are at hand: what a block alone has is new to it.
         block_starts_us: [B] when each begins, microseconds since 1970.
         steps: finer contiguous pieces of equal length without a gap from `steps_start_us` on, in the phase of the
             blocks; one without rows has no columns. So many of them as `window_steps` make a window. Empty where the
@@ -37,6 +37,7 @@ class Pieces:
         total: all rows of the reference, also those that are in none of the blocks.
         lag_windows: where a window is compared with the one so many windows before it; 0: with all others.
         lagged: the one that the judged window is compared with then; without rows where there is none.
+        most_pairs: that are kept then, however old the log is.
     """
 
     blocks: tuple[Profile, ...]
@@ -48,6 +49,7 @@ class Pieces:
     total: Profile
     lag_windows: int = 0
     lagged: Profile | None = None
+    most_pairs: int = 0
 
     @property
     def others(self) -> Profile:
@@ -111,10 +113,16 @@ class Grid(NamedTuple):
     def steps(self) -> int:
         return self.windows * self.window_steps if self.keeps_steps else 0
 
+    @property
+    def most_pairs(self) -> int:
+        """So many pairs are kept of more windows than `max_blocks`, or some more: the window after the last has its one
+        besides."""
+        return self.max_blocks // 2 - 1 if self.lag_windows else 0
+
     def choose(self, count: int) -> Array:
         """The places of at most `max_blocks` of so many windows, evenly."""
         if self.lag_windows and count > self.max_blocks:
-            later = np.linspace(self.lag_windows, count - 1, self.max_blocks // 2 - 1).astype(np.int64)
+            later = np.linspace(self.lag_windows, count - 1, self.most_pairs).astype(np.int64)
             return np.union1d(np.append(later, count - self.lag_windows), later - self.lag_windows)
         if count <= self.max_blocks:
             return np.arange(count)
@@ -136,7 +144,7 @@ def grid(
     fitting = min(_MAX_STEPS, _MAX_CELLS // cells)
     most = _steps_of(length_us)
     steps = next((count for count in range(most, 1, -1) if most % count == 0 and windows * count <= fitting), 1)
-    blocks = min(max(fitting, _FEW_BLOCKS), MAX_BLOCKS)
+    blocks = min(max(fitting, _FEW_BLOCKS), 2 * MAX_BLOCKS if lag_windows else MAX_BLOCKS)
     keeps_steps = windows * steps <= fitting and not lag_windows
     return Grid(start_us + first * length_us, length_us, windows, steps, blocks, keeps_steps, lag_windows)
 
@@ -206,6 +214,7 @@ def assemble(over: Grid, parts: Iterable[tuple[int, Profile]]) -> Pieces:
         total=merge(total.get(0, [])),
         lag_windows=over.lag_windows,
         lagged=merge(windows.get(over.windows - over.lag_windows, [])) if over.lag_windows else None,
+        most_pairs=over.most_pairs,
     )
 
 
