@@ -200,34 +200,36 @@ def _held(deployments: Deployments, monitor: Monitor) -> Iterator[LeaseKeeper]:
 
 
 def _written(store: Store, monitor: Monitor, window: Window) -> MonitorWindow:
-    """The revision that is to be judged: the newest one where that has failed, else a further one."""
+    """The revision that is to be judged: the newest one where it is not judged, else a further one. Where the schedule
+    is to judge the window too, the one behind it is the schedule's.
+    """
     monitors = Monitors(store)
-    _leave_to_the_schedule(store, monitor, window)
     revisions = [
         one for one in monitors.windows(monitor.endpoint, monitor.name, since=window.start) if one.start == window.start
     ]
     newest = revisions[-1] if revisions else None
-    if newest is not None and newest.state == "failed" and newest.end == window.end:
-        return newest
-    revision = newest.revision + 1 if newest is not None else 1
-    return monitors.add(monitor.endpoint, monitor.name, window.start, window.end, revision)
+    if newest is not None and newest.state != "judged" and newest.end == window.end:
+        taken = newest
+    else:
+        revision = newest.revision + 1 if newest is not None else 1
+        taken = monitors.add(monitor.endpoint, monitor.name, window.start, window.end, revision)
+    if _is_the_schedules(store, monitor, window, is_begun=taken is newest and newest.state != "failed"):
+        monitors.add(monitor.endpoint, monitor.name, window.start, window.end, taken.revision + 1)
+    return taken
 
 
-def _leave_to_the_schedule(store: Store, monitor: Monitor, window: Window) -> None:
-    """Writes down a revision for the schedule where the window is due and the schedule has yet to come to it: it would
-    take one that was judged by hand for its own, and tell nobody. One that is not due yet it judges again by itself.
+def _is_the_schedules(store: Store, monitor: Monitor, window: Window, is_begun: bool) -> bool:
+    """Whether the window is due, and the schedule is at it or has yet to come to it: it would take what was judged by
+    hand for its own, and tell nobody. One that is not due yet it judges again by itself.
     """
-    endpoint, monitors = store.endpoint(monitor.endpoint), Monitors(store)
+    endpoint = store.endpoint(monitor.endpoint)
     spec = endpoint.spec.monitors.get(monitor.name) if endpoint is not None else None
     if endpoint is None or spec is None or window_of(spec, window.start) != window:
-        return
-    now, state = store.now(), monitors.state(monitor.endpoint, monitor.name)
-    is_due = due_at(endpoint.name, monitor.name, spec, window.end) <= now
-    if not is_due or window.start < not_judged_since(endpoint, monitor.name, spec, state, now):
-        return
-    if all(one.state in ("judged", "failed") for one in _of_window(monitors, monitor, window)):
-        revision = monitors.next_revision(endpoint.name, monitor.name, window.start)
-        monitors.add(endpoint.name, monitor.name, window.start, window.end, revision)
+        return False
+    now, state = store.now(), Monitors(store).state(monitor.endpoint, monitor.name)
+    if due_at(endpoint.name, monitor.name, spec, window.end) > now:
+        return False
+    return is_begun or window.start >= not_judged_since(endpoint, monitor.name, spec, state, now)
 
 
 def _of_window(monitors: Monitors, monitor: Monitor, window: Window) -> list[MonitorWindow]:
