@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ValueT = TypeVar("ValueT", bound="DataclassInstance")
 VERSION_TABLE = "onnxserve_alembic_version"
-SCHEMA = "0003"
+SCHEMA = "0004"
 """The newest of Alembic's revisions; a test holds both equal."""
 
 
@@ -127,12 +127,17 @@ class LeaseRow(Base):
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+_COUNTED = ("endpoint", "monitor", "state", "verdict", "attempts", "updated_at")
+
+
 class MonitorWindowRow(Base):
     """One revision of one window of a monitor: what is to be judged, or what was found; it goes with its endpoint."""
 
     __tablename__ = "onnxserve_monitor_windows"
     __table_args__ = (
         UniqueConstraint("endpoint", "monitor", "window_start", "revision", name="ux_onnxserve_monitor_windows"),
+        # all that Prometheus is told the counts of
+        Index("ix_onnxserve_monitor_windows_counted", *_COUNTED),
     )
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)

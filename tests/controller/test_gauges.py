@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Engine, event
 
 from mlflow_deploy_plugin.controller.gauges import StoreGauges, start_gauges
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
@@ -146,6 +147,24 @@ def values(gauges: StoreGauges) -> dict:
     """By metric, or by metric and labels."""
     samples = [sample for metric in gauges.collect() for sample in metric.samples]
     return {(one.name, *one.labels.values()) if one.labels else one.name: one.value for one in samples}
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_of_windows_nothing_but_an_index_is_read_for_the_counts(store: Store, read) -> None:
+    asked: list[str] = []
+
+    def keep(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", keep)
+    read()
+    event.remove(Engine, "before_cursor_execute", keep)
+
+    (counts,) = [one for one in asked if "GROUP BY onnxserve_monitor_windows" in one]
+    with store.transaction() as session:
+        plan = " ".join(row[-1] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {counts}"))
+    assert "USING COVERING INDEX" in plan
+    assert "TEMP B-TREE" not in plan
 
 
 def test_a_taken_port_is_one_clear_line(store: Store, taken_port: int) -> None:
