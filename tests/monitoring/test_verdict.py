@@ -242,6 +242,17 @@ def test_long_windows_are_judged_by_what_the_reference_is_worth(days, length, nu
     assert first.measured_false_alarm_rate <= 0.2
 
 
+def test_of_few_overlapping_windows_the_rate_is_not_measured():
+    rng = np.random.default_rng(6)
+    table, times = rows_of_days(rng, 14, rows=24)
+    calm = rows_of_days(rng, 7, rows=24)[0]
+
+    verdict = verdict_on(calm, reference_of(table, times, 7 * DAY), length=7 * DAY, false_alarm_rate=0.25)
+
+    assert verdict.null == "overlapping"
+    assert "not measured: too few windows of the reference could be judged by others" in verdict.notes[0]
+
+
 def busy_days(rng, days):
     """Hours whose level runs through a cycle of ± 3 deviations each day."""
     cycle = 3 * np.sin(2 * np.pi * np.arange(24 * days) / 24)

@@ -42,6 +42,7 @@ _MAX_CELLS = 40_000_000
 _HELD_A_WINDOW = 4
 """Of windows that overlap, so many for each that fits side by side: more of them say the same again."""
 _TOO_LONG = "with so many columns it would take too long"
+_TOO_FEW = "too few windows of the reference could be judged by others that they do not overlap with"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +97,15 @@ def _folds(null: Null, rate: float, cells: int, length: int, seed: int) -> list[
     count = len(null.windows)
     if null.kind == "overlapping":
         starts = null.windows.argmax(axis=1)
-        most = min(count, _HELD_A_WINDOW * (starts[-1] // length + 1), _MAX_CELLS // (count * cells))
+        affordable = _MAX_CELLS // (count * cells)
+        most = min(count, _HELD_A_WINDOW * (starts[-1] // length + 1), affordable)
         chosen = np.linspace(0, count - 1, most).astype(np.int64)
         left = max(rate, 1 / (1 + null.worth - OVERLAP_WORTH))
         folds = [_Fold(np.array([one]), np.flatnonzero(abs(starts - starts[one]) >= length), left) for one in chosen]
         folds = [fold for fold in folds if len(fold.others)]
-        return folds if len(folds) >= _PARTS else _TOO_LONG
+        if len(folds) < _PARTS:
+            return _TOO_LONG if affordable < _PARTS else _TOO_FEW
+        return folds
     if null.kind == "lagged":
         return _stretches(null, rate)
     parts = count if count * count * cells <= _MAX_CELLS else _PARTS
