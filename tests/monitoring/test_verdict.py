@@ -295,6 +295,13 @@ def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_th
         "needs at least 199 pairs of a window and the one 24 windows of 1h before it, and the log has 158; the "
         "smallest rate that they support is 0.0063: ask for that, or wait until it is older"
     ) in refused.reason
+    spec = MonitorSpec(min_rows=30).model_copy(update={"false_alarm_rate": 0.001})  # as `monitor run` tries bounds
+    tried = judge(beside, sketch_batches(beside.bins, [now]), hour * HOUR, spec, None)
+    assert "needs at least 999 pairs" in tried.reason
+    assert tried.reason.endswith(
+        "and at most 499 are kept; the smallest rate that they support is 0.0063: ask for that, or ask 0.002 of an "
+        "older log"
+    )
 
 
 def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait():

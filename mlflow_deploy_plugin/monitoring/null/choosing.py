@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.monitoring.null.windows import (
 )
 from mlflow_deploy_plugin.monitoring.references import Reference
 from mlflow_deploy_plugin.monitoring.sketch import Profile
+from mlflow_deploy_plugin.spec.reference import SMALLEST_ROLLING_RATE
 
 _SEED = 0
 _MAX_CELLS = 20_000_000
@@ -117,13 +118,15 @@ def _reason(group: Group, rate: float, needed: int, most: int) -> str:
 
 def _reason_of_pairs(group: Group, rate: float, needed: int, most: int) -> str:
     pieces = group.reference.pieces
-    has, else_do = f"the log has {most}", "wait until it is older"
-    if needed > pieces.most_pairs:
-        has, else_do = f"of so many columns at most {pieces.most_pairs} are kept", "judge fewer columns"
+    has, instead = f"the log has {most}", "wait until it is older"
+    if rate < SMALLEST_ROLLING_RATE:  # no age of the log, and no choice of columns helps
+        has, instead = f"at most {pieces.most_pairs} are kept", f"ask {SMALLEST_ROLLING_RATE:g} of an older log"
+    elif needed > pieces.most_pairs:
+        has, instead = f"of so many columns at most {pieces.most_pairs} are kept", "judge fewer columns"
     smallest = f"the smallest rate that they support is {_shown(1 / (most + 1))}: ask for that, or " if most else ""
     return (
         f"a false-alarm rate of {rate:g} needs at least {needed} pairs of a window and the one {pieces.lag_windows} "
-        f"windows of {_length(group.reference)} before it, and {has}; {smallest}{else_do}"
+        f"windows of {_length(group.reference)} before it, and {has}; {smallest}{instead}"
     )
 
 
