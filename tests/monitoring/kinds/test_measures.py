@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from mlflow_deploy_plugin.monitoring.kinds.intervals import RESAMPLES, Measure, Sampling, area_under_curve, wilson
+from mlflow_deploy_plugin.monitoring.kinds.intervals import (
+    RESAMPLES,
+    Measure,
+    Sampling,
+    area_under_curve,
+    share,
+    wilson,
+)
 from mlflow_deploy_plugin.monitoring.kinds.measures import (
     CLASSIFICATION,
     REGRESSION,
@@ -170,3 +177,14 @@ def test_rows_that_are_wrong_together_are_worth_fewer() -> None:
     assert rmse(np.arange(800)).worth < 120
     assert rmse(shuffled).worth > 400  # in an order that does not matter they are as good as independent
     assert rmse(np.arange(800)).high - rmse(np.arange(800)).low > 2 * (rmse(None).high - rmse(None).low)
+
+
+def test_a_model_that_breaks_within_a_window_is_not_taken_for_one_that_varies() -> None:
+    """28 days of 900 rows, each day with its own luck: 0.78 of them are right, and 0.44 from the tenth day on."""
+    rng = np.random.default_rng(0)
+    is_found = []
+    for _ in range(40):
+        daily = np.where(np.arange(28) < 9, 0.78, 0.44) + rng.normal(0, 0.08, 28)
+        hits = rng.random(28 * 900) < np.repeat(daily, 900)
+        is_found.append(share("accuracy", hits, Sampling(0.95, np.arange(28 * 900))).high < 0.75)
+    assert np.mean(is_found) > 0.9
