@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import click
@@ -37,14 +38,15 @@ import click
 def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, metrics_port: int | None) -> None:
     """Runs rollouts, monitors and retrainings until it is ended.
 
-    Of several on one store, one works and the others wait to take over.
+    Of several on one store, one runs monitors and retrainings, and the others wait to take over. Rollouts are run by
+    one beside the servers.
     """
     # here: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
-    from mlflow_deploy_plugin.controller.beside import repeatedly
+    from mlflow_deploy_plugin.controller.beside import repeatedly, run_for_the_store
     from mlflow_deploy_plugin.controller.loop import Controller
     from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
     from mlflow_deploy_plugin.controller.monitors.upkeep import Upkeep
-    from mlflow_deploy_plugin.controller.retrain import advance
+    from mlflow_deploy_plugin.controller.retrain import advance, bring
     from mlflow_deploy_plugin.controller.rollouts.actions import Actions
     from mlflow_deploy_plugin.controller.who import controller_name, this_process
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
@@ -71,10 +73,20 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
             judging_seconds=judge_seconds,
             lease_seconds=lease_seconds,
         )
-        beside = (
+        works = (
             scheduler.run,
             repeatedly(lambda: advance(deployments, controller_name()), seconds=5),
             repeatedly(lambda: tell(deployments.store, deployments.settings, TOGETHER), seconds=5),
             Upkeep(deployments).run,
         )
-        Controller(deployments.store, actions, this_process(), lease_seconds, click.echo, beside=beside).run(ended)
+        brings = repeatedly(lambda: bring(deployments, controller_name()), seconds=5)
+        rollouts = Controller(deployments.store, actions, this_process(), lease_seconds, click.echo, beside=(brings,))
+        with ThreadPoolExecutor(1, "store") as pool:
+            store = deployments.store
+            others = pool.submit(run_for_the_store, store, works, this_process(), lease_seconds, click.echo, ended)
+            others.add_done_callback(lambda _: ended.set())
+            try:
+                rollouts.run(ended)
+            finally:
+                ended.set()
+            others.result()

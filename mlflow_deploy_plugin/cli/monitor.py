@@ -48,7 +48,7 @@ def list_(name: str | None, output: str) -> None:
     """Lists the monitors (of the endpoint NAME): how they stand, what they found last, when they are due."""
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.cli.monitor_text import HEAD, described, row_of
-        from mlflow_deploy_plugin.controller.loop import LEASE
+        from mlflow_deploy_plugin.controller.beside import LEASE
         from mlflow_deploy_plugin.controller.monitors.overview import overviews
 
         found = overviews(deployments.store, name, _watermarks(deployments))

@@ -60,6 +60,7 @@ def retrain(
         if listed:
             _list(deployments, name, output)
             return
+        from mlflow_deploy_plugin.controller.beside import LEASE
         from mlflow_deploy_plugin.controller.retrain import ask
         from mlflow_deploy_plugin.controller.retrain.journal import shown
         from mlflow_deploy_plugin.controller.rollouts.command import who_works
@@ -71,7 +72,7 @@ def retrain(
             _wait(deployments, begun)
         else:
             click.echo(shown(begun))
-            click.echo(who_works(deployments.store), err=True)
+            click.echo(who_works(deployments.store, LEASE), err=True)
 
 
 def _list(deployments: "Deployments", name: str | None, output: str) -> None:
@@ -96,8 +97,8 @@ def _wait(deployments: "Deployments", begun: "Retraining") -> None:
     import time
     from contextlib import ExitStack
 
+    from mlflow_deploy_plugin.controller.beside import LEASE
     from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-    from mlflow_deploy_plugin.controller.loop import LEASE
     from mlflow_deploy_plugin.controller.retrain import advance
     from mlflow_deploy_plugin.controller.retrain.journal import shown
     from mlflow_deploy_plugin.controller.who import controller_name, this_process

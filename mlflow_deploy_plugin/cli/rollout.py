@@ -71,25 +71,30 @@ def rollout(
 
     import_mlflow_alone()
     from mlflow_deploy_plugin.controller.rollouts import command
+    from mlflow_deploy_plugin.controller.rollouts.place import rollouts_lease
 
     with _deployments() as deployments:
+        lease = partial(rollouts_lease, deployments.settings)
         if to is not None:
             from mlflow_deploy_plugin.controller.rollouts.begin import Wish, begin_rollout
 
             wish = Wish(to, steps, every, abort_on, min_requests, why)
             must_run: Callable[[], None] = (
-                (lambda: None) if wait else partial(command.expect_controller, deployments.store)
+                (lambda: None) if wait else lambda: command.expect_controller(deployments.store, lease())
             )
             begun = begin_rollout(deployments, name, wish, before_it_begins=must_run)
             click.echo(command.describe(begun))
         elif asked == "status":
-            click.echo(command.describe(command.last(deployments.store, name)))
+            last = command.last(deployments.store, name)
+            click.echo(command.describe(last))
+            if last.is_live and (missing := command.nobody_works(deployments, name)):
+                click.echo(missing, err=True)
         elif asked is not None:
             click.echo(command.say(deployments, name, asked, why))
         if wait:
             _wait(deployments, command.last(deployments.store, name))
         elif to is not None or asked == "resume":
-            click.echo(command.who_works(deployments.store), err=True)
+            click.echo(command.who_works(deployments.store, lease()), err=True)
 
 
 def _wait(deployments: "Deployments", begun: "Rollout") -> None:

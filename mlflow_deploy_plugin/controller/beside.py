@@ -1,15 +1,21 @@
-"""What the controller does beside its rollouts, under the same lease: each in a thread of its own, again and again."""
+"""What is done under a lease, each in a thread of its own, again and again; and what one controller of a store does
+under its one, wherever it runs: monitors, alerts, retrainings.
+"""
 
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from mlflow_deploy_plugin.controller.lease import LeaseKeeper
+from mlflow_deploy_plugin.controller.lease import LeaseKeeper, hold
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.store import Store
 
 _log = logging.getLogger(__name__)
 
+LEASE = "controller"
+LEASE_SECONDS = 15.0
+_LOOK_SECONDS = 0.2
 Beside = Callable[[LeaseKeeper, threading.Event], None]
 """Works until the lease is lost or the event is set."""
 
@@ -27,6 +33,27 @@ def running(works: Sequence[Beside], keeper: LeaseKeeper) -> Iterator[None]:
         over.set()
         for thread in threads:
             thread.join()
+
+
+def run_for_the_store(
+    store: Store,
+    works: Sequence[Beside],
+    holder: str,
+    lease_seconds: float,
+    say: Callable[[str], None],
+    ended: threading.Event,
+) -> None:
+    """Waits for the store's lease, and does these under it until `ended` is set."""
+
+    def work(keeper: LeaseKeeper) -> None:
+        with running(works, keeper):
+            while keeper.is_held and not ended.wait(_LOOK_SECONDS):
+                pass
+
+    def who(name: str) -> None:
+        say(f"{name} is the controller" if name == holder else f"waits: {name} is the controller")
+
+    hold(store, lambda: LEASE, holder, lease_seconds, work, ended, who)
 
 
 def repeatedly(look: Callable[[], object], seconds: float) -> Beside:
@@ -47,4 +74,4 @@ def safely(look: Callable[[], object]) -> None:
     except OnnxserveError as error:
         _log.warning("%s", error.message)
     except Exception:  # noqa: BLE001 — one look must not end the next ones
-        _log.exception("the controller goes on; something it does beside its rollouts has failed")
+        _log.exception("the controller goes on; something that it does has failed")

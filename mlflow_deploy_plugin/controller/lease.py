@@ -1,4 +1,4 @@
-"""Holding a lease while something long is done: a thread renews it, and says when it is lost."""
+"""Waiting for a lease, and holding it while something long is done: a thread renews it, and says when it is lost."""
 
 import logging
 import threading
@@ -10,6 +10,8 @@ from mlflow_deploy_plugin.errors import StoreUnavailable
 from mlflow_deploy_plugin.store import Lease, Store
 
 _log = logging.getLogger(__name__)
+
+_FAILURE_SECONDS = 2.0
 
 
 class LeaseKeeper:
@@ -55,3 +57,38 @@ class LeaseKeeper:
                 _log.warning("the lease %s is lost", self.lease.name)
             else:
                 self.lease = renewed
+
+
+def hold(
+    store: Store,
+    name: Callable[[], str],
+    holder: str,
+    seconds: float,
+    work: Callable[[LeaseKeeper], None],
+    ended: threading.Event,
+    say: Callable[[str], None],
+    monotonic: Callable[[], float] = time.monotonic,
+) -> None:
+    """Works under a lease, again and again until `ended` is set; while another has it, waits.
+
+    Args:
+        name: of the lease; empty while there is nothing that it would be for.
+        say: is told who has it, when that is another one than before.
+    """
+    told = ""
+    while not ended.is_set():
+        try:
+            wanted = name()
+            lease = store.acquire_lease(wanted, holder, seconds) if wanted else None
+            view = store.lease(wanted) if wanted else None
+            if view is not None and view.holder != told:
+                told = view.holder
+                say(told)
+            if lease is None:
+                ended.wait(min(1.0, seconds / 5))
+            else:
+                with LeaseKeeper(store, lease, monotonic) as keeper:
+                    work(keeper)
+        except (StoreUnavailable, OSError) as error:
+            _log.warning("%s", error)
+            ended.wait(_FAILURE_SECONDS)

@@ -1,7 +1,7 @@
-"""The controller: whoever has the lease takes every live rollout one decision further, again and again.
+"""Rollouts: whoever has the lease of the servers here takes each that is live one decision further, again and again.
 
-A second controller waits for the lease. Where the first was killed, the second goes on from what is written in the
-store; see `controller/rollouts/rollout.py`. Only the monotonic clock decides anything.
+A second controller beside them waits for the lease. Where the first was killed, the second goes on from what is written
+in the store; see `controller/rollouts/rollout.py`. Only the monotonic clock decides anything.
 """
 
 import logging
@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 
-from mlflow_deploy_plugin.controller.beside import Beside, running
-from mlflow_deploy_plugin.controller.lease import LeaseKeeper
+from mlflow_deploy_plugin.controller.beside import LEASE_SECONDS, Beside, running
+from mlflow_deploy_plugin.controller.lease import LeaseKeeper, hold
 from mlflow_deploy_plugin.controller.rollouts.actions import Actions
 from mlflow_deploy_plugin.controller.rollouts.journal import event_of, plan_of, progress_of, with_progress
 from mlflow_deploy_plugin.controller.rollouts.rollout import Progress, decide, failed, succeeded
@@ -22,8 +23,6 @@ from mlflow_deploy_plugin.store.database import utc_now
 
 _log = logging.getLogger(__name__)
 
-LEASE = "controller"
-LEASE_SECONDS = 15.0
 _LONGEST_PAUSE_SECONDS = 2.0
 _SHORTEST_PAUSE_SECONDS = 0.2
 _FAILURE_SECONDS = 30.0
@@ -32,7 +31,7 @@ _AT_ONCE = 8
 
 
 class Controller:
-    """Runs rollouts.
+    """Runs the rollouts of the servers that stand here.
 
     Args:
         holder: who holds the lease, for people.
@@ -63,25 +62,15 @@ class Controller:
         self._looked: dict[int, float] = {}
         self._not_before: dict[int, float] = {}
 
-    def run(self, ended: threading.Event, is_done: Callable[[], bool] = lambda: False) -> None:
-        """Waits for the lease, and works under it until `ended` is set or nothing is left to do."""
-        told = ""
-        while not ended.is_set() and not is_done():
-            try:
-                lease = self._store.acquire_lease(LEASE, self._holder, self._lease_seconds)
-                if lease is None:
-                    view = self._store.lease(LEASE)
-                    if view is not None and view.holder != told:
-                        told = view.holder
-                        self._say(f"waits: {told} is the controller")
-                    ended.wait(min(1.0, self._lease_seconds / 5))
-                    continue
-                told = ""
-                self._say(f"{self._holder} is the controller")
-                self._work(LeaseKeeper(self._store, lease, self._monotonic), ended, is_done)
-            except StoreUnavailable as error:
-                _log.warning("%s", error.message)
-                ended.wait(_LONGEST_PAUSE_SECONDS)
+    def run(self, ended: threading.Event) -> None:
+        """Waits for the lease, and works under it until `ended` is set."""
+
+        def who(name: str) -> None:
+            told = f"{name} takes rollouts of the servers here further"
+            self._say(told if name == self._holder else f"waits: {told}")
+
+        name, work = self._actions.lease_name, partial(self._work, ended=ended)
+        hold(self._store, name, self._holder, self._lease_seconds, work, ended, who, self._monotonic)
 
     def advance(self, rollout: Rollout, keeper: LeaseKeeper) -> None:
         """Takes one rollout one decision further."""
@@ -106,12 +95,12 @@ class Controller:
         if decision.action in ("prepare", "set_traffic", "promote"):
             self._clear_after_the_end(rollout)
 
-    def _work(self, keeper: LeaseKeeper, ended: threading.Event, is_done: Callable[[], bool]) -> None:
+    def _work(self, keeper: LeaseKeeper, ended: threading.Event) -> None:
         under_way: dict[int, Future[None]] = {}
         self._looked.clear()  # while another had the lease, nobody here watched
-        with keeper, running(self._beside, keeper), ThreadPoolExecutor(_AT_ONCE, "rollout") as pool:
-            while keeper.is_held and not ended.is_set() and not is_done():
-                live = self._store.rollouts(live=True)
+        with running(self._beside, keeper), ThreadPoolExecutor(_AT_ONCE, "rollout") as pool:
+            while keeper.is_held and not ended.is_set():
+                live = [one for one in self._store.rollouts(live=True) if self._actions.stands_here(one.endpoint)]
                 for rollout in live:
                     future = under_way.get(rollout.id)
                     is_due = self._not_before.get(rollout.id, 0.0) <= self._monotonic()

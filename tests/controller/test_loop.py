@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.loop import LEASE, Controller, shown
+from mlflow_deploy_plugin.controller.loop import Controller, shown
 from mlflow_deploy_plugin.controller.rollouts.actions import Actions
 from mlflow_deploy_plugin.controller.rollouts.journal import progress_of, started, with_progress
 from mlflow_deploy_plugin.controller.rollouts.judge import Ledger, begin_step, take_look
@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.store.database import utc_now
 from support.rollouts import PLAN, counted, numbers, variants
 from support.waiting import wait_until
 
+LEASE = "rollouts/here"
 QUICK = replace(PLAN, every=0.3, min_requests=1)
 SECONDS = 30.0
 
@@ -31,13 +32,20 @@ class World:
 
     actor = "controller@here"
 
-    def __init__(self, errors: float = 0) -> None:
+    def __init__(self, errors: float = 0, lease: str = LEASE) -> None:
+        self.lease = lease
         self.done: list[str] = []
         self.share: dict[str, int | None] = {}
         self.served: dict[str, str] = {}
         self.looks = 0
         self.errors = errors
         self.before_action: Callable[[Action], None] = lambda action: None
+
+    def lease_name(self) -> str:
+        return self.lease
+
+    def stands_here(self, endpoint: str) -> bool:
+        return self.lease == LEASE
 
     def see(self, endpoint: str) -> Seen:
         self.looks += 1
@@ -170,9 +178,28 @@ def test_while_one_controller_works_another_does_nothing(
     second.set()
 
     assert worlds[1].looks == 0
-    assert said == ["waits: one is the controller"]
+    assert said == ["waits: one takes rollouts of the servers here further"]
     for store in stores:
         store.close()
+
+
+@pytest.mark.parametrize("elsewhere", ["", "rollouts/elsewhere"], ids=["no server", "other servers"])
+def test_a_controller_that_does_not_see_the_server_leaves_the_rollout_to_one_that_does(
+    tmp_path: Path, run: Callable[[Controller], threading.Event], elsewhere: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    stores, worlds = (open_store(url), open_store(url)), (World(lease=elsewhere), World(errors=0.5))
+    run(controller(stores[0], worlds[0], "pod"))
+    if elsewhere:
+        wait_until(lambda: stores[0].lease(elsewhere), SECONDS, "it works")
+
+    begun = begin(stores[0])
+    beside = run(controller(stores[1], worlds[1], "beside"))
+    wait_until(lambda: not end_of(stores[0], begun).is_live, SECONDS, "it has ended")
+    beside.set()
+
+    assert worlds[0].looks == 0
+    assert end_of(stores[0], begun).state == "rolled_back"
 
 
 def test_what_is_written_after_the_lease_is_lost_does_not_count(store: Store, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import requests
 import yaml
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.loop import LEASE
+from mlflow_deploy_plugin.controller.beside import LEASE
 from mlflow_deploy_plugin.store.monitors import Monitors
 from support.cluster import Cluster, Manifest, own_namespace
 from support.real_s3 import NEEDS_S3

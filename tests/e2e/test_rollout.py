@@ -20,6 +20,7 @@ from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.controller.rollouts.begin import Wish, begin_rollout
+from mlflow_deploy_plugin.controller.rollouts.place import rollouts_lease
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, open_store
@@ -102,6 +103,11 @@ class Arena:
 
     def rollout(self) -> Rollout:
         return self.store.rollouts("arena")[-1]
+
+    def who_works(self) -> str:
+        """The controller that does the rollouts; empty before the first."""
+        view = self.store.lease(rollouts_lease(load_settings()))
+        return view.holder if view is not None else ""
 
     def stages(self) -> dict[str, str]:
         versions = MlflowClient().search_model_versions(f"name='{self.model}'")
@@ -288,13 +294,13 @@ def test_a_rollout_and_a_rollback_move_an_alias_a_tag_and_a_pinned_version(fresh
 @pytest.mark.long
 def test_a_controller_that_is_killed_is_replaced_and_the_rollout_goes_on(fresh: Arena) -> None:
     first, second = (fresh.start("controller", "--lease-seconds", "3") for _ in range(2))
-    holder = wait_until(lambda: fresh.store.lease("controller"), PATIENCE, "one is the controller").holder
-    working, waiting = (first, second) if str(first.pid) in holder else (second, first)
+    wait_until(fresh.who_works, PATIENCE, "one does the rollouts")
+    working, waiting = (first, second) if str(first.pid) in fresh.who_works() else (second, first)
     fresh.run("rollout", "arena", "--to", "2", "--steps", "20,60,100", "--every", "3s", "--min-requests", "20")
     wait_until(lambda: fresh.rollout().step == 1, PATIENCE, "the second step has begun")
 
     working.kill()
-    wait_until(lambda: str(waiting.pid) in fresh.store.lease("controller").holder, PATIENCE, "the other takes over")
+    wait_until(lambda: str(waiting.pid) in fresh.who_works(), PATIENCE, "the other takes over")
     wait_until(lambda: not fresh.rollout().is_live, PATIENCE, "the rollout has ended")
     waiting.send_signal(signal.SIGTERM)
 
@@ -310,9 +316,7 @@ def test_a_controller_that_is_killed_is_replaced_and_the_rollout_goes_on(fresh: 
 @pytest.mark.long
 def test_a_rollout_survives_a_restart_of_the_server_in_its_middle(fresh: Arena) -> None:
     controller = fresh.start("controller", "--lease-seconds", "3")
-    wait_until(
-        lambda: str(controller.pid) in getattr(fresh.store.lease("controller"), "holder", ""), PATIENCE, "it works"
-    )
+    wait_until(lambda: str(controller.pid) in fresh.who_works(), PATIENCE, "it works")
     fresh.run("rollout", "arena", "--to", "2", "--steps", "50,100", "--every", "3s", "--min-requests", "20")
     wait_until(lambda: fresh.rollout().state == "stepping", PATIENCE, "the first step has begun")
 

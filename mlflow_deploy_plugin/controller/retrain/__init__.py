@@ -17,7 +17,7 @@ advance.py    all of them, again and again
 journal.py    what the audit trail keeps
 """
 
-from mlflow_deploy_plugin.controller.retrain.advance import advance
+from mlflow_deploy_plugin.controller.retrain.advance import advance, bring
 from mlflow_deploy_plugin.controller.retrain.consider import ask, consider
 
-__all__ = ["advance", "ask", "consider"]
+__all__ = ["advance", "ask", "bring", "consider"]

@@ -5,9 +5,11 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from mlflow_deploy_plugin.controller.retrain.bringing import is_left_to_another
 from mlflow_deploy_plugin.controller.retrain.hands import Hands
 from mlflow_deploy_plugin.controller.retrain.scheduled import ask_for_due
 from mlflow_deploy_plugin.controller.retrain.steps import reason_of, take
+from mlflow_deploy_plugin.controller.rollouts.place import stands_here
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, RegistryUnavailable, StoreUnavailable
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
@@ -59,6 +61,20 @@ def advance(deployments: Deployments, actor: str) -> None:
             # a daemon: its work may be cut off anywhere, and the process is not to wait for it
             known.worker = threading.Thread(target=_take, args=(hands, one, known), name="retrain", daemon=True)
             known.worker.start()
+
+
+def bring(deployments: Deployments, actor: str) -> None:
+    """Begins the rollouts that retrainings wait for and the controller that takes those further cannot begin: it does
+    not see the server.
+
+    To be called again and again by whoever takes the rollouts of the servers here further.
+
+    Raises:
+        StoreUnavailable: it cannot be seen what there is to do.
+    """
+    for one in Retrainings(deployments.store).find(live=True):
+        if is_left_to_another(one) and stands_here(one.endpoint, deployments.settings):
+            take_safely(Hands(deployments, actor, deployments.progress), one)
 
 
 def take_safely(hands: Hands, one: Retraining) -> bool:

@@ -9,13 +9,23 @@ from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, State
 from mlflow_deploy_plugin.controller.retrain.served import answering_version
 from mlflow_deploy_plugin.controller.rollouts.begin import Wish, begin_rollout
 from mlflow_deploy_plugin.controller.rollouts.journal import plan_of as rollout_plan_of
+from mlflow_deploy_plugin.controller.rollouts.place import stands_here
 from mlflow_deploy_plugin.errors import AlreadyExists, NotReady
 from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, tag_version
 from mlflow_deploy_plugin.store import Rollout
 from mlflow_deploy_plugin.store.retrainings import Retraining
 
+_WAITS = "waits for the endpoint"
 LONGEST_WAIT = timedelta(hours=1)
 """For an endpoint whose server does not run; then a person is asked."""
+
+
+_ELSEWHERE = "its server stands on another machine, and no controller there has begun the rollout"
+
+
+def is_left_to_another(one: Retraining) -> bool:
+    """Whether its version waits for a controller that sees the server."""
+    return one.state == "gated" and one.reason == f"{_WAITS}: {_ELSEWHERE}"
 
 
 def judge(hands: Hands, one: Retraining) -> None:
@@ -82,6 +92,9 @@ def _roll_out(hands: Hands, one: Retraining, plan: RetrainPlan) -> None:
         if others := hands.deployments.store.rollouts(plan.endpoint, live=True):
             hands.wait(one, f"waits for the end of rollout {others[0].id} of the endpoint")
             return
+        if not stands_here(plan.endpoint, hands.deployments.settings):
+            _wait_for_server(hands, one, plan, _ELSEWHERE)
+            return
         try:
             rollout = begin_rollout(hands.deployments, plan.endpoint, wish, hands.actor)
         except AlreadyExists as error:  # another one has begun just now
@@ -97,7 +110,7 @@ def _roll_out(hands: Hands, one: Retraining, plan: RetrainPlan) -> None:
 def _wait_for_server(hands: Hands, one: Retraining, plan: RetrainPlan, why: str) -> None:
     since = datetime.fromisoformat(one.figures.get("gated_at", one.created_at.isoformat()))
     if hands.clock() - since < LONGEST_WAIT:
-        hands.wait(one, f"waits for the endpoint: {why}")
+        hands.wait(one, f"{_WAITS}: {why}")
         return
     hands.finish(
         one,

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mlflow_deploy_plugin.controller.rollouts.observe import Seen, see
+from mlflow_deploy_plugin.controller.rollouts.place import rollouts_lease, stands_here
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.rollout import Action, Progress, weights
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
@@ -30,6 +31,13 @@ class Actions:
     deployments: Deployments
     actor: str
     say: Callable[[str], None]
+
+    def lease_name(self) -> str:
+        """Under which rollouts are taken further here; empty where no server stands."""
+        return rollouts_lease(self.deployments.settings)
+
+    def stands_here(self, endpoint: str) -> bool:
+        return stands_here(endpoint, self.deployments.settings)
 
     def see(self, endpoint: str) -> Seen:
         try:

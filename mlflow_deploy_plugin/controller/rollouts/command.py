@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from mlflow_deploy_plugin.controller.loop import LEASE, shown
+from mlflow_deploy_plugin.controller.loop import shown
 from mlflow_deploy_plugin.controller.rollouts.actions import Actions
 from mlflow_deploy_plugin.controller.rollouts.journal import event_of, plan_of, progress_of, with_progress
+from mlflow_deploy_plugin.controller.rollouts.place import rollouts_lease, stands_here
 from mlflow_deploy_plugin.controller.rollouts.rollout import Progress, aborted, paused, resumed
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, StoreUnavailable
@@ -67,33 +68,43 @@ def describe(rollout: Rollout) -> str:
     return "\n".join(lines)
 
 
-def expect_controller(store: Store, patience: float = _CONTROLLER_SECONDS) -> None:
+def expect_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
     """Returns when a controller has the lease, which one that was started just now is given a moment for.
 
     Raises:
         NotReady: none has; a rollout would stand still, and be in the way of others.
     """
-    first, deadline = store.lease(LEASE), time.monotonic() + patience
+    first, deadline = store.lease(lease), time.monotonic() + patience
     view = first
     # one whose machine's clock is behind ours is known by its renewing
     while view is None or (view.expires_at < utc_now() and (first is None or view.expires_at == first.expires_at)):
         if time.monotonic() > deadline:
             raise NotReady(
-                "no controller runs, so nothing was begun: start `onnxserve controller` first, or say --wait to run "
-                "the rollout in this command"
+                "no controller runs beside the server, so nothing was begun: start `onnxserve controller` first, or "
+                "say --wait to run the rollout in this command"
             )
         time.sleep(_POLL_SECONDS)
-        view = store.lease(LEASE)
+        view = store.lease(lease)
 
 
-def who_works(store: Store) -> str:
-    """Whether a controller runs, as far as the store knows."""
-    view = store.lease(LEASE)
+def who_works(store: Store, lease: str) -> str:
+    """Whether a controller that has this lease runs, as far as the store knows."""
+    view = store.lease(lease)
     if view is None:
         return "no controller runs: start one with `onnxserve controller`, or say --wait"
     if view.expires_at < utc_now():
         return f"{view.holder} seems to have ended: start a controller with `onnxserve controller`, or say --wait"
     return f"{view.holder} does it; `onnxserve rollout NAME --status` shows how far it is"
+
+
+def nobody_works(deployments: Deployments, endpoint: str) -> str:
+    """Why the rollout of an endpoint stands still, as far as can be told from here; empty where it does not."""
+    if not stands_here(endpoint, deployments.settings):
+        return "only a controller on the machine of its server takes it further: whether one runs is told there"
+    view = deployments.store.lease(rollouts_lease(deployments.settings))
+    if view is not None and view.expires_at >= utc_now():
+        return ""
+    return "it stands still: no controller beside its server works; start one there with `onnxserve controller`"
 
 
 def _change(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retrain import ask, child, tracked
+from mlflow_deploy_plugin.controller.retrain import ask, bring, child, tracked
 from mlflow_deploy_plugin.controller.retrain.advance import MOST_DEFECTS, _take, _UnderWay, take_safely
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
@@ -64,6 +64,7 @@ def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: Retraining
 
 def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(world: RetrainingWorld) -> None:
     gated(world, "rollout")
+    (world.deployments.settings.deployments_path / ENDPOINT).mkdir(parents=True)
     waiting = world.take()
     assert waiting.state == "gated"
     assert waiting.reason.startswith(f"waits for the endpoint: {ENDPOINT}: failed; the server is gone")
@@ -74,6 +75,25 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
     assert "the endpoint has not been ready for a rollout for 3600 s" in proposed.reason
     assert f"`onnxserve rollout {ENDPOINT} --to 2` brings it" in proposed.reason
     assert any("version 2 is proposed" in line for line in told(world))
+
+
+def test_a_version_is_brought_by_the_controller_that_sees_the_server(world: RetrainingWorld) -> None:
+    gated(world, "rollout")
+    assert world.take().reason.startswith("waits for the endpoint: its server stands on another machine")
+    bring(world.deployments, "controller@away")
+    assert "another machine" in world.latest().reason
+
+    (world.deployments.settings.deployments_path / ENDPOINT).mkdir(parents=True)
+    bring(world.deployments, "controller@beside")
+
+    assert world.latest().reason.startswith(f"waits for the endpoint: {ENDPOINT}: failed; the server is gone")
+
+
+def test_where_no_controller_sees_the_server_the_version_is_proposed(world: RetrainingWorld) -> None:
+    gated(world, "rollout")
+    proposed = later(world, hours=2)
+    assert proposed.state == "proposed"
+    assert "its server stands on another machine, and no controller there has begun the rollout" in proposed.reason
 
 
 def test_a_version_that_somebody_has_brought_already_is_done(world: RetrainingWorld) -> None:

@@ -1,0 +1,56 @@
+"""What one controller of a store does: under a lease that it keeps while it works, and gives back."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.controller.beside import LEASE, repeatedly, run_for_the_store
+from mlflow_deploy_plugin.store import open_store
+from support.waiting import wait_until
+
+SECONDS = 30.0
+Start = Callable[[str], threading.Event]
+
+
+@pytest.fixture
+def worked() -> list[str]:
+    """Who has worked, in its order."""
+    return []
+
+
+@pytest.fixture
+def start(tmp_path: Path, worked: list[str]) -> Iterator[Start]:
+    """Runs a controller of this name beside the test; the event that is given ends it, and so does the test's end."""
+    running = []
+
+    def begin(name: str) -> threading.Event:
+        ended, store = threading.Event(), open_store(f"sqlite:///{tmp_path}/store.db")
+        works = [repeatedly(lambda: worked.append(name), seconds=0.01)]
+        arguments = (store, works, name, 0.4, lambda line: None, ended)
+        thread = threading.Thread(target=run_for_the_store, args=arguments)
+        thread.start()
+        running.append((thread, ended, store))
+        return ended
+
+    yield begin
+    for thread, ended, store in running:
+        ended.set()
+        thread.join()
+        store.close()
+
+
+def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path: Path, start: Start, worked: list[str]) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    first = start("first")
+    wait_until(lambda: worked, SECONDS, "the first works")
+    begun = store.lease(LEASE)
+    assert begun is not None
+    start("second")
+    wait_until(lambda: store.lease(LEASE).expires_at > begun.expires_at, SECONDS, "the lease is renewed")
+    assert {*worked} == {"first"}
+
+    first.set()
+    wait_until(lambda: worked[-1] == "second", SECONDS, "the other works")
+    store.close()
