@@ -2,6 +2,7 @@
 promoted, a bad one is taken back, and `rollback` brings back what was served before.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -85,13 +86,14 @@ class Arena:
     folder: Path
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow_deploy_plugin.cli", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             cwd=self.folder,
+            env=os.environ | environment,
         )
         self.processes.append(process)
         return process
@@ -314,11 +316,28 @@ def test_a_controller_that_is_killed_is_replaced_and_the_rollout_goes_on(fresh: 
 
 
 @pytest.mark.long
+def test_a_controller_away_from_the_servers_keeps_no_bad_version_in_the_traffic(fresh: Arena) -> None:
+    pod = {"ONNXSERVE_HOME": str(fresh.folder / "pod"), "ONNXSERVE_STORE_URI": load_settings().store_url}
+    away = fresh.start("controller", "--lease-seconds", "3", **pod)
+    wait_until(lambda: fresh.store.lease("controller"), PATIENCE, "it judges and retrains")
+    beside = fresh.start("controller", "--lease-seconds", "3")
+
+    fresh.run("rollout", "arena", "--to", "4", "--steps", "40,100", "--every", "5m", "--min-requests", "20")
+    wait_until(lambda: not fresh.rollout().is_live, PATIENCE, "the rollout has ended")
+    for controller in (away, beside):
+        controller.send_signal(signal.SIGTERM)
+
+    assert [controller.wait(timeout=PATIENCE) for controller in (away, beside)] == [0, 0]
+    assert fresh.rollout().state == "rolled_back"
+    assert fresh.variants() == {"arena": 100}
+
+
+@pytest.mark.long
 def test_a_rollout_survives_a_restart_of_the_server_in_its_middle(fresh: Arena) -> None:
     controller = fresh.start("controller", "--lease-seconds", "3")
     wait_until(lambda: str(controller.pid) in fresh.who_works(), PATIENCE, "it works")
     fresh.run("rollout", "arena", "--to", "2", "--steps", "50,100", "--every", "3s", "--min-requests", "20")
-    wait_until(lambda: fresh.rollout().state == "stepping", PATIENCE, "the first step has begun")
+    wait_until(lambda: fresh.variants().get("candidate") == 50, PATIENCE, "the first step has begun")
 
     fresh.traffic.is_careless = True
     assert fresh.run("stop", "arena")[0] == 0
