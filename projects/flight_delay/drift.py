@@ -8,7 +8,8 @@ onnxserve/DEPLOYMENT.
 
 import argparse
 
-from mlflow_deploy_plugin.controller.monitors.by_hand import find_monitor, run_window
+from mlflow_deploy_plugin.controller.monitors.by_hand import run_window
+from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
 from mlflow_deploy_plugin.controller.monitors.judging import Answer, judge_and_log
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
