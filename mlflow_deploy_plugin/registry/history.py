@@ -30,18 +30,25 @@ def as_json(event: AuditEvent) -> str:
 
 
 def models_of(store: Store, endpoint: str) -> list[str] | None:
-    """The registered models that an endpoint serves; of one that was deleted, those that it served last.
+    """The registered models that an endpoint serves; of one that was emptied or deleted, those that it served last.
 
     None where nobody can tell: another onnxserve has written the spec, or no spec was ever written down.
     """
-    spec = next((one.spec for one in store.endpoints() if one.name == endpoint), None) or _last_spec(store, endpoint)
+    spec = next((one.spec for one in store.endpoints() if one.name == endpoint), None)
+    if spec is None or not spec.variants:
+        spec = _last_spec(store, endpoint)
     return registered_names(spec) if spec is not None else None
 
 
 def _last_spec(store: Store, endpoint: str) -> EndpointSpec | None:
-    """What an endpoint was last that is no more. An older spec says nothing in place of one that cannot be read."""
-    text = next((text for event in reversed(store.events(endpoint)) if (text := event.detail.get("spec"))), "")
-    try:
-        return load_specs(text, may_be_empty=True)[0]
-    except InvalidConfig:
-        return None
+    """The newest in the trail with a variant, where there is one. None speaks for a newer one that cannot be read."""
+    spec = None
+    for event in reversed(store.events(endpoint)):
+        if text := event.detail.get("spec"):
+            try:
+                spec = load_specs(text, may_be_empty=True)[0]
+            except InvalidConfig:
+                return None
+            if spec.variants:
+                break
+    return spec

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.spec import empty_endpoint, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.ui import visible
 
@@ -48,6 +48,22 @@ def test_of_a_deleted_endpoint_whose_last_spec_cannot_be_read_nothing_is_shown(s
     store.record("delete", endpoint="flights")
 
     assert is_hidden(store)
+
+
+@pytest.mark.parametrize(("model", "hidden"), [("open", False), ("secret", True)])
+def test_of_an_endpoint_without_a_deployment_counts_what_it_served_last(store: Store, model: str, hidden: bool) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/1"))
+    store.replace_spec(empty_endpoint("flights"))
+    assert is_hidden(store) is hidden
+
+    store.remove_endpoint("flights")
+    assert is_hidden(store) is hidden
+
+
+def test_an_endpoint_that_never_served_is_shown(store: Store) -> None:
+    store.add_endpoint("onnxserve", empty_endpoint("flights"))
+
+    assert not is_hidden(store)
 
 
 def test_of_a_name_that_no_spec_is_known_of_nothing_is_shown(store: Store) -> None:
