@@ -121,7 +121,7 @@ def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_
     world.start()
 
     wait_until(lambda: Alerts(world.store).firing(), what="the schedule has told of it")
-    assert [one.state for one in world.monitors.windows() if one.state != "judged"] == []
+    wait_until(lambda: not world.monitors.windows(states=("pending", "running")), what="its verdict is written")
 
 
 def test_a_window_that_is_left_to_the_schedule_waits_for_its_rows(world: MonitoredWorld) -> None:
