@@ -1,20 +1,15 @@
 """README.md does what it says: its example and its commands are taken out of the page and run, in their order."""
 
-import importlib.util
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
-import yaml
 
-from mlflow_deploy_plugin.cli import main
 from support.waiting import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -70,36 +65,6 @@ def test_the_smallest_example_runs(tmp_path: Path, environment: dict[str, str]) 
     assert "{'predictions': [0, 0, 0]} from http://127.0.0.1:" in result.stdout
 
 
-def commands_of(program: str) -> list[list[str]]:
-    """The arguments of each command of "By hand" that begins with `program`."""
-    script = "".join(blocks("sh")[1:]).replace("\\\n", " ")
-    lines = [shlex.split(line.removesuffix("&")) for line in script.splitlines() if line.startswith(f"{program} ")]
-    return [line[len(program.split()) :] for line in lines]
-
-
-def read_arguments(group: click.Command, arguments: list[str]) -> None:
-    """Reads the arguments as the command would, and runs nothing. Raises click's errors."""
-    while isinstance(group, click.Group):
-        name, command, arguments = group.resolve_command(click.Context(group), arguments)
-        assert command is not None, name
-        group = command
-    group.make_context(group.name, list(arguments))
-
-
-def test_the_commands_of_by_hand_are_there_with_their_options() -> None:
-    import mlflow.cli
-
-    for program, group in (("onnxserve", main), ("mlflow", mlflow.cli.cli)):
-        assert len(commands_of(program)) >= 5
-        for arguments in commands_of(program):
-            read_arguments(group, arguments)
-    ((_, project, _, entry, *_),) = [line for line in commands_of("mlflow") if line[0] == "run"]
-    assert entry in yaml.safe_load((ROOT / project / "MLproject").read_text())["entry_points"]
-    assert all(importlib.util.find_spec(module) for module, *_ in commands_of("python -m"))
-
-
-# a minute and a half: a training, MLflow's server, ten processes that import MLflow; each command has tests of its own
-@pytest.mark.long
 def test_the_commands_of_by_hand_run_in_their_order(
     environment: dict[str, str], run_script: list[subprocess.Popen[str]]
 ) -> None:
