@@ -105,7 +105,7 @@ class Progress:
             counted: of the server that runs, or has run last.
             before: what ended servers have left: the one that was seen last, and those that nobody has seen.
         """
-        for said in (*(before if self.totals.run else ()), counted):
+        for said in (*before, counted):
             if said is not None and said.run not in self.totals.ended:
                 self._count(said)
 
@@ -153,10 +153,17 @@ def _larger(seen: Mapping[str, Rows], rows: Mapping[str, Mapping[str, int]]) -> 
 
 
 def _read(path: Path) -> Totals:
-    """What was written down; where nothing was, or it makes no sense, a new name without any counts."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return Totals(**orjson.loads(path.read_bytes()))
-    return Totals(_new_name())
+    """What was written down; where nothing was, or it makes no sense, a new name without any counts.
+
+    What ended servers have left is then still to be counted, or is told of under the earlier name.
+    """
+    try:
+        written = path.read_bytes()
+    except OSError:
+        return Totals(_new_name())
+    with contextlib.suppress(ValueError, TypeError):
+        return Totals(**orjson.loads(written))
+    return Totals(_new_name(), ended=_left_runs(path.parent))
 
 
 def _own(totals: Totals, folder: Path) -> Totals:
@@ -170,8 +177,12 @@ def _own(totals: Totals, folder: Path) -> Totals:
         return totals
     name = _new_name()
     _log.warning("%s is a copy of another state folder: its agent is no longer %s, but %s", folder, totals.agent, name)
-    counted_there = [*totals.ended, totals.run, *(left.run for left in left_counted(folder))]
+    counted_there = [*totals.ended, totals.run, *_left_runs(folder)]
     return Totals(name, totals.complete_until, counted=totals.counted, ended=counted_there[-_MOST_ENDED:], folder=inode)
+
+
+def _left_runs(folder: Path) -> list[str]:
+    return [left.run for left in left_counted(folder)]
 
 
 def _new_name() -> str:

@@ -251,6 +251,38 @@ def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(
     assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == ({"e": 13}, {"e": 13}, {"e": 13})
 
 
+def test_runs_whose_agents_were_killed_before_their_first_look_are_counted_while_the_next_one_goes_on(
+    machine: Machine, start_run: Callable[[str], Metrics]
+) -> None:
+    machine.answer(3)
+    machine.writer.close()
+    machine.writer = CaptureWriter(machine.folder / "spool", start_run("b").count_capture)
+    for rows in (4, 5):
+        machine.answer(rows)
+        machine.shipper.ship()
+        machine.clock.now += 10
+        machine.watermark.round()
+    mark = machine.told()
+    assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == ({"e": 12}, {"e": 12}, {"e": 12})
+
+
+def test_where_progress_makes_no_sense_what_ended_runs_have_counted_stays_with_the_earlier_name(
+    machine: Machine, start_run: Callable[[str], Metrics]
+) -> None:
+    machine.answer(3)
+    machine.shipper.ship()
+    machine.watermark.end(is_shipped=False)
+    machine.writer.close()
+    machine.writer = CaptureWriter(machine.folder / "spool", start_run("b").count_capture)
+    (machine.folder / "progress.json").write_text('{"agent": ')
+    machine.answer(4)
+    machine.restart()
+    machine.shipper.ship()
+    machine.watermark.end(is_shipped=True)
+    marks = read_watermarks(locate_log(str(machine.folder / "log")))
+    assert sorted(mark.answered_rows["e"] for mark in marks) == [3, 4]
+
+
 def test_rows_that_have_no_form_in_the_log_are_dropped_and_not_on_their_way(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
