@@ -50,9 +50,10 @@ FIGURES: Mapping[str, Mapping[str, Figure]] = {
 }
 """By kind of monitor the figures that its `require` may name."""
 
-_NEVER_ESTIMATED = ("mae", "rmse", "mape", "r2")
-_EARLIER_WINDOWS = 3
-"""With labels: fewer of them let no estimate decide."""
+REGRESSION = ("mae", "rmse", "mape", "r2")
+"""Those of answers that are numbers; none of them can be estimated without labels."""
+MIN_LABELLED_WINDOWS = 3
+"""Earlier windows that an estimate needs to be judged by: with fewer nobody knows how far it is off."""
 
 
 class RetrainSpec(Part):
@@ -161,8 +162,8 @@ class MonitorSpec(Part):
         every = _length(self.every)
         if self.is_rolling:
             return rolling_span(_length(self.reference.partition(":")[2]), every, self.false_alarm_rate)
-        if self.kind == "performance" and any(one.name not in _NEVER_ESTIMATED for one in self.requirements):
-            return (max(ceil(_length(self.labels_within or "0s") / every) - 1, 0) + _EARLIER_WINDOWS) * every
+        if self.kind == "performance" and any(one.name not in REGRESSION for one in self.requirements):
+            return (max(ceil(_length(self.labels_within or "0s") / every) - 1, 0) + MIN_LABELLED_WINDOWS) * every
         return timedelta()
 
     @property

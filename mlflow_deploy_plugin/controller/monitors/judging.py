@@ -70,4 +70,9 @@ def count_rows(question: Question) -> int:
 def digest_of_files(log: InferenceLog, endpoint: str, window: Window) -> str:
     """Changes with the files of the hours that the window lies in; empty where there are none."""
     files = [(file.path, file.size) for hour in log.hours(endpoint, window) for file in log.files(hour)]
-    return hashlib.blake2b(repr(sorted(files)).encode(), digest_size=16).hexdigest() if files else ""
+    return digest(sorted(files)) if files else ""
+
+
+def digest(of: object) -> str:
+    """128 bits in hexadecimal that change with the value."""
+    return hashlib.blake2b(repr(of).encode(), digest_size=16).hexdigest()

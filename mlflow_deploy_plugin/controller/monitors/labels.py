@@ -9,8 +9,7 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.inference_log.joining import LABEL, LABEL_NUMBER, Labels, with_labels
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.spec import MonitorSpec
-
-_OF_NUMBERS = {"mae", "rmse", "mape", "r2"}
+from mlflow_deploy_plugin.spec.monitors import REGRESSION
 
 
 def count_labels(questions: Sequence[Question]) -> list[int]:
@@ -37,6 +36,6 @@ def _count(question: Question, labels: Labels) -> int:
 
 
 def _usable(table: pa.Table, spec: MonitorSpec) -> int:
-    if any(one.name in _OF_NUMBERS for one in spec.requirements):  # a label that is no number tells a regressor nothing
+    if any(one.name in REGRESSION for one in spec.requirements):  # a label that is no number tells a regressor nothing
         return int(np.isfinite(table.column(LABEL_NUMBER).to_numpy()).sum())
     return int(pc.count(table.column(LABEL)).as_py())

@@ -5,13 +5,12 @@ kind performance also where the files of labels have, for a week after its label
 without anything new, too, where small ones are made into one; so rows and labels are counted.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from mlflow_deploy_plugin.controller.monitors.judging import digest_of_files
+from mlflow_deploy_plugin.controller.monitors.judging import digest, digest_of_files
 from mlflow_deploy_plugin.inference_log.files import DAY, list_days, list_files
 from mlflow_deploy_plugin.inference_log.joining import labels_folder
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
@@ -69,8 +68,8 @@ def digests_of_files(log: InferenceLog, windows: Sequence[MonitorWindow], spec: 
         for file in list_files(log.location, folder)
     ]
     return [
-        _digest((digest, [file for file in labels if file[0] + DAY > window.start - DAY])) if digest else ""
-        for digest, window in zip(rows, windows, strict=True)
+        digest((of_rows, [file for file in labels if file[0] + DAY > window.start - DAY])) if of_rows else ""
+        for of_rows, window in zip(rows, windows, strict=True)
     ]
 
 
@@ -98,17 +97,17 @@ def add_revisions(
     if spec.kind == "performance":
         looked_at = looked_at[-_MOST_LABELLED:]
     digests = digests_of_files(log, looked_at, spec)
-    changed = [(one, digest) for one, digest in zip(looked_at, digests, strict=True) if digest != one.log_digest]
+    changed = [(one, new) for one, new in zip(looked_at, digests, strict=True) if new != one.log_digest]
     late = _late([window for window, _ in changed], spec, counts, now)
     added: list[tuple[MonitorWindow, Late]] = []
-    for window, digest in changed:
+    for window, new in changed:
         if window.id in late:
             revisions[window.start] += 1
             revision = revisions[window.start]
             one = monitors.add(window.endpoint, window.monitor, window.start, window.end, revision)
             added.append((one, late[window.id]))
         else:
-            monitors.saw_files(window, digest)
+            monitors.saw_files(window, new)
     return added
 
 
@@ -143,7 +142,3 @@ def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
         return labels >= spec.min_rows
     looked_at = before / float(window.figures["labelled_share"])  # of many columns fewer rows are looked at than it has
     return labels - before >= max(1, _MATERIAL_SHARE * looked_at)
-
-
-def _digest(of: object) -> str:
-    return hashlib.blake2b(repr(of).encode(), digest_size=16).hexdigest()

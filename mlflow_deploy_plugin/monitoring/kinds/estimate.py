@@ -21,9 +21,8 @@ from scipy.stats import rankdata
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import ERROR_BEFORE, Measure, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.measures import CLASSIFICATION, LEAST, Classified, classification
+from mlflow_deploy_plugin.spec.monitors import MIN_LABELLED_WINDOWS
 
-MIN_WINDOWS = 3
-"""Earlier windows that an estimate needs to be judged by: with fewer nobody knows how far it is off."""
 _ANY = Sampling(0.95)
 """Where figures alone are asked for, and not how sure they are."""
 
@@ -43,7 +42,7 @@ class Estimate:
     Attributes:
         values: by figure, or why there is none.
         errors: by figure the largest difference from what the earlier windows' labels said; empty with fewer than
-            `MIN_WINDOWS` of them.
+            `MIN_LABELLED_WINDOWS` of them.
         windows: earlier windows that were used.
         calibration_error: mean difference of the probabilities used and the share that was true, on those windows,
             over ten bins of equal size; None without them.
@@ -64,7 +63,7 @@ class Estimate:
         if name not in self.errors:
             return (
                 f"estimated {value:.4g}, which {self.windows} earlier windows with labels cannot confirm; "
-                f"{MIN_WINDOWS} are needed"
+                f"{MIN_LABELLED_WINDOWS} are needed"
             )
         error = self.errors[name]
         return Measure(name, value, value - error, value + error, rows, ERROR_BEFORE, rows)
@@ -87,7 +86,7 @@ def estimate(answers: Classified, earlier: Sequence[Earlier], names: Sequence[st
     is_corrected = len(usable) > 1 and _distance(usable, held_out) < _distance(usable, raw)
     used = held_out if is_corrected else raw
     errors = {}
-    if len(usable) >= MIN_WINDOWS:
+    if len(usable) >= MIN_LABELLED_WINDOWS:
         errors = dict(_errors(usable, used, names))
     fit = _fit(usable) if is_corrected else _as_they_are
     return Estimate(
@@ -224,7 +223,7 @@ def _errors(windows: Sequence[Earlier], chances: Sequence[Array], names: Sequenc
             one, other = real[name], guessed[name]
             if isinstance(one, Measure) and not isinstance(other, str):
                 found[name].append(abs(one.value - other))
-    return [(name, max(values)) for name, values in found.items() if len(values) >= MIN_WINDOWS]
+    return [(name, max(values)) for name, values in found.items() if len(values) >= MIN_LABELLED_WINDOWS]
 
 
 def _calibration_error(windows: Sequence[Earlier], chances: Sequence[Array]) -> float:

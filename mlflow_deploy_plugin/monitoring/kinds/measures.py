@@ -26,7 +26,6 @@ LEAST = float(np.finfo(np.float64).eps)
 _LARGEST = 1e75  # whose square's square, the variance of a bootstrap, is finite
 _MOST_CLASSES = 200
 CLASSIFICATION = ("accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "brier")
-REGRESSION = ("mae", "rmse", "mape", "r2")
 
 Measured = Mapping[str, "Measure | str"]
 """By name the figure, or why there is none, in a sentence."""

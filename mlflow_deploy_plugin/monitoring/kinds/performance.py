@@ -6,27 +6,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
-from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
 from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers
 from mlflow_deploy_plugin.monitoring.kinds.estimate import Estimate
 from mlflow_deploy_plugin.monitoring.kinds.expected import Expectation, expect
-from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
+from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
 from mlflow_deploy_plugin.monitoring.kinds.measures import (
     CLASSIFICATION,
-    REGRESSION,
     Measured,
     classification,
     regression,
 )
 from mlflow_deploy_plugin.monitoring.kinds.notes import row_notes
-from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, worst_first
+from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, sampling_of, worst_first
 from mlflow_deploy_plugin.monitoring.kinds.segments import Segment, segments_of
 from mlflow_deploy_plugin.monitoring.kinds.versions import version_artifact
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
+from mlflow_deploy_plugin.spec.monitors import REGRESSION
 
 _MOST_CELLS = 20_000_000
 
@@ -49,12 +47,6 @@ class _Window:
     @property
     def labels(self) -> int:
         return int(self.labelled.sum())
-
-    def sampling(self, rows: Array, confidence: float) -> Sampling:
-        """How some of the rows were drawn: [N] bool."""
-        if self.question.spec.independent_rows:
-            return Sampling(confidence)
-        return Sampling(confidence, microseconds_of(self.rows.table.column(EVENT_TIME))).of(rows)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -132,15 +124,14 @@ def _expected_findings(window: _Window, expected: Expectation) -> Iterator[Findi
 
 def _measure(window: _Window, rows: Array, names: tuple[str, ...], confidence: float) -> Measured:
     answered = window.answered
+    sampling = sampling_of(window.question, window.rows.table, confidence)
     if answered.classified is not None:
-        taken = answered.classified.take(rows)
-        return classification(answered.truth[rows], taken, names, window.sampling(rows, confidence))
+        return classification(answered.truth[rows], answered.classified.take(rows), names, sampling.of(rows))
     assert answered.numbers is not None
     usable = rows & np.isfinite(answered.numbers)
     if not usable.any():
         return dict.fromkeys(names, "no labelled row has an answer that is a number")
-    sampling = window.sampling(usable, confidence)
-    return regression(answered.truth[usable], answered.numbers[usable], names, sampling)
+    return regression(answered.truth[usable], answered.numbers[usable], names, sampling.of(usable))
 
 
 def _findings(

@@ -2,8 +2,13 @@
 
 from collections.abc import Sequence
 
+import pyarrow as pa
+
+from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.monitoring.judgement import Finding, State
-from mlflow_deploy_plugin.monitoring.kinds.intervals import ERROR_BEFORE, Measure
+from mlflow_deploy_plugin.monitoring.kinds.intervals import ERROR_BEFORE, Measure, Sampling
+from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 from mlflow_deploy_plugin.spec.criteria import Requirement
 
 
@@ -14,6 +19,13 @@ def confidence_of(rate: float, questions: int) -> float:
     one violates; what is kept is twice as sure.
     """
     return 1 - rate / max(questions, 1)
+
+
+def sampling_of(question: Question, rows: pa.Table, confidence: float) -> Sampling:
+    """How rows of the log were drawn, as the monitor's spec says it."""
+    if question.spec.independent_rows:
+        return Sampling(confidence)
+    return Sampling(confidence, microseconds_of(rows.column(EVENT_TIME)))
 
 
 def finding(

@@ -14,17 +14,17 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.inference_log.identity import mix, text_hashes
-from mlflow_deploy_plugin.inference_log.rows import is_answered_by, microseconds_of
+from mlflow_deploy_plugin.inference_log.rows import is_answered_by
 from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling, share
 from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
-from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, worst_first
+from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, sampling_of, worst_first
 from mlflow_deploy_plugin.monitoring.kinds.segments import segments_of
 from mlflow_deploy_plugin.monitoring.kinds.versions import Version, version_artifact, versions_of
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
-from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.server.shadow_compare import compare
 
 MAX_ROWS = 100_000
@@ -53,12 +53,6 @@ class _Compared:
         comparable: Array = self.same >= 0
         return comparable
 
-    def sampling(self, question: Question, confidence: float) -> Sampling:
-        """How the rows were drawn."""
-        if question.spec.independent_rows:
-            return Sampling(confidence)
-        return Sampling(confidence, microseconds_of(self.answered.column(EVENT_TIME)))
-
 
 def judge(question: Question) -> Judged:
     """Judges the share of rows on which each shadow variant disagrees with what was answered.
@@ -86,7 +80,7 @@ def judge(question: Question) -> Judged:
             f"{len(answered):,} answered rows compared",
             *one.failures,
         ]
-        figures |= _figures(variant, one, len(answered), one.sampling(question, confidence))
+        figures |= _figures(variant, one, len(answered), sampling_of(question, one.answered, confidence))
         findings += _findings(question, variant, one, parts[variant], confidence, len(compared) == 1)
     for requirement in spec.requirements:
         if requirement.of and requirement.of not in compared:
@@ -265,7 +259,7 @@ def _disagreement(question: Question, compared: _Compared, rows: Array, confiden
     chosen = compared.same[rows & compared.comparable]
     if len(chosen) < question.spec.min_rows:
         return f"{len(chosen):,} rows can be compared; min_rows is {question.spec.min_rows}"
-    sampling = compared.sampling(question, confidence)
+    sampling = sampling_of(question, compared.answered, confidence)
     return share("disagreement", chosen == _OTHER, sampling.of(rows & compared.comparable))
 
 

@@ -14,11 +14,11 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
 )
 from mlflow_deploy_plugin.monitoring.kinds.measures import (
     CLASSIFICATION,
-    REGRESSION,
     Classified,
     classification,
     regression,
 )
+from mlflow_deploy_plugin.spec.monitors import REGRESSION
 
 
 def answers_to(truth: np.ndarray, classes: int, rng: np.random.Generator) -> Classified:
