@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
@@ -58,27 +59,28 @@ class Turns:
             OnnxserveError: the log cannot be read.
         """
         store = self.attempts.deployments.store
+        now = store.now()  # before the spec: one that was changed since must not cut windows that are due only now
         endpoint, state = store.endpoint(name), self.monitors.state(name, monitor)
         if endpoint is None or monitor not in endpoint.spec.monitors or state.paused:
             return "nothing due"
         spec = endpoint.spec.monitors[monitor]
         written = self.monitors.windows(name, monitor, states=("pending", "running"))
-        ready = self._readiness(name)
-        window = begun(written, store.now()) if written else self._begin(endpoint, monitor, spec, state, ready)
+        ready = self._readiness(name, now)
+        window = begun(written, now) if written else self._begin(endpoint, monitor, spec, state, ready, now)
         if state.note.startswith(TROUBLE) and self.monitors.state(name, monitor).note == state.note:
             self.monitors.remember(name, monitor, note="")  # it is over
         if window is None:
             return "nothing due"
         if isinstance(window, str):
             return window
-        if window.attempts == 0 and window.end <= store.now() and not ready.covers(window.end):
+        if window.attempts == 0 and window.end <= now and not ready.covers(window.end):
             return "waits for rows"  # one that a person has left to the schedule
         return self.attempts.take(window, spec, keeper, ready.notes)
 
     def look_for_late(self, name: str, monitor: str) -> list[MonitorWindow]:
         """Writes down further revisions of windows that rows or labels came for since they were judged."""
         deployments = self.attempts.deployments
-        endpoint, now = deployments.store.endpoint(name), deployments.store.now()
+        now, endpoint = deployments.store.now(), deployments.store.endpoint(name)
         if endpoint is None or monitor not in endpoint.spec.monitors:
             return []
         spec, settings = endpoint.spec.monitors[monitor], deployments.settings
@@ -96,11 +98,10 @@ class Turns:
         return [window for window, _ in added]
 
     def _begin(
-        self, endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, ready: Readiness
+        self, endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, ready: Readiness, now: datetime
     ) -> MonitorWindow | Outcome:
         """Writes down the next window that is due and complete; passes over what was judged under another clock."""
         while True:
-            now = self.attempts.deployments.store.now()
             found = next_window(endpoint, monitor, spec, state, now, self.most_made_up)
             if found is None:
                 return "nothing due"
@@ -129,13 +130,12 @@ class Turns:
         revision = self.monitors.next_revision(endpoint, monitor, window.start)
         return self.monitors.add(endpoint, monitor, window.start, window.end, revision)
 
-    def _readiness(self, endpoint: str) -> Readiness:
-        deployments = self.attempts.deployments
+    def _readiness(self, endpoint: str, now: datetime) -> Readiness:
         try:
-            marks = read_watermarks(locate_log(deployments.settings.inference_log))
+            marks = read_watermarks(locate_log(self.attempts.deployments.settings.inference_log))
         except OSError as error:
             raise OnnxserveError(f"the inference log cannot be read: {' '.join(str(error).split())}") from None
-        return readiness(marks, endpoint, deployments.store.now())
+        return readiness(marks, endpoint, now)
 
 
 def _left_out(endpoint: str, monitor: str, found: Next) -> str:

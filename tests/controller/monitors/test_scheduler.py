@@ -164,9 +164,9 @@ def test_rows_that_come_later_make_the_next_revision(world: MonitoredWorld) -> N
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + HOUR + timedelta(minutes=6)
-    over = world.start()
+    world.start()
     world.wait_for(1)
-    over.set()
+    world.end()
 
     world.rows(NOON, rows=2)
     world.start()  # looks for late rows when it begins, and then every hour
@@ -180,9 +180,9 @@ def test_files_that_change_without_new_rows_change_nothing(world: MonitoredWorld
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + HOUR + timedelta(minutes=6)
-    over = world.start()
+    world.start()
     (window,) = world.wait_for(1)
-    over.set()
+    world.end()
     (file,) = (world.folder / "inference_log").rglob("*.parquet")
     (file.parent / "again.parquet").write_bytes(file.read_bytes())  # a segment that was shipped twice
 
@@ -257,9 +257,9 @@ def test_where_the_clock_has_jumped_ahead_and_back_windows_are_judged_again_when
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + 3 * HOUR  # it is really a few minutes past 12
-    over = world.start()
+    world.start()
     world.wait_for(2)
-    over.set()
+    world.end()
 
     world.now = NOON + HOUR / 2
     world.rows(NOON + HOUR)
@@ -346,9 +346,9 @@ def test_a_look_for_late_rows_that_fails_is_noted_and_told_of_and_windows_are_ju
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + HOUR + timedelta(minutes=6)
-    over = world.start()
+    world.start()
     world.wait_for(1)
-    over.set()
+    world.end()
     world.rows(NOON, rows=2)
     counted, passed, reason = [0.0], 0.0, "a file of rows cannot be read"
 
