@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlflow_deploy_plugin.deployments.monitors import whole_datasets
 from mlflow_deploy_plugin.deployments.projects import whole_projects
 from mlflow_deploy_plugin.deployments.traffic import with_weights
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
@@ -24,8 +25,8 @@ def configured(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     for name, value in config.items():
         if name.startswith("monitors.") and name.endswith(".time_zone") and value:
             zone_named(value)
-    projects = whole_projects(changed, config)
-    return apply_config(changed, projects) if projects else changed
+    whole = {**whole_projects(changed, config), **whole_datasets(changed, config)}
+    return apply_config(changed, whole) if whole else changed
 
 
 def absolute_uri(model_uri: str) -> str:

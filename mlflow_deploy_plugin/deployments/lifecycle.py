@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
 from mlflow_deploy_plugin.deployments.config import absolute_uri, configured
 from mlflow_deploy_plugin.deployments.endpoints import Cause, Endpoints, ObservedEndpoint
+from mlflow_deploy_plugin.deployments.monitors import check_monitors
 from mlflow_deploy_plugin.deployments.traffic import says_weight
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.nearest import did_you_mean
@@ -71,8 +72,8 @@ class Deployments:
         if stored is None:
             model_uri = absolute_uri(model_uri)
             spec = new_endpoint(endpoint or name, model_uri, variant=name)
-            spec = configured(spec, config)
             resolve(model_uri)  # what the registry does not have is said at once, before anything is started
+            spec = self._configured(spec, config)
             self._endpoints.create(spec, "", None)
             return self.get(name, endpoint)
         if endpoint is None and name not in stored.spec.variants:
@@ -95,7 +96,7 @@ class Deployments:
         if any(says_weight(field) for field in config):
             self._refuse_under_rollout(found)
         model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
-        self._change(found, lambda spec: configured(spec, {**model, **config}), Cause())
+        self._change(found, lambda spec: self._configured(spec, {**model, **config}), Cause())
         return self.get(name, found)
 
     def delete(self, name: str, endpoint: str | None = None) -> None:
@@ -168,7 +169,7 @@ class Deployments:
             InvalidConfig: the name or a field of `config` cannot be.
         """
         spec = empty_endpoint(name)
-        self._endpoints.create(configured(spec, config), why, actor)
+        self._endpoints.create(self._configured(spec, config), why, actor)
         return self.get_endpoint(name)
 
     def update_endpoint(
@@ -178,7 +179,7 @@ class Deployments:
         if any(says_weight(name) for name in config):
             self._refuse_under_rollout(endpoint)
         cause = Cause("update", why, actor)
-        self._change(endpoint, lambda spec: configured(spec, config), cause)
+        self._change(endpoint, lambda spec: self._configured(spec, config), cause)
         return self.get_endpoint(endpoint)
 
     def set_traffic(
@@ -231,7 +232,7 @@ class Deployments:
 
         def added(spec: EndpointSpec) -> EndpointSpec:
             wider = add_variant(spec, name, model_uri)
-            return configured(wider, config)
+            return self._configured(wider, config)
 
         self._change(endpoint, added, Cause("update", why, actor))
         return self.get(name, endpoint)
@@ -269,6 +270,12 @@ class Deployments:
         with self._endpoints.lock(endpoint):
             spec = self.store.existing(endpoint).spec
             self._endpoints.change(spec, changed(spec), cause)
+
+    def _configured(self, spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
+        """Return `spec` with what `config` says, once its monitors were checked. Raises as `configured`."""
+        changed = configured(spec, config)
+        check_monitors(changed, config, self.progress)
+        return changed
 
     def _refuse_under_rollout(self, endpoint: str) -> None:
         """Weights that anybody else gives would be put back by the rollout at its next look."""

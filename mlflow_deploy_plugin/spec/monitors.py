@@ -11,7 +11,13 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec.base import REFERENCE, TIME_ZONE, Duration, Part, duration_seconds, listed
 from mlflow_deploy_plugin.spec.criteria import Figure, Requirement, read_requirements
 from mlflow_deploy_plugin.spec.crontab import checked_crontab
-from mlflow_deploy_plugin.spec.reference import SMALLEST_ROLLING_RATE, checked_length, checked_reference, rolling_span
+from mlflow_deploy_plugin.spec.reference import (
+    SMALLEST_ROLLING_RATE,
+    checked_lag,
+    checked_length,
+    checked_reference,
+    rolling_span,
+)
 
 MonitorKind = Literal["drift", "prediction_drift", "data_quality", "performance", "shadow", "service_level"]
 Length = Annotated[Duration, AfterValidator(checked_length)]
@@ -132,6 +138,8 @@ class MonitorSpec(Part):
             raise ValueError(f"a monitor of kind {self.kind} needs `require`: what must hold")
         if self.kind in ("drift", "prediction_drift") and self.require:
             raise ValueError(f"a monitor of kind {self.kind} takes no `require`: its reference says what is normal")
+        if self.is_rolling:
+            checked_lag(self.reference.partition(":")[2], self.every)
         tells_by_pairs = self.is_rolling and self.kind != "data_quality" and not self.independent_rows
         rate, least = self.false_alarm_rate, SMALLEST_ROLLING_RATE
         if tells_by_pairs and rate < least:

@@ -59,6 +59,20 @@ def checked_length(duration: str) -> str:
     return duration
 
 
+def checked_lag(lag: str, every: str) -> str:
+    """Return the lag of a rolling reference as it is.
+
+    Raises:
+        ValueError: no window of the monitor begins so long before another.
+    """
+    long_ago, length = duration_seconds(lag), duration_seconds(every)
+    if long_ago < length:
+        raise ValueError(f"reference rolling:{lag} lies in the window itself, which is {every} long")
+    if long_ago % length:
+        raise ValueError(f"reference rolling:{lag}: no window of {every} begins {lag} before another; take a multiple")
+    return lag
+
+
 def _check_window(text: str) -> None:
     begin, _, end = text.partition("/")
     try:

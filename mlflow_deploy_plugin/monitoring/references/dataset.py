@@ -1,6 +1,8 @@
 """A named dataset as reference: Parquet or CSV, in a folder, behind a URI of MLflow's, or in its artifact store."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -40,6 +42,34 @@ def load_dataset(uri: str) -> ReferenceRows:
         return _read(_fetch(uri, Path(temporary)), uri)
 
 
+def dataset_columns(uri: str) -> tuple[str, ...]:
+    """Return the names of a dataset's columns. Takes and raises as `load_dataset`; a local file's rows are not read."""
+    parsed = urlparse(uri)
+    if parsed.scheme in ("", "file"):
+        return _names(Path(unquote(parsed.path)).expanduser(), uri)
+    with tempfile.TemporaryDirectory(prefix="onnxserve-dataset-") as temporary:
+        return _names(_fetch(uri, Path(temporary)), uri)
+
+
+def _names(path: Path, uri: str) -> tuple[str, ...]:
+    with _reading(uri):
+        if _is_csv(path):
+            with pa_csv.open_csv(path) as reader:
+                return tuple(reader.schema.names)
+        return tuple(_dataset(path).schema.names)
+
+
+@contextmanager
+def _reading(uri: str) -> Iterator[None]:
+    shown = f"the dataset {without_credentials(uri)}"
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound(f"{shown} does not exist") from None
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidConfig(f"{shown} cannot be read: {' '.join(str(error).split())}") from None
+
+
 def _fetch(uri: str, folder: Path) -> Path:
     from mlflow.artifacts import download_artifacts  # a second to import; a file on this disk does without
 
@@ -56,14 +86,10 @@ def _fetch(uri: str, folder: Path) -> Path:
 
 def _read(path: Path, uri: str) -> ReferenceRows:
     shown = f"the dataset {without_credentials(uri)}"
-    try:
+    with _reading(uri):
         table, count = _table(path)
         name = _time_column(table, shown)
         times = times_of(table, name) if name else None
-    except FileNotFoundError:
-        raise NotFound(f"{shown} does not exist") from None
-    except (OSError, pa.ArrowException) as error:
-        raise InvalidConfig(f"{shown} cannot be read: {' '.join(str(error).split())}") from None
     if not len(table):
         raise InvalidConfig(f"{shown} has no rows")
     if len(set(table.column_names)) < table.num_columns:
@@ -78,17 +104,25 @@ def _read(path: Path, uri: str) -> ReferenceRows:
 
 def _table(path: Path) -> tuple[pa.Table, int]:
     """The rows, and how many there are before the sample is taken."""
-    if not path.exists():
-        raise FileNotFoundError
-    if path.suffix.lower() in (".csv", ".gz", ".bz2"):
+    if _is_csv(path):
         table = pa_csv.read_csv(path)
         chosen = _chosen(len(table))
         return (table if chosen is None else table.take(chosen)), len(table)
-    names = list(path.rglob("*.csv")) if path.is_dir() else []
-    data = pa_dataset.dataset(path, format="csv" if names else "parquet")
+    data = _dataset(path)
     count = data.count_rows()
     chosen = _chosen(count)
     return (data.to_table() if chosen is None else data.take(chosen)), count
+
+
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() in (".csv", ".gz", ".bz2") and path.is_file()
+
+
+def _dataset(path: Path) -> pa_dataset.Dataset:
+    if not path.exists():
+        raise FileNotFoundError
+    has_csv = path.is_dir() and next(path.rglob("*.csv"), None) is not None
+    return pa_dataset.dataset(path, format="csv" if has_csv else "parquet")
 
 
 def _chosen(count: int) -> Array | None:

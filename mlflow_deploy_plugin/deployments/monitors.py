@@ -1,0 +1,180 @@
+"""Monitors, checked when they are written: their references, and the columns that they name.
+
+A slip of the pen would be found with the first window, a day later, and in a report that nobody is told of. The model's
+columns are asked of the registry (its MLmodel file alone). Where nobody can say them, as of a pyfunc's answers or while
+MLflow is down, a name passes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.nearest import did_you_mean
+from mlflow_deploy_plugin.registry.logged_columns import LoggedColumns, logged_columns
+from mlflow_deploy_plugin.registry.resolve import resolve
+from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec
+
+_DATASET = "dataset:"
+_COMPARED = ("drift", "prediction_drift", "data_quality")
+_OWN_PREFIX = "_"
+_MOST_NAMED = 10
+
+
+def whole_datasets(spec: EndpointSpec, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the dataset references that `config` sets, by their fields, each path made absolute: the controller does
+    not run where the command is typed.
+    """
+    found = {}
+    for name, monitor in spec.monitors.items():
+        field = f"monitors.{name}.reference"
+        uri = monitor.reference.removeprefix(_DATASET)
+        if field in config and monitor.reference.startswith(_DATASET) and not urlparse(uri).scheme:
+            found[field] = f"{_DATASET}{Path(uri).expanduser().absolute()}"
+    return found
+
+
+def check_monitors(spec: EndpointSpec, config: Mapping[str, Any], progress: Callable[[str], None]) -> None:
+    """Check the monitors that `config` changes against the models and datasets that they speak of.
+
+    Args:
+        progress: is told in one line what could not be asked.
+
+    Raises:
+        InvalidConfig: a monitor names a column or a variant that is not there, or a dataset that is missing, that
+            cannot be read, or that lacks a column to be judged.
+        RegistryUnavailable: a dataset at a remote URI cannot be fetched.
+    """
+    changed = {
+        name: monitor
+        for name, monitor in spec.monitors.items()
+        if any(field.startswith(f"monitors.{name}.") for field in config)
+    }
+    if not changed:
+        return
+    columns = _columns_of(spec, progress)
+    for name, monitor in changed.items():
+        try:
+            _check_variants(spec, monitor)
+            if columns is not None:
+                _check_names(monitor, columns)
+            if monitor.kind in _COMPARED and monitor.reference.startswith(_DATASET):
+                _check_dataset(monitor, columns)
+        except InvalidConfig as error:
+            raise InvalidConfig(f"monitors.{name}.{error.message}") from None
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns that the log of an endpoint has, of all its variants.
+
+    Attributes:
+        inputs: of the signatures.
+        answers: `prediction` and `output.NAME`; None: nobody says them before a request is answered.
+    """
+
+    inputs: tuple[str, ...]
+    answers: tuple[str, ...] | None
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return *self.inputs, *(self.answers or ())
+
+    def has(self, name: str) -> bool:
+        """Return whether the log may have a column of this name; parts of a vector count (`output.scores.0`)."""
+        if name.startswith(_OWN_PREFIX) or _is_among(name, self.all):
+            return True
+        return self.answers is None and _is_answer(name)
+
+
+def _columns_of(spec: EndpointSpec, progress: Callable[[str], None]) -> _Columns | None:
+    logged: list[LoggedColumns] = []
+    for name, variant in spec.variants.items():
+        try:
+            logged.append(logged_columns(resolve(variant.model).source))
+        except RegistryUnavailable as error:
+            progress(f"the columns that the monitors name are not checked: {error.message}")
+            return None
+        except OnnxserveError as error:
+            progress(f"the columns of deployment {name} are not known: {error.message}")
+            return None
+    if not logged or not all(one.inputs for one in logged):
+        return None
+    inputs = dict.fromkeys(name for one in logged for name in one.inputs)
+    answers = [one.answers for one in logged]
+    known = None if None in answers else tuple(dict.fromkeys(name for one in answers for name in one or ()))
+    return _Columns(tuple(inputs), known)
+
+
+def _check_variants(spec: EndpointSpec, monitor: MonitorSpec) -> None:
+    if monitor.kind != "shadow" or not spec.variants:
+        return
+    for one in monitor.requirements:
+        if one.of and one.of not in spec.variants:
+            hint = did_you_mean(one.of, spec.variants, f"it has {', '.join(spec.variants)}")
+            raise InvalidConfig(f"require: {one.text}: the endpoint has no deployment {one.of!r}{hint}")
+
+
+def _check_names(monitor: MonitorSpec, columns: _Columns) -> None:
+    for field, text, name in _named(monitor):
+        if not columns.has(name):
+            hint = did_you_mean(name, columns.all, f"it has {_listed(columns.all)}")
+            raise InvalidConfig(f"{field}: {text}the model has no column {name!r}{hint}")
+
+
+def _named(monitor: MonitorSpec) -> Iterator[tuple[str, str, str]]:
+    """Yield each column that the monitor names: the field it stands in, the text before it, and its name."""
+    for field in ("columns", "segment_by"):
+        for name in getattr(monitor, field):
+            yield field, "", name
+    for one in monitor.requirements:
+        if monitor.kind == "data_quality" and one.of:
+            yield "require", f"{one.text}: ", one.of
+
+
+def _check_dataset(monitor: MonitorSpec, columns: _Columns | None) -> None:
+    """A column that only one side has is drift in every window, so the dataset has to have each that is judged."""
+    # here: pyarrow and scipy, which no other command of deployments needs
+    from mlflow_deploy_plugin.monitoring.references.dataset import dataset_columns
+
+    try:
+        held = dataset_columns(monitor.reference.removeprefix(_DATASET))
+    except RegistryUnavailable:
+        raise
+    except OnnxserveError as error:
+        raise InvalidConfig(f"reference: {error.message}") from None
+    judged = monitor.columns or _judged(monitor, columns)
+    missing = [name for name in judged if not _is_among(name, held)]
+    if not missing:
+        return
+    uri = monitor.reference
+    if all(_is_answer(name) for name in missing) and monitor.kind != "prediction_drift" and columns is not None:
+        left = [name for name in (monitor.columns or columns.inputs) if name not in missing]
+        raise InvalidConfig(
+            f"reference: {uri} has no column {_listed(missing)}, which holds what the model answers: add it (the "
+            f"model's answers to these rows), or judge the others alone: columns={','.join(left)}"
+        )
+    raise InvalidConfig(f"reference: {uri} has no column {_listed(missing)} to compare with; it has {_listed(held)}")
+
+
+def _judged(monitor: MonitorSpec, columns: _Columns | None) -> Sequence[str]:
+    """Return the columns that are judged where `columns` names none, as far as they are known."""
+    if columns is None:
+        return ()
+    return (columns.answers or ()) if monitor.kind == "prediction_drift" else columns.all
+
+
+def _is_among(name: str, known: Sequence[str]) -> bool:
+    """Return whether it is one of them, or the part of a vector of one, on either side."""
+    return any(name == one or name.startswith(f"{one}.") or one.startswith(f"{name}.") for one in known)
+
+
+def _is_answer(name: str) -> bool:
+    return name.partition(".")[0] in ("prediction", "output")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
