@@ -1,7 +1,7 @@
 """What may be expected of a window without labels, of all rows and by segment: `estimate.py`, fed by the log."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers
 from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, estimate
-from mlflow_deploy_plugin.monitoring.kinds.measures import Classified
+from mlflow_deploy_plugin.monitoring.kinds.measures import CLASSIFICATION, Classified
 from mlflow_deploy_plugin.monitoring.kinds.segments import segments_of
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.runtime.artifact import Artifact
@@ -58,10 +58,11 @@ def expect(
         return "the rows of earlier windows do not fit"
     number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     least = question.spec.min_rows
+    names = [one.name for one in question.spec.requirements if one.name in CLASSIFICATION]
     segments, notes = segments_of(together, question.spec.segment_by, least, number == 0)
     found = []
     for name, chosen in (("", np.ones(len(together), bool)), *((one.name, one.rows) for one in segments)):
-        of_rows = _estimate(everything, everything.classified, number, chosen, least)
+        of_rows = _estimate(everything, everything.classified, number, chosen, least, names)
         if isinstance(of_rows, str):
             return of_rows
         found.append(Expectation(name, int((chosen & (number == 0)).sum()), of_rows))
@@ -82,7 +83,9 @@ def _why_not(answered: Answered, artifact: Artifact | None) -> str:
     return ""
 
 
-def _estimate(everything: Answered, classified: Classified, number: Array, chosen: Array, least: int) -> Estimate | str:
+def _estimate(
+    everything: Answered, classified: Classified, number: Array, chosen: Array, least: int, names: Sequence[str]
+) -> Estimate | str:
     """Of the chosen rows of window 0; the others with `least` labelled ones check it.
 
     Args:
@@ -93,7 +96,7 @@ def _estimate(everything: Answered, classified: Classified, number: Array, chose
         places = np.flatnonzero(chosen & (number == window) & everything.is_labelled)
         if len(places) >= least:
             earlier.append(Earlier(everything.truth[places], classified.take(places)))
-    return estimate(classified.take(np.flatnonzero(chosen & (number == 0))), earlier)
+    return estimate(classified.take(np.flatnonzero(chosen & (number == 0))), earlier, names)
 
 
 def _earlier_tables(question: Question, rows: WindowRows, artifact: Artifact | None) -> Iterator[pa.Table]:
@@ -104,7 +107,9 @@ def _earlier_tables(question: Question, rows: WindowRows, artifact: Artifact | N
         if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):
             continue
         answered = read_answers(earlier.table, artifact)
-        if not isinstance(answered, str) and answered.is_labelled.sum() >= question.spec.min_rows:
+        if isinstance(answered, str) or answered.unfit:
+            continue
+        if answered.is_labelled.sum() >= question.spec.min_rows:
             yield earlier.table.filter(pa.array(answered.is_labelled))
             found += 1
         if found == _EARLIER_WINDOWS:

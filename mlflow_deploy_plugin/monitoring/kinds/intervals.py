@@ -18,7 +18,7 @@ long, on 49 to 92 and 88 to 97 %, where it is 5, on 17 to 88 and 73 to 94 %; of 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.stats import norm, rankdata, t
@@ -26,9 +26,8 @@ from scipy.stats import norm, rankdata, t
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.null.stationary import dependence
 
-Method = Literal["Wilson", "bootstrap", "DeLong", "largest error on earlier windows"]
+Method = Literal["Wilson", "bootstrap", "DeLong", "prediction interval"]
 
-ERROR_BEFORE: Final = "largest error on earlier windows"
 RESAMPLES = 400
 _CHUNK = 2_000_000  # random numbers at a time
 _BOOTSTRAP_ROWS = 20_000

@@ -1,14 +1,14 @@
 """Performance: were the answers right, now that it is known? Before it is, how right they may be expected to be."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
-from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers
+from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, listed, read_answers
 from mlflow_deploy_plugin.monitoring.kinds.estimate import Estimate
 from mlflow_deploy_plugin.monitoring.kinds.expected import Expectation, expect
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.spec.monitors import REGRESSION
 
 _MOST_CELLS = 20_000_000
+_INFORMS = "an estimate informs and decides nothing, unless the monitor says `estimate: decides`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,8 @@ def judge(question: Question) -> Judged:
     if isinstance(answered, str):
         return question.not_judged(answered, model=rows.model, version=rows.version, rows=rows.rows, notes=notes)
     window = _Window(question, rows, artifact, answered, answered.is_labelled, notes)
+    if answered.unfit:
+        return _judged_by_nothing(window, answered.unfit)
     if window.labels >= question.spec.min_rows:
         return _judged_by_labels(window)
     return _judged_by_estimate(window)
@@ -93,33 +96,45 @@ def _judged_by_labels(window: _Window) -> Judged:
     return _conclusion(window, findings, _figures(window, measured), (*_label_notes(window), *segment_notes))
 
 
+def _judged_by_nothing(window: _Window, reason: str) -> Judged:
+    requirements = window.question.spec.requirements
+    findings = [Finding(one.name, "criterion", "not judged", reason, None, one.value) for one in requirements]
+    return _conclusion(window, findings, _figures(window, {}), ())
+
+
 def _judged_by_estimate(window: _Window) -> Judged:
     """What the labels cannot say yet."""
     spec = window.question.spec
+    if window.rows.rows < spec.min_rows:
+        return _judged_by_nothing(window, f"the window has {window.rows.rows:,} rows; min_rows is {spec.min_rows}")
     missing = f"{window.labels:,} of {len(window.rows.table):,} rows have a label; min_rows is {spec.min_rows}"
     expected = expect(window.question, window.rows, window.artifact, window.answered)
     figures = _figures(window, {})
     if isinstance(expected, str):
-        reason = f"{missing}; nothing is estimated before: {expected}"
-        findings = [Finding(one.name, "criterion", "not judged", reason, None, one.value) for one in spec.requirements]
-        return _conclusion(window, findings, figures, ())
+        return _judged_by_nothing(window, f"{missing}; nothing is estimated before: {expected}")
     expectations, notes = expected
     of_all = expectations[0].estimate
-    findings = [one for expectation in expectations for one in _expected_findings(window, expectation)]
+    confidence = confidence_of(spec.false_alarm_rate, len(spec.requirements) * len(expectations))
+    findings = [one for expectation in expectations for one in _expected_findings(window, expectation, confidence)]
     corrected = "corrected by isotonic regression" if of_all.is_corrected else "as the model gives them"
     note = (
         f"{missing}; what is said is estimated from the model's own probabilities (CBPE), {corrected}, "
         f"checked on {of_all.windows} earlier windows with labels"
     )
-    return _conclusion(window, findings, {**figures, **_estimated_figures(of_all)}, (note, *notes))
+    figures = {**figures, **_estimated_figures(of_all, confidence)}
+    return _conclusion(window, findings, figures, (note, *notes))
 
 
-def _expected_findings(window: _Window, expected: Expectation) -> Iterator[Finding]:
-    for requirement in window.question.spec.requirements:
+def _expected_findings(window: _Window, expected: Expectation, confidence: float) -> Iterator[Finding]:
+    spec = window.question.spec
+    for requirement in spec.requirements:
         name = requirement.name
         known = name in expected.estimate.values
-        measured = expected.estimate.measure(name, expected.rows) if known else _unfit(window, name)
-        yield finding(requirement, measured, 1.0, expected.segment, prefix="estimated ")
+        measured = expected.estimate.measure(name, expected.rows, confidence) if known else _unfit(window, name)
+        found = finding(requirement, measured, confidence, expected.segment, prefix="estimated ")
+        if spec.estimate == "informs" and found.state != "not judged":
+            found = replace(found, state="not judged", reason=f"{found.reason}; {_INFORMS}")
+        yield found
 
 
 def _measure(window: _Window, rows: Array, names: tuple[str, ...], confidence: float) -> Measured:
@@ -158,9 +173,12 @@ def _figures(window: _Window, measured: Measured) -> dict[str, float]:
     return figures
 
 
-def _estimated_figures(expected: Estimate) -> Mapping[str, float]:
+def _estimated_figures(expected: Estimate, confidence: float) -> Mapping[str, float]:
     figures = {f"estimated/{name}": value for name, value in expected.values.items() if not isinstance(value, str)}
-    figures |= {f"estimated/{name}_error": value for name, value in expected.errors.items()}
+    for name in expected.errors:
+        measured = expected.measure(name, 0, confidence)
+        if isinstance(measured, Measure):
+            figures |= {f"estimated/{name}_low": measured.low, f"estimated/{name}_high": measured.high}
     figures["estimated/windows"] = float(expected.windows)
     if expected.calibration_error is not None:
         figures["estimated/calibration_error"] = expected.calibration_error
@@ -173,6 +191,12 @@ def _label_notes(window: _Window) -> Iterator[str]:
         yield f"{window.labels:,} of {rows:,} rows have a label; the figures are of these alone"
     if window.answered.unusable:
         yield f"{window.answered.unusable:,} labels are no numbers and are left out"
+    unknown, names = window.answered.unknown
+    if unknown:
+        yield (
+            f"{unknown:,} labels name a class that the model does not know ({listed(names)}); each counts as a wrong "
+            "answer"
+        )
 
 
 def _conclusion(

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.monitoring.judgement import Finding, State
-from mlflow_deploy_plugin.monitoring.kinds.intervals import ERROR_BEFORE, Measure, Sampling
+from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 from mlflow_deploy_plugin.spec.criteria import Requirement
@@ -84,8 +84,7 @@ def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def _reason(requirement: Requirement, measured: Measure, confidence: float, state: State) -> str:
-    sure = "" if measured.method == ERROR_BEFORE else f", confidence {confidence:.4g}"
-    interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}{sure})"
+    interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}, confidence {confidence:.4g})"
     fewer = f" (worth {measured.worth:,.0f} independent ones)" if measured.worth < 0.9 * measured.rows else ""
     said = f"{measured.value:.4g} on {measured.rows:,} rows{fewer}, {interval}; required is {requirement.text}"
     return f"{said}, which lies within the interval" if state == "cannot tell" else said

@@ -88,21 +88,54 @@ def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(d
     assert any("20 of 600 rows have a label; min_rows is 100" in note for note in judged.judgement.notes)
 
 
-def test_an_estimate_that_earlier_windows_confirm_is_judged_by_the_error_it_had_there(desk, classify, found) -> None:
+def confirmed(desk, classify, rows=600, windows=4) -> None:
+    """Earlier windows whose labels are in."""
+    for number in range(1, windows + 1):
+        flights(desk, classify, rows, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
+
+
+def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(desk, classify, found) -> None:
     desk.serve(CLASSIFIER)
-    for number in range(1, 5):
-        flights(desk, classify, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
+    confirmed(desk, classify)
+    flights(desk, classify, skill=0.5, labelled=0)
+
+    judged = judge(desk.ask(**ACCURACY, estimate="decides"))
+
+    one = found(judged, "estimated accuracy")
+    assert (judged.judgement.state, one.state) == ("violated", "violated")
+    assert "prediction interval, confidence 0.95" in one.reason
+    figures = judged.judgement.figures
+    assert figures["estimated/windows"] == 4
+    low, high = figures["estimated/accuracy_low"], figures["estimated/accuracy_high"]
+    assert low < figures["estimated/accuracy"] == one.value < high
+    assert 0.05 < high - low < 0.25
+    assert 0 <= figures["estimated/calibration_error"] < 0.1
+    assert any("CBPE" in note for note in judged.judgement.notes)
+
+
+def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    confirmed(desk, classify)
     flights(desk, classify, skill=0.5, labelled=0)
 
     judged = judge(desk.ask(**ACCURACY))
 
     one = found(judged, "estimated accuracy")
-    assert (judged.judgement.state, one.state) == ("violated", "violated")
-    figures = judged.judgement.figures
-    assert figures["estimated/windows"] == 4
-    assert 0 < figures["estimated/accuracy_error"] < 0.06
-    assert 0 <= figures["estimated/calibration_error"] < 0.1
-    assert any("CBPE" in note for note in judged.judgement.notes)
+    assert (judged.judgement.state, one.state) == ("not judged", "not judged")
+    assert one.value == pytest.approx(judged.judgement.figures["estimated/accuracy"])
+    assert "prediction interval" in one.reason
+    assert "an estimate informs and decides nothing" in judged.judgement.reason
+
+
+@pytest.mark.parametrize("estimate", ["informs", "decides"])
+def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(desk, classify, estimate) -> None:
+    desk.serve(CLASSIFIER)
+    confirmed(desk, classify)
+    flights(desk, classify, rows=99, skill=0.5, labelled=0)
+
+    judgement = judge(desk.ask(**ACCURACY, estimate=estimate)).judgement
+
+    assert (judgement.state, judgement.reason) == ("not judged", "accuracy: the window has 99 rows; min_rows is 100")
 
 
 def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_it(desk, classify, found) -> None:
@@ -117,7 +150,9 @@ def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_
     columns["carrier"][np.flatnonzero(~hard)[:150]] = "new"
     desk.answer(columns)
 
-    judged = judge(desk.ask(**(ACCURACY | {"segment_by": ["carrier"], "require": ["accuracy>=0.7"]})))
+    judged = judge(
+        desk.ask(**(ACCURACY | {"segment_by": ["carrier"], "require": ["accuracy>=0.7"], "estimate": "decides"}))
+    )
 
     states = {one.segment: one.state for one in judged.judgement.findings}
     assert states == {"": "kept", "carrier=UA": "violated", "carrier=AA": "kept", "carrier=DL": "kept"} | {
@@ -203,6 +238,54 @@ def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(desk) 
     desk.label("flight", {key: "late" if key < 150 else "cancelled" for key in range(200)})
 
     assert judge(desk.ask(**ACCURACY)).judgement.figures["accuracy"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"), [({0: "no", 1: "yes"}, "'no', 'yes'"), ({0: 0, 1: 2}, "'0', '2'"), ({0: 1, 1: 2}, "'1', '2'")]
+)
+def test_labels_that_name_other_classes_than_the_model_are_not_judged(desk, classify, found, names, shown) -> None:
+    desk.serve(CLASSIFIER)
+    columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
+    desk.answer(columns)
+    desk.label("flight", {key: names[value] for key, value in truth.items()})
+
+    judgement = judge(desk.ask(**ACCURACY)).judgement
+
+    assert judgement.state == "not judged"
+    assert f"the labels are {shown}, the model's classes are '0', '1'" in judgement.reason
+    assert judgement.figures["labelled_rows"] == 300
+    assert "accuracy" not in judgement.figures
+
+
+def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    columns, truth = classify(np.random.default_rng(0), range(400), 8.0)
+    desk.answer(columns)
+    desk.label("flight", truth | dict.fromkeys(range(40), 2))
+
+    judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.5", "recall>=0.5", "roc_auc>=0.5"]})))
+
+    predicted, wanted = columns["prediction"][40:], np.array([truth[key] for key in range(40, 400)])
+    assert found(judged, "accuracy").value == pytest.approx((predicted == wanted).sum() / 400)
+    # still of the model's own two classes: of the larger one, and no mean over three
+    assert found(judged, "recall").value == pytest.approx(predicted[wanted == 1].mean())
+    assert found(judged, "roc_auc").state == "kept"
+    note = "40 labels name a class that the model does not know ('2'); each counts as a wrong answer"
+    assert note in judged.judgement.notes
+
+
+def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    for number in range(1, 5):
+        day = DAY - timedelta(days=number)
+        columns, truth = classify(np.random.default_rng(number), range(1000 * number, 1000 * number + 300), 8.0)
+        desk.answer(columns, day)
+        desk.label("flight", {key: "yes" if value else "no" for key, value in truth.items()}, f"labels-{number}")
+    flights(desk, classify, labelled=0)
+
+    reason = found(judge(desk.ask(**ACCURACY)), "estimated accuracy").reason
+
+    assert "0 earlier windows" in reason
 
 
 def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(desk, found) -> None:
