@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import isotonic_regression
-from scipy.stats import rankdata, t
+from scipy.stats import norm, rankdata, t
 
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
@@ -109,25 +109,54 @@ def estimate(
     """
     if answers.probabilities is None:
         return "the model gives no probability of each label, from which it could be estimated"
-    usable = [one for one in earlier if one.answers.probabilities is not None and len(one.truth)]
-    if not usable:
+    fitted = _calibrated(earlier)
+    if not fitted.windows:
         return Estimate(expected(answers, answers.probabilities), {}, 0, None, False)
-    corrected = [_fit(usable[:place] + usable[place + 1 :]) for place in range(len(usable))]
-    held_out = [fit(_probabilities(one)) for one, fit in zip(usable, corrected, strict=True)]
-    raw = [_probabilities(one) for one in usable]
-    is_corrected = len(usable) > 1 and _distance(usable, held_out) < _distance(usable, raw)
-    used = held_out if is_corrected else raw
-    chances = _fit(usable)(answers.probabilities) if is_corrected else answers.probabilities
+    chances = fitted.curve(answers.probabilities)
     errors: dict[str, Error] = {}
-    if len(usable) >= MIN_LABELLED_WINDOWS:
-        errors = dict(_errors(answers, chances, usable, used, names, np.random.default_rng(seed)))
+    if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
+        errors = dict(_errors(answers, chances, fitted, names, np.random.default_rng(seed)))
     return Estimate(
         values=expected(answers, chances),
         errors=errors,
-        windows=len(usable),
-        calibration_error=_calibration_error(usable, used),
-        is_corrected=is_corrected,
+        windows=len(fitted.windows),
+        calibration_error=_calibration_error(fitted.windows, fitted.chances),
+        is_corrected=fitted.is_corrected,
     )
+
+
+def departs(truth: Array, answers: Classified, earlier: Sequence[Earlier], confidence: float) -> bool:
+    """Whether labelled rows have more, or fewer, of some class than their probabilities lead to expect.
+
+    Either the model has become worse or better, or labels are missing by what they would say: 9 of 10 of one class have
+    one, and 2 of 10 of the other. The margin is that of an estimate; with fewer than `MIN_LABELLED_WINDOWS` earlier
+    windows the model's own probabilities are taken at their word.
+
+    Args:
+        truth: [N] int64, places in the classes of the answers, which have probabilities; N > 0.
+        earlier: windows whose labels are not missing by what they would say.
+    """
+    fitted = _calibrated(earlier)
+    own = len(answers.classes) - answers.unknown
+    asked = [1] if answers.is_binary else list(range(own))
+
+    def off(labels: Array, chances: Array) -> tuple[Array, Array]:
+        """[k] each: by how much a class is more frequent than expected, and the variance of that."""
+        chosen = chances[:, asked]
+        return (labels[:, None] == asked).mean(axis=0) - chosen.mean(axis=0), (chosen * (1 - chosen)).mean(
+            axis=0
+        ) / len(labels)
+
+    assert answers.probabilities is not None
+    found, variance = off(truth, fitted.curve(answers.probabilities))
+    level = 1 - (1 - confidence) / (2 * len(asked))
+    quantile = float(norm.ppf(level))
+    if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
+        before = [off(one.truth, chances) for one, chances in zip(fitted.windows, fitted.chances, strict=True)]
+        errors, variances = (np.stack(side) for side in zip(*before, strict=True))
+        variance = _prediction_variance(errors, variances, variance)
+        quantile = float(t.ppf(level, len(before)))
+    return bool((np.abs(found) > quantile * np.sqrt(variance)).any())
 
 
 def expected(answers: Classified, chances: Array, names: Sequence[str] = CLASSIFICATION) -> dict[str, "float | str"]:
@@ -205,6 +234,32 @@ def _probabilities(one: Earlier) -> Array:
     return one.answers.probabilities
 
 
+@dataclass(frozen=True, eq=False)
+class _Calibrated:
+    """What earlier windows say of probabilities.
+
+    Attributes:
+        windows: those that could be used; chances: of each [N, C], corrected by the others.
+        curve: of probabilities [N, C]: what they are corrected to.
+    """
+
+    windows: Sequence[Earlier]
+    chances: Sequence[Array]
+    curve: Callable[[Array], Array]
+    is_corrected: bool
+
+
+def _calibrated(earlier: Sequence[Earlier]) -> _Calibrated:
+    usable = [one for one in earlier if one.answers.probabilities is not None and len(one.truth)]
+    raw = [_probabilities(one) for one in usable]
+    if len(usable) > 1:
+        fits = [_fit(usable[:place] + usable[place + 1 :]) for place in range(len(usable))]
+        held_out = [fit(one) for one, fit in zip(raw, fits, strict=True)]
+        if _distance(usable, held_out) < _distance(usable, raw):
+            return _Calibrated(usable, held_out, _fit(usable), True)
+    return _Calibrated(usable, raw, _as_they_are, False)
+
+
 def _as_they_are(probabilities: Array) -> Array:
     return probabilities
 
@@ -250,15 +305,14 @@ def _distance(windows: Sequence[Earlier], chances: Sequence[Array]) -> float:
 def _errors(
     answers: Classified,
     chances: Array,
-    windows: Sequence[Earlier],
-    used: Sequence[Array],
+    fitted: "_Calibrated",
     names: Sequence[str],
     rng: np.random.Generator,
 ) -> Iterator[tuple[str, Error]]:
     now = _sampling_variances(answers, chances, names, rng)
     off: dict[str, list[float]] = {name: [] for name in names}
     before: dict[str, list[float]] = {name: [] for name in names}
-    for window, guess in zip(windows, used, strict=True):
+    for window, guess in zip(fitted.windows, fitted.chances, strict=True):
         real = expected(window.answers, np.eye(guess.shape[1])[window.truth], names)
         guessed, variances = (
             expected(window.answers, guess, names),
@@ -271,10 +325,20 @@ def _errors(
                 before[name].append(variances[name])
     for name in names:
         if len(off[name]) >= MIN_LABELLED_WINDOWS and name in now:
-            # no less than sampling alone makes of it, where the few errors happen to be small
-            sampling = float(np.mean(before[name]))
-            variance = max(float(np.square(off[name]).mean()), sampling) + max(now[name] - sampling, 0.0)
+            variance = float(_prediction_variance(np.array(off[name]), np.array(before[name]), now[name]))
             yield name, Error(math.sqrt(variance), float(np.abs(off[name]).max()), len(off[name]))
+
+
+def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -> Array:
+    """The squared standard error of a window's estimate: no less than sampling alone makes of the earlier ones' errors,
+    which may happen to be small, and more where this window has fewer rows than they.
+
+    Args:
+        errors: [k, …] of the earlier windows; sampling: [k, …] their sampling variances; now: this window's.
+    """
+    usual = sampling.mean(axis=0)
+    variance: Array = np.maximum(np.square(errors).mean(axis=0), usual) + np.maximum(now - usual, 0.0)
+    return variance
 
 
 def _sampling_variances(

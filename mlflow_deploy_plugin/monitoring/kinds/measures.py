@@ -105,7 +105,9 @@ def _macro(name: str, truth: Array, answers: Classified, sampling: Sampling) -> 
     classes = len(answers.classes)
     if classes > _MOST_CLASSES:
         return f"there are {classes:,} different labels; the mean over labels is of at most {_MOST_CLASSES}"
-    cells, inverse, counts = np.unique(truth * classes + answers.predicted, return_inverse=True, return_counts=True)
+    cells, inverse = np.unique(truth * classes + answers.predicted, return_inverse=True)
+    weights = sampling.shares(len(truth))
+    counts = np.bincount(inverse, weights)
     true, called = cells // classes, cells % classes
     seen = np.array([1]) if answers.is_binary else np.unique(np.concatenate([true, called]))
     is_true, is_called = (true[:, None] == seen).astype(np.float64), (called[:, None] == seen).astype(np.float64)
@@ -120,7 +122,8 @@ def _macro(name: str, truth: Array, answers: Classified, sampling: Sampling) -> 
     shares = counts / len(truth)
     total = np.maximum(shares @ below, LEAST)
     slopes = ((is_true * is_called - shares @ (is_true * is_called) / total * below) / total).mean(axis=1)
-    return bootstrap_counts(name, counts, figure, sampling.worth(slopes[inverse]), sampling)
+    worth = sampling.worth(weights * slopes[inverse]) / float(np.square(weights).mean())
+    return bootstrap_counts(name, counts, figure, worth, sampling)
 
 
 def _roc_auc(truth: Array, answers: Classified, sampling: Sampling) -> Measure | str:

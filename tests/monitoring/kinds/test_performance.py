@@ -65,15 +65,105 @@ def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(
     assert (judgement.state, judgement.reason) == ("cannot tell", "recall: no label is '1'")
 
 
+def partly(desk, classify, chance, skill=8.0, rows=1_000, seed=0, day=DAY, first=0) -> None:
+    """Answers of which some have a label: `chance` of the probability of 1, and of what is true."""
+    rng = np.random.default_rng(seed)
+    columns, truth = classify(rng, range(first, first + rows), skill)
+    desk.answer(columns, day)
+    said = np.array(columns["output.probabilities"])[:, 1]
+    known = rng.random(rows) < chance(said, np.array(list(truth.values())))
+    labels = {key: value for (key, value), one in zip(truth.items(), known, strict=True) if one}
+    desk.label("flight", labels, f"labels-{first}")
+
+
 def test_half_of_the_labels_are_judged_and_the_other_half_is_told(desk, classify) -> None:
     desk.serve(CLASSIFIER)
-    flights(desk, classify, labelled=300)
+    partly(desk, classify, lambda said, true: 0.5, rows=600)
 
     judgement = judge(desk.ask(**ACCURACY)).judgement
 
-    assert judgement.state in ("kept", "cannot tell", "violated")
-    assert "300 of 600 rows have a label; the figures are of these alone" in judgement.notes
-    assert judgement.figures["labelled_share"] == 0.5
+    assert judgement.state == "kept"
+    rows = int(judgement.figures["labelled_rows"])
+    alike = "which are like the others in score, answer, event time"
+    assert f"{rows} of 600 rows have a label; the figures are of these alone, {alike}" in judgement.notes
+    assert judgement.figures["labelled_share"] == rows / 600
+
+
+def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    partly(desk, classify, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
+
+    judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.85"]})))
+
+    one = found(judged, "accuracy")
+    assert one.value == pytest.approx(0.77, abs=0.04)  # of the labelled ones alone 0.85
+    assert one.state == "violated"
+    figures = judged.judgement.figures
+    assert figures["effective_sample_size"] < figures["labelled_rows"]
+    assert any("differ from those without in score" in n and "are weighted" in n for n in judged.judgement.notes)
+
+
+def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verdict(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    partly(desk, classify, lambda said, true: np.where(true == 1, 0.9, 0.2), skill=2.0)
+    ask = ACCURACY | {"require": ["accuracy>=0.85", "roc_auc>=0.7"]}
+
+    judged = judge(desk.ask(**ask))
+    near = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.1"]})))
+
+    one = found(judged, "accuracy")
+    assert (judged.judgement.state, one.state) == ("cannot tell", "cannot tell")
+    assert "worst case" in one.reason
+    assert found(judged, "roc_auc").state == "cannot tell"
+    assert any("labels may be missing by what they would say" in note for note in judged.judgement.notes)
+    assert found(near, "accuracy").state == "kept"  # whatever the labels that are not there say
+
+
+def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    flights(desk, classify, labelled=300, skill=8.0)
+
+    judged = judge(desk.ask(**ACCURACY))
+
+    one = found(judged, "accuracy")
+    assert judged.judgement.state == "cannot tell"
+    assert "worst case" in one.reason
+    assert any("hardly one like them has any" in note for note in judged.judgement.notes)
+
+
+def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm_no_estimate(
+    desk, classify, found
+) -> None:
+    desk.serve(CLASSIFIER)
+    for number in range(1, 5):
+        day = DAY - timedelta(days=number)
+        partly(
+            desk, classify, lambda said, true: np.where(true, 0.9, 0.2), 2.0, seed=number, day=day, first=1_000 * number
+        )
+    flights(desk, classify, labelled=0)
+
+    judged = judge(desk.ask(**ACCURACY))
+
+    assert "0 earlier windows" in found(judged, "estimated accuracy").reason
+    note = "4 earlier windows are left out, whose rows with a label are not like those without"
+    assert note in judged.judgement.notes
+
+
+def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(desk, found) -> None:
+    desk.serve(REGRESSOR)
+    rng = np.random.default_rng(1)
+    answers = rng.uniform(0, 10, 4_000)
+    wanted = answers + rng.normal(0, 1 + answers)
+    desk.answer({"flight": np.arange(4_000), "prediction": answers})
+    known = rng.random(4_000) < 0.95 - answers / 12
+    desk.label("flight", {key: float(wanted[key]) for key in np.flatnonzero(known)})
+
+    judged = judge(desk.ask(kind="performance", require=["mae<=4"], min_rows=100))
+
+    real = float(np.abs(wanted - answers).mean())
+    alone = float(np.abs(wanted - answers)[known].mean())
+    assert abs(found(judged, "mae").value - real) < 0.5 * abs(alone - real)
+    assert any("cannot be seen without probabilities" in note for note in judged.judgement.notes)
 
 
 def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(desk, classify, found) -> None:
