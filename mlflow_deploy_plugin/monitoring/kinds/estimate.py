@@ -126,7 +126,8 @@ def estimate(
 
 
 def departs(truth: Array, answers: Classified, earlier: Sequence[Earlier], confidence: float) -> bool:
-    """Whether labelled rows have more, or fewer, of some class than their probabilities lead to expect.
+    """Whether labelled rows have more, or fewer, of some class or of right answers than their probabilities lead to
+    expect.
 
     Either the model has become worse or better, or labels are missing by what they would say: 9 of 10 of one class have
     one, and 2 of 10 of the other. The margin is that of an estimate; with fewer than `MIN_LABELLED_WINDOWS` earlier
@@ -140,19 +141,22 @@ def departs(truth: Array, answers: Classified, earlier: Sequence[Earlier], confi
     own = len(answers.classes) - answers.unknown
     asked = [1] if answers.is_binary else list(range(own))
 
-    def off(labels: Array, chances: Array) -> tuple[Array, Array]:
-        """[k] each: by how much a class is more frequent than expected, and the variance of that."""
-        chosen = chances[:, asked]
-        return (labels[:, None] == asked).mean(axis=0) - chosen.mean(axis=0), (chosen * (1 - chosen)).mean(
-            axis=0
-        ) / len(labels)
+    def off(labels: Array, called: Array, chances: Array) -> tuple[Array, Array]:
+        """[k] each: by how much each share is larger than expected, and the variance of that."""
+        own = chances[np.arange(len(labels)), called]
+        said = np.column_stack([chances[:, asked], own])
+        seen = np.column_stack([labels[:, None] == asked, labels == called])
+        return (seen - said).mean(axis=0), (said * (1 - said)).mean(axis=0) / len(labels)
 
     assert answers.probabilities is not None
-    found, variance = off(truth, fitted.curve(answers.probabilities))
-    level = 1 - (1 - confidence) / (2 * len(asked))
+    found, variance = off(truth, answers.predicted, fitted.curve(answers.probabilities))
+    level = 1 - (1 - confidence) / (2 * len(found))
     quantile = float(norm.ppf(level))
     if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
-        before = [off(one.truth, chances) for one, chances in zip(fitted.windows, fitted.chances, strict=True)]
+        before = [
+            off(one.truth, one.answers.predicted, chances)
+            for one, chances in zip(fitted.windows, fitted.chances, strict=True)
+        ]
         errors, variances = (np.stack(side) for side in zip(*before, strict=True))
         variance = _prediction_variance(errors, variances, variance)
         quantile = float(t.ppf(level, len(before)))
