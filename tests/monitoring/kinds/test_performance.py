@@ -407,3 +407,18 @@ def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(
     desk.serve({})
 
     assert judge(desk.ask(**ACCURACY)).judgement.figures["accuracy"] == 1.0
+
+
+def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(desk, classify, mlflow_store) -> None:
+    from mlflow_deploy_plugin.monitoring.run import run_monitor
+
+    desk.serve(CLASSIFIER)
+    for number, skill in enumerate([8.0, 8.0, 8.0, 1.0, 1.0]):
+        flights(desk, classify, skill=skill, seed=number, day=DAY + timedelta(days=number), first=1000 * number)
+    found = [run_monitor(desk.ask(f"2013-04-0{day}/1d", **ACCURACY)).judgement for day in (1, 2, 3, 4, 5)]
+
+    assert [one.state for one in found] == ["kept", "kept", "kept", "violated", "violated"]
+    assert "since" not in found[2].reason
+    assert "violated since 2013-04-04, window 2 in a row" in found[4].reason
+    assert "the median of the 3 windows before" in found[4].findings[0].reason
+    assert "fell from 0.9" in found[4].reason
