@@ -135,7 +135,7 @@ def departs(truth: Array, answers: Classified, earlier: Sequence[Earlier], confi
 
     Args:
         truth: [N] int64, places in the classes of the answers, which have probabilities; N > 0.
-        earlier: windows whose labels are not missing by what they would say.
+        earlier: windows whose rows have nearly all a label.
     """
     fitted = _calibrated(earlier)
     own = len(answers.classes) - answers.unknown

@@ -23,6 +23,8 @@ from mlflow_deploy_plugin.spec import duration_seconds
 _EARLIER_WINDOWS = 8
 _LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
+_COMPLETE = 0.95
+"""Share of labelled rows from which on it makes little of a difference why the others have none."""
 _TICK = timedelta(microseconds=1)
 
 
@@ -69,10 +71,10 @@ def expect(
 
 
 def labels_depart(question: Question, rows: WindowRows, artifact: Artifact | None) -> tuple[bool | None, list[str]]:
-    """Whether the window's labels do not fit the probabilities of their rows, as earlier windows correct these; None:
-    there are no probabilities to tell by. And what is left out, a line each.
+    """Whether the window's labels do not fit the probabilities of their rows, as earlier windows correct these whose
+    rows have nearly all a label; None: there are no probabilities to tell by. And what is left out, a line each.
     """
-    beside = _beside_earlier(question, rows, artifact)
+    beside = _beside_earlier(question, rows, artifact, _COMPLETE)
     if beside is None or beside.classified.probabilities is None:
         return None, []
     own = (beside.number == 0) & beside.answered.is_labelled
@@ -105,9 +107,11 @@ class _Beside:
         return found
 
 
-def _beside_earlier(question: Question, rows: WindowRows, artifact: Artifact | None) -> _Beside | None:
+def _beside_earlier(
+    question: Question, rows: WindowRows, artifact: Artifact | None, least_share: float = 0.0
+) -> _Beside | None:
     notes: list[str] = []
-    tables = [rows.table, *_earlier_tables(question, rows, artifact, notes)]
+    tables = [rows.table, *_earlier_tables(question, rows, artifact, notes, least_share)]
     together = pa.concat_tables(tables, promote_options="permissive")
     answered = read_answers(together, artifact)
     if isinstance(answered, str) or answered.classified is None:
@@ -131,10 +135,14 @@ def _why_not(answered: Answered, artifact: Artifact | None) -> str:
 
 
 def _earlier_tables(
-    question: Question, rows: WindowRows, artifact: Artifact | None, notes: list[str]
+    question: Question, rows: WindowRows, artifact: Artifact | None, notes: list[str], least_share: float
 ) -> Iterator[pa.Table]:
     """The labelled rows of the latest windows of the same length that have enough of them, and whose labels are not
-    missing by what may be what they would say; `notes` gets how many such are left out."""
+    missing by what may be what they would say; `notes` gets how many such are left out.
+
+    Args:
+        least_share: of their rows that have a label.
+    """
     found = selected = 0
     spec = question.spec
     for past in _earlier_windows(question)[:_LOOKED_AT]:
@@ -143,6 +151,8 @@ def _earlier_tables(
             continue
         answered = read_answers(earlier.table, artifact)
         if isinstance(answered, str) or answered.unfit or answered.is_labelled.sum() < spec.min_rows:
+            continue
+        if answered.is_labelled.mean() < least_share:
             continue
         if compare_labelled(earlier.table, answered, spec.segment_by, spec.false_alarm_rate).is_selected:
             selected += 1

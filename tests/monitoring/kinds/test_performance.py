@@ -119,6 +119,38 @@ def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verd
     assert found(near, "accuracy").state == "kept"  # whatever the labels that are not there say
 
 
+def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_windows_correct_it(
+    desk, classify, found
+) -> None:
+    def too_sure(rows: int, seed: int) -> tuple[dict[str, Any], dict[int, int]]:
+        columns, truth = classify(np.random.default_rng(seed), range(rows * seed, rows * seed + rows), 1.0)
+        odds = (np.array([one[1] / one[0] for one in columns["output.probabilities"]]) * 1.5) ** 3
+        columns["output.probabilities"] = [[1 / (1 + one), one / (1 + one)] for one in odds]
+        columns["prediction"] = (odds >= 1).astype(np.int64)
+        return columns, truth
+
+    def label(seed: int, columns: dict[str, Any], truth: dict[int, int], chance: Any) -> None:
+        known = np.random.default_rng(seed).random(1_000) < chance
+        desk.label("flight", {k: v for (k, v), one in zip(truth.items(), known, strict=True) if one}, f"labels-{seed}")
+
+    desk.serve(CLASSIFIER)
+    columns, truth = too_sure(1_000, 9)
+    desk.answer(columns)
+    said = np.array(columns["output.probabilities"])[:, 1]
+    label(9, columns, truth, 0.3 + 0.6 * np.abs(2 * said - 1))
+
+    alone = judge(desk.ask(**ACCURACY))
+    for number in range(1, 6):
+        columns, truth = too_sure(1_000, number)
+        desk.answer(columns, DAY - timedelta(days=number))
+        label(number, columns, truth, 1.0)
+    beside = judge(desk.ask(**ACCURACY))
+
+    assert "worst case" in found(alone, "accuracy").reason
+    assert "Wilson" in found(beside, "accuracy").reason
+    assert found(beside, "accuracy").state == "violated"
+
+
 def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(desk, classify, found) -> None:
     desk.serve(CLASSIFIER)
     flights(desk, classify, labelled=300, skill=8.0)
