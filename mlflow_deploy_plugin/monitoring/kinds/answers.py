@@ -190,7 +190,7 @@ def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool
     is_foreign = labelled & ~np.isin(true, own)
     if not is_foreign.any():
         return False
-    if is_foreign.sum() == labelled.sum():
+    if is_foreign.sum() == labelled.sum() >= _FEW_ROWS:
         return True
     if not has_classes:
         return False

@@ -111,7 +111,7 @@ def share(name: str, is_hit: Array, sampling: Sampling) -> Measure:
     """The share of rows that are hits: [N] bool, N > 0."""
     hits, count = is_hit.astype(np.float64), len(is_hit)
     weights = sampling.shares(count)
-    part = float(weights @ hits) / count
+    part = min(float(weights @ hits) / count, 1.0)
     influence = weights * (hits - part)
     worth = sampling.worth(influence) * _evenness(weights)
     if sampling.weights is not None and 0 < part < 1:

@@ -67,6 +67,7 @@ def judge(question: Question) -> Judged:
     notes = tuple(row_notes(rows, question.log))
     if isinstance(answered, str):
         return question.not_judged(answered, model=rows.model, version=rows.version, rows=rows.rows, notes=notes)
+    notes = (*notes, *_odd_labels(answered))
     spec = question.spec
     labelled = compare_labelled(rows.table, answered, spec.segment_by, spec.false_alarm_rate)
     window = _Window(question, rows, artifact, answered, labelled, notes)
@@ -215,10 +216,13 @@ def _label_notes(window: _Window) -> Iterator[str]:
         if window.labelled.compared and said:
             said += f", which are like the others in {', '.join(window.labelled.compared)}"
         yield f"{window.labels:,} of {rows:,} rows have a label{said}"
-    if window.answered.unusable:
-        yield f"{window.answered.unusable:,} labels are no numbers and are left out"
-    unknown, names = window.answered.unknown
-    if unknown:
+
+
+def _odd_labels(answered: Answered) -> Iterator[str]:
+    if answered.unusable:
+        yield f"{answered.unusable:,} labels are no numbers and are left out"
+    unknown, names = answered.unknown
+    if unknown and not answered.unfit:
         yield (
             f"{unknown:,} labels name a class that the model does not know ({listed(names)}); each counts as a wrong "
             "answer"

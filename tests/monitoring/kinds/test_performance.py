@@ -89,6 +89,17 @@ def test_half_of_the_labels_are_judged_and_the_other_half_is_told(desk, classify
     assert judgement.figures["labelled_share"] == rows / 600
 
 
+def test_a_model_that_has_become_worse_is_violated_on_the_half_of_the_labels_that_is_in(desk, classify) -> None:
+    desk.serve(CLASSIFIER)
+    columns, truth = classify(np.random.default_rng(0), range(1_000), 8.0)
+    desk.answer(columns)
+    rng = np.random.default_rng(1)
+    worse = {key: int(rng.random() < 0.5) if rng.random() < 0.6 else value for key, value in truth.items()}
+    desk.label("flight", {key: value for key, value in worse.items() if rng.random() < 0.5})
+
+    assert judge(desk.ask(**ACCURACY)).judgement.state == "violated"
+
+
 def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(desk, classify, found) -> None:
     desk.serve(CLASSIFIER)
     partly(desk, classify, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
@@ -377,6 +388,26 @@ def test_labels_that_name_other_classes_than_the_model_are_not_judged(desk, clas
     assert f"the labels are {shown}, the model's classes are '0', '1'" in judgement.reason
     assert judgement.figures["labelled_rows"] == 300
     assert "accuracy" not in judgement.figures
+
+
+def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(desk) -> None:
+    desk.serve(REGRESSOR)
+    desk.answer({"flight": np.arange(200), "prediction": np.arange(200.0)})
+    desk.label("flight", dict.fromkeys(range(150), "late"))
+
+    judgement = judge(desk.ask(kind="performance", require=["mae<=1"], min_rows=100)).judgement
+
+    assert judgement.state == "not judged"
+    assert "150 labels are no numbers and are left out" in judgement.notes
+
+
+def test_a_single_label_of_an_unknown_class_is_no_other_alphabet(desk, classify) -> None:
+    desk.serve(CLASSIFIER)
+    columns, _ = classify(np.random.default_rng(0), range(300), 8.0)
+    desk.answer(columns)
+    desk.label("flight", {0: 2})
+
+    assert "1 of 300 rows have a label; min_rows is 100" in judge(desk.ask(**ACCURACY)).judgement.notes[1]
 
 
 def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(desk, classify, found) -> None:
