@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.inference_log.watermarks import Watermark
     from mlflow_deploy_plugin.monitoring.question import Engine
 
-_EXPLAINED = ("could not be judged", "not judged")
+_EXPLAINED = ("could not be judged", "cannot tell", "not judged")
 monitor_option = click.option(
     "--monitor", "monitor_name", help="Default: its only one, or where it has none a daily one of drift."
 )

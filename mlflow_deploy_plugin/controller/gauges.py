@@ -18,7 +18,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
-from mlflow_deploy_plugin.monitoring.judgement import ALARMS
+from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-STATES = ("ok", "alarm", "not judged", "failing", "paused", "waiting")
+STATES = ("ok", "alarm", *UNDECIDED, "failing", "paused", "waiting")
 _SHARE = "share_of_drifted_columns"
 _LOOKED_BACK = 20
 """Windows: those without rows have no share."""
@@ -227,4 +227,4 @@ def _state(judged: MonitorWindowRow | None, last: MonitorWindowRow | None) -> st
         return "waiting"
     if judged.verdict in ALARMS:
         return "alarm"
-    return "not judged" if judged.verdict == "not judged" else "ok"
+    return judged.verdict if judged.verdict in UNDECIDED else "ok"

@@ -8,11 +8,15 @@ from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.features import Feature
 from mlflow_deploy_plugin.spec import MonitorKind
 
-State = Literal["drift", "no drift", "violated", "kept", "not judged"]
-"""Of drift and prediction_drift the first two; of the kinds that have `require` the next two; of data_quality all."""
+State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
+"""Of drift and prediction_drift the first two; of the kinds that have `require` the next three; of data_quality, which
+counts all rows and has no interval, all but `cannot tell`. `not judged` is of every kind."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "range", "criterion"]
 
 ALARMS = ("drift", "violated")
+UNDECIDED = ("cannot tell", "not judged")
+"""A window in one of these states neither raises an alarm nor ends one, and neither counts in a row of alarms nor
+breaks it: the data do not say on which side the figure lies, or there was nothing to judge."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,10 @@ class Judgement:
     @property
     def is_alarm(self) -> bool:
         return self.state in ALARMS
+
+    @property
+    def is_undecided(self) -> bool:
+        return self.state in UNDECIDED
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,8 @@ from mlflow_deploy_plugin.monitoring.judgement import Judged, Judgement
 from mlflow_deploy_plugin.monitoring.kinds import drift, performance, prediction, quality, service, shadow
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement
+from mlflow_deploy_plugin.monitoring.reports.change import CHANGING, with_change
+from mlflow_deploy_plugin.monitoring.reports.log import past_windows
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorKind
 
@@ -39,4 +41,6 @@ def run_monitor(question: Question) -> MonitorResult:
     """
     judged = KINDS[question.spec.kind](question)
     judgement = judged.judgement
+    if judgement.kind in CHANGING:
+        judgement = with_change(judgement, past_windows(judgement))
     return MonitorResult(judgement, log_judgement(judgement, build_report(judgement, judged.evidence)))

@@ -129,6 +129,11 @@ class MonitorSpec(Part):
     labels_within: Length | None = Field(
         default=None, description="performance: how long after a window's end its labels are waited for."
     )
+    estimate: Literal["informs", "decides"] = Field(
+        default="informs",
+        description="performance: what an estimate does where labels are not in: it informs and decides nothing; or it "
+        "decides, and may raise an alarm.",
+    )
     alert: Texts = Field(default=(), description="Tags of those in ONNXSERVE_ALERT_CONFIG who are told. Default: all.")
     retrain: RetrainSpec | None = Field(default=None, description="What an alarm starts.")
 

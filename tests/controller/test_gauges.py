@@ -41,7 +41,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def store(store_url: str) -> Iterator[Store]:
     opened = open_store(store_url, lambda: NOW)
-    monitors = {name: {} for name in ("daily", "hourly", "new", "off", "broken")}
+    monitors = {name: {} for name in ("daily", "hourly", "hits", "new", "off", "broken")}
     document = {"name": "flights", "variants": {"flights": {"model": "models:/m/1"}}, "monitors": monitors}
     opened.add_endpoint("onnxserve", EndpointSpec.model_validate(document))
     yield opened
@@ -75,6 +75,8 @@ def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Stor
         monitors.update(replace(window, state="judged", verdict=verdict, figures=figures))
     window = monitors.add("flights", "hourly", FIRST, FIRST + DAY)
     monitors.update(replace(window, state="judged", verdict="not judged", reason="3 rows"))
+    window = monitors.add("flights", "hits", FIRST, FIRST + DAY)
+    monitors.update(replace(window, state="judged", verdict="cannot tell", reason="accuracy: 0.79"))
     window = monitors.add("flights", "broken", FIRST, FIRST + DAY)
     monitors.update(replace(window, attempts=3, reason="MLflow does not answer"))
     monitors.pause("flights", "off")
@@ -88,6 +90,7 @@ def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Stor
     assert in_state == {
         ("daily", "alarm"),
         ("hourly", "not judged"),
+        ("hits", "cannot tell"),
         ("new", "waiting"),
         ("off", "paused"),
         ("broken", "failing"),

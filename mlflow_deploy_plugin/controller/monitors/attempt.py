@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts import alert, alert_failure
-from mlflow_deploy_plugin.monitoring.judgement import ALARMS
+from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
 
@@ -159,11 +159,11 @@ class Attempts:
 
 
 def alarms_in_a_row(windows: Sequence[MonitorWindow]) -> int:
-    """How many of the newest windows are alarms, each by its newest revision; one that was not judged says nothing."""
+    """How many of the newest windows are alarms, each by its newest revision; one that is undecided says nothing."""
     newest = {(one.start): one.verdict for one in sorted(windows, key=lambda one: (one.start, one.revision))}
     count = 0
     for verdict in reversed(newest.values()):
-        if verdict == _NOT_JUDGED:
+        if verdict in UNDECIDED:
             continue
         if verdict not in ALARMS:
             break

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 def alert(store: Store, settings: Settings, judgement: Judgement, run_url: str, spec: MonitorSpec) -> None:
     """Takes a judged window for what is to be told: an alarm begins, goes on, grows worse or is over.
 
-    A window that was not judged changes nothing; that it could be looked at ends an alert of the monitor's failing.
+    A window that is undecided changes nothing; that it could be looked at ends an alert of the monitor's failing.
 
     Raises:
         StoreUnavailable: the store cannot be used.
@@ -35,7 +35,7 @@ def alert(store: Store, settings: Settings, judgement: Judgement, run_url: str, 
     if judgement.is_alarm:
         repeat = timedelta(seconds=settings.alert_repeat_seconds)
         alerts.change(seen.fingerprint, lambda before: raised(before, seen, now, repeat))
-    elif judgement.state != "not judged":
+    elif not judgement.is_undecided:
         alerts.change(seen.fingerprint, lambda before: over(before, seen, now))
     works = Seen(_failing(judgement.endpoint, judgement.monitor), judgement.endpoint, judgement.monitor)
     again = Seen(works.fingerprint, works.endpoint, works.monitor, lines=("the monitor works again",), link=seen.link)

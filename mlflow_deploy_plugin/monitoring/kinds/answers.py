@@ -2,10 +2,13 @@
 
 A classifier's answers are the places of its classes in ascending order; labels and answers are compared as text, so
 that 1, 1.0 and true mean one class where the model answers numbers or booleans. Everything else is numbers.
+
+Labels that are written otherwise than the model's classes ("yes" for 1) are no wrong answers: nothing is compared then.
+A class that only some labels name is one that the model has never learned, and its rows are answered wrongly.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +25,8 @@ from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION
 LABEL, LABEL_NUMBER = "_label", "_label_number"
 NO_LABEL = -1
 _LARGEST = 1e9  # of weights that are divided by their sum; beyond, it is no probability
+_FEW_ROWS, _FEW_SHARE = 5, 0.05
+_SHOWN = 6
 _TRUE_OR_FALSE = {"true": "1", "false": "0"}
 
 
@@ -34,18 +39,28 @@ class Answered:
         truth: of a classifier [N] int64, places in its classes, -1 without a label; of a regressor [N] float64, NaN
             without a label, or with one that is no number.
         unusable: labels that are there, and no number where one is needed.
+        unfit: why the labels cannot be compared with the answers; empty: they can.
     """
 
     classified: Classified | None
     numbers: Array | None
     truth: Array
     unusable: int = 0
+    unfit: str = ""
 
     @property
     def is_labelled(self) -> Array:
         """[N] bool."""
         known: Array = self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
         return known
+
+    @property
+    def unknown(self) -> tuple[int, tuple[str, ...]]:
+        """How many labels name a class that the model does not know, and these classes."""
+        if self.classified is None or not self.classified.unknown:
+            return 0, ()
+        own = len(self.classified.classes) - self.classified.unknown
+        return int((self.truth >= own).sum()), self.classified.classes[own:]
 
 
 def read_answers(table: pa.Table, artifact: Artifact | None) -> Answered | str:
@@ -140,7 +155,11 @@ def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, 
     is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
     predicted, truth = _names(labels, is_text), _true_names(table, is_text)
     columns = [name for one in given if (name := _name(one, is_text)) is not None]
-    classes = _ascending({*columns, *_seen(predicted), *_seen(truth)})
+    own = _ascending({*columns, *_seen(predicted)})
+    others = _ascending({*_seen(truth)} - {*own})
+    # where nothing says which classes the model has, it may know those that it has not answered here
+    unknown = len(others) if columns else 0
+    classes = [*own, *others] if columns else _ascending({*own, *others})
     places = {name: place for place, name in enumerate(classes)}
     if probabilities is not None and columns:
         probabilities = np.where((probabilities >= 0) & (probabilities <= _LARGEST), probabilities, np.nan)
@@ -150,7 +169,41 @@ def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, 
         probabilities = ordered if np.isfinite(ordered).all() else None
     else:
         probabilities = None
-    return Answered(Classified(_places(predicted, places), probabilities, tuple(classes)), None, _places(truth, places))
+    called, true = _places(predicted, places), _places(truth, places)
+    unfit = ""
+    if _is_other_alphabet(called, true, np.array([places[name] for name in own], np.int64), bool(columns)):
+        unfit = (
+            f"the labels are {listed(_seen(truth))}, the model's classes are {listed(own)}; they have to be the same"
+        )
+    return Answered(Classified(called, probabilities, tuple(classes), unknown), None, true, unfit=unfit)
+
+
+def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:
+    """Whether the labels write classes otherwise than the model: none of them is one of its classes, or some are not,
+    and a class that it answers, too, has no label at all.
+
+    Args:
+        called / true: [N] int64, places; own: those of the model's classes.
+        has_classes: the model's files say which classes it has.
+    """
+    labelled = true >= 0
+    is_foreign = labelled & ~np.isin(true, own)
+    if not is_foreign.any():
+        return False
+    if is_foreign.sum() == labelled.sum() >= _FEW_ROWS:
+        return True
+    if not has_classes:
+        return False
+    never = own[~np.isin(own, true)]
+    # of many classes some are rare, and have no label in most windows
+    least = _FEW_ROWS if len(own) == 2 else max(_FEW_ROWS, _FEW_SHARE * labelled.sum())
+    return bool(min(is_foreign.sum(), (labelled & np.isin(called, never)).sum()) >= least)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the names as a sentence shows them: quoted, in order, the first ones of many."""
+    shown = ", ".join(repr(name) for name in _ascending(names)[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 def _may_be_label(kind: pa.DataType) -> bool:

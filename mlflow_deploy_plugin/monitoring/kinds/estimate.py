@@ -9,22 +9,32 @@ have come to mean something else.
 Whether probabilities mean what they say is found out on earlier windows whose labels are in: they are corrected by
 isotonic regression where that brings them nearer to what was true in windows that it was not fitted on, and the same
 windows tell how far the estimate is off. Without such windows the estimate is a figure and decides nothing.
+
+The interval is one for what the labels of this window's rows will say: a prediction interval. Two things part them from
+the estimate. The window's labels are a draw from their chances, the fewer rows the further off (simulated, 100 draws).
+And the chances are off, by another amount in each window: that is seen in the errors of the earlier windows, which hold
+the sampling error of their own rows, too. So the squared standard error is the mean square of those errors, and what
+the sampling variance of this window is above theirs; a window with more rows than they have is taken to be no surer.
+Student's quantile has as many degrees of freedom as there are earlier windows, 3.2 for three of them and 2.3 for eight
+at 95 %, and the interval is never narrower than the largest of their errors. It holds what it promises where errors are
+about normal and this window's is one like theirs; the latter part holds k/(k+1) whatever their distribution.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import isotonic_regression
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata, t
 
 from mlflow_deploy_plugin.monitoring.features import Array
-from mlflow_deploy_plugin.monitoring.kinds.intervals import ERROR_BEFORE, Measure, Sampling
-from mlflow_deploy_plugin.monitoring.kinds.measures import CLASSIFICATION, LEAST, Classified, classification
+from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
+from mlflow_deploy_plugin.monitoring.kinds.measures import CLASSIFICATION, LEAST, Classified
 from mlflow_deploy_plugin.spec.monitors import MIN_LABELLED_WINDOWS
 
-_ANY = Sampling(0.95)
-"""Where figures alone are asked for, and not how sure they are."""
+_DRAWS, _DRAWN_ROWS = 100, 2_000
+"""Simulations of a window's labels, and of how many of its rows; their variance falls with the number of rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +46,31 @@ class Earlier:
 
 
 @dataclass(frozen=True)
+class Error:
+    """How far an estimate may be off.
+
+    Attributes:
+        standard: its standard error in this window.
+        largest: in an earlier window.
+        windows: earlier ones that say so.
+    """
+
+    standard: float
+    largest: float
+    windows: int
+
+    def half_width(self, confidence: float) -> float:
+        """Of the prediction interval."""
+        return max(float(t.ppf((1 + confidence) / 2, self.windows)) * self.standard, self.largest)
+
+
+@dataclass(frozen=True)
 class Estimate:
     """The estimate of one window.
 
     Attributes:
         values: by figure, or why there is none.
-        errors: by figure the largest difference from what the earlier windows' labels said; empty with fewer than
-            `MIN_LABELLED_WINDOWS` of them.
+        errors: by figure; none of a figure that fewer than `MIN_LABELLED_WINDOWS` earlier windows have.
         windows: earlier windows that were used.
         calibration_error: mean difference of the probabilities used and the share that was true, on those windows,
             over ten bins of equal size; None without them.
@@ -50,13 +78,13 @@ class Estimate:
     """
 
     values: Mapping[str, "float | str"]
-    errors: Mapping[str, float]
+    errors: Mapping[str, Error]
     windows: int
     calibration_error: float | None
     is_corrected: bool
 
-    def measure(self, name: str, rows: int) -> Measure | str:
-        """The estimate with the largest error as its interval; a text says why it decides nothing."""
+    def measure(self, name: str, rows: int, confidence: float) -> Measure | str:
+        """The estimate with its prediction interval; a text says why it has none."""
         value = self.values[name]
         if isinstance(value, str):
             return value
@@ -65,37 +93,74 @@ class Estimate:
                 f"estimated {value:.4g}, which {self.windows} earlier windows with labels cannot confirm; "
                 f"{MIN_LABELLED_WINDOWS} are needed"
             )
-        error = self.errors[name]
-        return Measure(name, value, value - error, value + error, rows, ERROR_BEFORE, rows)
+        half = self.errors[name].half_width(confidence)
+        high = value + half if name == "log_loss" else min(value + half, 1.0)
+        return Measure(name, value, max(value - half, 0.0), high, rows, "prediction interval", rows)
 
 
-def estimate(answers: Classified, earlier: Sequence[Earlier], names: Sequence[str] = CLASSIFICATION) -> Estimate | str:
+def estimate(
+    answers: Classified, earlier: Sequence[Earlier], names: Sequence[str] = CLASSIFICATION, seed: int = 0
+) -> Estimate | str:
     """The figures to expect of answers; a text says why none can be.
 
     Args:
         earlier: windows of the same version with labels; their classes are those of `answers`.
+        names: of the figures whose error is asked for.
     """
     if answers.probabilities is None:
         return "the model gives no probability of each label, from which it could be estimated"
-    usable = [one for one in earlier if one.answers.probabilities is not None and len(one.truth)]
-    if not usable:
-        return Estimate(expected(answers, answers.probabilities, names), {}, 0, None, False)
-    corrected = [_fit(usable[:place] + usable[place + 1 :]) for place in range(len(usable))]
-    held_out = [fit(_probabilities(one)) for one, fit in zip(usable, corrected, strict=True)]
-    raw = [_probabilities(one) for one in usable]
-    is_corrected = len(usable) > 1 and _distance(usable, held_out) < _distance(usable, raw)
-    used = held_out if is_corrected else raw
-    errors = {}
-    if len(usable) >= MIN_LABELLED_WINDOWS:
-        errors = dict(_errors(usable, used, names))
-    fit = _fit(usable) if is_corrected else _as_they_are
+    fitted = _calibrated(earlier)
+    if not fitted.windows:
+        return Estimate(expected(answers, answers.probabilities), {}, 0, None, False)
+    chances = fitted.curve(answers.probabilities)
+    errors: dict[str, Error] = {}
+    if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
+        errors = dict(_errors(answers, chances, fitted, names, np.random.default_rng(seed)))
     return Estimate(
-        values=expected(answers, fit(answers.probabilities), names),
+        values=expected(answers, chances),
         errors=errors,
-        windows=len(usable),
-        calibration_error=_calibration_error(usable, used),
-        is_corrected=is_corrected,
+        windows=len(fitted.windows),
+        calibration_error=_calibration_error(fitted.windows, fitted.chances),
+        is_corrected=fitted.is_corrected,
     )
+
+
+def departs(truth: Array, answers: Classified, earlier: Sequence[Earlier], confidence: float) -> bool:
+    """Whether labelled rows have more, or fewer, of some class or of right answers than their probabilities lead to
+    expect.
+
+    Either the model has become worse or better, or labels are missing by what they would say: 9 of 10 of one class have
+    one, and 2 of 10 of the other. The margin is that of an estimate; with fewer than `MIN_LABELLED_WINDOWS` earlier
+    windows the model's own probabilities are taken at their word.
+
+    Args:
+        truth: [N] int64, places in the classes of the answers, which have probabilities; N > 0.
+        earlier: windows whose rows have nearly all a label.
+    """
+    fitted = _calibrated(earlier)
+    own = len(answers.classes) - answers.unknown
+    asked = [1] if answers.is_binary else list(range(own))
+
+    def off(labels: Array, called: Array, chances: Array) -> tuple[Array, Array]:
+        """[k] each: by how much each share is larger than expected, and the variance of that."""
+        own = chances[np.arange(len(labels)), called]
+        said = np.column_stack([chances[:, asked], own])
+        seen = np.column_stack([labels[:, None] == asked, labels == called])
+        return (seen - said).mean(axis=0), (said * (1 - said)).mean(axis=0) / len(labels)
+
+    assert answers.probabilities is not None
+    found, variance = off(truth, answers.predicted, fitted.curve(answers.probabilities))
+    level = 1 - (1 - confidence) / (2 * len(found))
+    quantile = float(norm.ppf(level))
+    if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
+        before = [
+            off(one.truth, one.answers.predicted, chances)
+            for one, chances in zip(fitted.windows, fitted.chances, strict=True)
+        ]
+        errors, variances = (np.stack(side) for side in zip(*before, strict=True))
+        variance = _prediction_variance(errors, variances, variance)
+        quantile = float(t.ppf(level, len(before)))
+    return bool((np.abs(found) > quantile * np.sqrt(variance)).any())
 
 
 def expected(answers: Classified, chances: Array, names: Sequence[str] = CLASSIFICATION) -> dict[str, "float | str"]:
@@ -114,7 +179,7 @@ def _confusion(answers: Classified, chances: Array) -> tuple[Array, Array, Array
     own = chances[np.arange(len(chances)), answers.predicted]
     hits = np.bincount(answers.predicted, own, minlength=classes)
     true = chances.sum(axis=0)
-    asked = [1] if classes == 2 else np.flatnonzero((called > 0) | (true >= 0.5))
+    asked = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
     return hits[asked], true[asked], called[asked]
 
 
@@ -123,7 +188,7 @@ def _of_confusion(below: Callable[[Array, Array], Array]) -> Callable[[Classifie
         hits, true, called = _confusion(answers, chances)
         total = below(true, called)
         if not (total > 0).any():
-            return f"no row was called {answers.classes[-1]!r}"
+            return f"no row was called {answers.classes[1 if answers.is_binary else -1]!r}"
         return float(np.where(total > 0, hits / np.where(total > 0, total, 1), 0).mean())
 
     return figure
@@ -132,7 +197,7 @@ def _of_confusion(below: Callable[[Array, Array], Array]) -> Callable[[Classifie
 def _roc_auc(answers: Classified, chances: Array) -> "float | str":
     """The expected area: every row is positive and negative, with its chances as weights."""
     assert answers.probabilities is not None
-    asked = [1] if len(answers.classes) == 2 else range(len(answers.classes))
+    asked = [1] if answers.is_binary else range(len(answers.classes) - answers.unknown)
     areas = [_area(answers.probabilities[:, place], chances[:, place]) for place in asked]
     known = [area for area in areas if area is not None]
     return float(np.mean(known)) if known else "all rows are expected to be of one label"
@@ -171,6 +236,32 @@ _EXPECTED: dict[str, Callable[[Classified, Array], "float | str"]] = {
 def _probabilities(one: Earlier) -> Array:
     assert one.answers.probabilities is not None
     return one.answers.probabilities
+
+
+@dataclass(frozen=True, eq=False)
+class _Calibrated:
+    """What earlier windows say of probabilities.
+
+    Attributes:
+        windows: those that could be used; chances: of each [N, C], corrected by the others.
+        curve: of probabilities [N, C]: what they are corrected to.
+    """
+
+    windows: Sequence[Earlier]
+    chances: Sequence[Array]
+    curve: Callable[[Array], Array]
+    is_corrected: bool
+
+
+def _calibrated(earlier: Sequence[Earlier]) -> _Calibrated:
+    usable = [one for one in earlier if one.answers.probabilities is not None and len(one.truth)]
+    raw = [_probabilities(one) for one in usable]
+    if len(usable) > 1:
+        fits = [_fit(usable[:place] + usable[place + 1 :]) for place in range(len(usable))]
+        held_out = [fit(one) for one, fit in zip(raw, fits, strict=True)]
+        if _distance(usable, held_out) < _distance(usable, raw):
+            return _Calibrated(usable, held_out, _fit(usable), True)
+    return _Calibrated(usable, raw, _as_they_are, False)
 
 
 def _as_they_are(probabilities: Array) -> Array:
@@ -215,15 +306,65 @@ def _distance(windows: Sequence[Earlier], chances: Sequence[Array]) -> float:
     return total / sum(len(one.truth) for one in windows)
 
 
-def _errors(windows: Sequence[Earlier], chances: Sequence[Array], names: Sequence[str]) -> list[tuple[str, float]]:
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for window, used in zip(windows, chances, strict=True):
-        real, guessed = classification(window.truth, window.answers, names, _ANY), expected(window.answers, used, names)
+def _errors(
+    answers: Classified,
+    chances: Array,
+    fitted: "_Calibrated",
+    names: Sequence[str],
+    rng: np.random.Generator,
+) -> Iterator[tuple[str, Error]]:
+    now = _sampling_variances(answers, chances, names, rng)
+    off: dict[str, list[float]] = {name: [] for name in names}
+    before: dict[str, list[float]] = {name: [] for name in names}
+    for window, guess in zip(fitted.windows, fitted.chances, strict=True):
+        real = expected(window.answers, np.eye(guess.shape[1])[window.truth], names)
+        guessed, variances = (
+            expected(window.answers, guess, names),
+            _sampling_variances(window.answers, guess, names, rng),
+        )
         for name in names:
             one, other = real[name], guessed[name]
-            if isinstance(one, Measure) and not isinstance(other, str):
-                found[name].append(abs(one.value - other))
-    return [(name, max(values)) for name, values in found.items() if len(values) >= MIN_LABELLED_WINDOWS]
+            if not isinstance(one, str) and not isinstance(other, str) and name in variances:
+                off[name].append(one - other)
+                before[name].append(variances[name])
+    for name in names:
+        if len(off[name]) >= MIN_LABELLED_WINDOWS and name in now:
+            variance = float(_prediction_variance(np.array(off[name]), np.array(before[name]), now[name]))
+            yield name, Error(math.sqrt(variance), float(np.abs(off[name]).max()), len(off[name]))
+
+
+def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -> Array:
+    """The squared standard error of a window's estimate: no less than sampling alone makes of the earlier ones' errors,
+    which may happen to be small, and more where this window has fewer rows than they.
+
+    Args:
+        errors: [k, …] of the earlier windows; sampling: [k, …] their sampling variances; now: this window's.
+    """
+    usual = sampling.mean(axis=0)
+    variance: Array = np.maximum(np.square(errors).mean(axis=0), usual) + np.maximum(now - usual, 0.0)
+    return variance
+
+
+def _sampling_variances(
+    answers: Classified, chances: Array, names: Sequence[str], rng: np.random.Generator
+) -> dict[str, float]:
+    """By figure the mean squared distance from the expected one where labels are drawn by their chances; none of a
+    figure that most draws have not."""
+    rows = len(chances)
+    if rows > _DRAWN_ROWS:
+        chosen = rng.choice(rows, _DRAWN_ROWS, replace=False)
+        answers, chances = answers.take(chosen), chances[chosen]
+    centre, classes = expected(answers, chances, names), np.eye(chances.shape[1])
+    below = chances.cumsum(axis=1)[:, :-1]
+    apart: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(_DRAWS):
+        truth = (rng.random((len(chances), 1)) > below).sum(axis=1)
+        for name, value in expected(answers, classes[truth], names).items():
+            middle = centre[name]
+            if not isinstance(value, str) and not isinstance(middle, str):
+                apart[name].append(value - middle)
+    scale = len(chances) / rows
+    return {name: float(np.square(ones).mean()) * scale for name, ones in apart.items() if len(ones) > _DRAWS // 2}
 
 
 def _calibration_error(windows: Sequence[Earlier], chances: Sequence[Array]) -> float:

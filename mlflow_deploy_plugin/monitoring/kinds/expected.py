@@ -12,8 +12,9 @@ from mlflow_deploy_plugin.inference_log.reader import WindowRows
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers
-from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, estimate
-from mlflow_deploy_plugin.monitoring.kinds.measures import Classified
+from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, departs, estimate
+from mlflow_deploy_plugin.monitoring.kinds.labelled import compare_labelled
+from mlflow_deploy_plugin.monitoring.kinds.measures import CLASSIFICATION, Classified
 from mlflow_deploy_plugin.monitoring.kinds.segments import segments_of
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.runtime.artifact import Artifact
@@ -22,6 +23,8 @@ from mlflow_deploy_plugin.spec import duration_seconds
 _EARLIER_WINDOWS = 8
 _LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
+_COMPLETE = 0.95
+"""Share of labelled rows from which on it makes little of a difference why the others have none."""
 _TICK = timedelta(microseconds=1)
 
 
@@ -51,21 +54,70 @@ def expect(
     why_not = _why_not(answered, artifact)
     if why_not:
         return why_not
-    tables = [rows.table, *_earlier_tables(question, rows, artifact)]
-    together = pa.concat_tables(tables, promote_options="permissive")
-    everything = read_answers(together, artifact)
-    if isinstance(everything, str) or everything.classified is None:
+    beside = _beside_earlier(question, rows, artifact)
+    if beside is None:
         return "the rows of earlier windows do not fit"
-    number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     least = question.spec.min_rows
-    segments, notes = segments_of(together, question.spec.segment_by, least, number == 0)
+    names = [one.name for one in question.spec.requirements if one.name in CLASSIFICATION]
+    segments, notes = segments_of(beside.table, question.spec.segment_by, least, beside.number == 0)
     found = []
-    for name, chosen in (("", np.ones(len(together), bool)), *((one.name, one.rows) for one in segments)):
-        of_rows = _estimate(everything, everything.classified, number, chosen, least)
+    for name, chosen in (("", np.ones(len(beside.table), bool)), *((one.name, one.rows) for one in segments)):
+        own = chosen & (beside.number == 0)
+        of_rows = estimate(beside.classified.take(own), beside.earlier(chosen, least), names)
         if isinstance(of_rows, str):
             return of_rows
-        found.append(Expectation(name, int((chosen & (number == 0)).sum()), of_rows))
-    return found, notes
+        found.append(Expectation(name, int(own.sum()), of_rows))
+    return found, [*beside.notes, *notes]
+
+
+def labels_depart(question: Question, rows: WindowRows, artifact: Artifact | None) -> tuple[bool | None, list[str]]:
+    """Whether the window's labels do not fit the probabilities of their rows, as earlier windows correct these whose
+    rows have nearly all a label; None: there are no probabilities to tell by. And what is left out, a line each.
+    """
+    beside = _beside_earlier(question, rows, artifact, _COMPLETE)
+    if beside is None or beside.classified.probabilities is None:
+        return None, []
+    own = (beside.number == 0) & beside.answered.is_labelled
+    earlier = beside.earlier(np.ones(len(beside.table), bool), question.spec.min_rows)
+    confidence = 1 - question.spec.false_alarm_rate
+    return departs(beside.answered.truth[own], beside.classified.take(own), earlier, confidence), beside.notes
+
+
+@dataclass(frozen=True, eq=False)
+class _Beside:
+    """The rows of a window and the labelled ones of earlier windows, whose classes have the same places.
+
+    Attributes:
+        number: [N] of each row's window; 0: the one that is judged.
+    """
+
+    table: pa.Table
+    answered: Answered
+    classified: Classified
+    number: Array
+    notes: list[str]
+
+    def earlier(self, chosen: Array, least: int) -> list[Earlier]:
+        """Of the chosen rows, [N] bool, those of each earlier window with `least` labelled ones."""
+        found = []
+        for window in range(1, int(self.number.max()) + 1):
+            places = np.flatnonzero(chosen & (self.number == window) & self.answered.is_labelled)
+            if len(places) >= least:
+                found.append(Earlier(self.answered.truth[places], self.classified.take(places)))
+        return found
+
+
+def _beside_earlier(
+    question: Question, rows: WindowRows, artifact: Artifact | None, least_share: float = 0.0
+) -> _Beside | None:
+    notes: list[str] = []
+    tables = [rows.table, *_earlier_tables(question, rows, artifact, notes, least_share)]
+    together = pa.concat_tables(tables, promote_options="permissive")
+    answered = read_answers(together, artifact)
+    if isinstance(answered, str) or answered.classified is None:
+        return None
+    number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    return _Beside(together, answered, answered.classified, number, notes)
 
 
 def _why_not(answered: Answered, artifact: Artifact | None) -> str:
@@ -82,33 +134,35 @@ def _why_not(answered: Answered, artifact: Artifact | None) -> str:
     return ""
 
 
-def _estimate(everything: Answered, classified: Classified, number: Array, chosen: Array, least: int) -> Estimate | str:
-    """Of the chosen rows of window 0; the others with `least` labelled ones check it.
+def _earlier_tables(
+    question: Question, rows: WindowRows, artifact: Artifact | None, notes: list[str], least_share: float
+) -> Iterator[pa.Table]:
+    """The labelled rows of the latest windows of the same length that have enough of them, and whose labels are not
+    missing by what may be what they would say; `notes` gets how many such are left out.
 
     Args:
-        number: [N] the window of each row; chosen: [N] bool.
+        least_share: of their rows that have a label.
     """
-    earlier = []
-    for window in range(1, int(number.max()) + 1):
-        places = np.flatnonzero(chosen & (number == window) & everything.is_labelled)
-        if len(places) >= least:
-            earlier.append(Earlier(everything.truth[places], classified.take(places)))
-    return estimate(classified.take(np.flatnonzero(chosen & (number == 0))), earlier)
-
-
-def _earlier_tables(question: Question, rows: WindowRows, artifact: Artifact | None) -> Iterator[pa.Table]:
-    """The labelled rows of the latest windows of the same length that have enough of them."""
-    found = 0
+    found = selected = 0
+    spec = question.spec
     for past in _earlier_windows(question)[:_LOOKED_AT]:
         earlier = question.log.labelled(question.endpoint, past, _EARLIER_ROWS)
         if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):
             continue
         answered = read_answers(earlier.table, artifact)
-        if not isinstance(answered, str) and answered.is_labelled.sum() >= question.spec.min_rows:
-            yield earlier.table.filter(pa.array(answered.is_labelled))
-            found += 1
+        if isinstance(answered, str) or answered.unfit or answered.is_labelled.sum() < spec.min_rows:
+            continue
+        if answered.is_labelled.mean() < least_share:
+            continue
+        if compare_labelled(earlier.table, answered, spec.segment_by, spec.false_alarm_rate).is_selected:
+            selected += 1
+            continue
+        yield earlier.table.filter(pa.array(answered.is_labelled))
+        found += 1
         if found == _EARLIER_WINDOWS:
-            return
+            break
+    if selected:
+        notes.append(f"{selected} earlier windows are left out, whose rows with a label are not like those without")
 
 
 def _earlier_windows(question: Question) -> list[Window]:

@@ -18,17 +18,16 @@ long, on 49 to 92 and 88 to 97 %, where it is 5, on 17 to 88 and 73 to 94 %; of 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
-from scipy.stats import norm, rankdata, t
+from scipy.stats import norm, t
 
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.null.stationary import dependence
 
-Method = Literal["Wilson", "bootstrap", "DeLong", "largest error on earlier windows"]
+Method = Literal["Wilson", "bootstrap", "DeLong", "prediction interval", "worst case"]
 
-ERROR_BEFORE: Final = "largest error on earlier windows"
 RESAMPLES = 400
 _CHUNK = 2_000_000  # random numbers at a time
 _BOOTSTRAP_ROWS = 20_000
@@ -63,15 +62,23 @@ class Sampling:
 
     Attributes:
         times: [N] when each happened, in any unit; None: they do not depend on each other.
+        weights: [N] > 0, for how many rows each stands; None: each for as many as any other. Intervals take them as
+            known (the ratio estimator of Hájek).
     """
 
     confidence: float
     times: Array | None = None
     seed: int = 0
+    weights: Array | None = None
 
     def of(self, rows: Array) -> "Sampling":
         """The same for some of them: [N] bool."""
-        return self if self.times is None else replace(self, times=self.times[rows])
+        times = None if self.times is None else self.times[rows]
+        return replace(self, times=times, weights=None if self.weights is None else self.weights[rows])
+
+    def shares(self, count: int) -> Array:
+        """[N]: the weights, of mean 1."""
+        return np.ones(count) if self.weights is None else self.weights / self.weights.mean()
 
     def worth(self, influence: Array) -> float:
         """How many independent rows the rows are worth for a figure; at most as many as they are.
@@ -102,8 +109,20 @@ def _sums(values: Array, parts: int) -> Array:
 
 def share(name: str, is_hit: Array, sampling: Sampling) -> Measure:
     """The share of rows that are hits: [N] bool, N > 0."""
-    hits = is_hit.astype(np.float64)
-    return wilson(name, float(hits.sum()), len(hits), sampling.confidence, sampling.worth(hits - hits.mean()))
+    hits, count = is_hit.astype(np.float64), len(is_hit)
+    weights = sampling.shares(count)
+    part = min(float(weights @ hits) / count, 1.0)
+    influence = weights * (hits - part)
+    worth = sampling.worth(influence) * _evenness(weights)
+    if sampling.weights is not None and 0 < part < 1:
+        # where heavy rows miss more often than light ones, the variance is above what the weights alone make of it
+        worth = min(worth, sampling.worth(influence) * part * (1 - part) / float(np.square(influence).mean()))
+    return wilson(name, part * count, count, sampling.confidence, worth)
+
+
+def _evenness(weights: Array) -> float:
+    """So many rows of equal weight is one of these worth (Kish)."""
+    return float(weights.mean() ** 2 / np.square(weights).mean())
 
 
 def wilson(name: str, hits: float, total: int, confidence: float, worth: float | None = None) -> Measure:
@@ -125,24 +144,25 @@ def bootstrap(name: str, rows: Array, figure: Callable[[Array], Array], sampling
 
     Beyond 20,000 rows a resample is approximated by the normal distribution that the means have then.
     """
-    count, width = rows.shape
-    mean = rows.mean(axis=0)
-    worth = sampling.worth((rows - mean) @ _slopes(figure, mean, rows.std(axis=0)))
+    count = len(rows)
+    weights = sampling.shares(count)[:, None]
+    mean = (weights * rows).mean(axis=0)
+    worth = sampling.worth(weights[:, 0] * ((rows - mean) @ _slopes(figure, mean, rows.std(axis=0))))
     size = max(round(worth), 1)
     rng = np.random.default_rng(sampling.seed)
+    drawn_rows = np.hstack([weights * rows, weights])
     if size > _BOOTSTRAP_ROWS:
-        covariance = np.atleast_2d(np.cov(rows, rowvar=False)) / size
-        means = rng.multivariate_normal(mean, covariance, RESAMPLES, method="eigh")
+        covariance = np.atleast_2d(np.cov(drawn_rows, rowvar=False)) / size
+        means = rng.multivariate_normal(drawn_rows.mean(axis=0), covariance, RESAMPLES, method="eigh")
     else:
-        means = np.empty((RESAMPLES, width))
+        means = np.empty((RESAMPLES, drawn_rows.shape[1]))
         step = max(_CHUNK // count, 1)
         for start in range(0, RESAMPLES, step):
             number = min(step, RESAMPLES - start)
-            weights = np.stack(
-                [np.bincount(drawn, minlength=count) for drawn in rng.integers(0, count, (number, size))]
-            )
-            means[start : start + number] = weights @ rows / size
-    return _percentiles(name, mean, means, figure, count, worth, sampling.confidence)
+            times = np.stack([np.bincount(drawn, minlength=count) for drawn in rng.integers(0, count, (number, size))])
+            means[start : start + number] = times @ drawn_rows / size
+    means = means[:, :-1] / means[:, -1:]
+    return _percentiles(name, mean, means, figure, count, worth * _evenness(weights), sampling.confidence)
 
 
 def _slopes(figure: Callable[[Array], Array], mean: Array, spread: Array) -> Array:
@@ -157,14 +177,14 @@ def _slopes(figure: Callable[[Array], Array], mean: Array, spread: Array) -> Arr
 def bootstrap_counts(
     name: str, counts: Array, figure: Callable[[Array], Array], worth: float, sampling: Sampling
 ) -> Measure:
-    """A figure of the shares of [K] kinds of rows, of which there are `counts`; `figure` of shares [.., K]: [..].
+    """A figure of the shares of [K] kinds of rows, whose weights sum to `counts`; `figure` of shares [.., K]: [..].
 
     Args:
         worth: so many independent rows they are worth.
     """
-    total, size = int(counts.sum()), max(round(worth), 1)
-    drawn = np.random.default_rng(sampling.seed).multinomial(size, counts / total, RESAMPLES) / size
-    return _percentiles(name, counts / total, drawn, figure, total, worth, sampling.confidence)
+    total, size = round(float(counts.sum())), max(round(worth), 1)
+    drawn = np.random.default_rng(sampling.seed).multinomial(size, counts / counts.sum(), RESAMPLES) / size
+    return _percentiles(name, counts / counts.sum(), drawn, figure, total, worth, sampling.confidence)
 
 
 def _percentiles(
@@ -186,14 +206,15 @@ def area_under_curve(is_positive: Array, scores: Array, sampling: Sampling) -> M
             the mean, its variance by their influence functions together.
     """
     count = len(is_positive)
-    areas, influence = [], np.zeros(count)
+    areas, influence, weights = [], np.zeros(count), sampling.shares(count)
     for positive, score in zip(is_positive.T, scores.T, strict=True):
-        area, own = _placements(positive, score)
+        area, own = _placements(positive, score, weights)
         areas.append(area)
         influence += own / is_positive.shape[1]
     value = float(np.mean(areas))
     worth = sampling.worth(influence)
     deviation = math.sqrt(float(np.square(influence).mean()) / worth)
+    worth *= _evenness(weights)
     z = float(norm.ppf((1 + sampling.confidence) / 2))
     if not 0 < value < 1:
         # all pairs are in order, no variance is left: as sure as of a share of the rarer side's rows without a miss
@@ -204,19 +225,27 @@ def area_under_curve(is_positive: Array, scores: Array, sampling: Sampling) -> M
     return Measure("roc_auc", value, _expit(logit - half), _expit(logit + half), count, "DeLong", worth)
 
 
-def _placements(is_positive: Array, scores: Array) -> tuple[float, Array]:
-    """The area, and the influence of each row on it: [N], of mean 0."""
-    count, positives = len(scores), int(is_positive.sum())
-    negatives = count - positives
-    ranks = rankdata(scores)
-    area = (float(ranks[is_positive].sum()) - positives * (positives + 1) / 2) / (positives * negatives)
-    influence = np.empty(count)
-    influence[is_positive] = (ranks[is_positive] - rankdata(scores[is_positive])) / negatives
-    influence[~is_positive] = 1 - (ranks[~is_positive] - rankdata(scores[~is_positive])) / positives
-    influence -= area
-    influence[is_positive] *= count / positives
-    influence[~is_positive] *= count / negatives
+def _placements(is_positive: Array, scores: Array, weights: Array) -> tuple[float, Array]:
+    """The area, and the influence of each row on it: [N], of mean 0.
+
+    Args:
+        weights: [N], of mean 1.
+    """
+    _, places = np.unique(scores, return_inverse=True)
+    above, below = weights * is_positive, weights * ~is_positive
+    positives, negatives = above.sum(), below.sum()
+    beaten, beating = _midway(places, below), positives - _midway(places, above)
+    area = float(above @ beaten / (positives * negatives))
+    influence = np.where(is_positive, beaten / negatives, beating / positives) - area
+    influence *= weights * np.where(is_positive, len(scores) / positives, len(scores) / negatives)
     return area, influence
+
+
+def _midway(places: Array, weights: Array) -> Array:
+    """[N]: the weights of all lower places, and half of those of the same."""
+    sums = np.bincount(places, weights)
+    halfway: Array = (np.cumsum(sums) - sums / 2)[places]
+    return halfway
 
 
 def _expit(value: float) -> float:

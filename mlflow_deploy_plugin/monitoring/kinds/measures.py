@@ -38,17 +38,24 @@ class Classified:
     Attributes:
         predicted: [N] int64.
         probabilities: [N, C] float64, rows sum to 1; None: the model gives none.
-        classes: their names in ascending order, as text.
+        classes: their names as text, the model's own in ascending order before those that only labels name.
+        unknown: how many of the last are such: the model never answers them, and gives them no probability.
     """
 
     predicted: Array
     probabilities: Array | None
     classes: tuple[str, ...]
+    unknown: int = 0
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the model itself has two classes, of which the larger one is asked for."""
+        return len(self.classes) - self.unknown == 2
 
     def take(self, rows: Array) -> "Classified":
         """Those of `rows`: numbers, or [N] bool."""
         probabilities = None if self.probabilities is None else self.probabilities[rows]
-        return Classified(self.predicted[rows], probabilities, self.classes)
+        return Classified(self.predicted[rows], probabilities, self.classes, self.unknown)
 
 
 def classification(truth: Array, answers: Classified, names: Sequence[str], sampling: Sampling) -> Measured:
@@ -68,7 +75,7 @@ def _accuracy(truth: Array, answers: Classified, sampling: Sampling) -> Measure:
 
 
 def _precision(truth: Array, answers: Classified, sampling: Sampling) -> Measure | str:
-    if len(answers.classes) != 2:
+    if not answers.is_binary:
         return _macro("precision", truth, answers, sampling)
     asked = answers.predicted == 1
     if not asked.any():
@@ -77,7 +84,7 @@ def _precision(truth: Array, answers: Classified, sampling: Sampling) -> Measure
 
 
 def _recall(truth: Array, answers: Classified, sampling: Sampling) -> Measure | str:
-    if len(answers.classes) != 2:
+    if not answers.is_binary:
         return _macro("recall", truth, answers, sampling)
     asked = truth == 1
     if not asked.any():
@@ -86,7 +93,7 @@ def _recall(truth: Array, answers: Classified, sampling: Sampling) -> Measure | 
 
 
 def _f1(truth: Array, answers: Classified, sampling: Sampling) -> Measure | str:
-    if len(answers.classes) != 2:
+    if not answers.is_binary:
         return _macro("f1", truth, answers, sampling)
     if not ((truth == 1) | (answers.predicted == 1)).any():
         return f"no label is {answers.classes[1]!r}, and no row was called so"
@@ -98,9 +105,11 @@ def _macro(name: str, truth: Array, answers: Classified, sampling: Sampling) -> 
     classes = len(answers.classes)
     if classes > _MOST_CLASSES:
         return f"there are {classes:,} different labels; the mean over labels is of at most {_MOST_CLASSES}"
-    cells, inverse, counts = np.unique(truth * classes + answers.predicted, return_inverse=True, return_counts=True)
+    cells, inverse = np.unique(truth * classes + answers.predicted, return_inverse=True)
+    weights = sampling.shares(len(truth))
+    counts = np.bincount(inverse, weights)
     true, called = cells // classes, cells % classes
-    seen = np.array([1]) if classes == 2 else np.unique(np.concatenate([true, called]))
+    seen = np.array([1]) if answers.is_binary else np.unique(np.concatenate([true, called]))
     is_true, is_called = (true[:, None] == seen).astype(np.float64), (called[:, None] == seen).astype(np.float64)
     below = {"f1": (is_true + is_called) / 2, "recall": is_true, "precision": is_called}[name]
 
@@ -113,7 +122,8 @@ def _macro(name: str, truth: Array, answers: Classified, sampling: Sampling) -> 
     shares = counts / len(truth)
     total = np.maximum(shares @ below, LEAST)
     slopes = ((is_true * is_called - shares @ (is_true * is_called) / total * below) / total).mean(axis=1)
-    return bootstrap_counts(name, counts, figure, sampling.worth(slopes[inverse]), sampling)
+    worth = sampling.worth(weights * slopes[inverse]) / float(np.square(weights).mean())
+    return bootstrap_counts(name, counts, figure, worth, sampling)
 
 
 def _roc_auc(truth: Array, answers: Classified, sampling: Sampling) -> Measure | str:
@@ -122,7 +132,9 @@ def _roc_auc(truth: Array, answers: Classified, sampling: Sampling) -> Measure |
     seen = np.unique(truth)
     if len(seen) < 2:
         return f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two"
-    asked = np.array([1]) if len(answers.classes) == 2 else seen
+    asked = np.array([1]) if answers.is_binary else seen[seen < len(answers.classes) - answers.unknown]
+    if not np.isin(asked, seen).all():
+        return f"no label is {answers.classes[1]!r}"
     return area_under_curve(truth[:, None] == asked, answers.probabilities[:, asked], sampling)
 
 

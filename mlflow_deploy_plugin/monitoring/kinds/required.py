@@ -1,4 +1,5 @@
-"""Requirements against what was measured: violated only where the whole interval is on the wrong side."""
+"""Requirements against what was measured: violated only where the whole interval is on the wrong side, kept only where
+it is on the right one; where it holds both sides, it cannot be told."""
 
 from collections.abc import Sequence
 
@@ -6,7 +7,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log.rows import microseconds_of
 from mlflow_deploy_plugin.monitoring.judgement import Finding, State
-from mlflow_deploy_plugin.monitoring.kinds.intervals import ERROR_BEFORE, Measure, Sampling
+from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 from mlflow_deploy_plugin.spec.criteria import Requirement
@@ -16,7 +17,7 @@ def confidence_of(rate: float, questions: int) -> float:
     """Of each interval, so that of all questions together no more than `rate` are called violated by chance.
 
     Bonferroni's inequality: the rate is shared among them, whatever they depend on. An interval has two sides, of which
-    one violates; what is kept is twice as sure.
+    one violates and the other keeps: each is passed by chance in half of that share.
     """
     return 1 - rate / max(questions, 1)
 
@@ -39,9 +40,7 @@ def finding(
     subject = f"{prefix}{requirement.name}{f'({requirement.of})' if requirement.of else ''}"
     if isinstance(measured, str):
         return Finding(subject, "criterion", "not judged", measured, None, requirement.value, segment)
-    state: State = "kept"
-    if not (requirement.holds(measured.low) or requirement.holds(measured.high)):
-        state = "violated"
+    state = state_of(requirement.holds(measured.low), requirement.holds(measured.high))
     return Finding(
         subject,
         "criterion",
@@ -53,31 +52,46 @@ def finding(
     )
 
 
+def state_of(holds_at_low: bool, holds_at_high: bool) -> State:
+    """Return the state of a requirement, given whether it holds at the two ends of the interval."""
+    if holds_at_low and holds_at_high:
+        return "kept"
+    return "cannot tell" if holds_at_low or holds_at_high else "violated"
+
+
 def conclude(findings: Sequence[Finding]) -> tuple[State, str]:
-    """The state of the whole, and why."""
+    """Return the state of the whole, and why: violated where anything is; kept where everything is shown to hold.
+
+    A segment that was not judged keeps nothing from being kept: its requirement is that of all rows, too.
+    """
     violated = [one for one in findings if one.state == "violated"]
     if violated:
-        rest = f", and {len(violated) - 1} more" if len(violated) > 1 else ""
-        return "violated", f"{_shown(violated[0])}{rest}"
-    judged = [one for one in findings if one.state == "kept"]
-    if judged:
-        return "kept", f"{_shown(judged[0])}{f', and {len(judged) - 1} more' if len(judged) > 1 else ''}"
+        return "violated", _shown_first(violated)
+    kept = [one for one in findings if one.state == "kept"]
+    unknown = [one for one in findings if one.state == "cannot tell"]
+    if kept or unknown:
+        unknown += [one for one in findings if one.state == "not judged" and not one.segment]
+    if unknown:
+        return "cannot tell", _shown_first(unknown)
+    if kept:
+        return "kept", _shown_first(kept)
     return "not judged", _shown(findings[0]) if findings else "nothing is required"
 
 
 def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    order = {"violated": 0, "drift": 0, "kept": 1, "no drift": 1, "not judged": 2}
+    order = {"violated": 0, "cannot tell": 1, "kept": 2, "not judged": 3}
     return tuple(sorted(findings, key=lambda one: order[one.state]))
 
 
 def _reason(requirement: Requirement, measured: Measure, confidence: float, state: State) -> str:
-    sure = "" if measured.method == ERROR_BEFORE else f", confidence {confidence:.4g}"
-    interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}{sure})"
+    interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}, confidence {confidence:.4g})"
     fewer = f" (worth {measured.worth:,.0f} independent ones)" if measured.worth < 0.9 * measured.rows else ""
     said = f"{measured.value:.4g} on {measured.rows:,} rows{fewer}, {interval}; required is {requirement.text}"
-    if state == "kept" and not requirement.holds(measured.value):
-        return f"{said}, which the interval does not exclude"
-    return said
+    return f"{said}, which lies within the interval" if state == "cannot tell" else said
+
+
+def _shown_first(ones: Sequence[Finding]) -> str:
+    return f"{_shown(ones[0])}{f', and {len(ones) - 1} more' if len(ones) > 1 else ''}"
 
 
 def _shown(one: Finding) -> str:

@@ -1,8 +1,9 @@
 """Service level: how long requests took and how many failed, against an objective with its error budget.
 
 A quantile's requirement is judged by counting: p99<=0.2 holds where no more than 1 % of the requests took longer than
-0.2 s, and is violated where Wilson's interval of that share lies above 1 %, whatever shape the latencies have. The
-error budget is that permitted share; what is left of it is 1 - share / permitted, and negative when it is overdrawn.
+0.2 s. It is violated where Wilson's interval of that share lies above 1 %, and kept where it lies below, whatever shape
+the latencies have. The error budget is that permitted share; what is left of it is 1 - share / permitted, and negative
+when it is overdrawn.
 
 Latencies are those of answers. An error is a request that the server failed (5xx); one that it refused (4xx) is the
 caller's, and counted apart. Requests that got no answer lie in a log of their own (`InferenceLog.failures`), without
@@ -18,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
-from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged, State
+from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
 from mlflow_deploy_plugin.monitoring.kinds.intervals import wilson
 from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
-from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, worst_first
+from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, state_of, worst_first
 from mlflow_deploy_plugin.monitoring.kinds.segments import MAX_SEGMENTS, as_texts, segment_name
 from mlflow_deploy_plugin.monitoring.kinds.versions import Version, most_first, versions_of
 from mlflow_deploy_plugin.monitoring.question import Question
@@ -209,7 +210,7 @@ def _latency(requirement: Requirement, tally: _Tally, slow: int, confidence: flo
         return finding(requirement, reason, confidence, segment)
     permitted = 1 - QUANTILES[requirement.name]
     share = wilson(requirement.name, slow, tally.timed, confidence)
-    state: State = "violated" if share.low > permitted else "kept"
+    state = state_of(share.low <= permitted, share.high <= permitted)
     reason = (
         f"{share.value:.2%} of {tally.timed:,} answers took longer than {requirement.value:g} s, {share.low:.2%} to "
         f"{share.high:.2%} (Wilson, confidence {confidence:.4g}); permitted are {permitted:.4g}"

@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement
 
@@ -28,6 +28,12 @@ def _own_name(name: str, is_shared: bool) -> str:
     comes first among the findings of a window."""
     taken = metric_name(name)
     return f"{taken}-{hashlib.sha256(name.encode()).hexdigest()[:6]}" if is_shared and taken != name else taken
+
+
+def value_in(figures: Mapping[str, float], criterion: Finding) -> float | None:
+    """The value of the same criterion among the metrics of another window; None: it has none."""
+    name = f"criterion/{_subject(criterion)}"
+    return figures.get(_own_name(name, True), figures.get(metric_name(name)))
 
 
 def metric_name(name: str) -> str:

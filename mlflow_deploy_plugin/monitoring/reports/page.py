@@ -5,7 +5,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement
+from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED, Finding, Judgement
 from mlflow_deploy_plugin.monitoring.reports.drawn import Drawn
 
 PAGE, PICTURE = "report.html", "trend.png"
@@ -100,7 +100,7 @@ def _figures(figures: Mapping[str, float]) -> str:
 
 
 def _class(state: str) -> str:
-    return {"drift": "alarm", "violated": "alarm", "not judged": "open"}.get(state, "fine")
+    return "alarm" if state in ALARMS else "open" if state in UNDECIDED else "fine"
 
 
 def _number(value: float | None) -> str:

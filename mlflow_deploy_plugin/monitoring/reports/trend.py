@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from mlflow_deploy_plugin.monitoring.judgement import ALARMS, Judgement
+from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED, Judgement
 
 MOST_WINDOWS = 60
 _MOST_PANELS = 4
@@ -67,7 +67,7 @@ def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow], lengt
         bounds = [window.figures.get(one.threshold, math.nan) for window in ordered]
         panel.plot(times, values, color=_LINE, linewidth=1, zorder=1)
         panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1)
-        colours = [_ALARM if window.state in ALARMS else _FINE for window in ordered]
+        colours = [_colour(window.state) for window in ordered]
         panel.scatter(times, values, color=colours, s=16, zorder=2)
         open_times = [window.start for window in ordered if window.state == "not judged"]
         foot = panel.get_xaxis_transform()
@@ -84,3 +84,7 @@ def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow], lengt
     file = io.BytesIO()
     canvas.print_png(file)
     return file.getvalue()
+
+
+def _colour(state: str) -> str:
+    return _ALARM if state in ALARMS else _SOFT if state in UNDECIDED else _FINE

@@ -144,7 +144,7 @@ def _draw_verdicts(axes: Axes, months: pd.DataFrame, judged: Sequence[Judged]) -
     for one in judged:
         moment = one.start.tz_localize(None) + (one.end - one.start) / 2
         color = _ALARM if one.verdict in ("drift", "violated") else _CALM
-        shape = "s" if one.verdict in ("drift", "no drift", "violated", "kept") else "x"
+        shape = "s" if one.verdict in ("drift", "no drift", "violated", "kept", "cannot tell") else "x"
         axes.plot([moment], [low - _HEIGHT[one.monitor] * span], shape, color=color, markersize=4)
     for name, height in _HEIGHT.items():
         axes.text(1.01, low - height * span, name, transform=axes.get_yaxis_transform(), fontsize=8, va="center")

@@ -271,8 +271,11 @@ def test_where_the_clock_has_jumped_ahead_and_back_windows_are_judged_again_when
     assert world.monitors.state("flights", "hourly").made_up_to == NOON + 2 * HOUR
 
 
-def test_alarms_in_a_row_are_counted_and_fewer_than_asked_for_tell_nobody(world: MonitoredWorld) -> None:
-    verdicts = iter(["drift", "no drift", "drift", "not judged", "drift"])
+@pytest.mark.parametrize("undecided", ["not judged", "cannot tell"])
+def test_alarms_in_a_row_are_counted_and_fewer_than_asked_for_tell_nobody(
+    world: MonitoredWorld, undecided: str
+) -> None:
+    verdicts = iter(["drift", "no drift", "drift", undecided, "drift"])
     world.judge = lambda asked: next(verdicts)
     world.endpoint(hourly={"consecutive": 2})
     world.rows(*[NOON + number * HOUR for number in range(5)])

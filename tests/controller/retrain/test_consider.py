@@ -40,7 +40,8 @@ def test_an_alarm_starts_one_and_its_cause_is_written_down(world: RetrainingWorl
 
 
 def test_what_is_no_alarm_or_asks_for_nothing_starts_nothing(world: RetrainingWorld) -> None:
-    assert consider(world.deployments, world.judgement("kept"), world.run(), world.spec()) is None
+    for state in ("kept", "cannot tell"):
+        assert consider(world.deployments, world.judgement(state), world.run(), world.spec()) is None
     without = world.spec().model_copy(update={"retrain": None})
     assert consider(world.deployments, world.judgement(), world.run(), without) is None
     assert refusals(world) == []

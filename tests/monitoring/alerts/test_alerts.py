@@ -60,6 +60,19 @@ def test_it_is_told_again_when_it_is_half_as_bad_again_or_goes_on_for_the_repeat
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Worse", "Still"]
 
 
+@pytest.mark.parametrize("undecided", ["not judged", "cannot tell"])
+def test_a_window_of_which_nothing_can_be_said_begins_no_alarm_and_ends_none(see, receiver, store, undecided):
+    see(judgement_of(0, state=undecided, reason="accuracy: 0.79"))
+    assert Alerts(store).firing() == []
+
+    see(judgement_of(1, temperature=6.0))
+    see(judgement_of(2, state=undecided, reason="accuracy: 0.79"))
+    assert len(Alerts(store).firing()) == 1
+
+    see(judgement_of(3, state="kept"))
+    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
+
+
 def test_a_window_that_is_judged_again_or_that_is_older_is_not_told(see, receiver, store):
     see(judgement_of(5, temperature=6.0))
     see(judgement_of(5, temperature=6.0))

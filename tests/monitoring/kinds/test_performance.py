@@ -38,26 +38,175 @@ def test_a_requirement_is_judged_on_labels_with_its_interval(desk, classify, fou
     assert {"f1", "roc_auc", "log_loss", "brier"} <= figures.keys()
 
 
-def test_a_figure_on_the_wrong_side_whose_interval_holds_the_bound_is_kept_and_says_so(desk, classify, found) -> None:
+@pytest.mark.parametrize("beyond", [0.01, -0.01])
+def test_of_a_bound_within_the_interval_it_cannot_be_told_on_which_side_the_figure_is(
+    desk, classify, found, beyond
+) -> None:
     desk.serve(CLASSIFIER)
     flights(desk, classify, rows=200, skill=3.0)
     accuracy = judge(desk.ask(**ACCURACY)).judgement.figures["accuracy"]
 
-    judged = judge(desk.ask(**(ACCURACY | {"require": [f"accuracy>={accuracy + 0.01:.3f}"]})))
+    judged = judge(desk.ask(**(ACCURACY | {"require": [f"accuracy>={accuracy + beyond:.3f}"]})))
 
-    assert judged.judgement.state == "kept"
-    assert "the interval does not exclude" in found(judged, "accuracy").reason
+    assert judged.judgement.state == "cannot tell"
+    assert not judged.judgement.is_alarm
+    assert "which lies within the interval" in found(judged, "accuracy").reason
+
+
+def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(desk, classify) -> None:
+    desk.serve(CLASSIFIER)
+    columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
+    desk.answer(columns)
+    desk.label("flight", dict.fromkeys(truth, 0))
+
+    judgement = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "recall>=0.5"]}))).judgement
+
+    assert [(one.subject, one.state) for one in judgement.findings] == [("accuracy", "kept"), ("recall", "not judged")]
+    assert (judgement.state, judgement.reason) == ("cannot tell", "recall: no label is '1'")
+
+
+def partly(desk, classify, chance, skill=8.0, rows=1_000, seed=0, day=DAY, first=0) -> None:
+    """Answers of which some have a label: `chance` of the probability of 1, and of what is true."""
+    rng = np.random.default_rng(seed)
+    columns, truth = classify(rng, range(first, first + rows), skill)
+    desk.answer(columns, day)
+    said = np.array(columns["output.probabilities"])[:, 1]
+    known = rng.random(rows) < chance(said, np.array(list(truth.values())))
+    labels = {key: value for (key, value), one in zip(truth.items(), known, strict=True) if one}
+    desk.label("flight", labels, f"labels-{first}")
 
 
 def test_half_of_the_labels_are_judged_and_the_other_half_is_told(desk, classify) -> None:
     desk.serve(CLASSIFIER)
-    flights(desk, classify, labelled=300)
+    partly(desk, classify, lambda said, true: 0.5, rows=600)
 
     judgement = judge(desk.ask(**ACCURACY)).judgement
 
-    assert judgement.state in ("kept", "violated")
-    assert "300 of 600 rows have a label; the figures are of these alone" in judgement.notes
-    assert judgement.figures["labelled_share"] == 0.5
+    assert judgement.state == "kept"
+    rows = int(judgement.figures["labelled_rows"])
+    alike = "which are like the others in score, answer, event time"
+    assert f"{rows} of 600 rows have a label; the figures are of these alone, {alike}" in judgement.notes
+    assert judgement.figures["labelled_share"] == rows / 600
+
+
+def test_a_model_that_has_become_worse_is_violated_on_the_half_of_the_labels_that_is_in(desk, classify) -> None:
+    desk.serve(CLASSIFIER)
+    columns, truth = classify(np.random.default_rng(0), range(1_000), 8.0)
+    desk.answer(columns)
+    rng = np.random.default_rng(1)
+    worse = {key: int(rng.random() < 0.5) if rng.random() < 0.6 else value for key, value in truth.items()}
+    desk.label("flight", {key: value for key, value in worse.items() if rng.random() < 0.5})
+
+    assert judge(desk.ask(**ACCURACY)).judgement.state == "violated"
+
+
+def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    partly(desk, classify, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
+
+    judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.85"]})))
+
+    one = found(judged, "accuracy")
+    assert one.value == pytest.approx(0.77, abs=0.04)  # of the labelled ones alone 0.85
+    assert one.state == "violated"
+    figures = judged.judgement.figures
+    assert figures["effective_sample_size"] < figures["labelled_rows"]
+    assert any("differ from those without in score" in n and "are weighted" in n for n in judged.judgement.notes)
+
+
+def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verdict(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    partly(desk, classify, lambda said, true: np.where(true == 1, 0.9, 0.2), skill=2.0)
+    ask = ACCURACY | {"require": ["accuracy>=0.85", "roc_auc>=0.7"]}
+
+    judged = judge(desk.ask(**ask))
+    near = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.1"]})))
+
+    one = found(judged, "accuracy")
+    assert (judged.judgement.state, one.state) == ("cannot tell", "cannot tell")
+    assert "worst case" in one.reason
+    assert found(judged, "roc_auc").state == "cannot tell"
+    assert any("labels may be missing by what they would say" in note for note in judged.judgement.notes)
+    assert found(near, "accuracy").state == "kept"  # whatever the labels that are not there say
+
+
+def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_windows_correct_it(
+    desk, classify, found
+) -> None:
+    def too_sure(rows: int, seed: int) -> tuple[dict[str, Any], dict[int, int]]:
+        columns, truth = classify(np.random.default_rng(seed), range(rows * seed, rows * seed + rows), 1.0)
+        odds = (np.array([one[1] / one[0] for one in columns["output.probabilities"]]) * 1.5) ** 3
+        columns["output.probabilities"] = [[1 / (1 + one), one / (1 + one)] for one in odds]
+        columns["prediction"] = (odds >= 1).astype(np.int64)
+        return columns, truth
+
+    def label(seed: int, columns: dict[str, Any], truth: dict[int, int], chance: Any) -> None:
+        known = np.random.default_rng(seed).random(1_000) < chance
+        desk.label("flight", {k: v for (k, v), one in zip(truth.items(), known, strict=True) if one}, f"labels-{seed}")
+
+    desk.serve(CLASSIFIER)
+    columns, truth = too_sure(1_000, 9)
+    desk.answer(columns)
+    said = np.array(columns["output.probabilities"])[:, 1]
+    label(9, columns, truth, 0.3 + 0.6 * np.abs(2 * said - 1))
+
+    alone = judge(desk.ask(**ACCURACY))
+    for number in range(1, 6):
+        columns, truth = too_sure(1_000, number)
+        desk.answer(columns, DAY - timedelta(days=number))
+        label(number, columns, truth, 1.0)
+    beside = judge(desk.ask(**ACCURACY))
+
+    assert "worst case" in found(alone, "accuracy").reason
+    assert "Wilson" in found(beside, "accuracy").reason
+    assert found(beside, "accuracy").state == "violated"
+
+
+def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    flights(desk, classify, labelled=300, skill=8.0)
+
+    judged = judge(desk.ask(**ACCURACY))
+
+    one = found(judged, "accuracy")
+    assert judged.judgement.state == "cannot tell"
+    assert "worst case" in one.reason
+    assert any("hardly one like them has any" in note for note in judged.judgement.notes)
+
+
+def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm_no_estimate(
+    desk, classify, found
+) -> None:
+    desk.serve(CLASSIFIER)
+    for number in range(1, 5):
+        day = DAY - timedelta(days=number)
+        partly(
+            desk, classify, lambda said, true: np.where(true, 0.9, 0.2), 2.0, seed=number, day=day, first=1_000 * number
+        )
+    flights(desk, classify, labelled=0)
+
+    judged = judge(desk.ask(**ACCURACY))
+
+    assert "0 earlier windows" in found(judged, "estimated accuracy").reason
+    note = "4 earlier windows are left out, whose rows with a label are not like those without"
+    assert note in judged.judgement.notes
+
+
+def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(desk, found) -> None:
+    desk.serve(REGRESSOR)
+    rng = np.random.default_rng(1)
+    answers = rng.uniform(0, 10, 4_000)
+    wanted = answers + rng.normal(0, 1 + answers)
+    desk.answer({"flight": np.arange(4_000), "prediction": answers})
+    known = rng.random(4_000) < 0.95 - answers / 12
+    desk.label("flight", {key: float(wanted[key]) for key in np.flatnonzero(known)})
+
+    judged = judge(desk.ask(kind="performance", require=["mae<=4"], min_rows=100))
+
+    real = float(np.abs(wanted - answers).mean())
+    alone = float(np.abs(wanted - answers)[known].mean())
+    assert abs(found(judged, "mae").value - real) < 0.5 * abs(alone - real)
+    assert any("cannot be seen without probabilities" in note for note in judged.judgement.notes)
 
 
 def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(desk, classify, found) -> None:
@@ -72,21 +221,54 @@ def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(d
     assert any("20 of 600 rows have a label; min_rows is 100" in note for note in judged.judgement.notes)
 
 
-def test_an_estimate_that_earlier_windows_confirm_is_judged_by_the_error_it_had_there(desk, classify, found) -> None:
+def confirmed(desk, classify, rows=600, windows=4) -> None:
+    """Earlier windows whose labels are in."""
+    for number in range(1, windows + 1):
+        flights(desk, classify, rows, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
+
+
+def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(desk, classify, found) -> None:
     desk.serve(CLASSIFIER)
-    for number in range(1, 5):
-        flights(desk, classify, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
+    confirmed(desk, classify)
+    flights(desk, classify, skill=0.5, labelled=0)
+
+    judged = judge(desk.ask(**ACCURACY, estimate="decides"))
+
+    one = found(judged, "estimated accuracy")
+    assert (judged.judgement.state, one.state) == ("violated", "violated")
+    assert "prediction interval, confidence 0.95" in one.reason
+    figures = judged.judgement.figures
+    assert figures["estimated/windows"] == 4
+    low, high = figures["estimated/accuracy_low"], figures["estimated/accuracy_high"]
+    assert low < figures["estimated/accuracy"] == one.value < high
+    assert 0.05 < high - low < 0.25
+    assert 0 <= figures["estimated/calibration_error"] < 0.1
+    assert any("CBPE" in note for note in judged.judgement.notes)
+
+
+def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    confirmed(desk, classify)
     flights(desk, classify, skill=0.5, labelled=0)
 
     judged = judge(desk.ask(**ACCURACY))
 
     one = found(judged, "estimated accuracy")
-    assert (judged.judgement.state, one.state) == ("violated", "violated")
-    figures = judged.judgement.figures
-    assert figures["estimated/windows"] == 4
-    assert 0 < figures["estimated/accuracy_error"] < 0.06
-    assert 0 <= figures["estimated/calibration_error"] < 0.1
-    assert any("CBPE" in note for note in judged.judgement.notes)
+    assert (judged.judgement.state, one.state) == ("not judged", "not judged")
+    assert one.value == pytest.approx(judged.judgement.figures["estimated/accuracy"])
+    assert "prediction interval" in one.reason
+    assert "an estimate informs and decides nothing" in judged.judgement.reason
+
+
+@pytest.mark.parametrize("estimate", ["informs", "decides"])
+def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(desk, classify, estimate) -> None:
+    desk.serve(CLASSIFIER)
+    confirmed(desk, classify)
+    flights(desk, classify, rows=99, skill=0.5, labelled=0)
+
+    judgement = judge(desk.ask(**ACCURACY, estimate=estimate)).judgement
+
+    assert (judgement.state, judgement.reason) == ("not judged", "accuracy: the window has 99 rows; min_rows is 100")
 
 
 def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_it(desk, classify, found) -> None:
@@ -101,7 +283,9 @@ def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_
     columns["carrier"][np.flatnonzero(~hard)[:150]] = "new"
     desk.answer(columns)
 
-    judged = judge(desk.ask(**(ACCURACY | {"segment_by": ["carrier"], "require": ["accuracy>=0.7"]})))
+    judged = judge(
+        desk.ask(**(ACCURACY | {"segment_by": ["carrier"], "require": ["accuracy>=0.7"], "estimate": "decides"}))
+    )
 
     states = {one.segment: one.state for one in judged.judgement.findings}
     assert states == {"": "kept", "carrier=UA": "violated", "carrier=AA": "kept", "carrier=DL": "kept"} | {
@@ -147,7 +331,7 @@ def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(desk, c
 
     judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "roc_auc>=0.6", "recall>=0.5"]})))
 
-    assert judged.judgement.state == "kept"
+    assert found(judged, "accuracy").state == "kept"
     assert found(judged, "roc_auc").reason == "all labels are '0'; roc_auc needs two"
     assert found(judged, "recall").reason == "no label is '1'"
 
@@ -189,6 +373,74 @@ def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(desk) 
     assert judge(desk.ask(**ACCURACY)).judgement.figures["accuracy"] == 0.75
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"), [({0: "no", 1: "yes"}, "'no', 'yes'"), ({0: 0, 1: 2}, "'0', '2'"), ({0: 1, 1: 2}, "'1', '2'")]
+)
+def test_labels_that_name_other_classes_than_the_model_are_not_judged(desk, classify, found, names, shown) -> None:
+    desk.serve(CLASSIFIER)
+    columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
+    desk.answer(columns)
+    desk.label("flight", {key: names[value] for key, value in truth.items()})
+
+    judgement = judge(desk.ask(**ACCURACY)).judgement
+
+    assert judgement.state == "not judged"
+    assert f"the labels are {shown}, the model's classes are '0', '1'" in judgement.reason
+    assert judgement.figures["labelled_rows"] == 300
+    assert "accuracy" not in judgement.figures
+
+
+def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(desk) -> None:
+    desk.serve(REGRESSOR)
+    desk.answer({"flight": np.arange(200), "prediction": np.arange(200.0)})
+    desk.label("flight", dict.fromkeys(range(150), "late"))
+
+    judgement = judge(desk.ask(kind="performance", require=["mae<=1"], min_rows=100)).judgement
+
+    assert judgement.state == "not judged"
+    assert "150 labels are no numbers and are left out" in judgement.notes
+
+
+def test_a_single_label_of_an_unknown_class_is_no_other_alphabet(desk, classify) -> None:
+    desk.serve(CLASSIFIER)
+    columns, _ = classify(np.random.default_rng(0), range(300), 8.0)
+    desk.answer(columns)
+    desk.label("flight", {0: 2})
+
+    assert "1 of 300 rows have a label; min_rows is 100" in judge(desk.ask(**ACCURACY)).judgement.notes[1]
+
+
+def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    columns, truth = classify(np.random.default_rng(0), range(400), 8.0)
+    desk.answer(columns)
+    desk.label("flight", truth | dict.fromkeys(range(40), 2))
+
+    judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.5", "recall>=0.5", "roc_auc>=0.5"]})))
+
+    predicted, wanted = columns["prediction"][40:], np.array([truth[key] for key in range(40, 400)])
+    assert found(judged, "accuracy").value == pytest.approx((predicted == wanted).sum() / 400)
+    # still of the model's own two classes: of the larger one, and no mean over three
+    assert found(judged, "recall").value == pytest.approx(predicted[wanted == 1].mean())
+    assert found(judged, "roc_auc").state == "kept"
+    note = "40 labels name a class that the model does not know ('2'); each counts as a wrong answer"
+    assert note in judged.judgement.notes
+
+
+def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(desk, classify, found) -> None:
+    desk.serve(CLASSIFIER)
+    for number in range(1, 5):
+        day = DAY - timedelta(days=number)
+        columns, truth = classify(np.random.default_rng(number), range(1000 * number, 1000 * number + 300), 8.0)
+        desk.answer(columns, day)
+        desk.label("flight", {key: "yes" if value else "no" for key, value in truth.items()}, f"labels-{number}")
+    flights(desk, classify, labelled=0)
+
+    reason = found(judge(desk.ask(**ACCURACY)), "estimated accuracy").reason
+
+    assert "0 earlier windows" in reason
+
+
 def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(desk, found) -> None:
     desk.serve(CLASSIFIER | {"classes": []})
     names = np.array([f"label {number}" for number in range(20_000)], dtype=object)
@@ -218,3 +470,18 @@ def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(
     desk.serve({})
 
     assert judge(desk.ask(**ACCURACY)).judgement.figures["accuracy"] == 1.0
+
+
+def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(desk, classify, mlflow_store) -> None:
+    from mlflow_deploy_plugin.monitoring.run import run_monitor
+
+    desk.serve(CLASSIFIER)
+    for number, skill in enumerate([8.0, 8.0, 8.0, 1.0, 1.0]):
+        flights(desk, classify, skill=skill, seed=number, day=DAY + timedelta(days=number), first=1000 * number)
+    found = [run_monitor(desk.ask(f"2013-04-0{day}/1d", **ACCURACY)).judgement for day in (1, 2, 3, 4, 5)]
+
+    assert [one.state for one in found] == ["kept", "kept", "kept", "violated", "violated"]
+    assert "since" not in found[2].reason
+    assert "violated since 2013-04-04, window 2 in a row" in found[4].reason
+    assert "the median of the 3 windows before" in found[4].findings[0].reason
+    assert "fell from 0.9" in found[4].reason

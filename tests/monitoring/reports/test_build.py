@@ -165,6 +165,16 @@ def test_a_kind_without_rows_to_draw_has_its_findings_and_figures():
     assert files["sketches.parquet"] == b"PAR1"
 
 
+def test_what_cannot_be_told_is_shown_neither_as_an_alarm_nor_as_fine():
+    found = Finding("accuracy", "criterion", "cannot tell", "0.79, which lies within the interval", 0.79, 0.8)
+    given = judgement_of(findings=(found,), kind="performance", state="cannot tell", figures={})
+
+    page = build_report(given, Evidence())["report.html"]
+
+    assert "<span class='open'>cannot tell</span>" in page
+    assert "<td class='s open'>cannot tell" in page
+
+
 def test_what_is_not_judged_has_a_page_that_says_why():
     given = judgement_of(state="not judged", reason="the window has 2 rows; min_rows is 200", plain=1.0)
 

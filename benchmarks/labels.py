@@ -1,0 +1,221 @@
+"""What a performance monitor knows of its figures, where labels are late, few or missing by what they would say.
+
+    .venv/bin/python -m benchmarks.labels               # some minutes on two cores
+    .venv/bin/python -m benchmarks.labels --only missing --share 0.2
+
+- estimates: how often the interval of an estimate without labels holds what the labels come to say, by the rows of the
+  window, of the earlier windows, and by how far the model's probabilities are off from window to window.
+- missing: how often the interval of an accuracy holds that of all rows, where some have a label: taken as they are, and
+  as a monitor takes them. And how often it calls violated what holds, or kept what does not, with the bound 0.05 away.
+- alarms: how many alarms a year of daily windows has, by `consecutive`, and how long a real change takes to be told.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.drifting.judging import on_all_cores
+from benchmarks.drifting.worlds import Array
+from mlflow_deploy_plugin.monitoring.kinds.answers import Answered
+from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, departs, estimate, expected
+from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
+from mlflow_deploy_plugin.monitoring.kinds.labelled import compare_labelled, measure
+from mlflow_deploy_plugin.monitoring.kinds.measures import Classified, classification
+
+_CONFIDENCE, _RATE = 0.95, 0.05
+_START = datetime(2013, 4, 1, tzinfo=UTC)
+_NAMES = ("accuracy", "f1", "roc_auc")
+
+
+def answers_of(
+    rng: np.random.Generator, rows: int, skill: float, sharper: float = 1.0, level: float = 0.0, odds: float = 0.0
+) -> Earlier:
+    """Answers and what is true.
+
+    Args:
+        skill: of the model's scores; sharper: by how much the model says too much of them; level: by how much the log
+            odds of the positive class lie off what it could know; odds: log odds of the positive class.
+    """
+    scores = odds + skill * rng.normal(size=rows)
+    said, chances = (1 / (1 + np.exp(-one)) for one in (sharper * scores, scores + level))
+    both = np.stack([1 - said, said], axis=1)
+    truth = (rng.random(rows) < chances).astype(np.int64)
+    return Earlier(truth, Classified(both.argmax(axis=1), both, ("0", "1")))
+
+
+def of_estimates(share: float) -> Iterator[str]:
+    yield f"| probabilities | earlier windows | rows | {' | '.join(f'{name}: before / now' for name in _NAMES)} |"
+    yield "|---" * (3 + len(_NAMES)) + "|"
+    times = max(round(400 * share), 20)
+    tasks = [
+        (spread, windows, rows, times)
+        for spread in (0.0, 0.5, 1.0)
+        for windows in (3, 8)
+        for rows in (1, 30, 100, 1_000)
+    ]
+    yield from on_all_cores(_estimates, tasks)
+
+
+def _estimates(task: tuple[float, int, int, int]) -> str:
+    spread, windows, rows, times = task
+    rng = np.random.default_rng([round(10 * spread), windows, rows])
+    held: dict[str, list[tuple[bool, bool]]] = {name: [] for name in _NAMES}
+    for seed in range(times):
+        judged, *earlier = (
+            answers_of(rng, count, 2.0, 1.0, spread * rng.normal()) for count in (rows, *[1_000] * windows)
+        )
+        found = estimate(judged.answers, earlier, _NAMES, seed)
+        assert isinstance(found, Estimate)
+        for name, real in expected(judged.answers, np.eye(2)[judged.truth], _NAMES).items():
+            one = found.measure(name, rows, _CONFIDENCE)
+            if isinstance(one, Measure) and not isinstance(real, str):
+                before = abs(one.value - real) <= found.errors[name].largest
+                held[name].append((before, one.low <= real <= one.high))
+    cells = [_shares(held[name]) if len(held[name]) > times // 2 else "" for name in _NAMES]
+    what = "as they should be" if not spread else f"off by {spread:g} log odds (standard deviation)"
+    return f"| {what} | {windows} | {rows:,} | {' | '.join(cells)} |"
+
+
+def _shares(held: list[tuple[bool, bool]]) -> str:
+    before, now = np.mean(held, axis=0)
+    return f"{before:.0%} / {now:.0%}"
+
+
+Scheme = Callable[[Array, Array], Array]
+_SCHEMES: dict[str, Scheme] = {
+    "half, at random": lambda said, true: np.full(len(said), 0.5),
+    "by the model's confidence": lambda said, true: 0.05 + 0.9 * np.abs(2 * said - 1),
+    "90 % of positives, 20 % of negatives": lambda said, true: np.where(true == 1, 0.9, 0.2),
+    "60 % of positives, 40 % of negatives": lambda said, true: np.where(true == 1, 0.6, 0.4),
+    "70 % of right answers, 40 % of wrong ones": lambda said, true: np.where((said > 0.5) == true, 0.7, 0.4),
+    "the older, the more": lambda said, true: np.linspace(0.9, 0.2, len(said)),
+}
+_ODDS = -1.5  # one row in four is positive, and more of these are answered wrongly
+_MODELS = {
+    "good, calibrated": (2.0, 1.0, 0),
+    "weak, calibrated": (0.5, 1.0, 0),
+    "good, too sure": (2.0, 2.0, 0),
+    "good, too sure, 5 earlier windows": (2.0, 2.0, 5),
+}
+
+
+def of_missing(share: float) -> Iterator[str]:
+    yield (
+        "| labels | model | rows | held as they are | held now | seen to differ | bounds | wrong verdict as they are | "
+        "wrong verdict now |"
+    )
+    yield "|---" * 9 + "|"
+    times = max(round(300 * share), 20)
+    tasks = [(name, model, rows, times) for name in _SCHEMES for model in _MODELS for rows in (1_000, 10_000)]
+    yield from on_all_cores(_missing, tasks)
+
+
+def _missing(task: tuple[str, str, int, int]) -> str:
+    scheme, model, rows, times = task
+    skill, sharper, windows = _MODELS[model]
+    rng = np.random.default_rng([rows, list(_SCHEMES).index(scheme), list(_MODELS).index(model)])
+    moments = pa.array([_START + timedelta(seconds=row) for row in range(rows)])
+    sampling, everyone = Sampling(_CONFIDENCE), np.ones(rows, bool)
+    found: list[tuple[bool, ...]] = []
+    for _ in range(times):
+        one = answers_of(rng, rows, skill, sharper, odds=_ODDS)
+        assert one.answers.probabilities is not None
+        real = float((one.truth == one.answers.predicted).mean())
+        has_label = rng.random(rows) < _SCHEMES[scheme](one.answers.probabilities[:, 1], one.truth)
+        answered = Answered(one.answers, None, np.where(has_label, one.truth, -1))
+        labelled = compare_labelled(pa.table({"_event_time": moments}), answered, [], _RATE)
+        is_at_worst = False
+        if labelled.is_selected:
+            earlier = [answers_of(rng, rows, skill, sharper, odds=_ODDS) for _ in range(windows)]
+            is_at_worst = departs(one.truth[has_label], one.answers.take(has_label), earlier, _CONFIDENCE)
+        taken = labelled.at_worst if is_at_worst else labelled
+        now = measure(answered, taken, everyone, ["accuracy"], sampling)["accuracy"]
+        plain = classification(one.truth[has_label], one.answers.take(has_label), ["accuracy"], sampling)["accuracy"]
+        assert isinstance(now, Measure)
+        assert isinstance(plain, Measure)
+        wrong = [each.low > real + 0.05 or each.high < real - 0.05 for each in (plain, now)]
+        held = [each.low <= real <= each.high for each in (plain, now)]
+        found.append((*held, bool(labelled.differing), now.method == "worst case", *wrong))
+    cells = " | ".join(f"{share:.0%}" for share in np.mean(found, axis=0))
+    return f"| {scheme} | {model} | {rows:,} | {cells} |"
+
+
+_DAYS, _BROKEN_DAYS = 365, 60
+
+
+def of_alarms(share: float) -> Iterator[str]:
+    yield "| windows | 1 | 2 | 3 |"
+    yield "|---|---|---|---|"
+    years = max(round(2_000 * share), 50)
+    rng = np.random.default_rng(0)
+    for what, persistence in (("independent", 0.0), ("persistent, 0.5", 0.5), ("persistent, 0.8", 0.8)):
+        noise = _persistent(rng, persistence, years, _DAYS)
+        drift = np.where(noise > _quantile(0.05), 1, 0)
+        yield f"| alarms a year at 5 % a window, {what} | {_begun(drift)} |"
+        edge = np.where(noise > _quantile(0.025), 1, np.where(noise < -_quantile(0.025), 0, -1))
+        yield f"| the same, accuracy just at its bound, most windows `cannot tell`, {what} | {_begun(edge)} |"
+    for power in (0.3, 0.6, 0.9):
+        hit = rng.random((years, _BROKEN_DAYS)) < power
+        what = f"windows until a change is told that {power:.0%} of them show"
+        yield f"| {what} | {_delays(np.where(hit, 1, 0))} |"
+        yield f"| the same, where the others are `cannot tell` | {_delays(np.where(hit, 1, -1))} |"
+
+
+def _quantile(rate: float) -> float:
+    from scipy.stats import norm
+
+    return float(norm.isf(rate))
+
+
+def _persistent(rng: np.random.Generator, coefficient: float, years: int, days: int) -> Array:
+    """[years, days] of standard normal numbers, each of which depends on the one before."""
+    drawn = rng.normal(size=(years, days))
+    for day in range(1, days):
+        drawn[:, day] = coefficient * drawn[:, day - 1] + np.sqrt(1 - coefficient**2) * drawn[:, day]
+    return drawn
+
+
+def _in_a_row(states: Array) -> Array:
+    """Alarms in a row at each window; 1 is an alarm, 0 none, and -1 neither counts nor breaks the row."""
+    counts = np.zeros(states.shape, np.int64)
+    count = np.zeros(len(states), np.int64)
+    for day in range(states.shape[1]):
+        count = np.where(states[:, day] == 1, count + 1, np.where(states[:, day] == 0, 0, count))
+        counts[:, day] = np.where(states[:, day] == 1, count, 0)
+    return counts
+
+
+def _begun(states: Array) -> str:
+    """How often a year somebody is told that an alarm has begun, for 1, 2 and 3 in a row."""
+    counts = _in_a_row(states)
+    return " | ".join(f"{(counts == consecutive).sum(axis=1).mean():.2g}" for consecutive in (1, 2, 3))
+
+
+def _delays(states: Array) -> str:
+    """The median number of windows until somebody is told."""
+    counts = _in_a_row(states)
+    firsts = [
+        np.where((counts >= one).any(axis=1), (counts >= one).argmax(axis=1) + 1, _BROKEN_DAYS) for one in (1, 2, 3)
+    ]
+    return " | ".join(f"{np.median(first):.0f}" for first in firsts)
+
+
+SECTIONS = {"estimates": of_estimates, "missing": of_missing, "alarms": of_alarms}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="only this part; may be given again")
+    parser.add_argument("--share", type=float, default=1.0, help="of the simulated windows; less is faster")
+    asked = parser.parse_args()
+    for name in asked.only or SECTIONS:
+        print(f"\n## {name}\n")
+        for line in SECTIONS[name](asked.share):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
