@@ -7,16 +7,13 @@ the Estimation of Population Parameters, Biometrika 40, 1953).
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Array, Feature, read_features
 from mlflow_deploy_plugin.monitoring.null.comparing import FIGURES, Windows, beyond, seeded
 from mlflow_deploy_plugin.monitoring.null.pool import FLOORS, Group, Pool
-from mlflow_deploy_plugin.monitoring.null.windows import Measured
 
 MAX_DRAWS = 2_000
 _DRAWS = 400
@@ -24,7 +21,6 @@ _RANKS = 20
 """So many samples lie beyond the threshold, as long as there are no more than `MAX_DRAWS`."""
 _MAX_ROWS = 5_000
 _MAX_CELLS = 200_000_000
-_HELD, _WINDOWS_A_HALF, _LEAST_ROWS = 50, 5, 30
 _ROW_FLOOR = 1e-6
 """Rows are a fair sample, so that every deviation is believed."""
 
@@ -107,71 +103,3 @@ def _share_of_single(feature: Feature) -> float:
     known = feature.values[[value is not None for value in feature.values]]
     amounts = np.unique(known.astype(str), return_counts=True)[1]
     return float(np.count_nonzero(amounts == 1) / max(len(feature.values), 1))
-
-
-def measure_rows(groups: Sequence[Group], rate: float, seed: int) -> Measured | str:
-    """How many samples of one half of the reference's rows are called drifted beside the other half.
-
-    They are as large as the window, or a fifth of a half. A text says why that cannot be told.
-    """
-    rng = np.random.default_rng([seed, 3])
-    columns = sum(len(group.columns) for group in groups)
-    rows = min(_MAX_ROWS // 2, max(_MAX_CELLS // (columns * draws_for(rate)), 500))
-    halves = [_halves(group, rows, rng) for group in groups]
-    sizes = [
-        min(group.compared, min(map(len, pair)) // _WINDOWS_A_HALF) for group, pair in zip(groups, halves, strict=True)
-    ]
-    if min(sizes) < _LEAST_ROWS:
-        return f"samples of half of the reference's rows would have fewer than {_LEAST_ROWS}"
-    alarms = 0
-    for side in (0, 1):
-        parts = [_with_rows(group, pair[side], size) for group, pair, size in zip(groups, halves, sizes, strict=True)]
-        pool = build_row_pool(parts, rate, seed)
-        held = [_held_figures(part, pair[1 - side], rng) for part, pair in zip(parts, halves, strict=True)]
-        alarms += sum(pool.stand(window, rate).is_drifted for window in np.concatenate(held, axis=1))
-    how = f"on {2 * _HELD} samples of {sizes[0]:,} rows of one half of the reference, judged by the other half"
-    return Measured(alarms, 2 * _HELD, rate, how)
-
-
-def _halves(group: Group, rows: int, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
-    """Two tables of at most so many rows that have none in common."""
-    sample = group.reference.sample
-    chosen = rng.permutation(len(sample))[: 2 * rows]
-    middle = len(chosen) // 2
-    return sample.take(pa.array(chosen[:middle])), sample.take(pa.array(chosen[middle:]))
-
-
-def _with_rows(group: Group, rows: pa.Table, size: int) -> Group:
-    total = replace(group.reference.pieces.total, rows=len(rows))
-    reference = replace(group.reference, sample=rows, pieces=replace(group.reference.pieces, total=total))
-    return replace(group, reference=reference, compared=size)
-
-
-def _held_figures(group: Group, held: pa.Table, rng: np.random.Generator) -> Array:
-    """[_HELD, columns, FIGURES] of samples of rows that the group's reference does not have."""
-    sample = group.reference.sample
-    weights = _choose(_HELD, len(held), group.compared, rng)
-    size = group.compared if group.reference.pieces.lag_windows else len(sample)
-    beside = _choose(_HELD, len(sample), size, rng)
-    ours, theirs = read_features(sample)[0], read_features(held)[0]
-    columns = []
-    for name in group.columns:
-        bins = group.reference.bins[name]
-        whole = _codes(bins, ours[name])
-        counts = _histograms(weights, _codes(bins, theirs[name]), bins.size + 1)
-        others = _histograms(beside, whole, bins.size + 1)
-        unseen = np.zeros(_HELD)
-        if theirs[name].kind == "category":
-            known = {None, *ours[name].values}
-            unseen += weights @ np.array([value not in known for value in theirs[name].values], np.float64)
-        told = beyond(bins, counts, np.broadcast_to(np.bincount(whole, minlength=bins.size + 1), counts.shape))
-        columns.append(Windows(counts, unseen, told.outside).figures(bins, others))
-    return np.stack(columns, axis=1)
-
-
-def _choose(count: int, rows: int, size: int, rng: np.random.Generator) -> Array:
-    """[count, rows] float32: 1 at so many rows that are chosen at random."""
-    weights = np.zeros((count, rows), np.float32)
-    for row in weights:
-        row[rng.choice(rows, size, replace=False)] = 1
-    return weights
