@@ -73,7 +73,7 @@ def rate_line(what: str, groups: Sequence[Flags], rate: float = RATE) -> Line:
         groups: the windows of each reference.
     """
     low, high = 0.5 * rate, 1.5 * rate
-    target = f"{100 * low:g} to {100 * high:g} %"
+    target = f"{100 * low:.3g} to {100 * high:.3g} %"
     judged = [[flag for flag in flags if flag is not None] for flags in groups]
     judged = [flags for flags in judged if flags]
     if not judged:

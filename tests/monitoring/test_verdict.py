@@ -145,6 +145,44 @@ def test_what_else_may_change_has_a_verdict_of_its_own(days, name, values, check
     assert re.search(reason, finding.reason)
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "check", "change"),
+    [
+        ("temperature", np.full(ROWS, 9.0), "distribution", r"mean -?0\.\d+ → 9, higher"),
+        ("temperature", np.full(ROWS, -9.0), "distribution", r"mean -?0\.\d+ → -9, lower"),
+        ("noise", np.tile([-2.5, 2.5], ROWS // 2), "distribution", r"mean .* → 0, deviation [\d.]+ → 2\.5, wider"),
+        ("noise", np.tile([-0.01, 0.01], ROWS // 2), "distribution", r"mean .* → .*, deviation .* → 0\.01, narrower"),
+        ("carrier", ["b"] * ROWS, "distribution", r"'b' 3\d\.\d% → 100\.0%, more often"),
+        ("carrier", ["a", "b"] * (ROWS // 2), "distribution", r"'c' 3\d\.\d% → 0\.0%, less often"),
+        ("constant", [None] * ROWS, "missing", r"missing 0\.0% → 100\.0%, more"),
+        ("carrier", ["z"] * 20 + ["a"] * 40, "unseen", r"values that the reference lacks 0\.0% → 33\.3%, more"),
+        ("temperature", [99.0] * 50 + [0.0] * 10, "range", r"out of range \d\.\d% → 83\.3%, above"),
+        ("temperature", [-99.0, 99.0] * 30, "range", r"out of range \d\.\d% → 100\.0%, on both sides"),
+        ("carrier", np.arange(ROWS), "type", r"string → int64"),
+    ],
+)
+def test_an_alarm_says_from_what_to_what_and_where_to(days, name, values, check, change):
+    finding = found(verdict_on(replaced(window(), name, values), days), name, check)
+
+    assert finding.is_alarm
+    assert re.fullmatch(change, finding.change)
+    if check == "distribution":
+        assert finding.reason.startswith(f"{finding.change}; ")
+
+
+def test_beside_the_window_so_long_before_a_change_is_the_change_since_then():
+    table, times = busy_days(np.random.default_rng(1), 8)
+    beside = rolling_reference(table, times, 24, 7 * 24 + 14)
+    now = table.filter(pa.array(times // HOUR == 7 * 24 + 14))
+
+    finding = found(
+        verdict_on(replaced(now, "level", now["level"].to_numpy() + 4), beside, (7 * 24 + 14) * HOUR), "level"
+    )
+
+    before, after = (float(one) for one in re.search(r"mean (\S+) → (\S+), higher", finding.change).groups())
+    assert after - before == pytest.approx(4, abs=1)  # all hours have a mean of 0, and this one has one of -1.5
+
+
 def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_are_not(days):
     changed = window().drop_columns(["carrier"]).append_column("extra", pa.array([1] * ROWS))
 

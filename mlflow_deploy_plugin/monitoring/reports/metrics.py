@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement
 
@@ -21,6 +21,13 @@ def metrics_of(judgement: Judgement) -> dict[str, float]:
             values.setdefault(name, float(value))
     counts = Counter(metric_name(name) for name in values)
     return {_own_name(name, counts[metric_name(name)] > 1): value for name, value in values.items()}
+
+
+def score_of(finding: Finding, figures: Mapping[str, float]) -> str:
+    """The name of the metric, among those of a window, that has what the column of a finding was judged on; empty where
+    the window has none."""
+    name = f"{finding.check}_score/{_subject(finding)}"
+    return next((one for one in (_own_name(name, True), metric_name(name)) if one in figures), "")
 
 
 def _own_name(name: str, is_shared: bool) -> str:

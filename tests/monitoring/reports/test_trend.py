@@ -5,7 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mlflow_deploy_plugin.monitoring.reports.trend import PastWindow, Series, trend_picture
+from mlflow_deploy_plugin.monitoring.judgement import Finding
+from mlflow_deploy_plugin.monitoring.reports.metrics import metrics_of
+from mlflow_deploy_plugin.monitoring.reports.trend import PastWindow, Series, series_of, trend_picture, with_since
+from support.judgements import FIRST, judgement_of
 
 SCORE = Series("largest score", "statistic", "threshold")
 START = datetime(2013, 6, 30, tzinfo=UTC)
@@ -19,3 +22,69 @@ def test_a_few_windows_have_an_axis_of_times(length: timedelta) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a command would print it
             assert trend_picture([SCORE], windows, length).startswith(b"\x89PNG")
+
+
+def past(*scores: float | None, column: str = "temperature") -> list[PastWindow]:
+    """Days up to the last one before day 9, each with the score of a column; None: it was not judged."""
+    days = range(9 - len(scores), 9)
+    made = [
+        (day, judgement_of(day, **({column: score} if score is not None else {"state": "not judged"})))
+        for day, score in zip(days, scores, strict=True)
+    ]
+    return [PastWindow(one.window.start, one.state, metrics_of(one)) for _, one in made][::-1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "since"),
+    [
+        ((), 9),
+        ((1.0, 1.0), 9),
+        ((1.0, 5.0, 4.0), 7),
+        ((5.0, 1.0, 4.0), 8),
+        ((1.0, 5.0, None, 4.0), 6),  # one that was not judged says nothing
+        ((5.0, 5.0, None), 6),
+        ((None, None), 9),
+    ],
+)
+def test_an_alarm_says_since_when_its_column_is_one_without_a_break(
+    scores: tuple[float | None, ...], since: int
+) -> None:
+    told = with_since(judgement_of(9, temperature=9.0, noise=1.0), past(*scores))
+
+    assert [finding.since for finding in told.findings] == [(FIRST + timedelta(days=since)).isoformat(), ""]
+
+
+def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() -> None:
+    gone = Finding("temperature", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
+    before = [judgement_of(7, findings=(gone,)), judgement_of(8, temperature=4.0)]
+    windows = [PastWindow(one.window.start, one.state, metrics_of(one)) for one in before]
+    in_segment = Finding("temperature", "distribution", "drift", "", 5.0, 3.0, "carrier=AA")
+    other = Finding("a/b", "distribution", "drift", "", 5.0, 3.0)
+    judgement = judgement_of(9, temperature=9.0, findings=(in_segment, other))
+
+    told = with_since(judgement, windows)
+
+    assert [finding.since[8:10] for finding in told.findings] == ["08", "10", "10"]
+    assert with_since(judgement_of(9, temperature=1.0), windows) == judgement_of(9, temperature=1.0)
+
+
+def test_each_column_that_is_named_has_a_line() -> None:
+    segment = Finding("temperature", "distribution", "drift", "", 5.0, 3.0, "carrier=AA")
+    gone = Finding("wind", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
+    missing = Finding("humid", "missing", "drift", "", 4.0, 3.0)
+    judgement = judgement_of(9, temperature=9.0, noise=1.0, findings=(segment, gone, missing))
+    figures = metrics_of(judgement)
+
+    drawn = series_of(judgement, figures)
+
+    assert [(one.title, one.value) for one in drawn] == [
+        ("largest score of a column", "statistic"),
+        ("temperature", "distribution_score/temperature"),
+        ("temperature (carrier=AA)", "distribution_score/temperature/carrier_AA"),
+        ("humid", "missing_score/humid"),
+    ]
+    assert {one.value for one in drawn} <= set(figures)
+    windows = [*past(1.0, 5.0), PastWindow(judgement.window.start, "drift", figures)]
+    only = trend_picture(drawn[:1], windows, timedelta(days=1))
+    assert len(trend_picture(drawn, windows, timedelta(days=1))) > len(only)
+    assert series_of(judgement_of(9, temperature=1.0), {}) == drawn[:1]
