@@ -16,9 +16,10 @@ from mlflow_deploy_plugin.cli.pairs import pairs
 from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.controller.monitors.judging import Answer
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.inference_log.watermarks import Watermark
-    from mlflow_deploy_plugin.monitoring.question import Engine
+    from mlflow_deploy_plugin.monitoring.question import Engine, Question
 
 _EXPLAINED = ("could not be judged", "not judged")
 monitor_option = click.option(
@@ -126,9 +127,12 @@ def judge_window(
 
         parsed = parse_window(window) if window is not None else None
         found = find_monitor(deployments, name, monitor_name).trying(**tried)
-        written, answer = run_window(
-            deployments, found, parsed, lambda question: judge_and_log(replace(question, progress=say)), engine
-        )
+
+        def judge(question: "Question") -> "Answer":
+            say(f"judging {question.window} of {name}: {question.spec.kind}")  # before seconds of imports
+            return judge_and_log(replace(question, progress=say))
+
+        written, answer = run_window(deployments, found, parsed, judge, engine)
     if output == "json":
         click.echo(json.dumps(described_judgement(written, answer)))
         return

@@ -213,8 +213,8 @@ def _change(
         return f"missing {first:.1%} → {now:.1%}, {'more' if now > first else 'fewer'}"
     if check in ("unseen", "range"):
         what = "values that the reference lacks" if check == "unseen" else "out of range"
-        where = f", {_side(given)}" if check == "range" else ", more"
-        return f"{what} {figures['usual']:.1%} → {figures['value']:.1%}{where}"
+        rows, where = (given.unseen, "more") if check == "unseen" else (given.below + given.above, _side(given))
+        return f"{what} {figures['usual']:.1%} → {_share(rows, given)}, {where}"
     if before is None or len(before.counts) != len(given.counts):
         return ""
     if isinstance(bins, OrderedBins):

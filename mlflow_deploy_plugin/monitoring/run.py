@@ -37,7 +37,6 @@ def run_monitor(question: Question) -> MonitorResult:
         OnnxserveError: the log is down.
         RegistryUnavailable: MLflow does not answer.
     """
-    question.progress(f"judging {question.window} of {question.endpoint}: {question.spec.kind}")
     judged = KINDS[question.spec.kind](question)
     past = past_windows(judged.judgement)
     judgement = with_since(judged.judgement, past)

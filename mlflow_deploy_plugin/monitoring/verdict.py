@@ -203,7 +203,11 @@ def _window_figures(groups: Sequence[Group], start_us: int) -> Array:
 
 def _reason(verdict: Verdict) -> str:
     alarms = [finding for finding in verdict.findings if finding.is_alarm]
-    worth = f", worth {verdict.worth:.2g}" if verdict.worth < needed_windows(verdict.false_alarm_rate) else ""
+    worth = (
+        f", worth {verdict.worth:.2g} independent ones"
+        if verdict.worth < needed_windows(verdict.false_alarm_rate)
+        else ""
+    )
     told = f"p = {verdict.p_value:.3g} beside {verdict.blocks} {_NULLS[verdict.null or 'contiguous']}{worth}"
     if not alarms:
         return f"no column differs from the reference more than its own windows do ({told})"

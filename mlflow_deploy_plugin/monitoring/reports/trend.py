@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import get_args
 
 from mlflow_deploy_plugin.monitoring.judgement import ALARMS, Check, Finding, Judgement
-from mlflow_deploy_plugin.monitoring.reports.metrics import score_of
+from mlflow_deploy_plugin.monitoring.reports.metrics import drift_score_of, score_of
 
 MOST_WINDOWS = 60
 _MOST_PANELS = 4
@@ -32,11 +32,16 @@ class PastWindow:
 
 @dataclass(frozen=True)
 class Series:
-    """A figure that is drawn over the windows, and the names of its metrics."""
+    """A figure that is drawn over the windows, and the names of its metrics.
+
+    Attributes:
+        is_column: it is the score of one column, an alarm where it is above the threshold.
+    """
 
     title: str
     value: str
     threshold: str
+    is_column: bool = False
 
 
 def series_of(judgement: Judgement, figures: Mapping[str, float]) -> list[Series]:
@@ -50,13 +55,12 @@ def series_of(judgement: Judgement, figures: Mapping[str, float]) -> list[Series
     if criteria:
         subjects = sorted({found.subject for found in criteria if found.value is not None})
         return [Series(name, f"criterion/{name}", f"criterion_threshold/{name}") for name in subjects[:_MOST_PANELS]]
-    named = {
-        _shown(found): Series(_shown(found), score_of(found, figures), "threshold")
-        for found in reversed(judgement.findings)  # of a column's checks the worst, which comes first
-        if found.is_alarm and found.check not in _EXACT and score_of(found, figures)
-    }
-    worst = list(named.values())[::-1]
-    return [Series("largest score of a column", "statistic", "threshold"), *worst[: _MOST_PANELS - 1]]
+    named: dict[str, Series] = {}
+    for found in judgement.findings:  # of a column's checks the worst comes first
+        name = drift_score_of(found, figures) or score_of(found, figures)
+        if found.is_alarm and found.check not in _EXACT and name:
+            named.setdefault(_shown(found), Series(_shown(found), name, "threshold", is_column=True))
+    return [Series("largest score of a column", "statistic", "threshold"), *list(named.values())[: _MOST_PANELS - 1]]
 
 
 def with_since(judgement: Judgement, past: Sequence[PastWindow]) -> Judgement:
@@ -124,7 +128,10 @@ def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow], lengt
         bounds = [window.figures.get(one.threshold, math.nan) for window in ordered]
         panel.plot(times, values, color=_LINE, linewidth=1, zorder=1)
         panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1)
-        colours = [_ALARM if window.state in ALARMS else _FINE for window in ordered]
+        is_alarm = [window.state in ALARMS for window in ordered]
+        if one.is_column:
+            is_alarm = [value > bound for value, bound in zip(values, bounds, strict=True)]
+        colours = [_ALARM if alarm else _FINE for alarm in is_alarm]
         panel.scatter(times, values, color=colours, s=16, zorder=2)
         open_times = [window.start for window in ordered if window.state == "not judged"]
         foot = panel.get_xaxis_transform()

@@ -1,8 +1,10 @@
 """The picture of the last windows, whatever their length and number."""
 
+import io
 import warnings
 from datetime import UTC, datetime, timedelta
 
+import matplotlib.image
 import pytest
 
 from mlflow_deploy_plugin.monitoring.judgement import Finding
@@ -71,20 +73,36 @@ def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() ->
 def test_each_column_that_is_named_has_a_line() -> None:
     segment = Finding("temperature", "distribution", "drift", "", 5.0, 3.0, "carrier=AA")
     gone = Finding("wind", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
-    missing = Finding("humid", "missing", "drift", "", 4.0, 3.0)
-    judgement = judgement_of(9, temperature=9.0, noise=1.0, findings=(segment, gone, missing))
-    figures = metrics_of(judgement)
+    missing = Finding("humid", "distribution", "drift", "", 4.0, 3.0)
+    worse = Finding("humid", "missing", "drift", "", 8.0, 3.0)
+    judgement = judgement_of(9, temperature=9.0, noise=1.0, findings=(segment, gone, worse, missing))
+    figures = {**metrics_of(judgement), "drift_score/temperature": 9.0}
 
     drawn = series_of(judgement, figures)
 
     assert [(one.title, one.value) for one in drawn] == [
         ("largest score of a column", "statistic"),
-        ("temperature", "distribution_score/temperature"),
+        ("temperature", "drift_score/temperature"),
         ("temperature (carrier=AA)", "distribution_score/temperature/carrier_AA"),
         ("humid", "missing_score/humid"),
     ]
     assert {one.value for one in drawn} <= set(figures)
-    windows = [*past(1.0, 5.0), PastWindow(judgement.window.start, "drift", figures)]
-    only = trend_picture(drawn[:1], windows, timedelta(days=1))
-    assert len(trend_picture(drawn, windows, timedelta(days=1))) > len(only)
     assert series_of(judgement_of(9, temperature=1.0), {}) == drawn[:1]
+
+
+def red_and_green(picture: bytes) -> tuple[int, int]:
+    """How many pixels have the colours of alarms and of what is fine."""
+    pixels = (matplotlib.image.imread(io.BytesIO(picture))[..., :3] * 255).round()
+    return tuple(int((pixels == colour).all(axis=-1).sum()) for colour in ((0xCF, 0x22, 0x2E), (0x1A, 0x7F, 0x37)))
+
+
+def test_a_column_is_red_where_it_is_beyond_the_threshold_itself() -> None:
+    windows = [PastWindow(START + timedelta(days=day), "drift", {"drift_score/x": 1.0}) for day in range(3)]
+
+    whole, column = (
+        red_and_green(trend_picture([Series("x", "drift_score/x", "threshold", is_column)], windows, timedelta(days=1)))
+        for is_column in (False, True)
+    )
+
+    assert whole[0] > 0 == whole[1]
+    assert column[1] > 0 == column[0]
