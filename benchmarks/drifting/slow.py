@@ -22,6 +22,7 @@ from benchmarks.drifting.worlds import (
     Rows,
     churning_days,
     dependent_days,
+    independent_rows,
     persistent_days,
     reference_of,
     rolling_reference_of,
@@ -64,6 +65,25 @@ def of_slow_time(share: float) -> Iterator[Line]:
                 "reports that say that it is, or may be, more than promised", [[one] for one in said], 0.67
             )
         yield rate_line("the same days with `rolling:7d`", rolling)
+    for made, what in (
+        (True, "days of independent rows"),
+        (False, "days that do not depend on each other, of rows that do"),
+    ):
+        judged = on_all_cores(_is_judged, [(made, seed) for seed in range(references)])
+        said = [[is_judged == made] for is_judged in judged]
+        yield found_line(f"`independent_rows` is {'judged' if made else 'refused'}: {what}", said, 0.95)
+
+
+def _is_judged(task: tuple[bool, int]) -> bool:
+    """Whether a day is judged with `independent_rows` beside days of which each has a tenth of its rows."""
+    is_independent, seed = task
+    rng = np.random.default_rng([seed, 12])
+    table = independent_rows(rng, _DAYS * _ROWS) if is_independent else _independent_days(rng, _DAYS, _ROWS).table
+    rows = Rows(table, _independent_days(rng, _DAYS, _ROWS).times)
+    judge = Judge(reference_of(rows, _DAYS * DAY_US, DAY_US), independent_rows=True)
+    verdict = judge(table.take(rng.integers(0, len(table), 10 * _ROWS)), _DAYS * DAY_US)
+    judge.close()
+    return verdict.state != "not judged"
 
 
 def _judged(task: tuple[str, int]) -> tuple[Flags, Flags, bool, Flags]:

@@ -232,7 +232,8 @@ def _notes(pool: Pool, rate: float, pieces: Pieces) -> Iterator[str]:
     drawn = f" in stretches of {pool.block_length / 3600:.1f} h on average" if pool.block_length else ""
     told = f"nominal {rate:g}, from {count} {_NULLS[pool.kind]}{drawn}{worth}"
     yield f"false-alarm rate: {told}; {_measured(pool.measured, rate)}"
-    advice = "" if pool.kind == "lagged" else f"; reference {_rolling(pieces)} compares a window with a recent one"
+    is_whole = pool.kind not in ("lagged", "rows")
+    advice = f"; reference {_rolling(pieces)} compares a window with a recent one" if is_whole else ""
     if independent < needed_windows(rate):
         yield (
             f"more windows than {rate:.1%} may be called drifted: those of the reference depend on each other, most in "

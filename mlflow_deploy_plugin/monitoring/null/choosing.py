@@ -11,12 +11,11 @@ from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.null.cache import PoolCache, key_of
 from mlflow_deploy_plugin.monitoring.null.measuring import measure, measure_rows
 from mlflow_deploy_plugin.monitoring.null.pool import Group, Pool, build_pool, column_counts
-from mlflow_deploy_plugin.monitoring.null.samples import MAX_DRAWS, build_row_pool
+from mlflow_deploy_plugin.monitoring.null.samples import MAX_DRAWS, build_row_pool, contradiction
 from mlflow_deploy_plugin.monitoring.null.windows import (
     FEWEST_WINDOWS,
     MAX_WINDOWS,
     MOST_WINDOWS,
-    Measured,
     Null,
     Refusal,
     bootstrap,
@@ -33,8 +32,6 @@ from mlflow_deploy_plugin.monitoring.sketch import Profile
 from mlflow_deploy_plugin.spec.reference import SMALLEST_ROLLING_RATE
 
 _SEED = 0
-_CONTRADICTED, _IMPOSSIBLE = 2.0, 0.001
-"""So many times the promised alarms, of a probability so small, contradict what the caller says of rows."""
 _MAX_CELLS = 20_000_000
 """So many counts are compared at most: of a thousand columns some sixty windows, in seconds."""
 
@@ -104,15 +101,10 @@ def _row_pool(groups: Sequence[Group], rate: float) -> Pool | Refusal:
             f"a false-alarm rate of {rate:g} needs more than the {MAX_DRAWS:,} samples that are drawn; the smallest "
             f"rate that can be had is {_shown(1 / (MAX_DRAWS + 1))}"
         )
-    measured = measure_rows(groups, rate, _SEED)
-    if isinstance(measured, Measured) and measured.p_value <= _IMPOSSIBLE and measured.share >= _CONTRADICTED * rate:
-        return Refusal(
-            f"the reference contradicts independent_rows: {measured.alarms} of its own {measured.windows} windows "
-            f"differ from it more than {1 - rate:.0%} of samples of independent rows do, mostly by "
-            f"{', '.join(measured.columns)}, so that calm windows would be called drifted; say independent_rows: "
-            "false, with which a window is compared with the reference's own windows"
-        )
-    return replace(build_row_pool(groups, rate, _SEED), measured=measured)
+    why_not = contradiction(groups[0], rate)
+    if why_not:
+        return Refusal(why_not)
+    return replace(build_row_pool(groups, rate, _SEED), measured=measure_rows(groups, rate, _SEED))
 
 
 def _persistence(group: Group, null: Null) -> tuple[float, str]:

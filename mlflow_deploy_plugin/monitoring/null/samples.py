@@ -9,11 +9,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import chi2, norm
 
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Array, Feature, read_features
 from mlflow_deploy_plugin.monitoring.null.comparing import FIGURES, Windows, beyond, seeded
-from mlflow_deploy_plugin.monitoring.null.pool import FLOORS, Group, Pool
+from mlflow_deploy_plugin.monitoring.null.pool import FLOORS, Group, Pool, column_counts
 
 MAX_DRAWS = 2_000
 _DRAWS = 400
@@ -21,6 +22,9 @@ _RANKS = 20
 """So many samples lie beyond the threshold, as long as there are no more than `MAX_DRAWS`."""
 _MAX_ROWS = 5_000
 _MAX_CELLS = 200_000_000
+_UNLIKELY, _MOST_RATE, _NAMED = 0.001, 0.4, 3
+_SHARED = 1.5
+"""Of pairs of windows each shares one with two others, with whose chi-square its own has a correlation of 1/4."""
 _ROW_FLOOR = 1e-6
 """Rows are a fair sample, so that every deviation is believed."""
 
@@ -103,3 +107,64 @@ def _share_of_single(feature: Feature) -> float:
     known = feature.values[[value is not None for value in feature.values]]
     amounts = np.unique(known.astype(str), return_counts=True)[1]
     return float(np.count_nonzero(amounts == 1) / max(len(feature.values), 1))
+
+
+def contradiction(group: Group, rate: float) -> str:
+    """What the reference's own windows say against independent rows; empty: nothing that could be told.
+
+    Where rows of a window are alike, by an intraclass correlation c, its counts vary 1 + (n - 1) c times as much as
+    those of n independent rows (the design effect: Kish, Survey Sampling, 1965). The chi-square of each window beside
+    the others says how much they do at the size that the reference's windows have (Cochran, Some Methods for
+    Strengthening the Common Chi-Square Tests, Biometrics 10, 1954), and so how much at the size of the judged one. It
+    is enough where it brings twice the false alarms, and chance explains it with less than `_UNLIKELY`.
+    """
+    pieces = group.reference.pieces
+    now, before = pieces.pairs() if pieces.lag_windows else (np.arange(len(pieces.blocks)), None)
+    enough = (norm.isf(rate / 2) / norm.isf(rate)) ** 2 if rate < _MOST_RATE else np.inf
+    found = []
+    for name in group.columns:
+        counts = column_counts(pieces.blocks, name, group.reference.bins[name])
+        coarse = counts @ _coarse(counts.sum(axis=0))
+        windows = coarse[now]
+        others = coarse.sum(axis=0) - windows if before is None else coarse[before]
+        effect, chance = _dispersion(windows, others, group.compared, 1.0 if before is None else _SHARED)
+        if effect >= enough and chance * len(group.columns) < _UNLIKELY:
+            found.append((effect, name))
+    if not found:
+        return ""
+    named = ", ".join(f"{name} {effect:.3g}" for effect, name in sorted(found, reverse=True)[:_NAMED])
+    return (
+        f"the reference contradicts independent_rows: its own {len(now)} windows vary more than windows of independent "
+        f"rows do, those of {group.compared:,} rows by so many times the variance: {named}; so calm ones would be "
+        "called drifted; say independent_rows: false, with which a window is compared with the reference's own windows"
+    )
+
+
+def _coarse(total: Array) -> Array:
+    """[K + 1, G] of 0 and 1: a column's bins in at most four groups of about as many rows, neighbours together, and the
+    missing values: rare bins tell little of dependence, and spoil the distribution of a chi-square."""
+    known = total[:-1]
+    middle = (np.cumsum(known) - known / 2) / max(known.sum(), 1)
+    place = np.append(np.minimum((4 * middle).astype(np.int64), 3), 4)
+    groups: Array = np.eye(5)[place][:, np.bincount(place, total, minlength=5) > 0]
+    return groups
+
+
+def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tuple[float, float]:
+    """So many times windows of `size` rows vary as much as of independent ones, and the probability of what was seen.
+
+    Args:
+        windows, others: [M, G] counts of each window and of what it is compared with.
+        shared: so many times the variance of their sum is that of independent chi-squares.
+    """
+    rows, beside = windows.sum(axis=1), others.sum(axis=1)
+    kept = (rows >= 2) & (beside >= 2)
+    windows, others, rows, beside = windows[kept], others[kept], rows[kept], beside[kept]
+    both = windows + others
+    freedom = int(np.maximum(np.count_nonzero(both, axis=1) - 1, 0).sum())
+    if not freedom:
+        return 1.0, 1.0
+    weights = np.sqrt(beside / rows)[:, None]
+    total = float((np.square(weights * windows - others / weights) / np.maximum(both, 1)).sum())
+    alike = max(total / freedom - 1, 0) / max(float(np.minimum(rows, beside).mean()) - 1, 1)
+    return 1 + (size - 1) * alike, float(chi2.sf(total / shared, freedom / shared))
