@@ -12,9 +12,9 @@
 Every member of the pool is treated alike, so that for a window that is exchangeable with the reference's own the rate
 of false alarms is at most the stated one, whatever the distributions are and however the columns depend on each other
 (conformal p-value: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). It holds for a trend within
-the reference no more than for any method: the windows are taken as a fair sample of calm. Measured in
-`benchmarks/drift.py`. Ranks instead of standard deviations lose all power as columns multiply, logarithms and robust
-scales lose a part of it.
+the reference no more than for any method: the windows are taken as a fair sample of calm. Whether they are one, the
+reference itself tells, forward in time (`null/measuring.py`). Measured in `benchmarks/drift.py`. Ranks instead of
+standard deviations lose all power as columns multiply, logarithms and robust scales lose a part of it.
 
 A column that is gone, new or of another type is drift by itself (`outcomes.py`).
 """

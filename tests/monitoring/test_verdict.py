@@ -267,7 +267,7 @@ def test_independent_rows_need_no_times(tmp_path):
             91,
             7,
             "overlapping",
-            r"judged by its earlier 6 alone, at 0\.0894, the next rate that these support: \d of 24 ",
+            r"on 24 overlapping windows of its later half, judged by its earlier half alone, at 0\.0894, the next",
         ),
         (90, 30, "bootstrap", r"; not measured: fewer than 5 windows of the reference have 2 before them$"),
     ],

@@ -8,7 +8,7 @@ is replaced little by little and what persists brings the alarms there that it b
 contiguous
     The windows in their order.
 lagged
-    Each pair of the later half by all pairs before it, as `rolling:` judges.
+    Each pair of the later half by all pairs before it, as `rolling:` judges; what is unseen is that beside all others.
 overlapping
     Windows that begin in the later half, by those that end in the earlier one.
 bootstrap
@@ -122,6 +122,10 @@ def measure(groups: Sequence[Group], null: Null, rate: float, persistence: float
     pool = _pool(null, earlier, groups, halves.worth)
     standings = [pool.stand(window, supported) for window in figures]
     how = f"forward in time, on its later {halves.after} windows, judged by its earlier {halves.before} alone"
+    if null.kind == "overlapping":
+        how = (
+            f"forward in time, on {len(later)} overlapping windows of its later half, judged by its earlier half alone"
+        )
     return _measured(standings, names, supported, halves.worth, windows, persistence, how)
 
 

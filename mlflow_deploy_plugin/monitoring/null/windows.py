@@ -6,7 +6,8 @@ own time, and how many of them there are limits the rate of false alarms that ca
 support no rate below 1 / (n + 1). In this order:
 
 contiguous
-    The reference's own windows of the judged window's length and phase, as they are. They count as they are.
+    The reference's own windows of the judged window's length and phase. They count as they are; where they depend on
+    each other, so that they are worth fewer (`slowest_of`), the verdict says so.
 overlapping
     Where those are too few: windows that begin at every step. They are worth 1.5 times as many as fit side by side:
     the variance of an estimate from overlapping blocks is 2/3 of that from disjoint ones (Künsch, The Jackknife and the
