@@ -204,7 +204,7 @@ def _window_figures(groups: Sequence[Group], start_us: int) -> Array:
 def _reason(verdict: Verdict) -> str:
     alarms = [finding for finding in verdict.findings if finding.is_alarm]
     worth = (
-        f", worth {verdict.worth:.2g} independent ones"
+        f", worth {_few(verdict.worth)} independent ones"
         if verdict.worth < needed_windows(verdict.false_alarm_rate)
         else ""
     )
@@ -228,7 +228,7 @@ def _notes(pool: Pool, rate: float, pieces: Pieces) -> Iterator[str]:
     """Where the threshold comes from; and what makes more alarms than were asked for, with what would help."""
     count, independent = len(pool.figures), pool.worth / pool.persistence
     is_fewer = pool.kind in ("overlapping", "bootstrap") or pool.persistence > 1
-    worth = f", worth {independent:.2g} independent ones" if is_fewer else ""
+    worth = f", worth {_few(independent)} independent ones" if is_fewer else ""
     drawn = f" in stretches of {pool.block_length / 3600:.1f} h on average" if pool.block_length else ""
     told = f"nominal {rate:g}, from {count} {_NULLS[pool.kind]}{drawn}{worth}"
     yield f"false-alarm rate: {told}; {_measured(pool.measured, rate)}"
@@ -237,7 +237,7 @@ def _notes(pool: Pool, rate: float, pieces: Pieces) -> Iterator[str]:
     if independent < needed_windows(rate):
         yield (
             f"more windows than {rate:.1%} may be called drifted: those of the reference depend on each other, most in "
-            f"{pool.slowest}, and {count} that are worth {independent:.2g} support no rate below "
+            f"{pool.slowest}, and {count} that are worth {_few(independent)} support no rate below "
             f"{1 / (1 + independent):.1%}{advice}"
         )
     measured = pool.measured
@@ -247,6 +247,10 @@ def _notes(pool: Pool, rate: float, pieces: Pieces) -> Iterator[str]:
             f"{', '.join(measured.columns)}; by chance so many come with a probability of {measured.p_value:.1g}"
             f"{advice}"
         )
+
+
+def _few(windows: float) -> str:
+    return f"{windows:.0f}" if windows >= 10 else f"{windows:.2g}"
 
 
 def _measured(measured: Measured | str, rate: float) -> str:
