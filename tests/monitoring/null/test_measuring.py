@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from benchmarks.drifting.judging import Judge
@@ -75,6 +76,37 @@ def test_beside_the_window_of_a_week_before_they_are_as_promised():
 
         assert np.mean([one.share for one in measured]) < 0.1
         assert "pairs, each judged by those before it" in measured[0].how
+
+
+def days_that_grow_wild(rng, days, rows):
+    """Days apart, of which those of the second half differ five times as much."""
+    calm, wild = dependent_days(rng, (0.0,), days, rows), dependent_days(rng, (0.0,), days, rows)
+    level = calm.table["x0"].to_numpy() + 5 * np.repeat(rng.normal(size=days), rows) * (calm.times > days // 2 * DAY_US)
+    return Rows(wild.table.set_column(0, "x0", pa.array(level)), calm.times)
+
+
+def test_pairs_that_come_to_differ_more_are_told_and_another_reference_is_not_proposed_again():
+    verdict = verdict_on_next_day(days_that_grow_wild, 0, lag=7)
+
+    assert verdict.measured.columns == ("x0 (7)",)  # and no more: what is wild becomes normal
+    assert verdict.measured.p_value < 0.02
+    assert "more windows than 5.0% are called drifted: 16.7% of the reference's own" in verdict.notes[-1]
+    assert "rolling:" not in " ".join(verdict.notes)
+
+
+def test_windows_that_are_drawn_are_measured_where_enough_have_two_before_them():
+    rng = np.random.default_rng(3)
+    hours = 84 * 24
+    table = pa.table({"x0": rng.normal(size=2 * hours) + 0.25 * np.repeat(np.arange(hours) >= 70 * 24, 2)})
+    past, start = Rows(table, np.repeat(np.arange(hours) * HOUR_US, 2)), 84 * DAY_US
+    judge = Judge(reference_of(past, start, 7 * DAY_US))
+
+    verdict = judge(table.slice(0, 336), start)
+
+    judge.close()
+    assert (verdict.null, verdict.measured.windows) == ("bootstrap", 10)
+    assert 1 <= verdict.measured.alarms <= 3  # the last two weeks, of which the second stands beside the first, too
+    assert "on its last 10 windows, each judged by what is drawn from those before it" in verdict.notes[0]
 
 
 def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_they_support_is_said():
