@@ -73,7 +73,7 @@ def rate_line(what: str, groups: Sequence[Flags], rate: float = RATE) -> Line:
         groups: the windows of each reference.
     """
     low, high = 0.5 * rate, 1.5 * rate
-    target = f"{100 * low:g} to {100 * high:g} %"
+    target = f"{100 * low:.3g} to {100 * high:.3g} %"
     judged = [[flag for flag in flags if flag is not None] for flags in groups]
     judged = [flags for flags in judged if flags]
     if not judged:
@@ -105,8 +105,23 @@ def found_line(what: str, groups: Sequence[Sequence[bool]], least: float | None)
     return Line(what, f"{share:.0%} of {len(flags)}; {first:.0%} to {last:.0%}", target, outcome)
 
 
-def held_out_flags(verdict: Verdict) -> Flags:
-    """What the report measures by itself: of each window of the reference that it holds out, whether it is an alarm."""
+def beside_line(what: str, reported: Sequence[Flags], came: Sequence[Flags]) -> Line:
+    """The rate that reports measure of themselves, beside half to twice the rate that came; each of the windows of some
+    references."""
+    ours, theirs = ([[bool(flag) for flag in flags if flag is not None] for flags in side] for side in (reported, came))
+    share, real = (sum(map(sum, side)) / sum(map(len, side)) for side in (ours, theirs))
+    (first, last), (least, most) = interval(ours), interval(theirs)
+    outcome: Outcome = "cannot be told"
+    if real / 2 <= share <= 2 * real:
+        outcome = "met"
+    elif last < least / 2 or first > 2 * most:
+        outcome = "missed"
+    figure = f"{share:.1%} of {sum(map(len, ours)):,}; {first:.1%} to {last:.1%}"
+    return Line(what, figure, f"half to twice of {real:.1%}, which came", outcome)
+
+
+def forward_flags(verdict: Verdict) -> Flags:
+    """What the report measures by itself: of each later window of the reference, whether it is an alarm."""
     told = verdict.measured
     return [] if isinstance(told, str) else [place < told.alarms for place in range(told.windows)]
 

@@ -14,7 +14,9 @@ from mlflow_deploy_plugin.monitoring.bins import bins_digest, freeze_bins
 from mlflow_deploy_plugin.monitoring.features import read_features
 from mlflow_deploy_plugin.monitoring.references import Reference
 from mlflow_deploy_plugin.monitoring.references.blocks import cut, grid, sketch_steps
-from projects.flight_delay.data import EVENT_TIME, FEATURES, load_flights
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
+from projects.flight_delay.data import EVENT_TIME as FLIGHT_TIME
+from projects.flight_delay.data import FEATURES, load_flights
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +37,10 @@ class Rows:
         positions = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         return Rows(self.table.take(pa.array(positions)), self.times[positions])
 
+    def with_times(self) -> pa.Table:
+        """The rows as the log has them."""
+        return self.table.append_column(EVENT_TIME, pa.array(self.times, pa.timestamp("us", tz="UTC")))
+
     def between(self, start_us: int, end_us: int) -> "Rows":
         return self.take((self.times >= start_us) & (self.times < end_us))
 
@@ -44,7 +50,9 @@ def reference_of(rows: Rows, start_us: int, length_us: int, has_times: bool = Tr
     features, notes = read_features(rows.table)
     bins = {name: freeze_bins(one, str(rows.table.schema.field(name).type)) for name, one in features.items()}
     pieces = cut(bins, rows.table, rows.times if has_times else None, start_us, length_us)
-    return Reference(bins, bins_digest(bins), pieces, rows.table, notes=tuple(notes))
+    return Reference(
+        bins, bins_digest(bins), pieces, rows.with_times() if has_times else rows.table, notes=tuple(notes)
+    )
 
 
 def rolling_reference_of(rows: Rows, start_us: int, length_us: int, lag_windows: int) -> Reference:
@@ -52,7 +60,7 @@ def rolling_reference_of(rows: Rows, start_us: int, length_us: int, lag_windows:
     features, _ = read_features(rows.table)
     bins = {name: freeze_bins(one, str(rows.table.schema.field(name).type)) for name, one in features.items()}
     over = grid(bins, start_us, length_us, int(rows.times.min()), start_us - 1, lag_windows)
-    return Reference(bins, bins_digest(bins), sketch_steps(bins, [(rows.table, rows.times)], over), rows.table)
+    return Reference(bins, bins_digest(bins), sketch_steps(bins, [(rows.table, rows.times)], over), rows.with_times())
 
 
 def busy_hours(rng: np.random.Generator, hours: int, coefficient: float = 0.7) -> Rows:
@@ -106,14 +114,51 @@ def _texts(codes: Array) -> pa.Array:
 def dependent_days(rng: np.random.Generator, coefficients: Sequence[float], days: int, rows: int) -> Rows:
     """Days with a weather of their own: half of each column's variance is the day's, which depends on the day before
     with the column's coefficient (an autoregressive process in its stationary state)."""
+    return _days_of(rng, _autoregressive(rng, days, coefficients), rows)
+
+
+def persistent_days(rng: np.random.Generator, days: int, rows: int) -> Rows:
+    """Days with a cycle of a week and a weather of their own, which depends on the day before with a coefficient of
+    0.85."""
+    cycle = np.where(np.arange(days) % 7 >= 5, 1.0, -0.4)
+    return _days_of(rng, cycle[:, None] + _autoregressive(rng, days, (0.85, 0.85)), rows)
+
+
+def churning_days(rng: np.random.Generator, days: int, rows: int) -> Rows:
+    """Days of independent rows, of whose 40 categories every twentieth day one is replaced by a new one."""
+    newest = 39 + np.arange(days) // 20
+    codes = np.repeat(newest, rows) - rng.integers(0, 40, days * rows)
+    table = pa.table({"item": _texts(codes), "noise": rng.normal(size=days * rows)})
+    return Rows(table, _times_of(rng, days, rows))
+
+
+def walking_days(rng: np.random.Generator, days: int, rows: int) -> Rows:
+    """Days of which one column's level goes up or down from day to day, by 0.06 deviations of its rows."""
+    walk = np.cumsum(rng.normal(0, 0.06, days))
+    return _days_of(rng, np.stack([walk, np.zeros(days)], axis=1), rows)
+
+
+def _autoregressive(rng: np.random.Generator, days: int, coefficients: Sequence[float]) -> Array:
+    """[days, columns] float64: autoregressive processes in their stationary state, of variance 1."""
     levels = np.empty((days, len(coefficients)))
     phi = np.asarray(coefficients)
     levels[0] = rng.normal(size=len(phi))
     for day in range(1, days):
         levels[day] = phi * levels[day - 1] + np.sqrt(1 - phi**2) * rng.normal(size=len(phi))
-    of_rows = np.repeat(np.sqrt(0.5) * levels, rows, axis=0) + np.sqrt(0.5) * rng.normal(size=(days * rows, len(phi)))
-    times = np.repeat(np.arange(days) * DAY_US, rows) + rng.integers(0, DAY_US, days * rows)
-    return Rows(pa.table({f"x{number}": of_rows[:, number] for number in range(len(phi))}), times)
+    return levels
+
+
+def _days_of(rng: np.random.Generator, levels: Array, rows: int) -> Rows:
+    """So many rows a day, half of whose variance are the levels [days, columns] where these have variance 1."""
+    values = np.sqrt(0.5) * np.repeat(levels, rows, axis=0)
+    values += np.sqrt(0.5) * rng.normal(size=values.shape)
+    return Rows(
+        pa.table({f"x{number}": column for number, column in enumerate(values.T)}), _times_of(rng, len(levels), rows)
+    )
+
+
+def _times_of(rng: np.random.Generator, days: int, rows: int) -> Array:
+    return np.repeat(np.arange(days) * DAY_US, rows) + rng.integers(0, DAY_US, days * rows)
 
 
 @cache
@@ -121,7 +166,7 @@ def flights() -> Rows:
     """All flights; the times are those of 2013."""
     frame = load_flights()
     table = pa.Table.from_pandas(frame[list(FEATURES)], preserve_index=False)
-    times = pa.array(frame[EVENT_TIME]).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+    times = pa.array(frame[FLIGHT_TIME]).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
     return Rows(table, times)
 
 

@@ -2,21 +2,24 @@
 
 import json
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, get_args
 
 import click
 
 from mlflow_deploy_plugin.cli.columns import aligned
+from mlflow_deploy_plugin.cli.gate import say
 from mlflow_deploy_plugin.cli.opened import opened_deployments
 from mlflow_deploy_plugin.cli.options import output_option, why_option
 from mlflow_deploy_plugin.cli.pairs import pairs
 from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.controller.monitors.judging import Answer
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.inference_log.watermarks import Watermark
-    from mlflow_deploy_plugin.monitoring.question import Engine
+    from mlflow_deploy_plugin.monitoring.question import Engine, Question
 
 _EXPLAINED = ("could not be judged", "cannot tell", "not judged")
 monitor_option = click.option(
@@ -110,7 +113,7 @@ def judge_window(
     engine: "Engine" = "local",
     **tried: float | None,
 ) -> None:
-    """Judges one window now and shows what was found.
+    """Judges one window now and shows what was found; on stderr, what is being done meanwhile.
 
     Args:
         tried: fields of the monitor's spec for once, with which nothing is written down; None: as it is.
@@ -124,7 +127,12 @@ def judge_window(
 
         parsed = parse_window(window) if window is not None else None
         found = find_monitor(deployments, name, monitor_name).trying(**tried)
-        written, answer = run_window(deployments, found, parsed, judge_and_log, engine)
+
+        def judge(question: "Question") -> "Answer":
+            say(f"judging {question.window} of {name}: {question.spec.kind}")  # before seconds of imports
+            return judge_and_log(replace(question, progress=say))
+
+        written, answer = run_window(deployments, found, parsed, judge, engine)
     if output == "json":
         click.echo(json.dumps(described_judgement(written, answer)))
         return

@@ -75,6 +75,8 @@ def described_judgement(window: MonitorWindow, answer: Answer) -> dict[str, Any]
                 "value": _finite(finding.value),
                 "threshold": _finite(finding.threshold),
                 "segment": finding.segment,
+                "change": finding.change,
+                "since": finding.since,
             }
             for finding in judgement.findings
         ],
@@ -97,7 +99,9 @@ def judgement_lines(window: MonitorWindow, answer: Answer) -> Iterator[str]:
         subject = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
         value = "" if finding.value is None else f"{finding.value:.4g}"
         threshold = "" if finding.threshold is None else f"threshold {finding.threshold:.4g}"
-        shown = finding.state if finding.value is not None else f"{finding.state}: {finding.reason}"
+        since = f" since {finding.since[:16].replace('T', ' ')}" if finding.since else ""
+        why = finding.change or ("" if finding.value is not None else finding.reason)
+        shown = f"{finding.state}{since}{f': {why}' if why else ''}"
         rows.append((f"  {subject}", finding.check, value, threshold, shown))
     if rows:
         yield from aligned(rows)

@@ -28,6 +28,9 @@ class Finding:
         value / threshold: in the check's own units; None where it was not judged.
         reason: why it is so, or why it was not judged, in a sentence.
         segment: the rows that it speaks of, as `carrier=AA`; empty: all.
+        change: of an alarm of drift, what has become of the column: `mean 3.2 → 8.9, higher`.
+        since: when the first window begins of those in a row in which the column is an alarm, in ISO 8601; empty: it is
+            none, or nobody knows.
     """
 
     subject: str
@@ -37,6 +40,8 @@ class Finding:
     value: float | None = None
     threshold: float | None = None
     segment: str = ""
+    change: str = ""
+    since: str = ""
 
     @property
     def is_alarm(self) -> bool:

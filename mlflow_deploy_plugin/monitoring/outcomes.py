@@ -69,21 +69,22 @@ def _schema_finding(name: str, reference: Reference, window: Profile) -> Finding
         if some:
             reason = f"the window lacks it, as {some} of the reference's {len(reference.pieces.blocks)} windows do"
             return Finding(name, "presence", "no drift", reason)
-        return Finding(name, "presence", "drift", "in the reference, not in the window")
+        return Finding(name, "presence", "drift", "in the reference, not in the window", 1.0, 0.0, change="gone")
     if expected is None:
-        return Finding(name, "presence", "drift", f"in the window ({given.arrow_type}), not in the reference")
+        reason = f"in the window ({given.arrow_type}), not in the reference"
+        return Finding(name, "presence", "drift", reason, 1.0, 0.0, change="new")
     if given.mistyped and not expected.mistyped:
         known = given.rows - given.missing
         reason = (
             f"{given.mistyped:,} of {known:,} values are {given.arrow_type}, in the reference {_type(expected, given)}"
         )
-        return Finding(name, "type", "drift", reason, value=given.mistyped / max(known, 1), threshold=0.0)
+        change = f"{_type(expected, given)} → {given.arrow_type}"
+        return Finding(name, "type", "drift", reason, given.mistyped / max(known, 1), 0.0, change=change)
     # what has no distribution (times, binary values) still has a type
     is_judged = name in reference.bins or _families(expected) & _DISTANCES
     if not is_judged and given.missing < given.rows and _families(expected).isdisjoint(_families(given)):
-        return Finding(
-            name, "type", "drift", f"its values are {given.arrow_type}, in the reference {expected.arrow_type}"
-        )
+        reason = f"its values are {given.arrow_type}, in the reference {expected.arrow_type}"
+        return Finding(name, "type", "drift", reason, 1.0, 0.0, change=f"{expected.arrow_type} → {given.arrow_type}")
     return None
 
 
@@ -180,16 +181,67 @@ def _finding(
     if not np.isfinite(score):
         reason = "too few of the reference's own windows say how large it may be"
         return Finding(name, check, "not judged", reason, segment=group.segment)
-    given, expected = group.window.columns[name], group.reference.pieces.total.columns[name]
+    given, pieces, bins = group.window.columns[name], group.reference.pieces, group.reference.bins[name]
+    reason = _sentence(check, bins, given, pieces.total.columns[name], amounts)
+    change = ""
+    if score > limit:
+        change = _change(check, bins, given, pieces.others.columns.get(name), amounts)
+        reason = f"{change}; {reason}" if check == "distribution" and change else reason
     return Finding(
         subject=name,
         check=check,
         state="drift" if score > limit else "no drift",
-        reason=_sentence(check, group.reference.bins[name], given, expected, amounts),
+        reason=reason,
         value=score,
         threshold=limit,
         segment=group.segment,
+        change=change,
     )
+
+
+def _change(
+    check: Check, bins: Bins, given: ColumnSketch, before: ColumnSketch | None, figures: Mapping[str, float]
+) -> str:
+    """From what to what a column has gone, and where to; empty where it cannot be said.
+
+    Args:
+        before: what the window is compared with.
+        figures: as in `_sentence`.
+    """
+    if check == "missing":
+        first, now = figures["reference_missing"], figures["missing"]
+        return f"missing {first:.1%} → {now:.1%}, {'more' if now > first else 'fewer'}"
+    if check in ("unseen", "range"):
+        what = "values that the reference lacks" if check == "unseen" else "out of range"
+        rows, where = (given.unseen, "more") if check == "unseen" else (given.below + given.above, _side(given))
+        return f"{what} {figures['usual']:.1%} → {_share(rows, given)}, {where}"
+    if before is None or len(before.counts) != len(given.counts):
+        return ""
+    if isinstance(bins, OrderedBins):
+        return _moved(bins, given, before, figures["value"])
+    shares = [column.counts[:-1] / max(int(column.counts[:-1].sum()), 1) for column in (before, given)]
+    place = int(np.argmax(np.abs(shares[1] - shares[0])))
+    first, now = (float(share[place]) for share in shares)
+    names = [f"{code:g}" if isinstance(code, float) else repr(code) for code in bins.codes]
+    name = names[place] if place < len(names) else "rarer values"
+    return f"{name} {first:.1%} → {now:.1%}, {'more often' if now > first else 'less often'}"
+
+
+def _moved(bins: OrderedBins, given: ColumnSketch, before: ColumnSketch, distance: float) -> str:
+    """Where numbers went: the mean, where it explains half of the distance at least, else how wide they are."""
+    if not (before.finite and given.finite):
+        return ""
+    means = f"mean {before.mean:.4g} → {given.mean:.4g}"
+    if abs(given.mean - before.mean) >= distance * bins.scale / 2:
+        return f"{means}, {'higher' if given.mean > before.mean else 'lower'}"
+    wide = "wider" if given.deviation > before.deviation else "narrower"
+    return f"{means}, deviation {before.deviation:.3g} → {given.deviation:.3g}, {wide}"
+
+
+def _side(given: ColumnSketch) -> str:
+    if given.below and given.above:
+        return "on both sides"
+    return "above" if given.above else "below"
 
 
 def _shown(figures: Array, reference_missing: float) -> Iterator[int]:
@@ -221,7 +273,7 @@ def _sentence(
         return f"{_share(given.unseen, given)} of rows have a value that the reference lacks ({shown}), {usual}"
     outside = given.below + given.above
     ranges = f"{expected.minimum:g} to {expected.maximum:g}"
-    return f"{_share(outside, given)} of rows are outside of {ranges}, {usual}"
+    return f"{_share(outside, given)} of rows are outside of {ranges} ({_side(given)}), {usual}"
 
 
 def _missing_share(column: ColumnSketch | None, rows: int) -> float:

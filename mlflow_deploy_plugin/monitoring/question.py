@@ -1,6 +1,6 @@
 """What a monitor is asked: one endpoint, one window of event time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,11 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import CaptureSpec, MonitorSpec
 
 Engine = Literal["local", "spark"]
+Progress = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Says nothing: a schedule's windows are judged without anybody who looks on."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Question:
         notes: what the reader has to know of the window's rows.
         engine: what sketches the window's rows: this process, or Spark (`spark.py`), with the same numbers.
         tried / endpoint_created: as in `Judgement`.
+        progress: is told in a line each what takes seconds.
     """
 
     endpoint: str
@@ -39,6 +45,7 @@ class Question:
     engine: Engine = "local"
     tried: str = ""
     endpoint_created: str = ""
+    progress: Progress = field(default=silent, compare=False)
 
     @cached_property
     def log(self) -> InferenceLog:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from mlflow_deploy_plugin.monitoring.judgement import Judged, Judgement
 from mlflow_deploy_plugin.monitoring.kinds import drift, performance, prediction, quality, service, shadow
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement
+from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement, past_windows, with_since
 from mlflow_deploy_plugin.monitoring.reports.change import CHANGING, with_change
-from mlflow_deploy_plugin.monitoring.reports.log import past_windows
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorKind
 
@@ -40,7 +39,11 @@ def run_monitor(question: Question) -> MonitorResult:
         RegistryUnavailable: MLflow does not answer.
     """
     judged = KINDS[question.spec.kind](question)
-    judgement = judged.judgement
+    past = past_windows(judged.judgement)
+    judgement = with_since(judged.judgement, past)
     if judgement.kind in CHANGING:
-        judgement = with_change(judgement, past_windows(judgement))
-    return MonitorResult(judgement, log_judgement(judgement, build_report(judgement, judged.evidence)))
+        judgement = with_change(judgement, past)
+    question.progress("drawing the report")
+    files = build_report(judgement, judged.evidence)
+    question.progress(f"logging it to the experiment onnxserve/{question.endpoint}")
+    return MonitorResult(judgement, log_judgement(judgement, files, past))

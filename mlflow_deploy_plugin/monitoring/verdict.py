@@ -12,9 +12,9 @@
 Every member of the pool is treated alike, so that for a window that is exchangeable with the reference's own the rate
 of false alarms is at most the stated one, whatever the distributions are and however the columns depend on each other
 (conformal p-value: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). It holds for a trend within
-the reference no more than for any method: the windows are taken as a fair sample of calm. Measured in
-`benchmarks/drift.py`. Ranks instead of standard deviations lose all power as columns multiply, logarithms and robust
-scales lose a part of it.
+the reference no more than for any method: the windows are taken as a fair sample of calm. Whether they are one, the
+reference itself tells, forward in time (`null/measuring.py`). Measured in `benchmarks/drift.py`. Ranks instead of
+standard deviations lose all power as columns multiply, logarithms and robust scales lose a part of it.
 
 A column that is gone, new or of another type is drift by itself (`outcomes.py`).
 """
@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.monitoring.null.pool import (
     judged_figures,
 )
 from mlflow_deploy_plugin.monitoring.null.sizes import compared_rows, too_little
-from mlflow_deploy_plugin.monitoring.null.windows import Measured, NullKind, Refusal
+from mlflow_deploy_plugin.monitoring.null.windows import Measured, NullKind, Refusal, needed_windows
 from mlflow_deploy_plugin.monitoring.outcomes import (
     FeatureVerdict,
     column_outcomes,
@@ -46,10 +46,12 @@ from mlflow_deploy_plugin.monitoring.outcomes import (
     worst_named,
 )
 from mlflow_deploy_plugin.monitoring.references import Reference
+from mlflow_deploy_plugin.monitoring.references.blocks import Pieces
 from mlflow_deploy_plugin.monitoring.sketch import Profile
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 State = Literal["drift", "no drift", "not judged"]
+_WEEK_SECONDS = 7 * 86_400
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,11 @@ class Verdict:
         reason: why it is in this state, in a sentence.
         rows: rows of the window; compared_rows: those of every side of every comparison.
         null: which windows of the reference the threshold comes from; blocks: how many.
-        worth: how many independent windows they stand for.
+        worth: how many independent windows they stand for, since some depend on those before them.
         p_value, statistic, threshold: None where it is not judged; the latter two in standard deviations.
         false_alarm_rate: the stated rate.
-        measured: how many of the reference's own windows are called drifted when they are held out; a text says why
-            that is not known.
+        measured: how many of the reference's later windows are called drifted by its earlier ones; a text says why that
+            is not known.
         features: by falling score.
         findings: the worst first; every column has its outcome, or why it was not judged.
         figures: names of metrics and their values.
@@ -182,14 +184,14 @@ def _conclude(base: Verdict, groups: Sequence[Group], pool: Pool, start_us: int,
         compared_rows=groups[0].compared,
         null=pool.kind,
         blocks=len(pool.figures),
-        worth=pool.worth,
+        worth=pool.worth / pool.persistence,
         p_value=standing.p_value,
         statistic=standing.statistic,
         threshold=standing.threshold,
         measured=pool.measured,
         features=tuple(sorted(features, key=lambda feature: -feature.score)),
         findings=worst_first([*others, *findings]),
-        notes=tuple(_notes(pool, base.false_alarm_rate)),
+        notes=tuple(_notes(pool, base.false_alarm_rate, groups[0].reference.pieces)),
     )
     return replace(verdict, reason=_reason(verdict), figures=dict(_figures(verdict)))
 
@@ -201,7 +203,12 @@ def _window_figures(groups: Sequence[Group], start_us: int) -> Array:
 
 def _reason(verdict: Verdict) -> str:
     alarms = [finding for finding in verdict.findings if finding.is_alarm]
-    told = f"p = {verdict.p_value:.3g} beside {verdict.blocks} {_NULLS[verdict.null or 'contiguous']}"
+    worth = (
+        f", worth {_few(verdict.worth)} independent ones"
+        if verdict.worth < needed_windows(verdict.false_alarm_rate)
+        else ""
+    )
+    told = f"p = {verdict.p_value:.3g} beside {verdict.blocks} {_NULLS[verdict.null or 'contiguous']}{worth}"
     if not alarms:
         return f"no column differs from the reference more than its own windows do ({told})"
     subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
@@ -217,19 +224,48 @@ _NULLS: Mapping[NullKind, str] = {
 }
 
 
-def _notes(pool: Pool, rate: float) -> Iterator[str]:
-    count = len(pool.figures)
-    worth = f", worth {pool.worth:.0f} independent ones" if pool.kind in ("overlapping", "bootstrap") else ""
+def _notes(pool: Pool, rate: float, pieces: Pieces) -> Iterator[str]:
+    """Where the threshold comes from; and what makes more alarms than were asked for, with what would help."""
+    count, independent = len(pool.figures), pool.worth / pool.persistence
+    is_fewer = pool.kind in ("overlapping", "bootstrap") or pool.persistence > 1
+    worth = f", worth {_few(independent)} independent ones" if is_fewer else ""
     drawn = f" in stretches of {pool.block_length / 3600:.1f} h on average" if pool.block_length else ""
     told = f"nominal {rate:g}, from {count} {_NULLS[pool.kind]}{drawn}{worth}"
     yield f"false-alarm rate: {told}; {_measured(pool.measured, rate)}"
+    is_whole = pool.kind not in ("lagged", "rows")
+    advice = f"; reference {_rolling(pieces)} compares a window with a recent one" if is_whole else ""
+    if independent < needed_windows(rate):
+        yield (
+            f"more windows than {rate:.1%} may be called drifted: those of the reference depend on each other, most in "
+            f"{pool.slowest}, and {count} that are worth {_few(independent)} support no rate below "
+            f"{1 / (1 + independent):.1%}{advice}"
+        )
+    measured = pool.measured
+    if not isinstance(measured, str) and measured.is_beyond:
+        yield (
+            f"more windows than {rate:.1%} are called drifted: {measured.share:.1%} of the reference's own, mostly by "
+            f"{', '.join(measured.columns)}; by chance so many come with a probability of {measured.p_value:.1g}"
+            f"{advice}"
+        )
+
+
+def _few(windows: float) -> str:
+    return f"{windows:.0f}" if windows >= 10 else f"{windows:.2g}"
 
 
 def _measured(measured: Measured | str, rate: float) -> str:
     if isinstance(measured, str):
         return f"not measured: {measured}"
-    supports = f", where the rest supports {measured.rate:.3g}" if measured.rate > rate + 1e-9 else ""
-    return f"measured {measured.how}: {measured.alarms} of {measured.windows} ({measured.share:.3g}){supports}"
+    supports = f", at {measured.rate:.3g}, the next rate that these support" if measured.rate > rate + 1e-9 else ""
+    low, high = measured.interval
+    share = f"{measured.share:.1%}; 95 % interval {low:.1%} to {high:.1%}"
+    return f"measured {measured.how}{supports}: {measured.alarms} of {measured.windows} ({share})"
+
+
+def _rolling(pieces: Pieces) -> str:
+    """The reference that a week's cycle, and what changes slowly, is in no figure of."""
+    seconds = pieces.step_seconds * pieces.window_steps
+    return "rolling:7d" if _WEEK_SECONDS % seconds == 0 else f"rolling:{seconds}s"
 
 
 def _figures(verdict: Verdict) -> Iterator[tuple[str, float]]:

@@ -1,6 +1,7 @@
 """`onnxserve drift run`: what it prints and refuses. What it does: tests/controller/monitors/test_by_hand.py."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import mlflow
@@ -75,8 +76,19 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home):
 
     assert [result.exit_code for result in (drifted, calm, refused)] == [0, 0, 0]
     assert drifted.stdout.startswith("flights drift 2013-07-02/2013-07-03: drift\n")
-    assert "\n  x: Wasserstein distance" in drifted.stdout
+    assert re.search(r"\n  x: mean -0\.\d+ → 9\.\d+, higher; Wasserstein distance", drifted.stdout)
+    assert re.search(r"drift since 2013-07-02 00:00: mean -0\.\d+ → 9\.\d+, higher\n", drifted.stdout)
+    assert values["findings"][0]["since"] == "2013-07-02T00:00:00+00:00"
+    assert values["findings"][0]["change"].endswith(", higher")
     assert (values["verdict"], values["rows"], values["findings"][0]["subject"]) == ("drift", 250, "x")
+    assert drifted.stderr.splitlines() == [
+        "judging 2013-07-02/2013-07-03 of flights: drift",
+        "reading the reference, training",
+        "reading 250 rows of the window",
+        "comparing 250 rows with the reference's own windows",
+        "drawing the report",
+        "logging it to the experiment onnxserve/flights",
+    ]
     assert calm.stdout.startswith("flights drift 2013-07-01/2013-07-02: no drift\n")
     assert refused.stdout.startswith("flights nightly 2013-07-02/2013-07-03: not judged\n")
     assert "the window has 250 rows; min_rows is 300" in refused.stdout

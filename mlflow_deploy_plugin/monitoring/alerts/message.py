@@ -62,10 +62,11 @@ def seen_in(judgement: Judgement, run_url: str, tags: Sequence[str]) -> Seen:
 def _line(finding: Finding) -> str:
     name = _short(f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject)
     figures = ""
-    if finding.value is not None and finding.threshold is not None:
+    if finding.value is not None and finding.threshold is not None and finding.check != "presence":
         figures = f" {finding.value:.4g} (threshold {finding.threshold:.4g})"
+    since = f", since {finding.since[:16].replace('T', ' ')}" if finding.since else ""
     why = f": {_short(finding.reason)}" if finding.reason else ""
-    return f"- {name}, {finding.check}{figures}{why}"
+    return f"- {name}, {finding.check}{figures}{since}{why}"
 
 
 def _short(text: str) -> str:

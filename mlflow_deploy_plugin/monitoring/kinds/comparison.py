@@ -71,6 +71,7 @@ class Comparison:
         if self.reference is None:
             rate = question.spec.false_alarm_rate
             return Verdict("not judged", self.profile.rows, 0, rate, self.why_none, findings=self._without(columns))
+        question.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
         verdict = judge_profile(
             self.reference,
             self.profile,
@@ -159,11 +160,13 @@ def compare(question: Question) -> Comparison | Judged:
         for other in others
     ]
     reference, why_none = None, ""
+    question.progress(f"reading the reference, {question.spec.reference}")
     try:
         reference = load_blocks(question, *version)
     except (InvalidArtifact, InvalidConfig, NotFound) as error:
         why_none = error.message
     bins, key = (reference.bins, reference.bins_key) if reference else ({}, "none")
+    question.progress(f"reading {versions[version]:,} rows of the window")
     profile = _profile(question, *version, bins, key)
     hidden = withheld(
         question.capture, {*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())}

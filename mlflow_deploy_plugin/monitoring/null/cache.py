@@ -13,12 +13,12 @@ import numpy as np
 from mlflow_deploy_plugin.monitoring.null.pool import Group, Pool
 from mlflow_deploy_plugin.monitoring.null.windows import Measured, Refusal
 
-_METHOD = 5
+_METHOD = 6
 """Part of every key: to be raised when figures or nulls are worked out in another way."""
 _MAX_FILES = 200
 _MAX_BYTES = 256 * 1024 * 1024
 _SUFFIX = ".npz"
-_PLAIN = ("kind", "worth", "block_length", "length")
+_PLAIN = ("kind", "worth", "block_length", "persistence", "slowest", "length")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _read(path: Path) -> Pool | Refusal | None:
                 return Refusal(**about["refusal"])
             arrays = {name: stored[name] for name in ("figures", "scales", "floors", "starts")}
             told = about["pool"].pop("measured")
-            measured = told if isinstance(told, str) else Measured(**told)
+            measured = told if isinstance(told, str) else Measured(**{**told, "columns": tuple(told["columns"])})
             return Pool(**about["pool"], measured=measured, **arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None

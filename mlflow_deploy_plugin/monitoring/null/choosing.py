@@ -9,9 +9,9 @@ import numpy as np
 
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.null.cache import PoolCache, key_of
-from mlflow_deploy_plugin.monitoring.null.measuring import measure
+from mlflow_deploy_plugin.monitoring.null.measuring import measure, measure_rows
 from mlflow_deploy_plugin.monitoring.null.pool import Group, Pool, build_pool, column_counts
-from mlflow_deploy_plugin.monitoring.null.samples import MAX_DRAWS, build_row_pool, measure_rows
+from mlflow_deploy_plugin.monitoring.null.samples import MAX_DRAWS, build_row_pool, contradiction
 from mlflow_deploy_plugin.monitoring.null.windows import (
     FEWEST_WINDOWS,
     MAX_WINDOWS,
@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.monitoring.null.windows import (
     lagged,
     needed_windows,
     overlapping,
+    slowest_of,
 )
 from mlflow_deploy_plugin.monitoring.references import Reference
 from mlflow_deploy_plugin.monitoring.sketch import Profile
@@ -49,7 +50,9 @@ def pool_for(groups: Sequence[Group], rate: float, independent_rows: bool, cache
         null = choose_null(groups[0], rate)
         if isinstance(null, Refusal):
             return null
-        return replace(build_pool(groups, null, _SEED), measured=measure(groups, null, rate, _SEED))
+        longest, slowest = _persistence(groups[0], null)
+        measured = measure(groups, null, rate, longest, _SEED)
+        return replace(build_pool(groups, null, _SEED), persistence=longest, slowest=slowest, measured=measured)
 
     if cache is None:
         return build()
@@ -98,7 +101,22 @@ def _row_pool(groups: Sequence[Group], rate: float) -> Pool | Refusal:
             f"a false-alarm rate of {rate:g} needs more than the {MAX_DRAWS:,} samples that are drawn; the smallest "
             f"rate that can be had is {_shown(1 / (MAX_DRAWS + 1))}"
         )
+    why_not = contradiction(groups[0], rate)
+    if why_not:
+        return Refusal(why_not)
     return replace(build_row_pool(groups, rate, _SEED), measured=measure_rows(groups, rate, _SEED))
+
+
+def _persistence(group: Group, null: Null) -> tuple[float, str]:
+    """As `slowest_of`, of the windows of a null; what is drawn is drawn in stretches that are as long as they need."""
+    if null.kind == "bootstrap":
+        return 1.0, ""
+    blocks, bins = group.reference.pieces.blocks, group.reference.bins
+    counts = {name: column_counts(blocks, name, bins[name]) for name in group.columns}
+    if null.kind == "lagged":
+        sides = ({name: side @ one for name, one in counts.items()} for side in (null.windows, null.rests))
+        return slowest_of(next(sides), bins, next(sides))
+    return slowest_of(counts, bins)
 
 
 def _reason(group: Group, rate: float, needed: int, most: int) -> str:

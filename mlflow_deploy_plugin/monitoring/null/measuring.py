@@ -1,209 +1,328 @@
-"""The rate of false alarms that a null really has: the reference's own windows, each held out and judged by the rest.
+"""The rate of false alarms that comes: the reference's later windows, judged by its earlier ones alone.
+
+A window that is held out and judged by all others, earlier and later ones, says nothing: of M such windows floor(rate
+(M + 1)) are called drifted by construction, whatever the windows are. A monitor judges what comes after its reference.
+So the later half of the reference is judged by the earlier half, as if that were the whole reference: what walks, what
+is replaced little by little and what persists brings the alarms there that it brings later.
 
 contiguous
-    One by one, or in ten parts where that would take long.
+    The windows in their order.
 lagged
-    In ten stretches of time, with all pairs that share a window with one of them.
+    Each pair of the later half by all pairs before it, as `rolling:` judges; what is unseen is that beside all others.
 overlapping
-    With all windows that overlap it: they are much like it, and would not be there if it were new.
+    Windows that begin in the later half, by those that end in the earlier one.
 bootstrap
-    The windows that lie side by side in the reference, for each of which windows are drawn anew from the other steps.
-    They are few; that the bootstrap is right on many references says `benchmarks/drift.py`.
+    Windows that lie side by side, each by what is drawn anew from the steps before it, of at least two windows.
+rows
+    All windows of the reference, by samples of its rows: where rows are independent, it is a sample of them, too.
 
-The rest is a little shorter than the reference, and may support a rate a little larger than the asked one alone; then
-it is measured at that.
+A walk is self-similar, so that the later half beside the earlier one is what a time as long as the reference is beside
+the reference. The earlier half has half as many windows, and where these do not support the asked rate, it is measured
+at the next one. It is not measured on fewer than `_FEWEST` windows.
+
+Chance explains the alarms where their number is likely for windows of which none is odder than others: then it has a
+beta-binomial distribution, since the earlier windows have their luck, too (of n windows the k-th largest is beyond a
+share of all that has a beta distribution with k and n + 1 - k). Windows that depend on each other count as the fewer
+that they are worth, yet as no fewer than the rate needs: where they are, the verdict says that by itself.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import betabinom, binom
 
-from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Array
-from mlflow_deploy_plugin.monitoring.null.comparing import Windows, beyond, seeded
+from mlflow_deploy_plugin.monitoring.null.comparing import DISTANCE, Windows, beyond, seeded, thin
 from mlflow_deploy_plugin.monitoring.null.pool import (
     FLOORS,
     Group,
+    Pool,
+    Standing,
     aligned,
     build_pool,
     column_counts,
     column_figures,
     windows_of,
 )
-from mlflow_deploy_plugin.monitoring.null.scoring import apart_of, mask_unknown, scores, threshold
-from mlflow_deploy_plugin.monitoring.null.windows import FEWEST_WINDOWS, OVERLAP_WORTH, Measured, Null, bootstrap
+from mlflow_deploy_plugin.monitoring.null.samples import build_row_pool
+from mlflow_deploy_plugin.monitoring.null.sizes import MIN_COMPARED_ROWS
+from mlflow_deploy_plugin.monitoring.null.windows import (
+    FEWEST_WINDOWS,
+    OVERLAP_WORTH,
+    Measured,
+    Null,
+    bootstrap,
+    needed_windows,
+)
+from mlflow_deploy_plugin.monitoring.references import Reference
+from mlflow_deploy_plugin.monitoring.references.beyond import against_the_rest
+from mlflow_deploy_plugin.monitoring.references.blocks import Pieces
 from mlflow_deploy_plugin.monitoring.sketch import Profile
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
-_PARTS = 10
+_FEWEST = 5
+_MAX_FIGURES = 20_000_000
+"""So many figures may stand beside each other for it; of the windows that would take more, an even choice is judged."""
 _MAX_CELLS = 40_000_000
-"""So many counts may be compared for it."""
 _HELD_A_WINDOW = 4
 """Of windows that overlap, so many for each that fits side by side: more of them say the same again."""
-_TOO_LONG = "with so many columns it would take too long"
-_TOO_FEW = "too few windows of the reference could be judged by others that they do not overlap with"
+_NAMED = 3
 
 
-@dataclass(frozen=True, eq=False)
-class _Fold:
-    """Windows of the null that are held out at once, and those that judge each of them.
+class _Halves(NamedTuple):
+    """The windows of a null by when they are.
 
     Attributes:
-        held, others: [H] and [O] positions in the null.
-        rate: that the others support.
+        earlier, later: places in the null.
+        before, after: how many windows fit side by side in each half.
+        worth: how many independent ones the earlier half stands for.
+        until_us: when the later half begins.
     """
 
-    held: Array
-    others: Array
-    rate: float
+    earlier: Array
+    later: Array
+    before: int
+    after: int
+    worth: float
+    until_us: int
 
 
-def measure(groups: Sequence[Group], null: Null, rate: float, seed: int) -> Measured | str:
-    """How many of the reference's windows are called drifted; a text says why that cannot be told."""
-    if null.kind == "bootstrap":
-        return _of_bootstrap(groups, null, rate, seed)
-    cells = sum(group.reference.bins[name].size for group in groups for name in group.columns)
-    folds = _folds(null, rate, cells, groups[0].reference.pieces.window_steps, seed)
-    if isinstance(folds, str):
-        return folds
-    columns = [_held_out(group, name, groups[0], null, folds, seed) for group in groups for name in group.columns]
-    starts = null.windows.argmax(axis=1)
-    alarms = 0
-    for fold in folds:
-        parts = [next(column) for column in columns]
-        others, held = (np.stack([part[side] for part in parts], axis=1) for side in (0, 1))
-        apart = None
-        if null.kind == "overlapping":
-            apart = apart_of(starts[fold.others], groups[0].reference.pieces.window_steps)
-        alarms += sum(_is_alarm(others, window, fold.rate, apart) for window in held)
-    with_others = " with all that overlap it" if null.kind == "overlapping" else " and judged by the rest"
-    how = f"on them, each held out{with_others}"
-    if null.kind == "lagged":
-        how = "on them, held out in stretches of time"
-    return Measured(alarms, sum(len(fold.held) for fold in folds), max(fold.rate for fold in folds), how)
-
-
-def _is_alarm(others: Array, window: Array, rate: float, apart: Array | None) -> bool:
-    """As `Pool.stand` says it."""
-    known = mask_unknown(others, window)
-    figures = np.where(known, np.concatenate([others, window[None]]), np.nan)
-    statistics = scores(figures, FLOORS, apart).max(axis=(1, 2))
-    limit = statistics[:-1].max() if apart is not None else threshold(statistics[:-1], rate)
-    return bool(statistics[-1] > limit)
-
-
-def _folds(null: Null, rate: float, cells: int, length: int, seed: int) -> list[_Fold] | str:
-    count = len(null.windows)
-    if null.kind == "overlapping":
-        starts = null.windows.argmax(axis=1)
-        affordable = _MAX_CELLS // (count * cells)
-        most = min(count, _HELD_A_WINDOW * (starts[-1] // length + 1), affordable)
-        chosen = np.linspace(0, count - 1, most).astype(np.int64)
-        left = max(rate, 1 / (1 + null.worth - OVERLAP_WORTH))
-        folds = [_Fold(np.array([one]), np.flatnonzero(abs(starts - starts[one]) >= length), left) for one in chosen]
-        folds = [fold for fold in folds if len(fold.others)]
-        if len(folds) < _PARTS:
-            return _TOO_LONG if affordable < _PARTS else _TOO_FEW
-        return folds
-    if null.kind == "lagged":
-        return _stretches(null, rate)
-    parts = count if count * count * cells <= _MAX_CELLS else _PARTS
-    kept = count - math.ceil(count / parts)
-    if not kept:
-        return "the reference has no other window"
-    if parts * count * cells > 2 * _MAX_CELLS:
-        return _TOO_LONG
-    part_of = np.random.default_rng(seed).permutation(count) % parts
-    left = max(rate, 1 / (1 + kept))
-    return [_Fold(np.flatnonzero(part_of == one), np.flatnonzero(part_of != one), left) for one in range(parts)]
-
-
-def _stretches(null: Null, rate: float) -> list[_Fold] | str:
-    """One stretch of time after the other; pairs that share a window with the held ones do not judge them."""
-    is_in = (null.windows + null.rests) > 0
-    folds = []
-    for held in np.array_split(np.arange(len(is_in)), min(_PARTS, len(is_in))):
-        others = np.flatnonzero(~is_in[:, is_in[held].any(axis=0)].any(axis=1))
-        if len(others):
-            folds.append(_Fold(held, others, max(rate, 1 / (1 + len(others)))))
-    return folds or "every pair of the reference shares a window with another"
-
-
-def _held_out(
-    group: Group, name: str, whole: Group, null: Null, folds: Sequence[_Fold], seed: int
-) -> Iterator[tuple[Array, Array]]:
-    """For one fold after the other the figures [O, FIGURES] and [H, FIGURES] of its others and of those held out."""
-    bins = group.reference.bins[name]
-    profiles = aligned(whole.reference, group.reference, null.kind)
-    if null.kind == "lagged":
-        figures = column_figures(group, name, profiles, null, seeded(group.segment + name, seed))[0]
-        yield from ((figures[fold.others], figures[fold.held]) for fold in folds)
-        return
-    counts = null.windows @ column_counts(profiles, name, bins)
-    rng = seeded(group.segment + name, seed)
-    if null.kind == "overlapping":
-        windows = Windows(counts, np.zeros(len(counts)), np.zeros(len(counts))).thinned(group.compared, rng)
-    else:
-        kept = [profiles[position] for position in null.windows.argmax(axis=1)]
-        windows = windows_of(kept, name, bins).thinned(group.compared, rng)
-    total = column_counts([group.reference.pieces.total], name, bins)
-    is_small = 2 * counts.sum(axis=1) < group.compared
-    for fold in folds:
-        rest = np.maximum(total - counts[fold.held].sum(axis=0), 0)
-        yield tuple(  # type: ignore[misc]  # a pair, whichever side
-            _figures(windows, places, bins, rests, is_small, null.kind == "overlapping")
-            for places, rests in (
-                (fold.others, np.maximum(rest - counts[fold.others], 0)),
-                (fold.held, np.repeat(rest, len(fold.held), axis=0)),
-            )
-        )
-
-
-def _figures(windows: Windows, places: Array, bins: Bins, rests: Array, is_small: Array, is_told: bool) -> Array:
-    """[P, FIGURES] of the windows at `places`.
+def measure(groups: Sequence[Group], null: Null, rate: float, persistence: float, seed: int) -> Measured | str:
+    """How many of the reference's later windows are called drifted; a text says why that cannot be told.
 
     Args:
-        is_told: the bins tell what is unseen or out of range.
+        persistence: so many windows are worth one independent one.
     """
-    counts = windows.counts[places]
-    chosen = (
-        beyond(bins, counts, rests) if is_told else Windows(counts, windows.unseen[places], windows.outside[places])
+    if null.kind == "bootstrap":
+        return _of_bootstrap(groups, null, rate, seed)
+    halves = _halves(groups[0].reference.pieces, null)
+    if min(halves.before, halves.after) < _FEWEST:
+        return f"half of the reference has fewer than {_FEWEST} windows"
+    names = _names(groups)
+    most = max(_MAX_FIGURES // (len(halves.earlier) * len(names)), _FEWEST)
+    later = halves.later[np.linspace(0, len(halves.later) - 1, min(len(halves.later), most)).astype(np.int64)]
+    windows = min(halves.after, len(later))
+    supported = max(rate, 1 / (1 + halves.worth))
+    if null.kind == "lagged":
+        figures = _of_pairs(groups, null, seed)
+        standings = [_pool(null, figures[:place], groups, place).stand(figures[place], supported) for place in later]
+        how = f"forward in time, on its later {windows} pairs, each judged by those before it"
+        return _measured(standings, names, supported, math.inf, windows, persistence, how)
+    known = [replace(group, reference=_known_until(group.reference, halves.until_us)) for group in groups]
+    columns = [
+        _of_halves(group, name, known[0], null, halves.earlier, later, seed)
+        for group in known
+        for name in group.columns
+    ]
+    earlier, figures = (np.stack([column[side] for column in columns], axis=1) for side in (0, 1))
+    pool = _pool(null, earlier, groups, halves.worth)
+    standings = [pool.stand(window, supported) for window in figures]
+    how = f"forward in time, on its later {halves.after} windows, judged by its earlier {halves.before} alone"
+    if null.kind == "overlapping":
+        how = (
+            f"forward in time, on {len(later)} overlapping windows of its later half, judged by its earlier half alone"
+        )
+    return _measured(standings, names, supported, halves.worth, windows, persistence, how)
+
+
+def measure_rows(groups: Sequence[Group], rate: float, seed: int) -> Measured | str:
+    """How many of the reference's own windows are called drifted by samples of its rows; a text says why that cannot
+    be told."""
+    pieces = groups[0].reference.pieces
+    now, before = pieces.pairs() if pieces.lag_windows else (np.arange(len(pieces.blocks)), None)
+    if len(now) < _FEWEST:
+        return "the reference has too few windows with event times, by which it could be told"
+    sized, columns = [], []
+    for group in groups:
+        blocks = aligned(groups[0].reference, group.reference, "contiguous")
+        rows = np.array([block.rows for block in blocks])
+        rows = rows[now] if before is None else np.minimum(rows[now], rows[before])
+        size = min(group.compared, int(np.median(rows)))
+        if size < MIN_COMPARED_ROWS:
+            if not group.segment:
+                return f"the reference's own windows have fewer than {MIN_COMPARED_ROWS} rows"
+            continue
+        sized.append(replace(group, compared=size))
+        for name in group.columns:
+            figures = _of_blocks(sized[-1], name, blocks, now, before, seed)
+            figures[rows < size] = np.nan
+            columns.append(figures)
+    pool = build_row_pool(sized, rate, seed)
+    windows = np.stack(columns, axis=1)
+    windows = windows[np.isfinite(windows[..., DISTANCE]).any(axis=1)]
+    standings = [pool.stand(window, rate) for window in windows]
+    how = f"on its own {len(windows)} windows, judged by samples of {sized[0].compared:,} independent rows"
+    return _measured(standings, _names(sized), rate, float(len(pool.figures)), len(windows), 1.0, how)
+
+
+def _pool(null: Null, figures: Array, groups: Sequence[Group], worth: float) -> Pool:
+    """Of the figures [E, F, FIGURES] of the first windows of the null."""
+    starts = null.windows[: len(figures)].argmax(axis=1) if null.kind == "overlapping" else np.empty(0, np.int64)
+    scales, length = np.ones(figures.shape[1:]), groups[0].reference.pieces.window_steps
+    return Pool(null.kind, figures, scales, FLOORS, worth, starts=starts, length=length)
+
+
+def _measured(
+    standings: Sequence[Standing],
+    names: Sequence[str],
+    rate: float,
+    judges: float,
+    windows: int,
+    persistence: float,
+    how: str,
+) -> Measured:
+    """What the standings of windows say.
+
+    Args:
+        names: of the columns, as in the pool.
+        rate: that they were judged at; judges: by so many independent windows, whose luck they share; infinite: each by
+            others.
+        windows: so many of the judged ones fit side by side.
+    """
+    alarms = [standing for standing in standings if standing.is_drifted]
+    named = Counter(
+        name
+        for alarm in alarms
+        for name, score in zip(names, alarm.scores.max(axis=1), strict=True)
+        if score > alarm.threshold
     )
-    figures = chosen.figures(bins, rests)
-    figures[is_small[places]] = np.nan
-    return figures
+    apart = min(persistence, max(min(judges, windows) / needed_windows(rate), 1.0))
+    worth = max(round(windows / apart), 1)
+    hits = math.ceil(len(alarms) / len(standings) * worth - 1e-9)
+    if math.isinf(judges):
+        chance = binom(worth, rate)
+    else:
+        last = max(math.floor(rate * (judges + 1) + 1e-9), 1)
+        chance = betabinom(worth, last / apart, (judges + 1 - last) / apart)
+    return Measured(
+        alarms=len(alarms),
+        windows=len(standings),
+        worth=float(worth),
+        rate=rate,
+        p_value=float(chance.sf(hits - 1)),
+        columns=tuple(f"{name} ({count})" for name, count in named.most_common(_NAMED)),
+        how=how,
+    )
+
+
+def _names(groups: Sequence[Group]) -> list[str]:
+    return [f"{name} of {group.segment}" if group.segment else name for group in groups for name in group.columns]
+
+
+def _halves(pieces: Pieces, null: Null) -> _Halves:
+    starts, count = null.windows.argmax(axis=1), len(null.windows)
+    if null.kind == "overlapping":
+        length = pieces.window_steps
+        middle = int(starts[0] + starts[-1] + length) // 2
+        earlier, later = np.flatnonzero(starts + length <= middle), np.flatnonzero(starts >= middle)
+        before, after = (middle - int(starts[0])) // length, (int(starts[-1]) + length - middle) // length
+        later = later[np.linspace(0, len(later) - 1, min(len(later), _HELD_A_WINDOW * after)).astype(np.int64)]
+        return _Halves(earlier, later, before, after, OVERLAP_WORTH * (middle - int(starts[0])) / length, 0)
+    middle = count // 2
+    until_us = pieces.block_starts_us[starts[middle]] if count else 0
+    return _Halves(np.arange(middle), np.arange(middle, count), middle, count - middle, float(middle), until_us)
+
+
+def _known_until(reference: Reference, until_us: int) -> Reference:
+    """The reference whose windows have `unseen` and out of range what those before a time lack."""
+    pieces, sample = reference.pieces, reference.sample
+    if not len(sample) or EVENT_TIME not in sample.column_names or not pieces.blocks:
+        return reference
+    length_us = pieces.step_seconds * pieces.window_steps * 1_000_000
+    blocks = against_the_rest(reference.bins, pieces.blocks, pieces.block_starts_us, length_us, sample, until_us)
+    return replace(reference, pieces=replace(pieces, blocks=blocks))
+
+
+def _of_pairs(groups: Sequence[Group], null: Null, seed: int) -> Array:
+    """[M, F, FIGURES] of all pairs: each stands beside another window, whatever is judged by it."""
+    columns = []
+    for group in groups:
+        profiles = aligned(groups[0].reference, group.reference, null.kind)
+        for name in group.columns:
+            columns.append(column_figures(group, name, profiles, null, seeded(group.segment + name, seed))[0])
+    return np.stack(columns, axis=1)
+
+
+def _of_halves(
+    group: Group, name: str, whole: Group, null: Null, earlier: Array, later: Array, seed: int
+) -> tuple[Array, Array]:
+    """[E, FIGURES] of the earlier windows, each beside the other earlier ones, and [L, FIGURES] of the later ones."""
+    bins = group.reference.bins[name]
+    profiles = aligned(whole.reference, group.reference, null.kind)
+    rng = seeded(group.segment + name, seed)
+    counts = null.windows @ column_counts(profiles, name, bins)
+    if null.kind == "overlapping":
+        last = int(np.flatnonzero(null.windows[earlier].any(axis=0))[-1])
+        judges = column_counts(profiles[: last + 1], name, bins).sum(axis=0)
+        windows = Windows(counts, np.zeros(len(counts)), np.zeros(len(counts))).thinned(group.compared, rng)
+    else:
+        judges = counts[earlier].sum(axis=0)
+        kept = [profiles[position] for position in null.windows.argmax(axis=1)]
+        windows = windows_of(kept, name, bins).thinned(group.compared, rng)
+    is_small = 2 * counts.sum(axis=1) < group.compared
+    sides = []
+    for places, rests in (
+        (earlier, np.maximum(judges - counts[earlier], 0)),
+        (later, np.repeat(judges[None], len(later), axis=0)),
+    ):
+        chosen = Windows(windows.counts[places], windows.unseen[places], windows.outside[places])
+        if null.kind == "overlapping":
+            chosen = beyond(bins, chosen.counts, rests)
+        figures = chosen.figures(bins, rests)
+        figures[is_small[places]] = np.nan
+        sides.append(figures)
+    return sides[0], sides[1]
+
+
+def _of_blocks(
+    group: Group, name: str, blocks: Sequence[Profile], now: Array, before: Array | None, seed: int
+) -> Array:
+    """[M, FIGURES] of the reference's own windows, each beside what a window is compared with."""
+    bins = group.reference.bins[name]
+    rng = seeded(group.segment + name, seed)
+    windows = windows_of([blocks[place] for place in now], name, bins)
+    if before is None:
+        rests = np.maximum(column_counts([group.reference.pieces.total], name, bins) - windows.counts, 0)
+    else:
+        rests = thin(column_counts([blocks[place] for place in before], name, bins), group.compared, rng)
+    return windows.thinned(group.compared, rng).figures(bins, rests)
 
 
 def _of_bootstrap(groups: Sequence[Group], null: Null, rate: float, seed: int) -> Measured | str:
     length, count = groups[0].reference.pieces.window_steps, null.last - null.first
-    if count - length < FEWEST_WINDOWS * length:
-        return "without one of its windows the reference is shorter than two"
+    starts = [null.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)][::-1]
+    if len(starts) < _FEWEST:
+        return f"fewer than {_FEWEST} windows of the reference have {FEWEST_WINDOWS} before them"
     cells = sum(group.reference.bins[name].size for group in groups for name in group.columns)
     assert null.stretches is not None
     most = _MAX_CELLS // (len(null.windows) * (null.stretches.shape[1] + 2) * cells)
-    if not most:
-        return _TOO_LONG
-    starts = [null.last - (number + 1) * length for number in range(count // length)][:most]
-    left = max(rate, null.block_length / (null.block_length + count - length))
-    alarms = sum(_is_called(groups, null, start, left, seed) for start in starts)
-    how = f"on {len(starts)} windows of the reference, each held out and judged by what is drawn from the rest"
-    return Measured(alarms, len(starts), left, how)
+    if most < _FEWEST:
+        return "with so many columns it would take too long"
+    starts = starts[-most:]
+    judges = (starts[0] - null.first) / null.block_length
+    supported = max(rate, 1 / (1 + judges))
+    standings = [_stand_after(groups, null, start, supported, seed) for start in starts]
+    how = f"forward in time, on its last {len(starts)} windows, each judged by what is drawn from those before it"
+    return _measured(standings, _names(groups), supported, judges, len(starts), 1.0, how)
 
 
-def _is_called(groups: Sequence[Group], null: Null, start: int, rate: float, seed: int) -> bool:
-    """Whether the window that begins at the step `start` is called drifted by the other steps."""
+def _stand_after(groups: Sequence[Group], null: Null, start: int, rate: float, seed: int) -> Standing:
+    """Where the window that begins at the step `start` stands beside the steps before it."""
     length = groups[0].reference.pieces.window_steps
     rests, figures = [], []
     for group in groups:
         steps = aligned(groups[0].reference, group.reference, null.kind)
-        held, rest = steps[start : start + length], (*steps[null.first : start], *steps[start + length : null.last])
+        held, rest = steps[start : start + length], steps[null.first : start]
         pieces = replace(group.reference.pieces, steps=rest, steps_start_us=0)
         rests.append(replace(group, reference=replace(group.reference, pieces=pieces)))
         figures += [_of_column(group, name, held, rest, seed) for name in group.columns]
     rows = np.array([step.rows for step in rests[0].reference.pieces.steps])
     pool = build_pool(rests, bootstrap(rows, length, null.block_length, seed), seed)
-    return pool.stand(np.stack(figures), rate).is_drifted
+    return pool.stand(np.stack(figures), rate)
 
 
 def _of_column(group: Group, name: str, held: Sequence[Profile], rest: Sequence[Profile], seed: int) -> Array:

@@ -80,9 +80,11 @@ class Pool:
             window is too small or the figure not known.
         scales: [F, FIGURES] by which a judged window's figures are divided before they stand beside these.
         floors: [FIGURES] the smallest deviations that are believed.
-        worth: how many independent windows they stand for.
+        worth: how many windows they stand for.
         block_length: mean length of a drawn stretch in seconds; 0 where nothing is drawn.
-        measured: how many of the windows are called drifted when they are held out; a text says why it is not known.
+        persistence: so many of those windows are worth one independent one; slowest: the column that says so.
+        measured: how many of the reference's later windows are called drifted by the earlier ones; a text says why it
+            is not known.
         starts: [M] the first step of each window, where windows overlap; empty: they do not.
         length: steps of each window.
     """
@@ -93,6 +95,8 @@ class Pool:
     floors: Array
     worth: float
     block_length: float = 0.0
+    persistence: float = 1.0
+    slowest: str = ""
     measured: Measured | str = "not looked for"
     starts: Array = field(default_factory=lambda: np.empty(0, np.int64))
     length: int = 0

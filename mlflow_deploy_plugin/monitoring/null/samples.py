@@ -7,16 +7,14 @@ the Estimation of Population Parameters, Biometrika 40, 1953).
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
+from scipy.stats import chi2, norm
 
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Array, Feature, read_features
 from mlflow_deploy_plugin.monitoring.null.comparing import FIGURES, Windows, beyond, seeded
-from mlflow_deploy_plugin.monitoring.null.pool import FLOORS, Group, Pool
-from mlflow_deploy_plugin.monitoring.null.windows import Measured
+from mlflow_deploy_plugin.monitoring.null.pool import FLOORS, Group, Pool, column_counts
 
 MAX_DRAWS = 2_000
 _DRAWS = 400
@@ -24,7 +22,9 @@ _RANKS = 20
 """So many samples lie beyond the threshold, as long as there are no more than `MAX_DRAWS`."""
 _MAX_ROWS = 5_000
 _MAX_CELLS = 200_000_000
-_HELD, _WINDOWS_A_HALF, _LEAST_ROWS = 50, 5, 30
+_UNLIKELY, _MOST_RATE, _NAMED = 0.001, 0.4, 3
+_SHARED = 1.5
+"""Of pairs of windows each shares one with two others, with whose chi-square its own has a correlation of 1/4."""
 _ROW_FLOOR = 1e-6
 """Rows are a fair sample, so that every deviation is believed."""
 
@@ -109,69 +109,62 @@ def _share_of_single(feature: Feature) -> float:
     return float(np.count_nonzero(amounts == 1) / max(len(feature.values), 1))
 
 
-def measure_rows(groups: Sequence[Group], rate: float, seed: int) -> Measured | str:
-    """How many samples of one half of the reference's rows are called drifted beside the other half.
+def contradiction(group: Group, rate: float) -> str:
+    """What the reference's own windows say against independent rows; empty: nothing that could be told.
 
-    They are as large as the window, or a fifth of a half. A text says why that cannot be told.
+    Where rows of a window are alike, by an intraclass correlation c, its counts vary 1 + (n - 1) c times as much as
+    those of n independent rows (the design effect: Kish, Survey Sampling, 1965). The chi-square of each window beside
+    the others says how much they do at the size that the reference's windows have (Cochran, Some Methods for
+    Strengthening the Common Chi-Square Tests, Biometrics 10, 1954), and so how much at the size of the judged one. It
+    is enough where it brings twice the false alarms, and chance explains it with less than `_UNLIKELY`.
     """
-    rng = np.random.default_rng([seed, 3])
-    columns = sum(len(group.columns) for group in groups)
-    rows = min(_MAX_ROWS // 2, max(_MAX_CELLS // (columns * draws_for(rate)), 500))
-    halves = [_halves(group, rows, rng) for group in groups]
-    sizes = [
-        min(group.compared, min(map(len, pair)) // _WINDOWS_A_HALF) for group, pair in zip(groups, halves, strict=True)
-    ]
-    if min(sizes) < _LEAST_ROWS:
-        return f"samples of half of the reference's rows would have fewer than {_LEAST_ROWS}"
-    alarms = 0
-    for side in (0, 1):
-        parts = [_with_rows(group, pair[side], size) for group, pair, size in zip(groups, halves, sizes, strict=True)]
-        pool = build_row_pool(parts, rate, seed)
-        held = [_held_figures(part, pair[1 - side], rng) for part, pair in zip(parts, halves, strict=True)]
-        alarms += sum(pool.stand(window, rate).is_drifted for window in np.concatenate(held, axis=1))
-    how = f"on {2 * _HELD} samples of {sizes[0]:,} rows of one half of the reference, judged by the other half"
-    return Measured(alarms, 2 * _HELD, rate, how)
-
-
-def _halves(group: Group, rows: int, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
-    """Two tables of at most so many rows that have none in common."""
-    sample = group.reference.sample
-    chosen = rng.permutation(len(sample))[: 2 * rows]
-    middle = len(chosen) // 2
-    return sample.take(pa.array(chosen[:middle])), sample.take(pa.array(chosen[middle:]))
-
-
-def _with_rows(group: Group, rows: pa.Table, size: int) -> Group:
-    total = replace(group.reference.pieces.total, rows=len(rows))
-    reference = replace(group.reference, sample=rows, pieces=replace(group.reference.pieces, total=total))
-    return replace(group, reference=reference, compared=size)
-
-
-def _held_figures(group: Group, held: pa.Table, rng: np.random.Generator) -> Array:
-    """[_HELD, columns, FIGURES] of samples of rows that the group's reference does not have."""
-    sample = group.reference.sample
-    weights = _choose(_HELD, len(held), group.compared, rng)
-    size = group.compared if group.reference.pieces.lag_windows else len(sample)
-    beside = _choose(_HELD, len(sample), size, rng)
-    ours, theirs = read_features(sample)[0], read_features(held)[0]
-    columns = []
+    pieces = group.reference.pieces
+    now, before = pieces.pairs() if pieces.lag_windows else (np.arange(len(pieces.blocks)), None)
+    enough = (norm.isf(rate / 2) / norm.isf(rate)) ** 2 if rate < _MOST_RATE else np.inf
+    found = []
     for name in group.columns:
-        bins = group.reference.bins[name]
-        whole = _codes(bins, ours[name])
-        counts = _histograms(weights, _codes(bins, theirs[name]), bins.size + 1)
-        others = _histograms(beside, whole, bins.size + 1)
-        unseen = np.zeros(_HELD)
-        if theirs[name].kind == "category":
-            known = {None, *ours[name].values}
-            unseen += weights @ np.array([value not in known for value in theirs[name].values], np.float64)
-        told = beyond(bins, counts, np.broadcast_to(np.bincount(whole, minlength=bins.size + 1), counts.shape))
-        columns.append(Windows(counts, unseen, told.outside).figures(bins, others))
-    return np.stack(columns, axis=1)
+        counts = column_counts(pieces.blocks, name, group.reference.bins[name])
+        coarse = counts @ _coarse(counts.sum(axis=0))
+        windows = coarse[now]
+        others = coarse.sum(axis=0) - windows if before is None else coarse[before]
+        effect, chance = _dispersion(windows, others, group.compared, 1.0 if before is None else _SHARED)
+        if effect >= enough and chance * len(group.columns) < _UNLIKELY:
+            found.append((effect, name))
+    if not found:
+        return ""
+    named = ", ".join(f"{name} {effect:.3g}" for effect, name in sorted(found, reverse=True)[:_NAMED])
+    return (
+        f"the reference contradicts independent_rows: its own {len(now)} windows vary more than windows of independent "
+        f"rows do, those of {group.compared:,} rows by so many times the variance: {named}; so calm ones would be "
+        "called drifted; say independent_rows: false, with which a window is compared with the reference's own windows"
+    )
 
 
-def _choose(count: int, rows: int, size: int, rng: np.random.Generator) -> Array:
-    """[count, rows] float32: 1 at so many rows that are chosen at random."""
-    weights = np.zeros((count, rows), np.float32)
-    for row in weights:
-        row[rng.choice(rows, size, replace=False)] = 1
-    return weights
+def _coarse(total: Array) -> Array:
+    """[K + 1, G] of 0 and 1: a column's bins in at most four groups of about as many rows, neighbours together, and the
+    missing values: rare bins tell little of dependence, and spoil the distribution of a chi-square."""
+    known = total[:-1]
+    middle = (np.cumsum(known) - known / 2) / max(known.sum(), 1)
+    place = np.append(np.minimum((4 * middle).astype(np.int64), 3), 4)
+    groups: Array = np.eye(5)[place][:, np.bincount(place, total, minlength=5) > 0]
+    return groups
+
+
+def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tuple[float, float]:
+    """So many times windows of `size` rows vary as much as of independent ones, and the probability of what was seen.
+
+    Args:
+        windows, others: [M, G] counts of each window and of what it is compared with.
+        shared: so many times the variance of their sum is that of independent chi-squares.
+    """
+    rows, beside = windows.sum(axis=1), others.sum(axis=1)
+    kept = (rows >= 2) & (beside >= 2)
+    windows, others, rows, beside = windows[kept], others[kept], rows[kept], beside[kept]
+    both = windows + others
+    freedom = int(np.maximum(np.count_nonzero(both, axis=1) - 1, 0).sum())
+    if not freedom:
+        return 1.0, 1.0
+    weights = np.sqrt(beside / rows)[:, None]
+    total = float((np.square(weights * windows - others / weights) / np.maximum(both, 1)).sum())
+    alike = max(total / freedom - 1, 0) / max(float(np.minimum(rows, beside).mean()) - 1, 1)
+    return 1 + (size - 1) * alike, float(chi2.sf(total / shared, freedom / shared))

@@ -22,12 +22,16 @@ from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 Beyond = list[dict[str, int]]
 
 
-def beyond_the_rest(bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int) -> dict[str, Beyond]:
+def beyond_the_rest(
+    bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, asked: Array | None = None
+) -> dict[str, Beyond]:
     """For each column the counts `unseen`, `below` and `above` of each group, against the rows of all others.
 
     Args:
         groups: [N] int64, the group of each row, from 0 to count - 1.
+        asked: [count] bool, the groups that are among the others; None: all.
     """
+    asked = np.ones(count, bool) if asked is None else asked
     summarised = summarise_lists(table, bins)
     nothing: Beyond = [{}] * count
     found: dict[str, Beyond] = {}
@@ -42,14 +46,19 @@ def beyond_the_rest(bins: Mapping[str, Bins], table: pa.Table, groups: Array, co
             found[name] = nothing
         elif isinstance(one, OrderedBins):
             values = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy()
-            found[name] = _range(values, groups, count)
+            found[name] = _range(values, groups, asked)
         else:
-            found[name] = _unseen(column, groups, count)
+            found[name] = _unseen(column, groups, asked)
     return found
 
 
 def against_the_rest(
-    bins: Mapping[str, Bins], blocks: Sequence[Profile], starts_us: Sequence[int], length_us: int, sample: pa.Table
+    bins: Mapping[str, Bins],
+    blocks: Sequence[Profile],
+    starts_us: Sequence[int],
+    length_us: int,
+    sample: pa.Table,
+    until_us: int | None = None,
 ) -> tuple[Profile, ...]:
     """The blocks with `unseen`, `below` and `above` against the others, where bins were frozen on a sample of them.
 
@@ -59,13 +68,15 @@ def against_the_rest(
 
     Args:
         sample: with the column of event times.
+        until_us: only the blocks before it count as others; None: all.
     """
     if not blocks:
         return ()
     numbers = (microseconds_of(sample.column(EVENT_TIME)) - starts_us[0]) // length_us
     present, groups = np.unique(numbers, return_inverse=True)
     sampled = np.bincount(groups).tolist()
-    alone = beyond_the_rest(bins, sample, groups, len(present))
+    asked = None if until_us is None else starts_us[0] + present * length_us < until_us
+    alone = beyond_the_rest(bins, sample, groups, len(present), asked)
     places = {number: place for place, number in enumerate(present.tolist())}
     corrected = []
     for block, start_us in zip(blocks, starts_us, strict=True):
@@ -82,27 +93,30 @@ def against_the_rest(
     return tuple(corrected)
 
 
-def _unseen(column: pa.ChunkedArray, groups: Array, count: int) -> Beyond:
+def _unseen(column: pa.ChunkedArray, groups: Array, asked: Array) -> Beyond:
     """Rows whose value no other group has."""
     encoded = column.combine_chunks().dictionary_encode()
     is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
     values = encoded.indices.drop_null().to_numpy().astype(np.int64)
-    owners = groups[is_known]
+    owners, count = groups[is_known], len(asked)
     size = len(encoded.dictionary)
     first, last = np.full(size, count), np.full(size, -1)
-    np.minimum.at(first, values, owners)
-    np.maximum.at(last, values, owners)
-    alone = np.bincount(owners[(first == last)[values]], minlength=count)
-    return [{"unseen": rows} for rows in alone.tolist()]
+    is_asked = asked[owners]
+    np.minimum.at(first, values[is_asked], owners[is_asked])
+    np.maximum.at(last, values[is_asked], owners[is_asked])
+    first, last = first[values], last[values]
+    is_alone = (last < 0) | ((first == last) & (first == owners))
+    return [{"unseen": rows} for rows in np.bincount(owners[is_alone], minlength=count).tolist()]
 
 
-def _range(values: Array, groups: Array, count: int) -> Beyond:
+def _range(values: Array, groups: Array, asked: Array) -> Beyond:
     """Rows below the smallest and above the largest number of all other groups."""
     is_known = ~np.isnan(values)
-    numbers, owners = values[is_known], groups[is_known]
+    numbers, owners, count = values[is_known], groups[is_known], len(asked)
     least, most = np.full(count, np.inf), np.full(count, -np.inf)
     np.minimum.at(least, owners, numbers)
     np.maximum.at(most, owners, numbers)
+    least[~asked], most[~asked] = np.inf, -np.inf
     below = np.bincount(owners[numbers < _of_others(least)[owners]], minlength=count)
     above = np.bincount(owners[numbers > -_of_others(-most)[owners]], minlength=count)
     return [{"below": low, "above": high} for low, high in zip(below.tolist(), above.tolist(), strict=True)]

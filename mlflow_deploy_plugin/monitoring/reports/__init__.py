@@ -2,3 +2,5 @@
 
 from mlflow_deploy_plugin.monitoring.reports.build import build_report as build_report
 from mlflow_deploy_plugin.monitoring.reports.log import log_judgement as log_judgement
+from mlflow_deploy_plugin.monitoring.reports.log import past_windows as past_windows
+from mlflow_deploy_plugin.monitoring.reports.trend import with_since as with_since

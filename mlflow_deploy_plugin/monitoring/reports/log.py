@@ -4,7 +4,7 @@ A window's run is found by its tags endpoint, monitor, window start and revision
 with it, and a window that is judged again overwrites it. It is none of an earlier endpoint of the name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +33,7 @@ TRIED_TAG, TRIED_VERDICT_TAG = "onnxserve.tried", "onnxserve.tried.verdict"
 what the monitor has found does not find it."""
 
 
-def log_judgement(judgement: Judgement, files: Mapping[str, str | bytes]) -> LoggedRun:
+def log_judgement(judgement: Judgement, files: Mapping[str, str | bytes], past: Sequence[PastWindow] = ()) -> LoggedRun:
     """Logs the run, and tags the registered version with the verdict and where the report is; of bounds that were only
     tried the run alone.
 
@@ -42,6 +42,7 @@ def log_judgement(judgement: Judgement, files: Mapping[str, str | bytes]) -> Log
 
     Args:
         files: artifacts by name; the picture of the last windows is added.
+        past: the windows of this monitor before this one.
 
     Raises:
         RegistryUnavailable: MLflow does not answer. What was begun is gone on with by the next call.
@@ -52,7 +53,7 @@ def log_judgement(judgement: Judgement, files: Mapping[str, str | bytes]) -> Log
         end = judgement.window.end_us // 1000
         log_figures(client, run_id, judgement.model_id, figures.items(), end, times)
         this = PastWindow(judgement.window.start, judgement.state, figures)
-        picture = trend_picture(series_of(judgement), [*past_windows(judgement), this], judgement.window.length)
+        picture = trend_picture(series_of(judgement, figures), [*past, this], judgement.window.length)
         _log_files(client, run_id, with_picture(files, picture))
 
     name = judgement.monitor, str(judgement.window), judgement.tried
@@ -75,7 +76,8 @@ def report_link(run: LoggedRun) -> str:
 
 
 def past_windows(judgement: Judgement) -> list[PastWindow]:
-    """The windows of this monitor before this one, as their runs tell; the newest, and of each the last revision.
+    """The windows of this monitor before this one, and as long, as their runs tell; the newest, and of each the last
+    revision.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
@@ -94,9 +96,12 @@ def past_windows(judgement: Judgement) -> list[PastWindow]:
     last: dict[datetime, tuple[int, PastWindow]] = {}
     for run in runs:
         tags = run.data.tags
-        start, revision = _time(tags.get(START_TAG, "")), tags.get(REVISION_TAG, "")
-        if start is None or start >= judgement.window.start or SUPERSEDED in tags:
+        start, end = (_time(tags.get(name, "")) for name in (START_TAG, END_TAG))
+        if start is None or end is None or end - start != judgement.window.length:
             continue
+        if start >= judgement.window.start or SUPERSEDED in tags:
+            continue
+        revision = tags.get(REVISION_TAG, "")
         number = int(revision) if revision.isdigit() else 0
         if start not in last or last[start][0] < number:
             last[start] = (number, PastWindow(start, tags[VERDICT_TAG], run.data.metrics))

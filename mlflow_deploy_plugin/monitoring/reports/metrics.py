@@ -23,6 +23,22 @@ def metrics_of(judgement: Judgement) -> dict[str, float]:
     return {_own_name(name, counts[metric_name(name)] > 1): value for name, value in values.items()}
 
 
+def score_of(finding: Finding, figures: Mapping[str, float]) -> str:
+    """The name of the metric, among those of a window, that has what the column of a finding was judged on; empty where
+    the window has none."""
+    return _found(f"{finding.check}_score/{_subject(finding)}", figures)
+
+
+def drift_score_of(finding: Finding, figures: Mapping[str, float]) -> str:
+    """The same of the largest score that the finding's column has in any check (`verdict.py`)."""
+    segment = f"{finding.segment}/" if finding.segment else ""
+    return _found(f"drift_score/{segment}{finding.subject}", figures)
+
+
+def _found(name: str, figures: Mapping[str, float]) -> str:
+    return next((one for one in (_own_name(name, True), metric_name(name)) if one in figures), "")
+
+
 def _own_name(name: str, is_shared: bool) -> str:
     """Where MLflow's rules make several names the same, those that they change get a digest: always the same, whichever
     comes first among the findings of a window."""

@@ -75,12 +75,23 @@ def _findings(findings: Sequence[Finding]) -> str:
     if not findings:
         return ""
     has_segments = any(finding.segment for finding in findings)
-    names = ["what", *(["of"] if has_segments else []), "check", "outcome", "value", "threshold", "why"]
+    has_since = any(finding.since for finding in findings)
+    names = [
+        "what",
+        *(["of"] if has_segments else []),
+        "check",
+        "outcome",
+        *(["since (UTC)"] if has_since else []),
+        "value",
+        "threshold",
+        "why",
+    ]
     rows = [
         "<tr>"
         f"<td>{_cell(finding.subject)}{f'<td>{_cell(finding.segment)}' if has_segments else ''}"
         f"<td class=s>{finding.check}"
-        f"<td class='s {_class(finding.state)}'>{finding.state}<td class=n>{_number(finding.value)}"
+        f"<td class='s {_class(finding.state)}'>{finding.state}"
+        f"{f'<td class=s>{_moment(finding.since)}' if has_since else ''}<td class=n>{_number(finding.value)}"
         f"<td class=n>{_number(finding.threshold)}<td>{_cell(finding.reason)}</tr>"
         for finding in findings[:_MOST_FINDINGS]
     ]
@@ -97,6 +108,10 @@ def _figures(figures: Mapping[str, float]) -> str:
         for name, value in list(figures.items())[:_MOST_FIGURES]
     ]
     return f"<details><summary>Figures</summary><table>{''.join(rows)}</table></details>"
+
+
+def _moment(time: str) -> str:
+    return _text(time[:16].replace("T", " "))
 
 
 def _class(state: str) -> str:

@@ -1,15 +1,19 @@
-"""The picture of a monitor's last windows: what was judged, against its threshold."""
+"""A monitor's last windows: since when a column is an alarm, and the picture of what was judged, beside its bounds."""
 
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import get_args
 
-from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED, Judgement
+from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED, Check, Finding, Judgement
+from mlflow_deploy_plugin.monitoring.reports.metrics import drift_score_of, score_of
 
 MOST_WINDOWS = 60
 _MOST_PANELS = 4
+_EXACT: tuple[Check, ...] = ("presence", "type")
+"""Checks without a threshold that others share: anything above 0 is an alarm."""
 _ALARM, _FINE, _LINE, _SOFT = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a"
 
 
@@ -28,20 +32,77 @@ class PastWindow:
 
 @dataclass(frozen=True)
 class Series:
-    """A figure that is drawn over the windows, and the names of its metrics."""
+    """A figure that is drawn over the windows, and the names of its metrics.
+
+    Attributes:
+        is_column: it is the score of one column, an alarm where it is above the threshold.
+    """
 
     title: str
     value: str
     threshold: str
+    is_column: bool = False
 
 
-def series_of(judgement: Judgement) -> list[Series]:
-    """What is drawn of this judgement: of criteria each one, of columns the largest statistic."""
+def series_of(judgement: Judgement, figures: Mapping[str, float]) -> list[Series]:
+    """What is drawn of this judgement: of criteria each one; of columns the largest statistic, and each one that is
+    named as an alarm.
+
+    Args:
+        figures: the judgement's metrics.
+    """
     criteria = [found for found in judgement.findings if found.check == "criterion" and not found.segment]
-    if not criteria:
-        return [Series("largest score of a column", "statistic", "threshold")]
-    subjects = sorted({found.subject for found in criteria if found.value is not None})
-    return [Series(name, f"criterion/{name}", f"criterion_threshold/{name}") for name in subjects[:_MOST_PANELS]]
+    if criteria:
+        subjects = sorted({found.subject for found in criteria if found.value is not None})
+        return [Series(name, f"criterion/{name}", f"criterion_threshold/{name}") for name in subjects[:_MOST_PANELS]]
+    named: dict[str, Series] = {}
+    for found in judgement.findings:  # of a column's checks the worst comes first
+        name = drift_score_of(found, figures) or score_of(found, figures)
+        if found.is_alarm and found.check not in _EXACT and name:
+            named.setdefault(_shown(found), Series(_shown(found), name, "threshold", is_column=True))
+    return [Series("largest score of a column", "statistic", "threshold"), *list(named.values())[: _MOST_PANELS - 1]]
+
+
+def with_since(judgement: Judgement, past: Sequence[PastWindow]) -> Judgement:
+    """The judgement whose alarms of columns say since when: from which window on, all that were judged had the column
+    as an alarm, whatever was odd about it.
+
+    Args:
+        past: windows of the monitor before it, in any order.
+    """
+    if not any(found.is_alarm for found in judgement.findings):
+        return judgement
+    newest_first = sorted(past, key=lambda window: window.start, reverse=True)
+    findings = []
+    for found in judgement.findings:
+        if found.is_alarm and found.check != "criterion":
+            since = judgement.window.start
+            for window in newest_first:
+                is_alarm = _was_alarm(found, window)
+                if is_alarm is False:
+                    break
+                since = window.start if is_alarm else since
+            found = replace(found, since=since.isoformat())
+        findings.append(found)
+    return replace(judgement, findings=tuple(findings))
+
+
+def _was_alarm(finding: Finding, window: PastWindow) -> bool | None:
+    """Whether the column was an alarm then; None where it was not judged."""
+    scores = {
+        check: window.figures[name]
+        for check in get_args(Check)
+        if (name := score_of(replace(finding, check=check), window.figures))
+    }
+    if any(scores.get(check, 0.0) > 0 for check in _EXACT):
+        return True
+    if window.state == "not judged" or "threshold" not in window.figures:
+        return None
+    return any(score > window.figures["threshold"] for check, score in scores.items() if check not in _EXACT)
+
+
+def _shown(finding: Finding) -> str:
+    return f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
 
 
 def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow], length: timedelta) -> bytes:
@@ -68,6 +129,8 @@ def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow], lengt
         panel.plot(times, values, color=_LINE, linewidth=1, zorder=1)
         panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1)
         colours = [_colour(window.state) for window in ordered]
+        if one.is_column:
+            colours = [_ALARM if value > bound else _FINE for value, bound in zip(values, bounds, strict=True)]
         panel.scatter(times, values, color=colours, s=16, zorder=2)
         open_times = [window.start for window in ordered if window.state == "not judged"]
         foot = panel.get_xaxis_transform()

@@ -235,6 +235,18 @@ def test_without_a_configuration_alarms_are_kept_and_nobody_is_told(see, store):
     assert [one.fingerprint for one in Alerts(store).firing()] == ["flights/daily"]
 
 
+def test_a_column_is_told_with_what_has_become_of_it_and_since_when(see, receiver):
+    change = "mean 3.2 → 8.9, higher"
+    wind = Finding("wind", "distribution", "drift", change, 6.0, 3.0, change=change, since="2013-06-29T00:00:00+00:00")
+    gone = Finding("humid", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
+
+    see(judgement_of(0, findings=(wind, gone)))
+
+    told = receiver.got["/ops"][0]["message"].splitlines()
+    assert "- wind, distribution 6 (threshold 3), since 2013-06-29 00:00: mean 3.2 → 8.9, higher" in told
+    assert "- humid, presence: in the reference, not in the window" in told
+
+
 def test_two_that_tell_at_the_same_time_tell_once(store, settings, receiver):
     alert(store, settings, judgement_of(0, temperature=6.0), RUN, OPS)
 

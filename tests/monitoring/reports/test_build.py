@@ -139,6 +139,17 @@ def test_the_page_begins_with_the_verdict_and_fetches_nothing():
     assert 'src="http' not in page
 
 
+def test_the_page_says_since_when_a_column_is_an_alarm():
+    found = Finding("wind", "distribution", "drift", "", 6.0, 3.0, since="2013-06-29T00:00:00+00:00")
+
+    page = build_report(judgement_of(calm=1.0, findings=(found,)), Evidence())["report.html"]
+
+    assert "<th>since (UTC)<th>value" in page
+    assert ">drift<td class=s>2013-06-29 00:00<td class=n>6<" in page
+    assert ">no drift<td class=s><td class=n>1<" in page
+    assert "since (UTC)" not in build_report(judgement_of(calm=1.0), Evidence())["report.html"]
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_so_few_rows_are_not_drawn(rows):
     files = build_report(judgement_of(plain=9.0), Evidence([(plain(SIZE), plain(rows))]))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from threading import Barrier
 
 import mlflow
@@ -14,10 +15,11 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding
 from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement
 from mlflow_deploy_plugin.registry.connection import limit_patience
-from support.judgements import judgement_of
+from support.judgements import FIRST, judgement_of
 from support.tracking import tracking_at
 from support.waiting import free_port
 
@@ -287,6 +289,9 @@ def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient):
 
     for day, score, revision in ((0, 1.0, 1), (1, 2.0, 1), (1, 9.0, 2), (3, 5.0, 1)):
         log_judgement(judgement_of(day, "past", temperature=score, revision=revision), {})
+
+    month = judgement_of(0, "past", temperature=7.0)
+    log_judgement(replace(month, window=Window(FIRST - timedelta(days=30), FIRST)), {})  # judged by hand
 
     past = past_windows(judgement_of(2, "past", temperature=1.0))
 
