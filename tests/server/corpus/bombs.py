@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,16 @@ from pyarrow import parquet
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
 from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.protocols import arrow, clouds, feedback, jsonlines, mlflow, npy, predict, tfserving
 from mlflow_deploy_plugin.server.protocols.content import JSON
 
 LIMIT = 16 * 1024 * 1024
 """`server.max_body_bytes`, as it is without being said."""
 
-NPY, CSV, LINES = "application/x-npy", "text/csv", "application/jsonl"
+NPY, CSV, LINES, GRPC = "application/x-npy", "text/csv", "application/jsonl", "application/grpc"
+_ARTIFACT: Any = SimpleNamespace(outputs=())
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,23 @@ BOMBS: dict[str, Bomb] = {
     "CSV: a million columns": Bomb(CSV, NUMBER, lambda: b"," * 1_000_000 + b"\n1"),
     "CSV: a million columns in quotes": Bomb(CSV, NUMBER, lambda: b'"\n"' + b"," * 1_000_000 + b"\n1", 128),
     "CSV: lines of a comma": Bomb(CSV, NUMBER, _filled(b",", by=b"\n")),
+    "gRPC: empty tensors": Bomb(
+        GRPC, NUMBER, lambda: messages.ModelInferRequest(inputs=[{}]).SerializeToString() * 8_000_000
+    ),
+    "gRPC: empty outputs": Bomb(
+        GRPC, NUMBER, lambda: messages.ModelInferRequest(outputs=[{}]).SerializeToString() * 8_000_000
+    ),
+    "gRPC: empty bytes": Bomb(
+        GRPC, NUMBER, lambda: messages.ModelInferRequest(raw_input_contents=[b""]).SerializeToString() * 8_000_000
+    ),
+    "gRPC: texts": Bomb(
+        GRPC,
+        TEXT,
+        lambda: messages.ModelInferRequest(
+            inputs=[{"name": "x", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [b""] * 8_000_000}}]
+        ).SerializeToString(),
+        JSON_MIB,
+    ),
     "CSV: fields": Bomb(CSV, NUMBER, lambda: b"x,y\n" + b"10,12\n" * 900_000, JSON_MIB),
 }
 
@@ -191,6 +212,8 @@ def read(bomb: Bomb, body: bytes) -> None:
     """
     if bomb.media in arrow.MEDIA_TYPES:
         arrow.decode(bomb.media, body, bomb.schema, LIMIT)
+    elif bomb.media == GRPC:
+        tensors.decode(tensors.read_message(messages.ModelInferRequest, body), _ARTIFACT, bomb.schema)
     elif bomb.media == NPY:
         npy.decode(body, bomb.schema)
     elif bomb.media == LINES:

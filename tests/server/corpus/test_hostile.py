@@ -141,7 +141,8 @@ def test_the_time_of_hostile_calls_is_linear_in_their_bytes(server: Any, shape: 
 
     def ask(body: bytes) -> None:
         with suppress(OnnxserveError):
-            tensors.decode(messages.ModelInferRequest.FromString(body), predictor.artifact, predictor.schema)
+            message = tensors.read_message(messages.ModelInferRequest, body)
+            tensors.decode(message, predictor.artifact, predictor.schema)
 
     small, large = (_CALLS[shape](count).SerializeToString() for count in (2000, 20_000))
     assert grows_with(ask, small, large) == ""
