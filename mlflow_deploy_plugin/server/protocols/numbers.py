@@ -64,8 +64,7 @@ def read_numbers(body: bytes) -> Numbers | None:
     """
     if b"\\" in body:
         return None  # names that are written with escapes are compared as they are meant elsewhere
-    check_containers(body)
-    opened = brackets(body)
+    opened = check_containers(body)
     try:
         fields = entries_of(simdjson.Parser().parse(body))
         if len(fields) != 1 or not fields.keys() <= _FIELDS:
@@ -80,11 +79,6 @@ def read_numbers(body: bytes) -> Numbers | None:
         return _array(table["data"], names, opened - 1) if set(map(type, names)) == {str} else None
     except (ValueError, TypeError, RuntimeError, AttributeError):
         return None
-
-
-def brackets(body: bytes) -> int:
-    """How many arrays open; those in a text count as well, and make the body one that is left alone."""
-    return int(np.count_nonzero(np.frombuffer(body, np.uint8) == ord("[")))
 
 
 def entries_of(value: Any) -> dict[str, Any]:

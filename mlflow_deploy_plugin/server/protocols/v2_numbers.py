@@ -11,7 +11,7 @@ import simdjson
 
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.protocols.content import check_containers
-from mlflow_deploy_plugin.server.protocols.numbers import LARGE_BYTES, brackets, entries_of, nested_shape, numbers_in
+from mlflow_deploy_plugin.server.protocols.numbers import LARGE_BYTES, entries_of, nested_shape, numbers_in
 from mlflow_deploy_plugin.server.protocols.v2_tensors import kind_of
 
 _BUFFERS = {"f": "d", "i": "i", "u": "u"}
@@ -28,8 +28,7 @@ def load_large(text: bytes) -> dict[str, Any] | None:
     """
     if len(text) < LARGE_BYTES or b"\\" in text:
         return None
-    check_containers(text)
-    opened = brackets(text)
+    opened = check_containers(text)
     try:
         document = entries_of(simdjson.Parser().parse(text))
         given = document.pop("inputs")
