@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -32,6 +33,8 @@ Feeds = dict[str, Array]
 """Arrays by ONNX input name, the batch first."""
 
 _NO_ROWS = "the data has no rows; at least one is needed"
+_MOST_FILLED = 10_000_000
+"""Values that are made for what a request leaves out, where it does not give as many itself."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Schema:
         if absence := self.missing_columns(data):
             raise SchemaMismatch(absence)
         rows = self._rows(data)
+        absent = sum(name not in data for name in self.names)
+        _check_filled(rows * absent, rows * (len(self.names) - absent))
         with np.errstate(over="raise"):
             arrays = {
                 column.name: typed_column(
@@ -93,9 +98,12 @@ class Schema:
             raise SchemaMismatch(_NO_ROWS)
         if not self.columns:
             return self._from_tensor_records(records)
-        present = {name: None for name in self.names if any(name in record for record in records)}
-        if absence := self.missing_columns({**records[0], **present}):
+        seen = dict.fromkeys(chain.from_iterable(records))
+        if absence := self.missing_columns(seen):
             raise SchemaMismatch(absence)
+        present = [name for name in self.names if name in seen]
+        given = sum(map(len, records))
+        _check_filled(len(records) * len(present) - given, given)
         return self._from_frame({name: [record.get(name) for record in records] for name in present})
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Feeds:
@@ -301,6 +309,14 @@ def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
     for position, name in enumerate(entry.columns):
         stacked[:, position] = arrays[name]
     return stacked
+
+
+def _check_filled(missing: int, given: int) -> None:
+    """Refuses what is small as a body, and a table of gigabytes: a million rows of nothing, for hundreds of columns."""
+    if missing > max(_MOST_FILLED, given):
+        raise SchemaMismatch(
+            f"{missing} values are left out, and at most {given} given; send fewer rows, or whole ones"
+        )
 
 
 def _length(name: str, values: Any) -> int:

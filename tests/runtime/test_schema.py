@@ -145,6 +145,19 @@ def test_a_missing_column_is_named_beside_the_unknown_one_that_came(ask: Callabl
     assert caught.value.message == told
 
 
+def test_values_that_are_left_out_are_bounded_by_those_that_are_given() -> None:
+    names = tuple(f"c{number}" for number in range(30))
+    schema = compile_schema(
+        tuple(Column(name, "double", name == "c0") for name in names), (), (Input("X", "float32", (-1, 30), names),)
+    )
+    whole = dict.fromkeys(names, 1.0)
+    with pytest.raises(SchemaMismatch, match="values are left out"):
+        schema.from_records([whole, *[{}] * 400_000])
+    with pytest.raises(SchemaMismatch, match="values are left out"):
+        schema.from_columns({"c0": np.zeros(400_000)})
+    assert schema.from_records([whole, {"c0": 2.0}])["X"].shape == (2, 30)
+
+
 def test_of_many_names_the_nearest_is_shown() -> None:
     names = [f"column_{number}" for number in range(50)]
     record = dict.fromkeys(names, 1.0)

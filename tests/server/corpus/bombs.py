@@ -165,6 +165,18 @@ BOMBS: dict[str, Bomb] = {
     "numpy: a shape": Bomb(NPY, MATRIX, _huge_header),
     "JSON: three million empty rows": Bomb(JSON, NUMBER, lambda: b'{"inputs":[' + b"[]," * 3_000_000 + b"[]]}"),
     "JSON: three million empty objects": Bomb(JSON, NUMBER, lambda: b'{"instances":[' + b"{}," * 3_000_000 + b"{}]}"),
+    "JSON: rows of nothing for many columns": Bomb(
+        JSON,
+        _schema(**{f"c{number}": "double" for number in range(1000)}),
+        lambda: (
+            b'{"instances":[{'
+            + b",".join(b'"c%d":1' % number for number in range(1000))
+            + b"}"
+            + b",{}" * 900_000
+            + b"]}"
+        ),
+        200,
+    ),
     "JSON: objects of a key": Bomb(JSON, NUMBER, _filled(b'{"x":1}', b'{"instances":[', b"]}")),
     "JSON: rows of a number": Bomb(JSON, NUMBER, _filled(b"[1]", b'{"inputs":[', b"]}")),
     "JSON: rows for a tensor": Bomb(JSON, MATRIX, _filled(b"[]", b'{"inputs":[', b"]}")),
