@@ -77,6 +77,28 @@ VALUES: dict[str, Fill] = {
 }
 """Values in place of a field of the document, or of the document itself."""
 
+_SOME = {
+    name: VALUES[name]
+    for name in (
+        "keys",
+        "one key again and again",
+        "numbers",
+        "rows of four values and a wrong one",
+        "empty rows",
+        "empty objects",
+        "objects with keys of their own",
+        "records and a wrong one",
+        "pictures and a ragged one",
+        "depth after depth",
+        "a text",
+        "escapes",
+        "keys beside NaN",
+        "keys beside base64",
+    )
+}
+"""Where a language is read by the same functions as another one."""
+_ALL = {"dataframe_split", "inputs", "v2", "tf tensor"}
+
 
 def _columns(column: Callable[[int], bytes]) -> Fill:
     return lambda size: (
@@ -292,9 +314,9 @@ def shapes(route: Route) -> dict[str, Fill]:
     if route.reads in _TABLES:
         return _TABLES[route.reads]
     if route.reads not in FIELDS:
-        return VALUES
+        return _SOME if route.path.endswith("/load") else VALUES
     field, before = FIELDS[route.reads], route.good[:-1] + b","
-    found = dict(_within(field, VALUES))
+    found = dict(_within(field, VALUES if route.reads in _ALL else _SOME))
     found["keys of the document"] = VALUES["keys"]
     found["keys beside the field"] = lambda size: filled(size, _keys(b"1"), before, b"}")
     found["keys of params"] = lambda size: filled(size, _keys(b"1"), before + b'"params":{', b"}}")
