@@ -119,7 +119,9 @@ JSON_MIB = 450
 and numbers of up to 60 bytes for four in the body."""
 
 BOMBS: dict[str, Bomb] = {
-    "Parquet: a text for a number": Bomb(arrow.PARQUET, NUMBER, _parquet(lambda: _word(500_000, 10_000))),
+    "Parquet: a text for a number": Bomb(
+        arrow.PARQUET, NUMBER, _parquet(lambda: _word(500_000, 10_000), store_schema=False)
+    ),
     "Parquet: bytes for a number": Bomb(
         arrow.PARQUET, NUMBER, _parquet(lambda: pa.array([b"x" * 10_000] * 20_000, pa.binary()))
     ),
@@ -135,7 +137,9 @@ BOMBS: dict[str, Bomb] = {
     "Parquet: lists of numbers for a number": Bomb(
         arrow.PARQUET, NUMBER, _parquet(lambda: pa.array([[1.0] * 1000] * 5000))
     ),
-    "Parquet: a text in every row": Bomb(arrow.PARQUET, TEXT, _parquet(lambda: _word(500_000, 10_000))),
+    "Parquet: a text in every row": Bomb(
+        arrow.PARQUET, TEXT, _parquet(lambda: _word(500_000, 10_000), store_schema=False)
+    ),
     "Parquet: texts for a tensor of texts": Bomb(
         arrow.PARQUET, TEXTS, _parquet(lambda: pa.array(["x" * 10_000] * 20_000))
     ),
