@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.values import Array, numpy_dtype
+from mlflow_deploy_plugin.runtime.values import LISTS, Array, numpy_dtype
 
 _NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy makes NaN of None
 _TAKEN: dict[str, frozenset[type]] = {
@@ -34,7 +34,8 @@ _ARRAY_KINDS = {"double": "fiu", "float": "f"}
 _PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "float64"): "d"}
 """What `struct` calls the number that an input takes from this type of column: it rounds once, as numpy does."""
 
-_LISTS = frozenset({list, tuple})
+_MOST_TURNED = 1_000_000
+"""Values of columns that are made rows: each row takes 50 bytes and more beside them. The exact way makes none."""
 
 _Rows = Sequence[Sequence[Any]]
 _Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
@@ -77,7 +78,7 @@ class Quick:
 
     def from_rows(self, names: Sequence[str], rows: _Rows) -> dict[str, Array] | None:
         """Rows as lists in the order of `names`."""
-        if not rows or not set(map(type, rows)) <= _LISTS or set(map(len, rows)) != {len(names)}:
+        if not rows or not set(map(type, rows)) <= LISTS or set(map(len, rows)) != {len(names)}:
             return None
         if len(names) != len(self.order) or tuple(names) != self.order:
             places = {name: place for place, name in enumerate(names)}
@@ -104,6 +105,8 @@ class Quick:
         except KeyError:
             return None
         if set(map(type, columns)) != {list} or len(set(map(len, columns))) != 1 or not columns[0]:
+            return None
+        if len(columns) * len(columns[0]) > _MOST_TURNED:
             return None
         return self._feeds(list(zip(*columns, strict=True)))
 

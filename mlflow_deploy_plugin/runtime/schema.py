@@ -6,15 +6,17 @@ fits goes the quick way of `runtime/quick.py`; the way that is written here deci
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.nearest import listed, mistaken
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.quick import Quick, QuickTensors, compile_quick, compile_quick_tensors
 from mlflow_deploy_plugin.runtime.values import Array as Array
@@ -31,6 +33,8 @@ Feeds = dict[str, Array]
 """Arrays by ONNX input name, the batch first."""
 
 _NO_ROWS = "the data has no rows; at least one is needed"
+_MOST_FILLED = 10_000_000
+"""Values that are made for what a request leaves out, where it does not give as many itself."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,11 @@ class Schema:
             return self._from_tensors(data)
         if self._quick is not None and (feeds := self._quick.from_columns(data)) is not None:
             return feeds
-        missing = [column.name for column in self.columns if column.required and column.name not in data]
-        if missing:
-            raise SchemaMismatch(f"{_plural('column', missing)} missing; the model needs {', '.join(self.names)}")
+        if absence := self.missing_columns(data):
+            raise SchemaMismatch(absence)
         rows = self._rows(data)
+        absent = sum(name not in data for name in self.names)
+        _check_filled(rows * absent, rows * (len(self.names) - absent))
         with np.errstate(over="raise"):
             arrays = {
                 column.name: typed_column(
@@ -93,7 +98,12 @@ class Schema:
             raise SchemaMismatch(_NO_ROWS)
         if not self.columns:
             return self._from_tensor_records(records)
-        present = [name for name in self.names if any(name in record for record in records)]
+        seen = dict.fromkeys(chain.from_iterable(records))
+        if absence := self.missing_columns(seen):
+            raise SchemaMismatch(absence)
+        present = [name for name in self.names if name in seen]
+        given = sum(map(len, records))
+        _check_filled(len(records) * len(present) - given, given)
         return self._from_frame({name: [record.get(name) for record in records] for name in present})
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Feeds:
@@ -122,7 +132,7 @@ class Schema:
         """
         if not self.columns:
             if len(self.tensors) != 1:
-                raise SchemaMismatch(f"the model takes several tensors; give each by name: {', '.join(self.names)}")
+                raise SchemaMismatch(f"the model takes several tensors; give each by name: {listed(self.names)}")
             return self._from_tensors({self.tensors[0].name: values})
         rows = values
         if isinstance(values, np.ndarray):
@@ -132,7 +142,7 @@ class Schema:
         if not isinstance(rows, list | tuple):
             raise SchemaMismatch(f"the data is {shown(rows)}; a list of rows is expected")
         if len(self.columns) == 1 and not any(isinstance(row, list | tuple) for row in rows):
-            rows = [[row] for row in rows]
+            return self.from_columns({self.names[0]: rows})
         return self.from_rows(self.names, rows)
 
     def to_columns(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -165,6 +175,17 @@ class Schema:
         """The numpy dtype (`str`: strings) of each column or tensor of the signature, by its name."""
         columns = {column.name: COLUMN_TYPES[column.type] for column in self.columns}
         return columns or {tensor.name: tensor.dtype for tensor in self.tensors}
+
+    def missing_columns(self, given: Collection[str]) -> str:
+        """A message that says which required columns are not among the given ones; empty: all are."""
+        missing = [column.name for column in self.columns if column.required and column.name not in given]
+        return self._absence("column", missing, given) if missing else ""
+
+    def _absence(self, noun: str, missing: Sequence[str], given: Iterable[str]) -> str:
+        """Names what is missing, and what came in its place where that is not known."""
+        instead = mistaken(missing, (name for name in given if name not in self.dtypes))
+        needed = "" if "did you mean" in instead else f"; the model needs {listed(self.names, missing[0])}"
+        return f"{_plural(noun, missing)} missing{instead}{needed}"
 
     @cached_property
     def _quick(self) -> Quick | None:
@@ -201,7 +222,7 @@ class Schema:
             return self._from_tensors({tensor.name: _from_cells(tensor, data[tensor.name]) for tensor in self.tensors})
         if len(self.tensors) == 1 and len(self.tensors[0].shape) == 2:
             return self._from_tensors({self.tensors[0].name: list(map(list, zip(*data.values(), strict=True)))})
-        raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {', '.join(self.names)}")
+        raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {listed(self.names)}")
 
     def _from_tensor_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
         """The first row names the columns; keys of the rows' own would make a table as wide as it is long."""
@@ -219,7 +240,7 @@ class Schema:
             data = {"": next(iter(data.values()))}  # the only, nameless tensor may be called anything
         missing = [name for name in self.names if name not in data]
         if missing:
-            raise SchemaMismatch(f"{_plural('tensor', missing)} missing; the model needs {', '.join(self.names)}")
+            raise SchemaMismatch(self._absence("tensor", missing, data))
         try:
             with np.errstate(over="raise"):
                 arrays = {tensor.name: typed_tensor(tensor, data[tensor.name]) for tensor in self.tensors}
@@ -290,6 +311,14 @@ def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
     return stacked
 
 
+def _check_filled(missing: int, given: int) -> None:
+    """Refuses what is small as a body, and a table of gigabytes: a million rows of nothing, for hundreds of columns."""
+    if missing > max(_MOST_FILLED, given):
+        raise SchemaMismatch(
+            f"{missing} values are left out, and at most {given} given; send fewer rows, or whole ones"
+        )
+
+
 def _length(name: str, values: Any) -> int:
     if isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.ndim == 1):
         return len(values)
@@ -297,5 +326,5 @@ def _length(name: str, values: Any) -> int:
 
 
 def _plural(noun: str, names: Sequence[str]) -> str:
-    listed = ", ".join(repr(name) for name in names[:10]) + (", …" if len(names) > 10 else "")
-    return f"{noun} {listed} is" if len(names) == 1 else f"{noun}s {listed} are"
+    called = listed([repr(name) for name in names])
+    return f"{noun} {called} is" if len(names) == 1 else f"{noun}s {called} are"

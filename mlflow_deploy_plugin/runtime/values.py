@@ -8,6 +8,7 @@ column, the row and the value.
 import reprlib
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Tensor
 
 Array = npt.NDArray[Any]
+LISTS = frozenset({list, tuple})
 
 _EXPECTED = {"f": "a number", "i": "an integer", "b": "true or false", "s": "a string"}
 _ACCEPTED = {"f": frozenset("fi"), "i": frozenset("i"), "b": frozenset("b"), "s": frozenset("s")}
@@ -107,20 +109,23 @@ _SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
 
 def _check_nesting(label: str, tensor: Tensor, values: Any) -> None:
     """Refuses what numpy would take gigabytes for: one long text makes it give every number as much room."""
-    kinds = _types_within(values, len(tensor.shape))
-    if list in kinds or tuple in kinds:
+    level: Sequence[Any] = [values]
+    is_ragged = False
+    for _ in tensor.shape:
+        kinds = set(map(type, level))
+        if str in kinds and tensor.dtype != "str":
+            raise SchemaMismatch(f"{label} holds {_found('U')}, where {tensor.dtype} is expected")
+        if kinds.isdisjoint(LISTS):
+            return
+        is_ragged = is_ragged or not kinds <= LISTS or len(set(map(len, level))) > 1
+        if is_ragged:
+            level = [value for value in level if type(value) in LISTS]
+        level = list(chain.from_iterable(level))
+    kinds = set(map(type, level))
+    if is_ragged or not kinds.isdisjoint(LISTS):
         raise SchemaMismatch(f"{label} is ragged, or nested too deeply: the shape {_sizes(tensor.shape)} is expected")
     if str in kinds and tensor.dtype != "str":
         raise SchemaMismatch(f"{label} holds {_found('U')}, where {tensor.dtype} is expected")
-
-
-def _types_within(values: Any, depth: int) -> set[type]:
-    """The types of what lies at most `depth` lists deep; a list among them lies deeper."""
-    if depth == 0 or not isinstance(values, list | tuple):
-        return {type(values)}
-    if depth == 1:
-        return set(map(type, values))
-    return set().union(*(_types_within(value, depth - 1) for value in values))
 
 
 def _as_array(label: str, values: Any, dtype: np.dtype[Any]) -> Array:

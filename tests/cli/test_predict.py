@@ -128,7 +128,7 @@ def test_quotes_blank_lines_and_a_byte_order_mark_are_understood_and_lines_still
         ("csv", "b,a\n{ok}1,x\n1,y\n{ok}", "line 1202: column 'a' (double): 'x' is no double"),
         ("csv", "b,a\n{ok}1\n{ok}", "line 1202: 1 fields; the header has 2"),
         ("csv", 'b,a\n{ok}1,"x\n{ok}', "line 1202: not valid CSV: unexpected end of data"),
-        ("csv", "c,a\n{ok}", ": column 'b' is missing; the model needs a, b"),
+        ("csv", "c,a\n{ok}", ": column 'b' is missing; 'c' is not known; the model needs a, b"),
         ("csv", "b,a\n", " has no rows"),
         ("jsonl", '{ok}{"a": 1, "b": }\n', "line 1201: not valid JSON: "),
         ("jsonl", '{ok}{"a": 1, "b": "x"}\n', "line 1201: column 'b' (double): 'x'"),

@@ -129,6 +129,45 @@ def test_missing_columns_are_all_named() -> None:
         MIXED.from_records([{"s": "x", "n": 2}])
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda schema: schema.from_columns({"dep_tme": [1.0], "hour": [1.0]}),
+        lambda schema: schema.from_records([{"dep_tme": 1.0, "hour": 1.0}]),
+        lambda schema: schema.from_rows(["dep_tme", "hour"], [[1.0, 1.0]]),
+    ],
+    ids=["columns", "records", "rows"],
+)
+def test_a_missing_column_is_named_beside_the_unknown_one_that_came(ask: Callable[[Schema], Feeds]) -> None:
+    with pytest.raises(SchemaMismatch) as caught:
+        ask(stacked_schema("float32", "dep_time", "hour"))
+    told = "column 'dep_time' is missing; 'dep_tme' is not known: did you mean 'dep_time'?"
+    assert caught.value.message == told
+
+
+def test_values_that_are_left_out_are_bounded_by_those_that_are_given() -> None:
+    names = tuple(f"c{number}" for number in range(30))
+    schema = compile_schema(
+        tuple(Column(name, "double", name == "c0") for name in names), (), (Input("X", "float32", (-1, 30), names),)
+    )
+    whole = dict.fromkeys(names, 1.0)
+    with pytest.raises(SchemaMismatch, match="values are left out"):
+        schema.from_records([whole, *[{}] * 400_000])
+    with pytest.raises(SchemaMismatch, match="values are left out"):
+        schema.from_columns({"c0": np.zeros(400_000)})
+    assert schema.from_records([whole, {"c0": 2.0}])["X"].shape == (2, 30)
+
+
+def test_of_many_names_the_nearest_is_shown() -> None:
+    names = [f"column_{number}" for number in range(50)]
+    record = dict.fromkeys(names, 1.0)
+    record["clumn_42"] = record.pop("column_42")
+    with pytest.raises(SchemaMismatch, match="'clumn_42' is not known: did you mean 'column_42'"):
+        stacked_schema("float32", *names).from_records([record])
+    with pytest.raises(SchemaMismatch, match=r"columns 'column_0', .* and 40 more are missing; 'xyz' is not known"):
+        stacked_schema("float32", *names).from_columns({"xyz": [1.0]})
+
+
 def test_a_key_that_some_records_lack_is_null_there() -> None:
     schema = columns_schema(a="double", b="double")
     feeds = schema.from_records([{"a": 1.0, "b": 1.0}, {"a": 2.0}])

@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 import orjson
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError, Message
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
@@ -68,7 +67,7 @@ def _about(server: Server, name: str, ask: asked.Ask) -> Callable[[bytes, grpc.S
     question, told = getattr(messages, f"{name}Request"), getattr(messages, f"{name}Response")
 
     def as_message(request: RawRequest) -> RawResponse:
-        response = ask(server, request, _parsed(question, request.body))
+        response = ask(server, request, tensors.read_message(question, request.body))
         if response.status >= 400:
             return response
         document = json_format.ParseDict(orjson.loads(response.body), told(), ignore_unknown_fields=True)
@@ -120,8 +119,8 @@ def _streamed(body: bytes, response: RawResponse) -> messages.ModelStreamInferRe
 def _id_of(body: bytes) -> str:
     """The id of a request that was refused, so that its caller knows which; empty where it cannot be read."""
     try:
-        return str(messages.ModelInferRequest.FromString(body).id)
-    except DecodeError:
+        return str(tensors.read_message(messages.ModelInferRequest, body).id)
+    except InvalidRequest:
         return ""
 
 
@@ -129,7 +128,7 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
     """The answer to an infer request: a message, or an error in JSON."""
 
     def answer() -> RawResponse:
-        message = _parsed(messages.ModelInferRequest, request.body)
+        message = tensors.read_message(messages.ModelInferRequest, request.body)
         protocol = Protocol(_PROTOCOL, partial(_read, message, seconds_left))
         return infer(server, request, protocol, message.model_name or None, message.model_version or None)
 
@@ -180,10 +179,3 @@ def _finish(context: grpc.ServicerContext, response: RawResponse) -> None:
 def _raw_request(method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
     headers = {name: value for name, value in context.invocation_metadata() if isinstance(value, str)}
     return RawRequest("POST", f"/{asked.INFERENCE}/{method}", headers, body, address_of(context.peer()))
-
-
-def _parsed(kind: type[Message], body: bytes) -> Any:
-    try:
-        return kind.FromString(body)
-    except DecodeError:
-        raise InvalidRequest(f"the message is no {kind.DESCRIPTOR.name} of the Open Inference Protocol") from None

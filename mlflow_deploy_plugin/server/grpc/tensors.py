@@ -11,12 +11,14 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError, Message
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.protocols import v2
+from mlflow_deploy_plugin.server.protocols.thrift import Torn, read_varint
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     MAX_RANK,
     TensorHead,
@@ -39,6 +41,9 @@ _FIELDS = {
 }
 """Where the typed values of a datatype stand; FP16 has no field."""
 
+MOST_FIELDS = 100_000
+_MOST_PARAMETERS = 1_000
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -49,6 +54,45 @@ class Question:
     outputs: tuple[v2.WantedOutput, ...]
     parameters: Mapping[str, Any]
     is_raw: bool
+
+
+def read_message(kind: type[Message], body: bytes) -> Any:
+    """The message in a body. Its fields are counted before protobuf makes messages of them: two bytes make one of 80.
+
+    Raises:
+        InvalidRequest: it is no such message, or has more than `MOST_FIELDS` fields.
+    """
+    if len(body) > MOST_FIELDS:
+        _check_fields(memoryview(body))
+    try:
+        return kind.FromString(body)
+    except DecodeError:
+        raise InvalidRequest(f"the message is no {kind.DESCRIPTOR.name} of the Open Inference Protocol") from None
+
+
+def _check_fields(view: memoryview) -> None:
+    """https://protobuf.dev/programming-guides/encoding; what is no message is left to protobuf."""
+    at = fields = 0
+    try:
+        while at < len(view):
+            fields += 1
+            if fields > MOST_FIELDS:
+                raise InvalidRequest(f"the message has more than {MOST_FIELDS} inputs, outputs and parameters")
+            key, at = read_varint(view, at)
+            match key & 7:
+                case 0:
+                    _, at = read_varint(view, at)
+                case 1:
+                    at += 8
+                case 2:
+                    length, at = read_varint(view, at)
+                    at += length
+                case 5:
+                    at += 4
+                case _:
+                    return
+    except (Torn, IndexError):
+        return
 
 
 def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> Question:
@@ -87,7 +131,15 @@ def encode(
 
 
 def _values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, Any]:
-    """The parameters as Python values; None where a parameter has no value."""
+    """The parameters as Python values; None where a parameter has no value.
+
+    Raises:
+        InvalidRequest: there are too many.
+    """
+    if len(parameters) > _MOST_PARAMETERS:
+        raise InvalidRequest(
+            f"there are {len(parameters)} parameters in one place; at most {_MOST_PARAMETERS} are read"
+        )
     kinds = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
     return {name: getattr(parameters[name], kind) if kind else None for name, kind in kinds.items()}
 

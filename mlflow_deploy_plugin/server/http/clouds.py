@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.predictor import Body
 from mlflow_deploy_plugin.server.assembly import Server
@@ -13,7 +12,7 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
 from mlflow_deploy_plugin.server.http.tables import invocations
 from mlflow_deploy_plugin.server.protocols import clouds, mlflow
-from mlflow_deploy_plugin.server.protocols.content import JSON, load_json, media_name
+from mlflow_deploy_plugin.server.protocols.content import JSON, check_depth, load_json, media_name
 from mlflow_deploy_plugin.server.served import ServedVariant
 
 
@@ -52,10 +51,8 @@ def _written(document: dict[str, Any]) -> bytes:
     Raises:
         InvalidRequest: it is nested too deeply.
     """
-    try:
-        return json.dumps(document).encode()
-    except RecursionError:
-        raise InvalidRequest("the JSON is nested too deeply") from None
+    check_depth(document)
+    return json.dumps(document).encode()
 
 
 VERTEX = _protocol("vertex", clouds.read_vertex, clouds.encode_vertex)

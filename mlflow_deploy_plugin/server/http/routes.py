@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.nearest import near
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.clouds import Cloud
 from mlflow_deploy_plugin.server.http import tfserving, v2_extensions, views
@@ -22,6 +23,8 @@ from mlflow_deploy_plugin.server.http.spoken import PREDICT, PREDICT_BATCH, V2
 from mlflow_deploy_plugin.server.http.tables import invocations, protocol_of
 
 logger = logging.getLogger(__name__)
+
+_MOST_NEAR = 3
 
 View = Callable[..., RawResponse]
 """Answers `(server, request)`, and what its path names by keyword."""
@@ -162,9 +165,10 @@ def _dispatch(server: Server, request: RawRequest) -> RawResponse:
     path = request.path
     methods = _cloud_methods(server.cloud, path) if path in server.cloud.paths else _methods(path)
     if methods is None:
-        known = ", ".join([*_ROUTES, *(pattern.shown for pattern in _PATTERNS)])
-        message = f"there is no {request.path[:200]} here; there is {known}"
-        return error_response(request.path, 404, "ENDPOINT_NOT_FOUND", message)
+        found = near(path, [*_ROUTES, *(pattern.shown for pattern in _PATTERNS)], _MOST_NEAR)
+        nearest = f"the nearest {'is' if len(found) == 1 else 'are'} {', '.join(found)}; " if found else ""
+        message = f"there is no {path[:200]} here; {nearest}/docs shows every route"
+        return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)
     view = methods.get("GET" if request.method == "HEAD" else request.method)
     if view is None:
         allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])

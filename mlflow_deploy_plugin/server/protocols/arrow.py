@@ -6,7 +6,8 @@ first such request (75 ms, 33 MB) and by no other; it works in the thread that a
 https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format, https://www.iana.org/assignments/media-types
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,24 @@ from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMism
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.rows import PREDICTION
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
-from mlflow_deploy_plugin.server.protocols.arrow_columns import Unreadable, Words, address, packed_strings, to_numpy
+from mlflow_deploy_plugin.server.protocols.arrow_columns import (
+    Unreadable,
+    Words,
+    address,
+    check_type,
+    packed_strings,
+    to_numpy,
+)
 from mlflow_deploy_plugin.server.protocols.arrow_limits import check_messages
-from mlflow_deploy_plugin.server.protocols.parquet_limits import check_pages, count_rows, read_row_groups
+from mlflow_deploy_plugin.server.protocols.parquet_limits import (
+    check_pages,
+    count_rows,
+    leaf_paths,
+    read_row_groups,
+)
 from mlflow_deploy_plugin.server.protocols.records import check_rows
+from mlflow_deploy_plugin.server.protocols.table import MOST_COLUMNS
+from mlflow_deploy_plugin.server.protocols.thrift import Struct
 
 STREAM = "application/vnd.apache.arrow.stream"
 FILE = "application/vnd.apache.arrow.file"
@@ -90,7 +105,9 @@ def _read_stream(body: bytes, schema: Schema, limit: int) -> Any:
     if body.startswith(_FILE_MAGIC):
         stream = stream.slice(len(_FILE_MAGIC))
     check_messages(pa.ipc.MessageReader.open_stream(stream), limit)
-    return pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False)).read_all()
+    reader = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False))
+    _choose(reader.schema, schema)
+    return reader.read_all()
 
 
 def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
@@ -104,50 +121,84 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
         raise SchemaMismatch(_NO_ROWS)
     file = parquet.ParquetFile(
         pa.BufferReader(body),
-        read_dictionary=[name for name, dtype in schema.dtypes.items() if dtype == "str"],
+        read_dictionary=_texts(groups, schema),
         thrift_container_size_limit=_MOST_LISTED,
         pre_buffer=False,
     )
-    given = file.schema_arrow.names
-    names = [name for name in given if name in schema.names] if schema.columns else given
+    names = _choose(file.schema_arrow, schema)
     if rows * max(1, len(names)) > limit:
         raise BodyTooLarge(_too_many(rows, len(names), limit))
-    chosen = set(names)
-    leaves = [leaf for leaf, column in enumerate(file.schema) if _is_read(column.path, chosen)]
-    check_pages(body, groups, leaves, limit)
+    paths = [column.path for column in file.schema]
+    check_pages(body, groups, _leaves(paths, set(names)) if schema.columns else range(len(paths)), limit)
     return file.read(columns=names, use_threads=False)
 
 
-def _is_read(path: str, names: set[str]) -> bool:
-    """Whether a leaf of a Parquet file belongs to one of these columns, whose names may hold dots themselves."""
-    steps = path.split(".")
-    return any(".".join(steps[:depth]) in names for depth in range(1, len(steps) + 1))
+def _leaves(paths: Sequence[str], names: set[str]) -> list[int]:
+    """The leaves of a Parquet file that belong to one of these columns, whose names may hold dots themselves."""
+    lengths = sorted({len(name) for name in names})
+    return [
+        leaf
+        for leaf, path in enumerate(paths)
+        if any(path[length : length + 1] in ("", ".") and path[:length] in names for length in lengths)
+    ]
+
+
+def _texts(groups: Sequence[Struct], schema: Schema) -> list[str]:
+    """The leaves that are read as dictionaries, as they lie in the file: a word that stands in all rows is there once.
+
+    All that hold text where a tensor of text is made of them, since any column may be one.
+    """
+    if schema.columns:
+        return [name for name, dtype in schema.dtypes.items() if dtype == "str"]
+    return leaf_paths(groups) if "str" in schema.dtypes.values() else []
+
+
+def _choose(given: Any, schema: Schema) -> list[str]:
+    """The columns that are read of a table with this Arrow schema, by its header alone.
+
+    Raises:
+        BodyTooLarge: it has too many columns.
+        SchemaMismatch: one is missing, stands twice, or is of a type that the model does not take.
+    """
+    if len(given.names) > MOST_COLUMNS:
+        raise BodyTooLarge(f"the table has {len(given.names)} columns; at most {MOST_COLUMNS} are taken")
+    counts = Counter(given.names)
+    if absence := schema.missing_columns(counts):
+        raise SchemaMismatch(absence)
+    names = [name for name in given.names if name in schema.dtypes] if schema.columns else given.names
+    if doubled := next((name for name in names if counts[name] > 1), None):
+        raise SchemaMismatch(f"column {doubled[:100]!r} stands twice")
+    only = schema.tensors[0].dtype if len(schema.tensors) == 1 else None
+    for name in names:
+        dtype = schema.dtypes.get(name, only)
+        try:
+            if dtype is not None:
+                check_type(given.field(name).type, dtype, takes_lists=not schema.columns)
+        except Unreadable as error:
+            raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
+    return names
 
 
 def _feeds(table: Any, schema: Schema, limit: int) -> Feeds:
-    names = table.column_names
-    wanted = set(schema.names)
-    chosen = [name for name in names if name in wanted] if schema.columns else names
-    if doubled := next((name for name in chosen if names.count(name) > 1), None):
-        raise SchemaMismatch(f"column {doubled[:100]!r} stands twice")
+    chosen = _choose(table.schema, schema)
     if table.num_rows * max(1, len(chosen)) > limit:
         raise BodyTooLarge(_too_many(table.num_rows, len(chosen), limit))
-    arrays = {name: _column(name, table.column(name), limit) for name in chosen}
+    words = Words(limit)
+    arrays = {name: _column(name, table.column(name), limit, words) for name in chosen}
     if table.num_rows == 0:
         raise SchemaMismatch(_NO_ROWS)
     return _from_columns(arrays, schema) if schema.columns else _from_tensors(arrays, schema)
 
 
-def _column(name: str, chunks: Any, limit: int) -> Array:
+def _column(name: str, chunks: Any, limit: int, words: Words) -> Array:
     """One column of a table, whose chunks lie one after the other."""
     import pyarrow as pa
 
     is_joined = chunks.num_chunks > 1 and pa.types.is_primitive(chunks.type)  # thousands of batches of a few rows
     pieces = [chunks.combine_chunks()] if is_joined else chunks.chunks
-    words: Words = {}
     cast: dict[tuple[int, ...], Any] = {}
     try:
-        parts = [to_numpy(_plain(chunk, limit, cast), limit, words) for chunk in pieces]
+        parts = [to_numpy(_plain(chunk, words, cast), limit, words) for chunk in pieces]
     except Unreadable as error:
         raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
     if len(parts) == 1:
@@ -155,7 +206,7 @@ def _column(name: str, chunks: Any, limit: int) -> Array:
     return np.concatenate(parts) if parts else np.empty(0, dtype=object)
 
 
-def _plain(array: Any, limit: int, cast: dict[tuple[int, ...], Any]) -> Any:
+def _plain(array: Any, words: Words, cast: dict[tuple[int, ...], Any]) -> Any:
     """Views of strings (polars writes them) as strings, once it is known that they do not overlap into terabytes.
 
     A dictionary of them is cast once for all batches that share it; `cast` keeps it, as `Words` are known by address.
@@ -165,14 +216,13 @@ def _plain(array: Any, limit: int, cast: dict[tuple[int, ...], Any]) -> Any:
     if pa.types.is_dictionary(array.type) and array.type.value_type == pa.string_view():
         place = address(array.dictionary)
         if place not in cast:
-            cast[place] = _plain(array.dictionary, limit, cast)
+            cast[place] = _plain(array.dictionary, words, cast)
         return pa.DictionaryArray.from_arrays(array.indices, cast[place])
     if array.type != pa.string_view():
         return array
     array.validate(full=True)
     views = np.frombuffer(array.buffers()[1], "<i4").reshape(-1, 4)[array.offset :][: len(array)]
-    if int(views[:, 0].sum(dtype=np.int64)) > limit:
-        raise BodyTooLarge(f"the strings of a column take more than this server's limit of {limit} bytes")
+    words.take(int(views[:, 0].sum(dtype=np.int64)))
     return array.cast(pa.large_string())
 
 
@@ -182,8 +232,6 @@ def _from_columns(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
         if array is None:
             continue
         label = f"column {column.name!r} ({column.type})"
-        if array.ndim > 1:
-            raise SchemaMismatch(f"{label} holds lists; one value a row is expected")
         if COLUMN_TYPES[column.type] in ("int32", "int64") and array.dtype.kind == "f" and np.isnan(array).any():
             raise SchemaMismatch(f"{label}, row {int(np.argmax(np.isnan(array)))}: null; an integer is expected")
     return schema.from_columns(arrays)

@@ -7,12 +7,13 @@ numpy and Python look only within their bounds.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
 from mlflow_deploy_plugin.runtime.values import Array
 
 _NUMBERS: dict[str, np.dtype[Any]] = {
@@ -31,12 +32,56 @@ _OFFSETS: dict[str, np.dtype[Any]] = {
 }
 
 
+_LISTS = frozenset({"list", "large_list", "fixed_size_list"})
+_TEXTS = frozenset({"string", "large_string", "string_view"})
+
+
 class Unreadable(Exception):
     """The array is of an Arrow type that no model takes, or holds a null where none can be said; why, and where."""
 
 
-Words = dict[tuple[int, ...], tuple[Array, Array]]
-"""Dictionaries by where their buffers lie: their words, and the length of each. The batches of a stream share one."""
+@dataclass
+class Words:
+    """What the columns of one table share while they are read.
+
+    Attributes:
+        left: the characters that may still be made of words that stand for many rows.
+        known: dictionaries by where their buffers lie: their words, and the length of each. The batches of a stream
+            share one.
+    """
+
+    left: int
+    known: dict[tuple[int, ...], tuple[Array, Array]] = field(default_factory=dict)
+
+    def take(self, characters: int) -> None:
+        """
+        Raises:
+            BodyTooLarge: so many are not left.
+        """
+        self.left -= characters
+        if self.left < 0:
+            raise BodyTooLarge("the strings of the table take more than this server's limit when each row has its own")
+
+
+def check_type(kind: Any, dtype: str, takes_lists: bool) -> None:
+    """Whether values of an Arrow type may become what the model takes: decided before anything of them is read.
+
+    Args:
+        dtype: the numpy dtype that the model takes (`str`: strings).
+
+    Raises:
+        Unreadable: they may not.
+    """
+    inner = kind
+    while str(inner).partition("<")[0] in _LISTS:
+        if not takes_lists:
+            raise Unreadable(f"holds lists ({str(kind)[:60]}); one value a row is expected")
+        inner = inner.value_type
+    inner = inner.value_type if str(inner).startswith("dictionary<") else inner
+    name = str(inner)
+    if name != "null" and (name not in _TEXTS if dtype == "str" else name not in _NUMBERS and name != "bool"):
+        expected = "strings are" if dtype == "str" else "true or false is" if dtype == "bool" else "numbers are"
+        raise Unreadable(f"has Arrow's type {str(kind)[:60]}; {expected} expected: the model takes {dtype}")
 
 
 def to_numpy(array: Any, limit: int, words: Words) -> Array:
@@ -47,12 +92,13 @@ def to_numpy(array: Any, limit: int, words: Words) -> Array:
     Args:
         limit: how many values there may be, and how many characters in strings; those of a dictionary count as often
             as they stand in the rows.
-        words: the dictionaries of this column that have been read; those of this array are added.
+        words: those of this array are added.
 
     Raises:
         Unreadable: another type than numbers, booleans, strings, lists of numbers, dictionaries of those; a null
             boolean, a null within a list, lists of different lengths.
-        InvalidRequest: the buffers contradict each other, or the strings take more than `limit`.
+        InvalidRequest: the buffers contradict each other.
+        BodyTooLarge: the strings of dictionaries take more than `words` has left.
     """
     name = str(array.type)
     if len(array) > limit:
@@ -132,8 +178,8 @@ def _strings(array: Any, limit: int, known: Words) -> Array:
     return texts
 
 
-def _dictionary(array: Any, limit: int, known: Words) -> Array:
-    words, lengths = _words(array.dictionary, limit, known)
+def _dictionary(array: Any, limit: int, words_of_rows: Words) -> Array:
+    words, lengths = _words(array.dictionary, limit, words_of_rows)
     if words.ndim > 1:
         raise Unreadable(f"has Arrow's type {str(array.type)[:60]}")
     valid = _valid(array)
@@ -144,8 +190,7 @@ def _dictionary(array: Any, limit: int, known: Words) -> Array:
             words, lengths = np.full(1, None if words.dtype.kind == "O" else np.nan, words.dtype), np.zeros(1, np.int64)
     if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(words):
         raise InvalidRequest("the Arrow data is not valid: an index lies outside of its dictionary")
-    if int(lengths[indices].sum()) > limit:
-        raise InvalidRequest(f"the strings of a dictionary take more than this server's limit of {limit} bytes")
+    words_of_rows.take(int(lengths[indices].sum()))
     values = words[indices]
     if valid is None or valid.all():
         return values
@@ -156,10 +201,10 @@ def _dictionary(array: Any, limit: int, known: Words) -> Array:
     return values
 
 
-def _words(dictionary: Any, limit: int, known: Words) -> tuple[Array, Array]:
-    key = address(dictionary)
+def _words(dictionary: Any, limit: int, read: Words) -> tuple[Array, Array]:
+    key, known = address(dictionary), read.known
     if key not in known:
-        words = to_numpy(dictionary, limit, known)
+        words = to_numpy(dictionary, limit, read)
         texts = words if words.dtype.kind == "O" and words.ndim == 1 else ()
         lengths = np.array([len(word or "") for word in texts], dtype=np.int64)
         known[key] = words, lengths if len(lengths) == len(words) else np.zeros(len(words), np.int64)

@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import json
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,17 @@ import orjson
 from mlflow_deploy_plugin.errors import InvalidRequest, UnsupportedMediaType
 
 JSON, CSV = "application/json", "text/csv"
+
+MOST_CONTAINERS = 1_000_000
+"""Arrays and objects in one document: each takes 56 to 232 bytes of memory for two in the body."""
+_SMALL_BYTES = len(b"[]") * MOST_CONTAINERS
+"""What has no more of them holds no more of those."""
+_PIECE_BYTES = 128 * 1024
+"""What is counted at once, so that what numpy makes of it stays in the processor's cache."""
+DEEPEST = 500
+"""Levels of a document that Python's `json` reads or writes; orjson itself takes 1,024, and simdjson as many."""
+_TOO_DEEP = f"the JSON is nested more than {DEEPEST} levels deep"
+_CONTAINERS = (list, dict)
 
 
 @lru_cache(maxsize=256)
@@ -46,20 +58,71 @@ def load_json(body: bytes) -> Any:
     reads them: so does this one. It takes a byte order mark before the document as well.
 
     Raises:
-        InvalidRequest: not JSON; the message says where.
+        InvalidRequest: not JSON; the message says where. Or more than `MOST_CONTAINERS` arrays and objects.
     """
     if not body:
         raise InvalidRequest("the body is empty; a JSON document is expected")
+    if len(body) > _SMALL_BYTES:
+        check_containers(body)
     try:
         return orjson.loads(body.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         if b"NaN" in body or b"Infinity" in body:
-            with contextlib.suppress(ValueError, RecursionError):
-                document = json.loads(body, parse_int=_whole)
-                if b"\\u" in body:  # half a pair of surrogates is no text: this raises a ValueError
-                    json.dumps(document, ensure_ascii=False).encode()
-                return document
+            with contextlib.suppress(ValueError):
+                return _load_with_nan(body)
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+
+
+def _load_with_nan(body: bytes) -> Any:
+    """
+    Raises:
+        ValueError: not JSON, NaN and Infinity taken for it.
+        InvalidRequest: nested too deeply.
+    """
+    try:
+        document = json.loads(body, parse_int=_whole)
+        check_depth(document)
+        if b"\\u" in body:  # half a pair of surrogates is no text: this raises a ValueError
+            json.dumps(document, ensure_ascii=False).encode()
+        return document
+    except RecursionError:
+        raise InvalidRequest(_TOO_DEEP) from None
+
+
+def check_depth(document: Any) -> None:
+    """Refuses a document that Python's own `json` could not read or write in every version: how deep that goes depends
+    on the interpreter, on the stack of its thread, and on who calls it.
+
+    Raises:
+        InvalidRequest: it is nested more than `DEEPEST` levels deep.
+    """
+    level = [document] if type(document) in _CONTAINERS else []
+    for _ in range(DEEPEST):
+        within = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [value for value in chain.from_iterable(within) if type(value) in _CONTAINERS]
+        if not level:
+            return
+    raise InvalidRequest(_TOO_DEEP)
+
+
+def check_containers(body: bytes) -> int:
+    """How many arrays open in a JSON text; those in a text within it count as well.
+
+    Raises:
+        InvalidRequest: more than `MOST_CONTAINERS` arrays and objects do: they would take hundreds of megabytes.
+    """
+    data = np.frombuffer(body, np.uint8)
+    pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
+    arrays = sum(int(np.count_nonzero(piece == ord("["))) for piece in pieces)
+    if len(body) <= _SMALL_BYTES:
+        return arrays
+    opened = arrays + sum(int(np.count_nonzero(piece == ord("{"))) for piece in pieces)
+    if opened > MOST_CONTAINERS:
+        raise InvalidRequest(
+            f"the JSON holds {opened} brackets that open arrays and objects; at most {MOST_CONTAINERS} are taken: "
+            "send fewer rows, or send them as Arrow"
+        )
+    return arrays
 
 
 def _whole(digits: str) -> int | float:

@@ -21,6 +21,7 @@ MEDIA_TYPES = ("application/jsonl", "application/x-ndjson", "application/jsonlin
 
 NO_LINES = "the data has no rows; at least one line is needed"
 _CHUNK = 1000
+_MOST_BLANK = 100_000
 
 _Line = tuple[int, Any]
 """The number of a line, from 1, and the document in it."""
@@ -43,6 +44,7 @@ class LineReader:
         self._most_bytes = most_bytes
         self._begun = bytearray()
         self._number = 0
+        self._blank = 0
         self._kind: str | None = None
 
     def feed(self, piece: bytes) -> Iterator[Feeds]:
@@ -69,7 +71,11 @@ class LineReader:
         for line in io.BytesIO(whole):
             self._number += 1
             self._check(self._number, len(line))
-            if not line.isspace():
+            if line.isspace():
+                self._blank += 1
+                if self._blank > _MOST_BLANK:
+                    raise InvalidRequest(f"line {self._number} is the {self._blank}th that is blank; send rows alone")
+            else:
                 try:
                     yield self._number, load_json(line)
                 except InvalidRequest as error:
@@ -114,8 +120,8 @@ def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
     for number, document in chunk:
         if json_type(document) != kind and "object" in (kind, json_type(document)):
             raise InvalidRequest(f"line {number} is a JSON {json_type(document)}; the first line is a JSON {kind}")
-        if required and (missing := required - document.keys()):
-            raise SchemaMismatch(f"line {number}: column {min(missing)!r} is missing")
+        if required and not required <= document.keys():
+            raise SchemaMismatch(f"line {number}: {schema.missing_columns(document)}")
     try:
         return _read([document for _, document in chunk], kind, schema)
     except SchemaMismatch as error:

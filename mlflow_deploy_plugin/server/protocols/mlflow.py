@@ -6,6 +6,7 @@ is `{"predictions": …}`. `params` is accepted; an ONNX graph has none, and MLf
 """
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, UnsupportedMediaType
@@ -40,9 +41,9 @@ def decode_document(document: dict[str, Any], schema: Schema) -> Feeds:
             return read(value, schema)
     present = [field for field in _READERS if field in document]
     if len(present) != 1:
-        holds = ", ".join(list(map(repr, document))[:10]) or "nothing"
+        holds = ", ".join(repr(name[:30]) for name in islice(document, 10)) or "nothing"
         raise InvalidRequest(
-            f"the JSON object must hold exactly one of the fields {', '.join(_READERS)}; this one holds {holds[:300]}"
+            f"the JSON object must hold exactly one of the fields {', '.join(_READERS)}; this one holds {holds}"
         )
     params = document.get("params")
     if params is not None and not isinstance(params, dict):

@@ -17,6 +17,7 @@ MAGIC = b"PAR1"
 
 _LARGEST_FOOTER = 1_000_000
 _DELTA_BYTE_ARRAY = 7
+_BYTE_ARRAY = 6
 
 
 def read_row_groups(body: bytes) -> list[Struct]:
@@ -47,6 +48,20 @@ def count_rows(groups: Iterable[Struct]) -> int:
         InvalidRequest: one does not say how many.
     """
     return sum(_size(group, 3) for group in groups)
+
+
+def leaf_paths(groups: Iterable[Struct]) -> list[str]:
+    """The paths of the leaves that hold bytes of any length.
+
+    RowGroup: columns (1). ColumnChunk: metadata (3). ColumnMetaData: physical type (1), path in the schema (3).
+    """
+    paths: dict[str, None] = {}
+    for group in groups:
+        for column in _part(group, 1, list):
+            metadata = _part(column, 3, dict)
+            if metadata.get(1) == _BYTE_ARRAY:
+                paths[b".".join(_part(metadata, 3, list)).decode("utf-8", "replace")] = None
+    return list(paths)
 
 
 def check_pages(body: bytes, groups: Iterable[Struct], columns: Iterable[int], limit: int) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
 
+MOST_COLUMNS = 100_000
+MOST_LINES = 1_000_000
+"""Of a text; more rows come as Arrow, or in several requests."""
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 _MISSING = frozenset(
     {"NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan"}
@@ -31,10 +34,15 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         if len(fields) != len(header):
             whose = "the header" if has_header else "the model's signature"
             raise SchemaMismatch(f"row {row} has {len(fields)} fields; {whose} has {len(header)}")
+    columns = _columns(header, rows, schema)
+    del lines, rows  # they take ten times as much as the text
+    return schema.from_rows(header, list(zip(*columns, strict=True)))
+
+
+def _columns(header: list[str], rows: list[list[str]], schema: Schema) -> list[list[Any]]:
     types = _column_types(header, schema)
     by_column = zip(*rows, strict=True)
-    columns = [_column(name, types, fields) for name, fields in zip(header, by_column, strict=True)] if rows else []
-    return schema.from_rows(header, list(zip(*columns, strict=True)))
+    return [_column(name, types, fields) for name, fields in zip(header, by_column, strict=True)] if rows else []
 
 
 def _default_header(first: list[str], schema: Schema) -> list[str]:
@@ -45,8 +53,10 @@ def _parse(body: bytes) -> list[list[str]]:
     """The fields of each line; at least one line.
 
     Raises:
-        InvalidRequest: not UTF-8, not CSV, or empty.
+        InvalidRequest: not UTF-8, not CSV, empty, or with more lines or columns than are taken.
     """
+    if len(body) > MOST_COLUMNS:
+        _check_size(body)
     try:
         text = body.decode("utf-8-sig")
         read = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -57,7 +67,21 @@ def _parse(body: bytes) -> list[list[str]]:
         raise InvalidRequest(f"the body is not valid CSV: {error}") from None
     if not lines:
         raise InvalidRequest("the CSV is empty; a line with the columns' names and at least one row are needed")
+    _check_columns(len(lines[0]))
     return lines
+
+
+def _check_size(body: bytes) -> None:
+    """Refuses what would be many lines or columns, before a line is read."""
+    lines = body.count(b"\n") + body.count(b"\r") - body.count(b"\r\n")
+    if lines > MOST_LINES:
+        raise InvalidRequest(f"the CSV has {lines} lines; at most {MOST_LINES} are taken: send fewer, or send Arrow")
+    _check_columns(1 + body.lstrip().partition(b"\n")[0].count(b","))
+
+
+def _check_columns(count: int) -> None:
+    if count > MOST_COLUMNS:
+        raise InvalidRequest(f"the CSV has {count} columns; at most {MOST_COLUMNS} are taken")
 
 
 def _column_types(header: list[str], schema: Schema) -> dict[str, str]:

@@ -57,7 +57,7 @@ def _value(view: memoryview, at: int, kind: int, depth: int) -> tuple[Any, int]:
     if kind == _STRUCT:
         return _struct(view, at, depth + 1)
     if kind == _BINARY:
-        length, at = _varint(view, at)
+        length, at = read_varint(view, at)
         if length > len(view) - at:
             raise Torn
         return bytes(view[at : at + length]), at + length
@@ -74,7 +74,7 @@ def _list(view: memoryview, at: int, depth: int) -> tuple[list[Any], int]:
     if depth > _MOST_NESTED:
         raise Torn
     head = view[at]
-    size, at = (head >> 4, at + 1) if head >> 4 < 15 else _varint(view, at + 1)
+    size, at = (head >> 4, at + 1) if head >> 4 < 15 else read_varint(view, at + 1)
     entries = []
     for _ in range(size):
         entry, at = _value(view, at, head & 15, depth + 1)
@@ -83,11 +83,17 @@ def _list(view: memoryview, at: int, depth: int) -> tuple[list[Any], int]:
 
 
 def _zigzag(view: memoryview, at: int) -> tuple[int, int]:
-    value, at = _varint(view, at)
+    value, at = read_varint(view, at)
     return (value >> 1) ^ -(value & 1), at
 
 
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
+def read_varint(view: memoryview, at: int) -> tuple[int, int]:
+    """The number in base 128 (LEB128) that begins at `at`, and where it ends.
+
+    Raises:
+        Torn: it has more than ten bytes.
+        IndexError: the bytes end within it.
+    """
     value = 0
     for position in range(_LARGEST_VARINT):
         byte = view[at + position]

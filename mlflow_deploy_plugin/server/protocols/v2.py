@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.nearest import listed
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 from mlflow_deploy_plugin.runtime.values import shown
@@ -230,8 +231,8 @@ def bind(arrays: Mapping[str, tuple[TensorHead, Array]], schema: Schema) -> Feed
     data: dict[str, Array] = {}
     for name, (head, array) in arrays.items():
         if name not in fed.dtypes:
-            known = ", ".join(dict.fromkeys([*schema.by_input.names, *(schema.names if schema.columns else ())]))
-            raise SchemaMismatch(f"{head} is unknown; the model takes {known[:500]}")
+            known = dict.fromkeys([*schema.by_input.names, *(schema.names if schema.columns else ())])
+            raise SchemaMismatch(f"{head} is unknown; the model takes {listed(known, name)}")
         check_datatype(head, fed.dtypes[name])
         data[name] = _column(head, array) if by_column else array
     return fed.from_columns(data)
@@ -263,7 +264,7 @@ def wanted_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[Wan
         if not isinstance(name, str):
             raise InvalidRequest(f"outputs[{position}] is {shown(entry)}; an object with a name is expected")
         if known and name not in known:
-            raise SchemaMismatch(f"output {name[:100]!r} is unknown; the model gives {', '.join(known)[:500]}")
+            raise SchemaMismatch(f"output {name[:100]!r} is unknown; the model gives {listed(known, name)}")
         if name in wanted:
             raise SchemaMismatch(f"output {name!r} stands twice")
         wanted[name] = WantedOutput(name, _flag(f"output {name!r}", entry, "binary_data", is_binary))
@@ -280,7 +281,8 @@ def answered_outputs(wanted: Sequence[WantedOutput], outputs: Mapping[str, Array
         return [WantedOutput(name, wanted[0].is_binary) for name in outputs]
     for output in wanted:
         if output.name not in outputs:
-            raise SchemaMismatch(f"output {output.name[:100]!r} is unknown; the model gives {', '.join(outputs)[:500]}")
+            gives = listed(outputs, output.name)
+            raise SchemaMismatch(f"output {output.name[:100]!r} is unknown; the model gives {gives}")
     return wanted
 
 

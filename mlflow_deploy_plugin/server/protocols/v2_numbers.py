@@ -10,7 +10,8 @@ from typing import Any
 import simdjson
 
 from mlflow_deploy_plugin.runtime.schema import Array
-from mlflow_deploy_plugin.server.protocols.numbers import LARGE_BYTES, brackets, entries_of, nested_shape, numbers_in
+from mlflow_deploy_plugin.server.protocols.content import check_containers
+from mlflow_deploy_plugin.server.protocols.numbers import LARGE_BYTES, entries_of, nested_shape, numbers_in
 from mlflow_deploy_plugin.server.protocols.v2_tensors import kind_of
 
 _BUFFERS = {"f": "d", "i": "i", "u": "u"}
@@ -20,13 +21,17 @@ _NOTHING = object()
 
 def load_large(text: bytes) -> dict[str, Any] | None:
     """The document in `text`, in it the `data` of each tensor of numbers as an array: float64, int64 or uint64, flat
-    or nested as they came. None: it is small, or not plainly an infer request."""
+    or nested as they came. None: it is small, or not plainly an infer request.
+
+    Raises:
+        InvalidRequest: it holds more arrays and objects than are taken.
+    """
     if len(text) < LARGE_BYTES or b"\\" in text:
         return None
+    opened = check_containers(text)
     try:
         document = entries_of(simdjson.Parser().parse(text))
         given = document.pop("inputs")
-        opened = brackets(text)
         inputs, seen = [], 1
         for tensor in given:
             read = _tensor(tensor, opened)

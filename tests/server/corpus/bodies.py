@@ -90,12 +90,16 @@ _DOCUMENTS = {
 }
 _DEEP = {
     "a hundred thousand arrays": b"".join(_NESTED),
-    "a hundred thousand arrays around NaN": b"NaN".join(_NESTED),
     "a hundred thousand objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     "a hundred thousand openings": _NESTED[0],
 }
+_DEEP_NAN = {
+    "a hundred thousand arrays": b"NaN".join(_NESTED),
+    "501 arrays": b"[" * 501 + b"NaN" + b"]" * 501,
+    "900 objects": b'{"a":' * 900 + b"NaN" + b"}" * 900,
+}
 _KINDS = {"array": b"[1, 2]", "null": b"null", "string": b'"{}"', "number": b"1e5", "boolean": b"true"}
-_FIELDS = {
+FIELDS = {
     "dataframe_split": b"dataframe_split",
     "dataframe_records": b"dataframe_records",
     "instances": b"instances",
@@ -111,7 +115,7 @@ _FIELDS = {
 
 
 def _in_field(value: bytes) -> Body:
-    return lambda route: b'{"%s": %s}' % (_FIELDS[route.reads], value)
+    return lambda route: b'{"%s": %s}' % (FIELDS[route.reads], value)
 
 
 _NEVER_EMPTY = tuple(route for route in JSON_ROUTES if route.reads not in ("index", "parameters"))
@@ -119,6 +123,10 @@ JSON_BODIES: list[AnyCase] = [
     BodyCase("no body", "JSON", _always(b""), _NEVER_EMPTY, 400, ("empty",)),
     *[BodyCase(name, "JSON", _always(body), JSON_ROUTES, 400, ("JSON",)) for name, body in _DOCUMENTS.items()],
     *[BodyCase(name, "depth of JSON", _always(body), JSON_ROUTES) for name, body in _DEEP.items()],
+    *[
+        BodyCase(f"{name} around NaN", "depth around NaN", _always(body), JSON_ROUTES, 400, ("500 levels",))
+        for name, body in _DEEP_NAN.items()
+    ],
     *[
         BodyCase(
             f"a JSON {kind} in place of the document",
@@ -129,7 +137,7 @@ JSON_BODIES: list[AnyCase] = [
         for kind, body in _KINDS.items()
     ],
     *[
-        BodyCase(f"{value[:12].decode()} in place of the data", "kinds of JSON", _in_field(value), reading(*_FIELDS))
+        BodyCase(f"{value[:12].decode()} in place of the data", "kinds of JSON", _in_field(value), reading(*FIELDS))
         for value in (b"null", b"5", b'"text"', b"true", b"[]", b"{}", b"[" * 900 + b"1" + b"]" * 900)
     ],
 ]

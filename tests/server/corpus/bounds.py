@@ -121,6 +121,10 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         _answer(server__protocols__predict__load_json="lambda body: []"),
     ),
     "depth of JSON": ("orjson: 1,024 levels", ()),
+    "depth around NaN": (
+        "protocols/content.py: DEEPEST",
+        _answer(server__protocols__content__DEEPEST="10**9", server__protocols__content___TOO_DEEP="'too deep'"),
+    ),
     "kinds of JSON": ("where each document is read", ()),
     "depth of base64": ("protocols/tfserving.py: _DEEPEST", _answer(server__protocols__tfserving___DEEPEST="10**9")),
     "types": (
@@ -177,8 +181,8 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         _answer(server__protocols__arrow___feeds="lambda table, schema, limit: original(table, schema, 10**12)"),
     ),
     "words of a dictionary": (
-        "protocols/arrow_columns.py: to_numpy",
-        _answer(server__protocols__arrow___column="lambda name, chunks, limit: original(name, chunks, 10**12)"),
+        "protocols/arrow_columns.py: Words",
+        _answer(server__protocols__arrow__Words="lambda left: original(10**12)"),
     ),
     "Parquet's pages": (
         "protocols/parquet_limits.py: check_pages",

@@ -161,7 +161,7 @@ ARROW: list[AnyCase] = [
         "words of a dictionary",
         reading("arrow", "arrow file"),
         {"a long word that stands for a thousand rows": arrow_stream(_many("carrier", _DICTIONARY))},
-        400,
+        413,
         "limit",
     ),
     *_cases(

@@ -85,6 +85,14 @@ COLUMN_CASES: list[AnyCase] = [
         for column in COLUMNS
     ],
     BodyCase("other columns", "columns", _record({"a": 1, "b": 2}), RECORDS, 400, ("carrier",)),
+    BodyCase(
+        "a column whose name is mistyped",
+        "columns",
+        _record({**_without("distance"), "distnce": 1.5}),
+        RECORDS,
+        400,
+        ("'distnce'", "distance"),
+    ),
     BodyCase("a column of another case", "columns", _record({**_without("late"), "LATE": True}), RECORDS),
     BodyCase("a column of two", "columns", _split([*COLUMNS, "late"], [*_ROW, True]), _SPLITS, 400, ("late", "twice")),
     BodyCase("a row that is too short", "rows", _split(COLUMNS, _ROW[:3]), _SPLITS, 400, ("row 0",)),
@@ -221,7 +229,8 @@ TF_CASES: list[AnyCase] = [
         "base64 below nine hundred arrays",
         "depth of base64",
         lambda route: b'{"instances": ' + b"[" * 900 + b'{"b64": "QUE="}' + b"]" * 900 + b"}",
-        reading("tf rows", "instances"),
+        tuple(route for route in reading("tf rows", "instances") if route.path != "/invocations"),
+        words=("32 levels",),
     ),
 ]
 

@@ -1,6 +1,7 @@
 """The OpenAPI document: all routes are in it, it is valid, its examples are answered and fit its own schemas."""
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.openapi.document import MOST_ENDPOINTS
 from mlflow_deploy_plugin.server.http.openapi.operations import OPERATIONS
+from mlflow_deploy_plugin.server.http.pages import site
 from mlflow_deploy_plugin.server.http.routes import answer, listed
 from support import pages
+from support.waiting import wait_until
 
 
 def ask(server: Server, path: str, method: str = "GET", body: bytes = b"", content_type: str = "") -> RawResponse:
@@ -51,6 +54,46 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tm
 
 def test_every_route_of_the_tables_is_described_and_nothing_else() -> None:
     assert set(listed()) == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    "path", ["/openapi.json", "/docs", "/endpoints/flights/openapi.json", "/endpoints/flights/docs"]
+)
+def test_a_document_is_built_once_for_what_is_served(
+    server: Server, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    first = ask(server, path)
+    monkeypatch.setattr("mlflow_deploy_plugin.server.http.openapi.document.document", None)  # it is not called again
+    assert ask(server, path) == first
+    assert first.status == 200
+    assert ask(server, "/endpoints/nobody/openapi.json").status == 404
+
+
+def test_another_version_is_described_anew_and_the_old_one_let_go(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+) -> None:
+    server = serve_here({"e": {"v": tools.variant(bias_folders["1"])}})
+    assert "m version 1" in fetched(server)["info"]["description"]
+    old = weakref.ref(server.repository.table["e"].variants["v"].loaded)
+    tools.want(server.repository.state_dir, 2, {"e": {"v": tools.variant(bias_folders["2"], "2")}})
+    wait_until(lambda: "m version 2" in fetched(server)["info"]["description"], what="the description of version 2")
+    wait_until(lambda: old() is None, what="version 1 to be freed")
+
+
+def test_a_page_that_is_kept_names_each_caller_its_own_address(server: Server) -> None:
+    for host in ("one.example:8080", "two.example", "[::1]:8123"):
+        page = answer(server, RawRequest("GET", "/docs", {"host": host}, b"")).body.decode()
+        assert f"http://{host}/endpoints/flights/invocations" in page
+        assert ("one.example" in page) == (host.startswith("one"))
+        assert "host-" not in page
+
+
+def test_what_is_kept_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "_MOST_BUILT_BYTES", 400_000)
+    for name in ("flights", "digits", "tensor", "single"):
+        assert ask(server, f"/endpoints/{name}/openapi.json").status == 200
+        assert ask(server, f"/endpoints/{name}/docs").status == 200
+    assert 0 < sum(map(len, site._BUILT[server.repository].bodies.values())) <= 400_000
 
 
 def test_it_is_valid(server: Server) -> None:

@@ -198,7 +198,7 @@ def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
         ("POST", "/v2/models/e/versions/9/infer", 404, "'9'"),
         ("POST", "/v2/models/e/infer", 400, "inputs"),
         ("GET", "/v2/models/e/infer", 405, "POST"),
-        ("GET", "/v2/", 404, "/v2/models/NAME"),
+        ("GET", "/v2/", 404, "/v2;"),
         ("GET", "/v2/models/e/versions/1/nothing", 404, "/v2/models/NAME"),
     ],
 )
@@ -253,3 +253,12 @@ def test_flask_sends_what_the_function_answers(
     )
     for name, value in expected.headers.items():
         assert name == "X-Prediction-Id" or got.headers[name] == value
+
+
+def test_an_unknown_path_is_told_the_nearest_routes(serve_here: Callable[..., Server]) -> None:
+    server = serve_here({})
+    told = json.loads(answer(server, RawRequest("POST", "/invocation", {}, b"")).body)["message"]
+    assert told.startswith("there is no /invocation here; the nearest are /invocations, ")
+    assert told.endswith("; /docs shows every route")
+    assert len(told) < 200
+    assert "nearest" not in answer(server, RawRequest("GET", "/qqqqqqqqqqqq", {}, b"")).body.decode()

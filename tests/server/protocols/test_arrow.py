@@ -140,7 +140,7 @@ REFUSED: list[tuple[str, pa.Array, ColumnType, list[str]]] = [
     ("null in strings", pa.array(["a", None]), "string", ["'x'", "row 1", "null"]),
     ("null in a dictionary", pa.array(["a", None]).dictionary_encode(), "string", ["'x'", "row 1", "null"]),
     ("nothing but nulls", pa.nulls(2), "long", ["'x'", "row 0", "null"]),
-    ("strings for numbers", pa.array(["1", "2"]), "double", ["'x'", "'1'", "number"]),
+    ("strings for numbers", pa.array(["1", "2"]), "double", ["'x'", "type string", "numbers"]),
     ("numbers for strings", pa.array([1, 2]), "string", ["'x'", "string"]),
     ("fractions for integers", pa.array([1.0, 2.5]), "long", ["'x'", "integer"]),
     ("too large for an integer", pa.array([1, 2**40]), "integer", ["'x'", "row 1", str(2**40)]),
@@ -383,3 +383,24 @@ def test_a_page_that_lies_about_its_size_is_not_believed() -> None:
         pytest.skip("the header has another shape in this version of pyarrow")
     with pytest.raises(OnnxserveError):
         arrow.decode(arrow.PARQUET, bytes(lying), stacked(1), LIMIT)
+
+
+@pytest.mark.parametrize("media", [arrow.STREAM, arrow.PARQUET])
+def test_a_missing_column_is_named_beside_the_unknown_one_that_came(media: str) -> None:
+    body = WRITERS[media](pa.table({"dep_tme": [1.0]}))
+    with pytest.raises(SchemaMismatch, match="'dep_time' is missing; 'dep_tme' is not known: did you mean 'dep_time'"):
+        arrow.decode(media, body, schema_of(dep_time="double"), LIMIT)
+
+
+@pytest.mark.parametrize("media", [arrow.STREAM, arrow.PARQUET])
+def test_texts_for_a_tensor_of_texts_are_read_as_they_are(media: str) -> None:
+    words = pa.array(["a", "b"] * 500).dictionary_encode()
+    for table in (pa.table({"y": words}), pa.table({"y": pa.array([["a"], ["b"]] * 500)})):
+        feeds = arrow.decode(media, WRITERS[media](table), tensor(-1, 1, dtype="str"), LIMIT)
+        assert feeds["x"].ravel().tolist() == ["a", "b"] * 500
+
+
+def test_a_hundred_thousand_columns_are_refused() -> None:
+    table = pa.table({str(number): pa.array([1.0]) for number in range(100_001)})
+    with pytest.raises(BodyTooLarge, match="100001 columns"):
+        arrow.decode(arrow.STREAM, stream(table), schema_of(x="double"), 100_000_000)

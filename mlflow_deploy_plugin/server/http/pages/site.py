@@ -5,8 +5,11 @@ script that is not a file of this package, and no other host.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+import secrets
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.server.http.pages.fields import fields_of
 from mlflow_deploy_plugin.server.http.pages.snippets import snippets
 from mlflow_deploy_plugin.server.protocols.content import dump_json
+from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.version import __version__
 
 _HERE = Path(__file__).parent
@@ -74,7 +78,7 @@ def openapi(server: Server, routes: Iterable[Route], endpoint: str | None) -> Ra
         NotReady, NotFound: as `Repository.lease`, for one endpoint.
     """
     only = None if endpoint is None else subject_of(server, endpoint).endpoint
-    body = dump_json(document.document(server, routes, only))
+    body = _once(server, ("openapi", only), lambda: dump_json(document.document(server, routes, only)))
     return RawResponse(200, body, headers={"Cache-Control": "no-store"})
 
 
@@ -103,17 +107,74 @@ def docs_page(server: Server, request: RawRequest, endpoint: str | None, routes:
         subject = subject_of(server, endpoint)
     except (NotReady, NotFound) as error:
         return _notice(server, error, endpoint)
-    loaded = subject.variant.loaded
-    schema, example = loaded.predictor.schema, examples.example_of(loaded)
-    return _page(
-        "docs.html",
-        server,
-        subject,
-        fields=fields_of(schema, example),
-        outputs=loaded.predictor.artifact.outputs,
-        snippets=snippets(_base(request), _invocations(subject), subject.endpoint, schema, example),
-        groups=_groups(document.document(server, routes, only=subject.endpoint)),
-    )
+    scheme, host = _base(request)
+    stand_in = f"[{_STAND_IN}]" if "[" in host else _STAND_IN  # a shell's quotes go by the brackets
+
+    def build() -> bytes:
+        loaded = subject.variant.loaded
+        schema, example = loaded.predictor.schema, examples.example_of(loaded)
+        base = f"{scheme}://{stand_in}"
+        return _page(
+            "docs.html",
+            server,
+            subject,
+            fields=fields_of(schema, example),
+            outputs=loaded.predictor.artifact.outputs,
+            snippets=snippets(base, _invocations(subject), subject.endpoint, schema, example),
+            groups=_groups(document.document(server, routes, only=subject.endpoint)),
+        ).body
+
+    html = _once(server, ("docs", subject.endpoint, scheme, stand_in), build)
+    return RawResponse(200, html.replace(stand_in.encode(), host.encode()), _HTML, dict(HEADERS))
+
+
+@dataclass
+class _Built:
+    """What was built of the table of one repository, as long as that stays as it was."""
+
+    state: Any
+    bodies: dict[tuple[Any, ...], bytes] = field(default_factory=dict)
+
+
+_BUILT: "weakref.WeakKeyDictionary[Repository, _Built]" = weakref.WeakKeyDictionary()
+_BUILDING = threading.Lock()
+_MOST_BUILT_BYTES = 8 * 1024 * 1024
+_STAND_IN = f"host-{secrets.token_hex(8)}"
+"""Of the address that the caller knows, in a page that is kept for all; no model can have it among its texts."""
+
+
+def _once(server: Server, what: tuple[Any, ...], build: Callable[[], bytes]) -> bytes:
+    """What `build` makes, made once as long as the same versions are served: it takes milliseconds, and seconds where
+    a model has thousands of columns."""
+    with _BUILDING:
+        state = _state_of(server)
+        kept = _BUILT.get(server.repository)
+        if kept is None or kept.state != state:
+            kept = _BUILT[server.repository] = _Built(state)
+        if what not in kept.bodies:
+            body = build()
+            while kept.bodies and sum(map(len, kept.bodies.values())) + len(body) > _MOST_BUILT_BYTES:
+                del kept.bodies[next(iter(kept.bodies))]
+            kept.bodies[what] = body
+        return kept.bodies[what]
+
+
+def _state_of(server: Server) -> list[tuple[Any, ...]]:
+    """All that the pages say of what is served, without holding a version in memory."""
+    return [
+        (
+            name,
+            variant.name,
+            variant.weight,
+            variant.shadow,
+            dict(variant.aspects),
+            weakref.ref(variant.loaded),
+            variant.loaded.absence,
+            variant.loaded.predictor.artifact.outputs,  # a pyfunc learns them from its first answer
+        )
+        for name, served in server.repository.table.items()
+        for variant in served.variants.values()
+    ]
 
 
 def _invocations(subject: Subject) -> str:
@@ -124,11 +185,11 @@ def _pasted(body: dict[str, Any]) -> str:
     return dump_json(body).decode() if body else ""
 
 
-def _base(request: RawRequest) -> str:
-    """The server's address as the caller knows it."""
+def _base(request: RawRequest) -> tuple[str, str]:
+    """The server's scheme and host as the caller knows them."""
     host = request.headers.get("host", "")
     scheme = request.headers.get("x-forwarded-proto", "http")
-    return f"{'https' if scheme == 'https' else 'http'}://{host if _HOST.fullmatch(host) else '127.0.0.1:8080'}"
+    return "https" if scheme == "https" else "http", host if _HOST.fullmatch(host) else "127.0.0.1:8080"
 
 
 def _groups(described: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

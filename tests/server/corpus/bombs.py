@@ -1,0 +1,285 @@
+"""Small or ordinary bodies that ask for much more memory than they have bytes, and what reading each may take.
+
+python -m tests.server.corpus.bombs NAME      # reads one: {"mib", "status", "message"} on stdout
+"""
+
+import gzip
+import io
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
+from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.server.grpc import tensors
+from mlflow_deploy_plugin.server.protocols import arrow, clouds, feedback, jsonlines, mlflow, npy, predict, tfserving
+from mlflow_deploy_plugin.server.protocols.content import JSON
+
+LIMIT = 16 * 1024 * 1024
+"""`server.max_body_bytes`, as it is without being said."""
+
+NPY, CSV, LINES, GRPC = "application/x-npy", "text/csv", "application/jsonl", "application/grpc"
+_ARTIFACT: Any = SimpleNamespace(outputs=())
+
+
+@dataclass(frozen=True)
+class Bomb:
+    """A body, of how it is said to be, for a model.
+
+    Attributes:
+        most_mib: that reading it may take beside the body itself.
+    """
+
+    media: str
+    schema: Schema
+    body: Callable[[], bytes]
+    most_mib: int = 96
+
+
+def _schema(**types: ColumnType) -> Schema:
+    inputs = tuple(Input(name, COLUMN_TYPES[kind], (-1, 1), (name,), None) for name, kind in types.items())
+    return compile_schema(tuple(Column(name, kind) for name, kind in types.items()), (), inputs)
+
+
+def _tensor(dtype: str, *shape: int) -> Schema:
+    return compile_schema((), (Tensor("", dtype, shape),), (Input("x", dtype, shape),))
+
+
+def _parquet(column: Any, **options: Any) -> Callable[[], bytes]:
+    def body() -> bytes:
+        sink = io.BytesIO()
+        parquet.write_table(pa.table({"x": column()}), sink, compression="zstd", **options)
+        return sink.getvalue()
+
+    return body
+
+
+def _stream(batches: Callable[[], list[Any]], compression: str | None = "zstd") -> Callable[[], bytes]:
+    def body() -> bytes:
+        sink = io.BytesIO()
+        written = batches()
+        options = pa.ipc.IpcWriteOptions(compression=compression)
+        with pa.ipc.new_stream(sink, written[0].schema, options=options) as writer:
+            for batch in written:
+                writer.write_batch(batch)
+        return sink.getvalue()
+
+    return body
+
+
+def _word(rows: int, characters: int, kind: Any = None) -> Any:
+    words = pa.array([b"x" * characters if pa.types.is_binary(kind or pa.string()) else "x" * characters], kind)
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), words)
+
+
+def _batches_of_words(count: int, rows: int, characters: int) -> Callable[[], list[Any]]:
+    return lambda: [pa.record_batch({"x": _word(rows, characters)})] * count
+
+
+def _views(count: int) -> list[Any]:
+    """Batches whose texts are all the same piece of one buffer."""
+    data = b"x" * 60_000
+    views = np.zeros((250, 4), "<i4")
+    views[:, 0], views[:, 1] = len(data), int.from_bytes(b"xxxx", "little")
+    buffers = [None, pa.py_buffer(views.tobytes()), pa.py_buffer(data)]
+    column = pa.Array.from_buffers(pa.string_view(), len(views), buffers)
+    return [pa.record_batch({"x": column})] * count
+
+
+def _filled(piece: bytes, before: bytes = b"", after: bytes = b"", by: bytes = b",") -> Callable[[], bytes]:
+    return lambda: before + by.join([piece] * ((LIMIT - 100) // len(piece + by))) + after
+
+
+def _keys() -> bytes:
+    return b'{"instances":[{' + b",".join(b'"%d":1' % number for number in range(1_400_000)) + b"}]}"
+
+
+def _huge_header() -> bytes:
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (999999999999, 3), }".ljust(117) + b"\n"
+    return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(24)
+
+
+NUMBER, TEXT, MATRIX, TEXTS = _schema(x="double"), _schema(x="string"), _tensor("float32", -1, 3), _tensor("str", -1, 1)
+_LISTS = pa.list_(pa.string())
+JSON_MIB = 450
+"""16 MiB of JSON or CSV as Python's objects: at most a million arrays and objects of up to 232 bytes, and texts, keys
+and numbers of up to 60 bytes for four in the body."""
+
+BOMBS: dict[str, Bomb] = {
+    "Parquet: a text for a number": Bomb(
+        arrow.PARQUET, NUMBER, _parquet(lambda: _word(500_000, 10_000), store_schema=False)
+    ),
+    "Parquet: bytes for a number": Bomb(
+        arrow.PARQUET, NUMBER, _parquet(lambda: pa.array([b"x" * 10_000] * 20_000, pa.binary()))
+    ),
+    "Parquet: bytes for a text": Bomb(
+        arrow.PARQUET, TEXT, _parquet(lambda: pa.array([b"x" * 10_000] * 20_000, pa.binary()))
+    ),
+    "Parquet: bytes of one length": Bomb(
+        arrow.PARQUET, NUMBER, _parquet(lambda: pa.array([b"x" * 10_000] * 20_000, pa.binary(10_000)))
+    ),
+    "Parquet: lists of texts for a number": Bomb(
+        arrow.PARQUET, NUMBER, _parquet(lambda: pa.array([["x" * 10_000]] * 20_000, _LISTS))
+    ),
+    "Parquet: lists of numbers for a number": Bomb(
+        arrow.PARQUET, NUMBER, _parquet(lambda: pa.array([[1.0] * 1000] * 5000))
+    ),
+    "Parquet: a text in every row": Bomb(
+        arrow.PARQUET, TEXT, _parquet(lambda: _word(500_000, 10_000), store_schema=False)
+    ),
+    "Parquet: texts for a tensor of texts": Bomb(
+        arrow.PARQUET, TEXTS, _parquet(lambda: pa.array(["x" * 10_000] * 20_000))
+    ),
+    "Parquet: lists of texts for a tensor of texts": Bomb(
+        arrow.PARQUET, TEXTS, _parquet(lambda: pa.array([["x" * 10_000]] * 20_000, _LISTS))
+    ),
+    "Parquet: texts for a tensor of numbers": Bomb(
+        arrow.PARQUET, MATRIX, _parquet(lambda: pa.array(["x" * 10_000] * 20_000))
+    ),
+    "Parquet: run lengths": Bomb(arrow.PARQUET, NUMBER, _parquet(lambda: pa.array(np.zeros(20_000_000)))),
+    "Parquet: run lengths that are just taken": Bomb(
+        arrow.PARQUET, NUMBER, _parquet(lambda: pa.array(np.zeros(8_000_000))), 350
+    ),
+    "Parquet: pages that unpack": Bomb(
+        arrow.PARQUET, NUMBER, _parquet(lambda: pa.array(np.zeros(8_000_000)), use_dictionary=False)
+    ),
+    "Arrow: buffers that unpack": Bomb(
+        arrow.STREAM, NUMBER, _stream(lambda: [pa.record_batch({"x": np.zeros(30_000_000)})])
+    ),
+    "Arrow: a text in every row": Bomb(arrow.STREAM, TEXT, _stream(_batches_of_words(1, 4_000_000, 10_000))),
+    "Arrow: a text in every row of many batches": Bomb(
+        arrow.STREAM, TEXT, _stream(_batches_of_words(900, 160, 100_000))
+    ),
+    "Arrow: views of one text": Bomb(arrow.STREAM, TEXT, _stream(lambda: _views(230), None)),
+    "Arrow: a text for a number": Bomb(arrow.STREAM, NUMBER, _stream(_batches_of_words(1, 4_000_000, 10_000))),
+    "Arrow: nulls": Bomb(arrow.STREAM, NUMBER, _stream(lambda: [pa.record_batch({"x": pa.nulls(2_000_000_000)})])),
+    "numpy: a shape": Bomb(NPY, MATRIX, _huge_header),
+    "JSON: three million empty rows": Bomb(JSON, NUMBER, lambda: b'{"inputs":[' + b"[]," * 3_000_000 + b"[]]}"),
+    "JSON: three million empty objects": Bomb(JSON, NUMBER, lambda: b'{"instances":[' + b"{}," * 3_000_000 + b"{}]}"),
+    "JSON: rows of nothing for many columns": Bomb(
+        JSON,
+        _schema(**{f"c{number}": "double" for number in range(1000)}),
+        lambda: (
+            b'{"instances":[{'
+            + b",".join(b'"c%d":1' % number for number in range(1000))
+            + b"}"
+            + b",{}" * 900_000
+            + b"]}"
+        ),
+        200,
+    ),
+    "JSON: objects of a key": Bomb(JSON, NUMBER, _filled(b'{"x":1}', b'{"instances":[', b"]}")),
+    "JSON: rows of a number": Bomb(JSON, NUMBER, _filled(b"[1]", b'{"inputs":[', b"]}")),
+    "JSON: rows for a tensor": Bomb(JSON, MATRIX, _filled(b"[]", b'{"inputs":[', b"]}")),
+    "JSON: depth": Bomb(JSON, MATRIX, _filled(b"[" * 900 + b"]" * 900, b'{"inputs":[', b"]}")),
+    "JSON: a million rows for a tensor": Bomb(
+        JSON, MATRIX, lambda: b'{"inputs":[' + b"[]," * 990_000 + b"[]]}", JSON_MIB
+    ),
+    "JSON: numbers": Bomb(JSON, NUMBER, _filled(b"1.5", b'{"inputs":[', b"]}"), JSON_MIB),
+    "JSON: texts": Bomb(JSON, NUMBER, _filled(b'"ab"', b'{"inputs":[', b"]}"), JSON_MIB),
+    "JSON: keys": Bomb(JSON, NUMBER, _keys, JSON_MIB),
+    "JSON: base64": Bomb("tf", TEXT, _filled(b'{"b64":"QUE="}', b'{"instances":[', b"]}")),
+    "JSON: records": Bomb("predict", NUMBER, _filled(b"{}", b"[", b"]")),
+    "JSON: Vertex AI": Bomb("vertex", NUMBER, _filled(b"{}", b'{"instances":[', b"]}")),
+    "JSON: feedback": Bomb("feedback", NUMBER, _filled(b"{}", b'{"feedback":[', b"]}")),
+    "JSON Lines: blank lines": Bomb(LINES, NUMBER, lambda: b"\n" * LIMIT),
+    "JSON Lines: empty objects": Bomb(LINES, NUMBER, _filled(b"{}", by=b"\n")),
+    "CSV: blank lines": Bomb(CSV, NUMBER, lambda: b"x\n" + b"\n" * 3_000_000),
+    "CSV: carriage returns": Bomb(CSV, NUMBER, lambda: b"x\n" + b"\r" * 3_000_000),
+    "CSV: a million columns": Bomb(CSV, NUMBER, lambda: b"," * 1_000_000 + b"\n1"),
+    "CSV: a million columns in quotes": Bomb(CSV, NUMBER, lambda: b'"\n"' + b"," * 1_000_000 + b"\n1", 128),
+    "CSV: lines of a comma": Bomb(CSV, NUMBER, _filled(b",", by=b"\n")),
+    "gRPC: empty tensors": Bomb(
+        GRPC, NUMBER, lambda: messages.ModelInferRequest(inputs=[{}]).SerializeToString() * 8_000_000
+    ),
+    "gRPC: empty outputs": Bomb(
+        GRPC, NUMBER, lambda: messages.ModelInferRequest(outputs=[{}]).SerializeToString() * 8_000_000
+    ),
+    "gRPC: empty bytes": Bomb(
+        GRPC, NUMBER, lambda: messages.ModelInferRequest(raw_input_contents=[b""]).SerializeToString() * 8_000_000
+    ),
+    "gRPC: texts": Bomb(
+        GRPC,
+        TEXT,
+        lambda: messages.ModelInferRequest(
+            inputs=[{"name": "x", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [b""] * 8_000_000}}]
+        ).SerializeToString(),
+        JSON_MIB,
+    ),
+    "CSV: fields": Bomb(CSV, NUMBER, lambda: b"x,y\n" + b"10,12\n" * 900_000, JSON_MIB),
+}
+
+
+def read(bomb: Bomb, body: bytes) -> None:
+    """
+    Raises:
+        OnnxserveError: it is refused.
+    """
+    if bomb.media in arrow.MEDIA_TYPES:
+        arrow.decode(bomb.media, body, bomb.schema, LIMIT)
+    elif bomb.media == GRPC:
+        tensors.decode(tensors.read_message(messages.ModelInferRequest, body), _ARTIFACT, bomb.schema)
+    elif bomb.media == NPY:
+        npy.decode(body, bomb.schema)
+    elif bomb.media == LINES:
+        jsonlines.decode(body, bomb.schema)
+    elif bomb.media == "tf":
+        tfserving.decode(body, bomb.schema)
+    elif bomb.media == "predict":
+        predict.decode_batch(JSON, body, bomb.schema)
+    elif bomb.media == "vertex":
+        clouds.read_vertex(JSON, body)
+    elif bomb.media == "feedback":
+        feedback.decode(JSON, body)
+    else:
+        mlflow.decode(bomb.media, body, bomb.schema)
+
+
+def _peak_mib() -> float:
+    """Of this process alone: `ru_maxrss` begins with what the parent had when it forked."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def _try(name: str, packed: Path) -> None:
+    """Reads one bomb, in a process of its own, and says on stdout what that took."""
+    body = gzip.decompress(packed.read_bytes())
+    assert len(body) <= LIMIT, len(body)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    before = _peak_mib()
+    resource.setrlimit(resource.RLIMIT_AS, (8 * 1024**3, 8 * 1024**3))
+    message = ""
+    try:
+        read(BOMBS[name], body)
+    except OnnxserveError as error:
+        message = f"{error.http_status} {error.message}"
+    sys.stdout.write(json.dumps({"name": name, "mib": _peak_mib() - before, "message": message}) + "\n")
+    sys.stdout.flush()
+
+
+def main(packed: Mapping[str, str]) -> None:
+    mlflow.decode(JSON, b'{"inputs":[[1]]}', NUMBER)  # what is imported by the first is nobody's cost
+    pa.ipc.IpcReadOptions()
+    for name, path in packed.items():
+        if (child := os.fork()) == 0:
+            with suppress(BaseException):
+                _try(name, Path(path))
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

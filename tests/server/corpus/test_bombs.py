@@ -1,0 +1,32 @@
+"""What a body may unpack to is bounded: the memory that a process of its own takes to read each bomb."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.server.corpus.bombs import BOMBS
+
+ROOT = Path(__file__).parents[3]
+TAKEN = {"Parquet: run lengths that are just taken", "JSON: numbers", "CSV: fields"}
+"""Those that a model takes; all others are refused."""
+
+
+@pytest.mark.parametrize("kind", ["Parquet", "Arrow", "numpy", "JSON", "JSON Lines", "CSV", "gRPC"])
+def test_a_bomb_takes_no_more_memory_than_it_may(tmp_path: Path, kind: str) -> None:
+    names = [name for name in BOMBS if name.startswith(kind + ":")]
+    packed = {name: str(tmp_path / str(number)) for number, name in enumerate(names)}
+    for name, path in packed.items():
+        Path(path).write_bytes(gzip.compress(BOMBS[name].body(), 1))
+    command = [sys.executable, "-m", "tests.server.corpus.bombs", json.dumps(packed)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300, check=True)
+    told = {line["name"]: line for line in map(json.loads, ran.stdout.splitlines())}
+    assert list(told) == names, ran.stderr[-2000:]  # one that is not among them has ended its process
+    assert {name: line for name, line in told.items() if line["mib"] >= BOMBS[name].most_mib} == {}
+    refused = {name for name, line in told.items() if line["message"].startswith(("400 ", "413 "))}
+    assert set(names) - refused == TAKEN & set(names), told

@@ -1,0 +1,41 @@
+"""Which name was meant, and how many are looked at and shown."""
+
+import time
+
+import pytest
+
+from mlflow_deploy_plugin.nearest import did_you_mean, listed, mistaken, near, nearest
+
+
+def test_the_nearest_known_name_is_meant() -> None:
+    assert nearest("dep_tme", ["arr_time", "dep_time", "carrier"]) == "dep_time"
+    assert nearest("xyz", ["dep_time"]) is None
+    assert near("/invocation", ["/invocations", "/endpoints/NAME/invocations", "/ping"], 3)[0] == "/invocations"
+    assert did_you_mean("dep_tme", ["dep_time"]) == "; did you mean 'dep_time'?"
+
+
+@pytest.mark.parametrize(
+    ("missing", "unknown", "told"),
+    [
+        (["dep_time"], ["dep_tme"], "; 'dep_tme' is not known: did you mean 'dep_time'?"),
+        (["hour", "dep_time"], ["x", "dep_tme"], "; 'dep_tme' is not known: did you mean 'dep_time'?"),
+        (["dep_time"], ["xyz"], "; 'xyz' is not known"),
+        (["dep_time"], [], ""),
+    ],
+)
+def test_what_came_in_place_of_what_is_missing_is_named(missing: list[str], unknown: list[str], told: str) -> None:
+    assert mistaken(missing, unknown) == told
+
+
+def test_a_list_is_cut_at_ten_and_has_the_nearest_name_first() -> None:
+    names = [f"column {letter}" for letter in "abcdefghijk"] + ["dep_time"]
+    assert listed(names[:10]) == ", ".join(names[:10])
+    assert listed(names, "dep_tme").startswith("dep_time, column a, ")
+    assert listed(names, "dep_tme").endswith(" and 2 more")
+
+
+def test_a_hostile_number_of_long_names_costs_milliseconds() -> None:
+    began = time.process_time()
+    mistaken((f"wanted {number}" for number in range(5000)), ("x" * 1_000_000 for _ in range(100_000)))
+    nearest("x" * 10_000_000, (f"known {number}" for number in range(1_000_000)))
+    assert time.process_time() - began < 5
