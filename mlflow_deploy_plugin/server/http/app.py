@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.head import NO_HOST, check_host, path_of
 from mlflow_deploy_plugin.server.http.lines import BrokenAnswer, answer_lines, are_lines
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, refused
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, fit_headers, refused
 from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.settings import load_settings
 
@@ -75,9 +75,8 @@ def _streamed(server: Server, raw: RawRequest) -> Response:
         if not _drain(stream, length):
             _give_up(stream)
         return _flask_response(response)
-    return Response(
-        _gathered(pieces, server.max_body_bytes), response.status, response.headers, content_type=response.content_type
-    )
+    held = _gathered(pieces, server.max_body_bytes)
+    return Response(held, response.status, fit_headers(response.headers), content_type=response.content_type)
 
 
 def _gathered(pieces: Generator[bytes, None, None], limit: int) -> Iterator[bytes]:
@@ -165,7 +164,7 @@ def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> byt
 
 
 def _flask_response(response: RawResponse) -> Response:
-    flask = Response(response.body, response.status, response.headers, content_type=response.content_type)
+    flask = Response(response.body, response.status, fit_headers(response.headers), content_type=response.content_type)
     if response.status == 204:
         del flask.headers["Content-Type"]
     return flask
