@@ -147,6 +147,10 @@ def worker_of(served: Served) -> psutil.Process:
     return psutil.Process(random.choice(alive))
 
 
+def gunicorn_of(served: Served) -> psutil.Process:
+    return psutil.Process(worker_of(served).ppid())
+
+
 def kill_all_of(served: Served) -> None:
     """At once: none of them gets to know that the supervisor is gone, which would be an orderly end."""
     for pid in sorted(one.pid for one in served.members()):
@@ -156,7 +160,7 @@ def kill_all_of(served: Served) -> None:
     wait_until(lambda: not served.members(), PATIENCE, "the end of all")
 
 
-def test_a_killed_worker_a_killed_agent_and_a_log_that_is_down_lose_nothing(
+def test_a_killed_worker_gunicorn_and_agent_and_a_log_that_is_down_lose_nothing(
     start: Callable[[], Served], log: Log, tmp_path: Path
 ) -> None:
     served = start()
@@ -167,7 +171,9 @@ def test_a_killed_worker_a_killed_agent_and_a_log_that_is_down_lose_nothing(
         assert (load.refused, load.broken) == ([], 0)
         worker_of(served).kill()
         load.wait_for(15)
-        broken = load.broken  # what the worker had in hand
+        gunicorn_of(served).kill()
+        load.wait_for(15)
+        broken = load.broken  # what the workers had in hand
         wait_until(lambda: Path(log.uri).is_dir(), PATIENCE, "a first file")
         Path(log.uri).rename(tmp_path / "kept")
         Path(log.uri).write_text("a file where the folder should be")
