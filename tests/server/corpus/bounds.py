@@ -105,6 +105,10 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         "http/connection.py: sweep; http/gthread.py: murder_pending",
         _both({"fastpath.FastProtocol.sweep": _NOTHING}, {"gthread.GracefulThreadWorker.murder_pending": _NOTHING}),
     ),
+    "callers": (
+        "http/v2_extensions.py: check_caller",
+        _answer(server__http__v2_extensions__check_caller=_NOTHING),
+    ),
     "content type": (
         "protocols/content.py: media_type",
         _answer(server__protocols__content__media_type="lambda content_type, accepted: accepted[0]"),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tests.server.corpus.case import AnyCase, BodyCase, Case, Ends, Route
-from tests.server.corpus.routes import ALL, MAX_BODY_BYTES, ONE_A_FORM, POSTS, RECORDS, TREE_WIDE, reading
+from tests.server.corpus.routes import ADMIN, ALL, MAX_BODY_BYTES, ONE_A_FORM, POSTS, RECORDS, TREE_WIDE, reading
 
 Build = Callable[[Route], bytes]
 
@@ -204,6 +204,20 @@ CHUNKS = _refused(
         "a chunk that ends with LF": _chunks(b"3\nabc\n0\n\n\r\n\r\n"),
     },
 )
+CALLERS: list[AnyCase] = [
+    BodyCase(name, "callers", lambda route: b"{}", ADMIN[1:], status, (word,), headers)
+    for name, headers, status, word in (
+        ("text from a web page", {"Content-Type": "text/plain"}, 415, "text/plain"),
+        ("a form of a web page", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "urlencoded"),
+        ("a page of elsewhere", {"Origin": "http://evil.example"}, 403, "http://evil.example"),
+        ("a page of another port", {"Origin": "http://localhost:1"}, 403, "http://localhost:1"),
+        ("a page that hides", {"Origin": "null"}, 403, "null"),
+        ("a name that leads here", {"Host": "evil.example"}, 403, "evil.example"),
+        ("its page", {"Host": "evil.example", "Origin": "http://evil.example"}, 403, "evil.example"),
+        ("a name that begins as ours", {"Host": "localhost.evil.example"}, 403, "localhost.evil.example"),
+        ("a number for an address", {"Host": "2130706433"}, 403, "2130706433"),
+    )
+]
 TIMES: list[AnyCase] = [
     Case("an empty time of an event", "event time", _with(b"X-Event-Time:"), 400, RECORDS, ("X-Event-Time", "RFC 3339"))
 ]
@@ -291,6 +305,7 @@ CASES: list[AnyCase] = [
     *SMUGGLING,
     *CODINGS,
     *CHUNKS,
+    *CALLERS,
     *TIMES,
     *MEASURES,
     *BODIES,
