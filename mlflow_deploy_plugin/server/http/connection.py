@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError
 from mlflow_deploy_plugin.server.http.body import Body
 from mlflow_deploy_plugin.server.http.exchange import Exchange
 from mlflow_deploy_plugin.server.http.front import Front
-from mlflow_deploy_plugin.server.http.head import Head
+from mlflow_deploy_plugin.server.http.head import EMPTY_LINE, Head
 from mlflow_deploy_plugin.server.http.messages import refused
 from mlflow_deploy_plugin.server.http.reply import reply
 
@@ -114,7 +114,7 @@ class Connection(asyncio.Protocol):
             self._deadline = now + self._limits.request_seconds  # it is the model that takes its time
         elif self._body is not None:
             self._refuse(RequestTimeout(self._body.missing()))
-        elif self._buffer:
+        elif self._has_begun:
             self._refuse(RequestTimeout("the head of the request did not arrive in time"))
         else:
             self._transport.close()
@@ -149,12 +149,12 @@ class Connection(asyncio.Protocol):
             return
         self._deadline = self._front.now + self._limits.keep_alive_seconds
         self._read_on()
-        if self._buffer:
+        if self._buffer not in (b"", EMPTY_LINE):
             self._go_on_soon()
         elif self._has_eof or self._is_ending:
             self._transport.close()
         else:
-            self._is_resting = True
+            self._is_resting = not self._buffer
 
     def _read_on(self) -> None:
         if self._is_paused:

@@ -1,0 +1,43 @@
+"""Hostile bytes, in one piece and cut in two at any place: both workers read them alike, and go on or close alike."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.server.corpus import raw
+from tests.server.corpus.raw import Raw, exchanged
+
+_AT_ONCE = 8
+
+
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
+def test_hostile_bytes_are_read_alike_by_both_workers_however_they_are_cut(tried: dict[str, Any], kind: str) -> None:
+    port = tried[kind].wire.port
+
+    def check(job: tuple[Raw, int]) -> str:
+        case, cut = job
+        found = exchanged(port, [case.sent[:cut], case.sent[cut:]] if cut else [case.sent])
+        if found == (case.statuses, case.goes_on):
+            return ""
+        return f"{case.name}, cut behind {case.sent[max(0, cut - 20) : cut]!r}: {found}"
+
+    jobs = [(case, cut) for case in raw.CASES for cut in (0, *case.cuts)]
+    jobs.sort(key=lambda job: job[1])  # so that few streams are read at the same time
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        assert [wrong for wrong in pool.map(check, jobs) if wrong] == []
+    assert len(jobs) > 2000
+    assert len({case.name for case in raw.CASES}) == len(raw.CASES)
+
+
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
+def test_hostile_bytes_that_come_one_by_one_are_read_alike(tried: dict[str, Any], kind: str) -> None:
+    port = tried[kind].wire.port
+    cases = [case for case in raw.CASES if len(case.sent) < 250][::3]
+
+    def check(case: Raw) -> str:
+        found = exchanged(port, [case.sent[place : place + 1] for place in range(len(case.sent))], pause=0.0002)
+        return "" if found == (case.statuses, case.goes_on) else f"{case.name}: {found}"
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        assert [wrong for wrong in pool.map(check, cases) if wrong] == []
