@@ -13,6 +13,10 @@ same; here nothing waits.
 And a request that came together with the one before it waits there until the client sends something more: it lies in
 the parser's buffer, and the selector hears nothing of it.
 
+And a client that says nothing takes a thread of it for 5 s; here it takes none before its first byte. Where the places
+for connections are taken, the one that has been silent the longest goes; and where requests wait for a thread, so do
+those whose own come more slowly than anybody's would.
+
 Heads and bodies are read by the rules of the accelerated worker (`http/head.py`, `http/body.py`), so that nothing is
 read in two ways: gunicorn's answer to an invalid trailer was a traceback, and the next request went with it; it bounds
 neither the line of a chunk's size nor what follows the last chunk.
@@ -32,13 +36,27 @@ from typing import Any
 
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.message import Request
+from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import ThreadWorker
 
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.server.http.body import open_body
+from mlflow_deploy_plugin.server.http.body import SLOWEST_BYTES_PER_SECOND, open_body
 from mlflow_deploy_plugin.server.http.head import Head, take_head
 
 _LINGER_SECONDS, _LINGER_BYTES = 5.0, 64 * 1024 * 1024
+_SLOW_SECONDS = 3.0
+"""What a request may lag behind `SLOWEST_BYTES_PER_SECOND` where others wait for its thread."""
+
+
+class _Unreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
+    """Counts what has come."""
+
+    come = 0
+
+    def chunk(self) -> bytes:
+        piece: bytes = super().chunk()
+        self.come += len(piece)
+        return piece
 
 
 class _Body:
@@ -145,6 +163,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     def init_process(self) -> None:
         """Accepted connections inherit the listener's send timeout (Linux); gunicorn leaves it as it is."""
         self._begun: dict[Any, float] = {}
+        self._waiting: set[Any] = set()  # for a thread
         self._lingering: dict[socket.socket, list[float]] = {}
         for listener in self.sockets:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", self.cfg.timeout, 0))
@@ -152,7 +171,9 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
 
     def handle(self, conn: Any) -> Any:
         """As gunicorn's; runs in a thread of the pool, from the first byte of a request to the last of its answer."""
+        conn.body, conn.come_before = None, _come(conn)
         self._begun[conn] = time.monotonic()
+        self._waiting.discard(conn)
         try:
             return super().handle(conn)
         finally:
@@ -161,6 +182,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """As gunicorn's; the application may give up a body (`http/app.py`), and with it the connection: nobody knows
         where the next request begins. And of a streamed one it says when the client is awaited."""
+        conn.body = req.body
         req.body.give_up = req.force_close
         req.body.awaits_client = partial(self._awaits_client, conn)
         try:
@@ -175,6 +197,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """As gunicorn's, but what has come already of the next request is read at once."""
+        conn.silent_since = time.monotonic()
         goes_on = not fs.cancelled() and fs.exception() is None and fs.result() is True
         if goes_on and _holds_bytes(conn):
             self.enqueue_req(conn)
@@ -184,11 +207,16 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     def murder_pending(self) -> None:
         """Runs once a second in the main thread. A request that has come whole does not notice the end of listening."""
         super().murder_pending()
-        self._end_lingering(time.monotonic())
-        late = time.monotonic() - self.cfg.timeout
-        for connection in [connection for connection, begun in self._begun.copy().items() if begun < late]:
+        now = time.monotonic()
+        self._end_lingering(now)
+        begun = self._begun.copy()
+        late = [conn for conn, since in begun.items() if since < now - self.cfg.timeout]
+        if waiting := len(self._waiting):
+            slow = sorted((_lag(conn, now - since), id(conn), conn) for conn, since in begun.items())
+            late += [conn for lag, _, conn in slow[-waiting:] if lag > _SLOW_SECONDS]
+        for conn in late:
             with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RD)
+                conn.sock.shutdown(socket.SHUT_RD)
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """As gunicorn's, with an answer in our form instead of a page of HTML; `exc` is what its parser found."""
@@ -198,15 +226,32 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             client.sendall(unparsed.answer_to(exc))
 
     def accept(self, listener: socket.socket) -> None:
-        """As gunicorn's, which may be told of a client in the same moment in which it has closed the listener."""
+        """As gunicorn's, which may be told of a client in the same moment in which it has closed the listener.
+
+        Whoever takes the last place but one has that of the client that has been silent the longest.
+        """
         if listener.fileno() >= 0:
             super().accept(listener)
+        if self.nr_conns >= self.worker_connections:
+            idle = [(conns[0].silent_since, conns[0]) for conns in (self.keepalived_conns, self.pending_conns) if conns]
+            for _, conn in sorted(idle, key=lambda one: one[0])[:1]:
+                conn.timeout = 0.0
+                self.murder_keepalived()
+                super().murder_pending()
 
     def enqueue_req(self, conn: Any) -> None:
-        """As gunicorn's, for a connection that is read as ours, and closes without waiting."""
+        """As gunicorn's, for a connection that is read as ours, closes without waiting, and has sent something."""
         conn.may_still_send = True
         conn.init = partial(_init, conn)
         conn.close = partial(self._close, conn)
+        if self.alive and not (conn.initialized or conn.data_ready):
+            conn.sock.setblocking(False)
+            conn.silent_since = time.monotonic()
+            conn.timeout = conn.silent_since + self.cfg.timeout
+            self.pending_conns.append(conn)
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+            return
+        self._waiting.add(conn)
         super().enqueue_req(conn)
 
     def _close(self, conn: Any, graceful: bool = False) -> None:
@@ -284,5 +329,22 @@ def _sends_on(conn: Any) -> bool:
 
 def _init(conn: Any) -> None:
     """As gunicorn's `TConn.init`; what it makes reads requests as we do."""
+    is_new = not conn.initialized
     type(conn).init(conn)
-    conn.parser.mesg_class = _Request
+    if is_new:
+        conn.parser.mesg_class = _Request
+        conn.parser.unreader = _Unreader(conn.sock)
+
+
+def _come(conn: Any) -> int:
+    """Bytes that the client has sent."""
+    come: int = conn.parser.unreader.come if conn.initialized and conn.parser is not None else 0
+    return come
+
+
+def _lag(conn: Any, seconds: float) -> float:
+    """How far what has come in these seconds lies behind the slowest rate; negative: nothing more is to come."""
+    if conn.body is not None and conn.body.is_whole:
+        return -math.inf
+    come: int = _come(conn) - conn.come_before
+    return seconds - come / SLOWEST_BYTES_PER_SECOND
