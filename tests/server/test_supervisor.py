@@ -3,9 +3,11 @@
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,6 +16,7 @@ import requests
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.server.state import AGENT, SERVER, AgentState, ServerState, read_state, read_workers
 from mlflow_deploy_plugin.server.supervisor import claimed
+from support.pyfuncs import save_pyfuncs
 from support.serving import Served, servers_below
 from support.waiting import wait_until
 
@@ -58,6 +61,34 @@ def test_a_signal_ends_everything_in_order(start: Start, number: signal.Signals)
     assert running.end(number) == 0
     assert not (running.state_dir / SERVER).exists()
     assert not list((running.state_dir / "spool").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
+def test_requests_that_hold_every_thread_hold_the_end_back_for_the_graceful_timeout_and_no_longer(
+    serve: Start, tmp_path: Path, kind: str
+) -> None:
+    model = save_pyfuncs(tmp_path, ["troubled"])["troubled"]
+    options = (f"server.worker_class={kind}", "server.graceful_timeout_seconds=2")
+    running = serve("-m", str(model), *(word for option in options for word in ("-C", option))).wait_ready()
+    hanging = {"dataframe_split": {"columns": ["do"], "data": [["hang"]]}}
+    with ThreadPoolExecutor(4) as clients:
+        asked = [
+            clients.submit(requests.post, f"{running.url}/invocations", json=hanging, timeout=60) for _ in range(4)
+        ]
+        port = int(running.url.rpartition(":")[2])
+        wait_until(lambda: len(connections_to(port)) == 4, what="all of them")
+        began = time.monotonic()
+        assert running.end() == 0
+        assert 1.5 < time.monotonic() - began < 15  # and not the 60 s that a request may take
+        assert {type(one.exception()) for one in asked} == {requests.ConnectionError}
+
+
+def connections_to(port: int) -> list[Any]:
+    return [
+        one
+        for one in psutil.Process().net_connections("tcp4")
+        if one.raddr and one.raddr.port == port and one.status == psutil.CONN_ESTABLISHED
+    ]
 
 
 def test_a_supervisor_that_is_killed_takes_its_children_along(start: Start) -> None:
