@@ -215,11 +215,17 @@ class _Supervisor:
 
     def _restart_gunicorn(self, dead: Child) -> None:
         """As soon as it is due, and nothing of the one before lives."""
-        now = time.monotonic()
-        if dead.signal_group(signal.SIGKILL if now >= self._kill_orphans_at else 0):
-            return
-        if now >= self._restart_gunicorn_at:
+        if not self._has_orphans(dead) and time.monotonic() >= self._restart_gunicorn_at:
             self._start_gunicorn()
+
+    def _has_orphans(self, dead: Child) -> bool:
+        """Whether a worker of it lives; those whose time is up are killed."""
+        return dead.signal_group(signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0)
+
+    def _end_orphans(self, dead: Child) -> None:
+        while self._has_orphans(dead) and time.monotonic() < self._kill_orphans_at + _ORPHAN_SECONDS:
+            signal.sigtimedwait(self._signals, _TICK_SECONDS)
+            self._children.reap()
 
     def _mind_agent(self) -> None:
         if self._agent is None:
@@ -295,8 +301,8 @@ class _Supervisor:
         self._listener.close()  # gunicorn's alone now: when it lets go, connections are refused
         if self._gunicorn is not None:
             self._end_child(self._gunicorn, self._server.graceful_timeout_seconds + 5.0)
-            if self._restart_gunicorn_at < math.inf:  # it was killed, and its workers may live still
-                self._gunicorn.signal_group(signal.SIGKILL)
+            if self._restart_gunicorn_at < math.inf:  # it was killed, and its workers may write to the spool still
+                self._end_orphans(self._gunicorn)
         if self._agent is not None:
             self._end_child(self._agent, _AGENT_END_SECONDS)
         if (self._agent is None or self._agent.exit_status) and any((self._state_dir / SPOOL).glob("*.seg")):

@@ -148,7 +148,13 @@ def worker_of(served: Served) -> psutil.Process:
 
 
 def gunicorn_of(served: Served) -> psutil.Process:
-    return psutil.Process(worker_of(served).ppid())
+    """The parent of its workers; those that it left behind when it was killed are the supervisor's."""
+
+    def found() -> list[psutil.Process]:
+        children = psutil.Process(served.process.pid).children()
+        return [one for one in children if "gunicorn" in one.cmdline() and one.children()]
+
+    return psutil.Process(wait_until(found, PATIENCE, "gunicorn")[0].pid)
 
 
 def kill_all_of(served: Served) -> None:
@@ -232,6 +238,28 @@ def test_agents_and_workers_killed_again_and_again_under_load(start: Callable[[]
     assert served.end() == 0, served.log.read_text()
     log.has_all(load.answered)
     mark = log.told()
+    assert mark.shipped_rows[ENDPOINT] == len(log.predictions()) >= mark.captured_rows[ENDPOINT]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_gunicorn_killed_again_and_again_under_load_and_at_the_end(
+    start: Callable[[], Served], log: Log, goes_on: bool
+) -> None:
+    draw = random.Random(7)
+    served = start()
+    with asking(served.url, 3) as load:
+        for _ in range(3):
+            load.wait_for(50)
+            time.sleep(draw.uniform(0, 2.5))
+            gunicorn_of(served).kill()
+        if goes_on:
+            load.wait_for(50)
+    assert load.refused == []
+    assert served.end() == 0, served.log.read_text()
+    log.has_all(load.answered)
+    mark = log.told()
+    assert mark.ended
     assert mark.shipped_rows[ENDPOINT] == len(log.predictions()) >= mark.captured_rows[ENDPOINT]
 
 
