@@ -26,6 +26,7 @@
     ├── InferenceError              400 BAD_REQUEST              the runtime refused this input
     ├── GateRefused                 403 PERMISSION_DENIED        a version that has not passed its gate
     ├── CodeRefused                 403 PERMISSION_DENIED        a model's own code may not run here
+    ├── CallerRefused               403 PERMISSION_DENIED        a web page of elsewhere may not change what is served
     ├── RuntimeMissing              500 INTERNAL_ERROR           no ONNX Runtime is installed
     ├── DeviceUnavailable           500 INTERNAL_ERROR           the device asked for is not really used
     ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not answer
@@ -203,6 +204,13 @@ class InferenceError(OnnxserveError):
 
 class GateRefused(OnnxserveError):
     """A version is to be promoted or served that has not passed its gate; the message says what failed."""
+
+    http_status = 403
+    error_code = "PERMISSION_DENIED"
+
+
+class CallerRefused(OnnxserveError):
+    """A request that changes what is served comes, or may come, from a web page that is not this server's."""
 
     http_status = 403
     error_code = "PERMISSION_DENIED"

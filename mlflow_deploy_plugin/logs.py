@@ -7,6 +7,7 @@
 import logging
 import os
 import sys
+from typing import ClassVar
 
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.version import __version__
@@ -29,9 +30,25 @@ def configure_logging(settings: Settings, process: str) -> None:
 def _formatter(settings: Settings, process: str) -> logging.Formatter:
     if settings.log_format == "text":
         who = f"[{process} {os.getpid()}]" if process == "worker" else f"[{process}]"
-        return logging.Formatter(f"%(asctime)s {who} %(levelname)s %(message)s")
+        return _Lines(f"%(asctime)s {who} %(levelname)s %(message)s")
     import ecs_logging  # only where it is asked for
 
     service = {"name": "onnxserve", "version": __version__, "node": {"role": process}}
     formatter: logging.Formatter = ecs_logging.StdlibFormatter(extra={"service": service})
     return formatter
+
+
+class _Lines(logging.Formatter):
+    """Each record begins a line, and nothing else does: what a message or an exception quotes could pass for one."""
+
+    _ESCAPES: ClassVar[dict[int, str]] = {
+        code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+    }
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        return super().formatMessage(record).translate(self._ESCAPES)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A traceback follows its message, indented."""
+        line, *more = super().format(record).split("\n")
+        return "\n".join([line, *(f"    {text.translate(self._ESCAPES)}" for text in more)])

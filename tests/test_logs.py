@@ -1,6 +1,8 @@
 """What a server's processes write to their log, as a log store reads it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,29 @@ import pytest
 
 from support.models import IDENTITY, write_model
 from support.waiting import wait_until
+
+FORGED = "a\r\n2030-01-01 00:00:00,000 [serve] ERROR forged\x1b[2J\u2028b"
+_SAYS = f"""
+import logging
+from mlflow_deploy_plugin.logs import configure_logging
+from mlflow_deploy_plugin.settings import Settings
+configure_logging(Settings(), "serve")
+logging.getLogger("x").error("loading %s failed", {FORGED!r})
+try:
+    raise ValueError({FORGED!r})
+except ValueError:
+    logging.getLogger("x").exception("it failed")
+"""
+
+
+def test_what_a_line_quotes_begins_no_line_of_its_own() -> None:
+    told = subprocess.run([sys.executable, "-c", _SAYS], capture_output=True, check=True).stderr.decode()
+    lines = [line for line in told.splitlines() if not line.startswith("    ")]
+    assert len(lines) == 2, told
+    assert r"[serve] ERROR loading a\r\n2030-01-01 00:00:00,000 [serve] ERROR forged\x1b[2J\u2028b failed" in lines[0]
+    assert lines[1].endswith("[serve] ERROR it failed")
+    assert "\x1b" not in told
+    assert "    Traceback (most recent call last):" in told
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ def describe(deployment: Deployment) -> dict[str, Any]:
         "pid": seen.pid or "",
         "workers": {pid: f"{wanted.model if wanted else ''} {one.version or 'nothing'}" for pid, one in loaded.items()},
         "started": _shown(seen.started_at),
+        "restarts": "" if seen.restarts is None else seen.restarts,
         "created": endpoint.created_at.isoformat(timespec="seconds"),
         "updated": endpoint.updated_at.isoformat(timespec="seconds"),
         "log": seen.log,
@@ -97,6 +98,7 @@ def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
             for pid, variants in _loaded(observed).items()
         },
         "started": _shown(seen.started_at),
+        "restarts": "" if seen.restarts is None else seen.restarts,
         "created": endpoint.created_at.isoformat(timespec="seconds"),
         "updated": endpoint.updated_at.isoformat(timespec="seconds"),
         "log": seen.log,

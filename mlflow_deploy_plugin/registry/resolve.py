@@ -1,5 +1,6 @@
 """A model URI → one concrete version, before anything is fetched."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
 _STAGES = {stage.lower(): stage for stage in ("None", "Staging", "Production", "Archived")}
 _SHOWN_VERSIONS = 10
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNREGISTERED = Standing(False, "", "only a registered version can pass a gate")
 
 
@@ -41,6 +43,16 @@ class ResolvedModel:
     followed: bool = False
     aspects: dict[str, str] = field(default_factory=dict)
     standing: Standing = _UNREGISTERED
+
+    def __post_init__(self) -> None:
+        """MLflow lets a name hold line ends; here it is shown in headers, metrics and logs.
+
+        Raises:
+            InvalidConfig: the name or the version has a control character.
+        """
+        for what, text in (("name", self.name), ("version", self.version)):
+            if _CONTROL.search(text):
+                raise InvalidConfig(f"the {what} {text[:200]!r} of a model has control characters; it cannot be served")
 
     @property
     def identity(self) -> str:

@@ -1,7 +1,8 @@
 """The child processes of the supervisor: each in its own process group, reaped, and never left behind.
 
-The kernel tells a child when the supervisor dies (PR_SET_PDEATHSIG), so that not even SIGKILL leaves one running. All
-reaping is done in one place, `Children.reap`: as process 1 of a container the supervisor inherits orphans too.
+The kernel tells a child when the supervisor dies (PR_SET_PDEATHSIG), so that not even SIGKILL leaves one running. The
+workers of a gunicorn that was killed fall to the supervisor, in a container or not (PR_SET_CHILD_SUBREAPER), and are
+known by their process group. All reaping is done in one place, `Children.reap`.
 """
 
 import ctypes
@@ -11,7 +12,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -42,9 +43,22 @@ class Child:
         if self.exit_status is None:
             os.kill(self.pid, number)
 
-    def kill_group(self) -> None:
-        if self.exit_status is None:
-            os.killpg(self.pid, signal.SIGKILL)
+    def signal_group(self, number: int) -> bool:
+        """Sends to it and to all that it has started, or only to those where it has ended; 0 is sent to nobody.
+
+        Returns:
+            False: none of them lives.
+        """
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def adopt_orphans() -> None:
+    """What the children of this process leave behind becomes its own children."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 @dataclass

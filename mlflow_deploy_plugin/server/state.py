@@ -212,14 +212,22 @@ class Followed(_State):
     references: tuple[FollowedReference, ...] = ()
 
 
+Phase = Literal["starting", "serving", "stopping"]
+
+
 class ServerState(_State):
-    """Written by the supervisor once it knows its port; removed when it ends in good order."""
+    """Written by the supervisor once it knows its port; removed when it ends in good order.
+
+    Attributes:
+        restarts: how often gunicorn was killed, and started anew, since `started_at`.
+    """
 
     pid: int
     host: str
     port: int
     started_at: float
-    phase: Literal["starting", "serving", "stopping"] = "starting"
+    phase: Phase = "starting"
+    restarts: int = 0
 
 
 StateT = TypeVar("StateT", bound=_State)

@@ -1,13 +1,16 @@
 """`onnxserve serve`: a small supervisor (process 1 in the image) of gunicorn and the agent.
 
 Order of things: take the state folder and the port, start the agent, wait until it has resolved and fetched, start
-gunicorn on the socket, say so when every worker is ready. An agent that crashes is started anew; when gunicorn leaves,
-everything leaves. On SIGTERM gunicorn finishes what is in flight, then the agent ships what was captured and ends.
+gunicorn on the socket, say so when every worker is ready. An agent that crashes is started anew. So is a gunicorn that
+was killed after it had been ready: on the same socket, which keeps new clients meanwhile, once no worker of the old one
+lives. One that leaves in good order takes everything along, and so does one that is killed again and again. On SIGTERM
+gunicorn finishes what is in flight, then the agent ships what was captured and ends.
 """
 
 import fcntl
 import http.client
 import logging
+import math
 import os
 import signal
 import socket
@@ -19,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
-from mlflow_deploy_plugin.server.children import Child, Children, watched_signals
+from mlflow_deploy_plugin.server.children import Child, Children, adopt_orphans, watched_signals
 from mlflow_deploy_plugin.server.grpc.port import reserved
 from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.listener import listen_on, reachable_host, reachable_url
@@ -30,8 +33,10 @@ from mlflow_deploy_plugin.server.state import (
     SPOOL,
     WANTED,
     AgentState,
+    Phase,
     ServerState,
     Wanted,
+    lives,
     read_state,
     read_workers,
     write_state,
@@ -46,6 +51,10 @@ _AGENT_END_SECONDS = 30.0
 _CRASHES_BEFORE_READY = 3
 _LONGEST_RESTART_SECONDS = 30.0
 _STABLE_SECONDS = 60.0
+_MOST_DEATHS = 4
+"""Of gunicorn, each within `_STABLE_SECONDS` of its start; it is started anew at once, then after 0.5 and 1 s."""
+_ORPHAN_SECONDS = 2.0
+"""What the workers of a killed gunicorn have to finish the requests in flight, while nobody takes new ones."""
 
 
 @contextmanager
@@ -85,12 +94,13 @@ def supervise(state_dir: Path, follow: bool, announce: Callable[[str], None]) ->
     Raises:
         InvalidConfig: the spec is none, or one of its ports cannot be used.
         RuntimeMissing: it asks for gRPC, and grpcio is not installed.
-        DeploymentFailed: the server did not become ready (the message says why), or its workers are gone.
+        DeploymentFailed: the server did not become ready (the message says why), or gunicorn is gone for good.
     """
     server = load_specs((state_dir / SPEC).read_text())[0].server
     with reserved(server):
         listener = listen_on(server.host, server.port)
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
+        adopt_orphans()
         try:
             _Supervisor(state_dir, server, listener, follow, announce).run()
         finally:
@@ -129,7 +139,13 @@ class _Supervisor:
         self._agent_crashes = 0
         self._restart_agent_at = 0.0
         self._gunicorn: Child | None = None
-        self._is_ready = False
+        self._gunicorn_started = 0.0
+        self._gunicorn_deaths = 0
+        self._restart_gunicorn_at = math.inf
+        self._kill_orphans_at = math.inf
+        self._restarts = 0
+        self._is_ready = False  # it was, once
+        self._phase: Phase = "starting"
 
     def run(self) -> None:
         self._write("starting")
@@ -158,7 +174,7 @@ class _Supervisor:
             _Stop, DeploymentFailed
         """
         while not done():
-            received = signal.sigtimedwait(self._signals, 1.0 if self._is_ready else _TICK_SECONDS)
+            received = signal.sigtimedwait(self._signals, 1.0 if self._phase == "serving" else _TICK_SECONDS)
             if received is not None and received.si_signo != signal.SIGCHLD:
                 raise _Stop
             self._children.reap()
@@ -166,12 +182,50 @@ class _Supervisor:
             self._mind_agent()
 
     def _mind_gunicorn(self) -> None:
-        if self._gunicorn is None or self._gunicorn.exit_status is None:
+        if self._gunicorn is None:
             return
-        how = self._gunicorn.ending
-        if self._is_ready:
-            raise DeploymentFailed(f"gunicorn {how} while serving; the log says why")
-        raise DeploymentFailed(f"gunicorn {how} before a worker was ready; the log says why")
+        if self._restart_gunicorn_at < math.inf:
+            self._restart_gunicorn(self._gunicorn)
+        elif self._gunicorn.exit_status is not None:
+            self._mourn_gunicorn(self._gunicorn, self._gunicorn.exit_status)
+        elif self._is_ready and self._phase == "starting" and self._answers():
+            with suppress(OSError):
+                self._write("serving")
+
+    def _mourn_gunicorn(self, dead: Child, exit_status: int) -> None:
+        """
+        Raises:
+            DeploymentFailed: it is not to be started anew.
+        """
+        if not self._is_ready:
+            raise DeploymentFailed(f"gunicorn {dead.ending} before a worker was ready; the log says why")
+        if exit_status == 0:  # somebody has told it to
+            raise DeploymentFailed(f"gunicorn {dead.ending} while serving; the log says why")
+        now = time.monotonic()
+        self._gunicorn_deaths = 1 if now - self._gunicorn_started > _STABLE_SECONDS else self._gunicorn_deaths + 1
+        if self._gunicorn_deaths >= _MOST_DEATHS:
+            raise DeploymentFailed(f"gunicorn {dead.ending}, for the {_MOST_DEATHS}th time in a row; the log says why")
+        pause = 2.0 ** (self._gunicorn_deaths - 3) if self._gunicorn_deaths > 1 else 0.0
+        _log.error("gunicorn %s; it is started anew in %.1f s, and new clients wait", dead.ending, pause)
+        dead.signal_group(signal.SIGTERM)
+        self._restart_gunicorn_at, self._kill_orphans_at = now + pause, now + _ORPHAN_SECONDS
+        self._restarts += 1
+        with suppress(OSError):  # a full disk keeps nobody from being served
+            self._write("starting")
+
+    def _restart_gunicorn(self, dead: Child) -> None:
+        """As soon as it is due, and nothing of the one before lives."""
+        if not self._has_orphans(dead) and time.monotonic() >= self._restart_gunicorn_at:
+            self._start_gunicorn()
+
+    def _has_orphans(self, dead: Child) -> bool:
+        """Whether a worker of it lives; those whose time is up are killed."""
+        return dead.signal_group(signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0)
+
+    def _end_orphans(self, dead: Child) -> None:
+        while self._has_orphans(dead) and time.monotonic() < self._kill_orphans_at + _ORPHAN_SECONDS:
+            signal.sigtimedwait(self._signals, _TICK_SECONDS)
+            self._children.reap()
 
     def _mind_agent(self) -> None:
         if self._agent is None:
@@ -201,7 +255,8 @@ class _Supervisor:
         descriptor = self._listener.fileno()
         command = gunicorn_command(self._state_dir, self._server, self._port, descriptor)
         self._gunicorn = self._children.start(command, descriptors=[descriptor])
-        self._listener.close()  # gunicorn's alone now: when it lets go, connections are refused
+        self._gunicorn_started = time.monotonic()
+        self._restart_gunicorn_at = math.inf
 
     def _agent_has_looked(self) -> bool:
         state = self._agent_state()
@@ -214,14 +269,13 @@ class _Supervisor:
 
     def _answers(self) -> bool:
         """The HTTP side answers, and every worker has dealt with what is wanted, so that something of it is served."""
-        if not self._pings():
-            return False
         wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
-        workers = [worker for worker in read_workers(self._state_dir) if worker.generation == wanted.generation]
+        accounts = read_workers(self._state_dir)  # those of a killed gunicorn's workers too
+        workers = [worker for worker in accounts if worker.generation == wanted.generation and lives(worker.pid)]
         loaded = [
             w for w in workers if not w.endpoints or any(v.version for e in w.endpoints.values() for v in e.values())
         ]
-        return len(loaded) >= self._server.workers
+        return len(loaded) >= self._server.workers and self._pings()
 
     def _pings(self) -> bool:
         """Whether /ping answers 200; over TLS whoever answers is trusted, since it answers on our own socket."""
@@ -244,8 +298,11 @@ class _Supervisor:
 
     def _end(self) -> None:
         """gunicorn first, so that the agent ships what the last requests left; nobody is left behind."""
+        self._listener.close()  # gunicorn's alone now: when it lets go, connections are refused
         if self._gunicorn is not None:
             self._end_child(self._gunicorn, self._server.graceful_timeout_seconds + 5.0)
+            if self._restart_gunicorn_at < math.inf:  # it was killed, and its workers may write to the spool still
+                self._end_orphans(self._gunicorn)
         if self._agent is not None:
             self._end_child(self._agent, _AGENT_END_SECONDS)
         if (self._agent is None or self._agent.exit_status) and any((self._state_dir / SPOOL).glob("*.seg")):
@@ -264,7 +321,7 @@ class _Supervisor:
             self._children.reap()
         if child.exit_status is None:
             _log.error("process %d does not end within %.0f s and is killed", child.pid, patience)
-            child.kill_group()
+            child.signal_group(signal.SIGKILL)
             while child.exit_status is None:
                 signal.sigtimedwait(self._signals, _TICK_SECONDS)
                 self._children.reap()
@@ -280,7 +337,7 @@ class _Supervisor:
             for name, endpoint in wanted.endpoints.items()
         )
 
-    def _write(self, phase: str) -> None:
+    def _write(self, phase: Phase) -> None:
         state = ServerState.model_validate(
             {
                 "pid": os.getpid(),
@@ -288,9 +345,11 @@ class _Supervisor:
                 "port": self._port,
                 "started_at": self._started_at,
                 "phase": phase,
+                "restarts": self._restarts,
             }
         )
         write_state(self._state_dir / SERVER, state)
+        self._phase = phase
 
 
 def _aspect(aspects: dict[str, str]) -> str:

@@ -50,7 +50,8 @@ class Tally:
 
         On a full shared memory, the slot of the values that are lost: what is counted is worth less than the answer.
         """
-        key = json.dumps([family, name, dict(labels), text], sort_keys=True).encode()
+        shown = {label: value.encode(errors="replace").decode() for label, value in labels.items()}  # half a surrogate
+        key = json.dumps([family, name, shown, text], sort_keys=True).encode()
         entry = _LENGTH.pack(len(key)) + key + b" " * (8 - (len(key) + 4) % 8) + bytes(16)
         try:
             while self._used + len(entry) > self._size:

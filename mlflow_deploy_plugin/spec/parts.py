@@ -13,6 +13,7 @@ Rate = Annotated[
     str, StringConstraints(pattern=r"^[1-9][0-9]{0,8} *(/|per) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?$")
 ]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$", to_lower=True)]
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,253}$", to_lower=True)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Device = Literal["cpu", "cuda", "tensorrt"]
 ModelControlMode = Literal["none", "explicit"]
@@ -88,7 +89,14 @@ class ServerSpec(Part):
     )
     model_control_mode: ModelControlMode = Field(
         default="none",
-        description="explicit: whoever reaches the server may load and unload endpoints (V2 model repository).",
+        description="explicit: whoever reaches the server may load and unload endpoints (V2 model repository), but for "
+        "web pages of elsewhere.",
+    )
+    allowed_hosts: Annotated[tuple[HostName, ...], BeforeValidator(listed)] = Field(
+        default=(),
+        max_length=64,
+        description="Names by which callers may reach the routes that load and unload: flights.svc,models.example. IP "
+        "addresses, localhost and `host` may always.",
     )
     max_batch_size: int | None = Field(
         default=None,

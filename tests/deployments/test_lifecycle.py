@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
+from support.waiting import wait_until
 
 ROWS = [[1, 2], [3, 4.5]]
 ONCE, TWICE = [{"y": 3.0}, {"y": 7.5}], [{"y": 6.0}, {"y": 15.0}]
@@ -121,6 +122,19 @@ def test_a_change_of_the_server_restarts_it_and_one_that_fails_does_not(
     assert moved["url"] == f"http://127.0.0.1:{free_port}"
     assert len(moved["workers"]) == 2
     assert answers(client) == ONCE
+
+
+def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(client: BaseDeploymentClient, models: Any) -> None:
+    created = client.create_deployment("d", models.once)
+    assert created["restarts"] == 0
+    (worker,) = created["workers"]
+    psutil.Process(psutil.Process(worker).ppid()).kill()
+    wait_until(lambda: client.get_deployment("d")["restarts"] == 1, what="the restart")
+    assert answers(client) == ONCE
+    wait_until(lambda: client.get_deployment("d")["state"] == "running", what="its state")
+    told = client.get_deployment("d")
+    assert (told["pid"], told["restarts"]) == (created["pid"], 1)
+    assert worker not in told["workers"]
 
 
 def test_a_killed_server_is_told_and_comes_back_on_its_port(

@@ -147,6 +147,16 @@ def worker_of(served: Served) -> psutil.Process:
     return psutil.Process(random.choice(alive))
 
 
+def gunicorn_of(served: Served) -> psutil.Process:
+    """The parent of its workers; those that it left behind when it was killed are the supervisor's."""
+
+    def found() -> list[psutil.Process]:
+        children = psutil.Process(served.process.pid).children()
+        return [one for one in children if "gunicorn" in one.cmdline() and one.children()]
+
+    return psutil.Process(wait_until(found, PATIENCE, "gunicorn")[0].pid)
+
+
 def kill_all_of(served: Served) -> None:
     """At once: none of them gets to know that the supervisor is gone, which would be an orderly end."""
     for pid in sorted(one.pid for one in served.members()):
@@ -156,7 +166,7 @@ def kill_all_of(served: Served) -> None:
     wait_until(lambda: not served.members(), PATIENCE, "the end of all")
 
 
-def test_a_killed_worker_a_killed_agent_and_a_log_that_is_down_lose_nothing(
+def test_a_killed_worker_gunicorn_and_agent_and_a_log_that_is_down_lose_nothing(
     start: Callable[[], Served], log: Log, tmp_path: Path
 ) -> None:
     served = start()
@@ -167,7 +177,9 @@ def test_a_killed_worker_a_killed_agent_and_a_log_that_is_down_lose_nothing(
         assert (load.refused, load.broken) == ([], 0)
         worker_of(served).kill()
         load.wait_for(15)
-        broken = load.broken  # what the worker had in hand
+        gunicorn_of(served).kill()
+        load.wait_for(15)
+        broken = load.broken  # what the workers had in hand
         wait_until(lambda: Path(log.uri).is_dir(), PATIENCE, "a first file")
         Path(log.uri).rename(tmp_path / "kept")
         Path(log.uri).write_text("a file where the folder should be")
@@ -226,6 +238,28 @@ def test_agents_and_workers_killed_again_and_again_under_load(start: Callable[[]
     assert served.end() == 0, served.log.read_text()
     log.has_all(load.answered)
     mark = log.told()
+    assert mark.shipped_rows[ENDPOINT] == len(log.predictions()) >= mark.captured_rows[ENDPOINT]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_gunicorn_killed_again_and_again_under_load_and_at_the_end(
+    start: Callable[[], Served], log: Log, goes_on: bool
+) -> None:
+    draw = random.Random(7)
+    served = start()
+    with asking(served.url, 3) as load:
+        for _ in range(3):
+            load.wait_for(50)
+            time.sleep(draw.uniform(0, 2.5))
+            gunicorn_of(served).kill()
+        if goes_on:
+            load.wait_for(50)
+    assert load.refused == []
+    assert served.end() == 0, served.log.read_text()
+    log.has_all(load.answered)
+    mark = log.told()
+    assert mark.ended
     assert mark.shipped_rows[ENDPOINT] == len(log.predictions()) >= mark.captured_rows[ENDPOINT]
 
 

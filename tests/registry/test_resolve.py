@@ -117,3 +117,11 @@ def test_a_folder_is_resolved_without_importing_mlflow(tmp_path: Path) -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.split() == [tmp_path.name, str(tmp_path), "False"]
+
+
+@pytest.mark.parametrize("name", ["tiny\r\nX-Evil: yes", "tiny\x1b[2J", "tiny\u2028"])
+def test_a_name_with_control_characters_is_not_served(tmp_path: Path, name: str) -> None:
+    """MLflow registers a model of such a name; a folder may have it too."""
+    (tmp_path / name).mkdir()
+    with pytest.raises(InvalidConfig, match=r"^the name 'tiny\\.* has control characters"):
+        resolve(str(tmp_path / name))

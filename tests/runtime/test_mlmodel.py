@@ -27,6 +27,11 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
         (b"a: \xff", "cannot be read"),
         (b"- a", "not a mapping"),
         (b"", "not a mapping"),
+        (rb'model_id: "m-1\r\nX-Evil: yes"', "model_id 'm-1.*visible ASCII"),
+        (rb'model_uuid: "a\u2028b"', "model_uuid .*visible ASCII"),
+        (rb'run_id: "r 1"', "run_id 'r 1'.*visible ASCII"),
+        (rb'mlflow_version: "3\n"', "mlflow_version .*visible ASCII"),
+        (b"model_id: " + b"m" * 257, "model_id .*at most 256"),
     ],
 )
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes, words: str) -> None:

@@ -170,6 +170,24 @@ def test_many_commands_at_a_time_are_all_answered_and_leave_no_files(
 
 
 @pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+    ],
+)
+def test_a_web_page_of_elsewhere_changes_nothing(
+    served: Served, client: Any, headers: dict[str, str], status: int
+) -> None:
+    before = index(client)
+    for path in ("first/unload", "trial/load"):
+        url = f"{served.url}/v2/repository/models/{path}"
+        assert requests.post(url, b"{}", headers=headers, timeout=10).status_code == status
+    assert index(client) == before
+
+
+@pytest.mark.parametrize(
     ("path", "body", "words"),
     [
         ("/v2/repository/index", b"[]", "a JSON array; an object is expected"),

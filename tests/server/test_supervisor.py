@@ -3,16 +3,20 @@
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import requests
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
-from mlflow_deploy_plugin.server.state import AGENT, SERVER, AgentState, ServerState, read_state
+from mlflow_deploy_plugin.server.state import AGENT, SERVER, AgentState, ServerState, read_state, read_workers
 from mlflow_deploy_plugin.server.supervisor import claimed
+from support.pyfuncs import save_pyfuncs
 from support.serving import Served, servers_below
 from support.waiting import wait_until
 
@@ -59,6 +63,34 @@ def test_a_signal_ends_everything_in_order(start: Start, number: signal.Signals)
     assert not list((running.state_dir / "spool").iterdir())
 
 
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
+def test_requests_that_hold_every_thread_hold_the_end_back_for_the_graceful_timeout_and_no_longer(
+    serve: Start, tmp_path: Path, kind: str
+) -> None:
+    model = save_pyfuncs(tmp_path, ["troubled"])["troubled"]
+    options = (f"server.worker_class={kind}", "server.graceful_timeout_seconds=2")
+    running = serve("-m", str(model), *(word for option in options for word in ("-C", option))).wait_ready()
+    hanging = {"dataframe_split": {"columns": ["do"], "data": [["hang"]]}}
+    with ThreadPoolExecutor(4) as clients:
+        asked = [
+            clients.submit(requests.post, f"{running.url}/invocations", json=hanging, timeout=60) for _ in range(4)
+        ]
+        port = int(running.url.rpartition(":")[2])
+        wait_until(lambda: len(connections_to(port)) == 4, what="all of them")
+        began = time.monotonic()
+        assert running.end() == 0
+        assert 1.5 < time.monotonic() - began < 15  # and not the 60 s that a request may take
+        assert {type(one.exception()) for one in asked} == {requests.ConnectionError}
+
+
+def connections_to(port: int) -> list[Any]:
+    return [
+        one
+        for one in psutil.Process().net_connections("tcp4")
+        if one.raddr and one.raddr.port == port and one.status == psutil.CONN_ESTABLISHED
+    ]
+
+
 def test_a_supervisor_that_is_killed_takes_its_children_along(start: Start) -> None:
     running = start("state", "-w", "2").wait_ready()
     assert len(running.members()) == 5
@@ -88,12 +120,63 @@ def test_a_killed_worker_is_replaced(running: Served) -> None:
     wait_until(lambda: requests.get(f"{running.url}/ping", timeout=20).ok, 20, "it answers")
 
 
-def test_when_gunicorn_is_killed_everything_ends_with_the_reason(start: Start) -> None:
+def server_state(served: Served) -> ServerState:
+    state = read_state(served.state_dir / SERVER, ServerState)
+    assert state is not None
+    return state
+
+
+def workers(served: Served) -> set[int]:
+    return {worker.pid for worker in read_workers(served.state_dir)}
+
+
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
+def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: Start, kind: str) -> None:
+    running = start("state", "-w", "2", "-C", f"server.worker_class={kind}").wait_ready()
+    master, old = gunicorn_pid(running), workers(running)
+    for worker in old:
+        os.kill(worker, signal.SIGSTOP)  # an orphan that hears nothing does not stay for ever
+    os.kill(master, signal.SIGKILL)
+    wait_until(lambda: server_state(running).restarts == 1, what="its death to be noticed")
+    assert server_state(running).phase == "starting"
+    with ThreadPoolExecutor(8) as clients:
+        assert all(clients.map(lambda _: answers(running), range(32)))  # all of them ask while nobody listens
+    assert gunicorn_pid(running) != master
+    assert not [worker for worker in old if psutil.pid_exists(worker)]
+    wait_until(lambda: server_state(running).phase == "serving", what="the server")
+    assert len(workers(running) - old) == 2
+    assert "gunicorn was ended by SIGKILL; it is started anew" in running.log.read_text()
+    assert running.end() == 0
+    assert not list((running.state_dir / "spool").iterdir())
+
+
+def test_a_gunicorn_that_does_not_come_back_ends_everything_with_the_reason(start: Start) -> None:
     running = start("state").wait_ready()
+    (running.state_dir / "spec.yaml").write_text("no spec")  # no worker of the next one can begin
     os.kill(gunicorn_pid(running), signal.SIGKILL)
+    assert running.process.wait(timeout=60) == 1
+    assert running.end() == 1
+    last = running.log.read_text().splitlines()[-1]
+    assert last == "Error: gunicorn ended with status 3, for the 4th time in a row; the log says why"
+    assert not (running.state_dir / SERVER).exists()
+
+
+def test_a_gunicorn_that_is_told_to_end_takes_everything_along(start: Start) -> None:
+    running = start("state").wait_ready()
+    os.kill(gunicorn_pid(running), signal.SIGTERM)
     assert running.process.wait(timeout=40) == 1
     assert running.end() == 1
-    assert "Error: gunicorn was ended by SIGKILL while serving; the log says why" in running.log.read_text()
+    assert "Error: gunicorn ended with status 0 while serving; the log says why" in running.log.read_text()
+    assert not (running.state_dir / SERVER).exists()
+
+
+def test_sigterm_between_a_death_and_the_next_start_ends_in_order(start: Start) -> None:
+    running = start("state").wait_ready()
+    (worker,) = workers(running)
+    os.kill(worker, signal.SIGSTOP)
+    os.kill(gunicorn_pid(running), signal.SIGKILL)
+    wait_until(lambda: server_state(running).restarts == 1, what="its death to be noticed")
+    assert running.end() == 0
     assert not (running.state_dir / SERVER).exists()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.mmap_dict import MmapedDict
 
+from mlflow_deploy_plugin.server.exposition import prometheus_text, read_families
 from mlflow_deploy_plugin.server.tally import Tally
 
 
@@ -22,6 +23,13 @@ def test_what_is_added_is_read_by_prometheus_client(tmp_path: Path) -> None:
     for slot in slots:
         tally.cells[slot] += slot / 8
     assert [value for key, value in read(path).items() if "label" in key] == [slot / 8 for slot in slots]
+
+
+def test_labels_that_no_utf_8_has_do_not_break_the_page(tmp_path: Path) -> None:
+    tally = Tally(tmp_path / "counter_1.db")
+    tally.slot("f", "f_total", {"prediction": '\ud800 \n\r"\\ \0'}, "help")
+    page = prometheus_text(read_families(tmp_path)).decode()
+    assert 'f_total{prediction="? \\n\r\\"\\\\ \0"} 0.0\n' in page
 
 
 def test_a_slot_keeps_its_value_while_the_file_grows(tmp_path: Path) -> None:

@@ -108,6 +108,16 @@ def test_a_form_of_another_site_is_refused(mlflow_app: Any, endpoint: str, heade
     assert "the form was sent from another site" in answer.get_data(as_text=True)
 
 
+def test_a_name_that_leads_here_for_the_moment_gets_neither_the_page_nor_its_token(
+    mlflow_app: Any, endpoint: str
+) -> None:
+    """MLflow's own check of Host, which it makes for what is ours too."""
+    browser, _, token = open_page(mlflow_app)
+    headers = {"Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}
+    assert browser.get(PAGE, headers=headers).status_code == 403
+    assert browser.post(f"{PAGE}/act", data=form(endpoint, token), headers=headers).status_code == 403
+
+
 @pytest.mark.parametrize("token", ["", "0" * 64])
 def test_a_form_without_its_token_is_refused(mlflow_app: Any, endpoint: str, token: str) -> None:
     browser, _, _ = open_page(mlflow_app)

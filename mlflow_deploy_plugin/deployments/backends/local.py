@@ -109,6 +109,7 @@ def observe(spec: EndpointSpec, settings: Settings) -> Observation:
         url=url_of(spec.server),
         pid=server.pid,
         started_at=server.started_at,
+        restarts=server.restarts,
         wanted=report.wanted,
         workers=report.workers,
         errors=report.errors,

@@ -18,6 +18,7 @@ class Observation:
         reason: why it is not running, or what is waited for; empty while all is well.
         url: where it answers; empty where nothing is to be asked.
         pid / started_at: of the supervisor (seconds since the epoch); None while it does not live.
+        restarts: how often gunicorn was killed and started anew since then; None: nobody counts that here.
         wanted: the versions that are to be served, as resolved by the agent.
         workers: the accounts of the living workers.
         errors: variant → why a worker could not load the wanted version; what it had before goes on answering.
@@ -32,6 +33,7 @@ class Observation:
     url: str = ""
     pid: int | None = None
     started_at: float | None = None
+    restarts: int | None = None
     wanted: WantedEndpoint | None = None
     workers: tuple[WorkerState, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)

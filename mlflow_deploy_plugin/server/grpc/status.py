@@ -5,12 +5,12 @@ both RESOURCE_EXHAUSTED here: as gRPC itself answers a message beyond its limit.
 """
 
 from collections.abc import Mapping
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import grpc
 import orjson
 
-from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse, fit_headers
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -25,8 +25,6 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-_VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
-"""What the value of a metadata entry may hold; anything else (a model's name in Greek) is percent-encoded."""
 
 
 def code_of(response: RawResponse) -> grpc.StatusCode:
@@ -41,7 +39,7 @@ def message_of(response: RawResponse) -> str:
 
 def metadata_of(headers: Mapping[str, str]) -> list[tuple[str, str]]:
     """The headers of an answer as trailing metadata, names in lower case."""
-    return [(name.lower(), quote(value, safe=_VISIBLE)) for name, value in headers.items()]
+    return [(name.lower(), value) for name, value in fit_headers(headers).items()]
 
 
 def address_of(peer: str) -> str:

@@ -1,8 +1,6 @@
 """The Flask application: everything over HTTP. What is answered is decided in `routes.py`."""
 
-import contextlib
 import errno
-import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -14,7 +12,7 @@ from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.head import NO_HOST, check_host, path_of
 from mlflow_deploy_plugin.server.http.lines import BrokenAnswer, answer_lines, are_lines
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, refused
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, fit_headers, refused
 from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.settings import load_settings
 
@@ -23,8 +21,6 @@ SERVER = "onnxserve"
 
 _TORN = "the body broke off, did not arrive in time, or is not in valid chunks"
 _PIECE_BYTES = 64 * 1024
-_DRAIN_BYTES = 64 * 1024 * 1024
-_DRAIN_SECONDS = 5.0
 
 
 def create_app(state_dir: str) -> Flask:
@@ -54,6 +50,7 @@ def build_app(server: Server) -> Flask:
                 return _streamed(server, _raw_request(path, headers))
             body = _read_body(request.environ["wsgi.input"], request.content_length, server.max_body_bytes)
         except OnnxserveError as error:
+            _give_up_unless_whole(request.environ["wsgi.input"])
             return _flask_response(refused(path, error))
         return _flask_response(answer(server, _raw_request(path, headers, body)))
 
@@ -71,13 +68,10 @@ def _streamed(server: Server, raw: RawRequest) -> Response:
     stream, length = request.environ["wsgi.input"], request.content_length
     response, pieces = answer_lines(server, raw, _pieces(stream, length))
     if pieces is None:
-        _awaits_client(stream, True)
-        if not _drain(stream, length):
-            _give_up(stream)
+        _give_up_unless_whole(stream)
         return _flask_response(response)
-    return Response(
-        _gathered(pieces, server.max_body_bytes), response.status, response.headers, content_type=response.content_type
-    )
+    held = _gathered(pieces, server.max_body_bytes)
+    return Response(held, response.status, fit_headers(response.headers), content_type=response.content_type)
 
 
 def _gathered(pieces: Generator[bytes, None, None], limit: int) -> Iterator[bytes]:
@@ -115,7 +109,6 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
             yield piece
             _awaits_client(stream, True)
     except OSError:
-        _give_up(stream)
         raise InvalidRequest(_TORN) from None
     if content_length is not None and read < content_length:
         raise InvalidRequest(f"only {read} of the {content_length} bytes of the body arrived in time")
@@ -150,14 +143,12 @@ def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> byt
     if content_length is None and not request.environ.get("wsgi.input_terminated"):
         return b""
     is_small = content_length is None or content_length <= limit
+    getattr(stream, "bound", lambda limit: None)(limit)
     try:
         body = stream.read(limit + 1 if content_length is None else content_length) if is_small else b""
     except OSError:
-        _give_up(stream)
         raise InvalidRequest(_TORN) from None
     if not is_small or len(body) > limit:
-        if not _drain(stream, content_length):
-            _give_up(stream)
         raise BodyTooLarge(f"the body is larger than this server's limit of {limit} bytes")
     if content_length is not None and len(body) < content_length:
         raise InvalidRequest(f"only {len(body)} of the {content_length} bytes of the body arrived in time")
@@ -165,7 +156,7 @@ def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> byt
 
 
 def _flask_response(response: RawResponse) -> Response:
-    flask = Response(response.body, response.status, response.headers, content_type=response.content_type)
+    flask = Response(response.body, response.status, fit_headers(response.headers), content_type=response.content_type)
     if response.status == 204:
         del flask.headers["Content-Type"]
     return flask
@@ -176,22 +167,7 @@ def _awaits_client(stream: IO[bytes], is_awaited: bool) -> None:
     getattr(stream, "awaits_client", lambda is_awaited: None)(is_awaited)
 
 
-def _give_up(stream: IO[bytes]) -> None:
-    """Says that the end of the body is not known: a server that lets it be said (`http/gthread.py`) then closes."""
-    getattr(stream, "give_up", lambda: None)()
-
-
-def _drain(stream: IO[bytes], content_length: int | None) -> bool:
-    """Reads what a client still sends of a body that is refused, in small pieces, up to a bound: whether to its end.
-
-    A client that is cut off while it sends sees a reset connection instead of the 413.
-    """
-    if content_length is not None and content_length > _DRAIN_BYTES:
-        return False
-    deadline = time.monotonic() + _DRAIN_SECONDS
-    drained = 0
-    with contextlib.suppress(OSError):
-        while drained < _DRAIN_BYTES and time.monotonic() < deadline and (piece := stream.read(65536)):
-            drained += len(piece)
-        return drained < _DRAIN_BYTES and time.monotonic() < deadline
-    return False
+def _give_up_unless_whole(stream: IO[bytes]) -> None:
+    """Says, where the end of the body is not known, to a server that lets it be said (`http/gthread.py`), to close."""
+    if not getattr(stream, "is_whole", True):
+        getattr(stream, "give_up", lambda: None)()

@@ -7,6 +7,8 @@ from typing import Protocol
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
 from mlflow_deploy_plugin.server.http.head import CHUNKED, FIELD_BYTES, FIELDS
 
+SLOWEST_BYTES_PER_SECOND = 1024
+"""A request that comes more slowly is as good as silent, where others want its place."""
 _CHUNK_LINE_BYTES = 1024
 _STEPS = 1000
 """Of one `feed`: 256 KiB of the smallest chunks would hold the event loop for a tenth of a second."""

@@ -2,23 +2,29 @@
 
 Every wait has an end: for the first byte and between requests (keep-alive), for a whole request, and for a client that
 takes nothing of its answer. Deadlines are looked at a few times a second (`sweep`), which costs a request nothing.
+Where there is no room for another connection, the one that has been silent the longest goes: a thousand clients that
+say nothing, or as good as nothing, keep nobody out.
 """
 
 import asyncio
+import heapq
 import math
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, RequestTimeout
-from mlflow_deploy_plugin.server.http.body import Body
+from mlflow_deploy_plugin.server.http.body import SLOWEST_BYTES_PER_SECOND, Body
 from mlflow_deploy_plugin.server.http.exchange import Exchange
 from mlflow_deploy_plugin.server.http.front import Front
-from mlflow_deploy_plugin.server.http.head import Head
+from mlflow_deploy_plugin.server.http.head import EMPTY_LINE, Head
 from mlflow_deploy_plugin.server.http.messages import refused
 from mlflow_deploy_plugin.server.http.reply import reply
 
 _UNDERWAY_SECONDS = 1.0
 """After an answer, or after connecting, the next request may be on its way for so long."""
 _LINGER_SECONDS = 5.0
+_LOOKED_FOR = 16
+_STALE_SECONDS = 0.5
+"""`Front.now` may be so old where the loop is busy: whoever has asked has done so later than it says."""
 
 
 class Connection(asyncio.Protocol):
@@ -56,8 +62,58 @@ class Connection(asyncio.Protocol):
         self._client = str(peer[0]) if isinstance(peer, tuple) else ""
         self._connections.add(self)
         self._deadline = self._loop.time() + self._limits.request_seconds
-        if len(self._connections) > self._limits.connections:
+        if len(self._connections) > self._limits.connections and not self._make_room():
             self._refuse(NotReady("this worker has as many connections as it may; ask again in a moment", 1))
+
+    def _make_room(self) -> bool:
+        """Ends the connection that has been silent the longest; False: each of them is being answered.
+
+        All are looked at for several who come: who has done nothing since then is still among the first to go.
+        """
+        silent = self._front.silent
+        while silent:
+            since, other = silent.pop()
+            if other.silent_since == since:
+                other.give_way()
+                return True
+        found = ((other.silent_since, number, other) for number, other in enumerate(self._connections))
+        longest = heapq.nsmallest(_LOOKED_FOR, (one for one in found if one[0] < math.inf and one[2] is not self))
+        if not longest:
+            return False
+        silent.extend((since, other) for since, _, other in reversed(longest[1:]))
+        longest[0][2].give_way()
+        return True
+
+    @property
+    def silent_since(self) -> float:
+        """When the client has last done what is its turn, in the loop's time; infinite: it is not its turn."""
+        waits = self._exchange is not None and self._exchange.awaits_client
+        limits = self._limits
+        if self._transport.is_closing() or (self._is_busy and not (waits or self._is_blocked)):
+            return math.inf
+        if self._is_lingering:
+            patience = _LINGER_SECONDS
+        elif self._is_fresh or self._is_blocked or self._has_begun or waits:
+            patience = float(limits.request_seconds)
+        else:
+            patience = float(limits.keep_alive_seconds)
+        since = self._deadline - patience
+        if not self._is_fresh:
+            come = len(self._buffer) + (self._body.received if self._body is not None else 0)
+            since += _STALE_SECONDS + come / SLOWEST_BYTES_PER_SECOND
+        return min(since, self._loop.time())
+
+    def give_way(self) -> None:
+        """Ends, without waiting for anybody, for the sake of a new connection."""
+        if self._has_begun and not (self._is_blocked or self._is_lingering or self._exchange is not None):
+            late = RequestTimeout("the request came too slowly, and other clients wait for its place")
+            self._transport.write(reply(refused(self._head.path if self._head else "", late), keeps_alive=False))
+            self._transport.close()
+            self._deadline = self._front.now + _LINGER_SECONDS
+        elif self._is_blocked or self._is_lingering or self._exchange is not None:
+            self._transport.abort()
+        else:
+            self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
@@ -114,7 +170,7 @@ class Connection(asyncio.Protocol):
             self._deadline = now + self._limits.request_seconds  # it is the model that takes its time
         elif self._body is not None:
             self._refuse(RequestTimeout(self._body.missing()))
-        elif self._buffer:
+        elif self._has_begun:
             self._refuse(RequestTimeout("the head of the request did not arrive in time"))
         else:
             self._transport.close()
@@ -149,12 +205,12 @@ class Connection(asyncio.Protocol):
             return
         self._deadline = self._front.now + self._limits.keep_alive_seconds
         self._read_on()
-        if self._buffer:
+        if self._buffer not in (b"", EMPTY_LINE):
             self._go_on_soon()
         elif self._has_eof or self._is_ending:
             self._transport.close()
         else:
-            self._is_resting = True
+            self._is_resting = not self._buffer
 
     def _read_on(self) -> None:
         if self._is_paused:

@@ -7,34 +7,25 @@ and what has come beyond it waits in a bounded buffer while reading is paused.
 """
 
 import math
-import re
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
-from mlflow_deploy_plugin.errors import (
-    HeadersTooLarge,
-    InvalidRequest,
-    OnnxserveError,
-    TargetTooLong,
-    TooManyRequests,
-)
+from mlflow_deploy_plugin.errors import OnnxserveError, TooManyRequests
 from mlflow_deploy_plugin.server.http.body import open_body
 from mlflow_deploy_plugin.server.http.connection import Connection
 from mlflow_deploy_plugin.server.http.exchange import LAST_CHUNK, MOST_EXCHANGES, Exchange
-from mlflow_deploy_plugin.server.http.head import CHUNKED, REQUEST_LINE_BYTES, Head, read_head
+from mlflow_deploy_plugin.server.http.head import CHUNKED, EMPTY_LINE, Head, read_head, take_head
 from mlflow_deploy_plugin.server.http.lines import are_lines
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.reply import CONTINUE, chunked_head, reply
 from mlflow_deploy_plugin.server.http.routes import answer_later
 
-_HEAD_BYTES = 128 * 1024  # all fields together; each has its own limit
 _AHEAD_BYTES = 64 * 1024
 _LARGE_BYTES = 64 * 1024
 _LINGER_BYTES = 64 * 1024 * 1024
-_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 
 
 class FastProtocol(Connection):
@@ -90,23 +81,9 @@ class FastProtocol(Connection):
             self._refuse(error)
 
     def _read_head(self) -> None:
-        buffer = self._buffer
-        if buffer.startswith(b"\r\n") and not self._has_begun:  # some clients end a body with one (RFC 9112, 2.2)
-            buffer = self._buffer = buffer[2:]
-        end = buffer.find(b"\r\n\r\n")
-        if end >= 0:
-            self._head = read_head(buffer[:end])
-            self._buffer = buffer[end + 4 :]
-            return
-        if len(buffer) > REQUEST_LINE_BYTES and b"\r\n" not in buffer[: REQUEST_LINE_BYTES + 2]:
-            raise TargetTooLong(f"the request line is longer than this server's limit of {REQUEST_LINE_BYTES} bytes")
-        if len(buffer) > _HEAD_BYTES:
-            raise HeadersTooLarge(
-                f"the header fields together are more than this server's limit of {_HEAD_BYTES} bytes"
-            )
-        if _BARE_LINE_FEED.search(buffer):
-            raise InvalidRequest("a line of the request's head ends without CR; lines of HTTP/1.1 end with CR LF")
-        self._begin()
+        self._head, self._buffer = take_head(self._buffer)
+        if self._head is None and self._buffer != EMPTY_LINE:
+            self._begin()
 
     def _read_body(self, head: Head) -> None:
         if self._body is None:

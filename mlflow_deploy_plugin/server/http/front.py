@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
@@ -42,6 +43,7 @@ class Front:
         now: the loop's time, a tenth of a second old at most.
         held_bytes: see `Limits.body_bytes`.
         exchanges: streamed requests in hand (`http/exchange.py`).
+        silent: connections that are the first to go for others, and since when they are (`http/connection.py`).
     """
 
     def __init__(self, server: Server, may_be_inline: bool, threads: int) -> None:
@@ -53,6 +55,7 @@ class Front:
         self.now = 0.0
         self.held_bytes = 0
         self.exchanges = 0
+        self.silent: list[tuple[float, Any]] = []
         self._answer = partial(answer, server)
 
     def answer(self, request: RawRequest) -> RawResponse:

@@ -45,9 +45,6 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, listener: i
         "--timeout": max(_HEARTBEATS, server.request_timeout_seconds),
         "--graceful-timeout": server.graceful_timeout_seconds,
         "--keep-alive": 75,  # longer than the 60 s after which load balancers let go of an idle connection
-        "--limit-request-line": 8190,
-        "--limit-request-fields": 100,
-        "--limit-request-field_size": 8190,
         "--log-level": "warning",
     }
     if (memory := _shared_memory()) is not None:

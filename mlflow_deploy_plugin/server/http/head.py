@@ -22,7 +22,10 @@ from mlflow_deploy_plugin.errors import (
 )
 
 REQUEST_LINE_BYTES, FIELD_BYTES, FIELDS = 8190, 8190, 100
+_HEAD_BYTES = 128 * 1024  # all fields together; each has its own limit
 CHUNKED = -1
+EMPTY_LINE = b"\r\n"
+"""Before a request it is passed over: some clients end a body with one (RFC 9112, 2.2)."""
 NO_HOST = "the request has no Host header; HTTP/1.1 wants one"
 _REMEMBERED_HEADS, _REMEMBERED_BYTES = 512, 2048
 _LINE = re.compile(rb"([A-Z0-9!$&'*+.^_`|~-]{3,20}) ([^ ]+) HTTP/1\.([01])")
@@ -42,17 +45,46 @@ class Head:
         headers: names in lower case; the values of a name that comes several times are joined by commas.
         length: bytes of the body; `CHUNKED`: it says itself where it ends.
         keeps_alive: the client wants to ask again on this connection.
+        target: the path and the query, as they were sent.
         waits: the client waits for a 100 before it sends the body.
         takes_chunks: the answer may come in chunks (HTTP/1.1).
     """
 
     method: str
+    target: str
     path: str
     headers: Mapping[str, str]
     length: int
     keeps_alive: bool
     waits: bool
     takes_chunks: bool
+
+
+def take_head(data: bytes) -> tuple[Head | None, bytes]:
+    """The head that what has come begins with, and the rest; None and all of it: the head has not come whole.
+
+    It does not matter in which pieces it comes.
+
+    Raises:
+        TargetTooLong, HeadersTooLarge, InvalidRequest: as `read_head`, and as soon as it is seen.
+    """
+    begin = 2 if data.startswith(EMPTY_LINE) else 0
+    end = data.find(b"\r\n\r\n", begin)
+    if end >= 0:
+        return read_head(data[begin:end]), data[end + 4 :]
+    _check_beginning(data[begin:])
+    return None, data
+
+
+def _check_beginning(head: bytes) -> None:
+    """What can be said of a head before it has come whole."""
+    if len(head) > REQUEST_LINE_BYTES + 1 and b"\r\n" not in head[: REQUEST_LINE_BYTES + 2]:
+        if b"\n" not in head[:REQUEST_LINE_BYTES]:
+            raise TargetTooLong(f"the request line is longer than this server's limit of {REQUEST_LINE_BYTES} bytes")
+    elif len(head) > _HEAD_BYTES + 3:  # three bytes of its end
+        raise HeadersTooLarge(f"the header fields together are more than this server's limit of {_HEAD_BYTES} bytes")
+    if head.count(b"\n") != head.count(b"\r\n"):
+        raise InvalidRequest("a line of the request's head ends without CR; lines of HTTP/1.1 end with CR LF")
 
 
 def read_head(head: bytes) -> Head:
@@ -67,9 +99,8 @@ def read_head(head: bytes) -> Head:
 
 
 def _read(head: bytes) -> Head:
+    _check_beginning(head + b"\r\n\r")
     line, *lines = head.split(b"\r\n")
-    if len(line) > REQUEST_LINE_BYTES:
-        raise TargetTooLong(f"the request line is longer than this server's limit of {REQUEST_LINE_BYTES} bytes")
     match = _LINE.fullmatch(line)
     if not match:
         raise InvalidRequest(f"the request line {_shown(line)} is not of HTTP/1.1, as in 'POST /invocations HTTP/1.1'")
@@ -81,9 +112,9 @@ def _read(head: bytes) -> Head:
     length = _length(headers, is_first_minor)
     options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
     keeps_alive = "close" not in options if is_first_minor else "keep-alive" in options
-    waits = is_first_minor and _expects(headers) and length != 0
-    path = path_of(match[2].decode("latin-1"))
-    return Head(match[1].decode(), path, headers, length, keeps_alive, waits, is_first_minor)
+    waits = _expects(headers) and is_first_minor and length != 0
+    target = match[2].decode("latin-1")
+    return Head(match[1].decode(), target, path_of(target), headers, length, keeps_alive, waits, is_first_minor)
 
 
 _remembered = lru_cache(maxsize=_REMEMBERED_HEADS)(_read)

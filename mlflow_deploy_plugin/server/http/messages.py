@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, UnfitPath
 from mlflow_deploy_plugin.server.ids import new_id
@@ -14,6 +15,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_EVENT, _LAST_EVENT = datetime(1700, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 """What every reader of the inference log can hold; pandas' nanoseconds reach from 1677 to 2262."""
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+"""What the value of a header, or of gRPC's metadata, may hold as it is."""
 
 
 @dataclass(slots=True)
@@ -43,6 +46,17 @@ class RawResponse:
     body: bytes
     content_type: str = JSON
     headers: dict[str, str] = field(default_factory=dict)
+
+
+def fit_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """The headers of an answer as they may be sent: percent-encoded is % and whatever is no visible ASCII.
+
+    So a line end in a value, wherever it came from, begins no header of its own.
+    """
+    text = "".join(headers.values())
+    if text.isascii() and text.isprintable() and "%" not in text:
+        return headers
+    return {name: quote(value, safe=_VISIBLE, errors="replace") for name, value in headers.items()}
 
 
 def error_response(

@@ -5,7 +5,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 
-from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse, fit_headers
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -31,12 +31,12 @@ def chunked_head(response: RawResponse, keeps_alive: bool) -> bytes:
 
 
 def _head(response: RawResponse, keeps_alive: bool, content: str) -> bytes:
-    fields = "\r\n".join([*map(": ".join, response.headers.items()), "\r\n"])
+    fields = "\r\n".join([*map(": ".join, fit_headers(response.headers).items()), "\r\n"])
     return (
         f"{_status_line(response.status)}\r\nDate: {_date(int(time.time()))}"
         f"\r\nConnection: {'keep-alive' if keeps_alive else 'close'}"
         f"{content}\r\n{fields}"
-    ).encode("latin-1", "replace")
+    ).encode("latin-1")
 
 
 @lru_cache(maxsize=64)

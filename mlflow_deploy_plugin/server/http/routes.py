@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.server.http.observed import observed
 from mlflow_deploy_plugin.server.http.predictions import infer
 from mlflow_deploy_plugin.server.http.spoken import PREDICT, PREDICT_BATCH, V2
 from mlflow_deploy_plugin.server.http.tables import invocations, protocol_of
+from mlflow_deploy_plugin.server.http.v2_extensions import from_no_page_of_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +111,18 @@ _PATTERNS = (
     _Pattern("/v2/models/NAME[/versions/V]/ready", re.compile(_V2_MODEL + "/ready"), "GET", views.v2_model_ready),
     _Pattern("/v2/models/NAME[/versions/V]/stats", re.compile(_V2_MODEL + "/stats"), "GET", v2_extensions.stats),
     _Pattern("/v2/models/NAME[/versions/V]/config", re.compile(_V2_MODEL + "/config"), "GET", v2_extensions.config),
-    _Pattern("/v2/repository/models/NAME/load", re.compile(_V2_STORED + "/load"), "POST", v2_extensions.load),
-    _Pattern("/v2/repository/models/NAME/unload", re.compile(_V2_STORED + "/unload"), "POST", v2_extensions.unload),
+    _Pattern(
+        "/v2/repository/models/NAME/load",
+        re.compile(_V2_STORED + "/load"),
+        "POST",
+        from_no_page_of_elsewhere(v2_extensions.load),
+    ),
+    _Pattern(
+        "/v2/repository/models/NAME/unload",
+        re.compile(_V2_STORED + "/unload"),
+        "POST",
+        from_no_page_of_elsewhere(v2_extensions.unload),
+    ),
     _Pattern("/v2/models/NAME[/versions/V]", re.compile(_V2_MODEL), "GET", views.v2_model),
     _Pattern(_TF_SHOWN + ":predict", re.compile(_TF_MODEL + ":predict"), "POST", tfserving.predict),
     _Pattern(

@@ -1,9 +1,61 @@
-"""Triton's extensions of V2 over HTTP: the model repository, statistics, configuration."""
+"""Triton's extensions of V2 over HTTP: the model repository, statistics, configuration.
 
+A load and an unload change what is served, and nobody who asks for them proves who he is. What a browser sends for a
+page of elsewhere is refused all the same: such a page reaches this server where its reader does, on his own machine or
+behind his firewall. It is known by `Origin`, which no page can leave out or change; by a `Content-Type` that a browser
+sends without asking first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header); or, where the page's own
+name leads to this server for the moment (DNS rebinding), by that name in `Host`. An address there is nobody's to lead.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable
+from contextlib import suppress
+
+from mlflow_deploy_plugin.errors import CallerRefused
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.protocols import v2_config, v2_repository, v2_statistics
-from mlflow_deploy_plugin.server.protocols.content import dump_json
+from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, media_type
+from mlflow_deploy_plugin.spec import ServerSpec
+
+_HOST = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
+
+
+def from_no_page_of_elsewhere(view: Callable[..., RawResponse]) -> Callable[..., RawResponse]:
+    """The view, for HTTP: it changes what is served. gRPC needs no such check, since no browser speaks it."""
+
+    def checked(server: Server, request: RawRequest, **named: str) -> RawResponse:
+        check_caller(request, server.spec)
+        return view(server, request, **named)
+
+    return checked
+
+
+def check_caller(request: RawRequest, spec: ServerSpec) -> None:
+    """
+    Raises:
+        UnsupportedMediaType: a Content-Type other than JSON; none is taken, since Triton's client sends none.
+        CallerRefused: a web page of elsewhere asks, or may ask.
+    """
+    if "content-type" in request.headers:
+        media_type(request.headers["content-type"], (JSON,))
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    if not _is_ours(host, spec):
+        raise CallerRefused(
+            f"the Host {host[:100]!r} is not known to be this server's: ask for its address or localhost, or name it "
+            "in server.allowed_hosts (-C server.allowed_hosts=NAME)"
+        )
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        raise CallerRefused(f"a web page of {origin[:100]!r} may not change what is served here")
+
+
+def _is_ours(host: str, spec: ServerSpec) -> bool:
+    match = _HOST.fullmatch(host.lower())
+    name = match[1].strip("[]").removesuffix(".") if match else ""
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(name))
+    return name in ("localhost", spec.host.lower(), *spec.allowed_hosts)
 
 
 def index(server: Server, request: RawRequest) -> RawResponse:

@@ -14,7 +14,7 @@ class Removal:
 
     Attributes:
         patched: what stands in for attributes of modules and classes: Python expressions, in which `original` is what
-            was there; `gunicorn:NAME` is one of gunicorn's settings.
+            was there.
         fields: of the server's spec.
     """
 
@@ -29,24 +29,20 @@ def _answer(**patched: str) -> tuple[Removal, ...]:
 
 
 def _both(fast: Mapping[str, str], gthread: Mapping[str, str] | None = None) -> tuple[Removal, ...]:
-    removals = (Removal("fast", {_HTTP + name: text for name, text in fast.items()}),)
-    if gthread is None:  # gunicorn's parser refuses it, by no setting
-        return removals
-    return (*removals, Removal("gthread", {(_HTTP if ":" not in n else "") + n: text for n, text in gthread.items()}))
+    """The same of both, where nothing is said of the second."""
+    patched = (("fast", fast), ("gthread", fast if gthread is None else gthread))
+    return tuple(Removal(of, {_HTTP + name: text for name, text in names.items()}) for of, names in patched)  # type: ignore[arg-type]
 
 
 _NOTHING = "lambda *_, **__: None"
 BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
     "request line": (
-        "http/head.py: _LINE; gunicorn's parser",
+        "http/head.py: _LINE",
         _both({"head._LINE": r're.compile(rb"([^ \t]*)[ \t]*([^ ]*).*?(.?)", re.DOTALL)'}),
     ),
     "target": (
         "http/head.py: path_of",
-        _both(
-            {"head.path_of": "lambda target: target.partition('?')[0]"},
-            {"app.path_of": "lambda target: target.partition('?')[0]"},
-        ),
+        _both(dict.fromkeys(["head.path_of", "app.path_of"], "lambda target: target.partition('?')[0]")),
     ),
     "names in paths": ("http/routes.py: _methods", _both({"routes._methods": "lambda path: original('/ping')"})),
     "names of models": ("server/repository.py: lease", ()),
@@ -54,40 +50,37 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         "http/routes.py: _dispatch",
         _both({"routes._methods": "lambda path: {**(m := original(path)), 'DELETE': next(iter(m.values()))}"}),
     ),
-    "host": ("http/head.py: check_host", _both({"head.check_host": _NOTHING}, {"app.check_host": _NOTHING})),
+    "host": ("http/head.py: check_host", _both(dict.fromkeys(["head.check_host", "app.check_host"], _NOTHING))),
     "header fields": (
-        "http/head.py: _FIELD; gunicorn's parser",
+        "http/head.py: _FIELD",
         _both({"head._FIELD": "re.compile('([^:]*):?[ ]*(.*)', re.DOTALL)"}),
     ),
     "lengths": (
-        "http/head.py: _length; gunicorn's parser",
+        "http/head.py: _length",
         _both({"head._length": "lambda headers, is_first_minor: 0"}),
     ),
     "transfer coding": (
-        "http/head.py: _length; gunicorn's parser",
+        "http/head.py: _length",
         _both({"head.CHUNKED": "0", "head._length": "lambda headers, is_first_minor: 0"}),
     ),
     "chunks": (
-        "http/body.py: _SIZE; gunicorn's parser",
+        "http/body.py: _SIZE",
         _both({"body._SIZE": "re.compile(rb'[^0-9a-f]*([0-9a-f]*).*')"}),
     ),
     "request line bytes": (
-        "http/head.py: REQUEST_LINE_BYTES; gunicorn's --limit-request-line",
-        _both(
-            {"head.REQUEST_LINE_BYTES": "10**6", "fastpath.REQUEST_LINE_BYTES": "10**6"},
-            {"gunicorn:limit_request_line": "0"},
-        ),
+        "http/head.py: REQUEST_LINE_BYTES",
+        _both({"head.REQUEST_LINE_BYTES": "10**6"}),
     ),
     "field bytes": (
-        "http/head.py: FIELD_BYTES; gunicorn's --limit-request-field_size",
-        _both({"head.FIELD_BYTES": "10**6"}, {"gunicorn:limit_request_field_size": "10**6"}),
+        "http/head.py: FIELD_BYTES",
+        _both({"head.FIELD_BYTES": "10**6"}),
     ),
     "fields": (
-        "http/head.py: FIELDS; gunicorn's --limit-request-fields",
-        _both({"head.FIELDS": "10**6"}, {"gunicorn:limit_request_fields": "30000"}),
+        "http/head.py: FIELDS",
+        _both({"head.FIELDS": "10**6"}),
     ),
     "expectation": (
-        "http/head.py: _expects; gunicorn's parser",
+        "http/head.py: _expects",
         _both({"head._expects": "lambda headers: False"}),
     ),
     "body bytes": (
@@ -104,6 +97,10 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
     "seconds of a body": (
         "http/connection.py: sweep; http/gthread.py: murder_pending",
         _both({"fastpath.FastProtocol.sweep": _NOTHING}, {"gthread.GracefulThreadWorker.murder_pending": _NOTHING}),
+    ),
+    "callers": (
+        "http/v2_extensions.py: check_caller",
+        _answer(server__http__v2_extensions__check_caller=_NOTHING),
     ),
     "content type": (
         "protocols/content.py: media_type",

@@ -5,9 +5,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Headers = Mapping[str, str]
-Ends = Literal["no", "fast", "both"]
-"""Which worker closes the connection behind the answer, since nobody knows where the next request would begin. gunicorn
-reads a whole request before the application refuses its path or its host, and goes on; ours has stopped reading."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,7 @@ class Case:
         sent: the bytes for a route.
         status: that is answered.
         words: that the message has.
+        closes: the connection ends behind the answer, since nobody knows where the next request would begin.
         form: of the error; any: of another path than the route's.
     """
 
@@ -78,7 +76,7 @@ class Case:
     status: int
     on: tuple[Route, ...]
     words: tuple[str, ...] = ()
-    ends: Ends = "no"
+    closes: bool = False
     form: Literal["route", "any"] = "route"
 
 
@@ -98,7 +96,7 @@ class BodyCase:
     status: int = 400
     words: tuple[str, ...] = ()
     headers: Headers = field(default_factory=dict)
-    ends: Ends = "no"
+    closes: bool = False
     form: Literal["route", "any"] = "route"
 
     def sent(self, route: Route) -> bytes:

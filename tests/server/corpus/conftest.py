@@ -80,7 +80,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
         with tools.gunicorn(state_dir, ServerSpec.model_validate(server), config, environment=_VERTEX) as running:
             secrets = [str(state_dir).encode(), str(model_folders["mixed"].parent).encode()]
             port = int(running.url.rpartition(":")[2])
-            yield Tried(running, Wire(worker_class, port, secrets))
+            yield Tried(running, Wire(port, secrets))
 
     return started
 

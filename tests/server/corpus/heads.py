@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from tests.server.corpus.case import AnyCase, BodyCase, Case, Ends, Route
-from tests.server.corpus.routes import ALL, MAX_BODY_BYTES, ONE_A_FORM, POSTS, RECORDS, TREE_WIDE, reading
+from tests.server.corpus.case import AnyCase, BodyCase, Case, Route
+from tests.server.corpus.routes import ADMIN, ALL, MAX_BODY_BYTES, ONE_A_FORM, POSTS, RECORDS, TREE_WIDE, reading
 
 Build = Callable[[Route], bytes]
 
@@ -50,10 +50,8 @@ def _chunks(body: bytes) -> Build:
     return _lengths(b"Transfer-Encoding: chunked", body=body)
 
 
-def _refused(
-    bound: str, status: int, on: tuple[Route, ...], sent: dict[str, Build], ends: Ends = "both"
-) -> list[AnyCase]:
-    return [Case(name, bound, build, status, on, ends=ends) for name, build in sent.items()]
+def _refused(bound: str, status: int, on: tuple[Route, ...], sent: dict[str, Build]) -> list[AnyCase]:
+    return [Case(name, bound, build, status, on, closes=True) for name, build in sent.items()]
 
 
 REQUEST_LINES = _refused(
@@ -95,7 +93,6 @@ TARGETS = _refused(
         "a NUL in escapes": _at(lambda path: f"{path}%00"),
         "a NUL": _at(lambda path: f"{path}\0"),
     },
-    ends="fast",
 )
 NOT_FOUND: list[AnyCase] = [
     Case(name, "names in paths", _at(change), 404, TREE_WIDE[:-1], form="any")
@@ -141,7 +138,6 @@ HOSTS = _refused(
         "a user in the host": _host(b"Host: me@x\r\n"),
         "a port that is none": _host(b"Host: x:port\r\n"),
     },
-    ends="fast",
 )
 FIELDS = _refused(
     "header fields",
@@ -204,6 +200,20 @@ CHUNKS = _refused(
         "a chunk that ends with LF": _chunks(b"3\nabc\n0\n\n\r\n\r\n"),
     },
 )
+CALLERS: list[AnyCase] = [
+    BodyCase(name, "callers", lambda route: b"{}", ADMIN[1:], status, (word,), headers)
+    for name, headers, status, word in (
+        ("text from a web page", {"Content-Type": "text/plain"}, 415, "text/plain"),
+        ("a form of a web page", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "urlencoded"),
+        ("a page of elsewhere", {"Origin": "http://evil.example"}, 403, "http://evil.example"),
+        ("a page of another port", {"Origin": "http://localhost:1"}, 403, "http://localhost:1"),
+        ("a page that hides", {"Origin": "null"}, 403, "null"),
+        ("a name that leads here", {"Host": "evil.example"}, 403, "evil.example"),
+        ("its page", {"Host": "evil.example", "Origin": "http://evil.example"}, 403, "evil.example"),
+        ("a name that begins as ours", {"Host": "localhost.evil.example"}, 403, "localhost.evil.example"),
+        ("a number for an address", {"Host": "2130706433"}, 403, "2130706433"),
+    )
+]
 TIMES: list[AnyCase] = [
     Case("an empty time of an event", "event time", _with(b"X-Event-Time:"), 400, RECORDS, ("X-Event-Time", "RFC 3339"))
 ]
@@ -237,7 +247,7 @@ BODIES: list[AnyCase] = [
             route for route in POSTS if route.reads != "jsonl"
         ),  # which is answered while it comes: see "a long line"
         (str(MAX_BODY_BYTES),),
-        ends="both",
+        closes=True,
     ),
     Case(
         "a body of a byte too many",
@@ -246,7 +256,7 @@ BODIES: list[AnyCase] = [
         413,
         ONE_A_FORM[:5],
         (str(MAX_BODY_BYTES),),
-        ends="fast",
+        closes=True,
     ),
     Case(
         "a long line",
@@ -263,7 +273,7 @@ BODIES: list[AnyCase] = [
         413,
         ONE_A_FORM[:5],
         (str(MAX_BODY_BYTES),),
-        ends="fast",
+        closes=True,
     ),
     BodyCase(
         "a request within a body",  # what a smuggler hopes to be read as the next request
@@ -274,7 +284,7 @@ BODIES: list[AnyCase] = [
     ),
 ]
 PIPELINED: list[AnyCase] = [
-    Case(f"{case.name}, behind a good request", case.bound, case.sent, case.status, (RECORDS[0],), ends=case.ends)
+    Case(f"{case.name}, behind a good request", case.bound, case.sent, case.status, (RECORDS[0],), closes=case.closes)
     for group in (REQUEST_LINES, TARGETS, HOSTS, FIELDS, SMUGGLING, CODINGS, CHUNKS, MEASURES)
     for case in group
 ]
@@ -291,6 +301,7 @@ CASES: list[AnyCase] = [
     *SMUGGLING,
     *CODINGS,
     *CHUNKS,
+    *CALLERS,
     *TIMES,
     *MEASURES,
     *BODIES,

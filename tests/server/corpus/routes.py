@@ -166,10 +166,11 @@ TENSORS = (
     _route("/v1/models/tensor:predict", "tf tensor", dump({"instances": IMAGE.tolist()}), b'"total":6.0'),
 )
 _NOBODY = b"this server lets nobody"
+_KNOWN = {"Host": "localhost"}
 ADMIN = (
     _route("/v2/repository/index", "index", b"{}", b'"name":"flights"'),
-    _route("/v2/repository/models/other/load", "parameters", b"", _NOBODY, status=400),
-    _route("/v2/repository/models/flights/unload", "parameters", b"", _NOBODY, status=400),
+    _route("/v2/repository/models/other/load", "parameters", b"", _NOBODY, status=400, headers=_KNOWN),
+    _route("/v2/repository/models/flights/unload", "parameters", b"", _NOBODY, status=400, headers=_KNOWN),
 )
 READS = tuple(
     Route("GET", path, right=right)

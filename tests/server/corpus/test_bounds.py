@@ -24,9 +24,6 @@ from mlflow_deploy_plugin.server.http.gunicorn_conf import *
 
 def post_fork(arbiter, worker):
     for name, text in {patched!r}.items():
-        if name.startswith("gunicorn:"):
-            worker.cfg.set(name[9:], eval(text))
-            continue
         parts = name.split(".")
         owner = importlib.import_module(".".join(parts[: -1 - parts[-2][0].isupper()]))
         owner = getattr(owner, parts[-2]) if parts[-2][0].isupper() else owner

@@ -1,149 +1,43 @@
-"""Ten times the bytes take about ten times the work, whatever shape they have, in every language that is read."""
+"""Hostile bytes, in one piece and cut in two at any place: both workers read them alike, and go on or close alike."""
 
-import csv
-import gc
-import io
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import orjson
 import pytest
 
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
-from mlflow_deploy_plugin.server.grpc import tensors
-from mlflow_deploy_plugin.server.http.messages import RawRequest
-from mlflow_deploy_plugin.server.http.routes import answer
-from tests.server.corpus import hostile
-from tests.server.corpus.case import Route
-from tests.server.corpus.routes import POSTS, dump
+from tests.server.corpus import raw
+from tests.server.corpus.raw import Raw, exchanged
 
-SMALL, TIMES = 40_000, 10
-MOST = 1.5
-"""Times the growth of the bytes; a quadratic reader grows ten times as much as they do."""
-_TRIES, _MOST_MEMORY = 6, 3.0
-_JSON = {"Content-Type": "application/json"}
-_ROUTES = [
-    *{route.reads: route for route in POSTS if route.reads in {"npy", "arrow", "parquet", "csv", "jsonl"}}.values(),
-    *{route.reads: route for route in POSTS if route.reads in hostile.FIELDS}.values(),
-    next(route for route in POSTS if route.reads == "records"),
-    next(route for route in POSTS if route.path.endswith("/load")),
-    Route("POST", "/feedback", "feedback", headers=_JSON),
-    Route("POST", "/endpoints/single/invocations", "dataframe_split", dump({"inputs": [[1, 2, 3]]}), headers=_JSON),
-    Route("POST", "/endpoints/single/invocations", "csv", headers={"Content-Type": "text/csv"}),
-    Route("POST", "/endpoints/tensor/invocations", "csv", headers={"Content-Type": "text/csv"}),
-    Route("POST", "/endpoints/tensor/invocations", "arrow", headers=dict(POSTS[18].headers)),
-    Route("POST", "/v2/models/tensor/infer", "v2", dump({"inputs": []})),
-]
-"""One of each language, and those whose model has them read another way: nothing but numbers, tensors."""
+_AT_ONCE = 8
 
 
-@pytest.fixture(autouse=True)
-def _without_collector() -> Iterator[None]:
-    """What the collector looks at is the whole process of the tests."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    yield
-    if was_enabled:
-        gc.enable()
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
+def test_hostile_bytes_are_read_alike_by_both_workers_however_they_are_cut(tried: dict[str, Any], kind: str) -> None:
+    port = tried[kind].wire.port
 
-
-def seconds(work: Callable[[bytes], Any], body: bytes) -> float:
-    began = time.process_time()
-    work(body)
-    return time.process_time() - began
-
-
-def _parsed(body: bytes) -> None:
-    with suppress(orjson.JSONDecodeError):
-        orjson.loads(body)
-
-
-def _rows_of(body: bytes) -> None:
-    with suppress(csv.Error):
-        list(csv.reader(io.StringIO(body.decode("latin-1"), newline="")))
-
-
-REFERENCES: tuple[Callable[[bytes], Any], ...] = (
-    lambda body: dict.fromkeys(body.split(b",")),
-    lambda body: [piece.decode("latin-1") for piece in body.split(b"\n")],
-    _parsed,
-    _rows_of,
-)
-"""Linear readers that make many objects. Ten times as many have left the processor's caches, and their memory is new
-to the process: so they take up to twenty times as long."""
-
-
-def grows_with(work: Callable[[bytes], Any], small: bytes, large: bytes) -> str:
-    """Empty: no faster than the bytes, in the best of some tries; else how fast. What the machine's memory adds to
-    more objects is measured beside it, and is not held against the reader."""
-    few = many = ratio = float("inf")
-    memory = 1.0
-    for attempt in range(_TRIES):
-        few = min(few, *(seconds(work, small) for _ in range(3)))
-        many = min(many, seconds(work, large))
-        if attempt:
-            for reference in REFERENCES:
-                least = min(seconds(reference, small) for _ in range(3))
-                memory = max(memory, seconds(reference, large) / least / TIMES)
-        ratio = many / few / (len(large) / len(small)) / min(memory, _MOST_MEMORY)
-        if ratio <= MOST:
+    def check(job: tuple[Raw, int]) -> str:
+        case, cut = job
+        found = exchanged(port, [case.sent[:cut], case.sent[cut:]] if cut else [case.sent])
+        if found == (case.statuses, case.goes_on):
             return ""
-    return f"{ratio:.1f} times as fast as its bytes ({few * 1e3:.1f} ms, {many * 1e3:.1f} ms)"
+        return f"{case.name}, cut behind {case.sent[max(0, cut - 20) : cut]!r}: {found}"
+
+    jobs = [(case, cut) for case in raw.CASES for cut in (0, *case.cuts)]
+    jobs.sort(key=lambda job: job[1])  # so that few streams are read at the same time
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        assert [wrong for wrong in pool.map(check, jobs) if wrong] == []
+    assert len(jobs) > 2000
+    assert len({case.name for case in raw.CASES}) == len(raw.CASES)
 
 
-@pytest.mark.parametrize("route", _ROUTES, ids=lambda route: f"{route.path} {route.reads}")
-def test_the_time_of_hostile_bodies_is_linear_in_their_bytes(server: Any, route: Route) -> None:
-    headers = {name.lower(): value for name, value in route.headers.items()}
-    statuses = set()
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
+def test_hostile_bytes_that_come_one_by_one_are_read_alike(tried: dict[str, Any], kind: str) -> None:
+    port = tried[kind].wire.port
+    cases = [case for case in raw.CASES if len(case.sent) < 250][::3]
 
-    def ask(body: bytes) -> None:
-        statuses.add(answer(server, RawRequest(route.method, route.path, headers, body)).status)
+    def check(case: Raw) -> str:
+        found = exchanged(port, [case.sent[place : place + 1] for place in range(len(case.sent))], pause=0.0002)
+        return "" if found == (case.statuses, case.goes_on) else f"{case.name}: {found}"
 
-    found = {}
-    for name, fill in hostile.shapes(route).items():
-        if grown := grows_with(ask, fill(SMALL), fill(TIMES * SMALL)):
-            found[name] = grown
-    assert found == {}
-    assert statuses <= {200, 202, 400, 413, 415}
-
-
-_TENSOR = {"name": "distance", "datatype": "FP64", "shape": [1]}
-_CALLS: dict[str, Callable[[int], messages.ModelInferRequest]] = {
-    "tensors": lambda count: messages.ModelInferRequest(
-        inputs=[{**_TENSOR, "name": f"t{number}"} for number in range(count)], raw_input_contents=[b"12345678"] * count
-    ),
-    "empty tensors": lambda count: messages.ModelInferRequest(inputs=[{}] * count * 10),
-    "parameters": lambda count: messages.ModelInferRequest(
-        parameters={f"k{number}": {"bool_param": True} for number in range(count)}
-    ),
-    "parameters of a tensor": lambda count: messages.ModelInferRequest(
-        inputs=[{**_TENSOR, "parameters": {f"k{number}": {"int64_param": 1} for number in range(count)}}]
-    ),
-    "outputs": lambda count: messages.ModelInferRequest(outputs=[{"name": f"o{number}"} for number in range(count)]),
-    "sizes": lambda count: messages.ModelInferRequest(inputs=[{**_TENSOR, "shape": [1] * count}]),
-    "values": lambda count: messages.ModelInferRequest(
-        inputs=[{**_TENSOR, "shape": [count], "contents": {"fp64_contents": [0.5] * count}}]
-    ),
-    "texts": lambda count: messages.ModelInferRequest(
-        inputs=[
-            {"name": "carrier", "datatype": "BYTES", "shape": [count], "contents": {"bytes_contents": [b"AA"] * count}}
-        ]
-    ),
-}
-
-
-@pytest.mark.parametrize("shape", _CALLS)
-def test_the_time_of_hostile_calls_is_linear_in_their_bytes(server: Any, shape: str) -> None:
-    predictor = server.dataplane.lease("flights").loaded.predictor
-
-    def ask(body: bytes) -> None:
-        with suppress(OnnxserveError):
-            message = tensors.read_message(messages.ModelInferRequest, body)
-            tensors.decode(message, predictor.artifact, predictor.schema)
-
-    # both beyond the bytes from which on fields are counted
-    small, large = (_CALLS[shape](count).SerializeToString() for count in (10_000, 100_000))
-    assert grows_with(ask, small, large) == ""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        assert [wrong for wrong in pool.map(check, cases) if wrong] == []

@@ -51,13 +51,12 @@ def read_answer(stream: IO[bytes], has_body: bool = True) -> Answer | None:
 class Wire:
     """One server, asked by bytes."""
 
-    def __init__(self, kind: str, port: int, secrets: Iterable[bytes] = ()) -> None:
-        self._ending = ("both", kind)
-        self._address = ("127.0.0.1", port)
+    def __init__(self, port: int, secrets: Iterable[bytes] = ()) -> None:
+        self.port = port
         self._secrets = (*_SECRETS, *secrets)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(self._address, timeout=PATIENCE_SECONDS)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_SECONDS)
 
     def check_good(self, route: Route) -> None:
         """The good request of the route gets its right answer."""
@@ -83,7 +82,7 @@ class Wire:
             closes = answer.headers.get("connection", "").lower() == "close"
             if closes and self._read(stream) is not None:
                 raise Refused("the connection goes on, and said that it does not")
-            if not closes and case.ends in self._ending:
+            if not closes and case.closes:
                 raise Refused("the connection goes on")
             if not closes:
                 connection.sendall(route.request())
@@ -117,7 +116,7 @@ def check_refusal(case: AnyCase, route: Route, answer: Answer, secrets: Iterable
     except ValueError:
         raise Refused(f"not JSON: {shown!r}") from None
     forms = [{"error"} if route.has_short_errors else {"error_code", "message"}]
-    if case.form == "any" or case.ends != "no":  # refused before its path is known
+    if case.form == "any" or case.closes:  # refused before its path is known
         forms = [{"error"}, {"error_code", "message"}]
     if document.keys() not in forms:
         raise Refused(f"an error of another form: {shown!r}")

@@ -1,6 +1,7 @@
 """Streamed requests between the event loop and their thread, on a loop of the test's own, whose time the test sets."""
 
 import asyncio
+import math
 import re
 import socket
 import struct
@@ -17,6 +18,7 @@ import uvloop
 
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.body import open_body
+from mlflow_deploy_plugin.server.http.cost import Costs
 from mlflow_deploy_plugin.server.http.exchange import Exchange
 from mlflow_deploy_plugin.server.http.fastpath import FastProtocol
 from mlflow_deploy_plugin.server.http.front import Front, Limits
@@ -282,5 +284,32 @@ def test_a_piece_without_an_answer_does_not_end_the_answer(
         async with listener(server) as opened:
             client = await opened.connect(HEAD + chunk(b"[0]\n[0]\n" * 500 + b"[1]\n[2]\n") + chunk())
             assert (await opened.read(client, LAST)).endswith(chunk(b"1.0\n2.0\n") + LAST)
+
+    play(talk())
+
+
+def test_a_client_that_is_being_answered_does_not_give_way_to_another(server: Server) -> None:
+    answering = threading.Event()
+
+    async def talk() -> None:
+        async with listener(server) as here:
+            here.front.costs = Costs(lambda: False)
+            here.front.limits = Limits(request_seconds=10.0, connections=1)
+            here.front.pool.submit(answering.wait)  # its only thread
+            row = LINE.strip()
+            head = FIELDS.replace(b"jsonl", b"json") + b"Content-Length: %d\r\n\r\n" % len(b'{"inputs":[%s]}' % row)
+            first = await here.connect(head + b'{"inputs":[%s]}' % row)
+            await until(lambda: [one.silent_since for one in here.connections] == [math.inf])
+            second = await here.connect(b"")
+            refused = await here.read(second)
+            second.close()
+            assert refused.startswith(b"HTTP/1.1 503")
+            assert b"Retry-After: 1\r\n" in refused
+            answering.set()
+            assert (await here.read(first, b"}")).startswith(b"HTTP/1.1 200")
+            await until(lambda: len(here.connections) == 1)
+            third = await here.connect(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await here.read(third, b"\n\n")).startswith(b"HTTP/1.1 200")
+            assert await here.read(first) == b""
 
     play(talk())

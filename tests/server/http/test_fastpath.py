@@ -393,19 +393,6 @@ def test_a_large_body_does_not_hold_up_small_requests(connect: Connect) -> None:
         thread.join()
 
 
-def test_more_connections_than_the_worker_takes_are_refused_in_words(running: Any) -> None:
-    address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
-    with contextlib.ExitStack() as opened:
-        connections = [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(1001)]
-        statuses = []
-        for connection in connections[-1:]:
-            connection.sendall(PING)
-            statuses.append(read_answer(connection)[0])
-        assert statuses == [503]
-        connections[0].sendall(PING)
-        assert read_answer(connections[0])[0] == 200
-
-
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> None:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
     with tools.gunicorn(tmp_path, ServerSpec(request_timeout_seconds=1)) as running:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.server.http.head import CHUNKED, Head, check_host, path_of, read_head
+from mlflow_deploy_plugin.server.http.head import CHUNKED, Head, check_host, path_of, read_head, take_head
 
 
 def test_a_head_says_what_was_asked_and_what_is_to_come() -> None:
@@ -15,7 +15,17 @@ def test_a_head_says_what_was_asked_and_what_is_to_come() -> None:
         b"ACCEPT:\t b \r\nx_y: z\r\nName: caf\xe9\r\nExpect: 100-Continue"
     )
     headers = {"host": "x:80", "content-length": "007", "accept": "a,b", "name": "café", "expect": "100-Continue"}
-    assert got == Head("POST", "/v2/models/a b/infer", headers, 7, keeps_alive=True, waits=True, takes_chunks=True)
+    target = "/v2/models/a%20b/infer?x=%2F"
+    assert got == Head("POST", target, "/v2/models/a b/infer", headers, 7, True, waits=True, takes_chunks=True)
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n"])
+@pytest.mark.parametrize("line", [b"GET /ping HTTP/1.1", b"GET /" + b"a" * 8176 + b" HTTP/1.1"])
+def test_a_head_that_has_not_come_whole_is_waited_for_wherever_it_is_cut(before: bytes, line: bytes) -> None:
+    data = before + line + b"\r\nHost: x\r\n\r\n"
+    assert [take_head(data[:end]) for end in range(len(data))] == [(None, data[:end]) for end in range(len(data))]
+    head, rest = take_head(data + b"\r\nrest")
+    assert (head, rest) == (read_head(data.removeprefix(b"\r\n")[:-4]), b"\r\nrest")
 
 
 def test_what_waits_for_nothing_is_not_told_to_go_on() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from mlflow_deploy_plugin.server.http.messages import RawResponse
-from mlflow_deploy_plugin.server.http.reply import reply
+from mlflow_deploy_plugin.server.http.reply import chunked_head, reply
 
 
 def test_an_answer_has_its_length_and_says_whether_the_connection_goes_on() -> None:
@@ -22,6 +22,19 @@ def test_the_answer_to_a_head_has_the_length_and_not_the_body() -> None:
     assert got.endswith(b"\r\n\r\n")
 
 
-@pytest.mark.parametrize("value", ["modèle", "模型"])
-def test_a_name_beyond_latin_1_does_not_break_the_answer(value: str) -> None:
-    assert reply(RawResponse(200, b"", headers={"X-Model-Name": value}), keeps_alive=True).count(b"\r\n") == 7
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        ("m 1", b"m 1"),
+        ("modèle", b"mod%C3%A8le"),
+        ("模型", b"%E6%A8%A1%E5%9E%8B"),
+        ("100%", b"100%25"),
+        ("m\r\nX-Evil: yes", b"m%0D%0AX-Evil: yes"),
+        ("m\n\r\0\x7f", b"m%0A%0D%00%7F"),
+        ("half a surrogate \ud800", b"half a surrogate ?"),
+    ],
+)
+def test_the_value_of_a_header_begins_no_other(value: str, sent: bytes) -> None:
+    response = RawResponse(200, b"", headers={"X-Model-Name": value, "X-Model-Version": "1"})
+    for head in (reply(response, keeps_alive=True), chunked_head(response, keeps_alive=True)):
+        assert b"\r\nX-Model-Name: " + sent + b"\r\nX-Model-Version: 1\r\n\r\n" in head

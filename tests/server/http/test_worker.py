@@ -26,6 +26,7 @@ WORKERS: tuple[WorkerClass, ...] = ("fast", "gthread")
 JSON = "application/json"
 ROW = b'{"inputs": [[1, 2, 3]]}'
 V2_ROW = b'{"id": "mine", "inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}'
+ODD = "Flüge\r\nX-Evil: yes"
 OF_THE_CONNECTION = {"date", "server", "connection", "keep-alive"}
 
 
@@ -37,6 +38,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]
         for kind in WORKERS:
             state_dir = tmp_path_factory.mktemp(kind)
             endpoints = {name: {"v": tools.variant(bias_folders[v], v)} for name, v in (("e", "1"), ("f", "2"))}
+            endpoints["odd"] = {"v": tools.variant(bias_folders["3"], "3\r\n\r\nHTTP/1.1 200 OK", model=ODD)}
             tools.want(state_dir, 1, endpoints)
             running.append(servers.enter_context(tools.gunicorn(state_dir, ServerSpec(worker_class=kind))))
         yield running
@@ -161,6 +163,17 @@ def test_both_workers_refuse_an_odd_path_in_the_form_of_its_protocol(both: list[
     for running in both:
         status, _, body = ask(running.url, "GET", path, {}, b"")
         assert (status, list(json.loads(body))) == (400, ["error"])
+
+
+def test_a_name_with_line_ends_begins_neither_a_header_nor_a_metric(both: list[Any]) -> None:
+    for running in both:
+        status, headers, _ = ask(running.url, "POST", "/endpoints/odd/invocations", {"Content-Type": JSON}, ROW)
+        assert status == 200
+        assert headers["x-model-name"] == "Fl%C3%BCge%0D%0AX-Evil: yes"
+        assert headers["x-model-version"] == "3%0D%0A%0D%0AHTTP/1.1 200 OK"
+        assert "x-evil" not in headers
+        page = ask(running.url, "GET", "/metrics", {}, b"")[2].decode()
+        assert all(line.startswith(("#", "onnxserve_", "ml_")) for line in page.split("\n") if line)
 
 
 BROKEN = {

@@ -27,6 +27,7 @@ _OPTIONAL = re.compile(r"\[([^\]]*)\]")
 
 _REFUSALS = {
     400: "the body cannot be read, or does not fit the model; the message names the column, the row and the value",
+    403: "a web page of elsewhere asks, or a name that is not known to be the server's",
     404: "there is no such endpoint, or no such version of it",
     413: "the body is larger than the server's limit",
     415: "the Content-Type is not one that this route takes",

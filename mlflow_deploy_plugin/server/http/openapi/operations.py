@@ -73,7 +73,7 @@ _BYTES: JsonSchema = {"type": "string", "format": "binary"}
 _PAGE: Bodies = {HTML: _TEXT}
 _TABLES: Bodies = dict.fromkeys((*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES, *npy.MEDIA_TYPES), _BYTES)
 _READY = (503,)
-_REPOSITORY = (400, 404, 413, 429, 503, 504)
+_REPOSITORY = (400, 403, 404, 413, 415, 429, 503, 504)
 _ADMIN: JsonSchema = {"type": "object", "properties": {"parameters": {"type": ["object", "null"]}}}
 
 _TENSORS: JsonSchema = {

@@ -1,0 +1,122 @@
+"""More clients than there are places: those who say nothing give way to those who ask."""
+
+import contextlib
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from support.waiting import wait_until
+
+PLACES = 1000
+"""gunicorn's --worker-connections."""
+PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
+HALF_A_HEAD = PING[:20]
+HALF_A_BODY = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{"
+SECONDS = 20.0
+"""A third of what a request may take to arrive."""
+
+Connect = Callable[..., socket.socket]
+
+
+@pytest.fixture(params=["fast", "gthread"])
+def kind(request: pytest.FixtureRequest) -> WorkerClass:
+    return "fast" if request.param == "fast" else "gthread"
+
+
+@pytest.fixture
+def connect(tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass) -> Iterator[Connect]:
+    """Opens a connection to a worker with 4 threads, and sends something."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * PLACES)), hard))
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, contextlib.ExitStack() as opened:
+        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+
+        def connected(sent: bytes = b"") -> socket.socket:
+            connection = opened.enter_context(socket.create_connection(address, timeout=SECONDS))
+            connection.sendall(sent)
+            return connection
+
+        yield connected
+        assert "Traceback" not in running.log.read_text()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def is_answered(connection: socket.socket) -> bool:
+    """The answer to PING comes, head and body."""
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n\n") and (piece := connection.recv(4096)):
+        answer += piece
+    return answer.startswith(b"HTTP/1.1 200")
+
+
+def asks(connection: socket.socket) -> bool:
+    connection.sendall(PING)
+    return is_answered(connection)
+
+
+def test_a_thousand_silent_clients_keep_nobody_out(connect: Connect) -> None:
+    silent = [connect() for _ in range(PLACES + 50)]
+    kept = connect()
+    began = time.monotonic()
+    for _ in range(50):
+        assert asks(kept)
+        assert asks(connect())
+    assert time.monotonic() - began < SECONDS
+    silent[0].settimeout(SECONDS)
+    assert silent[0].recv(1) == b""  # it was the first to go
+    silent[-1].setblocking(False)
+    with pytest.raises(BlockingIOError):
+        silent[-1].recv(1)
+
+
+def test_clients_who_go_on_asking_are_not_the_ones_to_go(connect: Connect) -> None:
+    asking = [connect(PING) for _ in range(20)]
+    assert all(is_answered(connection) for connection in asking)
+    for number in range(PLACES + 200):
+        connect()
+        if number % 100 == 0:
+            assert [asks(connection) for connection in asking] == [True] * 20, number
+
+
+@pytest.mark.parametrize("begun", [HALF_A_HEAD, HALF_A_BODY], ids=["heads", "bodies"])
+def test_requests_that_come_too_slowly_give_way(connect: Connect, kind: WorkerClass, begun: bytes) -> None:
+    """In the threaded worker each of them takes a thread, and gives way where others wait for it."""
+    slow = [connect(begun) for _ in range(PLACES if kind == "fast" else 4)]
+    stop = threading.Event()
+
+    def trickle() -> None:
+        while not stop.wait(0.3):
+            for connection in slow:
+                with contextlib.suppress(OSError):
+                    connection.send(b"a")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    try:
+        began = time.monotonic()
+        clients = [connect(PING) for _ in range(20)]
+        assert all(is_answered(client) for client in clients)
+        assert time.monotonic() - began < SECONDS
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_an_upload_that_gets_on_does_not_give_way(connect: Connect, kind: WorkerClass) -> None:
+    if kind == "gthread":
+        pytest.skip("there it has a thread, and nobody waits for it")
+    body = b" " * 400_000
+    upload = connect(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+    for start in range(0, len(body), 4000):
+        upload.sendall(body[start : start + 4000])
+        for _ in range(20):
+            connect()
+    wait_until(lambda: upload.recv(12) == b"HTTP/1.1 415", what="its answer")
