@@ -85,6 +85,7 @@ class Artifact:
     Attributes:
         onnx_file: the graph; `folder` itself for a pyfunc, which has none (`runtime/pyfunc_artifact.py`).
         columns / tensors: the signature's inputs; one of them is empty, both where there is no signature.
+        has_signature: whether the MLmodel file has one; without, `tensors` are the graph's inputs, once it is loaded.
         inputs / outputs: the graph's, bound to the signature; empty for a stock `onnx` model until it is loaded.
         prediction: the outputs that `predict` answers: one name is answered as a bare array, several as a mapping
             (see `OnnxModel.prediction` for a stock `onnx` model).
@@ -112,6 +113,7 @@ class Artifact:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     reference: str | None = None
     undescribed: str = ""
+    has_signature: bool = True
 
     @property
     def parity_state(self) -> str:
@@ -156,6 +158,7 @@ def read_artifact(folder: Path) -> Artifact:
             parity=dict(section.get("parity") or {"state": "no-original"}),
             provenance=dict(section.get("provenance") or {}),
             reference=(section.get("reference") or {}).get("data"),
+            has_signature=bool(columns or tensors),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None

@@ -113,16 +113,18 @@ class OnnxModel:
                 return False
         return False
 
-    def prediction(self, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
+    def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
         """What `predict` answers: the bare array of the one prediction output, or a mapping of several.
 
-        A stock `onnx` model answers as MLflow's pyfunc of it: always a mapping; for columns an array of records, one a
-        row, unless an output has several values a row, which MLflow would spread over more rows than it was given.
+        A stock `onnx` model answers as MLflow's pyfunc of it: always a mapping; for columns, and for a table where no
+        signature says that it is a tensor, an array of records, one a row, unless an output has several values a row,
+        which MLflow would spread over more rows than it was given.
         """
         names = self.artifact.prediction
         if self.artifact.flavor == "onnx":
             named = {name: outputs[name] for name in names}
-            return _records(named) if self.artifact.columns and _are_columns(named) else named
+            is_table = bool(self.artifact.columns) or (of_table and not self.artifact.has_signature)
+            return _records(named) if is_table and _are_columns(named) else named
         return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
 
     def example_feeds(self) -> Feeds:
