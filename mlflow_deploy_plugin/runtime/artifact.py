@@ -19,6 +19,7 @@ PYTHON_FUNCTION: Final = "python_function"
 ColumnType = Literal["double", "float", "integer", "long", "boolean", "string"]
 Role = Literal["label", "probabilities", "scores", "values"]
 ParityState = Literal["proven", "warned", "no-original"]
+PYFUNC_PARITY: Final = "not applicable: a pyfunc is the original itself"
 
 COLUMN_TYPES: dict[str, str] = {
     "double": "float64",
@@ -56,9 +57,10 @@ class Input:
     Attributes:
         name: the ONNX input.
         dtype: numpy dtype of the ONNX input, `str` for strings.
-        shape: -1 for free dimensions; the first is the batch.
+        shape: -1 for free dimensions.
         columns: signature columns that are stacked along axis 1, in this order; empty: the tensor of this name.
         missing: for strings, the text that stands for a missing value; None: a missing value is an error.
+        symbols: the graph's names of its dimensions, empty texts for those without; known once the graph is loaded.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Input:
     shape: tuple[int, ...]
     columns: tuple[str, ...] = ()
     missing: str | None = None
+    symbols: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ class Artifact:
 
     @property
     def parity_state(self) -> str:
+        if self.flavor == PYTHON_FUNCTION:
+            return PYFUNC_PARITY
         return str(self.parity.get("state", "no-original"))
 
 

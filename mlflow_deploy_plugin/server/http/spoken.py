@@ -31,11 +31,15 @@ def _plain(
 
 
 def _encode_predict(variant: ServedVariant, response: InferResponse) -> bytes:
-    return predict.encode(variant.loaded.predictor.artifact, response.model, response.version, response.outputs)
+    predictor = variant.loaded.predictor
+    has_rows = predictor.schema.has_rows
+    return predict.encode(predictor.artifact, response.model, response.version, response.outputs, has_rows)
 
 
 def _encode_batch(variant: ServedVariant, response: InferResponse) -> bytes:
-    return predict.encode_batch(variant.loaded.predictor.artifact, response.model, response.version, response.outputs)
+    predictor = variant.loaded.predictor
+    has_rows = predictor.schema.has_rows
+    return predict.encode_batch(predictor.artifact, response.model, response.version, response.outputs, has_rows)
 
 
 def _read_v2(request: RawRequest, variant: ServedVariant) -> Question:
