@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.flavor.generate import MINIMUM, parity_rows
 from mlflow_deploy_plugin.flavor.parity import Rows, prove
 from mlflow_deploy_plugin.flavor.report import ParityReport
 from mlflow_deploy_plugin.flavor.section import write_section
-from mlflow_deploy_plugin.flavor.signature import graph_signature, input_schema, output_schema, signature_of
+from mlflow_deploy_plugin.flavor.signature import declared_schema, graph_signature, output_schema, signature_of
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.runtime.session import available_cores
@@ -123,7 +123,9 @@ def _signature(converted: ConvertedModel, example: Batch | None) -> ModelSignatu
     if example is None:
         return graph_signature(converted.inputs, converted.outputs)
     if converted.original is None:
-        return ModelSignature(inputs=input_schema(example), outputs=output_schema(converted.outputs))
+        return ModelSignature(
+            inputs=declared_schema(example, converted.inputs), outputs=output_schema(converted.outputs)
+        )
     answers = converted.original(batches.take(example, _HEAD))
     names = converted.prediction
     return signature_of(example, answers[names[0]] if len(names) == 1 else {name: answers[name] for name in names})

@@ -33,6 +33,19 @@ def input_schema(batch: Batch) -> Schema:
     )
 
 
+def declared_schema(batch: Batch, inputs: tuple[Input, ...]) -> Schema:
+    """The signature's inputs for a batch of a ready graph: tensors have the sizes that the graph declares."""
+    if isinstance(batch, pd.DataFrame):
+        return input_schema(batch)
+    shapes = {entry.name: entry.shape for entry in inputs}
+    return Schema(
+        [
+            TensorSpec(np.dtype(tensor.dtype), shapes.get(tensor.name, inputs[0].shape), tensor.name or None)
+            for tensor in tensors_of(batch)
+        ]
+    )
+
+
 def output_schema(outputs: tuple[Output, ...]) -> Schema:
     """The signature's outputs as the graph declares them."""
     return Schema([TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs])
