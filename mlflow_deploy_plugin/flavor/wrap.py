@@ -78,8 +78,9 @@ def wrap(
                 f"so that there are no rows: {why_no_batch(form.runnable.artifact)}"
             )
         judged = data.reference if data.reference is not None else data.example
-        is_sampled = judged is not None and has_rows
-        sample = reference.reference_sample(form.runnable, judged, data.times) if is_sampled else None
+        sample = None
+        if judged is not None and has_rows:
+            sample = reference.reference_sample(form.runnable, judged, data.times)
     lock = provenance.environment_lock()
     return Wrapped(
         converted=form.converted,
