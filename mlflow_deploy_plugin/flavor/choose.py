@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original
+from mlflow_deploy_plugin.flavor.convert.obstacle import explained, is_ready_onnx
 from mlflow_deploy_plugin.flavor.generate import MINIMUM, parity_rows
 from mlflow_deploy_plugin.flavor.parity import Rows, prove
 from mlflow_deploy_plugin.flavor.report import ParityReport
@@ -63,8 +64,11 @@ def best_form(
             draft = folder / str(position)
             draft.mkdir()
             form = trials.run(draft, make())
-        except (ConversionError, InvalidArtifact) as error:
+        except ConversionError as error:
             failure = failure or error
+            continue
+        except InvalidArtifact as error:
+            failure = failure or (error if is_ready_onnx(model) else ConversionError(explained(error, model)))
             continue
         _logger.debug("form %d: %s", position, form.report.as_dict())
         if best is None or form.report.doubts < best.report.doubts:

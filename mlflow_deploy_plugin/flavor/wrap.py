@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args
 
 from mlflow.models import ModelSignature
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor import provenance, reference
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.choose import PredictFunction, best_form
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
+from mlflow_deploy_plugin.flavor.convert.obstacle import way_out
 from mlflow_deploy_plugin.flavor.report import ParityReport, refusal
 from mlflow_deploy_plugin.flavor.signature import align, check_example, conform
 from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
@@ -67,20 +68,23 @@ def wrap(
     """
     _check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     _check_choice("parity", parity, ParityPolicy)
-    data = _Data.read(model, input_example, signature, parity_data, reference_data, event_time)
-    with TemporaryDirectory(prefix="onnxserve-") as folder:
-        form = best_form(Path(folder), model, data.example, data.parity, signature, predict_fn)
-        _judge(form.report, parity)
-        has_rows = form.runnable.schema.has_rows
-        if not has_rows and (data.reference is not None or data.times is not None):
-            raise InvalidConfig(
-                f"{'event_time' if data.reference is None else 'reference_data'}: this graph has no batch dimension, "
-                f"so that there are no rows: {why_no_batch(form.runnable.artifact)}"
-            )
-        judged = data.reference if data.reference is not None else data.example
-        sample = None
-        if judged is not None and has_rows:
-            sample = reference.reference_sample(form.runnable, judged, data.times)
+    try:
+        data = _Data.read(model, input_example, signature, parity_data, reference_data, event_time)
+        with TemporaryDirectory(prefix="onnxserve-") as folder:
+            form = best_form(Path(folder), model, data.example, data.parity, signature, predict_fn)
+            _judge(form.report, parity)
+            has_rows = form.runnable.schema.has_rows
+            if not has_rows and (data.reference is not None or data.times is not None):
+                raise InvalidConfig(
+                    f"{'event_time' if data.reference is None else 'reference_data'}: this graph has no batch "
+                    f"dimension, so that there are no rows: {why_no_batch(form.runnable.artifact)}"
+                )
+            judged = data.reference if data.reference is not None else data.example
+            sample = None
+            if judged is not None and has_rows:
+                sample = reference.reference_sample(form.runnable, judged, data.times)
+    except (ConversionError, ParityError) as error:
+        raise _with_way_out(error, model) from (error.__cause__ or error)
     lock = provenance.environment_lock()
     return Wrapped(
         converted=form.converted,
@@ -91,6 +95,15 @@ def wrap(
         provenance=provenance.provenance(judged, lock),
         lock=lock,
     )
+
+
+def _with_way_out(error: ConversionError | ParityError, model: Any) -> ConversionError | ParityError:
+    """The same error, which also says how the model is served without an ONNX form."""
+    told = way_out(model)
+    if not told:
+        return error
+    between = "\n" if "\n" in error.message else " " if error.message.endswith(".") else ". "
+    return type(error)(f"{error.message}{between}{told}.")
 
 
 def _judge(report: ParityReport, parity: ParityPolicy) -> None:
