@@ -115,6 +115,17 @@ def test_sizes_that_the_graph_leaves_free_stay_free_whatever_the_example_has(tmp
     assert model.run(model.schema.from_array([[1.0, 2.0, 3.0]]))["y"].tolist() == [[-1.0, -2.0, -3.0]]
 
 
+def test_texts_of_one_dimension_feed_a_graph_as_objects_and_as_numpys_own(tmp_path):
+    texts = np.array(["a", "bc"])
+
+    for number, example in enumerate((texts, texts.astype(object), None)):
+        folder = tmp_path / str(number)
+        save_model(parse_graph("g (string[N] s) => (string[N] t) { t = Identity(s) }"), folder, input_example=example)
+        for given in (texts, texts.astype(object)):
+            named = given if example is not None else {"s": given}
+            assert mlflow.pyfunc.load_model(str(folder)).predict(named).tolist() == ["a", "bc"]
+
+
 def test_unknown_framework_is_named_with_the_known_ones():
     with pytest.raises(ConversionError, match=r"builtins\.dict is of no framework .* known are onnx, sklearn, torch"):
         wrap({})
