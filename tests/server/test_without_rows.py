@@ -107,6 +107,32 @@ def test_a_request_is_one_row_of_metrics_and_of_the_log(server: Server, name: st
     assert {key: row[f"output.{key}"] for key in ANSWERS[name]} == ANSWERS[name]
 
 
+TABLES: dict[str, tuple[str, bytes]] = {
+    "CSV": ("text/csv", b"s,t\n1,2\n"),
+    "JSON Lines": ("application/jsonl", b'{"s": 1, "t": "a"}\n'),
+    "lines of rows": ("application/jsonl", b"[1, 2]\n[3, 4]\n"),
+    "split": ("application/json", b'{"dataframe_split": {"columns": ["s"], "data": [[1]]}}'),
+    "records": ("application/json", b'{"dataframe_records": [{"s": 1, "t": "a"}]}'),
+    "instances": ("application/json", b'{"instances": [{"x": [1, 2]}]}'),
+    "a number": ("application/json", b'{"inputs": 1}'),
+    "nothing": ("application/json", b'{"inputs": []}'),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("accept", ["application/json", "application/x-npy", "application/vnd.apache.arrow.stream"])
+def test_a_table_is_answered_or_refused_in_words(server: Server, name: str, accept: str) -> None:
+    for content_type, body in TABLES.values():
+        for path in (
+            f"/endpoints/{name}/invocations",
+            f"/endpoints/{name}/predict/batch",
+            f"/v1/models/{name}:predict",
+        ):
+            headers = {"content-type": content_type, "accept": accept}
+            response = answer(server, RawRequest("POST", path, headers, body))
+            assert response.status < 500, (path, body, response.body)
+
+
 def test_rows_of_nothing_pass_where_the_graph_takes_them(server: Server) -> None:
     empty = {"name": "a", "shape": [0, 2], "datatype": "FP32", "data": []}
     full = {"name": "b", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
