@@ -192,7 +192,9 @@ class Schema:
 
     @cached_property
     def _shared(self) -> Shared:
-        return shared_dimensions(self.inputs)
+        # a signature may say another rank than the graph, which then refuses what it is fed
+        fitting = [entry for entry, tensor in self._bound_tensors if len(tensor.shape) == len(entry.symbols)]
+        return shared_dimensions(fitting)
 
     @cached_property
     def _missing(self) -> Mapping[str, str | Missing | None]:

@@ -256,7 +256,8 @@ class DataPlane:
         began = time.perf_counter()
         outputs = loaded.predictor.run(inputs, request.outputs, deadline)
         seconds, waited = time.perf_counter() - began, loaded.predictor.waited
-        rows = len(next(iter(inputs.values()))) if loaded.predictor.schema.has_rows else 1
+        shape = next(iter(inputs.values())).shape if inputs and loaded.predictor.schema.has_rows else ()
+        rows = shape[0] if shape else 1
         self._count_batch(variant.endpoint, rows, waited, seconds - waited, loaded.model, loaded.version)
         return outputs
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.errors import SchemaMismatch
+from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from support.models import write_model
@@ -60,3 +60,14 @@ def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path: 
         "the model's dimension 'K' has one size, but 'a' has 3 (dimension 1) and 'b' has 2 (dimension 1)"
     )
     assert model.run(model.schema.from_columns({"a": a[:0], "b": b}))["y"].shape == (0, 4)
+
+
+def test_a_signature_of_another_rank_than_the_graph_is_for_the_graph_to_refuse(tmp_path: Path) -> None:
+    vectors = [
+        {"type": "tensor", "name": name, "tensor-spec": {"dtype": "float32", "shape": [-1]}} for name in ("a", "b")
+    ]
+    model = OnnxModel.load(write_model(tmp_path, COSINE, vectors))
+    feeds = model.schema.from_columns({"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)})
+
+    with pytest.raises(InferenceError, match="Invalid rank"):
+        model.run(feeds)
