@@ -46,6 +46,7 @@ def describe(deployment: Deployment) -> dict[str, Any]:
         "model": wanted.model if wanted is not None else "",
         "version": ", ".join(versions),
         **_provenance(wanted),
+        "batch_dimension": next((f"none: {one.no_batch}" for one in loaded.values() if one.no_batch), ""),
         "weight": variant.weight,
         "shadow": variant.shadow,
         "error": error,

@@ -21,7 +21,11 @@ Batch: TypeAlias = pd.DataFrame | dict[str, Array]
 
 
 def rows(batch: Batch) -> int:
-    return len(batch) if isinstance(batch, pd.DataFrame) else len(next(iter(batch.values())))
+    """How many there are; a scalar is one."""
+    if isinstance(batch, pd.DataFrame):
+        return len(batch)
+    first = next(iter(batch.values()))
+    return len(first) if first.ndim else 1
 
 
 def take(batch: Batch, positions: Any) -> Batch:

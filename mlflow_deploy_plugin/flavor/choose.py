@@ -14,11 +14,12 @@ from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original
+from mlflow_deploy_plugin.flavor.convert.obstacle import explained, is_ready_onnx
 from mlflow_deploy_plugin.flavor.generate import MINIMUM, parity_rows
 from mlflow_deploy_plugin.flavor.parity import Rows, prove
 from mlflow_deploy_plugin.flavor.report import ParityReport
 from mlflow_deploy_plugin.flavor.section import write_section
-from mlflow_deploy_plugin.flavor.signature import graph_signature, input_schema, output_schema, signature_of
+from mlflow_deploy_plugin.flavor.signature import declared_schema, graph_signature, output_schema, signature_of
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.runtime.session import available_cores
@@ -63,8 +64,11 @@ def best_form(
             draft = folder / str(position)
             draft.mkdir()
             form = trials.run(draft, make())
-        except (ConversionError, InvalidArtifact) as error:
+        except ConversionError as error:
             failure = failure or error
+            continue
+        except InvalidArtifact as error:
+            failure = failure or (error if is_ready_onnx(model) else ConversionError(explained(error, model)))
             continue
         _logger.debug("form %d: %s", position, form.report.as_dict())
         if best is None or form.report.doubts < best.report.doubts:
@@ -123,7 +127,9 @@ def _signature(converted: ConvertedModel, example: Batch | None) -> ModelSignatu
     if example is None:
         return graph_signature(converted.inputs, converted.outputs)
     if converted.original is None:
-        return ModelSignature(inputs=input_schema(example), outputs=output_schema(converted.outputs))
+        return ModelSignature(
+            inputs=declared_schema(example, converted.inputs), outputs=output_schema(converted.outputs)
+        )
     answers = converted.original(batches.take(example, _HEAD))
     names = converted.prediction
     return signature_of(example, answers[names[0]] if len(names) == 1 else {name: answers[name] for name in names})

@@ -28,8 +28,30 @@ def input_schema(batch: Batch) -> Schema:
     """The signature's inputs for a batch."""
     if isinstance(batch, pd.DataFrame):
         return Schema([ColSpec(DataType[column.type], column.name) for column in columns_of(batch)])
+    specs = ((_spec_dtype(batch[tensor.name]), tensor) for tensor in tensors_of(batch))
+    return Schema([TensorSpec(dtype, tensor.shape, tensor.name or None) for dtype, tensor in specs])
+
+
+def _spec_dtype(array: Array) -> np.dtype[Any]:
+    """The dtype that MLflow's enforcement holds arrays against.
+
+    Texts of a fixed width and objects are not the same to it; of [N] objects it takes both.
+    """
+    if array.dtype.kind in "OUT":
+        return np.dtype("str" if array.dtype.kind == "U" and array.ndim > 1 else object)
+    return array.dtype
+
+
+def declared_schema(batch: Batch, inputs: tuple[Input, ...]) -> Schema:
+    """The signature's inputs for a batch of a ready graph: tensors have the sizes that the graph declares."""
+    if isinstance(batch, pd.DataFrame):
+        return input_schema(batch)
+    shapes = {entry.name: entry.shape for entry in inputs}
     return Schema(
-        [TensorSpec(np.dtype(tensor.dtype), tensor.shape, tensor.name or None) for tensor in tensors_of(batch)]
+        [
+            TensorSpec(_spec_dtype(batch[tensor.name]), shapes.get(tensor.name, inputs[0].shape), tensor.name or None)
+            for tensor in tensors_of(batch)
+        ]
     )
 
 
@@ -40,7 +62,11 @@ def output_schema(outputs: tuple[Output, ...]) -> Schema:
 
 def graph_signature(inputs: tuple[Input, ...], outputs: tuple[Output, ...]) -> ModelSignature:
     """The signature of a graph that came without an example: tensors by the graph's own names."""
-    tensors = [TensorSpec(np.dtype(entry.dtype), entry.shape, entry.name) for entry in inputs]
+    texts = np.dtype(object)
+    tensors = [
+        TensorSpec(texts if entry.dtype == "str" else np.dtype(entry.dtype), entry.shape, entry.name)
+        for entry in inputs
+    ]
     return ModelSignature(inputs=Schema(tensors), outputs=output_schema(outputs))
 
 

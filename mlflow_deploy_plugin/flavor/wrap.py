@@ -9,15 +9,17 @@ from typing import Any, Literal, get_args
 
 from mlflow.models import ModelSignature
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor import provenance, reference
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.choose import PredictFunction, best_form
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
+from mlflow_deploy_plugin.flavor.convert.obstacle import way_out
 from mlflow_deploy_plugin.flavor.report import ParityReport, refusal
 from mlflow_deploy_plugin.flavor.signature import align, check_example, conform
+from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
 from mlflow_deploy_plugin.runtime.schema import Array
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
@@ -66,22 +68,42 @@ def wrap(
     """
     _check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     _check_choice("parity", parity, ParityPolicy)
-    data = _Data.read(model, input_example, signature, parity_data, reference_data, event_time)
-    with TemporaryDirectory(prefix="onnxserve-") as folder:
-        form = best_form(Path(folder), model, data.example, data.parity, signature, predict_fn)
-        _judge(form.report, parity)
-        judged = data.reference if data.reference is not None else data.example
-        sample = None if judged is None else reference.reference_sample(form.runnable, judged, data.times)
+    try:
+        data = _Data.read(model, input_example, signature, parity_data, reference_data, event_time)
+        with TemporaryDirectory(prefix="onnxserve-") as folder:
+            form = best_form(Path(folder), model, data.example, data.parity, signature, predict_fn)
+            _judge(form.report, parity)
+            has_rows = form.runnable.schema.has_rows
+            if not has_rows and (data.reference is not None or data.times is not None):
+                raise InvalidConfig(
+                    f"{'event_time' if data.reference is None else 'reference_data'}: this graph has no batch "
+                    f"dimension, so that there are no rows: {why_no_batch(form.runnable.artifact)}"
+                )
+            judged = data.reference if data.reference is not None else data.example
+            sample = None
+            if judged is not None and has_rows:
+                sample = reference.reference_sample(form.runnable, judged, data.times)
+    except (ConversionError, ParityError) as error:
+        raise _with_way_out(error, model) from (error.__cause__ or error)
     lock = provenance.environment_lock()
     return Wrapped(
         converted=form.converted,
         signature=form.signature,
         report=form.report,
-        example=None if data.example is None else _saved_example(data.example),
+        example=None if data.example is None else _saved_example(data.example, has_rows),
         reference=sample,
         provenance=provenance.provenance(judged, lock),
         lock=lock,
     )
+
+
+def _with_way_out(error: ConversionError | ParityError, model: Any) -> ConversionError | ParityError:
+    """The same error, which also says how the model is served without an ONNX form."""
+    told = way_out(model)
+    if not told:
+        return error
+    between = "\n" if "\n" in error.message else " " if error.message.endswith(".") else ". "
+    return type(error)(f"{error.message}{between}{told}.")
 
 
 def _judge(report: ParityReport, parity: ParityPolicy) -> None:
@@ -129,9 +151,9 @@ class _Data:
         return cls(example, read(parity_data, "parity_data"), read(further, "reference_data"), times)
 
 
-def _saved_example(example: Batch) -> Any:
+def _saved_example(example: Batch, has_rows: bool) -> Any:
     """The first rows, in the form that MLflow saves: a DataFrame, an array or a mapping of arrays."""
-    first = batches.take(example, slice(0, _EXAMPLE_ROWS))
+    first = batches.take(example, slice(0, _EXAMPLE_ROWS)) if has_rows else example
     return first[""] if isinstance(first, dict) and set(first) == {""} else first
 
 

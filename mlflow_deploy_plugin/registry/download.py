@@ -5,7 +5,14 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.errors import (
+    InvalidArtifact,
+    InvalidConfig,
+    NotFound,
+    NotInstalled,
+    OnnxserveError,
+    RegistryUnavailable,
+)
 from mlflow_deploy_plugin.registry.connection import (
     patience_for_files,
     registry_client,
@@ -16,6 +23,14 @@ from mlflow_deploy_plugin.registry.connection import (
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 
 _THROUGH_MLFLOW = ("mlflow-artifacts", "runs")
+_PACKAGES = {
+    **dict.fromkeys(("s3", "r2", "b2"), "'mlflow-onnxserve[s3]'"),
+    "gs": "google-cloud-storage",
+    "wasbs": "azure-storage-blob azure-identity",
+    "abfss": "azure-storage-file-datalake azure-identity",
+    "sftp": "pysftp",
+}
+"""What MLflow fetches from a store of this scheme with, as pip calls it."""
 
 
 def download(source: str, destination: Path) -> Path:
@@ -27,6 +42,8 @@ def download(source: str, destination: Path) -> Path:
     Raises:
         NotFound: the registry knows the version, but its files are gone.
         InvalidArtifact: a link stands among the files.
+        InvalidConfig: MLflow knows no artifact store of this scheme.
+        NotInstalled: the artifact store needs a package that is not here.
         RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
     """
     location = _location(source)
@@ -76,8 +93,17 @@ def _fetch(source: str, location: str, destination: Path) -> Path:
     try:
         with registry_errors(what, where), patience_for_files():
             return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
+    except RegistryUnavailable as error:
+        if "registered artifact repository" in error.message:
+            raise InvalidConfig(f"{what}: MLflow knows no store {scheme}:…; it knows s3, gs and others") from None
+        raise
     except OnnxserveError:
         raise
+    except ImportError as error:
+        needed = _PACKAGES.get(scheme, error.name or "another package")
+        raise NotInstalled(
+            f"{what} need a package that is not installed here ({error.name}): pip install {needed}"
+        ) from None
     except Exception as error:  # noqa: BLE001 - each kind of artifact store (boto3, GCS, Azure, …) has its own classes
         raise RegistryUnavailable(unavailable(what, where, error)) from None
 

@@ -1,6 +1,7 @@
 """Stages and aliases as places a version can be moved to: who is there now, and the move itself."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
@@ -94,9 +95,13 @@ def registered(model: str, version: str) -> ResolvedModel:
     """One version of a registered model.
 
     Raises:
-        InvalidConfig: `version` is no number.
+        InvalidConfig: `model` is no name, or `version` no number.
         NotFound / RegistryUnavailable: there is no such version, or MLflow does not say so.
     """
+    if "/" in model or ":" in model or Path(model).is_dir():
+        name = model.removeprefix("models:/").partition("/")[0].partition("@")[0] if model.startswith("models:") else ""
+        right = f"give its name alone, {name}" if name else "mlflow.register_model gives the model in a folder one"
+        raise InvalidConfig(f"{model!r} is no name of a registered model; {right}")
     if not version.isdigit():
         raise InvalidConfig(f"{version!r} is no version of {model}; give its number")
     found = resolve(f"models:/{model}/{version}")

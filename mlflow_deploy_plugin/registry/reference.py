@@ -14,10 +14,15 @@ Kind = Literal["path", "remote", "stage", "alias", "tag", "version", "latest", "
 _FORMS = (
     "a registered model (models:/NAME/Production, models:/NAME@ALIAS, models:/NAME/tag:KEY=VALUE, models:/NAME/3, "
     "models:/NAME/latest), "
-    "a logged model (models:/m-…), a run's artifact (runs:/RUN_ID/PATH), a URI (s3://…, https://…) or a folder"
+    "a logged model (models:/m-…), a run's artifact (runs:/RUN_ID/PATH), an artifact store's URI (s3://…) or a folder"
 )
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
 _TAG = "tag:"
+_PROXIED = "/mlflow-artifacts/artifacts/"
+_PAGE = re.compile(r"/models/(?P<name>[^/?]+)(?:/versions/(?P<version>\d+))?")
+"""What the address of a model's page in MLflow's UI ends with."""
+_REGISTERED = re.compile(r"(?P<name>[^/.~@][^/@]*)(?:[/@][^/@]+)?")
+"""What looks like a registered model without its scheme: NAME, NAME/STAGE, NAME@ALIAS."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,26 @@ def parse_model_uri(model_uri: str) -> Reference:
             return Reference("run", run_id, path)
         case "file":
             return Reference("path", unquote(urlparse(model_uri).path))
+        case "http" | "https":
+            _check_web(model_uri)
+            return Reference("remote", model_uri)
         case _:
             return Reference("remote", model_uri)
+
+
+def why_no_folder(text: str) -> str:
+    """What to say of a path at which there is no folder: what it may have been meant for."""
+    path = Path(text).expanduser().absolute()
+    if path.is_file():
+        return f"{path} is a file; a model is a folder with an MLmodel file: mlflow_deploy_plugin.save_model makes one"
+    told = f"the folder {path} does not exist"
+    meant = _REGISTERED.fullmatch(text)
+    if meant is None:
+        return told
+    name = meant["name"]
+    if text != name:
+        return f"{told}; a registered model is models:/{text}"
+    return f"{told}; a registered model is models:/{name}/Production, models:/{name}@ALIAS or models:/{name}/VERSION"
 
 
 def default_endpoint_name(model_uri: str) -> str:
@@ -111,6 +134,8 @@ def model_name(reference: Reference) -> str:
 
 def _registered(model_uri: str) -> Reference:
     path = _path(model_uri)
+    if path.startswith((".", "~")):
+        raise InvalidConfig(f"{model_uri!r} names a folder, not a registered model; give the folder: {path}")
     if path.partition("/")[2].startswith(_TAG):
         return _tagged(model_uri, path)
     parts = path.split("/")
@@ -129,6 +154,20 @@ def _registered(model_uri: str) -> Reference:
     if at or not parts[0].startswith("m-"):
         raise InvalidConfig(f"{model_uri!r} names no version; the model is {_FORMS}")
     return Reference("logged_model", parts[0])
+
+
+def _check_web(model_uri: str) -> None:
+    """Refuses an address from which MLflow fetches nothing: all but those of an MLflow server's own artifacts."""
+    address = urlparse(model_uri)
+    if _PROXIED in address.path:
+        return
+    server = f"{address.scheme}://{(address.netloc.rpartition('@')[2])}"
+    shown = _PAGE.search(unquote(address.fragment))
+    name, version = (shown["name"], shown["version"] or "VERSION") if shown else ("NAME", "VERSION")
+    raise InvalidConfig(
+        f"a model cannot be fetched from the web address {server}{address.path}: if MLflow runs there, set "
+        f"MLFLOW_TRACKING_URI={server} and name models:/{name}/{version}; else give a folder, or s3://…"
+    )
 
 
 def _tagged(model_uri: str, path: str) -> Reference:

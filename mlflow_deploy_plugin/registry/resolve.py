@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
-from mlflow_deploy_plugin.registry.reference import Reference, model_name, parse_model_uri
+from mlflow_deploy_plugin.registry.reference import Reference, model_name, parse_model_uri, why_no_folder
 from mlflow_deploy_plugin.registry.tags import GATE_TAG, Standing, standing_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def resolve(model_uri: str) -> ResolvedModel:
         case "path":
             folder = Path(reference.name).expanduser().absolute()
             if not folder.is_dir():
-                raise NotFound(f"the folder {folder} does not exist")
+                raise NotFound(why_no_folder(reference.name))
             return ResolvedModel(model_uri, model_name(reference), "", str(folder))
         case "remote":
             return ResolvedModel(model_uri, model_name(reference), "", model_uri)

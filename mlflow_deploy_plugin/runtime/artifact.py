@@ -19,6 +19,7 @@ PYTHON_FUNCTION: Final = "python_function"
 ColumnType = Literal["double", "float", "integer", "long", "boolean", "string"]
 Role = Literal["label", "probabilities", "scores", "values"]
 ParityState = Literal["proven", "warned", "no-original"]
+PYFUNC_PARITY: Final = "not applicable: a pyfunc is the original itself"
 
 COLUMN_TYPES: dict[str, str] = {
     "double": "float64",
@@ -56,9 +57,10 @@ class Input:
     Attributes:
         name: the ONNX input.
         dtype: numpy dtype of the ONNX input, `str` for strings.
-        shape: -1 for free dimensions; the first is the batch.
+        shape: -1 for free dimensions.
         columns: signature columns that are stacked along axis 1, in this order; empty: the tensor of this name.
         missing: for strings, the text that stands for a missing value; None: a missing value is an error.
+        symbols: the graph's names of its dimensions, empty texts for those without; known once the graph is loaded.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Input:
     shape: tuple[int, ...]
     columns: tuple[str, ...] = ()
     missing: str | None = None
+    symbols: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Artifact:
     Attributes:
         onnx_file: the graph; `folder` itself for a pyfunc, which has none (`runtime/pyfunc_artifact.py`).
         columns / tensors: the signature's inputs; one of them is empty, both where there is no signature.
+        has_signature: whether the MLmodel file has one; without, `tensors` are the graph's inputs, once it is loaded.
         inputs / outputs: the graph's, bound to the signature; empty for a stock `onnx` model until it is loaded.
         prediction: the outputs that `predict` answers: one name is answered as a bare array, several as a mapping
             (see `OnnxModel.prediction` for a stock `onnx` model).
@@ -112,9 +116,12 @@ class Artifact:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     reference: str | None = None
     undescribed: str = ""
+    has_signature: bool = True
 
     @property
     def parity_state(self) -> str:
+        if self.flavor == PYTHON_FUNCTION:
+            return PYFUNC_PARITY
         return str(self.parity.get("state", "no-original"))
 
 
@@ -156,6 +163,7 @@ def read_artifact(folder: Path) -> Artifact:
             parity=dict(section.get("parity") or {"state": "no-original"}),
             provenance=dict(section.get("provenance") or {}),
             reference=(section.get("reference") or {}).get("data"),
+            has_signature=bool(columns or tensors),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None

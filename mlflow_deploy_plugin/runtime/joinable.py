@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
 from mlflow_deploy_plugin.runtime.predictor import Predictor
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 
@@ -21,10 +22,12 @@ def why_not_joined(predictor: Predictor, feeds: Feeds) -> str:
     Args:
         feeds: one row or more that the model computes.
     """
-    if fixed := [entry.name for entry in predictor.artifact.inputs if entry.shape[:1] != (-1,)]:
-        return f"its input {fixed[0]!r} has no free first dimension"
+    if reason := why_no_batch(predictor.artifact):
+        return f"it has no batch dimension: {reason}"
     if len({len(array) for array in feeds.values()}) != 1:
         return "its inputs do not have the same number of rows"
+    if not all(map(len, feeds.values())):
+        return "its example has no rows"
     first = row(feeds, 0)
     try:
         second = row(feeds, 1) if len(next(iter(feeds.values()))) > 1 else _another(predictor, first)

@@ -43,8 +43,10 @@ class OnnxModel:
 
     def __init__(self, artifact: Artifact, session: Any) -> None:
         self._session = session
-        self.artifact = artifact if artifact.inputs else _bind_to_graph(artifact, session)
-        self.schema: Schema = compile_schema(self.artifact.columns, self.artifact.tensors, self.artifact.inputs)
+        self.artifact = _named(artifact if artifact.inputs else _bind_to_graph(artifact, session), session)
+        self.schema: Schema = compile_schema(
+            self.artifact.columns, self.artifact.tensors, self.artifact.inputs, self.artifact.outputs
+        )
         self._output_names = [output.name for output in self.artifact.outputs]
         self._has_columns = bool(self.artifact.columns)
         self._large_run = shrinking_run() if session.get_providers() == ["CPUExecutionProvider"] else None
@@ -92,6 +94,7 @@ class OnnxModel:
             InferenceError: as `run`.
         """
         options = onnxruntime().RunOptions()
+        options.log_severity_level = 4  # what it refuses here is told by who tries it out
         timer = threading.Timer(seconds, setattr, (options, "terminate", True))
         timer.daemon = True
         timer.start()
@@ -113,23 +116,25 @@ class OnnxModel:
                 return False
         return False
 
-    def prediction(self, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
+    def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
         """What `predict` answers: the bare array of the one prediction output, or a mapping of several.
 
-        A stock `onnx` model answers as MLflow's pyfunc of it: always a mapping; for columns an array of records, one a
-        row, unless an output has several values a row, which MLflow would spread over more rows than it was given.
+        A stock `onnx` model answers as MLflow's pyfunc of it: always a mapping; for columns, and for a table where no
+        signature says that it is a tensor, an array of records, one a row, unless an output has several values a row,
+        which MLflow would spread over more rows than it was given.
         """
         names = self.artifact.prediction
         if self.artifact.flavor == "onnx":
             named = {name: outputs[name] for name in names}
-            return _records(named) if self.artifact.columns and _are_columns(named) else named
+            is_table = bool(self.artifact.columns) or (of_table and not self.artifact.has_signature)
+            return _records(named) if is_table and _are_columns(named) else named
         return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
 
     def example_feeds(self) -> Feeds:
         """A row of zeros (empty strings), or a fixed batch of them, to warm up a graph that came without an example."""
         feeds: Feeds = {}
         for entry in self.artifact.inputs:
-            shape = [max(size, 1) for size in entry.shape]
+            shape = [1 if size == -1 else size for size in entry.shape]
             blank = "" if entry.dtype == "str" else 0
             feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
         return feeds
@@ -172,6 +177,17 @@ def _bind_to_graph(artifact: Artifact, session: Any) -> Artifact:
     )
 
 
+def _named(artifact: Artifact, session: Any) -> Artifact:
+    """The inputs with the names of their dimensions, which only the graph says."""
+    symbols = {
+        node.name: tuple(size if isinstance(size, str) else "" for size in node.shape or ())
+        for node in session.get_inputs()
+    }
+    return replace(
+        artifact, inputs=tuple(replace(entry, symbols=symbols.get(entry.name, ())) for entry in artifact.inputs)
+    )
+
+
 def _dtype(node: Any) -> str:
     try:
         return _DTYPES[node.type]
@@ -192,4 +208,4 @@ def _objects(values: list[Any]) -> Array:
 
 
 def _shape(node: Any) -> tuple[int, ...]:
-    return tuple(size if isinstance(size, int) and size > 0 else -1 for size in node.shape or ())
+    return tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape or ())

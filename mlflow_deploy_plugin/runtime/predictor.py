@@ -36,8 +36,8 @@ class Predictor(Protocol):
         """
         ...
 
-    def prediction(self, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
-        """What `predict` answers, from the outputs of `run`."""
+    def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
+        """What `predict` answers, from the outputs of `run`; `of_table`: the request was a table."""
         ...
 
 

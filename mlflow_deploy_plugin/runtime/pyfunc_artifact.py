@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.runtime.artifact import (
     Tensor,
     read_artifact,
 )
+from mlflow_deploy_plugin.runtime.dimensions import row_symbols
 from mlflow_deploy_plugin.runtime.mlmodel import read_mlmodel
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
 from mlflow_deploy_plugin.runtime.values import Missing
@@ -103,7 +104,7 @@ class Undescribed(Schema):
 def schema_of(artifact: Artifact) -> Schema:
     """How columns, rows and tensors become what feeds this pyfunc."""
     if artifact.undescribed:
-        return Undescribed((), (), (), artifact.undescribed)
+        return Undescribed((), (), (), reason=artifact.undescribed)
     schema = compile_schema(artifact.columns, artifact.tensors, artifact.inputs)
     return FrameColumns(schema.columns, (), schema.inputs) if artifact.columns else schema
 
@@ -112,7 +113,15 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
     signature = document.get("signature") or {}
     columns, tensors, undescribed = _inputs(signature, bool(document.get("is_signature_from_type_hint")))
     inputs = [Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns]
-    inputs += [Input(tensor.name or _ONLY_INPUT, tensor.dtype, tensor.shape) for tensor in tensors]
+    inputs += [
+        Input(
+            tensor.name or _ONLY_INPUT,
+            tensor.dtype,
+            tensor.shape,
+            symbols=row_symbols(tensor.shape),
+        )
+        for tensor in tensors
+    ]
     outputs = _outputs(signature)
     return Artifact(
         folder=folder,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
+from mlflow_deploy_plugin.runtime.dimensions import Shared, agree
 from mlflow_deploy_plugin.runtime.values import LISTS, Array, numpy_dtype
 
 _NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy makes NaN of None
@@ -169,30 +170,27 @@ class QuickTensors:
     """Feeds from arrays that are what the graph takes already, or None: a look at their dtypes and shapes."""
 
     _tensors: tuple[tuple[str, str, np.dtype[Any], tuple[int, ...]], ...]
+    _shared: Shared
 
     def from_arrays(self, data: Mapping[str, Any]) -> dict[str, Array] | None:
         """Tensors by name."""
         feeds: dict[str, Array] = {}
-        rows = None
         for name, fed, dtype, shape in self._tensors:
             array = data.get(name)
             if type(array) is not np.ndarray or array.dtype != dtype or array.ndim != len(shape):
-                return None
-            rows = array.shape[0] if rows is None else rows
-            if array.shape[0] != rows or not rows:
                 return None
             for want, have in zip(shape, array.shape, strict=True):
                 if want not in (-1, have):
                     return None
             feeds[fed] = array
-        return feeds
+        return feeds if not self._shared or agree(self._shared, feeds) else None
 
 
-def compile_quick_tensors(bound: Sequence[tuple[Input, Tensor]]) -> QuickTensors | None:
-    """The quick way for these inputs and the tensors that feed them; None: one is text, converted or a scalar."""
-    if any(entry.dtype != tensor.dtype or tensor.dtype == "str" or not tensor.shape for entry, tensor in bound):
+def compile_quick_tensors(bound: Sequence[tuple[Input, Tensor]], shared: Shared) -> QuickTensors | None:
+    """The quick way for these inputs and the tensors that feed them; None: one is text, or converted."""
+    if any(entry.dtype != tensor.dtype or tensor.dtype == "str" for entry, tensor in bound):
         return None
-    return QuickTensors(tuple((t.name, entry.name, numpy_dtype(t.dtype), t.shape) for entry, t in bound))
+    return QuickTensors(tuple((t.name, entry.name, numpy_dtype(t.dtype), t.shape) for entry, t in bound), shared)
 
 
 def compile_quick(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> Quick | None:

@@ -31,11 +31,6 @@ def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
     return PREDICTION if prediction == (name,) and array.ndim == 1 else OUTPUT_PREFIX + name
 
 
-def row_count(arrays: Mapping[str, Array]) -> int:
-    """How many rows the arrays have; of those that differ, the most, and 0 where none has rows."""
-    return max((len(array) for array in arrays.values() if array.ndim), default=0)
-
-
 def in_types(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
     """The same rows, numbers in the types that the signature says wherever none is lost by it.
 

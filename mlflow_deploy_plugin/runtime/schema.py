@@ -17,7 +17,15 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.nearest import listed, mistaken
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Output, Tensor
+from mlflow_deploy_plugin.runtime.dimensions import (
+    Shared,
+    agree,
+    disagreement,
+    row_symbols,
+    shared_dimensions,
+    why_no_rows,
+)
 from mlflow_deploy_plugin.runtime.quick import Quick, QuickTensors, compile_quick, compile_quick_tensors
 from mlflow_deploy_plugin.runtime.values import Array as Array
 from mlflow_deploy_plugin.runtime.values import (
@@ -30,7 +38,7 @@ from mlflow_deploy_plugin.runtime.values import (
 )
 
 Feeds = dict[str, Array]
-"""Arrays by ONNX input name, the batch first."""
+"""Arrays by ONNX input name."""
 
 _NO_ROWS = "the data has no rows; at least one is needed"
 _MOST_FILLED = 10_000_000
@@ -45,11 +53,13 @@ class Schema:
         columns: the signature's columns; empty for a tensor-based signature.
         tensors: the signature's tensors; empty for a column-based one.
         inputs: the graph's inputs, each bound to columns or to a tensor.
+        has_rows: the first dimension of every tensor is its rows; a request to another model is one row as a whole.
     """
 
     columns: tuple[Column, ...]
     tensors: tuple[Tensor, ...]
     inputs: tuple[Input, ...]
+    has_rows: bool = True
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -164,11 +174,17 @@ class Schema:
     @cached_property
     def by_input(self) -> "Schema":
         """The same model for protocols of tensors: each tensor is named as the input of the graph that it feeds."""
+        inputs = self.inputs
         if self.columns:
-            tensors = [Tensor(entry.name, entry.dtype, entry.shape) for entry in self.inputs]
+            tensors = [Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs]
+            inputs = tuple(replace(entry, symbols=row_symbols(entry.shape)) for entry in inputs)
         else:
             tensors = [replace(tensor, name=entry.name) for entry, tensor in self._bound_tensors]
-        return Schema((), tuple(tensors), self.inputs)
+        return Schema((), tuple(tensors), inputs, self.has_rows)
+
+    def rows_in(self, arrays: Mapping[str, Array]) -> int:
+        """How many rows a request with these inputs, or outputs, has."""
+        return row_count(arrays) if self.has_rows else 1
 
     @cached_property
     def dtypes(self) -> dict[str, str]:
@@ -193,7 +209,13 @@ class Schema:
 
     @cached_property
     def _quick_tensors(self) -> QuickTensors | None:
-        return compile_quick_tensors(self._bound_tensors)
+        return compile_quick_tensors(self._bound_tensors, self._shared)
+
+    @cached_property
+    def _shared(self) -> Shared:
+        # a signature may say another rank than the graph, which then refuses what it is fed
+        fitting = [entry for entry, tensor in self._bound_tensors if len(tensor.shape) == len(entry.symbols)]
+        return shared_dimensions(fitting)
 
     @cached_property
     def _missing(self) -> Mapping[str, str | Missing | None]:
@@ -250,9 +272,8 @@ class Schema:
                 }
         except FloatingPointError:
             raise SchemaMismatch("a number is too large for the model's floating-point type") from None
-        rows = {name: len(array) for name, array in arrays.items() if array.ndim}
-        if len(set(rows.values())) > 1:
-            raise SchemaMismatch(f"the tensors have different batch sizes: {rows}")
+        if not agree(self._shared, feeds):
+            raise SchemaMismatch(disagreement(self._shared, feeds))
         return feeds
 
     @cached_property
@@ -264,8 +285,21 @@ class Schema:
         return [(entry, named[entry.name]) for entry in self.inputs]
 
 
-def compile_schema(columns: tuple[Column, ...], tensors: tuple[Tensor, ...], inputs: tuple[Input, ...]) -> Schema:
+def row_count(arrays: Mapping[str, Array]) -> int:
+    """How many rows the arrays have; of those that differ, the most, and 0 where none has rows."""
+    return max((len(array) for array in arrays.values() if array.ndim), default=0)
+
+
+def compile_schema(
+    columns: tuple[Column, ...],
+    tensors: tuple[Tensor, ...],
+    inputs: tuple[Input, ...],
+    outputs: tuple[Output, ...] = (),
+) -> Schema:
     """Checks that every input of the graph is fed by the signature.
+
+    Args:
+        outputs: empty where they are not known.
 
     Raises:
         InvalidArtifact: an input has no source in the signature, or a name stands twice in it.
@@ -278,7 +312,7 @@ def compile_schema(columns: tuple[Column, ...], tensors: tuple[Tensor, ...], inp
             raise InvalidArtifact(f"the graph's input {entry.name!r} is not fed by the signature's {sorted(names)}")
     if tensors and (len(tensors) != len(inputs) or (len(inputs) > 1 and set(names) != {e.name for e in inputs})):
         raise InvalidArtifact(f"the graph takes {[e.name for e in inputs]}, the signature gives {sorted(names)}")
-    return Schema(columns, tensors, inputs)
+    return Schema(columns, tensors, inputs, not why_no_rows(columns, inputs, outputs))
 
 
 def _from_cells(tensor: Tensor, cells: list[Any]) -> list[Any]:

@@ -67,7 +67,7 @@ def typed_tensor(tensor: Tensor, values: Any) -> Array:
     """One tensor, in the signature's dtype and shape; in a floating-point tensor null is NaN.
 
     Raises:
-        SchemaMismatch: ragged, of another type or shape, a number that does not fit, or no rows.
+        SchemaMismatch: ragged, of another type or shape, or a number that does not fit.
     """
     label = f"tensor {tensor.name!r}" if tensor.name else "the tensor"
     dtype = numpy_dtype(tensor.dtype)
@@ -84,8 +84,6 @@ def typed_tensor(tensor: Tensor, values: Any) -> Array:
         raise SchemaMismatch(f"{label} has the shape {_sizes(array.shape)}; {_sizes(tensor.shape)} is expected")
     if array.size and array.dtype.kind not in _SOURCES[dtype.kind]:
         raise SchemaMismatch(f"{label} holds {_found(array.dtype.kind)}, where {tensor.dtype} is expected")
-    if array.shape[:1] == (0,):
-        raise SchemaMismatch("the data has no rows; at least one is needed")
     converted = array.astype(dtype, copy=False)
     if dtype.kind in "iu" and converted is not array and not np.array_equal(array, converted):
         raise SchemaMismatch(f"{label} holds a number that does not fit {tensor.dtype}")

@@ -5,7 +5,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlflow_deploy_plugin.server.served import ServedEndpoint, Table
+from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
+from mlflow_deploy_plugin.server.served import ServedEndpoint, ServedVariant, Table
 from mlflow_deploy_plugin.server.state import LoadedVariant, WorkerState, worker_file, write_state
 
 logger = logging.getLogger(__name__)
@@ -26,10 +27,7 @@ class Account:
         """Writes down what is served from now on, which is how this worker has dealt with that generation."""
         endpoints = {
             name: {
-                variant: LoadedVariant(
-                    version=served.variants[variant].loaded.version if variant in served.variants else "",
-                    error=errors.get(name, {}).get(variant, ""),
-                )
+                variant: _told(served.variants.get(variant), errors.get(name, {}).get(variant, ""))
                 for variant in dict.fromkeys([*served.variants, *errors.get(name, {})])
             }
             for name, served in table.items()
@@ -52,6 +50,13 @@ class Account:
 
     def remove(self) -> None:
         worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
+
+
+def _told(variant: ServedVariant | None, error: str) -> LoadedVariant:
+    if variant is None:
+        return LoadedVariant(error=error)
+    loaded = variant.loaded
+    return LoadedVariant(version=loaded.version, error=error, no_batch=why_no_batch(loaded.predictor.artifact))
 
 
 def silence(endpoint: str, served: ServedEndpoint | None, told: Mapping[str, str]) -> str:

@@ -26,7 +26,6 @@ from typing import Any
 
 import orjson
 
-from mlflow_deploy_plugin.runtime.rows import row_count
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured_model import CapturedModel as CapturedModel
 from mlflow_deploy_plugin.server.captured_model import described_model, read_model
@@ -98,7 +97,7 @@ class CaptureWriter:
             with self._lock:
                 self._append(model, plan.layout, pieces)
         except Exception as error:  # noqa: BLE001 - whatever it is: the answer is right, and is sent; the log has it
-            rows = row_count(feeds)
+            rows = model.schema.rows_in(feeds)
             self._count(record.endpoint, rows, min(rows, max_rows), False)
             self._complain(error)
             return False
@@ -114,9 +113,9 @@ class CaptureWriter:
         except Exception as error:  # noqa: BLE001 - as in `write`
             self._complain(error)
 
-    def leave_out(self, endpoint: str, arrays: Mapping[str, Array]) -> None:
-        """Counts an answer with the rows of these arrays, of which nothing is to be written."""
-        self._count(endpoint, row_count(arrays), 0, None)
+    def leave_out(self, endpoint: str, rows: int) -> None:
+        """Counts an answer of so many rows, of which nothing is to be written."""
+        self._count(endpoint, rows, 0, None)
 
     def write_feedback(
         self, endpoint: str, received_time: int, entries: Sequence[Feedback], mask: Sequence[str] = ()

@@ -62,6 +62,7 @@ def kept_of(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...]) 
         tuple(column for column in model.schema.columns if column.name not in gone),
         tuple(tensor for tensor in model.schema.tensors if tensor.name not in gone),
         inputs,
+        model.schema.has_rows,
     )
     left_out = {name.removeprefix(OUTPUT_PREFIX) for name in gone if name.startswith(OUTPUT_PREFIX)}
     if PREDICTION in gone and len(model.prediction) == 1:

@@ -33,7 +33,7 @@ class InferRequest:
 
     Attributes:
         id: the caller's, or made by the transport; it may repeat.
-        inputs: arrays by ONNX input name, the batch first.
+        inputs: arrays by ONNX input name.
         outputs: the ONNX outputs that are wanted; None: all.
         parameters: of the protocol; `timeout` in microseconds (Triton's) is the caller's deadline.
         event_time: when what the rows describe happened, in microseconds since 1970 (UTC); None: now.
@@ -219,7 +219,7 @@ class DataPlane:
         fraction = capture.fraction
         is_captured = bool(feeds) and (fraction == 1.0 or fraction > self._draw())
         if not is_captured:
-            self._capture.leave_out(variant.endpoint, feeds or outputs)
+            self._capture.leave_out(variant.endpoint, loaded.predictor.schema.rows_in(feeds or outputs))
         if is_captured or variant.shadows:
             moment = arrived if request.event_time is None else request.event_time
             if request.arrived is None:
@@ -242,7 +242,7 @@ class DataPlane:
         _check_deadline(deadline)
         began = time.perf_counter()
         answered = loaded.predictor.answer(body, deadline)
-        rows = max((len(array) for array in answered.feeds.values()), default=1)
+        rows = loaded.predictor.schema.rows_in(answered.feeds) if answered.feeds else 1
         seconds, waited = time.perf_counter() - began, loaded.predictor.waited
         self._count(variant)(rows, waited, seconds - waited)
         return answered
@@ -256,7 +256,7 @@ class DataPlane:
         began = time.perf_counter()
         outputs = loaded.predictor.run(inputs, request.outputs, deadline)
         seconds, waited = time.perf_counter() - began, loaded.predictor.waited
-        shape = next(iter(inputs.values())).shape if inputs else ()
+        shape = next(iter(inputs.values())).shape if inputs and loaded.predictor.schema.has_rows else ()
         rows = shape[0] if shape else 1
         self._count_batch(variant.endpoint, rows, waited, seconds - waited, loaded.model, loaded.version)
         return outputs

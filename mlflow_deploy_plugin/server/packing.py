@@ -98,8 +98,10 @@ class Packer:
         """How a request's first `max_rows` rows are packed, and the request in pieces.
 
         An array that has not one entry a row, or holds objects that no column takes, is left out, and so is what the
-        model does not keep.
+        model does not keep. A request to a model without rows is one row, of whole arrays.
         """
+        if not model.schema.has_rows:
+            feeds, outputs = as_one_row(feeds), as_one_row(outputs)
         arrays = [*feeds.values(), *outputs.values()]
         shapes = [array.shape for array in arrays]
         endpoint, variant, request_id, prediction_id, event_time, received_time, latency, status, is_shadow = record
@@ -141,6 +143,11 @@ class Packer:
             text = orjson.dumps(self._mask.column(array))
             pieces += (_TEXT.pack(len(text)), text)
         return plan, pieces
+
+
+def as_one_row(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Whole arrays as the one entry of their row: [1, …]."""
+    return {name: array[np.newaxis] for name, array in arrays.items()}
 
 
 def packed_failure(record: RequestRecord) -> tuple[bytes, list[bytes]]:

@@ -91,7 +91,7 @@ class PyfuncModel:
             )
         return {name: computed[name] for name in (known if outputs is None else outputs)}
 
-    def prediction(self, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
+    def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
         """The bare array of a single output, a mapping of several."""
         return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.runtime.joinable import why_not_joined
 from mlflow_deploy_plugin.runtime.predictor import Body, BodyReader, Remote
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.capture import CaptureWriter
-from mlflow_deploy_plugin.server.packing import RequestRecord
+from mlflow_deploy_plugin.server.packing import RequestRecord, as_one_row
 from mlflow_deploy_plugin.server.served import LoadedVersion, ServedVariant
 from mlflow_deploy_plugin.server.shadow_compare import compare
 from mlflow_deploy_plugin.server.shadow_copy import Copy, bytes_of, joined, kept, kinds_of
@@ -203,7 +203,11 @@ class Shadows:
         seconds = time.perf_counter() - began
         self._run_seconds += seconds
         outputs = joined([copy.outputs for copy in copies])
-        compared = compare(first.answered_by.predictor.artifact, outputs, predictor.artifact, computed)
+        answered_by = first.answered_by.predictor
+        if predictor.schema.has_rows and answered_by.schema.has_rows:
+            compared = compare(answered_by.artifact, outputs, predictor.artifact, computed)
+        else:
+            compared = compare(answered_by.artifact, as_one_row(outputs), predictor.artifact, as_one_row(computed))
         self._write(copies, feeds, computed, int(seconds * 1e6))
         self._metrics.observe(shadow, compared, len(copies), seconds)
 

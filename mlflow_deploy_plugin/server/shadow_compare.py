@@ -12,8 +12,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
-from mlflow_deploy_plugin.runtime.rows import row_count
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime.schema import Array, row_count
 
 RELATIVE, ABSOLUTE = 0.01, 1e-6
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.runtime.predictor import Body
-from mlflow_deploy_plugin.runtime.rows import row_count
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.packing import RequestRecord
 from mlflow_deploy_plugin.server.served import LoadedVersion, ServedVariant
@@ -41,7 +40,7 @@ class Copy:
 
     @property
     def rows(self) -> int:
-        return row_count(self.feeds)
+        return self.answered_by.predictor.schema.rows_in(self.feeds)
 
     def goes_with(self, first: "Copy", kinds: Kinds) -> bool:
         """Whether one run may compute both; `kinds` are those of the feeds of `first`."""
@@ -49,6 +48,7 @@ class Copy:
             self.shadow.loaded is first.shadow.loaded
             and (self.shadow.endpoint, self.shadow.name) == (first.shadow.endpoint, first.shadow.name)
             and self.answered_by is first.answered_by
+            and self.answered_by.predictor.schema.has_rows
             and self.body is None
             and self.outputs.keys() == first.outputs.keys()
             and kinds_of(self.feeds) == kinds

@@ -106,10 +106,15 @@ class Control(_State):
 
 
 class LoadedVariant(_State):
-    """What one worker has of a variant: the version that answers, and why the wanted one does not, if it does not."""
+    """What one worker has of a variant: the version that answers, and why the wanted one does not, if it does not.
+
+    Attributes:
+        no_batch: why the graph has no batch dimension; empty: it has one, or is none.
+    """
 
     version: str = ""
     error: str = ""
+    no_batch: str = ""
 
 
 class WorkerState(_State):

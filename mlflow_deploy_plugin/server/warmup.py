@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, Onnxser
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.batch_policy import BatchPolicy
 from mlflow_deploy_plugin.runtime.batcher import Batcher
+from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
 from mlflow_deploy_plugin.runtime.joinable import row, why_not_joined
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.predictor import Predictor
@@ -114,15 +115,14 @@ def _answered(model: OnnxModel, folder: Path, seconds: float) -> Feeds | None:
 
 def _seconds_per_row(model: OnnxModel, feeds: Feeds) -> float:
     """The fastest of a few runs of the first row, or of the fixed batch."""
-    is_free = all(entry.shape[:1] == (-1,) for entry in model.artifact.inputs)
-    timed = row(feeds, 0) if is_free else feeds
-    rows = max((len(array) for array in timed.values() if array.ndim), default=1)
+    timed = feeds if why_no_batch(model.artifact) else row(feeds, 0)
+    rows = model.schema.rows_in(timed)
     best = float("inf")
     for _ in range(_TIMED_RUNS):
         began = time.perf_counter()
         model.run(timed)
         best = min(best, time.perf_counter() - began)
-    return best / rows
+    return best / max(rows, 1)
 
 
 def _warm_batcher(model: OnnxModel, folder: Path, feeds: Feeds, policy: BatchPolicy) -> Batcher | None:

@@ -1,10 +1,11 @@
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, NotInstalled
 from mlflow_deploy_plugin.registry.download import download, refuse_links
 
 
@@ -42,3 +43,20 @@ def test_a_pipe_among_the_files_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.onnx")
     with pytest.raises(InvalidArtifact, match="neither a file nor a folder"):
         refuse_links(tmp_path)
+
+
+def test_a_store_whose_package_is_missing_names_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(NotInstalled) as refused:
+        download("s3://bucket/model", tmp_path)
+    assert refused.value.message == (
+        "the files of s3://bucket/model need a package that is not installed here (boto3): "
+        "pip install 'mlflow-onnxserve[s3]'"
+    )
+
+
+def test_a_store_that_mlflow_does_not_know_is_no_outage(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="the files of foo:/bar: MLflow knows no store foo:"):
+        download("foo:/bar", tmp_path)

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.reference import Reference, default_endpoint_name, parse_model_uri
+from mlflow_deploy_plugin.registry.reference import Reference, default_endpoint_name, parse_model_uri, why_no_folder
 
 
 @pytest.mark.parametrize(
@@ -19,6 +21,10 @@ from mlflow_deploy_plugin.registry.reference import Reference, default_endpoint_
         ("runs:/abc/some/model", Reference("run", "abc", "some/model")),
         ("s3://bucket/a/model", Reference("remote", "s3://bucket/a/model")),
         ("mlflow-artifacts:/1/models/m-1/artifacts", Reference("remote", "mlflow-artifacts:/1/models/m-1/artifacts")),
+        (
+            "https://host/api/2.0/mlflow-artifacts/artifacts/1/m",
+            Reference("remote", "https://host/api/2.0/mlflow-artifacts/artifacts/1/m"),
+        ),
         ("file:///srv/a%20model", Reference("path", "/srv/a model")),
         ("/srv/model", Reference("path", "/srv/model")),
         ("models/flight-delay", Reference("path", "models/flight-delay")),
@@ -76,3 +82,51 @@ def test_a_uri_without_a_version_is_refused_with_the_known_forms(model_uri: str)
 )
 def test_the_endpoint_is_named_after_the_model(model_uri: str, name: str) -> None:
     assert default_endpoint_name(model_uri) == name
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("https://host/models/m.onnx", "set MLFLOW_TRACKING_URI=https://host and name models:/NAME/VERSION"),
+        ("http://h:5000/#/models/flight%20delay/versions/3", "URI=http://h:5000 and name models:/flight delay/3;"),
+        ("http://h:5000/#/models/flights", "and name models:/flights/VERSION"),
+    ],
+)
+def test_a_web_address_is_refused_with_what_it_may_have_been_meant_for(address: str, words: str) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        parse_model_uri(address)
+    assert words in refused.value.message
+
+
+def test_a_web_address_is_refused_without_its_password() -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        parse_model_uri("https://user:secret@host/m")
+    assert "secret" not in refused.value.message
+
+
+@pytest.mark.parametrize("uri", ["models:/./flights", "models:/../flights/1", "models:/~/flights"])
+def test_a_folder_as_a_registered_model_is_told(uri: str) -> None:
+    with pytest.raises(InvalidConfig, match="names a folder, not a registered model; give the folder: "):
+        parse_model_uri(uri)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("flight-delay", "; a registered model is models:/flight-delay/Production, models:/flight-delay@ALIAS or"),
+        ("flight-delay/Production", "; a registered model is models:/flight-delay/Production"),
+        ("flights@champion", "; a registered model is models:/flights@champion"),
+        ("model.onnx", "model.onnx is a file; a model is a folder with an MLmodel file"),
+    ],
+)
+def test_a_folder_that_is_not_there_may_have_been_meant_otherwise(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").touch()
+    assert words in why_no_folder(text)
+
+
+@pytest.mark.parametrize("text", ["/no/such/folder", "./nothing", "~/nothing", "a/b/c"])
+def test_a_path_that_is_plainly_one_is_only_said_to_be_missing(text: str) -> None:
+    assert why_no_folder(text).endswith(" does not exist")

@@ -10,6 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import limit_patience
+from mlflow_deploy_plugin.registry.promote import registered
 from mlflow_deploy_plugin.registry.resolve import resolve
 
 
@@ -125,3 +126,18 @@ def test_a_name_with_control_characters_is_not_served(tmp_path: Path, name: str)
     (tmp_path / name).mkdir()
     with pytest.raises(InvalidConfig, match=r"^the name 'tiny\\.* has control characters"):
         resolve(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        (".", "mlflow.register_model gives the model in a folder one"),
+        ("/srv/model", "mlflow.register_model gives the model in a folder one"),
+        ("models:/tiny/2", "give its name alone, tiny"),
+        ("models:/tiny@a", "give its name alone, tiny"),
+    ],
+)
+def test_what_is_no_name_of_a_registered_model_is_told(given: str, right: str) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        registered(given, "1")
+    assert refused.value.message == f"{given!r} is no name of a registered model; {right}"

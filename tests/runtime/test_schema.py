@@ -304,7 +304,6 @@ def test_a_cell_that_does_not_fill_its_tensor_is_refused(cell: Any) -> None:
         ("float32", None, "shape"),
         ("float32", {"a": 1}, "."),
         ("float32", [], "no rows"),
-        ("float32", np.zeros((0, 2)), "no rows"),
         ("float32", [[True, False]], "booleans"),
         ("int64", [[1.5, 2.0]], "fractions"),
         ("int64", [[1.0, float("nan")]], "fractions"),
@@ -357,18 +356,36 @@ def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_call
         assert as_lists(feeds) == {"x": [[1, 2], [3, 4]]}
 
 
-def test_several_tensors_are_bound_by_name_and_share_a_batch() -> None:
+def test_several_tensors_are_bound_by_name_and_agree_where_a_dimension_has_a_name() -> None:
     tensors = (Tensor("b", "float32", (-1,)), Tensor("a", "int64", (-1, 2)))
-    schema = compile_schema((), tensors, (Input("a", "int64", (-1, 2)), Input("b", "float32", (-1,))))
+    inputs = (Input("a", "int64", (-1, 2), symbols=("N", "")), Input("b", "float32", (-1,), symbols=("N",)))
+    schema = compile_schema((), tensors, inputs)
     assert as_lists(schema.from_columns({"b": [0.5], "a": [[1, 2]], "more": [0]})) == {"a": [[1, 2]], "b": [0.5]}
     with pytest.raises(SchemaMismatch, match="tensor 'a' is missing"):
         schema.from_columns({"b": [0.5]})
-    with pytest.raises(SchemaMismatch, match="different batch sizes"):
-        schema.from_columns({"b": [0.5, 1.0], "a": [[1, 2]]})
+    for b in ([0.5, 1.0], np.array([0.5, 1.0], np.float32)):
+        with pytest.raises(SchemaMismatch, match=r"'N' has one size, but 'a' has 1 .* and 'b' has 2"):
+            schema.from_columns({"b": b, "a": np.array([[1, 2]])})
     with pytest.raises(SchemaMismatch, match="several tensors"):
         schema.from_array([1])
     with pytest.raises(SchemaMismatch, match="a table does not fit"):
         schema.from_rows(["x"], [[1]])
+
+
+def test_tensors_whose_dimensions_share_no_name_have_any_sizes_and_none_at_all() -> None:
+    tensors = (Tensor("b", "float32", (-1,)), Tensor("a", "int64", (-1, 2)), Tensor("s", "float32", ()))
+    schema = compile_schema((), tensors, tuple(Input(one.name, one.dtype, one.shape) for one in tensors))
+    for s in (2.5, np.array(2.5, np.float32)):
+        feeds = schema.from_columns({"b": np.zeros(0, np.float32), "a": np.array([[1, 2]]), "s": s})
+        assert as_lists(feeds) == {"b": [], "a": [[1, 2]], "s": 2.5}
+
+
+def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tensors() -> None:
+    columns = (Column("a", "float"), Column("b", "float"))
+    inputs = tuple(Input(name, "float32", (-1, 1), (name,)) for name in ("a", "b"))
+    schema = compile_schema(columns, (), inputs)
+    with pytest.raises(SchemaMismatch, match="'a' has 2"):
+        schema.by_input.from_columns({"a": np.zeros((2, 1), np.float32), "b": np.zeros((1, 1), np.float32)})
 
 
 @pytest.mark.parametrize(

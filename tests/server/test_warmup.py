@@ -44,7 +44,7 @@ def test_a_fixed_batch_is_never_batched_and_the_log_says_why(tmp_path: Path, cap
 
     assert warm.batcher is None
     assert 0 < warm.seconds_per_row < 0.1
-    assert "requests are not joined: its input 'X' has no free first dimension" in caplog.text
+    assert "requests are not joined: it has no batch dimension: its input 'X'" in caplog.text
 
 
 @pytest.mark.parametrize(("graph", "is_random"), [(NOISY, True), (FIXED, False)], ids=["noisy", "fixed"])

@@ -241,6 +241,31 @@ TENSORS = [
     case("stock without a signature, inputs by name", "stock-bare", {"inputs": {"x": [[1.0, 2.0]]}}),
     case("stock without a signature, instances", "stock-bare", {"instances": [[1.0, 2.0]]}),
     case("stock without a signature, a table", "stock-bare", split(["p", "q"], [1.0, 2.0])),
+    case("stock without a signature, records", "stock-bare", {"dataframe_records": [{"p": 1.0, "q": 2.0}]}),
+    case("stock without a signature, CSV", "stock-bare", b"p,q\n1.0,2.0\n3.0,4.0\n", CSV),
+    case(
+        "stock without a signature, a table in escaped letters",
+        "stock-bare",
+        b'{"d\\u0061taframe_split": {"columns": ["p", "q"], "data": [[1.0, 2.0]]}}',
+    ),
+    *(
+        case(f"stock, {what}", f"{kind}-columns", split(["p", "q"], [1.0, 2.0], [3.0, 4.0]))
+        for kind, what in (("one", "one value a row"), ("flat", "one number a row"), ("wide", "several values a row"))
+    ),
+    *(
+        case(f"stock without a signature, {what} in a table", f"{kind}-bare", split(["p", "q"], [1.0, 2.0], [3.0, 4.0]))
+        for kind, what in (("one", "one value a row"), ("flat", "one number a row"), ("wide", "several values a row"))
+    ),
+    *(
+        case(f"stock, {what} of a tensor", f"{kind}-tensor", {"inputs": [[1.0, 2.0], [3.0, 4.0]]})
+        for kind, what in (("one", "one value a row"), ("flat", "one number a row"), ("wide", "several values a row"))
+    ),
+    case("stock, outputs of different widths", "uneven-columns", split(["p", "q"], [1.0, 2.0], [3.0, 4.0])),
+    case(
+        "stock without a signature, outputs of different widths in a table",
+        "uneven-bare",
+        split(["p", "q"], [1.0, 2.0], [3.0, 4.0]),
+    ),
 ]
 CSVS = [
     case("CSV", "mixed", CSV_ROWS.encode(), CSV),

@@ -94,12 +94,14 @@ def _onnx(folder: Path) -> Answerer:
     loaded = OnnxModel.load(folder, "cpu", available_cores())
 
     def answer(content_type: str, body: bytes) -> Any:
-        if content_type == arrow.PARQUET:
+        is_parquet = content_type == arrow.PARQUET
+        if is_parquet:
             feeds: Feeds = arrow.decode(content_type, body, loaded.schema, _LARGEST_TABLE_BYTES)
         else:
             feeds = mlflow.decode(content_type, body, loaded.schema)
         outputs = loaded.run(feeds, loaded.artifact.prediction)
-        return orjson.loads(mlflow.encode(loaded.prediction(outputs)))["predictions"]
+        prediction = loaded.prediction(outputs, of_table=is_parquet or mlflow.is_table(content_type, body))
+        return orjson.loads(mlflow.encode(prediction))["predictions"]
 
     return answer
 

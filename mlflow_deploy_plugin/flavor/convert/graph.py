@@ -29,7 +29,7 @@ def dtype_and_shape(value: Any) -> tuple[str, tuple[int, ...]]:
     """numpy dtype (`str` for strings) and shape of a graph input or output; -1 for free dimensions."""
     tensor = value.type.tensor_type
     sizes = (size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
-    return _DTYPES.get(tensor.elem_type, ""), tuple(size if size > 0 else -1 for size in sizes)
+    return _DTYPES.get(tensor.elem_type, ""), tuple(max(size, -1) for size in sizes)
 
 
 def finish_output(graph: Any, old: str, new: str, dtype: str, shape: tuple[int, ...]) -> None:

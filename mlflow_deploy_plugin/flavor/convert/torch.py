@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original, answers_for
 from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape
+from mlflow_deploy_plugin.flavor.convert.obstacle import plain
 from mlflow_deploy_plugin.runtime.artifact import Input, Output
 from mlflow_deploy_plugin.runtime.schema import Array
 
@@ -85,10 +86,17 @@ def _to_onnx(module: Any, arguments: tuple[torch.Tensor, ...], names: list[str],
                 verbose=False,
             )
     except Exception as error:
-        lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
-        reason = lines[0][:300] if lines else type(error).__name__
-        raise ConversionError(f"{type(module).__name__} cannot be exported to ONNX: {reason}") from error
+        raise ConversionError(f"{type(module).__name__} cannot be converted to ONNX: {_reason(error)}") from error
     return program.model_proto
+
+
+def _reason(error: Exception) -> str:
+    """Why the exporter stops: its first line, or what that means."""
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    reason = plain(lines[0]) if lines else type(error).__name__
+    if "data-dependent" in reason:
+        return f"its forward decides by the values of its tensors; torch.where does so in a graph ({reason})"
+    return reason
 
 
 @contextmanager
@@ -144,7 +152,7 @@ def _named(answer: Any) -> dict[str, torch.Tensor]:
             for position, entry in enumerate(value):
                 walk(entry, f"{name or 'output'}_{position}")
         elif value is not None:
-            raise ConversionError(f"the module answers a {type(value).__name__}, which is not a tensor")
+            raise ConversionError(f"the module's forward answers a {type(value).__name__}, which is not a tensor")
 
     walk(answer, "")
     return flat

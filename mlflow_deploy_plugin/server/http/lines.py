@@ -106,7 +106,7 @@ def _answers(
         outputs = server.dataplane.infer(variant, asked).outputs
         for label, rows in predicted_labels(predictor.artifact, outputs):
             server.metrics.count_prediction(variant.loaded.version, label, rows)
-        yield jsonlines.encode(predictor.prediction(outputs))
+        yield jsonlines.encode(predictor.prediction(outputs, of_table=True))
     if is_empty:
         raise SchemaMismatch(jsonlines.NO_LINES)
 

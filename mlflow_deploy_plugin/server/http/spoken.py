@@ -31,11 +31,15 @@ def _plain(
 
 
 def _encode_predict(variant: ServedVariant, response: InferResponse) -> bytes:
-    return predict.encode(variant.loaded.predictor.artifact, response.model, response.version, response.outputs)
+    predictor = variant.loaded.predictor
+    has_rows = predictor.schema.has_rows
+    return predict.encode(predictor.artifact, response.model, response.version, response.outputs, has_rows)
 
 
 def _encode_batch(variant: ServedVariant, response: InferResponse) -> bytes:
-    return predict.encode_batch(variant.loaded.predictor.artifact, response.model, response.version, response.outputs)
+    predictor = variant.loaded.predictor
+    has_rows = predictor.schema.has_rows
+    return predict.encode_batch(predictor.artifact, response.model, response.version, response.outputs, has_rows)
 
 
 def _read_v2(request: RawRequest, variant: ServedVariant) -> Question:
@@ -55,11 +59,18 @@ def _read_invocations(request: RawRequest, variant: ServedVariant) -> Question:
     content_type = request.headers.get("content-type")
     if predictor.artifact.flavor == PYTHON_FUNCTION:
         return Question({}, _encode_body, body=Body(content_type, request.body))
-    return Question(mlflow.decode(content_type, request.body, predictor.schema), _encode_mlflow)
+    feeds = mlflow.decode(content_type, request.body, predictor.schema)
+    if not predictor.artifact.has_signature and mlflow.is_table(content_type, request.body):
+        return Question(feeds, _encode_table)
+    return Question(feeds, _encode_mlflow)
 
 
 def _encode_mlflow(variant: ServedVariant, response: InferResponse) -> Answer:
     return Answer(mlflow.encode(variant.loaded.predictor.prediction(response.outputs)))
+
+
+def _encode_table(variant: ServedVariant, response: InferResponse) -> Answer:
+    return Answer(mlflow.encode(variant.loaded.predictor.prediction(response.outputs, of_table=True)))
 
 
 def _encode_body(variant: ServedVariant, response: InferResponse) -> Answer:

@@ -55,7 +55,9 @@ def _read(request: RawRequest, variant: ServedVariant, answered: str, limit: int
     predictor = variant.loaded.predictor
     if predictor.artifact.flavor == PYTHON_FUNCTION and media_name(request.headers.get("content-type")) not in _OURS:
         return INVOCATIONS.decode(request, variant)
-    return Question(read_feeds(request, predictor.schema, limit), partial(_answer, answered))
+    feeds = read_feeds(request, predictor.schema, limit)
+    of_table = not predictor.artifact.has_signature and _is_table(request)
+    return Question(feeds, partial(_answer, answered, of_table))
 
 
 def read_feeds(request: RawRequest, schema: Schema, limit: int) -> Feeds:
@@ -75,8 +77,16 @@ def read_feeds(request: RawRequest, schema: Schema, limit: int) -> Feeds:
     return mlflow.decode(content_type, request.body, schema)
 
 
-def _answer(answered: str, variant: ServedVariant, response: InferResponse) -> Answer:
-    prediction = variant.loaded.predictor.prediction(response.outputs)
+def _is_table(request: RawRequest) -> bool:
+    content_type = request.headers.get("content-type")
+    media = media_name(content_type)
+    if media in (JSON, CSV):
+        return mlflow.is_table(content_type, request.body)
+    return media not in npy.MEDIA_TYPES
+
+
+def _answer(answered: str, of_table: bool, variant: ServedVariant, response: InferResponse) -> Answer:
+    prediction = variant.loaded.predictor.prediction(response.outputs, of_table)
     if answered in arrow.MEDIA_TYPES:
         return Answer(arrow.encode(answered, prediction), answered)
     if answered in jsonlines.MEDIA_TYPES:

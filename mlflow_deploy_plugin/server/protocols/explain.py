@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime.rows import row_count
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, row_count
 from mlflow_deploy_plugin.runtime.values import shown
 from mlflow_deploy_plugin.server.frames import Message
 from mlflow_deploy_plugin.server.protocols import mlflow

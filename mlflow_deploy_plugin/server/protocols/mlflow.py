@@ -51,6 +51,14 @@ def decode_document(document: dict[str, Any], schema: Schema) -> Feeds:
     return _READERS[present[0]](document[present[0]], schema)
 
 
+def is_table(content_type: str | None, body: bytes) -> bool:
+    """Whether a body that `decode` has read is a table to MLflow: CSV, `dataframe_split` or `dataframe_records`."""
+    if media_type(content_type, _ACCEPTED) == CSV:
+        return True
+    may_be = b"dataframe_" in body or b"\\u" in body  # its letters may be escaped
+    return may_be and not _TABLES.isdisjoint(json_object(body))
+
+
 def encode(prediction: Array | dict[str, Array]) -> bytes:
     """`{"predictions": …}`: nested lists, a mapping of them by output, or records; see `OnnxModel.prediction`."""
     return dump_json({"predictions": prediction})
@@ -123,6 +131,7 @@ def _rows(field: str, value: Any) -> list[Any]:
 
 _ACCEPTED = (JSON, CSV)
 _NAMES = {str, int}
+_TABLES = frozenset({"dataframe_split", "dataframe_records"})
 _SPLIT_KEYS = {"columns", "data", "index"}
 _READERS: dict[str, Callable[[Any, Schema], Feeds]] = {
     "dataframe_split": _dataframe_split,

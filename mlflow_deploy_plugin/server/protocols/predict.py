@@ -13,6 +13,8 @@ from mlflow_deploy_plugin.server.protocols.table import read_csv
 def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     """One record: `{column: value, …}`, or `{"features": […]}` in the signature's order.
 
+    To a graph without rows a record is the whole of its tensors.
+
     Raises:
         UnsupportedMediaType: not JSON.
         InvalidRequest: not a JSON object.
@@ -20,9 +22,11 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     """
     document = load_json_object(content_type, body)
     if "features" in document and "features" not in schema.names:
-        return schema.from_array([document["features"]])
+        return schema.from_array([document["features"]] if schema.has_rows else document["features"])
     if schema.columns:
         return schema.from_records([document])
+    if not schema.has_rows:
+        return schema.from_columns(document)
     return schema.from_columns({name: [value] for name, value in document.items()})
 
 
@@ -42,20 +46,23 @@ def decode_batch(content_type: str | None, body: bytes, schema: Schema) -> Feeds
     return schema.from_records(document) if document and isinstance(document[0], dict) else schema.from_array(document)
 
 
-def encode(artifact: Artifact, model: str, version: str, outputs: dict[str, Array]) -> bytes:
-    """`{"prediction", "probabilities"?, "model", "model_version"}` of the first row."""
-    answer: dict[str, Any] = {"prediction": _first(_predictions(artifact, outputs))}
-    if (probabilities := _probabilities(artifact, outputs)) is not None:
+def encode(artifact: Artifact, model: str, version: str, outputs: dict[str, Array], has_rows: bool = True) -> bytes:
+    """`{"prediction", "probabilities"?, "model", "model_version"}` of the first row, or of a graph without rows."""
+    predictions = _predictions(artifact, outputs)
+    answer: dict[str, Any] = {"prediction": _first(predictions) if has_rows else predictions}
+    if has_rows and (probabilities := _probabilities(artifact, outputs)) is not None:
         answer["probabilities"] = probabilities[0]
     return dump_json({**answer, "model": model, "model_version": version})
 
 
-def encode_batch(artifact: Artifact, model: str, version: str, outputs: dict[str, Array]) -> bytes:
+def encode_batch(
+    artifact: Artifact, model: str, version: str, outputs: dict[str, Array], has_rows: bool = True
+) -> bytes:
     """`{"predictions", "probabilities"?, "count", "model", "model_version"}`."""
     answer: dict[str, Any] = {"predictions": _predictions(artifact, outputs)}
     if (probabilities := _probabilities(artifact, outputs)) is not None:
         answer["probabilities"] = probabilities
-    count = len(outputs[artifact.prediction[0]])
+    count = len(outputs[artifact.prediction[0]]) if has_rows else 1
     return dump_json({**answer, "count": count, "model": model, "model_version": version})
 
 

@@ -88,7 +88,7 @@ def _column_types(header: list[str], schema: Schema) -> dict[str, str]:
     """The type of each column; a table for a tensor has the tensor's type everywhere."""
     if schema.columns:
         return {column.name: column.type for column in schema.columns}
-    return dict.fromkeys(header, schema.tensors[0].dtype)
+    return dict.fromkeys(header, schema.tensors[0].dtype if schema.tensors else "str")
 
 
 def _column(name: str, types: dict[str, str], fields: Sequence[str]) -> list[Any]:

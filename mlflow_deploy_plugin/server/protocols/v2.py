@@ -15,6 +15,7 @@ from typing import Any
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.nearest import listed
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
+from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 from mlflow_deploy_plugin.runtime.values import shown
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_type, load_json, media_type
@@ -127,7 +128,10 @@ def server_metadata() -> bytes:
 
 
 def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -> bytes:
-    """The body of `GET /v2/models/NAME`: the versions that are loaded, inputs and outputs of the graph, -1 for free."""
+    """The body of `GET /v2/models/NAME`: the versions that are loaded, inputs and outputs of the graph, -1 for free.
+
+    A graph without a batch dimension says so, and why, in `parameters`.
+    """
     inputs, outputs = (
         [
             {"name": entry.name, "datatype": datatype_of(entry.dtype), "shape": entry.shape}
@@ -137,7 +141,9 @@ def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -
         for entries in (artifact.inputs, artifact.outputs)
     )
     document = {"name": endpoint, "versions": versions, "platform": platform(artifact)}
-    return dump_json({**document, "inputs": inputs, "outputs": outputs})
+    reason = why_no_batch(artifact)
+    parameters = {"parameters": {"batch_dimension": f"none: {reason}"}} if reason else {}
+    return dump_json({**document, "inputs": inputs, "outputs": outputs, **parameters})
 
 
 def platform(artifact: Artifact) -> str:

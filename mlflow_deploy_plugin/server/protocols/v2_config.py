@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mlflow_deploy_plugin.runtime.artifact import Input, Output
+from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
 from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
 from mlflow_deploy_plugin.server.served import ServedVariant
 from mlflow_deploy_plugin.spec import ServerSpec
@@ -19,7 +20,7 @@ def model_config(variant: ServedVariant, versions: Sequence[str], server: Server
     """The document of `/config`.
 
     As in Triton, the batch is left out of `dims` where requests are joined (`max_batch_size` above 0), and stands in
-    them where they are not.
+    them where they are not. A graph without a batch dimension says so, and why, in `parameters`.
     """
     artifact = variant.loaded.predictor.artifact
     batcher = variant.loaded.batcher
@@ -41,6 +42,8 @@ def model_config(variant: ServedVariant, versions: Sequence[str], server: Server
         ],
         "default_model_filename": artifact.onnx_file.name if is_onnx else "",
     }
+    if reason := why_no_batch(artifact):
+        document["parameters"] = {"batch_dimension": {"string_value": f"none: {reason}"}}
     if batcher is not None:
         document["dynamic_batching"] = {
             "preferred_batch_size": list(batcher.policy.preferred_batch_size),

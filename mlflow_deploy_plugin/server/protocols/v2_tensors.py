@@ -18,6 +18,10 @@ from mlflow_deploy_plugin.runtime.values import Array, shown
 MAX_RANK = 32
 """As many dimensions as anything takes; the product of a million sizes would be computed for hours."""
 
+MOST_BESIDE_EMPTY = 65_536
+"""What the sizes of a tensor without elements may multiply to without its zeros: a graph may make that many of nothing,
+as the sum over no rows."""
+
 _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
@@ -98,8 +102,8 @@ def read_head(position: int, entry: Any) -> TensorHead:
         known = ", ".join(_DTYPES)
         raise SchemaMismatch(f"tensor {name[:100]!r} has the datatype {shown(datatype)}; there are {known}")
     head = TensorHead(name, tuple(shape), datatype)
-    if 0 in shape:
-        raise SchemaMismatch(f"{head} is empty; every size must be at least 1")
+    if 0 in shape and prod(size for size in shape if size) > MOST_BESIDE_EMPTY:
+        raise SchemaMismatch(f"{head} is empty, and its other sizes are more than {MOST_BESIDE_EMPTY} together")
     return head
 
 
@@ -136,7 +140,7 @@ def _from_array(head: TensorHead, array: Array) -> Array:
     dtype = _DTYPES[head.datatype]
     if array.shape not in (head.shape, (prod(head.shape),)):
         raise SchemaMismatch(f"{head} has elements of the shape {list(array.shape)}")
-    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+    limits = np.iinfo(dtype) if dtype.kind in "iu" and array.size else None
     if limits and (array.min() < limits.min or array.max() > limits.max):
         raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}")
     try:
@@ -162,7 +166,7 @@ def from_binary(head: TensorHead, data: memoryview) -> Array:
         raise SchemaMismatch(f"{head} has {len(data)} bytes of data; its shape asks for {wanted}")
     if dtype.kind == "b":
         return np.frombuffer(data, np.uint8).reshape(head.shape).astype(np.bool_)
-    array = np.frombuffer(data, dtype).reshape(head.shape)
+    array = np.frombuffer(data, dtype).reshape(head.shape) if wanted else np.empty(head.shape, dtype)
     return array if array.flags.aligned else array.copy()
 
 
@@ -190,7 +194,7 @@ def _flattened(head: TensorHead, data: list[Any]) -> Sequence[Any]:
         return data
     level = [data]
     for size in head.shape:
-        if set(map(type, level)) != {list} or set(map(len, level)) != {size}:
+        if level and (set(map(type, level)) != {list} or set(map(len, level)) != {size}):
             raise SchemaMismatch(f"{head} is ragged, or nested otherwise than its shape")
         level = list(chain.from_iterable(level))
     return level

@@ -1,3 +1,4 @@
+import mlflow
 import numpy as np
 import onnx
 import pandas as pd
@@ -7,6 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
+from mlflow_deploy_plugin.server.warmup import load_warm
+from support.models import parse_graph
 
 
 @pytest.fixture
@@ -71,6 +74,56 @@ def test_what_is_no_model_is_refused(tmp_path):
 
     with pytest.raises(ConversionError, match="not a valid ONNX model"):
         wrap(tmp_path / "model.onnx")
+
+
+PAIR = "g (float[N,2] a, float[M,2] b) => (float[N,M] y) { c = Transpose<perm = [1, 0]>(b) \n y = MatMul(a, c) }"
+WHOLE = {
+    "scalars": ("g (float s, float[2] t) => (float[2] y) { y = Mul(s, t) }", {"s": 2.0, "t": [1.0, 3.0]}, [2.0, 6.0]),
+    "a fixed size": ("g (float[7] x) => (float[7] y) { y = Neg(x) }", {"x": [1.0] * 7}, [-1.0] * 7),
+    "two sizes": (PAIR, {"a": [[1.0, 2.0]], "b": [[1.0, 1.0]] * 6}, [[3.0] * 6]),
+}
+
+
+@pytest.mark.parametrize(("graph", "example", "answer"), WHOLE.values(), ids=WHOLE)
+def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(graph, example, answer, tmp_path):
+    arrays = {name: np.array(values, np.float32) for name, values in example.items()}
+
+    save_model(parse_graph(graph), tmp_path / "model", input_example=arrays)
+
+    warm = load_warm(tmp_path / "model", "cpu", 1)  # it answers its own example
+    assert warm.predictor.artifact.reference is None
+    assert [tensor.shape for tensor in warm.predictor.schema.tensors] == [
+        entry.shape for entry in warm.predictor.artifact.inputs
+    ]
+    found = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(arrays)
+    np.testing.assert_array_equal(found, np.array(answer, np.float32))
+
+
+def test_a_graph_without_rows_has_no_reference_data():
+    with pytest.raises(InvalidConfig, match=r"reference_data: this graph has no batch dimension.*fixed first size 7"):
+        wrap(parse_graph(WHOLE["a fixed size"][0]), np.zeros(7, np.float32), reference_data=np.zeros(7, np.float32))
+
+
+def test_sizes_that_the_graph_leaves_free_stay_free_whatever_the_example_has(tmp_path):
+    save_model(
+        parse_graph("g (float[N,T] x) => (float[N,T] y) { y = Neg(x) }"),
+        tmp_path / "model",
+        input_example=np.ones((2, 5), np.float32),
+    )
+
+    model = load_model(str(tmp_path / "model"))
+    assert model.run(model.schema.from_array([[1.0, 2.0, 3.0]]))["y"].tolist() == [[-1.0, -2.0, -3.0]]
+
+
+def test_texts_of_one_dimension_feed_a_graph_as_objects_and_as_numpys_own(tmp_path):
+    texts = np.array(["a", "bc"])
+
+    for number, example in enumerate((texts, texts.astype(object), None)):
+        folder = tmp_path / str(number)
+        save_model(parse_graph("g (string[N] s) => (string[N] t) { t = Identity(s) }"), folder, input_example=example)
+        for given in (texts, texts.astype(object)):
+            named = given if example is not None else {"s": given}
+            assert mlflow.pyfunc.load_model(str(folder)).predict(named).tolist() == ["a", "bc"]
 
 
 def test_unknown_framework_is_named_with_the_known_ones():

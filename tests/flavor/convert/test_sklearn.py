@@ -1,3 +1,4 @@
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,6 +30,7 @@ from sklearn.svm import SVR, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
+from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 
@@ -403,3 +405,41 @@ def test_example_of_another_form_is_refused_by_its_kind(matrix):
         wrap(model, csr_matrix(rows))
     with pytest.raises(InvalidConfig, match=r"not a ndarray of the shape \(5,\)"):
         wrap(model, rows[0])
+
+
+WORDS = ["hello world", "foo bar baz"] * 50
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pytest.param(WORDS, id="a list"),
+        pytest.param(tuple(WORDS), id="a tuple"),
+        pytest.param(np.array(WORDS), id="numpy's own texts"),
+        pytest.param(np.array(WORDS, dtype=object), id="objects"),
+        pytest.param(np.array(WORDS, dtype=np.dtypes.StringDType()), id="numpy's texts of any width"),
+        pytest.param(pd.Index(WORDS), id="an index"),
+        pytest.param(pd.Series(WORDS, name="text"), id="a series"),
+    ],
+)
+def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(texts, tmp_path):
+    model = make_pipeline(TfidfVectorizer(token_pattern="[a-zA-Z]+"), LogisticRegression()).fit(WORDS, [0, 1] * 50)
+
+    save_model(model, tmp_path / "model", input_example=texts, parity_data=texts, reference_data=texts)
+
+    saved = load_model(str(tmp_path / "model"))
+    assert saved.artifact.parity_state == "proven"
+    for given in (WORDS[:2], np.array(WORDS[:2]), np.array(WORDS[:2], dtype=object)):
+        for feeds in (saved.schema.from_array(given), saved.schema.from_columns({"text": given})):
+            assert saved.run(feeds)["label"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", ["U1", object])
+def test_a_matrix_of_texts_answers_arrays_of_its_own_kind(dtype, tmp_path):
+    matrix = np.array([["a", "b"], ["c", "d"]] * 30, dtype=dtype)
+    model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression()).fit(matrix, [0, 1] * 30)
+
+    save_model(model, tmp_path / "model", input_example=matrix)
+
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert loaded.predict(matrix[:2]).tolist() == [0, 1]

@@ -32,6 +32,19 @@ sum (float[N,2] x) => (float[N,1] y, int64[N] n) <int64[1] axis = {1}> {
 }"""
 
 
+STOCK = {
+    "stock": SUM,
+    "one": "one (float[N,2] x) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(x, axis) }",
+    "flat": "flat (float[N,2] x) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(x, axis) }",
+    "wide": "wide (float[N,2] x) => (float[N,2] y) { y = Neg(x) }",
+    "uneven": """
+uneven (float[N,2] x) => (float[N,2] y, float[N] z) <int64[1] axis = {1}> {
+  y = Neg(x)
+  z = ReduceSum<keepdims=0>(x, axis)
+}""",
+}
+
+
 def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
     """By name: the folder that MLflow serves, and the one that we serve.
 
@@ -103,14 +116,16 @@ def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
         mlflow_deploy_plugin.save_model(parse_graph(graph), root / name, input_example=tensor)
         folders[name] = root / name, root / name
     signatures = {
-        "stock-tensor": ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 2))])),
-        "stock-named": ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 2), "x")])),
-        "stock-columns": infer_signature(pd.DataFrame({"p": [1.5], "q": [2.5]})),
-        "stock-bare": None,
+        "tensor": ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 2))])),
+        "named": ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 2), "x")])),
+        "columns": infer_signature(pd.DataFrame({"p": [1.5], "q": [2.5]})),
+        "bare": None,
     }
-    for name, signature in signatures.items():
-        mlflow.onnx.save_model(parse_graph(SUM), root / name, signature=signature, pip_requirements=[])
-        folders[name] = root / name, root / name
+    for kind, graph in STOCK.items():
+        for form, signature in signatures.items():
+            name = f"{kind}-{form}"
+            mlflow.onnx.save_model(parse_graph(graph), root / name, signature=signature, pip_requirements=[])
+            folders[name] = root / name, root / name
     return folders
 
 

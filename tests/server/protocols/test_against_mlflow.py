@@ -75,8 +75,13 @@ DIFFERENT: dict[tuple[str, int, int], list[str]] = {
         "CSV with nan for a number",
         "CSV with infinity",
     ],
-    ("without a signature our answer has one form, its mapping, whatever the form of the request", 200, 200): [
-        "stock without a signature, a table",
+    ("it flattens an output of several values a row into more rows than it was given", 200, 200): [
+        "stock, several values a row",
+        "stock without a signature, several values a row in a table",
+    ],
+    ("rows whose outputs are of different widths are no table", 400, 200): [
+        "stock, outputs of different widths",
+        "stock without a signature, outputs of different widths in a table",
     ],
     ("nobody knows which of the two is meant", 200, 400): ["CSV with a column twice"],
     ("pandas makes the first column an index and shifts the others", 200, 400): ["CSV with a row too long"],

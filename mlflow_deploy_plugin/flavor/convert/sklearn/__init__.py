@@ -34,7 +34,7 @@ _HEAD = slice(0, 3)
 
 
 def read_batch(model: Any, data: Any) -> Batch:
-    """A DataFrame, one [N, k] array, or one column of texts.
+    """A DataFrame, one [N, k] array, or one column of texts, as a Series, a list or an array of [N].
 
     Raises:
         InvalidConfig: the data is neither.
@@ -45,8 +45,10 @@ def read_batch(model: Any, data: Any) -> Batch:
         return data if named else {"": _numbers(data.to_numpy())}
     if isinstance(data, dict):
         return pd.DataFrame(data)
-    if isinstance(data, pd.Series) or (isinstance(data, list) and all(isinstance(entry, str) for entry in data)):
-        return pd.DataFrame({getattr(data, "name", None) or "text": list(data)})
+    if isinstance(data, pd.Series):
+        return pd.DataFrame({data.name or "text": list(data)})
+    if _are_texts(data):
+        return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
     array = np.asarray(data)
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
         found = type(data).__name__ + (f" of the shape {array.shape}" if array.ndim else "")
@@ -54,6 +56,12 @@ def read_batch(model: Any, data: Any) -> Batch:
             f"input_example: a scikit-learn model takes a DataFrame or an array of [rows, columns], not a {found}"
         )
     return {"": _numbers(array)}
+
+
+def _are_texts(data: Any) -> bool:
+    """A list, a tuple, an index or an array of [N] texts: numpy's own are of a fixed width, or objects."""
+    is_flat = isinstance(data, list | tuple) or (isinstance(data, pd.Index | np.ndarray) and data.ndim == 1)
+    return is_flat and all(isinstance(entry, str) for entry in data)
 
 
 def _numbers(array: Array) -> Array:

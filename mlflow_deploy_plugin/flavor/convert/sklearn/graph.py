@@ -1,6 +1,5 @@
 """The conversion itself: skl2onnx with everything said explicitly."""
 
-import re
 import warnings
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from skl2onnx.sklapi import CastTransformer
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.convert.obstacle import explained
 from mlflow_deploy_plugin.flavor.convert.sklearn import categories, imputer
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import readable_copy
 from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step, parts
@@ -48,7 +48,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
                 target_opset=_OPSET,
             )
     except Exception as error:
-        raise ConversionError(f"{_culprit(error, copy)} cannot be converted to ONNX: {_first_line(error)}") from error
+        raise ConversionError(explained(error, fitted)) from error
     restore_missing_directions(proto.graph, fitted)
     _set_locale(proto.graph)
     return proto
@@ -62,17 +62,6 @@ def _round_before_last_step(copy: Any) -> Any:
         if isinstance(part, Pipeline) and hasattr(part.steps[-1][1], "predict"):
             part.steps.insert(len(part.steps) - 1, ("onnxserve_round", CastTransformer(dtype=np.float32)))
     return copy
-
-
-def _culprit(error: Exception, copy: Any) -> str:
-    """The name of the step that the error speaks of, else of the last one."""
-    words = set(re.findall(r"\w+", str(error)))
-    named = [name for name in (type(part).__name__ for part in parts(copy)) if name in words]
-    return next((name for name in named if name != "Pipeline"), type(last_step(copy)).__name__)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _set_locale(graph: Any) -> None:

@@ -28,16 +28,16 @@ _MAX_FILE_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Example:
-    """Values by column (lists of N) or by tensor (nested lists, the batch first).
+    """Values by column (lists of N) or by tensor (nested lists; of a scalar its value).
 
     Attributes:
         values: empty where an example would be too large to be shown, or the signature is unknown.
-        rows: how many rows the values have.
+        rows: how many rows the values have; 1 where the model's tensors have none.
         is_own: whether it is the model's own, and not zeros.
         document: the model's own body of `/invocations`, where that has no form as named values.
     """
 
-    values: dict[str, list[Any]] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     rows: int = 0
     is_own: bool = False
     document: dict[str, Any] = field(default_factory=dict)
@@ -68,13 +68,15 @@ def invocations_example(schema: Schema, example: Example) -> dict[str, Any]:
         rows = [list(record.values()) for record in example.records()]
         return {"dataframe_split": {"columns": list(example.values), "data": rows}}
     only = list(example.values.values())
-    return {"inputs": only[0] if len(only) == 1 else example.values}
+    return {"inputs": only[0] if len(only) == 1 and isinstance(only[0], list) else example.values}
 
 
 def predict_example(schema: Schema, example: Example) -> dict[str, Any]:
     """A body of `/predict`: the first row."""
     if not example.values:
         return {}
+    if not schema.has_rows:
+        return example.values
     if schema.columns or len(example.values) > 1:
         return example.record()
     return {"features": next(iter(example.values.values()))[0]}
@@ -90,6 +92,8 @@ def batch_example(schema: Schema, example: Example) -> dict[str, Any]:
     """A body of `/predict/batch`."""
     if not example.values:
         return {}
+    if not schema.has_rows:
+        return invocations_example(schema, example)
     if schema.columns or len(example.values) > 1:
         return {"instances": example.records()}
     return {"instances": next(iter(example.values.values()))}
@@ -104,7 +108,8 @@ def v2_example(schema: Schema, example: Example) -> dict[str, Any]:
     for name, values in example.values.items():
         shape = list(np.asarray(values, dtype=object).shape) if not schema.columns else [len(values)]
         called = schema.by_input.names[0] if len(example.values) == 1 and not schema.columns else name
-        inputs.append({"name": called, "shape": shape, "datatype": datatype_of(dtypes[called]), "data": values})
+        data = values if isinstance(values, list) else [values]
+        inputs.append({"name": called, "shape": shape, "datatype": datatype_of(dtypes[called]), "data": data})
     return {"inputs": inputs}
 
 
@@ -144,8 +149,12 @@ def _read(loaded: LoadedVersion) -> Example | None:
         arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
     except (OSError, OnnxserveError, LookupError, TypeError, ValueError, NotImplementedError):
         return None  # it was good enough to warm the model up, or the model would not be here
-    if not arrays or any(array.ndim == 0 for array in arrays.values()):
+    if not arrays:
         return None
+    if not schema.has_rows:
+        is_small = sum(array.size for array in arrays.values()) <= MAX_VALUES
+        values = {name: _plain_lists(array.tolist()) for name, array in arrays.items()} if is_small else {}
+        return Example(values, 1, True) if values else None
     rows = min(MAX_ROWS, *(len(array) for array in arrays.values()))
     return _shown({name: array[:rows] for name, array in arrays.items()}, rows)
 
@@ -171,9 +180,9 @@ def _zeros(schema: Schema) -> Example:
         blank = {"str": "", "bool": False}
         dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
         return Example({name: [blank.get(dtype, 0)] for name, dtype in dtypes.items()}, 1)
-    shapes = {tensor.name: [max(size, 1) for size in tensor.shape] for tensor in schema.tensors}
-    if not shapes or any(not shape for shape in shapes.values()) or sum(map(prod, shapes.values())) > MAX_VALUES:
+    shapes = {tensor.name: [1 if size == -1 else size for size in tensor.shape] for tensor in schema.tensors}
+    if not shapes or any(0 in shape for shape in shapes.values()) or sum(map(prod, shapes.values())) > MAX_VALUES:
         return Example()
     blanks = {tensor.name: "" if tensor.dtype == "str" else 0 for tensor in schema.tensors}
     values = {name: np.full(shape, blanks[name], dtype=object).tolist() for name, shape in shapes.items()}
-    return Example(values, len(next(iter(values.values()))))
+    return Example(values, len(next(iter(values.values()))) if schema.has_rows else 1)

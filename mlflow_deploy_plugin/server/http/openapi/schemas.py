@@ -44,10 +44,10 @@ def column_schemas(schema: Schema) -> dict[str, JsonSchema]:
 
 
 def nested(item: JsonSchema, rank: int) -> JsonSchema:
-    """Lists of `rank` levels around an item; the outermost is the batch, which may not be empty."""
+    """Lists of `rank` levels around an item. Of an empty outer list nobody knows the sizes within."""
     for _ in range(rank - 1):
         item = {"type": "array", "items": item}
-    return {"type": "array", "items": item, "minItems": 1} if rank else item
+    return {"type": "array", "items": item, **({"minItems": 1} if rank > 1 else {})} if rank else item
 
 
 def tensor_schema(tensor: Tensor) -> JsonSchema:
@@ -141,7 +141,7 @@ def v2_request_schema(schema: Schema) -> JsonSchema:
         "required": ["name", "shape", "datatype"],
         "properties": {
             "name": {"type": "string", **({"enum": list(types)} if types else {})},
-            "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
             "datatype": {"type": "string", "enum": datatypes},
             "data": {"type": "array", "description": "flat or nested, as many values as the shape says"},
             "parameters": {"type": ["object", "null"]},
@@ -153,7 +153,7 @@ def v2_request_schema(schema: Schema) -> JsonSchema:
         "required": ["inputs"],
         "properties": {
             "id": {"type": ["string", "null"]},
-            "inputs": {"type": "array", "items": tensor, "minItems": 1},
+            "inputs": {"type": "array", "items": tensor, **({"minItems": 1} if types else {})},
             "outputs": {"type": ["array", "null"], "items": wanted, "description": "those that are wanted; else all"},
             "parameters": {"type": ["object", "null"]},
         },

@@ -115,7 +115,8 @@ def _tensor(position: int, tensor: Tensor, schema: Schema, example: Example) -> 
     sizes = " × ".join("any" if size == -1 else str(size) for size in tensor.shape)
     # by the signature's name, or the graph's where the only tensor has none
     values = example.values.get(tensor.name, example.values.get(name))
-    shown = dump_json(values[:1] if tensor.shape[:1] in ((-1,), (1,)) else values).decode() if values else ""
+    is_row = schema.has_rows and tensor.shape[:1] in ((-1,), (1,))
+    shown = "" if values is None else dump_json(values[:1] if is_row else values).decode()
     return Field(
         f"field-{position}",
         name,

@@ -1,0 +1,147 @@
+"""What keeps a model from having an ONNX form, in words for whoever trained it, and the way that is left.
+
+A converter speaks of its own shape calculators, inputs and issue tracker. Here the part of the model that it stopped at
+is found, with its place and its option, and the rest of what it says is put plainly.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from os import PathLike
+from typing import Any
+
+_LOG_WITH = {
+    "sklearn": 'mlflow.sklearn.log_model(…, serialization_format="cloudpickle")',
+    "torch": 'mlflow.pytorch.log_model(…, serialization_format="pickle")',
+    **{
+        package: f"mlflow.{flavor}.log_model"
+        for package, flavor in (
+            *((name, name) for name in ("xgboost", "lightgbm", "catboost", "statsmodels", "prophet", "spacy")),
+            *((name, name) for name in ("tensorflow", "transformers", "sentence_transformers", "pmdarima", "h2o")),
+            ("keras", "tensorflow"),
+            ("pyspark", "spark"),
+            ("paddle", "paddle"),
+        )
+    },
+}
+"""MLflow's own flavor by the package of a model's class. What it serializes by default refuses functions and graphs
+with control flow (scikit-learn: skops, torch: an exported program)."""
+
+_ISSUE = re.compile(r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+", re.IGNORECASE)
+_URL = re.compile(r"\s*\(?https?://\S+")
+_CLASS = re.compile(r"<class '([\w.]+)'>")
+_NO_CONVERTER = re.compile(r"Unable to find a [a-z ]+ for [a-z]+ '(?P<kind>[^']+)'")
+_INPUTS = re.compile(r"at most (?P<most>\d+) input\(s\) is\(are\) supported but we got (?P<given>\d+) input\(s\)")
+_NO_KERNEL = re.compile(r"(?P<op>[\w.]+:?\w+)\(-?\d+\) is not a registered function/op")
+_MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|string to float: ")
+_CPP = re.compile(r"\S+ onnxruntime::.*")
+
+
+def way_out(model: Any) -> str:
+    """How a model without an ONNX form is served all the same; empty for what is ONNX already."""
+    if is_ready_onnx(model):
+        return ""
+    packages = _packages(model)
+    flavor = next((_LOG_WITH[package] for package in packages if package in _LOG_WITH), None)
+    if flavor is None or not (hasattr(model, "predict") or "sklearn" not in packages):
+        flavor = "mlflow.pyfunc.log_model(python_model=…), in a mlflow.pyfunc.PythonModel around it"
+    return f"Log it with {flavor}, and deploy it by the same command: it is then served as pyfunc"
+
+
+def is_ready_onnx(model: Any) -> bool:
+    """An ONNX model, or the path of its file."""
+    return isinstance(model, str | PathLike) or "onnx" in _packages(model)
+
+
+def _packages(model: Any) -> list[str]:
+    return [kind.__module__.split(".")[0] for kind in type(model).__mro__]
+
+
+def explained(error: BaseException, model: Any) -> str:
+    """Why a model is not converted, or its graph not loaded: the step, its option, the reason."""
+    options = list(_options(model))
+    part = _operator_of(error) or _named_in(error, model)
+    if options and (part is None or all(type(one) is not type(part) for one, *_ in options)):
+        part = options[0][0]
+    told = [reason for one, reason in options if part is not None and type(one) is type(part)]
+    reason = told[0] if told else plain(str(error)) or type(error).__name__
+    if part is None or type(part) is type(model):
+        return f"{type(model).__name__} cannot be converted to ONNX: {reason}"
+    return f"{type(model).__name__} cannot be converted to ONNX: {_place(part, model)}: {reason}"
+
+
+def plain(text: str) -> str:
+    """What a converter or ONNX Runtime says, in one line, without the pointers to its own developers."""
+    text = _CLASS.sub(r"\1", " ".join(text.split()))
+    if match := _NO_CONVERTER.search(text):
+        return f"there is no converter for {match['kind']}"
+    if match := _INPUTS.search(text):
+        return (
+            f"it reads {match['given']} inputs of different types, and its converter takes {match['most']}; a "
+            "ColumnTransformer before it, or columns of one type, make them one"
+        )
+    if match := _NO_KERNEL.search(text):
+        return f"ONNX Runtime has no operator {match['op']}, which its converter writes"
+    if _MIXED.search(text):
+        return (
+            "a step reads texts and numbers together, which a graph keeps apart; a ColumnTransformer gives each kind a "
+            "step of its own"
+        )
+    text = _URL.sub("", _ISSUE.sub("", _CPP.sub("", text)))
+    return text.strip(" .:")[:300]
+
+
+def _operator_of(error: BaseException) -> Any:
+    """The estimator that skl2onnx was dealing with when it raised; None: it had not come to any."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        operator = trace.tb_frame.f_locals.get("operator")
+        found = getattr(operator, "raw_operator", None) or found
+        trace = trace.tb_next
+    return found
+
+
+def _named_in(error: BaseException, model: Any) -> Any:
+    """The part whose class the error names; the innermost that is no pipeline."""
+    words = set(re.findall(r"\w+", str(error)))
+    named = [part for _, part in _parts(model) if type(part).__name__ in words]
+    return next((part for part in named if type(part).__name__ != "Pipeline"), None)
+
+
+def _place(part: Any, model: Any) -> str:
+    """`its step 'columns → scale' (StandardScaler)`."""
+    names = next((name for name, one in _parts(model) if type(one) is type(part)), "")
+    if not names:
+        return f"its {type(part).__name__}"
+    return f"its step {' → '.join(names.split('__'))!r} ({type(part).__name__})"
+
+
+def _parts(model: Any) -> Iterator[tuple[str, Any]]:
+    """The estimators within an estimator by the names of their parameters, and the estimator itself."""
+    if hasattr(model, "get_params"):
+        for name, value in model.get_params(deep=True).items():
+            if hasattr(value, "get_params") and not isinstance(value, type):
+                yield name, value
+    yield "", model
+
+
+def _options(model: Any) -> Iterator[tuple[Any, str]]:
+    """Options that no converter knows, with their parts."""
+    for _, part in _parts(model):
+        for option, is_obstacle, reason in _OBSTACLES.get(type(part).__name__, ()):
+            value = getattr(part, option, None)
+            if is_obstacle(value):
+                shown = getattr(value, "__qualname__", None) or repr(value)[:60]
+                yield part, f"its option {option}={shown} {reason}"
+
+
+_Obstacle = tuple[str, Callable[[Any], bool], str]
+_PYTHON = "is a Python function, which a graph cannot call"
+_TEXT: tuple[_Obstacle, ...] = (
+    *((option, callable, _PYTHON) for option in ("analyzer", "tokenizer", "preprocessor")),
+    ("strip_accents", bool, "has no form in ONNX; strip accents before the pipeline"),
+)
+_OBSTACLES: dict[str, tuple[_Obstacle, ...]] = {
+    "FunctionTransformer": (("func", callable, _PYTHON),),
+    "CountVectorizer": _TEXT,
+    "TfidfVectorizer": _TEXT,
+}

@@ -1,0 +1,128 @@
+"""A model that is not converted: what in it is the obstacle, and how it is served all the same."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.compose import TransformedTargetRegressor, make_column_transformer
+from sklearn.dummy import DummyClassifier
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.gaussian_process import GaussianProcessClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neighbors import RadiusNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, KBinsDiscretizer, OneHotEncoder, OrdinalEncoder
+
+from mlflow_deploy_plugin.errors import ConversionError, ModelError
+from mlflow_deploy_plugin.flavor.convert.obstacle import plain, way_out
+from mlflow_deploy_plugin.flavor.wrap import wrap
+
+RANDOM = np.random.default_rng(0)
+NUMBERS = pd.DataFrame(RANDOM.normal(size=(60, 2)), columns=["a", "b"])
+MIXED = NUMBERS.assign(c=RANDOM.choice(["x", "y"], 60))
+TARGET = (NUMBERS.a > 0).astype(int)
+TEXTS = pd.Series(["hello world", "foo bar"] * 30, name="text")
+BINNED = make_column_transformer((OneHotEncoder(), ["c"]), (KBinsDiscretizer(n_bins=3), ["a", "b"]))
+DOUBLED = make_column_transformer((FunctionTransformer(np.square), ["a"]), remainder="passthrough")
+UNSEEN = {"handle_unknown": "use_encoded_value", "unknown_value": -1}
+
+
+class Booster:
+    """A model of a package that is not installed here."""
+
+    __module__ = "xgboost.core"
+
+
+SKLEARN = 'Log it with mlflow.sklearn.log_model(…, serialization_format="cloudpickle"), and deploy it by the same'
+CASES = {
+    "an estimator": (DummyClassifier(), NUMBERS, "there is no converter for sklearn.dummy.DummyClassifier"),
+    "an outer one": (
+        TransformedTargetRegressor(LinearRegression(), func=np.exp, inverse_func=np.log),
+        NUMBERS,
+        "TransformedTargetRegressor cannot be converted to ONNX: there is no converter",
+    ),
+    "an option, deep within": (
+        make_pipeline(DOUBLED, LogisticRegression()),
+        NUMBERS,
+        "its step 'columntransformer → functiontransformer' (FunctionTransformer): its option func=square is a Python",
+    ),
+    "a step that the error does not name": (
+        make_pipeline(BINNED, LogisticRegression()),
+        MIXED,
+        "its step 'columntransformer → kbinsdiscretizer' (KBinsDiscretizer): onehot encoding not supported",
+    ),
+    "accents": (
+        make_pipeline(TfidfVectorizer(strip_accents="unicode"), LogisticRegression()),
+        TEXTS,
+        "its step 'tfidfvectorizer' (TfidfVectorizer): its option strip_accents='unicode' has no form in ONNX",
+    ),
+    "a graph that is not loaded": (
+        make_pipeline(CountVectorizer(analyzer=str.split), LogisticRegression()),
+        TEXTS,
+        "its step 'countvectorizer' (CountVectorizer): its option analyzer=str.split is a Python function",
+    ),
+    "an operator that is missing": (
+        GaussianProcessClassifier(),
+        NUMBERS,
+        "ONNX Runtime has no operator com.microsoft:Solve",
+    ),
+    "texts beside numbers": (
+        make_pipeline(SimpleImputer(strategy="most_frequent"), OrdinalEncoder(**UNSEEN), LogisticRegression()),
+        MIXED,
+        "a step reads texts and numbers together",
+    ),
+    "a graph that cannot answer": (RadiusNeighborsClassifier(radius=5), NUMBERS, "cannot answer what the original"),
+}
+
+
+@pytest.mark.parametrize(("model", "data", "words"), CASES.values(), ids=CASES)
+def test_the_step_and_its_option_are_named_and_the_way_that_is_left(model, data, words):
+    fitted = model.fit(data, TARGET if data is not TEXTS else [0, 1] * 30)
+
+    with pytest.raises(ModelError) as refused:
+        wrap(fitted, data)
+
+    message = refused.value.message
+    assert words in message
+    assert SKLEARN in message
+    assert "://" not in message
+    assert "<class" not in message
+    assert "at most" not in message
+
+
+@pytest.mark.parametrize(
+    ("model", "called"),
+    [
+        ({}, "mlflow.pyfunc.log_model(python_model=…)"),
+        (np.square, "mlflow.pyfunc.log_model(python_model=…)"),
+        (Booster(), "mlflow.xgboost.log_model,"),
+        (AgglomerativeClustering().fit(NUMBERS), "mlflow.pyfunc.log_model(python_model=…)"),
+    ],
+)
+def test_an_object_of_another_framework_has_a_way_too(model, called):
+    with pytest.raises(ConversionError) as refused:
+        wrap(model, NUMBERS)
+
+    assert f"Log it with {called}" in refused.value.message
+
+
+def test_what_is_onnx_already_has_no_other_way(tmp_path):
+    assert way_out(tmp_path / "model.onnx") == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "plainly"),
+    [
+        (
+            "For operator Scaler (type: Scaler), at most 1 input(s) is(are) supported but we got 3 input(s)",
+            "it reads 3 inputs of different types, and its converter takes 1; a ColumnTransformer before it",
+        ),
+        ("No. You may raise an issue at https://github.com/onnx/sklearn-onnx/issues.", "No"),
+        ("loss is not supported, please fill an isue at https://github.com/x/issues", "loss is not supported"),
+        ("during initialization: size_t onnxruntime::Grams(int) [with K = std::string]", "during initialization"),
+    ],
+)
+def test_a_converters_words_are_put_plainly(said, plainly):
+    assert plain(said).startswith(plainly)
+    assert "://" not in plain(said)

@@ -1,0 +1,55 @@
+"""ONNX's own node test cases, as far as ONNX Runtime itself runs them and V2 can carry their tensors."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.runtime.session import onnxruntime
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class NodeCase:
+    """A graph of one operator, the arrays that it is given, and those that ONNX Runtime answers."""
+
+    name: str
+    graph: bytes
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+def node_cases(every: int = 1) -> list[NodeCase]:
+    """Each case with tensors of V2's datatypes, or every so-many-th of them, by name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's, of the infinities that some cases hold on purpose
+        from onnx.backend.test.case.node import collect_testcases
+
+        collected = sorted(collect_testcases(None), key=lambda case: str(case.name))
+    found = (_read(case) for case in collected[::every])
+    return [case for case in found if case is not None]
+
+
+def _read(case: Any) -> NodeCase | None:
+    options = onnxruntime().SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    try:
+        graph = case.model.SerializeToString()
+        session = onnxruntime().InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        names = [node.name for node in session.get_inputs()]
+        given = dict(zip(names, (np.asarray(array) for array in case.data_sets[0][0]), strict=True))
+        answers = [session.run(None, given) for _ in range(2)]
+        np.testing.assert_equal(*answers)  # what draws random numbers cannot be compared
+        answered = dict(zip([node.name for node in session.get_outputs()], answers[0], strict=True))
+    except Exception:  # noqa: BLE001 - what ONNX Runtime does not run is no case
+        return None
+    is_carried = all(
+        isinstance(array, np.ndarray) and array.dtype.kind in "fiubOU" and array.dtype.name != "bfloat16"
+        for array in (*given.values(), *answered.values())
+    )
+    if not is_carried or not answered or "optional" in str([node.type for node in session.get_inputs()]):
+        return None
+    return NodeCase(case.name, graph, given, answered)
