@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log.reader import WindowRows
+from mlflow_deploy_plugin.inference_log.schemas import stack
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers
@@ -52,7 +53,7 @@ def expect(
     if why_not:
         return why_not
     tables = [rows.table, *_earlier_tables(question, rows, artifact)]
-    together = pa.concat_tables(tables, promote_options="permissive")
+    together = stack(tables)
     everything = read_answers(together, artifact)
     if isinstance(everything, str) or everything.classified is None:
         return "the rows of earlier windows do not fit"
