@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -127,9 +127,14 @@ def _by_types(tables: Iterable[pa.Table], columns: Collection[str]) -> Iterable[
 
 
 def _tables(log: InferenceLog, view: View, columns: Collection[str]) -> Iterator[pa.Table]:
-    wanted = view.span.wanted(sorted(columns), view.shadows)
+    wanted = _span(log, view).wanted(sorted(columns), view.shadows)
     for folder, _ in _due(log, view):
         yield from hour_rows(log.location, folder, wanted, log.unreadable)
+
+
+def _span(log: InferenceLog, view: View) -> Span:
+    """The span, without what the log leaves out."""
+    return view.span if log.since is None else replace(view.span, received_from=max(view.span.received_from, log.since))
 
 
 def _for_duckdb(kind: pa.DataType) -> pa.DataType:

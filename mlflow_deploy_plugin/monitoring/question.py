@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,7 @@ class Question:
         notes: what the reader has to know of the window's rows.
         engine: what sketches the window's rows: this process, or Spark (`spark.py`), with the same numbers.
         tried / endpoint_created: as in `Judgement`.
+        rows_since: as in `store.Endpoint`; what a deleted endpoint of the name has captured is not read.
     """
 
     endpoint: str
@@ -39,11 +41,12 @@ class Question:
     engine: Engine = "local"
     tried: str = ""
     endpoint_created: str = ""
+    rows_since: datetime | None = None
 
     @cached_property
     def log(self) -> InferenceLog:
         """The one that the settings name; it remembers which files could not be read for this window."""
-        return open_log(self.settings.inference_log)
+        return open_log(self.settings.inference_log, self.rows_since)
 
     @property
     def state_dir(self) -> Path:

@@ -70,7 +70,7 @@ def test_a_folder_whose_graph_is_not_the_one_that_was_saved_is_refused(
     saved_digest(folder)
     registry.fetch(resolve(uri.format(folder)))
     (folder / "model.onnx").write_bytes(altered)
-    with pytest.raises(InvalidArtifact, match=r"^the file 'model.onnx' is not the one that was saved: sha256:\w{12}, and"):
+    with pytest.raises(InvalidArtifact, match=r"^the file 'model.onnx' is not the one that was saved: sha256:\w+, and"):
         registry.fetch(resolve(uri.format(folder)))
 
 
