@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from mlflow_deploy_plugin.controller.rollouts.begin import main_variant
@@ -151,13 +151,10 @@ def _known(
     store: Store, observed: ObservedEndpoint, main: str, reference: Reference, current: str
 ) -> Iterator[Earlier]:
     endpoint = observed.endpoint.name
-    moves = _moves(store, endpoint, reference)
-    in_trail = [
-        Earlier(stood, f"it stood there before version {current}, says the audit trail")
-        for event in moves
-        if event.version == current and (stood := _stood_there(event))
-    ]
-    if moves and moves[0].version == current:  # else the place was moved past the trail, which is then behind
+    stood = _stood(_moves(store, endpoint, reference))
+    said = f"it stood there before version {current}, says the audit trail"
+    in_trail = [Earlier(version, said) for version in stood if version != current]
+    if stood[:1] == [current]:  # else the place was moved past the trail, which is then behind
         yield from in_trail
     page = fetch_page(observed.observation.url) if observed.observation.url else None
     answered = read_answered(page, endpoint, main, reference.name) if page else []
@@ -167,9 +164,9 @@ def _known(
         passed = f"; passed over is version {registered.version}: {registered.source}, and has answered nothing here"
     for version in answered:
         yield Earlier(version, f"it has answered last before version {current}, says the server{passed}")
-    yield from in_trail
     if registered is not None:
         yield Earlier(registered.version, f"{registered.source}, says the registry")
+    yield from in_trail
 
 
 def _moves(store: Store, endpoint: str, reference: Reference) -> list[AuditEvent]:
@@ -201,11 +198,17 @@ def _is_about(event: AuditEvent, endpoint: str, reference: Reference) -> bool:
             return False
 
 
-def _stood_there(event: AuditEvent) -> str:
-    """The version whose place was taken; nobody goes back to what a rollback took away."""
-    stood = _STOOD_THERE.match(event.before)
-    version = event.detail.get("stood_there") or (stood.group(1) if stood else "")
-    return "" if event.action == "rollback" else str(version)
+def _stood(moves: Sequence[AuditEvent]) -> list[str]:
+    """The versions that had the place, the last one first: those that were brought there, and whose place they took.
+
+    A move into a place that was emptied says of nobody that stood there; the moves before it do.
+    """
+    versions: list[str] = []
+    for event in moves:
+        taken = _STOOD_THERE.match(event.before)
+        versions.append(event.version)
+        versions.append(str(event.detail.get("stood_there") or (taken.group(1) if taken else "")))
+    return list(filter(None, versions))
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
