@@ -2,8 +2,9 @@
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 
 from mlflow_deploy_plugin.controller.rollouts.begin import main_variant
 from mlflow_deploy_plugin.controller.rollouts.command import abort
@@ -13,6 +14,7 @@ from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.connection import registry_address
+from mlflow_deploy_plugin.registry.history import BEGUN
 from mlflow_deploy_plugin.registry.reference import Reference, parse_model_uri
 from mlflow_deploy_plugin.registry.rollback import (
     ROLLED_BACK_TAG,
@@ -28,6 +30,7 @@ from mlflow_deploy_plugin.store import AuditEvent, Store, this_actor
 
 _SERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.05
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _STOOD_THERE = re.compile(r"^version (\d+)\b")
 
 
@@ -62,7 +65,7 @@ def rollback(
 
 
 def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to: str | None) -> dict[str, str]:
-    begun = time.monotonic()
+    begun, begun_at = time.monotonic(), deployments.store.now()
     observed = deployments.get_endpoint(endpoint)
     if (plan := _aborted(deployments, endpoint, why, actor)) is not None:
         source = "the rollout under way was aborted"
@@ -96,7 +99,7 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
     figures = _figures(reference.name, current, earlier.version, earlier.source, begun)
     if current:
         tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {why or f'rolled back by {actor}'}")
-    _record(deployments.store, endpoint, figures, why, actor)
+    _record(deployments.store, endpoint, figures, why, actor, {BEGUN: begun_at.isoformat()})
     return figures
 
 
@@ -278,7 +281,9 @@ def _figures(model: str, before: str, after: str, source: str, begun: float) -> 
     return {"model": model, "from": before, "to": after, "source": source, "seconds": f"{time.monotonic() - begun:.1f}"}
 
 
-def _record(store: Store, endpoint: str, figures: dict[str, str], why: str, actor: str) -> None:
+def _record(
+    store: Store, endpoint: str, figures: dict[str, str], why: str, actor: str, more: Mapping[str, str] = _NOTHING
+) -> None:
     before, after = (f"version {one}" if one.isdigit() else one for one in (figures["from"], figures["to"]))
     store.record(
         "rollback",
@@ -288,6 +293,6 @@ def _record(store: Store, endpoint: str, figures: dict[str, str], why: str, acto
         before=before,
         after=after,
         why=why,
-        detail=dict(figures),
+        detail={**figures, **more},
         actor=actor,
     )
