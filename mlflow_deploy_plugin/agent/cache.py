@@ -21,7 +21,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.registry.download import download, refuse_links
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR
+from mlflow_deploy_plugin.runtime.artifact import FLAVOR, altered_message
 from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL, read_mlmodel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.state import FOLLOWED, WANTED, Followed, Wanted, read_state, write_atomically
@@ -163,10 +163,7 @@ def _check_digests(folder: Path, hashes: Mapping[Path, str]) -> None:
         sha256 = hashes.get(Path(os.path.normpath(str(name))))
         digest = f"sha256:{sha256}" if sha256 else "no such file"
         if digest != expected:
-            raise RegistryUnavailable(
-                f"the file {str(name)!r} is not the one that was saved: {digest[:19]}, and MLmodel says "
-                f"{str(expected)[:19]}"
-            )
+            raise RegistryUnavailable(altered_message(str(name), digest, str(expected)))
 
 
 def _hashes(folder: Path) -> dict[Path, str]:

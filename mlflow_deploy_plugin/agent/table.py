@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, as_rows
+from mlflow_deploy_plugin.inference_log.schemas import stack
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, as_rows, in_signed_types
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured import CapturedBatch, Texts
 
@@ -13,8 +14,11 @@ _TIME = pa.timestamp("us", tz="UTC")
 
 
 def table_of(segment: str, batches: Sequence[CapturedBatch]) -> pa.Table:
-    """One row for each row of these requests of one model; `_segment`, `_offset` and `_row` together tell doubles."""
-    return pa.concat_tables([_table(segment, batch) for batch in batches])
+    """One row for each row of these requests of one model; `_segment`, `_offset` and `_row` together tell doubles.
+
+    Columns stand in the types of the signature; one of whose values some do not fit there stands in a wider type.
+    """
+    return stack([_table(segment, batch) for batch in batches])
 
 
 def _table(segment: str, batch: CapturedBatch) -> pa.Table:
@@ -39,7 +43,9 @@ def _table(segment: str, batch: CapturedBatch) -> pa.Table:
         "_offset": spread(pa.array(batch.offsets)),
         "_row": pa.array(np.tile(np.arange(rows, dtype=np.int32), requests)),
     }
-    found = as_rows(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs) | batch.masked
+    schema = batch.model.schema
+    found = in_signed_types(schema.dtypes, as_rows(schema, batch.model.prediction, batch.feeds, batch.outputs))
+    found |= batch.masked
     return pa.table(columns | {name: _column(array) for name, array in found.items()})
 
 

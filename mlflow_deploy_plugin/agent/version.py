@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.registry.lookup import Answer, Lookup
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
 from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version, untag_version
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact, check_digests
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 
 _log = logging.getLogger(__name__)
@@ -58,9 +58,11 @@ class MlflowRegistry:
         if parse_model_uri(resolved.source).kind == "path":
             folder = Path(resolved.source)
             refuse_links(folder)
-        else:
-            folder = self.cache.fetch(resolved.source, _lasting_identity(resolved))
-            self.cache.prune()
+            artifact = read_served_artifact(folder)
+            check_digests(artifact)
+            return _described(resolved, artifact)
+        folder = self.cache.fetch(resolved.source, _lasting_identity(resolved))
+        self.cache.prune()
         return _described(resolved, read_served_artifact(folder))
 
     def report_failure(self, source: str, error: str) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import AuditEvent
 
 _STEP = re.compile(r"step \d+ % of a rollout")  # as controller/rollouts/actions.py says it
+_UNSHOWN = ("spec", "begun")
 _UNITS = {"every": " s", "seconds": " s"}
 
 
@@ -31,12 +32,12 @@ _UNITS = {"every": " s", "seconds": " s"}
 def history(name: str | None, model: str | None, limit: int | None, output: str) -> None:
     """Shows what happened to the endpoint NAME and to the models that it serves, oldest first.
 
-    Without NAME: to everything. What was deleted keeps its history. A step of a rollout is one line here; as JSON, the
-    change of the traffic that it made stands beside it.
+    Without NAME: to everything. What was deleted keeps its history. A step of a rollout, a promotion and a rollback are
+    one entry here; as JSON, what was done for them (the traffic, the gate, tags, the move in MLflow) stands beside it.
     """
     # here: SQLAlchemy takes a second that no other command should wait for
     from mlflow_deploy_plugin.nearest import did_you_mean
-    from mlflow_deploy_plugin.registry.history import as_json
+    from mlflow_deploy_plugin.registry.history import as_json, in_one
     from mlflow_deploy_plugin.registry.history import history as read
     from mlflow_deploy_plugin.settings import load_settings
     from mlflow_deploy_plugin.store import open_store
@@ -54,7 +55,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     elif output == "json":
         lines = ["[" + ",\n ".join(map(as_json, found)) + "]"]
     else:
-        lines = [line for event in found if not _is_told_by_step(event) for line in _lines(event)]
+        lines = [line for event in in_one(found) if not _is_told_by_step(event) for line in _lines(event)]
     for line in lines:
         click.echo(line)
     if not found and output == "text":
@@ -77,7 +78,7 @@ def _lines(event: "AuditEvent") -> Iterable[str]:
         return
     figures = {key: value for key, value in event.detail.items() if isinstance(value, str | int | float | bool)}
     shown = ", ".join(
-        f"{key} {value}{_UNITS.get(key, '')}" for key, value in figures.items() if key != "spec" and value != ""
+        f"{key} {value}{_UNITS.get(key, '')}" for key, value in figures.items() if key not in _UNSHOWN and value != ""
     )
     if shown:
         yield "    " + plain(shown)

@@ -125,14 +125,18 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     """Counts what was captured of the endpoint NAME: rows by version, variant and time, labels, and what is missing.
 
     Answered, captured, dropped and shipped rows are what the agents have counted since their servers were first
-    started; so rows that were answered and are not in the log are seen.
+    started; so rows that were answered and are not in the log are seen. Of an endpoint whose name a deleted one had,
+    what was received since it was made is counted; --since counts what the other has left, too.
     """
     from mlflow_deploy_plugin.cli.log_text import stats_json, stats_lines
     from mlflow_deploy_plugin.inference_log.span import parse_span
     from mlflow_deploy_plugin.inference_log.stats import log_stats
 
     span = parse_span(since, until, datetime.now(UTC)) if since or until else None
-    opened = _open()
+    opened = _open(None if span else _rows_since(name))
+    if opened.since is not None:
+        said = f"what was received before {opened.since:%Y-%m-%d %H:%M:%S}Z is of a deleted endpoint of this name"
+        click.echo(f"{name}: {said}, and is not counted (--since counts it)", err=True)
     found = log_stats(opened, name, span)
     for line in [stats_json(found)] if output == "json" else stats_lines(found, opened.shown):
         click.echo(line)
@@ -185,11 +189,30 @@ def _require_something(opened: "InferenceLog", name: str) -> None:
         require_endpoint(opened, name)
 
 
-def _open() -> "InferenceLog":
+def _rows_since(name: str) -> datetime | None:
+    """Since when rows of this name are those of the endpoint that has it now; None: always."""
+    from mlflow_deploy_plugin.errors import OnnxserveError  # here: SQLAlchemy takes a second, as the others below
+    from mlflow_deploy_plugin.settings import load_settings
+    from mlflow_deploy_plugin.store import open_store
+
+    try:
+        store = open_store(load_settings().store_url)
+    except OnnxserveError:  # the log is there without it
+        return None
+    try:
+        endpoint = store.endpoint(name)
+    except OnnxserveError:
+        return None
+    finally:
+        store.close()
+    return endpoint.rows_since if endpoint is not None else None
+
+
+def _open(since: datetime | None = None) -> "InferenceLog":
     from mlflow_deploy_plugin.inference_log.reader import open_log
     from mlflow_deploy_plugin.settings import load_settings
 
-    return open_log(load_settings().inference_log)
+    return open_log(load_settings().inference_log, since)
 
 
 def _write(answer: "Answer", form: "Form", file: str) -> None:

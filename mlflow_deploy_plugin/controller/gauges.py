@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import AlertRow, MonitorWindowRow, RetrainingRow
+from mlflow_deploy_plugin.store.tables import AlertRow, EndpointRow, MonitorWindowRow, RetrainingRow
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -206,7 +206,12 @@ def _counts(session: Session) -> Iterator[Metric]:
         .where(alert.state == "firing")
         .group_by(alert.endpoint, alert.monitor)
     )
-    by_state = select(one.endpoint, one.monitor, one.state, func.count()).group_by(one.endpoint, one.monitor, one.state)
+    by_state = (
+        select(one.endpoint, one.monitor, one.state, func.count())
+        .outerjoin(EndpointRow, EndpointRow.name == one.endpoint)
+        .where(or_(EndpointRow.created_at.is_(None), one.created_at >= EndpointRow.created_at))  # none of a namesake
+        .group_by(one.endpoint, one.monitor, one.state)
+    )
     for endpoint, monitor, count in session.execute(by_alert):
         firing.add_metric([endpoint, monitor], count)
     for endpoint, monitor, state, count in session.execute(by_state):

@@ -158,8 +158,8 @@ def into_log(log: InferenceLog, endpoint: str, masking: Masking) -> Bring:
 
 
 def check_key(log: InferenceLog, endpoint: str, key: Sequence[str]) -> frozenset[str]:
-    """Which columns of the key hold numbers in the log. Refuses a key of columns that no row of the endpoint has;
-    without any row nothing is known.
+    """Which columns of the key hold numbers, or booleans, in the log. Refuses a key of columns that no row of the
+    endpoint has; without any row nothing is known.
 
     Raises:
         InvalidConfig: a column is not there; the message names the nearest one.
@@ -177,7 +177,8 @@ def check_key(log: InferenceLog, endpoint: str, key: Sequence[str]) -> frozenset
             hint = did_you_mean(name, columns, f"they have {', '.join(own[:30])}")
             raise InvalidConfig(f"--key names {name!r}, which no logged row of {endpoint} has{hint}")
     types = {name: schema.field(name).type for name in key}
-    return frozenset(name for name, kind in types.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return frozenset(name for name, kind in types.items() if any(one(kind) for one in is_number))
 
 
 def in_batches(rows: Iterable[Entry | Bad], size: int) -> Iterator[tuple[list[Entry], list[Bad]]]:

@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.gate.judge import Progress
 from mlflow_deploy_plugin.gate.run import Chosen, choose_policy, judge_and_log, opened
 from mlflow_deploy_plugin.gate.standing import Standing, standing_of
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.history import BEGUN
 from mlflow_deploy_plugin.registry.promote import Place, holder, move, parse_place, registered
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
 from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
@@ -97,24 +98,25 @@ def promote(
         raise InvalidConfig(f"model {model} has a policy of its own, in its tag {GATE_POLICY_TAG}; leave the file out")
     actor = actor or this_actor()
     with opened(store) as trail:
+        begun = trail.now()
         before = holder(model, place, beside=candidate.version)
         tags = _tags(candidate)
         if place.is_for_serving and ROLLED_BACK_TAG in tags:
             if not force:
                 taken_back = Standing(False, standing_of(tags).state, _taken_back(candidate, place, tags))
-                _record(trail, "refused", candidate, before, place, taken_back, why, actor)
+                _record(trail, "refused", candidate, before, place, taken_back, why, actor, begun)
                 raise GateRefused(taken_back.reason)
         elif before is None and (there := _there_already(candidate, place, chosen, tags)) is not None:
             return there
         standing = _standing(candidate, before, place, chosen, force, actor, trail, progress, allowed, tags)
         if not standing.passed:
             if not force:
-                _record(trail, "refused", candidate, before, place, standing, why, actor)
+                _record(trail, "refused", candidate, before, place, standing, why, actor, begun)
                 raise GateRefused(_refusal(candidate, place, standing))
             standing = _forced(candidate, standing, why, actor)
         progress(f"moving version {candidate.version} to {place}")
         move(model, candidate.version, place)
-        _record(trail, "promote", candidate, before, place, standing, why, actor)
+        _record(trail, "promote", candidate, before, place, standing, why, actor, begun)
     return Promotion(
         model=model,
         version=candidate.version,
@@ -211,6 +213,7 @@ def _record(
     standing: Standing,
     why: str,
     actor: str,
+    begun: datetime,
 ) -> None:
     store.record(
         action,
@@ -219,7 +222,7 @@ def _record(
         before=f"version {before.version} in {place}" if before else "",
         after=f"version {candidate.version} in {place}" if action == "promote" else "",
         why=why or standing.reason,
-        detail={"to": str(place), "gate": standing.state, "report": standing.report}
+        detail={"to": str(place), "gate": standing.state, "report": standing.report, BEGUN: begun.isoformat()}
         | ({"gate_reason": standing.reason} if why else {})
         | ({"forced": True} if standing.state == "forced" else {}),
         actor=actor,

@@ -15,6 +15,8 @@ from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
+SLACK = timedelta(hours=1)
+"""The clocks of a server and of a bucket may differ by less."""
 _HOUR_FOLDER = re.compile(r"/date=([^/]+)/hour=([^/]+)$")
 
 

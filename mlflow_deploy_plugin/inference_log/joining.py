@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.inference_log.files import DAY, list_days, list_files
 from mlflow_deploy_plugin.inference_log.identity import mix, text_hashes
-from mlflow_deploy_plugin.inference_log.labels import LABELS, SCHEMA, as_text
+from mlflow_deploy_plugin.inference_log.labels import LABELS, SCHEMA
 from mlflow_deploy_plugin.inference_log.lists import Array
 from mlflow_deploy_plugin.inference_log.location import LogLocation
 from mlflow_deploy_plugin.inference_log.rows import Vanished, fetched, read_file
 from mlflow_deploy_plugin.inference_log.schemas import conform
+from mlflow_deploy_plugin.runtime.texts import as_key
 
 LABEL, LABEL_NUMBER = "_label", "_label_number"
 _BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
@@ -34,6 +35,7 @@ MOST_KEPT_BYTES = 64 * 2**20
 """Of all labels of an endpoint; where there are more they are read anew each time."""
 _TEXT = r'"(?:[^"\\]|\\.)*"'
 _KEY_PAIR = rf"({_TEXT}):(?:{_TEXT}|null)"
+_TRUTH = (("true", "1"), ("false", "0"))
 
 
 def labels_folder(location: LogLocation, endpoint: str) -> str:
@@ -205,13 +207,21 @@ def named(labels: pa.Table) -> Iterator[tuple[tuple[str, ...], Array, Array]]:
         yield _BY_ROW, exact, mix(text_hashes(part.column("_prediction_id")), _unsigned(part.column("_row")))
     if has_key.any():
         keyed = np.flatnonzero(has_key)
-        texts = labels.column("_key").take(pa.array(keyed))
+        texts = _with_truth(labels.column("_key").take(pa.array(keyed)))
         shapes = pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
         hashes = text_hashes(texts)
         which = np.asarray(shapes.indices)
         for number in range(len(shapes.dictionary)):
             of_shape = np.flatnonzero(which == number)
             yield _columns(texts[int(of_shape[0])].as_py()), keyed[of_shape], hashes[of_shape]
+
+
+def _with_truth(keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Keys that were written before booleans were 1 and 0 in them (`texts.as_key`)."""
+    for said, meant in _TRUTH:  # a quotation mark within a name or a value stands behind a backslash
+        if pc.any(pc.match_substring(keys, f':"{said}"', ignore_case=True)).as_py():
+            keys = pc.replace_substring_regex(keys, f'(?i):"{said}"', f':"{meant}"')
+    return keys
 
 
 def _columns(key: str) -> tuple[str, ...]:
@@ -252,7 +262,7 @@ def _as_json(column: pa.ChunkedArray) -> pa.Array:
     values = encoded.dictionary
     is_float = pa.types.is_floating(values.type)  # to_pylist would make 0.10000000149011612 of a float32's 0.1
     distinct = values.to_numpy(zero_copy_only=False) if is_float else values.to_pylist()
-    texts = [json.dumps(as_text(value), ensure_ascii=False) for value in distinct]
+    texts = [json.dumps(as_key(value), ensure_ascii=False) for value in distinct]
     return pc.fill_null(pa.array(texts, pa.string()).take(encoded.indices), "null")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mlflow_deploy_plugin.runtime.texts import as_key
 from mlflow_deploy_plugin.runtime.texts import as_text as as_text
 
 _TRUTH: Mapping[Any, float] = {"true": 1.0, "false": 0.0}  # as a CSV file says them
@@ -81,10 +82,10 @@ def labels_table(entries: Sequence[Label]) -> pa.Table:
 def canonical_key(values: Mapping[str, Any]) -> str:
     """The key as the log holds it: JSON, names in order, every value as text.
 
-    Values are texts whatever their type was, since 7, 7.0 (a graph takes numbers as floats) and the 7 of a CSV file
-    mean the same row.
+    Values are texts whatever their type was, since 7, 7.0 (a model may take numbers as floats) and the 7 of a CSV file
+    mean the same row, and so do true, True and 1.
     """
-    texts = {str(name): as_text(value) for name, value in values.items()}
+    texts = {str(name): as_key(value) for name, value in values.items()}
     return json.dumps(texts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 

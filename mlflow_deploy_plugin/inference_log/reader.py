@@ -10,13 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.inference_log.files import Hour, LogFile, list_all, list_endpoints, list_files, list_hours
+from mlflow_deploy_plugin.inference_log.files import (
+    SLACK,
+    Hour,
+    LogFile,
+    list_all,
+    list_endpoints,
+    list_files,
+    list_hours,
+)
 from mlflow_deploy_plugin.inference_log.joining import Labels, with_labels
 from mlflow_deploy_plugin.inference_log.lists import summarise_lists
 from mlflow_deploy_plugin.inference_log.location import FAILURES, LogLocation, locate_log
-from mlflow_deploy_plugin.inference_log.rows import Wanted, hour_rows, microseconds_of
+from mlflow_deploy_plugin.inference_log.rows import FIRST_US, LAST_US, Wanted, hour_rows, microseconds_of
 from mlflow_deploy_plugin.inference_log.sample import Sample
-from mlflow_deploy_plugin.inference_log.windows import Window, window_at
+from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
 
@@ -46,11 +54,14 @@ class InferenceLog:
     """A log, read file by file.
 
     Attributes:
+        since: rows that were received earlier are left out, as those of a deleted endpoint of the same name; None: all
+            are read.
         unreadable: files that made no sense when they were read and were passed over, and why.
     """
 
     location: LogLocation
     unreadable: dict[str, str] = field(default_factory=dict, compare=False)
+    since: datetime | None = None
 
     @property
     def filesystem(self) -> Any:
@@ -69,7 +80,7 @@ class InferenceLog:
     def failures(self) -> "InferenceLog":
         """The log of requests that got no answer: `_status` says why not, and the model's columns are not there."""
         location = replace(self.location, root=f"{self.root}/{FAILURES}", shown=f"{self.shown.rstrip('/')}/{FAILURES}")
-        return InferenceLog(location, self.unreadable)
+        return InferenceLog(location, self.unreadable, self.since)
 
     def endpoints(self) -> list[str]:
         """The endpoints that have rows."""
@@ -77,15 +88,24 @@ class InferenceLog:
 
     def hours(self, endpoint: str, window: Window | None = None) -> list[Hour]:
         """The hours that have rows, ascending; with a window, those that overlap it."""
-        return list_hours(self.location, endpoint, window)
+        if self.since is None:
+            return list_hours(self.location, endpoint, window)
+        if window is None:
+            return [hour for hour, files in self.all_files(endpoint).items() if self._has_rows(hour, files)]
+        hours = list_hours(self.location, endpoint, window)
+        return [hour for hour in hours if self._has_rows(hour, self.files(hour))]
 
     def files(self, hour: Hour) -> list[LogFile]:
         """The files of an hour, by name."""
-        return list_files(self.location, hour.folder)
+        return [file for file in list_files(self.location, hour.folder) if self._is_due(file)]
 
     def all_files(self, endpoint: str) -> dict[Hour, list[LogFile]]:
         """Every hour that has files, ascending, with its files, in one listing."""
-        return list_all(self.location, endpoint)
+        found = list_all(self.location, endpoint)
+        if self.since is None:
+            return found
+        due = {hour: [file for file in files if self._is_due(file)] for hour, files in found.items()}
+        return {hour: files for hour, files in due.items() if files}
 
     def batches(
         self, endpoint: str, window: Window, columns: Sequence[str] | None = None, shadows: bool = False
@@ -99,7 +119,7 @@ class InferenceLog:
         Raises:
             OnnxserveError: the log is down.
         """
-        wanted = Wanted(columns, window.start_us, window.end_us, shadows)
+        wanted = self._wanted(columns, window.start_us, window.end_us, shadows)
         for hour in self.hours(endpoint, window):
             yield from hour_rows(self.location, hour.folder, wanted, self.unreadable)
 
@@ -161,19 +181,38 @@ class InferenceLog:
 
     def _windows_of(self, hour: Hour, every: str) -> list[Window]:
         """The windows that have rows in this hour, the last one first."""
-        if duration_seconds(every) % 3600 == 0:  # an hour lies in one window, and has rows, or no file
+        if (
+            duration_seconds(every) % 3600 == 0 and self.since is None
+        ):  # an hour lies in one window, and has rows, or no file
             return [window_at(int(hour.start.timestamp()) * 1_000_000, every)] if self.files(hour) else []
         times: set[int] = set()
         length = duration_seconds(every) * 1_000_000
-        for batch in hour_rows(self.location, hour.folder, Wanted([EVENT_TIME]), self.unreadable):
+        for batch in hour_rows(self.location, hour.folder, self._wanted([EVENT_TIME]), self.unreadable):
             times.update(np.unique(microseconds_of(batch.column(EVENT_TIME)) // length).tolist())
         return [window_at(number * length, every) for number in sorted(times, reverse=True)]
 
+    def _wanted(
+        self, columns: Sequence[str] | None, start_us: int = FIRST_US, end_us: int = LAST_US, shadows: bool = False
+    ) -> Wanted:
+        received = None if self.since is None else (microseconds(self.since), LAST_US)
+        return Wanted(columns, start_us, end_us, shadows, received, self._is_due)
 
-def open_log(log_uri: str) -> InferenceLog:
-    """The log at `log_uri`.
+    def _is_due(self, file: LogFile) -> bool:
+        """Whether the file may have rows that are not left out: none was received after its file was written."""
+        return self.since is None or file.changed >= self.since - SLACK
+
+    def _has_rows(self, hour: Hour, files: Sequence[LogFile]) -> bool:
+        """Whether an hour has rows that are not left out. Of an hour of before only its rows tell: its files may be
+        compacted or shipped since, and new rows may be of old events."""
+        if not files or self.since is None or hour.start >= self.since:
+            return bool(files)
+        return next(hour_rows(self.location, hour.folder, self._wanted(["_row"]), self.unreadable), None) is not None
+
+
+def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:
+    """The log at `log_uri`; of an endpoint whose name another had before it, `since` is its `rows_since`.
 
     Raises:
         InvalidConfig: the URI is of a kind that cannot be read.
     """
-    return InferenceLog(locate_log(log_uri))
+    return InferenceLog(locate_log(log_uri), since=since)

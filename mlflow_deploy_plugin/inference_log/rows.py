@@ -30,6 +30,7 @@ BATCH_BYTES = 32 * 2**20
 """About so large are the tables that are given."""
 _TRIES = 2
 _AHEAD, _SMALL_BYTES = 8, 4 * 2**20
+FIRST_US, LAST_US = -(2**63), 2**63 - 1
 PASS_BYTES = 512 * 2**20
 """Of an hour that is larger, each pass reads all files and gives a part of the rows, so that what is remembered of the
 rows that came by does not grow with the hour: about 8 bytes a row, of which Parquet needs 20 and more."""
@@ -52,8 +53,8 @@ class Wanted:
     """
 
     columns: Sequence[str] | None = None
-    start_us: int = -(2**63)
-    end_us: int = 2**63 - 1
+    start_us: int = FIRST_US
+    end_us: int = LAST_US
     shadows: bool = False
     received_us: tuple[int, int] | None = None
     is_due: Callable[[LogFile], bool] = lambda file: True

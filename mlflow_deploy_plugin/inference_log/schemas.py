@@ -10,7 +10,11 @@ from mlflow_deploy_plugin.inference_log.labels import as_text
 
 
 def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """Every column that one of them has. Numbers of two types take the wider one; what else differs becomes text."""
+    """Every column that one of them has. Numbers of two types take the wider one, and booleans beside numbers are 1 and
+    0; what else differs becomes text.
+
+    Whole numbers beside fractions are float64, in which they are exact up to 2**53.
+    """
     types: dict[str, pa.DataType] = {}
     for schema in schemas:
         for field in schema:
@@ -54,11 +58,20 @@ def gathered(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[list[
 
 
 def _joined(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    one, other = _beside(one, other), _beside(other, one)
     try:
         unified = pa.unify_schemas([pa.schema([("c", one)]), pa.schema([("c", other)])], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return pa.large_string() if pa.types.is_large_string(one) or pa.types.is_large_string(other) else pa.string()
     return unified.field("c").type
+
+
+def _beside(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """A boolean has room in any number."""
+    if pa.types.is_list(kind) and pa.types.is_list(other):
+        return pa.list_(_beside(kind.value_type, other.value_type))
+    is_number = pa.types.is_integer(other) or pa.types.is_floating(other)
+    return other if pa.types.is_boolean(kind) and is_number else kind
 
 
 def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -4,14 +4,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.files import LogFile
+from mlflow_deploy_plugin.inference_log.files import SLACK, LogFile
 from mlflow_deploy_plugin.inference_log.rows import Wanted
 from mlflow_deploy_plugin.inference_log.windows import DURATION, Window, microseconds, parse_window
 from mlflow_deploy_plugin.spec import duration_seconds, read_time
 
 _FIRST = datetime(1, 1, 2, tzinfo=UTC)
 _LAST = datetime(9999, 12, 30, tzinfo=UTC)
-_SLACK = timedelta(hours=1)
 _EXPECTED = "a duration before now (90s, 15m, 1h, 7d), a time of the events (2013-07-01, 2013-07-01T12:00Z)"
 
 
@@ -36,7 +35,7 @@ class Span:
 
     def holds(self, file: LogFile) -> bool:
         """Whether the file may have such rows: none was received after its file was written."""
-        return self.received_from == _FIRST or file.changed >= self.received_from - _SLACK
+        return self.received_from == _FIRST or file.changed >= self.received_from - SLACK
 
     def wanted(self, columns: list[str] | None, shadows: bool = False) -> Wanted:
         return Wanted(

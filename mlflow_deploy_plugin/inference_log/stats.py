@@ -163,6 +163,8 @@ def _failed_rows(log: InferenceLog, endpoint: str, span: Span) -> int:
 def _account(log: InferenceLog, endpoint: str) -> Account | None:
     with reaching(log.location):
         marks = [mark for mark in read_watermarks(log.location) if endpoint in mark.endpoints]
+    if log.since is not None:  # the agents of an earlier endpoint of the name had ended by then
+        marks = [mark for mark in marks if not (mark.ended and mark.complete_until < log.since)]
     if not marks:
         return None
     return Account(

@@ -1,8 +1,8 @@
 """The rows of a span as one table: a column for whatever any file has, each row once and beside its label."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -110,15 +110,31 @@ def view_tables(
         yield from _tables(log, view, needed)
         return
     labels = labels or Labels(log.location, view.endpoint, log.unreadable)
-    tables = _tables(log, view, needed | set(_LABEL_NEEDS) | labels.key_columns())
+    keys = labels.key_columns()
+    tables = _tables(log, view, needed | set(_LABEL_NEEDS) | keys)
     for some in gathered(tables, _LABELLED_ROWS, _LABELLED_BYTES):
-        yield with_labels(stack(some), labels)
+        for alike in _by_types(some, keys):
+            yield with_labels(stack(alike), labels)
+
+
+def _by_types(tables: Iterable[pa.Table], columns: Collection[str]) -> Iterable[list[pa.Table]]:
+    """Tables that have these columns in the same types: in the type of all, a large whole number may be another one."""
+    alike: dict[tuple[str, ...], list[pa.Table]] = {}
+    for table in tables:
+        types = tuple(str(field.type) for field in table.schema if field.name in columns)
+        alike.setdefault(types, []).append(table)
+    return alike.values()
 
 
 def _tables(log: InferenceLog, view: View, columns: Collection[str]) -> Iterator[pa.Table]:
-    wanted = view.span.wanted(sorted(columns), view.shadows)
+    wanted = _span(log, view).wanted(sorted(columns), view.shadows)
     for folder, _ in _due(log, view):
         yield from hour_rows(log.location, folder, wanted, log.unreadable)
+
+
+def _span(log: InferenceLog, view: View) -> Span:
+    """The span, without what the log leaves out."""
+    return view.span if log.since is None else replace(view.span, received_from=max(view.span.received_from, log.since))
 
 
 def _for_duckdb(kind: pa.DataType) -> pa.DataType:

@@ -12,6 +12,9 @@ an alarm. New categories fall in with the rare ones, numbers out of range into a
 Numbers are clipped three ranges beyond the reference's middle 99 %, so that a sentinel such as -9999 has a bounded
 weight.
 
+The same number may stand in 32 bits on one side and in 64 on the other: a reference as a graph takes it, a window as it
+was sent. Where the reference has numbers with fractions, both sides are compared as 32-bit numbers.
+
 Beside the histogram the bins know what the reference holds: its range, its categories (by their hashes, the rare ones
 too) and its type, so that values beyond them can be counted on their own, outside of the distance.
 """
@@ -37,6 +40,8 @@ _CATEGORIES = 50
 _RANGES_BEYOND = 3.0
 _WIDEST = 1e150  # beyond, squares are not finite
 _MISSING = -1
+_FLOATING = frozenset({"halffloat", "float", "double"})
+_SINGLE = (1e-37, 1e38)  # what of numbers has 24 significant bits in a float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +134,7 @@ class CategoryBins:
         """[N] int64: the bin of each value, -1 where it is missing."""
         other = len(self.codes)
         if feature.kind == "number":
-            values, inverse = np.unique(feature.values, return_inverse=True)
+            values, inverse = np.unique(as_compared(feature.values, self.arrow_type), return_inverse=True)
             table = [_MISSING if np.isnan(value) else self.codes.get(float(value), other) for value in values]
             return np.array(table, dtype=np.int64)[inverse]
         known: dict[str | None, int] = {None: _MISSING, **{str(key): code for key, code in self.codes.items()}}
@@ -151,7 +156,7 @@ def freeze_bins(reference: Feature, arrow_type: str = "") -> Bins:
     if reference.kind == "category":
         texts = [value for value in reference.values if value is not None]
         return CategoryBins(_codes(texts), "category", np.unique(hash_texts(texts)), arrow_type=arrow_type)
-    known = reference.values[~np.isnan(reference.values)]
+    known = as_compared(reference.values[~np.isnan(reference.values)], arrow_type)
     minimum, maximum = (float(known.min()), float(known.max())) if len(known) else (-math.inf, math.inf)
     finite = np.sort(known[np.isfinite(known)])
     low, high = np.quantile(finite, [0.005, 0.995]) if len(finite) else (0.0, 0.0)
@@ -160,6 +165,16 @@ def freeze_bins(reference: Feature, arrow_type: str = "") -> Bins:
         return CategoryBins(_codes(known.tolist()), "number", hashes, minimum, maximum, arrow_type)
     positions, scale = _grid(finite, float(low), float(high))
     return OrderedBins(positions, scale, minimum, maximum, arrow_type)
+
+
+def as_compared(values: Array, arrow_type: str) -> Array:
+    """[N] float64 as they stand beside a reference of this type."""
+    if arrow_type not in _FLOATING:
+        return values
+    sizes = np.abs(values)
+    is_single = (sizes > _SINGLE[0]) & (sizes < _SINGLE[1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.where(is_single, values.astype(np.float32).astype(np.float64), values)
 
 
 def bins_digest(bins: Mapping[str, Bins]) -> str:

@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 Kind = Literal["number", "category"]
 
 OWN_PREFIX = "_"
+_TRUTH = {"false": 0.0, "true": 1.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +61,8 @@ def align(
 ) -> tuple[list[tuple[Feature, Feature]], list[str]]:
     """The features that both sides have, as pairs of one kind, and a note on each that only one side has.
 
-    A column without any value has no kind of its own and takes the other side's; if the kinds differ otherwise,
-    both are read as text.
+    A column without any value has no kind of its own and takes the other side's, and booleans are 1 and 0 beside
+    numbers; if the kinds differ otherwise, both are read as text.
     """
     notes = [f"{name}: in the reference, not in the captured rows" for name in reference if name not in current]
     notes += [f"{name}: in the captured rows, not in the reference" for name in current if name not in reference]
@@ -70,6 +71,8 @@ def align(
         if name not in current:
             continue
         right = current[name]
+        if left.kind != right.kind:
+            left, right = _truth_as_numbers(left), _truth_as_numbers(right)
         if left.kind != right.kind:
             kind: Kind = right.kind if _is_empty(left) else left.kind if _is_empty(right) else "category"
             left, right = _as_kind(left, kind), _as_kind(right, kind)
@@ -95,6 +98,12 @@ def _feature(name: str, column: pa.ChunkedArray) -> Feature | None:
 
 def _text(column: pa.ChunkedArray) -> Array:
     return np.array(pc.cast(column, pa.large_string()).to_pylist(), dtype=object)
+
+
+def _truth_as_numbers(feature: Feature) -> Feature:
+    if feature.kind == "number" or not {None, *_TRUTH} >= set(feature.values) or _is_empty(feature):
+        return feature
+    return Feature(feature.name, "number", np.array([_TRUTH.get(value, np.nan) for value in feature.values]))
 
 
 def _is_empty(feature: Feature) -> bool:

@@ -20,7 +20,7 @@ from itertools import groupby
 import numpy as np
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.files import DAY, HOUR, Hour, LogFile, list_all
+from mlflow_deploy_plugin.inference_log.files import DAY, HOUR, Hour, LogFile
 from mlflow_deploy_plugin.inference_log.location import SKETCHES
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.rows import microseconds_of
@@ -59,6 +59,8 @@ class Sketches:
         key = self.bins_key
         if self.segment:
             key = hashlib.sha256(repr((key, self.segment)).encode()).hexdigest()[:32]
+        if self.log.since is not None:  # of the same files it has other rows than a log that is read as a whole
+            key = hashlib.sha256(f"{key} {self.log.since.isoformat()}".encode()).hexdigest()[:32]
         return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day}/hours.parquet"
 
 
@@ -122,7 +124,7 @@ def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
     """The hours that overlap the window and have rows, ascending, and their files."""
     if window.length <= _LISTED_BY_HOUR:
         return {hour: log.files(hour) for hour in log.hours(endpoint, window)}
-    hours = list_all(log.location, endpoint).items()
+    hours = log.all_files(endpoint).items()
     return {hour: files for hour, files in hours if hour.start < window.end and hour.end > window.start}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +33,7 @@ class Question:
         engine: what sketches the window's rows: this process, or Spark (`spark.py`), with the same numbers.
         tried / endpoint_created: as in `Judgement`.
         progress: is told in a line each what takes seconds.
+        rows_since: as in `store.Endpoint`; what a deleted endpoint of the name has captured is not read.
     """
 
     endpoint: str
@@ -46,11 +48,12 @@ class Question:
     tried: str = ""
     endpoint_created: str = ""
     progress: Progress = field(default=silent, compare=False)
+    rows_since: datetime | None = None
 
     @cached_property
     def log(self) -> InferenceLog:
         """The one that the settings name; it remembers which files could not be read for this window."""
-        return open_log(self.settings.inference_log)
+        return open_log(self.settings.inference_log, self.rows_since)
 
     @property
     def state_dir(self) -> Path:

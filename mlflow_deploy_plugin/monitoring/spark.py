@@ -60,11 +60,11 @@ def spark_window_profile(session: Any, sketches: Sketches, model: str, version: 
     Raises:
         OnnxserveError: a part failed; the message says which and why.
     """
-    days, uri = day_windows(sketches.log, sketches.endpoint, window), sketches.log.shown
+    days, uri, since = day_windows(sketches.log, sketches.endpoint, window), sketches.log.shown, sketches.log.since
     endpoint, bins, bins_key = sketches.endpoint, sketches.bins, sketches.bins_key  # a log's file system stays here
 
     def profile(number: int) -> Profile:
-        return day_profile(Sketches(open_log(uri), endpoint, bins, bins_key), model, version, days[number])
+        return day_profile(Sketches(open_log(uri, since), endpoint, bins, bins_key), model, version, days[number])
 
     return merge(_spread(session, profile, [str(day) for day in days]))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.monitoring.bins import Bins, CategoryBins, OrderedBins
+from mlflow_deploy_plugin.monitoring.bins import Bins, CategoryBins, OrderedBins, as_compared
 from mlflow_deploy_plugin.monitoring.distinct import hash_numbers, hash_texts, registers_of
 from mlflow_deploy_plugin.monitoring.features import Array
 
@@ -18,6 +18,7 @@ Family = Literal["number", "category", "null", "other"]
 Counted = dict[str, list[Any] | Array]
 
 _LONGEST = 80
+_TRUTH = frozenset({"false", "true"})
 _DENSE = 4_000_000
 
 
@@ -42,15 +43,35 @@ def tally(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int,
     """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    given, column = column, _booleans_alike(column, bins)
     family = family_of(column.type)
     takes: tuple[str, ...] = ()
     if bins is not None:  # a reference without any value has no kind of its own
         takes = ("number", "category", "null") if _is_blank(bins) else (bins.kind, "null")
     if bins is None or family not in takes:
         return _other(column, bins, groups, count, rows)
-    if family == "number":
-        return _numbers(column, bins, groups, count, kept)
-    return _texts(column, bins, groups, count, kept)
+    counted = (_numbers if family == "number" else _texts)(column, bins, groups, count, kept)
+    return {**counted, "arrow_type": [str(given.type)] * count}
+
+
+def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArray:
+    """Booleans as 1 and 0 beside a reference of numbers, and the other way round: a graph takes them as numbers."""
+    if bins is None or _is_blank(bins):
+        return column
+    family = family_of(column.type)
+    if pa.types.is_boolean(column.type) and bins.kind == "number":
+        return column.cast(pa.int8())
+    if (
+        family == "number"
+        and isinstance(bins, CategoryBins)
+        and bins.kind == "category"
+        and bins.codes.keys() <= _TRUTH
+    ):
+        known = pc.cast(column.drop_null(), pa.float64(), safe=False).to_numpy()
+        if np.isin(known[~np.isnan(known)], (0.0, 1.0)).all():
+            is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
+            return pc.if_else(is_missing, None, pc.not_equal(column, 0))
+    return column
 
 
 def _is_blank(bins: Bins) -> bool:
@@ -76,11 +97,11 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int, kep
     hashes = hash_numbers(values[is_known])
     fields: Counted = {
         "kind": ["number"] * count,
-        "arrow_type": [str(column.type)] * count,
         "missing": np.bincount(groups[is_missing], minlength=count).tolist(),
         "registers": registers_of(hashes, groups[is_known], count),
         **_moments(values, is_known, groups, count),
     }
+    values = as_compared(values, bins.arrow_type)
     if isinstance(bins, OrderedBins):
         codes = np.searchsorted(bins.edges, values, side="right")
         fields["below"] = np.bincount(groups[values < bins.minimum], minlength=count).tolist()
@@ -106,7 +127,7 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int, kept:
     hashes = hash_texts(distinct.to_numpy(zero_copy_only=False))
     codes = np.full(len(column), bins.size, np.int64)
     kind = bins.kind if pa.types.is_null(column.type) else "category"
-    fields: Counted = {"kind": [kind] * count, "arrow_type": [str(column.type)] * count}
+    fields: Counted = {"kind": [kind] * count}
     if isinstance(bins, CategoryBins):
         codes[is_known] = bins.codes_of_texts(distinct)[inverse]
         is_fresh = ~_contains(bins.reference_hashes, hashes)

@@ -1,12 +1,18 @@
 """The audit trail of an endpoint together with that of the models it serves: who, what, when, from, to, why."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.reference import registered_names
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 from mlflow_deploy_plugin.store import AuditEvent, Store
+
+BEGUN = "begun"
+"""In an event's detail: when that began of which it tells the end."""
+_PARTS = ("gate", "tag", "transition", "alias")
 
 
 def history(store: Store, endpoint: str | None, model: str | None, limit: int | None) -> list[AuditEvent]:
@@ -22,6 +28,21 @@ def history(store: Store, endpoint: str | None, model: str | None, limit: int | 
         found += [event for event in store.events(None, name, limit) if not event.endpoint]
     ordered = sorted(found, key=lambda event: event.at)
     return ordered[-limit:] if limit is not None else ordered
+
+
+def in_one(events: Sequence[AuditEvent]) -> list[AuditEvent]:
+    """The same without what was done for a promotion or a rollback, which has an event of its own: the gate's run, its
+    verdict's tags and the move that MLflow's server saw.
+    """
+    acts = [(datetime.fromisoformat(event.detail[BEGUN]), event) for event in events if BEGUN in event.detail]
+
+    def is_part(event: AuditEvent) -> bool:
+        return event.action in _PARTS and any(
+            begun <= event.at <= act.at and (act.model, act.version) == (event.model, event.version)
+            for begun, act in acts
+        )
+
+    return [event for event in events if not is_part(event)]
 
 
 def as_json(event: AuditEvent) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, read_artifact
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, check_digests, read_artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import describe, onnxruntime, open_session, shrinking_run
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
@@ -61,10 +61,11 @@ class OnnxModel:
             kept_graphs: see `runtime.session.open_session`.
 
         Raises:
-            InvalidArtifact: the folder or its graph cannot be used.
+            InvalidArtifact: the folder or its graph cannot be used, or a file is not the one that was saved.
             DeviceUnavailable, RuntimeMissing: see `runtime.session.open_session`.
         """
         artifact = read_artifact(folder)
+        check_digests(artifact)
         return cls(artifact, open_session(artifact.onnx_file, device, intra_op_num_threads, kept_graphs))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.dimensions import Shared, agree
+from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds
 from mlflow_deploy_plugin.runtime.values import LISTS, Array, numpy_dtype
 
 _NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy makes NaN of None
@@ -37,6 +38,8 @@ _PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "fl
 
 _MOST_TURNED = 1_000_000
 """Values of columns that are made rows: each row takes 50 bytes and more beside them. The exact way makes none."""
+_BLOCK = "@"
+"""What the name of a block begins with."""
 
 _Rows = Sequence[Sequence[Any]]
 _Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
@@ -67,6 +70,10 @@ class Quick:
 
     Attributes:
         order: the columns that feed the graph, in the signature's order.
+        _blocks: by group what it is called in `NarrowedFeeds.sent`, empty for texts; none at all: the graph takes what
+            the signature says.
+        _texts: the inputs of texts.
+        _packed, _packed_sent: one row of the only block, as the graph takes it and as it was sent.
     """
 
     order: tuple[str, ...]
@@ -76,6 +83,9 @@ class Quick:
     _is_one_block: bool
     _array_kinds: str
     _packed: struct.Struct | None
+    _packed_sent: struct.Struct | None
+    _blocks: tuple[str, ...]
+    _texts: tuple[str, ...]
 
     def from_rows(self, names: Sequence[str], rows: _Rows) -> dict[str, Array] | None:
         """Rows as lists in the order of `names`."""
@@ -140,29 +150,38 @@ class Quick:
                     np.array(values, dtype=group.dtype).reshape(-1, len(rows), 1)
                     for group, values in zip(self._groups, picked, strict=True)
                 ]
-                return {target.name: _fill(target, blocks) for target in self._targets}
+                feeds = {target.name: _fill(target, blocks) for target in self._targets}
         except (OverflowError, FloatingPointError):
             return None
+        if not self._blocks:
+            return feeds
+        sent = {name: block[:, :, 0].T for name, block in zip(self._blocks, blocks, strict=True) if name}
+        for name in self._texts:
+            sent[name] = feeds[name]
+        return NarrowedFeeds(feeds, sent)
 
     def _one_row(self, row: Sequence[Any], packed: struct.Struct) -> dict[str, Array] | None:
         """As `_one_block`, in a quarter of the time."""
+        target, sent = self._targets[0], self._packed_sent
         try:
-            content = packed.pack(*row)
+            feeds = {target.name: np.frombuffer(packed.pack(*row), target.dtype).reshape(1, -1)}
+            if sent is None:
+                return feeds
+            exact = np.frombuffer(sent.pack(*row), self._groups[0].dtype).reshape(1, -1)
         except (struct.error, OverflowError):  # a null, or a number that is too large
             return self._one_block([row], self._groups[0].dtype)
-        target = self._targets[0]
-        return {target.name: np.frombuffer(content, target.dtype).reshape(1, -1)}
+        return NarrowedFeeds(feeds, {self._blocks[0]: exact})
 
     def _one_block(self, rows: _Rows | Array, dtype: np.dtype[Any]) -> dict[str, Array] | None:
         """All columns, in their order, are the one input of the graph."""
         target = self._targets[0]
         try:
             with np.errstate(over="raise"):
-                if type(rows) is list and dtype == np.float64 and target.dtype == np.float32:
-                    return {target.name: np.asarray(rows, dtype=np.float32)}  # rounds once, as by way of the double
-                return {target.name: np.asarray(rows, dtype=dtype).astype(target.dtype, order="C", copy=False)}
+                exact = np.asarray(rows, dtype=dtype)
+                feeds = {target.name: exact.astype(target.dtype, order="C", copy=False)}
         except (OverflowError, FloatingPointError):
             return None
+        return NarrowedFeeds(feeds, {self._blocks[0]: exact}) if self._blocks else feeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +212,28 @@ def compile_quick_tensors(bound: Sequence[tuple[Input, Tensor]], shared: Shared)
     return QuickTensors(tuple((t.name, entry.name, numpy_dtype(t.dtype), t.shape) for entry, t in bound), shared)
 
 
-def compile_quick(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> Quick | None:
-    """The quick way for this signature; None: there is none (tensors, numbers as text)."""
+def blocks_of(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple[Input, ...]:
+    """The numbers and booleans of each type as if they were one input; none where `inputs` has such blocks."""
+    members: dict[str, list[str]] = {}
+    for column in columns:
+        if column.type == "string":  # its input has all of it, and says what stands for a missing one
+            continue
+        members.setdefault(column.type, []).append(column.name)
+    if any(entry.name.startswith(_BLOCK) and entry.name.removeprefix(_BLOCK) in COLUMN_TYPES for entry in inputs):
+        return ()
+    return tuple(
+        Input(_BLOCK + kind, COLUMN_TYPES[kind], (-1, len(names)), tuple(names)) for kind, names in members.items()
+    )
+
+
+def compile_quick(
+    columns: tuple[Column, ...], inputs: tuple[Input, ...], blocks: tuple[Input, ...] = ()
+) -> Quick | None:
+    """The quick way for this signature; None: there is none (tensors, numbers as text).
+
+    Args:
+        blocks: those of `blocks_of`, where the graph takes less than the signature says.
+    """
     is_text = {column.name: column.type == "string" for column in columns}
     if not columns or any(is_text[name] != (entry.dtype == "str") for entry in inputs for name in entry.columns):
         return None
@@ -220,7 +259,11 @@ def compile_quick(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> Qui
     array_kinds = _ARRAY_KINDS.get(kinds[0], "") if is_one_block else ""
     packed = _PACKED.get((kinds[0], inputs[0].dtype)) if is_one_block else None
     row = struct.Struct(f"={len(order)}{packed}") if packed else None
-    return Quick(order, tuple(groups), targets, _picker(order), is_one_block, array_kinds, row)
+    sent = struct.Struct(f"={len(order)}d") if packed and blocks else None
+    called = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
+    names = tuple(called.get(kind, "") for kind in kinds) if blocks else ()
+    texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
+    return Quick(order, tuple(groups), targets, _picker(order), is_one_block, array_kinds, row, sent, names, texts)
 
 
 def _fill(target: _Target, blocks: Sequence[Array]) -> Array:

@@ -54,3 +54,24 @@ def _in_type(values: Array, wanted: str) -> Array:
     if dtype.kind == "f":
         return cast if np.array_equal(np.isfinite(cast), np.isfinite(values)) else values
     return cast if np.array_equal(cast, values) else values
+
+
+def in_signed_types(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
+    """The same rows, each column in the type that the signature says, where every value goes there and back.
+
+    Args:
+        dtypes: numpy's, by column; those of others, and of texts, are left alone.
+    """
+    return {name: _as_signed(values, dtypes[name]) if name in dtypes else values for name, values in rows.items()}
+
+
+def _as_signed(values: Array, wanted: str) -> Array:
+    if wanted == "str" or values.dtype.kind == "O" or values.dtype == wanted:
+        return values
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = values.astype(wanted)
+        back = cast.astype(values.dtype)
+    is_same = np.array_equal(back, values, equal_nan=values.dtype.kind == "f")
+    # the largest integers become a float that no longer fits them, and wrap around to themselves
+    has_room = cast.dtype.kind != "f" or values.dtype.kind not in "iu" or (np.abs(cast) < 2.0**63).all()
+    return cast if is_same and has_room else values

@@ -26,10 +26,12 @@ from mlflow_deploy_plugin.runtime.dimensions import (
     shared_dimensions,
     why_no_rows,
 )
-from mlflow_deploy_plugin.runtime.quick import Quick, QuickTensors, compile_quick, compile_quick_tensors
+from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds, as_sent
+from mlflow_deploy_plugin.runtime.quick import Quick, QuickTensors, blocks_of, compile_quick, compile_quick_tensors
 from mlflow_deploy_plugin.runtime.values import Array as Array
 from mlflow_deploy_plugin.runtime.values import (
     Missing,
+    holds_all,
     numpy_dtype,
     overflow_message,
     shown,
@@ -89,9 +91,13 @@ class Schema:
                 for column in self.columns
             }
             try:
-                return {entry.name: _stack(entry, arrays) for entry in self.inputs}
+                feeds = {entry.name: _stack(entry, arrays) for entry in self.inputs}
             except FloatingPointError:
                 raise SchemaMismatch(overflow_message(arrays)) from None
+        if not self._blocks:
+            return feeds
+        sent = {entry.name: _stack(entry, arrays) for entry in self._blocks}
+        return NarrowedFeeds(feeds, sent | {name: feeds[name] for name in self._texts})
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
         """Rows as mappings from column to value; a column that some rows lack is null in those.
@@ -158,11 +164,13 @@ class Schema:
     def to_columns(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The way back: arrays of [N] by signature column (of [N, …] by tensor name), as captured rows need them.
 
-        An input without an entry in `feeds` (one value for all rows is not captured) has no column.
+        They are what was sent, where the graph takes less. An input without an entry in `feeds` (one value for all
+        rows is not captured) has no column.
         """
         columns: dict[str, Array] = {}
-        for entry in self.inputs:
-            if (array := feeds.get(entry.name)) is None:
+        arrays = as_sent(feeds)
+        for entry in self.sent_inputs:
+            if (array := arrays.get(entry.name)) is None:
                 continue
             if entry.columns:
                 flat = array.reshape(len(array), -1)
@@ -204,8 +212,32 @@ class Schema:
         return f"{_plural(noun, missing)} missing{instead}{needed}"
 
     @cached_property
+    def sent_inputs(self) -> tuple[Input, ...]:
+        """What arrays of sent rows may be called, and what of the signature they hold: the graph's inputs, and a block
+        of each type of number where the graph takes less than the signature says."""
+        return (*self.inputs, *self._blocks)
+
+    @cached_property
+    def as_captured(self) -> "Schema":
+        """The same model for rows in the spool, which hold what was sent."""
+        return replace(self, inputs=self.sent_inputs) if self._blocks else self
+
+    @cached_property
+    def _blocks(self) -> tuple[Input, ...]:
+        """The numbers of each type as one array of that type; empty: the graph's inputs lose nothing of them."""
+        types = {column.name: numpy_dtype(COLUMN_TYPES[column.type]) for column in self.columns}
+        fed = [(numpy_dtype(entry.dtype), types[name]) for entry in self.inputs for name in entry.columns if types]
+        return () if all(holds_all(*pair) for pair in fed) else blocks_of(self.columns, self.inputs)
+
+    @cached_property
+    def _texts(self) -> tuple[str, ...]:
+        """The inputs that have columns of texts, which stand in no block."""
+        texts = {column.name for column in self.columns if column.type == "string"}
+        return tuple(entry.name for entry in self.inputs if not texts.isdisjoint(entry.columns))
+
+    @cached_property
     def _quick(self) -> Quick | None:
-        return compile_quick(self.columns, self.inputs)
+        return compile_quick(self.columns, self.inputs, self._blocks)
 
     @cached_property
     def _quick_tensors(self) -> QuickTensors | None:
@@ -274,7 +306,11 @@ class Schema:
             raise SchemaMismatch("a number is too large for the model's floating-point type") from None
         if not agree(self._shared, feeds):
             raise SchemaMismatch(disagreement(self._shared, feeds))
-        return feeds
+        sent = {
+            entry.name: _given(entry, arrays[tensor.name], data[tensor.name]) for entry, tensor in self._bound_tensors
+        }
+        is_narrowed = not all(holds_all(feeds[name].dtype, array.dtype) for name, array in sent.items())
+        return NarrowedFeeds(feeds, sent) if is_narrowed else feeds
 
     @cached_property
     def _bound_tensors(self) -> list[tuple[Input, Tensor]]:
@@ -351,6 +387,11 @@ def _check_filled(missing: int, given: int) -> None:
         raise SchemaMismatch(
             f"{missing} values are left out, and at most {given} given; send fewer rows, or whole ones"
         )
+
+
+def _given(entry: Input, typed: Array, values: Any) -> Array:
+    """A tensor as it was sent: in the signature's type, which says nothing of an input that columns are stacked in."""
+    return values if entry.columns and isinstance(values, np.ndarray) and values.dtype.kind in "fiub" else typed
 
 
 def _length(name: str, values: Any) -> int:

@@ -7,6 +7,17 @@ from typing import Any
 
 import numpy as np
 
+_TRUTH = {"true": "1", "false": "0"}
+
+
+def as_key(value: Any) -> str | None:
+    """What a key's value is compared as: `as_text`, of true and false in any spelling 1 and 0.
+
+    A column of booleans stands in the log as booleans or as the numbers that the graph takes; a CSV file says True.
+    """
+    text = as_text(value)
+    return _TRUTH.get(text.lower(), text) if text is not None and len(text) <= len("false") else text
+
 
 def as_text(value: Any) -> str | None:
     """A label's or a key's value as text: 1 for 1.0, true for True, 0.1 for a float32's 0.1; None for NaN and None."""

@@ -40,6 +40,12 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
     return np.dtype(object) if dtype == "str" else np.dtype(dtype)
 
 
+def holds_all(wide: np.dtype[Any], values: np.dtype[Any]) -> bool:
+    """Whether every value of one dtype is itself in another; numpy calls 64-bit integers safe in a float64."""
+    is_rounded = values.kind in "iu" and values.itemsize == 8 and wide.kind == "f"
+    return np.can_cast(values, wide) and not is_rounded
+
+
 def shown(value: Any) -> str:
     """A value as an error may show it: in JSON's words, short, and never deeper than a few levels."""
     if value is None or value is True or value is False:

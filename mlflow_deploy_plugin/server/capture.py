@@ -26,6 +26,7 @@ from typing import Any
 
 import orjson
 
+from mlflow_deploy_plugin.runtime.feeds import as_sent
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured_model import CapturedModel as CapturedModel
 from mlflow_deploy_plugin.server.captured_model import described_model, read_model
@@ -91,7 +92,8 @@ class CaptureWriter:
         outputs: Mapping[str, Array],
         max_rows: int,
     ) -> bool:
-        """Appends one request, its first `max_rows` rows; whether it is in the file now."""
+        """Appends one request as it was sent, its first `max_rows` rows; whether it is in the file now."""
+        feeds = as_sent(feeds)
         try:
             plan, pieces = self._packer.pack(record, model, feeds, outputs, max_rows)
             with self._lock:

@@ -21,7 +21,7 @@ class CapturedModel:
     `eq=False`: one object for each loaded version and what is kept of it, compared by identity.
 
     Attributes:
-        schema: with the columns that are kept.
+        schema: with the columns that are kept, and the names of the arrays that hold them as they were sent.
         outputs: the names of the graph's outputs; None: they are not known.
         mask: columns of the log that are masked; their values are in none of the arrays that are kept.
         masked: by input of the graph, those of its columns that are masked: (name, place); None: the input is one.
@@ -38,6 +38,9 @@ class CapturedModel:
     cuts: Mapping[str, Array | None] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
     masked: Mapping[str, tuple[tuple[str, int | None], ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schema", self.schema.as_captured)
 
     def masked_output(self, name: str, array: Array) -> str | None:
         """The column that this output stands under, where it is masked."""

@@ -17,6 +17,7 @@ from contextlib import suppress
 from weakref import WeakKeyDictionary
 
 from mlflow_deploy_plugin.errors import InferenceError, OnnxserveError
+from mlflow_deploy_plugin.runtime.feeds import as_sent, joined_feeds, rows_of
 from mlflow_deploy_plugin.runtime.joinable import why_not_joined
 from mlflow_deploy_plugin.runtime.predictor import Body, BodyReader, Remote
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
@@ -100,7 +101,8 @@ class Shadows:
                 if array.base is not None:
                     outputs = {name: kept(array) for name, array in outputs.items()}
                     break
-            size = bytes_of(feeds) + bytes_of(outputs) + (len(body.content) if body else 0)
+            held = feeds if as_sent(feeds) is feeds else {**feeds, **as_sent(feeds)}
+            size = bytes_of(held) + bytes_of(outputs) + (len(body.content) if body else 0)
             for shadow in variant.shadows:
                 copy = Copy(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
                 if not self._put(copy):
@@ -195,7 +197,7 @@ class Shadows:
             answer = predictor.answer(first.body)
             feeds, computed = answer.feeds, answer.outputs
         elif first.feeds:
-            given = joined([copy.feeds for copy in copies])
+            given = joined_feeds([copy.feeds for copy in copies])
             feeds = translated(given, first.answered_by.predictor.schema, predictor.schema)
             computed = predictor.run(feeds)
         else:
@@ -223,7 +225,7 @@ class Shadows:
                 self._capture.write(
                     copy.record._replace(variant=copy.shadow.name, latency=latency, is_shadow=True),
                     copy.shadow.captured,
-                    {name: array[rows] for name, array in feeds.items()} if len(copies) > 1 else feeds,
+                    rows_of(feeds, rows) if len(copies) > 1 else feeds,
                     {name: array[rows] for name, array in computed.items()} if len(copies) > 1 else computed,
                     copy.shadow.capture.max_rows_per_request,
                 )

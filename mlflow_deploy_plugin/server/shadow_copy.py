@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_deploy_plugin.runtime.feeds import as_sent
 from mlflow_deploy_plugin.runtime.predictor import Body
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.packing import RequestRecord
@@ -57,7 +58,7 @@ class Copy:
 
 def kinds_of(feeds: Feeds) -> Kinds:
     """What has to be the same for two requests to be computed in one run."""
-    return {name: (array.dtype, array.shape[1:]) for name, array in feeds.items()}
+    return {name: (array.dtype, array.shape[1:]) for name, array in {**feeds, **as_sent(feeds)}.items()}
 
 
 def joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:

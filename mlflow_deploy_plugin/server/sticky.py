@@ -1,5 +1,6 @@
 """The value in a request that keeps its caller to one variant, where a column has it."""
 
+from mlflow_deploy_plugin.runtime.feeds import as_sent
 from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
 
 
@@ -11,10 +12,12 @@ def has_column(schema: Schema, column: str) -> bool:
 def key_of(schema: Schema, feeds: Feeds, column: str) -> str | None:
     """The first row's value of a column (of a tensor: its first number) as text; None: there is none, or it is missing.
 
-    A whole number has the same text in every type, so that a version that takes it as another type knows its callers.
+    A whole number has the same text in every type, so that a version that takes it as another type knows its callers;
+    so has a boolean, which is 1 or 0.
     """
-    for entry in schema.inputs:
-        array = feeds.get(entry.name)
+    arrays = as_sent(feeds)
+    for entry in schema.sent_inputs:
+        array = arrays.get(entry.name)
         if array is None or not array.size or column not in (entry.columns or (entry.name,)):
             continue
         place = entry.columns.index(column) if entry.columns else 0
@@ -22,5 +25,6 @@ def key_of(schema: Schema, feeds: Feeds, column: str) -> str | None:
         value = value if isinstance(value, str | None) else value.item()
         if value is None or value != value or (entry.missing is not None and value == entry.missing):
             return None
-        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        is_whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+        return str(int(value)) if is_whole else str(value)
     return None

@@ -68,6 +68,12 @@ def read_events(session: Session, endpoint: str | None, model: str | None, limit
     return [value_of(row, AuditEvent) for row in reversed(session.scalars(query).all())]
 
 
+def deleted_endpoints(session: Session, name: str | None = None) -> set[str]:
+    """The names (or this one) that an endpoint had which was deleted; there may be another one of the name by now."""
+    query = select(AuditRow.endpoint).where(AuditRow.action == "delete", AuditRow.endpoint != "").distinct()
+    return set(session.scalars(query if name is None else query.where(AuditRow.endpoint == name)))
+
+
 def kept_text(text: str, longest: int | None) -> str:
     """Without what PostgreSQL or UTF-8 has no place for; a text that is longer than its column ends with …"""
     kept = text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,6 +1,6 @@
 """Endpoints as they were asked for."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -13,13 +13,19 @@ from mlflow_deploy_plugin.store.tables import EndpointRow
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An endpoint that was asked for: where, and as what."""
+    """An endpoint that was asked for: where, and as what.
+
+    Attributes:
+        rows_since: captured rows that were received earlier are those of a deleted endpoint of its name; None: there
+            was none, and whatever was captured under the name is its own.
+    """
 
     name: str
     target: str
     spec: EndpointSpec
     created_at: datetime
     updated_at: datetime
+    rows_since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,15 @@ def no_endpoint(name: str, known: Iterable[str]) -> NotFound:
     return NotFound(f"there is no endpoint {name!r}{did_you_mean(name, names, others)}")
 
 
-def endpoint_of(row: EndpointRow) -> Endpoint:
-    """Raises InvalidConfig where its spec cannot be read."""
+def endpoint_of(row: EndpointRow, deleted: Container[str]) -> Endpoint:
+    """Raises InvalidConfig where its spec cannot be read.
+
+    Args:
+        deleted: names of endpoints that were deleted once.
+    """
+    since = row.created_at if row.name in deleted else None
     try:
-        return Endpoint(row.name, row.target, _read_once(row.spec), row.created_at, row.updated_at)
+        return Endpoint(row.name, row.target, _read_once(row.spec), row.created_at, row.updated_at, since)
     except InvalidConfig as error:
         raise InvalidConfig(
             f"the spec of endpoint {row.name!r} in the store cannot be read: {error.message}; the onnxserve that wrote "
@@ -54,12 +65,14 @@ def endpoint_of(row: EndpointRow) -> Endpoint:
         ) from None
 
 
-def sorted_out(rows: Iterable[EndpointRow]) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
+def sorted_out(
+    rows: Iterable[EndpointRow], deleted: Container[str] = ()
+) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
     """Those that can be read, and those that cannot."""
     endpoints, unreadable = [], []
     for row in rows:
         try:
-            endpoints.append(endpoint_of(row))
+            endpoints.append(endpoint_of(row, deleted))
         except InvalidConfig as error:
             unreadable.append(UnreadableEndpoint(row.name, row.target, row.spec, error.message))
     return endpoints, unreadable

@@ -6,19 +6,27 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import Engine, delete, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 from mlflow_deploy_plugin.store import leases, rollouts
-from mlflow_deploy_plugin.store.audit import AuditEvent, change_of, read_events, this_actor, traffic_of, write_event
+from mlflow_deploy_plugin.store.audit import (
+    AuditEvent,
+    change_of,
+    deleted_endpoints,
+    read_events,
+    this_actor,
+    traffic_of,
+    write_event,
+)
 from mlflow_deploy_plugin.store.endpoints import Endpoint, UnreadableEndpoint, endpoint_of, no_endpoint, sorted_out
 from mlflow_deploy_plugin.store.failures import unavailable
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting
 from mlflow_deploy_plugin.store.rollouts import Rollout
-from mlflow_deploy_plugin.store.tables import EndpointRow, MonitorRow, MonitorWindowRow
+from mlflow_deploy_plugin.store.tables import AlertRow, EndpointRow, MonitorRow, MonitorWindowRow
 
 _ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
 
@@ -53,7 +61,7 @@ class Store:
                 event = {"after": traffic_of(spec), "why": why, "detail": {"spec": row.spec}}
                 self._audit(session, "create", actor, endpoint=spec.name, **event)
                 session.flush()
-                return endpoint_of(row)
+                return endpoint_of(row, deleted_endpoints(session, spec.name))
         except IntegrityError:
             raise AlreadyExists(f"the endpoint {spec.name!r} exists already: update or delete it") from None
 
@@ -75,13 +83,13 @@ class Store:
             row = session.get(EndpointRow, spec.name)
             if row is None:
                 raise NotFound(f"there is no endpoint {spec.name!r}")
-            before = endpoint_of(row).spec
+            before = endpoint_of(row, ()).spec
             row.spec, row.updated_at = dump_spec(spec), self._clock()
             was, became = change_of(before, spec)
             event = {"before": was, "after": became, "why": why, "detail": {"spec": row.spec, **(detail or {})}}
             self._audit(session, action, actor, endpoint=spec.name, **event)
             session.flush()
-            return endpoint_of(row)
+            return endpoint_of(row, deleted_endpoints(session, spec.name))
 
     def remove_endpoint(self, name: str, *, why: str = "", actor: str | None = None) -> bool:
         """Forgets the endpoint with what its monitors found, and ends its rollout: a namesake begins anew. False: there
@@ -107,7 +115,7 @@ class Store:
         """None where there is none. Raises InvalidConfig where its spec cannot be read."""
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
-            return None if row is None else endpoint_of(row)
+            return None if row is None else endpoint_of(row, deleted_endpoints(session, name))
 
     def existing(self, name: str) -> Endpoint:
         """The endpoint of this name; the message names what there is. Raises NotFound, and as `endpoint`."""
@@ -258,12 +266,16 @@ class Store:
 
     def _sorted_out(self) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
         with self.transaction() as session:
-            return sorted_out(session.scalars(select(EndpointRow).order_by(EndpointRow.name)))
+            rows = session.scalars(select(EndpointRow).order_by(EndpointRow.name))
+            return sorted_out(rows, deleted_endpoints(session))
 
     def _audit(self, session: Session, action: str, actor: str | None, **said: Any) -> None:
         write_event(session, AuditEvent(self._clock(), actor or this_actor(), action, **said))
 
 
 def _forget_monitors(session: Session, endpoint: str) -> None:
+    """What they have found; what they have told of is over, so that a namesake's alarm is told anew."""
+    firing = (AlertRow.endpoint == endpoint, AlertRow.state == "firing")
+    session.execute(update(AlertRow).where(*firing).values(state="resolved"))
     for table in (MonitorRow, MonitorWindowRow):
         session.execute(delete(table).where(table.endpoint == endpoint))

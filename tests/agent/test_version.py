@@ -1,7 +1,9 @@
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mlflow_deploy_plugin.agent.cache import ModelCache
 from mlflow_deploy_plugin.agent.version import MlflowRegistry
@@ -49,6 +51,27 @@ def test_a_folder_with_a_link_is_not_served(registry: MlflowRegistry, make_model
     (folder / "extra").symlink_to("/etc/hostname")
     with pytest.raises(InvalidArtifact, match="'extra' is a link"):
         registry.fetch(resolve(str(folder)))
+
+
+def saved_digest(folder: Path) -> None:
+    """Writes into MLmodel what the file is, as the flavor does."""
+    document = yaml.safe_load((folder / "MLmodel").read_text())
+    section = document["flavors"].setdefault("onnxserve", {"data": "model.onnx"})
+    section["digests"] = {"model.onnx": f"sha256:{hashlib.sha256((folder / 'model.onnx').read_bytes()).hexdigest()}"}
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+
+
+@pytest.mark.parametrize("uri", ["{}", "file://{}"])
+@pytest.mark.parametrize("altered", [b"", b"another model"])
+def test_a_folder_whose_graph_is_not_the_one_that_was_saved_is_refused(
+    registry: MlflowRegistry, make_model: MakeModel, tmp_path: Path, uri: str, altered: bytes
+) -> None:
+    folder = make_model(tmp_path / "model")
+    saved_digest(folder)
+    registry.fetch(resolve(uri.format(folder)))
+    (folder / "model.onnx").write_bytes(altered)
+    with pytest.raises(InvalidArtifact, match=r"^the file 'model.onnx' is not the one that was saved: sha256:\w+, and"):
+        registry.fetch(resolve(uri.format(folder)))
 
 
 def test_a_failure_of_what_is_not_registered_is_reported_to_nobody(registry: MlflowRegistry, tmp_path: Path) -> None:

@@ -52,6 +52,30 @@ def test_a_step_of_a_rollout_is_one_line(trail: None) -> None:
     assert [line.partition("  rollout.step  ")[2] for line in lines] == ["flights version 7: 0 % → 10 %"]
 
 
+def test_a_promotion_is_one_line_with_all_that_was_done_for_it(trail: None) -> None:
+    store = open_store(load_settings().store_url)
+    verdict = {"model": "delay", "version": "8", "actor": "ann"}
+    store.record("gate", after="passed", detail={"report": "http://mlflow/1"}, **verdict)  # an hour before, by itself
+    begun = store.now().isoformat()
+    store.record("gate", before="models:/delay/7", after="passed", detail={"report": "http://mlflow/2"}, **verdict)
+    for tag in ("onnxserve.gate", "onnxserve.gate_policy_digest"):
+        store.record("tag", after="passed", detail={"tag": tag}, **verdict)
+    store.record("tag", model="delay", version="6", before="passed", detail={"tag": "onnxserve.gate"})  # by somebody
+    store.record("transition", before="None", after="Production", detail={"stood_there": "7"}, **verdict)
+    told = {"to": "Production", "gate": "passed", "report": "http://mlflow/2", "begun": begun}
+    store.record("promote", before="version 7", after="version 8 in Production", detail=told, **verdict)
+    store.close()
+    lines = history("flights").output.splitlines()
+    assert [line.partition("Z  ")[2] for line in lines if not line.startswith(" ")][3:] == [
+        "ann  gate  delay version 8: – → passed",
+        next(line.partition("Z  ")[2] for line in lines if "tag  delay version 6" in line),
+        "ann  promote  delay version 8: version 7 → version 8 in Production",
+    ]
+    assert lines[-1] == "    to Production, gate passed, report http://mlflow/2"
+    actions = [json.loads(line)["action"] for line in history("flights", "-o", "jsonl").output.splitlines()]
+    assert actions[3:] == ["gate", "gate", "tag", "tag", "tag", "transition", "promote"]
+
+
 def test_what_anybody_typed_stays_on_its_line(trail: None) -> None:
     store = open_store(load_settings().store_url)
     store.record("tag", model="delay", before="a: 1\nb: 2", why="\x1b[2J gone")

@@ -1,16 +1,19 @@
 """Labels beside their rows: the last one wins, however it names its row."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.inference_log import joining
 from mlflow_deploy_plugin.inference_log.labels import Label, canonical_key
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.stats import Labelled, log_stats
+from mlflow_deploy_plugin.inference_log.view import View, view_tables
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
 from support.inference_log import LogWriter
 
@@ -79,6 +82,45 @@ def test_a_key_means_the_same_row_whatever_type_its_values_have(
     writer.label(by_key("yes", flight=said, tail='N"1'))
 
     assert labels(log) == ["yes", None]
+
+
+TRUTHS = [pa.array([True, False]), pa.array([1.0, 0.0], pa.float32()), pa.array([1, 0]), pa.array(["True", "False"])]
+
+
+@pytest.mark.parametrize("column", TRUTHS)
+@pytest.mark.parametrize("said", [True, "true", "True", "TRUE", 1, 1.0, "1"])
+def test_a_boolean_key_means_the_same_row_in_every_spelling(
+    log: InferenceLog, writer: LogWriter, column: pa.Array, said: Any
+) -> None:
+    writer.write(request(2, is_late=column))
+    writer.label(by_key("yes", is_late=said))
+    assert labels(log) == ["yes", None]
+
+
+def test_a_key_of_before_booleans_were_numbers_in_it_is_read_as_one_of_today(
+    log: InferenceLog, writer: LogWriter
+) -> None:
+    writer.write(request(2, is_late=[False, True], tail=['a:"true"', "true"]))
+    writer.label(Label(None, None, {"x": 0}, "placeholder", NEXT))
+    (file,) = (writer.root / "_labels").rglob("*.parquet")
+    table = pq.read_table(file)
+    old = [json.dumps({"is_late": "false", "tail": 'a:"true"'}, separators=(",", ":"))]
+    pq.write_table(table.set_column(2, table.schema.field(2), pa.array(old)), file)
+    assert labels(log) == ["placeholder", None]
+
+
+@pytest.mark.parametrize("number", [123456789, 2**62 + 1])
+def test_an_integer_key_joins_rows_of_a_log_that_has_older_ones_in_another_type(
+    log: InferenceLog, writer: LogWriter, number: int
+) -> None:
+    writer.write({**request(1, key=pa.array([7], pa.float32())), "x": [0.0]})
+    writer.write({**request(1, key=pa.array([number])), "x": [1.0]})
+    writer.label(by_key("new", key=number), by_key("old", key=7))
+
+    tables = list(view_tables(log, View("flights"), ["x", "_label"]))
+
+    found = {row["x"]: row["_label"] for table in tables for row in table.to_pylist()}
+    assert found == {0.0: "old", 1.0: "new"}
 
 
 def test_keys_take_small_fractions_dates_and_what_is_missing(log: InferenceLog, writer: LogWriter) -> None:

@@ -76,3 +76,13 @@ def test_features_are_paired_by_name_and_brought_to_one_kind():
     ]
     ((left, right),), _ = align({"x": number}, {"x": empty})
     assert (left.kind, right.kind, np.isnan(right.values).all()) == ("number", "number", True)
+
+
+def test_booleans_are_numbers_beside_numbers():
+    reference, _ = read_features(pa.table({"flag": pa.array([1.0, 0.0, 1.0], pa.float32())}))
+    current, _ = read_features(pa.table({"flag": [True, None, False]}))
+
+    ((left, right),), _ = align(reference, current)
+
+    assert (left.kind, right.kind) == ("number", "number")
+    np.testing.assert_array_equal(right.values, [1.0, np.nan, 0.0])

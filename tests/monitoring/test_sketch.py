@@ -243,3 +243,45 @@ def test_equal_bins_have_one_key():
 
     assert bins_digest(BINS) == bins_digest(other)
     assert bins_digest(BINS) != bins_digest(freeze(pa.table(REFERENCE | {"number": np.linspace(-50, 51, 300)})))
+
+
+SENT = [True, False, None, True]
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64(), pa.int64(), pa.bool_()])
+@pytest.mark.parametrize("given", [pa.float32(), pa.float64(), pa.int64(), pa.bool_()])
+def test_a_boolean_is_the_same_in_every_type_that_a_log_has_had_it_in(kind, given):
+    as_numbers = [None if value is None else int(value) for value in SENT]
+    sides = [pa.array(SENT if one == pa.bool_() else as_numbers, one) for one in (kind, given)]
+
+    column = sketch({"flag": sides[0]}, {"flag": sides[1]}).columns["flag"]
+
+    assert (column.kind, column.mistyped, column.unseen, column.missing) == (
+        "category" if kind == pa.bool_() else "number",
+        0,
+        0,
+        1,
+    )
+    assert sorted(column.counts.tolist()) == [0, 1, 1, 2]  # of neither value, missing, false, true
+    assert column.arrow_type == str(given)
+
+
+def test_a_number_that_is_no_truth_value_is_of_another_type_than_booleans():
+    assert sketch({"flag": [True, False]}, {"flag": [1.0, 2.0]}).columns["flag"].mistyped == 2
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+@pytest.mark.parametrize("given", [pa.float32(), pa.float64()])
+@pytest.mark.parametrize("values", [[0.1, 0.3], [0.1, 0.7, 0.3, 0.2], [123456789, 3]])
+def test_a_number_is_itself_whether_it_was_kept_in_32_or_64_bits(kind, given, values):
+    sides = [pa.array(np.array(values, one.to_pandas_dtype())) for one in (kind, given)]
+
+    column = sketch({"x": sides[0]}, {"x": sides[1]}).columns["x"]
+
+    assert (column.below, column.above, column.unseen, column.mistyped) == (0, 0, 0, 0)
+
+
+def test_a_whole_number_is_itself_beside_a_reference_that_a_graph_has_rounded():
+    column = sketch({"id": pa.array([123456789.0, 3.0], pa.float32())}, {"id": [123456789, 3]}).columns["id"]
+
+    assert (column.unseen, column.counts.tolist()) == (0, [1, 1, 0, 0])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.runtime.artifact import Column, Input
+from mlflow_deploy_plugin.runtime.feeds import as_sent
 from mlflow_deploy_plugin.runtime.rows import as_rows
 from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.server import capture
@@ -55,7 +56,7 @@ def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
     (request,), end = read_segment(segment)
     assert (request.segment, request.record, end) == (segment.stem, RECORD, segment.stat().st_size)
     assert (request.model.model, request.model.version, request.model.schema) == ("m", "7", MODEL.schema)
-    for name, array in FEEDS.items():
+    for name, array in as_sent(FEEDS).items():
         assert request.feeds[name].dtype == array.dtype
         np.testing.assert_array_equal(request.feeds[name], array)
     assert set(request.outputs) == {"y", "p"}

@@ -102,7 +102,8 @@ def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(serve: Serve,
     assert 0 < answered.record.latency < 60e6
     assert request.record.prediction_id == response.headers["X-Prediction-Id"]
     assert request.model.version == "2"
-    assert request.feeds["X"].tolist() == [[1, 2, 3]]
+    sent = request.model.schema.to_columns(request.feeds)
+    assert {name: array.tolist() for name, array in sent.items()} == {"a": [1], "b": [2], "c": [3]}
     assert request.outputs["y"].tolist() == [[2006.0]]
 
 

@@ -11,13 +11,12 @@ from datetime import timedelta
 
 from mlflow_deploy_plugin.controller import retrain
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.judging import Answer, Judge, question_of
+from mlflow_deploy_plugin.controller.monitors.judging import Answer, Judge, log_of, question_of
 from mlflow_deploy_plugin.controller.monitors.late import digests_of_files
 from mlflow_deploy_plugin.controller.monitors.when import pause_after
 from mlflow_deploy_plugin.controller.monitors.worker import PASSING, Ended
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts import alert, alert_failure
 from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED
@@ -90,12 +89,12 @@ class Attempts:
         return written
 
     def _found(self, window: MonitorWindow, spec: MonitorSpec, notes: Sequence[str]) -> MonitorWindow:
-        log = open_log(self.deployments.settings.inference_log)
+        endpoint = self.deployments.store.endpoint(window.endpoint)
+        log = log_of(self.deployments.settings, endpoint)
         (digest,) = digests_of_files(log, [window], spec)
         if not digest:
             reason = "; ".join([NO_ROWS, *notes])
             return replace(window, state="judged", not_before=None, log_digest="", verdict=_NOT_JUDGED, reason=reason)
-        endpoint = self.deployments.store.endpoint(window.endpoint)
         answer = self.judge(question_of(window, spec, self.deployments.settings, endpoint, notes))
         if not self.by_hand:
             self._tell(window, spec, answer)

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.controller.monitors.judging import (
     count_rows,
     digest_of_files,
     judge_and_log,
+    log_of,
     question_of,
 )
 from mlflow_deploy_plugin.controller.monitors.next_window import not_judged_since
@@ -27,7 +28,6 @@ from mlflow_deploy_plugin.controller.monitors.turn import Turns
 from mlflow_deploy_plugin.controller.monitors.when import due_at, window_from, window_of, windows_between
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.question import Engine, Question
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
@@ -60,7 +60,7 @@ def run_window(
     """
     if engine == "spark" and monitor.spec.kind not in _SKETCHED:
         raise InvalidConfig(f"--engine spark: monitors of {', '.join(_SKETCHED)} are sketched, not {monitor.spec.kind}")
-    log = open_log(deployments.settings.inference_log)
+    log = log_of(deployments.settings, deployments.store.endpoint(monitor.endpoint))
     is_shipped = wait_until_shipped(deployments.settings.deployments_path / monitor.endpoint, _SHIPPING_SECONDS)
     now = deployments.store.now()
     window = window or log.latest_window(monitor.endpoint, monitor.spec.every, now)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.monitoring.question import Question
@@ -42,6 +42,7 @@ def question_of(
         capture=endpoint.spec.capture if endpoint is not None else CaptureSpec(),
         notes=tuple(notes),
         endpoint_created=endpoint.created_at.isoformat() if endpoint is not None else "",
+        rows_since=endpoint.rows_since if endpoint is not None else None,
     )
 
 
@@ -65,6 +66,11 @@ def judge_and_log(question: Question) -> Answer:
 def count_rows(question: Question) -> int:
     """Rows of the window that are in the log, each once."""
     return question.log.count(question.endpoint, question.window)
+
+
+def log_of(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
+    """The log, without what a deleted endpoint of the same name has captured."""
+    return open_log(settings.inference_log, endpoint.rows_since if endpoint is not None else None)
 
 
 def digest_of_files(log: InferenceLog, endpoint: str, window: Window) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
-from mlflow_deploy_plugin.controller.monitors.judging import question_of
+from mlflow_deploy_plugin.controller.monitors.judging import log_of, question_of
 from mlflow_deploy_plugin.controller.monitors.labels import count_labels
 from mlflow_deploy_plugin.controller.monitors.late import Counts, add_revisions, looked_for
 from mlflow_deploy_plugin.controller.monitors.next_window import MOST_MADE_UP, Next, begun, next_window
@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readin
 from mlflow_deploy_plugin.controller.monitors.when import due_at
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import locate_log
-from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.question import Question
@@ -92,7 +91,7 @@ class Turns:
             lambda window: self.count(asked(window)), lambda windows: self.count_labels([*map(asked, windows)])
         )
         windows = self.monitors.windows(name, monitor, since=now - looked_for(spec))
-        added = add_revisions(self.monitors, windows, spec, open_log(settings.inference_log), counts, now)
+        added = add_revisions(self.monitors, windows, spec, log_of(settings, endpoint), counts, now)
         for window, what in added:
             self.attempts.say(f"{name}: monitor {monitor}: {what} came after {window.start:%FT%H:%M} was judged")
         return [window for window, _ in added]

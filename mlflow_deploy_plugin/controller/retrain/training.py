@@ -25,7 +25,9 @@ def prepare(hands: Hands, one: Retraining) -> None:
     check_project(plan.project, plan.entry_point, plan.parameters)
     folder = hands.folder(one)
     types = tracked.column_types(plan.base_uri)
-    material = collect(open_log(hands.deployments.settings.inference_log), plan, folder, types)
+    endpoint = hands.deployments.store.endpoint(plan.endpoint)
+    since = endpoint.rows_since if endpoint is not None else None
+    material = collect(open_log(hands.deployments.settings.inference_log, since), plan, folder, types)
     figures = {
         "attempt": one.figures.get("attempt", 1),
         "host": child.host(),

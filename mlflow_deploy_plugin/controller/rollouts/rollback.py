@@ -2,8 +2,9 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 
 from mlflow_deploy_plugin.controller.rollouts.begin import main_variant
 from mlflow_deploy_plugin.controller.rollouts.command import abort
@@ -13,6 +14,7 @@ from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.connection import registry_address
+from mlflow_deploy_plugin.registry.history import BEGUN
 from mlflow_deploy_plugin.registry.reference import Reference, parse_model_uri
 from mlflow_deploy_plugin.registry.rollback import (
     ROLLED_BACK_TAG,
@@ -28,6 +30,7 @@ from mlflow_deploy_plugin.store import AuditEvent, Store, this_actor
 
 _SERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.05
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _STOOD_THERE = re.compile(r"^version (\d+)\b")
 
 
@@ -62,7 +65,7 @@ def rollback(
 
 
 def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to: str | None) -> dict[str, str]:
-    begun = time.monotonic()
+    begun, begun_at = time.monotonic(), deployments.store.now()
     observed = deployments.get_endpoint(endpoint)
     if (plan := _aborted(deployments, endpoint, why, actor)) is not None:
         source = "the rollout under way was aborted"
@@ -96,7 +99,7 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
     figures = _figures(reference.name, current, earlier.version, earlier.source, begun)
     if current:
         tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {why or f'rolled back by {actor}'}")
-    _record(deployments.store, endpoint, figures, why, actor)
+    _record(deployments.store, endpoint, figures, why, actor, {BEGUN: begun_at.isoformat()})
     return figures
 
 
@@ -151,13 +154,10 @@ def _known(
     store: Store, observed: ObservedEndpoint, main: str, reference: Reference, current: str
 ) -> Iterator[Earlier]:
     endpoint = observed.endpoint.name
-    moves = _moves(store, endpoint, reference)
-    in_trail = [
-        Earlier(stood, f"it stood there before version {current}, says the audit trail")
-        for event in moves
-        if event.version == current and (stood := _stood_there(event))
-    ]
-    if moves and moves[0].version == current:  # else the place was moved past the trail, which is then behind
+    stood = _stood(_moves(store, endpoint, reference))
+    said = f"it stood there before version {current}, says the audit trail"
+    in_trail = [Earlier(version, said) for version in stood if version != current]
+    if stood[:1] == [current]:  # else the place was moved past the trail, which is then behind
         yield from in_trail
     page = fetch_page(observed.observation.url) if observed.observation.url else None
     answered = read_answered(page, endpoint, main, reference.name) if page else []
@@ -167,9 +167,9 @@ def _known(
         passed = f"; passed over is version {registered.version}: {registered.source}, and has answered nothing here"
     for version in answered:
         yield Earlier(version, f"it has answered last before version {current}, says the server{passed}")
-    yield from in_trail
     if registered is not None:
         yield Earlier(registered.version, f"{registered.source}, says the registry")
+    yield from in_trail
 
 
 def _moves(store: Store, endpoint: str, reference: Reference) -> list[AuditEvent]:
@@ -201,11 +201,17 @@ def _is_about(event: AuditEvent, endpoint: str, reference: Reference) -> bool:
             return False
 
 
-def _stood_there(event: AuditEvent) -> str:
-    """The version whose place was taken; nobody goes back to what a rollback took away."""
-    stood = _STOOD_THERE.match(event.before)
-    version = event.detail.get("stood_there") or (stood.group(1) if stood else "")
-    return "" if event.action == "rollback" else str(version)
+def _stood(moves: Sequence[AuditEvent]) -> list[str]:
+    """The versions that had the place, the last one first: those that were brought there, and whose place they took.
+
+    A move into a place that was emptied says of nobody that stood there; the moves before it do.
+    """
+    versions: list[str] = []
+    for event in moves:
+        taken = _STOOD_THERE.match(event.before)
+        versions.append(event.version)
+        versions.append(str(event.detail.get("stood_there") or (taken.group(1) if taken else "")))
+    return list(filter(None, versions))
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
@@ -275,7 +281,9 @@ def _figures(model: str, before: str, after: str, source: str, begun: float) -> 
     return {"model": model, "from": before, "to": after, "source": source, "seconds": f"{time.monotonic() - begun:.1f}"}
 
 
-def _record(store: Store, endpoint: str, figures: dict[str, str], why: str, actor: str) -> None:
+def _record(
+    store: Store, endpoint: str, figures: dict[str, str], why: str, actor: str, more: Mapping[str, str] = _NOTHING
+) -> None:
     before, after = (f"version {one}" if one.isdigit() else one for one in (figures["from"], figures["to"]))
     store.record(
         "rollback",
@@ -285,6 +293,6 @@ def _record(store: Store, endpoint: str, figures: dict[str, str], why: str, acto
         before=before,
         after=after,
         why=why,
-        detail=dict(figures),
+        detail={**figures, **more},
         actor=actor,
     )

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log.reader import WindowRows
+from mlflow_deploy_plugin.inference_log.schemas import stack
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers
@@ -112,7 +113,7 @@ def _beside_earlier(
 ) -> _Beside | None:
     notes: list[str] = []
     tables = [rows.table, *_earlier_tables(question, rows, artifact, notes, least_share)]
-    together = pa.concat_tables(tables, promote_options="permissive")
+    together = stack(tables)
     answered = read_answers(together, artifact)
     if isinstance(answered, str) or answered.classified is None:
         return None

@@ -91,10 +91,15 @@ def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
 
 
 def as_texts(column: pa.ChunkedArray) -> pa.Array | None:
-    """[N] text, null where the value is missing; None: the type has no text."""
+    """[N] text, null where the value is missing; None: the type has no text.
+
+    Numbers have the same text in every type, and so have booleans, which a reference may hold as the graph takes them.
+    """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
     if pa.types.is_floating(kind):
         column = pc.if_else(pc.is_nan(column), None, column)
     try:

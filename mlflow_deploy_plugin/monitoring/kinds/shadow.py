@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.inference_log.identity import mix, text_hashes
 from mlflow_deploy_plugin.inference_log.rows import is_answered_by
+from mlflow_deploy_plugin.inference_log.schemas import stack
 from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling, share
@@ -129,7 +130,7 @@ def _read(question: Question) -> tuple[pa.Table | None, dict[str, pa.Table], lis
         notes.append(f"of {total:,} rows, with those of shadows, {held:,} are compared, chosen by their prediction id")
     if not held:
         return None, {}, notes
-    table = pa.concat_tables(tables, promote_options="permissive")
+    table = stack(tables)
     is_shadow = pc.fill_null(table.column("_shadow"), False)
     answered, computed = table.filter(pc.invert(is_shadow)), table.filter(is_shadow)
     if not len(answered):

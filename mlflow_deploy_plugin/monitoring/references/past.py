@@ -74,6 +74,8 @@ class Past:
         """
         rows = _rows(window_versions(self.log, self.endpoint, self.sampled), self.model, self.version)
         key = f"{self.sampled} {self.model} {self.version} {rows}"
+        if self.log.since is not None:
+            key += f" {self.log.since.isoformat()}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
         name = f"{SKETCHES}/samples/endpoint={self.endpoint}/date={self.sampled.start:%Y-%m-%d}/{digest}.parquet"
         kept = _load(self.log, name)

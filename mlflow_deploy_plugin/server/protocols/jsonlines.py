@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.runtime.feeds import joined_feeds
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json
 from mlflow_deploy_plugin.server.protocols.records import by_row
@@ -99,7 +98,7 @@ def decode(body: bytes, schema: Schema) -> Feeds:
     if len(parts) == 1:
         return parts[0]
     try:
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return joined_feeds(parts)
     except ValueError:
         raise SchemaMismatch("the lines hold tensors of different shapes") from None
 

@@ -88,6 +88,50 @@ def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: st
     assert (done["to"], done["source"]) == ("2", "it stood there before version 3, says the audit trail")
 
 
+def by_hand(store: Store, model: str, *moves: tuple[str, str]) -> None:
+    """What MLflow's server has seen of the alias: which version it was given to, and which one had it then."""
+    for version, stood in moves:
+        before, after = (f"version {one} in @live" if one else "" for one in (stood, version))
+        store.record("alias", model=model, version=version or stood, before=before, after=after)
+
+
+@pytest.mark.parametrize(
+    ("moves", "served"),
+    [
+        ([("1", ""), ("2", "1"), ("3", "2"), ("2", "3"), ("3", "2")], "2"),
+        ([("3", "2"), ("2", "3"), ("1", "2"), ("3", "1")], "1"),
+        ([("3", "2"), ("1", "3"), ("", "1"), ("3", "")], "1"),  # deleted, and set anew
+        ([("3", "1"), ("2", "3"), ("", "2"), ("3", "")], "2"),
+        ([("3", "1"), ("2", "3")], "2"),  # set to 3 since, where nobody has seen it
+        ([("1", ""), ("3", "")], "1"),
+    ],
+)
+def test_an_alias_that_went_back_and_forth_is_given_back_to_what_had_it_before(
+    store: Store, model: str, moves: list[tuple[str, str]], served: str
+) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
+    by_hand(store, model, *moves)
+
+    done = rollback("flights")
+
+    assert (done["from"], done["to"]) == ("3", served)
+    assert done["source"] == "it stood there before version 3, says the audit trail"
+
+
+def test_a_stage_that_was_emptied_meanwhile_is_given_back_to_what_was_in_it(store: Store, model: str) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    for version, before, after, stood in (
+        ("3", "None", "Production", "1"),
+        ("2", "Archived", "Production", "3"),
+        ("2", "Production", "Archived", ""),
+        ("3", "Archived", "Production", ""),
+    ):
+        detail = {"stood_there": stood} if stood else {}
+        store.record("transition", model=model, version=version, before=before, after=after, detail=detail)
+
+    assert rollback("flights")["to"] == "2"
+
+
 def test_what_was_rolled_back_once_is_passed_over(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 

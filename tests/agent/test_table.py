@@ -1,0 +1,187 @@
+"""The log has what was sent, in the types of the signature, whatever the graph takes of it."""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.agent.ship import Shipper
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output, Tensor
+from mlflow_deploy_plugin.runtime.schema import Feeds, Schema, compile_schema
+from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
+from mlflow_deploy_plugin.server.captured_model import kept_of
+from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, v2
+from support.shipping import NOON
+
+COLUMNS = (
+    Column("key", "long"),
+    Column("count", "integer"),
+    Column("is_late", "boolean"),
+    Column("distance", "double"),
+    Column("wind", "float"),
+    Column("carrier", "string"),
+)
+TYPES = {
+    "key": pa.int64(),
+    "count": pa.int32(),
+    "is_late": pa.bool_(),
+    "distance": pa.float64(),
+    "wind": pa.float32(),
+    "carrier": pa.string(),
+}
+DATATYPES = {
+    "key": "INT64",
+    "count": "INT32",
+    "is_late": "BOOL",
+    "distance": "FP64",
+    "wind": "FP32",
+    "carrier": "BYTES",
+}
+NUMBERS = tuple(TYPES)[:-1]
+TEXT = Input("carrier", "str", (-1, 1), ("carrier",), "?")
+STACKED = compile_schema(COLUMNS, (), (Input("X", "float32", (-1, 5), NUMBERS), TEXT))
+APART = compile_schema(COLUMNS, (), (*(Input(name, "float32", (-1, 1), (name,)) for name in NUMBERS), TEXT))
+WIDE = compile_schema(COLUMNS, (), (Input("X", "float64", (-1, 5), NUMBERS), TEXT))
+RECORD = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
+
+Rows = list[dict[str, Any]]
+
+
+def by_csv(rows: Rows, schema: Schema) -> Feeds:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(TYPES)
+    for row in rows:
+        writer.writerow(["" if row[name] is None else row[name] for name in TYPES])
+    return mlflow.decode("text/csv", text.getvalue().encode(), schema)
+
+
+def by_v2(rows: Rows, schema: Schema) -> Feeds:
+    inputs = [
+        {"name": name, "datatype": kind, "shape": [len(rows)], "data": [row[name] for row in rows]}
+        for name, kind in DATATYPES.items()
+    ]
+    artifact = Artifact(Path(), Path(), "onnxserve", "", "", "", outputs=(Output("y", "float32", (-1,)),))
+    return v2.decode({}, orjson.dumps({"inputs": inputs}), artifact, schema).feeds
+
+
+def by_arrow(rows: Rows, schema: Schema) -> Feeds:
+    table = pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in TYPES.items()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return arrow.decode(arrow.STREAM, sink.getvalue().to_pybytes(), schema, 10**6)
+
+
+def by_split(rows: Rows, schema: Schema) -> Feeds:
+    split = {"columns": list(TYPES), "data": [[row[name] for name in TYPES] for row in rows]}
+    return mlflow.decode("application/json", orjson.dumps({"dataframe_split": split}), schema)
+
+
+WAYS: dict[str, Callable[[Rows, Schema], Feeds]] = {
+    "records": lambda rows, schema: mlflow.decode(
+        "application/json", orjson.dumps({"dataframe_records": rows}), schema
+    ),
+    "split": by_split,
+    "lines": lambda rows, schema: jsonlines.decode(b"\n".join(map(orjson.dumps, rows)), schema),
+    "v2": by_v2,
+    "arrow": by_arrow,
+    "csv": by_csv,
+}
+
+
+def logged(schema: Schema, *requests: Feeds, drop: tuple[str, ...] = ()) -> pa.Table:
+    """The rows of these requests, from the one file that is written of them."""
+    model = kept_of(CapturedModel("m", "1", schema, ("y",)), drop, ())
+    with TemporaryDirectory() as folder:
+        writer = CaptureWriter(Path(folder, "spool"))
+        for feeds in requests:
+            outputs = {"y": np.arange(len(next(iter(feeds.values()))))}
+            assert writer.write(RECORD, model, feeds, outputs, 1000)
+        writer.close()
+        Shipper(Path(folder, "spool"), str(Path(folder, "log"))).ship()
+        (file,) = Path(folder, "log").rglob("*.parquet")
+        return pq.ParquetFile(file).read()
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=4)
+ROW = st.fixed_dictionaries(
+    {
+        "key": st.integers(-(2**63), 2**63 - 1),
+        "count": st.integers(-(2**31), 2**31 - 1),
+        "is_late": st.booleans(),
+        "distance": st.floats(-1e38, 1e38) | st.none(),
+        "wind": st.floats(width=32, allow_nan=False, allow_infinity=False) | st.none(),
+        "carrier": TEXTS,
+    }
+)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(rows=st.lists(ROW, min_size=1, max_size=4), schema=st.sampled_from([STACKED, APART, WIDE]))
+@settings(max_examples=15, deadline=None)
+def test_every_type_comes_back_as_it_was_sent(way: str, rows: Rows, schema: Schema) -> None:
+    table = logged(schema, WAYS[way](rows, schema))
+
+    assert {name: table.schema.field(name).type for name in TYPES} == TYPES
+    missing = {"distance": np.nan, "wind": np.nan}
+    for name in TYPES:
+        sent = [missing.get(name) if row[name] is None else row[name] for row in rows]
+        np.testing.assert_array_equal(table.column(name).to_pylist(), sent)
+    assert table.column("prediction").type == pa.int64()
+
+
+ONE = {"key": 123456789, "count": 7, "is_late": True, "distance": 0.1, "wind": 0.5, "carrier": "UA"}
+
+
+def test_a_column_that_is_dropped_is_in_no_block_either() -> None:
+    table = logged(STACKED, by_split([ONE], STACKED), drop=("key", "is_late"))
+    assert not {"key", "is_late"} & set(table.column_names)
+    assert table.select(["count", "distance"]).to_pylist() == [{"count": 7, "distance": 0.1}]
+
+
+def test_a_large_body_of_numbers_keeps_its_doubles() -> None:
+    columns = tuple(Column(f"c{place}", "double") for place in range(30))
+    names = tuple(column.name for column in columns)
+    schema = compile_schema(columns, (), (Input("X", "float32", (-1, 30), names),))
+    values = np.random.default_rng(0).normal(size=(200, 30))
+    body = orjson.dumps({"inputs": values.tolist()})
+    table = logged(schema, mlflow.decode("application/json", body, schema))
+    np.testing.assert_array_equal(np.column_stack([table.column(name) for name in names]), values)
+
+
+def by_input(datatype: str, data: list[float]) -> Feeds:
+    """One row of the graph's own input."""
+    head = v2.TensorHead("X", (1, 5), datatype)
+    text = v2.TensorHead("carrier", (1, 1), "BYTES")
+    given = np.array([data], {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64}[datatype])
+    return v2.bind({"X": (head, given), "carrier": (text, np.array([["UA"]], object))}, STACKED)
+
+
+@pytest.mark.parametrize("datatype", ["FP64", "INT64"])
+def test_a_tensor_for_the_graph_is_kept_as_it_came(datatype: str) -> None:
+    (row,) = logged(STACKED, by_input(datatype, [123456789, 7, 1, 3, 4])).select(list(TYPES)).to_pylist()
+    assert row == {"key": 123456789, "count": 7, "is_late": True, "distance": 3.0, "wind": 4.0, "carrier": "UA"}
+
+
+def test_values_that_no_column_of_the_type_can_hold_stand_beside_those_that_it_can() -> None:
+    table = logged(STACKED, by_input("FP64", [7, 7, 1, 3, 4]), by_input("FP64", [7.5, 7, 2, 3, 4]))
+    assert table.column("key").to_pylist() == [7, 7.5]
+    assert table.column("is_late").to_pylist() == [1, 2]
+    assert table.schema.field("count").type == pa.int32()
+
+
+def test_a_tensor_stands_in_the_type_of_the_signature() -> None:
+    schema = compile_schema((), (Tensor("ids", "int64", (-1, 2)),), (Input("ids", "float32", (-1, 2)),))
+    table = logged(schema, schema.from_columns({"ids": [[123456789, 2**62 + 1]]}))
+    assert table.column("ids").to_pylist() == [[123456789, 2**62 + 1]]

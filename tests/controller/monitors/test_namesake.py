@@ -1,0 +1,84 @@
+"""What a deleted endpoint has left in the log is not that of another one of its name."""
+
+from datetime import timedelta
+
+import pytest
+
+from mlflow_deploy_plugin.controller.monitors import by_hand
+from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
+from mlflow_deploy_plugin.controller.monitors.judging import log_of
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.inference_log.maintenance import compact
+from mlflow_deploy_plugin.inference_log.query import Query, run_query
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.stats import log_stats
+from mlflow_deploy_plugin.inference_log.view import View
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.alerts import alert_failure
+from mlflow_deploy_plugin.monitoring.hourly import window_versions
+from mlflow_deploy_plugin.store.alerts import Alerts
+from support.monitors import HOUR, NOON, MonitoredWorld
+
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def heir(world: MonitoredWorld) -> MonitoredWorld:
+    """An endpoint that was made at 13:30; an earlier one of its name has rows at 11, 12 and 13, it at 13:40 and 14."""
+    world.endpoint()
+    world.rows(NOON - HOUR, NOON, NOON, NOON + HOUR)
+    world.now = NOON + HOUR + 20 * MINUTE
+    world.store.remove_endpoint("flights")
+    world.now = NOON + HOUR + 30 * MINUTE
+    world.endpoint()
+    world.rows(NOON + HOUR + 40 * MINUTE, rows=2)
+    world.rows(NOON + 2 * HOUR)
+    world.now = NOON + 3 * HOUR
+    return world
+
+
+def judged(world: MonitoredWorld, window: Window | None = None) -> tuple[object, int]:
+    deployments = Deployments(world.store, world.settings, world.said.append)
+    found = find_monitor(deployments, "flights", None)
+    written, _ = by_hand.run_window(deployments, found, window, world.answer)
+    return written.start, written.log_rows
+
+
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_its_monitors_see_its_own_rows_alone(heir: MonitoredWorld, is_compacted: bool) -> None:
+    whole = open_log(heir.settings.inference_log)
+    if is_compacted:
+        assert compact(whole, "flights", heir.now + 10 * 24 * HOUR).written_files == 2
+    day = Window(NOON - 12 * HOUR, NOON + 12 * HOUR)
+    assert window_versions(whole, "flights", day) == {("flight-delay", "1"): 17}  # and keeps sketches of all
+
+    log = log_of(heir.settings, heir.store.endpoint("flights"))
+
+    assert [hour.start for hour in log.hours("flights")] == [NOON + HOUR, NOON + 2 * HOUR]
+    assert window_versions(log, "flights", day) == {("flight-delay", "1"): 5}
+    assert judged(heir, Window(NOON + HOUR, NOON + 2 * HOUR)) == (NOON + HOUR, 2)
+    with pytest.raises(NotFound, match="the latest whole window with rows is 2026-11-20T14:00"):
+        judged(heir, Window(NOON, NOON + HOUR))
+    stats = log_stats(log, "flights")
+    assert (stats.rows, stats.first) == (5, NOON + HOUR + 40 * MINUTE)
+
+
+def test_sql_still_sees_what_the_other_has_left(heir: MonitoredWorld) -> None:
+    with run_query(open_log(heir.settings.inference_log), Query(View("flights"), select="count(*) AS n")) as answer:
+        assert [batch.to_pylist() for batch in answer.batches] == [[{"n": 17}]]
+
+
+def test_the_first_endpoint_of_a_name_has_all_that_was_captured_under_it(world: MonitoredWorld) -> None:
+    world.rows(NOON)
+    world.now = NOON + 2 * HOUR
+    world.endpoint()
+    assert judged(world) == (NOON, 3)
+
+
+def test_an_alarm_of_the_deleted_one_is_over(world: MonitoredWorld) -> None:
+    world.endpoint()
+    alert_failure(world.store, world.settings, "flights", "hourly", "MLflow does not answer")
+    assert [alert.monitor for alert in Alerts(world.store).firing("flights")] == ["hourly"]
+    world.store.remove_endpoint("flights")
+    assert Alerts(world.store).firing("flights") == []

@@ -1,0 +1,67 @@
+"""Files of before and after the log had the types of the signature join in one table."""
+
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.inference_log.maintenance import compact
+from mlflow_deploy_plugin.inference_log.query import Query, run_query
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.schemas import conform, unify
+from mlflow_deploy_plugin.inference_log.view import View
+from mlflow_deploy_plugin.inference_log.windows import parse_window
+from support.inference_log import LogWriter
+
+DAY = datetime(2013, 7, 1, tzinfo=UTC)
+WINDOW = parse_window("2013-07-01/1d")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "joined", "values"),
+    [
+        (pa.array([7.0], pa.float32()), pa.array([123456789]), pa.float64(), [7.0, 123456789.0]),
+        (pa.array([0.5], pa.float32()), pa.array([0.1]), pa.float64(), [0.5, 0.1]),
+        (pa.array([1.0], pa.float32()), pa.array([True]), pa.float32(), [1.0, 1.0]),
+        (pa.array([1], pa.int64()), pa.array([False]), pa.int64(), [1, 0]),
+        (pa.array([7], pa.int32()), pa.array([2**62 + 1]), pa.int64(), [7, 2**62 + 1]),
+        (pa.array([[1.0]], pa.list_(pa.float32())), pa.array([[True]]), pa.list_(pa.float32()), [[1.0], [1.0]]),
+        (pa.array([1.0], pa.float32()), pa.array(["a"]), pa.string(), ["1", "a"]),
+    ],
+)
+def test_two_types_become_the_one_that_holds_both(
+    old: pa.Array, new: pa.Array, joined: pa.DataType, values: list[object]
+) -> None:
+    sides = [pa.table({"c": one}) for one in (old, new)]
+    for tables in (sides, sides[::-1]):
+        schema = unify(table.schema for table in tables)
+        assert schema.field("c").type == joined
+    table = pa.concat_tables([conform(table, schema) for table in sides])
+    assert table.column("c").to_pylist() == values
+
+
+@pytest.fixture
+def upgraded(writer: LogWriter) -> LogWriter:
+    """Rows of the build before, as the graph took them, and of this one, as they were sent."""
+    for number in range(2):
+        old = {"id": pa.array([123456789.0], pa.float32()), "is_late": pa.array([1.0], pa.float32())}
+        new = {"id": pa.array([123456789]), "is_late": pa.array([True])}
+        for place, columns in enumerate((old, new)):
+            writer.write({"_event_time": [DAY + timedelta(seconds=2 * number + place)], **columns})
+    return writer
+
+
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_a_query_and_a_window_read_rows_of_both_builds(
+    log: InferenceLog, upgraded: LogWriter, is_compacted: bool
+) -> None:
+    if is_compacted:
+        assert compact(log, "flights", datetime.now(UTC) + timedelta(hours=1)).written_files == 2
+    query = Query(View("flights"), select="id::BIGINT AS id, is_late::BOOLEAN AS is_late", order_by="id")
+    with run_query(log, query) as answer:
+        found = [row for batch in answer.batches for row in batch.to_pylist()]
+    ids = [123456789] * 2 + [123456792] * 2
+    assert found == [{"id": one, "is_late": True} for one in ids]
+    rows = log.read("flights", WINDOW)
+    assert rows is not None
+    assert sorted(rows.table.column("id").to_pylist()) == ids
