@@ -1,8 +1,9 @@
 """scikit-learn estimators and pipelines, by skl2onnx.
 
 steps.py     looking into estimators        inputs.py   the graph's inputs
-trees.py     thresholds, missing values     imputer.py, categories.py  converters that skl2onnx lacks
+trees.py     thresholds, missing values     precision.py  where 32-bit and 64-bit floats meet
 graph.py     the conversion itself
+boosting.py, categories.py, elementwise.py, imputer.py, texts.py  converters that skl2onnx lacks, or has wrong
 """
 
 from collections.abc import Callable
@@ -23,10 +24,11 @@ from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.compare import margins
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original, answers_for
 from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape, finish_output, keep_outputs
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Precision, to_onnx
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import to_onnx
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import bind_inputs, own_form
+from mlflow_deploy_plugin.flavor.convert.sklearn.precision import Precision
 from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step, unwrap
-from mlflow_deploy_plugin.flavor.convert.sklearn.trees import has_trees, thresholds_of
+from mlflow_deploy_plugin.flavor.convert.sklearn.trees import thresholds_of
 from mlflow_deploy_plugin.runtime.artifact import Output, Role
 from mlflow_deploy_plugin.runtime.schema import Array
 
@@ -70,7 +72,7 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
     """32-bit floats; where they change answers: 64 bits up to the last step; 64 bits throughout.
 
     A scaler in 32-bit floats moves rows across the thresholds of the trees behind it: measured, up to 653 of 4,000.
-    64 bits throughout are no general answer, because ONNX Runtime has no such kernels for trees and many others.
+    64 bits throughout are no general answer, because ONNX Runtime has no such kernels for most that predicts.
 
     Raises:
         InvalidConfig: there is no example; skl2onnx needs to know the columns and their types.
@@ -84,9 +86,7 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
     if batch is None:
         raise InvalidConfig("input_example: a scikit-learn model needs one, to know its columns and their types")
     original = _original(model, predict_fn)
-    precisions: list[Precision] = ["single", "double_until_last_step"]
-    if not has_trees(unwrap(model)):
-        precisions.append("double")
+    precisions: tuple[Precision, ...] = ("single", "double_until_last_step", "double")
     return [partial(_convert, model, batch, original, predict_fn, precision) for precision in precisions]
 
 

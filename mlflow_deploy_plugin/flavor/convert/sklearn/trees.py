@@ -64,10 +64,6 @@ def _is_of(lists: dict[str, Array], trees: list[Any]) -> bool:
     return True
 
 
-def has_trees(fitted: Any) -> bool:
-    return any(hasattr(part, "tree_") or hasattr(part, "_predictors") for part in parts(last_step(fitted)))
-
-
 def _tree_thresholds(estimator: Any) -> Thresholds:
     pairs: list[tuple[Array, Array]] = []
     for part in parts(estimator):
@@ -101,7 +97,8 @@ def _back(step: Any, thresholds: Thresholds) -> Thresholds:
     if isinstance(step, ColumnTransformer):
         return _back_columns(step, thresholds)
     if isinstance(step, _SCALERS):
-        return {position: _unscaled(step, position, values) for position, values in thresholds.items()}
+        finite = {position: values[np.isfinite(values)] for position, values in thresholds.items()}
+        return {position: _unscaled(step, position, values) for position, values in finite.items()}
     same = step == "passthrough" or isinstance(step, SimpleImputer)
     identity = isinstance(step, FunctionTransformer) and step.func is None
     return thresholds if same or identity else {}

@@ -1,0 +1,125 @@
+"""HistGradientBoosting for skl2onnx: compares in 64 bits, as the original does, where skl2onnx rounds its thresholds.
+
+scikit-learn's other trees round their input to 32 bits before they compare, this one does not: a number between a
+threshold and that threshold's rounding would go the other way. The sums over the trees are made in 64 bits too.
+"""
+
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, numpy_helper
+from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.operator_converters.common import concatenate_variables
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import add_constant, add_node
+from mlflow_deploy_plugin.runtime.schema import Array
+
+
+def regressor_shapes(operator: Any) -> None:
+    """One 32-bit float."""
+    operator.outputs[0].type = FloatTensorType([None, 1])
+
+
+def convert_regressor(scope: Any, operator: Any, container: Any) -> None:
+    """The trees' sum, through the inverse of the loss's link.
+
+    Raises:
+        NotImplementedError: trees that split by categories, or another link.
+    """
+    boosting: HistGradientBoostingRegressor = operator.raw_operator
+    scores = _scores(scope, operator, container)
+    link = type(boosting._loss.link).__name__
+    inverse = {"IdentityLink": ("Identity", 16), "LogLink": ("Exp", 13)}.get(link)
+    if inverse is None:
+        raise NotImplementedError(f"HistGradientBoostingRegressor with the link {link}")
+    add_node(scope, container, inverse[0], [scores], inverse[1], operator.outputs[0].full_name)
+
+
+def classifier_shapes(operator: Any) -> None:
+    """The label, and a 32-bit float for each class."""
+    classes = operator.raw_operator.classes_
+    operator.outputs[0].type = (StringTensorType if classes.dtype.kind in "OU" else Int64TensorType)([None])
+    operator.outputs[1].type = FloatTensorType([None, len(classes)])
+
+
+def convert_classifier(scope: Any, operator: Any, container: Any) -> None:
+    """Probabilities from the trees' sums, and the class of the largest; with two classes, of a positive sum."""
+    boosting: HistGradientBoostingClassifier = operator.raw_operator
+    classes = boosting.classes_
+    label, probabilities = (output.full_name for output in operator.outputs)
+    scores = _scores(scope, operator, container)
+    raw = container.get_options(boosting, {"raw_scores": False})["raw_scores"]
+    if len(classes) == 2:
+        zero, one = (add_constant(scope, container, TensorProto.FLOAT, [1], [value]) for value in (0.0, 1.0))
+        chosen = add_node(scope, container, "Greater", [scores, zero], 13)
+        likely = scores if raw else add_node(scope, container, "Sigmoid", [scores], 13)
+        other = [add_node(scope, container, "Neg", [scores], 13)] if raw else []
+        other = other or [add_node(scope, container, "Sub", [one, likely], 14)]
+        add_node(scope, container, "Concat", [*other, likely], 13, probabilities, axis=1)
+        position = add_node(scope, container, "Cast", [chosen], 19, to=TensorProto.INT64)
+    else:
+        operator_name, version = ("Identity", 16) if raw else ("Softmax", 13)
+        add_node(scope, container, operator_name, [scores], version, probabilities)
+        position = add_node(scope, container, "ArgMax", [scores], 13, axis=1, keepdims=1)
+    flat = add_constant(scope, container, TensorProto.INT64, [1], [-1])
+    position = add_node(scope, container, "Reshape", [position, flat], 13)
+    names = _labels(scope, container, classes)
+    add_node(scope, container, "Gather", [names, position], 13, label, axis=0)
+
+
+def _labels(scope: Any, container: Any, classes: Array) -> str:
+    if classes.dtype.kind in "OU":
+        texts = [str(entry).encode() for entry in classes]
+        return add_constant(scope, container, TensorProto.STRING, [len(texts)], texts)
+    return add_constant(scope, container, TensorProto.INT64, [len(classes)], [int(entry) for entry in classes])
+
+
+def _scores(scope: Any, operator: Any, container: Any) -> str:
+    """[N, trees an iteration] 32-bit floats: the sums of the trees' leaves."""
+    boosting = operator.raw_operator
+    joined = concatenate_variables(scope, operator.inputs, container)
+    source = joined if isinstance(joined, str) else joined[0]
+    rows = add_node(scope, container, "Cast", [source], 19, to=TensorProto.DOUBLE)
+    width = int(boosting.n_trees_per_iteration_)
+    return add_node(
+        scope, container, "TreeEnsembleRegressor", [rows], 3, op_domain="ai.onnx.ml",
+        n_targets=width, post_transform="NONE", base_values_as_tensor=_tensor(boosting._baseline_prediction),
+        **_trees([predictor.nodes for iteration in boosting._predictors for predictor in iteration], width),
+    )  # fmt: skip
+
+
+def _trees(trees: list[Array], width: int) -> dict[str, Any]:
+    """The attributes of TreeEnsembleRegressor; the trees take turns in adding to the `width` targets."""
+    if any(tree["is_categorical"].any() for tree in trees):
+        raise NotImplementedError("trees that split by categories (categorical_features)")
+    nodes = np.concatenate(trees)
+    leaf = nodes["is_leaf"] == 1
+    owners = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
+    positions = np.concatenate([np.arange(len(tree)) for tree in trees])
+    return {
+        "nodes_treeids": _integers(owners),
+        "nodes_nodeids": _integers(positions),
+        "nodes_featureids": _integers(np.where(leaf, 0, nodes["feature_idx"])),
+        "nodes_modes": np.where(leaf, "LEAF", "BRANCH_LEQ").tolist(),
+        "nodes_truenodeids": _integers(np.where(leaf, 0, nodes["left"])),
+        "nodes_falsenodeids": _integers(np.where(leaf, 0, nodes["right"])),
+        "nodes_missing_value_tracks_true": _integers(np.where(leaf, 0, nodes["missing_go_to_left"])),
+        "nodes_values_as_tensor": _tensor(np.where(leaf, 0.0, nodes["num_threshold"])),
+        "target_treeids": _integers(owners[leaf]),
+        "target_nodeids": _integers(positions[leaf]),
+        "target_ids": _integers(owners[leaf] % width),
+        "target_weights_as_tensor": _tensor(nodes["value"][leaf]),
+    }
+
+
+def _integers(values: Array) -> list[int]:
+    return [int(value) for value in values]
+
+
+def _tensor(values: Any) -> Any:
+    return numpy_helper.from_array(np.asarray(values, dtype=np.float64).reshape(-1))
+
+
+SHAPES = {HistGradientBoostingRegressor: regressor_shapes, HistGradientBoostingClassifier: classifier_shapes}
+CONVERTERS = {HistGradientBoostingRegressor: convert_regressor, HistGradientBoostingClassifier: convert_classifier}
