@@ -48,15 +48,17 @@ class Rows:
     Attributes:
         generated: the original may refuse them.
         block: so many rows in turn stand or fall together where the original refuses; 0: all.
-        on_thresholds: made to stand on tree thresholds, where one rounding decides: a row that the original itself
-            answers otherwise when its input moves by one 32-bit step is a tie.
+        may_tie: made to stand as far from one answer as from another, where a rounding decides: a row that the
+            original itself answers otherwise when its input moves by one 32-bit step is a tie.
+        alone: the first rows are asked one by one too.
     """
 
     source: str
     batch: Batch
     generated: bool = True
     block: int = 0
-    on_thresholds: bool = False
+    may_tie: bool = False
+    alone: bool = False
 
 
 def prove(model: OnnxModel, converted: ConvertedModel, groups: Iterable[Rows], at_least: int = 1) -> ParityReport:
@@ -105,7 +107,7 @@ class _Proof:
             self._sizes.add(batches.rows(group.batch))
             self._compare(group, want, got)
             # rows that are wrong already would only be counted twice
-            if group.source == "example" and not self.problem and not self._beyond():
+            if (group.alone or group.source == "example") and not self.problem and not self._beyond():
                 self._small_batches(group, want)
         except (SchemaMismatch, InferenceError) as error:
             self.problem = f"{group.source} rows: {error.message}"
@@ -150,7 +152,7 @@ class _Proof:
         measured = difference(output.role, want, got, scale)
         beyond = measured.excess > 1
         ties = beyond & tied if output.role == "label" else np.zeros(len(beyond), dtype=bool)
-        if group.on_thresholds and beyond.any():
+        if group.may_tie and beyond.any():
             ties[beyond] |= self._unstable(group, output, beyond, want, scale)
         beyond &= ~ties
         figures = self._figures[output.name]
@@ -159,6 +161,7 @@ class _Proof:
         figures.max_absolute_error = max(figures.max_absolute_error, float(measured.absolute[~ties].max(initial=0)))
         figures.max_relative_error = max(figures.max_relative_error, float(measured.relative[~ties].max(initial=0)))
         excess = np.where(ties, 0.0, measured.excess)
+        figures.max_excess = max(figures.max_excess, float(excess.max(initial=0)))
         for row in np.argsort(-excess, kind="stable")[:WORST_ROWS]:
             if excess[row] > 0:
                 shown = _shown(group, output.name, int(row), want, got)

@@ -1,9 +1,9 @@
 """scikit-learn estimators and pipelines, by skl2onnx.
 
 steps.py     looking into estimators        inputs.py   the graph's inputs
-trees.py     thresholds, missing values     precision.py  where 32-bit and 64-bit floats meet
-graph.py     the conversion itself
-boosting.py, categories.py, elementwise.py, imputer.py, texts.py  converters that skl2onnx lacks, or has wrong
+graph.py     the conversion itself          precision.py  where 32-bit and 64-bit floats meet
+knowledge.py what the model knows, for the proof
+categories.py, elementwise.py, imputer.py, texts.py, trees.py  converters that skl2onnx lacks, or has wrong
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Origin
 from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape, finish_output, keep_outputs
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import to_onnx
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import bind_inputs, own_form
+from mlflow_deploy_plugin.flavor.convert.sklearn.knowledge import knowledge_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.precision import Precision
 from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step, unwrap
-from mlflow_deploy_plugin.flavor.convert.sklearn.trees import thresholds_of
 from mlflow_deploy_plugin.runtime.artifact import Output, Role
 from mlflow_deploy_plugin.runtime.schema import Array
 
@@ -129,7 +129,7 @@ def _convert(model: Any, batch: Batch, original: Original, predict_fn: str, prec
         framework_version=sklearn.__version__,
         original=original,
         classes=tuple(classes.tolist()) if isinstance(classes, np.ndarray) else (),
-        thresholds=thresholds_of(fitted, names),
+        knowledge=knowledge_of(fitted, names),
         margin=_margin(model) if "label" in answers and "probabilities" not in answers else None,
         repair=_repair(fitted, precision),
     )

@@ -16,6 +16,7 @@ from sklearn.preprocessing import (
     KBinsDiscretizer,
     MaxAbsScaler,
     MinMaxScaler,
+    PowerTransformer,
     RobustScaler,
     StandardScaler,
 )
@@ -86,6 +87,42 @@ def convert_binarizer(scope: Any, operator: Any, container: Any) -> None:
     add_node(scope, container, "Cast", [above], 19, operator.outputs[0].full_name, to=own)
 
 
+def convert_power(scope: Any, operator: Any, container: Any) -> None:
+    """Box-Cox or Yeo-Johnson in 64 bits: https://doi.org/10.1093/biomet/87.4.954, and their standardisation."""
+    power: PowerTransformer = operator.raw_operator
+    current, own = _source(scope, operator, container)
+
+    def constant(values: Any) -> str:
+        return add_constant(scope, container, TensorProto.DOUBLE, [1, len(values)], [float(value) for value in values])
+
+    def node(name: str, *inputs: str) -> str:
+        versions = {"Cast": 19, "Where": 16, "GreaterOrEqual": 16, "Pow": 15, "Log": 13, "Neg": 13}
+        return add_node(scope, container, name, list(inputs), versions.get(name, 14))
+
+    one, zero = constant([1.0]), constant([0.0])
+
+    def powered(base: str, exponents: Array) -> str:
+        """(base ** exponent - 1) / exponent; the logarithm where the exponent is 0."""
+        none = np.abs(exponents) < np.spacing(1.0)
+        bent = node("Sub", node("Pow", base, constant(exponents)), one)
+        bent = node("Div", bent, constant(np.where(none, 1.0, exponents)))
+        logarithmic = add_constant(scope, container, TensorProto.BOOL, [1, len(none)], none.tolist())
+        return node("Where", logarithmic, node("Log", base), bent)
+
+    wide = add_node(scope, container, "Cast", [current], 19, to=TensorProto.DOUBLE)
+    if power.method == "box-cox":
+        result = powered(wide, power.lambdas_)
+    else:
+        above = node("GreaterOrEqual", wide, zero)
+        upper = powered(node("Add", node("Where", above, wide, zero), one), power.lambdas_)
+        lower = powered(node("Sub", one, node("Where", above, zero, wide)), 2 - power.lambdas_)
+        result = node("Where", above, upper, node("Neg", lower))
+    if power.standardize:
+        result = node("Sub", result, constant(power._scaler.mean_))
+        result = node("Div", result, constant(power._scaler.scale_))
+    add_node(scope, container, "Cast", [result], 19, operator.outputs[0].full_name, to=own)
+
+
 def bins_shapes(operator: Any) -> None:
     """A code for each column, or one column for each bin."""
     bins: KBinsDiscretizer = operator.raw_operator
@@ -131,9 +168,10 @@ def _source(scope: Any, operator: Any, container: Any) -> tuple[str, int]:
     return add_node(scope, container, "Cast", [source], 19, to=own), own
 
 
-SHAPES = {**dict.fromkeys((*_SCALERS, Binarizer), same_shape), KBinsDiscretizer: bins_shapes}
+SHAPES = {**dict.fromkeys((*_SCALERS, Binarizer, PowerTransformer), same_shape), KBinsDiscretizer: bins_shapes}
 CONVERTERS = {
     **dict.fromkeys(_SCALERS, convert_scaler),
     Binarizer: convert_binarizer,
     KBinsDiscretizer: convert_bins,
+    PowerTransformer: convert_power,
 }

@@ -7,16 +7,16 @@ from typing import Any
 from onnx import helper
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
+from sklearn.base import is_classifier
 
 from mlflow_deploy_plugin.errors import ConversionError
-from mlflow_deploy_plugin.flavor.convert.sklearn import boosting, categories, elementwise, imputer, texts
+from mlflow_deploy_plugin.flavor.convert.sklearn import categories, elementwise, imputer, texts, trees
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import readable_copy
 from mlflow_deploy_plugin.flavor.convert.sklearn.precision import Precision, round_before_last_step, widen
 from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step, parts
-from mlflow_deploy_plugin.flavor.convert.sklearn.trees import restore_missing_directions
 from mlflow_deploy_plugin.runtime.artifact import Input
 
-_OWN = (boosting, categories, elementwise, imputer, texts)
+_OWN = (categories, elementwise, imputer, texts, trees)
 """Modules with converters that skl2onnx lacks, or has wrong."""
 
 # Said explicitly: with the defaults IsolationForest is not converted, and newer opsets need a newer runtime.
@@ -41,7 +41,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
                 copy,
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
                 # probabilities as a matrix, not as a list of mappings, which are the default without an entry
-                options={id(last): {"zipmap": False} if hasattr(last, "predict_proba") else {}},
+                options={id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}},
                 custom_conversion_functions=_merged("CONVERTERS"),
                 custom_shape_calculators=_merged("SHAPES"),
                 target_opset=_OPSET,
@@ -50,7 +50,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
         raise ConversionError(f"{_culprit(error, copy)} cannot be converted to ONNX: {_first_line(error)}") from error
     if precision != "single":
         widen(proto)
-    restore_missing_directions(proto.graph, fitted)
+    trees.restore_missing_directions(proto.graph, fitted)
     _set_locale(proto.graph)
     return proto
 

@@ -88,6 +88,6 @@ def _outputs(node: Any, types: dict[str, Any], versions: dict[str, int]) -> dict
         schema = onnx.defs.get_schema(node.op_type, versions[node.domain], node.domain)
         known = {name: types[name] for name in node.input if name in types}
         found: dict[str, Any] = onnx.shape_inference.infer_node_outputs(schema, node, known)
-    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, KeyError):
+    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, KeyError):
         return {}
     return found
