@@ -1,7 +1,7 @@
 """Which models convert, and whether what is proven answers as its original on rows that the proof never drew.
 
     .venv/bin/python -m benchmarks.coverage                   # everything; a quarter of an hour on two cores
-    .venv/bin/python -m benchmarks.coverage --only hist,text  # cases whose name has one of these in it
+    .venv/bin/python -m benchmarks.coverage --only hist text  # cases whose name has one of these in it
 
 Every estimator of scikit-learn, some sixty pipelines and nets. Each is saved as any user would, then asked hostile
 rows (`covering/rows.py`), and judged beside its original by a judge of its own (`covering/judge.py`): `equal`,
@@ -49,10 +49,10 @@ def report(verdicts: list[Verdict]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="parts of names, separated by commas")
+    parser.add_argument("--only", nargs="*", default=[], help="parts of the cases' names")
     parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args(arguments)
-    wanted = [part for part in asked.only.lower().split(",") if part]
+    wanted = [part.lower() for part in asked.only]
     names = [name for name in every_case() if not wanted or any(part in name.lower() for part in wanted)]
     start = time.perf_counter()
     verdicts, without = [], []

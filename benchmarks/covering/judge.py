@@ -196,10 +196,11 @@ class _Judged:
             return np.asarray(np.abs(2 * want["probabilities"] - 1).min(axis=1) < _TIE)
         if hasattr(model, "decision_function"):
             scores = np.asarray(model.decision_function(self._own(rows)))
+            bound = _TIE * min(1.0, float(np.abs(scores).max(initial=0)))
             if scores.ndim > 1:
                 best = np.sort(scores, axis=1)
                 scores = best[:, -1] - best[:, -2]
-            return np.abs(scores) < _TIE * min(1.0, float(np.abs(scores).max(initial=0)))
+            return np.asarray(np.abs(scores) < bound)
         if isinstance(getattr(model, "classes_", None), list):  # several targets, each with its own margin
             best = [np.sort(each, axis=1) for each in model.predict_proba(self._own(rows))]
             return np.asarray(np.min([each[:, -1] - each[:, -2] for each in best], axis=0) < _TIE)
@@ -274,7 +275,9 @@ def _is_exact(model: Any) -> bool:
     if not isinstance(model, BaseEstimator):
         return False
     inside = [model, *(value for value in model.get_params(deep=True).values() if isinstance(value, BaseEstimator))]
-    return all(type(part).__name__.startswith(_EXACT) for part in inside)
+    names = [type(part).__name__ for part in inside]
+    votes = any(name == "VotingClassifier" for name in names)  # by the labels of parts that may be undecided
+    return all(name.startswith(_EXACT) for name in names) and not (votes and "LogisticRegression" in names)
 
 
 def _floats(table: pd.DataFrame) -> list[str]:
