@@ -190,20 +190,20 @@ class _Judged:
         """The original's own margin between its two best labels is nothing."""
         model = self._case.model
         if "probabilities" in want and want["label"].ndim == 1:
-            best = np.sort(want["probabilities"], axis=1)
-            return np.asarray(best[:, -1] - best[:, -2] < _TIE) if best.shape[1] > 1 else np.zeros(len(best), bool)
+            tied = _lead(want["probabilities"]) < _TIE
+            if hasattr(model, "decision_function"):  # probabilities of 1 hide which of two is the better one
+                scores = np.asarray(model.decision_function(self._own(rows)))
+                largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
+                tied &= _lead(scores) < _TIE * np.maximum(largest, 1)
+            return np.asarray(tied)
         if "probabilities" in want:
             return np.asarray(np.abs(2 * want["probabilities"] - 1).min(axis=1) < _TIE)
         if hasattr(model, "decision_function"):
             scores = np.asarray(model.decision_function(self._own(rows)))
             bound = _TIE * min(1.0, float(np.abs(scores).max(initial=0)))
-            if scores.ndim > 1:
-                best = np.sort(scores, axis=1)
-                scores = best[:, -1] - best[:, -2]
-            return np.asarray(np.abs(scores) < bound)
+            return np.asarray(_lead(scores) < bound)
         if isinstance(getattr(model, "classes_", None), list):  # several targets, each with its own margin
-            best = [np.sort(each, axis=1) for each in model.predict_proba(self._own(rows))]
-            return np.asarray(np.min([each[:, -1] - each[:, -2] for each in best], axis=0) < _TIE)
+            return np.asarray(np.min([_lead(each) for each in model.predict_proba(self._own(rows))], axis=0) < _TIE)
         return np.zeros(_count(rows), dtype=bool)
 
     def _hangs_on_rounding(self, rows: pd.DataFrame, name: str, want: np.ndarray, wrong: np.ndarray) -> np.ndarray:
@@ -251,6 +251,14 @@ class _Judged:
         if isinstance(rows, pd.DataFrame):
             return self._saved.run(schema.from_columns({schema.names[0]: self._own(rows)}))
         return self._saved.run(schema.from_columns(rows if isinstance(rows, dict) else {schema.names[0]: rows}))
+
+
+def _lead(scores: np.ndarray) -> np.ndarray:
+    """How far the best of each row's scores is before the second."""
+    if scores.ndim == 1:
+        return np.abs(scores)
+    best = np.sort(scores, axis=1)
+    return best[:, -1] - best[:, -2] if best.shape[1] > 1 else np.full(len(best), np.inf)
 
 
 def _plain(series: "pd.Series[Any]") -> Any:

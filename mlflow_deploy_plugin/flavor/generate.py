@@ -269,10 +269,10 @@ def _far_together(example: pd.DataFrame, random: np.random.Generator) -> pd.Data
 
 
 def _reach(series: "pd.Series[Any]") -> float:
-    """The largest number of a column, but not so large that its millionfold is none in 32 bits."""
+    """The largest number of a column, at least 1, but not so large that its millionfold is none in 32 bits."""
     low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
     reach = max(abs(low), abs(high))
-    return min(reach, 1e30) if reach > 0 else 1.0
+    return min(reach, 1e30) if reach > 1 else 1.0
 
 
 def _as(values: Any, dtype: Any) -> "pd.Series[Any]":

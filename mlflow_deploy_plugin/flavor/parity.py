@@ -169,12 +169,17 @@ class _Proof:
         self._worst = sorted(self._worst, key=lambda entry: -entry[0])[:WORST_ROWS]
 
     def _ties(self, group: Rows, want: dict[str, Array]) -> Array:
-        """[N]: where the original's own margin is below `TIE_MARGIN`; of small scores, that share of the largest."""
+        """[N]: where the original's own margin is below `TIE_MARGIN`; of scores, that share of the largest."""
         if "probabilities" in want:
             probabilities = want["probabilities"]
             if want["label"].ndim > 1:  # several labels a row, each likely or not by itself
                 return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
-            return margins(probabilities) < TIE_MARGIN
+            tied = margins(probabilities) < TIE_MARGIN
+            if self._converted.margin is not None and tied.any():  # far outside, probabilities of 1 hide which is best
+                scores = self._converted.margin(group.batch)
+                largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
+                tied &= margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
+            return tied
         if self._converted.margin is not None:
             scores = self._converted.margin(group.batch)
             return margins(scores) < TIE_MARGIN * min(1.0, float(np.abs(scores).max()))

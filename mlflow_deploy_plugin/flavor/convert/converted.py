@@ -42,7 +42,7 @@ class ConvertedModel:
         original: None where there is nothing to compare with (a ready ONNX model).
         classes: labels in the order of the columns of the probabilities.
         knowledge: what the proof has to ask about, beside what the example shows.
-        margin: for classifiers without probabilities: the decision function, [N] or [N, C], from which ties are told.
+        margin: for classifiers that have one: the decision function, [N] or [N, C], from which ties are told.
         repair: what was done so that 32-bit floats do not change the answers; empty for the plain conversion.
     """
 

@@ -130,7 +130,7 @@ def _convert(model: Any, batch: Batch, original: Original, predict_fn: str, prec
         original=original,
         classes=tuple(classes.tolist()) if isinstance(classes, np.ndarray) else (),
         knowledge=knowledge_of(fitted, names),
-        margin=_margin(model) if "label" in answers and "probabilities" not in answers else None,
+        margin=_margin(model) if "label" in answers else None,
         repair=_repair(fitted, precision),
     )
 
@@ -153,7 +153,7 @@ def _finish_outputs(graph: Any, answers: dict[str, Array]) -> tuple[Output, ...]
 
 
 def _margin(model: Any) -> Callable[[Batch], Array] | None:
-    """How far the best label leads, for a classifier whose graph has no probabilities: [N], or scores [N, C]."""
+    """How far the best label leads by more than its probability, which may be rounded to 1: [N], or scores [N, C]."""
 
     def decision(batch: Batch) -> Array:
         return np.asarray(model.decision_function(own_form(model, batch)))
