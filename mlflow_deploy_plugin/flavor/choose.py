@@ -107,8 +107,8 @@ class _Trials:
 
     def _same_rows(self, example: Batch, converted: ConvertedModel) -> Iterable[Rows]:
         if not isinstance(example, pd.DataFrame):  # tensors may be large, and have one form: they are not kept
-            return parity_rows(example, self._parity_data, converted.thresholds)
-        self._rows = self._rows or list(parity_rows(example, self._parity_data, converted.thresholds))
+            return parity_rows(example, self._parity_data, converted.knowledge)
+        self._rows = self._rows or list(parity_rows(example, self._parity_data, converted.knowledge))
         return self._rows
 
     def _once(self, original: Original) -> Original:

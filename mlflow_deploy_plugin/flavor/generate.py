@@ -1,9 +1,13 @@
-"""Rows to prove parity on: the user's own, and rows made from what the example shows of each column.
+"""Rows to prove parity on: the user's own, rows made from what the example shows of each column, and hard ones.
+
+The hard ones come from what the model itself knows: its thresholds and edges in 64 bits, its categories, the terms of
+its vocabulary, the rows that it has learned and the middle between two of them, and numbers far outside of all ranges.
 
 A generator with a seed: the same model and example give the same rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +16,7 @@ import pandas as pd
 
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch, columns_of
+from mlflow_deploy_plugin.flavor.convert.converted import Knowledge
 from mlflow_deploy_plugin.flavor.parity import Rows
 from mlflow_deploy_plugin.runtime.schema import Array
 
@@ -19,23 +24,24 @@ MINIMUM = 1_000
 """Rows that parity is proven on at least."""
 
 _GIVEN_MAX = 5_000  # rows of the example, and of parity_data, that are compared
-_THRESHOLD_ROWS = 400
+_THRESHOLD_ROWS = 600
+_LEARNED_ROWS = 200
+_CATEGORY_ROWS = 200
+_TEXT_ROWS = 240
+_FAR = (-1e6, -3e4, -1e3, -30.0, -3.0, 3.0, 30.0, 1e3, 3e4, 1e6)  # times the largest number of a column
+_FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
+_FAR_ROWS = 96  # with all columns far
 _MISSING_ROWS = 24  # for each column
 _UNSEEN_ROWS = 8
 _CODES = 20  # a number with no more distinct values than this is a code, and drawn as observed
 _MATRIX_COLUMNS = 2_000
 _CHANGED_VALUES = 4_000_000  # of a wide table, some columns are changed: rows for each of them would grow as its square
+_CHANGED_COLUMNS = 100
 _CHUNK_ELEMENTS = 4_000_000  # of a tensor, at once in memory
 
 
-def parity_rows(
-    example: Batch, parity_data: Batch | None, thresholds: Mapping[str, Array], seed: int = 0
-) -> Iterator[Rows]:
-    """The example, `parity_data`, and generated rows, at least `MINIMUM` together.
-
-    Args:
-        thresholds: by column (by position, as text, for a matrix): values at which a tree decides.
-    """
+def parity_rows(example: Batch, parity_data: Batch | None, knowledge: Knowledge, seed: int = 0) -> Iterator[Rows]:
+    """The example, `parity_data`, and generated rows, at least `MINIMUM` together."""
     random = np.random.default_rng(seed)
     given = 0
     for source, data in (("example", example), ("parity_data", parity_data)):
@@ -44,11 +50,11 @@ def parity_rows(
                 given += batches.rows(part)
                 yield Rows(source, part, generated=False)
     if isinstance(example, pd.DataFrame):
-        yield from _table_rows(example, thresholds, random, MINIMUM - given)
+        yield from _table_rows(example, knowledge, random, MINIMUM - given)
     elif (matrix := _only_matrix(example)) is not None:
         name, array = matrix
         table = pd.DataFrame(array, columns=[str(position) for position in range(array.shape[1])])
-        for group in _table_rows(table, thresholds, random, MINIMUM - given):
+        for group in _table_rows(table, knowledge, random, MINIMUM - given):
             if group.source == "missing" and array.dtype.kind in "OUT":
                 continue  # no signature of tensors has a missing text
             yield replace(group, batch={name: pd.DataFrame(group.batch).to_numpy(dtype=array.dtype)})
@@ -83,18 +89,42 @@ def _only_matrix(example: dict[str, Array]) -> tuple[str, Array] | None:
 
 
 def _table_rows(
-    example: pd.DataFrame, thresholds: Mapping[str, Array], random: np.random.Generator, wanted: int
+    example: pd.DataFrame, knowledge: Knowledge, random: np.random.Generator, wanted: int
 ) -> Iterator[Rows]:
     yield Rows("ranges", _draw(example, random, 600, _in_range))
     yield Rows("observed", _draw(example, random, max(wanted, 400), _observed))
-    if thresholds:
-        yield Rows("thresholds", _at_thresholds(example, thresholds, random), on_thresholds=True)
-    if names := _some_columns(example, _can_miss, _MISSING_ROWS, random):
-        changed = [_missing(example, name, random) for name in names]
-        yield Rows("missing", pd.concat(changed, ignore_index=True), block=_MISSING_ROWS)
-    if names := _some_columns(example, _is_text, _UNSEEN_ROWS, random):
-        changed = [_unseen(example, name, random) for name in names]
-        yield Rows("unseen", pd.concat(changed, ignore_index=True), block=_UNSEEN_ROWS)
+    yield from _known_rows(example, knowledge, random)
+    for source, fits, count, change in _CHANGES:
+        if names := _some_columns(example, fits, count, random):
+            changed = [change(_some_rows(example, random, count), name) for name in names]
+            yield Rows(source, pd.concat(changed, ignore_index=True), block=count)
+    if any(_is_number(example[name]) for name in example):
+        yield Rows("far together", _far_together(example, random), block=len(_FAR_TOGETHER), alone=True)
+
+
+def _known_rows(example: pd.DataFrame, knowledge: Knowledge, random: np.random.Generator) -> Iterator[Rows]:
+    """Rows by which the model itself can be told from another."""
+    if knowledge.edges:
+        yield Rows("thresholds", _at_edges(example, knowledge, random))
+    for learned in knowledge.rows:
+        yield Rows("learned", _learned(example, learned, random, _LEARNED_ROWS))
+        yield Rows("halfway", _learned(example, learned, random, _LEARNED_ROWS, halfway=True), may_tie=True)
+    for name, categories in knowledge.categories.items():
+        for source, values in (("categories", list(categories)), ("near categories", _near(categories))):
+            if not values:
+                continue
+            chosen = [values[position] for position in random.permutation(len(values))[:_CATEGORY_ROWS]]
+            table = _some_rows(example, random, len(chosen))
+            with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
+                yield Rows(source, table.assign(**{name: _as(chosen, example[name].dtype)}), block=_UNSEEN_ROWS)
+    for name, terms in knowledge.texts.items():
+        texts = list(_sentences(terms, random))
+        table = _some_rows(example, random, len(texts)).assign(**{name: _as(texts, example[name].dtype)})
+        yield Rows("vocabulary", table, alone=True)
+
+
+def _some_rows(example: pd.DataFrame, random: np.random.Generator, count: int) -> pd.DataFrame:
+    return example.iloc[random.integers(0, len(example), count)].reset_index(drop=True)
 
 
 def _some_columns(
@@ -102,7 +132,7 @@ def _some_columns(
 ) -> list[Any]:
     """The columns that fit, in order; of a wide table as many of them as `rows` for each may be made."""
     names = [name for name in example.columns if fits(example[name])]
-    most = max(_CHANGED_VALUES // (rows * example.shape[1]), 1)
+    most = min(max(_CHANGED_VALUES // (rows * example.shape[1]), 1), _CHANGED_COLUMNS)
     if len(names) <= most:
         return names
     return [names[position] for position in np.sort(random.choice(len(names), most, replace=False))]
@@ -138,12 +168,12 @@ def _finite_range(values: Array) -> tuple[float, float]:
     return (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
 
 
-def _at_thresholds(example: pd.DataFrame, thresholds: Mapping[str, Array], random: np.random.Generator) -> pd.DataFrame:
-    """Observed rows whose columns stand exactly on a threshold, on its 32-bit rounding, or one step beside that."""
-    table = example.iloc[random.integers(0, len(example), _THRESHOLD_ROWS)].reset_index(drop=True)
-    for name, values in thresholds.items():
+def _at_edges(example: pd.DataFrame, knowledge: Knowledge, random: np.random.Generator) -> pd.DataFrame:
+    """Observed rows whose columns stand on an edge, on its 32-bit rounding, between both, or one step beside them."""
+    table = _some_rows(example, random, _THRESHOLD_ROWS)
+    for name, values in knowledge.edges.items():
         series = table[name]
-        numbers = values[np.abs(values) < np.finfo(np.float32).max]  # infinite: only a missing value goes the other way
+        numbers = values[np.abs(values) < np.finfo(np.float32).max]
         if not _is_number(series) or not len(numbers):
             continue
         chosen = random.choice(numbers.astype(np.float64), _THRESHOLD_ROWS)
@@ -151,23 +181,119 @@ def _at_thresholds(example: pd.DataFrame, thresholds: Mapping[str, Array], rando
             moved = np.floor(chosen) + random.integers(0, 2, _THRESHOLD_ROWS)
         else:
             single = chosen.astype(np.float32)
-            below, above = np.nextafter(single, np.float32(-np.inf)), np.nextafter(single, np.float32(np.inf))
-            moved = np.choose(random.integers(0, 4, _THRESHOLD_ROWS), [chosen, single, below, above])
+            steps = [np.nextafter(number, way(np.inf)) for number, way in _steps(chosen, single)]
+            ways = [chosen, single, chosen / 2 + single / 2, *steps]
+            moved = np.choose(random.integers(0, len(ways), _THRESHOLD_ROWS), ways)
         keep = random.random(_THRESHOLD_ROWS) < 0.5
         table[name] = pd.Series(np.where(keep, series, moved)).astype(example[name].dtype)
     return table
 
 
-def _missing(example: pd.DataFrame, name: str, random: np.random.Generator) -> pd.DataFrame:
-    table = example.iloc[random.integers(0, len(example), _MISSING_ROWS)].reset_index(drop=True)
-    table[name] = pd.Series([np.nan] * _MISSING_ROWS).astype(example[name].dtype)
+def _steps(double: Array, single: Array) -> Iterator[tuple[Array, Callable[[float], Any]]]:
+    """Each number with each direction, in its own precision."""
+    for number, kind in ((double, np.float64), (single, np.float32)):
+        yield number, kind
+        yield number, lambda far, kind=kind: kind(-far)  # type: ignore[misc]
+
+
+def _learned(
+    example: pd.DataFrame, learned: Any, random: np.random.Generator, count: int, halfway: bool = False
+) -> pd.DataFrame:
+    """Rows that the model has learned, or the middle between two of them, at the same distance from both."""
+    table = _some_rows(example, random, count)
+    left, right = random.integers(0, len(next(iter(learned.values()))), (2, count))
+    for name, values in learned.items():
+        if _is_number(example[name]):
+            moved = values[left] / 2 + values[right] / 2 if halfway else values[left]
+            table[name] = _as(moved, example[name].dtype)
     return table
 
 
-def _unseen(example: pd.DataFrame, name: str, random: np.random.Generator) -> pd.DataFrame:
-    table = example.iloc[random.integers(0, len(example), _UNSEEN_ROWS)].reset_index(drop=True)
-    table[name] = pd.Series(["never seen"] * _UNSEEN_ROWS).astype(example[name].dtype)
+def _near(categories: Any) -> list[Any]:
+    """Values that look like a category and are none."""
+    found: list[Any] = []
+    for value in categories:
+        if isinstance(value, str):
+            found += [value.upper(), value.lower(), f"{value} ", f" {value}", f"{value}é", value[:-1]]
+        elif isinstance(value, float | np.floating) and np.isfinite(value):
+            found += [np.nextafter(value, -np.inf), np.nextafter(value, np.inf), value + 0.5, -value]
+        elif isinstance(value, int | np.integer) and not isinstance(value, bool):
+            found += [value + 1, -value]
+    return found
+
+
+def _sentences(terms: tuple[str, ...], random: np.random.Generator) -> Iterator[str]:
+    """Texts made of terms: as they are, in other cases, and joined to what may or may not belong to a word."""
+    yield from ("", " ", "\t\n  ", "!", "é")
+    for position in range(_TEXT_ROWS):
+        words = [terms[number] for number in random.integers(0, len(terms), random.integers(1, 6))]
+        spoilt = random.integers(0, len(words))
+        words[spoilt] = _SPOILING[position % len(_SPOILING)](words[spoilt])
+        yield random.choice([" ", " ", "  ", ", ", "\n", "\u00a0"]).join(words)
+
+
+_SPOILING: tuple[Callable[[str], str], ...] = (
+    str,
+    str.upper,
+    str.capitalize,
+    lambda word: f"{word}é",
+    lambda word: f"ż{word}",
+    lambda word: f"{word}7_",
+    lambda word: f"{word}\u0301",
+    lambda word: f"{word}-{word}.",
+    lambda word: f"{word}'s a",
+    lambda word: f"x {word} ß",
+    lambda word: word.replace("i", "İ"),
+    lambda word: word.replace("k", "\u212a"),
+    lambda word: word[:1],
+    lambda word: f"日{word}",
+)
+
+
+def _far(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """`_FAR` as far in both directions; and, by each row's own number, some of the way there."""
+    reach, factors = _reach(table[name]), np.resize(np.array(_FAR), len(table))
+    own = np.clip(np.nan_to_num(table[name].to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach)
+    some = np.where(np.arange(len(table)) < len(_FAR), reach, own)
+    return table.assign(**{name: _as(factors * some, table[name].dtype)})
+
+
+def _far_together(example: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
+    """All numbers of a row times the same factor; each factor comes once in every block of rows."""
+    table = _some_rows(example, random, _FAR_ROWS)
+    factors = np.resize(np.array(_FAR_TOGETHER), _FAR_ROWS)
+    for name in example:
+        if _is_number(example[name]):
+            reach = _reach(example[name])
+            numbers = np.clip(table[name].to_numpy(dtype=np.float64, na_value=np.nan), -reach, reach)
+            table[name] = _as(np.where(np.isnan(numbers), reach, numbers) * factors, example[name].dtype)
     return table
+
+
+def _reach(series: "pd.Series[Any]") -> float:
+    """The largest number of a column, at least 1, but not so large that its millionfold is none in 32 bits."""
+    low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
+    reach = max(abs(low), abs(high))
+    return min(reach, 1e30) if reach > 1 else 1.0
+
+
+def _as(values: Any, dtype: Any) -> "pd.Series[Any]":
+    """A column of the type; of whole numbers, rounded and within what the type can hold."""
+    if pd.api.types.is_integer_dtype(dtype):
+        bounds = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
+        within = np.clip(
+            np.nan_to_num(np.asarray(values, dtype=np.float64)), max(bounds.min, -(2**53)), min(bounds.max, 2**53)
+        )
+        return pd.Series(np.round(within).astype(np.int64)).astype(dtype)
+    return pd.Series(values).astype(dtype)
+
+
+def _missing(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    return table.assign(**{name: pd.Series([np.nan] * len(table)).astype(table[name].dtype)})
+
+
+def _unseen(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    return table.assign(**{name: pd.Series(["never seen"] * len(table)).astype(table[name].dtype)})
 
 
 def _is_number(series: "pd.Series[Any]") -> bool:
@@ -181,6 +307,14 @@ def _is_text(series: "pd.Series[Any]") -> bool:
 
 def _can_miss(series: "pd.Series[Any]") -> bool:
     return pd.api.types.is_float_dtype(series.dtype) or columns_of(series.to_frame())[0].type == "string"
+
+
+_CHANGES: tuple[tuple[str, Any, int, Callable[[pd.DataFrame, Any], pd.DataFrame]], ...] = (
+    ("missing", _can_miss, _MISSING_ROWS, _missing),
+    ("unseen", _is_text, _UNSEEN_ROWS, _unseen),
+    ("far", _is_number, 4 * len(_FAR), _far),
+)
+"""One column of each row changed: the source, which columns, how many rows of each, and how."""
 
 
 def _tensor_rows(example: dict[str, Array], random: np.random.Generator, wanted: int) -> Iterator[Rows]:

@@ -48,15 +48,17 @@ class Rows:
     Attributes:
         generated: the original may refuse them.
         block: so many rows in turn stand or fall together where the original refuses; 0: all.
-        on_thresholds: made to stand on tree thresholds, where one rounding decides: a row that the original itself
-            answers otherwise when its input moves by one 32-bit step is a tie.
+        may_tie: made to stand as far from one answer as from another, where a rounding decides: a row that the
+            original itself answers otherwise when its input moves by one 32-bit step is a tie.
+        alone: the first rows are asked one by one too.
     """
 
     source: str
     batch: Batch
     generated: bool = True
     block: int = 0
-    on_thresholds: bool = False
+    may_tie: bool = False
+    alone: bool = False
 
 
 def prove(model: OnnxModel, converted: ConvertedModel, groups: Iterable[Rows], at_least: int = 1) -> ParityReport:
@@ -105,7 +107,7 @@ class _Proof:
             self._sizes.add(batches.rows(group.batch))
             self._compare(group, want, got)
             # rows that are wrong already would only be counted twice
-            if group.source == "example" and not self.problem and not self._beyond():
+            if (group.alone or group.source == "example") and not self.problem and not self._beyond():
                 self._small_batches(group, want)
         except (SchemaMismatch, InferenceError) as error:
             self.problem = f"{group.source} rows: {error.message}"
@@ -150,7 +152,7 @@ class _Proof:
         measured = difference(output.role, want, got, scale)
         beyond = measured.excess > 1
         ties = beyond & tied if output.role == "label" else np.zeros(len(beyond), dtype=bool)
-        if group.on_thresholds and beyond.any():
+        if group.may_tie and beyond.any():
             ties[beyond] |= self._unstable(group, output, beyond, want, scale)
         beyond &= ~ties
         figures = self._figures[output.name]
@@ -159,6 +161,7 @@ class _Proof:
         figures.max_absolute_error = max(figures.max_absolute_error, float(measured.absolute[~ties].max(initial=0)))
         figures.max_relative_error = max(figures.max_relative_error, float(measured.relative[~ties].max(initial=0)))
         excess = np.where(ties, 0.0, measured.excess)
+        figures.max_excess = max(figures.max_excess, float(excess.max(initial=0)))
         for row in np.argsort(-excess, kind="stable")[:WORST_ROWS]:
             if excess[row] > 0:
                 shown = _shown(group, output.name, int(row), want, got)
@@ -166,12 +169,17 @@ class _Proof:
         self._worst = sorted(self._worst, key=lambda entry: -entry[0])[:WORST_ROWS]
 
     def _ties(self, group: Rows, want: dict[str, Array]) -> Array:
-        """[N]: where the original's own margin is below `TIE_MARGIN`; of small scores, that share of the largest."""
+        """[N]: where the original's own margin is below `TIE_MARGIN`; of scores, that share of the largest."""
         if "probabilities" in want:
             probabilities = want["probabilities"]
             if want["label"].ndim > 1:  # several labels a row, each likely or not by itself
                 return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
-            return margins(probabilities) < TIE_MARGIN
+            tied = margins(probabilities) < TIE_MARGIN
+            if self._converted.margin is not None and tied.any():  # far outside, probabilities of 1 hide which is best
+                scores = self._converted.margin(group.batch)
+                largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
+                tied &= margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
+            return tied
         if self._converted.margin is not None:
             scores = self._converted.margin(group.batch)
             return margins(scores) < TIE_MARGIN * min(1.0, float(np.abs(scores).max()))

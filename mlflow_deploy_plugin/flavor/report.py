@@ -8,11 +8,18 @@ from mlflow_deploy_plugin.errors import ParityError
 from mlflow_deploy_plugin.runtime.artifact import ParityState
 
 _INPUT_WIDTH = 120
+_CLOSE = 0.1
+"""Of the tolerance: an error above it, of rows that were drawn, may be beyond the tolerance in rows that were not."""
 
 
 @dataclass
 class OutputFigures:
-    """What was measured of one output. `agreement` is the share of rows within the tolerance, ties included."""
+    """What was measured of one output.
+
+    Attributes:
+        agreement: the share of rows within the tolerance, ties included.
+        max_excess: the largest error in units of its tolerance, ties left out.
+    """
 
     name: str
     role: str
@@ -20,6 +27,7 @@ class OutputFigures:
     agreement: float = 1.0
     max_absolute_error: float = 0.0
     max_relative_error: float = 0.0
+    max_excess: float = 0.0
     beyond_tolerance: int = 0
     ties: int = 0
 
@@ -51,9 +59,11 @@ class ParityReport:
         return sum(output.beyond_tolerance for output in self.outputs)
 
     @property
-    def doubts(self) -> tuple[bool, int, int]:
+    def doubts(self) -> tuple[bool, int, int, bool]:
         """What speaks against this form; the smallest is the best."""
-        return bool(self.problem or self.unproven), self.beyond_tolerance, sum(output.ties for output in self.outputs)
+        ties = sum(output.ties for output in self.outputs)
+        close = any(output.max_excess > _CLOSE for output in self.outputs)
+        return bool(self.problem or self.unproven), self.beyond_tolerance, ties, close
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it: an infinite error is a string."""

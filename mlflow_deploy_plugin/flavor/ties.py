@@ -1,8 +1,9 @@
 """Ties: rows whose answer hangs on a rounding, so that original and ONNX form may both be right.
 
-A label is a tie where the original's own margin is below `TIE_MARGIN` (`compare.py`). A row that was made to stand on a
-tree's threshold is a tie where the original itself answers otherwise once a number moves by one 32-bit step. Rows
-that the user gave are never ties of the second kind: if they flip, the model is repaired or refused.
+A label is a tie where the original's own margin is below `TIE_MARGIN` (`compare.py`). A row that was made to stand
+halfway between two learned ones is a tie where the original itself answers otherwise once a number moves by one 32-bit
+step. No other row is a tie of the second kind, on thresholds neither: a comparison of an input with a constant has no
+rounding to hang on. If those flip, the model is repaired or refused.
 """
 
 from collections.abc import Callable, Iterator

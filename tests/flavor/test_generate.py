@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from mlflow_deploy_plugin.flavor import batch as batches
+from mlflow_deploy_plugin.flavor.convert.converted import Knowledge
 from mlflow_deploy_plugin.flavor.generate import MINIMUM, parity_rows
 
 
@@ -20,13 +21,14 @@ def table() -> pd.DataFrame:
     )
 
 
-def _by_source(example, thresholds=None, parity_data=None):
-    return {group.source: group for group in parity_rows(example, parity_data, thresholds or {})}
+def _by_source(example, edges=None, parity_data=None, **known):
+    knowledge = Knowledge(edges=edges or {}, **known)
+    return {group.source: group for group in parity_rows(example, parity_data, knowledge)}
 
 
 def test_few_rows_become_a_thousand_and_more(table):
     counts = Counter()
-    for group in parity_rows(table, None, {}):
+    for group in parity_rows(table, None, Knowledge()):
         counts[group.source] += batches.rows(group.batch)
 
     assert sum(counts.values()) >= MINIMUM
@@ -60,15 +62,56 @@ def test_numbers_are_drawn_between_the_observed():
     assert rows.n.dtype == np.int64
 
 
-def test_rows_stand_on_thresholds_and_one_step_beside(table):
-    threshold = 0.1
+def test_rows_stand_on_an_edge_and_one_step_beside_it_in_both_precisions(table):
+    edge = 0.1
 
-    rows = _by_source(table, {"temperature": np.array([threshold])})["thresholds"]
+    rows = _by_source(table, {"temperature": np.array([edge])})["thresholds"]
 
-    single = np.float32(threshold)
-    steps = {threshold, float(single), float(np.nextafter(single, np.float32(0))), float(np.nextafter(single, 1))}
-    assert rows.on_thresholds
-    assert steps <= set(rows.batch.temperature)
+    single = np.float32(edge)
+    expected = {edge, np.nextafter(edge, 0), np.nextafter(edge, 1), float(single), edge / 2 + float(single) / 2}
+    expected |= {float(np.nextafter(single, np.float32(side))) for side in (0, 1)}
+    assert expected <= set(rows.batch.temperature)
+    assert not rows.may_tie
+
+
+def test_numbers_far_outside_of_their_range_come_alone_and_together(table):
+    groups = _by_source(table)
+
+    alone, together = groups["far"].batch, groups["far together"].batch
+    assert alone.temperature.abs().max() == pytest.approx(20e6)
+    assert 5 <= (alone.temperature.abs() > 1000).sum() < len(alone) / 2  # one column at a time
+    assert (together.temperature.abs() > 1e5).any()
+    assert (together[["temperature", "hour"]] == 0).all(axis=1).any()
+    assert together.hour.dtype == np.int64
+
+
+def test_learned_rows_come_as_they_are_and_by_halves(table):
+    learned = {"temperature": np.array([2.0, 4.0]), "hour": np.array([2.0, 4.0])}
+
+    groups = _by_source(table, rows=(learned,))
+
+    assert set(groups["learned"].batch.temperature) == {2.0, 4.0}
+    assert set(groups["halfway"].batch.temperature) == {2.0, 3.0, 4.0}
+    assert (groups["halfway"].may_tie, groups["learned"].may_tie) == (True, False)
+
+
+def test_categories_come_all_and_beside_them_what_only_looks_like_one(table):
+    numbers = _by_source(table, categories={"temperature": (1.5, np.nan)})
+    texts = _by_source(table, categories={"city": ("rome", "łódź")})
+    assert set(texts["categories"].batch.city) == {"rome", "łódź"}
+    assert {"ROME", "rome ", "romeé", "ŁÓDŹ"} <= set(texts["near categories"].batch.city)
+    assert np.nextafter(1.5, 2) in set(numbers["near categories"].batch.temperature)
+
+
+def test_texts_are_made_of_the_vocabulary_and_of_what_may_belong_to_a_word(table):
+    rows = _by_source(table, texts={"city": ("wärm", "kind")})["vocabulary"]
+
+    texts = set(rows.batch.city)
+    assert rows.alone
+    assert {"", " "} <= texts
+    assert any("wärm" in text for text in texts)
+    assert any("WÄRM" in text for text in texts)
+    assert any("kindé" in text for text in texts)
 
 
 def test_integers_stand_on_both_sides_of_a_threshold(table):
@@ -99,7 +142,7 @@ def test_same_seed_gives_the_same_rows(table):
 def test_matrix_keeps_its_dtype():
     example = {"": np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)}
 
-    for group in parity_rows(example, None, {"1": np.array([0.5])}):
+    for group in parity_rows(example, None, Knowledge(edges={"1": np.array([0.5])})):
         assert group.batch[""].dtype == np.float32
         assert group.batch[""].shape[1] == 3
 
@@ -107,7 +150,7 @@ def test_matrix_keeps_its_dtype():
 def test_tensors_are_drawn_within_their_range():
     example = {"ids": np.array([[1, 5], [3, 9]]), "image": np.ones((2, 4, 4), np.float32)}
 
-    groups = [group for group in parity_rows(example, None, {}) if group.source == "ranges"]
+    groups = [group for group in parity_rows(example, None, Knowledge()) if group.source == "ranges"]
 
     assert sum(batches.rows(group.batch) for group in groups) >= MINIMUM - 2
     assert all(group.batch["ids"].min() >= 1 and group.batch["ids"].max() <= 9 for group in groups)

@@ -79,11 +79,14 @@ def test_label_without_a_margin_is_a_tie(classifier, table):
         count = len(batch)
         return {"label": np.zeros(count, bool), "probabilities": np.full((count, 2), 0.5)}
 
-    report = prove(model, replace(converted, original=undecided), [Rows("example", table, generated=False)])
+    tied = replace(converted, original=undecided, margin=None)
+    scored = replace(converted, original=undecided, margin=lambda batch: np.ones(len(batch)))
+    reports = [prove(model, each, [Rows("example", table, generated=False)]) for each in (tied, scored)]
 
-    label = next(output for output in report.outputs if output.name == "label")
+    label, decided = (next(output for output in report.outputs if output.name == "label") for report in reports)
     assert label.ties > 0
     assert label.beyond_tolerance == 0
+    assert (decided.ties, decided.beyond_tolerance) == (0, label.ties)  # by its scores the original knows which
 
 
 def test_another_shape_is_a_problem_that_names_both(regressor, table):

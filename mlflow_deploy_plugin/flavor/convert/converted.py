@@ -15,6 +15,23 @@ Original = Callable[[Batch], dict[str, Array]]
 
 
 @dataclass(frozen=True)
+class Knowledge:
+    """What a fitted model itself knows of its inputs, by signature column (by position, as text, for a matrix).
+
+    Attributes:
+        edges: numbers at which something in the model decides ([T] float64): thresholds, edges of bins.
+        categories: values that an encoder has learned.
+        texts: terms of a vocabulary.
+        rows: sets of rows that answers are computed from (neighbours, centres, support vectors), each as [K] by column.
+    """
+
+    edges: Mapping[str, Array] = field(default_factory=dict)
+    categories: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rows: tuple[Mapping[str, Array], ...] = ()
+
+
+@dataclass(frozen=True)
 class ConvertedModel:
     """A model's ONNX form, and what is needed to prove it.
 
@@ -24,8 +41,8 @@ class ConvertedModel:
         prediction: names of the outputs that `predict` answers.
         original: None where there is nothing to compare with (a ready ONNX model).
         classes: labels in the order of the columns of the probabilities.
-        thresholds: for tree models, by signature column, the input values at which a tree decides ([T] float64).
-        margin: for classifiers without probabilities: the decision function, [N] or [N, C], from which ties are told.
+        knowledge: what the proof has to ask about, beside what the example shows.
+        margin: for classifiers that have one: the decision function, [N] or [N, C], from which ties are told.
         repair: what was done so that 32-bit floats do not change the answers; empty for the plain conversion.
     """
 
@@ -37,7 +54,7 @@ class ConvertedModel:
     framework_version: str
     original: Original | None
     classes: tuple[str | int | float | bool, ...] = ()
-    thresholds: Mapping[str, Array] = field(default_factory=dict)
+    knowledge: Knowledge = field(default_factory=Knowledge)
     margin: Callable[[Batch], Array] | None = None
     repair: str = ""
 

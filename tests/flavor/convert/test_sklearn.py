@@ -161,13 +161,12 @@ def test_columns_may_be_unused_and_have_any_name(weather):
     assert [entry.columns[0] for entry in wrapped.converted.inputs] == list(table.columns)
 
 
-def test_categories_that_the_converter_takes_for_numbers_are_refused(weather):
-    """skl2onnx treats categories of boosted trees as numbers."""
+def test_boosted_trees_that_split_by_categories_are_refused_by_name(weather):
     table, labels = weather
     numbers = table[["humidity", "code"]]
     model = HistGradientBoostingClassifier(max_iter=5, categorical_features=["code"]).fit(numbers, labels)
 
-    with pytest.raises(ParityError):
+    with pytest.raises(ConversionError, match=r"HistGradientBoostingClassifier .* split by categories"):
         wrap(model, numbers)
 
 

@@ -1,8 +1,9 @@
 """scikit-learn estimators and pipelines, by skl2onnx.
 
 steps.py     looking into estimators        inputs.py   the graph's inputs
-trees.py     thresholds, missing values     imputer.py, categories.py  converters that skl2onnx lacks
-graph.py     the conversion itself
+graph.py     the conversion itself          precision.py  where 32-bit and 64-bit floats meet
+knowledge.py what the model knows, for the proof
+categories.py, elementwise.py, imputer.py, texts.py, trees.py  converters that skl2onnx lacks, or has wrong
 """
 
 from collections.abc import Callable
@@ -23,10 +24,11 @@ from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.compare import margins
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original, answers_for
 from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape, finish_output, keep_outputs
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Precision, to_onnx
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import to_onnx
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import bind_inputs, own_form
+from mlflow_deploy_plugin.flavor.convert.sklearn.knowledge import knowledge_of
+from mlflow_deploy_plugin.flavor.convert.sklearn.precision import Precision
 from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step, unwrap
-from mlflow_deploy_plugin.flavor.convert.sklearn.trees import has_trees, thresholds_of
 from mlflow_deploy_plugin.runtime.artifact import Output, Role
 from mlflow_deploy_plugin.runtime.schema import Array
 
@@ -78,7 +80,7 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
     """32-bit floats; where they change answers: 64 bits up to the last step; 64 bits throughout.
 
     A scaler in 32-bit floats moves rows across the thresholds of the trees behind it: measured, up to 653 of 4,000.
-    64 bits throughout are no general answer, because ONNX Runtime has no such kernels for trees and many others.
+    64 bits throughout are no general answer, because ONNX Runtime has no such kernels for most that predicts.
 
     Raises:
         InvalidConfig: there is no example; skl2onnx needs to know the columns and their types.
@@ -92,9 +94,7 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
     if batch is None:
         raise InvalidConfig("input_example: a scikit-learn model needs one, to know its columns and their types")
     original = _original(model, predict_fn)
-    precisions: list[Precision] = ["single", "double_until_last_step"]
-    if not has_trees(unwrap(model)):
-        precisions.append("double")
+    precisions: tuple[Precision, ...] = ("single", "double_until_last_step", "double")
     return [partial(_convert, model, batch, original, predict_fn, precision) for precision in precisions]
 
 
@@ -137,8 +137,8 @@ def _convert(model: Any, batch: Batch, original: Original, predict_fn: str, prec
         framework_version=sklearn.__version__,
         original=original,
         classes=tuple(classes.tolist()) if isinstance(classes, np.ndarray) else (),
-        thresholds=thresholds_of(fitted, names),
-        margin=_margin(model) if "label" in answers and "probabilities" not in answers else None,
+        knowledge=knowledge_of(fitted, names),
+        margin=_margin(model) if "label" in answers else None,
         repair=_repair(fitted, precision),
     )
 
@@ -161,7 +161,7 @@ def _finish_outputs(graph: Any, answers: dict[str, Array]) -> tuple[Output, ...]
 
 
 def _margin(model: Any) -> Callable[[Batch], Array] | None:
-    """How far the best label leads, for a classifier whose graph has no probabilities: [N], or scores [N, C]."""
+    """How far the best label leads by more than its probability, which may be rounded to 1: [N], or scores [N, C]."""
 
     def decision(batch: Batch) -> Array:
         return np.asarray(model.decision_function(own_form(model, batch)))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from onnx import TensorProto
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import MISSING
 from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import add_constant, add_node
@@ -65,6 +65,24 @@ def convert_one_hot(scope: Any, operator: Any, container: Any) -> None:
     add_node(scope, container, "Concat", parts, 13, operator.outputs[0].full_name, axis=1)
 
 
+def target_shapes(operator: Any) -> None:
+    """A 32-bit float for each column and, of more than two classes, for each class."""
+    operator.outputs[0].type = FloatTensorType([None, len(operator.raw_operator.encodings_)])
+
+
+def convert_target(scope: Any, operator: Any, container: Any) -> None:
+    """What the target was on average where a row's category stood; of an unknown one, everywhere."""
+    encoder: TargetEncoder = operator.raw_operator
+    means = np.atleast_1d(encoder.target_mean_)
+    parts = []
+    columns = _columns(scope, operator, container)
+    for position, encoding in enumerate(encoder.encodings_):
+        feature, mean = position // len(means), float(means[position % len(means)])
+        codes = [float(code) for code in encoding]
+        parts.append(_encode(scope, container, columns[feature], encoder.categories_[feature], codes, mean))
+    add_node(scope, container, "Concat", parts, 13, operator.outputs[0].full_name, axis=1)
+
+
 def _one_hot_codes(encoder: OneHotEncoder, position: int) -> tuple[list[float], float, int]:
     """The column of each category, that of an unknown one, and the number of columns; -1 for none."""
     count = len(encoder.categories_[position])
@@ -85,8 +103,6 @@ def _columns(scope: Any, operator: Any, container: Any) -> list[tuple[str, type]
     found = []
     for entry in operator.inputs:
         kind, source = type(entry.type), entry.full_name
-        if kind is DoubleTensorType:
-            kind, source = FloatTensorType, add_node(scope, container, "Cast", [source], 19, to=TensorProto.FLOAT)
         for position in range(entry.type.shape[1]):
             index = add_constant(scope, container, TensorProto.INT64, [1], [position])
             found.append((add_node(scope, container, "Gather", [source, index], 13, axis=1), kind))
@@ -100,24 +116,46 @@ def _encode(
     source, kind = column
     texts = kind is StringTensorType
     present = [position for position, entry in enumerate(categories) if texts or not _is_missing(entry)]
-    keys = [categories[position] for position in present]
-    attributes: dict[str, Any] = {_KEYS[kind]: [_key(kind, key) for key in keys]}
-    encoded = add_node(
-        scope,
-        container,
-        "LabelEncoder",
-        [source],
-        2,
-        op_domain="ai.onnx.ml",
-        values_floats=[codes[position] for position in present],
-        default_float=unknown,
-        **attributes,
-    )
+    keys, values = [categories[position] for position in present], [codes[position] for position in present]
+    if kind is DoubleTensorType:
+        encoded = _encode_doubles(scope, container, source, keys, values, unknown)
+    else:
+        attributes: dict[str, Any] = {_KEYS[kind]: [_key(kind, key) for key in keys]}
+        encoded = add_node(
+            scope,
+            container,
+            "LabelEncoder",
+            [source],
+            2,
+            op_domain="ai.onnx.ml",
+            values_floats=values,
+            default_float=unknown,
+            **attributes,
+        )
     if len(present) == len(categories) or kind is Int64TensorType:
         return encoded
     gap = next(code for code, entry in zip(codes, categories, strict=True) if _is_missing(entry))
     filler = add_constant(scope, container, TensorProto.FLOAT, [1, 1], [gap])
     return add_node(scope, container, "Where", [add_node(scope, container, "IsNaN", [source], 20), filler, encoded], 16)
+
+
+def _encode_doubles(
+    scope: Any, container: Any, source: str, keys: list[Any], values: list[float], unknown: float
+) -> str:
+    """[N, 1] codes of 64-bit numbers, which LabelEncoder does not take: a number beside a category is another one."""
+    keys, values = keys or [np.nan], values or [0.0]
+    known = add_constant(scope, container, TensorProto.DOUBLE, [1, len(keys)], [float(key) for key in keys])
+    codes = add_constant(scope, container, TensorProto.FLOAT, [len(keys), 1], values)
+    default = add_constant(scope, container, TensorProto.FLOAT, [1, 1], [unknown])
+    zero = add_constant(scope, container, TensorProto.FLOAT, [1], [0.0])
+    equal = add_node(scope, container, "Equal", [source, known], 19)
+    equal = add_node(scope, container, "Cast", [equal], 19, to=TensorProto.FLOAT)
+    axis = add_constant(scope, container, TensorProto.INT64, [1], [1])
+    found = add_node(
+        scope, container, "Greater", [add_node(scope, container, "ReduceMax", [equal, axis], 18), zero], 13
+    )
+    code = add_node(scope, container, "MatMul", [equal, codes], 13)
+    return add_node(scope, container, "Where", [found, code, default], 16)
 
 
 def _key(kind: type, category: Any) -> bytes | int | float:
@@ -130,5 +168,5 @@ def _is_missing(entry: Any) -> bool:
     return bool(pd.isna(entry)) or entry == MISSING
 
 
-SHAPES = {OrdinalEncoder: ordinal_shapes, OneHotEncoder: one_hot_shapes}
-CONVERTERS = {OrdinalEncoder: convert_ordinal, OneHotEncoder: convert_one_hot}
+SHAPES = {OrdinalEncoder: ordinal_shapes, OneHotEncoder: one_hot_shapes, TargetEncoder: target_shapes}
+CONVERTERS = {OrdinalEncoder: convert_ordinal, OneHotEncoder: convert_one_hot, TargetEncoder: convert_target}

@@ -1,24 +1,23 @@
 """The conversion itself: skl2onnx with everything said explicitly."""
 
 import warnings
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from onnx import helper
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
-from skl2onnx.sklapi import CastTransformer
-from sklearn.pipeline import Pipeline
+from sklearn.base import is_classifier
 
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.convert.obstacle import explained
-from mlflow_deploy_plugin.flavor.convert.sklearn import categories, imputer
+from mlflow_deploy_plugin.flavor.convert.sklearn import categories, elementwise, imputer, texts, trees
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import readable_copy
+from mlflow_deploy_plugin.flavor.convert.sklearn.precision import Precision, round_before_last_step, widen
 from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step, parts
-from mlflow_deploy_plugin.flavor.convert.sklearn.trees import restore_missing_directions
 from mlflow_deploy_plugin.runtime.artifact import Input
 
-Precision = Literal["single", "double_until_last_step", "double"]
+_OWN = (categories, elementwise, imputer, texts, trees)
+"""Modules with converters that skl2onnx lacks, or has wrong."""
 
 # Said explicitly: with the defaults IsolationForest is not converted, and newer opsets need a newer runtime.
 _OPSET = {"": 21, "ai.onnx.ml": 3}
@@ -33,7 +32,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     """
     copy = readable_copy(fitted)
     if precision == "double_until_last_step":
-        copy = _round_before_last_step(copy)
+        copy = round_before_last_step(copy)
     last = last_step(copy)
     try:
         with warnings.catch_warnings():
@@ -42,26 +41,22 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
                 copy,
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
                 # probabilities as a matrix, not as a list of mappings, which are the default without an entry
-                options={id(last): {"zipmap": False} if hasattr(last, "predict_proba") else {}},
-                custom_conversion_functions=imputer.CONVERTERS | categories.CONVERTERS,
-                custom_shape_calculators=imputer.SHAPES | categories.SHAPES,
+                options={id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}},
+                custom_conversion_functions=_merged("CONVERTERS"),
+                custom_shape_calculators=_merged("SHAPES"),
                 target_opset=_OPSET,
             )
     except Exception as error:
         raise ConversionError(explained(error, fitted)) from error
-    restore_missing_directions(proto.graph, fitted)
+    if precision != "single":
+        widen(proto)
+    trees.restore_missing_directions(proto.graph, fitted)
     _set_locale(proto.graph)
     return proto
 
 
-def _round_before_last_step(copy: Any) -> Any:
-    """Rounds to 32 bits where the estimator itself does it: right before its last step (of every pipeline in it)."""
-    if not isinstance(copy, Pipeline):
-        copy = Pipeline([("model", copy)])
-    for part in list(parts(copy)):
-        if isinstance(part, Pipeline) and hasattr(part.steps[-1][1], "predict"):
-            part.steps.insert(len(part.steps) - 1, ("onnxserve_round", CastTransformer(dtype=np.float32)))
-    return copy
+def _merged(table: str) -> dict[type, Any]:
+    return {kind: entry for module in _OWN for kind, entry in getattr(module, table).items()}
 
 
 def _set_locale(graph: Any) -> None:

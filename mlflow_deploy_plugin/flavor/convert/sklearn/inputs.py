@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.ensemble import VotingClassifier
+from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, columns_of
@@ -31,6 +32,7 @@ MISSING = "<missing>"
 """Stands for a missing text in the graph, because ONNX strings have no missing value."""
 
 MATRIX = "X"
+_NOTHING = (None, "passthrough")
 
 
 def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tuple[Input, ...]:
@@ -78,6 +80,8 @@ def readable_copy(fitted: Any) -> Any:
     for part in parts(copy):
         if isinstance(part, VotingClassifier):
             part.flatten_transform = False  # matters to `transform` alone, and the default has no converter
+        if isinstance(part, Pipeline):  # skl2onnx knows no step that does nothing
+            part.steps = [step for step in part.steps[:-1] if step[1] not in _NOTHING] + part.steps[-1:]
     transformer = column_transformer(copy)
     if transformer is not None and hasattr(transformer, "feature_names_in_"):
         names = list(transformer.feature_names_in_)

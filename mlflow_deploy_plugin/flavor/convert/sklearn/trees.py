@@ -1,31 +1,21 @@
-"""Trees: the input values at which they decide, and which way a missing value goes."""
+"""Trees: where skl2onnx decides otherwise than the original.
+
+HistGradientBoosting compares in 64 bits, where scikit-learn's other trees round their input to 32 before they compare.
+skl2onnx rounds its thresholds, so that a number between a threshold and its rounding would go the other way. Here it is
+converted as it is, and its sums over the trees are made in 64 bits too. In other trees, missing values get their way.
+"""
 
 from typing import Any
 
 import numpy as np
-from sklearn.compose import ColumnTransformer
-from sklearn.impute import SimpleImputer
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
+from onnx import TensorProto, numpy_helper
+from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.operator_converters.common import concatenate_variables
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.steps import column_names, last_step, parts
+from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import add_constant, add_node
+from mlflow_deploy_plugin.flavor.convert.sklearn.steps import parts
 from mlflow_deploy_plugin.runtime.schema import Array
-
-Thresholds = dict[int, Array]
-"""Values by the position of the column."""
-
-_SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
-
-
-def thresholds_of(fitted: Any, names: list[str]) -> dict[str, Array]:
-    """By column name: the input values at which some tree of the last step decides, as far as they can be traced back.
-
-    They are traced through scalers, imputers and ColumnTransformers, one column to one column.
-    """
-    found = _tree_thresholds(last_step(fitted))
-    for step in reversed(_before_last(fitted)):
-        found = _back(step, found)
-    return {names[position]: values for position, values in found.items() if position < len(names)}
 
 
 def restore_missing_directions(graph: Any, fitted: Any) -> None:
@@ -64,64 +54,110 @@ def _is_of(lists: dict[str, Array], trees: list[Any]) -> bool:
     return True
 
 
-def has_trees(fitted: Any) -> bool:
-    return any(hasattr(part, "tree_") or hasattr(part, "_predictors") for part in parts(last_step(fitted)))
+def regressor_shapes(operator: Any) -> None:
+    """One 32-bit float."""
+    operator.outputs[0].type = FloatTensorType([None, 1])
 
 
-def _tree_thresholds(estimator: Any) -> Thresholds:
-    pairs: list[tuple[Array, Array]] = []
-    for part in parts(estimator):
-        if hasattr(part, "tree_"):
-            inner = part.tree_.feature >= 0
-            pairs.append((part.tree_.feature[inner], part.tree_.threshold[inner]))
-        for predictors in getattr(part, "_predictors", ()):
-            for predictor in predictors:
-                nodes = predictor.nodes[predictor.nodes["is_leaf"] == 0]
-                pairs.append((nodes["feature_idx"], nodes["num_threshold"]))
-    if not pairs:
-        return {}
-    features, values = (np.concatenate(part) for part in zip(*pairs, strict=True))
-    return {int(feature): np.unique(values[features == feature]) for feature in np.unique(features)}
+def convert_regressor(scope: Any, operator: Any, container: Any) -> None:
+    """The trees' sum, through the inverse of the loss's link.
+
+    Raises:
+        NotImplementedError: trees that split by categories, or another link.
+    """
+    boosting: HistGradientBoostingRegressor = operator.raw_operator
+    scores = _scores(scope, operator, container)
+    link = type(boosting._loss.link).__name__
+    inverse = {"IdentityLink": ("Identity", 16), "LogLink": ("Exp", 13)}.get(link)
+    if inverse is None:
+        raise NotImplementedError(f"HistGradientBoostingRegressor with the link {link}")
+    add_node(scope, container, inverse[0], [scores], inverse[1], operator.outputs[0].full_name)
 
 
-def _before_last(fitted: Any) -> list[Any]:
-    steps: list[Any] = []
-    while isinstance(fitted, Pipeline):
-        steps.extend(step for _, step in fitted.steps[:-1])
-        fitted = fitted.steps[-1][1]
-    return steps
+def classifier_shapes(operator: Any) -> None:
+    """The label, and a 32-bit float for each class."""
+    classes = operator.raw_operator.classes_
+    operator.outputs[0].type = (StringTensorType if classes.dtype.kind in "OU" else Int64TensorType)([None])
+    operator.outputs[1].type = FloatTensorType([None, len(classes)])
 
 
-def _back(step: Any, thresholds: Thresholds) -> Thresholds:
-    """Thresholds on a step's output as thresholds on its input."""
-    if isinstance(step, Pipeline):
-        for _, part in reversed(step.steps):
-            thresholds = _back(part, thresholds)
-        return thresholds
-    if isinstance(step, ColumnTransformer):
-        return _back_columns(step, thresholds)
-    if isinstance(step, _SCALERS):
-        return {position: _unscaled(step, position, values) for position, values in thresholds.items()}
-    same = step == "passthrough" or isinstance(step, SimpleImputer)
-    identity = isinstance(step, FunctionTransformer) and step.func is None
-    return thresholds if same or identity else {}
+def convert_classifier(scope: Any, operator: Any, container: Any) -> None:
+    """Probabilities from the trees' sums, and the class of the largest; with two classes, of a positive sum."""
+    boosting: HistGradientBoostingClassifier = operator.raw_operator
+    classes = boosting.classes_
+    label, probabilities = (output.full_name for output in operator.outputs)
+    scores = _scores(scope, operator, container)
+    raw = container.get_options(boosting, {"raw_scores": False})["raw_scores"]
+    if len(classes) == 2:
+        zero, one = (add_constant(scope, container, TensorProto.FLOAT, [1], [value]) for value in (0.0, 1.0))
+        chosen = add_node(scope, container, "Greater", [scores, zero], 13)
+        likely = scores if raw else add_node(scope, container, "Sigmoid", [scores], 13)
+        other = [add_node(scope, container, "Neg", [scores], 13)] if raw else []
+        other = other or [add_node(scope, container, "Sub", [one, likely], 14)]
+        add_node(scope, container, "Concat", [*other, likely], 13, probabilities, axis=1)
+        position = add_node(scope, container, "Cast", [chosen], 19, to=TensorProto.INT64)
+    else:
+        operator_name, version = ("Identity", 16) if raw else ("Softmax", 13)
+        add_node(scope, container, operator_name, [scores], version, probabilities)
+        position = add_node(scope, container, "ArgMax", [scores], 13, axis=1, keepdims=1)
+    flat = add_constant(scope, container, TensorProto.INT64, [1], [-1])
+    position = add_node(scope, container, "Reshape", [position, flat], 13)
+    names = _labels(scope, container, classes)
+    add_node(scope, container, "Gather", [names, position], 13, label, axis=0)
 
 
-def _unscaled(scaler: Any, position: int, values: Array) -> Array:
-    matrix = np.zeros((len(values), scaler.n_features_in_))
-    matrix[:, position] = values
-    return np.asarray(scaler.inverse_transform(matrix)[:, position])
+def _labels(scope: Any, container: Any, classes: Array) -> str:
+    if classes.dtype.kind in "OU":
+        texts = [str(entry).encode() for entry in classes]
+        return add_constant(scope, container, TensorProto.STRING, [len(texts)], texts)
+    return add_constant(scope, container, TensorProto.INT64, [len(classes)], [int(entry) for entry in classes])
 
 
-def _back_columns(transformer: ColumnTransformer, thresholds: Thresholds) -> Thresholds:
-    names = list(getattr(transformer, "feature_names_in_", range(transformer.n_features_in_)))
-    found: Thresholds = {}
-    for name, step, columns in transformer.transformers_:
-        part = transformer.output_indices_[name]
-        inputs = [names.index(column) for column in column_names(columns, names)]
-        if part.stop - part.start != len(inputs):
-            continue  # an encoder, which makes several columns of one
-        inside = {p - part.start: values for p, values in thresholds.items() if part.start <= p < part.stop}
-        for position, values in _back(step, inside).items():
-            found[inputs[position]] = np.union1d(found.get(inputs[position], np.array([])), values)
-    return found
+def _scores(scope: Any, operator: Any, container: Any) -> str:
+    """[N, trees an iteration] 32-bit floats: the sums of the trees' leaves."""
+    boosting = operator.raw_operator
+    joined = concatenate_variables(scope, operator.inputs, container)
+    source = joined if isinstance(joined, str) else joined[0]
+    rows = add_node(scope, container, "Cast", [source], 19, to=TensorProto.DOUBLE)
+    width = int(boosting.n_trees_per_iteration_)
+    return add_node(
+        scope, container, "TreeEnsembleRegressor", [rows], 3, op_domain="ai.onnx.ml",
+        n_targets=width, post_transform="NONE", base_values_as_tensor=_tensor(boosting._baseline_prediction),
+        **_trees([predictor.nodes for iteration in boosting._predictors for predictor in iteration], width),
+    )  # fmt: skip
+
+
+def _trees(trees: list[Array], width: int) -> dict[str, Any]:
+    """The attributes of TreeEnsembleRegressor; the trees take turns in adding to the `width` targets."""
+    if any(tree["is_categorical"].any() for tree in trees):
+        raise NotImplementedError("trees that split by categories (categorical_features)")
+    nodes = np.concatenate(trees)
+    leaf = nodes["is_leaf"] == 1
+    owners = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
+    positions = np.concatenate([np.arange(len(tree)) for tree in trees])
+    return {
+        "nodes_treeids": _integers(owners),
+        "nodes_nodeids": _integers(positions),
+        "nodes_featureids": _integers(np.where(leaf, 0, nodes["feature_idx"])),
+        "nodes_modes": np.where(leaf, "LEAF", "BRANCH_LEQ").tolist(),
+        "nodes_truenodeids": _integers(np.where(leaf, 0, nodes["left"])),
+        "nodes_falsenodeids": _integers(np.where(leaf, 0, nodes["right"])),
+        "nodes_missing_value_tracks_true": _integers(np.where(leaf, 0, nodes["missing_go_to_left"])),
+        "nodes_values_as_tensor": _tensor(np.where(leaf, 0.0, nodes["num_threshold"])),
+        "target_treeids": _integers(owners[leaf]),
+        "target_nodeids": _integers(positions[leaf]),
+        "target_ids": _integers(owners[leaf] % width),
+        "target_weights_as_tensor": _tensor(nodes["value"][leaf]),
+    }
+
+
+def _integers(values: Array) -> list[int]:
+    return [int(value) for value in values]
+
+
+def _tensor(values: Any) -> Any:
+    return numpy_helper.from_array(np.asarray(values, dtype=np.float64).reshape(-1))
+
+
+SHAPES = {HistGradientBoostingRegressor: regressor_shapes, HistGradientBoostingClassifier: classifier_shapes}
+CONVERTERS = {HistGradientBoostingRegressor: convert_regressor, HistGradientBoostingClassifier: convert_classifier}

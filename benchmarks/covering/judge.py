@@ -1,0 +1,313 @@
+"""One case, judged: log the model as any user would, ask what was saved, and compare with the original.
+
+Nothing of the proof is used: neither its rows (`rows.py`) nor its comparison. The bounds are those that docs/wrap.md
+promises.
+"""
+
+import time
+import traceback
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, is_classifier
+
+import mlflow_deploy_plugin as onnxserve
+from benchmarks.covering.rows import hostile
+from mlflow_deploy_plugin.errors import OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.runtime.model import OnnxModel
+
+Outcome = Literal["equal", "refused", "wrong", "crashed"]
+
+_BOUND = 1e-4  # docs/wrap.md: of probabilities, of a value, and of the spread of the answers
+_TIE = 1e-4
+_ROUNDING = 3e-7  # of a number: what a computed distance or score cannot tell apart in 32-bit floats
+_ONE_BY_ONE = 60  # rows of a group of which the original refuses some
+
+_EXACT = (  # what decides by comparing single inputs, and sums; no rounding could excuse another answer there
+    *("DecisionTree", "ExtraTree", "RandomForest", "GradientBoosting", "HistGradientBoosting", "IsolationForest"),
+    *("Bagging", "AdaBoost", "Voting", "Stacking", "MultiOutput", "GridSearchCV", "RandomizedSearchCV", "Pipeline"),
+    *("StandardScaler", "MinMaxScaler", "MaxAbsScaler", "RobustScaler", "SimpleImputer", "ColumnTransformer"),
+    *(
+        "KBinsDiscretizer",
+        "Binarizer",
+        "OrdinalEncoder",
+        "OneHotEncoder",
+        "TargetEncoder",
+        "Ridge",
+        "LogisticRegression",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fitted model with rows.
+
+    Attributes:
+        example: what the user logs it with: a table, a matrix, a list of texts, tensors by name.
+        fresh: rows of the same form that the model has not seen.
+    """
+
+    model: Any
+    example: Any
+    fresh: Any
+
+
+@dataclass
+class Verdict:
+    """What came of one case.
+
+    Attributes:
+        rows / ties: asked and compared; left out because the original's own answer hangs on a rounding there.
+        wrong: by the kind of rows.
+        said: the first line of the refusal, or of the crash; for a wrong one its worst row.
+    """
+
+    name: str
+    outcome: Outcome
+    said: str = ""
+    rows: int = 0
+    ties: int = 0
+    wrong: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+def judge(name: str, case: Case, seed: int = 20261121) -> Verdict:
+    """The verdict on one case."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        start = time.perf_counter()
+        verdict = _logged_and_judged(name, case, seed)
+    verdict.seconds = time.perf_counter() - start
+    return verdict
+
+
+def _logged_and_judged(name: str, case: Case, seed: int) -> Verdict:
+    with TemporaryDirectory(prefix="onnxserve-coverage-") as folder:
+        path = Path(folder) / "model"
+        try:
+            onnxserve.save_model(case.model, path, input_example=case.example)
+        except OnnxserveError as error:
+            return Verdict(name, "refused", error.message)
+        except Exception:  # noqa: BLE001 - a traceback at the user is what is looked for
+            return Verdict(name, "crashed", traceback.format_exc().strip().splitlines()[-1])
+        verdict = Verdict(name, "equal")
+        _Judged(case, OnnxModel.load(path), verdict).all(seed)
+        return verdict
+
+
+class _Judged:
+    """A saved model and its original, asked the same rows."""
+
+    def __init__(self, case: Case, saved: OnnxModel, verdict: Verdict) -> None:
+        self._case, self._saved, self._verdict = case, saved, verdict
+        self._exact = _is_exact(case.model)
+        self._spread: np.ndarray | float = 0.0
+
+    def all(self, seed: int) -> None:
+        example, fresh = (_table(self._case, data) for data in (self._case.example, self._case.fresh))
+        if example is None or fresh is None:
+            self._spread = max(float(np.std(answer)) for answer in self._original(self._case.fresh).values())
+            self._compare("fresh", self._case.fresh)
+            self._small("fresh", self._case.fresh)
+            return
+        values = self._original(example).get("prediction")
+        if values is not None and values.dtype.kind == "f":
+            self._spread = np.nanstd(values.astype(np.float64), axis=0)
+        for kind, rows in hostile(example, fresh, self._decision, seed):
+            self._compare(kind, rows)
+            if kind.startswith("strange"):
+                for position in range(len(rows) // 2):
+                    self._compare(f"{kind} alone", _slice(rows, position, position + 1))
+        self._small("fresh", fresh)
+
+    def _small(self, kind: str, rows: Any) -> None:
+        """Rows alone, in twos and in sevens answer what they answer among many."""
+        for size in (1, 2, 7):
+            for start in range(0, 14, size):
+                self._compare(f"{kind}, {size} at once", _slice(rows, start, start + size))
+
+    def _compare(self, kind: str, rows: Any) -> None:
+        try:
+            want = self._original(rows)
+        except Exception:  # noqa: BLE001 - whatever an original raises, it is its right
+            if _count(rows) > 1:
+                for position in range(min(_count(rows), _ONE_BY_ONE)):
+                    self._compare(kind, _slice(rows, position, position + 1))
+            return
+        try:
+            got = self._answers(rows)
+        except SchemaMismatch as error:
+            self._note(kind, _count(rows), f"refuses what the original answers: {error.message}")
+            return
+        except OnnxserveError as error:
+            self._note(kind, _count(rows), error.message)
+            return
+        self._verdict.rows += _count(rows)
+        for name, expected in want.items():
+            self._judge(kind, rows, name, expected, got[name], want)
+
+    def _judge(self, kind: str, rows: Any, name: str, want: np.ndarray, got: np.ndarray, all_: Any) -> None:
+        if want.shape != got.shape:
+            self._note(kind, len(want), f"{name} has the shape {got.shape}, not {want.shape}")
+            return
+        wrong = self._beyond(name, want, got)
+        if not wrong.any():
+            return
+        tied = np.zeros(len(wrong), dtype=bool)
+        if name == "label":
+            tied |= self._undecided(rows, all_)
+        if not self._exact and isinstance(rows, pd.DataFrame):
+            tied |= self._hangs_on_rounding(rows, name, want, wrong)
+        self._verdict.ties += int((wrong & tied).sum())
+        wrong &= ~tied
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            shown = _slice(rows, row, row + 1)
+            shown = shown.iloc[0].to_dict() if isinstance(shown, pd.DataFrame) else "…"
+            self._note(kind, int(wrong.sum()), f"{name}: {want[row]} became {got[row]} for {shown}")
+
+    def _note(self, kind: str, rows: int, said: str) -> None:
+        self._verdict.outcome = "wrong"
+        self._verdict.wrong[kind] += rows
+        self._verdict.said = self._verdict.said or f"{kind}: {said}"
+
+    def _beyond(self, name: str, want: np.ndarray, got: np.ndarray) -> np.ndarray:
+        if name == "label" or want.dtype.kind not in "f":
+            return np.asarray((want != got).reshape(len(want), -1).any(axis=1))
+        want, got = want.astype(np.float64), got.astype(np.float64)
+        bound = _BOUND if name == "probabilities" else _BOUND * (np.abs(want) + self._spread)
+        same = (want == got) | (np.isnan(want) & np.isnan(got)) | (np.abs(want - got) <= bound)
+        return np.asarray(~same.reshape(len(want), -1).all(axis=1))
+
+    def _undecided(self, rows: Any, want: dict[str, np.ndarray]) -> np.ndarray:
+        """The original's own margin between its two best labels is nothing."""
+        model = self._case.model
+        if "probabilities" in want and want["label"].ndim == 1:
+            tied = _lead(want["probabilities"]) < _TIE
+            if hasattr(model, "decision_function"):  # probabilities of 1 hide which of two is the better one
+                scores = np.asarray(model.decision_function(self._own(rows)))
+                largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
+                tied &= _lead(scores) < _TIE * np.maximum(largest, 1)
+            return np.asarray(tied)
+        if "probabilities" in want:
+            return np.asarray(np.abs(2 * want["probabilities"] - 1).min(axis=1) < _TIE)
+        if hasattr(model, "decision_function"):
+            scores = np.asarray(model.decision_function(self._own(rows)))
+            bound = _TIE * min(1.0, float(np.abs(scores).max(initial=0)))
+            return np.asarray(_lead(scores) < bound)
+        if isinstance(getattr(model, "classes_", None), list):  # several targets, each with its own margin
+            return np.asarray(np.min([_lead(each) for each in model.predict_proba(self._own(rows))], axis=0) < _TIE)
+        return np.zeros(_count(rows), dtype=bool)
+
+    def _hangs_on_rounding(self, rows: pd.DataFrame, name: str, want: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+        """The original itself answers otherwise once a number is moved by less than a 32-bit float can hold."""
+        found = np.zeros(len(wrong), dtype=bool)
+        positions = np.flatnonzero(wrong)[:100]
+        some = rows.iloc[positions].reset_index(drop=True)
+        reach = max((float(np.nanmax(np.abs(some[c].to_numpy(float)), initial=0)) for c in _floats(some)), default=0)
+        for column in _floats(some):
+            for way in (-1, 1):
+                step = way * _ROUNDING * np.maximum(np.abs(some[column].to_numpy(float)), reach)
+                moved = some.assign(**{column: (some[column] + step).astype(some[column].dtype)})
+                found[positions] |= self._beyond(name, want[positions], self._original(moved)[name])
+        return found
+
+    def _decision(self, rows: pd.DataFrame) -> np.ndarray:
+        want = self._original(rows)
+        return next(want[name] for name in ("probabilities", "prediction", "label") if name in want)
+
+    def _own(self, rows: Any) -> Any:
+        """Rows as the original takes them."""
+        if not isinstance(rows, pd.DataFrame):
+            return rows
+        if isinstance(self._case.example, list):
+            return rows.iloc[:, 0].tolist()
+        return rows if isinstance(self._case.example, pd.DataFrame) else rows.to_numpy(self._case.example.dtype)
+
+    def _original(self, rows: Any) -> dict[str, np.ndarray]:
+        model, data = self._case.model, self._own(rows)
+        if not isinstance(model, BaseEstimator):
+            return _torch_answers(model, data)
+        if not is_classifier(model):
+            return {"prediction": np.asarray(model.predict(data))}
+        answers = {"label": np.asarray(model.predict(data))}
+        if hasattr(model, "predict_proba") and isinstance(model.classes_, np.ndarray):
+            answers["probabilities"] = np.asarray(model.predict_proba(data))
+        return answers
+
+    def _answers(self, rows: Any) -> dict[str, np.ndarray]:
+        """What the server would answer: named columns, a matrix's rows, or tensors."""
+        schema = self._saved.schema
+        if isinstance(rows, pd.DataFrame) and schema.columns:
+            columns = {str(name): _plain(rows[name]) for name in rows}
+            return self._saved.run(schema.from_columns(columns))
+        if isinstance(rows, pd.DataFrame):
+            return self._saved.run(schema.from_columns({schema.names[0]: self._own(rows)}))
+        return self._saved.run(schema.from_columns(rows if isinstance(rows, dict) else {schema.names[0]: rows}))
+
+
+def _lead(scores: np.ndarray) -> np.ndarray:
+    """How far the best of each row's scores is before the second."""
+    if scores.ndim == 1:
+        return np.abs(scores)
+    best = np.sort(scores, axis=1)
+    return best[:, -1] - best[:, -2] if best.shape[1] > 1 else np.full(len(best), np.inf)
+
+
+def _plain(series: "pd.Series[Any]") -> Any:
+    if series.dtype.kind in "fiub":
+        return series.to_numpy()
+    return [None if pd.isna(value) else value for value in series]
+
+
+def _table(case: Case, data: Any) -> pd.DataFrame | None:
+    """The rows as a table; None for tensors."""
+    if isinstance(data, pd.DataFrame):
+        return data.reset_index(drop=True)
+    if isinstance(data, list):
+        return pd.DataFrame({"text": pd.Series(data, dtype=object)})
+    if isinstance(data, np.ndarray) and data.ndim == 2 and isinstance(case.model, BaseEstimator):
+        return pd.DataFrame(data, columns=[str(position) for position in range(data.shape[1])])
+    return None
+
+
+def _is_exact(model: Any) -> bool:
+    """Whether everything that decides in the model compares single inputs with constants."""
+    if not isinstance(model, BaseEstimator):
+        return False
+    inside = [model, *(value for value in model.get_params(deep=True).values() if isinstance(value, BaseEstimator))]
+    names = [type(part).__name__ for part in inside]
+    votes = any(name == "VotingClassifier" for name in names)  # by the labels of parts that may be undecided
+    return all(name.startswith(_EXACT) for name in names) and not (votes and "LogisticRegression" in names)
+
+
+def _floats(table: pd.DataFrame) -> list[str]:
+    return [name for name in table if table[name].dtype.kind == "f"]
+
+
+def _count(rows: Any) -> int:
+    return len(next(iter(rows.values()))) if isinstance(rows, dict) else len(rows)
+
+
+def _slice(rows: Any, start: int, stop: int) -> Any:
+    if isinstance(rows, dict):
+        return {name: array[start:stop] for name, array in rows.items()}
+    return rows.iloc[start:stop].reset_index(drop=True) if isinstance(rows, pd.DataFrame) else rows[start:stop]
+
+
+def _torch_answers(module: Any, rows: Any) -> dict[str, np.ndarray]:
+    import torch  # only where a net is judged
+
+    tensors = rows.values() if isinstance(rows, dict) else [rows]
+    with torch.no_grad():
+        answer = module.eval()(*(torch.from_numpy(np.ascontiguousarray(tensor)) for tensor in tensors))
+    answers = answer if isinstance(answer, tuple) else (answer,)
+    names = ["output"] if len(answers) == 1 else [f"output_{position}" for position in range(len(answers))]
+    return {name: value.numpy() for name, value in zip(names, answers, strict=True)}

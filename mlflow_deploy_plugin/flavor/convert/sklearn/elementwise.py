@@ -1,0 +1,177 @@
+"""Scalers and bins for skl2onnx: the same operations in the same order and precision as scikit-learn's.
+
+skl2onnx multiplies by the inverse of a scale where scikit-learn divides by it, so that a number can end one step beside
+the original's, and on the other side of a tree's threshold. Here it ends on the same bits, in 32 and in 64.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+from skl2onnx.operator_converters.common import concatenate_variables
+from sklearn.preprocessing import (
+    Binarizer,
+    KBinsDiscretizer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    PowerTransformer,
+    RobustScaler,
+    StandardScaler,
+)
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import add_constant, add_node
+from mlflow_deploy_plugin.runtime.schema import Array
+
+_Steps = list[tuple[str, Array]]
+
+
+def _standard(scaler: StandardScaler, dtype: Any) -> _Steps:
+    center = [("Sub", scaler.mean_.astype(dtype))] if scaler.with_mean else []
+    return center + ([("Div", scaler.scale_.astype(dtype))] if scaler.with_std else [])
+
+
+def _min_max(scaler: MinMaxScaler, dtype: Any) -> _Steps:
+    low, high = (np.array([bound], dtype) for bound in scaler.feature_range)
+    clipped = [("Max", low), ("Min", high)] if scaler.clip else []
+    return [("Mul", scaler.scale_), ("Add", scaler.min_), *clipped]
+
+
+def _max_abs(scaler: MaxAbsScaler, dtype: Any) -> _Steps:
+    return [("Div", scaler.scale_)]
+
+
+def _robust(scaler: RobustScaler, dtype: Any) -> _Steps:
+    center = [("Sub", scaler.center_)] if scaler.with_centering else []
+    return center + ([("Div", scaler.scale_)] if scaler.with_scaling else [])
+
+
+_SCALERS: dict[type, Callable[[Any, Any], _Steps]] = {
+    StandardScaler: _standard,
+    MinMaxScaler: _min_max,
+    MaxAbsScaler: _max_abs,
+    RobustScaler: _robust,
+}
+
+
+def same_shape(operator: Any) -> None:
+    """As many columns as the inputs have together; 64-bit floats stay what they are, all else becomes 32-bit floats."""
+    operator.outputs[0].type = _kind(operator)([None, operator.raw_operator.n_features_in_])
+
+
+def convert_scaler(scope: Any, operator: Any, container: Any) -> None:
+    """Each step in the precision in which numpy makes it, rounded to the precision of the input."""
+    current, own = _source(scope, operator, container)
+    dtype = np.float64 if own == TensorProto.DOUBLE else np.float32
+    for name, values in _SCALERS[type(operator.raw_operator)](operator.raw_operator, dtype):
+        wide = values.dtype == np.float64
+        kind = TensorProto.DOUBLE if wide else TensorProto.FLOAT
+        constant = add_constant(scope, container, kind, [1, len(values)], [float(value) for value in values])
+        if wide and own == TensorProto.FLOAT:
+            current = add_node(scope, container, "Cast", [current], 19, to=TensorProto.DOUBLE)
+        elif not wide and own == TensorProto.DOUBLE:
+            constant = add_node(scope, container, "Cast", [constant], 19, to=TensorProto.DOUBLE)
+        current = add_node(scope, container, name, [current, constant], 14 if name not in ("Max", "Min") else 13)
+        if wide and own == TensorProto.FLOAT:
+            current = add_node(scope, container, "Cast", [current], 19, to=TensorProto.FLOAT)
+    add_node(scope, container, "Identity", [current], 16, operator.outputs[0].full_name)
+
+
+def convert_binarizer(scope: Any, operator: Any, container: Any) -> None:
+    """1 above the threshold."""
+    current, own = _source(scope, operator, container)
+    wide = add_node(scope, container, "Cast", [current], 19, to=TensorProto.DOUBLE)
+    edge = add_constant(scope, container, TensorProto.DOUBLE, [1], [float(operator.raw_operator.threshold)])
+    above = add_node(scope, container, "Greater", [wide, edge], 13)
+    add_node(scope, container, "Cast", [above], 19, operator.outputs[0].full_name, to=own)
+
+
+def convert_power(scope: Any, operator: Any, container: Any) -> None:
+    """Box-Cox or Yeo-Johnson in 64 bits: https://doi.org/10.1093/biomet/87.4.954, and their standardisation."""
+    power: PowerTransformer = operator.raw_operator
+    current, own = _source(scope, operator, container)
+
+    def constant(values: Any) -> str:
+        return add_constant(scope, container, TensorProto.DOUBLE, [1, len(values)], [float(value) for value in values])
+
+    def node(name: str, *inputs: str) -> str:
+        versions = {"Cast": 19, "Where": 16, "GreaterOrEqual": 16, "Pow": 15, "Log": 13, "Neg": 13}
+        return add_node(scope, container, name, list(inputs), versions.get(name, 14))
+
+    one, zero = constant([1.0]), constant([0.0])
+
+    def powered(base: str, exponents: Array) -> str:
+        """(base ** exponent - 1) / exponent; the logarithm where the exponent is 0."""
+        none = np.abs(exponents) < np.spacing(1.0)
+        bent = node("Sub", node("Pow", base, constant(exponents)), one)
+        bent = node("Div", bent, constant(np.where(none, 1.0, exponents)))
+        logarithmic = add_constant(scope, container, TensorProto.BOOL, [1, len(none)], none.tolist())
+        return node("Where", logarithmic, node("Log", base), bent)
+
+    wide = add_node(scope, container, "Cast", [current], 19, to=TensorProto.DOUBLE)
+    if power.method == "box-cox":
+        result = powered(wide, power.lambdas_)
+    else:
+        above = node("GreaterOrEqual", wide, zero)
+        upper = powered(node("Add", node("Where", above, wide, zero), one), power.lambdas_)
+        lower = powered(node("Sub", one, node("Where", above, zero, wide)), 2 - power.lambdas_)
+        result = node("Where", above, upper, node("Neg", lower))
+    if power.standardize:
+        result = node("Sub", result, constant(power._scaler.mean_))
+        result = node("Div", result, constant(power._scaler.scale_))
+    add_node(scope, container, "Cast", [result], 19, operator.outputs[0].full_name, to=own)
+
+
+def bins_shapes(operator: Any) -> None:
+    """A code for each column, or one column for each bin."""
+    bins: KBinsDiscretizer = operator.raw_operator
+    width = len(bins.n_bins_) if bins.encode == "ordinal" else int(np.sum(bins.n_bins_))
+    operator.outputs[0].type = _kind(operator)([None, width])
+
+
+def convert_bins(scope: Any, operator: Any, container: Any) -> None:
+    """How many inner edges a number has reached."""
+    bins: KBinsDiscretizer = operator.raw_operator
+    current, own = _source(scope, operator, container)
+    axis = add_constant(scope, container, TensorProto.INT64, [1], [1])
+    parts = []
+    for position, edges in enumerate(bins.bin_edges_):
+        index = add_constant(scope, container, TensorProto.INT64, [1], [position])
+        column = add_node(scope, container, "Gather", [current, index], 13, axis=1)
+        column = add_node(scope, container, "Cast", [column], 19, to=TensorProto.DOUBLE)
+        inner = [float(edge) for edge in edges[1:-1]] or [np.inf]
+        constant = add_constant(scope, container, TensorProto.DOUBLE, [1, len(inner)], inner)
+        reached = add_node(scope, container, "GreaterOrEqual", [column, constant], 16)
+        reached = add_node(scope, container, "Cast", [reached], 19, to=own)
+        code = add_node(scope, container, "ReduceSum", [reached, axis], 13, keepdims=1)
+        if bins.encode != "ordinal":
+            count = int(bins.n_bins_[position])
+            numbers = add_constant(scope, container, own, [1, count], [float(number) for number in range(count)])
+            code = add_node(
+                scope, container, "Cast", [add_node(scope, container, "Equal", [code, numbers], 19)], 19, to=own
+            )
+        parts.append(code)
+    add_node(scope, container, "Concat", parts, 13, operator.outputs[0].full_name, axis=1)
+
+
+def _kind(operator: Any) -> Any:
+    doubles = any(isinstance(entry.type, DoubleTensorType) for entry in operator.inputs)
+    return DoubleTensorType if doubles else FloatTensorType
+
+
+def _source(scope: Any, operator: Any, container: Any) -> tuple[str, int]:
+    """All columns [N, k] in the output's type, and that type."""
+    own = int(TensorProto.DOUBLE if _kind(operator) is DoubleTensorType else TensorProto.FLOAT)
+    joined = concatenate_variables(scope, operator.inputs, container)
+    source = joined if isinstance(joined, str) else joined[0]
+    return add_node(scope, container, "Cast", [source], 19, to=own), own
+
+
+SHAPES = {**dict.fromkeys((*_SCALERS, Binarizer, PowerTransformer), same_shape), KBinsDiscretizer: bins_shapes}
+CONVERTERS = {
+    **dict.fromkeys(_SCALERS, convert_scaler),
+    Binarizer: convert_binarizer,
+    KBinsDiscretizer: convert_bins,
+    PowerTransformer: convert_power,
+}

@@ -1,0 +1,217 @@
+"""What a fitted estimator knows of its inputs: from there, the proof draws the rows that an example does not show.
+
+Each step tells what it knows of its own inputs (`_own`); what a later step knows is carried back through those before
+it, as far as they turn one column into one column (`_back`): scalers, imputers, selections, ColumnTransformers.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from sklearn.compose import ColumnTransformer
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.impute import SimpleImputer
+from sklearn.naive_bayes import BernoulliNB
+from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.preprocessing import (
+    Binarizer,
+    FunctionTransformer,
+    KBinsDiscretizer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+)
+
+from mlflow_deploy_plugin.flavor.convert.converted import Knowledge
+from mlflow_deploy_plugin.flavor.convert.sklearn.steps import column_names, unwrap
+from mlflow_deploy_plugin.runtime.schema import Array
+
+_SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
+_ROWS = ("_fit_X", "cluster_centers_", "support_vectors_", "X_train_", "centroids_")
+"""Attributes with rows that answers are computed from."""
+
+_MOST = 1_000  # edges, categories and terms of a column, and learned rows, that are kept: spread over all of them
+_MOST_SETS = 3
+
+
+@dataclass
+class _Found:
+    """Knowledge by the position of the input column, as it is collected."""
+
+    edges: dict[int, list[Array]] = field(default_factory=dict)
+    categories: dict[int, list[Any]] = field(default_factory=dict)
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    rows: list[dict[int, Array]] = field(default_factory=list)
+
+    def add(self, other: "_Found") -> None:
+        for mine, theirs in ((self.edges, other.edges), (self.categories, other.categories), (self.texts, other.texts)):
+            for position, values in theirs.items():
+                mine.setdefault(position, []).extend(values)  # type: ignore[arg-type]
+        self.rows.extend(other.rows[: _MOST_SETS - len(self.rows)])
+
+    def at(self, positions: Any) -> "_Found":
+        """The same for a table in which column p stands at positions[p]; what has no place there is dropped."""
+
+        def moved(values: dict[int, Any]) -> dict[int, Any]:
+            return {int(positions[p]): value for p, value in values.items() if p < len(positions)}
+
+        moved_rows = [moved(rows) for rows in self.rows]
+        return _Found(
+            moved(self.edges), moved(self.categories), moved(self.texts), [rows for rows in moved_rows if rows]
+        )
+
+
+def knowledge_of(fitted: Any, names: list[str]) -> Knowledge:
+    """What the estimator knows of the columns with these names, as far as it can be traced back to them."""
+    found = _known(fitted)
+
+    def named(values: dict[int, Any]) -> dict[str, Any]:
+        return {names[position]: value for position, value in values.items() if position < len(names)}
+
+    return Knowledge(
+        edges={name: _some(np.unique(np.concatenate(parts))) for name, parts in named(found.edges).items()},
+        categories={name: tuple(_some(values)) for name, values in named(found.categories).items()},
+        texts={name: tuple(_some(sorted(terms, key=str.isascii))) for name, terms in named(found.texts).items()},
+        rows=tuple(named(rows) for rows in found.rows if named(rows)),
+    )
+
+
+def _known(estimator: Any) -> _Found:
+    estimator = unwrap(estimator)
+    if isinstance(estimator, Pipeline):
+        found = _known(estimator.steps[-1][1])
+        for _, step in reversed(estimator.steps[:-1]):
+            found = _back(step, found)
+            found.add(_known(step))
+        return found
+    found = _own(estimator)
+    for part, positions in _inner(estimator):
+        known = _known(part)
+        found.add(known if positions is None else known.at(positions))
+    return found
+
+
+def _inner(estimator: Any) -> Iterator[tuple[Any, Any]]:
+    """The estimators within one, each with the positions of its columns; None where it reads them all."""
+    if isinstance(estimator, ColumnTransformer):
+        names = list(getattr(estimator, "feature_names_in_", range(estimator.n_features_in_)))
+        for _, step, columns in estimator.transformers_:
+            yield step, [names.index(column) for column in column_names(columns, names)]
+    elif isinstance(estimator, FeatureUnion):
+        yield from ((step, None) for _, step in estimator.transformer_list)
+    else:
+        # within boosting the trees stand in an array; some of a bag read some of the columns
+        members = list(np.ravel(np.array(getattr(estimator, "estimators_", []), dtype=object)))
+        features = getattr(estimator, "estimators_features_", [None] * len(members))
+        yield from zip(members, features, strict=False)
+        yield from ((part.estimator, None) for part in getattr(estimator, "calibrated_classifiers_", []))
+        if hasattr(estimator, "estimator_") and not hasattr(estimator, "support_"):
+            yield estimator.estimator_, None
+
+
+def _own(estimator: Any) -> _Found:
+    """What one estimator knows by itself."""
+    found = _Found()
+    if hasattr(estimator, "tree_"):
+        inner = estimator.tree_.feature >= 0
+        features, values = estimator.tree_.feature[inner], estimator.tree_.threshold[inner]
+        for feature in np.unique(features):
+            found.edges[int(feature)] = [_deciding(values[features == feature])]
+    for predictors in getattr(estimator, "_predictors", ()):
+        for predictor in predictors:
+            nodes = predictor.nodes[predictor.nodes["is_leaf"] == 0]
+            for feature in np.unique(nodes["feature_idx"]):
+                values = nodes["num_threshold"][nodes["feature_idx"] == feature]
+                found.edges.setdefault(int(feature), []).append(_finite(values))
+    for kind, edges_of in _EDGES.items():
+        if isinstance(estimator, kind):
+            found.edges = {position: [np.asarray(edges, float)] for position, edges in enumerate(edges_of(estimator))}
+    if hasattr(estimator, "categories_"):
+        found.categories = {position: list(values) for position, values in enumerate(estimator.categories_)}
+    if isinstance(estimator, CountVectorizer):
+        found.texts = {0: list(estimator.vocabulary_)}
+    for rows in (getattr(estimator, name, None) for name in _ROWS):
+        if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind == "f" and len(rows):
+            found.rows.append(dict(enumerate(_some(rows).T)))
+    return found
+
+
+_EDGES: dict[type, Callable[[Any], Any]] = {
+    KBinsDiscretizer: lambda bins: [edges[1:-1] for edges in bins.bin_edges_],
+    Binarizer: lambda step: [[step.threshold]] * step.n_features_in_,
+    BernoulliNB: lambda step: [[] if step.binarize is None else [step.binarize]] * step.n_features_in_,
+    QuantileTransformer: lambda step: step.quantiles_.T,
+}
+
+
+def _deciding(thresholds: Array) -> Array:
+    """A tree's thresholds, and the 64-bit numbers at which their comparison with a 32-bit rounding turns."""
+    thresholds = _finite(thresholds)
+    lower = thresholds.astype(np.float32)
+    lower = np.where(lower > thresholds, np.nextafter(lower, np.float32(-np.inf)), lower)
+    upper = np.nextafter(lower, np.float32(np.inf))
+    return np.concatenate([thresholds, lower.astype(np.float64) / 2 + upper.astype(np.float64) / 2])
+
+
+def _back(step: Any, found: _Found) -> _Found:
+    """Knowledge of a step's output as knowledge of its input."""
+    if isinstance(step, Pipeline):
+        for _, part in reversed(step.steps):
+            found = _back(part, found)
+        return found
+    if isinstance(step, ColumnTransformer):
+        return _back_columns(step, found)
+    if isinstance(step, _SCALERS):
+        return _unscaled(step, found)
+    if hasattr(step, "get_support"):
+        return found.at(np.flatnonzero(step.get_support()))
+    same = step in ("passthrough", None) or isinstance(step, SimpleImputer)
+    identity = isinstance(step, FunctionTransformer) and step.func is None
+    return found if same or identity else _Found()
+
+
+def _unscaled(scaler: Any, found: _Found) -> _Found:
+    def inverse(position: int, values: Array) -> Array:
+        matrix = np.zeros((len(values), scaler.n_features_in_))
+        matrix[:, position] = values
+        return np.asarray(scaler.inverse_transform(matrix)[:, position])
+
+    edges = {p: [inverse(p, np.concatenate(parts))] for p, parts in found.edges.items()}
+    return _Found(edges=edges, rows=[{p: inverse(p, values) for p, values in rows.items()} for rows in found.rows])
+
+
+def _back_columns(transformer: ColumnTransformer, found: _Found) -> _Found:
+    names = list(getattr(transformer, "feature_names_in_", range(transformer.n_features_in_)))
+    before = _Found()
+    learned: list[dict[int, Array]] = [{} for _ in found.rows]
+    for name, step, columns in transformer.transformers_:
+        part = transformer.output_indices_[name]
+        inputs = [names.index(column) for column in column_names(columns, names)]
+        if part.stop - part.start != len(inputs):
+            continue  # an encoder, which makes several columns of one
+        inside = _Found(
+            {p - part.start: values for p, values in found.edges.items() if part.start <= p < part.stop},
+            rows=[{p - part.start: v for p, v in rows.items() if part.start <= p < part.stop} for rows in found.rows],
+        )
+        back = _back(step, inside).at(inputs)
+        for rows, known in zip(learned, back.rows, strict=False):
+            rows.update(known)
+        before.add(_Found(back.edges))
+    before.rows = [rows for rows in learned if rows]
+    return before
+
+
+def _finite(values: Array) -> Array:
+    """Infinite thresholds part what is missing from what is not; no number stands at them."""
+    return np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
+
+
+def _some(values: Any) -> Any:
+    """At most `_MOST` of them, spread evenly."""
+    if len(values) <= _MOST:
+        return values
+    chosen = np.linspace(0, len(values) - 1, _MOST).astype(int)
+    return values[chosen] if isinstance(values, np.ndarray) else [values[position] for position in chosen]
