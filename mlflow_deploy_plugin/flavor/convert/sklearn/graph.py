@@ -12,10 +12,9 @@ from skl2onnx.sklapi import CastTransformer
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.errors import ConversionError
-from mlflow_deploy_plugin.flavor.convert.sklearn import categories, imputer
+from mlflow_deploy_plugin.flavor.convert.sklearn import categories, imputer, trees
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import readable_copy
 from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step, parts
-from mlflow_deploy_plugin.flavor.convert.sklearn.trees import restore_missing_directions
 from mlflow_deploy_plugin.runtime.artifact import Input
 
 Precision = Literal["single", "double_until_last_step", "double"]
@@ -43,13 +42,13 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
                 # probabilities as a matrix, not as a list of mappings, which are the default without an entry
                 options={id(last): {"zipmap": False} if hasattr(last, "predict_proba") else {}},
-                custom_conversion_functions=imputer.CONVERTERS | categories.CONVERTERS,
+                custom_conversion_functions=imputer.CONVERTERS | categories.CONVERTERS | trees.CONVERTERS,
                 custom_shape_calculators=imputer.SHAPES | categories.SHAPES,
                 target_opset=_OPSET,
             )
     except Exception as error:
         raise ConversionError(f"{_culprit(error, copy)} cannot be converted to ONNX: {_first_line(error)}") from error
-    restore_missing_directions(proto.graph, fitted)
+    trees.restore_missing_directions(proto.graph, fitted)
     _set_locale(proto.graph)
     return proto
 
@@ -72,7 +71,9 @@ def _culprit(error: Exception, copy: Any) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """The first line of the reason: of its cause where skl2onnx wraps that in a list of attributes."""
+    reason = error.__cause__ or error
+    return (str(reason).strip().splitlines() or [type(reason).__name__])[0][:300]
 
 
 def _set_locale(graph: Any) -> None:

@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
+from skl2onnx.common._registration import get_converter
 from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
@@ -50,6 +52,31 @@ def restore_missing_directions(graph: Any, fitted: Any) -> None:
         tracks = next(attribute for attribute in node.attribute if attribute.name == "nodes_missing_value_tracks_true")
         del tracks.ints[:]
         tracks.ints.extend(left)
+
+
+def convert_boosted(scope: Any, operator: Any, container: Any) -> None:
+    """skl2onnx's own converter, with integers for the booleans that it writes (the way of a missing value).
+
+    protobuf 7 refuses a boolean where ONNX wants an integer: "Field onnx.AttributeProto.ints: Expected an int".
+    """
+    add_node = container.add_node
+
+    def add_node_of_integers(*args: Any, **attributes: Any) -> None:
+        add_node(*args, **{name: _integers(value) for name, value in attributes.items()})
+
+    container.add_node = add_node_of_integers
+    try:
+        get_converter(operator.type)(scope, operator, container)
+    finally:
+        container.add_node = add_node
+
+
+def _integers(value: Any) -> Any:
+    """A list with an integer for each boolean in it; anything else as it is."""
+    return [int(one) if isinstance(one, bool) else one for one in value] if isinstance(value, list) else value
+
+
+CONVERTERS = dict.fromkeys((HistGradientBoostingClassifier, HistGradientBoostingRegressor), convert_boosted)
 
 
 def _is_of(lists: dict[str, Array], trees: list[Any]) -> bool:
