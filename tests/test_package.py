@@ -45,6 +45,12 @@ def test_no_extra_asks_for_both_runtimes(extra: str) -> None:
     assert ("onnxruntime-gpu" in runtimes) == (extra == "gpu")
 
 
+def test_what_develops_needs_all_extras_but_torch() -> None:
+    """torch is added by the Makefile where it finds the CPU build; what PyPI has brings gigabytes of CUDA."""
+    assert requirements_of("all") - requirements_of("torch") <= requirements_of("dev")
+    assert not {"torch", "onnxscript"} & requirements_of("dev")
+
+
 def test_the_tested_versions_are_exact_and_keep_to_what_is_known_to_work() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pinned = dict(line.split("==") for line in lines)

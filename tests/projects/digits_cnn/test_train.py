@@ -1,7 +1,11 @@
 """The digits network learns; logging it is the flavor's affair and tested there."""
 
-from projects.digits_cnn.learn import accuracy, fit
-from projects.digits_cnn.train import load_images
+import pytest
+
+pytest.importorskip("torch")
+
+from projects.digits_cnn.learn import accuracy, fit  # noqa: E402
+from projects.digits_cnn.train import load_images  # noqa: E402
 
 
 def test_the_network_reads_the_test_digits() -> None:
