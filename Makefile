@@ -53,7 +53,7 @@ test: install
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not long and not install'
 
 test-install: install
-	$(BIN)/python -m pytest tests/e2e/test_install.py
+	$(BIN)/python -m pytest -n 3 --dist worksteal tests/e2e/test_install.py
 
 test-all: install
 	$(PIP) install -q -c constraints.txt -e '.[spark]'

@@ -12,10 +12,10 @@ from mlflow import MlflowClient
 
 pytest.importorskip("torch")
 
-from mlflow_deploy_plugin.errors import InvalidConfig  # noqa: E402
-from projects.digits_cnn.learn import WEIGHTS, accuracy, fit, keep, learn_on, read_labelled  # noqa: E402
-from projects.digits_cnn.train import load_images  # noqa: E402
-from support.tracking import tracking_at  # noqa: E402
+from mlflow_deploy_plugin.errors import InvalidConfig
+from projects.digits_cnn.learn import WEIGHTS, accuracy, fit, keep, learn_on, read_labelled
+from projects.digits_cnn.train import load_images
+from support.tracking import tracking_at
 
 IMAGES, TEST_IMAGES, DIGITS, TEST_DIGITS = load_images(seed=7)
 EPOCHS = 6

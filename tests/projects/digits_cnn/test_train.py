@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from projects.digits_cnn.learn import accuracy, fit  # noqa: E402
-from projects.digits_cnn.train import load_images  # noqa: E402
+from projects.digits_cnn.learn import accuracy, fit
+from projects.digits_cnn.train import load_images
 
 
 def test_the_network_reads_the_test_digits() -> None:
