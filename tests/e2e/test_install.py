@@ -108,10 +108,13 @@ def test_the_wheel_and_the_sdist_hold_every_file_of_the_package(checkout: Path, 
     assert ours | {"README.md", "LICENSE", "setup.cfg", "pyproject.toml"} <= sources
 
 
-def test_every_extra_is_tried() -> None:
+def test_every_extra_is_tried_and_on_the_page() -> None:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert set(setup["options.extras_require"]) == ROOMS.keys() | LEFT_OUT.keys() | {"projects"}
+    page = section("The smallest example")
+    assert [extra for extra in ROOMS if not re.search(rf"[\[,`]{extra}[\],`]", page)] == []
+    assert f"torch=={_torch_version()}+cpu" in page
 
 
 def test_without_extras_everything_but_their_rooms_is_imported(
@@ -166,10 +169,15 @@ def _install(environment: Path, requirement: str) -> None:
 
 def _install_torch(environment: Path) -> None:
     """Its pinned CPU build, by pip, which finds it where uv does not; what PyPI has brings gigabytes of CUDA."""
-    (version,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    version = _torch_version()
     pip = [sys.executable, "-m", "pip", "--python", environment, "install", "-q"]
     if subprocess.run([*pip, f"torch=={version}+cpu"], check=False, capture_output=True).returncode != 0:
         pytest.skip(f"no CPU build of torch {version} is found for this Python")
+
+
+def _torch_version() -> str:
+    (version,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    return str(version)
 
 
 def _output(command: list[str | Path], cwd: Path | None = None) -> str:
