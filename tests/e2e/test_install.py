@@ -106,6 +106,7 @@ def test_the_wheel_and_the_sdist_hold_every_file_of_the_package(checkout: Path, 
     with tarfile.open(sdist) as archive:
         sources = {name.partition("/")[2] for name in archive.getnames()}
     assert ours | {"README.md", "LICENSE", "setup.cfg", "pyproject.toml"} <= sources
+    assert not any(name.startswith("tests/") for name in sources)  # a part of them is of no use
 
 
 def test_every_extra_is_tried_and_on_the_page() -> None:
