@@ -1,35 +1,45 @@
-# make install   a virtual environment in .venv with everything
-# make demo      the whole loop on real data; leaves the servers running (DEMO_EXIT=1: stops them at its end)
-# make test      the tests, under ten minutes on two cores (four at a time: many wait for servers);  make test-all  adds what is long
-# make lint      ruff, formatting, strict types, the import rule
+# make install        a virtual environment in .venv with everything
+# make demo           the whole loop on real data; leaves the servers running (DEMO_EXIT=1: stops them at its end)
+# make test           the tests, under ten minutes on two cores (four at a time: many wait for servers)
+# make test-install   builds the wheel and walks README with it, outside of this checkout, with the newest of every dependency
+# make test-all       what is long too, and make test-install
+# make lint           ruff, formatting, strict types, the import rule
 # The journeys are long and stand first (tests/agent … e2e): with the largest files first, one core would wait for them.
-# Each does all its set-up from a fresh clone with Python 3.11 to 3.13.
+# Each does all its set-up from a fresh clone with Python 3.11 to 3.13. With PYTHON=/path/to/python3.13 each works in
+# an environment of that version's own, .venv-3.13.
 
 SHELL := /bin/bash
-VENV := .venv
-BIN := $(VENV)/bin
+ASKED := $(PYTHON)
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
+VERSION := $(shell $(PYTHON) -c '$(FITS)' 2>/dev/null && $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv$(if $(ASKED),-$(VERSION))
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+comma := ,
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo demo-stop test test-all lint format constraints clean
+.PHONY: install demo demo-stop test test-install test-all lint format constraints clean
 
 install: $(VENV)/.installed
 
-# torch first, alone: its CPU build, from wherever pip is told to look, else from PyTorch's own index.
+# torch first, alone: its CPU build, from wherever pip is told to look, else from PyTorch's own index. What PyPI has
+# brings gigabytes of CUDA: where there is no CPU build, torch is left out, and the tests that need it skip.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
-	@test -n '$(PYTHON)' || { echo 'Python 3.11, 3.12 or 3.13 is needed: make install PYTHON=/path/to/python3.12' >&2; exit 1; }
-	@echo "installing into $(VENV) with $(PYTHON); the first time takes some minutes"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -n '$(VERSION)' || { echo 'Python 3.11, 3.12 or 3.13 is needed$(if $(ASKED),$(comma) and $(ASKED) is none of them):' \
+		'make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.12' >&2; exit 1; }
+	@echo "installing into $(VENV) with $(PYTHON) ($(VERSION)); the first time takes some minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@echo "  torch $(TORCH), its CPU build"
 	@$(BIN)/python -c 'import torch' 2>/dev/null \
-		|| $(PIP) install -q -c constraints.txt 'torch==$(TORCH)+cpu' 2>/dev/null \
-		|| $(PIP) install -q -c constraints.txt --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)+cpu' 2>/dev/null \
-		|| $(PIP) install -q -c constraints.txt 'torch==$(TORCH)'
-	@$(PIP) install -q -c constraints.txt -e '.[dev]'
+		|| $(PIP) install -qq -c constraints.txt 'torch==$(TORCH)+cpu' 2>/dev/null \
+		|| $(PIP) install -qq -c constraints.txt --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)+cpu' 2>/dev/null \
+		|| echo "  torch is left out: no CPU build for Python $(VERSION) is found; torch models cannot be wrapped here, and their tests skip"
+	@echo "  the package and what it needs, in the versions of constraints.txt"
+	@torch=$$($(BIN)/python -c 'import torch' 2>/dev/null && echo ,torch); $(PIP) install -qq -c constraints.txt -e ".[dev$$torch]"
 	@touch $@
 	@echo "installed; 'make demo' runs the whole loop, 'source $(BIN)/activate' is for your own"
 
@@ -40,7 +50,10 @@ demo-stop: install
 	@$(BIN)/python -m projects.demo stop
 
 test: install
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not long'
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not long and not install'
+
+test-install: install
+	$(BIN)/python -m pytest -n 3 --dist worksteal tests/e2e/test_install.py
 
 test-all: install
 	$(PIP) install -q -c constraints.txt -e '.[spark]'
@@ -62,4 +75,4 @@ constraints: install
 	@mv constraints.new constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .venv .venv-3.1? build dist *.egg-info

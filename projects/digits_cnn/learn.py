@@ -18,7 +18,7 @@ try:
 except ModuleNotFoundError:
     sys.exit(
         "digits_cnn needs torch, which python_env.yaml leaves out: "
-        "run it with `--env-manager local` in the environment that `make install` makes"
+        "run it with `--env-manager local` where it is installed, as by `make install` where its CPU build is found"
     )
 
 WEIGHTS = "weights.pt"

@@ -1,9 +1,29 @@
+import os
+import resource
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.gate.measure import measure, ratio
 from support.gated import COLUMNS, labelled, write_classifier
+
+
+@pytest.fixture
+def many_open_files() -> Iterator[None]:
+    """A process whose next files have numbers above 1,023, as a server with a thousand connections is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
+    opened = []
+    try:
+        while not opened or opened[-1] < 1024:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_two_versions_are_measured_in_turns(tmp_path):
@@ -28,3 +48,11 @@ def test_a_model_that_cannot_answer_says_why(tmp_path):
     folder = write_classifier(tmp_path / "model")
     with pytest.raises(InferenceError, match=r"that measures the model has ended: .*column 'b' is missing"):
         measure([folder], {"a": np.zeros(3)}, 8, rounds=1)
+
+
+@pytest.mark.usefixtures("many_open_files")
+def test_a_model_is_measured_by_a_process_with_more_than_a_thousand_open_files(tmp_path):
+    folder = write_classifier(tmp_path / "model")
+    rows = {name: values for name, values in labelled(3).items() if name in COLUMNS}
+    (cost,) = measure([folder], rows, 8, rounds=1)
+    assert len(cost.rows) == 1

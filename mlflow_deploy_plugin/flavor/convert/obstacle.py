@@ -63,7 +63,8 @@ def explained(error: BaseException, model: Any) -> str:
     if options and (part is None or all(type(one) is not type(part) for one, *_ in options)):
         part = options[0][0]
     told = [reason for one, reason in options if part is not None and type(one) is type(part)]
-    reason = told[0] if told else plain(str(error)) or type(error).__name__
+    cause = error.__cause__ or error  # skl2onnx wraps it in a list of attributes
+    reason = told[0] if told else plain(str(cause)) or type(cause).__name__
     if part is None or type(part) is type(model):
         return f"{type(model).__name__} cannot be converted to ONNX: {reason}"
     return f"{type(model).__name__} cannot be converted to ONNX: {_place(part, model)}: {reason}"

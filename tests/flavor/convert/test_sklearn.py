@@ -1,8 +1,10 @@
 import mlflow
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
+from sklearn.base import is_classifier
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer, make_column_selector, make_column_transformer
 from sklearn.dummy import DummyClassifier
@@ -26,7 +28,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
-from sklearn.svm import SVR, LinearSVC
+from sklearn.svm import SVC, SVR, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
@@ -301,6 +303,35 @@ def test_estimator_without_converter_is_named(matrix):
 
     with pytest.raises(ConversionError, match="DummyClassifier cannot be converted to ONNX"):
         wrap(DummyClassifier().fit(rows, target > 0), rows)
+
+
+def test_the_reason_below_the_converters_wrapping_is_said(matrix):
+    rows, target = matrix
+    labels = np.where(target > 0, 2**63, 0).astype(np.uint64)
+
+    with pytest.raises(
+        ConversionError, match="SVC cannot be converted to ONNX: Value out of range: 9223372036854775808"
+    ):
+        wrap(SVC().fit(rows, labels), rows)
+
+
+@pytest.mark.parametrize("trees", [HistGradientBoostingClassifier, HistGradientBoostingRegressor])
+def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_booleans(trees, matrix, monkeypatch):
+    """Whichever protobuf is installed: 6 turns booleans into integers without a word."""
+    rows, target = matrix
+    booleans = []
+
+    def make_node(*arguments, **attributes):
+        lists = {name: value for name, value in attributes.items() if isinstance(value, list)}
+        booleans.extend(name for name, value in lists.items() if any(isinstance(one, bool) for one in value))
+        return onnx.helper.make_node(*arguments, **attributes)
+
+    monkeypatch.setattr("skl2onnx.common._container.make_node", make_node)
+    labels = target > 0 if is_classifier(trees()) else target
+    wrapped = wrap(make_pipeline(StandardScaler(), trees(max_iter=5)).fit(rows, labels), rows)
+
+    assert booleans == []
+    assert wrapped.report.state == "proven"
 
 
 @pytest.mark.parametrize("model", [RandomForestClassifier(), make_pipeline(StandardScaler(), Ridge())])

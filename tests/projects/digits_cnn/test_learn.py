@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
+pytest.importorskip("torch")
+
 from mlflow_deploy_plugin.errors import InvalidConfig
 from projects.digits_cnn.learn import WEIGHTS, accuracy, fit, keep, learn_on, read_labelled
 from projects.digits_cnn.train import load_images

@@ -1,5 +1,9 @@
 """The digits network learns; logging it is the flavor's affair and tested there."""
 
+import pytest
+
+pytest.importorskip("torch")
+
 from projects.digits_cnn.learn import accuracy, fit
 from projects.digits_cnn.train import load_images
 

@@ -226,9 +226,9 @@ TF_CASES: list[AnyCase] = [
     BodyCase("base64 of a number", "TensorFlow", _one("carrier", {"b64": 5}), _TF),
     BodyCase("base64 of no UTF-8", "TensorFlow", _one("carrier", {"b64": "/w=="}), _TF),
     BodyCase(
-        "base64 below nine hundred arrays",
+        "base64 below a thousand arrays",
         "depth of base64",
-        lambda route: b'{"instances": ' + b"[" * 900 + b'{"b64": "QUE="}' + b"]" * 900 + b"}",
+        lambda route: b'{"instances": ' + b"[" * 1000 + b'{"b64": "QUE="}' + b"]" * 1000 + b"}",
         tuple(route for route in reading("tf rows", "instances") if route.path != "/invocations"),
         words=("32 levels",),
     ),

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.flavor.convert.obstacle import explained
 from mlflow_deploy_plugin.flavor.convert.sklearn import categories, elementwise, imputer, texts, trees
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import readable_copy
 from mlflow_deploy_plugin.flavor.convert.sklearn.precision import Precision, round_before_last_step, widen
-from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step, parts
+from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step
 from mlflow_deploy_plugin.runtime.artifact import Input
 
 _OWN = (categories, elementwise, imputer, texts, trees)

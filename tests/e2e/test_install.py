@@ -1,0 +1,189 @@
+"""The package in empty environments, with the newest of everything it needs: README walked from its `pip install` on.
+
+Outside of `make test`, because a package index is needed: `make test-install`.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from support.readme import ROOT, run_smallest_example, section, shell, walk_by_hand
+
+pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]  # the first installation fetches everything
+
+UV = Path(sys.prefix, "bin", "uv")
+PACKAGE = "mlflow_deploy_plugin"
+LEFT_OUT = {
+    "gpu": "1.6 GB of CUDA",
+    "all": "the extras, each of which is tried alone",
+    "dev": "what `make install` installs",
+}
+ROOMS = {
+    "cpu": "from mlflow_deploy_plugin.runtime.session import onnxruntime; onnxruntime().InferenceSession",
+    "sklearn": "import mlflow_deploy_plugin.flavor.convert.sklearn",
+    "torch": "import mlflow_deploy_plugin.flavor.convert.torch, onnxscript",
+    "s3": "import boto3, mlflow_deploy_plugin.inference_log.bucket",
+    "postgresql": "import sqlalchemy; sqlalchemy.create_engine('postgresql+psycopg://user@host/db')",
+    "grpc": "import mlflow_deploy_plugin.server.grpc.listener, mlflow_deploy_plugin.server.grpc.service",
+    "redis": "from mlflow_deploy_plugin.server.outage import redis_module; redis_module('redis://host:6379/0')",
+    "explain": "import mlflow_deploy_plugin.pyfunc.explainer",
+    "spark": "import pyspark.sql, mlflow_deploy_plugin.monitoring.spark",
+    "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
+    "from mlflow_deploy_plugin.server.tracing import open_tracer; assert open_tracer()",
+}
+NEEDS_AN_EXTRA = {"skl2onnx", "torch", "shap", "grpc"}
+"""What a module of the package may lack in an environment without extras."""
+
+_IMPORT_ALL = f"""
+import importlib, pkgutil, {PACKAGE}
+missing = set()
+for module in pkgutil.walk_packages({PACKAGE}.__path__, "{PACKAGE}."):
+    if module.name.endswith(".__main__") or ".migrations." in module.name:
+        continue  # those run
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as error:
+        missing.add(error.name)
+print(*missing)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what a clone holds."""
+    folder = tmp_path_factory.mktemp("checkout")
+    names = _output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT).split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path) -> Path:
+    """Made by README's command."""
+    (command,) = re.findall(r"`(pip wheel [^`]*)`", section("The smallest example"))
+    _output([sys.executable, "-m", *command.split()], cwd=checkout)
+    (made,) = checkout.glob("dist/*.whl")
+    return made
+
+
+@pytest.fixture
+def environment(tmp_path: Path, wheel: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes an empty virtual environment and installs the wheel there with those extras, without constraints."""
+    folder = tmp_path / "environment"
+
+    def make(extras: str) -> Path:
+        _output([UV, "venv", "-q", "--python", sys.executable, folder])
+        if extras == "torch":
+            _install_torch(folder)
+        _install(folder, f"{wheel}[{extras}]")
+        return folder
+
+    yield make
+    shutil.rmtree(folder, ignore_errors=True)  # half a gigabyte each
+
+
+def test_the_wheel_and_the_sdist_hold_every_file_of_the_package(checkout: Path, wheel: Path, tmp_path: Path) -> None:
+    _output([UV, "build", "-q", "--sdist", "--out-dir", tmp_path], cwd=checkout)
+    ours = {str(path.relative_to(checkout)) for path in (checkout / PACKAGE).rglob("*") if path.is_file()}
+    ours = {name for name in ours if "__pycache__" not in name}
+
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+    assert {name for name in held if ".dist-info/" not in name} == ours
+
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        sources = {name.partition("/")[2] for name in archive.getnames()}
+    assert ours | {"README.md", "LICENSE", "setup.cfg", "pyproject.toml"} <= sources
+    assert not any(name.startswith("tests/") for name in sources)  # a part of them is of no use
+
+
+def test_every_extra_is_tried_and_on_the_page() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert set(setup["options.extras_require"]) == ROOMS.keys() | LEFT_OUT.keys() | {"projects"}
+    page = section("The smallest example")
+    assert [extra for extra in ROOMS if not re.search(rf"[\[,`]{extra}[\],`]", page)] == []
+    assert f"torch=={_torch_version()}+cpu" in page
+
+
+def test_without_extras_everything_but_their_rooms_is_imported(
+    environment: Callable[[str], Path], tmp_path: Path
+) -> None:
+    python = environment("") / "bin" / "python"
+    missing = _output([python, "-W", "ignore", "-c", _IMPORT_ALL], cwd=tmp_path).split()
+    assert set(missing) == NEEDS_AN_EXTRA
+    assert "Usage: onnxserve" in _output([python.with_name("onnxserve"), "--help"], cwd=tmp_path)
+
+
+@pytest.mark.parametrize("extra", ROOMS)
+def test_an_extra_alone_brings_what_its_room_imports(
+    extra: str, environment: Callable[[str], Path], tmp_path: Path
+) -> None:
+    _output([environment(extra) / "bin" / "python", "-W", "ignore", "-c", ROOMS[extra]], cwd=tmp_path)
+
+
+def test_an_extra_that_an_error_names_is_added_to_the_installed_package(
+    environment: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """`pip install 'mlflow-onnxserve[redis]'` finds the installed package, though no index has it."""
+    folder = environment("cpu")
+    _output([sys.executable, "-m", "pip", "--python", folder, "install", "-q", "mlflow-onnxserve[redis]"], cwd=tmp_path)
+    _output([folder / "bin" / "python", "-c", ROOMS["redis"]], cwd=tmp_path)
+
+
+def test_the_smallest_example_runs(environment: Callable[[str], Path], tmp_path: Path) -> None:
+    run_smallest_example(environment(_extras("The smallest example")), tmp_path)
+
+
+def test_by_hand_is_walked_with_the_wheel(environment: Callable[[str], Path], checkout: Path, tmp_path: Path) -> None:
+    """In a folder that holds of the checkout what the page says is needed of it, and not the package."""
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    shutil.copytree(checkout / "projects", folder / "projects")
+    for name in ("MLproject", "python_env.yaml"):
+        shutil.copy(checkout / name, folder)
+    walk_by_hand(environment(_extras("By hand")), folder, tmp_path)
+
+
+def _extras(heading: str) -> str:
+    """The extras that the page installs there."""
+    found = re.search(r"`pip install '\.\[([\w,]+)\]'`", section(heading))
+    assert found, f"the section {heading!r} does not say how the package is installed"
+    return found[1]
+
+
+def _install(environment: Path, requirement: str) -> None:
+    _output([UV, "pip", "install", "-q", "--python", environment, requirement])
+
+
+def _install_torch(environment: Path) -> None:
+    """Its pinned CPU build, by pip, which finds it where uv does not; what PyPI has brings gigabytes of CUDA."""
+    version = _torch_version()
+    pip = [sys.executable, "-m", "pip", "--python", environment, "install", "-q"]
+    if subprocess.run([*pip, f"torch=={version}+cpu"], check=False, capture_output=True).returncode != 0:
+        pytest.skip(f"no CPU build of torch {version} is found for this Python")
+
+
+def _torch_version() -> str:
+    (version,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    return str(version)
+
+
+def _output(command: list[str | Path], cwd: Path | None = None) -> str:
+    """What the command prints; the test fails with its errors where it fails."""
+    variables = shell(Path(sys.prefix), cwd or Path.cwd())
+    result = subprocess.run(command, check=False, cwd=cwd, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+    return result.stdout

@@ -1,0 +1,106 @@
+"""README's example and commands, taken out of the page and run as a user of some environment does."""
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+
+from support.waiting import free_port, wait_until
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+_FOREIGN = ("ONNXSERVE_", "MLFLOW_", "PYTHON", "UV_", "VIRTUAL_ENV")
+
+
+def section(heading: str) -> str:
+    """The text below `## heading`."""
+    (found,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", README, flags=re.DOTALL | re.MULTILINE)
+    return str(found)
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    """The fenced blocks of that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def shell(environment: Path, folder: Path) -> dict[str, str]:
+    """The variables of a user's shell with that virtual environment active, and with nothing deployed yet.
+
+    Args:
+        folder: for what a user keeps at home.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    own = {
+        "PATH": f"{environment / 'bin'}:{os.environ['PATH']}",
+        "ONNXSERVE_HOME": str(folder / "onnxserve"),
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "MLFLOW_ARTIFACTS_DESTINATION": str(folder / "artifacts"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that nothing here uses
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "1",
+    }
+    return kept | own
+
+
+def run_smallest_example(environment: Path, folder: Path) -> None:
+    """Runs the example in that virtual environment and an empty folder; it has to predict."""
+    (code,) = blocks("python", section("The smallest example"))
+    command = [environment / "bin" / "python", "-c", code]
+    result = subprocess.run(
+        command, check=False, cwd=folder, env=shell(environment, folder), capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 0, result.stderr
+    assert "{'predictions': [0, 0, 0]} from http://127.0.0.1:" in result.stdout
+
+
+def walk_by_hand(environment: Path, checkout: Path, folder: Path) -> None:
+    """Runs the commands of "By hand" in their order; they do what the page says, and leave nothing running."""
+    script = "set -euo pipefail\n" + "".join(blocks("sh", section("By hand")))
+    for port in ("5000", "8123"):
+        script = script.replace(port, str(free_port()))
+    log = folder / "by-hand.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=checkout,
+            env=shell(environment, folder),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        code = process.wait(timeout=280)
+        assert code == 0, log.read_text()
+        wait_until(lambda: not _running_in(process.pid), what="the page's commands stop what they have started")
+    finally:
+        if _running_in(process.pid):
+            os.killpg(process.pid, signal.SIGTERM)
+    _check_what_was_said(log.read_text())
+
+
+def _check_what_was_said(output: str) -> None:
+    assert "onnxserve deployment flights is created" in output
+    assert re.search(r'\{"predictions":\s*\[(true|false)\]\}', output)
+    assert "parity: proven" in output
+    assert re.search(r"^flights drift 2013-07-04.*: drift$", output, re.MULTILINE)
+    assert re.search(r"^UA +\d+ +0\.\d+$", output, re.MULTILINE)
+    assert "flights has the monitor daily" in output
+    assert re.search(r"^flights +daily +drift +1d +waiting", output, re.MULTILINE)
+    assert "create  flights: – → flights models:/flight-delay/Production 100" in output
+    assert "Deployment flights is deleted" in output
+
+
+def _running_in(group: int) -> list[int]:
+    """The processes of that group that have not ended."""
+    running = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                running.append(process.pid)
+        except ProcessLookupError:
+            continue
+    return running
