@@ -57,7 +57,7 @@ def slow(status: int = 200) -> tuple[str, ...]:
 def test_the_closed_loop_asks_as_fast_as_it_is_answered() -> None:
     with listening(*slow()) as port:
         measured = closed_loop(Target(port, post("/", b"body"), b"ok"), connections=2, seconds=0.5)
-    assert 40 < measured.rate < 100  # two connections, 20 ms an answer
+    assert 40 < measured.rate <= 104  # two connections, 20 ms an answer, and each may have one more at the edges
     assert 0.02 <= measured.p50 < 0.1
     assert measured.wrong == 0
 

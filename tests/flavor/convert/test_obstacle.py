@@ -6,13 +6,14 @@ import pytest
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import RadiusNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, KBinsDiscretizer, OneHotEncoder, OrdinalEncoder
+from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
 from mlflow_deploy_plugin.errors import ConversionError, ModelError
 from mlflow_deploy_plugin.flavor.convert.obstacle import plain, way_out
@@ -23,7 +24,6 @@ NUMBERS = pd.DataFrame(RANDOM.normal(size=(60, 2)), columns=["a", "b"])
 MIXED = NUMBERS.assign(c=RANDOM.choice(["x", "y"], 60))
 TARGET = (NUMBERS.a > 0).astype(int)
 TEXTS = pd.Series(["hello world", "foo bar"] * 30, name="text")
-BINNED = make_column_transformer((OneHotEncoder(), ["c"]), (KBinsDiscretizer(n_bins=3), ["a", "b"]))
 DOUBLED = make_column_transformer((FunctionTransformer(np.square), ["a"]), remainder="passthrough")
 UNSEEN = {"handle_unknown": "use_encoded_value", "unknown_value": -1}
 
@@ -48,9 +48,9 @@ CASES = {
         "its step 'columntransformer → functiontransformer' (FunctionTransformer): its option func=square is a Python",
     ),
     "a step that the error does not name": (
-        make_pipeline(BINNED, LogisticRegression()),
-        MIXED,
-        "its step 'columntransformer → kbinsdiscretizer' (KBinsDiscretizer): onehot encoding not supported",
+        make_pipeline(StandardScaler(), GradientBoostingClassifier(init=LogisticRegression())),
+        NUMBERS,
+        "its step 'gradientboostingclassifier' (GradientBoostingClassifier): Setting init to an estimator is not",
     ),
     "accents": (
         make_pipeline(TfidfVectorizer(strip_accents="unicode"), LogisticRegression()),

@@ -183,11 +183,11 @@ def test_texts_are_taken_apart_as_python_does_it(make, tmp_path):
 @pytest.mark.parametrize(
     ("vectorizer", "obstacle"),
     [
-        (CountVectorizer(tokenizer=str.split, token_pattern=None), "tokenizer (<method 'split'"),
+        (CountVectorizer(tokenizer=str.split, token_pattern=None), "tokenizer=str.split"),
         (CountVectorizer(token_pattern=r"a|bc"), "token_pattern ('a|bc')"),
         (CountVectorizer(token_pattern=r"\b[a-z]+\b", ngram_range=(1, 2)), "\\b around something else"),
         (CountVectorizer(analyzer="char_wb"), "analyzer ('char_wb')"),
-        (CountVectorizer(strip_accents="unicode"), "strip_accents ('unicode')"),
+        (CountVectorizer(strip_accents="unicode"), "strip_accents='unicode'"),
         (CountVectorizer(stop_words=["good"], ngram_range=(1, 2)), "stop_words"),
         (HashingVectorizer(n_features=8), "HashingVectorizer"),
     ],
