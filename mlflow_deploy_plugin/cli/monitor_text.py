@@ -18,7 +18,8 @@ def row_of(one: MonitorOverview) -> tuple[str, ...]:
     """The cells below `HEAD`."""
     last = str(Window(one.last.start, one.last.end)) if one.last else "-"
     due = f"{one.next_due:%Y-%m-%d %H:%M}" if one.next_due else "-"
-    verdict = one.last.verdict if one.last else "-"
+    by_hand = " (by hand)" if one.last and one.last.by_hand else ""
+    verdict = f"{one.last.verdict}{by_hand}" if one.last else "-"
     return one.endpoint, one.monitor, one.spec.kind, one.spec.every, one.standing, last, verdict, due
 
 
@@ -46,6 +47,7 @@ def _window(window: MonitorWindow) -> dict[str, Any]:
         "start": window.start.isoformat(),
         "end": window.end.isoformat(),
         "revision": window.revision,
+        "by_hand": window.by_hand,
         "state": window.state,
         "verdict": window.verdict,
         "reason": window.reason,

@@ -155,7 +155,7 @@ def _monitors(session: Session, keys: Sequence[Key], paused: Container[Key]) -> 
 def _newest(key: Key, limit: int) -> Select[MonitorWindowRow]:
     row = MonitorWindowRow
     order = (row.start.desc(), row.revision.desc(), row.id.desc())
-    return select(row).where(row.endpoint == key[0], row.monitor == key[1]).order_by(*order).limit(limit)
+    return select(row).where(row.endpoint == key[0], row.monitor == key[1], ~row.by_hand).order_by(*order).limit(limit)
 
 
 def _windows(session: Session, known: Container[Key]) -> Iterator[Metric]:
@@ -170,15 +170,19 @@ def _windows(session: Session, known: Container[Key]) -> Iterator[Metric]:
     row = MonitorWindowRow
     last: dict[Key, float] = {}
     attempts: Counter[Key] = Counter()
-    counted = select(
-        row.endpoint,
-        row.monitor,
-        row.state,
-        row.verdict,
-        func.count(),
-        func.sum(row.attempts),
-        func.max(row.updated_at),
-    ).group_by(row.endpoint, row.monitor, row.state, row.verdict)
+    counted = (
+        select(  # the schedule's: of what a person has asked for nobody else is told
+            row.endpoint,
+            row.monitor,
+            row.state,
+            row.verdict,
+            func.count(),
+            func.sum(row.attempts),
+            func.max(row.updated_at),
+        )
+        .where(~row.by_hand)
+        .group_by(row.endpoint, row.monitor, row.state, row.verdict)
+    )
     for endpoint, monitor, state, verdict, count, tried, updated_at in session.execute(counted):
         key = endpoint, monitor
         attempts[key] += int(tried or 0)

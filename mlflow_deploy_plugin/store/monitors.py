@@ -27,7 +27,8 @@ class MonitorWindow:
 
     Attributes:
         start / end: event times t with start <= t < end.
-        revision: 1 at first; rows that came later make the next one.
+        revision: 1 at first; whoever judges the window again makes the next one.
+        by_hand: a person has asked for it: it is no window of the schedule's, whatever its times are.
         state: pending until it is judged; failed where that was given up.
         verdict: a judgement's state, empty until then.
         reason: of the verdict, or what the last attempt failed of.
@@ -44,6 +45,7 @@ class MonitorWindow:
     start: datetime
     end: datetime
     revision: int
+    by_hand: bool
     state: WindowState
     created_at: datetime
     updated_at: datetime
@@ -144,7 +146,9 @@ class Monitors:
         with self._store.transaction() as session:
             return int(session.scalar(query) or 0) + 1
 
-    def add(self, endpoint: str, monitor: str, start: datetime, end: datetime, revision: int = 1) -> MonitorWindow:
+    def add(
+        self, endpoint: str, monitor: str, start: datetime, end: datetime, revision: int = 1, *, by_hand: bool = False
+    ) -> MonitorWindow:
         """Writes down that the window is to be judged; the one that stands there already, where one does."""
         now = self._store.now()
         row = MonitorWindowRow(
@@ -153,6 +157,7 @@ class Monitors:
             start=start,
             end=end,
             revision=revision,
+            by_hand=by_hand,
             state="pending",
             not_before=None,
             figures={},
@@ -221,6 +226,7 @@ class Monitors:
         *,
         states: Sequence[WindowState] = (),
         since: datetime | None = None,
+        by_hand: bool | None = None,
         limit: int | None = None,
     ) -> list[MonitorWindow]:
         """Oldest first, a window's revisions in their order; with `limit` the newest of them.
@@ -228,6 +234,7 @@ class Monitors:
         Args:
             states: only those that are in one of them; empty: any.
             since: only those that end after it.
+            by_hand: only those that a person has asked for, or only the schedule's; None: both.
         """
         order = (MonitorWindowRow.start.desc(), MonitorWindowRow.revision.desc(), MonitorWindowRow.id.desc())
         query = select(MonitorWindowRow).order_by(*order).limit(limit)
@@ -239,6 +246,8 @@ class Monitors:
             query = query.where(MonitorWindowRow.state.in_(states))
         if since is not None:
             query = query.where(MonitorWindowRow.end > since)
+        if by_hand is not None:
+            query = query.where(MonitorWindowRow.by_hand == by_hand)
         with self._store.transaction() as session:
             return [value_of(row, MonitorWindow) for row in reversed(session.scalars(query).all())]
 

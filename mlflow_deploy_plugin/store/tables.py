@@ -21,6 +21,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 ValueT = TypeVar("ValueT", bound="DataclassInstance")
 VERSION_TABLE = "onnxserve_alembic_version"
-SCHEMA = "0004"
+SCHEMA = "0005"
 """The newest of Alembic's revisions; a test holds both equal."""
 
 
@@ -127,7 +128,7 @@ class LeaseRow(Base):
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-_COUNTED = ("endpoint", "monitor", "state", "verdict", "attempts", "updated_at")
+_COUNTED = ("by_hand", "endpoint", "monitor", "state", "verdict", "attempts", "updated_at")
 
 
 class MonitorWindowRow(Base):
@@ -146,6 +147,7 @@ class MonitorWindowRow(Base):
     start: Mapped[datetime] = mapped_column("window_start", UtcDateTime)
     end: Mapped[datetime] = mapped_column("window_end", UtcDateTime)
     revision: Mapped[int] = mapped_column(Integer)
+    by_hand: Mapped[bool] = mapped_column(Boolean, server_default=false())
     state: Mapped[str] = mapped_column(String(31), index=True)
     verdict: Mapped[str] = mapped_column(String(31))
     reason: Mapped[str] = mapped_column(Text)

@@ -103,8 +103,8 @@ class Attempts:
     def _tell(self, window: MonitorWindow, spec: MonitorSpec, answer: Answer) -> None:
         """Tells of the monitor's newest window: what an older one is found to be later changes nothing any more.
 
-        Only windows that the schedule has come to count. A person may have asked for others, and a clock that was wrong
-        for such that lie ahead.
+        Only windows that the schedule has come to count: a clock that was wrong may have had it judge such that lie
+        ahead.
         """
         store, settings = self.deployments.store, self.deployments.settings
         endpoint = store.endpoint(window.endpoint)
@@ -112,7 +112,9 @@ class Attempts:
             return
         length, nothing = window.end - window.start, timedelta()
         until = max(self.monitors.state(window.endpoint, window.monitor).made_up_to or window.end, window.end)
-        judged = self.monitors.windows(window.endpoint, window.monitor, states=("judged",), limit=_LOOKED_BACK)
+        judged = self.monitors.windows(
+            window.endpoint, window.monitor, states=("judged",), by_hand=False, limit=_LOOKED_BACK
+        )
         earlier = [
             one
             for one in judged

@@ -1,7 +1,7 @@
-"""Windows that a person asks for: judged here and now, and written down like those of the schedule.
+"""Windows that a person asks for: judged here and now, and written down as asked for by hand.
 
-Nobody else is told of what is found, and nothing is started: whoever asks sees it. It takes nothing from the schedule,
-which judges and tells of the windows that it comes to all the same.
+Nobody else is told of what is found, and nothing is started: whoever asks sees it. The schedule judges and tells of the
+windows that it comes to all the same, and of no others.
 """
 
 import time
@@ -22,10 +22,9 @@ from mlflow_deploy_plugin.controller.monitors.judging import (
     log_of,
     question_of,
 )
-from mlflow_deploy_plugin.controller.monitors.next_window import not_judged_since
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.controller.monitors.turn import Turns
-from mlflow_deploy_plugin.controller.monitors.when import due_at, window_from, window_of, windows_between
+from mlflow_deploy_plugin.controller.monitors.when import window_from, windows_between
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -50,8 +49,8 @@ def run_window(
 ) -> tuple[MonitorWindow, Answer]:
     """Judges a window, by default the latest whole one of the monitor's length that has rows.
 
-    A window that was judged already gets a further revision. What is found with other bounds than the monitor's stands
-    in MLflow alone: the window that is given then is not in the store.
+    A window that stands there already gets a further revision. What is found with other bounds than the monitor's
+    stands in MLflow alone: the window that is given then is not in the store.
 
     Raises:
         InvalidConfig: Spark is asked for and does not help this kind of monitor.
@@ -93,7 +92,7 @@ def _try(
     deployments: Deployments, monitor: Monitor, window: Window, judge: Judge, notes: Sequence[str]
 ) -> tuple[MonitorWindow, Answer]:
     now = deployments.store.now()
-    unwritten = MonitorWindow(0, monitor.endpoint, monitor.name, window.start, window.end, 0, "pending", now, now)
+    unwritten = MonitorWindow(0, monitor.endpoint, monitor.name, window.start, window.end, 0, True, "pending", now, now)
     notes = (*notes, f"judged with {monitor.tried} for once: in MLflow alone, no verdict of the monitor")
     endpoint = deployments.store.endpoint(monitor.endpoint)
     question = question_of(unwritten, monitor.spec, deployments.settings, endpoint, notes)
@@ -179,7 +178,7 @@ def _to_be_tried_again(store: Store, monitor: Monitor) -> list[MonitorWindow]:
     monitors = Monitors(store)
     if monitors.state(monitor.endpoint, monitor.name).paused:
         return []
-    return monitors.windows(monitor.endpoint, monitor.name, states=("pending",))[:1]
+    return monitors.windows(monitor.endpoint, monitor.name, states=("pending",), by_hand=False)[:1]
 
 
 @contextmanager
@@ -200,36 +199,13 @@ def _held(deployments: Deployments, monitor: Monitor) -> Iterator[LeaseKeeper]:
 
 
 def _written(store: Store, monitor: Monitor, window: Window) -> MonitorWindow:
-    """The revision that is to be judged: the newest one where it is not judged, else a further one. Where the schedule
-    is to judge the window too, the one behind it is the schedule's.
-    """
+    """The revision that is to be judged: one that was asked for by hand and not judged, else a further one."""
     monitors = Monitors(store)
-    revisions = [
-        one for one in monitors.windows(monitor.endpoint, monitor.name, since=window.start) if one.start == window.start
-    ]
-    newest = revisions[-1] if revisions else None
-    if newest is not None and newest.state != "judged" and newest.end == window.end:
-        taken = newest
-    else:
-        revision = newest.revision + 1 if newest is not None else 1
-        taken = monitors.add(monitor.endpoint, monitor.name, window.start, window.end, revision)
-    if _is_the_schedules(store, monitor, window, is_begun=taken is newest and newest.state != "failed"):
-        monitors.add(monitor.endpoint, monitor.name, window.start, window.end, taken.revision + 1)
-    return taken
-
-
-def _is_the_schedules(store: Store, monitor: Monitor, window: Window, is_begun: bool) -> bool:
-    """Whether the window is due, and the schedule is at it or has yet to come to it: it would take what was judged by
-    hand for its own, and tell nobody. One that is not due yet it judges again by itself.
-    """
-    endpoint = store.endpoint(monitor.endpoint)
-    spec = endpoint.spec.monitors.get(monitor.name) if endpoint is not None else None
-    if endpoint is None or spec is None or window_of(spec, window.start) != window:
-        return False
-    now, state = store.now(), Monitors(store).state(monitor.endpoint, monitor.name)
-    if due_at(endpoint.name, monitor.name, spec, window.end) > now:
-        return False
-    return is_begun or window.start >= not_judged_since(endpoint, monitor.name, spec, state, now)
+    asked_for = [one for one in _of_window(monitors, monitor, window) if one.by_hand and one.state != "judged"]
+    if asked_for:
+        return asked_for[-1]
+    revision = monitors.next_revision(monitor.endpoint, monitor.name, window.start)
+    return monitors.add(monitor.endpoint, monitor.name, window.start, window.end, revision, by_hand=True)
 
 
 def _of_window(monitors: Monitors, monitor: Monitor, window: Window) -> list[MonitorWindow]:

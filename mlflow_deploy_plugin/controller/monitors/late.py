@@ -85,13 +85,12 @@ def add_revisions(
     was judged.
 
     Args:
-        windows: of one monitor.
+        windows: the schedule's, of one monitor.
 
     Returns:
         The revisions, which are to be judged, and what came.
     """
     ordered = sorted(windows, key=lambda one: (one.start, one.revision))
-    revisions = {window.start: window.revision for window in ordered}  # by hand others are asked for that begin with it
     newest = {(window.start, window.end): window for window in ordered}
     looked_at = [one for one in newest.values() if _may_be_judged_again(one, spec, now)]
     if spec.kind == "performance":
@@ -102,8 +101,7 @@ def add_revisions(
     added: list[tuple[MonitorWindow, Late]] = []
     for window, new in changed:
         if window.id in late:
-            revisions[window.start] += 1
-            revision = revisions[window.start]
+            revision = monitors.next_revision(window.endpoint, window.monitor, window.start)
             one = monitors.add(window.endpoint, window.monitor, window.start, window.end, revision)
             added.append((one, late[window.id]))
         else:

@@ -23,9 +23,9 @@ class MonitorOverview:
     Attributes:
         standing: waiting for its next window; judging one; failing: its last attempt failed, and is made again;
             paused by a person; broken: its schedule cannot be read.
-        last: the newest window that was judged.
-        open: the window that is being judged, or tried again.
-        given_up: windows that could not be judged, among the newest hundred.
+        last: the newest window that was judged, by the schedule or by hand.
+        open: the schedule's window that is being judged, or tried again.
+        given_up: windows of the schedule's that could not be judged, among the newest hundred.
         next_due: when the next window may be judged; None: it cannot be told, or the monitor is paused.
         why: of what it stands so, in a sentence.
     """
@@ -65,7 +65,8 @@ def overview(store: Store, endpoint: Endpoint, name: str, ready: Readiness) -> M
     state = monitors.state(endpoint.name, name)
     newest = monitors.windows(endpoint.name, name, limit=100)
     judged = [window for window in newest if window.state == "judged"]
-    written = [window for window in newest if window.state in ("pending", "running")]
+    scheduled = [window for window in newest if not window.by_hand]
+    written = [window for window in scheduled if window.state in ("pending", "running")]
     standing: MonitorStanding = "waiting"
     due, why = None, state.note
     try:
@@ -90,7 +91,7 @@ def overview(store: Store, endpoint: Endpoint, name: str, ready: Readiness) -> M
         state=state,
         last=judged[-1] if judged else None,
         open=written[0] if written else None,
-        given_up=sum(window.state == "failed" for window in newest),
+        given_up=sum(window.state == "failed" for window in scheduled),
         next_due=due,
         why=why,
     )

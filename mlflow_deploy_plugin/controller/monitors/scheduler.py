@@ -125,7 +125,7 @@ class MonitorScheduler:
         now = self._store.now()
         states = {(one.endpoint, one.monitor): one for one in self._monitors.states()}
         written: dict[Key, list[MonitorWindow]] = {}
-        for window in self._monitors.windows(states=("pending", "running")):
+        for window in self._monitors.windows(states=("pending", "running"), by_hand=False):
             written.setdefault((window.endpoint, window.monitor), []).append(window)
         known: set[Key] = set()
         for endpoint in self._store.endpoints():

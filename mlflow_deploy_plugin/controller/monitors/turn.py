@@ -12,7 +12,6 @@ from mlflow_deploy_plugin.controller.monitors.labels import count_labels
 from mlflow_deploy_plugin.controller.monitors.late import Counts, add_revisions, looked_for
 from mlflow_deploy_plugin.controller.monitors.next_window import MOST_MADE_UP, Next, begun, next_window
 from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readiness
-from mlflow_deploy_plugin.controller.monitors.when import due_at
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
@@ -63,7 +62,7 @@ class Turns:
         if endpoint is None or monitor not in endpoint.spec.monitors or state.paused:
             return "nothing due"
         spec = endpoint.spec.monitors[monitor]
-        written = self.monitors.windows(name, monitor, states=("pending", "running"))
+        written = self.monitors.windows(name, monitor, states=("pending", "running"), by_hand=False)
         ready = self._readiness(name, now)
         window = begun(written, now) if written else self._begin(endpoint, monitor, spec, state, ready, now)
         if state.note.startswith(TROUBLE) and self.monitors.state(name, monitor).note == state.note:
@@ -72,8 +71,6 @@ class Turns:
             return "nothing due"
         if isinstance(window, str):
             return window
-        if window.attempts == 0 and window.end <= now and not ready.covers(window.end):
-            return "waits for rows"  # one that a person has left to the schedule
         return self.attempts.take(window, spec, keeper, ready.notes)
 
     def look_for_late(self, name: str, monitor: str) -> list[MonitorWindow]:
@@ -90,7 +87,7 @@ class Turns:
         counts = Counts(
             lambda window: self.count(asked(window)), lambda windows: self.count_labels([*map(asked, windows)])
         )
-        windows = self.monitors.windows(name, monitor, since=now - looked_for(spec))
+        windows = self.monitors.windows(name, monitor, since=now - looked_for(spec), by_hand=False)
         added = add_revisions(self.monitors, windows, spec, log_of(settings, endpoint), counts, now)
         for window, what in added:
             self.attempts.say(f"{name}: monitor {monitor}: {what} came after {window.start:%FT%H:%M} was judged")
@@ -111,20 +108,17 @@ class Turns:
                 self.attempts.say(f"{endpoint.name}: monitor {monitor}: {note}")
             elif not state.note.startswith(TROUBLE):
                 note = state.note
-            window = self._written(endpoint.name, monitor, spec, found.window)
+            window = self._written(endpoint.name, monitor, found.window)
             self.monitors.remember(endpoint.name, monitor, made_up_to=found.window.end, note=note)
             if window.state in ("pending", "running"):
                 return window
             state = self.monitors.state(endpoint.name, monitor)
 
-    def _written(self, endpoint: str, monitor: str, spec: MonitorSpec, window: Window) -> MonitorWindow:
-        """The window as it is written down. Where a person has asked for it before it was due, or for another one that
-        begins with it, it gets a further revision; who asks later leaves it one (`by_hand.py`).
-        """
-        found = self.monitors.windows(endpoint, monitor, since=window.start)
+    def _written(self, endpoint: str, monitor: str, window: Window) -> MonitorWindow:
+        """The window as it is written down; a further revision where another one stands there that begins with it."""
+        found = self.monitors.windows(endpoint, monitor, since=window.start, by_hand=False)
         same = [one for one in found if (one.start, one.end) == (window.start, window.end)]
-        due = due_at(endpoint, monitor, spec, window.end)
-        if same and (same[-1].state in ("pending", "running") or same[-1].created_at >= due):
+        if same:
             return same[-1]
         revision = self.monitors.next_revision(endpoint, monitor, window.start)
         return self.monitors.add(endpoint, monitor, window.start, window.end, revision)

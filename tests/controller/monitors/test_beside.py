@@ -9,8 +9,8 @@ from support.monitors import HOUR, NOON, MonitoredWorld
 
 
 def judged_by_hand(world: MonitoredWorld, start: datetime, end: datetime) -> None:
-    before = [one for one in world.monitors.windows() if one.start == start]
-    window = world.monitors.add("flights", "hourly", start, end, len(before) + 1)
+    revision = world.monitors.next_revision("flights", "hourly", start)
+    window = world.monitors.add("flights", "hourly", start, end, revision, by_hand=True)
     world.monitors.update(replace(window, state="judged", verdict="drift", log_rows=1000))
 
 

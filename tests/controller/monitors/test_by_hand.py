@@ -7,7 +7,11 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.controller.monitors import by_hand
+from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
 from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
+from mlflow_deploy_plugin.controller.monitors.judging import count_rows
+from mlflow_deploy_plugin.controller.monitors.overview import overviews
+from mlflow_deploy_plugin.controller.monitors.turn import Turns
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -59,6 +63,7 @@ def test_a_window_that_was_judged_already_gets_a_further_revision(world: Monitor
     first, second = world.monitors.windows("flights", "hourly")
     assert (first.verdict, first.run_id) == ("drift", "of the schedule")
     assert (second.revision, second.verdict, second.log_rows, second.run_id) == (2, "no drift", 3, "run-1")
+    assert (first.by_hand, second.by_hand) == (False, True)
 
 
 def test_an_endpoint_that_only_its_server_knows_is_judged_as_its_spec_says(world: MonitoredWorld) -> None:
@@ -135,6 +140,7 @@ def test_a_window_that_is_left_to_the_schedule_waits_for_its_rows(world: Monitor
     looked = world.count_looks()
     wait_until(lambda: looked() > 20, what="the schedule has looked")
     assert [asked.revision for asked in world.asked] == [1]
+    assert world.monitors.windows(by_hand=False) == []
     world.watermark(NOON + HOUR)
 
     world.wait_for(2)
@@ -169,7 +175,10 @@ def test_a_window_that_the_schedule_tries_again_stays_the_schedules(world: Monit
 
     run(world)
 
-    assert [(one.revision, one.state) for one in world.monitors.windows()] == [(1, "judged"), (2, "pending")]
+    assert [(one.revision, one.state, one.by_hand) for one in world.monitors.windows()] == [
+        (1, "pending", False),
+        (2, "judged", True),
+    ]
 
 
 def test_a_window_that_the_schedule_has_judged_is_left_at_that(world: MonitoredWorld) -> None:
@@ -182,7 +191,52 @@ def test_a_window_that_the_schedule_has_judged_is_left_at_that(world: MonitoredW
 
     run(world)
 
-    assert [(one.revision, one.state) for one in world.monitors.windows()] == [(1, "judged"), (2, "judged")]
+    assert [(one.revision, one.state, one.by_hand) for one in world.monitors.windows()] == [
+        (1, "judged", False),
+        (2, "judged", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "window",
+    [Window(NOON, NOON + HOUR), Window(NOON, NOON + HOUR / 2), Window(NOON + HOUR / 4, NOON + HOUR * 5 / 4)],
+    ids=["the schedule's", "one that begins with it", "one across it"],
+)
+def test_rows_that_come_late_make_no_further_revision_of_a_window_that_was_judged_by_hand(
+    world: MonitoredWorld, window: Window
+) -> None:
+    world.endpoint()
+    world.rows(NOON, NOON + HOUR / 3)
+    world.now = NOON + 2 * HOUR
+    world.judge = lambda asked: "drift" if asked.revision > 1 or asked.window != Window(NOON, NOON + HOUR) else "ok"
+    judged = run(world, window=window)
+    turns = Turns(Attempts(deployments(world), world.answer, world.said.append), count_rows)
+    world.monitors.remember("flights", "hourly", made_up_to=NOON + 2 * HOUR)
+
+    world.rows(NOON + HOUR / 3)
+    world.now += HOUR
+
+    assert turns.look_for_late("flights", "hourly") == []
+    assert world.monitors.windows() == [judged]
+    assert Alerts(world.store).firing() == []
+
+
+def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(world: MonitoredWorld) -> None:
+    world.endpoint()
+    world.rows(NOON, NOON + HOUR)
+    odd = world.monitors.add("flights", "hourly", NOON + HOUR / 4, NOON + HOUR / 2, by_hand=True)
+    world.monitors.update(replace(odd, state="running"))
+    world.now = NOON + 2 * HOUR + timedelta(minutes=30)
+
+    world.start()
+    world.wait_for(2)
+    world.end()
+
+    assert [asked.window.start for asked in world.asked] == [NOON, NOON + HOUR]
+    (overview,) = overviews(world.store)
+    assert (overview.standing, overview.open) == ("waiting", None)
+    taken = run(world, window=Window(odd.start, odd.end))
+    assert (taken.id, taken.state) == (odd.id, "judged")
 
 
 def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(
