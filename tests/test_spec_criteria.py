@@ -63,6 +63,20 @@ def test_what_is_no_requirement_is_refused_with_what_would_be_right(kind: str, t
         MonitorSpec.model_validate({"kind": kind, "require": text})
 
 
+@pytest.mark.parametrize(
+    ("kind", "require", "field", "value"),
+    [
+        ("performance", "f1>=0.7", "reference", "rolling:7d"),
+        ("service_level", "p99<=0.2", "columns", "a"),
+        ("shadow", "disagreement<=0.05", "columns", "a"),
+        ("data_quality", "missing<=0.1", "estimate", "decides"),
+    ],
+)
+def test_a_field_that_the_kind_does_not_read_is_refused(kind: str, require: str, field: str, value: str) -> None:
+    with pytest.raises(ValidationError, match=f"a monitor of kind {kind} takes no `{field}`: it is for monitors of"):
+        MonitorSpec.model_validate({"kind": kind, "require": require, field: value})
+
+
 @pytest.mark.parametrize("text", ["", "accuracy", ">0.8", "accuracy>=", "accuracy>=x", "a b>=1", "accuracy=>0.8"])
 def test_what_is_no_condition_is_none(text: str) -> None:
     assert read_condition(text) is None

@@ -56,6 +56,15 @@ FIGURES: Mapping[str, Mapping[str, Figure]] = {
 }
 """By kind of monitor the figures that its `require` may name."""
 
+_COMPARING: tuple[MonitorKind, ...] = ("drift", "prediction_drift", "data_quality")
+_READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
+    "reference": _COMPARING,
+    "columns": _COMPARING,
+    "labels_within": ("performance",),
+    "estimate": ("performance",),
+}
+"""The fields that not every kind reads; where they were given to another one, nothing would come of them."""
+
 REGRESSION = ("mae", "rmse", "mape", "r2")
 """Those of answers that are numbers; none of them can be estimated without labels."""
 MIN_LABELLED_WINDOWS = 3
@@ -143,6 +152,10 @@ class MonitorSpec(Part):
             raise ValueError(f"a monitor of kind {self.kind} needs `require`: what must hold")
         if self.kind in ("drift", "prediction_drift") and self.require:
             raise ValueError(f"a monitor of kind {self.kind} takes no `require`: its reference says what is normal")
+        for name, kinds in _READ_BY.items():
+            if self.kind not in kinds and getattr(self, name) != type(self).model_fields[name].default:
+                takers = f"kind{'s' if len(kinds) > 1 else ''} {', '.join(kinds)}"
+                raise ValueError(f"a monitor of kind {self.kind} takes no `{name}`: it is for monitors of {takers}")
         if self.is_rolling:
             checked_lag(self.reference.partition(":")[2], self.every)
         tells_by_pairs = self.is_rolling and self.kind != "data_quality" and not self.independent_rows
@@ -165,7 +178,7 @@ class MonitorSpec(Part):
     @property
     def is_rolling(self) -> bool:
         """Whether a window is compared with the one so long before it."""
-        return self.kind in ("drift", "prediction_drift", "data_quality") and self.reference.startswith("rolling:")
+        return self.kind in _COMPARING and self.reference.startswith("rolling:")
 
     @property
     def reads_before(self) -> timedelta:
@@ -183,7 +196,7 @@ class MonitorSpec(Part):
     def reads(self) -> timedelta:
         """How long ago, when a window is judged in time, the oldest rows may be that this takes."""
         waited = _length(self.grace)
-        if self.kind == "performance" and self.labels_within is not None:
+        if self.labels_within is not None:
             waited += _length(self.labels_within)
         return self.reads_before + _length(self.every) + waited
 

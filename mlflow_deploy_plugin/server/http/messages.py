@@ -12,8 +12,10 @@ from mlflow_deploy_plugin.server.ids import new_id
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST_EVENT, _LAST_EVENT = datetime(1700, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
-"""What every reader of the inference log can hold; pandas' nanoseconds reach from 1677 to 2262."""
+_FIRST_EVENT = datetime(1700, 1, 1, tzinfo=UTC)
+"""Every reader of the inference log can hold it; pandas' nanoseconds begin in 1677."""
+_MOST_AHEAD = timedelta(days=1)
+"""A clock may be wrong, and a zone; no monitor judges a row before its time has come."""
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 """What the value of a header, or of gRPC's metadata, may hold as it is."""
@@ -87,7 +89,7 @@ def event_time(headers: Mapping[str, str]) -> int | None:
     """`X-Event-Time` in microseconds since 1970 (UTC), or None where there is none.
 
     Raises:
-        InvalidRequest: it is not a time of RFC 3339 with its offset, or too far away.
+        InvalidRequest: it is not a time of RFC 3339 with its offset, or lies too far back or ahead.
     """
     given = headers.get("x-event-time")
     if given is None:
@@ -100,6 +102,12 @@ def event_time(headers: Mapping[str, str]) -> int | None:
         raise InvalidRequest(
             f"X-Event-Time is {given[:60]!r}; a time of RFC 3339 with its offset is expected, as 2013-07-01T12:30:00Z"
         )
-    if not _FIRST_EVENT <= moment < _LAST_EVENT:
-        raise InvalidRequest(f"X-Event-Time is {given[:60]!r}; a time from the year 1700 to 2199 is expected")
+    if moment < _FIRST_EVENT:
+        raise InvalidRequest(f"X-Event-Time is {given[:60]!r}; a time since the year 1700 is expected")
+    now = datetime.now(UTC)
+    if moment - now > _MOST_AHEAD:
+        raise InvalidRequest(
+            f"X-Event-Time is {given[:60]!r}, more than a day ahead of the server's clock, {now:%FT%TZ}; the time "
+            "at which it happened is expected"
+        )
     return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -150,10 +150,10 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
     "MLflow": ("protocols/mlflow.py: decode_document", ()),
     "event time": ("http/messages.py: event_time", _answer(server__http__predictions__event_time=_NOTHING)),
     "event years": (
-        "http/messages.py: _FIRST_EVENT, _LAST_EVENT",
+        "http/messages.py: _FIRST_EVENT, _MOST_AHEAD",
         _answer(
             server__http__messages___FIRST_EVENT="original.min.replace(tzinfo=original.tzinfo)",
-            server__http__messages___LAST_EVENT="original.max.replace(tzinfo=original.tzinfo)",
+            server__http__messages___MOST_AHEAD="original.max",
         ),
     ),
     "CSV": (

@@ -265,10 +265,14 @@ MLFLOW: list[AnyCase] = [
             lambda r: r.good,
             RECORDS,
             400,
-            ("year",),
+            (words,),
             {"X-Event-Time": moment},
         )
-        for moment in ("0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59Z")
+        for moment, words in (
+            ("0001-01-01T00:00:00+00:00", "since the year 1700"),
+            ("2100-01-01T00:00:00Z", "a day ahead"),
+            ("9999-12-31T23:59:59Z", "a day ahead"),
+        )
     ],
 ]
 
