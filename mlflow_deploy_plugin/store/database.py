@@ -5,6 +5,7 @@ transaction takes the write lock at its start, on PostgreSQL because the migrati
 lock first.
 """
 
+import sqlite3
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -133,13 +134,26 @@ def _make_folder(url: URL) -> None:
         raise unavailable(url, error) from None
 
 
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Waits as for any other lock: SQLite calls no busy handler where somebody else is just turning the log on."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
 def _take_write_lock_at_start(engine: Engine) -> None:
     """A transaction that reads first and writes then fails at once, without waiting, if another wrote in between."""
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves, so that DDL is part of the transaction too
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_write_ahead_log(connection)
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:

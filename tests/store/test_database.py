@@ -1,8 +1,10 @@
 """Opening the store: migrations, races, and failures that say what is wrong without a password."""
 
 import socket
+import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -211,3 +213,18 @@ def test_a_uri_that_cannot_be_is_a_configuration_error_without_its_password(url:
         open_store(url)
 
     assert "s3cret" not in caught.value.message
+
+
+@pytest.mark.parametrize("held", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+def test_a_new_store_that_somebody_else_is_just_making_is_waited_for(tmp_path: Path, held: str) -> None:
+    path = tmp_path / "store.db"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute(held)
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(lambda: open_store(f"sqlite:///{path}").close())
+        with pytest.raises(TimeoutError):
+            opened.result(0.5)
+        other.execute("COMMIT")
+        other.close()
+
+        opened.result(30)
