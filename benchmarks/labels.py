@@ -1,7 +1,7 @@
 """What a performance monitor knows of its figures, where labels are late, few or missing by what they would say.
 
-    .venv/bin/python -m benchmarks.labels               # some minutes on two cores
-    .venv/bin/python -m benchmarks.labels --only missing --share 0.2
+    .venv/bin/python benchmarks/labels.py               # some minutes on two cores
+    .venv/bin/python benchmarks/labels.py --only missing --share 0.2
 
 - estimates: how often the interval of an estimate without labels holds what the labels come to say, by the rows of the
   window, of the earlier windows, and by how far the model's probabilities are off from window to window.
@@ -11,11 +11,15 @@
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.drifting.judging import on_all_cores
 from benchmarks.drifting.worlds import Array
