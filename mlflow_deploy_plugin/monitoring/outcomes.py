@@ -183,10 +183,7 @@ def _finding(
         return Finding(name, check, "not judged", reason, segment=group.segment)
     given, pieces, bins = group.window.columns[name], group.reference.pieces, group.reference.bins[name]
     reason = _sentence(check, bins, given, pieces.total.columns[name], amounts)
-    change = ""
-    if score > limit:
-        change = _change(check, bins, given, pieces.others.columns.get(name), amounts)
-        reason = f"{change}; {reason}" if check == "distribution" and change else reason
+    change = _change(check, bins, given, pieces.others.columns.get(name), amounts) if score > limit else ""
     return Finding(
         subject=name,
         check=check,

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.monitoring.reports.change import PastWindow
 from mlflow_deploy_plugin.monitoring.reports.metrics import metrics_of
 from mlflow_deploy_plugin.monitoring.reports.page import PAGE, with_picture
 from mlflow_deploy_plugin.monitoring.reports.series import log_series
-from mlflow_deploy_plugin.monitoring.reports.trend import MOST_WINDOWS, PastWindow, series_of, trend_picture
+from mlflow_deploy_plugin.monitoring.reports.trend import MOST_WINDOWS, series_of, trend_picture
 from mlflow_deploy_plugin.monitoring.reports.versions import lead_to_report
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors, unavailable
 from mlflow_deploy_plugin.registry.once import SUPERSEDED, RunOnce

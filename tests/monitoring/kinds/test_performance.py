@@ -1,5 +1,6 @@
 """What labels say of a window's answers, what can be said before they are in, and what cannot be said at all."""
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -482,6 +483,7 @@ def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(desk
 
     assert [one.state for one in found] == ["kept", "kept", "kept", "violated", "violated"]
     assert "since" not in found[2].reason
-    assert "violated since 2013-04-04, window 2 in a row" in found[4].reason
-    assert "the median of the 3 windows before" in found[4].findings[0].reason
-    assert "fell from 0.9" in found[4].reason
+    last = found[4].findings[0]
+    assert re.fullmatch(r"0\.9\d+ \(the median of the 3 windows before\) → 0\.\d+, lower", last.change)
+    assert (last.since, last.in_a_row) == ("2013-04-04T00:00:00+00:00", 2)
+    assert f"accuracy: {last.change}; violated since 2013-04-04, window 2 in a row; {last.reason}" in found[4].reason
