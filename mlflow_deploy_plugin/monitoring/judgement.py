@@ -54,7 +54,7 @@ class Finding:
 
     @property
     def history(self) -> str:
-        """`mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 in a row`, as far as it is known."""
+        """Return `mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 in a row`, as far as it is known."""
         if not self.since:
             return self.change
         row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
@@ -63,7 +63,7 @@ class Finding:
 
 
 def shown_time(iso: str) -> str:
-    """`2013-06-29`, or `2013-06-29 14:00`: the time in UTC, to the minute."""
+    """Return `2013-06-29`, or `2013-06-29 14:00`: the time in UTC, to the minute."""
     return iso[:16].replace("T", " ").removesuffix(" 00:00")
 
 

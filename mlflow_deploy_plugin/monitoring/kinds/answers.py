@@ -56,7 +56,7 @@ class Answered:
 
     @property
     def unknown(self) -> tuple[int, tuple[str, ...]]:
-        """How many labels name a class that the model does not know, and these classes."""
+        """Return how many labels name a class that the model does not know, and these classes."""
         if self.classified is None or not self.classified.unknown:
             return 0, ()
         own = len(self.classified.classes) - self.classified.unknown

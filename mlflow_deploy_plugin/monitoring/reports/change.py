@@ -71,7 +71,7 @@ def _alarms_in_a_row(judgement: Judgement, found: Finding, past: Sequence[PastWi
 
 
 def _was_alarm(judgement: Judgement, found: Finding, window: PastWindow) -> bool | None:
-    """Whether the same was an alarm then; None where it was not judged, or could not be told."""
+    """Return True if the same was an alarm then; None where it was not judged, or could not be told."""
     if window.state not in (*ALARMS, *UNDECIDED):
         return False
     if found.check == "criterion":
@@ -112,7 +112,7 @@ def _was_drifted(found: Finding, window: PastWindow) -> bool | None:
 
 
 def _change(before: Sequence[float], after: float) -> str:
-    """In the words in which a column's check says it."""
+    """Return the change in the words in which a column's check says it."""
     usual = float(np.median(before))
     windows = "the window before" if len(before) == 1 else f"the median of the {len(before)} windows before"
     is_same = f"{usual:.4g}" == f"{after:.4g}"
