@@ -13,7 +13,7 @@ from typing import get_args
 import numpy as np
 
 from mlflow_deploy_plugin.monitoring.judgement import ALARMS, EXACT, UNDECIDED, Check, Finding, Judgement
-from mlflow_deploy_plugin.monitoring.reports.metrics import criterion_names, score_of, state_in
+from mlflow_deploy_plugin.monitoring.reports.metrics import criterion_metrics, score_of, state_in
 
 _WINDOWS_BEFORE = 8
 
@@ -80,7 +80,7 @@ def _was_alarm(judgement: Judgement, found: Finding, window: PastWindow) -> bool
 
 
 def _was_violated(judgement: Judgement, found: Finding, window: PastWindow) -> bool | None:
-    state = state_in(window.figures, criterion_names(found, window.figures)[0])
+    state = state_in(window.figures, criterion_metrics(found, window.figures).state)
     if state:
         return None if state in UNDECIDED else state in ALARMS
     if window.state in UNDECIDED:
@@ -94,7 +94,7 @@ def _was_violated(judgement: Judgement, found: Finding, window: PastWindow) -> b
 
 
 def _value_in(window: PastWindow, criterion: Finding) -> float | None:
-    return window.figures.get(criterion_names(criterion, window.figures)[0])
+    return window.figures.get(criterion_metrics(criterion, window.figures).value)
 
 
 def _was_drifted(found: Finding, window: PastWindow) -> bool | None:

@@ -5,11 +5,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement, State
 
 _LONGEST_NAME = 200  # MLflow takes 250
 _NO_PATH = "\0"
+_CRITERION = ("criterion", "criterion_threshold", "criterion_state")
 _STATES: Mapping[State, float] = {"kept": 0.0, "cannot tell": 0.5, "violated": 1.0}
 
 
@@ -38,10 +40,26 @@ def drift_score_of(finding: Finding, figures: Mapping[str, float]) -> str:
     return _found(f"drift_score/{segment}{finding.subject}", figures)
 
 
-def criterion_names(finding: Finding, figures: Mapping[str, float]) -> tuple[str, str]:
-    """Return the names of the metrics that have the value and the threshold of a criterion, as `score_of`."""
+@dataclass(frozen=True)
+class CriterionMetrics:
+    """The names of the metrics, among those of a window, that a criterion has; empty: the window has none."""
+
+    value: str
+    threshold: str
+    state: str
+
+
+def criterion_metrics(finding: Finding, figures: Mapping[str, float]) -> CriterionMetrics:
+    """Return the names of a criterion's metrics, as `score_of`."""
     name = _subject(finding)
-    return _found(f"criterion/{name}", figures), _found(f"criterion_threshold/{name}", figures)
+    return CriterionMetrics(*(_found(f"{kind}/{name}", figures) for kind in _CRITERION))
+
+
+def state_in(figures: Mapping[str, float], name: str) -> State | None:
+    """Return the state of a criterion in a window, by the name of its metric; None: it has none, or its run was logged
+    before states were among the metrics."""
+    value = figures.get(name)
+    return next((state for state, number in _STATES.items() if number == value), None)
 
 
 def _found(name: str, figures: Mapping[str, float]) -> str:
@@ -53,17 +71,6 @@ def _own_name(name: str, is_shared: bool) -> str:
     comes first among the findings of a window."""
     taken = metric_name(name)
     return f"{taken}-{hashlib.sha256(name.encode()).hexdigest()[:6]}" if is_shared and taken != name else taken
-
-
-def state_in(figures: Mapping[str, float], criterion: str) -> State | None:
-    """Return the state that a criterion had in a window; None: it has none, or its run was logged before states were
-    among the metrics.
-
-    Args:
-        criterion: the metric of its value, as `criterion_names` gives it.
-    """
-    value = figures.get(criterion.replace("criterion/", "criterion_state/", 1))
-    return next((state for state, number in _STATES.items() if number == value), None)
 
 
 def metric_name(name: str) -> str:
@@ -79,9 +86,8 @@ def _named(judgement: Judgement) -> Iterator[tuple[str, float | None]]:
     for finding in judgement.findings:
         name = _subject(finding)
         if finding.check == "criterion":
-            yield f"criterion/{name}", finding.value
-            yield f"criterion_threshold/{name}", finding.threshold
-            yield f"criterion_state/{name}", _STATES.get(finding.state)
+            values = finding.value, finding.threshold, _STATES.get(finding.state)
+            yield from ((f"{kind}/{name}", value) for kind, value in zip(_CRITERION, values, strict=True))
         else:
             yield f"{finding.check}_score/{name}", finding.value
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from mlflow_deploy_plugin.monitoring.judgement import ALARMS, EXACT, UNDECIDED, Finding, Judgement
 from mlflow_deploy_plugin.monitoring.reports.change import PastWindow
-from mlflow_deploy_plugin.monitoring.reports.metrics import criterion_names, drift_score_of, score_of, state_in
+from mlflow_deploy_plugin.monitoring.reports.metrics import criterion_metrics, drift_score_of, score_of, state_in
 
 MOST_WINDOWS = 60
 _MOST_PANELS = 6
@@ -22,15 +22,15 @@ class Series:
 
     Attributes:
         threshold: empty: anything above 0 is an alarm, and a judged window that lacks the figure has 0.
+        state: of a requirement, which has a state of its own in each window; empty: the window's.
         is_column: it is the score of one column, an alarm where it is above the threshold.
-        is_criterion: it is a requirement, which has a state of its own in each window. All else has the window's.
     """
 
     title: str
     value: str
     threshold: str = ""
+    state: str = ""
     is_column: bool = False
-    is_criterion: bool = False
 
     def points(self, windows: Sequence[PastWindow]) -> tuple[list[float], list[float], list[str]]:
         """Return the values, bounds and colours of the windows; a value that is not known is NaN."""
@@ -42,8 +42,7 @@ class Series:
             if self.is_column:
                 colours.append(_ALARM if values[-1] > bounds[-1] else _FINE)
             else:
-                state = state_in(window.figures, self.value) if self.is_criterion else None
-                colours.append(_colour(state or window.state))
+                colours.append(_colour(state_in(window.figures, self.state) or window.state))
         return values, bounds, colours
 
 
@@ -70,8 +69,8 @@ def series_of(judgement: Judgement, figures: Mapping[str, float]) -> list[Series
 def _series(name: str, found: Finding, figures: Mapping[str, float]) -> Series:
     """The line of a finding; without a value's name where the window has no such figure."""
     if found.check == "criterion":
-        value, threshold = criterion_names(found, figures)
-        return Series(name, value, threshold, is_criterion=True)
+        metrics = criterion_metrics(found, figures)
+        return Series(name, metrics.value, metrics.threshold, metrics.state)
     if found.check in EXACT:
         return Series(f"{name}: {found.change or found.check}", score_of(found, figures), is_column=True)
     return Series(name, drift_score_of(found, figures) or score_of(found, figures), "threshold", is_column=True)

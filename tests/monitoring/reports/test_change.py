@@ -115,6 +115,17 @@ def test_a_window_that_another_requirement_violated_does_not_count() -> None:
     assert (kept.since[:10], kept.in_a_row) == ("2013-07-11", 1)
 
 
+def test_columns_whose_metrics_have_the_same_name_are_told_apart() -> None:
+    def missing(column: str, state: str, value: float) -> Finding:
+        return Finding(f"missing({column})", "criterion", state, "", value, 0.1)
+
+    before = past_of(judged(9, missing("a+b", "violated", 0.3), missing("a*b", "cannot tell", 0.2)))
+
+    now = with_change(judged(10, missing("a+b", "violated", 0.4), missing("a*b", "violated", 0.4)), before).findings
+
+    assert [(one.change, one.in_a_row) for one in now] == [("", 2), ("0.2 (the window before) → 0.4, higher", 1)]
+
+
 def test_of_data_quality_a_window_without_the_column_among_its_findings_ends_the_row() -> None:
     def missing(column: str, value: float) -> Finding:
         return Finding(f"missing({column})", "criterion", "violated", "", value, 0.1)

@@ -80,7 +80,7 @@ def test_a_window_with_a_requirement_that_could_not_be_told_is_grey_in_its_line(
     told = [{"criterion_state/f1": 0.0}, {"criterion_state/f1": 0.5}, {"criterion_state/f1": 1.0}, {}]
     windows = [PastWindow(START + timedelta(days=day), "violated", figures | one) for day, one in enumerate(told)]
 
-    _, _, colours = Series("f1", "criterion/f1", "criterion_threshold/f1", is_criterion=True).points(windows)
+    _, _, colours = Series("f1", "criterion/f1", "criterion_threshold/f1", "criterion_state/f1").points(windows)
 
     assert colours == ["#1a7f37", "#9a9a9a", "#cf222e", "#cf222e"]
 
@@ -110,10 +110,8 @@ def red_and_green(picture: bytes) -> tuple[int, int]:
 def test_a_column_is_red_where_it_is_beyond_the_threshold_itself() -> None:
     windows = [PastWindow(START + timedelta(days=day), "drift", {"drift_score/x": 1.0}) for day in range(3)]
 
-    whole, column = (
-        red_and_green(trend_picture([Series("x", "drift_score/x", "threshold", is_column)], windows, timedelta(days=1)))
-        for is_column in (False, True)
-    )
+    drawn = [Series("x", "drift_score/x", "threshold", is_column=is_column) for is_column in (False, True)]
+    whole, column = (red_and_green(trend_picture([one], windows, timedelta(days=1))) for one in drawn)
 
     assert whole[0] > 0 == whole[1]
     assert column[1] > 0 == column[0]
