@@ -1,8 +1,8 @@
 """What has become of a finding: from what to what its figure went and where to, and since when it is an alarm.
 
-A column's check stands beside a reference and says itself what it went from. A requirement stands beside the windows
-before, as MLflow has them of the monitor. Since when it is an alarm is told of both in the same way: a window in which
-it could not be told neither counts in the row nor breaks it, as with alarms.
+What stands beside a reference, as a column's check, says itself what it went from. Any other requirement stands beside
+the windows before, as MLflow has them of the monitor. Since when it is an alarm is told of both in the same way: a
+window in which it could not be told neither counts in the row nor breaks it, as with alarms.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,9 +40,9 @@ def with_change(judgement: Judgement, past: Sequence[PastWindow]) -> Judgement:
     ordered = sorted(past, key=lambda window: window.start)
     findings = tuple(_with_change(judgement, found, ordered) for found in judgement.findings)
     reason = judgement.reason
-    if findings and findings[0].history and findings[0].reason:  # the one that the reason quotes
-        quoted = findings[0].reason
-        reason = reason.replace(quoted, f"{findings[0].history}; {quoted}", 1)
+    first = findings[0] if findings else None  # the one that the reason quotes
+    if first and first.state in (*ALARMS, *UNDECIDED) and first.history and first.reason:
+        reason = reason.replace(first.reason, f"{first.history}; {first.reason}", 1)
     return replace(judgement, findings=findings, reason=reason)
 
 
@@ -52,7 +52,7 @@ def _with_change(judgement: Judgement, found: Finding, past: Sequence[PastWindow
         row = _alarms_in_a_row(judgement, found, past)
         first = row[0].start if row else first
         found = replace(found, since=first.isoformat(), in_a_row=len(row) + 1)
-    if found.check != "criterion" or found.value is None:
+    if found.check != "criterion" or found.value is None or found.change:
         return found
     known = [value for window in past if window.start < first and (value := _value_in(window, found)) is not None]
     return replace(found, change=_change(known[-_WINDOWS_BEFORE:], found.value)) if known else found
@@ -115,6 +115,6 @@ def _change(before: Sequence[float], after: float) -> str:
     """Return the change in the words in which a column's check says it."""
     usual = float(np.median(before))
     windows = "the window before" if len(before) == 1 else f"the median of the {len(before)} windows before"
-    is_same = f"{usual:.4g}" == f"{after:.4g}"
-    where = "unchanged" if is_same else "higher" if after > usual else "lower"
-    return f"{usual:.4g} ({windows}) → {after:.4g}, {where}"
+    first, last = f"{usual:.4g}", f"{after:.4g}"
+    where = "unchanged" if first == last else "higher" if after > usual else "lower"
+    return f"{first} ({windows}) → {last}, {where}"

@@ -1,5 +1,6 @@
 """What has become of a finding, told in the same way of every kind of monitor."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -81,6 +82,20 @@ def test_a_figure_that_is_kept_says_what_became_of_it_and_no_since() -> None:
 
     assert found.change == "0.8 (the median of the 2 windows before) → 0.95, higher"
     assert (found.since, found.in_a_row, found.history) == ("", 0, found.change)
+
+
+def test_what_a_kind_says_of_the_reference_stands() -> None:
+    of_kind = replace(accuracy("violated", 0.7), change="0.8 (the reference) → 0.7, lower")
+
+    (found,) = with_change(judged(10, of_kind), days(("kept", 0.9))).findings
+
+    assert found.change == "0.8 (the reference) → 0.7, lower"
+
+
+def test_the_reason_of_what_is_kept_stays_short() -> None:
+    judgement = with_change(judged(10, accuracy("kept", 0.95)), days(("kept", 0.9)))
+
+    assert judgement.reason == "accuracy: 0.95 on 500 rows, and 1 more"
 
 
 def test_the_reason_of_the_judgement_says_what_has_become_of_the_finding_that_it_quotes() -> None:
