@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED
 
 _LATEST = 4
+_LOOKED_AT = 20
 _RUN = re.compile(r"[0-9a-f]{32}")
 
 
@@ -57,8 +59,12 @@ class Pages:
             return ""
         return self.artifact(experiment, run_id, path) if path else self.run(experiment, run_id)
 
-    def verdicts(self, endpoint: str) -> list[MonitorVerdict]:
-        """Return the latest verdicts of the endpoint's monitors, the newest window first."""
+    def verdicts(self, endpoint: str, created_at: datetime) -> list[MonitorVerdict]:
+        """Return the latest verdicts of the endpoint's monitors, the newest window first.
+
+        Args:
+            created_at: of the endpoint, which tells it from an earlier one of its name.
+        """
         from mlflow.entities import ViewType
         from mlflow.exceptions import MlflowException
 
@@ -70,12 +76,14 @@ class Pages:
                 [experiment.experiment_id],
                 "tags.`onnxserve.verdict` != ''",
                 ViewType.ACTIVE_ONLY,
-                _LATEST,
+                _LOOKED_AT,
                 ["tags.`onnxserve.window.start` DESC", "attributes.start_time DESC"],
             )
         except MlflowException:
             return []
-        return [self._verdict(endpoint, run) for run in runs]
+        created = created_at.isoformat()
+        own = [run for run in runs if run.data.tags.get("onnxserve.endpoint.created", created) == created]
+        return [self._verdict(endpoint, run) for run in own[:_LATEST]]
 
     def _verdict(self, endpoint: str, run: Any) -> MonitorVerdict:
         tags, experiment, run_id = run.data.tags, run.info.experiment_id, run.info.run_id

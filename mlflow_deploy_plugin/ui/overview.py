@@ -98,7 +98,7 @@ def _card(one: ObservedEndpoint, live: Live | None, pages: Pages) -> EndpointCar
         reason=reason,
         url=seen.url,
         variants=tuple(_row(one, name, live or Live(), pages) for name in spec.variants),
-        verdicts=tuple(pages.verdicts(spec.name)),
+        verdicts=tuple(pages.verdicts(spec.name, one.endpoint.created_at)),
         may_act=may_act_on(registered_names(spec)),
         gate_required=bool(spec.require),
     )

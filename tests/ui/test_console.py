@@ -96,6 +96,23 @@ def test_a_monitor_s_verdict_is_an_alarm_or_fine_or_undecided(
     assert f"lower; {state} &lt;since&gt; 2013-07-09" in html
 
 
+def test_verdicts_on_a_deleted_endpoint_of_the_name_are_not_shown(mlflow_app: Any) -> None:
+    name = "made-anew"
+    mlflow_app.store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1"))
+    created = mlflow_app.store.existing(name).created_at.isoformat()
+    client = mlflow.MlflowClient()
+    experiment_id = client.create_experiment(f"onnxserve/{name}")
+    for monitor, of in (("of-the-gone", "2020-01-01T00:00:00+00:00"), ("of-this", created)):
+        tags = {"verdict": "drift", "monitor": monitor, "endpoint.created": of}
+        client.create_run(experiment_id, tags={f"onnxserve.{key}": value for key, value in tags.items()})
+
+    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    mlflow_app.store.remove_endpoint(name)
+
+    assert "of-this" in html
+    assert "of-the-gone" not in html
+
+
 def test_an_endpoint_whose_spec_cannot_be_read_is_shown_with_the_reason(mlflow_app: Any, endpoint: str) -> None:
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("spoilt", "models:/m/1"))
     with mlflow_app.store.transaction() as session:
