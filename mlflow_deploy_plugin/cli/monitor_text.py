@@ -1,6 +1,5 @@
 """Monitors and what they have found, in words and as a program reads them."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +7,7 @@ from mlflow_deploy_plugin.cli.columns import aligned
 from mlflow_deploy_plugin.controller.monitors.judging import Answer
 from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
 from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.judgement import document_of
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
@@ -68,20 +68,7 @@ def described_judgement(window: MonitorWindow, answer: Answer) -> dict[str, Any]
         "model": judgement.model,
         "version": judgement.version,
         **_window(window),
-        "findings": [
-            {
-                "subject": finding.subject,
-                "check": finding.check,
-                "state": finding.state,
-                "reason": finding.reason,
-                "value": _finite(finding.value),
-                "threshold": _finite(finding.threshold),
-                "segment": finding.segment,
-                "change": finding.change,
-                "since": finding.since,
-            }
-            for finding in judgement.findings
-        ],
+        "findings": document_of(judgement)["findings"],
         "figures": dict(window.figures),
         "notes": list(judgement.notes),
     }
@@ -101,9 +88,8 @@ def judgement_lines(window: MonitorWindow, answer: Answer) -> Iterator[str]:
         subject = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
         value = "" if finding.value is None else f"{finding.value:.4g}"
         threshold = "" if finding.threshold is None else f"threshold {finding.threshold:.4g}"
-        since = f" since {finding.since[:16].replace('T', ' ')}" if finding.since else ""
-        why = finding.change or ("" if finding.value is not None else finding.reason)
-        shown = f"{finding.state}{since}{f': {why}' if why else ''}"
+        why = finding.history or ("" if finding.value is not None else finding.reason)
+        shown = finding.history if finding.since else f"{finding.state}{f': {why}' if why else ''}"
         rows.append((f"  {subject}", finding.check, value, threshold, shown))
     if rows:
         yield from aligned(rows)
@@ -112,8 +98,3 @@ def judgement_lines(window: MonitorWindow, answer: Answer) -> Iterator[str]:
     for note in judgement.notes:
         yield f"  note: {note}"
     yield f"  report: {answer.run.url or f'run {answer.run.run_id} in experiment {answer.run.experiment}'}"
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if value is not None and math.isfinite(value) else None

@@ -168,7 +168,7 @@ def freeze_bins(reference: Feature, arrow_type: str = "") -> Bins:
 
 
 def as_compared(values: Array, arrow_type: str) -> Array:
-    """[N] float64 as they stand beside a reference of this type."""
+    """Return the values, [N] float64, as they are compared with a reference of this type."""
     if arrow_type not in _FLOATING:
         return values
     sizes = np.abs(values)

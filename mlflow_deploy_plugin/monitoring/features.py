@@ -21,7 +21,8 @@ Array = npt.NDArray[Any]
 Kind = Literal["number", "category"]
 
 OWN_PREFIX = "_"
-_TRUTH = {"false": 0.0, "true": 1.0}
+TRUTH: Mapping[str | None, float] = {"false": 0.0, "true": 1.0}
+"""The texts of booleans, and the numbers that they are the same as."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +102,9 @@ def _text(column: pa.ChunkedArray) -> Array:
 
 
 def _truth_as_numbers(feature: Feature) -> Feature:
-    if feature.kind == "number" or not {None, *_TRUTH} >= set(feature.values) or _is_empty(feature):
+    if feature.kind == "number" or not {None, *TRUTH} >= set(feature.values) or _is_empty(feature):
         return feature
-    return Feature(feature.name, "number", np.array([_TRUTH.get(value, np.nan) for value in feature.values]))
+    return Feature(feature.name, "number", np.array([TRUTH.get(value, np.nan) for value in feature.values]))
 
 
 def _is_empty(feature: Feature) -> bool:

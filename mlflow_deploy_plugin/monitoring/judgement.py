@@ -1,8 +1,9 @@
 """What a monitor finds in a window: the plain values that every kind of monitor gives, and reports and alerts take."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.features import Feature
@@ -12,6 +13,8 @@ State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not jud
 """Of drift and prediction_drift the first two; of the kinds that have `require` the next three; of data_quality, which
 counts all rows and has no interval, all but `cannot tell`. `not judged` is of every kind."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "range", "criterion"]
+EXACT: tuple[Check, ...] = ("presence", "type")
+"""Checks without a threshold that others share: anything above 0 is an alarm."""
 
 ALARMS = ("drift", "violated")
 UNDECIDED = ("cannot tell", "not judged")
@@ -28,9 +31,10 @@ class Finding:
         value / threshold: in the check's own units; None where it was not judged.
         reason: why it is so, or why it was not judged, in a sentence.
         segment: the rows that it speaks of, as `carrier=AA`; empty: all.
-        change: of an alarm of drift, what has become of the column: `mean 3.2 → 8.9, higher`.
-        since: when the first window begins of those in a row in which the column is an alarm, in ISO 8601; empty: it is
-            none, or nobody knows.
+        change: from what to what it went, and where to: `mean 3.2 → 8.9, higher`, of a column that is an alarm, beside
+            its reference; `0.84 (the window before) → 0.71, lower`, of a criterion. Empty: nothing is known.
+        since: when the first window begins of those in a row in which it is an alarm, in ISO 8601; empty: it is none.
+        in_a_row: how many of these windows were judged, with this one; 0: it is none.
     """
 
     subject: str
@@ -42,10 +46,25 @@ class Finding:
     segment: str = ""
     change: str = ""
     since: str = ""
+    in_a_row: int = 0
 
     @property
     def is_alarm(self) -> bool:
         return self.state in ALARMS
+
+    @property
+    def history(self) -> str:
+        """Return `mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 in a row`, as far as it is known."""
+        if not self.since:
+            return self.change
+        row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
+        since = f"{self.state} since {shown_time(self.since)}{row}"
+        return f"{self.change}; {since}" if self.change else since
+
+
+def shown_time(iso: str) -> str:
+    """Return `2013-06-29`, or `2013-06-29 14:00`: the time in UTC, to the minute."""
+    return iso[:16].replace("T", " ").removesuffix(" 00:00")
 
 
 @dataclass(frozen=True)
@@ -110,3 +129,20 @@ class Judged:
 
     judgement: Judgement
     evidence: Evidence = Evidence()
+
+
+def document_of(judgement: Judgement) -> dict[str, Any]:
+    """Return the judgement as `verdict.json` and the command line have it; a number that is not finite is null."""
+    window = {"start": judgement.window.start.isoformat(), "end": judgement.window.end.isoformat()}
+    document: dict[str, Any] = _plain({**asdict(judgement), "window": window})
+    return document
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

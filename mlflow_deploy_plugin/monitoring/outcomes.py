@@ -183,10 +183,7 @@ def _finding(
         return Finding(name, check, "not judged", reason, segment=group.segment)
     given, pieces, bins = group.window.columns[name], group.reference.pieces, group.reference.bins[name]
     reason = _sentence(check, bins, given, pieces.total.columns[name], amounts)
-    change = ""
-    if score > limit:
-        change = _change(check, bins, given, pieces.others.columns.get(name), amounts)
-        reason = f"{change}; {reason}" if check == "distribution" and change else reason
+    change = _change(check, bins, given, pieces.others.columns.get(name), amounts) if score > limit else ""
     return Finding(
         subject=name,
         check=check,
@@ -202,7 +199,7 @@ def _finding(
 def _change(
     check: Check, bins: Bins, given: ColumnSketch, before: ColumnSketch | None, figures: Mapping[str, float]
 ) -> str:
-    """From what to what a column has gone, and where to; empty where it cannot be said.
+    """Return from what to what a column has gone, and where to; empty where it cannot be said.
 
     Args:
         before: what the window is compared with.
@@ -228,7 +225,7 @@ def _change(
 
 
 def _moved(bins: OrderedBins, given: ColumnSketch, before: ColumnSketch, distance: float) -> str:
-    """Where numbers went: the mean, where it explains half of the distance at least, else how wide they are."""
+    """Return where numbers went: the mean, where it explains half of the distance at least, else how wide they are."""
     if not (before.finite and given.finite):
         return ""
     means = f"mean {before.mean:.4g} → {given.mean:.4g}"

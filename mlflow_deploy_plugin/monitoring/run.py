@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from mlflow_deploy_plugin.monitoring.judgement import Judged, Judgement
 from mlflow_deploy_plugin.monitoring.kinds import drift, performance, prediction, quality, service, shadow
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement, past_windows, with_since
-from mlflow_deploy_plugin.monitoring.reports.change import CHANGING, with_change
+from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement, past_windows, with_change
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorKind
 
@@ -40,9 +39,7 @@ def run_monitor(question: Question) -> MonitorResult:
     """
     judged = KINDS[question.spec.kind](question)
     past = past_windows(judged.judgement)
-    judgement = with_since(judged.judgement, past)
-    if judgement.kind in CHANGING:
-        judgement = with_change(judgement, past)
+    judgement = with_change(judged.judgement, past)
     question.progress("drawing the report")
     files = build_report(judgement, judged.evidence)
     question.progress(f"logging it to the experiment onnxserve/{question.endpoint}")

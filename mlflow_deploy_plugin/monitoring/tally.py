@@ -12,13 +12,12 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.monitoring.bins import Bins, CategoryBins, OrderedBins, as_compared
 from mlflow_deploy_plugin.monitoring.distinct import hash_numbers, hash_texts, registers_of
-from mlflow_deploy_plugin.monitoring.features import Array
+from mlflow_deploy_plugin.monitoring.features import TRUTH, Array
 
 Family = Literal["number", "category", "null", "other"]
 Counted = dict[str, list[Any] | Array]
 
 _LONGEST = 80
-_TRUTH = frozenset({"false", "true"})
 _DENSE = 4_000_000
 
 
@@ -55,7 +54,7 @@ def tally(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int,
 
 
 def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArray:
-    """Booleans as 1 and 0 beside a reference of numbers, and the other way round: a graph takes them as numbers."""
+    """Return booleans as 1 and 0 beside a reference of numbers, and the other way round: a graph takes them so."""
     if bins is None or _is_blank(bins):
         return column
     family = family_of(column.type)
@@ -65,7 +64,7 @@ def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArr
         family == "number"
         and isinstance(bins, CategoryBins)
         and bins.kind == "category"
-        and bins.codes.keys() <= _TRUTH
+        and bins.codes.keys() <= TRUTH.keys()
     ):
         known = pc.cast(column.drop_null(), pa.float64(), safe=False).to_numpy()
         if np.isin(known[~np.isnan(known)], (0.0, 1.0)).all():

@@ -225,7 +225,7 @@ _NULLS: Mapping[NullKind, str] = {
 
 
 def _notes(pool: Pool, rate: float, pieces: Pieces) -> Iterator[str]:
-    """Where the threshold comes from; and what makes more alarms than were asked for, with what would help."""
+    """Yield where the threshold comes from; and what makes more alarms than were asked for, with what would help."""
     count, independent = len(pool.figures), pool.worth / pool.persistence
     is_fewer = pool.kind in ("overlapping", "bootstrap") or pool.persistence > 1
     worth = f", worth {_few(independent)} independent ones" if is_fewer else ""

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 from mlflow_deploy_plugin.store import AuditEvent, Store
 
 BEGUN = "begun"
-"""In an event's detail: when that began of which it tells the end."""
+"""The key of an event's detail under which a promotion or a rollback says when it began; it is recorded at its end."""
 _PARTS = ("gate", "tag", "transition", "alias")
 
 
@@ -30,9 +30,9 @@ def history(store: Store, endpoint: str | None, model: str | None, limit: int | 
     return ordered[-limit:] if limit is not None else ordered
 
 
-def in_one(events: Sequence[AuditEvent]) -> list[AuditEvent]:
-    """The same without what was done for a promotion or a rollback, which has an event of its own: the gate's run, its
-    verdict's tags and the move that MLflow's server saw.
+def without_parts(events: Sequence[AuditEvent]) -> list[AuditEvent]:
+    """Return the events without the parts of a promotion or a rollback, which has an event of its own: the gate's run,
+    its verdict's tags and the move that MLflow's server saw.
     """
     acts = [(datetime.fromisoformat(event.detail[BEGUN]), event) for event in events if BEGUN in event.detail]
 

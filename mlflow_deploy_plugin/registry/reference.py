@@ -95,7 +95,7 @@ def parse_model_uri(model_uri: str) -> Reference:
 
 
 def why_no_folder(text: str) -> str:
-    """What to say of a path at which there is no folder: what it may have been meant for."""
+    """Return what to say of a path at which there is no folder: what it may have been meant for."""
     path = Path(text).expanduser().absolute()
     if path.is_file():
         return f"{path} is a file; a model is a folder with an MLmodel file: mlflow_deploy_plugin.save_model makes one"

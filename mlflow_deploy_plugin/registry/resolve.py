@@ -45,7 +45,7 @@ class ResolvedModel:
     standing: Standing = _UNREGISTERED
 
     def __post_init__(self) -> None:
-        """MLflow lets a name hold line ends; here it is shown in headers, metrics and logs.
+        """Refuse a name with line ends: MLflow lets it have them, and it is shown in headers, metrics and logs.
 
         Raises:
             InvalidConfig: the name or the version has a control character.

@@ -1,23 +1,33 @@
-"""The latest drift verdicts of an endpoint, as its runs in MLflow tell them, and the addresses of what MLflow shows."""
+"""The latest verdicts of an endpoint's monitors, as runs in MLflow tell them, and the addresses of MLflow's pages."""
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 from urllib.parse import quote
 
+from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED
+
 _LATEST = 4
+_LOOKED_AT = 20
 _RUN = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
-class DriftVerdict:
-    """One judged window. `run` and `report` are addresses within MLflow's pages."""
+class MonitorVerdict:
+    """One judged window.
+
+    Attributes:
+        mark: how the page shows the state: `alarm`, `undecided` or `fine`.
+        run / report: addresses within MLflow's pages.
+    """
 
     endpoint: str
     monitor: str
     version: str
     window: str
     state: str
+    mark: Literal["alarm", "undecided", "fine"]
     reason: str
     run: str
     report: str
@@ -49,8 +59,12 @@ class Pages:
             return ""
         return self.artifact(experiment, run_id, path) if path else self.run(experiment, run_id)
 
-    def drift(self, endpoint: str) -> list[DriftVerdict]:
-        """The newest first."""
+    def verdicts(self, endpoint: str, created_at: datetime) -> list[MonitorVerdict]:
+        """Return the latest verdicts of the endpoint's monitors, the newest window first.
+
+        Args:
+            created_at: of the endpoint, which tells it from an earlier one of its name.
+        """
         from mlflow.entities import ViewType
         from mlflow.exceptions import MlflowException
 
@@ -62,22 +76,26 @@ class Pages:
                 [experiment.experiment_id],
                 "tags.`onnxserve.verdict` != ''",
                 ViewType.ACTIVE_ONLY,
-                _LATEST,
+                _LOOKED_AT,
                 ["tags.`onnxserve.window.start` DESC", "attributes.start_time DESC"],
             )
         except MlflowException:
             return []
-        return [self._verdict(endpoint, run) for run in runs]
+        created = created_at.isoformat()
+        own = [run for run in runs if run.data.tags.get("onnxserve.endpoint.created", created) == created]
+        return [self._verdict(endpoint, run) for run in own[:_LATEST]]
 
-    def _verdict(self, endpoint: str, run: Any) -> DriftVerdict:
+    def _verdict(self, endpoint: str, run: Any) -> MonitorVerdict:
         tags, experiment, run_id = run.data.tags, run.info.experiment_id, run.info.run_id
+        state = tags.get("onnxserve.verdict", "")
         start, end = tags.get("onnxserve.window.start", ""), tags.get("onnxserve.window.end", "")
-        return DriftVerdict(
+        return MonitorVerdict(
             endpoint=endpoint,
             monitor=tags.get("onnxserve.monitor", ""),
             version=tags.get("onnxserve.version", ""),
             window=f"{_minute(start)} – {_minute(end)}",
-            state=tags.get("onnxserve.verdict", ""),
+            state=state,
+            mark="alarm" if state in ALARMS else "undecided" if state in UNDECIDED else "fine",
             reason=tags.get("onnxserve.reason", ""),
             run=self.run(experiment, run_id),
             report=self.artifact(experiment, run_id, "report.html"),

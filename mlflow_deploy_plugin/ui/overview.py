@@ -1,4 +1,4 @@
-"""Everything that the page shows, gathered once: endpoints, versions, traffic, health, rollouts, drift, gate, audit."""
+"""All that the page shows, gathered once: endpoints, versions, traffic, health, rollouts, monitors, gate, audit."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.store import AuditEvent, Store
 from mlflow_deploy_plugin.store.rollouts import Rollout
 from mlflow_deploy_plugin.ui.caller import is_administrator, may_act_on, may_read
 from mlflow_deploy_plugin.ui.live import Figures, Live, ask
-from mlflow_deploy_plugin.ui.mlflow_pages import DriftVerdict, Pages
+from mlflow_deploy_plugin.ui.mlflow_pages import MonitorVerdict, Pages
 from mlflow_deploy_plugin.ui.registered import RegisteredModel, registered_models
 from mlflow_deploy_plugin.ui.visible import hidden_endpoints, visible
 
@@ -46,7 +46,7 @@ class EndpointCard:
     may_act: bool
     url: str = ""
     variants: tuple[VariantRow, ...] = ()
-    drift: tuple[DriftVerdict, ...] = ()
+    verdicts: tuple[MonitorVerdict, ...] = ()
     gate_required: bool = False
 
 
@@ -98,7 +98,7 @@ def _card(one: ObservedEndpoint, live: Live | None, pages: Pages) -> EndpointCar
         reason=reason,
         url=seen.url,
         variants=tuple(_row(one, name, live or Live(), pages) for name in spec.variants),
-        drift=tuple(pages.drift(spec.name)),
+        verdicts=tuple(pages.verdicts(spec.name, one.endpoint.created_at)),
         may_act=may_act_on(registered_names(spec)),
         gate_required=bool(spec.require),
     )

@@ -83,6 +83,8 @@ def test_a_shifted_day_is_called_drifted_and_its_run_is_found_from_the_version(w
         "onnxserve.monitor": "watch",
     }
     assert wanted.items() <= logged.data.tags.items()
+    (first, *_) = result.judgement.findings
+    assert f"{first.subject}: {first.change}; drift since 2013-07-01; " in logged.data.tags["onnxserve.reason"]
     metrics = logged.data.metrics
     assert metrics["rows"] == 120
     assert metrics["p_value"] <= metrics["false_alarm_rate"] == 0.05

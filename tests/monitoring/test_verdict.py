@@ -166,8 +166,6 @@ def test_an_alarm_says_from_what_to_what_and_where_to(days, name, values, check,
 
     assert finding.is_alarm
     assert re.fullmatch(change, finding.change)
-    if check == "distribution":
-        assert finding.reason.startswith(f"{finding.change}; ")
 
 
 def test_beside_the_window_so_long_before_a_change_is_the_change_since_then():

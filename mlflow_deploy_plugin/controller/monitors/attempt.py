@@ -160,7 +160,7 @@ class Attempts:
 
 
 def alarms_in_a_row(windows: Sequence[MonitorWindow]) -> int:
-    """How many of the newest windows are alarms, each by its newest revision; one that is undecided says nothing."""
+    """Return how many of the newest windows are alarms, each by its newest revision; undecided ones are passed over."""
     newest = {(one.start): one.verdict for one in sorted(windows, key=lambda one: (one.start, one.revision))}
     count = 0
     for verdict in reversed(newest.values()):

@@ -80,5 +80,5 @@ def digest_of_files(log: InferenceLog, endpoint: str, window: Window) -> str:
 
 
 def digest(of: object) -> str:
-    """128 bits in hexadecimal that change with the value."""
+    """Return 128 bits in hexadecimal that change with the value."""
     return hashlib.blake2b(repr(of).encode(), digest_size=16).hexdigest()

@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from types import MappingProxyType
 
 from mlflow_deploy_plugin.controller.rollouts.begin import main_variant
 from mlflow_deploy_plugin.controller.rollouts.command import abort
@@ -30,7 +29,6 @@ from mlflow_deploy_plugin.store import AuditEvent, Store, this_actor
 
 _SERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.05
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 _STOOD_THERE = re.compile(r"^version (\d+)\b")
 
 
@@ -99,7 +97,7 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
     figures = _figures(reference.name, current, earlier.version, earlier.source, begun)
     if current:
         tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {why or f'rolled back by {actor}'}")
-    _record(deployments.store, endpoint, figures, why, actor, {BEGUN: begun_at.isoformat()})
+    _record(deployments.store, endpoint, {**figures, BEGUN: begun_at.isoformat()}, why, actor)
     return figures
 
 
@@ -202,9 +200,8 @@ def _is_about(event: AuditEvent, endpoint: str, reference: Reference) -> bool:
 
 
 def _stood(moves: Sequence[AuditEvent]) -> list[str]:
-    """The versions that had the place, the last one first: those that were brought there, and whose place they took.
-
-    A move into a place that was emptied says of nobody that stood there; the moves before it do.
+    """Return the versions that had the place, the last one first: each that was brought there, and the one whose place
+    it took. A move into an empty place names no such version; the moves before it do.
     """
     versions: list[str] = []
     for event in moves:
@@ -281,9 +278,7 @@ def _figures(model: str, before: str, after: str, source: str, begun: float) -> 
     return {"model": model, "from": before, "to": after, "source": source, "seconds": f"{time.monotonic() - begun:.1f}"}
 
 
-def _record(
-    store: Store, endpoint: str, figures: dict[str, str], why: str, actor: str, more: Mapping[str, str] = _NOTHING
-) -> None:
+def _record(store: Store, endpoint: str, figures: Mapping[str, str], why: str, actor: str) -> None:
     before, after = (f"version {one}" if one.isdigit() else one for one in (figures["from"], figures["to"]))
     store.record(
         "rollback",
@@ -293,6 +288,6 @@ def _record(
         before=before,
         after=after,
         why=why,
-        detail={**figures, **more},
+        detail=dict(figures),
         actor=actor,
     )

@@ -64,9 +64,8 @@ def _line(finding: Finding) -> str:
     figures = ""
     if finding.value is not None and finding.threshold is not None and finding.check != "presence":
         figures = f" {finding.value:.4g} (threshold {finding.threshold:.4g})"
-    since = f", since {finding.since[:16].replace('T', ' ')}" if finding.since else ""
-    why = f": {_short(finding.reason)}" if finding.reason else ""
-    return f"- {name}, {finding.check}{figures}{since}{why}"
+    why = _short("; ".join(filter(None, (finding.history, finding.reason))))
+    return f"- {name}, {finding.check}{figures}{f': {why}' if why else ''}"
 
 
 def _short(text: str) -> str:

@@ -56,7 +56,7 @@ class Answered:
 
     @property
     def unknown(self) -> tuple[int, tuple[str, ...]]:
-        """How many labels name a class that the model does not know, and these classes."""
+        """Return how many labels name a class that the model does not know, and these classes."""
         if self.classified is None or not self.classified.unknown:
             return 0, ()
         own = len(self.classified.classes) - self.classified.unknown
@@ -179,18 +179,19 @@ def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, 
 
 
 def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:
-    """Whether the labels write classes otherwise than the model: none of them is one of its classes, or some are not,
-    and a class that it answers, too, has no label at all.
+    """Return True if the labels write classes otherwise than the model: none of them is one of its classes, or some are
+    not, and a class that it answers, too, has no label at all.
 
     Args:
         called / true: [N] int64, places; own: those of the model's classes.
-        has_classes: the model's files say which classes it has.
+        has_classes: the model's files say which classes it has; else they are those that it has answered here, and a
+            few labels may name others.
     """
     labelled = true >= 0
     is_foreign = labelled & ~np.isin(true, own)
     if not is_foreign.any():
         return False
-    if is_foreign.sum() == labelled.sum() >= _FEW_ROWS:
+    if is_foreign.sum() == labelled.sum() and (has_classes or labelled.sum() >= _FEW_ROWS):
         return True
     if not has_classes:
         return False

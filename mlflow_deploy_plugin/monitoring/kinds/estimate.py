@@ -47,7 +47,7 @@ class Earlier:
 
 @dataclass(frozen=True)
 class Error:
-    """How far an estimate may be off.
+    """The distance by which an estimate may be off.
 
     Attributes:
         standard: its standard error in this window.
@@ -60,7 +60,7 @@ class Error:
     windows: int
 
     def half_width(self, confidence: float) -> float:
-        """Of the prediction interval."""
+        """Return half of the width of the prediction interval."""
         return max(float(t.ppf((1 + confidence) / 2, self.windows)) * self.standard, self.largest)
 
 
@@ -126,8 +126,8 @@ def estimate(
 
 
 def departs(truth: Array, answers: Classified, earlier: Sequence[Earlier], confidence: float) -> bool:
-    """Whether labelled rows have more, or fewer, of some class or of right answers than their probabilities lead to
-    expect.
+    """Return True if labelled rows have more, or fewer, of some class or of right answers than their probabilities
+    lead to expect.
 
     Either the model has become worse or better, or labels are missing by what they would say: 9 of 10 of one class have
     one, and 2 of 10 of the other. The margin is that of an estimate; with fewer than `MIN_LABELLED_WINDOWS` earlier
@@ -142,7 +142,7 @@ def departs(truth: Array, answers: Classified, earlier: Sequence[Earlier], confi
     asked = [1] if answers.is_binary else list(range(own))
 
     def off(labels: Array, called: Array, chances: Array) -> tuple[Array, Array]:
-        """[k] each: by how much each share is larger than expected, and the variance of that."""
+        """Return by how much each share is larger than expected, and the variance of that: [k] each."""
         own = chances[np.arange(len(labels)), called]
         said = np.column_stack([chances[:, asked], own])
         seen = np.column_stack([labels[:, None] == asked, labels == called])
@@ -240,7 +240,7 @@ def _probabilities(one: Earlier) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _Calibrated:
-    """What earlier windows say of probabilities.
+    """Earlier windows, and the correction of probabilities that they lead to.
 
     Attributes:
         windows: those that could be used; chances: of each [N, C], corrected by the others.
@@ -348,8 +348,8 @@ def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -
 def _sampling_variances(
     answers: Classified, chances: Array, names: Sequence[str], rng: np.random.Generator
 ) -> dict[str, float]:
-    """By figure the mean squared distance from the expected one where labels are drawn by their chances; none of a
-    figure that most draws have not."""
+    """Return by figure the mean squared distance from the expected one where labels are drawn by their chances; a
+    figure that most draws lack is left out."""
     rows = len(chances)
     if rows > _DRAWN_ROWS:
         chosen = rng.choice(rows, _DRAWN_ROWS, replace=False)

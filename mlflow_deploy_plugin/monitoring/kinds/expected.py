@@ -72,8 +72,9 @@ def expect(
 
 
 def labels_depart(question: Question, rows: WindowRows, artifact: Artifact | None) -> tuple[bool | None, list[str]]:
-    """Whether the window's labels do not fit the probabilities of their rows, as earlier windows correct these whose
-    rows have nearly all a label; None: there are no probabilities to tell by. And what is left out, a line each.
+    """Return True if the window's labels do not fit the probabilities of their rows, and what is left out, a line each.
+
+    The probabilities are corrected by earlier windows whose rows have nearly all a label. None: there are none.
     """
     beside = _beside_earlier(question, rows, artifact, _COMPLETE)
     if beside is None or beside.classified.probabilities is None:
@@ -99,7 +100,7 @@ class _Beside:
     notes: list[str]
 
     def earlier(self, chosen: Array, least: int) -> list[Earlier]:
-        """Of the chosen rows, [N] bool, those of each earlier window with `least` labelled ones."""
+        """Return the chosen rows, [N] bool, of each earlier window that has `least` labelled ones among them."""
         found = []
         for window in range(1, int(self.number.max()) + 1):
             places = np.flatnonzero(chosen & (self.number == window) & self.answered.is_labelled)

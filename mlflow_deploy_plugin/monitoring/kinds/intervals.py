@@ -77,7 +77,7 @@ class Sampling:
         return replace(self, times=times, weights=None if self.weights is None else self.weights[rows])
 
     def shares(self, count: int) -> Array:
-        """[N]: the weights, of mean 1."""
+        """Return the weights, [N], of mean 1."""
         return np.ones(count) if self.weights is None else self.weights / self.weights.mean()
 
     def worth(self, influence: Array) -> float:
@@ -121,7 +121,7 @@ def share(name: str, is_hit: Array, sampling: Sampling) -> Measure:
 
 
 def _evenness(weights: Array) -> float:
-    """So many rows of equal weight is one of these worth (Kish)."""
+    """Return how many rows of equal weight one of these is worth (Kish)."""
     return float(weights.mean() ** 2 / np.square(weights).mean())
 
 
@@ -242,7 +242,7 @@ def _placements(is_positive: Array, scores: Array, weights: Array) -> tuple[floa
 
 
 def _midway(places: Array, weights: Array) -> Array:
-    """[N]: the weights of all lower places, and half of those of the same."""
+    """Return [N]: the weights of all lower places, and half of those of the same."""
     sums = np.bincount(places, weights)
     halfway: Array = (np.cumsum(sums) - sums / 2)[places]
     return halfway

@@ -1,4 +1,4 @@
-"""Which rows of a window have a label, and whether they can speak for those that have none.
+"""The labelled rows of a window tell of the others as far as they are like them.
 
 Labels are seldom missing at random: a claim is checked where the model was unsure, a fraud is reported and an honest
 payment is not. So rows with a label are compared with those without: by score, answer, segment and event time, each by
@@ -109,7 +109,7 @@ def compare_labelled(table: pa.Table, answered: Answered, columns: Sequence[str]
 
 
 def _traits(table: pa.Table, answered: Answered, columns: Sequence[str], rarer: int) -> Mapping[str, Array]:
-    """By name [N] int64, to which part of the rows each belongs; what does not vary is left out.
+    """Return by name [N] int64, to which part of the rows each belongs; what does not vary is left out.
 
     Args:
         rarer: rows with a label, or without, whichever are fewer.
@@ -135,7 +135,7 @@ def _traits(table: pa.Table, answered: Answered, columns: Sequence[str], rarer: 
 
 
 def _cut(values: Array, bins: int) -> Array:
-    """Bins of as many rows each; equal values lie together, and those that are no number."""
+    """Return the bin of each value, [N] int64: bins of as many rows each, equal values together, one of no numbers."""
     known = np.isfinite(values)
     if not known.any():
         return np.zeros(len(values), np.int64)
@@ -165,7 +165,7 @@ def _association(codes: Array, labelled: Array) -> tuple[float, float]:
 
 
 def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Array]:
-    """For how many rows each labelled one stands, and which rows without a label none stands for."""
+    """Return for how many rows each labelled one stands, and the rows without a label that none stands for."""
     alone = np.zeros(len(labelled), bool)
     for codes in traits:
         with_label = np.bincount(codes[labelled], minlength=codes.max() + 1)
@@ -180,7 +180,7 @@ def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Ar
 
 
 def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
-    """[N]: how often rows like each have a label, by a logistic regression on the parts of every trait.
+    """Return [N]: how often rows like each have a label, by a logistic regression on the parts of every trait.
 
     Rows that are alike in all traits are counted together; the ridge keeps a part finite that has all labels.
     """
@@ -207,7 +207,7 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
 
 
 def _strata(propensities: Array, labelled: Array) -> Array:
-    """[N] int64: at most ten parts, in each as many rows and at least some labelled ones."""
+    """Return [N] int64: at most ten parts, in each as many rows and at least some labelled ones."""
     if not len(propensities):
         return np.zeros(0, np.int64)
     strata = _cut(propensities, _STRATA)

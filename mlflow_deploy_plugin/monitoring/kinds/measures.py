@@ -49,7 +49,7 @@ class Classified:
 
     @property
     def is_binary(self) -> bool:
-        """Whether the model itself has two classes, of which the larger one is asked for."""
+        """True if the model itself has two classes, of which the larger one is asked for."""
         return len(self.classes) - self.unknown == 2
 
     def take(self, rows: Array) -> "Classified":

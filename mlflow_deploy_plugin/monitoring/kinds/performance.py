@@ -12,10 +12,7 @@ from mlflow_deploy_plugin.monitoring.kinds.estimate import Estimate
 from mlflow_deploy_plugin.monitoring.kinds.expected import Expectation, expect, labels_depart
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
 from mlflow_deploy_plugin.monitoring.kinds.labelled import Labelled, compare_labelled, measure
-from mlflow_deploy_plugin.monitoring.kinds.measures import (
-    CLASSIFICATION,
-    Measured,
-)
+from mlflow_deploy_plugin.monitoring.kinds.measures import CLASSIFICATION, Measured
 from mlflow_deploy_plugin.monitoring.kinds.notes import row_notes
 from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, sampling_of, worst_first
 from mlflow_deploy_plugin.monitoring.kinds.segments import Segment, segments_of
@@ -71,11 +68,9 @@ def judge(question: Question) -> Judged:
     spec = question.spec
     labelled = compare_labelled(rows.table, answered, spec.segment_by, spec.false_alarm_rate)
     window = _Window(question, rows, artifact, answered, labelled, notes)
-    if answered.unfit:
-        return _judged_by_nothing(window, answered.unfit)
-    if window.labels >= spec.min_rows:
-        return _judged_by_labels(window)
-    return _judged_by_estimate(window)
+    if window.labels < spec.min_rows:
+        return _judged_by_estimate(window)
+    return _judged_by_nothing(window, answered.unfit) if answered.unfit else _judged_by_labels(window)
 
 
 def affordable_rows(question: Question) -> int:
@@ -144,6 +139,8 @@ def _judged_by_estimate(window: _Window) -> Judged:
     if window.rows.rows < spec.min_rows:
         return _judged_by_nothing(window, f"the window has {window.rows.rows:,} rows; min_rows is {spec.min_rows}")
     missing = f"{window.labels:,} of {len(window.rows.table):,} rows have a label; min_rows is {spec.min_rows}"
+    if window.answered.unfit:
+        missing += f"; {window.answered.unfit}"
     expected = expect(window.question, window.rows, window.artifact, window.answered)
     figures = _figures(window, {})
     if isinstance(expected, str):

@@ -79,16 +79,31 @@ def _required(compared: Comparison, requirement: Requirement) -> Iterator[Findin
     for name in broken[:_MOST_COLUMNS]:
         more = f", as of {len(broken) - 1} more columns" if len(broken) > _MOST_COLUMNS and name == broken[0] else ""
         reason = f"{shares[name]:.2%} of {profile.rows:,} rows, required is {requirement.text}{more}"
-        yield _finding(requirement, name, "violated", reason, shares[name])
+        change = _change(compared, requirement, name, shares[name])
+        yield _finding(requirement, name, "violated", reason, shares[name], change)
     if not broken:
         worst = order[0]
         reason = f"at most {shares[worst]:.2%} of {profile.rows:,} rows ({worst}), required is {requirement.text}"
-        yield _finding(requirement, worst, "kept", reason, shares[worst])
+        change = _change(compared, requirement, worst, shares[worst])
+        yield _finding(requirement, worst, "kept", reason, shares[worst], change)
 
 
-def _finding(requirement: Requirement, column: str, state: State, reason: str, value: float | None) -> Finding:
+def _finding(
+    requirement: Requirement, column: str, state: State, reason: str, value: float | None, change: str = ""
+) -> Finding:
     subject = f"{requirement.name}({column})" if column else requirement.name
-    return Finding(subject, "criterion", state, reason, value, requirement.value)
+    return Finding(subject, "criterion", state, reason, value, requirement.value, change=change)
+
+
+def _change(compared: Comparison, requirement: Requirement, name: str, share: float) -> str:
+    """Return what the share of a column was in the reference, and is; empty: there is no reference, or it lacks it."""
+    others = compared.reference.pieces.others if compared.reference is not None else None
+    if others is None or not others.rows or name not in others.columns:
+        return ""
+    before = SHARES[requirement.name](others, others.columns[name])
+    first, last = f"{before:.1%}", f"{share:.1%}"
+    where = "unchanged" if first == last else "more" if share > before else "fewer"
+    return f"{first} (the reference) → {last}, {where}"
 
 
 def _asked(name: str, columns: tuple[str, ...]) -> bool:

@@ -23,7 +23,7 @@ def confidence_of(rate: float, questions: int) -> float:
 
 
 def sampling_of(question: Question, rows: pa.Table, confidence: float) -> Sampling:
-    """How rows of the log were drawn, as the monitor's spec says it."""
+    """Return how rows of the log were drawn, as the monitor's spec says it."""
     if question.spec.independent_rows:
         return Sampling(confidence)
     return Sampling(confidence, microseconds_of(rows.column(EVENT_TIME)))

@@ -91,7 +91,7 @@ def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
 
 
 def as_texts(column: pa.ChunkedArray) -> pa.Array | None:
-    """[N] text, null where the value is missing; None: the type has no text.
+    """Return [N] text, null where the value is missing; None: the type has no text.
 
     Numbers have the same text in every type, and so have booleans, which a reference may hold as the graph takes them.
     """

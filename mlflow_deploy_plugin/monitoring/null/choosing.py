@@ -108,7 +108,7 @@ def _row_pool(groups: Sequence[Group], rate: float) -> Pool | Refusal:
 
 
 def _persistence(group: Group, null: Null) -> tuple[float, str]:
-    """As `slowest_of`, of the windows of a null; what is drawn is drawn in stretches that are as long as they need."""
+    """Return `slowest_of` of the windows of a null; what is drawn is drawn in stretches as long as they need to be."""
     if null.kind == "bootstrap":
         return 1.0, ""
     blocks, bins = group.reference.pieces.blocks, group.reference.bins

@@ -92,7 +92,7 @@ class _Halves(NamedTuple):
 
 
 def measure(groups: Sequence[Group], null: Null, rate: float, persistence: float, seed: int) -> Measured | str:
-    """How many of the reference's later windows are called drifted; a text says why that cannot be told.
+    """Return how many of the reference's later windows are called drifted; a text says why that cannot be told.
 
     Args:
         persistence: so many windows are worth one independent one.
@@ -130,8 +130,8 @@ def measure(groups: Sequence[Group], null: Null, rate: float, persistence: float
 
 
 def measure_rows(groups: Sequence[Group], rate: float, seed: int) -> Measured | str:
-    """How many of the reference's own windows are called drifted by samples of its rows; a text says why that cannot
-    be told."""
+    """Return how many of the reference's own windows are called drifted by samples of its rows; a text says why that
+    cannot be told."""
     pieces = groups[0].reference.pieces
     now, before = pieces.pairs() if pieces.lag_windows else (np.arange(len(pieces.blocks)), None)
     if len(now) < _FEWEST:
@@ -160,7 +160,7 @@ def measure_rows(groups: Sequence[Group], rate: float, seed: int) -> Measured | 
 
 
 def _pool(null: Null, figures: Array, groups: Sequence[Group], worth: float) -> Pool:
-    """Of the figures [E, F, FIGURES] of the first windows of the null."""
+    """Return the pool of the figures [E, F, FIGURES] of the first windows of the null."""
     starts = null.windows[: len(figures)].argmax(axis=1) if null.kind == "overlapping" else np.empty(0, np.int64)
     scales, length = np.ones(figures.shape[1:]), groups[0].reference.pieces.window_steps
     return Pool(null.kind, figures, scales, FLOORS, worth, starts=starts, length=length)
@@ -175,7 +175,7 @@ def _measured(
     persistence: float,
     how: str,
 ) -> Measured:
-    """What the standings of windows say.
+    """Return the rate that the standings of windows show.
 
     Args:
         names: of the columns, as in the pool.
@@ -238,7 +238,7 @@ def _known_until(reference: Reference, until_us: int) -> Reference:
 
 
 def _of_pairs(groups: Sequence[Group], null: Null, seed: int) -> Array:
-    """[M, F, FIGURES] of all pairs: each stands beside another window, whatever is judged by it."""
+    """Return [M, F, FIGURES] of all pairs: each stands beside another window, whatever is judged by it."""
     columns = []
     for group in groups:
         profiles = aligned(groups[0].reference, group.reference, null.kind)
@@ -250,7 +250,7 @@ def _of_pairs(groups: Sequence[Group], null: Null, seed: int) -> Array:
 def _of_halves(
     group: Group, name: str, whole: Group, null: Null, earlier: Array, later: Array, seed: int
 ) -> tuple[Array, Array]:
-    """[E, FIGURES] of the earlier windows, each beside the other earlier ones, and [L, FIGURES] of the later ones."""
+    """Return [E, FIGURES] of the earlier windows, each beside the other ones, and [L, FIGURES] of the later ones."""
     bins = group.reference.bins[name]
     profiles = aligned(whole.reference, group.reference, null.kind)
     rng = seeded(group.segment + name, seed)
@@ -281,7 +281,7 @@ def _of_halves(
 def _of_blocks(
     group: Group, name: str, blocks: Sequence[Profile], now: Array, before: Array | None, seed: int
 ) -> Array:
-    """[M, FIGURES] of the reference's own windows, each beside what a window is compared with."""
+    """Return [M, FIGURES] of the reference's own windows, each beside what a window is compared with."""
     bins = group.reference.bins[name]
     rng = seeded(group.segment + name, seed)
     windows = windows_of([blocks[place] for place in now], name, bins)
@@ -311,7 +311,7 @@ def _of_bootstrap(groups: Sequence[Group], null: Null, rate: float, seed: int) -
 
 
 def _stand_after(groups: Sequence[Group], null: Null, start: int, rate: float, seed: int) -> Standing:
-    """Where the window that begins at the step `start` stands beside the steps before it."""
+    """Return where the window that begins at the step `start` stands beside the steps before it."""
     length = groups[0].reference.pieces.window_steps
     rests, figures = [], []
     for group in groups:

@@ -110,7 +110,7 @@ def _share_of_single(feature: Feature) -> float:
 
 
 def contradiction(group: Group, rate: float) -> str:
-    """What the reference's own windows say against independent rows; empty: nothing that could be told.
+    """Return what the reference's own windows say against independent rows; empty: nothing that could be told.
 
     Where rows of a window are alike, by an intraclass correlation c, its counts vary 1 + (n - 1) c times as much as
     those of n independent rows (the design effect: Kish, Survey Sampling, 1965). The chi-square of each window beside
@@ -141,8 +141,8 @@ def contradiction(group: Group, rate: float) -> str:
 
 
 def _coarse(total: Array) -> Array:
-    """[K + 1, G] of 0 and 1: a column's bins in at most four groups of about as many rows, neighbours together, and the
-    missing values: rare bins tell little of dependence, and spoil the distribution of a chi-square."""
+    """Return [K + 1, G] of 0 and 1: a column's bins in at most four groups of about as many rows, neighbours together,
+    and the missing values: rare bins tell little of dependence, and spoil the distribution of a chi-square."""
     known = total[:-1]
     middle = (np.cumsum(known) - known / 2) / max(known.sum(), 1)
     place = np.append(np.minimum((4 * middle).astype(np.int64), 3), 4)
@@ -151,7 +151,7 @@ def _coarse(total: Array) -> Array:
 
 
 def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tuple[float, float]:
-    """So many times windows of `size` rows vary as much as of independent ones, and the probability of what was seen.
+    """Return how many times as much windows of `size` rows vary as of independent ones, and the chance of what is seen.
 
     Args:
         windows, others: [M, G] counts of each window and of what it is compared with.

@@ -59,8 +59,8 @@ def dependence(series: Array) -> Dependence:
 
 
 def persistence(series: Array, family: int = 1) -> float:
-    """So many windows that follow each other are worth one independent one, 1 to N / 2: the long-run variance of their
-    series [N] over its variance, by an autoregressive process whose order is chosen by a criterion.
+    """Return how many windows that follow each other are worth one independent one, 1 to N / 2: the long-run variance
+    of their series [N] over its variance, by an autoregressive process whose order is chosen by a criterion.
 
     Autocorrelations summed up to some lag tell too little of so few windows: of 90 with a coefficient of 0.95 they gave
     14 where it is 39, and this gave 40; of a cycle, which comes round, it is 1. The criterion (Chen & Chen, Extended

@@ -86,7 +86,7 @@ class Null:
 
 @dataclass(frozen=True)
 class Measured:
-    """How often the reference's own windows are called drifted by rows that they do not belong to (`measuring.py`).
+    """The rate at which the reference's own windows are called drifted by rows that are not theirs (`measuring.py`).
 
     Attributes:
         alarms: of so many `windows`, which are `worth` so many independent ones.
@@ -115,8 +115,8 @@ class Measured:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of 95 % for the rate of windows that are judged by these very others (Clopper & Pearson, Biometrika 26,
-        1934)."""
+        """Return the interval of 95 % for the rate of windows that are judged by these very others (Clopper & Pearson,
+        Biometrika 26, 1934)."""
         hits = self.share * self.worth
         low = betaincinv(hits, self.worth - hits + 1, 0.025) if self.alarms else 0.0
         high = betaincinv(hits + 1, self.worth - hits, 0.975) if self.alarms < self.windows else 1.0
@@ -219,8 +219,8 @@ def dependence_of(steps: Mapping[str, Array], bins: Mapping[str, Bins]) -> Depen
 def slowest_of(
     windows: Mapping[str, Array], bins: Mapping[str, Bins], before: Mapping[str, Array] | None = None
 ) -> tuple[float, str]:
-    """So many windows that follow each other are worth one independent one, by the levels of the column that depends
-    most on the window before, and its name; 1 and no name where none does.
+    """Return how many windows that follow each other are worth one independent one, by the levels of the column that
+    depends most on the window before, and its name; 1 and no name where none does.
 
     The levels tell it, not the distances: those have the square of the coefficient, and on made days that depend on
     the day before with one of 0.5 to 0.95 they promised 3 to 18 % where 6 to 57 % came; the levels 4 to 69 %. Of pairs
@@ -241,7 +241,7 @@ def slowest_of(
 
 
 def _levels(pieces: Mapping[str, Array], bins: Mapping[str, Bins]) -> dict[str, Array]:
-    """Of the pieces that have values of a column, [S, K + 1] counts, the mean, or the share of the first category."""
+    """Return, of the pieces with values of a column, [S, K + 1] counts, the mean or the share of the first category."""
     levels = {}
     for name, counts in pieces.items():
         known = counts[:, :-1]

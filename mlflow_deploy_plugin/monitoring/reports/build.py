@@ -1,12 +1,9 @@
 """The files of a report: a page that stands alone, every finding as JSON, and what the monitor itself wants kept."""
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
 
-from mlflow_deploy_plugin.monitoring.judgement import Evidence, Judgement
+from mlflow_deploy_plugin.monitoring.judgement import Evidence, Judgement, document_of
 from mlflow_deploy_plugin.monitoring.reports.drawn import Drawn, draw
 from mlflow_deploy_plugin.monitoring.reports.page import PAGE, page_of
 
@@ -33,20 +30,3 @@ def build_report(judgement: Judgement, evidence: Evidence) -> Mapping[str, str |
     if drawn.figures:
         files[EVIDENTLY] = drawn.figures
     return files
-
-
-def document_of(judgement: Judgement) -> dict[str, Any]:
-    """The judgement as JSON holds it; a number that is none is null."""
-    window = {"start": judgement.window.start.isoformat(), "end": judgement.window.end.isoformat()}
-    document: dict[str, Any] = _plain({**asdict(judgement), "window": window})
-    return document
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value

@@ -1,86 +1,120 @@
-"""What has changed since the windows before: which way a figure went, from what, and since when it violates.
+"""What has become of a finding: from what to what its figure went and where to, and since when it is an alarm.
 
-The windows before are those that MLflow has of the monitor. A row of violated windows is counted as alarms are: an
-undecided window neither counts nor breaks it.
+What stands beside a reference, as a column's check, says itself what it went from. Any other requirement stands beside
+the windows before, as MLflow has them of the monitor. Since when it is an alarm is told of both in the same way: a
+window in which it could not be told neither counts in the row nor breaks it, as with alarms.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import get_args
 
 import numpy as np
 
-from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.judgement import UNDECIDED, Finding, Judgement
-from mlflow_deploy_plugin.monitoring.reports.metrics import value_in
-from mlflow_deploy_plugin.monitoring.reports.trend import PastWindow
+from mlflow_deploy_plugin.monitoring.judgement import ALARMS, EXACT, UNDECIDED, Check, Finding, Judgement
+from mlflow_deploy_plugin.monitoring.reports.metrics import criterion_metrics, score_of, state_in
 
-CHANGING = ("performance", "shadow", "service_level")
-"""Those whose findings are figures that a window before has, too."""
 _WINDOWS_BEFORE = 8
 
 
-def with_change(judgement: Judgement, windows: Sequence[PastWindow]) -> Judgement:
-    """Return the judgement whose criteria say what has changed; its reason says it of the finding that it quotes.
+@dataclass(frozen=True)
+class PastWindow:
+    """A window as its run in MLflow tells of it.
+
+    Attributes:
+        figures: the run's metrics.
+    """
+
+    start: datetime
+    state: str
+    figures: Mapping[str, float]
+
+
+def with_change(judgement: Judgement, past: Sequence[PastWindow]) -> Judgement:
+    """Return the judgement whose findings, and whose reason, say what has become of them.
 
     Args:
-        windows: before this one, in any order.
+        past: windows of the monitor before this one, in any order.
     """
-    ordered = sorted(windows, key=lambda window: window.start)
-    findings, reason = [], judgement.reason
-    for found in judgement.findings:
-        said = _change(judgement, found, ordered)
-        if said:
-            told = replace(found, reason=f"{found.reason}; {said}")
-            reason = reason.replace(found.reason, told.reason, 1) if _is_quoted(found, reason) else reason
-            found = told
-        findings.append(found)
-    return replace(judgement, findings=tuple(findings), reason=reason)
+    ordered = sorted(past, key=lambda window: window.start)
+    findings = tuple(_with_change(judgement, found, ordered) for found in judgement.findings)
+    reason = judgement.reason
+    first = findings[0] if findings else None  # the one that the reason quotes
+    if first and first.state in (*ALARMS, *UNDECIDED) and first.history and first.reason:
+        reason = reason.replace(first.reason, f"{first.history}; {first.reason}", 1)
+    return replace(judgement, findings=findings, reason=reason)
 
 
-def _is_quoted(found: Finding, reason: str) -> bool:
-    where = f" of {found.segment}" if found.segment else ""
-    return reason.startswith(f"{found.subject}{where}: {found.reason}")
+def _with_change(judgement: Judgement, found: Finding, past: Sequence[PastWindow]) -> Finding:
+    first = judgement.window.start
+    if found.is_alarm:
+        row = _alarms_in_a_row(judgement, found, past)
+        first = row[0].start if row else first
+        found = replace(found, since=first.isoformat(), in_a_row=len(row) + 1)
+    if found.check != "criterion" or found.value is None or found.change:
+        return found
+    known = [value for window in past if window.start < first and (value := _value_in(window, found)) is not None]
+    return replace(found, change=_change(known[-_WINDOWS_BEFORE:], found.value)) if known else found
 
 
-def _change(judgement: Judgement, found: Finding, windows: Sequence[PastWindow]) -> str:
-    if found.check != "criterion" or found.value is None or found.threshold is None:
-        return ""
-    known = [(window, value) for window in windows if (value := value_in(window.figures, found)) is not None]
-    row = _violated_in_a_row(found, known) if found.state == "violated" else []
-    first = row[0].start if row else judgement.window.start
-    before = [value for window, value in known if window.start < first][-_WINDOWS_BEFORE:]
-    parts = []
-    if before:
-        usual = float(np.median(before))
-        parts.append(f"{_way(usual, found.value)} {_of_windows(usual, len(before))}")
-    if found.state == "violated" and known:
-        since = str(Window(first, first + judgement.window.length)).partition("/")[0]
-        parts.append(f"violated since {since}, window {len(row) + 1} in a row")
-    return "; ".join(parts)
-
-
-def _violated_in_a_row(found: Finding, known: Sequence[tuple[PastWindow, float]]) -> list[PastWindow]:
-    """The windows before, ascending, in which it was violated up to now."""
-    assert found.value is not None
-    assert found.threshold is not None
+def _alarms_in_a_row(judgement: Judgement, found: Finding, past: Sequence[PastWindow]) -> list[PastWindow]:
+    """The windows before, ascending, in which the same was an alarm up to now."""
     row: list[PastWindow] = []
-    for window, value in reversed(known):
-        if window.state in UNDECIDED:
-            continue
-        is_beyond = (value - found.threshold) * (found.value - found.threshold) > 0
-        if window.state != "violated" or not is_beyond:  # violated by another figure
+    for window in reversed(past):
+        is_alarm = _was_alarm(judgement, found, window)
+        if is_alarm is False:
             break
-        row.insert(0, window)
+        if is_alarm:
+            row.insert(0, window)
     return row
 
 
-def _way(before: float, after: float) -> str:
-    if f"{before:.4g}" == f"{after:.4g}":
-        return "unchanged from"
-    return "fell from" if after < before else "rose from"
+def _was_alarm(judgement: Judgement, found: Finding, window: PastWindow) -> bool | None:
+    """Return True if the same was an alarm then; None where it was not judged, or could not be told."""
+    if window.state not in (*ALARMS, *UNDECIDED):
+        return False
+    if found.check == "criterion":
+        return _was_violated(judgement, found, window)
+    return _was_drifted(found, window)
 
 
-def _of_windows(usual: float, windows: int) -> str:
-    if windows == 1:
-        return f"{usual:.4g} in the window before"
-    return f"{usual:.4g}, the median of the {windows} windows before"
+def _was_violated(judgement: Judgement, found: Finding, window: PastWindow) -> bool | None:
+    state = state_in(window.figures, criterion_metrics(found, window.figures).state)
+    if state:
+        return None if state in UNDECIDED else state in ALARMS
+    if window.state in UNDECIDED:
+        return None
+    value = _value_in(window, found)
+    if value is None:  # data quality has findings of the columns that break a requirement, and of no others
+        return False if judgement.kind == "data_quality" else None
+    # a run of before there were states among its metrics
+    assert found.value is not None
+    return found.threshold is not None and (value - found.threshold) * (found.value - found.threshold) > 0
+
+
+def _value_in(window: PastWindow, criterion: Finding) -> float | None:
+    return window.figures.get(criterion_metrics(criterion, window.figures).value)
+
+
+def _was_drifted(found: Finding, window: PastWindow) -> bool | None:
+    """The same of a column, whatever was odd about it."""
+    scores = {
+        check: window.figures[name]
+        for check in get_args(Check)
+        if (name := score_of(replace(found, check=check), window.figures))
+    }
+    if any(scores.get(check, 0.0) > 0 for check in EXACT):
+        return True
+    if window.state == "not judged" or "threshold" not in window.figures:
+        return None
+    return any(score > window.figures["threshold"] for check, score in scores.items() if check not in EXACT)
+
+
+def _change(before: Sequence[float], after: float) -> str:
+    """Return the change in the words in which a column's check says it."""
+    usual = float(np.median(before))
+    windows = "the window before" if len(before) == 1 else f"the median of the {len(before)} windows before"
+    first, last = f"{usual:.4g}", f"{after:.4g}"
+    where = "unchanged" if first == last else "higher" if after > usual else "lower"
+    return f"{first} ({windows}) → {last}, {where}"

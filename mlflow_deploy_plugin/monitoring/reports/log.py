@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.monitoring.reports.change import PastWindow
 from mlflow_deploy_plugin.monitoring.reports.metrics import metrics_of
 from mlflow_deploy_plugin.monitoring.reports.page import PAGE, with_picture
 from mlflow_deploy_plugin.monitoring.reports.series import log_series
-from mlflow_deploy_plugin.monitoring.reports.trend import MOST_WINDOWS, PastWindow, series_of, trend_picture
+from mlflow_deploy_plugin.monitoring.reports.trend import MOST_WINDOWS, series_of, trend_picture
 from mlflow_deploy_plugin.monitoring.reports.versions import lead_to_report
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors, unavailable
 from mlflow_deploy_plugin.registry.once import SUPERSEDED, RunOnce
@@ -56,16 +57,17 @@ def log_judgement(judgement: Judgement, files: Mapping[str, str | bytes], past: 
         picture = trend_picture(series_of(judgement, figures), [*past, this], judgement.window.length)
         _log_files(client, run_id, with_picture(files, picture))
 
+    created = {CREATED_TAG: judgement.endpoint_created} if judgement.endpoint_created else {}
     name = judgement.monitor, str(judgement.window), judgement.tried
     run = RunOnce(
         f"the experiment of endpoint {judgement.endpoint}",
         f"onnxserve/{judgement.endpoint}",
         _identity(judgement),
         (TRIED_VERDICT_TAG if judgement.tried else VERDICT_TAG, judgement.state),
-        {CREATED_TAG: judgement.endpoint_created} if judgement.endpoint_created else {},
+        created,
     ).log(" ".join(filter(None, name)), _tags(judgement), log_content)
     if not judgement.tried:
-        log_series(judgement, figures)
+        log_series(judgement, figures, created)
         lead_to_report(judgement, report_link(run))
     return run
 
@@ -76,8 +78,8 @@ def report_link(run: LoggedRun) -> str:
 
 
 def past_windows(judgement: Judgement) -> list[PastWindow]:
-    """The windows of this monitor before this one, and as long, as their runs tell; the newest, and of each the last
-    revision.
+    """Return the newest windows of this monitor before this one, and as long, as their runs tell; of each the last
+    revision. Those of an earlier endpoint of the name are none of them.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
@@ -100,6 +102,11 @@ def past_windows(judgement: Judgement) -> list[PastWindow]:
         if start is None or end is None or end - start != judgement.window.length:
             continue
         if start >= judgement.window.start or SUPERSEDED in tags:
+            continue
+        if (
+            judgement.endpoint_created
+            and tags.get(CREATED_TAG, judgement.endpoint_created) != judgement.endpoint_created
+        ):
             continue
         revision = tags.get(REVISION_TAG, "")
         number = int(revision) if revision.isdigit() else 0

@@ -5,16 +5,22 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement
+from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement, State
 
 _LONGEST_NAME = 200  # MLflow takes 250
 _NO_PATH = "\0"
+_CRITERION = ("criterion", "criterion_threshold", "criterion_state")
+_STATES: Mapping[State, float] = {"kept": 0.0, "cannot tell": 0.5, "violated": 1.0}
 
 
 def metrics_of(judgement: Judgement) -> dict[str, float]:
-    """The figures, and of each finding what it was judged on: `distribution_score/COLUMN`, `missing_score/COLUMN`, …;
-    `criterion/accuracy` and `criterion_threshold/accuracy`. What is no number is left out."""
+    """Return the figures, and of each finding what it was judged on. Anything that is no finite number is left out.
+
+    Of a column `distribution_score/COLUMN`, `missing_score/COLUMN`, …; of a requirement `criterion/accuracy`,
+    `criterion_threshold/accuracy` and `criterion_state/accuracy`: 0 kept, 0.5 cannot tell, 1 violated.
+    """
     values: dict[str, float] = {}
     for name, value in _named(judgement):
         if value is not None and math.isfinite(value):
@@ -24,15 +30,36 @@ def metrics_of(judgement: Judgement) -> dict[str, float]:
 
 
 def score_of(finding: Finding, figures: Mapping[str, float]) -> str:
-    """The name of the metric, among those of a window, that has what the column of a finding was judged on; empty where
-    the window has none."""
+    """Return the metric, among those of a window, that a column's check was judged on; empty: the window has none."""
     return _found(f"{finding.check}_score/{_subject(finding)}", figures)
 
 
 def drift_score_of(finding: Finding, figures: Mapping[str, float]) -> str:
-    """The same of the largest score that the finding's column has in any check (`verdict.py`)."""
+    """Return the same of the largest score that the finding's column has in any check (`verdict.py`)."""
     segment = f"{finding.segment}/" if finding.segment else ""
     return _found(f"drift_score/{segment}{finding.subject}", figures)
+
+
+@dataclass(frozen=True)
+class CriterionMetrics:
+    """The names of the metrics, among those of a window, that a criterion has; empty: the window has none."""
+
+    value: str
+    threshold: str
+    state: str
+
+
+def criterion_metrics(finding: Finding, figures: Mapping[str, float]) -> CriterionMetrics:
+    """Return the names of a criterion's metrics, as `score_of`."""
+    name = _subject(finding)
+    return CriterionMetrics(*(_found(f"{kind}/{name}", figures) for kind in _CRITERION))
+
+
+def state_in(figures: Mapping[str, float], name: str) -> State | None:
+    """Return the state of a criterion in a window, by the name of its metric; None: it has none, or its run was logged
+    before states were among the metrics."""
+    value = figures.get(name)
+    return next((state for state, number in _STATES.items() if number == value), None)
 
 
 def _found(name: str, figures: Mapping[str, float]) -> str:
@@ -44,12 +71,6 @@ def _own_name(name: str, is_shared: bool) -> str:
     comes first among the findings of a window."""
     taken = metric_name(name)
     return f"{taken}-{hashlib.sha256(name.encode()).hexdigest()[:6]}" if is_shared and taken != name else taken
-
-
-def value_in(figures: Mapping[str, float], criterion: Finding) -> float | None:
-    """The value of the same criterion among the metrics of another window; None: it has none."""
-    name = f"criterion/{_subject(criterion)}"
-    return figures.get(_own_name(name, True), figures.get(metric_name(name)))
 
 
 def metric_name(name: str) -> str:
@@ -65,8 +86,8 @@ def _named(judgement: Judgement) -> Iterator[tuple[str, float | None]]:
     for finding in judgement.findings:
         name = _subject(finding)
         if finding.check == "criterion":
-            yield f"criterion/{name}", finding.value
-            yield f"criterion_threshold/{name}", finding.threshold
+            values = finding.value, finding.threshold, _STATES.get(finding.state)
+            yield from ((f"{kind}/{name}", value) for kind, value in zip(_CRITERION, values, strict=True))
         else:
             yield f"{finding.check}_score/{name}", finding.value
 

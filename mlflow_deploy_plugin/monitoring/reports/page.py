@@ -3,9 +3,9 @@
 import base64
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED, Finding, Judgement
+from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED, Finding, Judgement, shown_time
 from mlflow_deploy_plugin.monitoring.reports.drawn import Drawn
 
 PAGE, PICTURE = "report.html", "trend.png"
@@ -74,30 +74,29 @@ def _head(judgement: Judgement, drawn: Drawn) -> str:
 def _findings(findings: Sequence[Finding]) -> str:
     if not findings:
         return ""
-    has_segments = any(finding.segment for finding in findings)
-    has_since = any(finding.since for finding in findings)
-    names = [
-        "what",
-        *(["of"] if has_segments else []),
-        "check",
-        "outcome",
-        *(["since (UTC)"] if has_since else []),
-        "value",
-        "threshold",
-        "why",
-    ]
-    rows = [
-        "<tr>"
-        f"<td>{_cell(finding.subject)}{f'<td>{_cell(finding.segment)}' if has_segments else ''}"
-        f"<td class=s>{finding.check}"
-        f"<td class='s {_class(finding.state)}'>{finding.state}"
-        f"{f'<td class=s>{_moment(finding.since)}' if has_since else ''}<td class=n>{_number(finding.value)}"
-        f"<td class=n>{_number(finding.threshold)}<td>{_cell(finding.reason)}</tr>"
-        for finding in findings[:_MOST_FINDINGS]
-    ]
+    columns: dict[str, Callable[[Finding], str]] = {
+        "what": lambda one: f"<td>{_cell(one.subject)}",
+        "of": lambda one: f"<td>{_cell(one.segment)}",
+        "check": lambda one: f"<td class=s>{one.check}",
+        "outcome": lambda one: f"<td class='s {_class(one.state)}'>{one.state}",
+        "since (UTC)": lambda one: f"<td class=s>{_text(shown_time(one.since))}",
+        "in a row": lambda one: f"<td class=n>{one.in_a_row or ''}",
+        "value": lambda one: f"<td class=n>{_number(one.value)}",
+        "threshold": lambda one: f"<td class=n>{_number(one.threshold)}",
+        "change": lambda one: f"<td>{_cell(one.change)}",
+        "why": lambda one: f"<td>{_cell(one.reason)}",
+    }
+    if not any(one.segment for one in findings):
+        del columns["of"]
+    if not any(one.since for one in findings):
+        del columns["since (UTC)"], columns["in a row"]
+    if not any(one.change for one in findings):
+        del columns["change"]
+    names = "".join(f"<th>{name}" for name in columns)
+    rows = [f"<tr>{''.join(cell(one) for cell in columns.values())}</tr>" for one in findings[:_MOST_FINDINGS]]
     rest = len(findings) - len(rows)
     more = f"<p class='note'>{rest:,} more findings stand in verdict.json.</p>" if rest else ""
-    return f"<table><tr>{''.join(f'<th>{name}' for name in names)}</tr>{''.join(rows)}</table>{more}"
+    return f"<table><tr>{names}</tr>{''.join(rows)}</table>{more}"
 
 
 def _figures(figures: Mapping[str, float]) -> str:
@@ -108,10 +107,6 @@ def _figures(figures: Mapping[str, float]) -> str:
         for name, value in list(figures.items())[:_MOST_FIGURES]
     ]
     return f"<details><summary>Figures</summary><table>{''.join(rows)}</table></details>"
-
-
-def _moment(time: str) -> str:
-    return _text(time[:16].replace("T", " "))
 
 
 def _class(state: str) -> str:

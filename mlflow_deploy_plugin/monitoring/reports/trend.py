@@ -1,33 +1,19 @@
-"""A monitor's last windows: since when a column is an alarm, and the picture of what was judged, beside its bounds."""
+"""The picture of a monitor's last windows: each figure that a judgement names, beside its bound."""
 
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import get_args
+from dataclasses import dataclass
+from datetime import timedelta
 
-from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED, Check, Finding, Judgement
-from mlflow_deploy_plugin.monitoring.reports.metrics import drift_score_of, score_of
+from mlflow_deploy_plugin.monitoring.judgement import ALARMS, EXACT, UNDECIDED, Finding, Judgement
+from mlflow_deploy_plugin.monitoring.reports.change import PastWindow
+from mlflow_deploy_plugin.monitoring.reports.metrics import criterion_metrics, drift_score_of, score_of, state_in
 
 MOST_WINDOWS = 60
-_MOST_PANELS = 4
-_EXACT: tuple[Check, ...] = ("presence", "type")
-"""Checks without a threshold that others share: anything above 0 is an alarm."""
+_MOST_PANELS = 6
+"""Five columns are as many as an alert names."""
 _ALARM, _FINE, _LINE, _SOFT = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a"
-
-
-@dataclass(frozen=True)
-class PastWindow:
-    """A window as its run in MLflow tells of it.
-
-    Attributes:
-        figures: the run's metrics.
-    """
-
-    start: datetime
-    state: str
-    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -35,70 +21,63 @@ class Series:
     """A figure that is drawn over the windows, and the names of its metrics.
 
     Attributes:
+        threshold: empty: anything above 0 is an alarm, and a judged window that lacks the figure has 0.
+        state: of a requirement, which has a state of its own in each window; empty: the window's.
         is_column: it is the score of one column, an alarm where it is above the threshold.
     """
 
     title: str
     value: str
-    threshold: str
+    threshold: str = ""
+    state: str = ""
     is_column: bool = False
+
+    def points(self, windows: Sequence[PastWindow]) -> tuple[list[float], list[float], list[str]]:
+        """Return the values, bounds and colours of the windows; a value that is not known is NaN."""
+        values, bounds, colours = [], [], []
+        for window in windows:
+            lacking = math.nan if self.threshold or window.state == "not judged" else 0.0
+            values.append(window.figures.get(self.value, lacking))
+            bounds.append(window.figures.get(self.threshold, math.nan) if self.threshold else 0.0)
+            if self.is_column:
+                colours.append(_ALARM if values[-1] > bounds[-1] else _FINE)
+            else:
+                colours.append(_colour(state_in(window.figures, self.state) or window.state))
+        return values, bounds, colours
 
 
 def series_of(judgement: Judgement, figures: Mapping[str, float]) -> list[Series]:
-    """What is drawn of this judgement: of criteria each one; of columns the largest statistic, and each one that is
-    named as an alarm.
+    """Return what is drawn of this judgement: a line for each that is named as an alarm, the worst first, and for each
+    requirement of all rows; without requirements the largest score of all columns comes first.
 
     Args:
         figures: the judgement's metrics.
     """
-    criteria = [found for found in judgement.findings if found.check == "criterion" and not found.segment]
-    if criteria:
-        subjects = sorted({found.subject for found in criteria if found.value is not None})
-        return [Series(name, f"criterion/{name}", f"criterion_threshold/{name}") for name in subjects[:_MOST_PANELS]]
-    named: dict[str, Series] = {}
-    for found in judgement.findings:  # of a column's checks the worst comes first
-        name = drift_score_of(found, figures) or score_of(found, figures)
-        if found.is_alarm and found.check not in _EXACT and name:
-            named.setdefault(_shown(found), Series(_shown(found), name, "threshold", is_column=True))
-    return [Series("largest score of a column", "statistic", "threshold"), *list(named.values())[: _MOST_PANELS - 1]]
+    drawn: dict[str, Series] = {}
+    if not any(found.check == "criterion" for found in judgement.findings):
+        drawn[""] = Series("largest score of a column", "statistic", "threshold")
+    alarms = [found for found in judgement.findings if found.is_alarm]
+    required = [found for found in judgement.findings if found.check == "criterion" and not found.segment]
+    for found in (*alarms, *required):  # of a column's checks the worst comes first
+        name = _shown(found)
+        one = _series(name, found, figures)
+        if name not in drawn and one.value:
+            drawn[name] = one
+    return list(drawn.values())[:_MOST_PANELS]
 
 
-def with_since(judgement: Judgement, past: Sequence[PastWindow]) -> Judgement:
-    """The judgement whose alarms of columns say since when: from which window on, all that were judged had the column
-    as an alarm, whatever was odd about it.
-
-    Args:
-        past: windows of the monitor before it, in any order.
-    """
-    if not any(found.is_alarm for found in judgement.findings):
-        return judgement
-    newest_first = sorted(past, key=lambda window: window.start, reverse=True)
-    findings = []
-    for found in judgement.findings:
-        if found.is_alarm and found.check != "criterion":
-            since = judgement.window.start
-            for window in newest_first:
-                is_alarm = _was_alarm(found, window)
-                if is_alarm is False:
-                    break
-                since = window.start if is_alarm else since
-            found = replace(found, since=since.isoformat())
-        findings.append(found)
-    return replace(judgement, findings=tuple(findings))
+def _series(name: str, found: Finding, figures: Mapping[str, float]) -> Series:
+    """The line of a finding; without a value's name where the window has no such figure."""
+    if found.check == "criterion":
+        metrics = criterion_metrics(found, figures)
+        return Series(name, metrics.value, metrics.threshold, metrics.state)
+    if found.check in EXACT:
+        return Series(f"{name}: {found.change or found.check}", score_of(found, figures), is_column=True)
+    return Series(name, drift_score_of(found, figures) or score_of(found, figures), "threshold", is_column=True)
 
 
-def _was_alarm(finding: Finding, window: PastWindow) -> bool | None:
-    """Whether the column was an alarm then; None where it was not judged."""
-    scores = {
-        check: window.figures[name]
-        for check in get_args(Check)
-        if (name := score_of(replace(finding, check=check), window.figures))
-    }
-    if any(scores.get(check, 0.0) > 0 for check in _EXACT):
-        return True
-    if window.state == "not judged" or "threshold" not in window.figures:
-        return None
-    return any(score > window.figures["threshold"] for check, score in scores.items() if check not in _EXACT)
+def _colour(state: str) -> str:
+    return _ALARM if state in ALARMS else _SOFT if state in UNDECIDED else _FINE
 
 
 def _shown(finding: Finding) -> str:
@@ -124,13 +103,9 @@ def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow], lengt
     canvas = FigureCanvasAgg(figure)
     for panel, one in zip(figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0], drawn, strict=True):
         times = [window.start for window in ordered]
-        values = [window.figures.get(one.value, math.nan) for window in ordered]
-        bounds = [window.figures.get(one.threshold, math.nan) for window in ordered]
+        values, bounds, colours = one.points(ordered)
         panel.plot(times, values, color=_LINE, linewidth=1, zorder=1)
         panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1)
-        colours = [_colour(window.state) for window in ordered]
-        if one.is_column:
-            colours = [_ALARM if value > bound else _FINE for value, bound in zip(values, bounds, strict=True)]
         panel.scatter(times, values, color=colours, s=16, zorder=2)
         open_times = [window.start for window in ordered if window.state == "not judged"]
         foot = panel.get_xaxis_transform()
@@ -147,7 +122,3 @@ def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow], lengt
     file = io.BytesIO()
     canvas.print_png(file)
     return file.getvalue()
-
-
-def _colour(state: str) -> str:
-    return _ALARM if state in ALARMS else _SOFT if state in UNDECIDED else _FINE

@@ -1,5 +1,6 @@
 """Drift, drift of predictions and data quality, of whole windows and by segment, and what bad input comes to."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -172,6 +173,22 @@ def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(
     assert found(judged, "missing(temp)").state == "kept"
     assert found(judged, "unseen").state == "not judged"
     assert "has no reference" in found(judged, "unseen").reason
+
+
+def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference(ask, found) -> None:
+    columns = day(100)
+    columns["temp"][: ROWS // 2] = np.nan
+    columns["carrier"][:60] = "ZZ"
+    columns["noise"][:30] = 99.0
+
+    judged = ask(
+        columns, "data_quality", require=["missing<=0.2", "unseen<=0.1", "out_of_range<=0.1", "missing(noise)<=1"]
+    )
+
+    assert re.fullmatch(r"[45]\.\d% \(the reference\) → 5\d\.\d%, more", found(judged, "missing(temp)").change)
+    assert found(judged, "unseen(carrier)").change == "0.0% (the reference) → 25.0%, more"
+    assert found(judged, "out_of_range(noise)").change == "0.0% (the reference) → 12.5%, more"
+    assert found(judged, "missing(noise)").change == "0.0% (the reference) → 0.0%, unchanged"
 
 
 @pytest.mark.parametrize("kind", KINDS)

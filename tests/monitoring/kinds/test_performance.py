@@ -1,5 +1,6 @@
 """What labels say of a window's answers, what can be said before they are in, and what cannot be said at all."""
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -390,6 +391,27 @@ def test_labels_that_name_other_classes_than_the_model_are_not_judged(desk, clas
     assert "accuracy" not in judgement.figures
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(desk, classify, rows) -> None:
+    desk.serve(CLASSIFIER)
+    columns, truth = classify(np.random.default_rng(0), range(rows), 8.0)
+    desk.answer(columns)
+    desk.label("flight", {key: ["no", "yes"][value] for key, value in truth.items()})
+
+    judgement = judge(desk.ask(**(ACCURACY | {"min_rows": 1}))).judgement
+
+    assert judgement.state == "not judged"
+    assert "the model's classes are '0', '1'" in judgement.reason
+
+
+def test_a_few_wrong_answers_of_a_model_whose_classes_nobody_knows_are_wrong(desk) -> None:
+    desk.serve(CLASSIFIER | {"classes": []})
+    desk.answer({"flight": np.arange(3), "prediction": np.zeros(3, np.int64)})
+    desk.label("flight", dict.fromkeys(range(3), 1))
+
+    assert judge(desk.ask(**(ACCURACY | {"min_rows": 1}))).judgement.figures["accuracy"] == 0.0
+
+
 def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(desk) -> None:
     desk.serve(REGRESSOR)
     desk.answer({"flight": np.arange(200), "prediction": np.arange(200.0)})
@@ -401,13 +423,16 @@ def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(desk) ->
     assert "150 labels are no numbers and are left out" in judgement.notes
 
 
-def test_a_single_label_of_an_unknown_class_is_no_other_alphabet(desk, classify) -> None:
+def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(desk, classify) -> None:
     desk.serve(CLASSIFIER)
     columns, _ = classify(np.random.default_rng(0), range(300), 8.0)
     desk.answer(columns)
     desk.label("flight", {0: 2})
 
-    assert "1 of 300 rows have a label; min_rows is 100" in judge(desk.ask(**ACCURACY)).judgement.notes[1]
+    judgement = judge(desk.ask(**ACCURACY)).judgement
+
+    assert "estimated accuracy" in {one.subject for one in judgement.findings}
+    assert "1 of 300 rows have a label; min_rows is 100; the labels are '2', the model's" in judgement.notes[0]
 
 
 def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(desk, classify, found) -> None:
@@ -482,6 +507,7 @@ def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(desk
 
     assert [one.state for one in found] == ["kept", "kept", "kept", "violated", "violated"]
     assert "since" not in found[2].reason
-    assert "violated since 2013-04-04, window 2 in a row" in found[4].reason
-    assert "the median of the 3 windows before" in found[4].findings[0].reason
-    assert "fell from 0.9" in found[4].reason
+    last = found[4].findings[0]
+    assert re.fullmatch(r"0\.9\d+ \(the median of the 3 windows before\) → 0\.\d+, lower", last.change)
+    assert (last.since, last.in_a_row) == ("2013-04-04T00:00:00+00:00", 2)
+    assert f"accuracy: {last.change}; violated since 2013-04-04, window 2 in a row; {last.reason}" in found[4].reason

@@ -139,15 +139,21 @@ def test_the_page_begins_with_the_verdict_and_fetches_nothing():
     assert 'src="http' not in page
 
 
-def test_the_page_says_since_when_a_column_is_an_alarm():
-    found = Finding("wind", "distribution", "drift", "", 6.0, 3.0, since="2013-06-29T00:00:00+00:00")
+SINCE = "2013-06-29T00:00:00+00:00"
+
+
+@pytest.mark.parametrize("check", ["distribution", "criterion"])
+def test_the_page_says_what_became_of_a_finding_and_since_when(check):
+    change = "0.84 (the window before) → 0.71, lower"
+    found = Finding("wind", check, "drift", "on 500 rows", 6.0, 3.0, change=change, since=SINCE, in_a_row=3)
 
     page = build_report(judgement_of(calm=1.0, findings=(found,)), Evidence())["report.html"]
 
-    assert "<th>since (UTC)<th>value" in page
-    assert ">drift<td class=s>2013-06-29 00:00<td class=n>6<" in page
-    assert ">no drift<td class=s><td class=n>1<" in page
-    assert "since (UTC)" not in build_report(judgement_of(calm=1.0), Evidence())["report.html"]
+    assert "<th>since (UTC)<th>in a row<th>value<th>threshold<th>change<th>why" in page
+    assert f">drift<td class=s>2013-06-29<td class=n>3<td class=n>6<td class=n>3<td>{change}<td>on 500 rows<" in page
+    assert ">no drift<td class=s><td class=n><td class=n>1<td class=n>3<td><td><" in page
+    calm = build_report(judgement_of(calm=1.0), Evidence())["report.html"]
+    assert not any(name in calm for name in ("since (UTC)", "in a row", "<th>change"))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])

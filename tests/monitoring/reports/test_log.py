@@ -298,6 +298,20 @@ def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient):
     assert sorted((window.start.day, window.figures["statistic"]) for window in past) == [(1, 1.0), (2, 9.0)]
 
 
+def test_windows_of_a_deleted_endpoint_of_the_name_are_none_of_this_one(tracking: MlflowClient):
+    from mlflow_deploy_plugin.monitoring.reports.log import past_windows
+
+    gone, made_anew = (f"2026-11-20T1{hour}:00:00+00:00" for hour in (1, 2))
+    for day, created in ((0, ""), (1, gone), (2, made_anew)):
+        log_judgement(judgement_of(day, "namesake", temperature=9.0, endpoint_created=created), {})
+
+    past = past_windows(judgement_of(3, "namesake", temperature=9.0, endpoint_created=made_anew))
+    series = [run for run in all_runs_of(tracking, "namesake") if "onnxserve.series" in run.data.tags]
+
+    assert sorted(window.start.day for window in past) == [1, 3]  # the first is of a release that does not say it
+    assert len(series) == 2
+
+
 def test_one_run_more_has_all_windows_of_a_monitor_over_time(tracking: MlflowClient):
     given = [judgement_of(day, "series", temperature=score) for day, score in enumerate([1.0, 2.0, 9.0])]
     for judgement in (given[0], given[1], given[1], given[2]):

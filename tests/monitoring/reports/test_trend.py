@@ -1,6 +1,7 @@
 """The picture of the last windows, whatever their length and number."""
 
 import io
+import math
 import warnings
 from datetime import UTC, datetime, timedelta
 
@@ -8,9 +9,10 @@ import matplotlib.image
 import pytest
 
 from mlflow_deploy_plugin.monitoring.judgement import Finding
+from mlflow_deploy_plugin.monitoring.reports.change import PastWindow
 from mlflow_deploy_plugin.monitoring.reports.metrics import metrics_of
-from mlflow_deploy_plugin.monitoring.reports.trend import PastWindow, Series, series_of, trend_picture, with_since
-from support.judgements import FIRST, judgement_of
+from mlflow_deploy_plugin.monitoring.reports.trend import Series, series_of, trend_picture
+from support.judgements import judgement_of
 
 SCORE = Series("largest score", "statistic", "threshold")
 START = datetime(2013, 6, 30, tzinfo=UTC)
@@ -26,53 +28,9 @@ def test_a_few_windows_have_an_axis_of_times(length: timedelta) -> None:
             assert trend_picture([SCORE], windows, length).startswith(b"\x89PNG")
 
 
-def past(*scores: float | None, column: str = "temperature") -> list[PastWindow]:
-    """Days up to the last one before day 9, each with the score of a column; None: it was not judged."""
-    days = range(9 - len(scores), 9)
-    made = [
-        (day, judgement_of(day, **({column: score} if score is not None else {"state": "not judged"})))
-        for day, score in zip(days, scores, strict=True)
-    ]
-    return [PastWindow(one.window.start, one.state, metrics_of(one)) for _, one in made][::-1]
-
-
-@pytest.mark.parametrize(
-    ("scores", "since"),
-    [
-        ((), 9),
-        ((1.0, 1.0), 9),
-        ((1.0, 5.0, 4.0), 7),
-        ((5.0, 1.0, 4.0), 8),
-        ((1.0, 5.0, None, 4.0), 6),  # one that was not judged says nothing
-        ((5.0, 5.0, None), 6),
-        ((None, None), 9),
-    ],
-)
-def test_an_alarm_says_since_when_its_column_is_one_without_a_break(
-    scores: tuple[float | None, ...], since: int
-) -> None:
-    told = with_since(judgement_of(9, temperature=9.0, noise=1.0), past(*scores))
-
-    assert [finding.since for finding in told.findings] == [(FIRST + timedelta(days=since)).isoformat(), ""]
-
-
-def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() -> None:
-    gone = Finding("temperature", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
-    before = [judgement_of(7, findings=(gone,)), judgement_of(8, temperature=4.0)]
-    windows = [PastWindow(one.window.start, one.state, metrics_of(one)) for one in before]
-    in_segment = Finding("temperature", "distribution", "drift", "", 5.0, 3.0, "carrier=AA")
-    other = Finding("a/b", "distribution", "drift", "", 5.0, 3.0)
-    judgement = judgement_of(9, temperature=9.0, findings=(in_segment, other))
-
-    told = with_since(judgement, windows)
-
-    assert [finding.since[8:10] for finding in told.findings] == ["08", "10", "10"]
-    assert with_since(judgement_of(9, temperature=1.0), windows) == judgement_of(9, temperature=1.0)
-
-
 def test_each_column_that_is_named_has_a_line() -> None:
     segment = Finding("temperature", "distribution", "drift", "", 5.0, 3.0, "carrier=AA")
-    gone = Finding("wind", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
+    gone = Finding("wind", "presence", "drift", "in the reference, not in the window", 1.0, 0.0, change="gone")
     missing = Finding("humid", "distribution", "drift", "", 4.0, 3.0)
     worse = Finding("humid", "missing", "drift", "", 8.0, 3.0)
     judgement = judgement_of(9, temperature=9.0, noise=1.0, findings=(segment, gone, worse, missing))
@@ -84,10 +42,63 @@ def test_each_column_that_is_named_has_a_line() -> None:
         ("largest score of a column", "statistic"),
         ("temperature", "drift_score/temperature"),
         ("temperature (carrier=AA)", "distribution_score/temperature/carrier_AA"),
+        ("wind: gone", "presence_score/wind"),
         ("humid", "missing_score/humid"),
     ]
     assert {one.value for one in drawn} <= set(figures)
     assert series_of(judgement_of(9, temperature=1.0), {}) == drawn[:1]
+
+
+def test_each_requirement_has_a_line_and_so_has_what_is_named_beside_them() -> None:
+    f1 = Finding("f1", "criterion", "kept", "", 0.9, 0.5)
+    of_segment = Finding("f1", "criterion", "violated", "", 0.3, 0.5, "carrier=AA")
+    kept = Finding("f1", "criterion", "kept", "", 0.9, 0.5, "carrier=UA")
+    unknown = Finding("roc_auc", "criterion", "not judged", "", None, 0.5)
+    column = Finding("wind", "missing", "drift", "", 8.0, 3.0)
+    judgement = judgement_of(9, kind="data_quality", findings=(of_segment, column, f1, kept, unknown))
+
+    drawn = series_of(judgement, metrics_of(judgement))
+
+    assert [(one.title, one.value, one.threshold) for one in drawn] == [
+        ("f1 (carrier=AA)", "criterion/f1/carrier_AA", "criterion_threshold/f1/carrier_AA"),
+        ("wind", "missing_score/wind", "threshold"),
+        ("f1", "criterion/f1", "criterion_threshold/f1"),
+    ]
+
+
+def test_every_column_that_an_alert_names_has_a_line() -> None:
+    scores = {f"column_{number}": 9.0 - number / 10 for number in range(12)}
+    judgement = judgement_of(9, **scores)
+
+    drawn = series_of(judgement, metrics_of(judgement))
+
+    assert [one.title for one in drawn[1:]] == [f"column_{number}" for number in range(5)]
+
+
+def test_a_window_with_a_requirement_that_could_not_be_told_is_grey_in_its_line() -> None:
+    figures = {"criterion/f1": 0.6, "criterion_threshold/f1": 0.5}
+    told = [{"criterion_state/f1": 0.0}, {"criterion_state/f1": 0.5}, {"criterion_state/f1": 1.0}, {}]
+    windows = [PastWindow(START + timedelta(days=day), "violated", figures | one) for day, one in enumerate(told)]
+
+    _, _, colours = Series("f1", "criterion/f1", "criterion_threshold/f1", "criterion_state/f1").points(windows)
+
+    assert colours == ["#1a7f37", "#9a9a9a", "#cf222e", "#cf222e"]
+
+
+def test_a_column_that_is_gone_has_a_line_from_when_it_was_there() -> None:
+    gone = {"presence_score/wind": 1.0}
+    windows = [
+        PastWindow(START, "no drift", {"statistic": 1.0}),
+        PastWindow(START + timedelta(days=1), "drift", gone),
+        PastWindow(START + timedelta(days=2), "not judged", {}),
+    ]
+
+    values, bounds, colours = Series("wind: gone", "presence_score/wind", is_column=True).points(windows)
+
+    assert values[:2] == [0.0, 1.0]
+    assert math.isnan(values[2])
+    assert bounds == [0.0, 0.0, 0.0]
+    assert colours[:2] == ["#1a7f37", "#cf222e"]
 
 
 def red_and_green(picture: bytes) -> tuple[int, int]:
@@ -99,10 +110,8 @@ def red_and_green(picture: bytes) -> tuple[int, int]:
 def test_a_column_is_red_where_it_is_beyond_the_threshold_itself() -> None:
     windows = [PastWindow(START + timedelta(days=day), "drift", {"drift_score/x": 1.0}) for day in range(3)]
 
-    whole, column = (
-        red_and_green(trend_picture([Series("x", "drift_score/x", "threshold", is_column)], windows, timedelta(days=1)))
-        for is_column in (False, True)
-    )
+    drawn = [Series("x", "drift_score/x", "threshold", is_column=is_column) for is_column in (False, True)]
+    whole, column = (red_and_green(trend_picture([one], windows, timedelta(days=1))) for one in drawn)
 
     assert whole[0] > 0 == whole[1]
     assert column[1] > 0 == column[0]
