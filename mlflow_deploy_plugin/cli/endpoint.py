@@ -83,8 +83,9 @@ def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
 def delete(name: str, why: str) -> None:
     """Deletes the endpoint NAME with every deployment in it; requests in flight are finished."""
     with opened_deployments() as deployments:
-        deployments.delete_endpoint(name, why)
-    click.echo(f"{name} is deleted")
+        was_there = deployments.delete_endpoint(name, why)
+    if was_there:
+        click.echo(f"{name} is deleted")
 
 
 @endpoint.command(short_help="Show an endpoint and its deployments.")

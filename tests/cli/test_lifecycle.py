@@ -20,7 +20,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_unknown_name_is_one_line_and_exit_status_1(home: Path, command: str) -> None:
     said = CliRunner().invoke(main, [command, "nobody"])
 
-    assert (said.exit_code, said.stdout, said.stderr) == (1, "", "Error: there is no deployment 'nobody'\n")
+    assert (said.exit_code, said.stdout, said.stderr) == (
+        1,
+        "",
+        "Error: there is no deployment 'nobody'; there is none yet\n",
+    )
 
 
 def test_stop_says_how_to_bring_it_back_and_writes_it_down(home: Path) -> None:

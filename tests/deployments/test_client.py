@@ -165,10 +165,30 @@ def test_what_cannot_be_done_is_an_mlflow_exception_with_its_code(
     assert caught.value.error_code == code
 
 
-def test_what_does_not_exist_is_deleted_already(served: BaseDeploymentClient) -> None:
-    served.delete_deployment("no")
-    served.delete_deployment("sum", endpoint="elsewhere")
+@pytest.mark.parametrize(
+    ("delete", "said"),
+    [
+        (lambda c: c.delete_deployment("nope"), "there is no deployment 'nope'; the deployments are: sum"),
+        (lambda c: c.delete_deployment("smu"), "there is no deployment 'smu'; did you mean 'sum'?\n"),
+        (
+            lambda c: c.delete_deployment("sum", endpoint="elsewhere"),
+            "there is no deployment 'sum' in endpoint 'elsewhere'; there is no endpoint 'elsewhere'; there are sum",
+        ),
+        (
+            lambda c: c.delete_deployment("nope", endpoint="sum"),
+            "no deployment 'nope' in endpoint 'sum'; the depl",
+        ),
+        (lambda c: c.delete_endpoint("nope"), "there is no endpoint 'nope'; there are sum"),
+    ],
+)
+def test_deleting_what_does_not_exist_is_no_error_and_says_that_nothing_was_deleted(
+    served: BaseDeploymentClient, capsys: pytest.CaptureFixture[str], delete: Any, said: str
+) -> None:
+    delete(served)
 
+    told = capsys.readouterr()
+    assert told.err.startswith("nothing was deleted: ")
+    assert said in told.err
     assert served.get_deployment("sum")["state"] == "running"
 
 

@@ -48,7 +48,11 @@ def test_a_deployment_lives_through_its_commands(
 
     assert "'name': 'typed'" in called("list", "-t", "onnxserve").stdout
 
-    assert "Deployment typed is deleted" in called("delete", *TYPED).stdout
+    deleted = called("delete", *TYPED)
+    assert (deleted.stdout, deleted.stderr) == ("Deployment typed is deleted\n", "")
+    again = called("delete", *TYPED)
+    assert again.exit_code == 0
+    assert again.stderr == "nothing was deleted: there is no deployment 'typed'; there is none yet\n"
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{shown['url']}/ping", timeout=5)
 
