@@ -1,5 +1,6 @@
 """The command `onnxserve`. One module a noun, imported when it is called; errors become one line here."""
 
+import builtins
 import importlib
 import sys
 from typing import Any
@@ -13,6 +14,7 @@ from mlflow_deploy_plugin.version import __version__
 
 _COMMANDS = {
     "serve": ("mlflow_deploy_plugin.cli.serve", "Serve a model in the foreground."),
+    "list": ("mlflow_deploy_plugin.cli.listing", "List the deployments, their servers and their monitors."),
     "start": ("mlflow_deploy_plugin.cli.lifecycle", "Start a deployment whose server has ended."),
     "stop": ("mlflow_deploy_plugin.cli.lifecycle", "Stop the server of a deployment, and keep the deployment."),
     "endpoint": ("mlflow_deploy_plugin.cli.endpoint", "Create, change, show and delete endpoints, and their traffic."),
@@ -43,7 +45,8 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(_COMMANDS[cmd_name][0])
-        command: click.Command = getattr(module, cmd_name)
+        name = f"{cmd_name}_" if cmd_name in vars(builtins) else cmd_name
+        command: click.Command = getattr(module, name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -108,6 +108,9 @@ def list_(output: str) -> None:
     if output == "json":
         click.echo(json.dumps(found))
         return
+    if not found:
+        click.echo("there are no endpoints: `onnxserve endpoint create NAME` makes one")
+        return
     head = ("NAME", "STATE", "TRAFFIC", "URL")
     rows = [(one["name"], one["state"], _weights(one["traffic"], one["shadows"]), one["url"]) for one in found]
     for line in aligned([head, *rows]):
