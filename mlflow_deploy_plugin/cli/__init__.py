@@ -13,10 +13,10 @@ from mlflow_deploy_plugin.registry.connection import limit_patience
 from mlflow_deploy_plugin.version import __version__
 
 _COMMANDS = {
-    "serve": ("mlflow_deploy_plugin.cli.serve", "Serve a model in the foreground."),
+    "serve": ("mlflow_deploy_plugin.cli.serve", "Serve a model, or the endpoints of a spec, in the foreground."),
     "list": ("mlflow_deploy_plugin.cli.listing", "List the deployments, their servers and their monitors."),
-    "start": ("mlflow_deploy_plugin.cli.lifecycle", "Start a deployment whose server has ended."),
-    "stop": ("mlflow_deploy_plugin.cli.lifecycle", "Stop the server of a deployment, and keep the deployment."),
+    "start": ("mlflow_deploy_plugin.cli.lifecycle", "Start the server of the deployment NAME again."),
+    "stop": ("mlflow_deploy_plugin.cli.lifecycle", "Stop the server of the deployment NAME, and keep the deployment."),
     "endpoint": ("mlflow_deploy_plugin.cli.endpoint", "Create, change, show and delete endpoints, and their traffic."),
     "gate": ("mlflow_deploy_plugin.cli.gate", "Check what a version has to prove before it is promoted."),
     "promote": ("mlflow_deploy_plugin.cli.promote", "Move a version to a stage or alias, through its gate."),
@@ -24,8 +24,8 @@ _COMMANDS = {
     "retrain": ("mlflow_deploy_plugin.cli.retrain", "Train what is served on what was captured and labelled."),
     "rollout": ("mlflow_deploy_plugin.cli.rollout", "Bring a new version by steps, and back if it is bad."),
     "rollback": ("mlflow_deploy_plugin.cli.rollback", "Go back to what was served before."),
-    "silence": ("mlflow_deploy_plugin.cli.silence", "Hold back the alerts of an endpoint for a while."),
-    "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts, monitors and retrainings."),
+    "silence": ("mlflow_deploy_plugin.cli.silence", "Silence the alerts of an endpoint for a while."),
+    "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts, monitors and retrainings until it is ended."),
     "monitor": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic on a schedule, and by hand."),
     "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),
     "log": ("mlflow_deploy_plugin.cli.log", "Query, count and keep what was captured of an endpoint."),
@@ -90,6 +90,17 @@ def _fail(message: str) -> None:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["--help"]})
 @click.version_option(__version__, prog_name="onnxserve")
 def main() -> None:
-    """Serve MLflow models as ONNX, and watch them."""
+    """Serve MLflow models as ONNX, and watch them.
+
+    A deployment is made by MLflow's own command; its model is a stage, an alias, a version or a folder:
+
+    \b
+      mlflow deployments create -t onnxserve --name flights -m models:/flight-delay/Production
+      onnxserve list
+      mlflow deployments help -t onnxserve
+
+    Exit status: 0 where it was done, 1 where it was not, 2 where the command line makes no sense. Why not is one line
+    on standard error; a command that gives 1 for anything else says so in its help.
+    """
     keep_quiet()
     limit_patience()  # whatever asks MLflow: by its own defaults a command would hang for minutes where it is down

@@ -19,20 +19,27 @@ _UNITS = {"every": " s", "seconds": " s"}
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--model", help="Only what was done to this registered model; NAME may be left out.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the newest so many. Default: everything.")
+@click.option("--model", metavar="MODEL", help="Registered model whose events alone are shown; NAME may be left out.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="COUNT",
+    show_default="all",
+    help="Number of events to show, the newest ones.",
+)
 @click.option(
     "-o",
     "--output",
     type=click.Choice(["text", "json", "jsonl"]),
     default="text",
     show_default=True,
-    help="Lines for people; one JSON array; or one JSON object a line, with the figures.",
+    help="Format: lines for people; one JSON array; or one JSON object a line, with the figures.",
 )
 def history(name: str | None, model: str | None, limit: int | None, output: str) -> None:
-    """Shows what happened to the endpoint NAME and to the models that it serves, oldest first.
+    """Show who changed what, when and why.
 
-    Without NAME: to everything. What was deleted keeps its history. A step of a rollout, a promotion and a rollback are
+    Shown is what happened to the endpoint NAME and to the models that it serves, oldest first; without NAME, what
+    happened to everything. What was deleted keeps its history. A step of a rollout, a promotion and a rollback are
     one entry here; as JSON, what was done for them (the traffic, the gate, tags, the move in MLflow) stands beside it.
     """
     # here: SQLAlchemy takes a second that no other command should wait for

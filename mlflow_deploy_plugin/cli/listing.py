@@ -22,12 +22,12 @@ _WELL = ("waiting", "judging")
 @click.command("list")
 @output_option
 def list_(output: str) -> None:
-    """List the deployments of this machine, with their endpoints.
+    """List the deployments, their servers and their monitors.
 
-    One line is one deployment: NAME, or ENDPOINT/NAME where it shares an endpoint; the model as it was asked for (a
-    stage or an alias is followed) and the version that the workers serve; its share of the traffic; the state of its
-    server (running, starting, stopped, failed, empty), its workers and how often it was started anew; each monitor of
-    the endpoint with its latest verdict. Below the table is why something does not run.
+    One line is one deployment of this machine: NAME, or ENDPOINT/NAME where it shares an endpoint; the model as it was
+    asked for (a stage or an alias is followed) and the version that the workers serve; its share of the traffic; the
+    state of its server (running, starting, stopped, failed, empty), its workers and how often it was started anew; each
+    monitor of the endpoint with its latest verdict. Below the table is why something does not run.
 
     \b
       onnxserve list
