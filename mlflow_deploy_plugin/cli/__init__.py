@@ -9,6 +9,7 @@ import click
 
 from mlflow_deploy_plugin.cli.quiet import keep_quiet
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.registry.connection import limit_patience
 from mlflow_deploy_plugin.version import __version__
 
@@ -33,6 +34,8 @@ _COMMANDS = {
     "drift": ("mlflow_deploy_plugin.cli.drift", "Judge captured traffic against the model's reference."),
 }
 """Name → (module that has a command of this name, what `--help` says)."""
+_MLFLOWS = ("create", "delete", "explain", "get", "help", "update")
+"""Commands of `mlflow deployments` that ours do not repeat, and that people look for here."""
 
 
 class _Commands(click.Group):
@@ -48,6 +51,17 @@ class _Commands(click.Group):
         name = f"{cmd_name}_" if cmd_name in vars(builtins) else cmd_name
         command: click.Command = getattr(module, name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            hint = did_you_mean(name, _COMMANDS, "`onnxserve --help` lists them")
+            if name in _MLFLOWS:
+                hint = f"; MLflow's own is meant: `mlflow deployments {name} -t onnxserve --name NAME`"
+            raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

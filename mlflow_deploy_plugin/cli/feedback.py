@@ -160,7 +160,7 @@ def _place(name: str, url: str | None, log: "InferenceLog") -> "Place":
         NotFound: nothing is known of the endpoint, neither a server nor a row.
     """
     from mlflow_deploy_plugin.deployments.feedback import place_of
-    from mlflow_deploy_plugin.nearest import did_you_mean
+    from mlflow_deploy_plugin.nearest import did_you_mean, listed
 
     with opened_deployments() as deployments:
         place = place_of(deployments, log, name)
@@ -168,5 +168,6 @@ def _place(name: str, url: str | None, log: "InferenceLog") -> "Place":
             return replace(place, url=url)
         known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
     if name not in known:
-        raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known)}; or say --url")
+        others = f"known are {listed(dict.fromkeys(known), name)}" if known else ""
+        raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known, others)}; or say --url")
     return place

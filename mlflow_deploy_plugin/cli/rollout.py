@@ -95,6 +95,8 @@ def rollout(
     from mlflow_deploy_plugin.controller.rollouts.place import rollouts_lease
 
     with _deployments() as deployments:
+        if not deployments.store.rollouts(name):  # what was deleted may have had one
+            deployments.store.existing(name)
         lease = partial(rollouts_lease, deployments.settings)
         if to is not None:
             from mlflow_deploy_plugin.controller.rollouts.begin import Wish, begin_rollout

@@ -156,4 +156,5 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         raise InvalidConfig(f"the spec {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"the spec {path} cannot be read: {error}") from None
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise InvalidConfig(f"the spec {path} cannot be read: {why}") from None

@@ -66,6 +66,10 @@ def silence(
         silences = Silences(store)
         if is_asked:
             active = silences.active(name)
+            if not active and name is not None:
+                store.existing(name)  # a name that is not known is no endpoint without a silence
+            if not active and output == "text":
+                click.echo(f"no silence holds: `onnxserve silence {name or 'NAME'} --for 2h` makes one")
             for line in [_json(active)] if output == "json" else map(_line, active):
                 click.echo(line)
         elif number is not None:

@@ -132,7 +132,13 @@ class Deployments:
         return Deployment(name, stored, local.observe(stored.spec, self.settings))
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
-        """All deployments (of one endpoint); `progress` is told of endpoints that cannot be read."""
+        """All deployments (of one endpoint); `progress` is told of endpoints that cannot be read.
+
+        Raises:
+            NotFound: there is no such endpoint.
+        """
+        if endpoint is not None:
+            self.store.existing(endpoint)
         self._say_what_is_unreadable()
         return [
             Deployment(name, observed.endpoint, observed.observation)

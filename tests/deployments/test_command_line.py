@@ -90,6 +90,21 @@ def test_a_mistake_is_one_line_on_stderr(models: Any, tmp_path: Path, monkeypatc
     assert refused.stderr == "Error: unknown config key 'server.prot'; did you mean 'server.port'?\n"
 
 
+def test_an_address_that_mlflow_cannot_use_is_one_line_on_stderr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlflow.example:5000")
+
+    refused = called("create", "-t", "onnxserve", "--name", "x", "-m", "models:/x/1")
+
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr.startswith(
+        "Error: Model registry functionality is unavailable; got unsupported URI 'mlflow.exam"
+    )
+    assert refused.stderr.count("\n") == 1
+
+
 def test_the_help_is_printed() -> None:
     assert "TARGET URI" in called("help", "-t", "onnxserve").stdout
 
