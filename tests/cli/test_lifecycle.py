@@ -48,3 +48,15 @@ def test_start_that_fails_says_why(home: Path, free_port: int) -> None:
     assert said.exit_code == 1
     assert said.stderr.splitlines()[-1].endswith("the folder /nowhere does not exist")
     assert not (home / "deployments" / "lost" / "server.json").exists()
+
+
+def test_start_at_a_port_that_another_program_took_says_how_to_give_it_another(home: Path, taken_port: int) -> None:
+    store = open_store(f"sqlite:///{home}/onnxserve.db")
+    store.add_endpoint("onnxserve", new_endpoint("moved", "m", {"server.port": taken_port}))
+    store.close()
+
+    said = CliRunner().invoke(main, ["start", "moved"])
+
+    assert said.exit_code == 1
+    assert f"port {taken_port} on 127.0.0.1 is in use" in said.stderr
+    assert said.stderr.endswith("of a deployment that is there, by `onnxserve endpoint update NAME -C server.port=…`\n")
