@@ -13,6 +13,7 @@ import requests
 from click.testing import CliRunner, Result
 from mlflow.deployments import BaseDeploymentClient
 
+from support.tracking import tracking_at
 from support.waiting import wait_until
 
 ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4.5]]}}
@@ -94,9 +95,8 @@ def test_an_address_that_mlflow_cannot_use_is_one_line_on_stderr(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlflow.example:5000")
-
-    refused = called("create", "-t", "onnxserve", "--name", "x", "-m", "models:/x/1")
+    with tracking_at("mlflow.example:5000"):
+        refused = called("create", "-t", "onnxserve", "--name", "x", "-m", "models:/x/1")
 
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr.startswith(
