@@ -1,5 +1,6 @@
 """The command `onnxserve`. One module a noun, imported when it is called; errors become one line here."""
 
+import builtins
 import importlib
 import sys
 from typing import Any
@@ -8,13 +9,15 @@ import click
 
 from mlflow_deploy_plugin.cli.quiet import keep_quiet
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.registry.connection import limit_patience
 from mlflow_deploy_plugin.version import __version__
 
 _COMMANDS = {
-    "serve": ("mlflow_deploy_plugin.cli.serve", "Serve a model in the foreground."),
-    "start": ("mlflow_deploy_plugin.cli.lifecycle", "Start a deployment whose server has ended."),
-    "stop": ("mlflow_deploy_plugin.cli.lifecycle", "Stop the server of a deployment, and keep the deployment."),
+    "serve": ("mlflow_deploy_plugin.cli.serve", "Serve a model, or the endpoints of a spec, in the foreground."),
+    "list": ("mlflow_deploy_plugin.cli.listing", "List the deployments, their servers and their monitors."),
+    "start": ("mlflow_deploy_plugin.cli.lifecycle", "Start the server of the deployment NAME again."),
+    "stop": ("mlflow_deploy_plugin.cli.lifecycle", "Stop the server of the deployment NAME, and keep the deployment."),
     "endpoint": ("mlflow_deploy_plugin.cli.endpoint", "Create, change, show and delete endpoints, and their traffic."),
     "gate": ("mlflow_deploy_plugin.cli.gate", "Check what a version has to prove before it is promoted."),
     "promote": ("mlflow_deploy_plugin.cli.promote", "Move a version to a stage or alias, through its gate."),
@@ -22,8 +25,8 @@ _COMMANDS = {
     "retrain": ("mlflow_deploy_plugin.cli.retrain", "Train what is served on what was captured and labelled."),
     "rollout": ("mlflow_deploy_plugin.cli.rollout", "Bring a new version by steps, and back if it is bad."),
     "rollback": ("mlflow_deploy_plugin.cli.rollback", "Go back to what was served before."),
-    "silence": ("mlflow_deploy_plugin.cli.silence", "Hold back the alerts of an endpoint for a while."),
-    "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts, monitors and retrainings."),
+    "silence": ("mlflow_deploy_plugin.cli.silence", "Silence the alerts of an endpoint for a while."),
+    "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts, monitors and retrainings until it is ended."),
     "monitor": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic on a schedule, and by hand."),
     "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),
     "log": ("mlflow_deploy_plugin.cli.log", "Query, count and keep what was captured of an endpoint."),
@@ -31,6 +34,8 @@ _COMMANDS = {
     "drift": ("mlflow_deploy_plugin.cli.drift", "Judge captured traffic against the model's reference."),
 }
 """Name → (module that has a command of this name, what `--help` says)."""
+_MLFLOWS = ("create", "delete", "explain", "get", "help", "update")
+"""Commands of `mlflow deployments` that ours do not repeat, and that people look for here."""
 
 
 class _Commands(click.Group):
@@ -43,8 +48,20 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(_COMMANDS[cmd_name][0])
-        command: click.Command = getattr(module, cmd_name)
+        name = f"{cmd_name}_" if cmd_name in vars(builtins) else cmd_name
+        command: click.Command = getattr(module, name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            hint = did_you_mean(name, _COMMANDS, "`onnxserve --help` lists them")
+            if name in _MLFLOWS:
+                hint = f"; MLflow's own is meant: `mlflow deployments {name} -t onnxserve --name NAME`"
+            raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -87,6 +104,17 @@ def _fail(message: str) -> None:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["--help"]})
 @click.version_option(__version__, prog_name="onnxserve")
 def main() -> None:
-    """Serve MLflow models as ONNX, and watch them."""
+    """Serve MLflow models as ONNX, and watch them.
+
+    A deployment is made by MLflow's own command; its model is a stage, an alias, a version or a folder:
+
+    \b
+      mlflow deployments create -t onnxserve --name flights -m models:/flight-delay/Production
+      onnxserve list
+      mlflow deployments help -t onnxserve
+
+    Exit status: 0 where it was done, 1 where it was not, 2 where the command line makes no sense. Why not is one line
+    on standard error; a command that gives 1 for anything else says so in its help.
+    """
     keep_quiet()
     limit_patience()  # whatever asks MLflow: by its own defaults a command would hang for minutes where it is down

@@ -14,29 +14,34 @@ import click
     type=click.FloatRange(1, 3600),
     default=15.0,
     show_default=True,
-    help="After so long without a sign of the controller another one takes over.",
+    metavar="SECONDS",
+    help="Seconds without a sign of the controller after which another one takes over.",
 )
 @click.option(
     "--judge-at-once",
     type=click.IntRange(1, 64),
     default=2,
     show_default=True,
-    help="Windows of monitors that are judged at the same time, each in a process of its own.",
+    metavar="COUNT",
+    help="Number of windows that are judged at the same time, each in a process of its own.",
 )
 @click.option(
     "--judge-seconds",
     type=click.FloatRange(1, 86400),
     default=1800.0,
     show_default=True,
-    help="A judgement that takes longer is ended, and tried again later.",
+    metavar="SECONDS",
+    help="Seconds that a judgement may take; a longer one is ended, and tried again later.",
 )
 @click.option(
     "--metrics-port",
     type=click.IntRange(1, 65535),
-    help="Answer Prometheus here with the gauges of all monitors. Default: no port is opened.",
+    metavar="PORT",
+    show_default="none is opened",
+    help="Port where Prometheus gets the gauges of all monitors.",
 )
 def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, metrics_port: int | None) -> None:
-    """Runs rollouts, monitors and retrainings until it is ended.
+    """Run rollouts, monitors and retrainings until it is ended.
 
     Of several on one store, one runs monitors and retrainings, and the others wait to take over. Rollouts are run by
     one beside the servers.

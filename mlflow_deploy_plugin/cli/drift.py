@@ -15,11 +15,19 @@ def drift() -> None:
 @click.argument("name")
 @window_option
 @monitor_option
-@click.option("--min-rows", type=click.IntRange(min=1), help="Fewer rows are not judged. Default: the monitor's.")
+@click.option(
+    "--min-rows",
+    type=click.IntRange(min=1),
+    metavar="ROWS",
+    show_default="the monitor's",
+    help="Number of rows below which a window is not judged.",
+)
 @click.option(
     "--false-alarm-rate",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of windows like the reference that may be called drifted. Default: the monitor's.",
+    metavar="SHARE",
+    show_default="the monitor's",
+    help="Share of windows like the reference that may be called drifted.",
 )
 @output_option
 def run(
@@ -30,8 +38,9 @@ def run(
     false_alarm_rate: float | None,
     output: str,
 ) -> None:
-    """As `onnxserve monitor run`: judges one window of the endpoint NAME now, and logs it to MLflow.
+    """Judge a window of the endpoint NAME now, with other bounds.
 
-    With --min-rows or --false-alarm-rate it stands there alone: what is found is no verdict of the monitor's.
+    It is `onnxserve monitor run`, for once: the window is logged to MLflow. With --min-rows or --false-alarm-rate it
+    stands there alone: what is found is no verdict of the monitor's.
     """
     judge_window(name, monitor_name, window, output, min_rows=min_rows, false_alarm_rate=false_alarm_rate)

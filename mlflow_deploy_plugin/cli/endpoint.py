@@ -19,14 +19,14 @@ _config = click.option(
     "--config",
     multiple=True,
     metavar="KEY=VALUE",
-    help="traffic.DEPLOYMENT=WEIGHT, or any field, e.g. server.workers=2; `mlflow deployments help -t onnxserve` "
-    "lists them.",
+    help="Field to set, e.g. server.workers=2 or traffic.DEPLOYMENT=WEIGHT; may be given again. "
+    "`mlflow deployments help -t onnxserve` lists the fields.",
 )
 
 
 @click.group()
 def endpoint() -> None:
-    """Create, change, show and delete endpoints.
+    """Create, change, show and delete endpoints, and their traffic.
 
     An endpoint is a server; its deployments share its traffic by their weights:
 
@@ -38,37 +38,44 @@ def endpoint() -> None:
     """
 
 
-@endpoint.command(short_help="Create an endpoint, without a deployment yet.")
+@endpoint.command()
 @click.argument("name")
 @_config
 @why_option
 @output_option
 def create(name: str, config: tuple[str, ...], why: str, output: str) -> None:
-    """Creates the endpoint NAME without a deployment; its server starts with the first one."""
+    """Create the endpoint NAME, without a deployment yet.
+
+    Its server starts with the first deployment.
+    """
     with opened_deployments() as deployments:
         _show(deployments.create_endpoint(name, pairs(config), why), output)
 
 
-@endpoint.command(short_help="Change fields of an endpoint.")
+@endpoint.command()
 @click.argument("name")
 @_config
 @why_option
 @output_option
 def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
-    """Changes the endpoint NAME. Only a change of server.… restarts its server; what fails changes nothing."""
+    """Change fields of the endpoint NAME.
+
+    Only a change of server.… restarts its server; what fails changes nothing.
+    """
     with opened_deployments() as deployments:
         _show(deployments.update_endpoint(name, pairs(config), why), output)
 
 
-@endpoint.command(short_help="Give each deployment its share of the traffic.")
+@endpoint.command()
 @click.argument("name")
 @click.argument("weights", nargs=-1, required=True, metavar="DEPLOYMENT=WEIGHT...")
 @why_option
 @output_option
 def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
-    """Gives each deployment of the endpoint NAME its share of the traffic, while it serves.
+    """Give the deployments of the endpoint NAME their traffic.
 
-    Weights are whole numbers from 0 to 100, parts of their sum; a deployment that is not named gets nothing:
+    It changes while the endpoint serves. Weights are whole numbers from 0 to 100, parts of their sum; a deployment that
+    is not named gets nothing:
 
     \b
       onnxserve endpoint traffic flights champion=95 challenger=5
@@ -77,21 +84,29 @@ def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
         _show(deployments.set_traffic(name, pairs(weights, "traffic"), why), output)
 
 
-@endpoint.command(short_help="Delete an endpoint with all that is in it.")
+@endpoint.command()
 @click.argument("name")
 @why_option
 def delete(name: str, why: str) -> None:
-    """Deletes the endpoint NAME with every deployment in it; requests in flight are finished."""
+    """Delete the endpoint NAME with every deployment in it.
+
+    Requests in flight are finished. Of a name that is not there, standard error says that nothing was deleted, and the
+    exit status is 0, as MLflow asks.
+    """
     with opened_deployments() as deployments:
-        deployments.delete_endpoint(name, why)
-    click.echo(f"{name} is deleted")
+        was_there = deployments.delete_endpoint(name, why)
+    if was_there:
+        click.echo(f"{name} is deleted")
 
 
-@endpoint.command(short_help="Show an endpoint and its deployments.")
+@endpoint.command()
 @click.argument("name")
 @output_option
 def get(name: str, output: str) -> None:
-    """Shows the endpoint NAME: state, traffic, deployments, versions by worker."""
+    """Show the endpoint NAME and its deployments.
+
+    The state of its server, the traffic, and the version that each worker has of each deployment.
+    """
     with opened_deployments() as deployments:
         _show(deployments.get_endpoint(name), output)
 
@@ -99,13 +114,19 @@ def get(name: str, output: str) -> None:
 @endpoint.command("list")
 @output_option
 def list_(output: str) -> None:
-    """Lists all endpoints."""
+    """List the endpoints.
+
+    `onnxserve list` shows their deployments and monitors, too.
+    """
     from mlflow_deploy_plugin.deployments.description import summaries_of_endpoints
 
     with opened_deployments() as deployments:
         found = summaries_of_endpoints(deployments)
     if output == "json":
         click.echo(json.dumps(found))
+        return
+    if not found:
+        click.echo("there are no endpoints: `onnxserve endpoint create NAME` makes one")
         return
     head = ("NAME", "STATE", "TRAFFIC", "URL")
     rows = [(one["name"], one["state"], _weights(one["traffic"], one["shadows"]), one["url"]) for one in found]

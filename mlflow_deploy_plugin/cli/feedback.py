@@ -26,15 +26,41 @@ _KINDS = ("csv", "jsonl", "parquet")
 
 @click.command()
 @click.argument("name")
-@click.option("-f", "--file", required=True, metavar="FILE", help="The labels; - is standard input.")
-@click.option("-t", "--content-type", type=click.Choice(_KINDS), help="[default: by FILE's name]")
-@click.option("--key", metavar="COLUMNS", help="Columns that name a row, as flight,day.  [default: prediction_id, row]")
-@click.option("--label-column", default="label", show_default=True, help="The column of the labels.")
-@click.option("--id-column", default="prediction_id", show_default=True, help="The column of the X-Prediction-Ids.")
-@click.option("--row-column", default="row", show_default=True, help="Of a request's rows, from 0; it may be missing.")
-@click.option("--url", help="Of the server: http://host:8080.  [default: that of NAME on this machine, else the log]")
-@click.option("--rejects", metavar="FILE", help="Where the bad rows are written to, as JSON Lines.")
-@click.option("--match/--no-match", default=True, show_default=True, help="Whether the labels' rows are looked for.")
+@click.option("-f", "--file", required=True, metavar="FILE", help="Labels; - is standard input.")
+@click.option(
+    "-t",
+    "--content-type",
+    type=click.Choice(_KINDS),
+    show_default="by FILE's name",
+    help="Format of the file.",
+)
+@click.option(
+    "--key",
+    metavar="COLUMNS",
+    show_default="the id column and the row column",
+    help="Columns that name a row, as flight,day.",
+)
+@click.option("--label-column", default="label", show_default=True, metavar="COLUMN", help="Column of the labels.")
+@click.option(
+    "--id-column", default="prediction_id", show_default=True, metavar="COLUMN", help="Column of the X-Prediction-Ids."
+)
+@click.option(
+    "--row-column",
+    default="row",
+    show_default=True,
+    metavar="COLUMN",
+    help="Column of the row's number in its request, from 0; it may be missing.",
+)
+@click.option(
+    "--url",
+    metavar="URL",
+    show_default="that of NAME on this machine, else the log",
+    help="Address of the server: http://host:8080.",
+)
+@click.option("--rejects", metavar="FILE", help="File that the bad rows are written to, as JSON Lines.")
+@click.option(
+    "--match/--no-match", default=True, show_default=True, help="Look for the labels' rows in the log, or not."
+)
 def feedback(
     name: str,
     file: str,
@@ -47,7 +73,9 @@ def feedback(
     rejects: str | None,
     match: bool,
 ) -> None:
-    """Brings labels of earlier predictions of the endpoint NAME, from a CSV, JSON Lines or Parquet file.
+    """Bring labels of earlier predictions from a file.
+
+    The predictions are those of the endpoint NAME; the file is CSV, JSON Lines or Parquet.
 
     \b
       onnxserve feedback flights --file labels.csv
@@ -132,7 +160,7 @@ def _place(name: str, url: str | None, log: "InferenceLog") -> "Place":
         NotFound: nothing is known of the endpoint, neither a server nor a row.
     """
     from mlflow_deploy_plugin.deployments.feedback import place_of
-    from mlflow_deploy_plugin.nearest import did_you_mean
+    from mlflow_deploy_plugin.nearest import did_you_mean, listed
 
     with opened_deployments() as deployments:
         place = place_of(deployments, log, name)
@@ -140,5 +168,6 @@ def _place(name: str, url: str | None, log: "InferenceLog") -> "Place":
             return replace(place, url=url)
         known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
     if name not in known:
-        raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known)}; or say --url")
+        others = f"known are {listed(dict.fromkeys(known), name)}" if known else ""
+        raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known, others)}; or say --url")
     return place

@@ -21,20 +21,24 @@ if TYPE_CHECKING:
     "--policy",
     "policy_file",
     type=click.Path(path_type=Path),
-    help="YAML file of the policy. Default: the tag onnxserve.gate.policy of the model, else the defaults. A file that "
-    "differs from the model's own policy is tried out: its verdict is not written on the version.",
+    metavar="FILE",
+    show_default="the model's tag onnxserve.gate.policy, else the built-in policy",
+    help="YAML file of the policy. One that differs from the model's own is tried out: its verdict is not written on "
+    "the version.",
 )
 @click.option(
     "--against",
     metavar="URI",
-    help="What it is compared with. Default: what is in the gated stage; anything else is tried out, as above.",
+    show_default="the version in the gated stage",
+    help="Model to compare with. Any but the version in the gated stage is tried out, as above.",
 )
 @output_option
 def gate(model: str, version: str, policy_file: Path | None, against: str | None, output: str) -> None:
-    """Judges VERSION of the registered MODEL by its gate policy, and logs the report to MLflow.
+    """Check what a version has to prove before it is promoted.
 
-    Each check is one line; the verdict is written on the version as the tag onnxserve.gate. Exit status 1 where it has
-    not passed. Of the version that is served, and that nothing is beside, the verdict that it has is told.
+    VERSION of the registered MODEL is judged by its gate policy, and the report is logged to MLflow. Each check is one
+    line; the verdict is written on the version as the tag onnxserve.gate. Exit status 1 where it has not passed. Of the
+    version that is served, and that nothing is beside, the verdict that it has is told.
 
     \b
       onnxserve gate flight-delay 7

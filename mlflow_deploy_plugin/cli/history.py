@@ -19,25 +19,37 @@ _UNITS = {"every": " s", "seconds": " s"}
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--model", help="Only what was done to this registered model; NAME may be left out.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the newest so many. Default: everything.")
+@click.option("--model", metavar="MODEL", help="Registered model whose events alone are shown; NAME may be left out.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="COUNT",
+    show_default="all",
+    help="Number of events to show, the newest ones.",
+)
 @click.option(
     "-o",
     "--output",
     type=click.Choice(["text", "json", "jsonl"]),
     default="text",
     show_default=True,
-    help="Lines for people; one JSON array; or one JSON object a line, with the figures.",
+    help="Format: lines for people; one JSON array; or one JSON object a line, with the figures.",
 )
 def history(name: str | None, model: str | None, limit: int | None, output: str) -> None:
-    """Shows what happened to the endpoint NAME and to the models that it serves, oldest first.
+    """Show who changed what, when and why.
 
-    Without NAME: to everything. What was deleted keeps its history. A step of a rollout, a promotion and a rollback are
+    Shown is what happened to the endpoint NAME and to the models that it serves, oldest first; without NAME, what
+    happened to everything. What was deleted keeps its history. A step of a rollout, a promotion and a rollback are
     one entry here; as JSON, what was done for them (the traffic, the gate, tags, the move in MLflow) stands beside it.
     """
     # here: SQLAlchemy takes a second that no other command should wait for
+<<<<<<< HEAD
     from mlflow_deploy_plugin.nearest import did_you_mean
     from mlflow_deploy_plugin.registry.history import as_json, without_parts
+=======
+    from mlflow_deploy_plugin.nearest import did_you_mean, listed
+    from mlflow_deploy_plugin.registry.history import as_json, in_one
+>>>>>>> da7a1554fbbcad47045bde0a1876f2332be13096
     from mlflow_deploy_plugin.registry.history import history as read
     from mlflow_deploy_plugin.settings import load_settings
     from mlflow_deploy_plugin.store import open_store
@@ -45,8 +57,9 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     store = open_store(load_settings().store_url)
     try:
         if name is not None and name not in store.names() and not store.events(name, limit=1):
-            known = [*store.names(), *(event.endpoint for event in store.events())]
-            raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known)}")
+            known = [*store.names(), *(event.endpoint for event in store.events() if event.endpoint)]
+            others = f"known are {listed(dict.fromkeys(known), name)}" if known else ""
+            raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known, others)}")
         found = read(store, name, model, limit)
     finally:
         store.close()

@@ -8,7 +8,10 @@ from mlflow_deploy_plugin.cli.opened import opened_deployments
 @click.command()
 @click.argument("name")
 def start(name: str) -> None:
-    """Brings the server of the deployment NAME back, on its port; fine if it runs already."""
+    """Start the server of the deployment NAME again.
+
+    It answers at the port that it had; one that runs already is left alone.
+    """
     with opened_deployments() as deployments:
         deployments.start(name)
 
@@ -16,7 +19,10 @@ def start(name: str) -> None:
 @click.command()
 @click.argument("name")
 def stop(name: str) -> None:
-    """Stops the server of the deployment NAME and keeps the deployment; requests in flight are finished."""
+    """Stop the server of the deployment NAME, and keep the deployment.
+
+    Requests in flight are finished; `onnxserve start NAME` brings it back.
+    """
     with opened_deployments() as deployments:
         deployments.stop(name)
     click.echo(f"{name} is stopped; `onnxserve start {name}` brings it back")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from mlflow_deploy_plugin.cli.options import output_option
 from mlflow_deploy_plugin.deployments.bulk.kinds import kind_of
 from mlflow_deploy_plugin.errors import InvalidConfig
 
@@ -20,9 +21,17 @@ _MEMORY_BYTES = 2 * 2**30
 """For a query, beyond what the command takes anyway."""
 _ASIDE = "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
 """What a table for people leaves out unless it is asked for."""
-_SINCE = (
-    "What was received in so long a time before now (90s, 1h, 7d); or event times from a time on (2013-07-01T12:00), "
-    "or in a window (2013-07-01/1d). Default: everything."
+_since = click.option(
+    "--since",
+    "--window",
+    "since",
+    metavar="WHEN",
+    show_default="everything",
+    help="Begin: so long before now by the time of receipt (90s, 1h, 7d); or an event time in UTC (2013-07-01T12:00), "
+    "or a whole window of it (2013-07-01/1d).",
+)
+_until = click.option(
+    "--until", metavar="WHEN", show_default="no end", help="End, excluded: so long before now, or an event time in UTC."
 )
 
 
@@ -34,23 +43,32 @@ def log() -> None:
 @log.command()
 @click.argument("name")
 @click.argument("file", default="-")
-@click.option("--since", "--window", "since", metavar="WHEN", help=_SINCE)
-@click.option("--until", metavar="WHEN", help="The end, excluded: so long before now, or an event time.")
-@click.option("--where", metavar="SQL", default="", help="A condition on the columns.")
-@click.option("--select", metavar="SQL", default="", help="Columns and expressions.  [default: every column]")
-@click.option("--order-by", metavar="SQL", default="", help="As _event_time DESC.  [default: as the hours follow]")
-@click.option("--sql", metavar="SQL", default="", help="A whole SELECT over the table log, instead of those three.")
+@_since
+@_until
+@click.option("--where", metavar="SQL", default="", help="Condition on the columns.")
+@click.option("--select", metavar="SQL", default="", show_default="every column", help="Columns and expressions.")
 @click.option(
-    "--labels/--no-labels", default=True, show_default=True, help="Whether _label and _label_number are there."
+    "--order-by", metavar="SQL", default="", show_default="as the hours follow", help="Order, as _event_time DESC."
 )
-@click.option("--shadows", is_flag=True, help="Also what shadows answered.")
-@click.option("--failed", is_flag=True, help="Instead, the requests that got no answer; _status says why not.")
-@click.option("--limit", type=click.IntRange(min=0), help=f"At most so many rows.  [default: {_TABLE_ROWS} in a table]")
+@click.option("--sql", metavar="SQL", default="", help="Whole SELECT over the table log, instead of those three.")
+@click.option(
+    "--labels/--no-labels", default=True, show_default=True, help="Columns _label and _label_number, or none of them."
+)
+@click.option("--shadows", is_flag=True, help="Show also what shadows answered.")
+@click.option("--failed", is_flag=True, help="Show the requests that got no answer instead; _status says why not.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    metavar="ROWS",
+    show_default=f"{_TABLE_ROWS} in a table",
+    help="Number of rows at most.",
+)
 @click.option(
     "-o",
     "--output",
     type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]),
-    help="[default: by the name of FILE, else table]",
+    show_default="by the name of FILE, else table",
+    help="Format of the rows.",
 )
 def query(
     name: str,
@@ -67,7 +85,9 @@ def query(
     limit: int | None,
     output: str | None,
 ) -> None:
-    """Queries the captured rows of the endpoint NAME, each once, into FILE or onto standard output.
+    """Query the captured rows of the endpoint NAME in SQL.
+
+    Each row comes once, into FILE or onto standard output.
 
     \b
       onnxserve log query flights --since 1h
@@ -118,15 +138,16 @@ def query(
 
 @log.command()
 @click.argument("name")
-@click.option("--since", "--window", "since", metavar="WHEN", help=_SINCE)
-@click.option("--until", metavar="WHEN", help="The end, excluded: so long before now, or an event time.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@_since
+@_until
+@output_option
 def stats(name: str, since: str | None, until: str | None, output: str) -> None:
-    """Counts what was captured of the endpoint NAME: rows by version, variant and time, labels, and what is missing.
+    """Count what was captured of the endpoint NAME.
 
-    Answered, captured, dropped and shipped rows are what the agents have counted since their servers were first
-    started; so rows that were answered and are not in the log are seen. Of an endpoint whose name a deleted one had,
-    what was received since it was made is counted; --since counts what the other has left, too.
+    Counted are rows by version, variant and time, labels, and what is missing. Answered, captured, dropped and shipped
+    rows are what the agents have counted since their servers were first started; so rows that were answered and are not
+    in the log are seen. Of an endpoint whose name a deleted one had, what was received since it was made is counted;
+    --since counts what the other has left, too.
     """
     from mlflow_deploy_plugin.cli.log_text import stats_json, stats_lines
     from mlflow_deploy_plugin.inference_log.span import parse_span
@@ -145,11 +166,12 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
 
 @log.command()
 @click.argument("name")
-@click.option("--keep", required=True, metavar="DURATION", help="What is younger stays: 90d, 12h.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--keep", required=True, metavar="DURATION", help="Age up to which rows and labels stay: 90d, 12h.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
 def expire(name: str, keep: str, dry_run: bool) -> None:
-    """Deletes what was captured of the endpoint NAME longer ago: rows by their event time, labels by the day they came
-    in, profiles of rows that monitors keep by their day.
+    """Delete what was captured of the endpoint NAME long ago.
+
+    Rows go by their event time, labels by the day they came in, profiles of rows that monitors keep by their day.
     """
     from mlflow_deploy_plugin.cli.log_text import size_text
     from mlflow_deploy_plugin.inference_log.maintenance import expire as delete
@@ -166,9 +188,10 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
 @log.command()
 @click.argument("name")
 def compact(name: str) -> None:
-    """Makes one file of the many small ones of each hour of the endpoint NAME that is over.
+    """Compact the many small files of the endpoint NAME.
 
-    Rows stay as they are, and readers and agents go on meanwhile. `onnxserve controller` does the same once an hour.
+    Those of each hour that is over become one. Rows stay as they are, and readers and agents go on meanwhile.
+    `onnxserve controller` does the same once an hour.
     """
     from mlflow_deploy_plugin.inference_log.maintenance import compact as make_one
 

@@ -23,19 +23,25 @@ if TYPE_CHECKING:
 
 _EXPLAINED = ("could not be judged", "cannot tell", "not judged")
 monitor_option = click.option(
-    "--monitor", "monitor_name", help="Default: its only one, or where it has none a daily one of drift."
+    "--monitor",
+    "monitor_name",
+    metavar="MONITOR",
+    show_default="the only one; where there is none, a daily one of drift",
+    help="Monitor of the endpoint to judge by.",
 )
 window_option = click.option(
     "--window",
     metavar="START/END",
-    help="Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d. "
-    "Default: the latest whole window of the monitor's length that has rows.",
+    show_default="the latest whole one of the monitor's length that has rows",
+    help="Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d.",
 )
 
 
 @click.group()
 def monitor() -> None:
-    """Judge captured traffic again and again. `onnxserve controller` does it; here is what it did, and more by hand.
+    """Judge captured traffic on a schedule, and by hand.
+
+    `onnxserve controller` keeps the schedule; these commands show what it found, change it, and judge at once.
 
     \b
       onnxserve monitor add flights daily --kind drift --every 1d
@@ -48,7 +54,10 @@ def monitor() -> None:
 @click.argument("name", required=False)
 @output_option
 def list_(name: str | None, output: str) -> None:
-    """Lists the monitors (of the endpoint NAME): how they stand, what they found last, when they are due."""
+    """List the monitors, of all endpoints or of NAME.
+
+    Shown is how each stands, what it found last, and when it is due.
+    """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.cli.monitor_text import HEAD, described, row_of
         from mlflow_deploy_plugin.controller.beside import LEASE
@@ -86,7 +95,7 @@ def list_(name: str | None, output: str) -> None:
     type=click.Choice(["local", "spark"]),
     default="local",
     show_default=True,
-    help="spark: rows of a log beyond this machine are sketched on Spark, with the same numbers.",
+    help="Place where rows are counted: this process, or Spark for a log beyond this machine, with the same numbers.",
 )
 @click.option(
     "--due",
@@ -95,9 +104,10 @@ def list_(name: str | None, output: str) -> None:
 )
 @output_option
 def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine", due: bool, output: str) -> None:
-    """Judges one window of the endpoint NAME now, and logs it to MLflow. Exit status 0 whatever the verdict is.
+    """Judge a window of the endpoint NAME now.
 
-    It is written down like the windows of the schedule, but nobody is told and nothing is started; unless --due.
+    It is logged to MLflow and written down like the windows of the schedule, but nobody is told and nothing is started;
+    unless --due. Exit status 0 whatever the verdict is; with --due, 1 where a window could not be judged.
     """
     if due:
         _run_due(name, monitor_name, window, output)
@@ -145,7 +155,10 @@ def judge_window(
 @click.argument("monitor_name", metavar="MONITOR")
 @why_option
 def pause(name: str, monitor_name: str, why: str) -> None:
-    """Leaves the monitor MONITOR of NAME alone until it is resumed; the windows it has missed are made up then."""
+    """Pause the monitor MONITOR of the endpoint NAME.
+
+    It is left alone until it is resumed; the windows that it has missed are made up then.
+    """
     _pause(name, monitor_name, True, why)
 
 
@@ -154,20 +167,26 @@ def pause(name: str, monitor_name: str, why: str) -> None:
 @click.argument("monitor_name", metavar="MONITOR")
 @why_option
 def resume(name: str, monitor_name: str, why: str) -> None:
-    """Lets a paused monitor go on."""
+    """Resume the monitor MONITOR of the endpoint NAME."""
     _pause(name, monitor_name, False, why)
 
 
 @monitor.command()
 @click.argument("name")
 @click.argument("monitor_name", metavar="MONITOR")
-@click.option("--from", "begin", required=True, metavar="TIME", help="2013-07-01 or 2013-07-01T12:00, in UTC.")
-@click.option("--to", "end", metavar="TIME", help="Default: now.")
+@click.option(
+    "--from",
+    "begin",
+    required=True,
+    metavar="TIME",
+    help="Begin of the interval, in UTC: 2013-07-01 or 2013-07-01T12:00.",
+)
+@click.option("--to", "end", metavar="TIME", show_default="now", help="End of the interval, excluded.")
 def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
-    """Judges the windows of MONITOR that lie in the interval and were not judged, oldest first; at most 10,000.
+    """Judge the windows of an interval that were not judged yet.
 
-    Ctrl-C ends it after what is judged; the same command goes on from there. Exit status 1 where a window could not be
-    judged.
+    The oldest window of the monitor MONITOR comes first; there are at most 10,000 in one go. Ctrl-C ends it after what
+    is judged; the same command goes on from there. Exit status 1 where a window could not be judged.
     """
     began, ended = _time(begin), _time(end) if end is not None else datetime.now(UTC)
     with opened_deployments() as deployments:
@@ -196,18 +215,41 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
 @monitor.command()
 @click.argument("name")
 @click.argument("monitor_name", metavar="MONITOR")
-@click.option("--kind", type=click.Choice(get_args(MonitorKind)), default="drift", show_default=True)
-@click.option("--every", metavar="DURATION", help="Length of a window in event time: 30m, 1h, 1d. Default: 1d.")
-@click.option("--schedule", metavar="CRONTAB", help="When it is judged: '15 6 * * *'. Default: when a window is over.")
-@click.option("--time-zone", metavar="ZONE", help="Of the schedule: Europe/Berlin. Default: UTC.")
-@click.option("--reference", help="training, rolling:7d, window:START/END, dataset:URI. Default: training.")
-@click.option("--require", metavar="CRITERIA", help="What must hold: accuracy>=0.8,f1>=0.7.")
 @click.option(
-    "-C", "--config", multiple=True, metavar="FIELD=VALUE", help="Any other field: min_rows=500, retrain.project=… ."
+    "--kind",
+    type=click.Choice(get_args(MonitorKind)),
+    default="drift",
+    show_default=True,
+    help="Kind of the judgement.",
+)
+@click.option("--every", metavar="DURATION", show_default="1d", help="Length of a window in event time: 30m, 1h, 1d.")
+@click.option(
+    "--schedule",
+    metavar="CRONTAB",
+    show_default="when a window is over",
+    help="Times when it is judged, as crontab says them: '15 6 * * *'.",
+)
+@click.option("--time-zone", metavar="ZONE", show_default="UTC", help="Time zone of the schedule: Europe/Berlin.")
+@click.option(
+    "--reference",
+    metavar="REFERENCE",
+    show_default="training",
+    help="Data that a window is compared with: training, rolling:7d, window:START/END or dataset:URI.",
+)
+@click.option("--require", metavar="CRITERIA", help="Criteria that must hold: accuracy>=0.8,f1>=0.7.")
+@click.option(
+    "-C",
+    "--config",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Field to set: min_rows=500, retrain.project=…; may be given again.",
 )
 @why_option
 def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **fields: str | None) -> None:
-    """Adds the monitor MONITOR to the endpoint NAME. Its windows are judged from the next look of the controller on."""
+    """Add the monitor MONITOR to the endpoint NAME.
+
+    Its windows are judged from the next look of `onnxserve controller` on.
+    """
     given = {key: value for key, value in fields.items() if value is not None} | pairs(config)
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.errors import AlreadyExists
@@ -228,7 +270,10 @@ def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **field
 @click.argument("monitor_name", metavar="MONITOR")
 @why_option
 def remove(name: str, monitor_name: str, why: str) -> None:
-    """Takes a monitor out of the endpoint NAME; what it has found stays."""
+    """Remove the monitor MONITOR from the endpoint NAME.
+
+    What it has found stays.
+    """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.store.monitors import Monitors
 

@@ -20,21 +20,31 @@ _KINDS = click.Choice(KINDS)
 
 
 @click.command()
-@click.option("-m", "--model-uri", metavar="URI", help="Load this model here, e.g. models:/flight-delay/Production.")
-@click.option("-n", "--name", help="Ask this deployment or endpoint instead; its server answers.")
-@click.option("-i", "--input-path", default="-", metavar="FILE", help="Rows; - is stdin.  [default: -]")
 @click.option(
-    "-o", "--output-path", default="-", metavar="FILE", help="Predictions; - is standard output.  [default: -]"
+    "-m", "--model-uri", metavar="URI", help="Model to load in this process, e.g. models:/flight-delay/Production."
 )
-@click.option("-t", "--content-type", type=_KINDS, help="Of the input.  [default: by the file's name, else json]")
+@click.option("-n", "--name", metavar="NAME", help="Deployment or endpoint to ask instead; its server answers.")
+@click.option("-i", "--input-path", default="-", show_default=True, metavar="FILE", help="Rows; - is standard input.")
+@click.option(
+    "-o", "--output-path", default="-", show_default=True, metavar="FILE", help="Predictions; - is standard output."
+)
+@click.option(
+    "-t", "--content-type", type=_KINDS, show_default="by the file's name, else json", help="Format of the input."
+)
 @click.option(
     "-O",
     "--output-type",
     type=_KINDS,
-    help="Of the output.  [default: by the file's name; without an ending, the input's]",
+    show_default="by the file's name; without an ending, the input's",
+    help="Format of the output.",
 )
 @click.option(
-    "--batch-rows", type=click.IntRange(min=1), default=1000, show_default=True, help="Rows that are asked at once."
+    "--batch-rows",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    metavar="ROWS",
+    help="Number of rows that are asked at once.",
 )
 def predict(
     model_uri: str | None,
@@ -45,7 +55,9 @@ def predict(
     output_type: str | None,
     batch_rows: int,
 ) -> None:
-    """Predicts every row of a CSV, JSON, JSON Lines or Parquet file, batch by batch.
+    """Predict every row of a file, by a deployment or a model.
+
+    The file is CSV, JSON, JSON Lines or Parquet, and is read batch by batch.
 
     \b
       onnxserve predict -n flights -i rows.csv -o predictions.csv

@@ -44,14 +44,17 @@ class Served:
 @click.argument("model")
 @click.argument("version")
 @click.option(
-    "--to", "to", required=True, metavar="STAGE|@ALIAS", help="Production, Staging, …, or an alias: @champion."
+    "--to", "to", required=True, metavar="STAGE|@ALIAS", help="Stage (Production, Staging, …) or alias (@champion)."
 )
 @click.option("--force", is_flag=True, help="Promote it whatever the gate says; needs --why, and is recorded.")
-@click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail, and on a version that is forced.")
+@click.option(
+    "--why", default="", metavar="REASON", help="Reason, kept in the audit trail, and on a version that is forced."
+)
 @click.option(
     "--policy",
     "policy_file",
     type=click.Path(path_type=Path),
+    metavar="FILE",
     help="YAML file of the gate policy, for a model without one of its own.",
 )
 @click.option(
@@ -60,17 +63,18 @@ class Served:
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait until the deployments of this machine that follow the stage or alias serve it.",
+    help="Seconds to wait until the deployments of this machine that follow the stage or alias serve it.",
 )
 @output_option
 def promote(
     model: str, version: str, to: str, force: bool, why: str, policy_file: Path | None, wait: float, output: str
 ) -> None:
-    """Moves VERSION of the registered MODEL to a stage or alias once it has passed its gate.
+    """Move a version to a stage or alias, through its gate.
 
-    A fresh passed verdict is taken, else the gate is run. In Production and Staging it takes the place of the others,
-    which are archived. What was rolled back is refused; --force --why promotes it again. Exit status 1 where it is
-    refused, or where a deployment here does not come to serve it.
+    VERSION of the registered MODEL is moved once it has passed its gate. A fresh passed verdict is taken, else the gate
+    is run. In Production and Staging it takes the place of the others, which are archived. What was rolled back is
+    refused; --force --why promotes it again. Exit status 1 where it is refused, or where a deployment here does not
+    come to serve it.
 
     \b
       onnxserve promote flight-delay 7 --to Production

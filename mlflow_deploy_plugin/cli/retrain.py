@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_deploy_plugin.cli.options import why_option
+
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.store.retrainings import Retraining
@@ -15,18 +17,34 @@ _LEASE_SECONDS = 15.0
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--monitor", help="Whose `retrain` says how. Default: the only one that has it.")
-@click.option("--mode", type=click.Choice(["full", "incremental"]), help="Default: the monitor's.")
+@click.option(
+    "--monitor",
+    metavar="MONITOR",
+    show_default="the only one that has it",
+    help="Monitor whose `retrain` says how.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["full", "incremental"]),
+    show_default="the monitor's",
+    help="Training anew on all labelled rows, or learning the window's on top of what is served.",
+)
 @click.option(
     "--window",
     metavar="START/END",
-    help="Whose labelled rows are learned: 2013-07-01/2013-08-01, 2013-07-01/1d. Default: the latest whole one.",
+    show_default="the latest whole one",
+    help="Window of event time in UTC whose labelled rows are learned: 2013-07-01/2013-08-01, 2013-07-01/1d.",
 )
-@click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail.")
+@why_option
 @click.option("--wait", is_flag=True, help="Show the progress until it has ended, or a rollout brings the version.")
 @click.option("--list", "listed", is_flag=True, help="Show the retrainings (of NAME), oldest first.")
 @click.option(
-    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of --list."
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Format of what --list shows.",
 )
 def retrain(
     name: str | None,
@@ -38,10 +56,11 @@ def retrain(
     listed: bool,
     output: str,
 ) -> None:
-    """Trains the model that the endpoint NAME serves, as the `retrain` of its monitor says.
+    """Train what is served on what was captured and labelled.
 
-    The run's version is judged by its gate beside what is served, and then brought by a rollout, proposed, or left.
-    Cool-down and budget are for alarms; what a person asks for is done. `onnxserve controller` does the work.
+    The model that the endpoint NAME serves is trained now, as the `retrain` of its monitor says. The run's version is
+    judged by its gate beside what is served, and then brought by a rollout, proposed, or left. Cool-down and budget are
+    for alarms; what a person asks for is done. `onnxserve controller` does the work.
 
     \b
       onnxserve retrain flights --mode incremental --why 'new carrier'

@@ -5,13 +5,15 @@ import click
 
 @click.command()
 @click.argument("name")
-@click.option("--to", metavar="VERSION", help="Go back to this one. Default: what was served before.")
-@click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail, and beside the version in MLflow.")
+@click.option("--to", metavar="VERSION", show_default="what was served before", help="Version to go back to.")
+@click.option(
+    "--why", default="", metavar="REASON", help="Reason, kept in the audit trail and on the version in MLflow."
+)
 def rollback(name: str, to: str | None, why: str) -> None:
-    """Brings back what the endpoint NAME served before, and returns when it answers.
+    """Go back to what was served before.
 
-    The stage or alias that it follows is given back to the earlier version, and the newer one is archived; a rollout
-    that is under way is aborted.
+    It is done when the endpoint NAME answers with the earlier version. The stage or alias that it follows is given back
+    to the earlier version, and the newer one is archived; a rollout that is under way is aborted.
     """
     # here: SQLAlchemy, MLflow and the rest take seconds that `--help` should not wait for
     from mlflow_deploy_plugin.registry.connection import import_mlflow_alone

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_deploy_plugin.cli.options import why_option
+
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.store import Rollout
@@ -20,23 +22,41 @@ _QUIET_SECONDS = 5.0
 
 @click.command()
 @click.argument("name")
-@click.option("--to", metavar="MODEL", help="The version: models:/X/7, or 7 of the model that is served now.")
-@click.option("--steps", default="1,10,50,100", show_default=True, help="Its shares of the traffic in percent.")
-@click.option("--every", default="5m", show_default=True, help="What a step lasts at least: 30s, 5m, 1h.")
+@click.option(
+    "--to",
+    metavar="URI|VERSION",
+    help="Version to bring: models:/flight-delay/7, or 7 of the model that is served now.",
+)
+@click.option(
+    "--steps",
+    default="1,10,50,100",
+    show_default=True,
+    metavar="PERCENT,…",
+    help="Shares of the traffic, in percent, that it is given one after the other.",
+)
+@click.option(
+    "--every",
+    default="5m",
+    show_default=True,
+    metavar="DURATION",
+    help="Length of a step at least: 30s, 5m, 1h.",
+)
 @click.option(
     "--abort-on",
     default="error_rate>1%,p99>2x",
     show_default=True,
-    help="What it is rolled back on: error_rate>1%, p99>2x (p50, p90, p95; or p99>250ms), disagreement>20%.",
+    metavar="CRITERIA",
+    help="Criteria that roll it back: error_rate>1%, p99>2x (p50, p90, p95; or p99>250ms), disagreement>20%.",
 )
 @click.option(
     "--min-requests",
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help="Requests that the new version has to answer in each step.",
+    metavar="COUNT",
+    help="Number of requests that the new version has to answer in each step.",
 )
-@click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail.")
+@why_option
 @click.option("--wait", is_flag=True, help="Show the progress until it has ended; run it here if no controller does.")
 @click.option("--status", "asked", flag_value="status", help="Show where the last rollout is.")
 @click.option("--pause", "asked", flag_value="pause", help="Keep the traffic of the step; still rolled back if bad.")
@@ -53,11 +73,12 @@ def rollout(
     wait: bool,
     asked: str | None,
 ) -> None:
-    """Brings a new version to the endpoint NAME step by step.
+    """Bring a new version by steps, and back if it is bad.
 
-    Each step gives it more of the traffic and judges it by live numbers against the version that answers now. After
-    the last one it is promoted; where it is proved worse, everything goes back by itself. `onnxserve controller` does
-    the work: where none runs, and without --wait, nothing is begun.
+    Each step gives it more of the traffic of the endpoint NAME and judges it by live numbers against the version that
+    answers now. After the last one it is promoted; where it is proved worse, everything goes back by itself. `onnxserve
+    controller` does the work: where none runs, and without --wait, nothing is begun. Exit status 1 where --wait sees it
+    end otherwise than promoted.
 
     \b
       onnxserve rollout flights --to models:/flight-delay/7 --steps 1,10,50,100 --every 5m \\
@@ -74,6 +95,8 @@ def rollout(
     from mlflow_deploy_plugin.controller.rollouts.place import rollouts_lease
 
     with _deployments() as deployments:
+        if not deployments.store.rollouts(name):  # what was deleted may have had one
+            deployments.store.existing(name)
         lease = partial(rollouts_lease, deployments.settings)
         if to is not None:
             from mlflow_deploy_plugin.controller.rollouts.begin import Wish, begin_rollout

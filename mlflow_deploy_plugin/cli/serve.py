@@ -21,22 +21,45 @@ _MOST_SERVERS_OF_A_NAME = 100
 
 
 @click.command()
-@click.option("-m", "--model-uri", help="What to serve, e.g. models:/flight-delay/Production (followed) or a folder.")
 @click.option(
-    "--spec", "spec_file", type=click.Path(path_type=Path), help="Serve the endpoints of this YAML file instead."
+    "-m",
+    "--model-uri",
+    metavar="URI",
+    help="Model to serve, e.g. models:/flight-delay/Production (followed) or a folder.",
 )
-@click.option("-h", "--host", help="Address to listen on.  [default: 127.0.0.1]")
-@click.option("-p", "--port", type=int, help="Port to listen on.  [default: the first free one from 8080 up]")
-@click.option("-w", "--workers", type=int, help="Worker processes.  [default: 1]")
-@click.option("--name", help="Name of the endpoint.  [default: the model's]")
-@click.option("--device", help="cpu, cuda or tensorrt; the last two refuse to fall back.  [default: cpu]")
+@click.option(
+    "--spec",
+    "spec_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="YAML file whose endpoints are served instead.",
+)
+@click.option("-h", "--host", metavar="ADDRESS", show_default="127.0.0.1", help="Address to listen on.")
+@click.option(
+    "-p", "--port", type=int, metavar="PORT", show_default="the first free one from 8080 up", help="Port to listen on."
+)
+@click.option("-w", "--workers", type=int, metavar="COUNT", show_default="1", help="Number of worker processes.")
+@click.option("--name", metavar="NAME", show_default="the model's", help="Name of the endpoint.")
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    show_default="cpu",
+    help="Device of ONNX Runtime: cpu, cuda or tensorrt; the last two refuse to fall back.",
+)
 @click.option("--no-follow", is_flag=True, help="Resolve a stage or alias once, and do not follow it.")
-@click.option("-C", "--config", multiple=True, metavar="KEY=VALUE", help="Any field, e.g. server.threads=8.")
+@click.option(
+    "-C",
+    "--config",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Field to set, e.g. server.threads=8; may be given again. `mlflow deployments help -t onnxserve` lists them.",
+)
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
-    help="Folder of this server; started there again, it serves what it served even without the registry."
-    "  [default: ONNXSERVE_HOME/serve/NAME, with -PORT where one is given]",
+    metavar="FOLDER",
+    show_default="ONNXSERVE_HOME/serve/NAME, with -PORT where one is given",
+    help="Folder of this server; started there again, it serves what it served even without the registry.",
 )
 def serve(
     model_uri: str | None,
@@ -50,7 +73,15 @@ def serve(
     config: tuple[str, ...],
     state_dir: Path | None,
 ) -> None:
-    """Serve a model, or the endpoints of a spec, until SIGTERM or Ctrl-C; what is in flight is finished then."""
+    """Serve a model, or the endpoints of a spec, in the foreground.
+
+    SIGTERM or Ctrl-C ends it; requests in flight are finished then. `mlflow deployments create -t onnxserve` serves in
+    the background instead.
+
+    \b
+      onnxserve serve -m models:/flight-delay/Production -p 8123
+      onnxserve serve --spec endpoints.yaml
+    """
     options = {"server.host": host, "server.port": port, "server.workers": workers, "server.device": device}
     changes = {**pairs(config), **{key: value for key, value in options.items() if value is not None}}
     cloud = read_cloud()
@@ -125,4 +156,5 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         raise InvalidConfig(f"the spec {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"the spec {path} cannot be read: {error}") from None
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise InvalidConfig(f"the spec {path} cannot be read: {why}") from None

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_deploy_plugin.cli.options import why_option
+
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import Store
     from mlflow_deploy_plugin.store.alerts import Silence
@@ -15,18 +17,37 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--monitor", default="", metavar="MONITOR", help="Only this one. Default: all of the endpoint's.")
-@click.option("--for", "length", metavar="DURATION", help="From now on: 30m, 2h, 7d.")
-@click.option("--why", default="", metavar="TEXT", help="Kept in the audit trail.")
-@click.option("--list", "is_asked", is_flag=True, help="Show the silences that hold, of NAME or of all.")
-@click.option("--remove", "number", type=click.IntRange(min=1), metavar="ID", help="End a silence.")
 @click.option(
-    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of --list."
+    "--monitor",
+    default="",
+    metavar="MONITOR",
+    show_default="all of the endpoint's",
+    help="Monitor whose alerts are held back.",
+)
+@click.option("--for", "length", metavar="DURATION", help="Length from now on: 30m, 2h, 7d.")
+@why_option
+@click.option("--list", "is_asked", is_flag=True, help="Show the silences that hold, of NAME or of all.")
+@click.option(
+    "--remove",
+    "number",
+    type=click.IntRange(min=1),
+    metavar="ID",
+    help="End the silence with this number, which --list shows.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Format of what --list shows.",
 )
 def silence(
     name: str | None, monitor: str, length: str | None, why: str, is_asked: bool, number: int | None, output: str
 ) -> None:
-    """Holds back the alerts of the endpoint NAME. Monitors go on; what is still wrong when it ends is told then.
+    """Silence the alerts of an endpoint for a while.
+
+    The monitors of the endpoint NAME go on; what is still wrong when the silence ends is told then.
 
     \b
       onnxserve silence flights --monitor daily --for 2h --why 'a known storm'
@@ -45,6 +66,10 @@ def silence(
         silences = Silences(store)
         if is_asked:
             active = silences.active(name)
+            if not active and name is not None:
+                store.existing(name)  # a name that is not known is no endpoint without a silence
+            if not active and output == "text":
+                click.echo(f"no silence holds: `onnxserve silence {name or 'NAME'} --for 2h` makes one")
             for line in [_json(active)] if output == "json" else map(_line, active):
                 click.echo(line)
         elif number is not None:

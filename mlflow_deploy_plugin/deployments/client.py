@@ -59,7 +59,11 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def delete_deployment(
         self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
     ) -> None:
-        """Ends the deployment; requests in flight are finished. One that does not exist is deleted already."""
+        """End the deployment; requests in flight are finished.
+
+        One that does not exist is no error (MLflow asks for that), but a line on standard error names those that do:
+        `mlflow deployments delete` itself prints "is deleted" in either case.
+        """
         with as_mlflow_errors(), _deployments() as deployments:
             if config:
                 raise InvalidConfig(f"delete takes no config, and {next(iter(config))!r} is none")
@@ -100,7 +104,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe_endpoint(deployments.update_endpoint(endpoint, config or {}))
 
     def delete_endpoint(self, endpoint: str) -> None:
-        """Ends the endpoint with every deployment in it. One that does not exist is deleted already."""
+        """End the endpoint with every deployment in it; of one that does not exist, as `delete_deployment`."""
         with as_mlflow_errors(), _deployments() as deployments:
             deployments.delete_endpoint(endpoint)
 

@@ -63,16 +63,20 @@ def describe(deployment: Deployment) -> dict[str, Any]:
 
 def summaries_of_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
     """What `list` shows of each endpoint, by name, and the names of its deployments."""
-    readable = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
-    shown = [{**{key: one[key] for key in _OF_ENDPOINT}, "deployments": list(one["deployments"])} for one in readable]
-    shown += [_summary_of_unreadable(one) for one in deployments.store.unreadable()]
+    found = described_endpoints(deployments)
+    return [{**{key: one[key] for key in _OF_ENDPOINT}, "deployments": list(one["deployments"])} for one in found]
+
+
+def described_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
+    """Return everything that is known of each endpoint, by name; of one that cannot be read, name and reason."""
+    shown = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
+    shown += [_unreadable(one) for one in deployments.store.unreadable()]
     return sorted(shown, key=lambda one: str(one["name"]))
 
 
-def _summary_of_unreadable(one: UnreadableEndpoint) -> dict[str, Any]:
-    """Nothing but the name can be told of it."""
-    shown = {"name": one.name, "state": "unreadable", "reason": one.reason, "url": ""}
-    return {**shown, "traffic": {}, "shadows": [], "deployments": []}
+def _unreadable(one: UnreadableEndpoint) -> dict[str, Any]:
+    shown = {"name": one.name, "state": "unreadable", "reason": one.reason, "url": "", "restarts": ""}
+    return {**shown, "traffic": {}, "shadows": [], "deployments": {}, "workers": {}}
 
 
 def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:

@@ -176,7 +176,9 @@ def _with_port(spec: EndpointSpec, owners: Mapping[int | None, str]) -> Endpoint
         taken = [taken for taken in owners if taken is not None]
         return apply_config(spec, {"server.port": choose_port(spec.server.host, taken)})
     if port is not None and owners.get(port, spec.name) != spec.name:
-        raise InvalidConfig(f"port {port} belongs to the deployment {owners[port]!r}: choose another one")
+        raise InvalidConfig(
+            f"port {port} belongs to the deployment {owners[port]!r}: choose another one by -C server.port=…"
+        )
     return spec
 
 

@@ -18,11 +18,17 @@ class DeploymentError(MlflowException, ClickException):  # type: ignore[misc]  #
 
 @contextmanager
 def as_mlflow_errors() -> Iterator[None]:
-    """Raises a `DeploymentError` with the same message and MLflow's error code for every `OnnxserveError`."""
+    """Raise a `DeploymentError` with the same message and error code for every `OnnxserveError`, and for what MLflow
+    raises below us: its own commands would print that as a traceback.
+    """
     try:
         yield
     except OnnxserveError as error:
         raise _mlflow_error(error.message, error.error_code) from error
+    except DeploymentError:
+        raise
+    except MlflowException as error:
+        raise _mlflow_error(" ".join(str(error.message).split()), error.error_code) from error
 
 
 def not_available(what: str) -> DeploymentError:

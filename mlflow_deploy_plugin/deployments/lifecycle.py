@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.deployments.endpoints import Cause, Endpoints, Observe
 from mlflow_deploy_plugin.deployments.monitors import check_monitors
 from mlflow_deploy_plugin.deployments.traffic import says_weight
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
-from mlflow_deploy_plugin.nearest import did_you_mean
+from mlflow_deploy_plugin.nearest import did_you_mean, listed
 from mlflow_deploy_plugin.registry.connection import limit_patience
 from mlflow_deploy_plugin.registry.reference import parse_model_uri
 from mlflow_deploy_plugin.registry.resolve import resolve
@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.spec import (
     remove_monitor,
     remove_variant,
 )
-from mlflow_deploy_plugin.store import Endpoint, Store, open_store
+from mlflow_deploy_plugin.store import Endpoint, Store, no_endpoint, open_store
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,14 @@ class Deployments:
         self._change(found, lambda spec: self._configured(spec, {**model, **config}), Cause())
         return self.get(name, found)
 
-    def delete(self, name: str, endpoint: str | None = None) -> None:
-        """Ends a deployment. Nothing to delete is fine.
+    def delete(self, name: str, endpoint: str | None = None) -> bool:
+        """End a deployment; where there is none, tell `progress` so. MLflow asks that this is no error.
 
         The endpoint of its own that a deployment has goes with it. Out of an endpoint that is named, or has another
         name, it is taken; the last one leaves that endpoint empty.
+
+        Returns:
+            True if there was one.
 
         Raises:
             InvalidConfig: no deployment that stays would answer the endpoint's traffic.
@@ -111,15 +114,17 @@ class Deployments:
         """
         try:
             found = self._find(name, endpoint).name
-        except NotFound:
-            return
-        is_own = endpoint is None and found == name
+        except NotFound as error:
+            return self._nothing_deleted(error)
         with self._endpoints.lock(found):
-            spec = self.store.existing(found).spec
-            if is_own and set(spec.variants) == {name}:
+            stored = self.store.endpoint(found)
+            if stored is None or name not in stored.spec.variants:  # somebody else has deleted it meanwhile
+                return self._nothing_deleted(self._no_deployment(name, endpoint))
+            if endpoint is None and found == name and set(stored.spec.variants) == {name}:
                 self._endpoints.remove(found, "", None)
-            elif name in spec.variants:
-                self._endpoints.change(spec, remove_variant(spec, name), Cause())
+            else:
+                self._endpoints.change(stored.spec, remove_variant(stored.spec, name), Cause())
+        return True
 
     def get(self, name: str, endpoint: str | None = None) -> Deployment:
         """Raises NotFound where there is no such deployment."""
@@ -127,7 +132,13 @@ class Deployments:
         return Deployment(name, stored, local.observe(stored.spec, self.settings))
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
-        """All deployments (of one endpoint); `progress` is told of endpoints that cannot be read."""
+        """All deployments (of one endpoint); `progress` is told of endpoints that cannot be read.
+
+        Raises:
+            NotFound: there is no such endpoint.
+        """
+        if endpoint is not None:
+            self.store.existing(endpoint)
         self._say_what_is_unreadable()
         return [
             Deployment(name, observed.endpoint, observed.observation)
@@ -201,13 +212,18 @@ class Deployments:
         self._change(endpoint, lambda spec: configured(spec, {"traffic": weights}), cause)
         return self.get_endpoint(endpoint)
 
-    def delete_endpoint(self, endpoint: str, why: str = "", actor: str | None = None) -> None:
-        """Ends the endpoint with everything in it; requests in flight are finished. Nothing to delete is fine."""
-        if endpoint not in self.store.names():  # before its name becomes that of a lock file
-            return
-        with self._endpoints.lock(endpoint):
-            if endpoint in self.store.names():
-                self._endpoints.remove(endpoint, why, actor)
+    def delete_endpoint(self, endpoint: str, why: str = "", actor: str | None = None) -> bool:
+        """End the endpoint with everything in it; requests in flight are finished.
+
+        Returns:
+            True if there was one; where there was none, `progress` is told, as by `delete`.
+        """
+        if endpoint in self.store.names():  # before its name becomes that of a lock file
+            with self._endpoints.lock(endpoint):
+                if endpoint in self.store.names():
+                    self._endpoints.remove(endpoint, why, actor)
+                    return True
+        return self._nothing_deleted(no_endpoint(endpoint, self.store.names()))
 
     def get_endpoint(self, endpoint: str) -> ObservedEndpoint:
         """Raises NotFound where there is no such endpoint."""
@@ -293,11 +309,30 @@ class Deployments:
             names = ", ".join(e.name for e in stored)
             raise InvalidConfig(f"the endpoints {names} have a deployment {name!r} each: say which by --endpoint")
         if not stored:
-            self.store.endpoint(endpoint or name)  # says why where it is there and cannot be read
-            known = [one for e in self.store.endpoints() if endpoint in (None, e.name) for one in e.spec.variants]
-            where = f" in endpoint {endpoint!r}" if endpoint else ""
-            raise NotFound(f"there is no deployment {name!r}{where}{did_you_mean(name, known)}")
+            raise self._no_deployment(name, endpoint)
         return (own or stored)[0]
+
+    def _no_deployment(self, name: str, endpoint: str | None) -> NotFound:
+        """Return the error, with the nearest name and those that there are. Raises where the endpoint is unreadable."""
+        namesake = self.store.endpoint(endpoint or name)
+        where = f" in endpoint {endpoint!r}" if endpoint else ""
+        said = f"there is no deployment {name!r}{where}"
+        if endpoint is not None and namesake is None:
+            return NotFound(f"{said}; {no_endpoint(endpoint, self.store.names()).message}")
+        if endpoint is None and namesake is not None:
+            return NotFound(f"{said}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`")
+        names = [one for e in self.store.endpoints() if endpoint in (None, e.name) for one in e.spec.variants]
+        known = list(dict.fromkeys(names))
+        if not known:
+            return NotFound(f"{said}; there is none yet")
+        hint = did_you_mean(name, known)
+        if hint and len(known) == 1:
+            return NotFound(f"{said}{hint}")
+        return NotFound(f"{said}{hint}{' The' if hint else '; the'} deployments are: {listed(known, name)}")
+
+    def _nothing_deleted(self, error: NotFound) -> bool:
+        self.progress(f"nothing was deleted: {error.message}")
+        return False
 
     def _say_what_is_unreadable(self) -> None:
         for one in self.store.unreadable():

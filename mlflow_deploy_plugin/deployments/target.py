@@ -32,6 +32,7 @@ COMMANDS
   mlflow deployments delete  -t onnxserve --name flights
   mlflow deployments run-local -t onnxserve --name flights -m models:/flight-delay/7
                              serves in the foreground until Ctrl-C, and keeps nothing
+  onnxserve list             shows all of them in one table: model, version, state, URL, monitors
   onnxserve stop flights     stops the server and keeps the deployment
   onnxserve start flights    brings it back, on the same port
   onnxserve predict -n flights -i rows.csv -o predictions.csv

@@ -57,7 +57,9 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     assert "champion=95 challenger=6" in row
 
     assert endpoint("delete", "flights").output == "flights is deleted\n"
-    assert endpoint("delete", "flights").exit_code == 0
+    again = endpoint("delete", "flights")
+    assert (again.exit_code, again.stdout) == (0, "")
+    assert again.stderr == "nothing was deleted: there is no endpoint 'flights'\n"
     assert told("list") == []
 
 

@@ -134,7 +134,6 @@ def test_get_tells_everything_and_list_the_main_things(served: BaseDeploymentCli
     (listed,) = served.list_deployments()
     assert listed.items() <= got.items()
     assert {"name", "endpoint", "state", "url"} < listed.keys()
-    assert served.list_deployments("elsewhere") == []
 
 
 @pytest.mark.parametrize(
@@ -153,6 +152,7 @@ def test_get_tells_everything_and_list_the_main_things(served: BaseDeploymentCli
         (lambda c: c.explain("sum", ROWS), "came without rows to explain against", "BAD_REQUEST"),
         (lambda c: c.explain("no", ROWS), "there is no deployment 'no'", "RESOURCE_DOES_NOT_EXIST"),
         (lambda c: c.delete_deployment("sum", {"x": "1"}), "delete takes no config", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.list_deployments("no"), "there is no endpoint 'no'; there are sum", "RESOURCE_DOES_NOT_EXIST"),
     ],
 )
 def test_what_cannot_be_done_is_an_mlflow_exception_with_its_code(
@@ -165,10 +165,30 @@ def test_what_cannot_be_done_is_an_mlflow_exception_with_its_code(
     assert caught.value.error_code == code
 
 
-def test_what_does_not_exist_is_deleted_already(served: BaseDeploymentClient) -> None:
-    served.delete_deployment("no")
-    served.delete_deployment("sum", endpoint="elsewhere")
+@pytest.mark.parametrize(
+    ("delete", "said"),
+    [
+        (lambda c: c.delete_deployment("nope"), "there is no deployment 'nope'; the deployments are: sum"),
+        (lambda c: c.delete_deployment("smu"), "there is no deployment 'smu'; did you mean 'sum'?\n"),
+        (
+            lambda c: c.delete_deployment("sum", endpoint="elsewhere"),
+            "there is no deployment 'sum' in endpoint 'elsewhere'; there is no endpoint 'elsewhere'; there are sum",
+        ),
+        (
+            lambda c: c.delete_deployment("nope", endpoint="sum"),
+            "no deployment 'nope' in endpoint 'sum'; the depl",
+        ),
+        (lambda c: c.delete_endpoint("nope"), "there is no endpoint 'nope'; there are sum"),
+    ],
+)
+def test_deleting_what_does_not_exist_is_no_error_and_says_that_nothing_was_deleted(
+    served: BaseDeploymentClient, capsys: pytest.CaptureFixture[str], delete: Any, said: str
+) -> None:
+    delete(served)
 
+    told = capsys.readouterr()
+    assert told.err.startswith("nothing was deleted: ")
+    assert said in told.err
     assert served.get_deployment("sum")["state"] == "running"
 
 

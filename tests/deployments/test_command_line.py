@@ -13,6 +13,7 @@ import requests
 from click.testing import CliRunner, Result
 from mlflow.deployments import BaseDeploymentClient
 
+from support.tracking import tracking_at
 from support.waiting import wait_until
 
 ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4.5]]}}
@@ -48,7 +49,11 @@ def test_a_deployment_lives_through_its_commands(
 
     assert "'name': 'typed'" in called("list", "-t", "onnxserve").stdout
 
-    assert "Deployment typed is deleted" in called("delete", *TYPED).stdout
+    deleted = called("delete", *TYPED)
+    assert (deleted.stdout, deleted.stderr) == ("Deployment typed is deleted\n", "")
+    again = called("delete", *TYPED)
+    assert again.exit_code == 0
+    assert again.stderr == "nothing was deleted: there is no deployment 'typed'; there is none yet\n"
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{shown['url']}/ping", timeout=5)
 
@@ -84,6 +89,20 @@ def test_a_mistake_is_one_line_on_stderr(models: Any, tmp_path: Path, monkeypatc
 
     assert refused.exit_code == 1
     assert refused.stderr == "Error: unknown config key 'server.prot'; did you mean 'server.port'?\n"
+
+
+def test_an_address_that_mlflow_cannot_use_is_one_line_on_stderr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    with tracking_at("mlflow.example:5000"):
+        refused = called("create", "-t", "onnxserve", "--name", "x", "-m", "models:/x/1")
+
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr.startswith(
+        "Error: Model registry functionality is unavailable; got unsupported URI 'mlflow.exam"
+    )
+    assert refused.stderr.count("\n") == 1
 
 
 def test_the_help_is_printed() -> None:

@@ -234,7 +234,12 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(s
     shown = dict(line.split(": ", 1) for line in typed("get-endpoint", "--endpoint", "e").stdout.splitlines() if line)
     assert (shown["state"], shown["traffic"]) == ("running", "{'champion': 100, 'challenger': 0}")
     assert typed("update-endpoint", "--endpoint", "empty", "-C", "capture.fraction=0.5").exit_code == 0
-    assert typed("delete-endpoint", "--endpoint", "nobody").stdout == "\nEndpoint nobody is deleted\n"
+    deleted = typed("delete-endpoint", "--endpoint", "nobody")
+    assert deleted.stdout == "\nEndpoint nobody is deleted\n"  # MLflow's own words, whatever a plugin finds
+    assert deleted.stderr.startswith("nothing was deleted: there is no endpoint 'nobody'; there are ")
+    by_the_wrong_name = typed("delete", "--name", "empty")
+    assert by_the_wrong_name.exit_code == 0
+    assert by_the_wrong_name.stderr.startswith("nothing was deleted: there is no deployment 'empty'; 'empty' is an end")
     missing = typed("get-endpoint", "--endpoint", "nobody")
     assert missing.exit_code == 1
     assert missing.stderr.startswith("Error: there is no endpoint 'nobody'; there are ")

@@ -58,7 +58,10 @@ print("learns", Path(data).name, "as", mode, flush=True)
 if does == "fail":
     print("Error: the data make no sense", flush=True)
     sys.exit(3)
+late = time.monotonic() + 300  # a test run that is killed ends nothing: this and its heartbeat would stay for ever
 while does == "hang" or (does == "wait" and not Path("go").exists()):
+    if time.monotonic() > late:
+        sys.exit("nobody has waited for this training")
     time.sleep(0.05)
 if does != "nothing":
     from mlflow import MlflowClient

@@ -27,7 +27,10 @@ def choose_port(host: str, reserved: Collection[int]) -> int:
 def check_port(host: str, port: int) -> None:
     """Raises InvalidConfig where another program listens."""
     if not is_free(host, port):
-        raise InvalidConfig(f"port {port} on {host} is in use: choose another one by -C server.port=…")
+        raise InvalidConfig(
+            f"port {port} on {host} is in use: choose another by -C server.port=…; of a deployment that is there, by "
+            "`onnxserve endpoint update NAME -C server.port=…`"
+        )
 
 
 def is_free(host: str, port: int) -> bool:

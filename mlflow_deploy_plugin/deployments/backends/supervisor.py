@@ -86,16 +86,29 @@ def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
 
 
 def _session(state_dir: Path, session_id: int) -> list[int]:
-    """The processes of the session whose working directory is the state folder."""
+    """Return the processes of the session whose working directory is the state folder, also those that are ending."""
     _reap(session_id)
+    folder = state_dir.resolve()
     members = []
     for process in psutil.process_iter():
         try:
-            if os.getsid(process.pid) == session_id and Path(process.cwd()) == state_dir.resolve():
+            if os.getsid(process.pid) == session_id and _works_in(process, folder):
                 members.append(process.pid)
         except (psutil.Error, OSError):
             continue  # it has ended, or is not ours to look into
     return members
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    """Return True also for a process that is ending.
+
+    Linux takes its working directory before it closes its sockets, and calls it a zombie while threads of it still end:
+    its port may be in use for some milliseconds more.
+    """
+    try:
+        return Path(process.cwd()) == folder
+    except (FileNotFoundError, psutil.ZombieProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -1,0 +1,103 @@
+"""The help of every command as a new user reads it: whole sentences, one mood, nothing cut off, defaults by click."""
+
+import re
+from collections.abc import Iterator
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.spec import field_reference
+
+_IMPERATIVES = {
+    *("Add", "Bring", "Change", "Check", "Compact", "Count", "Create", "Delete", "Find", "Give", "Go", "Judge", "Let"),
+    *("List", "Move", "Pause", "Predict", "Query", "Remove", "Resume", "Run", "Serve", "Show", "Silence", "Start"),
+    *("Stop", "Train"),
+}
+_RAW_METAVARS = {"TEXT", "PATH", "INTEGER", "FLOAT", "INTEGER RANGE", "FLOAT RANGE", "BOOLEAN", "FILENAME"}
+_WIDTH = 80
+
+
+def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command, info_name=path)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from commands(found, f"{path} {name}")
+
+
+ALL = dict(commands(main, "onnxserve"))
+
+
+def help_of(path: str) -> str:
+    said = CliRunner().invoke(main, [*path.split()[1:], "--help"], terminal_width=_WIDTH)
+    assert said.exit_code == 0, said.output
+    return said.output
+
+
+def prose(command: click.Command) -> list[str]:
+    """The paragraphs of its help but for the examples."""
+    paragraphs = [
+        " ".join(one.split()) for one in (command.help or "").split("\n\n") if not one.strip().startswith("\b")
+    ]
+    return [one for one in paragraphs if one]
+
+
+def options(command: click.Command) -> list[click.Option]:
+    return [one for one in command.params if isinstance(one, click.Option)]
+
+
+def test_all_commands_are_walked() -> None:
+    assert {"onnxserve list", "onnxserve serve", "onnxserve monitor backfill", "onnxserve log query"} <= ALL.keys()
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_a_command_is_told_in_the_imperative_and_in_whole_sentences(path: str) -> None:
+    paragraphs = prose(ALL[path])
+
+    assert paragraphs, "it says nothing"
+    assert paragraphs[0].split()[0].strip(",") in _IMPERATIVES
+    assert [one for one in paragraphs if not one.endswith((".", ":"))] == []
+
+
+@pytest.mark.parametrize("path", [path for path, command in ALL.items() if isinstance(command, click.Group)])
+def test_a_list_of_commands_gives_each_its_first_sentence_on_one_line(path: str) -> None:
+    listed = dict(re.findall(r"^  ([a-z]+) +(\S.*)$", help_of(path).split("Commands:\n")[1], re.MULTILINE))
+    below = {name.removeprefix(f"{path} "): one for name, one in ALL.items() if name.rpartition(" ")[0] == path}
+
+    assert listed.keys() == below.keys()
+    for name, said in listed.items():
+        assert prose(below[name])[0].startswith(said)
+        assert said.endswith(".")
+        assert not said.endswith("...")
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_each_option_has_a_sentence_a_metavar_in_our_words_and_its_default_by_click(path: str) -> None:
+    command = ALL[path]
+    context = click.Context(command, info_name=path)
+    names = [name for one in command.params for name in (*one.opts, *one.secondary_opts)]
+    assert len(names) == len(set(names))
+    for one in options(command):
+        said = " ".join((one.help or "").split())
+        assert re.fullmatch(r"[A-Z`].*\.", said), f"{one.opts}: {said!r}"
+        assert "default" not in said.lower(), f"{one.opts}: show_default says it, in one form"
+        if not one.is_flag and not isinstance(one.type, click.Choice):
+            assert one.make_metavar(context) not in _RAW_METAVARS, one.opts
+        default = one.get_default(context)
+        if not one.is_flag and isinstance(default, str | int | float) and default != "":
+            assert one.show_default, one.opts
+
+
+def test_the_exit_statuses_are_told_once_for_all_commands() -> None:
+    said = " ".join(help_of("onnxserve").split())
+
+    assert "Exit status: 0 where it was done, 1 where it was not, 2 where the command line makes no sense." in said
+    assert CliRunner().invoke(main, ["start"]).exit_code == 2
+
+
+def test_each_field_that_the_help_of_mlflow_deployments_lists_has_a_sentence() -> None:
+    assert [name for name, _, _, said in field_reference() if not re.fullmatch(r"\S.*\.", said)] == []

@@ -1,0 +1,93 @@
+"""What a new user mistypes, or has not set up yet: one line that says what is wrong, and what would be right."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import open_store
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the endpoint `flights`, which no server runs for."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    store = open_store(f"sqlite:///{folder}/onnxserve.db")
+    store.add_endpoint("onnxserve", new_endpoint("flights", "m", {"server.port": 8080}))
+    store.close()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(home))
+    monkeypatch.chdir(home)
+
+
+def typed(line: str) -> Result:
+    return CliRunner().invoke(main, line.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("lsit", "there is no command 'lsit'; did you mean 'list'?"),
+        ("deploy", "there is no command 'deploy'; `onnxserve --help` lists them"),
+        (
+            "delete flights",
+            "there is no command 'delete'; MLflow's own is meant: `mlflow deployments delete -t onnxserve --name NAME`",
+        ),
+    ],
+)
+def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(line: str, said: str) -> None:
+    result = typed(line)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1] == f"Error: {said}"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("start fligths", "there is no deployment 'fligths'; did you mean 'flights'?"),
+        ("stop nope", "there is no deployment 'nope'; the deployments are: flights"),
+        ("predict -n nope -i rows.csv", "the file rows.csv cannot be read: No such file or directory"),
+        ("endpoint get nope", "there is no endpoint 'nope'; there are flights"),
+        ("monitor list nope", "there is no endpoint 'nope'; there are flights"),
+        ("rollout nope --status", "there is no endpoint 'nope'; there are flights"),
+        ("rollback nope", "there is no endpoint 'nope'; there are flights"),
+        ("silence nope --for 2h", "there is no endpoint 'nope'; there are flights"),
+        ("silence flights --for soon", "--for 'soon' is no duration: 30m, 2h, 7d"),
+        ("silence nope --list", "there is no endpoint 'nope'; there are flights"),
+        ("silence --remove 7", "there is no silence 7; onnxserve silence --list shows those that hold"),
+        ("history nope", "nothing is known of an endpoint 'nope'; known are flights"),
+        ("history flihgts", "nothing is known of an endpoint 'flihgts'; did you mean 'flights'?"),
+        ("feedback nope -f labels.csv", "nothing is known of an endpoint 'nope'; known are flights; or say --url"),
+        ("monitor remove flights daily", "endpoint 'flights' has no monitor 'daily'; onnxserve monitor add makes one"),
+        ("monitor backfill flights d --from now", "'now' is not a time: 2013-07-01 or 2013-07-01T12:00, in UTC"),
+        ("serve", "give either -m MODEL_URI or --spec FILE"),
+        ("serve --spec .", "the spec . cannot be read: Is a directory"),
+    ],
+)
+def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(line: str, said: str) -> None:
+    result = typed(line)
+
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"Error: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("silence --list", "no silence holds: `onnxserve silence NAME --for 2h` makes one"),
+        ("silence flights --list", "no silence holds: `onnxserve silence flights --for 2h` makes one"),
+        ("monitor list", "there are no monitors: onnxserve monitor add NAME MONITOR makes one"),
+        ("retrain --list", "there was no retraining"),
+        ("endpoint delete nope", "nothing was deleted: there is no endpoint 'nope'; there are flights"),
+    ],
+)
+def test_nothing_to_show_or_to_do_is_said_and_no_error(line: str, said: str) -> None:
+    result = typed(line)
+
+    assert (result.exit_code, result.output) == (0, f"{said}\n")
