@@ -43,13 +43,8 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     one entry here; as JSON, what was done for them (the traffic, the gate, tags, the move in MLflow) stands beside it.
     """
     # here: SQLAlchemy takes a second that no other command should wait for
-<<<<<<< HEAD
-    from mlflow_deploy_plugin.nearest import did_you_mean
-    from mlflow_deploy_plugin.registry.history import as_json, without_parts
-=======
     from mlflow_deploy_plugin.nearest import did_you_mean, listed
-    from mlflow_deploy_plugin.registry.history import as_json, in_one
->>>>>>> da7a1554fbbcad47045bde0a1876f2332be13096
+    from mlflow_deploy_plugin.registry.history import as_json, without_parts
     from mlflow_deploy_plugin.registry.history import history as read
     from mlflow_deploy_plugin.settings import load_settings
     from mlflow_deploy_plugin.store import open_store
