@@ -146,11 +146,12 @@ def _leaves(paths: Sequence[str], names: set[str]) -> list[int]:
 def _texts(groups: Sequence[Struct], schema: Schema) -> list[str]:
     """The leaves that are read as dictionaries, as they lie in the file: a word that stands in all rows is there once.
 
-    All that hold text where a tensor of text is made of them, since any column may be one.
+    All that hold text where a tensor of text is made of them, since any column may be one. pyarrow takes no name that
+    is not in the file.
     """
-    if schema.columns:
-        return [name for name, dtype in schema.dtypes.items() if dtype == "str"]
-    return leaf_paths(groups) if "str" in schema.dtypes.values() else []
+    if "str" not in schema.dtypes.values():
+        return []
+    return [path for path in leaf_paths(groups) if not schema.columns or schema.dtypes.get(path) == "str"]
 
 
 def _choose(given: Any, schema: Schema) -> list[str]:
