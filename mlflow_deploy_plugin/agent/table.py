@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log.schemas import stack
-from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, as_rows, in_signed_types
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, as_rows, in_signature_types
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured import CapturedBatch, Texts
 
@@ -44,7 +44,7 @@ def _table(segment: str, batch: CapturedBatch) -> pa.Table:
         "_row": pa.array(np.tile(np.arange(rows, dtype=np.int32), requests)),
     }
     schema = batch.model.schema
-    found = in_signed_types(schema.dtypes, as_rows(schema, batch.model.prediction, batch.feeds, batch.outputs))
+    found = in_signature_types(schema.dtypes, as_rows(schema, batch.model.prediction, batch.feeds, batch.outputs))
     found |= batch.masked
     return pa.table(columns | {name: _column(array) for name, array in found.items()})
 

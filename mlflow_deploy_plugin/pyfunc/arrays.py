@@ -71,8 +71,8 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
         Unsayable: it is not what the signature describes.
     """
     try:
-        if artifact.columns and isinstance(data, pd.DataFrame):
-            frame = data.set_axis([str(name) for name in data.columns], axis=1)
+        if artifact.columns:
+            frame = _frame(data)
             kinds = {column.name: COLUMN_TYPES[column.type] for column in artifact.columns if column.name in frame}
             return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
         if artifact.tensors and isinstance(data, Mapping):
@@ -85,10 +85,20 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     raise Unsayable("the body is not what the signature describes")
 
 
+def _frame(data: Any) -> pd.DataFrame:
+    """The table that MLflow makes of `inputs` and `instances` for a model of columns."""
+    if isinstance(data, Mapping) and all(np.ndim(value) == 0 for value in data.values()):
+        data = [data]
+    frame = pd.DataFrame(data)
+    return frame.set_axis([str(name) for name in frame.columns], axis=1)
+
+
 def _typed(column: Any, dtype: str, kind: str) -> Array:
     if dtype == "str":
         as_text = _AS_TEXT.get(kind, _text)
         return _texts(column, lambda value: None if _is_missing(value) else as_text(value))
+    if dtype == "bool" and column.isna().any():  # cast to bool, null is false and NaN is true
+        dtype = "float32"
     return np.asarray(column.to_numpy(dtype=dtype))
 
 

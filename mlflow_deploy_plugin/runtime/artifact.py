@@ -6,7 +6,6 @@ The flavor (`flavor/save.py`) writes the section `flavors.onnxserve` that is rea
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,10 +177,10 @@ def check_digests(artifact: Artifact) -> None:
     """The files are those that were saved, as far as the model says what those were; 30 ms for 47 MB.
 
     Raises:
-        InvalidArtifact: one is altered, cut off or gone.
+        InvalidArtifact: one is altered, cut off, gone, or outside of the folder.
     """
     for name, expected in artifact.digests.items():
-        path = artifact.folder / os.path.normpath(name)
+        path = _inside(artifact.folder, name)
         try:
             with path.open("rb") as stream:
                 found = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"

@@ -32,10 +32,11 @@ def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
 
 
 def in_types(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
-    """The same rows, numbers in the types that the signature says wherever none is lost by it.
+    """The same rows, numbers in the types that the signature says, fractions rounded to them.
 
-    The log has whole numbers and booleans as the graph takes them, a CSV file has all numbers in 64 bits. What would
-    lose something stays as it is, to be refused by name.
+    A CSV file has all numbers in 64 bits, and old files of the log have whole numbers and booleans as the graph takes
+    them. A whole number that would change stays as it is, to be refused by name. The log, which must not round, takes
+    `in_signature_types`.
 
     Args:
         dtypes: numpy's, by column or tensor; those of others are left alone.
@@ -56,22 +57,31 @@ def _in_type(values: Array, wanted: str) -> Array:
     return cast if np.array_equal(cast, values) else values
 
 
-def in_signed_types(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
+def in_signature_types(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
     """The same rows, each column in the type that the signature says, where every value goes there and back.
 
     Args:
         dtypes: numpy's, by column; those of others, and of texts, are left alone.
     """
-    return {name: _as_signed(values, dtypes[name]) if name in dtypes else values for name, values in rows.items()}
+    return {
+        name: _in_type_and_back(values, dtypes[name]) if name in dtypes else values for name, values in rows.items()
+    }
 
 
-def _as_signed(values: Array, wanted: str) -> Array:
+def _in_type_and_back(values: Array, wanted: str) -> Array:
     if wanted == "str" or values.dtype.kind == "O" or values.dtype == wanted:
         return values
     with np.errstate(invalid="ignore", over="ignore"):
         cast = values.astype(wanted)
         back = cast.astype(values.dtype)
     is_same = np.array_equal(back, values, equal_nan=values.dtype.kind == "f")
-    # the largest integers become a float that no longer fits them, and wrap around to themselves
-    has_room = cast.dtype.kind != "f" or values.dtype.kind not in "iu" or (np.abs(cast) < 2.0**63).all()
-    return cast if is_same and has_room else values
+    return cast if is_same and _has_room(values, cast) and _has_room(cast, values) else values
+
+
+def _has_room(floats: Array, integers: Array) -> bool:
+    """Whether the floats are within the integers' type: the first beyond it may come back as itself, since the largest
+    integers round to it, and processors clip or wrap around."""
+    if floats.dtype.kind != "f" or integers.dtype.kind not in "iu":
+        return True
+    limits = np.iinfo(integers.dtype)
+    return bool(((floats >= float(limits.min)) & (floats < float(limits.max) + 1.0)).all())

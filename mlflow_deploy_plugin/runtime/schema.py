@@ -28,8 +28,8 @@ from mlflow_deploy_plugin.runtime.dimensions import (
 )
 from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds, as_sent
 from mlflow_deploy_plugin.runtime.quick import Quick, QuickTensors, blocks_of, compile_quick, compile_quick_tensors
-from mlflow_deploy_plugin.runtime.values import Array as Array
 from mlflow_deploy_plugin.runtime.values import (
+    NO_ROWS,
     Missing,
     holds_all,
     numpy_dtype,
@@ -38,11 +38,11 @@ from mlflow_deploy_plugin.runtime.values import (
     typed_column,
     typed_tensor,
 )
+from mlflow_deploy_plugin.runtime.values import Array as Array
 
 Feeds = dict[str, Array]
 """Arrays by ONNX input name."""
 
-_NO_ROWS = "the data has no rows; at least one is needed"
 _MOST_FILLED = 10_000_000
 """Values that are made for what a request leaves out, where it does not give as many itself."""
 
@@ -111,7 +111,7 @@ class Schema:
             if not isinstance(record, Mapping):
                 raise SchemaMismatch(f"row {row} is {shown(record)}; an object with one value a column is expected")
         if not records:
-            raise SchemaMismatch(_NO_ROWS)
+            raise SchemaMismatch(NO_ROWS)
         if not self.columns:
             return self._from_tensor_records(records)
         seen = dict.fromkeys(chain.from_iterable(records))
@@ -137,7 +137,7 @@ class Schema:
             if not isinstance(values, list | tuple) or len(values) != len(names):
                 raise SchemaMismatch(f"row {row} is {shown(values)}; a list of {len(names)} values is expected")
         if not rows:
-            raise SchemaMismatch(_NO_ROWS)
+            raise SchemaMismatch(NO_ROWS)
         return self._from_frame(dict(zip(names, map(list, zip(*rows, strict=True)), strict=False)))
 
     def from_array(self, values: Any) -> Feeds:
@@ -263,7 +263,7 @@ class Schema:
             if length != rows:
                 raise SchemaMismatch(f"column {name!r} has {length} values, but column {first!r} has {rows}")
         if rows == 0:
-            raise SchemaMismatch(_NO_ROWS)
+            raise SchemaMismatch(NO_ROWS)
         return rows
 
     def _from_frame(self, data: Mapping[str, list[Any]]) -> Feeds:

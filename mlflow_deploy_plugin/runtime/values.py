@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Tensor
 
 Array = npt.NDArray[Any]
 LISTS = frozenset({list, tuple})
+NO_ROWS = "the data has no rows; at least one is needed"
 
 _EXPECTED = {"f": "a number", "i": "an integer", "b": "true or false", "s": "a string"}
 _ACCEPTED = {"f": frozenset("fi"), "i": frozenset("i"), "b": frozenset("b"), "s": frozenset("s")}
@@ -86,7 +87,7 @@ def typed_tensor(tensor: Tensor, values: Any) -> Array:
         want not in (-1, have) for want, have in zip(tensor.shape, array.shape, strict=True)
     ):
         if array.shape[:1] == (0,):
-            raise SchemaMismatch("the data has no rows; at least one is needed")
+            raise SchemaMismatch(NO_ROWS)
         raise SchemaMismatch(f"{label} has the shape {_sizes(array.shape)}; {_sizes(tensor.shape)} is expected")
     if array.size and array.dtype.kind not in _SOURCES[dtype.kind]:
         raise SchemaMismatch(f"{label} holds {_found(array.dtype.kind)}, where {tensor.dtype} is expected")

@@ -17,7 +17,7 @@ import orjson
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.runtime.schema import Array
-from mlflow_deploy_plugin.runtime.texts import as_text
+from mlflow_deploy_plugin.runtime.texts import as_key
 
 MASK_KEY = "mask.key"
 """The file in a server's state folder. Another server masks alike with a copy of it."""
@@ -64,7 +64,7 @@ class Mask:
         return {**values, **{name: self._masked(values[name]) for name in values if name in names}}
 
     def _masked(self, value: Any) -> str | None:
-        text = value if isinstance(value, str) else as_text(value)
+        text = as_key(value)
         if text is None:
             return None
         if self._keyed is None:

@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output, Tensor
-from mlflow_deploy_plugin.runtime.schema import Feeds, Schema, compile_schema
+from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
 from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
 from mlflow_deploy_plugin.server.captured_model import kept_of
+from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, v2
+from mlflow_deploy_plugin.server.protocols.v2_tensors import dtype_of, to_binary
 from support.shipping import NOON
 
 COLUMNS = (
@@ -52,6 +55,7 @@ TEXT = Input("carrier", "str", (-1, 1), ("carrier",), "?")
 STACKED = compile_schema(COLUMNS, (), (Input("X", "float32", (-1, 5), NUMBERS), TEXT))
 APART = compile_schema(COLUMNS, (), (*(Input(name, "float32", (-1, 1), (name,)) for name in NUMBERS), TEXT))
 WIDE = compile_schema(COLUMNS, (), (Input("X", "float64", (-1, 5), NUMBERS), TEXT))
+ARTIFACT = Artifact(Path(), Path(), "onnxserve", "", "", "", outputs=(Output("y", "float32", (-1,)),))
 RECORD = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
 
 Rows = list[dict[str, Any]]
@@ -71,8 +75,7 @@ def by_v2(rows: Rows, schema: Schema) -> Feeds:
         {"name": name, "datatype": kind, "shape": [len(rows)], "data": [row[name] for row in rows]}
         for name, kind in DATATYPES.items()
     ]
-    artifact = Artifact(Path(), Path(), "onnxserve", "", "", "", outputs=(Output("y", "float32", (-1,)),))
-    return v2.decode({}, orjson.dumps({"inputs": inputs}), artifact, schema).feeds
+    return v2.decode({}, orjson.dumps({"inputs": inputs}), ARTIFACT, schema).feeds
 
 
 def by_arrow(rows: Rows, schema: Schema) -> Feeds:
@@ -88,6 +91,45 @@ def by_split(rows: Rows, schema: Schema) -> Feeds:
     return mlflow.decode("application/json", orjson.dumps({"dataframe_split": split}), schema)
 
 
+def by_v2_binary(rows: Rows, schema: Schema) -> Feeds:
+    arrays = _arrays_of(rows)
+    parts = {name: to_binary(array) for name, array in arrays.items()}
+    inputs = [
+        {"name": name, "datatype": DATATYPES[name], "shape": [len(rows)], "parameters": {"binary_data_size": len(part)}}
+        for name, part in parts.items()
+    ]
+    head = orjson.dumps({"inputs": inputs})
+    length = {v2.HEADER_LENGTH.lower(): str(len(head))}
+    return v2.decode(length, head + b"".join(parts.values()), ARTIFACT, schema).feeds
+
+
+def by_grpc(rows: Rows, schema: Schema) -> Feeds:
+    message = messages.ModelInferRequest()
+    for name, array in _arrays_of(rows).items():
+        message.inputs.add(name=name, datatype=DATATYPES[name], shape=array.shape)
+        message.raw_input_contents.append(to_binary(array))
+    return tensors.decode(message, ARTIFACT, schema).feeds
+
+
+def _arrays_of(rows: Rows) -> dict[str, Array]:
+    dtypes = {name: dtype_of(kind) for name, kind in DATATYPES.items()}
+    return {
+        name: np.array([np.nan if row[name] is None else row[name] for row in rows], dtype)
+        for name, dtype in dtypes.items()
+    }
+
+
+def by_parquet(rows: Rows, schema: Schema) -> Feeds:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in TYPES.items()}), sink)
+    return arrow.decode(arrow.PARQUET, sink.getvalue(), schema, 10**6)
+
+
+def by_inputs(rows: Rows, schema: Schema) -> Feeds:
+    columns = {name: [row[name] for row in rows] for name in TYPES}
+    return mlflow.decode("application/json", orjson.dumps({"inputs": columns}), schema)
+
+
 WAYS: dict[str, Callable[[Rows, Schema], Feeds]] = {
     "records": lambda rows, schema: mlflow.decode(
         "application/json", orjson.dumps({"dataframe_records": rows}), schema
@@ -95,7 +137,11 @@ WAYS: dict[str, Callable[[Rows, Schema], Feeds]] = {
     "split": by_split,
     "lines": lambda rows, schema: jsonlines.decode(b"\n".join(map(orjson.dumps, rows)), schema),
     "v2": by_v2,
+    "v2 binary": by_v2_binary,
+    "gRPC": by_grpc,
     "arrow": by_arrow,
+    "parquet": by_parquet,
+    "inputs": by_inputs,
     "csv": by_csv,
 }
 

@@ -53,11 +53,11 @@ def test_a_folder_with_a_link_is_not_served(registry: MlflowRegistry, make_model
         registry.fetch(resolve(str(folder)))
 
 
-def saved_digest(folder: Path) -> None:
+def saved_digest(folder: Path, name: str = "model.onnx") -> None:
     """Writes into MLmodel what the file is, as the flavor does."""
     document = yaml.safe_load((folder / "MLmodel").read_text())
     section = document["flavors"].setdefault("onnxserve", {"data": "model.onnx"})
-    section["digests"] = {"model.onnx": f"sha256:{hashlib.sha256((folder / 'model.onnx').read_bytes()).hexdigest()}"}
+    section["digests"] = {name: f"sha256:{hashlib.sha256((folder / 'model.onnx').read_bytes()).hexdigest()}"}
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
 
 
@@ -72,6 +72,17 @@ def test_a_folder_whose_graph_is_not_the_one_that_was_saved_is_refused(
     (folder / "model.onnx").write_bytes(altered)
     with pytest.raises(InvalidArtifact, match=r"^the file 'model.onnx' is not the one that was saved: sha256:\w+, and"):
         registry.fetch(resolve(uri.format(folder)))
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../secret", "data/../../secret"])
+def test_a_digest_of_a_file_outside_of_the_folder_is_not_looked_at(
+    registry: MlflowRegistry, make_model: MakeModel, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "secret").write_bytes(b"")
+    folder = make_model(tmp_path / "model")
+    saved_digest(folder, name)
+    with pytest.raises(InvalidArtifact, match="lies outside of the model"):
+        registry.fetch(resolve(str(folder)))
 
 
 def test_a_failure_of_what_is_not_registered_is_reported_to_nobody(registry: MlflowRegistry, tmp_path: Path) -> None:

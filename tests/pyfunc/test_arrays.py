@@ -7,6 +7,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from mlflow_deploy_plugin.pyfunc.arrays import Unsayable, to_data, to_feeds, to_outputs
+from mlflow_deploy_plugin.runtime.artifact import Artifact, Column
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact, schema_of
 
 
@@ -74,3 +75,27 @@ def test_bytes_and_dates_may_be_missing_as_texts_may(pyfunc_folders: dict[str, P
     artifact = read_served_artifact(pyfunc_folders["bytes"])
     feeds = schema_of(artifact).from_columns({"blob": [None, "YWI="]})
     assert to_data(feeds, artifact, {"blob": "binary", "extra": "double"}, True)["blob"].tolist() == [None, b"ab"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pd.DataFrame({"when": ["2013-07-01"], "name": ["a"]}),
+        {"when": ["2013-07-01"], "name": np.array(["a"])},
+        {"when": "2013-07-01", "name": "a"},
+        [{"when": "2013-07-01", "name": "a"}],
+        [{"name": "a", "when": "2013-07-01"}],
+    ],
+    ids=["a table", "inputs", "inputs of one row", "instances", "instances in another order"],
+)
+def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(pyfunc_folders: dict[str, Path], data: Any) -> None:
+    kept = to_feeds(data, read_served_artifact(pyfunc_folders["days"]), {"when": "datetime", "name": "string"})
+    assert {name: array.tolist() for name, array in kept.items()} == {"when": ["2013-07-01T00:00:00"], "name": ["a"]}
+
+
+@pytest.mark.parametrize(("missing", "dtype"), [(None, np.float32), (np.nan, np.float32), (True, np.bool_)])
+def test_a_missing_boolean_is_neither_true_nor_false_in_the_log(missing: Any, dtype: type) -> None:
+    artifact = Artifact(Path(), Path(), "python_function", "", "", "", columns=(Column("late", "boolean", False),))
+    kept = to_feeds(pd.DataFrame({"late": [False, missing]}), artifact, {"late": "boolean"})["late"]
+    assert kept.dtype == dtype
+    np.testing.assert_array_equal(kept, np.array([False, missing], dtype=dtype))

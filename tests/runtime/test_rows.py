@@ -1,7 +1,9 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime.rows import in_types
+from mlflow_deploy_plugin.runtime.rows import in_signature_types, in_types
 
 
 @pytest.mark.parametrize(
@@ -31,3 +33,37 @@ def test_numbers_come_in_the_signatures_type_where_none_is_lost(values, wanted, 
     assert str(typed["x"].dtype) == found
     assert np.array_equal(typed["x"], values.astype(found), equal_nan=found.startswith("float"))
     assert typed["other"] is values
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted", "dtype"),
+    [
+        ([1.0, 0.0], "bool", "bool"),
+        ([1.0, 2.0], "bool", "float64"),
+        ([1.0, np.nan], "bool", "float64"),
+        ([7.0, -7.0], "int64", "int64"),
+        ([7.5], "int64", "float64"),
+        ([np.nan], "int64", "float64"),
+        ([np.inf], "int32", "float64"),
+        ([-(2.0**63)], "int64", "int64"),
+        ([2.0**63], "int64", "float64"),
+        ([2.0**31 - 1], "int32", "int32"),
+        ([2.0**31], "int32", "float64"),
+        (np.array([2.0**31], np.float32), "int32", "float32"),
+        ([0.5, np.nan, np.inf], "float32", "float32"),
+        ([0.1], "float32", "float64"),
+        (np.array([2**53 + 1]), "float64", "int64"),
+        (np.array([2**63 - 1]), "float64", "int64"),
+        (np.array([2**64 - 1], np.uint64), "float32", "uint64"),
+        (np.array([-(2**63), 2**53]), "float64", "float64"),
+        (np.array([True]), "int32", "int32"),
+        (np.array(["7"], object), "int64", "object"),
+    ],
+)
+def test_a_column_of_the_log_takes_the_type_of_the_signature_where_nothing_is_lost(
+    values: Any, wanted: str, dtype: str
+) -> None:
+    given = np.asarray(values)
+    typed = in_signature_types({"x": wanted}, {"x": given})["x"]
+    assert typed.dtype == dtype
+    np.testing.assert_array_equal(typed.astype(given.dtype), given)

@@ -19,6 +19,9 @@ from mlflow_deploy_plugin.server.mask import Mask
         (np.array([7.0], np.float32), 7),
         (np.array([7]), "7"),
         (np.array([True]), True),
+        (np.array([True]), "True"),  # as a CSV file says it
+        (np.array([False]), 0),
+        (np.array([0.0], np.float32), False),  # a boolean, in rows of earlier builds
         (np.array(["é"], object), "é"),
     ],
 )

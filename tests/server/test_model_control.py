@@ -175,6 +175,8 @@ def test_many_commands_at_a_time_are_all_answered_and_leave_no_files(
         ({"Content-Type": "text/plain"}, 415),
         ({"Origin": "http://evil.example"}, 403),
         ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
     ],
 )
 def test_a_web_page_of_elsewhere_changes_nothing(

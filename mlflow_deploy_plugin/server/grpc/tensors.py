@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.protocols import v2
 from mlflow_deploy_plugin.server.protocols.thrift import Torn, read_varint
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
+    MANY_TENSORS,
     MAX_RANK,
     TensorHead,
     datatype_of,
@@ -106,7 +107,7 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
     wanted = [{"name": output.name, "parameters": _values(output.parameters)} for output in request.outputs]
     return Question(
         v2.read_id(request.id),
-        v2.bind(_read_inputs(request), schema),
+        v2.bind(_read_inputs(request, schema), schema),
         v2.wanted_outputs({"outputs": wanted}, artifact),
         parameters,
         bool(request.raw_input_contents),
@@ -144,7 +145,9 @@ def _values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, Any]
     return {name: getattr(parameters[name], kind) if kind else None for name, kind in kinds.items()}
 
 
-def _read_inputs(request: messages.ModelInferRequest) -> dict[str, tuple[TensorHead, Array]]:
+def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[str, tuple[TensorHead, Array]]:
+    if len(request.inputs) > MANY_TENSORS:
+        v2.check_names([entry.name for entry in request.inputs], schema)
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs")

@@ -15,7 +15,8 @@ the parser's buffer, and the selector hears nothing of it.
 
 And a client that says nothing takes a thread of it for 5 s; here it takes none before its first byte. Where the places
 for connections are taken, the one that has been silent the longest goes; and where requests wait for a thread, so do
-those whose own come more slowly than anybody's would.
+those that come more slowly than anybody's would, be it in a thread or among those who wait: 366 half heads kept new
+clients out for minutes, when each had its three seconds of a thread.
 
 Heads and bodies are read by the rules of the accelerated worker (`http/head.py`, `http/body.py`), so that nothing is
 read in two ways: gunicorn's answer to an invalid trailer was a traceback, and the next request went with it; it bounds
@@ -39,13 +40,15 @@ from gunicorn.http.message import Request
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import ThreadWorker
 
-from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.http.body import SLOWEST_BYTES_PER_SECOND, open_body
-from mlflow_deploy_plugin.server.http.head import Head, take_head
+from mlflow_deploy_plugin.server.http.head import CHUNKED, Head, take_head
 
 _LINGER_SECONDS, _LINGER_BYTES = 5.0, 64 * 1024 * 1024
 _SLOW_SECONDS = 3.0
 """What a request may lag behind `SLOWEST_BYTES_PER_SECOND` where others wait for its thread."""
+_PEEKED_BYTES = 64 * 1024
+_LAST_CHUNK = b"0\r\n\r\n"
 
 
 class _Unreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
@@ -163,7 +166,8 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     def init_process(self) -> None:
         """Accepted connections inherit the listener's send timeout (Linux); gunicorn leaves it as it is."""
         self._begun: dict[Any, float] = {}
-        self._waiting: set[Any] = set()  # for a thread
+        self._waiting: dict[Any, float] = {}  # for a thread, and since when
+        self._looked = 0.0
         self._lingering: dict[socket.socket, list[float]] = {}
         for listener in self.sockets:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", self.cfg.timeout, 0))
@@ -173,7 +177,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         """As gunicorn's; runs in a thread of the pool, from the first byte of a request to the last of its answer."""
         conn.body, conn.come_before = None, _come(conn)
         self._begun[conn] = time.monotonic()
-        self._waiting.discard(conn)
+        self._waiting.pop(conn, None)
         try:
             return super().handle(conn)
         finally:
@@ -214,6 +218,12 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         if waiting := len(self._waiting):
             slow = sorted((_lag(conn, now - since), id(conn), conn) for conn, since in begun.items())
             late += [conn for lag, _, conn in slow[-waiting:] if lag > _SLOW_SECONDS]
+        if waiting and now - self._looked > 1.0:
+            self._looked = now
+            slow_waiting = [
+                c for c, since in self._waiting.copy().items() if _lag_unread(c, now - since) > _SLOW_SECONDS
+            ]
+            late += [conn for conn in slow_waiting if conn in self._waiting]  # no thread has read it meanwhile
         for conn in late:
             with contextlib.suppress(OSError):
                 conn.sock.shutdown(socket.SHUT_RD)
@@ -251,7 +261,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             self.pending_conns.append(conn)
             self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
             return
-        self._waiting.add(conn)
+        self._waiting[conn] = time.monotonic()
         super().enqueue_req(conn)
 
     def _close(self, conn: Any, graceful: bool = False) -> None:
@@ -325,6 +335,24 @@ def _sends_on(conn: Any) -> bool:
         return bool(conn.sock.recv(65536))
     except BlockingIOError:
         return bool(conn.may_still_send)
+
+
+def _lag_unread(conn: Any, seconds: float) -> float:
+    """As `_lag`, of a request that no thread has begun to read. What lies in the socket is looked at and left there.
+
+    Where it is encrypted, nobody knows how much of a request it is.
+    """
+    if conn.cfg.is_ssl:
+        return -math.inf
+    come: bytes = conn.parser.unreader.buf.getvalue() if conn.initialized else b""
+    with contextlib.suppress(BlockingIOError):
+        come += conn.sock.recv(_PEEKED_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    try:
+        head, rest = take_head(come)
+    except OnnxserveError:
+        return -math.inf  # is answered as soon as it is read
+    is_whole = head is not None and (rest.endswith(_LAST_CHUNK) if head.length == CHUNKED else len(rest) >= head.length)
+    return -math.inf if is_whole else seconds - len(come) / SLOWEST_BYTES_PER_SECOND
 
 
 def _init(conn: Any) -> None:

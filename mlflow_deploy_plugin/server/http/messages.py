@@ -53,12 +53,20 @@ class RawResponse:
 def fit_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     """The headers of an answer as they may be sent: percent-encoded is % and whatever is no visible ASCII.
 
-    So a line end in a value, wherever it came from, begins no header of its own.
+    So a line end in a value, wherever it came from, begins no header of its own. A caller's id comes back as it came.
     """
     text = "".join(headers.values())
     if text.isascii() and text.isprintable() and "%" not in text:
         return headers
-    return {name: quote(value, safe=_VISIBLE, errors="replace") for name, value in headers.items()}
+    return {name: value if _is_id(name, value) else _encoded(value) for name, value in headers.items()}
+
+
+def _is_id(name: str, value: str) -> bool:
+    return name == "X-Request-Id" and _REQUEST_ID.fullmatch(value) is not None
+
+
+def _encoded(value: str) -> str:
+    return quote(value, safe=_VISIBLE, errors="replace")
 
 
 def error_response(

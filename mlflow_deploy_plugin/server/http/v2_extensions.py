@@ -2,8 +2,9 @@
 
 A load and an unload change what is served, and nobody who asks for them proves who he is. What a browser sends for a
 page of elsewhere is refused all the same: such a page reaches this server where its reader does, on his own machine or
-behind his firewall. It is known by `Origin`, which no page can leave out or change; by a `Content-Type` that a browser
-sends without asking first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header); or, where the page's own
+behind his firewall. It is known by `Origin` and `Sec-Fetch-Site`, which no page can leave out or change; by a
+`Content-Type` that a browser sends without asking first
+(https://fetch.spec.whatwg.org/#cors-safelisted-request-header); or, where the page's own
 name leads to this server for the moment (DNS rebinding), by that name in `Host`. An address there is nobody's to lead.
 """
 
@@ -48,6 +49,8 @@ def check_caller(request: RawRequest, spec: ServerSpec) -> None:
         )
     if origin is not None and origin.partition("://")[2].lower() != host.lower():
         raise CallerRefused(f"a web page of {origin[:100]!r} may not change what is served here")
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise CallerRefused("a web page of elsewhere may not change what is served here")
 
 
 def _is_ours(host: str, spec: ServerSpec) -> bool:

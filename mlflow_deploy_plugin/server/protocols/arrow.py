@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMism
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.rows import PREDICTION
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime.values import NO_ROWS
 from mlflow_deploy_plugin.server.protocols.arrow_columns import (
     Unreadable,
     Words,
@@ -44,7 +45,6 @@ MEDIA_TYPES = (STREAM, FILE, PARQUET, X_PARQUET)
 _FILE_MAGIC = b"ARROW1\0\0"
 _MOST_LISTED = 100_000
 """Entries of a list in a Parquet footer (columns, row groups): each takes hundreds of bytes once it is counted."""
-_NO_ROWS = "the data has no rows; at least one is needed"
 
 
 def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
@@ -118,7 +118,7 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
     groups = read_row_groups(body)
     rows = count_rows(groups)
     if rows == 0:
-        raise SchemaMismatch(_NO_ROWS)
+        raise SchemaMismatch(NO_ROWS)
     file = parquet.ParquetFile(
         pa.BufferReader(body),
         read_dictionary=_texts(groups, schema),
@@ -146,11 +146,12 @@ def _leaves(paths: Sequence[str], names: set[str]) -> list[int]:
 def _texts(groups: Sequence[Struct], schema: Schema) -> list[str]:
     """The leaves that are read as dictionaries, as they lie in the file: a word that stands in all rows is there once.
 
-    All that hold text where a tensor of text is made of them, since any column may be one.
+    All that hold text where a tensor of text is made of them, since any column may be one. pyarrow takes no name that
+    is not in the file.
     """
-    if schema.columns:
-        return [name for name, dtype in schema.dtypes.items() if dtype == "str"]
-    return leaf_paths(groups) if "str" in schema.dtypes.values() else []
+    if "str" not in schema.dtypes.values():
+        return []
+    return [path for path in leaf_paths(groups) if not schema.columns or schema.dtypes.get(path) == "str"]
 
 
 def _choose(given: Any, schema: Schema) -> list[str]:
@@ -186,7 +187,7 @@ def _feeds(table: Any, schema: Schema, limit: int) -> Feeds:
     words = Words(limit)
     arrays = {name: _column(name, table.column(name), limit, words) for name in chosen}
     if table.num_rows == 0:
-        raise SchemaMismatch(_NO_ROWS)
+        raise SchemaMismatch(NO_ROWS)
     return _from_columns(arrays, schema) if schema.columns else _from_tensors(arrays, schema)
 
 

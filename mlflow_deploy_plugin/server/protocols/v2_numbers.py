@@ -12,7 +12,7 @@ import simdjson
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.protocols.content import check_containers
 from mlflow_deploy_plugin.server.protocols.numbers import LARGE_BYTES, entries_of, nested_shape, numbers_in
-from mlflow_deploy_plugin.server.protocols.v2_tensors import kind_of
+from mlflow_deploy_plugin.server.protocols.v2_tensors import MANY_TENSORS, kind_of
 
 _BUFFERS = {"f": "d", "i": "i", "u": "u"}
 """What simdjson calls the numbers of a numpy kind. It refuses a fraction among integers, and anything else."""
@@ -32,6 +32,8 @@ def load_large(text: bytes) -> dict[str, Any] | None:
     try:
         document = entries_of(simdjson.Parser().parse(text))
         given = document.pop("inputs")
+        if len(given) > MANY_TENSORS:
+            return None
         inputs, seen = [], 1
         for tensor in given:
             read = _tensor(tensor, opened)

@@ -18,6 +18,9 @@ from mlflow_deploy_plugin.runtime.values import Array, shown
 MAX_RANK = 32
 """As many dimensions as anything takes; the product of a million sizes would be computed for hours."""
 
+MANY_TENSORS = 1_000
+"""Of more than so many in one request the names are looked at before any value is read."""
+
 MOST_BESIDE_EMPTY = 65_536
 """What the sizes of a tensor without elements may multiply to without its zeros: a graph may make that many of nothing,
 as the sum over no rows."""

@@ -88,8 +88,8 @@ def test_clients_who_go_on_asking_are_not_the_ones_to_go(connect: Connect) -> No
 
 @pytest.mark.parametrize("begun", [HALF_A_HEAD, HALF_A_BODY], ids=["heads", "bodies"])
 def test_requests_that_come_too_slowly_give_way(connect: Connect, kind: WorkerClass, begun: bytes) -> None:
-    """In the threaded worker each of them takes a thread, and gives way where others wait for it."""
-    slow = [connect(begun) for _ in range(PLACES if kind == "fast" else 4)]
+    """In the threaded worker each of them takes a thread, or a place among those who wait for one."""
+    slow = [connect(begun) for _ in range(PLACES if kind == "fast" else PLACES // 2)]
     stop = threading.Event()
 
     def trickle() -> None:

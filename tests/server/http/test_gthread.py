@@ -1,6 +1,8 @@
 """Clients that are slow, or worse, against real gunicorn."""
 
 import contextlib
+import io
+import math
 import os
 import re
 import signal
@@ -8,10 +10,12 @@ import socket
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.server.http import gthread
 from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from support.waiting import wait_until
@@ -76,3 +80,37 @@ def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigt
         wait_until(is_told_to_end, what="SIGTERM")
         os.kill(worker.pid, signal.SIGCONT)
         assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
+
+
+POST = b"POST /invocations HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("come", "is_whole"),
+    [
+        (b"", False),
+        (POST, False),
+        (POST + b"\r\n", True),
+        (POST + b"Content-Length: 2\r\n\r\n{", False),
+        (POST + b"Content-Length: 2\r\n\r\n{}", True),
+        (POST + b"Content-Length: 2\r\n\r\n{}" + POST, True),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{", False),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", True),
+        (b"no request\r\n\r\n", True),
+    ],
+)
+@pytest.mark.parametrize("read_before", [0, 10])
+def test_a_request_that_waits_for_a_thread_lags_behind_unless_it_is_whole(
+    come: bytes, is_whole: bool, read_before: int
+) -> None:
+    ours, client = socket.socketpair()
+    unreader = SimpleNamespace(buf=io.BytesIO(come[:read_before]))
+    conn: Any = SimpleNamespace(
+        sock=ours, cfg=SimpleNamespace(is_ssl=False), initialized=True, parser=SimpleNamespace(unreader=unreader)
+    )
+    left = come[read_before:]
+    with ours, client:
+        client.sendall(left)
+        lag = gthread._lag_unread(conn, 5.0)
+        assert not left or ours.recv(1000, socket.MSG_DONTWAIT) == left
+    assert lag == (-math.inf if is_whole else 5.0 - len(come) / 1024)

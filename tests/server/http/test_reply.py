@@ -38,3 +38,10 @@ def test_the_value_of_a_header_begins_no_other(value: str, sent: bytes) -> None:
     response = RawResponse(200, b"", headers={"X-Model-Name": value, "X-Model-Version": "1"})
     for head in (reply(response, keeps_alive=True), chunked_head(response, keeps_alive=True)):
         assert b"\r\nX-Model-Name: " + sent + b"\r\nX-Model-Version: 1\r\n\r\n" in head
+
+
+@pytest.mark.parametrize(("value", "sent"), [("a%20b", b"a%20b"), ("100%", b"100%"), ("a\r\nb%", b"a%0D%0Ab%25")])
+def test_the_id_of_a_caller_comes_back_as_it_came_if_it_is_one(value: str, sent: bytes) -> None:
+    response = RawResponse(200, b"", headers={"X-Request-Id": value, "X-Model-Name": "50% é"})
+    head = reply(response, keeps_alive=True)
+    assert b"\r\nX-Request-Id: " + sent + b"\r\nX-Model-Name: 50%25 %C3%A9\r\n\r\n" in head

@@ -393,6 +393,16 @@ def test_a_missing_column_is_named_beside_the_unknown_one_that_came(media: str) 
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.PARQUET])
+def test_a_missing_column_of_texts_is_named_or_what_stands_for_it(media: str) -> None:
+    body = WRITERS[media](pa.table({"hour": [1]}))
+    with pytest.raises(SchemaMismatch, match="column 'carrier' is missing"):
+        arrow.decode(media, body, schema_of(hour="long", carrier="string"), LIMIT)
+    columns = (Column("hour", "long"), Column("carrier", "string", required=False))
+    inputs = (Input("hour", "int64", (-1, 1), ("hour",)), Input("carrier", "str", (-1, 1), ("carrier",), "?"))
+    assert arrow.decode(media, body, compile_schema(columns, (), inputs), LIMIT)["carrier"].tolist() == [["?"]]
+
+
+@pytest.mark.parametrize("media", [arrow.STREAM, arrow.PARQUET])
 def test_texts_for_a_tensor_of_texts_are_read_as_they_are(media: str) -> None:
     words = pa.array(["a", "b"] * 500).dictionary_encode()
     for table in (pa.table({"y": words}), pa.table({"y": pa.array([["a"], ["b"]] * 500)})):
