@@ -101,6 +101,7 @@ def gather(store: Store, settings: Settings, registry: Any, pages: Pages) -> Ove
 def _card(one: ObservedEndpoint, live: Live | None, pages: Pages, store: Store, registry: Any) -> EndpointCard:
     spec, seen = one.endpoint.spec, one.observation
     may_act = may_act_on(registered_names(spec))
+    is_silent = live is not None and bool(live.error)  # it would be asked again, and waited for
     health, reason = _health(seen, live)
     return EndpointCard(
         name=spec.name,
@@ -112,7 +113,7 @@ def _card(one: ObservedEndpoint, live: Live | None, pages: Pages, store: Store, 
         may_act=may_act,
         gate_required=bool(spec.require),
         no_traffic=no_traffic(store, one) if may_act else "",
-        no_rollback=no_rollback(store, one, registry) if may_act else "",
+        no_rollback=no_rollback(store, one, registry) if may_act and not is_silent else "",
     )
 
 

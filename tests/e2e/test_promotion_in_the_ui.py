@@ -192,9 +192,7 @@ def press(page: Page, name: str, **how: Any) -> None:
 def test_the_console_does_not_offer_to_go_back_where_nothing_was_before(platform: Platform) -> None:
     page = open_console(platform)
     expect(page.get_by_role("button", name="Roll back")).to_be_disabled()
-    expect(
-        page.get_by_text(f"Not now: nothing tells what endpoint '{ENDPOINT}' served before version 1")
-    ).to_be_visible()
+    expect(page.get_by_text(f"nor MLflow tells what endpoint '{ENDPOINT}' served before version 1")).to_be_visible()
     expect(page.get_by_role("button", name="Change the traffic")).to_be_enabled()
 
 

@@ -175,17 +175,21 @@ def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow
     of_1, of_2 = (offered(html, model, version) for version in ("1", "2"))
     assert re.search(r'<option value="Production" disabled title="[^"]*it was rolled back \(flights: slow\)', of_1)
     assert "Production – it was rolled back" in of_1
+    assert '<option value="" selected>where to?</option>' in of_1
+    assert "where to?" not in of_2
     assert '<option value="Staging">Staging</option>' in of_1
     assert '<option value="Production">Production</option>' in of_2
     assert '<option value="Staging" disabled title="it is there already">Staging – it is there already' in of_2
     of_unread = offered(html, unread, "1")
     assert re.search(r'value="promote" disabled title="[^"]*gated_stages', of_unread)
-    assert re.search(r'value="gate" class="quiet" disabled title="[^"]*gated_stages', of_unread)
+    assert re.search(r'value="gate" class="quiet" formnovalidate disabled title="[^"]*gated_stages', of_unread)
 
 
 def offered(html: str, model: str, version: str) -> str:
     """The form of a version: where it may go, and its buttons."""
-    (form,) = re.findall(rf'<select name="to" aria-label="Where version {version} of {model} goes">.*?</form>', html)
+    (form,) = re.findall(
+        rf'<select name="to" required aria-label="Where version {version} of {model} goes">.*?</form>', html
+    )
     return str(form)
 
 

@@ -85,7 +85,7 @@ def test_without_anything_before_it_there_is_no_rollback(mlflow_app: Any, deploy
             rollback(each.endpoint.name, deployments=deployments)
         assert said == without_addresses(refused.value.message)
         assert "sqlite" not in said
-        assert "--to" in said
+        assert f": say `onnxserve rollback {each.endpoint.name} --to " in said
 
 
 def test_of_several_that_answer_none_is_rolled_back(mlflow_app: Any, deployments: Deployments) -> None:

@@ -179,8 +179,9 @@ def _current_and_earlier(
         except NotFound:  # it was deleted
             continue
     raise NotFound(
-        f"nothing tells what endpoint {observed.endpoint.name!r} served before version {current} of {reference.name}, "
-        f"in MLflow at {registry_address()}: say `onnxserve rollback {observed.endpoint.name} --to VERSION`"
+        f"neither the audit trail nor the server nor MLflow at {registry_address()} tells what endpoint "
+        f"{observed.endpoint.name!r} served before version {current} of {reference.name}: "
+        f"say `onnxserve rollback {observed.endpoint.name} --to VERSION`"
     )
 
 

@@ -137,7 +137,7 @@ def test_what_was_rolled_back_once_is_passed_over(store: Store, model: str) -> N
 
     assert [rollback("flights")["to"] for _ in range(2)] == ["1", "2"]
     with pytest.raises(
-        NotFound, match=f"served before version 2 of {model}, in MLflow at .*: say `onnxserve rollback .* --to VERSION`"
+        NotFound, match=f"MLflow at .* served before version 2 of {model}: say `onnxserve rollback .* --to VERSION`"
     ):
         rollback("flights")
 
