@@ -35,7 +35,8 @@ class Consent:
         what = "the version has no ONNX form, so that serving it runs code of its own"
         if model_uri in self.named:
             raise InvalidArtifact(
-                f"{what}; for a stage, an alias or a tag, -C variants.NAME.allow_pyfunc=true allows that"
+                f"{what}; for a stage, an alias or a tag, -C variants.NAME.allow_pyfunc=true allows that "
+                "(of `mlflow deployments create` and `update` also --flavor python_function)"
             )
         raise InvalidArtifact(f"{what}, which only the server's own spec can allow")
 

@@ -1,8 +1,11 @@
 """`onnxserve drift run NAME`: judges a window of what an endpoint has answered, now, with other bounds if need be."""
 
+from dataclasses import replace
+
 import click
 
-from mlflow_deploy_plugin.cli.monitor import judge_window, monitor_option, window_option
+from mlflow_deploy_plugin.cli.gate import say
+from mlflow_deploy_plugin.cli.monitor import judge_window, monitor_option, show_judgement, window_option
 from mlflow_deploy_plugin.cli.options import output_option
 
 
@@ -15,6 +18,13 @@ def drift() -> None:
 @click.argument("name")
 @window_option
 @monitor_option
+@click.option(
+    "--rows",
+    metavar="FILE",
+    help="Rows that are judged instead of captured ones, Parquet or CSV. NAME then says only where the report goes: "
+    "to the experiment onnxserve/NAME.",
+)
+@click.option("--reference", metavar="FILE", help="Rows that --rows are compared with, as the training rows.")
 @click.option(
     "--min-rows",
     type=click.IntRange(min=1),
@@ -34,6 +44,8 @@ def run(
     name: str,
     window: str | None,
     monitor_name: str | None,
+    rows: str | None,
+    reference: str | None,
     min_rows: int | None,
     false_alarm_rate: float | None,
     output: str,
@@ -41,6 +53,34 @@ def run(
     """Judge a window of the endpoint NAME now, with other bounds.
 
     It is `onnxserve monitor run`, for once: the window is logged to MLflow. With --min-rows or --false-alarm-rate it
-    stands there alone: what is found is no verdict of the monitor's.
+    stands there alone: what is found is no verdict of the monitor's. So it does with a file instead of captured rows,
+    for which no endpoint has to be there:
+
+    \b
+      onnxserve drift run cancer --rows recent.csv --reference training.csv
     """
+    if rows is not None or reference is not None:
+        if rows is None or reference is None or window is not None or monitor_name is not None:
+            raise click.UsageError("--rows and --reference go together, without --window and --monitor")
+        _judge_files(name, rows, reference, output, min_rows=min_rows, false_alarm_rate=false_alarm_rate)
+        return
     judge_window(name, monitor_name, window, output, min_rows=min_rows, false_alarm_rate=false_alarm_rate)
+
+
+def _judge_files(name: str, rows: str, reference: str, output: str, **bounds: float | None) -> None:
+    from mlflow_deploy_plugin.controller.monitors.files import run_files
+    from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
+    from mlflow_deploy_plugin.settings import load_settings
+
+    say(f"judging {rows} beside {reference}")  # before seconds of imports
+    show_judgement(
+        *run_files(
+            name,
+            rows,
+            reference,
+            load_settings(),
+            lambda question: judge_and_log(replace(question, progress=say)),
+            **bounds,
+        ),
+        output,
+    )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.inference_log.watermarks import Watermark
     from mlflow_deploy_plugin.monitoring.question import Engine, Question
+    from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 _EXPLAINED = ("could not be judged", "cannot tell", "not judged")
 monitor_option = click.option(
@@ -129,7 +130,6 @@ def judge_window(
         tried: fields of the monitor's spec for once, with which nothing is written down; None: as it is.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.cli.monitor_text import described_judgement, judgement_lines
         from mlflow_deploy_plugin.controller.monitors.by_hand import run_window
         from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
         from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
@@ -143,6 +143,13 @@ def judge_window(
             return judge_and_log(replace(question, progress=say))
 
         written, answer = run_window(deployments, found, parsed, judge, engine)
+    show_judgement(written, answer, output)
+
+
+def show_judgement(written: "MonitorWindow", answer: "Answer", output: str) -> None:
+    """Prints what was found, in lines or as JSON."""
+    from mlflow_deploy_plugin.cli.monitor_text import described_judgement, judgement_lines
+
     if output == "json":
         click.echo(json.dumps(described_judgement(written, answer)))
         return

@@ -79,7 +79,8 @@ def judgement_lines(window: MonitorWindow, answer: Answer) -> Iterator[str]:
     judgement = answer.judgement
     revision = f" (revision {window.revision})" if window.revision > 1 else ""
     yield f"{judgement.endpoint} {judgement.monitor} {judgement.window}{revision}: {judgement.state}"
-    yield f"  model {judgement.model} version {judgement.version}, {judgement.rows:,} rows"
+    answered = f"model {judgement.model} version {judgement.version}, " if judgement.model else ""
+    yield f"  {answered}{judgement.rows:,} rows"
     if judgement.reason:
         yield f"  {judgement.reason}"
     rows = []

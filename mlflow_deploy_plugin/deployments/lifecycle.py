@@ -294,12 +294,8 @@ class Deployments:
         return changed
 
     def _refuse_under_rollout(self, endpoint: str) -> None:
-        """Weights that anybody else gives would be put back by the rollout at its next look."""
-        if self.store.rollouts(endpoint, live=True):
-            raise InvalidConfig(
-                f"the traffic of {endpoint!r} is its rollout's, which is under way: `onnxserve rollout {endpoint} "
-                "--abort` gives it back to what was served before"
-            )
+        if refusal := traffic_refusal(self.store, endpoint):
+            raise InvalidConfig(refusal)
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
         """The endpoint of a deployment: the one given, the one of the same name, or the only one that has it."""
@@ -353,3 +349,16 @@ def open_deployments(progress: Callable[[str], None]) -> Iterator[Deployments]:
         yield Deployments(store, settings, progress)
     finally:
         store.close()
+
+
+def traffic_refusal(store: Store, endpoint: str) -> str:
+    """Say why nobody may give the endpoint's variants their weights now; empty where it may be done.
+
+    Weights that anybody else gives would be put back by the rollout at its next look.
+    """
+    if not store.rollouts(endpoint, live=True):
+        return ""
+    return (
+        f"the traffic of {endpoint!r} is its rollout's, which is under way: `onnxserve rollout {endpoint} --abort` "
+        "gives it back to what was served before"
+    )

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.promote import Place
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 
 MetricName = Literal["accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae"]
@@ -132,6 +133,9 @@ class GatePolicy(_Part):
     def _bare(cls, aliases: tuple[str, ...]) -> tuple[str, ...]:
         """`@champion` is written as readily as `champion`, and would gate nothing."""
         return tuple(alias.removeprefix("@") for alias in aliases)
+
+    def gates(self, place: Place) -> bool:
+        return self.gates_stage(place.stage) if place.stage else self.gates_alias(place.alias)
 
     def gates_stage(self, stage: str) -> bool:
         return stage.lower() in {gated.lower() for gated in self.gated_stages}

@@ -11,9 +11,8 @@ from mlflow_deploy_plugin.gate.run import Chosen, choose_policy, judge_and_log, 
 from mlflow_deploy_plugin.gate.standing import Standing, standing_of
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.history import BEGUN
-from mlflow_deploy_plugin.registry.promote import Place, holder, move, parse_place, registered
+from mlflow_deploy_plugin.registry.promote import Place, holder, move, parse_place, registered, taken_back
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
-from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.registry.tags import (
     GATE_AGAINST_TAG,
     GATE_AT_TAG,
@@ -101,11 +100,11 @@ def promote(
         begun = trail.now()
         before = holder(model, place, beside=candidate.version)
         tags = _tags(candidate)
-        if place.is_for_serving and ROLLED_BACK_TAG in tags:
+        if refusal := taken_back(candidate.name, candidate.version, place, tags):
             if not force:
-                taken_back = Standing(False, standing_of(tags).state, _taken_back(candidate, place, tags))
-                _record(trail, "refused", candidate, before, place, taken_back, why, actor, begun)
-                raise GateRefused(taken_back.reason)
+                refused = Standing(False, standing_of(tags).state, refusal)
+                _record(trail, "refused", candidate, before, place, refused, why, actor, begun)
+                raise GateRefused(refusal)
         elif before is None and (there := _there_already(candidate, place, chosen, tags)) is not None:
             return there
         standing = _standing(candidate, before, place, chosen, force, actor, trail, progress, allowed, tags)
@@ -177,7 +176,7 @@ def _there_already(candidate: ResolvedModel, place: Place, chosen: Chosen, tags:
 
 
 def _is_gated(chosen: Chosen, place: Place) -> bool:
-    return chosen.policy.gates_stage(place.stage) if place.stage else chosen.policy.gates_alias(place.alias)
+    return chosen.policy.gates(place)
 
 
 def _not_asked(place: Place) -> Standing:
@@ -234,15 +233,6 @@ def _refusal(candidate: ResolvedModel, place: Place, standing: Standing) -> str:
     return (
         f"{candidate.name} version {candidate.version} does not go to {place}, it has not passed its gate: "
         f"{standing.reason}{report}"
-    )
-
-
-def _taken_back(candidate: ResolvedModel, place: Place, tags: dict[str, str]) -> str:
-    name, version = candidate.name, candidate.version
-    return (
-        f"{name} version {version} does not go to {place}, it was rolled back ({tags[ROLLED_BACK_TAG]}): "
-        f"`onnxserve promote {name} {version} --to {place} --force --why TEXT` promotes it all the same, and takes its "
-        f"tag {ROLLED_BACK_TAG} off"
     )
 
 

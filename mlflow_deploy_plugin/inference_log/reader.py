@@ -142,7 +142,7 @@ class InferenceLog:
         if unfinished is not None:
             raise NotFound(
                 f"no whole window of {every} has rows of endpoint {endpoint!r}; {unfinished} is not over yet: "
-                "name a window that is (--window START/END)"
+                f"--window {unfinished} judges what it has so far"
             )
         raise NotFound(f"nothing was captured of endpoint {endpoint!r} so far (looked in {self.shown})")
 

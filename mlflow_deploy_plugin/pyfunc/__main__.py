@@ -51,7 +51,8 @@ def _load(folder: Path) -> "Scorer":
         needed = f"the Python package {error.name!r}" if error.name else one_line(error)
         _log.exception("the model cannot be loaded; what it needs is in %s", folder / "requirements.txt")
         raise CannotStart(
-            f"the model needs {needed}, which is not installed here; the log says where its requirements.txt lies"
+            f"the model needs {needed}, which is not installed here: "
+            "`pip install -r` the file that `mlflow.pyfunc.get_model_dependencies(MODEL_URI)` answers"
         ) from None
     except Exception as error:  # noqa: BLE001 - loading runs the model's code
         _log.exception("the model cannot be loaded")

@@ -1,12 +1,13 @@
 """Stages and aliases as places a version can be moved to: who is there now, and the move itself."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve, versions_of
-from mlflow_deploy_plugin.registry.rollback import forget_rollback
+from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG, forget_rollback
 
 _STAGES = ("Production", "Staging", "Archived", "None")
 _KEEPS_ONE = ("Production", "Staging")  # MLflow archives the others of no other stage
@@ -68,6 +69,17 @@ def holder(model: str, place: Place, beside: str = "") -> ResolvedModel | None:
             versions = [str(version.version) for version in found if version.current_stage == place.stage]
     versions = sorted((version for version in versions if version != beside), key=int)
     return resolve(f"models:/{model}/{versions[-1]}") if versions else None
+
+
+def taken_back(model: str, version: str, place: Place, tags: Mapping[str, str]) -> str:
+    """Say why a version that was rolled back does not go to a place where it would be served; empty where it may."""
+    if not place.is_for_serving or ROLLED_BACK_TAG not in tags:
+        return ""
+    return (
+        f"{model} version {version} does not go to {place}, it was rolled back ({tags[ROLLED_BACK_TAG]}): "
+        f"`onnxserve promote {model} {version} --to {place} --force --why TEXT` promotes it all the same, and takes "
+        f"its tag {ROLLED_BACK_TAG} off"
+    )
 
 
 def move(model: str, version: str, place: Place) -> None:

@@ -24,14 +24,17 @@ class Earlier:
     source: str
 
 
-def stands_at(reference: Reference) -> str:
+def stands_at(reference: Reference, registry: Any = None) -> str:
     """The version that the stage, the alias or the tag means now; empty where there is none.
+
+    Args:
+        registry: MLflow's registry store, in MLflow's own server; None: this process is a client.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
     with registry_errors(f"model {reference.name}"):
-        client = registry_client()
+        client = registry or registry_client()
         if reference.kind == "alias":
             aliases = client.get_registered_model(reference.name).aliases
             return str(aliases.get(reference.selector, ""))
@@ -66,10 +69,13 @@ def point(reference: Reference, version: str) -> None:
             raise InvalidConfig(f"MLflow refuses {name} version {version}: {said}") from None
 
 
-def earlier_in_registry(reference: Reference, version: str) -> Earlier | None:
+def earlier_in_registry(reference: Reference, version: str, registry: Any = None) -> Earlier | None:
     """The version that the stage had before `version`, as the registry shows it; None where it does not.
 
     Versions that were rolled back are no candidates. An alias and a tag leave no trace of where they were.
+
+    Args:
+        registry: as of `stands_at`.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
@@ -77,7 +83,8 @@ def earlier_in_registry(reference: Reference, version: str) -> Earlier | None:
     if reference.kind != "stage":
         return None
     with registry_errors(f"model {reference.name}"):
-        versions = [one for one in versions_of(registry_client(), reference.name) if str(one.version) != version]
+        found = versions_of(registry or registry_client(), reference.name)
+    versions = [one for one in found if str(one.version) != version]
     sound = [one for one in versions if ROLLED_BACK_TAG not in one.tags]
     lower = highest([one for one in sound if _means(reference, one)])
     if lower is not None:
@@ -89,10 +96,10 @@ def earlier_in_registry(reference: Reference, version: str) -> Earlier | None:
     return None
 
 
-def was_rolled_back(name: str, version: str) -> bool:
+def was_rolled_back(name: str, version: str, registry: Any = None) -> bool:
     """Raises NotFound and RegistryUnavailable as `point`."""
     with registry_errors(f"model {name} version {version}"):
-        return ROLLED_BACK_TAG in registry_client().get_model_version(name, version).tags
+        return ROLLED_BACK_TAG in (registry or registry_client()).get_model_version(name, version).tags
 
 
 def forget_rollback(client: "MlflowClient", name: str, version: str) -> None:

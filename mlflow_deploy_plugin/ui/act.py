@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import requests
 
@@ -17,9 +16,6 @@ from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryU
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.ui.jobs import Job, read, write
-
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 
 _PATIENCE_SECONDS = 10
 _MLFLOW_SECONDS = "30"
@@ -77,10 +73,11 @@ def _reachable(servers: tuple[str, ...]) -> str:
 
 def _traffic(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.ui.possible import no_server
 
     endpoint, weights = job.asked["endpoint"], job.asked["weights"]
     deployments = Deployments(store, settings, print)
-    _check_running(deployments, endpoint)
+    _check(no_server(deployments.get_endpoint(endpoint)))
     deployments.set_traffic(endpoint, weights, why=job.asked["why"], actor=job.actor)
     return f"{endpoint} is answered by {', '.join(f'{name} {weight}' for name, weight in weights.items())}."
 
@@ -88,9 +85,10 @@ def _traffic(job: Job, store: Store, settings: Settings) -> str:
 def _rollback(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.ui.possible import no_server
 
     endpoint, deployments = job.asked["endpoint"], Deployments(store, settings, print)
-    _check_running(deployments, endpoint)
+    _check(no_server(deployments.get_endpoint(endpoint)))
     done = rollback(endpoint, job.asked["why"], job.actor, deployments=deployments)
     return f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
 
@@ -124,10 +122,9 @@ def _gate(job: Job, store: Store, settings: Settings) -> str:
     return f"The gate says {gated.verdict.state}: {gated.verdict.reason}."
 
 
-def _check_running(deployments: "Deployments", endpoint: str) -> None:
-    """A server that is started from here would keep the credentials of whoever pressed the button."""
-    if deployments.get_endpoint(endpoint).observation.state not in ("running", "starting"):
-        raise InvalidConfig(f"the server of {endpoint} does not run: `onnxserve start {endpoint}` first")
+def _check(refusal: str) -> None:
+    if refusal:
+        raise InvalidConfig(refusal)
 
 
 _ACTIONS: dict[str, Callable[[Job, Store, Settings], str]] = {

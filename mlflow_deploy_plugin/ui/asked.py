@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.store import Endpoint, Store
 _LONGEST_WHY = 500
 _TARGET = re.compile(r"@[A-Za-z0-9._-]{1,250}|None|Staging|Production|Archived")
 _WEIGHT = "weight:"
+_LARGEST_WEIGHT = 100
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ def _traffic(form: Mapping[str, str], store: Store) -> Asked:
         if variant.shadow:
             continue
         given = form.get(f"{_WEIGHT}{name}", "").strip()
-        if not given.isdecimal() or int(given) > 1_000_000:
-            raise InvalidConfig(f"the weight of {name} is {given or 'empty'!r}; a whole number from 0 up is expected")
+        if not given.isdecimal() or int(given) > _LARGEST_WEIGHT:
+            raise InvalidConfig(
+                f"the weight of {name} is {given or 'empty'!r}; a whole number from 0 to {_LARGEST_WEIGHT} is expected"
+            )
         weights[name] = int(given)
     if not any(weights.values()):
         raise InvalidConfig(f"nobody would answer {endpoint.name}: give at least one variant a weight")

@@ -11,9 +11,10 @@ from mlflow_deploy_plugin.registry.reference import parse_model_uri, registered_
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import AuditEvent, Store
 from mlflow_deploy_plugin.store.rollouts import Rollout
-from mlflow_deploy_plugin.ui.caller import is_administrator, may_act_on, may_read
+from mlflow_deploy_plugin.ui.caller import caller, is_administrator, may_act_on, may_read
 from mlflow_deploy_plugin.ui.live import Figures, Live, ask
 from mlflow_deploy_plugin.ui.mlflow_pages import MonitorVerdict, Pages
+from mlflow_deploy_plugin.ui.possible import no_rollback, no_traffic
 from mlflow_deploy_plugin.ui.registered import RegisteredModel, registered_models
 from mlflow_deploy_plugin.ui.visible import hidden_endpoints, visible
 
@@ -38,7 +39,12 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class EndpointCard:
-    """An endpoint as the page shows it. `health` is one word, `reason` why it is not `healthy`."""
+    """An endpoint as the page shows it.
+
+    Attributes:
+        health: one word; `reason` says why it is not `healthy`.
+        no_traffic / no_rollback: why these would be refused now; empty where they would not.
+    """
 
     name: str
     health: str
@@ -48,6 +54,8 @@ class EndpointCard:
     variants: tuple[VariantRow, ...] = ()
     verdicts: tuple[MonitorVerdict, ...] = ()
     gate_required: bool = False
+    no_traffic: str = ""
+    no_rollback: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,9 @@ def gather(store: Store, settings: Settings, registry: Any, pages: Pages) -> Ove
         return Overview(error=error.message)
     readable = [one for one in observed if all(may_read(name) for name in registered_names(one.endpoint.spec))]
     live = ask({one.endpoint.name: one.observation.url for one in readable if one.observation.url})
-    models = registered_models(registry, [one.endpoint.spec for one in readable], pages.report)
-    cards = [_card(one, live.get(one.endpoint.name), pages) for one in readable]
+    has_account = bool(caller().user)
+    models = registered_models(registry, [one.endpoint.spec for one in readable], pages.report, has_account)
+    cards = [_card(one, live.get(one.endpoint.name), pages, store, registry) for one in readable]
     if is_administrator():  # nobody can tell of which models it is
         cards += [EndpointCard(one.name, "unreadable", one.reason, may_act=False) for one in unreadable]
     hidden = hidden_endpoints(store, [rollout.endpoint for rollout in rollouts])
@@ -89,8 +98,10 @@ def gather(store: Store, settings: Settings, registry: Any, pages: Pages) -> Ove
     )
 
 
-def _card(one: ObservedEndpoint, live: Live | None, pages: Pages) -> EndpointCard:
+def _card(one: ObservedEndpoint, live: Live | None, pages: Pages, store: Store, registry: Any) -> EndpointCard:
     spec, seen = one.endpoint.spec, one.observation
+    may_act = may_act_on(registered_names(spec))
+    is_silent = live is not None and bool(live.error)  # it would be asked again, and waited for
     health, reason = _health(seen, live)
     return EndpointCard(
         name=spec.name,
@@ -99,8 +110,10 @@ def _card(one: ObservedEndpoint, live: Live | None, pages: Pages) -> EndpointCar
         url=seen.url,
         variants=tuple(_row(one, name, live or Live(), pages) for name in spec.variants),
         verdicts=tuple(pages.verdicts(spec.name, one.endpoint.created_at)),
-        may_act=may_act_on(registered_names(spec)),
+        may_act=may_act,
         gate_required=bool(spec.require),
+        no_traffic=no_traffic(store, one) if may_act else "",
+        no_rollback=no_rollback(store, one, registry) if may_act and not is_silent else "",
     )
 
 

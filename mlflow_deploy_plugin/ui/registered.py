@@ -1,17 +1,34 @@
 """The registered models behind endpoints, as this MLflow server's own registry has them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.gate.policy import policy_of
+from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_of
+from mlflow_deploy_plugin.registry.promote import Place, parse_place
 from mlflow_deploy_plugin.registry.reference import registered_references
 from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.registry.tags import Standing, standing_of
 from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.ui.possible import THERE, no_gate, no_promotion
 
 _VERSIONS = 6
+
+
+@dataclass(frozen=True)
+class Target:
+    """A stage or @alias that a version may be promoted to. `refusal` says why it may not; empty where it may."""
+
+    place: str
+    refusal: str = ""
+
+    @property
+    def shown(self) -> str:
+        """As an entry of a list, where the whole reason has no room."""
+        if not self.refusal:
+            return self.place
+        return f"{self.place} – {THERE if self.refusal == THERE else 'it was rolled back'}"
 
 
 @dataclass(frozen=True)
@@ -21,6 +38,7 @@ class Version:
     Attributes:
         report: the address of its gate's report, or empty.
         rolled_back: out of which endpoint it was taken back, and why; empty where it was not.
+        targets: the places that are followed, and the stages.
     """
 
     number: str
@@ -29,6 +47,7 @@ class Version:
     standing: Standing
     report: str = ""
     rolled_back: str = ""
+    targets: tuple[Target, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,23 +55,27 @@ class RegisteredModel:
     """A registered model with its newest versions, and those that stand somewhere.
 
     Attributes:
-        gated: the stages and aliases that only a passed version may take; `error` says why nobody knows.
-        targets: the stages and @aliases that are followed.
+        gated: the stages and aliases that only a passed version may take.
+        error: why nobody knows that; nothing can be promoted or judged then.
+        no_gate: why the gate would be refused here; empty where it would not.
     """
 
     name: str
     versions: tuple[Version, ...] = ()
     gated: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
     error: str = ""
+    no_gate: str = ""
 
 
-def registered_models(registry: Any, specs: Iterable[EndpointSpec], link: Any) -> list[RegisteredModel]:
+def registered_models(
+    registry: Any, specs: Iterable[EndpointSpec], link: Any, has_account: bool
+) -> list[RegisteredModel]:
     """All models that the endpoints refer to.
 
     Args:
         registry: MLflow's registry store.
         link: the tag of a gate's report → its address.
+        has_account: whoever asks has one, so that others may less than they.
     """
     followed: dict[str, set[str]] = {}
     for spec in specs:
@@ -62,10 +85,10 @@ def registered_models(registry: Any, specs: Iterable[EndpointSpec], link: Any) -
                 targets.add(reference.selector.title())
             elif reference.kind == "alias":
                 targets.add(f"@{reference.selector}")
-    return [_model(registry, name, targets, link) for name, targets in sorted(followed.items())]
+    return [_model(registry, name, targets, link, has_account) for name, targets in sorted(followed.items())]
 
 
-def _model(registry: Any, name: str, targets: set[str], link: Any) -> RegisteredModel:
+def _model(registry: Any, name: str, targets: set[str], link: Any, has_account: bool) -> RegisteredModel:
     from mlflow.exceptions import MlflowException
 
     stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in targets]
@@ -74,7 +97,7 @@ def _model(registry: Any, name: str, targets: set[str], link: Any) -> Registered
         model = registry.get_registered_model(name)
         found = list(registry.search_model_versions(_filter(name), max_results=200))
     except MlflowException as error:
-        return RegisteredModel(name, error=" ".join(str(error).split())[:300], targets=chosen)
+        return RegisteredModel(name, error=" ".join(str(error).split())[:300])
     by_version: dict[str, list[str]] = {}
     for alias, version in model.aliases.items():
         by_version.setdefault(str(version), []).append(alias)
@@ -84,20 +107,42 @@ def _model(registry: Any, name: str, targets: set[str], link: Any) -> Registered
         for index, one in enumerate(found)
         if index < _VERSIONS or one.current_stage in ("Production", "Staging") or str(one.version) in by_version
     ]
-    versions = tuple(_version(one, by_version, link) for one in shown)
     try:
         policy = policy_of(name, model.tags)
     except InvalidConfig as error:
-        return RegisteredModel(name, versions, (), chosen, error.message)
+        versions = tuple(_version(one, by_version, link, ()) for one in shown)
+        return RegisteredModel(name, versions, error=error.message, no_gate=error.message)
+    applied = policy or GatePolicy()  # as for `onnxserve promote`
+    holders = {place: _holders(place, found, model.aliases) for place in map(parse_place, chosen)}
+    versions = tuple(
+        _version(
+            one,
+            by_version,
+            link,
+            tuple(
+                Target(str(place), no_promotion(name, str(one.version), place, one.tags, applied, there))
+                for place, there in holders.items()
+            ),
+        )
+        for one in shown
+    )
     gated = (*policy.gated_stages, *(f"@{alias}" for alias in policy.gated_aliases)) if policy is not None else ()
-    return RegisteredModel(name, versions, gated, chosen)
+    return RegisteredModel(name, versions, gated, no_gate=no_gate(applied, has_account))
 
 
-def _version(found: Any, aliases: dict[str, list[str]], link: Any) -> Version:
+def _holders(place: Place, versions: Iterable[Any], aliases: Mapping[str, Any]) -> frozenset[str]:
+    """The versions that are at the place."""
+    if place.alias:
+        return frozenset([str(aliases[place.alias])] if place.alias in aliases else [])
+    return frozenset(str(one.version) for one in versions if one.current_stage == place.stage)
+
+
+def _version(found: Any, aliases: dict[str, list[str]], link: Any, targets: tuple[Target, ...]) -> Version:
     number, standing = str(found.version), standing_of(found.tags)
     stage = found.current_stage if found.current_stage != "None" else ""
     taken_back = found.tags.get(ROLLED_BACK_TAG, "")
-    return Version(number, stage, tuple(sorted(aliases.get(number, ()))), standing, link(standing.report), taken_back)
+    stands = tuple(sorted(aliases.get(number, ())))
+    return Version(number, stage, stands, standing, link(standing.report), taken_back, targets)
 
 
 def _filter(name: str) -> str:

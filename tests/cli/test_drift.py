@@ -121,3 +121,19 @@ def test_what_cannot_be_is_one_clear_line(home, arguments, code, message):
     assert result.exit_code == code
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_a_file_beside_a_file_needs_no_endpoint(home, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, shift, count in (("training.csv", 0, 2000), ("recent.csv", 2, 250)):
+        values = "\n".join(map(str, rng.normal(shift, 1, count)))
+        (tmp_path / name).write_text(f"x\n{values}\n")
+
+    result = invoke("mine", "--rows", "recent.csv", "--reference", "training.csv")
+    half = invoke("mine", "--rows", "recent.csv")
+
+    assert result.exit_code == 0, result.output
+    assert re.match(r"mine drift .*: drift\n  250 rows\n  x: mean ", result.stdout)
+    assert "experiment onnxserve/mine" in result.stdout
+    assert half.exit_code == 2
+    assert "--rows and --reference go together" in half.stderr

@@ -1,10 +1,7 @@
-"""docs/deployments.md does what it says: its blocks are taken out of the page and run, in their order."""
+"""The guides do what they say: their blocks are taken out of the page and run, in their order."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,28 +9,15 @@ import pandas as pd
 import pytest
 from mlflow.deployments import BaseDeploymentClient
 
-PAGE = (Path(__file__).parents[2] / "docs" / "deployments.md").read_text()
+from support.page import run_page
 
 
 @pytest.mark.long
-def test_the_page_runs_as_it_stands(
+def test_the_page_of_deployments_runs_as_it_stands(
     client: BaseDeploymentClient, tmp_path: Path, new_database: Callable[[Path], str]
 ) -> None:
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "MLFLOW_TRACKING_URI": new_database(tmp_path),
-    }
-    output = []
-    for language, code in re.findall(r"^```(sh|python)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE):
-        command = ["bash", "-euo", "pipefail", "-c", code] if language == "sh" else [sys.executable, "-c", code]
-        ran = subprocess.run(
-            command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert ran.returncode == 0, f"{code}\n{ran.stdout}\n{ran.stderr}"
-        output.append(ran.stdout)
+    trained, one, several, files, python = run_page("deployments.md", tmp_path, new_database(tmp_path))
 
-    trained, one, several, files, python = output
     del trained
     assert '{"predictions": [0, 0, 0]}' in one
     assert "model_uri: models:/cancer/2" in one
@@ -44,4 +28,23 @@ def test_the_page_runs_as_it_stands(
     )
     assert files.splitlines()[:3] == ["0", "0", "0"]
     assert "{'champion': 95, 'challenger': 5}" in python
+    assert client.list_endpoints() == []
+
+
+@pytest.mark.long
+def test_the_page_of_registered_models_goes_from_an_old_version_to_onnx_and_back(
+    client: BaseDeploymentClient, tmp_path: Path, new_database: Callable[[Path], str]
+) -> None:
+    _, _, as_it_is, converted, compared, moved, back = run_page("registered.md", tmp_path, new_database(tmp_path))
+
+    served = ("version: 1\n", "flavor: python_function\n", "stage: Production\n")
+    assert '{"predictions": [0, 0, 0]}' in as_it_is
+    assert all(line in as_it_is for line in served)
+    assert "version 2" in converted
+    assert compared.startswith("the same answers\ncancer version 2: passed, compared with models:/cancer/1\n")
+    assert "cancer/cancer serves it after" in moved
+    assert "version: 2\nflavor: onnxserve\nstage: Production\nparity: proven\n" in moved
+    assert '{"predictions": [0, 0, 0]}' in moved
+    assert "cancer: cancer 1 instead of 2" in back
+    assert all(line in back for line in served)
     assert client.list_endpoints() == []

@@ -189,6 +189,13 @@ def press(page: Page, name: str, **how: Any) -> None:
     expect(page.get_by_text("Done: ")).to_be_visible(timeout=90_000)
 
 
+def test_the_console_does_not_offer_to_go_back_where_nothing_was_before(platform: Platform) -> None:
+    page = open_console(platform)
+    expect(page.get_by_role("button", name="Roll back")).to_be_disabled()
+    expect(page.get_by_text(f"nor MLflow tells what endpoint '{ENDPOINT}' served before version 1")).to_be_visible()
+    expect(page.get_by_role("button", name="Change the traffic")).to_be_enabled()
+
+
 def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fails(platform: Platform) -> None:
     clicked = move_in_the_ui(platform, "2", "Production")
     platform.traffic.wait_for("2")
@@ -196,6 +203,7 @@ def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fail
     moved = [event for event in platform.events("transition") if event.version == "2"][-1]
     assert (moved.before, moved.after, moved.actor) == ("None", "Production", "anonymous@127.0.0.1")
     assert moved.detail["stood_there"] == "1"
+    expect(open_console(platform).get_by_role("button", name="Roll back")).to_be_enabled()
 
 
 def test_a_refused_gate_is_said_by_the_ui_itself_and_nothing_moves(platform: Platform) -> None:

@@ -7,7 +7,7 @@ one judges the window again, adopts its run in MLflow, and tells again. So an al
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller import retrain
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
@@ -170,6 +170,11 @@ def alarms_in_a_row(windows: Sequence[MonitorWindow]) -> int:
             break
         count += 1
     return count
+
+
+def unwritten_window(endpoint: str, monitor: str, window: Window, now: datetime) -> MonitorWindow:
+    """A window that is not in the store: what is found of it stands in MLflow alone."""
+    return MonitorWindow(0, endpoint, monitor, window.start, window.end, 0, True, "pending", now, now)
 
 
 def as_judged(window: MonitorWindow, answer: Answer, notes: Sequence[str]) -> MonitorWindow:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.attempt import Attempts, as_judged, shown
+from mlflow_deploy_plugin.controller.monitors.attempt import Attempts, as_judged, shown, unwritten_window
 from mlflow_deploy_plugin.controller.monitors.chosen import Monitor
 from mlflow_deploy_plugin.controller.monitors.judging import (
     Answer,
@@ -91,8 +91,7 @@ def run_window(
 def _try(
     deployments: Deployments, monitor: Monitor, window: Window, judge: Judge, notes: Sequence[str]
 ) -> tuple[MonitorWindow, Answer]:
-    now = deployments.store.now()
-    unwritten = MonitorWindow(0, monitor.endpoint, monitor.name, window.start, window.end, 0, True, "pending", now, now)
+    unwritten = unwritten_window(monitor.endpoint, monitor.name, window, deployments.store.now())
     notes = (*notes, f"judged with {monitor.tried} for once: in MLflow alone, no verdict of the monitor")
     endpoint = deployments.store.endpoint(monitor.endpoint)
     question = question_of(unwritten, monitor.spec, deployments.settings, endpoint, notes)

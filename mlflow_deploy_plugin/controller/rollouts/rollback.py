@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from mlflow_deploy_plugin.controller.rollouts.begin import main_variant
 from mlflow_deploy_plugin.controller.rollouts.command import abort
@@ -62,6 +63,31 @@ def rollback(
         return _rollback(opened, endpoint, why, actor or this_actor(), to)
 
 
+def rollback_refusal(store: Store, observed: ObservedEndpoint, registry: Any = None) -> str:
+    """Say why `rollback` would refuse to bring back what was served before; empty where it would try.
+
+    Args:
+        registry: MLflow's registry store, in MLflow's own server; None: this process is a client.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer.
+        StoreUnavailable: the audit trail cannot be read.
+    """
+    spec = observed.endpoint.spec
+    if store.rollouts(spec.name, live=True):
+        return ""  # it is aborted, and that is all
+    try:
+        main = main_variant(spec)
+        reference = parse_model_uri(spec.variants[main].model)
+        if reference.followed:
+            _current_and_earlier(store, observed, main, reference, registry)
+        else:
+            _earlier_model(store, spec.name, main, spec.variants[main].model)
+    except (InvalidConfig, NotFound) as error:
+        return error.message
+    return ""
+
+
 def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to: str | None) -> dict[str, str]:
     begun, begun_at = time.monotonic(), deployments.store.now()
     observed = deployments.get_endpoint(endpoint)
@@ -76,11 +102,11 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
     if not reference.followed:
         return _pinned_back(deployments, observed, main, why, actor, to)
     seen = see(observed, with_numbers=False)
-    current = stands_at(reference) or seen.versions.get(main, "")
     if to:
+        current = _current(observed, main, reference)
         earlier = Earlier(_version_asked_for(to, reference), "it was asked for")
     else:
-        earlier = _earlier(deployments.store, observed, main, reference, current)
+        current, earlier = _current_and_earlier(deployments.store, observed, main, reference)
     if earlier.version == current:
         raise InvalidConfig(f"{spec.variants[main].model} is version {current} already")
     point(reference, earlier.version)
@@ -134,22 +160,31 @@ def _pinned_back(
     return figures
 
 
-def _earlier(store: Store, observed: ObservedEndpoint, main: str, reference: Reference, current: str) -> Earlier:
-    """The version that was served before `current`, from the truest source that knows it."""
-    for earlier in _known(store, observed, main, reference, current):
+def _current(observed: ObservedEndpoint, main: str, reference: Reference, registry: Any = None) -> str:
+    """The version that is followed now, or else served; empty where there is none."""
+    return stands_at(reference, registry) or see(observed, with_numbers=False).versions.get(main, "")
+
+
+def _current_and_earlier(
+    store: Store, observed: ObservedEndpoint, main: str, reference: Reference, registry: Any = None
+) -> tuple[str, Earlier]:
+    """The version of now, and the one that was served before it, from the truest source that knows it."""
+    current = _current(observed, main, reference, registry)
+    for earlier in _known(store, observed, main, reference, current, registry):
         try:
-            if earlier.version != current and not was_rolled_back(reference.name, earlier.version):
-                return earlier
+            if earlier.version != current and not was_rolled_back(reference.name, earlier.version, registry):
+                return current, earlier
         except NotFound:  # it was deleted
             continue
     raise NotFound(
-        f"nothing tells what endpoint {observed.endpoint.name!r} served before version {current} of {reference.name}, "
-        f"in MLflow at {registry_address()}: say --to VERSION"
+        f"neither the audit trail nor the server nor MLflow at {registry_address()} tells what endpoint "
+        f"{observed.endpoint.name!r} served before version {current} of {reference.name}: "
+        f"say `onnxserve rollback {observed.endpoint.name} --to VERSION`"
     )
 
 
 def _known(
-    store: Store, observed: ObservedEndpoint, main: str, reference: Reference, current: str
+    store: Store, observed: ObservedEndpoint, main: str, reference: Reference, current: str, registry: Any
 ) -> Iterator[Earlier]:
     endpoint = observed.endpoint.name
     stood = _stood(_moves(store, endpoint, reference))
@@ -159,7 +194,7 @@ def _known(
         yield from in_trail
     page = fetch_page(observed.observation.url) if observed.observation.url else None
     answered = read_answered(page, endpoint, main, reference.name) if page else []
-    registered = earlier_in_registry(reference, current)
+    registered = earlier_in_registry(reference, current, registry)
     passed = ""
     if registered is not None and registered.version not in answered:
         passed = f"; passed over is version {registered.version}: {registered.source}, and has answered nothing here"
@@ -233,7 +268,10 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
     for model in reversed(models):
         if model not in {current, *taken_back}:
             return model
-    raise NotFound(f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: say --to MODEL")
+    raise NotFound(
+        f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: "
+        f"say `onnxserve rollback {endpoint} --to MODEL`"
+    )
 
 
 def _version_asked_for(to: str, reference: Reference) -> str:

@@ -4,7 +4,7 @@ import inspect
 import io
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from typing import Any
 
@@ -116,7 +116,8 @@ def _quiet() -> Iterator[None]:
 def _answering(module: torch.nn.Module) -> Iterator[None]:
     """In `eval` mode; afterwards each layer is in its own mode again, because some may be frozen in training."""
     modes = [(layer, layer.training) for layer in module.modules()]
-    module.eval()
+    with suppress(NotImplementedError):  # a traced graph, as MLflow's format pt2 holds, has no modes but its own
+        module.eval()
     try:
         yield
     finally:

@@ -136,14 +136,16 @@ def test_what_was_rolled_back_once_is_passed_over(store: Store, model: str) -> N
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 
     assert [rollback("flights")["to"] for _ in range(2)] == ["1", "2"]
-    with pytest.raises(NotFound, match=f"served before version 2 of {model}, in MLflow at .*: say --to VERSION"):
+    with pytest.raises(
+        NotFound, match=f"MLflow at .* served before version 2 of {model}: say `onnxserve rollback .* --to VERSION`"
+    ):
         rollback("flights")
 
 
 def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
 
-    with pytest.raises(NotFound, match="say --to VERSION"):
+    with pytest.raises(NotFound, match="--to VERSION`"):
         rollback("flights")
     with pytest.raises(InvalidConfig, match="is version 3 already"):
         rollback("flights", to="3")
@@ -219,7 +221,7 @@ def test_models_of_an_endpoint_that_was_deleted_are_not_those_of_its_namesake(
     store.remove_endpoint("flights")
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/Y/2"))
 
-    with pytest.raises(NotFound, match="say --to MODEL"):
+    with pytest.raises(NotFound, match="--to MODEL`"):
         pinned()
 
 

@@ -1,3 +1,4 @@
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -107,6 +108,22 @@ def test_table_becomes_one_input():
 
     assert wrapped.converted.inputs[0].columns == tuple("abcd")
     assert wrapped.report.state == "proven"
+
+
+def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path):
+    """MLflow's default format `pt2`: what it loads has no `eval`, it is in the mode that it was traced in."""
+    rows = torch.randn(20, 4)
+    module = _mlp().eval()
+    mlflow.pytorch.save_model(module, tmp_path / "logged", input_example=rows[:5].numpy(), serialization_format="pt2")
+    traced = mlflow.pytorch.load_model(tmp_path / "logged")
+
+    save_model(traced, tmp_path / "model", input_example=rows.numpy())
+
+    model = load_model(str(tmp_path / "model"))
+    assert model.artifact.parity_state == "proven"
+    with torch.no_grad():
+        wanted = module(rows).numpy()
+    np.testing.assert_allclose(model.prediction(model.run(model.schema.from_array(rows.numpy()))), wanted, atol=1e-5)
 
 
 def test_answer_without_a_batch_is_refused():

@@ -1,0 +1,60 @@
+"""Why a button of the console would be refused now: for the page, which then does not offer it, and for what it starts.
+
+Each reason is that of whoever would refuse: the lifecycle, the rollback, the promotion, the gate. What only trying can
+tell, as the gate's verdict, is no reason here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow_deploy_plugin.controller.rollouts.rollback import rollback_refusal
+from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
+from mlflow_deploy_plugin.deployments.lifecycle import traffic_refusal
+from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
+from mlflow_deploy_plugin.gate.dataset import check_is_an_artifact
+from mlflow_deploy_plugin.gate.policy import GatePolicy
+from mlflow_deploy_plugin.registry.connection import without_addresses
+from mlflow_deploy_plugin.registry.promote import Place, taken_back
+from mlflow_deploy_plugin.registry.tags import standing_of
+from mlflow_deploy_plugin.store import Store
+
+THERE = "it is there already"
+
+
+def no_server(observed: ObservedEndpoint) -> str:
+    """A server that is started from here would keep the credentials of whoever pressed the button."""
+    if observed.observation.state in ("running", "starting"):
+        return ""
+    name = observed.endpoint.spec.name
+    return f"the server of {name} does not run: `onnxserve start {name}` first"
+
+
+def no_traffic(store: Store, observed: ObservedEndpoint) -> str:
+    """Why its weights cannot be changed."""
+    return no_server(observed) or traffic_refusal(store, observed.endpoint.spec.name)
+
+
+def no_rollback(store: Store, observed: ObservedEndpoint, registry: Any) -> str:
+    """Why it cannot be rolled back. Args: registry: MLflow's registry store."""
+    try:
+        return no_server(observed) or without_addresses(rollback_refusal(store, observed, registry))
+    except RegistryUnavailable:  # pressing it says so
+        return ""
+
+
+def no_promotion(
+    model: str, version: str, place: Place, tags: Mapping[str, str], policy: GatePolicy, holders: frozenset[str]
+) -> str:
+    """Why the version cannot be promoted to a place. Args: holders: the versions that are there."""
+    is_settled = holders == {version} and (standing_of(tags).passed or not policy.gates(place))
+    return taken_back(model, version, place, tags) or (THERE if is_settled else "")
+
+
+def no_gate(policy: GatePolicy, has_account: bool) -> str:
+    """Why the gate cannot be run for versions of a model with this policy."""
+    if has_account and "evaluation" not in policy.skip:
+        try:
+            check_is_an_artifact(policy.evaluation.dataset)
+        except InvalidConfig as error:
+            return error.message
+    return ""
