@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +31,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # The tests start hundreds of processes, each of which would compile this package anew, and pytest every test.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A script's job in the background ignores SIGINT and SIGHUP, and so would everything that the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # What is imported for the tests stays until their end. To look through it for garbage took seconds of each run.
 gc.disable()
