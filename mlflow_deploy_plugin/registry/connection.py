@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -112,9 +112,18 @@ def import_mlflow_alone() -> None:
 
 
 def registry_client() -> "MlflowClient":
-    from mlflow import MlflowClient  # here and below: a second, and not needed for a model on this disk
+    """Return MLflow's client for where the environment says that MLflow is.
 
-    return MlflowClient()
+    Raises:
+        InvalidConfig: MLflow knows no such address.
+    """
+    from mlflow import MlflowClient  # here and below: a second, and not needed for a model on this disk
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient()
+    except MlflowException as error:
+        raise InvalidConfig(f"MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI: {_one_line(error)}") from None
 
 
 def registry_address() -> str:

@@ -2,9 +2,11 @@ import os
 
 import pytest
 
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import (
     limit_patience,
     patience_for_files,
+    registry_client,
     without_addresses,
     without_credentials,
 )
@@ -73,3 +75,15 @@ def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.Mo
     assert TIMEOUT not in os.environ
     second.__exit__(None, None, None)
     assert os.environ[TIMEOUT] == "5"
+
+
+def test_an_address_that_mlflow_does_not_know_is_said_in_one_line_without_its_password(
+    clean: pytest.MonkeyPatch,
+) -> None:
+    clean.setenv("MLFLOW_TRACKING_URI", "foo://user:secret@somewhere")
+
+    with pytest.raises(InvalidConfig, match=r"^MLFLOW_TRACKING_URI, or .*unsupported URI 'foo://somewhere'") as refused:
+        registry_client()
+
+    assert "secret" not in refused.value.message
+    assert "\n" not in refused.value.message
