@@ -123,7 +123,7 @@ class Deployments:
             if endpoint is None and found == name and set(stored.spec.variants) == {name}:
                 self._endpoints.remove(found, "", None)
             else:
-                self._endpoints.change(stored.spec, remove_variant(stored.spec, name), Cause())
+                self._endpoints.change(stored.spec, _without(stored.spec, name), Cause())
         return True
 
     def get(self, name: str, endpoint: str | None = None) -> Deployment:
@@ -362,3 +362,12 @@ def traffic_refusal(store: Store, endpoint: str) -> str:
         f"the traffic of {endpoint!r} is its rollout's, which is under way: `onnxserve rollout {endpoint} --abort` "
         "gives it back to what was served before"
     )
+
+
+def _without(spec: EndpointSpec, name: str) -> EndpointSpec:
+    try:
+        return remove_variant(spec, name)
+    except InvalidConfig as error:
+        raise InvalidConfig(
+            f"without {name!r} {error.message}; `onnxserve endpoint delete {spec.name}` ends the whole endpoint"
+        ) from None
