@@ -5,7 +5,12 @@ import click
 
 @click.command()
 @click.argument("name")
-@click.option("--to", metavar="VERSION", show_default="what was served before", help="Version to go back to.")
+@click.option(
+    "--to",
+    metavar="VERSION|MODEL",
+    show_default="what was served before",
+    help="Version to go back to, or, of an endpoint that follows nothing, its model URI.",
+)
 @click.option(
     "--why", default="", metavar="REASON", help="Reason, kept in the audit trail and on the version in MLflow."
 )
