@@ -13,6 +13,7 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import MonitorSpec, new_endpoint
+from support.tracking import tracking_at
 
 ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=["temp", "wind", "visib"])
 
@@ -128,11 +129,11 @@ def test_a_dataset_is_kept_by_its_whole_path(
 
 
 def test_where_mlflow_does_not_answer_names_pass_and_it_is_said(
-    deployments: Deployments, monkeypatch: pytest.MonkeyPatch, free_port: int, said: list[str]
+    deployments: Deployments, free_port: int, said: list[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
     deployments.store.add_endpoint("onnxserve", new_endpoint("flights", "models:/late/1"))
 
-    add(deployments, columns="nobody,knows")
+    with tracking_at(f"http://127.0.0.1:{free_port}"):
+        add(deployments, columns="nobody,knows")
 
     assert [line for line in said if line.startswith("the columns that the monitors name are not checked")]

@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.registry.connection import (
     without_addresses,
     without_credentials,
 )
+from support.tracking import tracking_at
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
@@ -77,12 +78,9 @@ def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.Mo
     assert os.environ[TIMEOUT] == "5"
 
 
-def test_an_address_that_mlflow_does_not_know_is_said_in_one_line_without_its_password(
-    clean: pytest.MonkeyPatch,
-) -> None:
-    clean.setenv("MLFLOW_TRACKING_URI", "foo://user:secret@somewhere")
-
-    with pytest.raises(InvalidConfig, match=r"^MLFLOW_TRACKING_URI, or .*unsupported URI 'foo://somewhere'") as refused:
+def test_an_address_that_mlflow_does_not_know_is_said_in_one_line_without_its_password() -> None:
+    said = r"^MLFLOW_TRACKING_URI, or .*unsupported URI 'foo://somewhere'"
+    with tracking_at("foo://user:secret@somewhere"), pytest.raises(InvalidConfig, match=said) as refused:
         registry_client()
 
     assert "secret" not in refused.value.message
