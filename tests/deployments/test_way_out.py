@@ -1,18 +1,14 @@
 """What has no ONNX form is served all the same by the way that its refusal names, word for word."""
 
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
-import mlflow.pytorch
-import mlflow.sklearn
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from mlflow.deployments import BaseDeploymentClient
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -26,46 +22,32 @@ ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)), columns=["a",
 NAMED = re.compile(r"Log it with mlflow\.(\w+)\.log_model\(…, (\w+)=\"(\w+)\"\), and deploy it by the same command")
 
 
-class Turning(torch.nn.Module):
-    """Its answer depends on its values, by Python's own `if`."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * 2 if bool(x.sum() > 0) else -x
-
-
-PIPELINE = make_pipeline(FunctionTransformer(np.square), LogisticRegression()).fit(ROWS, ROWS.a.abs() > 0.5)
+def squared() -> tuple[Any, Any, list[Any]]:
+    """A scikit-learn model with a Python function in it, rows, and its answers."""
+    model = make_pipeline(FunctionTransformer(np.square), LogisticRegression()).fit(ROWS, ROWS.a.abs() > 0.5)
+    return model, ROWS, model.predict(ROWS).tolist()
 
 
-@pytest.fixture
-def by_value() -> Iterator[None]:
-    """The class of this file goes into the pickle, as one of a notebook does."""
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+def turning() -> tuple[Any, Any, list[Any]]:
+    """A torch module whose answer depends on its values, by Python's own `if`, rows, and its answers."""
+    torch = pytest.importorskip("torch")
+
+    class Turning(torch.nn.Module):  # type: ignore[misc]  # here, it is pickled by value as one of a notebook
+        def forward(self, x: Any) -> Any:
+            return x * 2 if bool(x.sum() > 0) else -x
+
+    rows = ROWS.to_numpy(np.float32)
+    return Turning(), rows, Turning()(torch.from_numpy(rows.copy())).tolist()
 
 
-@pytest.mark.parametrize(
-    ("model", "example", "answers"),
-    [
-        pytest.param(PIPELINE, ROWS, PIPELINE.predict(ROWS).tolist(), id="sklearn"),
-        pytest.param(
-            Turning(),
-            ROWS.to_numpy(np.float32),
-            Turning()(torch.from_numpy(ROWS.to_numpy(np.float32))).tolist(),
-            id="torch",
-            marks=pytest.mark.long,
-        ),
-    ],
-)
+@pytest.mark.parametrize("made", [squared, pytest.param(turning, marks=pytest.mark.long)])
 def test_a_model_that_is_not_converted_is_logged_and_deployed_as_its_refusal_says(
     tmp_path: Path,
     client: BaseDeploymentClient,
     new_database: Callable[[Path], str],
-    by_value: None,
-    model: Any,
-    example: Any,
-    answers: list[Any],
+    made: Callable[[], tuple[Any, Any, list[Any]]],
 ) -> None:
+    model, example, answers = made()
     with tracking_at(new_database(tmp_path)):
         experiment = mlflow.create_experiment("e", artifact_location=str(tmp_path / "artifacts"))
         with mlflow.start_run(experiment_id=experiment):
