@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.models import infer_signature
 
 from support.tracking import DEFAULT_EXPERIMENT
+from support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.docker,
@@ -100,8 +101,8 @@ def test_a_spec_is_served_where_the_environment_says_and_the_health_check_asks_t
     spec.write_text("{apiVersion: onnxserve/v1, name: doubled, variants: {only: {model: /model}}}")
     mounts = ["-v", f"{model_folder}:/model:ro", "-v", f"{spec}:/spec.yaml:ro"]
     with start(image, *mounts, "-e", "ONNXSERVE_PORT=9000", command=["serve", "--spec", "/spec.yaml"]) as container:
-        container.wait_healthy()
-        assert "http://127.0.0.1:9000" in container.logs
+        container.wait_healthy()  # its worker answers a moment before the supervisor says so
+        wait_until(lambda: "http://127.0.0.1:9000" in container.logs, what="the address in the log")
 
 
 def test_a_device_that_is_not_there_is_refused_in_one_line(image: str, docker: Any, model_folder: Path) -> None:
