@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from support.mlflow_server import MlflowServer
-from support.serving import Served, servers_below
-from support.tracking import create_database
-from support.waiting import free_port as find_free_port
+from tests.support.mlflow_server import MlflowServer
+from tests.support.serving import Served, servers_below
+from tests.support.tracking import create_database
+from tests.support.waiting import free_port as find_free_port
 
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", GIT_PYTHON_REFRESH="quiet")
 for variable in [

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from support.models import IDENTITY, write_model
-from support.waiting import wait_until
+from tests.support.models import IDENTITY, write_model
+from tests.support.waiting import wait_until
 
 FORGED = "a\r\n2030-01-01 00:00:00,000 [serve] ERROR forged\x1b[2J\u2028b"
 _SAYS = f"""

@@ -7,9 +7,9 @@ import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.server.capture import CaptureWriter
-from support.following import Case, World
-from support.models import write_model
-from support.shipping import Clock
+from tests.support.following import Case, World
+from tests.support.models import write_model
+from tests.support.shipping import Clock
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.server.state import (
     ShippingState,
     read_state,
 )
-from support.following import STAGE, Case, Later
+from tests.support.following import STAGE, Case, Later
 
 
 def test_what_the_registry_names_is_wanted_and_a_move_is_noticed_at_the_next_poll(case: Case) -> None:

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.server.state import (
     LoadingState,
     write_state,
 )
-from support.following import STAGE, Case
+from tests.support.following import STAGE, Case
 
 
 def test_a_variant_that_is_given_a_model_that_cannot_be_had_keeps_the_one_it_has(case: Case) -> None:

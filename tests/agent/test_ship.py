@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.runtime.schema import Schema
 from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
 from mlflow_deploy_plugin.server.captured_model import kept_of
 from mlflow_deploy_plugin.server.feedback import Feedback
-from support.shipping import HOUR, IMAGES, NOON, TABULAR, files, rows, write
+from tests.support.shipping import HOUR, IMAGES, NOON, TABULAR, files, rows, write
 
 
 def test_captured_rows_come_out_under_the_signatures_names(

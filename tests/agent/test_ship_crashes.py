@@ -14,8 +14,8 @@ from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.server.capture import CaptureWriter
 from mlflow_deploy_plugin.server.feedback import Feedback
-from support.shipping import NOON, files, forget_what_is_shipped, rows, write
-from support.spool import read_segment
+from tests.support.shipping import NOON, files, forget_what_is_shipped, rows, write
+from tests.support.spool import read_segment
 
 
 def test_a_crash_before_the_offset_is_written_makes_no_doubles(

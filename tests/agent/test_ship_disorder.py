@@ -15,9 +15,9 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.server.capture import FRAME, MAGIC, CaptureWriter, RequestRecord
 from mlflow_deploy_plugin.server.captured_model import kept_of
 from mlflow_deploy_plugin.server.feedback import Feedback
-from support.s3 import s3_server
-from support.shipping import NOON, TABULAR, files, rows, write
-from support.spool import read_segment
+from tests.support.s3 import s3_server
+from tests.support.shipping import NOON, TABULAR, files, rows, write
+from tests.support.spool import read_segment
 
 
 def test_a_key_that_is_none_lets_nothing_unmasked_out(

@@ -8,8 +8,8 @@ import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.server.capture import CaptureWriter
-from support.s3 import s3_server
-from support.shipping import Clock, rows, write
+from tests.support.s3 import s3_server
+from tests.support.shipping import Clock, rows, write
 
 
 def test_only_what_is_new_is_shipped_and_a_segment_goes_when_its_worker_let_go(

@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_deploy_plugin.agent.sink import open_sink, parquet
 from mlflow_deploy_plugin.errors import InvalidConfig
-from support.disk import files_of_at_most
+from tests.support.disk import files_of_at_most
 
 
 @pytest.mark.parametrize("as_text", [str, Path.as_uri])

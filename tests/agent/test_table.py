@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, v2
 from mlflow_deploy_plugin.server.protocols.v2_tensors import dtype_of, to_binary
-from support.shipping import NOON
+from tests.support.shipping import NOON
 
 COLUMNS = (
     Column("key", "long"),

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.serving import peers
 from benchmarks.serving.load import Measured, Target, answer_length, closed_loop, open_loop, post
 from benchmarks.serving.table import compared, markdown, times_less
-from support.waiting import free_port, wait_until
+from tests.support.waiting import free_port, wait_until
 
 ECHO = Path(peers.__file__).parent / "echo.py"
 SLOW = """

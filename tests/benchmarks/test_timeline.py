@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.serving.load import post
 from benchmarks.serving.timeline import FAILED, MIXED, OpenLoop
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 ANSWERS = {
     "first": b"HTTP/1.1 200 OK\r\nX-Model-Version: 1\r\nContent-Length: 3\r\n\r\none",

@@ -12,10 +12,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.deployments import BaseDeploymentClient
 
-from support.deploying import Models, empty_home, save_models
-from support.mlflow_server import MlflowServer
-from support.models import adder, parse_graph
-from support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.deploying import Models, empty_home, save_models
+from tests.support.mlflow_server import MlflowServer
+from tests.support.models import adder, parse_graph
+from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 _numbers = itertools.count(1)
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
-from support.tracking import tracking_at
+from tests.support.tracking import tracking_at
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 TIME = pa.timestamp("us", tz="UTC")

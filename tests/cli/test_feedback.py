@@ -18,9 +18,9 @@ from mlflow_deploy_plugin.inference_log.view import View, view_tables
 from mlflow_deploy_plugin.server.mask import Mask
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import apply_config, dump_spec, new_endpoint
-from support.deploying import Models
-from support.inference_log import LogWriter
-from support.waiting import wait_until
+from tests.support.deploying import Models
+from tests.support.inference_log import LogWriter
+from tests.support.waiting import wait_until
 
 ROWS = 6
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.inference_log.labels import Label
-from support.inference_log import LogWriter
+from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 

@@ -14,8 +14,8 @@ from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
-from support.judged import CALM, DAY, SHIFTED, capture, make_endpoint
-from support.tracking import tracking_at
+from tests.support.judged import CALM, DAY, SHIFTED, capture, make_endpoint
+from tests.support.tracking import tracking_at
 
 
 @pytest.fixture(scope="module")

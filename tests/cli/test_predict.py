@@ -21,8 +21,8 @@ from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.deployments.bulk.kinds import KINDS
-from support.deploying import Models
-from support.pyfuncs import Days
+from tests.support.deploying import Models
+from tests.support.pyfuncs import Days
 
 ROWS = 2500
 FRAME = pd.DataFrame({"b": [row / 4 for row in range(ROWS)], "a": range(ROWS)})

@@ -12,9 +12,9 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.server.state import AGENT, AgentState, read_state
-from support.mlflow_server import MlflowServer
-from support.proxy import proxy_to
-from support.waiting import wait_until
+from tests.support.mlflow_server import MlflowServer
+from tests.support.proxy import proxy_to
+from tests.support.waiting import wait_until
 
 
 def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(

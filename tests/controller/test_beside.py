@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.controller.beside import LEASE, repeatedly, run_for_the_store
 from mlflow_deploy_plugin.store import open_store
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 SECONDS = 30.0
 Start = Callable[[str], threading.Event]

@@ -19,8 +19,8 @@ from mlflow_deploy_plugin.controller.rollouts.rollout import Action, Progress, w
 from mlflow_deploy_plugin.errors import DeploymentFailed, RegistryUnavailable
 from mlflow_deploy_plugin.store import Rollout, Store, open_store
 from mlflow_deploy_plugin.store.database import utc_now
-from support.rollouts import PLAN, counted, numbers, variants
-from support.waiting import wait_until
+from tests.support.rollouts import PLAN, counted, numbers, variants
+from tests.support.waiting import wait_until
 
 LEASE = "rollouts/here"
 QUICK = replace(PLAN, every=0.3, min_requests=1)

@@ -13,8 +13,8 @@ import requests
 from click.testing import CliRunner, Result
 from mlflow.deployments import BaseDeploymentClient
 
-from support.tracking import tracking_at
-from support.waiting import wait_until
+from tests.support.tracking import tracking_at
+from tests.support.waiting import wait_until
 
 ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4.5]]}}
 TYPED = ("-t", "onnxserve", "--name", "typed")

@@ -15,8 +15,8 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
-from support.tracking import tracking_at
-from support.waiting import wait_until
+from tests.support.tracking import tracking_at
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

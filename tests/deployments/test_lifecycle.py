@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 ROWS = [[1, 2], [3, 4.5]]
 ONCE, TWICE = [{"y": 3.0}, {"y": 7.5}], [{"y": 6.0}, {"y": 15.0}]

@@ -13,7 +13,7 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import MonitorSpec, new_endpoint
-from support.tracking import tracking_at
+from tests.support.tracking import tracking_at
 
 ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=["temp", "wind", "visib"])
 

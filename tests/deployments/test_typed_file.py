@@ -15,8 +15,8 @@ from mlflow.deployments.cli import commands
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
-from support.deploying import empty_home
-from support.models import parse_graph
+from tests.support.deploying import empty_home
+from tests.support.models import parse_graph
 
 RECORDS = [{"code": "007", "date": "2013-07-01"}, {"code": "1e3", "date": "7"}]
 ROWS = [["007", "2013-07-01"], ["1e3", "7"]]

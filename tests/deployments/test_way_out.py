@@ -16,7 +16,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.errors import ConversionError
-from support.tracking import tracking_at
+from tests.support.tracking import tracking_at
 
 ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)), columns=["a", "b"])
 NAMED = re.compile(r"Log it with mlflow\.(\w+)\.log_model\(…, (\w+)=\"(\w+)\"\), and deploy it by the same command")

@@ -20,12 +20,12 @@ import onnx
 import pytest
 from mlflow.models import infer_signature
 
-from support.mlflow_server import MlflowServer
-from support.models import parse_graph
-from support.postgresql import postgresql_server
-from support.serving import Served
-from support.tracking import tracking_at
-from support.two_days import TwoDays, two_captured_days
+from tests.support.mlflow_server import MlflowServer
+from tests.support.models import parse_graph
+from tests.support.postgresql import postgresql_server
+from tests.support.serving import Served
+from tests.support.tracking import tracking_at
+from tests.support.two_days import TwoDays, two_captured_days
 
 ROOT = Path(__file__).parents[2]
 BASE_IMAGE = "python:3.11-slim-bookworm"  # as docker/Dockerfile says

@@ -13,8 +13,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import infer_signature
 
-from support.tracking import DEFAULT_EXPERIMENT
-from support.waiting import wait_until
+from tests.support.tracking import DEFAULT_EXPERIMENT
+from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.docker,

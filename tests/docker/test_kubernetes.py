@@ -15,10 +15,10 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.beside import LEASE
 from mlflow_deploy_plugin.store.monitors import Monitors
-from support.cluster import Cluster, Manifest, own_namespace
-from support.real_s3 import NEEDS_S3
-from support.two_days import TwoDays
-from support.waiting import wait_until
+from tests.support.cluster import Cluster, Manifest, own_namespace
+from tests.support.real_s3 import NEEDS_S3
+from tests.support.two_days import TwoDays
+from tests.support.waiting import wait_until
 
 MANIFESTS = Path(__file__).parents[2] / "docker" / "kubernetes"
 SECONDS = 240

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from support.mlflow_server import MlflowServer
-from support.tracking import tracking_at
+from tests.support.mlflow_server import MlflowServer
+from tests.support.tracking import tracking_at
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from support.judged import capture, make_endpoint
-from support.mlflow_server import MlflowServer
-from support.receiver import Receiver
-from support.receiver import receiver as a_receiver
-from support.waiting import free_port, wait_until
+from tests.support.judged import capture, make_endpoint
+from tests.support.mlflow_server import MlflowServer
+from tests.support.receiver import Receiver
+from tests.support.receiver import receiver as a_receiver
+from tests.support.waiting import free_port, wait_until
 
 SECONDS = 240.0
 HOUR = timedelta(hours=1)

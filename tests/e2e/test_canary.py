@@ -21,10 +21,10 @@ from mlflow.models import infer_signature
 from tritonclient.grpc import InferenceServerClient, InferInput
 
 from mlflow_deploy_plugin.server.state import SPEC, WANTED, Wanted, read_state, read_workers, write_atomically
-from support.models import write_model
-from support.pyfuncs import Troubled
-from support.serving import Served, servers_below
-from support.waiting import free_port, wait_until
+from tests.support.models import write_model
+from tests.support.pyfuncs import Troubled
+from tests.support.serving import Served, servers_below
+from tests.support.waiting import free_port, wait_until
 
 SUM = """sum (float[N,2] X) => (float[N,1] y) <float[1] more = MORE, int64[1] axis = {1}> {
   s = ReduceSum(X, axis) y = Add(s, more) }"""

@@ -27,10 +27,10 @@ from mlflow_deploy_plugin.inference_log.watermarks import Watermark, read_waterm
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.server.capture import SPOOL, segments
 from mlflow_deploy_plugin.server.state import read_workers
-from support.models import write_model
-from support.s3 import Bucket, s3_server
-from support.serving import Served
-from support.waiting import wait_until
+from tests.support.models import write_model
+from tests.support.s3 import Bucket, s3_server
+from tests.support.serving import Served
+from tests.support.waiting import wait_until
 
 PATIENCE = 90.0
 ENDPOINT = f"adder-{uuid.uuid4().hex}"

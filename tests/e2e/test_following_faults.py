@@ -21,12 +21,12 @@ from mlflow import MlflowClient
 from benchmarks.serving.load import post
 from benchmarks.serving.timeline import Answers, OpenLoop
 from mlflow_deploy_plugin.server.state import AGENT, WANTED, AgentState, Wanted, read_state, read_workers
-from support.mlflow_server import MlflowServer
-from support.models import parse_graph
-from support.proxy import Proxy, proxy_to
-from support.serving import Served
-from support.tracking import DEFAULT_EXPERIMENT, tracking_at
-from support.waiting import wait_until
+from tests.support.mlflow_server import MlflowServer
+from tests.support.models import parse_graph
+from tests.support.proxy import Proxy, proxy_to
+from tests.support.serving import Served
+from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.waiting import wait_until
 
 PATIENCE = 60.0
 BODY = b'{"inputs": [[10.0]]}'

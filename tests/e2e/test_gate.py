@@ -15,11 +15,11 @@ from mlflow import MlflowClient
 from mlflow.deployments import BaseDeploymentClient
 
 from mlflow_deploy_plugin.cli import main
-from support.deploying import empty_home
-from support.gated import COLUMNS, labelled, write_classifier, write_rows
-from support.mlflow_server import MlflowServer
-from support.tracking import DEFAULT_EXPERIMENT, tracking_at
-from support.waiting import wait_until
+from tests.support.deploying import empty_home
+from tests.support.gated import COLUMNS, labelled, write_classifier, write_rows
+from tests.support.mlflow_server import MlflowServer
+from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.waiting import wait_until
 
 PATIENCE = 90.0
 MODEL = "gated-toy"

@@ -11,9 +11,9 @@ from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from projects.flight_delay.loop.stage import Setting
 from projects.flight_delay.replay import replay
-from support.deploying import empty_home
-from support.mlflow_server import MlflowServer
-from support.tracking import DEFAULT_EXPERIMENT
+from tests.support.deploying import empty_home
+from tests.support.mlflow_server import MlflowServer
+from tests.support.tracking import DEFAULT_EXPERIMENT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 

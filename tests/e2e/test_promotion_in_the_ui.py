@@ -21,10 +21,10 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, open_store
-from support.mlflow_server import MlflowServer
-from support.models import adder
-from support.tracking import DEFAULT_EXPERIMENT, tracking_at
-from support.waiting import wait_until
+from tests.support.mlflow_server import MlflowServer
+from tests.support.models import adder
+from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.waiting import wait_until
 
 CHROMIUM = shutil.which("chromium")
 MODEL, ENDPOINT = "adder", "promoted"

@@ -14,9 +14,9 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from mlflow_deploy_plugin.monitoring.features import Feature
 from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding, Judgement
-from support.judgements import judgement_of
-from support.mlflow_server import MlflowServer
-from support.tracking import tracking_at
+from tests.support.judgements import judgement_of
+from tests.support.mlflow_server import MlflowServer
+from tests.support.tracking import tracking_at
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [

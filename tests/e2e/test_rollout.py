@@ -25,10 +25,10 @@ from mlflow_deploy_plugin.controller.rollouts.place import rollouts_lease
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, open_store
-from support.mlflow_server import MlflowServer
-from support.models import adder, parse_graph
-from support.tracking import DEFAULT_EXPERIMENT, tracking_at
-from support.waiting import wait_until
+from tests.support.mlflow_server import MlflowServer
+from tests.support.models import adder, parse_graph
+from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.waiting import wait_until
 
 PATIENCE = 90.0
 FAILING = """fails (float[N,1] x) => (float[N,1] y) <float[4] table = {1, 1, 1, 1}, float[1] one = {1}> {

@@ -11,10 +11,10 @@ from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
-from support.mlflow_server import MlflowServer
-from support.models import adder, write_model
-from support.real_s3 import NEEDS_S3, own_bucket
-from support.serving import Served
+from tests.support.mlflow_server import MlflowServer
+from tests.support.models import adder, write_model
+from tests.support.real_s3 import NEEDS_S3, own_bucket
+from tests.support.serving import Served
 
 COLUMN = {"name": "x", "type": "float", "required": True}
 

@@ -7,8 +7,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
-from support.gated import COLUMNS, labelled, write_classifier, write_rows
-from support.tracking import tracking_at
+from tests.support.gated import COLUMNS, labelled, write_classifier, write_rows
+from tests.support.tracking import tracking_at
 
 
 @pytest.fixture(scope="session")

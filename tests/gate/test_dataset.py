@@ -11,8 +11,8 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.dataset import load_dataset, sample
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.runtime.artifact import Column, Tensor, read_artifact
-from support.gated import labelled, write_classifier, write_rows
-from support.tracking import DEFAULT_EXPERIMENT
+from tests.support.gated import labelled, write_classifier, write_rows
+from tests.support.tracking import DEFAULT_EXPERIMENT
 
 
 @pytest.fixture

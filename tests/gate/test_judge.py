@@ -8,8 +8,8 @@ from mlflow_deploy_plugin.gate.allowed import Allowed
 from mlflow_deploy_plugin.gate.judge import judge
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy, parse_policy
 from mlflow_deploy_plugin.registry.resolve import resolve
-from support.gated import write_classifier, write_rows
-from support.models import write_model
+from tests.support.gated import write_classifier, write_rows
+from tests.support.models import write_model
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 

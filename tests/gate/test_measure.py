@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.gate.measure import measure, ratio
-from support.gated import COLUMNS, labelled, write_classifier
+from tests.support.gated import COLUMNS, labelled, write_classifier
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
-from support.inference_log import LogWriter
+from tests.support.inference_log import LogWriter
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.bucket import PART_BYTES
 from mlflow_deploy_plugin.inference_log.writing import write_file
-from support.s3 import Bucket, s3_server
+from tests.support.s3 import Bucket, s3_server
 
 KEY_ARN = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd"
 

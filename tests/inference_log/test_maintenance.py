@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.maintenance import Maintained, compact, expire, maintain
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
-from support.inference_log import LogWriter
+from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 WINDOW = parse_window("2013-07-01/1d")

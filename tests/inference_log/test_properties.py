@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.inference_log.labels import Label, as_text
 from mlflow_deploy_plugin.inference_log.maintenance import compact, expire
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
-from support.inference_log import LogWriter
+from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 HOURS = 4

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.inference_log.query import Query, run_query
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.span import parse_span
 from mlflow_deploy_plugin.inference_log.view import View
-from support.inference_log import LogWriter
+from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 NOW = datetime(2013, 7, 3, tzinfo=UTC)

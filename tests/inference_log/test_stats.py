@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.span import parse_span
 from mlflow_deploy_plugin.inference_log.stats import Account, Labelled, log_stats
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
-from support.inference_log import LogWriter
+from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 

@@ -16,8 +16,8 @@ import yaml
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
 from mlflow_deploy_plugin.settings import Settings
-from support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
-from support.tracking import tracking_at
+from tests.support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
+from tests.support.tracking import tracking_at
 
 FIRST_DAY = datetime(2013, 1, 1, tzinfo=UTC)
 REFERENCE_DAYS = 40

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.monitoring.bins import bins_digest
 from mlflow_deploy_plugin.monitoring.hourly import Sketches, hour_profiles, window_profile, window_versions
 from mlflow_deploy_plugin.monitoring.references.load import freeze
 from mlflow_deploy_plugin.monitoring.sketch import sketch_batches
-from support.s3 import s3_server
+from tests.support.s3 import s3_server
 
 from .conftest import ENDPOINT, FIRST_DAY, MODEL, day_of_rows, event_table
 from .test_sketch import assert_same

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.pyfuncs import save_pyfuncs
+from tests.support.pyfuncs import save_pyfuncs
 
 Answer = tuple[int, bytes]
 _STATUS = {"request": 400, "schema": 400, "media type": 415, "model": 400}

@@ -12,8 +12,8 @@ import yaml
 
 from mlflow_deploy_plugin.pyfunc.refusal import Refusal
 from mlflow_deploy_plugin.server.frames import Message
-from support.models import write_model
-from support.pages import with_example
+from tests.support.models import write_model
+from tests.support.pages import with_example
 
 MISSING = """
 missing (float[N,2] X) => (float[N,1] y) <float nine = {9.0}, int64[1] axis = {1}> {

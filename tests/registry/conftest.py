@@ -9,8 +9,8 @@ import mlflow.onnx
 import pytest
 from mlflow import MlflowClient
 
-from support.models import IDENTITY, parse_graph
-from support.tracking import tracking_at
+from tests.support.models import IDENTITY, parse_graph
+from tests.support.tracking import tracking_at
 
 
 @dataclass(frozen=True)

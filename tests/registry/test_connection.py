@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.registry.connection import (
     without_addresses,
     without_credentials,
 )
-from support.tracking import tracking_at
+from tests.support.tracking import tracking_at
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 

@@ -9,9 +9,9 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.registry.lookup import Lookup
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
-from support.mlflow_server import MlflowServer
-from support.proxy import Proxy, proxy_to
-from support.tracking import tracking_at
+from tests.support.mlflow_server import MlflowServer
+from tests.support.proxy import Proxy, proxy_to
+from tests.support.tracking import tracking_at
 
 
 @pytest.fixture(scope="module")

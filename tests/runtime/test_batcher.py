@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooMan
 from mlflow_deploy_plugin.runtime.batch_policy import BatchPolicy
 from mlflow_deploy_plugin.runtime.batcher import Batcher
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 EIGHT = BatchPolicy(max_batch_size=8)
 

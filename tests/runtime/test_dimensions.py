@@ -8,7 +8,7 @@ import pytest
 from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
 from mlflow_deploy_plugin.runtime.model import OnnxModel
-from support.models import write_model
+from tests.support.models import write_model
 
 TEXTS = "g (float[N,2] X, string[N] s) => (float[N] y, string[N] t) <int64[1] axis = {1}> { %s \n t = Identity(s) }"
 COSINE = "g (float[N,K] a, float[M,K] b) => (float[N,M] y) { c = Transpose<perm = [1, 0]>(b) \n y = MatMul(a, c) }"

@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_deploy_plugin.runtime.joinable import row, why_not_joined
 from mlflow_deploy_plugin.runtime.model import OnnxModel
-from support.models import write_model
+from tests.support.models import write_model
 
 PER_ROW = """
 per_row (float[N,2] X, string[N,1] s) => (float[N,1] y, string[N,1] t) <int64[1] axis = {1}> {

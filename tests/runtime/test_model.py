@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.rows import as_rows
-from support.models import write_model
+from tests.support.models import write_model
 
 SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
 TWO = "g (float[N] a, int64[N] b) => (float[N] y, int64[N] n) { y = Neg(a) \n n = Neg(b) }"

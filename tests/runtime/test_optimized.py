@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.runtime import optimized
 from mlflow_deploy_plugin.runtime.optimized import place_of
 from mlflow_deploy_plugin.runtime.session import open_session
-from support.models import adder, parse_graph
+from tests.support.models import adder, parse_graph
 
 X = np.random.default_rng(1).random((3, 600), dtype=np.float32)
 

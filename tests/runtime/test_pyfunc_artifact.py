@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output, Tensor
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact, schema_of
 from mlflow_deploy_plugin.runtime.schema import Feeds
-from support.models import write_model
+from tests.support.models import write_model
 
 TENSOR = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}
 

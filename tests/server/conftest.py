@@ -19,9 +19,9 @@ from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.state import SPEC, WANTED, Wanted, write_state
 from mlflow_deploy_plugin.spec import ServerSpec
-from support.models import write_model
-from support.redis_server import redis_server
-from support.waiting import free_port, wait_until
+from tests.support.models import write_model
+from tests.support.redis_server import redis_server
+from tests.support.waiting import free_port, wait_until
 
 COLUMN_TYPES = {"double": "float64", "long": "int64", "boolean": "bool", "string": "str", "float": "float32"}
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from mlflow_deploy_plugin.server.cache import MemoryCache, RedisCache, open_cache, pack, question_key, unpack
-from support.waiting import free_port
+from tests.support.waiting import free_port
 
 VERSION = ("m", "1", "", "")
 

@@ -21,8 +21,8 @@ from mlflow_deploy_plugin.server.capture import (
     is_released,
     segments,
 )
-from support.disk import files_of_at_most
-from support.spool import read_segment
+from tests.support.disk import files_of_at_most
+from tests.support.spool import read_segment
 
 RECORD = RequestRecord("e", "v", "request", "prediction", 1_000_000, 2_000_000)
 

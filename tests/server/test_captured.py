@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.runtime.schema import Schema
 from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord, segments
 from mlflow_deploy_plugin.server.captured import Texts, read_captured
 from mlflow_deploy_plugin.server.feedback import Feedback
-from support.spool import read_segment
+from tests.support.spool import read_segment
 
 HOUR = 3_600_000_000
 SCHEMA = Schema(

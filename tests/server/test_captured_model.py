@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest
 from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.server.mask import MASK_KEY, Mask
 from mlflow_deploy_plugin.server.state import WorkerState, read_state, worker_file
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 COLUMNS = (Column("name", "string"), *(Column(name, "double") for name in "abc"))
 INPUTS = (Input("name", "str", (-1, 1), ("name",)), Input("X", "float32", (-1, 3), ("a", "b", "c")))

@@ -10,8 +10,8 @@ import requests
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud
-from support.serving import Served, servers_below
-from support.waiting import free_port
+from tests.support.serving import Served, servers_below
+from tests.support.waiting import free_port
 
 VERTEX = {
     "AIP_HTTP_PORT": "8081",

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.server.commands import MOST_WAITING, Commands, answer_of, command_files
 from mlflow_deploy_plugin.server.state import AGENT, ANSWERS, COMMANDS, AgentState, Command, read_state, write_state
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 def commands(state_dir: Path, most_waiting: int = 2, patience: float = 30.0) -> Commands:

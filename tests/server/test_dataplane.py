@@ -18,9 +18,9 @@ from mlflow_deploy_plugin.server.captured import read_captured
 from mlflow_deploy_plugin.server.dataplane import InferRequest
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer, answer_later
-from support.models import write_model
-from support.spool import read_segment
-from support.waiting import wait_until
+from tests.support.models import write_model
+from tests.support.spool import read_segment
+from tests.support.waiting import wait_until
 
 Serve = Callable[..., Server]
 ROW = {"a": 1.0, "b": 2.0, "c": 3.0}

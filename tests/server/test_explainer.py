@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, NotInstalled, NotReady, TooManyRequests
 from mlflow_deploy_plugin.server.explainer import Explainer
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 CHILD = """
 import os, socket, sys, time

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.server import limits
 from mlflow_deploy_plugin.server.cache import open_cache
 from mlflow_deploy_plugin.server.limits import Limits, MemoryRate, open_rate
 from mlflow_deploy_plugin.server.outage import Outage
-from support.waiting import free_port
+from tests.support.waiting import free_port
 
 
 class Clock:

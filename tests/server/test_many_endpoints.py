@@ -11,8 +11,8 @@ import requests
 from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.server.state import AGENT, AgentState, read_state
 from mlflow_deploy_plugin.server.warmup import load_warm
-from support.serving import Served, servers_below
-from support.waiting import wait_until
+from tests.support.serving import Served, servers_below
+from tests.support.waiting import wait_until
 
 COUNT = 50
 

@@ -14,8 +14,8 @@ from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from mlflow_deploy_plugin.server.state import AGENT, CONTROL, AgentState, Control, read_state
-from support.serving import Served, servers_below
-from support.waiting import wait_until
+from tests.support.serving import Served, servers_below
+from tests.support.waiting import wait_until
 
 EXPLICIT = "server.model_control_mode=explicit"
 

@@ -16,8 +16,8 @@ from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.capture import segments
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
-from support.spool import read_segment
-from support.waiting import wait_until
+from tests.support.spool import read_segment
+from tests.support.waiting import wait_until
 
 JSON, LINES, ARROW = "application/json", "application/x-ndjson", "application/vnd.apache.arrow.stream"
 CODE = """

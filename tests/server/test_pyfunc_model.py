@@ -27,9 +27,9 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.server.pyfunc_model import PyfuncModel
 from mlflow_deploy_plugin.server.state import SPEC
-from support.pyfuncs import save_pyfuncs
-from support.spool import read_segment
-from support.waiting import answers, wait_until
+from tests.support.pyfuncs import save_pyfuncs
+from tests.support.spool import read_segment
+from tests.support.waiting import answers, wait_until
 
 MODELS = ("days", "knn", "anything", "troubled", "tensors")
 DAYS = {"when": "2013-07-01T12:00:00", "name": "ä"}

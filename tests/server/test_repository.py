@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.server.state import (
     write_state,
 )
 from mlflow_deploy_plugin.server.warmup import EXAMPLE, load_warm
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

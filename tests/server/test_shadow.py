@@ -25,9 +25,9 @@ from mlflow_deploy_plugin.server.http.routes import answer, answer_later
 from mlflow_deploy_plugin.server.served import ServedVariant
 from mlflow_deploy_plugin.server.shadow import Shadows
 from mlflow_deploy_plugin.server.shadow_metrics import ShadowMetrics
-from support.models import write_model
-from support.spool import CapturedRequest, read_segment
-from support.waiting import wait_until
+from tests.support.models import write_model
+from tests.support.spool import CapturedRequest, read_segment
+from tests.support.waiting import wait_until
 
 Serve = Callable[..., Server]
 

@@ -16,7 +16,7 @@ import pytest
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact, NotReady, TooManyRequests
 from mlflow_deploy_plugin.server.frames import Message
 from mlflow_deploy_plugin.server.side_process import SideProcess
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 CHILD = """
 import os, socket, subprocess, sys, time

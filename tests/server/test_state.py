@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.server.state import write_atomically
-from support.disk import files_of_at_most
+from tests.support.disk import files_of_at_most
 
 
 def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import requests
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.server.state import AGENT, SERVER, AgentState, ServerState, read_state, read_workers
 from mlflow_deploy_plugin.server.supervisor import claimed
-from support.pyfuncs import save_pyfuncs
-from support.serving import Served, servers_below
-from support.waiting import wait_until
+from tests.support.pyfuncs import save_pyfuncs
+from tests.support.serving import Served, servers_below
+from tests.support.waiting import wait_until
 
 Start = Callable[..., Served]
 

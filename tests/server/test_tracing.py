@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.server.tracing import tracing_is_on
-from support.collector import attributes, collector
-from support.waiting import wait_until
+from tests.support.collector import attributes, collector
+from tests.support.waiting import wait_until
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 

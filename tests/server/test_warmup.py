@@ -8,7 +8,7 @@ import pytest
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.runtime.batch_policy import BatchPolicy
 from mlflow_deploy_plugin.server.warmup import has_random_nodes, load_warm
-from support.models import write_model
+from tests.support.models import write_model
 
 FIXED = "fixed (float[2,2] X) => (float[2,2] y) { y = Identity(X) }"
 NOISY = "noisy (float[N,2] X) => (float[N,2] y) { noise = RandomNormalLike(X) y = Add(X, noise) }"

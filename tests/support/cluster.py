@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 Manifest = dict[str, Any]
 

@@ -18,7 +18,7 @@ from mlflow.types import ColSpec, Schema
 from mlflow_deploy_plugin.deployments.backends import local, ports
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
-from support.models import parse_graph
+from tests.support.models import parse_graph
 
 SIGNATURE = ModelSignature(inputs=Schema([ColSpec("double", "a"), ColSpec("double", "b")]))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from support.models import write_model
+from tests.support.models import write_model
 
 COLUMNS = ("a", "b")
 TRUTH = (2.0, -1.0)

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, Wa
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.store import open_store
-from support.inference_log import MODEL, LogWriter
+from tests.support.inference_log import MODEL, LogWriter
 
 CALM, SHIFTED = datetime(2013, 7, 1, tzinfo=UTC), datetime(2013, 7, 2, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.waiting import answers, free_port, wait_until
+from tests.support.waiting import answers, free_port, wait_until
 
 COMMAND = Path(__file__).with_name("mlflow_command.py")
 

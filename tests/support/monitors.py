@@ -22,8 +22,8 @@ from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.store.tables import EndpointRow
-from support.inference_log import LogWriter
-from support.waiting import wait_until
+from tests.support.inference_log import LogWriter
+from tests.support.waiting import wait_until
 
 SECONDS = 60.0
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.readme import ROOT
+from tests.support.readme import ROOT
 
 _TIMEOUT_SECONDS = 300
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from support.models import write_model
+from tests.support.models import write_model
 
 DIGITS = """
 digits (float[N,1,8,8] image) => (int64[N] label, float[N,3] probabilities)

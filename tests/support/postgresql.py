@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.waiting import free_port
+from tests.support.waiting import free_port
 
 _PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from support.waiting import free_port, wait_until
+from tests.support.waiting import free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.waiting import free_port, wait_until
+from tests.support.waiting import free_port, wait_until
 
 
 @contextmanager

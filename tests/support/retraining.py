@@ -30,9 +30,9 @@ from mlflow_deploy_plugin.spec import MonitorSpec, add_variant, apply_config, ne
 from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
-from support.gated import COLUMNS, TRUTH, labelled, write_classifier
-from support.inference_log import ENDPOINT, MODEL, LogWriter
-from support.waiting import wait_until
+from tests.support.gated import COLUMNS, TRUTH, labelled, write_classifier
+from tests.support.inference_log import ENDPOINT, MODEL, LogWriter
+from tests.support.waiting import wait_until
 
 DAY = Window(datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 6, 2, tzinfo=UTC))
 SERVED = (1.0, 2.0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import requests
 
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 @dataclass

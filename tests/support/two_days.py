@@ -17,10 +17,10 @@ import mlflow_deploy_plugin
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
-from support.mlflow_server import MlflowServer
-from support.real_s3 import own_bucket
-from support.serving import Served
-from support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.mlflow_server import MlflowServer
+from tests.support.real_s3 import own_bucket
+from tests.support.serving import Served
+from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 DAY = timedelta(days=1)
 BEGIN = (datetime.now(UTC) - DAY / 24).replace(hour=0, minute=0, second=0, microsecond=0) - 2 * DAY

@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.store.tables import EndpointRow
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 PAGE = "/onnxserve"
 

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import AuditEvent
 from mlflow_deploy_plugin.ui import trail
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"
 API, AJAX = "/api/2.0/mlflow", "/ajax-api/2.0/mlflow"

@@ -7,7 +7,7 @@ import pytest
 from mlflow_deploy_plugin.server.state import lives
 from mlflow_deploy_plugin.ui import jobs
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs, write
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 def test_a_job_that_hangs_is_stopped_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

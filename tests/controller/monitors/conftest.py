@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.monitors import MonitoredWorld
+from tests.support.monitors import MonitoredWorld
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
-from support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
 
 def judged_by_hand(world: MonitoredWorld, start: datetime, end: datetime) -> None:

@@ -18,8 +18,8 @@ from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
-from support.monitors import HOUR, NOON, MonitoredWorld
-from support.waiting import wait_until
+from tests.support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.waiting import wait_until
 
 
 def deployments(world: MonitoredWorld) -> Deployments:

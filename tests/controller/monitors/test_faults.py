@@ -18,9 +18,9 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
-from support.judged import capture, make_endpoint
-from support.mlflow_server import MlflowServer
-from support.waiting import wait_until
+from tests.support.judged import capture, make_endpoint
+from tests.support.mlflow_server import MlflowServer
+from tests.support.waiting import wait_until
 
 SECONDS = 240.0
 HOUR = timedelta(hours=1)

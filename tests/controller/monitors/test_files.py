@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.controller.monitors.files import run_files
 from mlflow_deploy_plugin.controller.monitors.judging import Answer, judge_and_log
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.settings import load_settings
-from support.tracking import tracking_at
+from tests.support.tracking import tracking_at
 
 _rng = np.random.default_rng(0)
 

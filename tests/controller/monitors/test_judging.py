@@ -10,8 +10,8 @@ from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
-from support.tracking import tracking_at
-from support.waiting import free_port
+from tests.support.tracking import tracking_at
+from tests.support.waiting import free_port
 
 
 def test_where_mlflow_is_down_it_is_said_before_anything_is_judged(

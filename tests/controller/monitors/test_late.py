@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.controller.monitors.turn import Turns
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
-from support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
 ROWS = 40
 HITS = {"kind": "performance", "require": "accuracy>=0.5", "min_rows": 10, "labels_within": "2h"}

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts import alert_failure
 from mlflow_deploy_plugin.monitoring.hourly import window_versions
 from mlflow_deploy_plugin.store.alerts import Alerts
-from support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
 MINUTE = timedelta(minutes=1)
 

@@ -7,7 +7,7 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
 from mlflow_deploy_plugin.monitoring.question import Question
-from support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
 
 def standing(world: MonitoredWorld) -> MonitorOverview:

@@ -7,9 +7,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from support.deploying import empty_home
-from support.page import run_page
-from support.tracking import tracking_at
+from tests.support.deploying import empty_home
+from tests.support.page import run_page
+from tests.support.tracking import tracking_at
 
 
 @pytest.mark.long

@@ -14,8 +14,8 @@ from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.tables import LeaseRow
-from support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
-from support.waiting import wait_until
+from tests.support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
+from tests.support.waiting import wait_until
 
 
 def test_a_window_is_judged_once_its_grace_has_passed_and_its_outcome_is_in_the_store(world: MonitoredWorld) -> None:

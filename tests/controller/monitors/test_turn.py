@@ -8,7 +8,7 @@ from mlflow_deploy_plugin.controller.monitors.judging import count_rows
 from mlflow_deploy_plugin.controller.monitors.turn import Turns
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.store import open_store
-from support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
 
 def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_stands_then(

@@ -3,8 +3,8 @@
 from datetime import timedelta
 
 from mlflow_deploy_plugin.store.alerts import Alert, Alerts
-from support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
-from support.waiting import wait_until
+from tests.support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
+from tests.support.waiting import wait_until
 
 
 def test_its_windows_and_alerts_wait_and_the_others_go_on(world: MonitoredWorld) -> None:

@@ -16,8 +16,8 @@ from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.references.past import rolling
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from support.monitors import NOON, SECONDS, MonitoredWorld
-from support.waiting import wait_until
+from tests.support.monitors import NOON, SECONDS, MonitoredWorld
+from tests.support.waiting import wait_until
 
 
 def files(folder: Path) -> list[Path]:

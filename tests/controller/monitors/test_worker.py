@@ -16,8 +16,8 @@ import pytest
 
 from mlflow_deploy_plugin.controller.monitors.worker import Crashed, Ended, JudgingProcess
 from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError, RegistryUnavailable
-from support.raising import raise_it
-from support.waiting import wait_until
+from tests.support.raising import raise_it
+from tests.support.waiting import wait_until
 
 SECONDS = 60.0
 CONTROLLER = """

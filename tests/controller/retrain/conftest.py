@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from support.retraining import RetrainingWorld, retraining_world
-from support.tracking import tracking_at
+from tests.support.retraining import RetrainingWorld, retraining_world
+from tests.support.tracking import tracking_at
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retrain import child, consider
-from support.inference_log import ENDPOINT, MODEL
-from support.retraining import RetrainingWorld
-from support.waiting import wait_until
+from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.retraining import RetrainingWorld
+from tests.support.waiting import wait_until
 
 PATIENCE = 120.0
 

@@ -11,8 +11,8 @@ from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.database import utc_now
-from support.inference_log import ENDPOINT, MODEL
-from support.retraining import DAY, RetrainingWorld
+from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.retraining import DAY, RetrainingWorld
 
 TOMORROW = Window(DAY.start + timedelta(days=1), DAY.end + timedelta(days=1))
 

@@ -18,11 +18,11 @@ from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining
 from mlflow_deploy_plugin.store.tables import EndpointRow
-from support.gated import labelled
-from support.inference_log import ENDPOINT, MODEL
-from support.retraining import RetrainingWorld
-from support.tracking import tracking_at
-from support.waiting import free_port
+from tests.support.gated import labelled
+from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.retraining import RetrainingWorld
+from tests.support.tracking import tracking_at
+from tests.support.waiting import free_port
 
 
 def gated(world: RetrainingWorld, then: str, **figures: Any) -> Retraining:

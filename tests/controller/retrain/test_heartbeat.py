@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retrain import child, tracked
 from mlflow_deploy_plugin.controller.retrain.heartbeat import beat
-from support.tracking import tracking_at
-from support.waiting import free_port, wait_until
+from tests.support.tracking import tracking_at
+from tests.support.waiting import free_port, wait_until
 
 
 @pytest.fixture

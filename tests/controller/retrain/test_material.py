@@ -9,8 +9,8 @@ from mlflow_deploy_plugin.controller.retrain.material import collect
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan, plan_for
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
-from support.inference_log import ENDPOINT, MODEL
-from support.retraining import DAY, RetrainingWorld, written
+from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.retraining import DAY, RetrainingWorld, written
 
 
 def plan(world: RetrainingWorld, mode: str) -> RetrainPlan:

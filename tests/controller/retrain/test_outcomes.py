@@ -13,9 +13,9 @@ from mlflow.entities import LoggedModelOutput
 from mlflow_deploy_plugin.controller.retrain import ask, consider
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.retrainings import Retraining
-from support.gated import labelled
-from support.inference_log import ENDPOINT, MODEL
-from support.retraining import RetrainingWorld
+from tests.support.gated import labelled
+from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.retraining import RetrainingWorld
 
 
 @pytest.fixture(autouse=True)

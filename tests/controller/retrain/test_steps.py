@@ -9,9 +9,9 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retrain import child, consider, tracked
 from mlflow_deploy_plugin.store.alerts import Alerts
-from support.inference_log import ENDPOINT, MODEL
-from support.retraining import RetrainingWorld
-from support.waiting import wait_until
+from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.retraining import RetrainingWorld
+from tests.support.waiting import wait_until
 
 
 def begin(world: RetrainingWorld, does: str = "better", **fields: object) -> None:

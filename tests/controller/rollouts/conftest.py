@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.controller.rollouts.observe import Seen
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from support.rollouts import PLAN, counted, numbers, variants
+from tests.support.rollouts import PLAN, counted, numbers, variants
 
 
 @pytest.fixture

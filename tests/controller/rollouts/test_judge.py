@@ -8,7 +8,7 @@ import pytest
 from mlflow_deploy_plugin.controller.rollouts.judge import Ledger, begin_step, figures, rejection, take_look
 from mlflow_deploy_plugin.controller.rollouts.observe import Counted, Numbers
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from support.rollouts import PLAN, counted, numbers
+from tests.support.rollouts import PLAN, counted, numbers
 
 
 def looked(plan: RolloutPlan, *looks: Numbers, step: int = 0) -> Ledger:

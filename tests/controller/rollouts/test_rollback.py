@@ -16,8 +16,8 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Rollout, Store, open_store
-from support.rollouts import PLAN
-from support.tracking import tracking_at
+from tests.support.rollouts import PLAN
+from tests.support.tracking import tracking_at
 
 _numbers = count()
 

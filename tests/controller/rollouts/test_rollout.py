@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.controller.rollouts.rollout import (
     weights,
 )
 from mlflow_deploy_plugin.spec import VariantSpec
-from support.rollouts import counted, numbers, variants
+from tests.support.rollouts import counted, numbers, variants
 
 See = Callable[..., Seen]
 

@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 from mlflow_deploy_plugin.server.warmup import load_warm
-from support.models import parse_graph
+from tests.support.models import parse_graph
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from mlflow_deploy_plugin.gate.checks.parity import check_parity
 from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from support.gated import write_classifier
+from tests.support.gated import write_classifier
 
 
 @pytest.mark.parametrize(

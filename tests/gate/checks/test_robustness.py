@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.gate.checks.robustness import (
 from mlflow_deploy_plugin.gate.metrics import scorer
 from mlflow_deploy_plugin.gate.model import load
 from mlflow_deploy_plugin.gate.policy import RobustnessPolicy
-from support.gated import COLUMNS, labelled, write_classifier, write_regressor
+from tests.support.gated import COLUMNS, labelled, write_classifier, write_regressor
 
 ROWS = labelled(500)
 INPUT = {name: ROWS[name] for name in COLUMNS}

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.monitoring.judgement import Finding
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec
 from mlflow_deploy_plugin.store.alerts import Alerts, Silences
-from support.judgements import judgement_of
+from tests.support.judgements import judgement_of
 
 RUN = "http://mlflow/#/experiments/1/runs/abc"
 OPS = MonitorSpec(alert="ops")

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
-from support.inference_log import ENDPOINT, MODEL, event_table
+from tests.support.inference_log import ENDPOINT, MODEL, event_table
 
 _segments = itertools.count(1)
 DAY = datetime(2013, 4, 1, tzinfo=UTC)

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.monitoring.kinds import drift, prediction, quality
 from mlflow_deploy_plugin.monitoring.kinds.comparison import SKETCHES
 from mlflow_deploy_plugin.monitoring.stored import profile_from_parquet
 from mlflow_deploy_plugin.spec import CaptureSpec
-from support.inference_log import ENDPOINT, event_table
+from tests.support.inference_log import ENDPOINT, event_table
 
 from .conftest import CLASSIFIER, DAY
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from support.tracking import tracking_at
+from tests.support.tracking import tracking_at
 
 
 @pytest.fixture(scope="module")

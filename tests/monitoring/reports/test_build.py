@@ -8,7 +8,7 @@ import pytest
 from mlflow_deploy_plugin.monitoring.features import Feature
 from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding
 from mlflow_deploy_plugin.monitoring.reports import build_report, drawn
-from support.judgements import judgement_of
+from tests.support.judgements import judgement_of
 
 SIZE, ROWS = 1000, 40
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import pytest
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement
 from mlflow_deploy_plugin.monitoring.reports.change import PastWindow, with_change
 from mlflow_deploy_plugin.monitoring.reports.metrics import metrics_of
-from support.judgements import FIRST, judgement_of
+from tests.support.judgements import FIRST, judgement_of
 
 DAY = timedelta(days=1)
 

@@ -19,9 +19,9 @@ from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding
 from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement
 from mlflow_deploy_plugin.registry.connection import limit_patience
-from support.judgements import FIRST, judgement_of
-from support.tracking import tracking_at
-from support.waiting import free_port
+from tests.support.judgements import FIRST, judgement_of
+from tests.support.tracking import tracking_at
+from tests.support.waiting import free_port
 
 
 def all_runs_of(client, endpoint):

@@ -1,7 +1,7 @@
 """A judgement as metrics, where MLflow's rules make several names the same."""
 
 from mlflow_deploy_plugin.monitoring.reports.metrics import metrics_of
-from support.judgements import judgement_of
+from tests.support.judgements import judgement_of
 
 SCORES = {"a_b": 1.0, "a/b": 2.0, "a%b": 3.0, "a b": 4.0, "\n": 5.0, "x" * 300 + "1": 6.0, "x" * 300 + "2": 7.0}
 

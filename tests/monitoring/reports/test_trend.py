@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.monitoring.judgement import Finding
 from mlflow_deploy_plugin.monitoring.reports.change import PastWindow
 from mlflow_deploy_plugin.monitoring.reports.metrics import metrics_of
 from mlflow_deploy_plugin.monitoring.reports.trend import Series, series_of, trend_picture
-from support.judgements import judgement_of
+from tests.support.judgements import judgement_of
 
 SCORE = Series("largest score", "statistic", "threshold")
 START = datetime(2013, 6, 30, tzinfo=UTC)

@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 from mlflow_deploy_plugin.errors import InvalidConfig
 from projects.digits_cnn.learn import WEIGHTS, accuracy, fit, keep, learn_on, read_labelled
 from projects.digits_cnn.train import load_images
-from support.tracking import tracking_at
+from tests.support.tracking import tracking_at
 
 IMAGES, TEST_IMAGES, DIGITS, TEST_DIGITS = load_images(seed=7)
 EPOCHS = 6

@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from projects.flight_delay.train import Training, train
-from support.tracking import tracking_at
+from tests.support.tracking import tracking_at
 
 
 @pytest.mark.parametrize(

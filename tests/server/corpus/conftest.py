@@ -12,9 +12,9 @@ import yaml
 from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec
-from support.waiting import wait_until
 from tests.server.corpus.routes import MAX_BODY_BYTES, VERTEX, VERTEX_HEALTH
 from tests.server.corpus.wire import Wire
+from tests.support.waiting import wait_until
 
 WORKERS = ("fast", "gthread")
 SERVER = {"max_body_bytes": MAX_BODY_BYTES, "request_timeout_seconds": 3, "threads": 12}

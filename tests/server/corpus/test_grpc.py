@@ -8,8 +8,8 @@ import pytest
 
 from mlflow_deploy_plugin.server.grpc import asked
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
-from support.waiting import free_port
 from tests.server.corpus.routes import IMAGE, MAX_BODY_BYTES
+from tests.support.waiting import free_port
 
 _TENSOR = messages.ModelInferRequest.InferInputTensor(name="image", datatype="FP32", shape=IMAGE.shape)
 GOOD = messages.ModelInferRequest(

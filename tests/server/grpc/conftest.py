@@ -15,8 +15,8 @@ from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, se
 from tritonclient.utils import np_to_triton_dtype
 
 from mlflow_deploy_plugin.spec import ServerSpec
-from support.models import write_model
-from support.waiting import free_port
+from tests.support.models import write_model
+from tests.support.waiting import free_port
 
 DTYPES = {
     "BOOL": np.bool_,

@@ -8,8 +8,8 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from support.serving import Served
-from support.waiting import free_port
+from tests.support.serving import Served
+from tests.support.waiting import free_port
 
 
 def states(client: InferenceServerClient) -> dict[str, str]:

@@ -11,10 +11,10 @@ import requests
 from tritonclient.utils import InferenceServerException
 
 from mlflow_deploy_plugin.server.capture import segments
-from support.collector import attributes, collector
-from support.pyfuncs import save_pyfuncs
-from support.spool import read_segment
-from support.waiting import wait_until
+from tests.support.collector import attributes, collector
+from tests.support.pyfuncs import save_pyfuncs
+from tests.support.spool import read_segment
+from tests.support.waiting import wait_until
 
 IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

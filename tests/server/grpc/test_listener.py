@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.grpc.listener import Listener
 from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec
-from support.waiting import free_port, wait_until
+from tests.support.waiting import free_port, wait_until
 
 IMAGE = np.ones((1, 2, 2), np.float32)
 CLASSES = pytest.mark.parametrize("worker_class", ["fast", "gthread"])

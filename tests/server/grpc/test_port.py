@@ -10,8 +10,8 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.grpc.port import reserved
 from mlflow_deploy_plugin.server.listener import listen_on
 from mlflow_deploy_plugin.spec import ServerSpec
-from support.serving import Served
-from support.waiting import free_port
+from tests.support.serving import Served
+from tests.support.waiting import free_port
 
 
 def test_nothing_is_held_where_no_port_is_set() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from support import pages
+from tests.support import pages
 
 FLIGHTS = {"dataframe_split": {"columns": ["carrier", "distance", "hour", "late"], "data": [["AA", 1400.5, 7, False]]}}
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 PLACES = 1000
 """gunicorn's --worker-connections."""

@@ -17,8 +17,8 @@ import yaml
 
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.server.state import SPEC, WANTED, Wanted, write_state
-from support import pages
-from support.waiting import wait_until
+from tests.support import pages
+from tests.support.waiting import wait_until
 
 WEIGHTS = (2.0, -3.0, 0.5)
 LINEAR = """

@@ -16,7 +16,7 @@ import pytest
 
 from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 BODY = b'{"inputs": [[1, 2, 3]]}'
 ANSWER = {"predictions": [[1006.0]]}

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.server.mask import Mask
 from mlflow_deploy_plugin.spec import ServerSpec
-from support.disk import files_of_at_most
+from tests.support.disk import files_of_at_most
 
 BATCH = {
     "feedback": [

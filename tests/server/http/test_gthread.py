@@ -18,7 +18,7 @@ import pytest
 from mlflow_deploy_plugin.server.http import gthread
 from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 ROW = {"instances": [[1, 2, 3]]}
 

@@ -16,8 +16,8 @@ import requests
 from mlflow_deploy_plugin.server.capture import is_released, segments
 from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
-from support.spool import read_segment
-from support.waiting import wait_until
+from tests.support.spool import read_segment
+from tests.support.waiting import wait_until
 
 ROW = {"inputs": [[1.0, 2.0, 3.0]]}
 PROBE = """

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.serving import servers_below
-from support.waiting import free_port
+from tests.support.serving import servers_below
+from tests.support.waiting import free_port
 
 KSERVE = "0.21.0"
 ENVIRONMENT = Path("~/.cache/onnxserve-tests").expanduser() / f"kserve-{KSERVE}-py{sys.version_info[1]}"

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.spec import ServerSpec
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 LIMIT = 1_000_000
 LINE = b"[1, 2, %d]\n"

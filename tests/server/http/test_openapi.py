@@ -15,8 +15,8 @@ from mlflow_deploy_plugin.server.http.openapi.document import MOST_ENDPOINTS
 from mlflow_deploy_plugin.server.http.openapi.operations import OPERATIONS
 from mlflow_deploy_plugin.server.http.pages import site
 from mlflow_deploy_plugin.server.http.routes import answer, listed
-from support import pages
-from support.waiting import wait_until
+from tests.support import pages
+from tests.support.waiting import wait_until
 
 
 def ask(server: Server, path: str, method: str = "GET", body: bytes = b"", content_type: str = "") -> RawResponse:

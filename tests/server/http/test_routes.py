@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.server.capture import segments
 from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
-from support.spool import read_segment
+from tests.support.spool import read_segment
 
 JSON = {"content-type": "application/json"}
 ROW = b'{"inputs": [[1, 2, 3]]}'

@@ -20,7 +20,7 @@ import requests
 
 from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 WORKERS: tuple[WorkerClass, ...] = ("fast", "gthread")
 JSON = "application/json"

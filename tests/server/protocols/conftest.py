@@ -12,8 +12,8 @@ import requests
 from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.http.messages import RawRequest
 from mlflow_deploy_plugin.server.http.routes import answer
-from support.models import parse_graph
-from support.waiting import wait_until
+from tests.support.models import parse_graph
+from tests.support.waiting import wait_until
 
 Answer = tuple[int, bytes]
 Ask = Callable[..., Answer]

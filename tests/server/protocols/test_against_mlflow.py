@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support.invocations import CASES
+from tests.support.invocations import CASES
 
 DIFFERENT: dict[tuple[str, int, int], list[str]] = {
     ("it crashes", 500, 415): ["no content type"],

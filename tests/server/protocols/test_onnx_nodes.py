@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest
 from mlflow_deploy_plugin.server.http.routes import answer
 from mlflow_deploy_plugin.server.protocols.v2 import HEADER_LENGTH
 from mlflow_deploy_plugin.server.protocols.v2_tensors import TensorHead, datatype_of, from_binary, to_binary
-from support.onnx_nodes import Array, NodeCase, node_cases
+from tests.support.onnx_nodes import Array, NodeCase, node_cases
 
 EVERY = 12
 """One case in so many is asked in `make test`."""

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.metrics import Statistics
 from mlflow_deploy_plugin.server.protocols import v2_config, v2_repository, v2_statistics
 from mlflow_deploy_plugin.spec import ServerSpec
-from support.waiting import wait_until
+from tests.support.waiting import wait_until
 
 Serve = Callable[..., Server]
 
