@@ -3,7 +3,7 @@
 # make test           the tests, under ten minutes on two cores (four at a time: many wait for servers)
 # make test-install   builds the wheel and walks README with it, outside of this checkout, with the newest of every dependency
 # make test-all       what is long too, and make test-install
-# make lint           ruff, formatting, strict types, the import rule
+# make lint           ruff, formatting, strict types, the import rule, the figures of the structure
 # The journeys are long and stand first (tests/agent … e2e): with the largest files first, one core would wait for them.
 # Each does all its set-up from a fresh clone with Python 3.11 to 3.13. With PYTHON=/path/to/python3.13 each works in
 # an environment of that version's own, .venv-3.13.
@@ -64,6 +64,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.structure
 
 format: install
 	$(BIN)/ruff check --fix .

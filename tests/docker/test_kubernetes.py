@@ -1,7 +1,7 @@
 """The manifests on a real cluster, whose pods judge what a real server has captured.
 
-Everything listens where pods reach it: MLflow and PostgreSQL on docker0's address, and so must the S3 API. With the
-scripts of shared/machine: `eval "$(kubernetes/up.sh)"; eval "$(ADDRESS=172.17.0.1 s3.sh start)"`.
+Everything listens where pods reach it: MLflow and PostgreSQL on docker0's address, and so must the S3 API:
+AWS_ENDPOINT_URL set to such an address, and kubectl set to the cluster.
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,318 @@
+"""The structure of the package in figures, each with the target that it moves to; `make lint` runs it.
+
+A figure may not get worse than the one on record in structure.json until it meets its target, and not worse than the
+target after that. `python -m tests.structure --record` writes the figures of today down.
+"""
+
+import argparse
+import ast
+import json
+import re
+import statistics
+import sys
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mlflow_deploy_plugin"
+RECORD = Path(__file__).with_suffix(".json")
+GENERATED = {"inference_pb2.py"}
+MIGRATIONS = PACKAGE / "store" / "migrations"
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+HEADLESS = re.compile(r"(What|Whether|Which|Who|Whom|Whose|How|Where|Why|That|Those|Of|As|None|If)\b")
+"""Begins a sentence without a subject: "What an endpoint serves.", "Whether it is alive.", "Of the windows, …"."""
+HUMAN_TEXT = {"note", "reason", "message", "detail", "why"}
+"""Names and attributes that hold text for people; nothing may be decided by what they say."""
+PLAIN = {"str", "bytes", "int", "float", "bool", "None", "object", "Any"}
+"""Types that stand beside `str` in a result where the text is a value as they are, not the reason why there is none."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module of the package, parsed."""
+
+    path: Path
+
+    @cached_property
+    def text(self) -> str:
+        return self.path.read_text()
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    @property
+    def name(self) -> str:
+        """Its path below the package, as `server/http/app.py`."""
+        return self.path.relative_to(PACKAGE).as_posix()
+
+    @property
+    def lines(self) -> int:
+        return self.text.count("\n")
+
+    @cached_property
+    def functions(self) -> list[Function]:
+        return [node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+    @property
+    def only_imports(self) -> bool:
+        """True for an `__init__` that hands names on and defines none."""
+        return not any(
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in self.tree.body
+        )
+
+    def at(self, node: ast.stmt | ast.expr) -> str:
+        return f"{self.name}:{node.lineno}"
+
+
+def modules() -> list[Module]:
+    """Return the hand-written modules of the package, in the order of their paths."""
+    paths = (path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in GENERATED)
+    return [Module(path) for path in paths if MIGRATIONS not in path.parents]
+
+
+def folders(found: list[Module]) -> Counter[str]:
+    """Return the number of modules in each folder, `__init__.py` left out."""
+    return Counter(str(Path(module.name).parent) for module in found if module.path.name != "__init__.py")
+
+
+def helpers_called_once(found: list[Module]) -> list[str]:
+    """Return the private functions and methods to which their own module refers exactly once."""
+    once = []
+    for module in found:
+        used = Counter(
+            node.id if isinstance(node, ast.Name) else node.attr
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Name | ast.Attribute)
+        )
+        once += [
+            f"{module.at(function)} {function.name}"
+            for function in module.functions
+            if function.name.startswith("_") and not function.name.endswith("__") and used[function.name] == 1
+        ]
+    return once
+
+
+def classes_of_one_name(found: list[Module]) -> list[str]:
+    """Return the names that more than one class of the package has, and where."""
+    places = defaultdict(list)
+    for module in found:
+        for node in module.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(module.name)
+    return [f"{name}: {', '.join(where)}" for name, where in sorted(places.items()) if len(where) > 1]
+
+
+def union_members(annotation: ast.expr) -> set[str]:
+    """Return the types of `A | B | C`."""
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        return union_members(annotation.left) | union_members(annotation.right)
+    return {ast.unparse(annotation)}
+
+
+def results_or_text(found: list[Module]) -> list[str]:
+    """Return the functions whose result is a value, or a text that says why there is none."""
+    return [
+        f"{module.at(function)} {function.name} -> {ast.unparse(function.returns)}"
+        for module in found
+        for function in module.functions
+        if function.returns is not None
+        and "str" in (members := union_members(function.returns))
+        and not members <= PLAIN
+    ]
+
+
+def _is_human_text(node: ast.expr) -> bool:
+    """Return True for a name or an attribute that holds text for people, and for `str(error)`."""
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id == "str" and ast.unparse(node.args[0]) == "error"
+    return (isinstance(node, ast.Name) and node.id in HUMAN_TEXT) or (
+        isinstance(node, ast.Attribute) and node.attr in HUMAN_TEXT
+    )
+
+
+def _is_fixed_text(node: ast.expr) -> bool:
+    """Return True for a literal, an f-string and a constant: a comparison of two variables only asks for a change."""
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str) and node.value != ""
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Name) and node.id.isupper())
+
+
+def decisions_by_text(found: list[Module]) -> list[str]:
+    """Return the places where a text for people is compared with a fixed one."""
+
+    def compared(node: ast.AST) -> bool:
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            return any(map(_is_human_text, sides)) and any(map(_is_fixed_text, sides))
+        return (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("startswith", "endswith", "removeprefix")
+            and _is_human_text(node.func.value)
+        )
+
+    return [
+        f"{module.at(node)} {ast.unparse(node)}"
+        for module in found
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Compare | ast.Call) and compared(node)
+    ]
+
+
+def _docstrings(module: Module) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield node.body[0].lineno, text
+        if isinstance(node, ast.Module | ast.ClassDef):  # the strings below constants and fields
+            for before, statement in zip(node.body, node.body[1:], strict=False):
+                if isinstance(before, ast.Assign | ast.AnnAssign) and isinstance(statement, ast.Expr):
+                    value = statement.value
+                    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                        yield statement.lineno, value.value
+
+
+def headless_docstrings(found: list[Module]) -> list[str]:
+    """Return the docstrings whose first sentence has neither a subject nor an imperative verb."""
+    return [
+        f"{module.name}:{line} {text.splitlines()[0]}"
+        for module in found
+        for line, text in _docstrings(module)
+        if HEADLESS.match(text.strip())
+    ]
+
+
+def _room(name: str) -> str:
+    """Return the first folder below the package, or the module itself where it lies in none."""
+    return name.split(".")[1] if name.count(".") else name
+
+
+def imports_past_a_face(found: list[Module]) -> list[str]:
+    """Return the imports of another room's inner modules; its `__init__` is the face that it shows to other rooms."""
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    past = []
+    for module in found:
+        own = Path(module.name).parts[0]
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(f"{PACKAGE.name}."):
+                continue
+            room = _room(node.module or "")
+            inner = (node.module or "").count(".") > 1 or any(
+                (PACKAGE / room / f"{n.name}.py").exists() for n in node.names
+            )
+            if room in rooms and room != own and inner:
+                past.append(f"{module.at(node)} {node.module}")
+    return past
+
+
+def without_test(found: list[Module]) -> list[str]:
+    """Return the modules that no test file of the mirrored path tests."""
+    missing = []
+    for module in found:
+        path = Path(module.name)
+        if module.only_imports or module.path.name.startswith("__"):
+            continue
+        if not any((ROOT / "tests" / path.parent).glob(f"test_{path.stem}*.py")):
+            missing.append(module.name)
+    return missing
+
+
+def tests_without_types() -> list[str]:
+    """Return the test files that pyproject.toml takes out of mypy's check."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["overrides"]
+    return sorted(
+        name
+        for override in settings
+        if override.get("ignore_errors")
+        for name in ([override["module"]] if isinstance(override["module"], str) else override["module"])
+        if name.startswith("tests.")
+    )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the structure.
+
+    Attributes:
+        target: the value to reach.
+        places: returns the places that it counts, where it counts places.
+        higher: True if more is better.
+    """
+
+    value: float
+    target: float
+    places: Callable[[], list[str]] | None = None
+    higher: bool = False
+
+    def worse_than(self, other: float) -> bool:
+        return self.value < other if self.higher else self.value > other
+
+
+def measure() -> dict[str, Figure]:
+    """Return the figures of the package as it stands."""
+    found = modules()
+    parts = [module for module in found if module.path.name != "__init__.py"]
+    most = max(folders(found).values())
+    functions = sum(len(module.functions) for module in found)
+    tested = [module for module in parts if not module.only_imports and not module.path.name.startswith("__")]
+
+    def counted(places: Callable[[list[Module]], list[str]]) -> Figure:
+        return Figure(len(places(found)), 0, lambda: places(found))
+
+    return {
+        "lines of the package": Figure(sum(module.lines for module in found), 48_000),
+        "modules": Figure(len(found), 280),
+        "modules in the largest folder": Figure(
+            most, 15, lambda: [f"{n} {c}" for n, c in folders(found).most_common(12)]
+        ),
+        "lines of the median module": Figure(statistics.median(module.lines for module in parts), 160, higher=True),
+        "private helpers called once, % of all functions": Figure(
+            round(100 * len(helpers_called_once(found)) / functions, 1), 15, lambda: helpers_called_once(found)
+        ),
+        "class names with several meanings": counted(classes_of_one_name),
+        "results that are a value or a text": counted(results_or_text),
+        "decisions by a text for people": counted(decisions_by_text),
+        "docstrings that begin without a subject": counted(headless_docstrings),
+        "imports past another room's face": counted(imports_past_a_face),
+        "modules with a test of their own, %": Figure(
+            round(100 * (1 - len(without_test(found)) / len(tested)), 1), 80, lambda: without_test(found), higher=True
+        ),
+        "test files without checked types": Figure(len(tests_without_types()), 0, tests_without_types),
+    }
+
+
+def main() -> int:
+    """Print every figure; return 1 where one is worse than both its record and its target."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--record", action="store_true", help="write the figures of today down")
+    parser.add_argument("--show", metavar="WORD", help="print the places of the figures whose names contain the word")
+    asked = parser.parse_args()
+    figures, recorded = measure(), json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    worse: list[str] = []
+    for name, figure in figures.items():
+        before = recorded.get(name, figure.value)
+        met = not figure.worse_than(figure.target)
+        bad = figure.worse_than(before) and not met
+        worse += [name] * bad
+        state = "worse" if bad else "met" if met else ""
+        print(f"{name:<48} {figure.value:>9,g}   on record {before:>9,g}   target {figure.target:>8,g}   {state}")
+        if asked.show and asked.show in name and figure.places:
+            print(*(f"    {place}" for place in figure.places()), sep="\n")
+    if asked.record:
+        RECORD.write_text(json.dumps({name: figure.value for name, figure in figures.items()}, indent=2) + "\n")
+    elif worse:
+        print(f"worse than on record: {', '.join(worse)}; `python -m tests.structure --show WORD` lists the places")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
