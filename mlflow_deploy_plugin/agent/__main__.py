@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.agent.version import MlflowRegistry
 from mlflow_deploy_plugin.agent.watermark import WatermarkWriter
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.registry.connection import limit_patience
+from mlflow_deploy_plugin.registry.connection import set_service_timeouts
 from mlflow_deploy_plugin.server.capture import SPOOL, segments
 from mlflow_deploy_plugin.server.state import AGENT, AgentState, write_state
 from mlflow_deploy_plugin.settings import load_settings
@@ -116,7 +116,7 @@ def _alone(state_dir: Path) -> Iterator[bool]:
 
 def _run(state_dir: Path, follow: bool, stop: threading.Event) -> int:
     settings = load_settings()
-    limit_patience()
+    set_service_timeouts()
     warnings.simplefilter("ignore", FutureWarning)  # of stages; for all threads, which `catch_warnings` is not made for
     shipper = Shipper(state_dir / SPOOL, settings.inference_log)
     pursuit = Pursuit(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.registry.download import download, refuse_links
+from mlflow_deploy_plugin.registry.model_files import download, refuse_links
 from mlflow_deploy_plugin.runtime.artifact import FLAVOR, altered_message
 from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL, read_mlmodel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact

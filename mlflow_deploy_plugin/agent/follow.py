@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.agent.pursuit import Pursuit
 from mlflow_deploy_plugin.agent.tracked import Tracked, Wish, wanted_variant, wish_of
 from mlflow_deploy_plugin.agent.workers import Workers, load_error
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry.connection import without_addresses
+from mlflow_deploy_plugin.registry.connection import redact_addresses
 from mlflow_deploy_plugin.server.state import (
     AGENT,
     LOOK,
@@ -221,7 +221,7 @@ class Follower:
             if self._tracked(spec, variant).is_settled
         )
         failure = next((failure for failure in failures if failure is not None), None)
-        return None if failure is None else type(failure)(without_addresses(failure.message))
+        return None if failure is None else type(failure)(redact_addresses(failure.message))
 
     def _is_settled(self, spec: EndpointSpec) -> bool:
         return all(self._tracked(spec, variant).is_settled for variant in spec.variants.values())
@@ -261,7 +261,7 @@ class Follower:
             elif name in served:  # its model was changed to one that cannot be had (yet)
                 variants[name] = served[name]
             elif words := tracked.words(variant.model):
-                errors[name] = without_addresses(words)
+                errors[name] = redact_addresses(words)
         return WantedEndpoint(variants=variants, capture=spec.capture, sticky=spec.sticky, errors=errors)
 
     def _hear_workers(self) -> bool:

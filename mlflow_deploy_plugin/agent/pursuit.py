@@ -16,8 +16,7 @@ from mlflow_deploy_plugin.agent.consent import Consent
 from mlflow_deploy_plugin.agent.tracked import NEVER, Cause, Tracked, Trouble, Wish
 from mlflow_deploy_plugin.agent.version import FetchedVersion
 from mlflow_deploy_plugin.errors import InvalidConfig, ModelError, NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.registry.lookup import Answer, model_of
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from mlflow_deploy_plugin.registry.resolve import Resolution, ResolvedModel, lookup_key
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ _OF_THE_REGISTRY = ("stage", "alias", "tag", "gate")
 class Registry(Protocol):
     """What following needs of the world outside."""
 
-    def resolve(self, model_uris: Sequence[str]) -> dict[str, Answer]: ...
+    def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]: ...
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion: ...
     def report_failure(self, source: str, error: str) -> bool: ...
 
@@ -115,19 +114,19 @@ class Pursuit:
     def _begin_looks(self) -> None:
         """One look for each model of which some reference is due; all its followed references share it."""
         now = self.pace.clock()
-        due = {model_of(wish.uri) for wish, one in self.tracked.items() if one.due <= now and one.look is None}
+        due = {lookup_key(wish.uri) for wish, one in self.tracked.items() if one.due <= now and one.look is None}
         for model in sorted(due):
             asked = [
                 (wish, one)
                 for wish, one in self.tracked.items()
-                if one.look is None and one.due < NEVER and model_of(wish.uri) == model
+                if one.look is None and one.due < NEVER and lookup_key(wish.uri) == model
             ]
             uris = list(dict.fromkeys(wish.uri for wish, _ in asked))
             look = self.looks.submit(self._resolve, uris)
             for _, one in asked:
                 one.look, one.due = look, NEVER
 
-    def _resolve(self, uris: list[str]) -> dict[str, Answer]:
+    def _resolve(self, uris: list[str]) -> dict[str, Resolution]:
         try:
             return self.registry.resolve(uris)
         except Exception as error:  # noqa: BLE001 - the boundary of a thread: it logs, and the version stays
@@ -147,7 +146,7 @@ class Pursuit:
             tracked.due = 0.0 if is_asked_anew else due
         self.ended += len(pauses)
 
-    def _hear(self, wish: Wish, tracked: Tracked, answer: Answer, pause: float) -> float:
+    def _hear(self, wish: Wish, tracked: Tracked, answer: Resolution, pause: float) -> float:
         """Takes in what the registry has said; when to ask it again."""
         now = self.pace.clock()
         if isinstance(answer, ResolvedModel):

@@ -6,8 +6,7 @@ from typing import Literal, NamedTuple
 
 from mlflow_deploy_plugin.agent.version import FetchedVersion
 from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
-from mlflow_deploy_plugin.registry.lookup import Answer
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from mlflow_deploy_plugin.registry.resolve import Resolution, ResolvedModel
 from mlflow_deploy_plugin.server.state import WantedVariant
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 
@@ -79,7 +78,7 @@ class Tracked:
     failures: int = 0
     fetch_failures: int = 0
     due: float = 0.0
-    look: "Future[dict[str, Answer]] | None" = None
+    look: "Future[dict[str, Resolution]] | None" = None
     told: tuple[str, str] = ("", "")
     telling: "Future[bool] | None" = None
     tell_at: float = 0.0

@@ -8,10 +8,9 @@ from pathlib import Path
 from mlflow_deploy_plugin.agent.cache import ModelCache
 from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import registry_address
-from mlflow_deploy_plugin.registry.download import refuse_links
-from mlflow_deploy_plugin.registry.lookup import Answer, Lookup
-from mlflow_deploy_plugin.registry.reference import parse_model_uri
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from mlflow_deploy_plugin.registry.model_files import refuse_links
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.registry.resolve import BatchResolver, Resolution, ResolvedModel
 from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version, untag_version
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact, check_digests
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
@@ -43,9 +42,9 @@ class MlflowRegistry:
     """The world outside of `Follower`: MLflow, and the cache that its files come into."""
 
     cache: ModelCache
-    lookup: Lookup = field(default_factory=Lookup)
+    lookup: BatchResolver = field(default_factory=BatchResolver)
 
-    def resolve(self, model_uris: Sequence[str]) -> dict[str, Answer]:
+    def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]:
         """What each URI means now, or why that cannot be told."""
         return self.lookup.resolve(model_uris)
 

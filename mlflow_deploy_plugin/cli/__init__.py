@@ -10,7 +10,7 @@ import click
 from mlflow_deploy_plugin.cli.quiet import keep_quiet
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.nearest import did_you_mean
-from mlflow_deploy_plugin.registry.connection import limit_patience
+from mlflow_deploy_plugin.registry.connection import set_service_timeouts
 from mlflow_deploy_plugin.version import __version__
 
 _COMMANDS = {
@@ -117,4 +117,4 @@ def main() -> None:
     on standard error; a command that gives 1 for anything else says so in its help.
     """
     keep_quiet()
-    limit_patience()  # whatever asks MLflow: by its own defaults a command would hang for minutes where it is down
+    set_service_timeouts()  # by default a command would hang for minutes if MLflow is down

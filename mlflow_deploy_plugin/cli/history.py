@@ -44,7 +44,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     """
     # here: SQLAlchemy takes a second that no other command should wait for
     from mlflow_deploy_plugin.nearest import did_you_mean, listed
-    from mlflow_deploy_plugin.registry.history import as_json, without_parts
+    from mlflow_deploy_plugin.registry.history import event_as_json, without_step_events
     from mlflow_deploy_plugin.registry.history import history as read
     from mlflow_deploy_plugin.settings import load_settings
     from mlflow_deploy_plugin.store import open_store
@@ -59,11 +59,11 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     finally:
         store.close()
     if output == "jsonl":
-        lines: Iterable[str] = map(as_json, found)
+        lines: Iterable[str] = map(event_as_json, found)
     elif output == "json":
-        lines = ["[" + ",\n ".join(map(as_json, found)) + "]"]
+        lines = ["[" + ",\n ".join(map(event_as_json, found)) + "]"]
     else:
-        lines = [line for event in without_parts(found) if not _is_told_by_step(event) for line in _lines(event)]
+        lines = [line for event in without_step_events(found) if not _is_told_by_step(event) for line in _lines(event)]
     for line in lines:
         click.echo(line)
     if not found and output == "text":

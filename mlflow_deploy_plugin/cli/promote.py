@@ -13,7 +13,7 @@ import click
 from mlflow_deploy_plugin.cli.gate import say
 from mlflow_deploy_plugin.cli.opened import opened_deployments
 from mlflow_deploy_plugin.cli.options import output_option
-from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments

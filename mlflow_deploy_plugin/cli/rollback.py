@@ -21,9 +21,9 @@ def rollback(name: str, to: str | None, why: str) -> None:
     to the earlier version, and the newer one is archived; a rollout that is under way is aborted.
     """
     # here: SQLAlchemy, MLflow and the rest take seconds that `--help` should not wait for
-    from mlflow_deploy_plugin.registry.connection import import_mlflow_alone
+    from mlflow_deploy_plugin.registry.connection import import_mlflow_without_pandas
 
-    import_mlflow_alone()
+    import_mlflow_without_pandas()
     from mlflow_deploy_plugin.controller.rollouts.rollback import rollback as go_back
 
     done = go_back(name, why=why, to=to)

@@ -88,9 +88,9 @@ def rollout(
     if (to is None) == (asked is None) and not (to is None and wait):
         raise click.UsageError("say one of --to MODEL, --status, --pause, --resume, --abort, --wait")
     # here and below: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
-    from mlflow_deploy_plugin.registry.connection import import_mlflow_alone
+    from mlflow_deploy_plugin.registry.connection import import_mlflow_without_pandas
 
-    import_mlflow_alone()
+    import_mlflow_without_pandas()
     from mlflow_deploy_plugin.controller.rollouts import command
     from mlflow_deploy_plugin.controller.rollouts.place import rollouts_lease
 

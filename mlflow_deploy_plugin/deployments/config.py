@@ -7,7 +7,7 @@ from typing import Any
 from mlflow_deploy_plugin.deployments.monitors import whole_datasets
 from mlflow_deploy_plugin.deployments.projects import whole_projects
 from mlflow_deploy_plugin.deployments.traffic import with_weights
-from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
 from mlflow_deploy_plugin.spec.crontab import zone_named
 

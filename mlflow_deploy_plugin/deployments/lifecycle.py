@@ -18,8 +18,8 @@ from mlflow_deploy_plugin.deployments.monitors import check_monitors
 from mlflow_deploy_plugin.deployments.traffic import says_weight
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.nearest import did_you_mean, listed
-from mlflow_deploy_plugin.registry.connection import limit_patience
-from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.registry.connection import set_service_timeouts
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.registry.resolve import resolve
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import (
@@ -342,7 +342,7 @@ class Deployments:
 @contextmanager
 def open_deployments(progress: Callable[[str], None]) -> Iterator[Deployments]:
     """Those of this user, as the settings of this process say; the registry is not waited for without end."""
-    limit_patience()
+    set_service_timeouts()
     settings = load_settings()
     store = open_store(settings.store_url)
     try:

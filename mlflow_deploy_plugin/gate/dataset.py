@@ -11,7 +11,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.gate.rows import Rows, chosen, count, read_rows, take
-from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
+from mlflow_deploy_plugin.registry.connection import no_request_timeout, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
 from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION, in_types
 from mlflow_deploy_plugin.runtime.schema import Array
@@ -129,7 +129,7 @@ def _downloaded(uri: str, folder: str) -> Path:
     from mlflow.artifacts import download_artifacts  # a second, and only for what is not on this disk
 
     try:
-        with registry_errors(f"the dataset {uri}"), patience_for_files():
+        with registry_errors(f"the dataset {uri}"), no_request_timeout():
             return Path(download_artifacts(artifact_uri=uri, dst_path=folder))
     except OnnxserveError:
         raise

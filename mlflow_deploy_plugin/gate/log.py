@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.gate.model import Answers
 from mlflow_deploy_plugin.gate.report import as_document, as_page
 from mlflow_deploy_plugin.gate.result import Verdict
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
-from mlflow_deploy_plugin.registry.runs import LoggedRun, experiment_named, log_figures, log_run
+from mlflow_deploy_plugin.registry.runs import LoggedRun, get_or_create_experiment, log_metrics, log_run
 from mlflow_deploy_plugin.registry.tags import (
     GATE_AGAINST_TAG,
     GATE_AT_TAG,
@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.registry.tags import (
     GATE_REASON_TAG,
     GATE_REPORT_TAG,
     GATE_TAG,
-    LONGEST_TAG,
+    MAX_TAG_LENGTH,
     tag_version,
 )
 
@@ -41,7 +41,7 @@ def log_verdict(verdict: Verdict, candidate: ResolvedModel, evaluated: Evaluated
     """
 
     def log_content(client: MlflowClient, run_id: str) -> None:
-        log_figures(client, run_id, candidate.aspects.get("model_id", ""), _metrics(verdict))
+        log_metrics(client, run_id, candidate.aspects.get("model_id", ""), _metrics(verdict))
         client.log_text(run_id, as_page(verdict), HTML)
         client.log_dict(run_id, as_document(verdict), JSON)
         if evaluated is not None:
@@ -80,7 +80,7 @@ def _tags(verdict: Verdict) -> dict[str, str]:
         "onnxserve.model": verdict.model,
         "onnxserve.version": verdict.version,
         GATE_TAG: verdict.state,
-        GATE_REASON_TAG: verdict.reason[:LONGEST_TAG],
+        GATE_REASON_TAG: verdict.reason[:MAX_TAG_LENGTH],
         GATE_AGAINST_TAG: verdict.against,
         GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
     }
@@ -95,7 +95,7 @@ def _experiment_id(candidate: ResolvedModel, client: MlflowClient) -> str:
             return str(client.get_logged_model(model_id).experiment_id)
     except MlflowException:
         pass  # the model comes from another tracking server, or its run was deleted
-    return experiment_named(client, f"onnxserve/{candidate.name}")
+    return get_or_create_experiment(client, f"onnxserve/{candidate.name}")
 
 
 def _metrics(verdict: Verdict) -> Iterator[tuple[str, float]]:
@@ -120,7 +120,7 @@ def _log_evaluation(run_id: str, evaluated: Evaluated) -> None:
             try:
                 _evaluate(side, evaluated, answers)
             except Exception as error:  # noqa: BLE001 - scikit-learn, matplotlib and pandas each have their own
-                mlflow.set_tag(f"onnxserve.gate.evaluate.{side}", f"mlflow.models.evaluate: {error}"[:LONGEST_TAG])
+                mlflow.set_tag(f"onnxserve.gate.evaluate.{side}", f"mlflow.models.evaluate: {error}"[:MAX_TAG_LENGTH])
 
 
 def _evaluate(side: str, evaluated: Evaluated, answers: Answers) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch
-from mlflow_deploy_plugin.registry.download import download
+from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
 from mlflow_deploy_plugin.runtime.model import OnnxModel

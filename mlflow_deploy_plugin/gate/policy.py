@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.promote import Place
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 
 MetricName = Literal["accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae"]
 
@@ -134,7 +134,7 @@ class GatePolicy(_Part):
         """`@champion` is written as readily as `champion`, and would gate nothing."""
         return tuple(alias.removeprefix("@") for alias in aliases)
 
-    def gates(self, place: Place) -> bool:
+    def gates(self, place: StageOrAlias) -> bool:
         return self.gates_stage(place.stage) if place.stage else self.gates_alias(place.alias)
 
     def gates_stage(self, stage: str) -> bool:

@@ -8,10 +8,8 @@ from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveErr
 from mlflow_deploy_plugin.gate.allowed import ALL, Allowed
 from mlflow_deploy_plugin.gate.judge import Progress
 from mlflow_deploy_plugin.gate.run import Chosen, choose_policy, judge_and_log, opened
-from mlflow_deploy_plugin.gate.standing import Standing, standing_of
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.history import BEGUN
-from mlflow_deploy_plugin.registry.promote import Place, holder, move, parse_place, registered, taken_back
+from mlflow_deploy_plugin.registry.history import STARTED_AT
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
 from mlflow_deploy_plugin.registry.tags import (
     GATE_AGAINST_TAG,
@@ -20,7 +18,17 @@ from mlflow_deploy_plugin.registry.tags import (
     GATE_POLICY_TAG,
     GATE_REASON_TAG,
     GATE_TAG,
+    GateStatus,
+    gate_status_of,
     tag_version,
+)
+from mlflow_deploy_plugin.registry.transitions import (
+    StageOrAlias,
+    move_version,
+    parse_stage_or_alias,
+    registered_version,
+    rolled_back_refusal,
+    version_at,
 )
 from mlflow_deploy_plugin.store import Store, this_actor
 
@@ -90,19 +98,19 @@ def promote(
     """
     if force and not why.strip():
         raise InvalidConfig("a forced promotion needs its reason: say why (--why)")
-    place = parse_place(to)
-    candidate = registered(model, version)
+    place = parse_stage_or_alias(to)
+    candidate = registered_version(model, version)
     chosen = choose_policy(model, policy_file)
     if not chosen.is_the_models:
         raise InvalidConfig(f"model {model} has a policy of its own, in its tag {GATE_POLICY_TAG}; leave the file out")
     actor = actor or this_actor()
     with opened(store) as trail:
         begun = trail.now()
-        before = holder(model, place, beside=candidate.version)
+        before = version_at(model, place, beside=candidate.version)
         tags = _tags(candidate)
-        if refusal := taken_back(candidate.name, candidate.version, place, tags):
+        if refusal := rolled_back_refusal(candidate.name, candidate.version, place, tags):
             if not force:
-                refused = Standing(False, standing_of(tags).state, refusal)
+                refused = GateStatus(False, gate_status_of(tags).state, refusal)
                 _record(trail, "refused", candidate, before, place, refused, why, actor, begun)
                 raise GateRefused(refusal)
         elif before is None and (there := _there_already(candidate, place, chosen, tags)) is not None:
@@ -114,7 +122,7 @@ def promote(
                 raise GateRefused(_refusal(candidate, place, standing))
             standing = _forced(candidate, standing, why, actor)
         progress(f"moving version {candidate.version} to {place}")
-        move(model, candidate.version, place)
+        move_version(model, candidate.version, place)
         _record(trail, "promote", candidate, before, place, standing, why, actor, begun)
     return Promotion(
         model=model,
@@ -131,7 +139,7 @@ def promote(
 def _standing(
     candidate: ResolvedModel,
     before: ResolvedModel | None,
-    place: Place,
+    place: StageOrAlias,
     chosen: Chosen,
     force: bool,
     actor: str,
@@ -139,11 +147,11 @@ def _standing(
     progress: Progress,
     allowed: Allowed,
     tags: dict[str, str],
-) -> Standing:
+) -> GateStatus:
     """Where the version stands before the gate of this place, which is run where nothing fresh is known."""
     if not _is_gated(chosen, place):
         return _not_asked(place)
-    known = standing_of(tags)
+    known = gate_status_of(tags)
     taken = ("passed", "failed") if force else ("passed",)  # what is forced does not wait for the same verdict again
     if known.state in taken and _is_fresh(tags, before, chosen):
         progress(f"the gate said of version {candidate.version} at {tags[GATE_AT_TAG]}: {known.state}")
@@ -153,14 +161,16 @@ def _standing(
     except OnnxserveError as error:
         if not force:
             raise
-        return Standing(False, "", f"the gate could not be run: {error.message}")
-    return Standing(gated.verdict.passed, gated.verdict.state, gated.verdict.reason, gated.report)
+        return GateStatus(False, "", f"the gate could not be run: {error.message}")
+    return GateStatus(gated.verdict.passed, gated.verdict.state, gated.verdict.reason, gated.report)
 
 
-def _there_already(candidate: ResolvedModel, place: Place, chosen: Chosen, tags: dict[str, str]) -> Promotion | None:
+def _there_already(
+    candidate: ResolvedModel, place: StageOrAlias, chosen: Chosen, tags: dict[str, str]
+) -> Promotion | None:
     """What is said of a version that is there, and that the gate lets be there; None where there is something to do."""
-    standing = standing_of(tags) if _is_gated(chosen, place) else _not_asked(place)
-    if not standing.passed or holder(candidate.name, place) is None:
+    standing = gate_status_of(tags) if _is_gated(chosen, place) else _not_asked(place)
+    if not standing.passed or version_at(candidate.name, place) is None:
         return None
     return Promotion(
         model=candidate.name,
@@ -175,12 +185,12 @@ def _there_already(candidate: ResolvedModel, place: Place, chosen: Chosen, tags:
     )
 
 
-def _is_gated(chosen: Chosen, place: Place) -> bool:
+def _is_gated(chosen: Chosen, place: StageOrAlias) -> bool:
     return chosen.policy.gates(place)
 
 
-def _not_asked(place: Place) -> Standing:
-    return Standing(True, "not asked", f"the policy does not gate {place}")
+def _not_asked(place: StageOrAlias) -> GateStatus:
+    return GateStatus(True, "not asked", f"the policy does not gate {place}")
 
 
 def _is_fresh(tags: dict[str, str], before: ResolvedModel | None, chosen: Chosen) -> bool:
@@ -195,12 +205,12 @@ def _is_fresh(tags: dict[str, str], before: ResolvedModel | None, chosen: Chosen
     )
 
 
-def _forced(candidate: ResolvedModel, standing: Standing, why: str, actor: str) -> Standing:
+def _forced(candidate: ResolvedModel, standing: GateStatus, why: str, actor: str) -> GateStatus:
     """Writes on the version that it was forced, before it is moved: an endpoint that asks for the gate reads that."""
     reason = f"forced by {actor}: {why} (the gate: {standing.reason})"
     for key, value in ((GATE_REASON_TAG, reason), (GATE_TAG, "forced")):
         tag_version(candidate.name, candidate.version, key, value)
-    return Standing(True, "forced", reason, standing.report)
+    return GateStatus(True, "forced", reason, standing.report)
 
 
 def _record(
@@ -208,8 +218,8 @@ def _record(
     action: str,
     candidate: ResolvedModel,
     before: ResolvedModel | None,
-    place: Place,
-    standing: Standing,
+    place: StageOrAlias,
+    standing: GateStatus,
     why: str,
     actor: str,
     begun: datetime,
@@ -221,14 +231,14 @@ def _record(
         before=f"version {before.version} in {place}" if before else "",
         after=f"version {candidate.version} in {place}" if action == "promote" else "",
         why=why or standing.reason,
-        detail={"to": str(place), "gate": standing.state, "report": standing.report, BEGUN: begun.isoformat()}
+        detail={"to": str(place), "gate": standing.state, "report": standing.report, STARTED_AT: begun.isoformat()}
         | ({"gate_reason": standing.reason} if why else {})
         | ({"forced": True} if standing.state == "forced" else {}),
         actor=actor,
     )
 
 
-def _refusal(candidate: ResolvedModel, place: Place, standing: Standing) -> str:
+def _refusal(candidate: ResolvedModel, place: StageOrAlias, standing: GateStatus) -> str:
     report = f"; report: {standing.report}" if standing.report else ""
     return (
         f"{candidate.name} version {candidate.version} does not go to {place}, it has not passed its gate: "

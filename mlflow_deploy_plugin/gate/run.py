@@ -11,10 +11,10 @@ from mlflow_deploy_plugin.gate.log import log_verdict, report_of, tag_verdict
 from mlflow_deploy_plugin.gate.policy import GatePolicy, read_policy, read_policy_file
 from mlflow_deploy_plugin.gate.result import Verdict
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.promote import Place, holder, registered
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, GATE_POLICY_TAG
+from mlflow_deploy_plugin.registry.transitions import StageOrAlias, registered_version, version_at
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Store, open_store
 
@@ -98,12 +98,12 @@ def known_of_served(model: str, version: str, policy_file: Path | None = None) -
     Raises:
         InvalidConfig / NotFound / RegistryUnavailable: as `run_gate`.
     """
-    candidate, chosen = registered(model, version), choose_policy(model, policy_file)
+    candidate, chosen = registered_version(model, version), choose_policy(model, policy_file)
     standing = candidate.standing
     if not chosen.is_the_models or not standing.passed or _served(candidate, chosen.policy):
         return None
     # nobody else is in these places, so that whoever is there is the candidate
-    places = [place for place in _places(chosen.policy) if holder(model, place) is not None]
+    places = [place for place in _places(chosen.policy) if version_at(model, place) is not None]
     with registry_errors(f"model {model} version {version}"):
         tags = registry_client().get_model_version(model, candidate.version).tags
     if not places or tags.get(GATE_POLICY_DIGEST_TAG, chosen.policy.digest) != chosen.policy.digest:
@@ -137,7 +137,7 @@ def run_gate(
         NotFound / RegistryUnavailable: the version is not there, or MLflow does not answer.
         StoreUnavailable: the audit trail cannot be written.
     """
-    candidate = registered(model, version)
+    candidate = registered_version(model, version)
     chosen = choose_policy(model, policy_file)
     served = _served(candidate, chosen.policy)
     current = resolve(against) if against else served
@@ -147,14 +147,14 @@ def run_gate(
 
 def _served(candidate: ResolvedModel, policy: GatePolicy) -> ResolvedModel | None:
     """The version that the gate protects: what the candidate would take the place of."""
-    found = (holder(candidate.name, place, beside=candidate.version) for place in _places(policy))
+    found = (version_at(candidate.name, place, beside=candidate.version) for place in _places(policy))
     return next((version for version in found if version is not None), None)
 
 
-def _places(policy: GatePolicy) -> list[Place]:
+def _places(policy: GatePolicy) -> list[StageOrAlias]:
     return [
-        *(Place(stage=stage) for stage in policy.gated_stages),
-        *(Place(alias=alias) for alias in policy.gated_aliases),
+        *(StageOrAlias(stage=stage) for stage in policy.gated_stages),
+        *(StageOrAlias(alias=alias) for alias in policy.gated_aliases),
     ]
 
 

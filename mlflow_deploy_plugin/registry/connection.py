@@ -26,7 +26,7 @@ _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # up to the last @: a password may hold others
 
 
-def limit_patience() -> None:
+def set_service_timeouts() -> None:
     """Makes MLflow give up on a silent server after seconds, and keep its progress bars out of the log.
 
     By its defaults one call may take ten minutes. What the environment already says is kept.
@@ -36,7 +36,7 @@ def limit_patience() -> None:
 
 
 @contextmanager
-def patience_for_files() -> Iterator[None]:
+def no_request_timeout() -> Iterator[None]:
     """Takes back the time limit for as long as files are fetched.
 
     MLflow's server gets a whole file from its artifact store before it sends the first byte of it. The limit is the
@@ -79,7 +79,7 @@ class _Patience:
 _patience = _Patience()
 
 
-def environment_for_a_child() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The environment of a process that works with the same MLflow for itself, with patience of its own.
 
     What this process belongs to (a run, an experiment) is left out.
@@ -97,7 +97,7 @@ def environment_for_a_child() -> dict[str, str]:
     }
 
 
-def import_mlflow_alone() -> None:
+def import_mlflow_without_pandas() -> None:
     """Imports MLflow without pandas, in two thirds of the time: for a process that asks the registry and has no tables.
 
     MLflow takes that for an installation without pandas (mlflow-skinny), for as long as the process lives.
@@ -130,14 +130,14 @@ def registry_address() -> str:
     """The registry's URI as it may be shown: without user and password."""
     import mlflow
 
-    return without_credentials(str(mlflow.get_registry_uri()))
+    return redact_credentials(str(mlflow.get_registry_uri()))
 
 
-def without_credentials(text: str) -> str:
+def redact_credentials(text: str) -> str:
     return _CREDENTIALS.sub("", text)
 
 
-def without_addresses(text: str) -> str:
+def redact_addresses(text: str) -> str:
     """The text as anybody may read it who reaches the server: it does not say where MLflow and its files are."""
     return _ADDRESS.sub("…", _MLFLOW_AT.sub("", text))
 
@@ -164,18 +164,18 @@ def registry_errors(what: str, where: str = "") -> Iterator[None]:
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise NotFound(f"{what} does not exist: {_one_line(error)}") from None
-        raise RegistryUnavailable(unavailable(what, where, error)) from None
+        raise RegistryUnavailable(unavailable_message(what, where, error)) from None
     except (RequestException, OSError) as error:
-        raise RegistryUnavailable(unavailable(what, where, error)) from None
+        raise RegistryUnavailable(unavailable_message(what, where, error)) from None
 
 
-def unavailable(what: str, where: str, error: Exception) -> str:
+def unavailable_message(what: str, where: str, error: Exception) -> str:
     """The message of a `RegistryUnavailable`, in one line and without credentials."""
     return f"{what}: {where or f'MLflow at {registry_address()}'} does not answer as it should: {_one_line(error)}"
 
 
 def _one_line(error: Exception) -> str:
-    text = without_credentials(" ".join(str(error).split()))
+    text = redact_credentials(" ".join(str(error).split()))
     if "Max retries exceeded" in text or "Connection refused" in text:
         if "Connection refused" in text:
             return "connection refused"

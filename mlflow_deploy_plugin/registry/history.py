@@ -6,11 +6,11 @@ from dataclasses import asdict
 from datetime import datetime
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.reference import registered_names
+from mlflow_deploy_plugin.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 from mlflow_deploy_plugin.store import AuditEvent, Store
 
-BEGUN = "begun"
+STARTED_AT = "begun"
 """The key of an event's detail under which a promotion or a rollback says when it began; it is recorded at its end."""
 _PARTS = ("gate", "tag", "transition", "alias")
 
@@ -24,17 +24,17 @@ def history(store: Store, endpoint: str | None, model: str | None, limit: int | 
         return store.events(endpoint, model, limit)
     found = store.events(endpoint, None, limit)
     # what was done to a model for an endpoint stands in that endpoint's trail
-    for name in models_of(store, endpoint) or ():
+    for name in models_served_by(store, endpoint) or ():
         found += [event for event in store.events(None, name, limit) if not event.endpoint]
     ordered = sorted(found, key=lambda event: event.at)
     return ordered[-limit:] if limit is not None else ordered
 
 
-def without_parts(events: Sequence[AuditEvent]) -> list[AuditEvent]:
+def without_step_events(events: Sequence[AuditEvent]) -> list[AuditEvent]:
     """Return the events without the parts of a promotion or a rollback, which has an event of its own: the gate's run,
     its verdict's tags and the move that MLflow's server saw.
     """
-    acts = [(datetime.fromisoformat(event.detail[BEGUN]), event) for event in events if BEGUN in event.detail]
+    acts = [(datetime.fromisoformat(event.detail[STARTED_AT]), event) for event in events if STARTED_AT in event.detail]
 
     def is_part(event: AuditEvent) -> bool:
         return event.action in _PARTS and any(
@@ -45,12 +45,12 @@ def without_parts(events: Sequence[AuditEvent]) -> list[AuditEvent]:
     return [event for event in events if not is_part(event)]
 
 
-def as_json(event: AuditEvent) -> str:
+def event_as_json(event: AuditEvent) -> str:
     """One line, with the fields of `AuditEvent`."""
     return json.dumps({**asdict(event), "at": event.at.isoformat()}, ensure_ascii=False, default=str)
 
 
-def models_of(store: Store, endpoint: str) -> list[str] | None:
+def models_served_by(store: Store, endpoint: str) -> list[str] | None:
     """The registered models that an endpoint serves; of one that was emptied or deleted, those that it served last.
 
     None where nobody can tell: another onnxserve has written the spec, or no spec was ever written down.
@@ -58,7 +58,7 @@ def models_of(store: Store, endpoint: str) -> list[str] | None:
     spec = next((one.spec for one in store.endpoints() if one.name == endpoint), None)
     if spec is None or not spec.variants:
         spec = _last_spec(store, endpoint)
-    return registered_names(spec) if spec is not None else None
+    return registered_model_names(spec) if spec is not None else None
 
 
 def _last_spec(store: Store, endpoint: str) -> EndpointSpec | None:

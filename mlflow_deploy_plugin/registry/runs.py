@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
+from mlflow_deploy_plugin.registry.connection import no_request_timeout, registry_client, registry_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,7 +41,7 @@ def log_run(
         RegistryUnavailable: MLflow does not answer.
     """
     client = registry_client()
-    with registry_errors(what), patience_for_files():
+    with registry_errors(what), no_request_timeout():
         run_id, is_new = _begin(client, name, tags, experiment_id)
         is_complete = False
         try:
@@ -58,7 +58,7 @@ def logged_run(client: "MlflowClient", run_id: str) -> LoggedRun:
     return LoggedRun(run_id, experiment.name, _url(experiment.experiment_id, run_id))
 
 
-def experiment_named(client: "MlflowClient", name: str) -> str:
+def get_or_create_experiment(client: "MlflowClient", name: str) -> str:
     """The id of the experiment, which is made, or brought back, where needed."""
     from mlflow.exceptions import MlflowException
 
@@ -75,7 +75,7 @@ def experiment_named(client: "MlflowClient", name: str) -> str:
     return str(found.experiment_id)
 
 
-def log_figures(
+def log_metrics(
     client: "MlflowClient",
     run_id: str,
     model_id: str,
@@ -108,7 +108,7 @@ def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> Non
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
-def project_run() -> str | None:
+def project_run_id() -> str | None:
     """The run of the MLflow project that this process belongs to."""
     return os.environ.get(_PROJECT_RUN) or None
 
@@ -117,7 +117,7 @@ def _begin(
     client: "MlflowClient", name: str, tags: Mapping[str, str], experiment_id: "Callable[[MlflowClient], str]"
 ) -> tuple[str, bool]:
     """The run to log to, with its tags, and whether it was made here."""
-    if run_id := project_run():
+    if run_id := project_run_id():
         tag_run(client, run_id, tags)
         return run_id, False
     run = client.create_run(experiment_id(client), run_name=name, tags=dict(tags))

@@ -1,5 +1,6 @@
 """Tags on model versions: what serving and the gate learned about a version, where the MLflow UI shows it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,14 +34,14 @@ CAUSE_TAG = "onnxserve.cause"
 CANDIDATE_TAG = "onnxserve.candidate"
 """Of a version that a retraining made: `proposed`, `left`, or the rollout that brings it."""
 
-GATE_OPEN = ("passed", "forced")
+PASSING_GATE_STATES = ("passed", "forced")
 """The states in which a version may be promoted and served: it passed, or somebody answers for it by name."""
 
-LONGEST_TAG = 5000
+MAX_TAG_LENGTH = 5000
 
 
 @dataclass(frozen=True)
-class Standing:
+class GateStatus:
     """Where a version stands before the gate.
 
     Attributes:
@@ -56,12 +57,12 @@ class Standing:
     report: str = ""
 
 
-def standing_of(tags: Mapping[str, str]) -> Standing:
+def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
     """The standing that the tags of a version tell."""
     state, reason, report = tags.get(GATE_TAG, ""), tags.get(GATE_REASON_TAG, ""), tags.get(GATE_REPORT_TAG, "")
     if not state:
-        return Standing(False, "", "it has not been through the gate")
-    return Standing(state in GATE_OPEN, state, reason or f"the gate says {state}", report)
+        return GateStatus(False, "", "it has not been through the gate")
+    return GateStatus(state in PASSING_GATE_STATES, state, reason or f"the gate says {state}", report)
 
 
 def tag_version(name: str, version: str, key: str, value: str) -> None:
@@ -72,7 +73,7 @@ def tag_version(name: str, version: str, key: str, value: str) -> None:
         RegistryUnavailable: MLflow does not answer.
     """
     with registry_errors(f"model {name} version {version}"):
-        registry_client().set_model_version_tag(name, version, key, value[:LONGEST_TAG])
+        registry_client().set_model_version_tag(name, version, key, value[:MAX_TAG_LENGTH])
 
 
 def untag_version(name: str, version: str, key: str) -> None:
@@ -84,3 +85,52 @@ def untag_version(name: str, version: str, key: str) -> None:
     """
     with registry_errors(f"model {name} version {version}"):
         registry_client().delete_model_version_tag(name, version, key)
+
+
+MAX_DESCRIPTION_LENGTH = 5000
+"""Characters that every store of MLflow keeps of a description."""
+_BEGIN, _END = "<!-- onnxserve: what follows is replaced -->", "<!-- onnxserve: end -->"
+_LINES = (
+    r"(?:\n(?:\|[^\n]*)?(?=\n|\Z))*"  # of a table, and empty ones: where somebody took the end away, no more is ours
+)
+_SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_LINES}\n*(?:{re.escape(_END)})?\n*")
+
+
+def write_section(name: str, version: str, lines: list[str]) -> None:
+    """Replaces the section by these lines of a Markdown table, as many of them from the first on as there is room for.
+
+    Raises:
+        NotFound: there is no such version.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    with registry_errors(f"model {name} version {version}"):
+        client = registry_client()
+        before = client.get_model_version(name, version).description or ""
+        after = with_section(before, lines)
+        if after != before:
+            client.update_model_version(name, version, after)
+
+
+def with_section(description: str, lines: list[str]) -> str:
+    """The description with the section at its end; without it where there is no line, or no room for one."""
+    own = _SECTION.sub("\n\n", description).strip("\n")
+    head = f"{own}\n\n{_BEGIN}\n" if own else f"{_BEGIN}\n"
+    kept: list[str] = []
+    room = MAX_DESCRIPTION_LENGTH - len(head) - len(_END) - 1
+    for line in lines:
+        room -= len(line) + 1
+        if room < 0:
+            break
+        kept.append(line)
+    return "\n".join([head.rstrip("\n"), *kept, "", _END]) if kept else own
+
+
+def read_gate_status(name: str, version: str) -> GateStatus:
+    """The last verdict on a version.
+
+    Raises:
+        NotFound: there is no such version.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    with registry_errors(f"model {name} version {version}"):
+        return gate_status_of(registry_client().get_model_version(name, version).tags)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry.reference import registered_names
+from mlflow_deploy_plugin.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.store import Endpoint, Store
 
 _LONGEST_WHY = 500
@@ -78,7 +78,7 @@ def _gate(form: Mapping[str, str], store: Store) -> Asked:
 
 
 def _asked(form: Mapping[str, str], said: str, endpoint: Endpoint, more: dict[str, Any]) -> Asked:
-    models = tuple(registered_names(endpoint.spec))
+    models = tuple(registered_model_names(endpoint.spec))
     return Asked(said, models, {**_arguments(form), "endpoint": endpoint.name, **more})
 
 

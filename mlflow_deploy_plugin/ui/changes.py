@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_deploy_plugin.registry.promote import Place
-from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, GATE_POLICY_TAG, GATE_TAG
+from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.ui.judged import judged
 from mlflow_deploy_plugin.ui.trail import Trail
 
@@ -55,7 +54,7 @@ def _transition(trail: Trail) -> Change:
     figures: dict[str, Any] = {}
     if others := [other for other in stood if other != str(version.version)]:
         figures = {"stood_there": others[0], "archived": bool(asked.archive_existing_versions)}
-    again = Place(stage=stage).is_for_serving and ROLLED_BACK_TAG in version.tags
+    again = StageOrAlias(stage=stage).is_served_from and ROLLED_BACK_TAG in version.tags
     return Change(
         "transition",
         asked.name,

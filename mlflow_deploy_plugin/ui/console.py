@@ -5,7 +5,7 @@ from pathlib import Path
 from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry.history import as_json, history
+from mlflow_deploy_plugin.registry.history import event_as_json, history
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.ui.asked import Asked, no_endpoint, read_form
 from mlflow_deploy_plugin.ui.caller import allow_pages, caller, may_act_on
@@ -94,7 +94,7 @@ class _Console:
             shown = visible(store, found)
         except OnnxserveError as error:
             return _finished(make_response(error.message, error.http_status, {"Content-Type": "text/plain"}))
-        lines = "".join(f"{as_json(event)}\n" for event in shown)
+        lines = "".join(f"{event_as_json(event)}\n" for event in shown)
         return _finished(make_response(lines, 200, {"Content-Type": "application/x-ndjson; charset=utf-8"}))
 
     def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:

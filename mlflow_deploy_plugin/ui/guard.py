@@ -13,8 +13,8 @@ from typing import Any
 from flask import Flask, Response, jsonify, make_response
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.registry.tags import ERROR_TAG, GATE_TAG
+from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.ui.caller import caller
 from mlflow_deploy_plugin.ui.changes import GATED, READERS, Change, registry
 from mlflow_deploy_plugin.ui.trail import Trail

@@ -4,8 +4,8 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.gate.policy import policy_of
-from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
-from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, Standing, standing_of
+from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, GateStatus, gate_status_of
+from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.ui.returning import stood_before
 from mlflow_deploy_plugin.ui.trail import Trail
 
@@ -26,10 +26,10 @@ def judged(trail: Trail, model: Any, version: Any, place: str, holder: str) -> t
     is_alias = place.startswith("@")
     if policy is None or not (policy.gates_alias(place[1:]) if is_alias else policy.gates_stage(place)):
         return "", ""
-    standing = standing_of(version.tags)
+    standing = gate_status_of(version.tags)
     judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
     if standing.state == "passed" and judged_by != policy.digest:
-        standing = Standing(False, "", "it passed another policy than the model has now")
+        standing = GateStatus(False, "", "it passed another policy than the model has now")
     if standing.passed:
         return "", f"gate {standing.state}: {standing.reason}"
     if holder == number:

@@ -7,7 +7,7 @@ from mlflow_deploy_plugin.deployments.backends.observation import Observation
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import StoreUnavailable
-from mlflow_deploy_plugin.registry.reference import parse_model_uri, registered_names
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri, registered_model_names
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import AuditEvent, Store
 from mlflow_deploy_plugin.store.rollouts import Rollout
@@ -80,7 +80,7 @@ def gather(store: Store, settings: Settings, registry: Any, pages: Pages) -> Ove
         rollouts = store.rollouts()
     except StoreUnavailable as error:
         return Overview(error=error.message)
-    readable = [one for one in observed if all(may_read(name) for name in registered_names(one.endpoint.spec))]
+    readable = [one for one in observed if all(may_read(name) for name in registered_model_names(one.endpoint.spec))]
     live = ask({one.endpoint.name: one.observation.url for one in readable if one.observation.url})
     has_account = bool(caller().user)
     models = registered_models(registry, [one.endpoint.spec for one in readable], pages.report, has_account)
@@ -100,7 +100,7 @@ def gather(store: Store, settings: Settings, registry: Any, pages: Pages) -> Ove
 
 def _card(one: ObservedEndpoint, live: Live | None, pages: Pages, store: Store, registry: Any) -> EndpointCard:
     spec, seen = one.endpoint.spec, one.observation
-    may_act = may_act_on(registered_names(spec))
+    may_act = may_act_on(registered_model_names(spec))
     is_silent = live is not None and bool(live.error)  # it would be asked again, and waited for
     health, reason = _health(seen, live)
     return EndpointCard(

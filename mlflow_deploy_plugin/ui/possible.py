@@ -13,9 +13,9 @@ from mlflow_deploy_plugin.deployments.lifecycle import traffic_refusal
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
 from mlflow_deploy_plugin.gate.dataset import check_is_an_artifact
 from mlflow_deploy_plugin.gate.policy import GatePolicy
-from mlflow_deploy_plugin.registry.connection import without_addresses
-from mlflow_deploy_plugin.registry.promote import Place, taken_back
-from mlflow_deploy_plugin.registry.tags import standing_of
+from mlflow_deploy_plugin.registry.connection import redact_addresses
+from mlflow_deploy_plugin.registry.tags import gate_status_of
+from mlflow_deploy_plugin.registry.transitions import StageOrAlias, rolled_back_refusal
 from mlflow_deploy_plugin.store import Store
 
 THERE = "it is there already"
@@ -37,17 +37,17 @@ def no_traffic(store: Store, observed: ObservedEndpoint) -> str:
 def no_rollback(store: Store, observed: ObservedEndpoint, registry: Any) -> str:
     """Why it cannot be rolled back. Args: registry: MLflow's registry store."""
     try:
-        return no_server(observed) or without_addresses(rollback_refusal(store, observed, registry))
+        return no_server(observed) or redact_addresses(rollback_refusal(store, observed, registry))
     except RegistryUnavailable:  # pressing it says so
         return ""
 
 
 def no_promotion(
-    model: str, version: str, place: Place, tags: Mapping[str, str], policy: GatePolicy, holders: frozenset[str]
+    model: str, version: str, place: StageOrAlias, tags: Mapping[str, str], policy: GatePolicy, holders: frozenset[str]
 ) -> str:
     """Why the version cannot be promoted to a place. Args: holders: the versions that are there."""
-    is_settled = holders == {version} and (standing_of(tags).passed or not policy.gates(place))
-    return taken_back(model, version, place, tags) or (THERE if is_settled else "")
+    is_settled = holders == {version} and (gate_status_of(tags).passed or not policy.gates(place))
+    return rolled_back_refusal(model, version, place, tags) or (THERE if is_settled else "")
 
 
 def no_gate(policy: GatePolicy, has_account: bool) -> str:

@@ -6,10 +6,9 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_of
-from mlflow_deploy_plugin.registry.promote import Place, parse_place
-from mlflow_deploy_plugin.registry.reference import registered_references
-from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
-from mlflow_deploy_plugin.registry.tags import Standing, standing_of
+from mlflow_deploy_plugin.registry.model_uri import registered_model_uris
+from mlflow_deploy_plugin.registry.tags import GateStatus, gate_status_of
+from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias, parse_stage_or_alias
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.ui.possible import THERE, no_gate, no_promotion
 
@@ -44,7 +43,7 @@ class Version:
     number: str
     stage: str
     aliases: tuple[str, ...]
-    standing: Standing
+    standing: GateStatus
     report: str = ""
     rolled_back: str = ""
     targets: tuple[Target, ...] = ()
@@ -79,7 +78,7 @@ def registered_models(
     """
     followed: dict[str, set[str]] = {}
     for spec in specs:
-        for reference in registered_references(spec):
+        for reference in registered_model_uris(spec):
             targets = followed.setdefault(reference.name, set())
             if reference.kind == "stage":
                 targets.add(reference.selector.title())
@@ -113,7 +112,7 @@ def _model(registry: Any, name: str, targets: set[str], link: Any, has_account: 
         versions = tuple(_version(one, by_version, link, ()) for one in shown)
         return RegisteredModel(name, versions, error=error.message, no_gate=error.message)
     applied = policy or GatePolicy()  # as for `onnxserve promote`
-    holders = {place: _holders(place, found, model.aliases) for place in map(parse_place, chosen)}
+    holders = {place: _holders(place, found, model.aliases) for place in map(parse_stage_or_alias, chosen)}
     versions = tuple(
         _version(
             one,
@@ -130,7 +129,7 @@ def _model(registry: Any, name: str, targets: set[str], link: Any, has_account: 
     return RegisteredModel(name, versions, gated, no_gate=no_gate(applied, has_account))
 
 
-def _holders(place: Place, versions: Iterable[Any], aliases: Mapping[str, Any]) -> frozenset[str]:
+def _holders(place: StageOrAlias, versions: Iterable[Any], aliases: Mapping[str, Any]) -> frozenset[str]:
     """The versions that are at the place."""
     if place.alias:
         return frozenset([str(aliases[place.alias])] if place.alias in aliases else [])
@@ -138,7 +137,7 @@ def _holders(place: Place, versions: Iterable[Any], aliases: Mapping[str, Any]) 
 
 
 def _version(found: Any, aliases: dict[str, list[str]], link: Any, targets: tuple[Target, ...]) -> Version:
-    number, standing = str(found.version), standing_of(found.tags)
+    number, standing = str(found.version), gate_status_of(found.tags)
     stage = found.current_stage if found.current_stage != "None" else ""
     taken_back = found.tags.get(ROLLED_BACK_TAG, "")
     stands = tuple(sorted(aliases.get(number, ())))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from mlflow_deploy_plugin.registry.history import models_of
+from mlflow_deploy_plugin.registry.history import models_served_by
 from mlflow_deploy_plugin.store import AuditEvent, Store
 from mlflow_deploy_plugin.ui.caller import is_administrator, may_read
 
@@ -14,7 +14,9 @@ def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
     if is_administrator():
         return frozenset()
     unreadable = {one.name for one in store.unreadable()}
-    return frozenset(name for name in set(names) if name in unreadable or not _may_read_all(models_of(store, name)))
+    return frozenset(
+        name for name in set(names) if name in unreadable or not _may_read_all(models_served_by(store, name))
+    )
 
 
 def _may_read_all(models: Sequence[str] | None) -> bool:

@@ -4,11 +4,11 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import (
-    limit_patience,
-    patience_for_files,
+    no_request_timeout,
+    redact_addresses,
+    redact_credentials,
     registry_client,
-    without_addresses,
-    without_credentials,
+    set_service_timeouts,
 )
 from tests.support.tracking import tracking_at
 
@@ -26,23 +26,23 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_calls_are_short_and_downloads_are_not(clean: pytest.MonkeyPatch) -> None:
-    limit_patience()
+    set_service_timeouts()
     assert os.environ[TIMEOUT] == "5"
-    with patience_for_files():
+    with no_request_timeout():
         assert TIMEOUT not in os.environ
     assert os.environ[TIMEOUT] == "5"
 
 
 def test_what_the_user_said_counts(clean: pytest.MonkeyPatch) -> None:
     clean.setenv(TIMEOUT, "77")
-    limit_patience()
-    with patience_for_files():
+    set_service_timeouts()
+    with no_request_timeout():
         assert os.environ[TIMEOUT] == "77"
 
 
 def test_credentials_are_taken_out_of_every_uri_of_a_text() -> None:
     text = "https://user:p%40ss@host/x failed, postgresql+psycopg://u@db/y too, a@b.c stays, http://u:p@ss@h:1/z@a"
-    assert without_credentials(text) == (
+    assert redact_credentials(text) == (
         "https://host/x failed, postgresql+psycopg://db/y too, a@b.c stays, http://h:1/z@a"
     )
 
@@ -64,12 +64,12 @@ def test_credentials_are_taken_out_of_every_uri_of_a_text() -> None:
     ],
 )
 def test_callers_are_not_told_where_mlflow_is(text: str, public: str) -> None:
-    assert without_addresses(text) == public
+    assert redact_addresses(text) == public
 
 
 def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.MonkeyPatch) -> None:
-    limit_patience()
-    first, second = patience_for_files(), patience_for_files()
+    set_service_timeouts()
+    first, second = no_request_timeout(), no_request_timeout()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)

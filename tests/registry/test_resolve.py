@@ -9,9 +9,9 @@ import mlflow
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
-from mlflow_deploy_plugin.registry.connection import limit_patience
-from mlflow_deploy_plugin.registry.promote import registered
+from mlflow_deploy_plugin.registry.connection import set_service_timeouts
 from mlflow_deploy_plugin.registry.resolve import resolve
+from mlflow_deploy_plugin.registry.transitions import registered_version
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_cre
     for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):  # set first, so that they are taken back afterwards
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "")
         del os.environ[f"MLFLOW_HTTP_REQUEST_{variable}"]
-    limit_patience()
+    set_service_timeouts()
     mlflow.set_tracking_uri("http://user:secret@127.0.0.1:9")
     started = time.monotonic()
     with pytest.raises(RegistryUnavailable) as caught:
@@ -139,5 +139,5 @@ def test_a_name_with_control_characters_is_not_served(tmp_path: Path, name: str)
 )
 def test_what_is_no_name_of_a_registered_model_is_told(given: str, right: str) -> None:
     with pytest.raises(InvalidConfig) as refused:
-        registered(given, "1")
+        registered_version(given, "1")
     assert refused.value.message == f"{given!r} is no name of a registered model; {right}"

@@ -11,9 +11,8 @@ from mlflow_deploy_plugin.agent.follow import Follower
 from mlflow_deploy_plugin.agent.pursuit import Pace, Pursuit
 from mlflow_deploy_plugin.agent.version import FetchedVersion
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry.lookup import Answer
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel
-from mlflow_deploy_plugin.registry.tags import standing_of
+from mlflow_deploy_plugin.registry.resolve import Resolution, ResolvedModel
+from mlflow_deploy_plugin.registry.tags import gate_status_of
 from mlflow_deploy_plugin.server.state import (
     SPEC,
     WANTED,
@@ -73,17 +72,17 @@ class World:
     calls: int = 0
     is_deaf: bool = False
 
-    def resolve(self, model_uris: Sequence[str]) -> dict[str, Answer]:
+    def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]:
         self.calls += 1
         return {uri: self._resolve(uri) for uri in model_uris}
 
-    def _resolve(self, model_uri: str) -> Answer:
+    def _resolve(self, model_uri: str) -> Resolution:
         self.resolved.append(model_uri)
         answer = self.versions[model_uri]
         if isinstance(answer, OnnxserveError):
             return answer
         followed = not model_uri.rpartition("/")[2].isdigit()
-        standing = standing_of({"onnxserve.gate": self.gates[answer]} if answer in self.gates else {})
+        standing = gate_status_of({"onnxserve.gate": self.gates[answer]} if answer in self.gates else {})
         return ResolvedModel(model_uri, "tiny", answer, f"models:/tiny/{answer}", followed, standing=standing)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:

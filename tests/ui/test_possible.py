@@ -12,14 +12,13 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.gate.promote import promote
-from mlflow_deploy_plugin.registry.connection import without_addresses
-from mlflow_deploy_plugin.registry.promote import Place
-from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG
+from mlflow_deploy_plugin.registry.connection import redact_addresses
+from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.ui.possible import THERE, no_gate, no_promotion, no_rollback, no_server, no_traffic
 
-PRODUCTION, STAGING = Place(stage="Production"), Place(stage="Staging")
+PRODUCTION, STAGING = StageOrAlias(stage="Production"), StageOrAlias(stage="Staging")
 PASSED = {"onnxserve.gate": "passed"}
 TAKEN_BACK = {ROLLED_BACK_TAG: "flights: too slow"}
 
@@ -83,7 +82,7 @@ def test_without_anything_before_it_there_is_no_rollback(mlflow_app: Any, deploy
         said = no_rollback(mlflow_app.store, each, mlflow_app.registry)
         with pytest.raises(NotFound) as refused:
             rollback(each.endpoint.name, deployments=deployments)
-        assert said == without_addresses(refused.value.message)
+        assert said == redact_addresses(refused.value.message)
         assert "sqlite" not in said
         assert f": say `onnxserve rollback {each.endpoint.name} --to " in said
 
@@ -111,12 +110,12 @@ def test_of_several_that_answer_none_is_rolled_back(mlflow_app: Any, deployments
         (STAGING, {}, {"2"}, THERE),
         (PRODUCTION, TAKEN_BACK, {"1"}, "it was rolled back (flights: too slow)"),
         (STAGING, TAKEN_BACK, {"1"}, ""),
-        (Place(alias="live"), {}, {"2"}, THERE),
-        (Place(alias="live"), TAKEN_BACK, {"2"}, "it was rolled back"),
+        (StageOrAlias(alias="live"), {}, {"2"}, THERE),
+        (StageOrAlias(alias="live"), TAKEN_BACK, {"2"}, "it was rolled back"),
     ],
 )
 def test_a_version_goes_where_it_is_not_yet_and_may_be(
-    place: Place, tags: dict[str, str], holders: set[str], refused: str
+    place: StageOrAlias, tags: dict[str, str], holders: set[str], refused: str
 ) -> None:
     said = no_promotion("m", "2", place, tags, GatePolicy(), frozenset(holders))
     assert (refused in said) if refused else said == ""

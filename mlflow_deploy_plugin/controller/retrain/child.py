@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
-from mlflow_deploy_plugin.registry.connection import environment_for_a_child, without_credentials
+from mlflow_deploy_plugin.registry.connection import child_environment, redact_credentials
 
 MARK = "ONNXSERVE_RETRAINING_RUN"
 LOG = "log.txt"
@@ -35,7 +35,7 @@ def start(plan: RetrainPlan, run_id: str, parameters: Mapping[str, str], folder:
     command += ["--env-manager", plan.env_manager]
     for name, value in parameters.items():
         command += ["-P", f"{name}={value}"]
-    environment = environment_for_a_child() | {MARK: run_id}
+    environment = child_environment() | {MARK: run_id}
     # `--env-manager local` runs `python`, which is to be this one
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     with (folder / LOG).open("ab") as log:
@@ -95,7 +95,7 @@ def last_line(folder: Path) -> str:
     said = [line.strip() for line in lines if line.strip() and " mlflow.cli: === " not in line]
     said = [line for line in said if "mlflow.projects" not in line] or said
     errors = [line for line in said if line.startswith(("Error", "error"))]
-    return without_credentials((errors or said or [""])[-1])[:_LONGEST_LINE]
+    return redact_credentials((errors or said or [""])[-1])[:_LONGEST_LINE]
 
 
 def _processes(run_id: str) -> Iterator[int]:

@@ -14,7 +14,7 @@ import sys
 
 from mlflow_deploy_plugin.controller.retrain import child, tracked
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry.connection import limit_patience
+from mlflow_deploy_plugin.registry.connection import set_service_timeouts
 from mlflow_deploy_plugin.store.database import utc_now
 
 BEAT_SECONDS = 15.0
@@ -43,7 +43,7 @@ def beat(run_id: str, training: "subprocess.Popen[bytes]", seconds: float = BEAT
 def _main(run_id: str, *arguments: str) -> None:
     training = subprocess.Popen([sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id])
     # this process alone: MLflow's own patience may hold a heartbeat back for minutes after a server is up again
-    limit_patience()
+    set_service_timeouts()
     status = beat(run_id, training)
     if status < 0:  # as it was: who is killed from outside is begun once more
         os.kill(os.getpid(), -status)

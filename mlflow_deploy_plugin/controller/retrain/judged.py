@@ -3,8 +3,8 @@
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
 from mlflow_deploy_plugin.gate.result import Verdict
 from mlflow_deploy_plugin.gate.run import Chosen, Gated, choose_policy, judge_and_log
-from mlflow_deploy_plugin.registry.promote import registered
 from mlflow_deploy_plugin.registry.resolve import resolve
+from mlflow_deploy_plugin.registry.transitions import registered_version
 from mlflow_deploy_plugin.store import Store
 
 
@@ -25,7 +25,7 @@ def judge_candidate(
         where = f"{chosen.where}, on the newest labelled rows"
         chosen = Chosen(policy.model_copy(update={"evaluation": evaluation}), where, chosen.is_the_models)
     current = resolve(f"models:/{plan.model}/{against}")
-    return judge_and_log(registered(plan.model, version), current, chosen, actor, store, lambda _: None)
+    return judge_and_log(registered_version(plan.model, version), current, chosen, actor, store, lambda _: None)
 
 
 def is_compared(verdict: Verdict) -> bool:

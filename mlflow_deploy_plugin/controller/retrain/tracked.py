@@ -7,13 +7,19 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
 from mlflow_deploy_plugin.registry.connection import (
-    patience_for_files,
+    no_request_timeout,
+    redact_credentials,
     registry_client,
     registry_errors,
-    without_credentials,
 )
-from mlflow_deploy_plugin.registry.runs import experiment_named
-from mlflow_deploy_plugin.registry.tags import CAUSE_TAG, LONGEST_TAG, PARENT_TAG, TRAINING_TAG, tag_version
+from mlflow_deploy_plugin.registry.runs import get_or_create_experiment
+from mlflow_deploy_plugin.registry.tags import (
+    CAUSE_TAG,
+    MAX_TAG_LENGTH,
+    PARENT_TAG,
+    TRAINING_TAG,
+    tag_version,
+)
 from mlflow_deploy_plugin.store.retrainings import Retraining
 
 RETRAINING_TAG = "onnxserve.retraining"
@@ -45,7 +51,7 @@ def column_types(model_uri: str) -> dict[str, str]:
     """
     from mlflow.models import Model
 
-    with registry_errors(model_uri), patience_for_files():
+    with registry_errors(model_uri), no_request_timeout():
         signature = Model.load(model_uri).signature  # `get_model_info` refuses a model of another tracking server
     if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
         return {}
@@ -63,16 +69,16 @@ def run_for(one: Retraining, plan: RetrainPlan, attempt: int, parameters: Mappin
     key = f"{one.id}.{attempt} {one.created_at.isoformat()}"
     with registry_errors(f"retraining {one.id}"):
         client = registry_client()
-        experiment = experiment_named(client, f"onnxserve/{plan.endpoint}")
+        experiment = get_or_create_experiment(client, f"onnxserve/{plan.endpoint}")
         found = client.search_runs([experiment], f"tags.`{RETRAINING_TAG}` = '{key}'", max_results=1)
         if found:
             return str(found[0].info.run_id)
         tags = {
             RETRAINING_TAG: key,
-            CAUSE_TAG: str(one.cause["why"])[:LONGEST_TAG],
+            CAUSE_TAG: str(one.cause["why"])[:MAX_TAG_LENGTH],
             "onnxserve.endpoint": plan.endpoint,
             "mlflow.source.type": "PROJECT",
-            "mlflow.source.name": without_credentials(plan.project),
+            "mlflow.source.name": redact_credentials(plan.project),
             "mlflow.project.entryPoint": plan.entry_point,
             "mlflow.user": plan.actor,
         }
@@ -85,7 +91,7 @@ def run_for(one: Retraining, plan: RetrainPlan, attempt: int, parameters: Mappin
 
 def keep(run_id: str, file: Path) -> str:
     """Logs the file to the run; gives its URI. Raises RegistryUnavailable."""
-    with registry_errors(f"run {run_id}"), patience_for_files():
+    with registry_errors(f"run {run_id}"), no_request_timeout():
         registry_client().log_artifact(run_id, str(file), _FOLDER)
     return f"runs:/{run_id}/{_FOLDER}/{file.name}"
 

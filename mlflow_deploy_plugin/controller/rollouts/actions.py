@@ -13,9 +13,9 @@ from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.rollout import Action, Progress, weights
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry.reference import parse_model_uri
-from mlflow_deploy_plugin.registry.rollback import ROLLED_BACK_TAG, point, stands_at
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.registry.tags import tag_version
+from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, current_version, repoint
 from mlflow_deploy_plugin.spec import VariantSpec
 
 
@@ -70,7 +70,7 @@ class Actions:
         main = self._variants(plan)[plan.main]
         if plan.kind == "pinned" and main.model == plan.to_uri:
             self._set_model(plan, plan.before_uri, why)
-        elif plan.kind != "pinned" and stands_at(reference) == plan.version:
+        elif plan.kind != "pinned" and current_version(reference) == plan.version:
             self._point(plan, plan.version, plan.before_version, why)
         with suppress(NotFound):  # somebody has deleted the version
             tag_version(plan.model, plan.version, ROLLED_BACK_TAG, f"{plan.endpoint}: {why}")
@@ -90,13 +90,13 @@ class Actions:
         if plan.kind == "pinned":
             if self._variants(plan)[plan.main].model != plan.to_uri:
                 self._set_model(plan, plan.to_uri, why)
-        elif (before := stands_at(parse_model_uri(plan.before_uri))) != plan.version:
+        elif (before := current_version(parse_model_uri(plan.before_uri))) != plan.version:
             self._point(plan, before, plan.version, why)
 
     def _point(self, plan: RolloutPlan, before: str, version: str, why: str) -> None:
         """Gives the place of the version `before`, empty where nothing stands there, to `version`."""
         reference = parse_model_uri(plan.before_uri)
-        point(reference, version)
+        repoint(reference, version)
         self.deployments.look_now(reference.name)
         self.say(f"{plan.endpoint}: {plan.before_uri} is version {version} now")
         self.deployments.store.record(

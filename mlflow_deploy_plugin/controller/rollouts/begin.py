@@ -9,9 +9,9 @@ from mlflow_deploy_plugin.controller.rollouts.observe import see
 from mlflow_deploy_plugin.controller.rollouts.plan import MIN_REQUESTS, Kind, RolloutPlan, parse_steps
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady
-from mlflow_deploy_plugin.gate.standing import standing
-from mlflow_deploy_plugin.registry.reference import Reference, parse_model_uri
+from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
+from mlflow_deploy_plugin.registry.tags import read_gate_status
 from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds
 from mlflow_deploy_plugin.store import Rollout, this_actor
 from mlflow_deploy_plugin.store.database import utc_now
@@ -111,7 +111,7 @@ def main_variant(spec: EndpointSpec) -> str:
     return answering[0]
 
 
-def _resolved(to: str, main: Reference) -> ResolvedModel:
+def _resolved(to: str, main: ModelURI) -> ResolvedModel:
     """The version that is meant; a number is one of the model that is served."""
     if not to.isdecimal():
         return resolve(to)
@@ -120,7 +120,7 @@ def _resolved(to: str, main: Reference) -> ResolvedModel:
     return resolve(f"models:/{main.name}/{to}")
 
 
-def _check(spec: EndpointSpec, main: Reference, to: ResolvedModel, before: str) -> None:
+def _check(spec: EndpointSpec, main: ModelURI, to: ResolvedModel, before: str) -> None:
     if not to.version.isdigit():
         raise InvalidConfig(f"{to.model_uri} is no version of a registered model; models:/NAME/7 is expected")
     if main.followed and main.name != to.name:
@@ -131,14 +131,14 @@ def _check(spec: EndpointSpec, main: Reference, to: ResolvedModel, before: str) 
     is_same_model = main.name == to.name
     if is_same_model and to.version == before:
         raise InvalidConfig(f"endpoint {spec.name!r} serves {to.name} version {before} already")
-    if spec.require and not (judged := standing(to.name, to.version)).passed:
+    if spec.require and not (judged := read_gate_status(to.name, to.version)).passed:
         raise InvalidConfig(
             f"endpoint {spec.name!r} requires {spec.require}, and {to.name} version {to.version} does not have it: "
             f"{judged.reason}"
         )
 
 
-def _kind(reference: Reference) -> Kind:
+def _kind(reference: ModelURI) -> Kind:
     match reference.kind:
         case "stage" | "alias" | "tag":
             return reference.kind

@@ -14,17 +14,17 @@ from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.connection import registry_address
-from mlflow_deploy_plugin.registry.history import BEGUN
-from mlflow_deploy_plugin.registry.reference import Reference, parse_model_uri
-from mlflow_deploy_plugin.registry.rollback import (
+from mlflow_deploy_plugin.registry.history import STARTED_AT
+from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri
+from mlflow_deploy_plugin.registry.tags import tag_version
+from mlflow_deploy_plugin.registry.transitions import (
     ROLLED_BACK_TAG,
-    Earlier,
-    earlier_in_registry,
-    point,
-    stands_at,
+    PreviousVersion,
+    current_version,
+    previous_in_registry,
+    repoint,
     was_rolled_back,
 )
-from mlflow_deploy_plugin.registry.tags import tag_version
 from mlflow_deploy_plugin.spec import load_specs
 from mlflow_deploy_plugin.store import AuditEvent, Store, this_actor
 
@@ -104,12 +104,12 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
     seen = see(observed, with_numbers=False)
     if to:
         current = _current(observed, main, reference)
-        earlier = Earlier(_version_asked_for(to, reference), "it was asked for")
+        earlier = PreviousVersion(_version_asked_for(to, reference), "it was asked for")
     else:
         current, earlier = _current_and_earlier(deployments.store, observed, main, reference)
     if earlier.version == current:
         raise InvalidConfig(f"{spec.variants[main].model} is version {current} already")
-    point(reference, earlier.version)
+    repoint(reference, earlier.version)
     deployments.look_now(reference.name)
     if seen.state in ("running", "starting"):
         try:
@@ -117,13 +117,13 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
         except DeploymentFailed as error:
             if not current:
                 raise
-            point(reference, current)  # so that the registry says what is served, as before
+            repoint(reference, current)  # so that the registry says what is served, as before
             deployments.look_now(reference.name)
             raise DeploymentFailed(f"{error.message}; version {current} stays, in the registry too") from None
     figures = _figures(reference.name, current, earlier.version, earlier.source, begun)
     if current:
         tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {why or f'rolled back by {actor}'}")
-    _record(deployments.store, endpoint, {**figures, BEGUN: begun_at.isoformat()}, why, actor)
+    _record(deployments.store, endpoint, {**figures, STARTED_AT: begun_at.isoformat()}, why, actor)
     return figures
 
 
@@ -160,14 +160,14 @@ def _pinned_back(
     return figures
 
 
-def _current(observed: ObservedEndpoint, main: str, reference: Reference, registry: Any = None) -> str:
+def _current(observed: ObservedEndpoint, main: str, reference: ModelURI, registry: Any = None) -> str:
     """The version that is followed now, or else served; empty where there is none."""
-    return stands_at(reference, registry) or see(observed, with_numbers=False).versions.get(main, "")
+    return current_version(reference, registry) or see(observed, with_numbers=False).versions.get(main, "")
 
 
 def _current_and_earlier(
-    store: Store, observed: ObservedEndpoint, main: str, reference: Reference, registry: Any = None
-) -> tuple[str, Earlier]:
+    store: Store, observed: ObservedEndpoint, main: str, reference: ModelURI, registry: Any = None
+) -> tuple[str, PreviousVersion]:
     """The version of now, and the one that was served before it, from the truest source that knows it."""
     current = _current(observed, main, reference, registry)
     for earlier in _known(store, observed, main, reference, current, registry):
@@ -184,28 +184,28 @@ def _current_and_earlier(
 
 
 def _known(
-    store: Store, observed: ObservedEndpoint, main: str, reference: Reference, current: str, registry: Any
-) -> Iterator[Earlier]:
+    store: Store, observed: ObservedEndpoint, main: str, reference: ModelURI, current: str, registry: Any
+) -> Iterator[PreviousVersion]:
     endpoint = observed.endpoint.name
     stood = _stood(_moves(store, endpoint, reference))
     said = f"it stood there before version {current}, says the audit trail"
-    in_trail = [Earlier(version, said) for version in stood if version != current]
+    in_trail = [PreviousVersion(version, said) for version in stood if version != current]
     if stood[:1] == [current]:  # else the place was moved past the trail, which is then behind
         yield from in_trail
     page = fetch_page(observed.observation.url) if observed.observation.url else None
     answered = read_answered(page, endpoint, main, reference.name) if page else []
-    registered = earlier_in_registry(reference, current, registry)
+    registered = previous_in_registry(reference, current, registry)
     passed = ""
     if registered is not None and registered.version not in answered:
         passed = f"; passed over is version {registered.version}: {registered.source}, and has answered nothing here"
     for version in answered:
-        yield Earlier(version, f"it has answered last before version {current}, says the server{passed}")
+        yield PreviousVersion(version, f"it has answered last before version {current}, says the server{passed}")
     if registered is not None:
-        yield Earlier(registered.version, f"{registered.source}, says the registry")
+        yield PreviousVersion(registered.version, f"{registered.source}, says the registry")
     yield from in_trail
 
 
-def _moves(store: Store, endpoint: str, reference: Reference) -> list[AuditEvent]:
+def _moves(store: Store, endpoint: str, reference: ModelURI) -> list[AuditEvent]:
     """What the audit trail has of the place that is followed, the newest first, as far as the model is the same."""
     moves = []
     for event in reversed(store.events(model=reference.name)):
@@ -216,7 +216,7 @@ def _moves(store: Store, endpoint: str, reference: Reference) -> list[AuditEvent
     return moves
 
 
-def _is_about(event: AuditEvent, endpoint: str, reference: Reference) -> bool:
+def _is_about(event: AuditEvent, endpoint: str, reference: ModelURI) -> bool:
     place = event.after.rpartition(" in ")[2].lower()
     match event.action:
         case "transition":
@@ -274,7 +274,7 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
     )
 
 
-def _version_asked_for(to: str, reference: Reference) -> str:
+def _version_asked_for(to: str, reference: ModelURI) -> str:
     """`--to 6`, or `--to models:/X/6` where X is followed."""
     if to.isdecimal():
         return str(int(to))
@@ -286,7 +286,7 @@ def _version_asked_for(to: str, reference: Reference) -> str:
     return asked.selector
 
 
-def _model_asked_for(to: str, served: Reference) -> str:
+def _model_asked_for(to: str, served: ModelURI) -> str:
     """`--to models:/X/6`, or `--to 6` where a version of X is served."""
     if not to.isdecimal():
         return to

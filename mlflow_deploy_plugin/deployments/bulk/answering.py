@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     TooManyRequests,
 )
-from mlflow_deploy_plugin.registry.download import download
+from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolve import resolve
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
 from mlflow_deploy_plugin.runtime.model import OnnxModel

@@ -15,7 +15,7 @@ import pyarrow.dataset as pa_dataset
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.inference_log.lists import Array
 from mlflow_deploy_plugin.monitoring.references.rows import ReferenceRows, times_of
-from mlflow_deploy_plugin.registry.connection import registry_errors, without_credentials
+from mlflow_deploy_plugin.registry.connection import redact_credentials, registry_errors
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
 MAX_ROWS = 1_000_000
@@ -61,7 +61,7 @@ def _names(path: Path, uri: str) -> tuple[str, ...]:
 
 @contextmanager
 def _reading(uri: str) -> Iterator[None]:
-    shown = f"the dataset {without_credentials(uri)}"
+    shown = f"the dataset {redact_credentials(uri)}"
     try:
         yield
     except FileNotFoundError:
@@ -73,19 +73,19 @@ def _reading(uri: str) -> Iterator[None]:
 def _fetch(uri: str, folder: Path) -> Path:
     from mlflow.artifacts import download_artifacts  # a second to import; a file on this disk does without
 
-    shown = without_credentials(uri)
+    shown = redact_credentials(uri)
     try:
         with registry_errors(f"the dataset {shown}"):
             return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except OnnxserveError:
         raise
     except Exception as error:  # noqa: BLE001 - each kind of artifact store (boto3, GCS, Azure, …) has its own classes
-        reason = without_credentials(" ".join(str(error).split()))
+        reason = redact_credentials(" ".join(str(error).split()))
         raise RegistryUnavailable(f"the dataset {shown} cannot be fetched: {reason}") from None
 
 
 def _read(path: Path, uri: str) -> ReferenceRows:
-    shown = f"the dataset {without_credentials(uri)}"
+    shown = f"the dataset {redact_credentials(uri)}"
     with _reading(uri):
         table, count = _table(path)
         name = _time_column(table, shown)

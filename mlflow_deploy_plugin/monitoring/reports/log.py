@@ -18,10 +18,10 @@ from mlflow_deploy_plugin.monitoring.reports.page import PAGE, with_picture
 from mlflow_deploy_plugin.monitoring.reports.series import log_series
 from mlflow_deploy_plugin.monitoring.reports.trend import MOST_WINDOWS, series_of, trend_picture
 from mlflow_deploy_plugin.monitoring.reports.versions import lead_to_report
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors, unavailable
-from mlflow_deploy_plugin.registry.once import SUPERSEDED, RunOnce
-from mlflow_deploy_plugin.registry.runs import LoggedRun, log_figures
-from mlflow_deploy_plugin.registry.tags import LONGEST_TAG
+from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors, unavailable_message
+from mlflow_deploy_plugin.registry.idempotent_run import SUPERSEDED, IdempotentRun
+from mlflow_deploy_plugin.registry.runs import LoggedRun, log_metrics
+from mlflow_deploy_plugin.registry.tags import MAX_TAG_LENGTH
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,14 +52,14 @@ def log_judgement(judgement: Judgement, files: Mapping[str, str | bytes], past: 
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
         end = judgement.window.end_us // 1000
-        log_figures(client, run_id, judgement.model_id, figures.items(), end, times)
+        log_metrics(client, run_id, judgement.model_id, figures.items(), end, times)
         this = PastWindow(judgement.window.start, judgement.state, figures)
         picture = trend_picture(series_of(judgement, figures), [*past, this], judgement.window.length)
         _log_files(client, run_id, with_picture(files, picture))
 
     created = {CREATED_TAG: judgement.endpoint_created} if judgement.endpoint_created else {}
     name = judgement.monitor, str(judgement.window), judgement.tried
-    run = RunOnce(
+    run = IdempotentRun(
         f"the experiment of endpoint {judgement.endpoint}",
         f"onnxserve/{judgement.endpoint}",
         _identity(judgement),
@@ -138,7 +138,7 @@ def _log_files(client: "MlflowClient", run_id: str, files: Mapping[str, str | by
             raise
         except Exception as error:  # noqa: BLE001 — of the artifact store's own library: boto3, google, azure, …
             raise RegistryUnavailable(
-                unavailable("the files of the report", "MLflow's artifact store", error)
+                unavailable_message("the files of the report", "MLflow's artifact store", error)
             ) from None
 
 
@@ -159,5 +159,5 @@ def _tags(judgement: Judgement) -> dict[str, str]:
         "onnxserve.model": judgement.model,
         "onnxserve.version": judgement.version,
         END_TAG: judgement.window.end.isoformat(),
-        "onnxserve.reason": judgement.reason[:LONGEST_TAG],
+        "onnxserve.reason": judgement.reason[:MAX_TAG_LENGTH],
     }

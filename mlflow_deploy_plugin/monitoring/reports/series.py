@@ -8,8 +8,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
-from mlflow_deploy_plugin.registry.once import RunOnce
-from mlflow_deploy_plugin.registry.runs import log_figures, project_run
+from mlflow_deploy_plugin.registry.idempotent_run import IdempotentRun
+from mlflow_deploy_plugin.registry.runs import log_metrics, project_run_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,19 +21,19 @@ def log_series(judgement: Judgement, figures: Mapping[str, float], told_apart_by
     """Add the window's metrics; again the same changes nothing.
 
     Args:
-        told_apart_by: as of `RunOnce`.
+        told_apart_by: as of `IdempotentRun`.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
-    if project_run():
+    if project_run_id():
         return  # there, everything would go to the run of the project
     end, length = judgement.window.end_us, judgement.window.end_us - judgement.window.start_us
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
-        log_figures(client, run_id, "", islice(figures.items(), _MOST_METRICS), end // 1000, end // length)
+        log_metrics(client, run_id, "", islice(figures.items(), _MOST_METRICS), end // 1000, end // length)
 
-    RunOnce(
+    IdempotentRun(
         f"the experiment of endpoint {judgement.endpoint}",
         f"onnxserve/{judgement.endpoint}",
         {

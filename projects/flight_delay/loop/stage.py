@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry.connection import environment_for_a_child
+from mlflow_deploy_plugin.registry.connection import child_environment
 from projects.demo.place import CHECKOUT
 
 ALIAS = "champion"
@@ -92,7 +92,7 @@ def train_first(setting: Setting, log: Path) -> str:
     command += ["--max-iter", str(setting.max_iter)]
     with log.open("ab") as output:
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
-        done = subprocess.run(command, check=False, cwd=CHECKOUT, env=environment_for_a_child(), **streams)
+        done = subprocess.run(command, check=False, cwd=CHECKOUT, env=child_environment(), **streams)
     if done.returncode != 0:
         raise OnnxserveError(f"the first version could not be trained: {log.read_text().splitlines()[-1]}")
     client = MlflowClient()
@@ -122,7 +122,7 @@ def controller(log: Path) -> Iterator[None]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=environment_for_a_child(),
+            env=child_environment(),
             start_new_session=True,
         )
     try:

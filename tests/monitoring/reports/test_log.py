@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding
 from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement
-from mlflow_deploy_plugin.registry.connection import limit_patience
+from mlflow_deploy_plugin.registry.connection import set_service_timeouts
 from tests.support.judgements import FIRST, judgement_of
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
@@ -266,7 +266,7 @@ def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(tracking: Mlflow
 
     for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):  # to be put back after the test
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "1")
-    limit_patience()
+    set_service_timeouts()
     with tracking_at(f"http://127.0.0.1:{free_port()}"), pytest.raises(RegistryUnavailable):
         log_judgement(given, {})
 

@@ -10,13 +10,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry.promote import move, parse_place
-from mlflow_deploy_plugin.registry.reference import parse_model_uri
-from mlflow_deploy_plugin.registry.rollback import (
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.registry.transitions import (
     ROLLED_BACK_TAG,
-    earlier_in_registry,
-    point,
-    stands_at,
+    current_version,
+    move_version,
+    parse_stage_or_alias,
+    previous_in_registry,
+    repoint,
     was_rolled_back,
 )
 
@@ -42,10 +43,10 @@ def stages(name: str) -> list[str]:
 def test_what_is_followed_is_moved_there_and_back(model: str, selector: str) -> None:
     reference = parse_model_uri(f"models:/{model}{selector}")
 
-    found = [stands_at(reference)]
+    found = [current_version(reference)]
     for version in ("1", "3", "3", "2"):
-        point(reference, version)
-        found.append(stands_at(reference))
+        repoint(reference, version)
+        found.append(current_version(reference))
 
     assert found == ["", "1", "3", "3", "2"]
 
@@ -56,7 +57,7 @@ def test_of_a_stage_the_others_are_archived_also_the_newer(model: str) -> None:
     for version in ("2", "3"):
         client.transition_model_version_stage(model, version, "Production")
 
-    point(reference, "2")
+    repoint(reference, "2")
 
     assert stages(model) == ["None", "Production", "Archived"]
 
@@ -65,7 +66,7 @@ def test_a_version_that_is_pointed_at_is_no_longer_rolled_back(model: str) -> No
     MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
     assert was_rolled_back(model, "2")
 
-    point(parse_model_uri(f"models:/{model}@live"), "2")
+    repoint(parse_model_uri(f"models:/{model}@live"), "2")
 
     assert not was_rolled_back(model, "2")
 
@@ -74,7 +75,7 @@ def test_the_earlier_version_of_a_stage_is_the_next_one_in_it(model: str) -> Non
     for version in ("1", "2", "3"):
         MlflowClient().transition_model_version_stage(model, version, "Production")
 
-    earlier = earlier_in_registry(parse_model_uri(f"models:/{model}/Production"), "3")
+    earlier = previous_in_registry(parse_model_uri(f"models:/{model}/Production"), "3")
 
     assert earlier is not None
     assert (earlier.version, earlier.source) == ("2", "it is the next in Production")
@@ -83,31 +84,31 @@ def test_the_earlier_version_of_a_stage_is_the_next_one_in_it(model: str) -> Non
 def test_else_it_is_the_one_that_was_archived_last_and_not_rolled_back(model: str) -> None:
     reference = parse_model_uri(f"models:/{model}/Production")
     for version in ("2", "1", "3"):
-        point(reference, version)
+        repoint(reference, version)
 
-    last = earlier_in_registry(reference, "3")
+    last = previous_in_registry(reference, "3")
     MlflowClient().set_model_version_tag(model, "1", ROLLED_BACK_TAG, "flights: too slow")
-    sound = earlier_in_registry(reference, "3")
+    sound = previous_in_registry(reference, "3")
     MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
 
     assert last is not None
     assert (last.version, last.source) == ("1", "it was archived last")
     assert sound is not None
     assert sound.version == "2"
-    assert earlier_in_registry(reference, "3") is None
+    assert previous_in_registry(reference, "3") is None
 
 
 def test_an_alias_leaves_no_trace_of_where_it_was(model: str) -> None:
     reference = parse_model_uri(f"models:/{model}@live")
-    point(reference, "1")
-    point(reference, "2")
+    repoint(reference, "1")
+    repoint(reference, "2")
 
-    assert earlier_in_registry(reference, "2") is None
+    assert previous_in_registry(reference, "2") is None
 
 
 def test_a_version_that_does_not_exist_is_said(model: str) -> None:
     with pytest.raises(NotFound, match=f"model {model} version 9 does not exist"):
-        point(parse_model_uri(f"models:/{model}/Production"), "9")
+        repoint(parse_model_uri(f"models:/{model}/Production"), "9")
 
 
 def test_what_mlflow_forbids_is_said_in_its_words(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,11 +118,11 @@ def test_what_mlflow_forbids_is_said_in_its_words(model: str, monkeypatch: pytes
     monkeypatch.setattr(MlflowClient, "transition_model_version_stage", refuse)
 
     with pytest.raises(InvalidConfig, match=f"MLflow refuses {model} version 2: the gate has not passed"):
-        point(parse_model_uri(f"models:/{model}/Production"), "2")
+        repoint(parse_model_uri(f"models:/{model}/Production"), "2")
 
 
 @pytest.mark.parametrize(("to", "stays"), [("Production", False), ("@live", False), ("Staging", True)])
 def test_a_version_that_is_promoted_again_may_be_gone_back_to_again(model: str, to: str, stays: bool) -> None:
     MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
-    move(model, "2", parse_place(to))
+    move_version(model, "2", parse_stage_or_alias(to))
     assert was_rolled_back(model, "2") is stays

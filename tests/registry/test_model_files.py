@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry.download import download, refuse_links
+from mlflow_deploy_plugin.registry.model_files import download, refuse_links
 
 
 def names(folder: Path) -> set[str]:
@@ -50,7 +50,7 @@ WITHOUT_BOTO3 = """
 import sys
 from pathlib import Path
 from mlflow_deploy_plugin.errors import NotInstalled
-from mlflow_deploy_plugin.registry.download import download
+from mlflow_deploy_plugin.registry.model_files import download
 sys.modules["boto3"] = None
 try:
     download("s3://bucket/model", Path(sys.argv[1]))

@@ -7,8 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
-from mlflow_deploy_plugin.registry.lookup import Lookup
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from mlflow_deploy_plugin.registry.resolve import BatchResolver, Resolution, ResolvedModel
 from tests.support.mlflow_server import MlflowServer
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.tracking import tracking_at
@@ -37,7 +36,7 @@ def proxy(mlflow_server: MlflowServer) -> Iterator[Proxy]:
         yield proxy
 
 
-def versions(answers: dict[str, object]) -> list[str]:
+def versions(answers: dict[str, Resolution]) -> list[str]:
     assert all(isinstance(answer, ResolvedModel) for answer in answers.values()), answers
     return [answer.version for answer in answers.values() if isinstance(answer, ResolvedModel)]
 
@@ -59,16 +58,16 @@ def test_references_of_one_model_cost_one_call_where_mlflow_has_one(
     proxy: Proxy, model: str, selectors: list[str], found: list[str], calls: int
 ) -> None:
     uris = [f"models:/{model}{selector}" for selector in selectors]
-    answers = Lookup().resolve(uris)
+    answers = BatchResolver().resolve(uris)
     assert versions(answers) == found
     assert len(proxy.asked) == calls, proxy.asked
     for uri, answer in answers.items():
-        assert answer == Lookup().resolve([uri])[uri]
+        assert answer == BatchResolver().resolve([uri])[uri]
 
 
 def test_what_cannot_have_changed_is_not_asked_for_again_until_the_gate_is_waited_for(proxy: Proxy, model: str) -> None:
     uris = [f"models:/{model}/Production", f"models:/{model}@old"]
-    lookup = Lookup()
+    lookup = BatchResolver()
     lookup.resolve(uris)
     asked = len(proxy.asked)
     lookup.resolve(uris)
@@ -83,7 +82,7 @@ def test_what_cannot_have_changed_is_not_asked_for_again_until_the_gate_is_waite
 
 def test_one_that_is_not_there_takes_no_other_along(proxy: Proxy, model: str) -> None:
     good, absent, wrong = f"models:/{model}/Production", f"models:/{model}@dead", f"models:/{model}/champion"
-    answers = Lookup().resolve([good, absent, wrong, "models:/"])
+    answers = BatchResolver().resolve([good, absent, wrong, "models:/"])
     assert isinstance(answers[good], ResolvedModel)
     assert isinstance(answers[absent], NotFound)
     assert isinstance(answers[wrong], InvalidConfig)
@@ -99,5 +98,5 @@ def test_a_registry_that_talks_nonsense_is_said_to(proxy: Proxy, model: str, moo
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         uris = [f"models:/{model}{selector}" for selector in ("/Production", "@new", "/tag:team=a")]
         for asked in (uris, uris[:1], uris[1:2], uris[2:]):
-            answers = Lookup().resolve(asked)
+            answers = BatchResolver().resolve(asked)
             assert {type(answer) for answer in answers.values()} == {RegistryUnavailable}, answers

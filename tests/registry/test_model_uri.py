@@ -3,34 +3,39 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.reference import Reference, default_endpoint_name, parse_model_uri, why_no_folder
+from mlflow_deploy_plugin.registry.model_uri import (
+    ModelURI,
+    default_endpoint_name,
+    missing_folder_message,
+    parse_model_uri,
+)
 
 
 @pytest.mark.parametrize(
     ("model_uri", "reference"),
     [
-        ("models:/flight-delay/Production", Reference("stage", "flight-delay", "Production")),
-        ("models:/flight-delay@challenger", Reference("alias", "flight-delay", "challenger")),
-        ("models:/flight-delay/3", Reference("version", "flight-delay", "3")),
-        ("models:/flight-delay/007", Reference("version", "flight-delay", "7")),
-        ("models:/flight-delay/Latest", Reference("latest", "flight-delay")),
-        ("models:/flight-delay/tag:team=blue", Reference("tag", "flight-delay", "team=blue")),
-        ("models:/flight-delay/tag:a.b/c=x=y/z", Reference("tag", "flight-delay", "a.b/c=x=y/z")),
-        ("models:/m-0123", Reference("logged_model", "m-0123")),
-        ("models:/name with spaces@a", Reference("alias", "name with spaces", "a")),
-        ("runs:/abc/some/model", Reference("run", "abc", "some/model")),
-        ("s3://bucket/a/model", Reference("remote", "s3://bucket/a/model")),
-        ("mlflow-artifacts:/1/models/m-1/artifacts", Reference("remote", "mlflow-artifacts:/1/models/m-1/artifacts")),
+        ("models:/flight-delay/Production", ModelURI("stage", "flight-delay", "Production")),
+        ("models:/flight-delay@challenger", ModelURI("alias", "flight-delay", "challenger")),
+        ("models:/flight-delay/3", ModelURI("version", "flight-delay", "3")),
+        ("models:/flight-delay/007", ModelURI("version", "flight-delay", "7")),
+        ("models:/flight-delay/Latest", ModelURI("latest", "flight-delay")),
+        ("models:/flight-delay/tag:team=blue", ModelURI("tag", "flight-delay", "team=blue")),
+        ("models:/flight-delay/tag:a.b/c=x=y/z", ModelURI("tag", "flight-delay", "a.b/c=x=y/z")),
+        ("models:/m-0123", ModelURI("logged_model", "m-0123")),
+        ("models:/name with spaces@a", ModelURI("alias", "name with spaces", "a")),
+        ("runs:/abc/some/model", ModelURI("run", "abc", "some/model")),
+        ("s3://bucket/a/model", ModelURI("remote", "s3://bucket/a/model")),
+        ("mlflow-artifacts:/1/models/m-1/artifacts", ModelURI("remote", "mlflow-artifacts:/1/models/m-1/artifacts")),
         (
             "https://host/api/2.0/mlflow-artifacts/artifacts/1/m",
-            Reference("remote", "https://host/api/2.0/mlflow-artifacts/artifacts/1/m"),
+            ModelURI("remote", "https://host/api/2.0/mlflow-artifacts/artifacts/1/m"),
         ),
-        ("file:///srv/a%20model", Reference("path", "/srv/a model")),
-        ("/srv/model", Reference("path", "/srv/model")),
-        ("models/flight-delay", Reference("path", "models/flight-delay")),
+        ("file:///srv/a%20model", ModelURI("path", "/srv/a model")),
+        ("/srv/model", ModelURI("path", "/srv/model")),
+        ("models/flight-delay", ModelURI("path", "models/flight-delay")),
     ],
 )
-def test_a_model_uri_is_taken_apart(model_uri: str, reference: Reference) -> None:
+def test_a_model_uri_is_taken_apart(model_uri: str, reference: ModelURI) -> None:
     assert parse_model_uri(model_uri) == reference
 
 
@@ -124,9 +129,9 @@ def test_a_folder_that_is_not_there_may_have_been_meant_otherwise(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.onnx").touch()
-    assert words in why_no_folder(text)
+    assert words in missing_folder_message(text)
 
 
 @pytest.mark.parametrize("text", ["/no/such/folder", "./nothing", "~/nothing", "a/b/c"])
 def test_a_path_that_is_plainly_one_is_only_said_to_be_missing(text: str) -> None:
-    assert why_no_folder(text).endswith(" does not exist")
+    assert missing_folder_message(text).endswith(" does not exist")

@@ -2,7 +2,10 @@
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 from mlflow_deploy_plugin.errors import (
@@ -14,13 +17,15 @@ from mlflow_deploy_plugin.errors import (
     RegistryUnavailable,
 )
 from mlflow_deploy_plugin.registry.connection import (
-    patience_for_files,
+    no_request_timeout,
+    redact_credentials,
     registry_client,
     registry_errors,
-    unavailable,
-    without_credentials,
+    unavailable_message,
 )
-from mlflow_deploy_plugin.registry.reference import parse_model_uri
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.runtime.artifact import FLAVOR
+from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION
 
 _THROUGH_MLFLOW = ("mlflow-artifacts", "runs")
 _PACKAGES = {
@@ -89,9 +94,9 @@ def _fetch(source: str, location: str, destination: Path) -> Path:
 
     scheme = urlparse(location).scheme
     where = "" if scheme in _THROUGH_MLFLOW else f"{scheme}://{urlparse(location).hostname}"
-    what = f"the files of {without_credentials(source)}"
+    what = f"the files of {redact_credentials(source)}"
     try:
-        with registry_errors(what, where), patience_for_files():
+        with registry_errors(what, where), no_request_timeout():
             return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
     except RegistryUnavailable as error:
         if "registered artifact repository" in error.message:
@@ -105,7 +110,7 @@ def _fetch(source: str, location: str, destination: Path) -> Path:
             f"{what} need a package that is not installed here ({error.name}): pip install {needed}"
         ) from None
     except Exception as error:  # noqa: BLE001 - each kind of artifact store (boto3, GCS, Azure, …) has its own classes
-        raise RegistryUnavailable(unavailable(what, where, error)) from None
+        raise RegistryUnavailable(unavailable_message(what, where, error)) from None
 
 
 def _copy(folder: Path, destination: Path) -> Path:
@@ -121,3 +126,43 @@ def _copy(folder: Path, destination: Path) -> Path:
     except OSError as error:
         raise RegistryUnavailable(f"the files in {folder} cannot be copied: {error.strerror}") from None
     return copied
+
+
+@dataclass(frozen=True)
+class LoggedColumns:
+    """Columns of one model.
+
+    Attributes:
+        inputs: of the signature; empty where there is none, or its only tensor has no name.
+        answers: `prediction`, `output.NAME`; None: the file does not say them (any flavor but ours).
+    """
+
+    inputs: tuple[str, ...]
+    answers: tuple[str, ...] | None
+
+
+def logged_columns(source: str) -> LoggedColumns:
+    """Return the columns of the model at `source` (of a `ResolvedModel`).
+
+    Raises:
+        NotFound: it has no MLmodel file.
+        RegistryUnavailable: MLflow, or the artifact store behind it, does not answer.
+    """
+    from mlflow.models import get_model_info  # a second; few commands need it
+
+    with registry_errors(f"the model {source}"):
+        info = get_model_info(source)
+    inputs = info.signature.inputs if info.signature is not None else None
+    names = inputs.input_names() if inputs is not None and inputs.has_input_names() else []
+    return LoggedColumns(tuple(map(str, names)), _answers(info.flavors.get(FLAVOR)))
+
+
+def _answers(section: Mapping[str, Any] | None) -> tuple[str, ...] | None:
+    if section is None:
+        return None
+    prediction = tuple(section.get("prediction") or ())
+    outputs: Sequence[Mapping[str, Any]] = section.get("outputs") or ()
+    return tuple(
+        PREDICTION if prediction == (one["name"],) and len(one["shape"]) == 1 else OUTPUT_PREFIX + one["name"]
+        for one in outputs
+    )

@@ -12,8 +12,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
-from mlflow_deploy_plugin.registry.connection import patience_for_files, registry_client, registry_errors
-from mlflow_deploy_plugin.registry.runs import LoggedRun, experiment_named, logged_run, project_run, tag_run
+from mlflow_deploy_plugin.registry.connection import no_request_timeout, registry_client, registry_errors
+from mlflow_deploy_plugin.registry.runs import (
+    LoggedRun,
+    get_or_create_experiment,
+    logged_run,
+    project_run_id,
+    tag_run,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,7 +33,7 @@ _MOST = 50
 _MOST_TURNS = 5
 
 
-class RunOnce:
+class IdempotentRun:
     """The run for one thing.
 
     Args:
@@ -70,7 +76,7 @@ class RunOnce:
         """
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a command's output is its own
         client = registry_client()
-        with registry_errors(self._what), patience_for_files():
+        with registry_errors(self._what), no_request_timeout():
             for _ in range(_MOST_TURNS):
                 logged = self._try(client, name, tags, log_content)
                 if logged is not None:
@@ -108,7 +114,7 @@ class RunOnce:
             with suppress(MlflowException):
                 if isinstance(error, MlflowException) and _is_deleted(client, run_id):
                     return None
-                if not project_run():
+                if not project_run_id():
                     client.set_terminated(run_id, "FAILED")
             raise
 
@@ -117,9 +123,9 @@ class RunOnce:
         from mlflow.exceptions import MlflowException
 
         said = {**tags, **self._identity, **self._told_apart_by}
-        found = project_run()
+        found = project_run_id()
         if found is None:
-            experiment_id = experiment_named(client, self._experiment)
+            experiment_id = get_or_create_experiment(client, self._experiment)
             found = next((str(run.info.run_id) for run in self._runs(client, experiment_id)), None)
             if found is None:
                 return str(client.create_run(experiment_id, run_name=name, tags=said).info.run_id), True
@@ -141,7 +147,7 @@ class RunOnce:
     def _standing(self, client: "MlflowClient", run_id: str) -> str:
         """Which of all runs for this stands."""
         experiment_id = client.get_run(run_id).info.experiment_id
-        return project_run() or str(next((run.info.run_id for run in self._runs(client, experiment_id)), run_id))
+        return project_run_id() or str(next((run.info.run_id for run in self._runs(client, experiment_id)), run_id))
 
     def _runs(self, client: "MlflowClient", experiment_id: str) -> "list[Run]":
         """Those for this that count, the one that stands first."""
@@ -172,7 +178,7 @@ class RunOnce:
             if self._done[0] in other.data.tags:
                 with suppress(MlflowException):  # another took it away at the same time
                     client.delete_tag(other.info.run_id, self._done[0])
-        if not project_run():
+        if not project_run_id():
             client.set_terminated(run_id, "FINISHED")
 
 

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlparse
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import EndpointSpec
 
-Kind = Literal["path", "remote", "stage", "alias", "tag", "version", "latest", "logged_model", "run"]
+URIKind = Literal["path", "remote", "stage", "alias", "tag", "version", "latest", "logged_model", "run"]
 
 _FORMS = (
     "a registered model (models:/NAME/Production, models:/NAME@ALIAS, models:/NAME/tag:KEY=VALUE, models:/NAME/3, "
@@ -26,7 +26,7 @@ _REGISTERED = re.compile(r"(?P<name>[^/.~@][^/@]*)(?:[/@][^/@]+)?")
 
 
 @dataclass(frozen=True)
-class Reference:
+class ModelURI:
     """A model URI, taken apart.
 
     Attributes:
@@ -34,7 +34,7 @@ class Reference:
         selector: the stage, alias or version, or KEY=VALUE of a tag; the artifact path for a run; empty otherwise.
     """
 
-    kind: Kind
+    kind: URIKind
     name: str
     selector: str = ""
 
@@ -55,18 +55,18 @@ class Reference:
         return key, value
 
 
-def registered_references(spec: EndpointSpec) -> list[Reference]:
+def registered_model_uris(spec: EndpointSpec) -> list[ModelURI]:
     """What the variants of an endpoint refer to, of the registry."""
     parsed = [parse_model_uri(variant.model) for variant in spec.variants.values()]
     return [one for one in parsed if one.is_registered]
 
 
-def registered_names(spec: EndpointSpec) -> list[str]:
+def registered_model_names(spec: EndpointSpec) -> list[str]:
     """The registered models that an endpoint serves, each once, in order."""
-    return sorted({reference.name for reference in registered_references(spec)})
+    return sorted({reference.name for reference in registered_model_uris(spec)})
 
 
-def parse_model_uri(model_uri: str) -> Reference:
+def parse_model_uri(model_uri: str) -> ModelURI:
     """Takes the URI apart by MLflow's rules.
 
     Raises:
@@ -76,7 +76,7 @@ def parse_model_uri(model_uri: str) -> Reference:
         raise InvalidConfig(f"no model is named; it is {_FORMS}")
     scheme = _SCHEME.match(model_uri)
     if scheme is None:
-        return Reference("path", model_uri)
+        return ModelURI("path", model_uri)
     match scheme.group()[:-1].lower():
         case "models":
             return _registered(model_uri)
@@ -84,17 +84,17 @@ def parse_model_uri(model_uri: str) -> Reference:
             run_id, _, path = _path(model_uri).partition("/")
             if not run_id or not path:
                 raise InvalidConfig(f"{model_uri!r} is not a run's model; runs:/RUN_ID/PATH is expected")
-            return Reference("run", run_id, path)
+            return ModelURI("run", run_id, path)
         case "file":
-            return Reference("path", unquote(urlparse(model_uri).path))
+            return ModelURI("path", unquote(urlparse(model_uri).path))
         case "http" | "https":
             _check_web(model_uri)
-            return Reference("remote", model_uri)
+            return ModelURI("remote", model_uri)
         case _:
-            return Reference("remote", model_uri)
+            return ModelURI("remote", model_uri)
 
 
-def why_no_folder(text: str) -> str:
+def missing_folder_message(text: str) -> str:
     """Return what to say of a path at which there is no folder: what it may have been meant for."""
     path = Path(text).expanduser().absolute()
     if path.is_file():
@@ -119,7 +119,7 @@ def default_endpoint_name(model_uri: str) -> str:
     return name[:63] or "model"
 
 
-def model_name(reference: Reference) -> str:
+def model_name(reference: ModelURI) -> str:
     """The registered model's name, or the last part of the path."""
     match reference.kind:
         case "path":
@@ -132,7 +132,7 @@ def model_name(reference: Reference) -> str:
             return reference.name
 
 
-def _registered(model_uri: str) -> Reference:
+def _registered(model_uri: str) -> ModelURI:
     path = _path(model_uri)
     if path.startswith((".", "~")):
         raise InvalidConfig(f"{model_uri!r} names a folder, not a registered model; give the folder: {path}")
@@ -144,16 +144,16 @@ def _registered(model_uri: str) -> Reference:
     if len(parts) == 2:
         name, selector = parts
         if selector.isdecimal():
-            return Reference("version", name, str(int(selector)))
+            return ModelURI("version", name, str(int(selector)))
         if selector.lower() == "latest":
-            return Reference("latest", name)
-        return Reference("stage", name, selector)
+            return ModelURI("latest", name)
+        return ModelURI("stage", name, selector)
     name, at, alias = parts[0].rpartition("@")
     if at and name and alias:
-        return Reference("alias", name, alias)
+        return ModelURI("alias", name, alias)
     if at or not parts[0].startswith("m-"):
         raise InvalidConfig(f"{model_uri!r} names no version; the model is {_FORMS}")
-    return Reference("logged_model", parts[0])
+    return ModelURI("logged_model", parts[0])
 
 
 def _check_web(model_uri: str) -> None:
@@ -170,14 +170,14 @@ def _check_web(model_uri: str) -> None:
     )
 
 
-def _tagged(model_uri: str, path: str) -> Reference:
+def _tagged(model_uri: str, path: str) -> ModelURI:
     name, _, selector = path.partition("/")
     key, equals, value = selector.removeprefix(_TAG).partition("=")
     if not (name.strip() and key.strip() and equals and value) or urlparse(model_uri).netloc:
         raise InvalidConfig(f"{model_uri!r} names no version by a tag; models:/NAME/tag:KEY=VALUE is expected")
     if {"`", '"'} & set(key) or {"'", '"'} <= set(value):  # MLflow's filters have no way to write them
         raise InvalidConfig(f"{model_uri!r}: MLflow cannot be asked for a tag with such quotes")
-    return Reference("tag", name, f"{key}={value}")
+    return ModelURI("tag", name, f"{key}={value}")
 
 
 def _path(model_uri: str) -> str:

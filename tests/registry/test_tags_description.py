@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlflow_deploy_plugin.registry.descriptions import LONGEST_DESCRIPTION, with_section
+from mlflow_deploy_plugin.registry.tags import MAX_DESCRIPTION_LENGTH, with_section
 
 HEAD = ["| monitor | verdict |", "| --- | --- |"]
 DRIFT, CALM = [*HEAD, "| daily | drift |"], [*HEAD, "| daily | no drift |"]
@@ -38,8 +38,8 @@ def test_it_takes_the_room_that_is_left() -> None:
     lines = [*HEAD, *(f"| monitor {number} | {'x' * 400} |" for number in range(50))]
 
     bounded = with_section("Trained on a Monday.", lines)
-    full = with_section("y" * (LONGEST_DESCRIPTION - 10), lines)
+    full = with_section("y" * (MAX_DESCRIPTION_LENGTH - 10), lines)
 
-    assert len(bounded) <= LONGEST_DESCRIPTION
+    assert len(bounded) <= MAX_DESCRIPTION_LENGTH
     assert "| monitor 5 |" in bounded
-    assert full == "y" * (LONGEST_DESCRIPTION - 10)
+    assert full == "y" * (MAX_DESCRIPTION_LENGTH - 10)
