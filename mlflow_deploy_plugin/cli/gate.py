@@ -11,7 +11,7 @@ import click
 from mlflow_deploy_plugin.cli.options import output_option
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.gate.run import Gated
+    from mlflow_deploy_plugin.gate.run import GateRun
 
 
 @click.command()
@@ -45,9 +45,9 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
       onnxserve gate flight-delay 7 --policy gate.yaml --against models:/flight-delay/5
     """
     # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
-    from mlflow_deploy_plugin.gate.run import known_of_served, run_gate
+    from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
 
-    if not against and (known := known_of_served(model, version, policy_file)) is not None:
+    if not against and (known := verdict_of_served(model, version, policy_file)) is not None:
         line = f"{known}; --against URI compares it with the version that you name"
         click.echo(json.dumps(asdict(known), indent=2) if output == "json" else line)
         return
@@ -64,7 +64,7 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def show(gated: "Gated") -> None:
+def show(gated: "GateRun") -> None:
     verdict = gated.verdict
     beside = f", compared with {verdict.against}" if verdict.against else ""
     click.echo(f"{verdict.model} version {verdict.version}: {verdict.state}{beside}")
@@ -80,8 +80,8 @@ def show(gated: "Gated") -> None:
     click.echo(f"  report: {gated.report if gated.run.url else where}")
 
 
-def _document(gated: "Gated") -> dict[str, Any]:
-    from mlflow_deploy_plugin.gate.report import as_document
+def _document(gated: "GateRun") -> dict[str, Any]:
+    from mlflow_deploy_plugin.gate.report import verdict_as_json
 
     run = {"run_id": gated.run.run_id, "experiment": gated.run.experiment, "url": gated.run.url}
-    return {**as_document(gated.verdict), "run": run, "tagged": gated.is_tagged}
+    return {**verdict_as_json(gated.verdict), "run": run, "tagged": gated.is_tagged}

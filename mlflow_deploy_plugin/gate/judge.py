@@ -9,53 +9,60 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.gate.allowed import ALL, Allowed
+from mlflow_deploy_plugin.gate.checks.artifact import check_parity, check_signature
 from mlflow_deploy_plugin.gate.checks.budget import check_budget
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
-from mlflow_deploy_plugin.gate.checks.parity import check_parity
-from mlflow_deploy_plugin.gate.checks.robustness import Labelled, check_robustness
-from mlflow_deploy_plugin.gate.checks.signature import check_signature
-from mlflow_deploy_plugin.gate.dataset import Dataset, check_is_an_artifact, in_signature, load_dataset, sample
-from mlflow_deploy_plugin.gate.measure import Cost, measure
-from mlflow_deploy_plugin.gate.metrics import default_metric, scorer
-from mlflow_deploy_plugin.gate.model import Answers, Judged, fetched, load
-from mlflow_deploy_plugin.gate.policy import GatePolicy
-from mlflow_deploy_plugin.gate.result import CheckResult, Verdict
-from mlflow_deploy_plugin.gate.rows import Rows, chosen, count, take
+from mlflow_deploy_plugin.gate.checks.robustness import LabelledMetric, check_robustness
+from mlflow_deploy_plugin.gate.dataset import (
+    Dataset,
+    NamedArrays,
+    cast_to_signature,
+    count_rows,
+    load_dataset,
+    reference_rows,
+    require_mlflow_artifact,
+    sample_positions,
+    take_rows,
+)
+from mlflow_deploy_plugin.gate.measure import MeasuredCost, measure_costs
+from mlflow_deploy_plugin.gate.metrics import default_metric, weighted_metric
+from mlflow_deploy_plugin.gate.model import LoadedModel, Predictions, downloaded_version, load_version
+from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions
+from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
-Progress = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 _NOTHING_SERVED = "nothing is served that it could be compared with"
 _NO_ROWS = "there are no rows: the policy names no dataset, and no reference lies beside the model"
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluated:
+class EvaluationData:
     """Labelled rows and what was answered to them, for MLflow's own evaluation."""
 
     dataset: str
     truth: Array
-    candidate: Answers
-    current: Answers | None
+    candidate: Predictions
+    current: Predictions | None
 
 
 @dataclass(eq=False)
-class _Bench:
+class _Context:
     """What the checks look at; a check that failed to get something leaves it empty for the next."""
 
     policy: GatePolicy
-    progress: Progress
+    progress: ProgressCallback
     folder: Path
-    candidate: Judged
+    candidate: LoadedModel
     current_folder: Path | None = None
-    current: Judged | None = None
+    current: LoadedModel | None = None
     dataset: Dataset | None = None
-    answers: Answers | None = None
-    evaluated: Evaluated | None = None
+    answers: Predictions | None = None
+    evaluated: EvaluationData | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -64,10 +71,10 @@ def judge(
     current: ResolvedModel | None,
     policy: GatePolicy,
     policy_from: str,
-    progress: Progress = lambda line: None,
-    allowed: Allowed = ALL,
+    progress: ProgressCallback = lambda line: None,
+    allowed: Permissions = ALL_PERMISSIONS,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> tuple[Verdict, Evaluated | None]:
+) -> tuple[GateVerdict, EvaluationData | None]:
     """The verdict on a version; whatever is wrong with the version or with the policy's dataset is a failed check.
 
     Args:
@@ -81,14 +88,14 @@ def judge(
         RegistryUnavailable: MLflow does not answer.
     """
     if not allowed.files and "evaluation" not in policy.skip:
-        check_is_an_artifact(policy.evaluation.dataset)
+        require_mlflow_artifact(policy.evaluation.dataset)
     with ExitStack() as folders:
         progress(f"fetching version {candidate.version}{f' and version {current.version}' if current else ''}")
-        folder = folders.enter_context(fetched(candidate))
+        folder = folders.enter_context(downloaded_version(candidate))
         checks: tuple[CheckResult, ...]
         evaluated = None
         try:
-            bench = _Bench(policy, progress, folder, load(folder, allowed.code))
+            bench = _Context(policy, progress, folder, load_version(folder, allowed.code))
         except (RegistryUnavailable, CodeRefused):
             raise
         except OnnxserveError as error:
@@ -98,7 +105,7 @@ def judge(
             checks = tuple(_run(bench))
             evaluated = bench.evaluated
     return (
-        Verdict(
+        GateVerdict(
             model=candidate.name,
             version=candidate.version,
             against=current.source if current else "",
@@ -112,13 +119,13 @@ def judge(
     )
 
 
-def _bring(bench: _Bench, current: ResolvedModel | None, folders: ExitStack, allowed: Allowed) -> None:
+def _bring(bench: _Context, current: ResolvedModel | None, folders: ExitStack, allowed: Permissions) -> None:
     """Loads what is served; where that is broken, the new version is judged without."""
     if current is None:
         return
     try:
-        bench.current_folder = folders.enter_context(fetched(current))
-        bench.current = load(bench.current_folder, allowed.code)
+        bench.current_folder = folders.enter_context(downloaded_version(current))
+        bench.current = load_version(bench.current_folder, allowed.code)
     except (RegistryUnavailable, CodeRefused):
         raise
     except OnnxserveError as error:
@@ -126,7 +133,7 @@ def _bring(bench: _Bench, current: ResolvedModel | None, folders: ExitStack, all
         bench.notes.append(f"version {current.version}, which is served, cannot be loaded: {error.message}")
 
 
-def _run(bench: _Bench) -> Iterator[CheckResult]:
+def _run(bench: _Context) -> Iterator[CheckResult]:
     yield check_parity(bench.candidate.artifact, bench.policy)
     steps = {"signature": _signature, "evaluation": _evaluation, "robustness": _robustness, "budget": _budget}
     for name, step in steps.items():
@@ -148,43 +155,43 @@ def _run(bench: _Bench) -> Iterator[CheckResult]:
         yield result
 
 
-def _signature(bench: _Bench) -> CheckResult:
+def _signature(bench: _Context) -> CheckResult:
     if bench.current is None:
         return CheckResult("signature", "skipped", _NOTHING_SERVED)
     return check_signature(bench.candidate.artifact, bench.current.artifact)
 
 
-def _evaluation(bench: _Bench) -> CheckResult:
+def _evaluation(bench: _Context) -> CheckResult:
     policy = bench.policy.evaluation
     if not policy.dataset:
         return CheckResult("evaluation", "skipped", "the policy names no dataset")
     dataset = load_dataset(policy, bench.candidate.artifact, bench.policy.seed)
     assert dataset.truth is not None
-    answers = bench.candidate.answers(dataset.rows)
+    answers = bench.candidate.predict(dataset.rows)
     bench.dataset, bench.answers = dataset, answers
     current = None
     if bench.current is not None:
         try:
-            current = bench.current.answers(in_signature(bench.current.artifact, dataset.rows))
+            current = bench.current.predict(cast_to_signature(bench.current.artifact, dataset.rows))
         except OnnxserveError as error:
             reason = f"what is served cannot answer the dataset's rows: {error.message}"
             return CheckResult("evaluation", "failed", reason)
-    bench.evaluated = Evaluated(dataset.name, dataset.truth, answers, current)
+    bench.evaluated = EvaluationData(dataset.name, dataset.truth, answers, current)
     return check_evaluation(dataset.truth, answers, current, policy, bench.policy.seed)
 
 
-def _robustness(bench: _Bench) -> CheckResult:
+def _robustness(bench: _Context) -> CheckResult:
     policy, seed = bench.policy.robustness, bench.policy.seed
     dataset = _rows(bench, policy.max_rows)
     if dataset is None:
         return CheckResult("robustness", "skipped", _NO_ROWS)
-    picked = chosen(count(dataset.rows), policy.max_rows, seed)
+    picked = sample_positions(count_rows(dataset.rows), policy.max_rows, seed)
     labelled = None
     if dataset.truth is not None and bench.answers is not None:
         truth = dataset.truth[picked]
         metric = bench.policy.evaluation.metric or default_metric(dataset.truth, bench.answers)
-        labelled = Labelled(metric, lambda answers: scorer(metric, truth, answers))
-    rows, served = take(dataset.rows, picked), None
+        labelled = LabelledMetric(metric, lambda answers: weighted_metric(metric, truth, answers))
+    rows, served = take_rows(dataset.rows, picked), None
     if bench.current is not None:
         served = bench.current, _own_columns(bench.current.artifact, rows)
     return check_robustness(
@@ -192,44 +199,44 @@ def _robustness(bench: _Bench) -> CheckResult:
     )
 
 
-def _budget(bench: _Bench) -> CheckResult:
+def _budget(bench: _Context) -> CheckResult:
     policy = bench.policy.budget
     dataset = _rows(bench, policy.batch)
     rows = dataset.rows if dataset is not None else _blank(bench.candidate.artifact)
     if not rows:
         return CheckResult("budget", "skipped", _NO_ROWS)
-    current: Cost | None = None
+    current: MeasuredCost | None = None
     if bench.current_folder is not None:
         try:
-            candidate, current = measure([bench.folder, bench.current_folder], rows, policy.batch)
+            candidate, current = measure_costs([bench.folder, bench.current_folder], rows, policy.batch)
             return check_budget(candidate, current, policy)
         except InferenceError as error:
             bench.notes.append(f"not measured beside what is served: {error.message}")
-    (candidate,) = measure([bench.folder], rows, policy.batch)
+    (candidate,) = measure_costs([bench.folder], rows, policy.batch)
     return check_budget(candidate, None, policy)
 
 
-def _rows(bench: _Bench, most: int) -> Dataset | None:
+def _rows(bench: _Context, most: int) -> Dataset | None:
     """The labelled rows, else the reference of the new version, else that of what is served."""
     if bench.dataset is not None:
         return bench.dataset
-    found = sample(bench.candidate.artifact, most, bench.policy.seed)
+    found = reference_rows(bench.candidate.artifact, most, bench.policy.seed)
     if found is None and bench.current is not None:
-        found = sample(bench.current.artifact, most, bench.policy.seed)
+        found = reference_rows(bench.current.artifact, most, bench.policy.seed)
     return found
 
 
-def _own_columns(artifact: Artifact, rows: Rows) -> Rows:
+def _own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     """The columns or tensors that the model takes, of those that are there, in its types, whose ends no disturbance may
     leave; all where its signature names none."""
     names = {field.name for field in artifact.columns or artifact.tensors}
     own = {name: values for name, values in rows.items() if name in names or not any(names)}
-    return in_signature(artifact, own)
+    return cast_to_signature(artifact, own)
 
 
-def _blank(artifact: Artifact) -> Rows:
+def _blank(artifact: Artifact) -> NamedArrays:
     """A row of zeros and empty texts: enough to measure what it costs, where no real one is known."""
-    rows: Rows = {}
+    rows: NamedArrays = {}
     for entry in artifact.inputs:
         dtype = numpy_dtype(entry.dtype)
         blank = "" if dtype.kind == "O" else 0

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.gate.model import load
+from mlflow_deploy_plugin.gate.model import load_version
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 
 ROUNDS = 7
@@ -32,7 +32,7 @@ _ANSWER_SECONDS = 120.0
 
 
 @dataclass(frozen=True, eq=False)
-class Cost:
+class MeasuredCost:
     """What one version costs.
 
     Attributes:
@@ -45,7 +45,7 @@ class Cost:
     batches: tuple[Array, ...]
 
 
-def measure(folders: Sequence[Path], rows: Feeds, batch: int, rounds: int = ROUNDS) -> list[Cost]:
+def measure_costs(folders: Sequence[Path], rows: Feeds, batch: int, rounds: int = ROUNDS) -> list[MeasuredCost]:
     """The cost of each version, side by side.
 
     Raises:
@@ -59,7 +59,7 @@ def measure(folders: Sequence[Path], rows: Feeds, batch: int, rounds: int = ROUN
         memory = [child.hear(_START_SECONDS)["memory"] for child in children]
         answers = [[child.ask() for child in children] for _ in range(rounds)]
     return [
-        Cost(
+        MeasuredCost(
             memory[place],
             tuple(np.array(answer[place]["rows"]) for answer in answers),
             tuple(np.array(answer[place]["batches"]) for answer in answers),
@@ -68,7 +68,7 @@ def measure(folders: Sequence[Path], rows: Feeds, batch: int, rounds: int = ROUN
     ]
 
 
-def ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
+def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
     """The median over the rounds of the ratio of the medians."""
     return float(np.median([np.median(one) / np.median(other) for one, other in zip(ours, theirs, strict=True)]))
 
@@ -128,9 +128,9 @@ def _main(folder: str, rows_file: str, batch: str) -> None:
     onnxruntime()  # what every server has in memory already is not the model's
     process = psutil.Process()
     before = process.memory_info().rss
-    model = load(Path(folder))
-    model.answers(ones[0])
-    model.answers(many)
+    model = load_version(Path(folder))
+    model.predict(ones[0])
+    model.predict(many)
     _say(answers, {"memory": max(process.memory_info().rss - before, 0)})
     for _ in sys.stdin:
         _say(answers, {"rows": _times(model, ones), "batches": _times(model, [many])})
@@ -142,7 +142,7 @@ def _times(model: Any, inputs: list[Feeds]) -> list[float]:
     end = time.perf_counter() + _ROUND_SECONDS
     while len(times) < _LEAST or (len(times) < _MOST and time.perf_counter() < end):
         start = time.perf_counter()
-        model.answers(inputs[len(times) % len(inputs)])
+        model.predict(inputs[len(times) % len(inputs)])
         times.append(time.perf_counter() - start)
     return times
 

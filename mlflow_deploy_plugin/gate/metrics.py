@@ -12,22 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.gate.model import Answers
+from mlflow_deploy_plugin.gate.model import Predictions
 from mlflow_deploy_plugin.gate.policy import MetricName
 from mlflow_deploy_plugin.runtime.schema import Array
 
-Score = Callable[[Array], float]
+WeightedMetric = Callable[[Array], float]
 """The metric for a weight of each row, [N]."""
 
 HIGHER_IS_BETTER = {"accuracy": True, "f1": True, "roc_auc": True, "log_loss": False, "rmse": False, "mae": False}
-RELATIVE = ("rmse", "mae")
+RELATIVE_METRICS = ("rmse", "mae")
 """Whose difference is a share of what is served now: they have the unit of the target."""
 
 _LEAST = float(np.finfo(np.float64).eps)  # as scikit-learn clips probabilities
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MetricComparison:
     """How much better the candidate is than what is served: negative is worse.
 
     Attributes:
@@ -43,20 +43,20 @@ class Comparison:
     high: float
 
 
-def default_metric(truth: Array, answers: Answers) -> MetricName:
-    return "accuracy" if as_labels(truth, answers).is_label else "rmse"
+def default_metric(truth: Array, answers: Predictions) -> MetricName:
+    return "accuracy" if argmax_labels(truth, answers).is_label else "rmse"
 
 
-def as_labels(truth: Array, answers: Answers) -> Answers:
+def argmax_labels(truth: Array, answers: Predictions) -> Predictions:
     """Scores of classes, as networks answer, as the place of the highest, where the truth is a place among them."""
     scores = answers.prediction
     if answers.is_label or scores.ndim != 2 or scores.shape[1] < 2 or truth.ndim != 1 or truth.dtype.kind not in "iuf":
         return answers
     is_place = (truth == np.round(truth)) & (truth >= 0) & (truth < scores.shape[1])
-    return Answers(scores.argmax(axis=1), True) if is_place.all() else answers
+    return Predictions(scores.argmax(axis=1), True) if is_place.all() else answers
 
 
-def scorer(metric: MetricName, truth: Array, answers: Answers) -> Score:
+def weighted_metric(metric: MetricName, truth: Array, answers: Predictions) -> WeightedMetric:
     """The metric of the answers, ready for weights.
 
     Raises:
@@ -64,7 +64,7 @@ def scorer(metric: MetricName, truth: Array, answers: Answers) -> Score:
     """
     if metric in ("rmse", "mae"):
         return _error(metric, truth, answers)
-    answers = as_labels(truth, answers)
+    answers = argmax_labels(truth, answers)
     labels = np.unique(truth)
     if metric in ("accuracy", "f1"):
         predicted = _labels(metric, truth, answers)
@@ -79,15 +79,21 @@ def scorer(metric: MetricName, truth: Array, answers: Answers) -> Score:
     return lambda weights: float(np.mean([curve(weights) for curve in curves]))
 
 
-def compare(
-    metric: MetricName, candidate: Score, current: Score, rows: int, confidence: float, resamples: int, seed: int
-) -> Comparison:
+def paired_bootstrap(
+    metric: MetricName,
+    candidate: WeightedMetric,
+    current: WeightedMetric,
+    rows: int,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> MetricComparison:
     """Paired bootstrap: both models are weighed by the same resample of the rows."""
     sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
 
     def difference(weights: Array) -> float:
         ours, theirs = candidate(weights), current(weights)
-        return sign * (ours - theirs) / (max(abs(theirs), _LEAST) if metric in RELATIVE else 1.0)
+        return sign * (ours - theirs) / (max(abs(theirs), _LEAST) if metric in RELATIVE_METRICS else 1.0)
 
     rng = np.random.default_rng(seed)
     ones = np.ones(rows)
@@ -96,15 +102,15 @@ def compare(
     )
     drawn = drawn[np.isfinite(drawn)]  # a resample without one of the labels has no roc_auc
     low, high = np.quantile(drawn, [1 - confidence, confidence]) if len(drawn) else (-np.inf, np.inf)
-    return Comparison(candidate(ones), current(ones), difference(ones), float(low), float(high))
+    return MetricComparison(candidate(ones), current(ones), difference(ones), float(low), float(high))
 
 
-def _weighted_mean(values: Array) -> Score:
+def _weighted_mean(values: Array) -> WeightedMetric:
     numbers = values.astype(np.float64)
     return lambda weights: float(weights @ numbers / weights.sum())
 
 
-def _error(metric: MetricName, truth: Array, answers: Answers) -> Score:
+def _error(metric: MetricName, truth: Array, answers: Predictions) -> WeightedMetric:
     try:
         wanted, found = truth.astype(np.float64), answers.prediction.astype(np.float64)
     except (TypeError, ValueError):
@@ -118,7 +124,7 @@ def _error(metric: MetricName, truth: Array, answers: Answers) -> Score:
     return lambda weights: float(np.sqrt(squares(weights)))
 
 
-def _labels(metric: MetricName, truth: Array, answers: Answers) -> Array:
+def _labels(metric: MetricName, truth: Array, answers: Predictions) -> Array:
     if not answers.is_label:
         raise InvalidConfig(f"{metric} is of labels; the model answers numbers")
     predicted = answers.prediction
@@ -139,7 +145,7 @@ def _example(values: Array) -> str:
     return repr(values.flat[0].item() if isinstance(values.flat[0], np.generic) else values.flat[0])
 
 
-def _f1(truth: Array, predicted: Array, labels: Array) -> Score:
+def _f1(truth: Array, predicted: Array, labels: Array) -> WeightedMetric:
     asked = labels[-1:] if len(labels) == 2 else np.unique(np.concatenate([labels, np.unique(predicted)]))
     sides = [((truth == label).astype(np.float64), (predicted == label).astype(np.float64)) for label in asked]
     both = [true * found for true, found in sides]
@@ -154,7 +160,7 @@ def _f1(truth: Array, predicted: Array, labels: Array) -> Score:
     return score
 
 
-def _probabilities(metric: MetricName, labels: Array, answers: Answers) -> tuple[Array, list[int]]:
+def _probabilities(metric: MetricName, labels: Array, answers: Predictions) -> tuple[Array, list[int]]:
     """The probabilities, and which column of them belongs to each label of the truth."""
     probabilities = answers.probabilities
     if probabilities is None:
@@ -169,14 +175,14 @@ def _probabilities(metric: MetricName, labels: Array, answers: Answers) -> tuple
         ) from None
 
 
-def _log_loss(truth: Array, labels: Array, probabilities: Array) -> Score:
+def _log_loss(truth: Array, labels: Array, probabilities: Array) -> WeightedMetric:
     places = np.searchsorted(labels, truth)
     sums = probabilities.sum(axis=1, keepdims=True)
     own = (probabilities / np.where(sums > 0, sums, 1))[np.arange(len(truth)), places]
     return _weighted_mean(-np.log(np.clip(own, _LEAST, 1 - _LEAST)))
 
 
-def _auc(is_positive: Array, scores: Array) -> Score:
+def _auc(is_positive: Array, scores: Array) -> WeightedMetric:
     """The share of pairs of a positive and a negative row in which the positive one has the higher score."""
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of the rows of one score

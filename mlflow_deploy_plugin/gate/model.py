@@ -20,12 +20,12 @@ from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.runtime.schema import Array
 
 _CHUNK = 5_000
-PATIENCE_SECONDS = 600.0
+TIMEOUT_SECONDS = 600.0
 """So long may a model without an ONNX form take to load, and to answer all rows of a check."""
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What a model answers to N rows.
 
     Attributes:
@@ -44,7 +44,7 @@ class Answers:
         return len(self.prediction)
 
 
-class Judged(Protocol):
+class LoadedModel(Protocol):
     """A loaded version.
 
     Attributes:
@@ -54,7 +54,7 @@ class Judged(Protocol):
     @property
     def artifact(self) -> Artifact: ...
 
-    def answers(self, rows: Mapping[str, Array]) -> Answers:
+    def predict(self, rows: Mapping[str, Array]) -> Predictions:
         """The answers to rows, which may hold more columns than the model needs.
 
         Raises:
@@ -64,13 +64,13 @@ class Judged(Protocol):
 
 
 @contextmanager
-def fetched(resolved: ResolvedModel) -> Iterator[Path]:
+def downloaded_version(resolved: ResolvedModel) -> Iterator[Path]:
     """The folder of a version's files, for as long as it is needed; raises what `download` raises."""
     with tempfile.TemporaryDirectory(prefix="onnxserve-gate-") as temporary:
         yield download(resolved.source, Path(temporary))
 
 
-def load(folder: Path, allow_pyfunc: bool = True) -> Judged:
+def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
     """The model in an MLmodel folder; computes in one thread.
 
     Raises:
@@ -94,7 +94,7 @@ class _Onnx:
         self._model = model
         self.artifact = model.artifact
 
-    def answers(self, rows: Mapping[str, Array]) -> Answers:
+    def predict(self, rows: Mapping[str, Array]) -> Predictions:
         names = self._model.schema.names
         # the only tensor may have no name, and then is whatever the rows have
         given = {name: rows[name] for name in names if name in rows} if any(names) else dict(rows)
@@ -107,7 +107,7 @@ class _Onnx:
             raise SchemaMismatch(f"none of the model's columns is in the rows; it needs {', '.join(names)}")
         return self._meaning({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
-    def _meaning(self, outputs: dict[str, Array]) -> Answers:
+    def _meaning(self, outputs: dict[str, Array]) -> Predictions:
         artifact = self.artifact
         by_role: dict[str, Array] = {}
         for output in artifact.outputs:
@@ -117,9 +117,9 @@ class _Onnx:
             probabilities = None
         label = by_role.get("label")
         if label is not None:
-            return Answers(_flat(label), True, probabilities, artifact.classes)
+            return Predictions(_flat(label), True, probabilities, artifact.classes)
         name = (artifact.prediction or tuple(outputs))[0]
-        return Answers(_flat(outputs[name]), False, probabilities, artifact.classes)
+        return Predictions(_flat(outputs[name]), False, probabilities, artifact.classes)
 
 
 class _Pyfunc:
@@ -135,7 +135,7 @@ class _Pyfunc:
         except Exception as error:  # noqa: BLE001 - the model's own code
             raise InferenceError(f"mlflow.pyfunc cannot load it: {_one_line(error)}") from None
 
-    def answers(self, rows: Mapping[str, Array]) -> Answers:
+    def predict(self, rows: Mapping[str, Array]) -> Predictions:
         import pandas as pd  # as above
 
         columns = self.artifact.columns
@@ -168,9 +168,9 @@ class _Pyfunc:
                 done.set_exception(error)
 
         threading.Thread(target=run, daemon=True).start()
-        self._hangs = not wait([done], timeout=PATIENCE_SECONDS).done
+        self._hangs = not wait([done], timeout=TIMEOUT_SECONDS).done
         if self._hangs:
-            raise InferenceError(f"the model did not answer within {PATIENCE_SECONDS:g} s")
+            raise InferenceError(f"the model did not answer within {TIMEOUT_SECONDS:g} s")
         return done.result()
 
 
@@ -179,13 +179,13 @@ def _typed(values: Array, kind: str) -> Array:
     return values.astype(np.float64) if kind in ("double", "float") and values.dtype.kind in "iu" else values
 
 
-def _of_pyfunc(prediction: Any) -> Answers:
+def _of_pyfunc(prediction: Any) -> Predictions:
     if isinstance(prediction, Mapping):
         prediction = next(iter(prediction.values()))
     array = np.asarray(prediction)
     if array.dtype.kind == "O" and all(isinstance(value, int | float) for value in array.flat):
         array = np.array(array.tolist())
-    return Answers(_flat(array), array.dtype.kind in "OUib")
+    return Predictions(_flat(array), array.dtype.kind in "OUib")
 
 
 def _role(artifact: Artifact, name: str, values: Array) -> str:

@@ -11,6 +11,7 @@ without one is judged by the defaults when somebody asks, and nothing demands it
 """
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -193,10 +194,27 @@ def read_policy(model: str) -> GatePolicy | None:
     """
     with registry_errors(f"model {model}"):
         tags = registry_client().get_registered_model(model).tags
-    return policy_of(model, tags)
+    return policy_from_tags(model, tags)
 
 
-def policy_of(model: str, tags: dict[str, str]) -> GatePolicy | None:
+def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:
     """The policy among the tags of a registered model; raises InvalidConfig where the tag is none."""
     text = tags.get(GATE_POLICY_TAG)
     return None if text is None else parse_policy(text, f"the tag {GATE_POLICY_TAG} of model {model}")
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """Everything, unless said otherwise.
+
+    Attributes:
+        code: versions without an ONNX form may be loaded, which runs code of their own.
+        files: the policy's dataset may be a file of this machine, or at any address that this machine reaches; else it
+            has to be an artifact that MLflow gives to whoever asks.
+    """
+
+    code: bool = True
+    files: bool = True
+
+
+ALL_PERMISSIONS = Permissions()

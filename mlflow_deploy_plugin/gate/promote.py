@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.gate.allowed import ALL, Allowed
-from mlflow_deploy_plugin.gate.judge import Progress
-from mlflow_deploy_plugin.gate.run import Chosen, choose_policy, judge_and_log, opened
+from mlflow_deploy_plugin.gate.judge import ProgressCallback
+from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions
+from mlflow_deploy_plugin.gate.run import PolicyChoice, choose_policy, judge_and_log, store_or_default
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.history import STARTED_AT
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
@@ -73,8 +73,8 @@ def promote(
     *,
     policy_file: Path | None = None,
     store: Store | None = None,
-    progress: Progress = lambda line: None,
-    allowed: Allowed = ALL,
+    progress: ProgressCallback = lambda line: None,
+    allowed: Permissions = ALL_PERMISSIONS,
 ) -> Promotion:
     """Moves a version to a stage or an alias once it has passed the gate that the policy puts before it.
 
@@ -104,7 +104,7 @@ def promote(
     if not chosen.is_the_models:
         raise InvalidConfig(f"model {model} has a policy of its own, in its tag {GATE_POLICY_TAG}; leave the file out")
     actor = actor or this_actor()
-    with opened(store) as trail:
+    with store_or_default(store) as trail:
         begun = trail.now()
         before = version_at(model, place, beside=candidate.version)
         tags = _tags(candidate)
@@ -140,12 +140,12 @@ def _standing(
     candidate: ResolvedModel,
     before: ResolvedModel | None,
     place: StageOrAlias,
-    chosen: Chosen,
+    chosen: PolicyChoice,
     force: bool,
     actor: str,
     store: Store,
-    progress: Progress,
-    allowed: Allowed,
+    progress: ProgressCallback,
+    allowed: Permissions,
     tags: dict[str, str],
 ) -> GateStatus:
     """Where the version stands before the gate of this place, which is run where nothing fresh is known."""
@@ -166,7 +166,7 @@ def _standing(
 
 
 def _there_already(
-    candidate: ResolvedModel, place: StageOrAlias, chosen: Chosen, tags: dict[str, str]
+    candidate: ResolvedModel, place: StageOrAlias, chosen: PolicyChoice, tags: dict[str, str]
 ) -> Promotion | None:
     """What is said of a version that is there, and that the gate lets be there; None where there is something to do."""
     standing = gate_status_of(tags) if _is_gated(chosen, place) else _not_asked(place)
@@ -185,7 +185,7 @@ def _there_already(
     )
 
 
-def _is_gated(chosen: Chosen, place: StageOrAlias) -> bool:
+def _is_gated(chosen: PolicyChoice, place: StageOrAlias) -> bool:
     return chosen.policy.gates(place)
 
 
@@ -193,7 +193,7 @@ def _not_asked(place: StageOrAlias) -> GateStatus:
     return GateStatus(True, "not asked", f"the policy does not gate {place}")
 
 
-def _is_fresh(tags: dict[str, str], before: ResolvedModel | None, chosen: Chosen) -> bool:
+def _is_fresh(tags: dict[str, str], before: ResolvedModel | None, chosen: PolicyChoice) -> bool:
     try:
         age = datetime.now(UTC) - datetime.fromisoformat(tags[GATE_AT_TAG])
     except (KeyError, ValueError, TypeError):

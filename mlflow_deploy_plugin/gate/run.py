@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.gate.allowed import ALL, Allowed
-from mlflow_deploy_plugin.gate.judge import Progress, judge
-from mlflow_deploy_plugin.gate.log import log_verdict, report_of, tag_verdict
-from mlflow_deploy_plugin.gate.policy import GatePolicy, read_policy, read_policy_file
-from mlflow_deploy_plugin.gate.result import Verdict
+from mlflow_deploy_plugin.gate.judge import ProgressCallback, judge
+from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, read_policy, read_policy_file
+from mlflow_deploy_plugin.gate.report import log_verdict, report_location, tag_verdict
+from mlflow_deploy_plugin.gate.verdict import GateVerdict
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun
@@ -20,7 +19,7 @@ from mlflow_deploy_plugin.store import Store, open_store
 
 
 @dataclass(frozen=True)
-class Chosen:
+class PolicyChoice:
     """The policy that a version is judged by.
 
     Attributes:
@@ -35,23 +34,23 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Gated:
+class GateRun:
     """A verdict and where it can be read.
 
     Attributes:
         is_tagged: it is written on the version.
     """
 
-    verdict: Verdict
+    verdict: GateVerdict
     run: LoggedRun
     is_tagged: bool
 
     @property
     def report(self) -> str:
-        return report_of(self.run)
+        return report_location(self.run)
 
 
-def choose_policy(model: str, file: Path | None = None) -> Chosen:
+def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
     """The policy of a file, else of the registered model's tag, else the defaults.
 
     A file stands for the model's policy where the model has none of its own, or the same one.
@@ -64,14 +63,14 @@ def choose_policy(model: str, file: Path | None = None) -> Chosen:
     own = read_policy(model)
     if file is not None:
         given = read_policy_file(file)
-        return Chosen(given, str(file), own is None or own.digest == given.digest)
+        return PolicyChoice(given, str(file), own is None or own.digest == given.digest)
     if own is not None:
-        return Chosen(own, f"tag {GATE_POLICY_TAG} of model {model}", True)
-    return Chosen(GatePolicy(), "the defaults", True)
+        return PolicyChoice(own, f"tag {GATE_POLICY_TAG} of model {model}", True)
+    return PolicyChoice(GatePolicy(), "the defaults", True)
 
 
 @dataclass(frozen=True)
-class Known:
+class ServedVerdict:
     """The verdict on the version that is served, which has nothing left to be compared with.
 
     Attributes:
@@ -91,7 +90,7 @@ class Known:
         )
 
 
-def known_of_served(model: str, version: str, policy_file: Path | None = None) -> Known | None:
+def verdict_of_served(model: str, version: str, policy_file: Path | None = None) -> ServedVerdict | None:
     """What is known of the version that alone holds what the gate protects, where it passed by the present policy (or
     was forced); to judge it again would only wipe out what it was compared with. None of any other version.
 
@@ -108,7 +107,7 @@ def known_of_served(model: str, version: str, policy_file: Path | None = None) -
         tags = registry_client().get_model_version(model, candidate.version).tags
     if not places or tags.get(GATE_POLICY_DIGEST_TAG, chosen.policy.digest) != chosen.policy.digest:
         return None
-    return Known(model, candidate.version, ", ".join(map(str, places)), standing.state, standing.reason)
+    return ServedVerdict(model, candidate.version, ", ".join(map(str, places)), standing.state, standing.reason)
 
 
 def run_gate(
@@ -119,9 +118,9 @@ def run_gate(
     against: str | None = None,
     actor: str | None = None,
     store: Store | None = None,
-    progress: Progress = lambda line: None,
-    allowed: Allowed = ALL,
-) -> Gated:
+    progress: ProgressCallback = lambda line: None,
+    allowed: Permissions = ALL_PERMISSIONS,
+) -> GateRun:
     """Judges a version, logs the report to MLflow, writes the verdict on the version and into the audit trail.
 
     Args:
@@ -161,24 +160,24 @@ def _places(policy: GatePolicy) -> list[StageOrAlias]:
 def judge_and_log(
     candidate: ResolvedModel,
     current: ResolvedModel | None,
-    chosen: Chosen,
+    chosen: PolicyChoice,
     actor: str | None,
     store: Store | None,
-    progress: Progress,
+    progress: ProgressCallback,
     is_asked_for: bool = True,
-    allowed: Allowed = ALL,
-) -> Gated:
+    allowed: Permissions = ALL_PERMISSIONS,
+) -> GateRun:
     """Judges, logs, and writes down what is found.
 
     Args:
         is_asked_for: it is the verdict that the model's policy asks for, and not one that somebody tries out.
     """
-    with opened(store) as trail:
+    with store_or_default(store) as trail:
         verdict, evaluated = judge(candidate, current, chosen.policy, chosen.where, progress, allowed)
         progress("logging the report to MLflow")
         run = log_verdict(verdict, candidate, evaluated)
         if is_asked_for:
-            tag_verdict(verdict, report_of(run))
+            tag_verdict(verdict, report_location(run))
         trail.record(
             "gate",
             model=verdict.model,
@@ -187,7 +186,7 @@ def judge_and_log(
             after=verdict.state,
             why=verdict.reason,
             detail={
-                "report": report_of(run),
+                "report": report_location(run),
                 "run_id": run.run_id,
                 "policy": chosen.where,
                 "tagged": is_asked_for,
@@ -195,11 +194,11 @@ def judge_and_log(
             },
             actor=actor,
         )
-    return Gated(verdict, run, is_asked_for)
+    return GateRun(verdict, run, is_asked_for)
 
 
 @contextmanager
-def opened(store: Store | None) -> Iterator[Store]:
+def store_or_default(store: Store | None) -> Iterator[Store]:
     """The store that was given, else this machine's for as long as it is needed."""
     if store is not None:
         yield store

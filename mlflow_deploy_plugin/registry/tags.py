@@ -96,7 +96,7 @@ _LINES = (
 _SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_LINES}\n*(?:{re.escape(_END)})?\n*")
 
 
-def write_section(name: str, version: str, lines: list[str]) -> None:
+def write_description_section(name: str, version: str, lines: list[str]) -> None:
     """Replaces the section by these lines of a Markdown table, as many of them from the first on as there is room for.
 
     Raises:
@@ -106,12 +106,12 @@ def write_section(name: str, version: str, lines: list[str]) -> None:
     with registry_errors(f"model {name} version {version}"):
         client = registry_client()
         before = client.get_model_version(name, version).description or ""
-        after = with_section(before, lines)
+        after = with_description_section(before, lines)
         if after != before:
             client.update_model_version(name, version, after)
 
 
-def with_section(description: str, lines: list[str]) -> str:
+def with_description_section(description: str, lines: list[str]) -> str:
     """The description with the section at its end; without it where there is no line, or no room for one."""
     own = _SECTION.sub("\n\n", description).strip("\n")
     head = f"{own}\n\n{_BEGIN}\n" if own else f"{_BEGIN}\n"

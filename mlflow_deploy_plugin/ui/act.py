@@ -95,11 +95,11 @@ def _rollback(job: Job, store: Store, settings: Settings) -> str:
 
 def _promote(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-    from mlflow_deploy_plugin.gate.allowed import Allowed
+    from mlflow_deploy_plugin.gate.policy import Permissions
     from mlflow_deploy_plugin.gate.promote import promote
 
     model, version, to = job.asked["model"], job.asked["version"], job.asked["to"]
-    allowed = Allowed(code=False, files=not job.has_account)
+    allowed = Permissions(code=False, files=not job.has_account)
     moved = promote(
         model, version, to, why=job.asked["why"], actor=job.actor, store=store, progress=print, allowed=allowed
     )
@@ -111,13 +111,13 @@ def _promote(job: Job, store: Store, settings: Settings) -> str:
 
 
 def _gate(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.gate.allowed import Allowed
-    from mlflow_deploy_plugin.gate.run import known_of_served, run_gate
+    from mlflow_deploy_plugin.gate.policy import Permissions
+    from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
 
     model, version = job.asked["model"], job.asked["version"]
-    if (known := known_of_served(model, version)) is not None:
+    if (known := verdict_of_served(model, version)) is not None:
         return f"{known}."
-    allowed = Allowed(code=False, files=not job.has_account)
+    allowed = Permissions(code=False, files=not job.has_account)
     gated = run_gate(model, version, actor=job.actor, store=store, progress=print, allowed=allowed)
     return f"The gate says {gated.verdict.state}: {gated.verdict.reason}."
 

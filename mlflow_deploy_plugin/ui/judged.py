@@ -3,7 +3,7 @@
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
-from mlflow_deploy_plugin.gate.policy import policy_of
+from mlflow_deploy_plugin.gate.policy import policy_from_tags
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, GateStatus, gate_status_of
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.ui.returning import stood_before
@@ -20,7 +20,7 @@ def judged(trail: Trail, model: Any, version: Any, place: str, holder: str) -> t
     """
     number, what = str(version.version), f"version {version.version} of {model.name}"
     try:
-        policy = policy_of(model.name, model.tags)
+        policy = policy_from_tags(model.name, model.tags)
     except InvalidConfig as error:  # nobody can tell what is gated
         return f"{what} was not moved to {place}: {error.message}", ""
     is_alias = place.startswith("@")

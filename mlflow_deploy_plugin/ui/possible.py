@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.controller.rollouts.rollback import rollback_refusal
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import traffic_refusal
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
-from mlflow_deploy_plugin.gate.dataset import check_is_an_artifact
+from mlflow_deploy_plugin.gate.dataset import require_mlflow_artifact
 from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.registry.connection import redact_addresses
 from mlflow_deploy_plugin.registry.tags import gate_status_of
@@ -54,7 +54,7 @@ def no_gate(policy: GatePolicy, has_account: bool) -> str:
     """Why the gate cannot be run for versions of a model with this policy."""
     if has_account and "evaluation" not in policy.skip:
         try:
-            check_is_an_artifact(policy.evaluation.dataset)
+            require_mlflow_artifact(policy.evaluation.dataset)
         except InvalidConfig as error:
             return error.message
     return ""

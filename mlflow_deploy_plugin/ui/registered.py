@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_of
+from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry.model_uri import registered_model_uris
 from mlflow_deploy_plugin.registry.tags import GateStatus, gate_status_of
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias, parse_stage_or_alias
@@ -107,7 +107,7 @@ def _model(registry: Any, name: str, targets: set[str], link: Any, has_account: 
         if index < _VERSIONS or one.current_stage in ("Production", "Staging") or str(one.version) in by_version
     ]
     try:
-        policy = policy_of(name, model.tags)
+        policy = policy_from_tags(name, model.tags)
     except InvalidConfig as error:
         versions = tuple(_version(one, by_version, link, ()) for one in shown)
         return RegisteredModel(name, versions, error=error.message, no_gate=error.message)

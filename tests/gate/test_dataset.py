@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate.dataset import load_dataset, sample
+from mlflow_deploy_plugin.gate.dataset import load_dataset, reference_rows
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.runtime.artifact import Column, Tensor, read_artifact
 from tests.support.gated import labelled, write_classifier, write_rows
@@ -71,8 +71,8 @@ def test_a_dataset_that_cannot_be_used_is_named(name, content, message, tmp_path
 def test_a_reference_is_without_the_models_own_answers(tmp_path):
     rows = {**labelled(50), "prediction": [1] * 50, "output.p": [0.5] * 50}
     artifact = read_artifact(write_classifier(tmp_path / "model", reference=rows))
-    assert set(sample(artifact, 20, 7).rows) == {"a", "b", "label", "value"}
-    assert len(sample(artifact, 20, 7).rows["a"]) == 20
+    assert set(reference_rows(artifact, 20, 7).rows) == {"a", "b", "label", "value"}
+    assert len(reference_rows(artifact, 20, 7).rows["a"]) == 20
     assert load("reference", artifact, "label").truth.tolist() == rows["label"].tolist()
     with pytest.raises(InvalidConfig, match="has no column 'prediction'"):
         load("reference", artifact, "prediction")
@@ -85,7 +85,7 @@ def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_si
     artifact = read_artifact(write_classifier(tmp_path / "model", reference=rows))
     types = {"a": "double", "value": "boolean", "label": "long", "b": "datetime"}
     artifact = replace(artifact, columns=tuple(Column(name, kind, True) for name, kind in types.items()))
-    found = sample(artifact, 50, 7).rows
+    found = reference_rows(artifact, 50, 7).rows
     assert {name: str(values.dtype) for name, values in found.items()} == {
         "a": "float64",
         "b": "float32",
@@ -93,7 +93,7 @@ def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_si
         "label": "float32",  # nothing says what a missing one is
     }
     artifact = replace(artifact, columns=(Column("value", "long", True),))
-    assert sample(artifact, 50, 7).rows["value"].tolist() == [0, 1] * 25
+    assert reference_rows(artifact, 50, 7).rows["value"].tolist() == [0, 1] * 25
 
 
 def test_logged_rows_come_in_the_signatures_types(tmp_path, artifact):
@@ -123,7 +123,7 @@ def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(tmp_path,
 
 
 def test_a_model_without_a_reference_has_no_sample(artifact):
-    assert sample(artifact, 20, 7) is None
+    assert reference_rows(artifact, 20, 7) is None
     with pytest.raises(InvalidConfig, match="the model has no reference"):
         load("reference", artifact)
 
@@ -157,6 +157,6 @@ def test_the_truth_may_hold_several_values_a_row_where_all_are_known(artifact, t
 
 def test_what_would_not_fit_into_memory_is_not_read(artifact, tmp_path, monkeypatch):
     file = write_rows(tmp_path / "large.parquet", {"y": [1.0] * 50, "lists": [[0.0] * 20] * 50})
-    monkeypatch.setattr("mlflow_deploy_plugin.gate.rows._MOST_VALUES", 1000)
+    monkeypatch.setattr("mlflow_deploy_plugin.gate.dataset._MOST_VALUES", 1000)
     with pytest.raises(InvalidConfig, match=r"large\.parquet holds 1,050 values; name a sample of it"):
         load(file, artifact)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import CodeRefused, InvalidConfig
-from mlflow_deploy_plugin.gate.allowed import Allowed
 from mlflow_deploy_plugin.gate.judge import judge
-from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy, parse_policy
+from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy, Permissions, parse_policy
 from mlflow_deploy_plugin.registry.resolve import resolve
 from tests.support.gated import write_classifier, write_rows
 from tests.support.models import write_model
@@ -129,11 +128,11 @@ def test_where_no_code_may_run_a_version_without_an_onnx_form_gets_no_verdict(ve
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}\n")
     for candidate, current in ((resolve(str(tmp_path)), None), (version("good"), resolve(str(tmp_path)))):
         with pytest.raises(CodeRefused, match="onnxserve gate"):
-            judge(candidate, current, policy, "a test", allowed=Allowed(code=False))
+            judge(candidate, current, policy, "a test", allowed=Permissions(code=False))
 
 
 def test_a_file_of_the_machine_is_not_read_where_only_mlflows_artifacts_may_be(version, policy):
     with pytest.raises(InvalidConfig, match=r"holdout\.parquet may not be read here, where only artifacts of MLflow"):
-        judge(version("equal"), None, policy, "a test", allowed=Allowed(files=False))
+        judge(version("equal"), None, policy, "a test", allowed=Permissions(files=False))
     skipped = policy.model_copy(update={"skip": ("evaluation", "robustness", "budget")})
-    assert judge(version("equal"), None, skipped, "a test", allowed=Allowed(files=False))[0].passed
+    assert judge(version("equal"), None, skipped, "a test", allowed=Permissions(files=False))[0].passed

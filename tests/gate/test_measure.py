@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.gate.measure import measure, ratio
+from mlflow_deploy_plugin.gate.measure import measure_costs, median_ratio
 from tests.support.gated import COLUMNS, labelled, write_classifier
 
 
@@ -38,21 +38,21 @@ def test_two_versions_are_measured_in_turns(tmp_path):
         z = Add(x, none)""",
     )
     rows = {name: values for name, values in labelled(20).items() if name in COLUMNS}
-    plain, costly = measure([small, slow], rows, 8, rounds=2)
+    plain, costly = measure_costs([small, slow], rows, 8, rounds=2)
     assert len(plain.rows) == len(plain.batches) == 2
-    assert ratio(costly.rows, plain.rows) > 5
+    assert median_ratio(costly.rows, plain.rows) > 5
     assert costly.memory - plain.memory > 10e6  # 32 MB of random numbers
 
 
 def test_a_model_that_cannot_answer_says_why(tmp_path):
     folder = write_classifier(tmp_path / "model")
     with pytest.raises(InferenceError, match=r"that measures the model has ended: .*column 'b' is missing"):
-        measure([folder], {"a": np.zeros(3)}, 8, rounds=1)
+        measure_costs([folder], {"a": np.zeros(3)}, 8, rounds=1)
 
 
 @pytest.mark.usefixtures("many_open_files")
 def test_a_model_is_measured_by_a_process_with_more_than_a_thousand_open_files(tmp_path):
     folder = write_classifier(tmp_path / "model")
     rows = {name: values for name, values in labelled(3).items() if name in COLUMNS}
-    (cost,) = measure([folder], rows, 8, rounds=1)
+    (cost,) = measure_costs([folder], rows, 8, rounds=1)
     assert len(cost.rows) == 1

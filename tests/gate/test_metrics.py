@@ -3,8 +3,8 @@ import pytest
 from sklearn import metrics
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.gate.metrics import compare, default_metric, scorer
-from mlflow_deploy_plugin.gate.model import Answers
+from mlflow_deploy_plugin.gate.metrics import default_metric, paired_bootstrap, weighted_metric
+from mlflow_deploy_plugin.gate.model import Predictions
 
 ROWS = 300
 
@@ -16,13 +16,13 @@ def classifier(classes, seed=0, certainty=1.0):
     scores = rng.normal(size=(ROWS, len(classes))) + certainty * (truth[:, None] == np.array(classes))
     probabilities = np.round(np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True), 1) + 0.01
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return truth, Answers(np.array(classes)[probabilities.argmax(axis=1)], True, probabilities, tuple(classes))
+    return truth, Predictions(np.array(classes)[probabilities.argmax(axis=1)], True, probabilities, tuple(classes))
 
 
 def regressor(seed=0, noise=1.0):
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=ROWS)
-    return truth, Answers(truth + rng.normal(size=ROWS) * noise, False)
+    return truth, Predictions(truth + rng.normal(size=ROWS) * noise, False)
 
 
 def of_sklearn(metric, truth, answers, weights):
@@ -54,14 +54,18 @@ def of_sklearn(metric, truth, answers, weights):
 def test_a_classifiers_metric_is_scikit_learns(metric, classes, weighted):
     truth, answers = classifier(classes)
     weights = np.random.default_rng(1).integers(0, 4, ROWS).astype(float) if weighted else np.ones(ROWS)
-    assert scorer(metric, truth, answers)(weights) == pytest.approx(of_sklearn(metric, truth, answers, weights))
+    assert weighted_metric(metric, truth, answers)(weights) == pytest.approx(
+        of_sklearn(metric, truth, answers, weights)
+    )
 
 
 @pytest.mark.parametrize("metric", ["rmse", "mae"])
 def test_a_regressors_metric_is_scikit_learns(metric):
     truth, answers = regressor()
     weights = np.random.default_rng(1).integers(0, 4, ROWS).astype(float)
-    assert scorer(metric, truth, answers)(weights) == pytest.approx(of_sklearn(metric, truth, answers, weights))
+    assert weighted_metric(metric, truth, answers)(weights) == pytest.approx(
+        of_sklearn(metric, truth, answers, weights)
+    )
 
 
 def test_the_default_is_that_of_what_the_model_answers():
@@ -72,33 +76,43 @@ def test_the_default_is_that_of_what_the_model_answers():
 @pytest.mark.parametrize(
     ("metric", "truth", "answers", "message"),
     [
-        ("accuracy", np.zeros(3), Answers(np.zeros(3), False), "accuracy is of labels; the model answers numbers"),
-        ("roc_auc", np.array([0, 1]), Answers(np.array([0, 1]), True), "probabilities, which the model does not give"),
-        ("rmse", np.array(["a"]), Answers(np.zeros(1), False), "rmse is of numbers"),
-        ("accuracy", np.array(["a"], dtype=object), Answers(np.zeros(1, int), True), "holds 'a', the model answers 0"),
-        ("mae", np.zeros(2), Answers(np.zeros((2, 3)), False), r"shape \(2,\), the answers \(2, 3\)"),
+        ("accuracy", np.zeros(3), Predictions(np.zeros(3), False), "accuracy is of labels; the model answers numbers"),
+        (
+            "roc_auc",
+            np.array([0, 1]),
+            Predictions(np.array([0, 1]), True),
+            "probabilities, which the model does not give",
+        ),
+        ("rmse", np.array(["a"]), Predictions(np.zeros(1), False), "rmse is of numbers"),
+        (
+            "accuracy",
+            np.array(["a"], dtype=object),
+            Predictions(np.zeros(1, int), True),
+            "holds 'a', the model answers 0",
+        ),
+        ("mae", np.zeros(2), Predictions(np.zeros((2, 3)), False), r"shape \(2,\), the answers \(2, 3\)"),
         (
             "log_loss",
             np.array([0, 7]),
-            Answers(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
+            Predictions(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
             "holds 7, which is no class of the model",
         ),
         (
             "roc_auc",
             np.array([1, 1]),
-            Answers(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
+            Predictions(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
             "needs rows of two labels",
         ),
     ],
 )
 def test_a_metric_that_does_not_fit_is_refused_with_the_reason(metric, truth, answers, message):
     with pytest.raises(InvalidConfig, match=message):
-        scorer(metric, truth, answers)
+        weighted_metric(metric, truth, answers)
 
 
 def compared(metric, truth, candidate, current, seed=0, resamples=300):
-    pair = scorer(metric, truth, candidate), scorer(metric, truth, current)
-    return compare(metric, *pair, len(truth), 0.95, resamples, seed)
+    pair = weighted_metric(metric, truth, candidate), weighted_metric(metric, truth, current)
+    return paired_bootstrap(metric, *pair, len(truth), 0.95, resamples, seed)
 
 
 def test_equal_answers_differ_by_nothing():
@@ -116,7 +130,7 @@ def test_the_same_seed_gives_the_same_bounds():
 
 def test_a_smaller_error_is_better_and_counts_as_a_share():
     truth, current = regressor(noise=1.0)
-    halved = Answers(truth + (current.prediction - truth) / 2, False)
+    halved = Predictions(truth + (current.prediction - truth) / 2, False)
     found = compared("rmse", truth, halved, current)
     assert found.difference == pytest.approx(0.5)
     assert found.low == pytest.approx(0.5)
@@ -129,15 +143,15 @@ def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for():
     for seed in range(200):
         rng = np.random.default_rng(seed)
         truth = np.ones(ROWS, dtype=int)
-        ours, theirs = (Answers((rng.random(ROWS) < 0.8).astype(int), True) for _ in range(2))
+        ours, theirs = (Predictions((rng.random(ROWS) < 0.8).astype(int), True) for _ in range(2))
         missed += compared("accuracy", truth, ours, theirs, seed, resamples=200).low > 0
     assert 2 <= missed <= 22
 
 
 def test_scores_of_classes_are_the_label_of_the_highest():
     truth, scores = np.array([0.0, 2.0, 1.0, 1.0]), np.eye(3)[[0, 2, 1, 0]] * 9 - 4
-    answers = Answers(scores, False)
+    answers = Predictions(scores, False)
     assert default_metric(truth, answers) == "accuracy"
-    assert scorer("accuracy", truth, answers)(np.ones(4)) == 0.75
+    assert weighted_metric("accuracy", truth, answers)(np.ones(4)) == 0.75
     for other in (truth + 0.5, truth + 1, truth[:, None], np.array(["a", "c", "b", "b"], dtype=object)):
         assert default_metric(other, answers) == "rmse"

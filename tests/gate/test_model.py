@@ -8,7 +8,7 @@ from mlflow.models import infer_signature
 from sklearn.linear_model import LogisticRegression
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.gate.model import load
+from mlflow_deploy_plugin.gate.model import load_version
 from tests.support.gated import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.models import write_model
 
@@ -16,7 +16,7 @@ ROWS = labelled(12_000)
 
 
 def test_a_classifier_of_our_flavor_gives_labels_and_probabilities(tmp_path):
-    answers = load(write_classifier(tmp_path / "model")).answers(ROWS)  # in several parts
+    answers = load_version(write_classifier(tmp_path / "model")).predict(ROWS)  # in several parts
     assert answers.is_label
     assert (answers.prediction == ROWS["label"]).mean() > 0.9
     assert answers.probabilities.shape == (12_000, 2)
@@ -24,7 +24,7 @@ def test_a_classifier_of_our_flavor_gives_labels_and_probabilities(tmp_path):
 
 
 def test_a_regressor_gives_a_number_a_row(tmp_path):
-    answers = load(write_regressor(tmp_path / "model")).answers(ROWS)
+    answers = load_version(write_regressor(tmp_path / "model")).predict(ROWS)
     assert not answers.is_label
     assert answers.prediction.tolist() == pytest.approx((2 * ROWS["a"] - ROWS["b"]).tolist())
 
@@ -34,7 +34,7 @@ def test_the_stock_onnx_flavor_is_read_by_its_types(tmp_path):
         p = Concat <axis = 1> (x, x)
         s = Squeeze(x, last)
         y = Cast <to = 7> (s) }"""
-    answers = load(write_model(tmp_path / "model", graph)).answers({"x": np.ones((3, 1), dtype=np.float32)})
+    answers = load_version(write_model(tmp_path / "model", graph)).predict({"x": np.ones((3, 1), dtype=np.float32)})
     assert answers.is_label
     assert answers.probabilities.shape == (3, 2)
 
@@ -49,24 +49,24 @@ def test_what_has_no_onnx_form_is_asked_by_mlflow(tmp_path):
         pip_requirements=[],
         serialization_format="cloudpickle",
     )
-    loaded = load(tmp_path / "model")
-    answers = loaded.answers({**ROWS, "a": ROWS["a"].astype(int)})  # whole numbers go into a double
+    loaded = load_version(tmp_path / "model")
+    answers = loaded.predict({**ROWS, "a": ROWS["a"].astype(int)})  # whole numbers go into a double
     assert answers.is_label
     assert len(answers) == 12_000
     with pytest.raises(SchemaMismatch, match="column 'b' is missing"):
-        loaded.answers({"a": ROWS["a"]})
+        loaded.predict({"a": ROWS["a"]})
     with pytest.raises(InferenceError, match="the model cannot compute this input"):
-        loaded.answers({"a": ROWS["a"][:2], "b": np.array(["x", "y"], dtype=object)})
+        loaded.predict({"a": ROWS["a"][:2], "b": np.array(["x", "y"], dtype=object)})
 
 
 def test_rows_that_have_nothing_of_the_model_are_refused(tmp_path):
     with pytest.raises(SchemaMismatch, match="none of the model's columns is in the rows; it needs a, b"):
-        load(write_classifier(tmp_path / "model")).answers({"z": np.zeros(3)})
+        load_version(write_classifier(tmp_path / "model")).predict({"z": np.zeros(3)})
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(InvalidArtifact):
-        load(tmp_path)
+        load_version(tmp_path)
 
 
 def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(tmp_path, monkeypatch):
@@ -77,10 +77,10 @@ def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(tmp_path, 
             return [0]
 
     mlflow.pyfunc.save_model(tmp_path / "model", python_model=Hanging(), pip_requirements=[])
-    loaded = load(tmp_path / "model")
-    assert loaded.answers({"a": np.zeros(1)}).prediction.tolist() == [0]
-    monkeypatch.setattr("mlflow_deploy_plugin.gate.model.PATIENCE_SECONDS", 0.1)
+    loaded = load_version(tmp_path / "model")
+    assert loaded.predict({"a": np.zeros(1)}).prediction.tolist() == [0]
+    monkeypatch.setattr("mlflow_deploy_plugin.gate.model.TIMEOUT_SECONDS", 0.1)
     with pytest.raises(InferenceError, match=r"the model did not answer within 0\.1 s"):
-        loaded.answers({"a": np.zeros(2)})
+        loaded.predict({"a": np.zeros(2)})
     with pytest.raises(InferenceError, match="the model hangs"):
-        loaded.answers({"a": np.zeros(1)})
+        loaded.predict({"a": np.zeros(1)})

@@ -5,22 +5,24 @@ from datetime import UTC, datetime
 import pytest
 
 from mlflow_deploy_plugin.gate.policy import GatePolicy
-from mlflow_deploy_plugin.gate.report import as_document, as_page
-from mlflow_deploy_plugin.gate.result import CheckResult, Table, Verdict
+from mlflow_deploy_plugin.gate.report import verdict_as_html, verdict_as_json
+from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict, ReportTable
 
 FIGURES = {"difference": -0.1, "difference_low": -0.2, "difference_high": 0.0, "margin": 0.01}
 
 
 @pytest.fixture
 def verdict():
-    return Verdict(
+    return GateVerdict(
         model="toy",
         version="2",
         against="models:/toy/1",
         at=datetime(2026, 11, 20, 12, tzinfo=UTC),
         checks=(
             CheckResult("parity", "passed", "the ONNX form is proven"),
-            CheckResult("evaluation", "failed", "worse, <b>much</b>", FIGURES, ("a note",), Table(("x",), (("1",),))),
+            CheckResult(
+                "evaluation", "failed", "worse, <b>much</b>", FIGURES, ("a note",), ReportTable(("x",), (("1",),))
+            ),
             CheckResult("budget", "skipped", "the policy skips it"),
         ),
         policy=GatePolicy().model_dump(mode="json"),
@@ -30,7 +32,7 @@ def verdict():
 
 
 def test_the_page_stands_alone_and_says_what_failed(verdict):
-    page = as_page(verdict)
+    page = verdict_as_html(verdict)
     assert not re.search(r"(?i)<script|<link|src=|https?://", page)
     assert "<h1>toy version 2: <span class='failed'>failed</span></h1>" in page
     assert "worse, &lt;b&gt;much&lt;/b&gt;" in page
@@ -42,11 +44,11 @@ def test_the_page_stands_alone_and_says_what_failed(verdict):
 def test_an_interval_without_ends_is_not_drawn(verdict):
     figures = {**FIGURES, "difference_low": float("-inf")}
     checks = (CheckResult("evaluation", "failed", "no", figures),)
-    assert "<svg" not in as_page(Verdict(**{**vars(verdict), "checks": checks}))
+    assert "<svg" not in verdict_as_html(GateVerdict(**{**vars(verdict), "checks": checks}))
 
 
 def test_the_json_has_the_verdict_and_every_figure(verdict):
-    document = json.loads(json.dumps(as_document(verdict)))
+    document = json.loads(json.dumps(verdict_as_json(verdict)))
     assert (document["state"], document["reason"]) == ("failed", "evaluation: worse, <b>much</b>")
     assert document["at"] == "2026-11-20T12:00:00+00:00"
     assert document["checks"][1]["figures"] == FIGURES

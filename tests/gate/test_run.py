@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate.run import known_of_served, run_gate
+from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
 from mlflow_deploy_plugin.registry.tags import read_gate_status
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
@@ -87,14 +87,14 @@ def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(regist
 def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: MlflowClient):
     policy = "skip: [evaluation, robustness, budget]"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
-    assert known_of_served("toy", "1") is None  # it is served without a verdict
+    assert verdict_of_served("toy", "1") is None  # it is served without a verdict
     run_gate("toy", "1")
-    told = str(known_of_served("toy", "1"))
+    told = str(verdict_of_served("toy", "1"))
     assert told.startswith("toy version 1 is what is served (Production), and there is nothing to compare it with")
     assert "; its gate stays passed: " in told
-    assert known_of_served("toy", "2") is None
+    assert verdict_of_served("toy", "2") is None
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", f"{policy}\nseed: 1")
-    assert known_of_served("toy", "1") is None  # by another policy
+    assert verdict_of_served("toy", "1") is None  # by another policy
 
 
 @pytest.mark.parametrize(

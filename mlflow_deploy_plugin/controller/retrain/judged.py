@@ -1,8 +1,8 @@
 """The gate of a candidate: the model's policy, beside what is served, on the newest labelled rows."""
 
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
-from mlflow_deploy_plugin.gate.result import Verdict
-from mlflow_deploy_plugin.gate.run import Chosen, Gated, choose_policy, judge_and_log
+from mlflow_deploy_plugin.gate.run import GateRun, PolicyChoice, choose_policy, judge_and_log
+from mlflow_deploy_plugin.gate.verdict import GateVerdict
 from mlflow_deploy_plugin.registry.resolve import resolve
 from mlflow_deploy_plugin.registry.transitions import registered_version
 from mlflow_deploy_plugin.store import Store
@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.store import Store
 
 def judge_candidate(
     plan: RetrainPlan, version: str, against: str, dataset: str, target: str, actor: str, store: Store
-) -> Gated:
+) -> GateRun:
     """Judges the version by its model's policy beside the version `against`, and writes the verdict on it.
 
     Where the policy names no dataset, the newest labelled rows of the window are it, which neither version has learned:
@@ -23,18 +23,18 @@ def judge_candidate(
     if dataset and not policy.evaluation.dataset:
         evaluation = policy.evaluation.model_copy(update={"dataset": dataset, "target": target})
         where = f"{chosen.where}, on the newest labelled rows"
-        chosen = Chosen(policy.model_copy(update={"evaluation": evaluation}), where, chosen.is_the_models)
+        chosen = PolicyChoice(policy.model_copy(update={"evaluation": evaluation}), where, chosen.is_the_models)
     current = resolve(f"models:/{plan.model}/{against}")
     return judge_and_log(registered_version(plan.model, version), current, chosen, actor, store, lambda _: None)
 
 
-def is_compared(verdict: Verdict) -> bool:
+def is_compared(verdict: GateVerdict) -> bool:
     """Whether the version was compared on labelled rows, or its policy does without."""
     skipped = [check for check in verdict.checks if check.name == "evaluation" and check.state == "skipped"]
     return not skipped or "evaluation" in verdict.policy.get("skip", ())
 
 
-def figures_of(verdict: Verdict) -> dict[str, float]:
+def figures_of(verdict: GateVerdict) -> dict[str, float]:
     """What the evaluation says in numbers, for the list of retrainings."""
     found = [check for check in verdict.checks if check.name == "evaluation"]
     return {

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlflow_deploy_plugin.gate.measure import Cost, ratio
+from mlflow_deploy_plugin.gate.measure import MeasuredCost, median_ratio
 from mlflow_deploy_plugin.gate.policy import BudgetPolicy
-from mlflow_deploy_plugin.gate.result import CheckResult, Table
+from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
 
 NAME = "budget"
 _MB = 1e6
@@ -28,7 +28,7 @@ class _Line:
     ratio: float | None = None
 
 
-def check_budget(candidate: Cost, current: Cost | None, policy: BudgetPolicy) -> CheckResult:
+def check_budget(candidate: MeasuredCost, current: MeasuredCost | None, policy: BudgetPolicy) -> CheckResult:
     """Judges measured costs; `current` is None where nothing is served."""
     p99 = float(np.percentile(np.concatenate(candidate.rows), 99)) * 1e3
     memory = candidate.memory / _MB
@@ -45,17 +45,17 @@ def check_budget(candidate: Cost, current: Cost | None, policy: BudgetPolicy) ->
     if policy.max_memory_mb is not None and memory > policy.max_memory_mb:
         failures.append(f"the loaded model takes {memory:.0f} MB; the policy allows {policy.max_memory_mb:g}")
     found = ", ".join(_sentence(line) for line in lines)
-    table = Table(("", "new", "served now", "ratio"), tuple(_cells(line) for line in lines))
+    table = ReportTable(("", "new", "served now", "ratio"), tuple(_cells(line) for line in lines))
     reason = "; ".join(failures) or found
     return CheckResult(NAME, "failed" if failures else "passed", reason, _figures(lines, p99, candidate), (), table)
 
 
-def _line(what: str, unit: str, candidate: Cost, current: Cost | None, kind: str) -> _Line:
+def _line(what: str, unit: str, candidate: MeasuredCost, current: MeasuredCost | None, kind: str) -> _Line:
     ours = _median_ms(getattr(candidate, kind))
     if current is None:
         return _Line(what, unit, ours)
     theirs = getattr(current, kind)
-    return _Line(what, unit, ours, _median_ms(theirs), ratio(getattr(candidate, kind), theirs))
+    return _Line(what, unit, ours, _median_ms(theirs), median_ratio(getattr(candidate, kind), theirs))
 
 
 def _median_ms(rounds: tuple["np.ndarray[tuple[int], np.dtype[np.float64]]", ...]) -> float:
@@ -85,7 +85,7 @@ def _cells(line: _Line) -> tuple[str, ...]:
     return line.what, f"{line.ours:.3g} {line.unit}", theirs, "" if line.ratio is None else f"{line.ratio:.3g}"
 
 
-def _figures(lines: list[_Line], p99: float, candidate: Cost) -> dict[str, float]:
+def _figures(lines: list[_Line], p99: float, candidate: MeasuredCost) -> dict[str, float]:
     figures = {"row_p99_ms": p99, "batch_p99_ms": float(np.percentile(np.concatenate(candidate.batches), 99)) * 1e3}
     for name, line in zip(("row_p50_ms", "batch_p50_ms", "memory_mb"), lines, strict=True):
         figures[f"{name}_candidate"] = line.ours

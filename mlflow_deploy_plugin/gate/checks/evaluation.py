@@ -8,17 +8,24 @@ resample weighs both alike: what is common to them cancels out, and far fewer ro
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.gate.metrics import HIGHER_IS_BETTER, RELATIVE, Comparison, compare, default_metric, scorer
-from mlflow_deploy_plugin.gate.model import Answers
+from mlflow_deploy_plugin.gate.metrics import (
+    HIGHER_IS_BETTER,
+    RELATIVE_METRICS,
+    MetricComparison,
+    default_metric,
+    paired_bootstrap,
+    weighted_metric,
+)
+from mlflow_deploy_plugin.gate.model import Predictions
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
-from mlflow_deploy_plugin.gate.result import CheckResult
+from mlflow_deploy_plugin.gate.verdict import CheckResult
 from mlflow_deploy_plugin.runtime.schema import Array
 
 NAME = "evaluation"
 
 
 def check_evaluation(
-    truth: Array, candidate: Answers, current: Answers | None, policy: EvaluationPolicy, seed: int
+    truth: Array, candidate: Predictions, current: Predictions | None, policy: EvaluationPolicy, seed: int
 ) -> CheckResult:
     """Judges answers to the same labelled rows.
 
@@ -31,7 +38,7 @@ def check_evaluation(
     """
     metric = policy.metric or default_metric(truth, candidate)
     rows = len(truth)
-    ours = scorer(metric, truth, candidate)
+    ours = weighted_metric(metric, truth, candidate)
     value = ours(np.ones(rows))
     figures = {"rows": float(rows), f"{metric}_candidate": value}
     if rows < policy.min_rows:
@@ -44,11 +51,11 @@ def check_evaluation(
         reason = floor or f"{metric} {value:.4f} on {rows:,} rows; nothing is served that it could be compared with"
         return CheckResult(NAME, "failed" if floor else "passed", reason, figures)
     try:
-        theirs = scorer(metric, truth, current)
+        theirs = weighted_metric(metric, truth, current)
     except InvalidConfig as error:
         reason = f"what is served cannot be compared with: {error.message}"
         return CheckResult(NAME, "failed", reason, figures)
-    compared = compare(metric, ours, theirs, rows, policy.confidence, policy.resamples, seed)
+    compared = paired_bootstrap(metric, ours, theirs, rows, policy.confidence, policy.resamples, seed)
     figures |= {
         f"{metric}_current": compared.current,
         "difference": compared.difference,
@@ -72,7 +79,7 @@ def _floor(metric: str, value: float, at_least: float | None) -> str:
     return f"{metric} {value:.4f} is worse than {at_least:g}, the worst that the policy allows"
 
 
-def _why(metric: str, compared: Comparison, policy: EvaluationPolicy) -> str:
+def _why(metric: str, compared: MetricComparison, policy: EvaluationPolicy) -> str:
     margin = _amount(metric, policy.margin)
     if compared.high < -policy.margin:
         return f"worse by more than the margin of {margin}"
@@ -81,7 +88,7 @@ def _why(metric: str, compared: Comparison, policy: EvaluationPolicy) -> str:
     return f"these rows cannot tell that it is not worse by more than {margin}; more of them might"
 
 
-def _sentence(metric: str, compared: Comparison, policy: EvaluationPolicy, rows: int) -> str:
+def _sentence(metric: str, compared: MetricComparison, policy: EvaluationPolicy, rows: int) -> str:
     side = "worse" if compared.difference < 0 else "better"
     return (
         f"{metric} {compared.candidate:.4f}, served now {compared.current:.4f}: "
@@ -91,8 +98,8 @@ def _sentence(metric: str, compared: Comparison, policy: EvaluationPolicy, rows:
 
 
 def _signed(metric: str, value: float) -> str:
-    return f"{value:+.1%}" if metric in RELATIVE else f"{value:+.4f}"
+    return f"{value:+.1%}" if metric in RELATIVE_METRICS else f"{value:+.4f}"
 
 
 def _amount(metric: str, value: float) -> str:
-    return f"{value:.1%}" if metric in RELATIVE else f"{value:.4f}"
+    return f"{value:.1%}" if metric in RELATIVE_METRICS else f"{value:.4f}"

@@ -17,11 +17,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, SchemaMismatch
-from mlflow_deploy_plugin.gate.metrics import HIGHER_IS_BETTER, RELATIVE, Score
-from mlflow_deploy_plugin.gate.model import Answers, Judged
+from mlflow_deploy_plugin.gate.dataset import NamedArrays, count_rows, take_rows
+from mlflow_deploy_plugin.gate.metrics import HIGHER_IS_BETTER, RELATIVE_METRICS, WeightedMetric
+from mlflow_deploy_plugin.gate.model import LoadedModel, Predictions
 from mlflow_deploy_plugin.gate.policy import MetricName, RobustnessPolicy
-from mlflow_deploy_plugin.gate.result import CheckResult, Table
-from mlflow_deploy_plugin.gate.rows import Rows, count, take
+from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
 from mlflow_deploy_plugin.runtime.schema import Array
 
 NAME = "robustness"
@@ -31,11 +31,11 @@ _AS_SERVED = 1.25  # of two forests from the same data, one flips a little more
 _SHARE_OUT_OF_RANGE = 0.1
 _ROWS_OF_A_COLUMN, _MOST_COLUMNS, _MOST_LINES = 500, 50, 12
 
-Disturb: TypeAlias = Callable[[Rows, np.random.Generator], Rows]
+Disturb: TypeAlias = Callable[[NamedArrays, np.random.Generator], NamedArrays]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledMetric:
     """How good answers to the rows are.
 
     Attributes:
@@ -43,9 +43,9 @@ class Labelled:
     """
 
     metric: MetricName
-    score: Callable[[Answers], Score]
+    score: Callable[[Predictions], WeightedMetric]
 
-    def value(self, answers: Answers) -> float:
+    def value(self, answers: Predictions) -> float:
         return self.score(answers)(np.ones(len(answers)))
 
 
@@ -61,12 +61,12 @@ class _Outcome:
 
 
 def check_robustness(
-    model: Judged,
-    rows: Rows,
+    model: LoadedModel,
+    rows: NamedArrays,
     policy: RobustnessPolicy,
     seed: int,
-    labelled: Labelled | None = None,
-    served: tuple[Judged, Rows] | None = None,
+    labelled: LabelledMetric | None = None,
+    served: tuple[LoadedModel, NamedArrays] | None = None,
 ) -> CheckResult:
     """Disturbs the rows and compares the answers with those to the rows as they are.
 
@@ -78,11 +78,11 @@ def check_robustness(
     Raises:
         SchemaMismatch, InferenceError: the model refuses the rows as they are.
     """
-    clean = model.answers(rows)
+    clean = model.predict(rows)
     disturbances: dict[str, Disturb] = {
-        "noise": lambda given, rng: noisy(given, policy.noise, rng),
+        "noise": lambda given, rng: with_noise(given, policy.noise, rng),
         "missing": lambda given, rng: with_missing(given, policy.missing, rng),
-        "out_of_range": lambda given, rng: out_of_range(given, policy.out_of_range, rng),
+        "out_of_range": lambda given, rng: with_out_of_range(given, policy.out_of_range, rng),
     }
     outcomes = [
         _outcome(name, model, clean, disturb(rows, np.random.default_rng([seed, place])), labelled)
@@ -91,7 +91,7 @@ def check_robustness(
     beside = _served_under_noise(served, policy, seed, labelled) if _failures(outcomes[0], policy) else None
     bounds = _no_stricter_than(beside, policy)
     failures = [failure for outcome in outcomes for failure in _failures(outcome, bounds)]
-    total = count(rows)
+    total = count_rows(rows)
     refused = [outcome for outcome in outcomes if outcome.refusal]
     noise = outcomes[0]
     found = f"{noise.flips:.1%} of the answers to {total:,} rows change under noise of {policy.noise:.0%} of the std"
@@ -108,15 +108,17 @@ def check_robustness(
 
 
 def _served_under_noise(
-    served: tuple[Judged, Rows] | None, policy: RobustnessPolicy, seed: int, labelled: Labelled | None
+    served: tuple[LoadedModel, NamedArrays] | None, policy: RobustnessPolicy, seed: int, labelled: LabelledMetric | None
 ) -> _Outcome | None:
     """None: nothing is served, or it refuses these rows."""
     if served is None:
         return None
     model, rows = served
     try:
-        clean = model.answers(rows)
-        noise = _outcome("noise", model, clean, noisy(rows, policy.noise, np.random.default_rng([seed, 0])), labelled)
+        clean = model.predict(rows)
+        noise = _outcome(
+            "noise", model, clean, with_noise(rows, policy.noise, np.random.default_rng([seed, 0])), labelled
+        )
     except (SchemaMismatch, InferenceError, InvalidConfig):
         return None
     return None if noise.refusal else noise
@@ -129,7 +131,7 @@ def _no_stricter_than(served: _Outcome | None, policy: RobustnessPolicy) -> Robu
     return policy.model_copy(update={name: max(getattr(policy, name), value) for name, value in least.items()})
 
 
-def noisy(rows: Rows, share: float, rng: np.random.Generator) -> Rows:
+def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
     """Normal noise on every number, `share` of its column's standard deviation; whole numbers stay whole."""
 
     def disturb(values: Array) -> Array:
@@ -141,7 +143,7 @@ def noisy(rows: Rows, share: float, rng: np.random.Generator) -> Rows:
     return {name: disturb(values) if values.dtype.kind in "iuf" else values for name, values in rows.items()}
 
 
-def with_missing(rows: Rows, share: float, rng: np.random.Generator) -> Rows:
+def with_missing(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
     """A share of the values of each column taken away: NaN in numbers, None in texts."""
 
     def disturb(values: Array) -> Array:
@@ -155,7 +157,7 @@ def with_missing(rows: Rows, share: float, rng: np.random.Generator) -> Rows:
     return {name: disturb(values) for name, values in rows.items()}
 
 
-def out_of_range(rows: Rows, ranges: float, rng: np.random.Generator) -> Rows:
+def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator) -> NamedArrays:
     """A tenth of the numbers so many ranges beyond either end of their column; a tenth of the texts never seen."""
 
     def disturb(values: Array) -> Array:
@@ -176,7 +178,7 @@ def out_of_range(rows: Rows, ranges: float, rng: np.random.Generator) -> Rows:
     return {name: disturb(values) for name, values in rows.items()}
 
 
-def flips(clean: Answers, disturbed: Answers) -> Array:
+def flipped_rows(clean: Predictions, disturbed: Predictions) -> Array:
     """[N]: whether a row is answered otherwise."""
     if clean.is_label:
         changed = np.asarray(clean.prediction != disturbed.prediction)
@@ -187,14 +189,14 @@ def flips(clean: Answers, disturbed: Answers) -> Array:
     return np.asarray(changed.reshape(len(clean), -1).any(axis=1))
 
 
-def _by_column(model: Judged, rows: Rows, policy: RobustnessPolicy, seed: int) -> list[_Outcome]:
+def _by_column(model: LoadedModel, rows: NamedArrays, policy: RobustnessPolicy, seed: int) -> list[_Outcome]:
     """Noise and missing values in one column at a time: where they are refused, and what changes most answers."""
-    some = take(rows, slice(0, _ROWS_OF_A_COLUMN))
-    clean = model.answers(some)
+    some = take_rows(rows, slice(0, _ROWS_OF_A_COLUMN))
+    clean = model.predict(some)
     outcomes = []
     for place, name in enumerate(list(some)[:_MOST_COLUMNS] if len(some) > 1 else []):
         rng, column = np.random.default_rng([seed, place]), {name: some[name]}
-        changed = {"noise": noisy(column, policy.noise, rng), "missing": with_missing(column, policy.missing, rng)}
+        changed = {"noise": with_noise(column, policy.noise, rng), "missing": with_missing(column, policy.missing, rng)}
         outcomes += [
             _outcome(f"{kind} in {name}", model, clean, {**some, **values}, None) for kind, values in changed.items()
         ]
@@ -202,9 +204,11 @@ def _by_column(model: Judged, rows: Rows, policy: RobustnessPolicy, seed: int) -
     return sorted(telling, key=lambda outcome: (not outcome.refusal, -outcome.flips))[:_MOST_LINES]
 
 
-def _outcome(name: str, model: Judged, clean: Answers, rows: Rows, labelled: Labelled | None) -> _Outcome:
+def _outcome(
+    name: str, model: LoadedModel, clean: Predictions, rows: NamedArrays, labelled: LabelledMetric | None
+) -> _Outcome:
     try:
-        disturbed = model.answers(rows)
+        disturbed = model.predict(rows)
     except (SchemaMismatch, InferenceError) as error:
         return _Outcome(name, refusal=error.message)
     loss = None
@@ -212,12 +216,12 @@ def _outcome(name: str, model: Judged, clean: Answers, rows: Rows, labelled: Lab
         sign = 1.0 if HIGHER_IS_BETTER[labelled.metric] else -1.0
         before, after = labelled.value(clean), labelled.value(disturbed)
         # an error that is next to nothing doubles soon: it is a share of no less than what the answers differ by
-        scale = max(abs(before), _spread(clean.prediction), 1e-12) if labelled.metric in RELATIVE else 1.0
+        scale = max(abs(before), _spread(clean.prediction), 1e-12) if labelled.metric in RELATIVE_METRICS else 1.0
         loss = sign * (before - after) / scale
-    return _Outcome(name, float(flips(clean, disturbed).mean()), _no_answer(disturbed) - _no_answer(clean), loss)
+    return _Outcome(name, float(flipped_rows(clean, disturbed).mean()), _no_answer(disturbed) - _no_answer(clean), loss)
 
 
-def _no_answer(answers: Answers) -> float:
+def _no_answer(answers: Predictions) -> float:
     """The share of rows that are answered with NaN or infinity, also among the probabilities."""
     sides = [
         side for side in (answers.prediction, answers.probabilities) if side is not None and side.dtype.kind == "f"
@@ -262,7 +266,7 @@ def _figures(outcomes: list[_Outcome]) -> dict[str, float]:
     return figures
 
 
-def _table(outcomes: list[_Outcome], labelled: Labelled | None) -> Table:
+def _table(outcomes: list[_Outcome], labelled: LabelledMetric | None) -> ReportTable:
     metric = labelled.metric if labelled is not None else "metric"
     lines = []
     for outcome in outcomes:
@@ -271,7 +275,9 @@ def _table(outcomes: list[_Outcome], labelled: Labelled | None) -> Table:
             continue
         loss = "" if outcome.loss is None else _amount(metric, outcome.loss)
         lines.append((_shown(outcome.name), f"{outcome.flips:.1%}", f"{outcome.no_answer:.1%}", loss))
-    return Table(("disturbance", "answers changed", "answers that are no numbers", f"loss of {metric}"), tuple(lines))
+    return ReportTable(
+        ("disturbance", "answers changed", "answers that are no numbers", f"loss of {metric}"), tuple(lines)
+    )
 
 
 def _shown(name: str) -> str:
@@ -279,7 +285,7 @@ def _shown(name: str) -> str:
 
 
 def _amount(metric: str, value: float) -> str:
-    return f"{value:.1%}" if metric in RELATIVE else f"{value:.4f}"
+    return f"{value:.1%}" if metric in RELATIVE_METRICS else f"{value:.4f}"
 
 
 def _spread(values: Array) -> float:

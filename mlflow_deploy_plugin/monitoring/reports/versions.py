@@ -5,7 +5,7 @@ from datetime import datetime
 from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.tags import tag_version, write_section
+from mlflow_deploy_plugin.registry.tags import tag_version, write_description_section
 
 PREFIX = "onnxserve.monitor."
 """Behind it ENDPOINT/MONITOR, and /window, /report: names hold dots, and no slash."""
@@ -37,7 +37,7 @@ def lead_to_report(judgement: Judgement, report: str) -> None:
             _tag(model, version, said)
         except RegistryUnavailable:  # MLflow fails where two set a new tag at the same time; now it is there
             _tag(model, version, said)
-        write_section(model, version, _lines({**tags, **said}))
+        write_description_section(model, version, _lines({**tags, **said}))
     except NotFound:
         return  # deleted since it answered: the run stands
 

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.gate.checks.budget import check_budget
-from mlflow_deploy_plugin.gate.measure import Cost
+from mlflow_deploy_plugin.gate.measure import MeasuredCost
 from mlflow_deploy_plugin.gate.policy import BudgetPolicy
 
 
 def cost(row_ms=1.0, batch_ms=10.0, memory_mb=100.0):
     rounds = range(1, 4)  # a machine that gets busier from round to round
-    return Cost(
+    return MeasuredCost(
         memory_mb * 1e6,
         tuple(np.full(20, row_ms * slow / 1e3) for slow in rounds),
         tuple(np.full(5, batch_ms * slow / 1e3) for slow in rounds),

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.gate.checks.robustness import (
-    Labelled,
+    LabelledMetric,
     check_robustness,
-    noisy,
-    out_of_range,
     with_missing,
+    with_noise,
+    with_out_of_range,
 )
-from mlflow_deploy_plugin.gate.metrics import scorer
-from mlflow_deploy_plugin.gate.model import load
+from mlflow_deploy_plugin.gate.metrics import weighted_metric
+from mlflow_deploy_plugin.gate.model import load_version
 from mlflow_deploy_plugin.gate.policy import RobustnessPolicy
 from tests.support.gated import COLUMNS, labelled, write_classifier, write_regressor
 
@@ -30,7 +30,7 @@ def test_noise_is_a_share_of_the_standard_deviation_and_keeps_the_types(rng):
         "text": np.array(["x"] * 5000, dtype=object),
         "flag": np.arange(5000) % 2 == 0,
     }
-    found = noisy(rows, 0.1, rng)
+    found = with_noise(rows, 0.1, rng)
     assert (found["wide"] - rows["wide"]).std() == pytest.approx(10, rel=0.1)
     assert (found["narrow"] - rows["narrow"]).std() == pytest.approx(0.1, rel=0.1)
     assert (found["count"] != rows["count"]).mean() > 0.5
@@ -54,7 +54,7 @@ def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(rng):
         "t": np.array(["x"] * 5000, dtype=object),
         "empty": np.full(5000, np.nan),
     }
-    found = out_of_range(rows, 2.0, rng)
+    found = with_out_of_range(rows, 2.0, rng)
     assert (found["x"].min(), found["x"].max()) == (-2, 3)
     assert ((found["x"] < 0) | (found["x"] > 1)).mean() == pytest.approx(0.1, abs=0.02)
     assert found["n"].dtype == np.int32
@@ -63,7 +63,7 @@ def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(rng):
 
 
 def test_a_smooth_model_holds(tmp_path):
-    model = load(write_classifier(tmp_path / "model"))
+    model = load_version(write_classifier(tmp_path / "model"))
     result = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
     assert result.state == "passed"
     assert 0 < result.figures["noise_flips"] < 0.1
@@ -73,7 +73,9 @@ def test_a_smooth_model_holds(tmp_path):
 
 
 def test_the_table_tells_which_columns_matter(tmp_path):
-    model = load(write_classifier(tmp_path / "model", (3.0, 0.5, 0.0), columns=("a", "b", "c"), types=("double",) * 3))
+    model = load_version(
+        write_classifier(tmp_path / "model", (3.0, 0.5, 0.0), columns=("a", "b", "c"), types=("double",) * 3)
+    )
     rows = {**INPUT, "c": ROWS["value"]}
     table = check_robustness(model, rows, RobustnessPolicy(noise=0.3), seed=7).table
     assert table is not None
@@ -91,7 +93,7 @@ def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path):
         r = Sub(m, f)
         h = Constant <value = double[1] {0.5}> ()
         z = Sub(r, h)"""
-    model = load(write_classifier(tmp_path / "model", extra=extra))
+    model = load_version(write_classifier(tmp_path / "model", extra=extra))
     result = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
     assert result.state == "failed"
     assert "of the answers change under noise of 5% of the std; the policy allows 10.0%" in result.reason
@@ -99,8 +101,8 @@ def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path):
 
 
 def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path):
-    model = load(write_classifier(tmp_path / "model"))
-    with_labels = Labelled("accuracy", lambda answers: scorer("accuracy", ROWS["label"], answers))
+    model = load_version(write_classifier(tmp_path / "model"))
+    with_labels = LabelledMetric("accuracy", lambda answers: weighted_metric("accuracy", ROWS["label"], answers))
     lenient = RobustnessPolicy(noise=3.0, max_flips=1.0)
     result = check_robustness(model, INPUT, lenient, seed=7, labelled=with_labels)
     assert result.state == "failed"
@@ -110,13 +112,13 @@ def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path):
 
 
 def test_numbers_have_moved_when_they_did_by_a_quarter_of_their_spread(tmp_path):
-    model = load(write_regressor(tmp_path / "model"))
+    model = load_version(write_regressor(tmp_path / "model"))
     assert check_robustness(model, INPUT, RobustnessPolicy(noise=0.05), seed=7).figures["noise_flips"] == 0
     assert check_robustness(model, INPUT, RobustnessPolicy(noise=0.5), seed=7).figures["noise_flips"] > 0.5
 
 
 def test_missing_values_that_are_answered_with_no_number_are_told_and_fail_where_the_policy_says(tmp_path):
-    model = load(write_regressor(tmp_path / "model"))
+    model = load_version(write_regressor(tmp_path / "model"))
     told = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
     assert told.state == "passed"
     assert told.figures["missing_no_answer"] == pytest.approx(0.2, abs=0.05)
@@ -126,7 +128,7 @@ def test_missing_values_that_are_answered_with_no_number_are_told_and_fail_where
 
 
 def test_a_refusal_is_told_and_fails_where_the_policy_says(tmp_path):
-    model = load(write_classifier(tmp_path / "model", types=("long", "long")))
+    model = load_version(write_classifier(tmp_path / "model", types=("long", "long")))
     rows = {name: np.arange(100) for name in COLUMNS}
     told = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0), seed=7)
     assert told.state == "passed"
@@ -138,16 +140,19 @@ def test_a_refusal_is_told_and_fails_where_the_policy_says(tmp_path):
 
 @pytest.mark.parametrize("metric", ["rmse", "mae"])
 def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(tmp_path, metric):
-    model = load(write_regressor(tmp_path / "model"))
-    truth = model.answers(INPUT).prediction + np.random.default_rng(0).normal(size=500) * 1e-6
-    labels = Labelled(metric, lambda answers: scorer(metric, truth, answers))
+    model = load_version(write_regressor(tmp_path / "model"))
+    truth = model.predict(INPUT).prediction + np.random.default_rng(0).normal(size=500) * 1e-6
+    labels = LabelledMetric(metric, lambda answers: weighted_metric(metric, truth, answers))
     result = check_robustness(model, INPUT, RobustnessPolicy(), 7, labels)
     assert result.state == "passed"
     assert 0.01 < result.figures["noise_loss"] < 0.05
 
 
 def test_what_is_served_is_measured_by_the_same_noise_and_need_not_be_outdone(tmp_path):
-    model, better = load(write_classifier(tmp_path / "model")), load(write_classifier(tmp_path / "other", (1.0, 0.0)))
+    model, better = (
+        load_version(write_classifier(tmp_path / "model")),
+        load_version(write_classifier(tmp_path / "other", (1.0, 0.0))),
+    )
     rows = {"a": np.sort(INPUT["a"]) / 1e3, "b": INPUT["b"] / 1e3 * 0}
     strict = RobustnessPolicy(noise=0.5)
     alone = check_robustness(model, rows, strict, 7)

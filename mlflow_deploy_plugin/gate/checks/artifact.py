@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.gate.result import CheckResult, Table
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Output
+from mlflow_deploy_plugin.gate.policy import GatePolicy
+from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
+from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact, Column, Output
 
-NAME = "signature"
+SIGNATURE = "signature"
 _TAKES = {
     "double": ("float", "integer", "long"),
     "float": ("integer", "long"),
@@ -32,21 +33,23 @@ def check_signature(candidate: Artifact, current: Artifact) -> CheckResult:
     """Compares what is asked for and what is answered; a column that is needed no more is ignored in requests."""
     if candidate.undescribed or current.undescribed:
         which = "the new version" if candidate.undescribed else "what is served"
-        return CheckResult(NAME, "skipped", f"{which} has no signature of named columns or tensors")
+        return CheckResult(SIGNATURE, "skipped", f"{which} has no signature of named columns or tensors")
     changes = [*_inputs(candidate, current), *_outputs(candidate, current)]
     breaking = [change for change in changes if change.breaks]
-    table = Table(
+    table = ReportTable(
         ("change", "name", "served", "new", ""),
         tuple((c.what, c.name, c.before, c.after, "breaks callers" if c.breaks else "") for c in changes),
     )
     figures = {"changes": float(len(changes)), "breaking": float(len(breaking))}
     if breaking:
         listed = "; ".join(_sentence(change) for change in breaking)
-        return CheckResult(NAME, "failed", f"callers of what is served would break: {listed}", figures, table=table)
+        return CheckResult(
+            SIGNATURE, "failed", f"callers of what is served would break: {listed}", figures, table=table
+        )
     if not changes:
-        return CheckResult(NAME, "passed", "the same columns and types as what is served", figures)
+        return CheckResult(SIGNATURE, "passed", "the same columns and types as what is served", figures)
     notes = tuple(_sentence(change) for change in changes)
-    return CheckResult(NAME, "passed", f"callers need no change ({'; '.join(notes)})", figures, notes, table)
+    return CheckResult(SIGNATURE, "passed", f"callers need no change ({'; '.join(notes)})", figures, notes, table)
 
 
 def _inputs(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
@@ -153,3 +156,30 @@ def _sentence(change: _Change) -> str:
             return "the columns stand in another order, which matters for rows without names"
         case _:
             return f"{change.name} {change.what} from {change.before} to {change.after}"
+
+
+PARITY = "parity"
+_ACCEPTED = {
+    "proven": ("proven",),
+    "warned": ("proven", "warned"),
+    "any": ("proven", "warned", "no-original"),
+}
+
+
+def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
+    """Reads what the flavor proved when the model was logged, from its own files: a tag can be set by anybody."""
+    if artifact.flavor == PYTHON_FUNCTION:
+        return CheckResult(PARITY, "skipped", "it has no ONNX form: the original itself answers")
+    state = artifact.parity_state
+    rows = int(artifact.parity.get("rows", 0))
+    figures = {"rows": float(rows)}
+    found = f"the ONNX form is {state}" + (f" on {rows:,} rows" if rows else "")
+    if state in _ACCEPTED[policy.parity]:
+        return CheckResult(PARITY, "passed", found, figures)
+    how = {
+        "warned": artifact.parity.get("problem") or artifact.parity.get("unproven") or "it answers otherwise",
+        "no-original": "nothing was there to compare it with; log it with mlflow_deploy_plugin.log_model",
+    }.get(state, "")
+    return CheckResult(
+        PARITY, "failed", f"{found}{f' ({how})' if how else ''}; the policy asks for {policy.parity}", figures
+    )

@@ -1,6 +1,6 @@
 import pytest
 
-from mlflow_deploy_plugin.gate.checks.parity import check_parity
+from mlflow_deploy_plugin.gate.checks.artifact import check_parity
 from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact

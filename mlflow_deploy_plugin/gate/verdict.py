@@ -9,7 +9,7 @@ CheckState = Literal["passed", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """Figures that are read side by side."""
 
     names: tuple[str, ...]
@@ -31,11 +31,11 @@ class CheckResult:
     reason: str
     figures: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    table: Table | None = None
+    table: ReportTable | None = None
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """What the gate says of one version.
 
     Attributes:

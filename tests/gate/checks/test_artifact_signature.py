@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.gate.checks.signature import check_signature
+from mlflow_deploy_plugin.gate.checks.artifact import check_signature
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Output, Tensor
 
 SERVED = Artifact(
