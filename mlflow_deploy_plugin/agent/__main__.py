@@ -18,12 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlflow_deploy_plugin.agent.cache import ModelCache
+from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.agent.follow import Follower
-from mlflow_deploy_plugin.agent.pursuit import Pace, Pursuit
+from mlflow_deploy_plugin.agent.progress import WatermarkWriter
+from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.agent.version import MlflowRegistry
-from mlflow_deploy_plugin.agent.watermark import WatermarkWriter
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry.connection import set_service_timeouts
@@ -38,12 +37,12 @@ _ROUND_SECONDS = 0.25
 _COMMAND_SECONDS = 0.05
 """Between two looks for a command: somebody waits for its answer."""
 _SHIP_SECONDS = 2.0
-_LOOKS_AT_ONCE, _FETCHES_AT_ONCE = 4, 2
+_POLL_THREADS, _FETCH_THREADS = 4, 2
 _NICE = 10
 _LOCK, _LOCK_SECONDS = "agent.lock", 3.0
 
 
-class _Following(threading.Thread):
+class _FollowThread(threading.Thread):
     """Runs the rounds beside shipping: a registry that is slow to fail must delay neither shipping nor the end."""
 
     def __init__(self, follower: Follower, stop: threading.Event) -> None:
@@ -84,7 +83,7 @@ def main() -> int:
     try:
         configure_logging(load_settings(), "agent")
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # an outage is told once, by us, not at every poll
-        with _alone(options.state_dir) as is_alone:
+        with _agent_lock(options.state_dir) as is_alone:
             if is_alone and options.ship:
                 return _ship_rest(options.state_dir)
             return _run(options.state_dir, not options.no_follow, stop) if is_alone else 1
@@ -94,7 +93,7 @@ def main() -> int:
 
 
 @contextmanager
-def _alone(state_dir: Path) -> Iterator[bool]:
+def _agent_lock(state_dir: Path) -> Iterator[bool]:
     """Whether this is the only agent of the state folder; the kernel lets go of it however the process ends.
 
     Two would overwrite each other's wanted state. An agent whose supervisor was killed may live for a moment still.
@@ -119,14 +118,14 @@ def _run(state_dir: Path, follow: bool, stop: threading.Event) -> int:
     set_service_timeouts()
     warnings.simplefilter("ignore", FutureWarning)  # of stages; for all threads, which `catch_warnings` is not made for
     shipper = Shipper(state_dir / SPOOL, settings.inference_log)
-    pursuit = Pursuit(
+    pursuit = VersionResolver(
         MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
-        ThreadPoolExecutor(_LOOKS_AT_ONCE, "look"),
-        ThreadPoolExecutor(_FETCHES_AT_ONCE, "fetch"),
-        Pace(settings.poll_seconds, follow, time.monotonic),
+        ThreadPoolExecutor(_POLL_THREADS, "look"),
+        ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
+        PollPolicy(settings.poll_seconds, follow, time.monotonic),
     )
     follower = Follower(state_dir, pursuit, time.time, lambda: shipper.state)
-    following = _Following(follower, stop)
+    following = _FollowThread(follower, stop)
     following.start()
     # Of a core that it shares with workers, shipping is to have what they leave. On Linux this is about this thread and
     # those that it starts, not `following`: somebody waits for a version that is promoted, or rolled back.

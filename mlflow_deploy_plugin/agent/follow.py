@@ -1,7 +1,7 @@
 """Following: spec and registry → the versions that are wanted.
 
 One round looks at everything and never waits: the spec (read again when it changes), commands (`agent/control.py`),
-what the registry has said and what has been fetched (`agent/pursuit.py`), and what the workers say about the versions
+what the registry has said and what has been fetched (`agent/resolver.py`), and what the workers say about the versions
 they were given. References to a stage, an alias or a tag are asked for again and again; pinned ones until they are
 resolved, and never again. Whatever fails, what was served is wanted on.
 """
@@ -9,17 +9,23 @@ resolved, and never again. Whatever fails, what was served is wanted on.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.agent.consent import consent_of
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
-from mlflow_deploy_plugin.agent.memory import known_of, remember, remembered
-from mlflow_deploy_plugin.agent.pursuit import Pursuit
-from mlflow_deploy_plugin.agent.tracked import Tracked, Wish, wanted_variant, wish_of
-from mlflow_deploy_plugin.agent.workers import Workers, load_error
+from mlflow_deploy_plugin.agent.followed import (
+    FollowedModel,
+    ModelRef,
+    carry_over,
+    checkpoint,
+    model_ref,
+    restore_checkpoint,
+    wanted_variant,
+)
+from mlflow_deploy_plugin.agent.resolver import VersionResolver
+from mlflow_deploy_plugin.agent.verify import pyfunc_policy
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry.connection import redact_addresses
 from mlflow_deploy_plugin.server.state import (
@@ -33,10 +39,48 @@ from mlflow_deploy_plugin.server.state import (
     ShippingState,
     Wanted,
     WantedEndpoint,
+    WorkerState,
+    lives,
     read_state,
+    read_workers,
+    take_deaths,
     write_state,
 )
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
+
+_MOST_DEATHS = 2
+"""Of one version; a single one may have been anybody's doing."""
+
+
+class Workers:
+    """The workers of one server."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        take_deaths(state_dir)  # of an earlier server that was killed as a whole
+        self._deaths: list[Path] = []
+
+    def living(self) -> list[WorkerState]:
+        """Their accounts, as they stand now."""
+        return [worker for worker in read_workers(self._state_dir) if lives(worker.pid)]
+
+    def hear_of_deaths(self) -> None:
+        """Takes note of what workers have died of since the last time, for `died_of`."""
+        self._deaths += take_deaths(self._state_dir)
+
+    def died_of(self, folder: Path | None) -> str:
+        """Why the version in this folder is not given to the workers again, which it keeps from living."""
+        if folder is None or self._deaths.count(folder) < _MOST_DEATHS:
+            return ""
+        self._deaths = [died for died in self._deaths if died != folder]
+        return f"{_MOST_DEATHS} workers have died while they loaded it: of a crash, or for want of memory"
+
+
+def load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:
+    """Why some worker could not load what is wanted of a variant; empty: all could, or have not tried yet."""
+    loaded = (worker.endpoints.get(endpoint, {}).get(variant) for worker in workers)
+    return next((entry.error for entry in loaded if entry is not None and entry.error), "")
+
 
 _log = logging.getLogger(__name__)
 
@@ -54,14 +98,14 @@ class Follower:
     """
 
     state_dir: Path
-    pursuit: Pursuit
+    pursuit: VersionResolver
     wall_clock: Callable[[], float]
     shipping: Callable[[], ShippingState] = ShippingState
 
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
         # what was served before a restart is served on, whatever the registry says or does not say
-        self._restored = remembered(self.state_dir)
+        self._restored = restore_checkpoint(self.state_dir)
         self._followed = Followed()
         self._control = EndpointControl(self.state_dir)
         self._own_specs: list[EndpointSpec] = []
@@ -136,8 +180,8 @@ class Follower:
                     reason=trouble.reason,
                 )
 
-    def _tracked(self, spec: EndpointSpec, variant: VariantSpec) -> Tracked:
-        return self.pursuit.tracked[wish_of(spec, variant)]
+    def _tracked(self, spec: EndpointSpec, variant: VariantSpec) -> FollowedModel:
+        return self.pursuit.tracked[model_ref(spec, variant)]
 
     def _report(self, state: AgentState) -> None:
         """Writes agent.json, and logs an error when it comes, changes and goes; a fatal one the supervisor tells."""
@@ -157,7 +201,7 @@ class Follower:
                 return
             self._spec_text = text
             self._own_specs = load_specs(text)
-            self.pursuit.agree(consent_of(self._own_specs))
+            self.pursuit.agree(pyfunc_policy(self._own_specs))
             self._spec_error = ""
         except (OSError, UnicodeDecodeError) as error:
             self._spec_error = f"{SPEC} cannot be read: {error}"
@@ -172,17 +216,17 @@ class Follower:
             self._specs = specs
             known = self._restored | self.pursuit.tracked
             self._restored = {}
-            wishes = {wish_of(spec, one): self._known(spec, name, known) for spec, name, one in self._variants()}
+            wishes = {model_ref(spec, one): self._known(spec, name, known) for spec, name, one in self._variants()}
             self.pursuit.tracked = {wish: wishes[wish] for wish in sorted(wishes)}
         for spec in anew or ():
             for variant in spec.variants.values():
                 self._tracked(spec, variant).look_anew()
         self._is_forced = self._is_forced or anew is not None
 
-    def _known(self, spec: EndpointSpec, name: str, known: Mapping[Wish, Tracked]) -> Tracked:
+    def _known(self, spec: EndpointSpec, name: str, known: Mapping[ModelRef, FollowedModel]) -> FollowedModel:
         endpoint = self._wanted.endpoints.get(spec.name)
         served = endpoint.variants.get(name) if endpoint is not None else None
-        return known_of(wish_of(spec, spec.variants[name]), served, known)
+        return carry_over(model_ref(spec, spec.variants[name]), served, known)
 
     def _variants(self) -> Iterator[tuple[EndpointSpec, str, VariantSpec]]:
         for spec in self._specs:
@@ -243,7 +287,7 @@ class Follower:
                 _log.info("endpoint %s: %s version %s is wanted", name, variant.model, variant.version)
 
     def _remember(self) -> None:
-        self._followed = remember(self.state_dir, self.pursuit.tracked, self._followed)
+        self._followed = checkpoint(self.state_dir, self.pursuit.tracked, self._followed)
         self.pursuit.has_told = False
 
     def _is_vain(self, spec: EndpointSpec) -> bool:

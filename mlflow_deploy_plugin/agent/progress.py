@@ -8,15 +8,20 @@ another one: it takes a name of its own and counts from zero, since what stands 
 import contextlib
 import logging
 import socket
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import orjson
 
-from mlflow_deploy_plugin.server.counted import Counted, left_counted
-from mlflow_deploy_plugin.server.state import write_atomically
+from mlflow_deploy_plugin.errors import NotInstalled
+from mlflow_deploy_plugin.inference_log import LogLocation
+from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
+from mlflow_deploy_plugin.server.counted import Counted, left_counted, read_counted
+from mlflow_deploy_plugin.server.state import WANTED, Wanted, read_state, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +59,7 @@ class Totals:
     folder: int = 0
 
 
-class Progress:
+class ShippingProgress:
     """The totals of one state folder, and until when each of its segments is in the log.
 
     Args:
@@ -64,7 +69,7 @@ class Progress:
     def __init__(self, spool: Path) -> None:
         self._spool = spool
         self._path = spool.parent / PROGRESS
-        self.totals = _own(_read(self._path), spool.parent)
+        self.totals = _adopt_totals(_read_totals(self._path), spool.parent)
         self._listed_at = self.totals.complete_until
         self._complete: dict[str, float] = {}
 
@@ -93,7 +98,7 @@ class Progress:
         counted = {name: place for name, place in totals.counted.items() if (self._spool / name).exists()}
         after = Totals(**asdict(totals))
         after.counted = counted | {segment: end}
-        after.shipped, after.lost = added(totals.shipped, rows), added(totals.lost, lost)
+        after.shipped, after.lost = add_rows(totals.shipped, rows), add_rows(totals.lost, lost)
         self.totals = after
         with contextlib.suppress(OSError):
             self._write(after)
@@ -113,14 +118,14 @@ class Progress:
         totals = self.totals
         if said.run != totals.run:
             for outcome, rows in totals.seen.items():
-                totals.earlier[outcome] = added(totals.earlier.get(outcome, {}), rows)
+                totals.earlier[outcome] = add_rows(totals.earlier.get(outcome, {}), rows)
             totals.ended = [*totals.ended, totals.run][-_MOST_ENDED:]
             totals.run, totals.seen = said.run, {}
-        totals.seen = _larger(totals.seen, said.rows)
+        totals.seen = _larger_counts(totals.seen, said.rows)
 
     def rows(self, outcome: str) -> Rows:
         """Rows with this outcome ("answered", "captured", "dropped"), in all runs."""
-        return added(self.totals.earlier.get(outcome, {}), self.totals.seen.get(outcome, {}))
+        return add_rows(self.totals.earlier.get(outcome, {}), self.totals.seen.get(outcome, {}))
 
     def keep(self) -> None:
         """Writes everything down.
@@ -135,12 +140,12 @@ class Progress:
         write_atomically(self._path, orjson.dumps(totals))
 
 
-def added(rows: Mapping[str, int], more: Mapping[str, int]) -> Rows:
+def add_rows(rows: Mapping[str, int], more: Mapping[str, int]) -> Rows:
     """The sum by endpoint."""
     return {name: rows.get(name, 0) + more.get(name, 0) for name in {**rows, **more}}
 
 
-def _larger(seen: Mapping[str, Rows], rows: Mapping[str, Mapping[str, int]]) -> dict[str, Rows]:
+def _larger_counts(seen: Mapping[str, Rows], rows: Mapping[str, Mapping[str, int]]) -> dict[str, Rows]:
     """Counts only grow: what is smaller was read while the files were being removed."""
     outcomes = {**seen, **rows}
     return {
@@ -152,7 +157,7 @@ def _larger(seen: Mapping[str, Rows], rows: Mapping[str, Mapping[str, int]]) -> 
     }
 
 
-def _read(path: Path) -> Totals:
+def _read_totals(path: Path) -> Totals:
     """What was written down; where nothing was, or it makes no sense, a new name without any counts.
 
     What ended servers have left is then still to be counted, or is told of under the earlier name.
@@ -166,7 +171,7 @@ def _read(path: Path) -> Totals:
     return Totals(_new_name(), ended=_left_runs(path.parent))
 
 
-def _own(totals: Totals, folder: Path) -> Totals:
+def _adopt_totals(totals: Totals, folder: Path) -> Totals:
     """The totals for the agent of this folder; of a copy, those of an agent that has counted nothing yet."""
     try:
         inode = folder.stat().st_ino
@@ -188,3 +193,77 @@ def _left_runs(folder: Path) -> list[str]:
 def _new_name() -> str:
     host = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in socket.gethostname())
     return f"{host[:60] or 'agent'}-{uuid.uuid4().hex[:12]}"
+
+
+BUSY_SECONDS, IDLE_SECONDS = 5.0, 30.0
+"""Between two words while rows are counted, and while there are none."""
+
+
+class WatermarkWriter:
+    """Writes the watermark of one server.
+
+    Args:
+        clock: monotonic seconds.
+        now: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        location: LogLocation,
+        progress: ShippingProgress,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._state_dir = state_dir
+        self._location = location
+        self._progress = progress
+        self._clock = clock
+        self._now = now
+        self._told_at = float("-inf")
+        self._told: Watermark | None = None
+
+    def round(self) -> None:
+        """Says what is due. A log that does not take it gets it later: what is shipped there tells that it is down."""
+        waited = self._clock() - self._told_at
+        if waited >= BUSY_SECONDS:
+            mark = self._mark(False)
+            if waited >= IDLE_SECONDS or self._told is None or _counts(mark) != _counts(self._told):
+                self._tell(mark)
+
+    def end(self, is_shipped: bool) -> None:
+        """The last word: with `is_shipped`, that nothing more will come."""
+        self._tell(self._mark(is_shipped))
+
+    def _tell(self, mark: Watermark) -> None:
+        self._told_at = self._clock()
+        try:
+            self._progress.keep()
+            write_watermark(self._location, mark)
+        except (OSError, NotInstalled) as error:
+            _log.debug("the watermark cannot be written: %s", error)
+            return
+        self._told = mark
+
+    def _mark(self, ended: bool) -> Watermark:
+        progress = self._progress
+        progress.look(read_counted(self._state_dir), left_counted(self._state_dir))
+        wanted = read_state(self._state_dir / WANTED, Wanted)
+        answered, shipped, lost = progress.rows("answered"), progress.totals.shipped, progress.totals.lost
+        captured = {name: max(0, rows - lost.get(name, 0)) for name, rows in progress.rows("captured").items()}
+        names = {*answered, *shipped, *(wanted.endpoints if wanted else ())}
+        return Watermark(
+            progress.totals.agent,
+            tuple(sorted(names)),
+            datetime.fromtimestamp(progress.complete_until, UTC),
+            datetime.fromtimestamp(self._now(), UTC),
+            ended,
+            answered,
+            captured,
+            add_rows(progress.rows("dropped"), lost),
+            dict(shipped),
+        )
+
+
+def _counts(mark: Watermark) -> tuple[object, ...]:
+    return mark.endpoints, mark.answered_rows, mark.captured_rows, mark.dropped_rows, mark.shipped_rows

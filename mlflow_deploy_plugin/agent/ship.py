@@ -25,13 +25,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from mlflow_deploy_plugin.agent.labels import label_files
-from mlflow_deploy_plugin.agent.progress import Progress
+from mlflow_deploy_plugin.agent.log_tables import captured_table, label_tables
+from mlflow_deploy_plugin.agent.progress import ShippingProgress
 from mlflow_deploy_plugin.agent.sink import Sink, open_sink, parquet
-from mlflow_deploy_plugin.agent.table import table_of
 from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.inference_log import LogLocation
-from mlflow_deploy_plugin.inference_log.location import FAILURES
+from mlflow_deploy_plugin.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.server.capture import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
 from mlflow_deploy_plugin.server.captured import Captured, CapturedBatch, read_captured
 from mlflow_deploy_plugin.server.feedback import FeedbackFrame
@@ -85,7 +84,7 @@ class Shipper:
         self._spool = spool
         self._sink: Sink = open_sink(log_uri)
         self._now = now
-        self.progress = Progress(spool)
+        self.progress = ShippingProgress(spool)
         self._clock = clock
         self._growing: dict[str, _Growth] = {}
         self._failures = 0
@@ -228,7 +227,7 @@ class Shipper:
     def _write_file(self, segment: str, group: Sequence[CapturedBatch]) -> int:
         """Writes one file. Rows that have no form in it are left out, so that they do not take the others with them."""
         try:
-            table = table_of(segment, group)
+            table = captured_table(segment, group)
             name, content = _file_name(segment, group), parquet(table)
         except MemoryError:  # another time they will have one
             raise
@@ -242,7 +241,7 @@ class Shipper:
     def _write_labels(self, segment: str, frames: Sequence[FeedbackFrame]) -> None:
         """As `_write_file`."""
         try:
-            files = [(name, parquet(labels)) for name, labels in label_files(segment, frames)]
+            files = [(name, parquet(labels)) for name, labels in label_tables(segment, frames)]
         except MemoryError:
             raise
         except Exception:  # noqa: BLE001 - as there

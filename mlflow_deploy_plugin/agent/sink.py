@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log
-from mlflow_deploy_plugin.inference_log.writing import write_file
+from mlflow_deploy_plugin.inference_log.storage import write_file
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
 

@@ -16,8 +16,8 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.feedback import Place
-    from mlflow_deploy_plugin.inference_log.label_files import Bad, Kind
-    from mlflow_deploy_plugin.inference_log.matching import LabelNames
+    from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelFileKind
+    from mlflow_deploy_plugin.inference_log.matching import LabelMatches
     from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 
 _SHOWN_BAD = 20
@@ -88,14 +88,14 @@ def feedback(
     # here: pyarrow and SQLAlchemy take a second that `--help` should not wait for
     from mlflow_deploy_plugin.deployments.bulk.reading import open_input
     from mlflow_deploy_plugin.deployments.feedback import bring_labels, check_key
-    from mlflow_deploy_plugin.inference_log.label_files import Columns, read_label_file
+    from mlflow_deploy_plugin.inference_log.label_files import LabelColumns, read_label_file
     from mlflow_deploy_plugin.inference_log.reader import open_log
     from mlflow_deploy_plugin.settings import load_settings
 
     kind = content_type or kind_of(file)
     if kind not in _KINDS:
         raise InvalidConfig(f"{file}: say -t csv, jsonl or parquet")
-    columns = Columns(
+    columns = LabelColumns(
         tuple(part.strip() for part in key.split(",")) if key else (), label_column, id_column, row_column
     )
     log = open_log(load_settings().inference_log)
@@ -104,7 +104,7 @@ def feedback(
     with ExitStack() as held:
         labels = held.enter_context(open_input(file, sys.stdin.buffer))
         told = _Told(held.enter_context(_rejects(rejects, file)) if rejects else None)
-        rows = read_label_file(labels, file, cast("Kind", kind), columns)
+        rows = read_label_file(labels, file, cast("LabelFileKind", kind), columns)
         brought = bring_labels(log, name, place, rows, told.tell, only_server=url is not None, match=match)
     told.end()
     where = f" by {' and '.join(brought.went)}" if brought.went else ""
@@ -117,7 +117,7 @@ def feedback(
         sys.exit(1)
 
 
-def _missing(names: "LabelNames") -> str:
+def _missing(names: "LabelMatches") -> str:
     unmatched = names.count - names.matched
     return f"{unmatched:,} unmatched and kept for when they come" if unmatched else "none is unmatched"
 
@@ -129,7 +129,7 @@ class _Told:
         self._rejects = rejects
         self._count = 0
 
-    def tell(self, bad: "Bad") -> None:
+    def tell(self, bad: "BadRow") -> None:
         self._count += 1
         if self._count <= _SHOWN_BAD:
             click.echo(f"{bad.place}: {bad.why}", err=True)

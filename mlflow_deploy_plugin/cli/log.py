@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.inference_log.export import Form
-    from mlflow_deploy_plugin.inference_log.query import Answer
+    from mlflow_deploy_plugin.inference_log.query import QueryResult
     from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 
 _TABLE_ROWS = 20
@@ -107,16 +107,15 @@ def query(
     if output == "parquet" and file == "-" and sys.stdout.isatty():
         raise InvalidConfig("Parquet is nothing for a terminal: name a FILE")
     # here: DuckDB and pyarrow take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.inference_log.bounds import memory_of_at_most
-    from mlflow_deploy_plugin.inference_log.query import Query, run_query
-    from mlflow_deploy_plugin.inference_log.span import parse_span
+    from mlflow_deploy_plugin.inference_log.query import Query, limit_memory, run_query
+    from mlflow_deploy_plugin.inference_log.span import parse_time_range
     from mlflow_deploy_plugin.inference_log.view import View, require_endpoint
 
     labels = labels and not failed
     select = select or _columns(is_table, failed, labels)
     shown = _TABLE_ROWS if is_table and limit is None else limit
     bound = shown + 1 if is_table and shown is not None else shown  # one more tells whether there are more
-    view = View(name, parse_span(since, until, datetime.now(UTC)), labels, shadows)
+    view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
     opened = _open()
     if failed:
         rows, opened = opened, opened.failures
@@ -125,7 +124,7 @@ def query(
             click.echo(f"no request of {name} is known to have failed", err=True)
             return
     asked = Query(view, select, where, order_by, sql, bound)
-    with memory_of_at_most(_MEMORY_BYTES), run_query(opened, asked) as answer:
+    with limit_memory(_MEMORY_BYTES), run_query(opened, asked) as answer:
         if is_table:
             from mlflow_deploy_plugin.cli.log_text import table_lines
 
@@ -150,10 +149,10 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     --since counts what the other has left, too.
     """
     from mlflow_deploy_plugin.cli.log_text import stats_json, stats_lines
-    from mlflow_deploy_plugin.inference_log.span import parse_span
+    from mlflow_deploy_plugin.inference_log.span import parse_time_range
     from mlflow_deploy_plugin.inference_log.stats import log_stats
 
-    span = parse_span(since, until, datetime.now(UTC)) if since or until else None
+    span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
     opened = _open(None if span else _rows_since(name))
     if opened.since is not None:
         said = f"what was received before {opened.since:%Y-%m-%d %H:%M:%S}Z is of a deleted endpoint of this name"
@@ -204,8 +203,8 @@ def compact(name: str) -> None:
 
 def _require_something(opened: "InferenceLog", name: str) -> None:
     """Raises NotFound where the log has nothing of the endpoint; labels outlive rows, and what failed may be alone."""
-    from mlflow_deploy_plugin.inference_log.files import list_endpoints
     from mlflow_deploy_plugin.inference_log.labels import LABELS
+    from mlflow_deploy_plugin.inference_log.storage import list_endpoints
     from mlflow_deploy_plugin.inference_log.view import require_endpoint
 
     if name not in list_endpoints(opened.location, LABELS) and name not in opened.failures.endpoints():
@@ -238,7 +237,7 @@ def _open(since: datetime | None = None) -> "InferenceLog":
     return open_log(load_settings().inference_log, since)
 
 
-def _write(answer: "Answer", form: "Form", file: str) -> None:
+def _write(answer: "QueryResult", form: "Form", file: str) -> None:
     from mlflow_deploy_plugin.deployments.bulk.writing import aside
     from mlflow_deploy_plugin.inference_log.export import exporting
 

@@ -10,7 +10,7 @@ import orjson
 
 from mlflow_deploy_plugin.cli.plain import plain
 from mlflow_deploy_plugin.inference_log.export import values_of
-from mlflow_deploy_plugin.inference_log.query import Answer
+from mlflow_deploy_plugin.inference_log.query import QueryResult
 from mlflow_deploy_plugin.inference_log.stats import LogStats
 
 _WIDEST = 40
@@ -19,7 +19,7 @@ _SHOWN_TIMES = 24
 _BAR = 30
 
 
-def table_lines(answer: Answer, bound: int | None) -> Iterator[str]:
+def table_lines(answer: QueryResult, bound: int | None) -> Iterator[str]:
     """At most `bound` rows as a table; the widths are those of the first ones."""
     numeric = [str(field.type).startswith(("int", "uint", "float", "double", "halffloat")) for field in answer.schema]
     rows = (row for batch in answer.batches for row in zip(*_cells(batch), strict=True))

@@ -14,10 +14,10 @@ from mlflow_deploy_plugin.deployments.masking import Masking, masking_of
 from mlflow_deploy_plugin.deployments.scoring import post
 from mlflow_deploy_plugin.deployments.session import ServerSession
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady, TooManyRequests
-from mlflow_deploy_plugin.inference_log.label_files import Bad, Entry
-from mlflow_deploy_plugin.inference_log.matching import LabelNames, mark_rows, write_labels
+from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelEntry
+from mlflow_deploy_plugin.inference_log.matching import LabelMatches, match_log, write_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.span import Span
+from mlflow_deploy_plugin.inference_log.span import TimeRange
 from mlflow_deploy_plugin.inference_log.view import View, view_schema
 from mlflow_deploy_plugin.nearest import did_you_mean
 
@@ -26,7 +26,7 @@ _LONGEST_PAUSE_SECONDS = 10
 _TIMEOUT_SECONDS = 30.0
 _BATCH_ROWS = 2000
 
-Bring = Callable[[Sequence[Entry]], list[Bad]]
+Bring = Callable[[Sequence[LabelEntry]], list[BadRow]]
 """Brings labels, in this order, and gives those that were refused."""
 
 
@@ -64,15 +64,15 @@ class Brought:
     accepted: int
     bad: int
     went: tuple[str, ...]
-    names: LabelNames | None
+    names: LabelMatches | None
 
 
 def bring_labels(
     log: InferenceLog,
     endpoint: str,
     place: Place,
-    rows: Iterable[Entry | Bad],
-    tell: Callable[[Bad], None],
+    rows: Iterable[LabelEntry | BadRow],
+    tell: Callable[[BadRow], None],
     only_server: bool = False,
     match: bool = True,
 ) -> Brought:
@@ -86,7 +86,7 @@ def bring_labels(
         NotReady: the server does not answer, and they go nowhere else.
         OnnxserveError: the log is down. Labels that were brought before stay; bringing them again does no harm.
     """
-    names = LabelNames() if match else None
+    names = LabelMatches() if match else None
     accepted = bad = 0
     went: list[str] = []
     direct = into_log(log, endpoint, place.masking)
@@ -112,11 +112,11 @@ def bring_labels(
                 tell(one)
             bad += len(unfit)
     if names is not None:
-        mark_rows(log, endpoint, names)
+        match_log(log, endpoint, names)
     return Brought(accepted, bad, tuple(went), names)
 
 
-def _named(masking: Masking, entries: Sequence[Entry]) -> pa.Table:
+def _named(masking: Masking, entries: Sequence[LabelEntry]) -> pa.Table:
     """The labels for the sake of what they call their rows."""
     readable = masking if masking.key else Masking()
     return readable.table(entries, 0, "")
@@ -130,13 +130,13 @@ def by_server(session: ServerSession, url: str, endpoint: str) -> Bring:
         OnnxserveError: another refusal of the server, in its words.
     """
 
-    def bring(entries: Sequence[Entry]) -> list[Bad]:
+    def bring(entries: Sequence[LabelEntry]) -> list[BadRow]:
         body = orjson.dumps({"feedback": [_document(entry) for entry in entries]})
         try:
             _post(session, f"{url.rstrip('/')}/endpoints/{endpoint}/feedback", body)
         except (InvalidRequest, BodyTooLarge) as error:
             if len(entries) == 1:
-                return [Bad(entries[0].place, error.message, _document(entries[0]))]
+                return [BadRow(entries[0].place, error.message, _document(entries[0]))]
             middle = len(entries) // 2
             return bring(entries[:middle]) + bring(entries[middle:])
         return []
@@ -148,7 +148,7 @@ def into_log(log: InferenceLog, endpoint: str, masking: Masking) -> Bring:
     """Labels become a file of the log."""
     segment = f"file-{uuid4().hex}"
 
-    def bring(entries: Sequence[Entry]) -> list[Bad]:
+    def bring(entries: Sequence[LabelEntry]) -> list[BadRow]:
         now = datetime.now(UTC)
         received_us = int(now.timestamp() * 1_000_000)
         write_labels(log, endpoint, now.strftime("%Y-%m-%d"), masking.table(entries, received_us, segment))
@@ -167,7 +167,7 @@ def check_key(log: InferenceLog, endpoint: str, key: Sequence[str]) -> frozenset
     hours = log.hours(endpoint)
     if not key or not hours:
         return frozenset()
-    schema = view_schema(log, View(endpoint, Span(hours[-1].start, hours[-1].end), labels=False))
+    schema = view_schema(log, View(endpoint, TimeRange(hours[-1].start, hours[-1].end), labels=False))
     if not set(key) <= set(schema.names):
         schema = view_schema(log, View(endpoint, labels=False))
     columns = schema.names
@@ -181,12 +181,12 @@ def check_key(log: InferenceLog, endpoint: str, key: Sequence[str]) -> frozenset
     return frozenset(name for name, kind in types.items() if any(one(kind) for one in is_number))
 
 
-def in_batches(rows: Iterable[Entry | Bad], size: int) -> Iterator[tuple[list[Entry], list[Bad]]]:
+def in_batches(rows: Iterable[LabelEntry | BadRow], size: int) -> Iterator[tuple[list[LabelEntry], list[BadRow]]]:
     """The labels and the bad rows, `size` together."""
-    good: list[Entry] = []
-    bad: list[Bad] = []
+    good: list[LabelEntry] = []
+    bad: list[BadRow] = []
     for row in rows:
-        if isinstance(row, Entry):
+        if isinstance(row, LabelEntry):
             good.append(row)
         else:
             bad.append(row)
@@ -208,7 +208,7 @@ def _post(session: ServerSession, url: str, body: bytes) -> None:
             time.sleep(min(error.retry_after or 2**attempt / 10, _LONGEST_PAUSE_SECONDS))
 
 
-def _document(entry: Entry) -> dict[str, object]:
+def _document(entry: LabelEntry) -> dict[str, object]:
     said = entry.feedback
     if said.key is not None:
         return {"key": said.key, "label": said.label}

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.label_files import Entry
+from mlflow_deploy_plugin.inference_log.label_files import LabelEntry
 from mlflow_deploy_plugin.inference_log.labels import Label, labels_table
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.span import Span
+from mlflow_deploy_plugin.inference_log.span import TimeRange
 from mlflow_deploy_plugin.inference_log.view import View, view_schema, view_tables
 from mlflow_deploy_plugin.server.mask import MASK_KEY, Mask
 from mlflow_deploy_plugin.server.state import SPEC
@@ -32,7 +32,7 @@ class Masking:
     key: Path | None = None
     refusal: str = _NO_KEY
 
-    def table(self, entries: Iterable[Entry], received_us: int, segment: str) -> pa.Table:
+    def table(self, entries: Iterable[LabelEntry], received_us: int, segment: str) -> pa.Table:
         """The labels as they stand in the log.
 
         Raises:
@@ -93,7 +93,7 @@ def _looks_masked(log: InferenceLog, endpoint: str) -> frozenset[str]:
     hours = log.hours(endpoint)
     if not hours:
         return frozenset()
-    view = View(endpoint, Span(hours[-1].start, hours[-1].end), labels=False, shadows=True)
+    view = View(endpoint, TimeRange(hours[-1].start, hours[-1].end), labels=False, shadows=True)
     schema = view_schema(log, view)
     texts = {field.name for field in schema if field.type == pa.string() and not field.name.startswith("_")}
     rows = next(iter(view_tables(log, view, texts)), None)

@@ -4,6 +4,6 @@ LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<name>.parquet           rows by the h
 LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<name>.parquet           what turned out to be true, by the day it came in
 """
 
-from mlflow_deploy_plugin.inference_log.location import LogLocation, locate_log
+from mlflow_deploy_plugin.inference_log.storage import LogLocation, locate_log
 
 __all__ = ["LogLocation", "locate_log"]

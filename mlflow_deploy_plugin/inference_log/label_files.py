@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.inference_log.labels import as_text
 from mlflow_deploy_plugin.server.feedback import Feedback
 from mlflow_deploy_plugin.server.protocols import feedback as protocol
 
-Kind = Literal["csv", "jsonl", "parquet"]
+LabelFileKind = Literal["csv", "jsonl", "parquet"]
 PREDICTION_ID, ROW, LABEL = "prediction_id", "row", "label"
 _JSON = "application/json"
 _ROWS = 1000
@@ -31,7 +31,7 @@ _FRACTION = re.compile(r"[+-]?(?:[0-9]{1,17}\.[0-9]{0,17}|\.[0-9]{1,17})(?:[eE][
 
 
 @dataclass(frozen=True)
-class Columns:
+class LabelColumns:
     """Where a label and what it is of stand.
 
     Attributes:
@@ -47,7 +47,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LabelEntry:
     """A label, and where in the file it stands: line 7, row 12 (from 0)."""
 
     number: int
@@ -56,7 +56,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Bad:
+class BadRow:
     """A row that is no label, why, and what it holds."""
 
     place: str
@@ -64,15 +64,17 @@ class Bad:
     content: Any
 
 
-class _Unfit(Exception):
+class _NoLabel(Exception):
     """A row is no label; its text says why."""
 
 
-_Row = tuple[int, str, dict[str, Any] | _Unfit, Any]
+_Row = tuple[int, str, dict[str, Any] | _NoLabel, Any]
 """Number, place, the values by column, and what is shown of it where it is bad."""
 
 
-def read_label_file(file: IO[bytes], name: str, kind: Kind, columns: Columns) -> Iterator[Entry | Bad]:
+def read_label_file(
+    file: IO[bytes], name: str, kind: LabelFileKind, columns: LabelColumns
+) -> Iterator[LabelEntry | BadRow]:
     """The labels of an open file, in order.
 
     Raises:
@@ -83,7 +85,7 @@ def read_label_file(file: IO[bytes], name: str, kind: Kind, columns: Columns) ->
         yield from _checked([(row, _document(row, columns, kind)) for row in some])
 
 
-def _checked(documents: Sequence[tuple[_Row, dict[str, Any] | _Unfit]]) -> Iterator[Entry | Bad]:
+def _checked(documents: Sequence[tuple[_Row, dict[str, Any] | _NoLabel]]) -> Iterator[LabelEntry | BadRow]:
     """By the rules of `POST /feedback`: all at once, and one by one where one of them breaks a rule."""
     good = [document for _, document in documents if isinstance(document, dict)]
     try:
@@ -91,15 +93,17 @@ def _checked(documents: Sequence[tuple[_Row, dict[str, Any] | _Unfit]]) -> Itera
     except InvalidRequest:
         decoded = None
     for (number, place, _, content), document in documents:
-        if isinstance(document, _Unfit):
-            yield Bad(place, str(document), content)
+        if isinstance(document, _NoLabel):
+            yield BadRow(place, str(document), content)
         elif decoded is not None:
-            yield Entry(number, place, next(decoded))
+            yield LabelEntry(number, place, next(decoded))
         else:
             try:
-                yield Entry(number, place, *_decode([document]))
+                yield LabelEntry(number, place, *_decode([document]))
             except InvalidRequest as error:
-                yield Bad(place, error.message.replace("feedback[0].", "").replace("feedback[0]", "the row"), content)
+                yield BadRow(
+                    place, error.message.replace("feedback[0].", "").replace("feedback[0]", "the row"), content
+                )
 
 
 def _decode(documents: Iterable[dict[str, Any]]) -> list[Feedback]:
@@ -110,25 +114,25 @@ def _decode(documents: Iterable[dict[str, Any]]) -> list[Feedback]:
     return protocol.decode(_JSON, body)
 
 
-def _document(row: _Row, columns: Columns, kind: Kind) -> dict[str, Any] | _Unfit:
+def _document(row: _Row, columns: LabelColumns, kind: LabelFileKind) -> dict[str, Any] | _NoLabel:
     """The row as `POST /feedback` takes it."""
     values = row[2]
-    if isinstance(values, _Unfit):
+    if isinstance(values, _NoLabel):
         return values
     if kind == "jsonl" and not columns.key and ("key" in values or columns.label not in values):
         return values
     is_empty = {name for name, value in values.items() if value is None or (kind == "csv" and value == "")}
     if columns.label not in values:
-        return _Unfit(f"it has no {columns.label!r}")
+        return _NoLabel(f"it has no {columns.label!r}")
     if columns.label in is_empty and kind != "jsonl":
-        return _Unfit(f"its {columns.label!r} is empty")
+        return _NoLabel(f"its {columns.label!r} is empty")
     document: dict[str, Any] = {"label": values[columns.label]}
     if columns.key:
         if missing := [name for name in columns.key if name not in values or (kind == "csv" and name in is_empty)]:
-            return _Unfit(f"it has no {missing[0]!r}, which is of the key")
+            return _NoLabel(f"it has no {missing[0]!r}, which is of the key")
         return {**document, "key": {name: _as_logged(values[name], name in columns.numbers) for name in columns.key}}
     if columns.prediction_id not in values or columns.prediction_id in is_empty:
-        return _Unfit(f"it has no {columns.prediction_id!r}")
+        return _NoLabel(f"it has no {columns.prediction_id!r}")
     document["prediction_id"] = values[columns.prediction_id]
     given = values.get(columns.row)
     if columns.row in values and columns.row not in is_empty:
@@ -142,7 +146,7 @@ def _as_logged(value: Any, is_number: bool) -> Any:
     return value
 
 
-def _csv(file: IO[bytes], name: str, columns: Columns) -> Iterator[_Row]:
+def _csv(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text)
     header: list[str] = []
@@ -151,7 +155,7 @@ def _csv(file: IO[bytes], name: str, columns: Columns) -> Iterator[_Row]:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            yield number, f"line {number}", _Unfit(f"it is no CSV: {error}"), None
+            yield number, f"line {number}", _NoLabel(f"it is no CSV: {error}"), None
             continue
         if fields is None:
             break
@@ -167,15 +171,15 @@ def _csv(file: IO[bytes], name: str, columns: Columns) -> Iterator[_Row]:
     text.detach()
 
 
-def _csv_values(header: list[str], fields: list[str]) -> dict[str, Any] | _Unfit:
+def _csv_values(header: list[str], fields: list[str]) -> dict[str, Any] | _NoLabel:
     if len(fields) != len(header):
-        return _Unfit(f"it has {len(fields)} fields, the header {len(header)}")
+        return _NoLabel(f"it has {len(fields)} fields, the header {len(header)}")
     if any("\udc80" <= one <= "\udcff" for field in fields for one in field):
-        return _Unfit("it is no UTF-8")
+        return _NoLabel("it is no UTF-8")
     return dict(zip(header, fields, strict=True))
 
 
-def _jsonl(file: IO[bytes], name: str, columns: Columns) -> Iterator[_Row]:
+def _jsonl(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -183,13 +187,13 @@ def _jsonl(file: IO[bytes], name: str, columns: Columns) -> Iterator[_Row]:
         try:
             values = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            yield number, f"line {number}", _Unfit(f"it is no JSON: {error}"), shown
+            yield number, f"line {number}", _NoLabel(f"it is no JSON: {error}"), shown
             continue
         is_object = isinstance(values, dict)
-        yield number, f"line {number}", values if is_object else _Unfit("it is no JSON object"), shown
+        yield number, f"line {number}", values if is_object else _NoLabel("it is no JSON object"), shown
 
 
-def _parquet(file: IO[bytes], name: str, columns: Columns) -> Iterator[_Row]:
+def _parquet(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row]:
     try:
         parquet = pq.ParquetFile(file if file.seekable() else io.BytesIO(file.read()))
         _require(parquet.schema_arrow.names, name, columns)
@@ -215,7 +219,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | list | dict | None) else as_text(value)
 
 
-def _require(header: Sequence[str], name: str, columns: Columns) -> None:
+def _require(header: Sequence[str], name: str, columns: LabelColumns) -> None:
     needed = [*columns.key, columns.label] if columns.key else [columns.prediction_id, columns.label]
     for column in needed:
         if column not in header:

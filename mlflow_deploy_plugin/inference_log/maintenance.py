@@ -24,16 +24,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from mlflow_deploy_plugin.inference_log.files import DAY, LogFile, list_days, list_files, reaching
-from mlflow_deploy_plugin.inference_log.identity import IDENTITY, Seen, mix, row_hashes, text_hashes
-from mlflow_deploy_plugin.inference_log.joining import labels_folder
-from mlflow_deploy_plugin.inference_log.lists import Array
-from mlflow_deploy_plugin.inference_log.location import SKETCHES, LogLocation
+from mlflow_deploy_plugin.inference_log.columns import Array, conform, group_tables, unify_schemas
+from mlflow_deploy_plugin.inference_log.dedup import (
+    IDENTITY,
+    Deduplicator,
+    combine_hashes,
+    hash_rows,
+    hash_texts,
+)
+from mlflow_deploy_plugin.inference_log.label_join import labels_folder
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.rows import Vanished, read_file
-from mlflow_deploy_plugin.inference_log.schemas import conform, gathered, unify
+from mlflow_deploy_plugin.inference_log.scan import FileVanished, read_file
+from mlflow_deploy_plugin.inference_log.storage import (
+    DAY,
+    SKETCHES,
+    LogFile,
+    LogLocation,
+    list_days,
+    list_files,
+    wrap_log_errors,
+    write_file,
+)
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.inference_log.writing import write_file
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
 QUIET = timedelta(minutes=10)
@@ -47,7 +59,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Maintained:
+class MaintenanceResult:
     """What was done.
 
     Attributes:
@@ -65,7 +77,7 @@ class Maintained:
 
 def maintain(
     log: InferenceLog, endpoint: str, now: datetime, keep: timedelta | None, spared: Sequence[Window] = ()
-) -> Maintained:
+) -> MaintenanceResult:
     """Compacts the hours of the endpoint that are over, and deletes what is older than `keep`; None keeps all.
 
     Args:
@@ -75,8 +87,10 @@ def maintain(
         OnnxserveError: the log is down. What was done until then is done; the next call goes on.
     """
     compacted = compact(log, endpoint, now)
-    expired = expire(log, endpoint, now, keep, spared) if keep is not None else Maintained()
-    return Maintained(compacted.compacted_files, compacted.written_files, expired.expired_files, expired.expired_bytes)
+    expired = expire(log, endpoint, now, keep, spared) if keep is not None else MaintenanceResult()
+    return MaintenanceResult(
+        compacted.compacted_files, compacted.written_files, expired.expired_files, expired.expired_bytes
+    )
 
 
 def expire(
@@ -86,7 +100,7 @@ def expire(
     keep: timedelta,
     spared: Sequence[Window] = (),
     only_count: bool = False,
-) -> Maintained:
+) -> MaintenanceResult:
     """Deletes rows, labels and sketches of the endpoint that are older than `keep`, by whole hours and days.
 
     Args:
@@ -99,7 +113,7 @@ def expire(
     try:
         oldest = now - keep
     except OverflowError:  # nothing is older than the calendar
-        return Maintained()
+        return MaintenanceResult()
     hours = [*log.all_files(endpoint).items(), *log.failures.all_files(endpoint).items()]
 
     def is_over(start: datetime, end: datetime) -> bool:
@@ -112,15 +126,15 @@ def expire(
             if is_over(day, day + DAY):
                 folders[folder] = list_files(location, folder)
     if not only_count:
-        with reaching(location):
+        with wrap_log_errors(location):
             for folder in folders:
                 _delete_folder(location, folder)
         _delete_empty(location, [*sketches, *(folder.rpartition("/")[0] for folder in sketches)])
     files = [file for found in folders.values() for file in found]
-    return Maintained(expired_files=len(files), expired_bytes=sum(file.size for file in files))
+    return MaintenanceResult(expired_files=len(files), expired_bytes=sum(file.size for file in files))
 
 
-def compact(log: InferenceLog, endpoint: str, now: datetime) -> Maintained:
+def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResult:
     """Makes one file of the small ones of each hour that is over, and of each day of labels.
 
     Raises:
@@ -137,31 +151,31 @@ def compact(log: InferenceLog, endpoint: str, now: datetime) -> Maintained:
             continue
         small = [file for file in files if file.size < LARGE_BYTES and file.changed + QUIET <= now]
         for group in _groups(location, small):
-            replaced = _replace(log, folder, group)
+            replaced = _compact_group(log, folder, group)
             compacted += replaced
             written += replaced > 0
-    return Maintained(compacted_files=compacted, written_files=written)
+    return MaintenanceResult(compacted_files=compacted, written_files=written)
 
 
 @dataclass(frozen=True)
-class _Small:
+class _SmallFile:
     """A small file, and the columns of its rows."""
 
     file: LogFile
     schema: pa.Schema
 
 
-def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[list[_Small]]:
+def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[list[_SmallFile]]:
     """Files that are worth being one: of the same columns, at least two, together not large."""
     if len(files) < 2:
         return
-    by_columns: dict[str, list[_Small]] = {}
+    by_columns: dict[str, list[_SmallFile]] = {}
     for file in files:
         with suppress(OSError, pa.ArrowException):  # gone, or it makes no sense: it is left alone
             schema = pq.read_schema(file.path, filesystem=location.filesystem)
-            by_columns.setdefault(_columns(schema), []).append(_Small(file, schema))
+            by_columns.setdefault(_model_columns(schema), []).append(_SmallFile(file, schema))
     for alike in by_columns.values():
-        group: list[_Small] = []
+        group: list[_SmallFile] = []
         size = 0
         for small in alike:
             if group and size + small.file.size > GROUP_BYTES:
@@ -173,36 +187,38 @@ def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[list[_S
             yield group
 
 
-def _columns(schema: pa.Schema) -> str:
+def _model_columns(schema: pa.Schema) -> str:
     """Names and types of the model's columns; the log's own may grow by a version of this package."""
     return "\n".join(sorted(f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_")))
 
 
-def _replace(log: InferenceLog, folder: str, group: Sequence[_Small]) -> int:
+def _compact_group(log: InferenceLog, folder: str, group: Sequence[_SmallFile]) -> int:
     """Writes one file in place of these and gives how many of them are gone."""
     location = log.location
     whole: list[LogFile] = []
     content = pa.BufferOutputStream()
-    schema = unify(small.schema for small in group)
+    schema = unify_schemas(small.schema for small in group)
     if not set(IDENTITY) <= set(schema.names):
         return 0
     with pq.ParquetWriter(content, schema, **_encoding(schema)) as writer:
-        for tables in gathered(_once(log, schema, group, whole), _GROUP_ROWS, GROUP_BYTES):
+        for tables in group_tables(_distinct_rows(log, schema, group, whole), _GROUP_ROWS, GROUP_BYTES):
             writer.write_table(pa.concat_tables(tables), row_group_size=_GROUP_ROWS)
     if len(whole) < 2:
         return 0
     name = f"{folder.removeprefix(location.root).lstrip('/')}/compacted-{uuid4().hex}.parquet"
-    with reaching(location):
+    with wrap_log_errors(location):
         write_file(location, name, content.getvalue())
         return sum(_delete(location, file) for file in whole)
 
 
-def _once(log: InferenceLog, schema: pa.Schema, group: Iterable[_Small], whole: list[LogFile]) -> Iterator[pa.Table]:
+def _distinct_rows(
+    log: InferenceLog, schema: pa.Schema, group: Iterable[_SmallFile], whole: list[LogFile]
+) -> Iterator[pa.Table]:
     """The rows of the files, each once; a file that was read to its end is put into `whole`."""
-    seen = Seen()
+    seen = Deduplicator()
     for small in group:
         broken: dict[str, str] = {}
-        with suppress(Vanished, pa.ArrowException, TypeError, ValueError):
+        with suppress(FileVanished, pa.ArrowException, TypeError, ValueError):
             for table in read_file(log.location, small.file.path, lambda names: None, broken, IDENTITY):
                 table = conform(table, schema)
                 yield table.filter(pa.array(seen.fresh(_hashes(table))))
@@ -214,11 +230,11 @@ def _once(log: InferenceLog, schema: pa.Schema, group: Iterable[_Small], whole: 
 def _hashes(table: pa.Table) -> Array:
     """[N] uint64 that tell the rows apart, or the labels."""
     if "_label" not in table.column_names:
-        return row_hashes(table)
-    hashes = mix(text_hashes(table.column("_segment")), table.column("_offset").to_numpy().astype("uint64"))
+        return hash_rows(table)
+    hashes = combine_hashes(hash_texts(table.column("_segment")), table.column("_offset").to_numpy().astype("uint64"))
     for name in ("_prediction_id", "_key", "_label"):
-        hashes = mix(hashes, text_hashes(table.column(name)))
-    return mix(hashes, table.column("_row").fill_null(-1).to_numpy().astype("uint64"))
+        hashes = combine_hashes(hashes, hash_texts(table.column(name)))
+    return combine_hashes(hashes, table.column("_row").fill_null(-1).to_numpy().astype("uint64"))
 
 
 def _encoding(schema: pa.Schema) -> dict[str, object]:
@@ -250,7 +266,7 @@ def _delete(location: LogLocation, file: LogFile) -> bool:
 
 
 def _sketch_folders(location: LogLocation, endpoint: str) -> list[str]:
-    with reaching(location):
+    with wrap_log_errors(location):
         selector = fs.FileSelector(f"{location.root}/{SKETCHES}", allow_not_found=True)
         keys = [info.path for info in location.filesystem.get_file_info(selector)]
     return [f"{key}/endpoint={endpoint}" for key in keys]

@@ -6,17 +6,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.inference_log.files import reaching
-from mlflow_deploy_plugin.inference_log.joining import RowNames, named
+from mlflow_deploy_plugin.inference_log.columns import Array
+from mlflow_deploy_plugin.inference_log.label_join import RowKeys, label_keys
 from mlflow_deploy_plugin.inference_log.labels import LABELS
-from mlflow_deploy_plugin.inference_log.lists import Array
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.storage import wrap_log_errors, write_file
 from mlflow_deploy_plugin.inference_log.view import View, view_tables
-from mlflow_deploy_plugin.inference_log.writing import write_file
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
 
-class LabelNames:
+class LabelMatches:
     """What labels call their rows, each once, and which of them a row has; 9 bytes each."""
 
     def __init__(self) -> None:
@@ -26,12 +25,12 @@ class LabelNames:
 
     def add(self, labels: pa.Table) -> None:
         """Takes the names of labels, a table of `labels.SCHEMA`; before any row is looked at."""
-        for kind, _, hashes in named(labels):
+        for kind, _, hashes in label_keys(labels):
             self._parts.setdefault(kind, []).append(np.unique(hashes))
 
     def mark(self, table: pa.Table) -> None:
         """Marks what one of these rows of the log is called."""
-        rows = RowNames(table)
+        rows = RowKeys(table)
         for kind, names in self._all().items():
             self._found[kind] |= np.isin(names, rows.of_kind(kind), assume_unique=True)
             rows.forget(kind)
@@ -56,7 +55,7 @@ class LabelNames:
         return self._names
 
 
-def mark_rows(log: InferenceLog, endpoint: str, names: LabelNames) -> None:
+def match_log(log: InferenceLog, endpoint: str, names: LabelMatches) -> None:
     """Marks what a row of the whole log is called.
 
     Raises:
@@ -79,5 +78,5 @@ def write_labels(log: InferenceLog, endpoint: str, day: str, labels: pa.Table) -
     content = pa.BufferOutputStream()
     pq.write_table(labels, content, compression="zstd")
     name = f"{LABELS}/endpoint={endpoint}/date={day}/file-{uuid4().hex}.parquet"
-    with reaching(log.location):
+    with wrap_log_errors(log.location):
         write_file(log.location, name, content.getvalue())

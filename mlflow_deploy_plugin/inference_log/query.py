@@ -8,24 +8,28 @@ free there at most. A statement of which nothing comes for `PATIENCE_SECONDS` is
 
 import json
 import re
+import resource
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.inference_log.bounds import Patience
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.view import View, view_rows, view_schema
 from mlflow_deploy_plugin.nearest import did_you_mean
 
 MEMORY = "512MB"
-PATIENCE_SECONDS = 300.0
+TIMEOUT_SECONDS = 300.0
 _BATCH_ROWS = 10_000
 _NO_COLUMN = re.compile(
     r'(?:Referenced column|Column with name|Column|column) "?([^"]+?)"? (?:not found|does not exist)'
@@ -33,7 +37,7 @@ _NO_COLUMN = re.compile(
 _OTHER_TABLE = re.compile(r"Table with name (\S+) does not exist")
 _NO_TABLE = re.compile(r'Referenced table "([^"]+)" not found')
 _NO_MEMORY = re.compile(r"failed to allocate|Allocation failure|malloc of size|Out of Memory|max_temp_directory_size")
-_IMPATIENT = (
+_TIMED_OUT = (
     "the SQL was ended: for {:.0f} s it has neither read a row nor given one; does it join the log with itself?"
 )
 _INTERRUPTED = "Query interrupted"
@@ -71,7 +75,7 @@ class Query:
         return sql if self.limit is None else f"{sql}\nLIMIT {self.limit}"
 
 
-class Answer(NamedTuple):
+class QueryResult(NamedTuple):
     """Batches of one schema."""
 
     schema: pa.Schema
@@ -79,7 +83,7 @@ class Answer(NamedTuple):
 
 
 @contextmanager
-def run_query(log: InferenceLog, query: Query) -> Iterator[Answer]:
+def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
     """The answer, batch by batch as it is found.
 
     Raises:
@@ -90,10 +94,10 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[Answer]:
     schema = view_schema(log, query.view)
     with (
         tempfile.TemporaryDirectory(prefix="onnxserve-query-") as folder,
-        _connected(folder) as connection,
-        Patience(connection.interrupt, PATIENCE_SECONDS) as patience,
+        _connect(folder) as connection,
+        StatementTimeout(connection.interrupt, TIMEOUT_SECONDS) as patience,
     ):
-        run = _Run(schema, patience)
+        run = _Statement(schema, patience)
         with run.in_words():
             columns, scans = _plan(connection, query, schema)
             rows = run.passing(view_rows(log, query.view, schema, columns))
@@ -105,11 +109,11 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[Answer]:
                 connection.register("log", passing)
             reader = connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
         form = pa.schema([(field.name, _in_utc(field.type)) for field in reader.schema])
-        yield Answer(form, (batch.cast(form) for batch in run.guarded(reader)))
+        yield QueryResult(form, (batch.cast(form) for batch in run.guarded(reader)))
 
 
 @contextmanager
-def _connected(folder: str) -> Iterator[Any]:
+def _connect(folder: str) -> Iterator[Any]:
     connection = duckdb.connect(
         ":memory:",
         config={
@@ -162,10 +166,10 @@ def _in_utc(kind: pa.DataType) -> pa.DataType:
     return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
 
 
-class _Run:
+class _Statement:
     """One statement that is run."""
 
-    def __init__(self, schema: pa.Schema, patience: Patience) -> None:
+    def __init__(self, schema: pa.Schema, patience: "StatementTimeout") -> None:
         self._schema = schema
         self._patience = patience
         self._failures: list[OnnxserveError] = []
@@ -202,7 +206,7 @@ class _Run:
             if self._failures:
                 raise self._failures[0] from None
             if self._patience.is_over:
-                raise InvalidConfig(_IMPATIENT.format(PATIENCE_SECONDS)) from None
+                raise InvalidConfig(_TIMED_OUT.format(TIMEOUT_SECONDS)) from None
             raise InvalidConfig(_message(str(error) or "Out of Memory", self._schema)) from None
         except RuntimeError as error:
             if str(error) == _INTERRUPTED:
@@ -225,3 +229,89 @@ def _message(text: str, schema: pa.Schema) -> str:
         return f"the SQL takes more memory, or room in the temporary folder, than it may have: {first}"
     kind, _, rest = first.partition(": ")
     return f"the SQL cannot be run: {rest if kind.endswith('Error') else first}"
+
+
+_CHECKS_PER_TIMEOUT = 10
+"""At the clock, in the time that is waited."""
+
+
+class StatementTimeout:
+    """Interrupts a statement that has neither read a row nor given one for so long.
+
+    What the log takes to give rows does not count, nor what is done with those that were given.
+
+    Attributes:
+        is_over: it was interrupted.
+    """
+
+    def __init__(
+        self, interrupt: Callable[[], None], seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._interrupt = interrupt
+        self._seconds = seconds
+        self._clock = clock
+        self._is_working = self._is_reading = False
+        self._last = clock()
+        self._ended = threading.Event()
+        self.is_over = False
+
+    def __enter__(self) -> "StatementTimeout":
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._ended.set()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Within it the statement is run."""
+        self._last, self._is_working = self._clock(), True
+        try:
+            yield
+        finally:
+            self._is_working = False
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Within it the log is read for the statement."""
+        self._is_reading = True
+        try:
+            yield
+        finally:
+            self._last, self._is_reading = self._clock(), False
+
+    def look(self) -> None:
+        """Interrupts where it is time to."""
+        if self._is_working and not self._is_reading and self._clock() - self._last > self._seconds:
+            self.is_over = True
+            self._interrupt()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._seconds / _CHECKS_PER_TIMEOUT):
+            self.look()
+
+
+@contextmanager
+def limit_memory(size: int) -> Iterator[None]:
+    """Within it this process gets `size` bytes more than it has, on Linux; beyond it allocations fail.
+
+    It is about all threads of the process: for a command, not for a library.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _data_bytes() + size
+    if before[0] != resource.RLIM_INFINITY:
+        limit = min(limit, before[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _data_bytes() -> int:
+    """What `RLIMIT_DATA` is about (getrlimit(2), proc_pid_status(5))."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))

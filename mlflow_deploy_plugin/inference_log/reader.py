@@ -10,20 +10,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.inference_log.files import (
-    SLACK,
+from mlflow_deploy_plugin.inference_log.columns import summarise_lists
+from mlflow_deploy_plugin.inference_log.dedup import Sample
+from mlflow_deploy_plugin.inference_log.label_join import EndpointLabels, join_labels
+from mlflow_deploy_plugin.inference_log.scan import FIRST_US, LAST_US, RowFilter, microseconds_of, scan_hour
+from mlflow_deploy_plugin.inference_log.storage import (
+    CLOCK_SKEW,
+    FAILURES,
     Hour,
     LogFile,
-    list_all,
+    LogLocation,
     list_endpoints,
     list_files,
+    list_files_by_hour,
     list_hours,
+    locate_log,
 )
-from mlflow_deploy_plugin.inference_log.joining import Labels, with_labels
-from mlflow_deploy_plugin.inference_log.lists import summarise_lists
-from mlflow_deploy_plugin.inference_log.location import FAILURES, LogLocation, locate_log
-from mlflow_deploy_plugin.inference_log.rows import FIRST_US, LAST_US, Wanted, hour_rows, microseconds_of
-from mlflow_deploy_plugin.inference_log.sample import Sample
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
@@ -101,7 +103,7 @@ class InferenceLog:
 
     def all_files(self, endpoint: str) -> dict[Hour, list[LogFile]]:
         """Every hour that has files, ascending, with its files, in one listing."""
-        found = list_all(self.location, endpoint)
+        found = list_files_by_hour(self.location, endpoint)
         if self.since is None:
             return found
         due = {hour: [file for file in files if self._is_due(file)] for hour, files in found.items()}
@@ -121,7 +123,7 @@ class InferenceLog:
         """
         wanted = self._wanted(columns, window.start_us, window.end_us, shadows)
         for hour in self.hours(endpoint, window):
-            yield from hour_rows(self.location, hour.folder, wanted, self.unreadable)
+            yield from scan_hour(self.location, hour.folder, wanted, self.unreadable)
 
     def count(self, endpoint: str, window: Window) -> int:
         """How many rows a window has, each once; raises as `batches`."""
@@ -176,7 +178,7 @@ class InferenceLog:
         rows = self.read(endpoint, window, max_rows)
         if rows is None:
             return None
-        table = with_labels(rows.table, Labels(self.location, endpoint, self.unreadable))
+        table = join_labels(rows.table, EndpointLabels(self.location, endpoint, self.unreadable))
         return WindowRows(rows.model, rows.version, table, rows.rows, rows.is_sampled, rows.other_versions)
 
     def _windows_of(self, hour: Hour, every: str) -> list[Window]:
@@ -187,26 +189,26 @@ class InferenceLog:
             return [window_at(int(hour.start.timestamp()) * 1_000_000, every)] if self.files(hour) else []
         times: set[int] = set()
         length = duration_seconds(every) * 1_000_000
-        for batch in hour_rows(self.location, hour.folder, self._wanted([EVENT_TIME]), self.unreadable):
+        for batch in scan_hour(self.location, hour.folder, self._wanted([EVENT_TIME]), self.unreadable):
             times.update(np.unique(microseconds_of(batch.column(EVENT_TIME)) // length).tolist())
         return [window_at(number * length, every) for number in sorted(times, reverse=True)]
 
     def _wanted(
         self, columns: Sequence[str] | None, start_us: int = FIRST_US, end_us: int = LAST_US, shadows: bool = False
-    ) -> Wanted:
+    ) -> RowFilter:
         received = None if self.since is None else (microseconds(self.since), LAST_US)
-        return Wanted(columns, start_us, end_us, shadows, received, self._is_due)
+        return RowFilter(columns, start_us, end_us, shadows, received, self._is_due)
 
     def _is_due(self, file: LogFile) -> bool:
         """Whether the file may have rows that are not left out: none was received after its file was written."""
-        return self.since is None or file.changed >= self.since - SLACK
+        return self.since is None or file.changed >= self.since - CLOCK_SKEW
 
     def _has_rows(self, hour: Hour, files: Sequence[LogFile]) -> bool:
         """Whether an hour has rows that are not left out. Of an hour of before only its rows tell: its files may be
         compacted or shipped since, and new rows may be of old events."""
         if not files or self.since is None or hour.start >= self.since:
             return bool(files)
-        return next(hour_rows(self.location, hour.folder, self._wanted(["_row"]), self.unreadable), None) is not None
+        return next(scan_hour(self.location, hour.folder, self._wanted(["_row"]), self.unreadable), None) is not None
 
 
 def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.files import SLACK, LogFile
-from mlflow_deploy_plugin.inference_log.rows import Wanted
+from mlflow_deploy_plugin.inference_log.scan import RowFilter
+from mlflow_deploy_plugin.inference_log.storage import CLOCK_SKEW, LogFile
 from mlflow_deploy_plugin.inference_log.windows import DURATION, Window, microseconds, parse_window
 from mlflow_deploy_plugin.spec import duration_seconds, read_time
 
@@ -15,7 +15,7 @@ _EXPECTED = "a duration before now (90s, 15m, 1h, 7d), a time of the events (201
 
 
 @dataclass(frozen=True)
-class Span:
+class TimeRange:
     """Half-open intervals of two clocks; a row lies in both.
 
     Attributes:
@@ -35,10 +35,10 @@ class Span:
 
     def holds(self, file: LogFile) -> bool:
         """Whether the file may have such rows: none was received after its file was written."""
-        return self.received_from == _FIRST or file.changed >= self.received_from - SLACK
+        return self.received_from == _FIRST or file.changed >= self.received_from - CLOCK_SKEW
 
-    def wanted(self, columns: list[str] | None, shadows: bool = False) -> Wanted:
-        return Wanted(
+    def wanted(self, columns: list[str] | None, shadows: bool = False) -> RowFilter:
+        return RowFilter(
             columns,
             microseconds(self.start),
             microseconds(self.end),
@@ -50,14 +50,14 @@ class Span:
         )
 
 
-def parse_span(since: str | None, until: str | None, now: datetime) -> Span:
+def parse_time_range(since: str | None, until: str | None, now: datetime) -> TimeRange:
     """`--since 1h`: what was received in the last hour; `--since 2013-07-01`: event times from then on;
     `--since 2013-07-01/1d`: event times in that window. `--until` likewise, the end being excluded.
 
     Raises:
         InvalidConfig: one of them cannot be read, or nothing can lie between them.
     """
-    span = Span()
+    span = TimeRange()
     if since is not None:
         if DURATION.fullmatch(since):
             span = replace(span, received_from=_before(now, since, "--since"))

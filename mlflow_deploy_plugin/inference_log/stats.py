@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.files import reaching
-from mlflow_deploy_plugin.inference_log.joining import LABEL, Labels
-from mlflow_deploy_plugin.inference_log.matching import LabelNames
+from mlflow_deploy_plugin.inference_log.label_join import LABEL, EndpointLabels
+from mlflow_deploy_plugin.inference_log.matching import LabelMatches
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.rows import SHADOW, microseconds_of
-from mlflow_deploy_plugin.inference_log.span import Span
+from mlflow_deploy_plugin.inference_log.scan import SHADOW, microseconds_of
+from mlflow_deploy_plugin.inference_log.span import TimeRange
+from mlflow_deploy_plugin.inference_log.storage import wrap_log_errors
 from mlflow_deploy_plugin.inference_log.view import View, require_endpoint, view_tables
 from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US
@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelCounts:
     """Labels that are in.
 
     Attributes:
@@ -37,7 +37,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Account:
+class AgentCounts:
     """Rows by what the agents say of all their time (`watermarks.py`); those of shadows are in none of them."""
 
     answered: int
@@ -77,28 +77,28 @@ class LogStats:
     by_hour: Mapping[datetime, int]
     files: int
     size: int
-    labels: Labelled
-    account: Account | None
+    labels: LabelCounts
+    account: AgentCounts | None
     unreadable: Mapping[str, str]
 
 
-def log_stats(log: InferenceLog, endpoint: str, span: Span | None = None) -> LogStats:
+def log_stats(log: InferenceLog, endpoint: str, span: TimeRange | None = None) -> LogStats:
     """Counts the rows of an endpoint; with a span, those of it.
 
     Raises:
         NotFound: nothing is known of the endpoint; the message names those that have rows.
         OnnxserveError: the log is down.
     """
-    account = _account(log, endpoint)
+    account = _agent_counts(log, endpoint)
     if account is None and endpoint not in log.failures.endpoints():  # of which all rows may be lost
         require_endpoint(log, endpoint)
     files = [file for files in log.all_files(endpoint).values() for file in files]
-    labels = Labels(log.location, endpoint, log.unreadable)
-    names = LabelNames()
+    labels = EndpointLabels(log.location, endpoint, log.unreadable)
+    names = LabelMatches()
     for batch in labels.batches():
         names.add(batch)
-    tally = _Tally(names)
-    view = View(endpoint, span or Span(), shadows=True)
+    tally = _RowCounts(names)
+    view = View(endpoint, span or TimeRange(), shadows=True)
     for table in view_tables(log, view, [EVENT_TIME, "_model", "_version", "_variant", SHADOW, LABEL], labels):
         tally.add(table)
     return LogStats(
@@ -113,17 +113,17 @@ def log_stats(log: InferenceLog, endpoint: str, span: Span | None = None) -> Log
         by_hour=dict(sorted(tally.by_hour.items())),
         files=len(files),
         size=sum(file.size for file in files),
-        labels=Labelled(tally.labelled, names.count, names.count - names.matched if span is None else None),
+        labels=LabelCounts(tally.labelled, names.count, names.count - names.matched if span is None else None),
         account=account,
         unreadable=dict(log.unreadable),
     )
 
 
 @dataclass
-class _Tally:
+class _RowCounts:
     """Counts that grow."""
 
-    names: LabelNames
+    names: LabelMatches
     by_version: Counter[str] = field(default_factory=Counter)
     by_variant: Counter[str] = field(default_factory=Counter)
     by_hour: Counter[datetime] = field(default_factory=Counter)
@@ -156,18 +156,18 @@ def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
     return table.column(name) if name in table.column_names else pa.chunked_array([pa.nulls(len(table), pa.string())])
 
 
-def _failed_rows(log: InferenceLog, endpoint: str, span: Span) -> int:
+def _failed_rows(log: InferenceLog, endpoint: str, span: TimeRange) -> int:
     return sum(map(len, view_tables(log.failures, View(endpoint, span, labels=False), [EVENT_TIME])))
 
 
-def _account(log: InferenceLog, endpoint: str) -> Account | None:
-    with reaching(log.location):
+def _agent_counts(log: InferenceLog, endpoint: str) -> AgentCounts | None:
+    with wrap_log_errors(log.location):
         marks = [mark for mark in read_watermarks(log.location) if endpoint in mark.endpoints]
     if log.since is not None:  # the agents of an earlier endpoint of the name had ended by then
         marks = [mark for mark in marks if not (mark.ended and mark.complete_until < log.since)]
     if not marks:
         return None
-    return Account(
+    return AgentCounts(
         answered=sum(mark.answered_rows.get(endpoint, 0) for mark in marks),
         captured=sum(mark.captured_rows.get(endpoint, 0) for mark in marks),
         dropped=sum(mark.dropped_rows.get(endpoint, 0) for mark in marks),

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.inference_log.files import LogFile
-from mlflow_deploy_plugin.inference_log.joining import LABEL, LABEL_NUMBER, Labels, with_labels
+from mlflow_deploy_plugin.inference_log.columns import concat_tables, conform, group_tables, unify_schemas
+from mlflow_deploy_plugin.inference_log.label_join import LABEL, LABEL_NUMBER, EndpointLabels, join_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.rows import RECEIVED_TIME, SHADOW, hour_rows
-from mlflow_deploy_plugin.inference_log.schemas import conform, gathered, stack, unify
-from mlflow_deploy_plugin.inference_log.span import Span
+from mlflow_deploy_plugin.inference_log.scan import RECEIVED_TIME, SHADOW, scan_hour
+from mlflow_deploy_plugin.inference_log.span import TimeRange
+from mlflow_deploy_plugin.inference_log.storage import LogFile
 from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
@@ -54,7 +54,7 @@ class View:
     """
 
     endpoint: str
-    span: Span = field(default_factory=Span)
+    span: TimeRange = field(default_factory=TimeRange)
     labels: bool = True
     shadows: bool = False
 
@@ -77,7 +77,7 @@ def view_schema(log: InferenceLog, view: View) -> pa.Schema:
     if not schemas:
         require_endpoint(log, view.endpoint)
     own = _FIRST | _LAST
-    model = {found.name: _for_duckdb(found.type) for found in unify(schemas) if found.name not in own}
+    model = {found.name: _for_duckdb(found.type) for found in unify_schemas(schemas) if found.name not in own}
     fields = _FIRST | model | _LAST
     if not view.labels:
         del fields[LABEL], fields[LABEL_NUMBER]
@@ -95,7 +95,7 @@ def view_rows(log: InferenceLog, view: View, schema: pa.Schema, columns: Collect
 
 
 def view_tables(
-    log: InferenceLog, view: View, columns: Collection[str], labels: Labels | None = None
+    log: InferenceLog, view: View, columns: Collection[str], labels: EndpointLabels | None = None
 ) -> Iterator[pa.Table]:
     """The rows with at least `columns`, where a file has them; `_label` and `_label_number` where one is asked for.
 
@@ -109,12 +109,12 @@ def view_tables(
     if not needed & {LABEL, LABEL_NUMBER}:
         yield from _tables(log, view, needed)
         return
-    labels = labels or Labels(log.location, view.endpoint, log.unreadable)
+    labels = labels or EndpointLabels(log.location, view.endpoint, log.unreadable)
     keys = labels.key_columns()
     tables = _tables(log, view, needed | set(_LABEL_NEEDS) | keys)
-    for some in gathered(tables, _LABELLED_ROWS, _LABELLED_BYTES):
+    for some in group_tables(tables, _LABELLED_ROWS, _LABELLED_BYTES):
         for alike in _by_types(some, keys):
-            yield with_labels(stack(alike), labels)
+            yield join_labels(concat_tables(alike), labels)
 
 
 def _by_types(tables: Iterable[pa.Table], columns: Collection[str]) -> Iterable[list[pa.Table]]:
@@ -129,10 +129,10 @@ def _by_types(tables: Iterable[pa.Table], columns: Collection[str]) -> Iterable[
 def _tables(log: InferenceLog, view: View, columns: Collection[str]) -> Iterator[pa.Table]:
     wanted = _span(log, view).wanted(sorted(columns), view.shadows)
     for folder, _ in _due(log, view):
-        yield from hour_rows(log.location, folder, wanted, log.unreadable)
+        yield from scan_hour(log.location, folder, wanted, log.unreadable)
 
 
-def _span(log: InferenceLog, view: View) -> Span:
+def _span(log: InferenceLog, view: View) -> TimeRange:
     """The span, without what the log leaves out."""
     return view.span if log.since is None else replace(view.span, received_from=max(view.span.received_from, log.since))
 

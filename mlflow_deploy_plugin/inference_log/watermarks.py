@@ -17,8 +17,7 @@ from typing import Any
 import orjson
 from pyarrow import fs
 
-from mlflow_deploy_plugin.inference_log.location import LogLocation
-from mlflow_deploy_plugin.inference_log.writing import write_file
+from mlflow_deploy_plugin.inference_log.storage import LogLocation, write_file
 
 WATERMARKS = "_watermarks"
 """The folder below the log's root."""

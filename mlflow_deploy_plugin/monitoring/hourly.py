@@ -20,10 +20,9 @@ from itertools import groupby
 import numpy as np
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.files import DAY, HOUR, Hour, LogFile
-from mlflow_deploy_plugin.inference_log.location import SKETCHES
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.rows import microseconds_of
+from mlflow_deploy_plugin.inference_log.scan import microseconds_of
+from mlflow_deploy_plugin.inference_log.storage import DAY, HOUR, SKETCHES, Hour, LogFile
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.kinds.segments import is_segment

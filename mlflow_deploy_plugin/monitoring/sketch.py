@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log.lists import summarise_lists
+from mlflow_deploy_plugin.inference_log.columns import summarise_lists
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.distinct import REGISTERS, estimate, hash_texts
 from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
@@ -108,7 +108,7 @@ def sketch_batches(bins: Mapping[str, Bins], batches: Iterable[pa.Table | pa.Rec
     """The profile of all rows of the batches, whose columns may differ.
 
     Columns whose name begins with an underscore are the log's own and are left out; columns of lists are summarised
-    (`inference_log/lists.py`).
+    (`inference_log/columns.py`).
     """
     return merge([sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0] for table in gathered(batches)])
 

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import NotInstalled
-from mlflow_deploy_plugin.inference_log.location import LogLocation
-from mlflow_deploy_plugin.inference_log.writing import write_file
+from mlflow_deploy_plugin.inference_log.storage import LogLocation, write_file
 from mlflow_deploy_plugin.monitoring.sketch import Profile
 from mlflow_deploy_plugin.monitoring.stored import SCHEMA, profiles_to_table, table_to_profiles
 

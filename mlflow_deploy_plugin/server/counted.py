@@ -1,4 +1,4 @@
-"""How many rows the workers of one server have answered and captured; the agent tells of it (`agent/watermark.py`)."""
+"""How many rows the workers of one server have answered and captured; the agent tells of it (`agent/progress.py`)."""
 
 import contextlib
 from collections.abc import Mapping

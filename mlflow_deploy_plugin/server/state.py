@@ -190,7 +190,7 @@ class AgentState(_State):
 
 
 class KnownVersion(_State):
-    """A version whose files are on this disk; see `agent.version.FetchedVersion`."""
+    """A version whose files are on this disk; see `agent.fetch.FetchedVersion`."""
 
     model: str
     version: str

@@ -1,6 +1,6 @@
 """`Follower` round by round: what is wanted, and when the registry is asked."""
 
-from mlflow_deploy_plugin.agent.tracked import Tracked, Wish
+from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef
 from mlflow_deploy_plugin.server.state import (
     AGENT,
     LOOK,
@@ -50,9 +50,9 @@ def test_whoever_has_moved_a_reference_may_ask_for_a_look_at_once(case: Case) ->
 
 
 def test_a_look_that_is_asked_for_while_another_is_under_way_comes_after_it(case: Case) -> None:
-    looks, wish = Later(), Wish(STAGE)
+    looks, wish = Later(), ModelRef(STAGE)
     pursuit = case.follower(looks=looks).pursuit
-    pursuit.tracked = {wish: Tracked()}
+    pursuit.tracked = {wish: FollowedModel()}
     case.world.versions[STAGE] = "1"
     pursuit.advance()
     looks.go_on()

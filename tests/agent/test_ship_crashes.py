@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.inference_log.joining import label_batches
+from mlflow_deploy_plugin.inference_log.label_join import read_labels
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.server.capture import CaptureWriter
@@ -48,7 +48,7 @@ def test_after_a_crash_no_file_comes_to_hold_other_rows_so_that_a_compactor_may_
     log = open_log(str(tmp_path / "log"))
     tables = log.batches("flights", parse_window("2026-06-01/1d"))
     assert sorted(row["_request_id"] for table in tables for row in table.to_pylist()) == ["a", "b"]
-    assert sum(map(len, label_batches(log.location, "flights", {}))) == 2
+    assert sum(map(len, read_labels(log.location, "flights", {}))) == 2
 
 
 def test_what_a_killed_worker_left_is_shipped_up_to_the_torn_frame(shipper: Shipper, tmp_path: Path) -> None:

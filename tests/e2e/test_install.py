@@ -30,7 +30,7 @@ ROOMS = {
     "cpu": "from mlflow_deploy_plugin.runtime.session import onnxruntime; onnxruntime().InferenceSession",
     "sklearn": "import mlflow_deploy_plugin.flavor.convert.sklearn",
     "torch": "import mlflow_deploy_plugin.flavor.convert.torch, onnxscript",
-    "s3": "import boto3, mlflow_deploy_plugin.inference_log.bucket",
+    "s3": "import boto3, mlflow_deploy_plugin.inference_log.storage",
     "postgresql": "import sqlalchemy; sqlalchemy.create_engine('postgresql+psycopg://user@host/db')",
     "grpc": "import mlflow_deploy_plugin.server.grpc.listener, mlflow_deploy_plugin.server.grpc.service",
     "redis": "from mlflow_deploy_plugin.server.outage import redis_module; redis_module('redis://host:6379/0')",

@@ -10,23 +10,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.label_files import Bad, Columns, Entry, read_label_file
+from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelColumns, LabelEntry, read_label_file
 from mlflow_deploy_plugin.server.feedback import Feedback
 
-KEY = Columns(key=("flight", "day"), label="late")
+KEY = LabelColumns(key=("flight", "day"), label="late")
 
 
-def read(kind: Any, content: str | bytes, columns: Columns | None = None) -> list[Entry | Bad]:
+def read(kind: Any, content: str | bytes, columns: LabelColumns | None = None) -> list[LabelEntry | BadRow]:
     data = content.encode() if isinstance(content, str) else content
-    return list(read_label_file(io.BytesIO(data), "labels", kind, columns or Columns()))
+    return list(read_label_file(io.BytesIO(data), "labels", kind, columns or LabelColumns()))
 
 
-def good(rows: list[Entry | Bad]) -> list[Feedback]:
-    return [row.feedback for row in rows if isinstance(row, Entry)]
+def good(rows: list[LabelEntry | BadRow]) -> list[Feedback]:
+    return [row.feedback for row in rows if isinstance(row, LabelEntry)]
 
 
-def bad(rows: list[Entry | Bad]) -> dict[str, str]:
-    return {row.place: row.why for row in rows if isinstance(row, Bad)}
+def bad(rows: list[LabelEntry | BadRow]) -> dict[str, str]:
+    return {row.place: row.why for row in rows if isinstance(row, BadRow)}
 
 
 def parquet(**columns: Any) -> bytes:
@@ -48,7 +48,7 @@ def test_csv_by_key_columns() -> None:
 
 
 def test_csv_knows_the_numbers_of_the_log_however_they_are_written() -> None:
-    columns = Columns(key=("flight", "name"), label="late", numbers=frozenset({"flight"}))
+    columns = LabelColumns(key=("flight", "name"), label="late", numbers=frozenset({"flight"}))
     rows = read("csv", "flight,name,late\n7.0,7.0,1\n.50,x,1\n8,y,1\n1.2.3,z,1\n", columns)
     assert [entry.key["flight"] for entry in good(rows) if entry.key] == [7.0, 0.5, "8", "1.2.3"]
     assert good(rows)[0].key == {"flight": 7.0, "name": "7.0"}
@@ -146,20 +146,20 @@ def test_many_rows_are_read_in_order_and_none_is_lost() -> None:
 @pytest.mark.parametrize(
     ("kind", "content", "columns", "message"),
     [
-        ("csv", "", Columns(), "labels is empty"),
-        ("csv", "a,b\n1,2\n", Columns(), "has no column 'prediction_id', it has a, b; see --id-column or --key"),
+        ("csv", "", LabelColumns(), "labels is empty"),
+        ("csv", "a,b\n1,2\n", LabelColumns(), "has no column 'prediction_id', it has a, b; see --id-column or --key"),
         ("csv", "flight,late\n1,2\n", KEY, "has no column 'day', it has flight, late; see --key"),
         ("csv", "flight,day\n1,2\n", KEY, "has no column 'late', it has flight, day; see --label-column"),
-        ("parquet", b"PAR1", Columns(), "labels cannot be read as Parquet"),
-        ("parquet", parquet(a=[1]), Columns(), "has no column 'prediction_id'"),
+        ("parquet", b"PAR1", LabelColumns(), "labels cannot be read as Parquet"),
+        ("parquet", parquet(a=[1]), LabelColumns(), "has no column 'prediction_id'"),
         (
             "parquet",
             parquet(prediction_id=["a"], label=pa.array([2**62], pa.timestamp("us"))),
-            Columns(),
+            LabelColumns(),
             "labels cannot be read as Parquet: date value out of range",
         ),
     ],
 )
-def test_a_file_without_such_columns_is_refused(kind: str, content: Any, columns: Columns, message: str) -> None:
+def test_a_file_without_such_columns_is_refused(kind: str, content: Any, columns: LabelColumns, message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         read(kind, content, columns)

@@ -13,7 +13,7 @@ import pytest
 
 from mlflow_deploy_plugin.inference_log import maintenance
 from mlflow_deploy_plugin.inference_log.labels import Label
-from mlflow_deploy_plugin.inference_log.maintenance import Maintained, compact, expire, maintain
+from mlflow_deploy_plugin.inference_log.maintenance import MaintenanceResult, compact, expire, maintain
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
 from tests.support.inference_log import LogWriter
@@ -58,14 +58,14 @@ def test_the_files_of_an_hour_that_is_over_become_one_with_the_same_rows(
     (one,) = files(writer)
     assert pq.read_metadata(one).num_rows == 60  # the doubles are gone for good
     assert rows(log) == before
-    assert compact(log, "flights", LATER) == Maintained()
+    assert compact(log, "flights", LATER) == MaintenanceResult()
 
 
 def test_an_hour_that_is_not_over_or_that_was_just_written_is_left_alone(
     log: InferenceLog, writer: LogWriter, many: list[str]
 ) -> None:
-    assert compact(log, "flights", datetime.now(UTC)) == Maintained()  # its agent may still write
-    assert compact(log, "flights", DAY + timedelta(minutes=59)) == Maintained()
+    assert compact(log, "flights", datetime.now(UTC)) == MaintenanceResult()  # its agent may still write
+    assert compact(log, "flights", DAY + timedelta(minutes=59)) == MaintenanceResult()
     assert len(files(writer)) == 7
 
 
@@ -171,7 +171,7 @@ def test_large_files_are_left_alone_and_small_ones_do_not_become_too_large(
     assert compact(log, "flights", LATER).written_files > 1
     assert rows(log) == before
     monkeypatch.setattr(maintenance, "LARGE_BYTES", 10)
-    assert compact(log, "flights", LATER) == Maintained()
+    assert compact(log, "flights", LATER) == MaintenanceResult()
 
 
 def test_labels_of_a_day_become_one_file_and_mean_the_same(log: InferenceLog, writer: LogWriter) -> None:
@@ -215,7 +215,7 @@ def test_what_is_too_old_is_deleted_rows_labels_and_sketches(log: InferenceLog, 
         assert sorted(path.name for path in (writer.root / kind).iterdir()) == ["date=2013-07-03", "date=2013-07-04"]
     assert [path.name for path in (writer.root / "_sketches").iterdir()] == ["k"]
     assert len(log.hours("other")) == 1
-    assert expire(log, "flights", now, timedelta(days=1)) == Maintained()
+    assert expire(log, "flights", now, timedelta(days=1)) == MaintenanceResult()
 
 
 def test_what_lies_in_a_window_that_is_spared_is_not_too_old(log: InferenceLog, writer: LogWriter) -> None:
@@ -243,8 +243,8 @@ def test_requests_without_an_answer_are_kept_up_like_rows(log: InferenceLog, wri
 
 
 def test_nothing_is_older_than_the_calendar_and_an_endpoint_without_rows_is_fine(log: InferenceLog) -> None:
-    assert expire(log, "flights", LATER, timedelta(days=999_999)) == Maintained()
-    assert maintain(log, "flights", LATER, timedelta(days=1)) == Maintained()
+    assert expire(log, "flights", LATER, timedelta(days=999_999)) == MaintenanceResult()
+    assert maintain(log, "flights", LATER, timedelta(days=1)) == MaintenanceResult()
 
 
 def test_upkeep_deletes_and_compacts(log: InferenceLog, writer: LogWriter, many: list[str]) -> None:
@@ -258,4 +258,4 @@ def test_upkeep_deletes_and_compacts(log: InferenceLog, writer: LogWriter, many:
 
 def test_a_log_that_is_gone_is_an_empty_one(log: InferenceLog) -> None:
     gone = InferenceLog(replace(log.location, root="/nowhere/at/all"))
-    assert maintain(gone, "flights", LATER, timedelta(days=1)) == Maintained()
+    assert maintain(gone, "flights", LATER, timedelta(days=1)) == MaintenanceResult()

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.inference_log import query, view
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.query import Query, run_query
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.span import parse_span
+from mlflow_deploy_plugin.inference_log.span import parse_time_range
 from mlflow_deploy_plugin.inference_log.view import View
 from tests.support.inference_log import LogWriter
 
@@ -44,7 +44,7 @@ def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
 def ask(
     log: InferenceLog, since: str | None = None, labels: bool = True, shadows: bool = False, **parts: Any
 ) -> pa.Table:
-    asked = Query(View("flights", parse_span(since, None, NOW), labels, shadows), **parts)
+    asked = Query(View("flights", parse_time_range(since, None, NOW), labels, shadows), **parts)
     with run_query(log, asked) as answer:
         return pa.Table.from_batches(list(answer.batches), answer.schema)
 
@@ -199,7 +199,7 @@ def test_a_log_that_goes_down_meanwhile_is_said_so(flights: InferenceLog, monkey
         raise OnnxserveError("the inference log is down")
         yield
 
-    monkeypatch.setattr(view, "hour_rows", fail)
+    monkeypatch.setattr(view, "scan_hour", fail)
     with pytest.raises(OnnxserveError, match="the inference log is down"):
         ask(flights)
 
@@ -217,7 +217,7 @@ def test_a_log_that_goes_down_meanwhile_is_said_so(flights: InferenceLog, monkey
 def test_a_statement_without_end_or_measure_is_ended_in_one_line(
     flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, statement: str, said: str
 ) -> None:
-    monkeypatch.setattr(query, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(query, "TIMEOUT_SECONDS", 1.0)
     with pytest.raises(InvalidConfig) as caught:
         ask(flights, statement=statement)
     assert caught.value.message.startswith(said)

@@ -5,34 +5,34 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.files import LogFile
-from mlflow_deploy_plugin.inference_log.span import parse_duration, parse_span
+from mlflow_deploy_plugin.inference_log.span import parse_duration, parse_time_range
+from mlflow_deploy_plugin.inference_log.storage import LogFile
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 JULY = datetime(2013, 7, 1, tzinfo=UTC)
 
 
 def test_a_duration_is_of_the_wall_clock_and_a_time_is_of_the_events() -> None:
-    span = parse_span("2h", "30m", NOW)
+    span = parse_time_range("2h", "30m", NOW)
     assert (span.received_from, span.received_until) == (NOW - timedelta(hours=2), NOW - timedelta(minutes=30))
     assert span.window is None
 
-    span = parse_span("2013-07-01", "2013-07-02T02:00+02:00", NOW)
+    span = parse_time_range("2013-07-01", "2013-07-02T02:00+02:00", NOW)
     assert (span.start, span.end) == (JULY, JULY + timedelta(days=1))
-    assert parse_span("2013-07-01/1d", None, NOW) == span
-    assert parse_span("2013-07-01", "1h", NOW).received_until == NOW - timedelta(hours=1)
+    assert parse_time_range("2013-07-01/1d", None, NOW) == span
+    assert parse_time_range("2013-07-01", "1h", NOW).received_until == NOW - timedelta(hours=1)
 
 
 def test_nothing_said_is_everything() -> None:
-    assert parse_span(None, None, NOW).window is None
-    assert parse_span(None, None, NOW).wanted(None).received_us is None
+    assert parse_time_range(None, None, NOW).window is None
+    assert parse_time_range(None, None, NOW).wanted(None).received_us is None
 
 
 def test_files_that_were_written_before_hold_nothing_that_was_received_since() -> None:
-    span = parse_span("1h", None, NOW)
+    span = parse_time_range("1h", None, NOW)
     assert span.holds(LogFile("f", 1, NOW - timedelta(minutes=30)))
     assert not span.holds(LogFile("f", 1, NOW - timedelta(days=1)))
-    assert parse_span("2013-07-01", None, NOW).holds(LogFile("f", 1, JULY - timedelta(days=999)))
+    assert parse_time_range("2013-07-01", None, NOW).holds(LogFile("f", 1, JULY - timedelta(days=999)))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_files_that_were_written_before_hold_nothing_that_was_received_since() -
 )
 def test_what_cannot_be_is_one_line(since: str | None, until: str | None, message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
-        parse_span(since, until, NOW)
+        parse_time_range(since, until, NOW)
 
 
 def test_a_length_is_read_or_refused() -> None:

@@ -7,8 +7,8 @@ import pytest
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.span import parse_span
-from mlflow_deploy_plugin.inference_log.stats import Account, Labelled, log_stats
+from mlflow_deploy_plugin.inference_log.span import parse_time_range
+from mlflow_deploy_plugin.inference_log.stats import AgentCounts, LabelCounts, log_stats
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
 from tests.support.inference_log import LogWriter
 
@@ -34,7 +34,7 @@ def test_rows_are_counted_once_by_version_variant_and_hour(flights: InferenceLog
     assert stats.by_variant == {"challenger": 1, "flights": 2}
     assert stats.by_hour == {DAY: 1, DAY + timedelta(hours=1): 2}
     assert stats.account is None
-    assert stats.labels == Labelled(0, 0, 0)
+    assert stats.labels == LabelCounts(0, 0, 0)
 
 
 def test_labels_are_counted_with_those_that_have_no_row_in_the_log(flights: InferenceLog, writer: LogWriter) -> None:
@@ -47,8 +47,8 @@ def test_labels_are_counted_with_those_that_have_no_row_in_the_log(flights: Infe
         Label(None, None, {"gate": 7}, 1, 1),
     )
 
-    assert log_stats(flights, "flights").labels == Labelled(rows=2, names=5, unmatched=3)
-    span = parse_span("2013-07-01/1h", None, DAY)
+    assert log_stats(flights, "flights").labels == LabelCounts(rows=2, names=5, unmatched=3)
+    span = parse_time_range("2013-07-01/1h", None, DAY)
     stats = log_stats(flights, "flights", span)
     assert (stats.rows, stats.labels.rows, stats.labels.unmatched) == (1, 1, None)
 
@@ -71,18 +71,18 @@ def test_what_the_agents_have_counted_is_added_up(flights: InferenceLog) -> None
 
     account = log_stats(flights, "flights").account
 
-    assert account == Account(60, 60, 3, 0, DAY + timedelta(days=2))  # one that has ended is not waited for
+    assert account == AgentCounts(60, 60, 3, 0, DAY + timedelta(days=2))  # one that has ended is not waited for
 
 
 def test_an_endpoint_of_which_every_row_was_lost_is_counted_all_the_same(log: InferenceLog) -> None:
     mark = Watermark("a", ("flights",), DAY, DAY, False, {"flights": 7}, {"flights": 0}, {"flights": 7})
     write_watermark(log.location, mark)
     stats = log_stats(log, "flights")
-    assert (stats.rows, stats.account) == (0, Account(7, 0, 7, 0, DAY))
+    assert (stats.rows, stats.account) == (0, AgentCounts(7, 0, 7, 0, DAY))
 
 
 def test_shipped_rows_that_are_not_in_the_log_any_more_are_seen() -> None:
-    account = Account(answered=9, captured=9, dropped=0, shipped=9, complete_until=DAY)
+    account = AgentCounts(answered=9, captured=9, dropped=0, shipped=9, complete_until=DAY)
     assert (account.gone(4), account.gone(9), account.gone(12)) == (5, 0, 0)
 
 

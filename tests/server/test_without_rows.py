@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.agent.table import table_of
+from mlflow_deploy_plugin.agent.log_tables import captured_table
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.captured import read_captured
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
@@ -102,7 +102,7 @@ def test_a_request_is_one_row_of_metrics_and_of_the_log(server: Server, name: st
     rows = [line for line in page.splitlines() if line.startswith("onnxserve_batch_rows_sum{") and f'"{name}"' in line]
     assert [line.rsplit(" ", 1)[1] for line in rows] == ["1.0"]
     (segment,) = (server.repository.state_dir / SPOOL).glob("*.seg")
-    (row,) = table_of("s", read_captured(segment).batches).to_pylist()
+    (row,) = captured_table("s", read_captured(segment).batches).to_pylist()
     assert {key: row[key] for key in INPUTS[name]} == INPUTS[name]
     assert {key: row[f"output.{key}"] for key in ANSWERS[name]} == ANSWERS[name]
 
@@ -148,7 +148,7 @@ def test_a_graph_of_one_row_is_logged_and_answered_as_a_row(
 
     assert told(server, "/predict", {"x": [1.0, 2.0]})["prediction"] == [-1.0, -2.0]
     (segment,) = (server.repository.state_dir / SPOOL).glob("*.seg")
-    (row,) = table_of("s", read_captured(segment).batches).to_pylist()
+    (row,) = captured_table("s", read_captured(segment).batches).to_pylist()
     assert (row["x"], row["output.y"]) == ([1.0, 2.0], [-1.0, -2.0])
     said = "none: its input 'x' has the fixed first size 1"
     assert told(server, "/v2/models/one")["parameters"] == {"batch_dimension": said}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlflow_deploy_plugin.agent.fetch import FetchedVersion
 from mlflow_deploy_plugin.agent.follow import Follower
-from mlflow_deploy_plugin.agent.pursuit import Pace, Pursuit
-from mlflow_deploy_plugin.agent.version import FetchedVersion
+from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry.resolve import Resolution, ResolvedModel
 from mlflow_deploy_plugin.registry.tags import gate_status_of
@@ -120,8 +120,8 @@ class Case:
 
     def follower(self, follow: bool = True, looks: Executor | None = None, fetches: Executor | None = None) -> Follower:
         clock = lambda: self.now  # noqa: E731
-        pace = Pace(2.0, follow, clock, uniform=lambda low, high: 1.0)
-        pursuit = Pursuit(self.world, looks or AtOnce(), fetches or AtOnce(), pace)
+        pace = PollPolicy(2.0, follow, clock, uniform=lambda low, high: 1.0)
+        pursuit = VersionResolver(self.world, looks or AtOnce(), fetches or AtOnce(), pace)
         return Follower(self.state_dir, pursuit, lambda: self.now + self.jumped)
 
     @property

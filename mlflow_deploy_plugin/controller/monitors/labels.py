@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.joining import LABEL, LABEL_NUMBER, Labels, with_labels
+from mlflow_deploy_plugin.inference_log.label_join import LABEL, LABEL_NUMBER, EndpointLabels, join_labels
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.spec.monitors import REGRESSION
@@ -23,16 +23,16 @@ def count_labels(questions: Sequence[Question]) -> list[int]:
         OnnxserveError: the log is down.
     """
     log = questions[0].log
-    labels = Labels(log.location, questions[0].endpoint, log.unreadable)
+    labels = EndpointLabels(log.location, questions[0].endpoint, log.unreadable)
     return [_count(question, labels) for question in questions]
 
 
-def _count(question: Question, labels: Labels) -> int:
+def _count(question: Question, labels: EndpointLabels) -> int:
     # here: the controller itself judges nothing, and does without what judgements are made with
     from mlflow_deploy_plugin.monitoring.kinds.performance import affordable_rows
 
     rows = question.log.read(question.endpoint, question.window, affordable_rows(question))
-    return 0 if rows is None else _usable(with_labels(rows.table, labels), question.spec)
+    return 0 if rows is None else _usable(join_labels(rows.table, labels), question.spec)
 
 
 def _usable(table: pa.Table, spec: MonitorSpec) -> int:

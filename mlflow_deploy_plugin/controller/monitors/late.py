@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from mlflow_deploy_plugin.controller.monitors.judging import digest, digest_of_files
-from mlflow_deploy_plugin.inference_log.files import DAY, list_days, list_files
-from mlflow_deploy_plugin.inference_log.joining import labels_folder
+from mlflow_deploy_plugin.inference_log.label_join import labels_folder
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.storage import DAY, list_days, list_files
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow

@@ -12,9 +12,9 @@ from mlflow_deploy_plugin.controller.monitors.next_window import not_judged_sinc
 from mlflow_deploy_plugin.controller.monitors.worker import Ended, JudgingProcess
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log.files import reaching
-from mlflow_deploy_plugin.inference_log.maintenance import Maintained, maintain
+from mlflow_deploy_plugin.inference_log.maintenance import MaintenanceResult, maintain
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log.storage import wrap_log_errors
 from mlflow_deploy_plugin.inference_log.watermarks import GONE_AFTER, expire_watermarks
 from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.settings import Settings
@@ -83,7 +83,7 @@ class Upkeep:
                 retention = endpoint.spec.capture.retention
                 needed = still_needed(Monitors(self._deployments.store), endpoint, now) if retention else Needed()
                 asked = settings, endpoint.name, now, retention, needed
-                done: Maintained = process.call(maintain_log, *asked, seconds=_LONGEST_SECONDS)
+                done: MaintenanceResult = process.call(maintain_log, *asked, seconds=_LONGEST_SECONDS)
                 if done.expired_files:
                     what = f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)"
                     _log.info("%s: %s older than capture.retention %s were deleted", endpoint.name, what, retention)
@@ -101,7 +101,9 @@ class Upkeep:
             _log.warning("what agents said that are gone cannot be deleted, again in an hour: %s", error.message)
 
 
-def maintain_log(settings: Settings, endpoint: str, now: datetime, retention: str | None, needed: Needed) -> Maintained:
+def maintain_log(
+    settings: Settings, endpoint: str, now: datetime, retention: str | None, needed: Needed
+) -> MaintenanceResult:
     """Compacts the hours that are over, and deletes what is older than the endpoint's retention, if it has one."""
     keep = timedelta(seconds=duration_seconds(retention)) if retention is not None else None
     log = open_log(settings.inference_log)
@@ -111,7 +113,7 @@ def maintain_log(settings: Settings, endpoint: str, now: datetime, retention: st
 def forget_agents(settings: Settings, now: datetime) -> list[str]:
     """Deletes what agents have said that are gone for long, as those of pods of earlier days; gives their names."""
     location = open_log(settings.inference_log).location
-    with reaching(location):
+    with wrap_log_errors(location):
         return expire_watermarks(location, now)
 
 

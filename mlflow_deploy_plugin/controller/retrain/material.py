@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.controller.retrain.plan import RetrainPlan
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.joining import LABEL, LABEL_NUMBER, Labels, with_labels
+from mlflow_deploy_plugin.inference_log.dedup import Sample
+from mlflow_deploy_plugin.inference_log.label_join import LABEL, LABEL_NUMBER, EndpointLabels, join_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.rows import microseconds_of
-from mlflow_deploy_plugin.inference_log.sample import Sample
+from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, in_types
@@ -112,7 +112,7 @@ def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window) -> pa.Table 
             is_empty = False
     if is_empty:
         return None
-    table = with_labels(sample.table(), Labels(log.location, plan.endpoint, log.unreadable))
+    table = join_labels(sample.table(), EndpointLabels(log.location, plan.endpoint, log.unreadable))
     table = table.filter(pc.is_valid(table.column(LABEL)))
     return table.sort_by([(EVENT_TIME, "ascending"), ("_segment", "ascending"), ("_offset", "ascending")])
 

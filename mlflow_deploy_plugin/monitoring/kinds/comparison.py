@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log.schemas import stack
+from mlflow_deploy_plugin.inference_log.columns import concat_tables
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.features import Feature, align, read_features
@@ -122,7 +122,7 @@ class Comparison:
         if not rows or self.reference is None:
             return []
         ours = read_features(_some(self.reference.sample))[0]
-        theirs = read_features(stack(rows))[0]
+        theirs = read_features(concat_tables(rows))[0]
         return [pair for pair in align(ours, theirs)[0] if pair[0].name in subjects]
 
     def _shown_rows(self) -> Iterator[pa.Table]:

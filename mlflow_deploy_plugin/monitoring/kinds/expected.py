@@ -8,8 +8,8 @@ from datetime import timedelta
 import numpy as np
 import pyarrow as pa
 
+from mlflow_deploy_plugin.inference_log.columns import concat_tables
 from mlflow_deploy_plugin.inference_log.reader import WindowRows
-from mlflow_deploy_plugin.inference_log.schemas import stack
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, read_answers
@@ -114,7 +114,7 @@ def _beside_earlier(
 ) -> _Beside | None:
     notes: list[str] = []
     tables = [rows.table, *_earlier_tables(question, rows, artifact, notes, least_share)]
-    together = stack(tables)
+    together = concat_tables(tables)
     answered = read_answers(together, artifact)
     if isinstance(answered, str) or answered.classified is None:
         return None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log.rows import microseconds_of
+from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.monitoring.judgement import Finding, State
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
 from mlflow_deploy_plugin.monitoring.question import Question

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.rows import is_answered_by
+from mlflow_deploy_plugin.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.monitoring.kinds.segments import as_texts, counts_of, largest, segment_name
 from mlflow_deploy_plugin.monitoring.kinds.versions import Version
 from mlflow_deploy_plugin.monitoring.question import Question

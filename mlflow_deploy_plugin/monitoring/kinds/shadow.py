@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.inference_log.identity import mix, text_hashes
-from mlflow_deploy_plugin.inference_log.rows import is_answered_by
-from mlflow_deploy_plugin.inference_log.schemas import stack
+from mlflow_deploy_plugin.inference_log.columns import concat_tables
+from mlflow_deploy_plugin.inference_log.dedup import combine_hashes, hash_texts
+from mlflow_deploy_plugin.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling, share
@@ -113,7 +113,7 @@ def _read(question: Question) -> tuple[pa.Table | None, dict[str, pa.Table], lis
     held = total = 0
     for batch in question.log.batches(question.endpoint, question.window, shadows=True):
         batch = batch.select([name for name in batch.column_names if _is_needed(name, question.spec.segment_by)])
-        own = text_hashes(batch.column("_prediction_id"))
+        own = hash_texts(batch.column("_prediction_id"))
         total += len(batch)
         kept = own <= np.uint64(limit)
         tables.append(batch.filter(pa.array(kept)))
@@ -130,7 +130,7 @@ def _read(question: Question) -> tuple[pa.Table | None, dict[str, pa.Table], lis
         notes.append(f"of {total:,} rows, with those of shadows, {held:,} are compared, chosen by their prediction id")
     if not held:
         return None, {}, notes
-    table = stack(tables)
+    table = concat_tables(tables)
     is_shadow = pc.fill_null(table.column("_shadow"), False)
     answered, computed = table.filter(pc.invert(is_shadow)), table.filter(is_shadow)
     if not len(answered):
@@ -190,7 +190,7 @@ def _compare(answered: pa.Table, computed: pa.Table, artifacts: _Artifacts) -> _
 
 def _keys(table: pa.Table) -> Array:
     """[N] uint64 of prediction id and row."""
-    return mix(text_hashes(table.column("_prediction_id")), table.column("_row").to_numpy().astype(np.uint64))
+    return combine_hashes(hash_texts(table.column("_prediction_id")), table.column("_row").to_numpy().astype(np.uint64))
 
 
 def _same(given_by: Artifact, given: pa.Table, shadow: Artifact, computed: pa.Table) -> Array:

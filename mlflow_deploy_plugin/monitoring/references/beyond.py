@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.lists import summarise_lists
-from mlflow_deploy_plugin.inference_log.rows import microseconds_of
+from mlflow_deploy_plugin.inference_log.columns import summarise_lists
+from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.monitoring.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.sketch import Profile

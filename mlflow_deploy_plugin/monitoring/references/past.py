@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log.lists import summarise_lists
-from mlflow_deploy_plugin.inference_log.location import SKETCHES
+from mlflow_deploy_plugin.inference_log.columns import summarise_lists
+from mlflow_deploy_plugin.inference_log.dedup import Sample
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, InferenceLog
-from mlflow_deploy_plugin.inference_log.rows import is_answered_by, microseconds_of
-from mlflow_deploy_plugin.inference_log.sample import Sample
+from mlflow_deploy_plugin.inference_log.scan import is_answered_by, microseconds_of
+from mlflow_deploy_plugin.inference_log.storage import SKETCHES
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, microseconds, parse_window
 from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.hourly import Sketches, hour_profiles, window_versions

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log.rows import microseconds_of
+from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 

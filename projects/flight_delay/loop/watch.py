@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import NotReady
-from mlflow_deploy_plugin.inference_log.joining import LABEL, Labels, with_labels
+from mlflow_deploy_plugin.inference_log.label_join import LABEL, EndpointLabels, join_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.spec import duration_seconds
@@ -31,7 +31,7 @@ def until_logged(log: InferenceLog, endpoint: str, window: Window, rows: int, la
             return False
         columns = ["_prediction_id", "_row", "_received_time", "_event_time"]
         table = pa.concat_tables(log.batches(endpoint, window, columns=columns))
-        joined = with_labels(table, Labels(log.location, endpoint, log.unreadable))  # once: it reads all labels
+        joined = join_labels(table, EndpointLabels(log.location, endpoint, log.unreadable))  # once: it reads all labels
         return (pc.sum(pc.is_valid(joined.column(LABEL))).as_py() or 0) >= labels
 
     _wait(is_there, LOG_SECONDS, f"{rows:,} rows of {window} in the log, {labels:,} of them labelled")

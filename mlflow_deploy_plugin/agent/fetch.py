@@ -1,13 +1,4 @@
-"""The models on this disk: each version once, by the digest of its files, whole or not at all.
-
-    CACHE/models/<digest>/          the MLmodel folder, never changed again
-    CACHE/sources/<key>             which digest a version was fetched as, so that a restart needs no artifact store
-    CACHE/users/<key>               the path of a state folder whose wanted.json may name models here
-    CACHE/fetching-*/               downloads under way; renamed into models/ in one step
-
-Several agents share one cache. Two that fetch the same version do it twice and keep the first; nothing is deleted that
-a wanted.json or followed.json names, that is among the latest, or that was asked for within the hour.
-"""
+"""A version whose files are on this disk: how it is fetched, and where its failures are told."""
 
 import hashlib
 import logging
@@ -15,18 +6,118 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.registry.connection import registry_address
 from mlflow_deploy_plugin.registry.model_files import download, refuse_links
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR, altered_message
+from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.registry.resolve import BatchResolver, Resolution, ResolvedModel
+from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version, untag_version
+from mlflow_deploy_plugin.runtime.artifact import FLAVOR, PYTHON_FUNCTION, Artifact, altered_message, check_digests
 from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL, read_mlmodel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.state import FOLLOWED, WANTED, Followed, Wanted, read_state, write_atomically
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FetchedVersion:
+    """One version, ready to be loaded.
+
+    Attributes:
+        identity: `ResolvedModel.identity` of what was fetched; empty where only wanted.json tells of it.
+        source: where the files came from.
+        runs_code: it has no ONNX form.
+    """
+
+    model: str
+    version: str
+    folder: Path
+    aspects: dict[str, str] = field(default_factory=dict)
+    identity: str = ""
+    source: str = ""
+    runs_code: bool = False
+
+
+@dataclass(frozen=True)
+class MlflowRegistry:
+    """The world outside of `Follower`: MLflow, and the cache that its files come into."""
+
+    cache: "ModelCache"
+    lookup: BatchResolver = field(default_factory=BatchResolver)
+
+    def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]:
+        """What each URI means now, or why that cannot be told."""
+        return self.lookup.resolve(model_uris)
+
+    def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
+        """Fetches and verifies; a folder on this disk is served from where it stands.
+
+        Raises:
+            InvalidArtifact, NotFound, RegistryUnavailable: see `ModelCache.fetch`.
+        """
+        if parse_model_uri(resolved.source).kind == "path":
+            folder = Path(resolved.source)
+            refuse_links(folder)
+            artifact = read_served_artifact(folder)
+            check_digests(artifact)
+            return _fetched_version(resolved, artifact)
+        folder = self.cache.fetch(resolved.source, _lasting_identity(resolved))
+        self.cache.prune()
+        return _fetched_version(resolved, read_served_artifact(folder))
+
+    def report_failure(self, source: str, error: str) -> bool:
+        """Tags the registered version that is `source` with the error, or takes the tag away where that is empty.
+
+        Returns:
+            False: the registry does not answer.
+        """
+        reference = parse_model_uri(source)
+        if reference.kind != "version":
+            return True
+        try:
+            if error:
+                tag_version(reference.name, reference.selector, ERROR_TAG, error)
+            else:
+                untag_version(reference.name, reference.selector, ERROR_TAG)
+        except NotFound:
+            return True
+        except RegistryUnavailable as unreachable:
+            _log.warning("the version could not be tagged with its error: %s", unreachable)
+            return False
+        return True
+
+
+def _lasting_identity(resolved: ResolvedModel) -> str | None:
+    """A registered or logged model never changes its files; what stands behind a URI or in a run may."""
+    if parse_model_uri(resolved.source).kind not in ("version", "logged_model"):
+        return None
+    return f"{registry_address()} {resolved.identity}"
+
+
+def _fetched_version(resolved: ResolvedModel, artifact: Artifact) -> FetchedVersion:
+    """Fills in from the MLmodel file what the registry does not say."""
+    known = {
+        "run_id": artifact.run_id,
+        "model_id": artifact.model_id,
+        "parity": artifact.parity_state,
+        "git_commit": str(artifact.provenance.get("git_commit") or ""),
+    }
+    return FetchedVersion(
+        model=resolved.name,
+        version=resolved.version or artifact.model_id or "unknown",
+        folder=artifact.folder,
+        aspects={name: value for name, value in known.items() if value} | resolved.aspects,
+        identity=resolved.identity,
+        source=resolved.source,
+        runs_code=artifact.flavor == PYTHON_FUNCTION,
+    )
+
 
 _KEPT_LATEST = 5
 _HOUR = 3600
@@ -93,7 +184,7 @@ class ModelCache:
         folder = self._models / remembered.read_text()
         if not folder.is_dir():
             return None
-        if _digest(_hashes(folder)) == folder.name:
+        if _digest(hash_files(folder)) == folder.name:
             return folder
         _log.warning("%s was changed on disk; it is fetched again", folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -103,9 +194,9 @@ class ModelCache:
         with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
             fetched = download(source, Path(temporary))
             refuse_links(fetched)
-            _check_all_there(fetched)
-            hashes = _hashes(fetched)
-            _check_digests(fetched, hashes)
+            check_complete(fetched)
+            hashes = hash_files(fetched)
+            check_saved_digests(fetched, hashes)
             read_served_artifact(fetched)
             folder = self._models / _digest(hashes)
             try:
@@ -134,7 +225,7 @@ class ModelCache:
         return names
 
 
-def _check_all_there(folder: Path) -> None:
+def check_complete(folder: Path) -> None:
     """What MLflow lists and gives may be less than what was saved.
 
     Raises:
@@ -150,7 +241,7 @@ def _check_all_there(folder: Path) -> None:
             raise NotFound(f"its file {data!r} is gone from the artifact store")
 
 
-def _check_digests(folder: Path, hashes: Mapping[Path, str]) -> None:
+def check_saved_digests(folder: Path, hashes: Mapping[Path, str]) -> None:
     """The files are those that were saved, as far as the model says what those were (`flavor/section.py`).
 
     Raises:
@@ -166,7 +257,7 @@ def _check_digests(folder: Path, hashes: Mapping[Path, str]) -> None:
             raise RegistryUnavailable(altered_message(str(name), digest, str(expected)))
 
 
-def _hashes(folder: Path) -> dict[Path, str]:
+def hash_files(folder: Path) -> dict[Path, str]:
     """The SHA-256 of every file, by its path within the folder."""
     hashes = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mlflow_deploy_plugin.inference_log.bounds import Patience, memory_of_at_most
+from mlflow_deploy_plugin.inference_log.query import StatementTimeout, limit_memory
 
 
 @dataclass
@@ -15,7 +15,7 @@ class Watched:
     interrupted: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.patience = Patience(lambda: self.interrupted.append(self.now), 10.0, lambda: self.now)
+        self.patience = StatementTimeout(lambda: self.interrupted.append(self.now), 10.0, lambda: self.now)
 
     def after(self, seconds: float) -> list[float]:
         self.now += seconds
@@ -45,7 +45,7 @@ def test_what_the_log_takes_and_what_is_done_with_the_answer_does_not_count() ->
 
 
 def test_memory_beyond_the_bound_is_refused_and_afterwards_not() -> None:
-    with memory_of_at_most(100 * 2**20):
+    with limit_memory(100 * 2**20):
         assert len(bytearray(50 * 2**20))
         with pytest.raises(MemoryError):
             bytearray(200 * 2**20)

@@ -18,10 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log.files import LogFile, list_files
-from mlflow_deploy_plugin.inference_log.identity import IDENTITY, Seen, row_hashes
-from mlflow_deploy_plugin.inference_log.lists import Array
-from mlflow_deploy_plugin.inference_log.location import LogLocation
+from mlflow_deploy_plugin.inference_log.columns import Array
+from mlflow_deploy_plugin.inference_log.dedup import IDENTITY, Deduplicator, hash_rows
+from mlflow_deploy_plugin.inference_log.storage import LogFile, LogLocation, list_files
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
 
 SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
@@ -36,12 +35,12 @@ PASS_BYTES = 512 * 2**20
 rows that came by does not grow with the hour: about 8 bytes a row, of which Parquet needs 20 and more."""
 
 
-class Vanished(Exception):
+class FileVanished(Exception):
     """A file went away while it was read."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RowFilter:
     """Which rows and columns are asked for.
 
     Attributes:
@@ -67,7 +66,7 @@ class Wanted:
         return [name for name in present if name in wanted]
 
 
-def hour_rows(location: LogLocation, folder: str, wanted: Wanted, unreadable: dict[str, str]) -> Iterator[pa.Table]:
+def scan_hour(location: LogLocation, folder: str, wanted: RowFilter, unreadable: dict[str, str]) -> Iterator[pa.Table]:
     """The wanted rows of an hour's folder, some thousand at a time.
 
     Args:
@@ -78,22 +77,22 @@ def hour_rows(location: LogLocation, folder: str, wanted: Wanted, unreadable: di
     """
     passes = 1 + sum(file.size for file in list_files(location, folder)) // PASS_BYTES
     for number in range(passes):
-        seen, done = Seen(), set[str]()
+        seen, done = Deduplicator(), set[str]()
         while files := [file for file in list_files(location, folder) if file.path not in done and wanted.is_due(file)]:
             done.update(file.path for file in files)
-            for file, content in fetched(location, files):
+            for file, content in prefetch(location, files):
                 try:
                     for table in read_file(location, file.path, wanted.needed, unreadable, content=content):
-                        kept = _fresh(_asked(table, wanted), seen, number, passes)
+                        kept = _drop_duplicates(_apply_filter(table, wanted), seen, number, passes)
                         if len(kept):
-                            yield _selected(kept, wanted.columns)
-                except Vanished:
+                            yield _select_columns(kept, wanted.columns)
+                except FileVanished:
                     continue
                 except (pa.ArrowException, TypeError, ValueError) as error:  # its own columns hold other types
                     unreadable[file.path] = " ".join(str(error).split())
 
 
-def fetched(location: LogLocation, files: Iterable[LogFile]) -> Iterator[tuple[LogFile, Future[bytes] | None]]:
+def prefetch(location: LogLocation, files: Iterable[LogFile]) -> Iterator[tuple[LogFile, Future[bytes] | None]]:
     """The files; of small ones in a bucket the content, some fetched ahead, since a round trip costs more than they."""
     if location.is_local:
         yield from ((file, None) for file in files)
@@ -145,20 +144,20 @@ def read_file(
                 if missing := [name for name in required if name not in names]:
                     unreadable[path] = f"it has no column {missing[0]}"
                     return
-                if wrong := [field for field in parquet.schema_arrow if not _is_own(field, names)]:
+                if wrong := [field for field in parquet.schema_arrow if not _has_valid_type(field, names)]:
                     unreadable[path] = f"its column {wrong[0].name} is of the type {wrong[0].type}"
                     return
                 for batch in parquet.iter_batches(_batch_rows(parquet.metadata), columns=needed(names)):
                     yield pa.Table.from_batches([batch])
             return
         except FileNotFoundError:
-            raise Vanished from None
+            raise FileVanished from None
         except (OSError, pa.ArrowException) as error:
-            why = _why(location, path, error)
+            why = _unreadable_reason(location, path, error)
     unreadable[path] = why
 
 
-def _is_own(column: pa.Field, names: Sequence[str]) -> bool:
+def _has_valid_type(column: pa.Field, names: Sequence[str]) -> bool:
     """Whether a column of the log's own may be of this type; the model's may be of any."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if column.name in (EVENT_TIME, RECEIVED_TIME):
@@ -178,7 +177,7 @@ def _content(location: LogLocation, path: str) -> bytes:
     return content
 
 
-def _why(location: LogLocation, path: str, error: Exception) -> str:
+def _unreadable_reason(location: LogLocation, path: str, error: Exception) -> str:
     """Why a file cannot be understood.
 
     Arrow raises the same classes for a broken file and for a broken line to it; the file's bytes tell which it is.
@@ -188,7 +187,7 @@ def _why(location: LogLocation, path: str, error: Exception) -> str:
             while stream.read(BATCH_BYTES):
                 pass
     except FileNotFoundError:
-        raise Vanished from None
+        raise FileVanished from None
     except OSError as outage:
         shown = " ".join(str(outage).split())
         raise OnnxserveError(f"the inference log {location.shown} cannot be read: {path}: {shown}") from None
@@ -201,7 +200,7 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
     return int(np.clip(BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS))
 
 
-def _asked(table: pa.Table, wanted: Wanted) -> pa.Table:
+def _apply_filter(table: pa.Table, wanted: RowFilter) -> pa.Table:
     times = microseconds_of(table.column(EVENT_TIME))
     inside = (times >= wanted.start_us) & (times < wanted.end_us)
     if wanted.received_us is not None and RECEIVED_TIME in table.column_names:
@@ -212,14 +211,14 @@ def _asked(table: pa.Table, wanted: Wanted) -> pa.Table:
     return table if inside.all() else table.filter(pa.array(inside))
 
 
-def _fresh(table: pa.Table, seen: Seen, number: int, passes: int) -> pa.Table:
-    hashes = row_hashes(table) if len(table) else np.empty(0, np.uint64)
+def _drop_duplicates(table: pa.Table, seen: Deduplicator, number: int, passes: int) -> pa.Table:
+    hashes = hash_rows(table) if len(table) else np.empty(0, np.uint64)
     mine = np.flatnonzero(hashes % np.uint64(passes) == number) if passes > 1 else np.arange(len(hashes))
     kept = mine[seen.fresh(hashes[mine])]
     return table if len(kept) == len(table) else table.take(pa.array(kept))
 
 
-def _selected(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+def _select_columns(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
     if SHADOW not in table.column_names and (columns is None or SHADOW in columns):
         table = table.append_column(SHADOW, pa.repeat(False, len(table)))  # files of before there was this column
     if columns is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.agent.cache import ModelCache
+from mlflow_deploy_plugin.agent.fetch import ModelCache
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 
 MakeModel = Callable[..., Path]

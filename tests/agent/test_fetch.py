@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.agent.cache import ModelCache
-from mlflow_deploy_plugin.agent.version import MlflowRegistry
+from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
 

@@ -1,18 +1,32 @@
 """What the agent knows of one model URI: the version served for it, and what keeps another from being served."""
 
+import logging
+from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mlflow_deploy_plugin.agent.version import FetchedVersion
+from mlflow_deploy_plugin.agent.fetch import FetchedVersion
 from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
 from mlflow_deploy_plugin.registry.resolve import Resolution, ResolvedModel
-from mlflow_deploy_plugin.server.state import WantedVariant
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.server.state import (
+    FOLLOWED,
+    WANTED,
+    Followed,
+    FollowedReference,
+    KnownVersion,
+    Wanted,
+    WantedVariant,
+    read_state,
+    write_state,
+)
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 
-Cause = Literal["gate", "fetch", "artifact", "consent", "load"]
+RejectionCause = Literal["gate", "fetch", "artifact", "consent", "load"]
 NEVER = float("inf")
-_WORDS: dict[Cause, str] = {
+_CAUSE_TEXTS: dict[RejectionCause, str] = {
     "gate": "is not served",
     "fetch": "cannot be fetched",
     "artifact": "cannot be served",
@@ -21,19 +35,19 @@ _WORDS: dict[Cause, str] = {
 }
 
 
-class Wish(NamedTuple):
+class ModelRef(NamedTuple):
     """What variants name, and what their endpoint requires of a version; empty: nothing."""
 
     uri: str
     require: str = ""
 
 
-def wish_of(spec: EndpointSpec, variant: VariantSpec) -> Wish:
-    return Wish(variant.model, spec.require or "")
+def model_ref(spec: EndpointSpec, variant: VariantSpec) -> ModelRef:
+    return ModelRef(variant.model, spec.require or "")
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Rejection:
     """Why a version that the registry names is not served.
 
     Attributes:
@@ -45,14 +59,14 @@ class Trouble:
     source: str
     model: str
     version: str
-    cause: Cause
+    cause: RejectionCause
     reason: str
     retry_at: float = NEVER
     kind: type[OnnxserveError] = ModelError
 
 
 @dataclass
-class Tracked:
+class FollowedModel:
     """One wish.
 
     Attributes:
@@ -71,7 +85,7 @@ class Tracked:
     previous: FetchedVersion | None = None
     is_checked: bool = False
     target: ResolvedModel | None = None
-    trouble: Trouble | None = None
+    trouble: Rejection | None = None
     unloadable: str | None = None
     error: str = ""
     failed: type[OnnxserveError] = OnnxserveError
@@ -106,7 +120,7 @@ class Tracked:
         trouble = self.trouble
         if trouble is None:
             return self.error
-        named = f"version {trouble.version} {_WORDS[trouble.cause]}: " if trouble.version else ""
+        named = f"version {trouble.version} {_CAUSE_TEXTS[trouble.cause]}: " if trouble.version else ""
         served = self.version
         goes_on = served is not None and served.identity != trouble.identity
         kept = f"; version {served.version} is served on" if goes_on and served is not None else ""
@@ -117,7 +131,7 @@ class Tracked:
         failed = self.version
         assert failed is not None
         self.unloadable = failed.identity
-        self.trouble = Trouble(failed.identity, failed.source, failed.model, failed.version, "load", error)
+        self.trouble = Rejection(failed.identity, failed.source, failed.model, failed.version, "load", error)
         if self.previous is not None:
             self.version, self.previous = self.previous, None
 
@@ -146,3 +160,82 @@ def wanted_variant(variant: VariantSpec, version: FetchedVersion) -> WantedVaria
         shadow=variant.shadow,
         aspects=version.aspects,
     )
+
+
+_log = logging.getLogger(__name__)
+
+
+def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
+    """What was served before this start; only versions whose files are still whole."""
+    followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
+    found = {}
+    for reference in followed.references:
+        version, previous = _if_whole(reference.version), _if_whole(reference.previous)
+        if version is None:
+            version, previous = previous, None
+        if version is not None:
+            found[ModelRef(reference.model_uri, reference.require)] = FollowedModel(
+                version, previous, told=reference.told
+            )
+    for wish, version in _wanted_versions(state_dir).items():
+        found.setdefault(wish, FollowedModel(version))
+    return found
+
+
+def carry_over(wish: ModelRef, served: WantedVariant | None, known: Mapping[ModelRef, FollowedModel]) -> FollowedModel:
+    """What is known of a variant's wish; what it serves already is not taken away by what is required from now on."""
+    if (tracked := known.get(wish)) is not None:
+        return tracked
+    for other, tracked in known.items():
+        is_served = served is not None and tracked.version is not None and tracked.version.folder == served.folder
+        if other.uri == wish.uri and is_served:
+            return FollowedModel(tracked.version, tracked.previous)
+    return FollowedModel()
+
+
+def checkpoint(state_dir: Path, tracked: Mapping[ModelRef, FollowedModel], before: Followed) -> Followed:
+    """Writes it down where it has changed; what stands there now."""
+    references = tuple(
+        FollowedReference(
+            model_uri=wish.uri,
+            require=wish.require,
+            version=_known_version(one.version),
+            previous=_known_version(one.previous),
+            told=one.told,
+        )
+        for wish, one in tracked.items()
+        if one.version is not None
+    )
+    now = Followed(references=references)
+    if now != before:
+        write_state(state_dir / FOLLOWED, now)
+    return now
+
+
+def _wanted_versions(state_dir: Path) -> dict[ModelRef, FetchedVersion]:
+    """By what the workers were told, whatever their endpoints required."""
+    wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
+    versions = {}
+    for endpoint in wanted.endpoints.values():
+        for variant in endpoint.variants.values():
+            known = KnownVersion(
+                model=variant.model, version=variant.version, folder=variant.folder, aspects=variant.aspects
+            )
+            if (version := _if_whole(known)) is not None:
+                versions[ModelRef(variant.model_uri)] = version
+    return versions
+
+
+def _known_version(version: FetchedVersion | None) -> KnownVersion | None:
+    return None if version is None else KnownVersion.model_validate(asdict(version))
+
+
+def _if_whole(known: KnownVersion | None) -> FetchedVersion | None:
+    if known is None:
+        return None
+    try:
+        read_served_artifact(known.folder)
+    except OnnxserveError as error:
+        _log.warning("%s version %s is gone from this disk: %s", known.model, known.version, error)
+        return None
+    return FetchedVersion(**known.model_dump())

@@ -1,6 +1,6 @@
 import pytest
 
-from mlflow_deploy_plugin.agent.consent import consent_of
+from mlflow_deploy_plugin.agent.verify import pyfunc_policy
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.spec import load_specs
 
@@ -20,7 +20,7 @@ variants:
 
 @pytest.mark.parametrize(("uri", "is_followed"), [("models:/x/3", False), ("models:/y@champion", True)])
 def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri: str, is_followed: bool) -> None:
-    consent_of(load_specs(SPEC)).check(uri, is_followed)
+    pyfunc_policy(load_specs(SPEC)).check(uri, is_followed)
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri: str, is_foll
 )
 def test_others_may_not(uri: str, is_followed: bool, said: str) -> None:
     with pytest.raises(InvalidArtifact, match=said):
-        consent_of(load_specs(SPEC)).check(uri, is_followed)
+        pyfunc_policy(load_specs(SPEC)).check(uri, is_followed)

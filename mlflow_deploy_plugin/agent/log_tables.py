@@ -1,27 +1,31 @@
 """Captured requests as a table of the inference log: the log's own columns, then those of the model."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log.schemas import stack
+from mlflow_deploy_plugin.inference_log.columns import concat_tables
+from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, as_rows, in_signature_types
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured import CapturedBatch, Texts
+from mlflow_deploy_plugin.server.feedback import FeedbackFrame
 
 _TIME = pa.timestamp("us", tz="UTC")
 
 
-def table_of(segment: str, batches: Sequence[CapturedBatch]) -> pa.Table:
+def captured_table(segment: str, batches: Sequence[CapturedBatch]) -> pa.Table:
     """One row for each row of these requests of one model; `_segment`, `_offset` and `_row` together tell doubles.
 
     Columns stand in the types of the signature; one of whose values some do not fit there stands in a wider type.
     """
-    return stack([_table(segment, batch) for batch in batches])
+    return concat_tables([_batch_table(segment, batch) for batch in batches])
 
 
-def _table(segment: str, batch: CapturedBatch) -> pa.Table:
+def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
     requests, rows = len(batch.offsets), batch.rows
     each = np.repeat(np.arange(requests), rows) if rows != 1 else None
 
@@ -46,7 +50,7 @@ def _table(segment: str, batch: CapturedBatch) -> pa.Table:
     schema = batch.model.schema
     found = in_signature_types(schema.dtypes, as_rows(schema, batch.model.prediction, batch.feeds, batch.outputs))
     found |= batch.masked
-    return pa.table(columns | {name: _column(array) for name, array in found.items()})
+    return pa.table(columns | {name: _model_column(array) for name, array in found.items()})
 
 
 def _strings(texts: Texts) -> pa.Array:
@@ -54,7 +58,7 @@ def _strings(texts: Texts) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(texts.bounds) - 1, buffers)
 
 
-def _column(array: Array) -> pa.Array:
+def _model_column(array: Array) -> pa.Array:
     """[N] as it is, [N, a, b] as nested lists."""
     flat = array.reshape(-1)
     values = pa.array(flat, pa.string()) if flat.dtype == object else pa.array(flat)
@@ -63,3 +67,23 @@ def _column(array: Array) -> pa.Array:
         offsets = np.arange(length + 1, dtype=np.int32) * array.shape[axis]
         values = pa.ListArray.from_arrays(pa.array(offsets), values)
     return values
+
+
+_MICROSECONDS_A_DAY = 86_400_000_000
+
+
+def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tuple[str, pa.Table]]:
+    """Each file's name below the log, and what it holds."""
+    groups: dict[tuple[str, int], list[FeedbackFrame]] = defaultdict(list)
+    for frame in frames:
+        groups[frame.endpoint, frame.received_time // _MICROSECONDS_A_DAY].append(frame)
+    for (endpoint, day), group in groups.items():
+        date = datetime.fromtimestamp(day * 86_400, UTC).date()
+        name = f"{LABELS}/endpoint={endpoint}/date={date}/{segment}-{group[0].offset}-{group[-1].offset}.parquet"
+        yield name, labels_table([label for frame in group for label in _labels(segment, frame)])
+
+
+def _labels(segment: str, frame: FeedbackFrame) -> Iterator[Label]:
+    for place, entry in enumerate(frame.entries):
+        offset = frame.offset + place
+        yield Label(entry.prediction_id, entry.row, entry.key, entry.label, frame.received_time, segment, offset)

@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
+from mlflow_deploy_plugin.inference_log.columns import conform, unify_schemas
 from mlflow_deploy_plugin.inference_log.maintenance import compact
 from mlflow_deploy_plugin.inference_log.query import Query, run_query
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.schemas import conform, unify
 from mlflow_deploy_plugin.inference_log.view import View
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from tests.support.inference_log import LogWriter
@@ -34,7 +34,7 @@ def test_two_types_become_the_one_that_holds_both(
 ) -> None:
     sides = [pa.table({"c": one}) for one in (old, new)]
     for tables in (sides, sides[::-1]):
-        schema = unify(table.schema for table in tables)
+        schema = unify_schemas(table.schema for table in tables)
         assert schema.field("c").type == joined
     table = pa.concat_tables([conform(table, schema) for table in sides])
     assert table.column("c").to_pylist() == values

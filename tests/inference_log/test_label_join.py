@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlflow_deploy_plugin.inference_log import joining
+from mlflow_deploy_plugin.inference_log import label_join
 from mlflow_deploy_plugin.inference_log.labels import Label, canonical_key
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.stats import Labelled, log_stats
+from mlflow_deploy_plugin.inference_log.stats import LabelCounts, log_stats
 from mlflow_deploy_plugin.inference_log.view import View, view_tables
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
 from tests.support.inference_log import LogWriter
@@ -194,8 +194,8 @@ def test_a_broken_file_of_labels_is_passed_over_and_named(log: InferenceLog, wri
 def test_many_corrections_of_few_rows_are_let_go_while_they_are_read(
     log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joining, "MOST_HELD_LABELS", 50)
-    monkeypatch.setattr(joining, "MOST_KEPT_BYTES", 1)
+    monkeypatch.setattr(label_join, "MOST_HELD_LABELS", 50)
+    monkeypatch.setattr(label_join, "MOST_KEPT_BYTES", 1)
     writer.write(request(2))
     for number in range(20):
         corrections = [by_id(number * 10 + step, row=step % 2, at=number * 10 + step) for step in range(10)]
@@ -250,7 +250,7 @@ def test_labels_of_many_kinds_of_keys_are_joined_and_counted(log: InferenceLog, 
     writer.label(*(by_key("nobody's", **{name: -1}) for name in columns), name="first")
     writer.label(by_key("late", c3=3), by_key("early", c29=30), by_id("by row", row=0, at=1), name="second")
     assert labels(log) == ["by row", "early"]
-    assert log_stats(log, "flights").labels == Labelled(rows=2, names=33, unmatched=30)
+    assert log_stats(log, "flights").labels == LabelCounts(rows=2, names=33, unmatched=30)
 
 
 def test_a_key_of_a_column_of_half_floats_names_its_rows(log: InferenceLog, writer: LogWriter) -> None:

@@ -14,13 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.files import DAY, list_days, list_files
-from mlflow_deploy_plugin.inference_log.identity import mix, text_hashes
+from mlflow_deploy_plugin.inference_log.columns import Array, conform
+from mlflow_deploy_plugin.inference_log.dedup import combine_hashes, hash_texts
 from mlflow_deploy_plugin.inference_log.labels import LABELS, SCHEMA
-from mlflow_deploy_plugin.inference_log.lists import Array
-from mlflow_deploy_plugin.inference_log.location import LogLocation
-from mlflow_deploy_plugin.inference_log.rows import Vanished, fetched, read_file
-from mlflow_deploy_plugin.inference_log.schemas import conform
+from mlflow_deploy_plugin.inference_log.scan import FileVanished, prefetch, read_file
+from mlflow_deploy_plugin.inference_log.storage import DAY, LogLocation, list_days, list_files
 from mlflow_deploy_plugin.runtime.texts import as_key
 
 LABEL, LABEL_NUMBER = "_label", "_label_number"
@@ -42,7 +40,7 @@ def labels_folder(location: LogLocation, endpoint: str) -> str:
     return f"{location.root}/{LABELS}/endpoint={endpoint}"
 
 
-def label_batches(
+def read_labels(
     location: LogLocation, endpoint: str, unreadable: dict[str, str], since: datetime | None = None
 ) -> Iterator[pa.Table]:
     """The labels of an endpoint as tables of `labels.SCHEMA`; some may come twice.
@@ -55,22 +53,22 @@ def label_batches(
         done: set[str] = set()
         while files := [file for file in list_files(location, folder) if file.path not in done]:
             done.update(file.path for file in files)
-            for file, content in fetched(location, files):
+            for file, content in prefetch(location, files):
                 try:
                     for table in read_file(location, file.path, lambda names: None, unreadable, SCHEMA.names, content):
                         table = conform(table, SCHEMA)
                         yield table.filter(pc.is_valid(table.column("_key"))) if is_early else table
-                except Vanished:
+                except FileVanished:
                     continue
                 except (pa.ArrowException, TypeError, ValueError) as error:
                     unreadable[file.path] = " ".join(str(error).split())
 
 
-class Labels:
+class EndpointLabels:
     """The labels of an endpoint, to be read again and again: few are kept in memory, many are read anew."""
 
     def __init__(self, location: LogLocation, endpoint: str, unreadable: dict[str, str]) -> None:
-        self._read = partial(label_batches, location, endpoint, unreadable)
+        self._read = partial(read_labels, location, endpoint, unreadable)
         self._kept: list[pa.Table] | None = None
         self._is_large = False
 
@@ -82,7 +80,7 @@ class Labels:
 
     def key_columns(self) -> set[str]:
         """The columns by which labels name their rows."""
-        return {column for labels in self.batches() for kind, _, _ in named(labels) for column in kind}
+        return {column for labels in self.batches() for kind, _, _ in label_keys(labels) for column in kind}
 
     def _keep(self) -> None:
         kept, size = [], 0
@@ -95,28 +93,28 @@ class Labels:
         self._kept = kept
 
 
-def with_labels(table: pa.Table, source: Labels) -> pa.Table:
+def join_labels(table: pa.Table, source: EndpointLabels) -> pa.Table:
     """The table with the columns `_label` (text) and `_label_number` (float64), null where no label is in.
 
     Args:
         table: rows of the log with `_prediction_id`, `_row`, `_received_time` and the columns of keys.
     """
-    rows = RowNames(table)
+    rows = RowKeys(table)
     held: list[pa.Table] = []
     for labels in source.batches(rows.earliest_label):
         found = rows.theirs(labels)
         if len(found):
             held.append(found)
         if sum(map(len, held)) > MOST_HELD_LABELS:
-            held = [last_ones(pa.concat_tables(held))]
-    chosen = rows.choose(last_ones(pa.concat_tables(held))) if held else None
+            held = [latest_labels(pa.concat_tables(held))]
+    chosen = rows.choose(latest_labels(pa.concat_tables(held))) if held else None
     for name, kind in ((LABEL, pa.string()), (LABEL_NUMBER, pa.float64())):
         column = pa.nulls(len(table), kind) if chosen is None else chosen.column(name)
         table = table.append_column(name, column)
     return table
 
 
-class RowNames:
+class RowKeys:
     """Rows that labels are looked for, by the hashes of all that a label may call them."""
 
     def __init__(self, table: pa.Table) -> None:
@@ -136,7 +134,7 @@ class RowNames:
     def theirs(self, labels: pa.Table) -> pa.Table:
         """Those of the labels that name one of these rows, with what they name it by in `_name`."""
         parts = []
-        for kind, which, hashes in named(labels):
+        for kind, which, hashes in label_keys(labels):
             is_known = np.isin(hashes, self.of_kind(kind))
             if not is_known.any():
                 if kind not in self._matched:
@@ -186,37 +184,37 @@ class RowNames:
         if not len(self._table) or not set(kind) <= set(self._table.column_names):
             return None
         if kind == _BY_ID:
-            return text_hashes(self._table.column("_prediction_id"))
+            return hash_texts(self._table.column("_prediction_id"))
         if kind == _BY_ROW:
             ids = self._names_of(_BY_ID)
-            return None if ids is None else mix(ids, _unsigned(self._table.column("_row")))
+            return None if ids is None else combine_hashes(ids, _unsigned(self._table.column("_row")))
         if any(pa.types.is_nested(self._table.schema.field(name).type) for name in kind):
             return None  # a label's key holds single values
-        return text_hashes(row_keys(self._table, kind))
+        return hash_texts(row_keys(self._table, kind))
 
 
-def named(labels: pa.Table) -> Iterator[tuple[tuple[str, ...], Array, Array]]:
+def label_keys(labels: pa.Table) -> Iterator[tuple[tuple[str, ...], Array, Array]]:
     """What labels name their rows by: the kind of name, [M] which labels, [M] uint64 their names' hashes."""
     has_id = np.asarray(pc.is_valid(labels.column("_prediction_id")))
     has_row = np.asarray(pc.is_valid(labels.column("_row")))
     has_key = np.asarray(pc.is_valid(labels.column("_key"))) & ~has_id
     if (alone := np.flatnonzero(has_id & ~has_row)).size:
-        yield _BY_ID, alone, text_hashes(labels.column("_prediction_id").take(pa.array(alone)))
+        yield _BY_ID, alone, hash_texts(labels.column("_prediction_id").take(pa.array(alone)))
     if (exact := np.flatnonzero(has_id & has_row)).size:
         part = labels.take(pa.array(exact))
-        yield _BY_ROW, exact, mix(text_hashes(part.column("_prediction_id")), _unsigned(part.column("_row")))
+        yield _BY_ROW, exact, combine_hashes(hash_texts(part.column("_prediction_id")), _unsigned(part.column("_row")))
     if has_key.any():
         keyed = np.flatnonzero(has_key)
-        texts = _with_truth(labels.column("_key").take(pa.array(keyed)))
+        texts = _normalise_booleans(labels.column("_key").take(pa.array(keyed)))
         shapes = pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
-        hashes = text_hashes(texts)
+        hashes = hash_texts(texts)
         which = np.asarray(shapes.indices)
         for number in range(len(shapes.dictionary)):
             of_shape = np.flatnonzero(which == number)
-            yield _columns(texts[int(of_shape[0])].as_py()), keyed[of_shape], hashes[of_shape]
+            yield _key_columns(texts[int(of_shape[0])].as_py()), keyed[of_shape], hashes[of_shape]
 
 
-def _with_truth(keys: pa.ChunkedArray) -> pa.ChunkedArray:
+def _normalise_booleans(keys: pa.ChunkedArray) -> pa.ChunkedArray:
     """Keys that were written before booleans were 1 and 0 in them (`texts.as_key`)."""
     for said, meant in _TRUTH:  # a quotation mark within a name or a value stands behind a backslash
         if pc.any(pc.match_substring(keys, f':"{said}"', ignore_case=True)).as_py():
@@ -224,7 +222,7 @@ def _with_truth(keys: pa.ChunkedArray) -> pa.ChunkedArray:
     return keys
 
 
-def _columns(key: str) -> tuple[str, ...]:
+def _key_columns(key: str) -> tuple[str, ...]:
     """What a key names; a text that is no key names itself, which no row has."""
     try:
         values = json.loads(key)
@@ -233,7 +231,7 @@ def _columns(key: str) -> tuple[str, ...]:
     return tuple(values) if isinstance(values, dict) else (key,)
 
 
-def last_ones(labels: pa.Table) -> pa.Table:
+def latest_labels(labels: pa.Table) -> pa.Table:
     """Of the labels that name a row in the same way (`_name`), the last one."""
     labels = labels.sort_by([("_name", "ascending"), *((name, "ascending") for name in _ORDER)])
     names = labels.column("_name").to_numpy()
@@ -247,12 +245,12 @@ def row_keys(table: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray:
     parts: list[pa.Array | pa.ChunkedArray | str] = []
     for position, name in enumerate(names):
         start = ("{" if position == 0 else ",") + json.dumps(name, ensure_ascii=False) + ":"
-        parts += [pa.scalar(start), _as_json(table.column(name))]
+        parts += [pa.scalar(start), _json_texts(table.column(name))]
     joined = pc.binary_join_element_wise(*parts, pa.scalar("}"), "")
     return joined if isinstance(joined, pa.ChunkedArray) else pa.chunked_array([joined])
 
 
-def _as_json(column: pa.ChunkedArray) -> pa.Array:
+def _json_texts(column: pa.ChunkedArray) -> pa.Array:
     """[N] each value as a JSON text, or null."""
     encoded = column.combine_chunks()
     if pa.types.is_float16(encoded.type):

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow.dataset
 import pytest
 
-from mlflow_deploy_plugin.agent.progress import Progress
+from mlflow_deploy_plugin.agent.progress import ShippingProgress, WatermarkWriter
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.agent.watermark import WatermarkWriter
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, read_watermarks
 from mlflow_deploy_plugin.runtime.artifact import Column, Input
@@ -289,7 +288,7 @@ def test_rows_that_have_no_form_in_the_log_are_dropped_and_not_on_their_way(
     machine.answer(2)
     machine.shipper.ship()
     with monkeypatch.context() as patched:
-        patched.setattr("mlflow_deploy_plugin.agent.table.as_rows", lambda *parts: 1 / 0)
+        patched.setattr("mlflow_deploy_plugin.agent.log_tables.as_rows", lambda *parts: 1 / 0)
         machine.answer(3)
         machine.shipper.ship()
     machine.watermark.end(is_shipped=True)
@@ -328,11 +327,11 @@ def test_it_is_said_soon_where_rows_are_counted_and_seldom_where_none_are(machin
 
 
 def test_a_progress_that_makes_no_sense_begins_anew_under_another_name(tmp_path: Path) -> None:
-    first = Progress(tmp_path / "spool")
+    first = ShippingProgress(tmp_path / "spool")
     first.keep()
-    assert Progress(tmp_path / "spool").totals == first.totals
+    assert ShippingProgress(tmp_path / "spool").totals == first.totals
     (tmp_path / "progress.json").write_text('{"agent": ')
-    assert Progress(tmp_path / "spool").totals.agent != first.totals.agent
+    assert ShippingProgress(tmp_path / "spool").totals.agent != first.totals.agent
 
 
 def test_the_agent_of_a_copied_state_folder_takes_a_name_of_its_own_and_counts_from_zero(

@@ -12,7 +12,7 @@ import pytest
 from pyarrow import fs
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log import rows
+from mlflow_deploy_plugin.inference_log import scan
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.stats import log_stats
 from mlflow_deploy_plugin.inference_log.windows import parse_window
@@ -218,7 +218,7 @@ def test_an_hour_that_is_too_large_to_be_remembered_is_read_in_parts_and_each_ro
 ) -> None:
     segments = [writer.write(hour(300)) for _ in range(3)]
     writer.write(hour(300), segment=segments[0], suffix="-again")
-    monkeypatch.setattr(rows, "PASS_BYTES", 8000)
+    monkeypatch.setattr(scan, "PASS_BYTES", 8000)
 
     found = read(log, "_segment", "_row")
 
@@ -241,7 +241,7 @@ def test_folders_that_are_not_of_the_log_and_hidden_files_are_passed_over(log: I
 def test_rows_are_given_in_pieces_that_fit_into_memory_however_wide_they_are(
     log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "BATCH_BYTES", 2**20)
+    monkeypatch.setattr(scan, "BATCH_BYTES", 2**20)
     writer.write(hour(100, image=list(np.random.default_rng(0).random((100, 10_000)))))
 
     sizes = [table.nbytes for table in tables(log)]

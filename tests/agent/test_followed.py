@@ -1,27 +1,28 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from mlflow_deploy_plugin.agent.memory import remember, remembered
-from mlflow_deploy_plugin.agent.tracked import Tracked, Wish
-from mlflow_deploy_plugin.agent.version import FetchedVersion
+from mlflow_deploy_plugin.agent.fetch import FetchedVersion
+from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef, checkpoint, restore_checkpoint
 from mlflow_deploy_plugin.server.state import WANTED, Followed, Wanted, write_state
 
 MakeModel = Callable[..., Path]
-STAGE = Wish("models:/x/Production", "gate=passed")
+STAGE = ModelRef("models:/x/Production", "gate=passed")
 
 
 def test_the_version_and_the_one_before_are_found_again(make_model: MakeModel, tmp_path: Path) -> None:
     new = FetchedVersion("x", "2", make_model(tmp_path / "2"), {"stage": "Production"}, "models:/x/2", "models:/x/2")
     old = FetchedVersion("x", "1", make_model(tmp_path / "1"), {}, "models:/x/1", "models:/x/1", True)
-    written = remember(tmp_path, {STAGE: Tracked(new, old), Wish("models:/y@a"): Tracked()}, Followed())
-    assert remember(tmp_path, {STAGE: Tracked(new, old)}, written) == written
-    assert remembered(tmp_path) == {STAGE: Tracked(new, old)}
+    written = checkpoint(
+        tmp_path, {STAGE: FollowedModel(new, old), ModelRef("models:/y@a"): FollowedModel()}, Followed()
+    )
+    assert checkpoint(tmp_path, {STAGE: FollowedModel(new, old)}, written) == written
+    assert restore_checkpoint(tmp_path) == {STAGE: FollowedModel(new, old)}
 
 
 def test_a_version_that_is_gone_gives_way_to_the_one_before(make_model: MakeModel, tmp_path: Path) -> None:
     old = FetchedVersion("x", "1", make_model(tmp_path / "1"))
-    remember(tmp_path, {STAGE: Tracked(FetchedVersion("x", "2", tmp_path / "gone"), old)}, Followed())
-    assert remembered(tmp_path) == {STAGE: Tracked(old)}
+    checkpoint(tmp_path, {STAGE: FollowedModel(FetchedVersion("x", "2", tmp_path / "gone"), old)}, Followed())
+    assert restore_checkpoint(tmp_path) == {STAGE: FollowedModel(old)}
 
 
 def test_where_nothing_is_remembered_what_the_workers_were_told_counts(make_model: MakeModel, tmp_path: Path) -> None:
@@ -31,4 +32,6 @@ def test_where_nothing_is_remembered_what_the_workers_were_told_counts(make_mode
         for name, folder in (("whole", whole), ("gone", tmp_path / "gone"))
     }
     write_state(tmp_path / WANTED, Wanted.model_validate({"generation": 3, "endpoints": {"e": {"variants": variants}}}))
-    assert remembered(tmp_path) == {Wish("models:/whole/1"): Tracked(FetchedVersion("whole", "1", whole))}
+    assert restore_checkpoint(tmp_path) == {
+        ModelRef("models:/whole/1"): FollowedModel(FetchedVersion("whole", "1", whole))
+    }

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.lists import Array
+from mlflow_deploy_plugin.inference_log.columns import Array, concat_tables
 
 IDENTITY = ("_segment", "_offset", "_row")
 
 
-class Seen:
+class Deduplicator:
     """Hashes that came by, in 8 bytes each."""
 
     def __init__(self) -> None:
@@ -37,15 +37,15 @@ class Seen:
         self._sorted.append(hashes)
 
 
-def row_hashes(table: pa.Table) -> Array:
+def hash_rows(table: pa.Table) -> Array:
     """[N] uint64 of (segment, offset, row), evenly spread: two rows of a log share one by chance about never."""
-    hashes = text_hashes(table.column("_segment"))
+    hashes = hash_texts(table.column("_segment"))
     for name in ("_offset", "_row"):
-        hashes = mix(hashes, table.column(name).to_numpy().astype(np.uint64))
+        hashes = combine_hashes(hashes, table.column(name).to_numpy().astype(np.uint64))
     return hashes
 
 
-def text_hashes(column: pa.ChunkedArray) -> Array:
+def hash_texts(column: pa.ChunkedArray) -> Array:
     """[N] uint64 of texts, the same in every process; a null is a text of its own."""
     texts = pc.fill_null(column.combine_chunks(), "\0").dictionary_encode()
     seeds = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts.dictionary.to_pylist()]
@@ -53,15 +53,52 @@ def text_hashes(column: pa.ChunkedArray) -> Array:
     return hashes
 
 
-def mix(hashes: Array, values: Array) -> Array:
+def combine_hashes(hashes: Array, values: Array) -> Array:
     """[N] uint64 that depend on both, evenly spread."""
-    return _scatter(hashes ^ _scatter(values))
+    return _splitmix64(hashes ^ _splitmix64(values))
 
 
-def _scatter(values: Array) -> Array:
+def _splitmix64(values: Array) -> Array:
     """splitmix64's step: every bit of the result depends on every bit of the value; arithmetic is modulo 2^64."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     scattered: Array = values ^ (values >> np.uint64(31))
     return scattered
+
+
+class Sample:
+    """At most `bound` distinct rows: those with the smallest hashes."""
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._tables: list[pa.Table] = []
+        self._hashes: list[Array] = []
+        self._held = 0
+        self.is_full = False
+
+    def add(self, table: pa.Table) -> None:
+        self._tables.append(table)
+        self._hashes.append(hash_rows(table))
+        self._held += len(table)
+        if self._held > 2 * self._bound:
+            self._compact()
+
+    def rows(self) -> int:
+        """The number of distinct rows that were added; beyond the bound an estimate, good to 1/sqrt(bound)."""
+        self._compact()
+        if not self.is_full:
+            return self._held
+        return round((self._bound - 1) / (float(self._hashes[0][-1]) / 2.0**64))
+
+    def table(self) -> pa.Table:
+        self._compact()
+        return self._tables[0]
+
+    def _compact(self) -> None:
+        table = concat_tables(self._tables)
+        hashes, first = np.unique(np.concatenate(self._hashes), return_index=True)
+        if len(hashes) > self._bound:
+            self.is_full = True
+            hashes, first = hashes[: self._bound], first[: self._bound]
+        self._tables, self._hashes, self._held = [table.take(pa.array(first))], [hashes], len(hashes)

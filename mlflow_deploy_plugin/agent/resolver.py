@@ -12,9 +12,9 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from mlflow_deploy_plugin.agent.consent import Consent
-from mlflow_deploy_plugin.agent.tracked import NEVER, Cause, Tracked, Trouble, Wish
-from mlflow_deploy_plugin.agent.version import FetchedVersion
+from mlflow_deploy_plugin.agent.fetch import FetchedVersion
+from mlflow_deploy_plugin.agent.followed import NEVER, FollowedModel, ModelRef, Rejection, RejectionCause
+from mlflow_deploy_plugin.agent.verify import PyfuncPolicy
 from mlflow_deploy_plugin.errors import InvalidConfig, ModelError, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.registry.resolve import Resolution, ResolvedModel, lookup_key
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_BACKOFF_SECONDS = 30.0
 _JITTER = 0.2
-_OF_THE_REGISTRY = ("stage", "alias", "tag", "gate")
+_REGISTRY_ASPECTS = ("stage", "alias", "tag", "gate")
 """Aspects that change while the version stays."""
 
 
@@ -35,7 +35,7 @@ class Registry(Protocol):
 
 
 @dataclass
-class Pace:
+class PollPolicy:
     """How often the registry is asked.
 
     Attributes:
@@ -57,7 +57,7 @@ class Pace:
 
 
 @dataclass
-class Pursuit:
+class VersionResolver:
     """Every wish, and what is under way for it.
 
     Args:
@@ -71,9 +71,9 @@ class Pursuit:
     registry: Registry
     looks: Executor
     fetches: Executor
-    pace: Pace
-    consent: Consent = field(default_factory=Consent)
-    tracked: dict[Wish, Tracked] = field(default_factory=dict)
+    pace: PollPolicy
+    consent: PyfuncPolicy = field(default_factory=PyfuncPolicy)
+    tracked: dict[ModelRef, FollowedModel] = field(default_factory=dict)
     ended: int = 0
     has_told: bool = False
     _fetching: dict[str, "Future[FetchedVersion]"] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Pursuit:
         looks = [tracked.look for tracked in self.tracked.values() if tracked.look is not None]
         return [*dict.fromkeys(looks), *self._fetching.values()]
 
-    def agree(self, consent: Consent) -> None:
+    def agree(self, consent: PyfuncPolicy) -> None:
         """A version that was refused for want of consent is looked at again where there is one now."""
         known = (consent.allowed - self.consent.allowed) | (consent.named - self.consent.named)
         for wish, tracked in self.tracked.items():
@@ -146,7 +146,7 @@ class Pursuit:
             tracked.due = 0.0 if is_asked_anew else due
         self.ended += len(pauses)
 
-    def _hear(self, wish: Wish, tracked: Tracked, answer: Resolution, pause: float) -> float:
+    def _hear(self, wish: ModelRef, tracked: FollowedModel, answer: Resolution, pause: float) -> float:
         """Takes in what the registry has said; when to ask it again."""
         now = self.pace.clock()
         if isinstance(answer, ResolvedModel):
@@ -162,7 +162,7 @@ class Pursuit:
         tracked.failures += 1
         return now + self.pace.pause(tracked.failures)
 
-    def _pursue(self, wish: Wish, tracked: Tracked, target: ResolvedModel) -> None:
+    def _pursue(self, wish: ModelRef, tracked: FollowedModel, target: ResolvedModel) -> None:
         """Brings `tracked` to its target, as far as that goes now."""
         trouble = tracked.trouble
         is_known = trouble is not None and trouble.identity == target.identity
@@ -170,7 +170,7 @@ class Pursuit:
             return
         if tracked.serves_target and tracked.is_checked:
             tracked.trouble = None
-            _show(tracked, target)
+            _refresh_aspects(tracked, target)
             return
         if wish.require and not tracked.serves_target and not target.standing.passed:
             reason = f"{target.standing.reason}, and this endpoint requires {wish.require}"
@@ -190,7 +190,9 @@ class Pursuit:
             _log.exception("fetching %s failed", target.source)
             raise OnnxserveError(f"fetching it failed unexpectedly: {type(error).__name__}, see the log") from None
 
-    def _take_in(self, wish: Wish, tracked: Tracked, target: ResolvedModel, fetch: "Future[FetchedVersion]") -> None:
+    def _take_in(
+        self, wish: ModelRef, tracked: FollowedModel, target: ResolvedModel, fetch: "Future[FetchedVersion]"
+    ) -> None:
         try:
             fetched = fetch.result()
         except ModelError as error:
@@ -215,12 +217,12 @@ class Pursuit:
     def _trouble(
         self,
         target: ResolvedModel,
-        cause: Cause,
+        cause: RejectionCause,
         reason: str,
         retry_at: float = NEVER,
         kind: type[OnnxserveError] = ModelError,
-    ) -> Trouble:
-        return Trouble(target.identity, target.source, target.name, target.version, cause, reason, retry_at, kind)
+    ) -> Rejection:
+        return Rejection(target.identity, target.source, target.name, target.version, cause, reason, retry_at, kind)
 
     def _tell(self) -> None:
         """Has the versions' tags say what is wrong with them; while the registry is away, later."""
@@ -237,10 +239,10 @@ class Pursuit:
                 tracked.telling = self.looks.submit(self.registry.report_failure, *text)
 
 
-def _show(tracked: Tracked, target: ResolvedModel) -> None:
+def _refresh_aspects(tracked: FollowedModel, target: ResolvedModel) -> None:
     """The stage, alias, tag and gate that the served version has now."""
     version = tracked.version
     assert version is not None
-    own = {name: value for name, value in version.aspects.items() if name not in _OF_THE_REGISTRY}
+    own = {name: value for name, value in version.aspects.items() if name not in _REGISTRY_ASPECTS}
     if (aspects := own | target.aspects) != version.aspects:
         tracked.version = replace(version, aspects=aspects)

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec
 
 
 @dataclass(frozen=True)
-class Consent:
+class PyfuncPolicy:
     """What the server's own spec says about its model URIs.
 
     Attributes:
@@ -41,9 +41,9 @@ class Consent:
         raise InvalidArtifact(f"{what}, which only the server's own spec can allow")
 
 
-def consent_of(specs: Sequence[EndpointSpec]) -> Consent:
+def pyfunc_policy(specs: Sequence[EndpointSpec]) -> PyfuncPolicy:
     """What these specs, the server's own, agree to."""
     variants = [variant for spec in specs for variant in spec.variants.values()]
     refused = {variant.model for variant in variants if not variant.allow_pyfunc}
     named = frozenset(variant.model for variant in variants)
-    return Consent(named, named - refused)
+    return PyfuncPolicy(named, named - refused)
