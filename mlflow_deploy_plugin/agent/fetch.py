@@ -242,7 +242,7 @@ def check_complete(folder: Path) -> None:
 
 
 def check_saved_digests(folder: Path, hashes: Mapping[Path, str]) -> None:
-    """The files are those that were saved, as far as the model says what those were (`flavor/section.py`).
+    """The files are those that were saved, as far as the model says what those were (`flavor/mlmodel.py`).
 
     Raises:
         RegistryUnavailable: the artifact store has given others; it may give the right ones the next time.

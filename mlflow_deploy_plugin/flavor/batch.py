@@ -20,7 +20,7 @@ Batch: TypeAlias = pd.DataFrame | dict[str, Array]
 """N rows: a table, or tensors [N, …] by name (the only tensor may have the empty name)."""
 
 
-def rows(batch: Batch) -> int:
+def row_count(batch: Batch) -> int:
     """How many there are; a scalar is one."""
     if isinstance(batch, pd.DataFrame):
         return len(batch)
@@ -28,7 +28,7 @@ def rows(batch: Batch) -> int:
     return len(first) if first.ndim else 1
 
 
-def take(batch: Batch, positions: Any) -> Batch:
+def take_rows(batch: Batch, positions: Any) -> Batch:
     """The rows at `positions` (indices, a slice or a boolean mask)."""
     if isinstance(batch, pd.DataFrame):
         table: pd.DataFrame = batch.iloc[positions]
@@ -37,8 +37,8 @@ def take(batch: Batch, positions: Any) -> Batch:
 
 
 def chunks(batch: Batch, size: int) -> Iterator[Batch]:
-    for start in range(0, rows(batch), size):
-        yield take(batch, slice(start, start + size))
+    for start in range(0, row_count(batch), size):
+        yield take_rows(batch, slice(start, start + size))
 
 
 def concatenate(batches: list[Batch]) -> Batch:
@@ -50,7 +50,7 @@ def concatenate(batches: list[Batch]) -> Batch:
     return {name: np.concatenate([batch[name] for batch in tensors]) for name in tensors[0]}
 
 
-def feed(schema: Schema, batch: Batch) -> Feeds:
+def to_feeds(schema: Schema, batch: Batch) -> Feeds:
     """The feeds of the graph.
 
     Raises:

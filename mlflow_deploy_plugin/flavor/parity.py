@@ -15,18 +15,18 @@ import pandas as pd
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.flavor.compare import (
+from mlflow_deploy_plugin.flavor.comparison import (
     ABSOLUTE,
     ENOUGH_ROWS,
     RELATIVE,
     TIE_MARGIN,
-    difference,
-    margins,
-    spread,
+    answer_spread,
+    changes_within_one_step,
+    compare_output,
+    top_margins,
 )
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, answers_for
-from mlflow_deploy_plugin.flavor.report import OutputFigures, ParityReport
-from mlflow_deploy_plugin.flavor.ties import unstable
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, call_original
+from mlflow_deploy_plugin.flavor.parity_report import OutputFigures, ParityReport
 from mlflow_deploy_plugin.runtime.artifact import Output
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.schema import Array
@@ -42,7 +42,7 @@ _TOLERANCES = {
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowGroup:
     """Rows of one source.
 
     Attributes:
@@ -61,14 +61,16 @@ class Rows:
     alone: bool = False
 
 
-def prove(model: OnnxModel, converted: ConvertedModel, groups: Iterable[Rows], at_least: int = 1) -> ParityReport:
+def prove_parity(
+    model: OnnxModel, converted: ConvertedModel, groups: Iterable[RowGroup], at_least: int = 1
+) -> ParityReport:
     """Compares the saved model with the original on all rows, of which the original must answer `at_least`.
 
     The report's state is `proven`, or `warned` where the answers differ; who asked decides whether that is an error.
     """
     if converted.original is None:
         return ParityReport("no-original")
-    proof = _Proof(model, converted)
+    proof = _ParityProof(model, converted)
     for group in groups:
         proof.add(group)
         if proof.problem:
@@ -76,7 +78,7 @@ def prove(model: OnnxModel, converted: ConvertedModel, groups: Iterable[Rows], a
     return proof.report(at_least)
 
 
-class _Proof:
+class _ParityProof:
     """Figures over all rows seen so far."""
 
     def __init__(self, model: OnnxModel, converted: ConvertedModel) -> None:
@@ -93,9 +95,9 @@ class _Proof:
         self._sizes: set[int] = set()
         self.problem = ""
 
-    def add(self, group: Rows) -> None:
+    def add(self, group: RowGroup) -> None:
         try:
-            want = answers_for(self._original, group.batch, group.source)
+            want = call_original(self._original, group.batch, group.source)
         except InvalidConfig:
             if not group.generated:
                 raise
@@ -103,8 +105,8 @@ class _Proof:
             return
         try:
             got = self._answers(group.batch)
-            self._sources[group.source] += batches.rows(group.batch)
-            self._sizes.add(batches.rows(group.batch))
+            self._sources[group.source] += batches.row_count(group.batch)
+            self._sizes.add(batches.row_count(group.batch))
             self._compare(group, want, got)
             # rows that are wrong already would only be counted twice
             if (group.alone or group.source == "example") and not self.problem and not self._beyond():
@@ -112,30 +114,30 @@ class _Proof:
         except (SchemaMismatch, InferenceError) as error:
             self.problem = f"{group.source} rows: {error.message}"
 
-    def _divide(self, group: Rows) -> None:
+    def _divide(self, group: RowGroup) -> None:
         """Finds the blocks that the original refuses, by halves."""
-        count = batches.rows(group.batch)
+        count = batches.row_count(group.batch)
         if not group.block or count <= group.block:
             self._refused[group.source] += count
             return
         middle = (count // group.block + 1) // 2 * group.block
         for part in (slice(0, middle), slice(middle, count)):
-            self.add(replace(group, batch=batches.take(group.batch, part)))
+            self.add(replace(group, batch=batches.take_rows(group.batch, part)))
 
     def _answers(self, batch: Batch) -> dict[str, Array]:
-        return self._model.run(batches.feed(self._model.schema, batch))
+        return self._model.run(batches.to_feeds(self._model.schema, batch))
 
-    def _small_batches(self, group: Rows, want: dict[str, Array]) -> None:
+    def _small_batches(self, group: RowGroup, want: dict[str, Array]) -> None:
         for size, count in _SMALL_BATCHES:
-            some = batches.take(group.batch, slice(0, count))
+            some = batches.take_rows(group.batch, slice(0, count))
             answers = [self._answers(part) for part in batches.chunks(some, size)]
             got = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-            source = Rows(f"batch of {size}", some, generated=False)
+            source = RowGroup(f"batch of {size}", some, generated=False)
             self._compare(source, {name: array[:count] for name, array in want.items()}, got)
             self._sizes.add(size)
 
-    def _compare(self, group: Rows, want: dict[str, Array], got: dict[str, Array]) -> None:
-        count = batches.rows(group.batch)
+    def _compare(self, group: RowGroup, want: dict[str, Array], got: dict[str, Array]) -> None:
+        count = batches.row_count(group.batch)
         tied = self._ties(group, want)
         for output in self._converted.outputs:
             expected, found = want[output.name], got[output.name]
@@ -147,9 +149,9 @@ class _Proof:
                 return
             self._count(group, output, expected, found, tied)
 
-    def _count(self, group: Rows, output: Output, want: Array, got: Array, tied: Array) -> None:
+    def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
         scale = self._scale(output, want)
-        measured = difference(output.role, want, got, scale)
+        measured = compare_output(output.role, want, got, scale)
         beyond = measured.excess > 1
         ties = beyond & tied if output.role == "label" else np.zeros(len(beyond), dtype=bool)
         if group.may_tie and beyond.any():
@@ -168,38 +170,38 @@ class _Proof:
                 self._worst.append((float(excess[row]), shown))
         self._worst = sorted(self._worst, key=lambda entry: -entry[0])[:WORST_ROWS]
 
-    def _ties(self, group: Rows, want: dict[str, Array]) -> Array:
+    def _ties(self, group: RowGroup, want: dict[str, Array]) -> Array:
         """[N]: where the original's own margin is below `TIE_MARGIN`; of scores, that share of the largest."""
         if "probabilities" in want:
             probabilities = want["probabilities"]
             if want["label"].ndim > 1:  # several labels a row, each likely or not by itself
                 return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
-            tied = margins(probabilities) < TIE_MARGIN
+            tied = top_margins(probabilities) < TIE_MARGIN
             if self._converted.margin is not None and tied.any():  # far outside, probabilities of 1 hide which is best
                 scores = self._converted.margin(group.batch)
                 largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
-                tied &= margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
+                tied &= top_margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
             return tied
         if self._converted.margin is not None:
             scores = self._converted.margin(group.batch)
-            return margins(scores) < TIE_MARGIN * min(1.0, float(np.abs(scores).max()))
-        return np.zeros(batches.rows(group.batch), dtype=bool)
+            return top_margins(scores) < TIE_MARGIN * min(1.0, float(np.abs(scores).max()))
+        return np.zeros(batches.row_count(group.batch), dtype=bool)
 
     def _scale(self, output: Output, want: Array) -> Array:
         """The spread of the original's answers, by the first rows that are enough to tell it."""
         if len(want) >= ENOUGH_ROWS:
-            self._spreads.setdefault(output.name, spread(want))
-        return self._spreads.get(output.name, spread(want))
+            self._spreads.setdefault(output.name, answer_spread(want))
+        return self._spreads.get(output.name, answer_spread(want))
 
-    def _unstable(self, group: Rows, output: Output, beyond: Array, want: Array, scale: Array) -> Array:
+    def _unstable(self, group: RowGroup, output: Output, beyond: Array, want: Array, scale: Array) -> Array:
         """[rows beyond the tolerance]: whether the original itself answers them otherwise a 32-bit step away."""
         expected = want[beyond]
 
         def answers_otherwise(moved: Batch, origin: Array) -> Array:
             answers = self._original(moved)[output.name]
-            return difference(output.role, expected[origin], answers, scale).excess > 1
+            return compare_output(output.role, expected[origin], answers, scale).excess > 1
 
-        return unstable(batches.take(group.batch, np.flatnonzero(beyond)), answers_otherwise)
+        return changes_within_one_step(batches.take_rows(group.batch, np.flatnonzero(beyond)), answers_otherwise)
 
     def _beyond(self) -> int:
         return sum(figures.beyond_tolerance for figures in self._figures.values())
@@ -232,8 +234,8 @@ def _too_few(rows: int, at_least: int, refused: Counter[str]) -> str:
     )
 
 
-def _shown(group: Rows, output: str, row: int, want: Array, got: Array) -> dict[str, Any]:
-    one = batches.take(group.batch, slice(row, row + 1))
+def _shown(group: RowGroup, output: str, row: int, want: Array, got: Array) -> dict[str, Any]:
+    one = batches.take_rows(group.batch, slice(row, row + 1))
     if isinstance(one, pd.DataFrame):
         values: Any = {str(name): _plain(one[name].iloc[0]) for name in one.columns}
     else:

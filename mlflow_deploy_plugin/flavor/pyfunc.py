@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import feed
+from mlflow_deploy_plugin.flavor.batch import to_feeds
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.runtime.session import available_cores
@@ -49,7 +49,7 @@ class PyfuncModel:
         schema = self._model.schema
         if isinstance(data, pd.DataFrame):
             if schema.columns or len(schema.tensors) > 1:
-                return feed(schema, data)
+                return to_feeds(schema, data)
             return schema.from_array(data.to_numpy())  # the only tensor takes the columns by their position
         if isinstance(data, Mapping):
             return schema.from_columns({name: _values(values) for name, values in data.items()})

@@ -11,9 +11,9 @@ from mlflow.models.model import ModelInfo
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 
-from mlflow_deploy_plugin.flavor import folder
-from mlflow_deploy_plugin.flavor.choose import PredictFunction
-from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, Wrapped, wrap
+from mlflow_deploy_plugin.flavor import saved_model
+from mlflow_deploy_plugin.flavor.select_form import PredictFunction
+from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, WrappedModel, wrap
 from mlflow_deploy_plugin.runtime.artifact import FLAVOR
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.spec import Device
@@ -61,7 +61,7 @@ def save_model(
         ParityError: its ONNX form answers otherwise; the message shows the worst rows.
         InvalidConfig: an argument is not what it should be; the message names it.
     """
-    folder.save_model(
+    saved_model.save_model(
         path,
         wrap(
             model,
@@ -126,7 +126,7 @@ def log_model(
     info = Model.log(
         artifact_path=None,
         name=name,
-        flavor=folder,
+        flavor=saved_model,
         flavor_name=FLAVOR,
         registered_model_name=registered_model_name,
         await_registration_for=await_registration_for,
@@ -153,7 +153,7 @@ def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int
     return OnnxModel.load(Path(local), device, intra_op_num_threads)
 
 
-def _record(info: ModelInfo, wrapped: Wrapped, registered_model_name: str | None) -> None:
+def _record(info: ModelInfo, wrapped: WrappedModel, registered_model_name: str | None) -> None:
     """Shows the parity wherever the model is shown: run, logged model, registered version."""
     state = wrapped.report.state
     client = mlflow.MlflowClient()

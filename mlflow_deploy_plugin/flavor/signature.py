@@ -86,11 +86,11 @@ def check_example(example: Batch) -> None:
     if isinstance(example, pd.DataFrame) and not example.columns.is_unique:
         doubled = example.columns[example.columns.duplicated()][0]
         raise InvalidConfig(f"input_example: column {doubled!r} stands twice")
-    if (isinstance(example, pd.DataFrame) and example.empty) or not batches.rows(example):
+    if (isinstance(example, pd.DataFrame) and example.empty) or not batches.row_count(example):
         raise InvalidConfig("input_example has no rows")
 
 
-def align(batch: Batch, example: Batch | None, argument: str) -> Batch:
+def align_columns(batch: Batch, example: Batch | None, argument: str) -> Batch:
     """More rows, with the columns (or tensors) of the example and no others.
 
     Raises:
@@ -106,7 +106,7 @@ def align(batch: Batch, example: Batch | None, argument: str) -> Batch:
     return {name: batch[name] for name in wanted}
 
 
-def conform(batch: Batch, signature: Any) -> Batch:
+def cast_to_signature(batch: Batch, signature: Any) -> Batch:
     """The batch with the columns, the order and the types of a signature that the user has given.
 
     Raises:

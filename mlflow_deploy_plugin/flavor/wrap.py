@@ -11,14 +11,14 @@ from mlflow.models import ModelSignature
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor import provenance, reference
+from mlflow_deploy_plugin.flavor import mlmodel, reference_sample
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.flavor.choose import PredictFunction, best_form
 from mlflow_deploy_plugin.flavor.convert import converter_for
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_alternative
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
-from mlflow_deploy_plugin.flavor.convert.obstacle import way_out
-from mlflow_deploy_plugin.flavor.report import ParityReport, refusal
-from mlflow_deploy_plugin.flavor.signature import align, check_example, conform
+from mlflow_deploy_plugin.flavor.parity_report import ParityReport, parity_error
+from mlflow_deploy_plugin.flavor.select_form import PredictFunction, select_form
+from mlflow_deploy_plugin.flavor.signature import align_columns, cast_to_signature, check_example
 from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
 from mlflow_deploy_plugin.runtime.schema import Array
 
@@ -29,7 +29,7 @@ _EXAMPLE_ROWS = 5
 
 
 @dataclass(frozen=True)
-class Wrapped:
+class WrappedModel:
     """A model that is ready to be saved.
 
     Attributes:
@@ -58,7 +58,7 @@ def wrap(
     parity_data: Any = None,
     reference_data: Any = None,
     event_time: Any = None,
-) -> Wrapped:
+) -> WrappedModel:
     """Converts `model`, proves the result and samples the reference.
 
     Raises:
@@ -69,9 +69,9 @@ def wrap(
     _check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     _check_choice("parity", parity, ParityPolicy)
     try:
-        data = _Data.read(model, input_example, signature, parity_data, reference_data, event_time)
+        data = _UserData.read(model, input_example, signature, parity_data, reference_data, event_time)
         with TemporaryDirectory(prefix="onnxserve-") as folder:
-            form = best_form(Path(folder), model, data.example, data.parity, signature, predict_fn)
+            form = select_form(Path(folder), model, data.example, data.parity, signature, predict_fn)
             _judge(form.report, parity)
             has_rows = form.runnable.schema.has_rows
             if not has_rows and (data.reference is not None or data.times is not None):
@@ -82,24 +82,24 @@ def wrap(
             judged = data.reference if data.reference is not None else data.example
             sample = None
             if judged is not None and has_rows:
-                sample = reference.reference_sample(form.runnable, judged, data.times)
+                sample = reference_sample.sample_reference(form.runnable, judged, data.times)
     except (ConversionError, ParityError) as error:
         raise _with_way_out(error, model) from (error.__cause__ or error)
-    lock = provenance.environment_lock()
-    return Wrapped(
+    lock = mlmodel.environment_lock()
+    return WrappedModel(
         converted=form.converted,
         signature=form.signature,
         report=form.report,
         example=None if data.example is None else _saved_example(data.example, has_rows),
         reference=sample,
-        provenance=provenance.provenance(judged, lock),
+        provenance=mlmodel.provenance_section(judged, lock),
         lock=lock,
     )
 
 
 def _with_way_out(error: ConversionError | ParityError, model: Any) -> ConversionError | ParityError:
     """The same error, which also says how the model is served without an ONNX form."""
-    told = way_out(model)
+    told = pyfunc_alternative(model)
     if not told:
         return error
     between = "\n" if "\n" in error.message else " " if error.message.endswith(".") else ". "
@@ -108,7 +108,7 @@ def _with_way_out(error: ConversionError | ParityError, model: Any) -> Conversio
 
 def _judge(report: ParityReport, parity: ParityPolicy) -> None:
     if report.state == "warned":
-        error = refusal(report)
+        error = parity_error(report)
         if parity == "require" or not report.rows:  # not even the example can be answered
             raise error
         _logger.warning("%s", error.message)
@@ -118,7 +118,7 @@ def _judge(report: ParityReport, parity: ParityPolicy) -> None:
 
 
 @dataclass(frozen=True)
-class _Data:
+class _UserData:
     """The user's data as batches of the model."""
 
     example: Batch | None
@@ -129,9 +129,9 @@ class _Data:
     @classmethod
     def read(
         cls, model: Any, input_example: Any, signature: Any, parity_data: Any, reference_data: Any, event_time: Any
-    ) -> "_Data":
+    ) -> "_UserData":
         converter = converter_for(model)
-        times, judged = reference.event_times(
+        times, judged = reference_sample.split_event_times(
             event_time, reference_data if reference_data is not None else input_example
         )
         if reference_data is None:
@@ -140,12 +140,12 @@ class _Data:
             input_example = input_example.drop(columns=[event_time])
 
         first = input_example if input_example is not None else parity_data
-        example = None if first is None else conform(converter.read_batch(model, first), signature)
+        example = None if first is None else cast_to_signature(converter.read_batch(model, first), signature)
         if example is not None:
             check_example(example)
 
         def read(data: Any, argument: str) -> Batch | None:
-            return None if data is None else align(converter.read_batch(model, data), example, argument)
+            return None if data is None else align_columns(converter.read_batch(model, data), example, argument)
 
         further = None if reference_data is None else judged
         return cls(example, read(parity_data, "parity_data"), read(further, "reference_data"), times)
@@ -153,7 +153,7 @@ class _Data:
 
 def _saved_example(example: Batch, has_rows: bool) -> Any:
     """The first rows, in the form that MLflow saves: a DataFrame, an array or a mapping of arrays."""
-    first = batches.take(example, slice(0, _EXAMPLE_ROWS)) if has_rows else example
+    first = batches.take_rows(example, slice(0, _EXAMPLE_ROWS)) if has_rows else example
     return first[""] if isinstance(first, dict) and set(first) == {""} else first
 
 

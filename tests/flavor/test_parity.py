@@ -9,9 +9,9 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
 from mlflow_deploy_plugin.flavor.convert.sklearn import forms
-from mlflow_deploy_plugin.flavor.parity import Rows, prove
-from mlflow_deploy_plugin.flavor.report import refusal
-from mlflow_deploy_plugin.flavor.section import write_section
+from mlflow_deploy_plugin.flavor.mlmodel import write_mlmodel
+from mlflow_deploy_plugin.flavor.parity import RowGroup, prove_parity
+from mlflow_deploy_plugin.flavor.parity_report import parity_error
 from mlflow_deploy_plugin.flavor.signature import signature_of
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 
@@ -24,7 +24,7 @@ def table() -> pd.DataFrame:
 def _saved(model, table, folder):
     converted = forms(model, table, "predict")[0]()
     signature = signature_of(table, model.predict(table))
-    write_section(folder, Model(signature=signature), converted, "predict", {})
+    write_mlmodel(folder, Model(signature=signature), converted, "predict", {})
     return OnnxModel.load(folder), converted
 
 
@@ -39,7 +39,7 @@ def classifier(table, tmp_path):
 
 
 def test_faithful_model_is_proven_in_batches_of_one_two_and_many(regressor, table):
-    report = prove(*regressor, [Rows("example", table, generated=False)])
+    report = prove_parity(*regressor, [RowGroup("example", table, generated=False)])
 
     assert report.state == "proven"
     assert report.batch_sizes == [1, 2, 50]
@@ -50,7 +50,7 @@ def test_wrong_rows_are_counted_and_shown_worst_first(regressor, table):
     model, converted = regressor
     wrong = replace(converted, original=lambda batch: {"prediction": batch.a.to_numpy() * 4})
 
-    report = prove(model, wrong, [Rows("example", table, generated=False)])
+    report = prove_parity(model, wrong, [RowGroup("example", table, generated=False)])
 
     errors = [abs(row["original"] - row["onnx"]) for row in report.worst_rows]
     assert report.state == "warned"
@@ -65,7 +65,7 @@ def test_refusal_shows_the_worst_rows_as_a_table(regressor, table):
     model, converted = regressor
     wrong = replace(converted, original=lambda batch: {"prediction": batch.a.to_numpy() * 4})
 
-    lines = refusal(prove(model, wrong, [Rows("example", table, generated=False)])).message.splitlines()
+    lines = parity_error(prove_parity(model, wrong, [RowGroup("example", table, generated=False)])).message.splitlines()
 
     assert lines[0].startswith("the ONNX form answers otherwise than the original; prediction: ")
     assert lines[1].split() == ["source", "output", "original", "onnx", "input"]
@@ -81,7 +81,7 @@ def test_label_without_a_margin_is_a_tie(classifier, table):
 
     tied = replace(converted, original=undecided, margin=None)
     scored = replace(converted, original=undecided, margin=lambda batch: np.ones(len(batch)))
-    reports = [prove(model, each, [Rows("example", table, generated=False)]) for each in (tied, scored)]
+    reports = [prove_parity(model, each, [RowGroup("example", table, generated=False)]) for each in (tied, scored)]
 
     label, decided = (next(output for output in report.outputs if output.name == "label") for report in reports)
     assert label.ties > 0
@@ -93,10 +93,10 @@ def test_another_shape_is_a_problem_that_names_both(regressor, table):
     model, converted = regressor
     wide = replace(converted, original=lambda batch: {"prediction": np.zeros((len(batch), 2))})
 
-    report = prove(model, wide, [Rows("example", table, generated=False)])
+    report = prove_parity(model, wide, [RowGroup("example", table, generated=False)])
 
     assert report.problem == "output 'prediction' has the shape (50,) for 50 rows; the original's is (50, 2)"
-    assert "(50, 2)" in refusal(report).message
+    assert "(50, 2)" in parity_error(report).message
 
 
 def test_blocks_that_the_original_refuses_are_found_and_dropped(regressor, table):
@@ -108,14 +108,14 @@ def test_blocks_that_the_original_refuses_are_found_and_dropped(regressor, table
         return converted.original(batch)
 
     rows = pd.concat([table.head(4), table.head(4).assign(a=200.0), table.tail(4)])
-    report = prove(model, replace(converted, original=picky), [Rows("unseen", rows, block=4)])
+    report = prove_parity(model, replace(converted, original=picky), [RowGroup("unseen", rows, block=4)])
 
     assert report.refused_by_original == {"unseen": 4}
     assert report.sources == {"unseen": 8}
 
 
 def test_metrics_have_names_that_mlflow_takes(classifier, table):
-    metrics = prove(*classifier, [Rows("example", table, generated=False)]).metrics()
+    metrics = prove_parity(*classifier, [RowGroup("example", table, generated=False)]).metrics()
 
     assert metrics["onnxserve.parity.rows"] == 50
     assert metrics["onnxserve.parity.label.agreement"] == 1
@@ -126,7 +126,7 @@ def test_infinite_error_is_still_json(regressor, table):
     model, converted = regressor
     missing = replace(converted, original=lambda batch: {"prediction": np.full(len(batch), np.nan)})
 
-    report = prove(model, missing, [Rows("example", table, generated=False)])
+    report = prove_parity(model, missing, [RowGroup("example", table, generated=False)])
 
     assert report.outputs[0].max_absolute_error == np.inf
     assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["outputs"][0]["max_absolute_error"] == "inf"
@@ -139,9 +139,9 @@ def test_small_values_beside_large_ones_are_measured_on_their_own_spread(table, 
         return {"prediction": converted.original(batch)["prediction"] * [1, 1.5]}
 
     many = pd.concat([table] * 4, ignore_index=True)
-    report = prove(model, replace(converted, original=another), [Rows("ranges", many)])
+    report = prove_parity(model, replace(converted, original=another), [RowGroup("ranges", many)])
 
-    assert prove(model, converted, [Rows("ranges", many)]).state == "proven"
+    assert prove_parity(model, converted, [RowGroup("ranges", many)]).state == "proven"
     assert report.outputs[0].beyond_tolerance > 150
 
 
@@ -154,7 +154,7 @@ def test_scores_that_are_all_small_are_no_ties(classifier, table):
         margin=lambda batch: batch.a.to_numpy() * 1e-6,
     )
 
-    report = prove(model, scored, [Rows("example", table, generated=False)])
+    report = prove_parity(model, scored, [RowGroup("example", table, generated=False)])
 
     assert report.outputs[0].beyond_tolerance > 40
 
@@ -167,7 +167,9 @@ def test_of_several_labels_a_row_each_has_a_margin_of_its_own(table, tmp_path):
         answers = converted.original(batch)
         return {"label": 1 - answers["label"], "probabilities": np.ones_like(answers["probabilities"])}
 
-    report = prove(model, replace(converted, original=sure_of_both), [Rows("example", table, generated=False)])
+    report = prove_parity(
+        model, replace(converted, original=sure_of_both), [RowGroup("example", table, generated=False)]
+    )
 
     assert report.outputs[0].ties == 0
 
@@ -180,12 +182,12 @@ def test_too_few_rows_prove_nothing(regressor, table):
             raise ValueError("too many rows")
         return converted.original(batch)
 
-    report = prove(
+    report = prove_parity(
         model,
         replace(converted, original=never_many),
-        [Rows("example", table), Rows("ranges", pd.concat([table] * 3))],
+        [RowGroup("example", table), RowGroup("ranges", pd.concat([table] * 3))],
         1000,
     )
 
     assert report.state == "warned"
-    assert "only 50 rows" in refusal(report).message
+    assert "only 50 rows" in parity_error(report).message

@@ -10,12 +10,12 @@ from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.runtime.artifact import Input, Output
 from mlflow_deploy_plugin.runtime.schema import Array
 
-Original = Callable[[Batch], dict[str, Array]]
+OriginalModel = Callable[[Batch], dict[str, Array]]
 """The original model's answers for a batch, by ONNX output name; it raises what it raises for rows it refuses."""
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class BoundaryValues:
     """What a fitted model itself knows of its inputs, by signature column (by position, as text, for a matrix).
 
     Attributes:
@@ -41,7 +41,7 @@ class ConvertedModel:
         prediction: names of the outputs that `predict` answers.
         original: None where there is nothing to compare with (a ready ONNX model).
         classes: labels in the order of the columns of the probabilities.
-        knowledge: what the proof has to ask about, beside what the example shows.
+        boundary_values: what the proof has to ask about, beside what the example shows.
         margin: for classifiers that have one: the decision function, [N] or [N, C], from which ties are told.
         repair: what was done so that 32-bit floats do not change the answers; empty for the plain conversion.
     """
@@ -52,14 +52,14 @@ class ConvertedModel:
     prediction: tuple[str, ...]
     framework: str
     framework_version: str
-    original: Original | None
+    original: OriginalModel | None
     classes: tuple[str | int | float | bool, ...] = ()
-    knowledge: Knowledge = field(default_factory=Knowledge)
+    boundary_values: BoundaryValues = field(default_factory=BoundaryValues)
     margin: Callable[[Batch], Array] | None = None
     repair: str = ""
 
 
-def answers_for(original: Original, batch: Batch, argument: str = "input_example") -> dict[str, Array]:
+def call_original(original: OriginalModel, batch: Batch, argument: str = "input_example") -> dict[str, Array]:
     """The original's answers for rows that the user has given.
 
     Raises:

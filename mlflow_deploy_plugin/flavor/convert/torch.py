@@ -15,9 +15,9 @@ import torch
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original, answers_for
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel, call_original
 from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape
-from mlflow_deploy_plugin.flavor.convert.obstacle import plain
 from mlflow_deploy_plugin.runtime.artifact import Input, Output
 from mlflow_deploy_plugin.runtime.schema import Array
 
@@ -52,8 +52,8 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
 
 def _export(module: torch.nn.Module, batch: Batch) -> ConvertedModel:
     names = _input_names(module, batch)
-    some = batches.take(batch, _some_rows(batch))
-    answers = answers_for(_original(module), some)
+    some = batches.take_rows(batch, _some_rows(batch))
+    answers = call_original(_original(module), some)
     with _answering(module):
         proto = _to_onnx(module, _tensors(module, some), names, list(answers))
     return ConvertedModel(
@@ -93,7 +93,7 @@ def _to_onnx(module: Any, arguments: tuple[torch.Tensor, ...], names: list[str],
 def _reason(error: Exception) -> str:
     """Why the exporter stops: its first line, or what that means."""
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
-    reason = plain(lines[0]) if lines else type(error).__name__
+    reason = plain_reason(lines[0]) if lines else type(error).__name__
     if "data-dependent" in reason:
         return f"its forward decides by the values of its tensors; torch.where does so in a graph ({reason})"
     return reason
@@ -125,7 +125,7 @@ def _answering(module: torch.nn.Module) -> Iterator[None]:
             layer.training = training
 
 
-def _original(module: torch.nn.Module) -> Original:
+def _original(module: torch.nn.Module) -> OriginalModel:
     def original(batch: Batch) -> dict[str, Array]:
         with _answering(module):
             answers = _named(_forward(module, _tensors(module, batch)))
@@ -206,7 +206,7 @@ def _free(value: Any) -> tuple[str, tuple[int, ...]]:
 
 def _some_rows(batch: Batch) -> Array:
     """Row numbers for the traced example, repeated where the example is shorter."""
-    return np.arange(_EXAMPLE_ROWS) % batches.rows(batch)
+    return np.arange(_EXAMPLE_ROWS) % batches.row_count(batch)
 
 
 def _array(values: Any) -> Array:

@@ -32,7 +32,7 @@ from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_deploy_plugin.errors import ConversionError, ParityError
 from mlflow_deploy_plugin.flavor import save_model
-from mlflow_deploy_plugin.flavor.convert.sklearn.knowledge import knowledge_of
+from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.wrap import wrap
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 
@@ -69,7 +69,7 @@ def test_trees_decide_on_the_same_bits(trees, before, matrix, tmp_path):
     table = pd.DataFrame(rows[:300, :2], columns=["a", "b"])
     first = before()
     model = make_pipeline(first, trees).fit(table, target[:300])
-    edges = knowledge_of(model, ["a", "b"]).edges
+    edges = boundary_values_of(model, ["a", "b"]).edges
     asked = pd.concat(
         pd.DataFrame({name: _rows_that_only_64_bits_tell_apart(edge), other: 0.5})
         for name, other in (("a", "b"), ("b", "a"))

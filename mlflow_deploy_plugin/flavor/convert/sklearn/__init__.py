@@ -1,11 +1,15 @@
-"""scikit-learn estimators and pipelines, by skl2onnx.
+"""scikit-learn estimators and pipelines, converted by skl2onnx.
 
-steps.py     looking into estimators        inputs.py   the graph's inputs
-graph.py     the conversion itself          precision.py  where 32-bit and 64-bit floats meet
-knowledge.py what the model knows, for the proof
-categories.py, elementwise.py, imputer.py, texts.py, trees.py  converters that skl2onnx lacks, or has wrong
+| module                                                | content                                                   |
+|-------------------------------------------------------|-----------------------------------------------------------|
+| `estimators.py`                                       | the parts of a fitted estimator                           |
+| `inputs.py`                                           | the graph's inputs                                        |
+| `precision.py`                                        | casts between 32-bit and 64-bit floats                    |
+| `boundary_values.py`                                  | thresholds, categories and terms, for the parity rows     |
+| `categories.py`, `elementwise.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong          |
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,6 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import sklearn
+from onnx import helper
+from skl2onnx import convert_sklearn
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
@@ -21,15 +28,16 @@ from sklearn.utils.validation import check_is_fitted
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.flavor.compare import margins
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original, answers_for
+from mlflow_deploy_plugin.flavor.comparison import top_margins
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel, call_original
 from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape, finish_output, keep_outputs
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import to_onnx
-from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import bind_inputs, own_form
-from mlflow_deploy_plugin.flavor.convert.sklearn.knowledge import knowledge_of
-from mlflow_deploy_plugin.flavor.convert.sklearn.precision import Precision
-from mlflow_deploy_plugin.flavor.convert.sklearn.steps import last_step, unwrap
-from mlflow_deploy_plugin.runtime.artifact import Output, Role
+from mlflow_deploy_plugin.flavor.convert.sklearn import categories, elementwise, texts, trees
+from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, last_step
+from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import bind_inputs, convertible_copy, estimator_input
+from mlflow_deploy_plugin.flavor.convert.sklearn.precision import Precision, round_before_last_step, widen
+from mlflow_deploy_plugin.runtime.artifact import Input, Output, Role
 from mlflow_deploy_plugin.runtime.schema import Array
 
 _HEAD = slice(0, 3)
@@ -98,7 +106,7 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
     return [partial(_convert, model, batch, original, predict_fn, precision) for precision in precisions]
 
 
-def _original(model: Any, predict_fn: str) -> Original:
+def _original(model: Any, predict_fn: str) -> OriginalModel:
     """The estimator's own answers: `label` and, where it has them, `probabilities`; else `prediction`."""
     if not hasattr(model, "predict"):
         raise ConversionError(f"{type(model).__name__} has no predict, so there is nothing that a server could answer")
@@ -108,7 +116,7 @@ def _original(model: Any, predict_fn: str) -> Original:
         raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no probabilities of one target")
 
     def original(batch: Batch) -> dict[str, Array]:
-        data = own_form(model, batch)
+        data = estimator_input(model, batch)
         predicted = np.asarray(model.predict(data))
         if not classifier:
             return {"prediction": predicted}
@@ -117,9 +125,11 @@ def _original(model: Any, predict_fn: str) -> Original:
     return original
 
 
-def _convert(model: Any, batch: Batch, original: Original, predict_fn: str, precision: Precision) -> ConvertedModel:
-    fitted = unwrap(model)
-    answers = answers_for(original, batches.take(batch, _HEAD))
+def _convert(
+    model: Any, batch: Batch, original: OriginalModel, predict_fn: str, precision: Precision
+) -> ConvertedModel:
+    fitted = best_estimator(model)
+    answers = call_original(original, batches.take_rows(batch, _HEAD))
     inputs = bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
     proto = to_onnx(fitted, inputs, precision)
     # skl2onnx rewrites names that are not identifiers; the order stays
@@ -137,7 +147,7 @@ def _convert(model: Any, batch: Batch, original: Original, predict_fn: str, prec
         framework_version=sklearn.__version__,
         original=original,
         classes=tuple(classes.tolist()) if isinstance(classes, np.ndarray) else (),
-        knowledge=knowledge_of(fitted, names),
+        boundary_values=boundary_values_of(fitted, names),
         margin=_margin(model) if "label" in answers else None,
         repair=_repair(fitted, precision),
     )
@@ -164,11 +174,11 @@ def _margin(model: Any) -> Callable[[Batch], Array] | None:
     """How far the best label leads by more than its probability, which may be rounded to 1: [N], or scores [N, C]."""
 
     def decision(batch: Batch) -> Array:
-        return np.asarray(model.decision_function(own_form(model, batch)))
+        return np.asarray(model.decision_function(estimator_input(model, batch)))
 
     def of_several_targets(batch: Batch) -> Array:
-        by_target = model.predict_proba(own_form(model, batch))
-        return np.asarray(np.min([margins(probabilities) for probabilities in by_target], axis=0))
+        by_target = model.predict_proba(estimator_input(model, batch))
+        return np.asarray(np.min([top_margins(probabilities) for probabilities in by_target], axis=0))
 
     if hasattr(model, "decision_function"):
         return decision
@@ -188,3 +198,55 @@ def _repair(fitted: Any, precision: Precision) -> str:
 
 def _positions(batch: dict[str, Array]) -> list[str]:
     return [str(position) for position in range(batch[""].shape[1])]
+
+
+_OWN = (categories, elementwise, texts, trees)
+"""Modules with converters that skl2onnx lacks, or has wrong."""
+
+# Said explicitly: with the defaults IsolationForest is not converted, and newer opsets need a newer runtime.
+_OPSET = {"": 21, "ai.onnx.ml": 3}
+_TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int64TensorType, "str": StringTensorType}
+
+
+def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any:
+    """The ModelProto of a fitted estimator.
+
+    Raises:
+        ConversionError: a step has no converter; the message names it.
+    """
+    copy = convertible_copy(fitted)
+    if precision == "double_until_last_step":
+        copy = round_before_last_step(copy)
+    last = last_step(copy)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # skl2onnx's own use of onnx and of scikit-learn
+            proto = convert_sklearn(
+                copy,
+                initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
+                # probabilities as a matrix, not as a list of mappings, which are the default without an entry
+                options={id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}},
+                custom_conversion_functions=_merged("CONVERTERS"),
+                custom_shape_calculators=_merged("SHAPES"),
+                target_opset=_OPSET,
+            )
+    except Exception as error:
+        raise ConversionError(explain_failure(error, fitted)) from error
+    if precision != "single":
+        widen(proto)
+    trees.restore_missing_directions(proto.graph, fitted)
+    _set_locale(proto.graph)
+    return proto
+
+
+def _merged(table: str) -> dict[type, Any]:
+    return {kind: entry for module in _OWN for kind, entry in getattr(module, table).items()}
+
+
+def _set_locale(graph: Any) -> None:
+    """Without en_US on the machine a graph that wants it (the default) does not load; C.UTF-8 is everywhere."""
+    for node in graph.node:
+        if node.op_type == "StringNormalizer":
+            others = [attribute for attribute in node.attribute if attribute.name != "locale"]
+            del node.attribute[:]
+            node.attribute.extend([*others, helper.make_attribute("locale", "C.UTF-8")])

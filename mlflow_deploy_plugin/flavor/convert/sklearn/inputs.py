@@ -14,16 +14,16 @@ from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, columns_of
-from mlflow_deploy_plugin.flavor.convert.converted import answers_for
-from mlflow_deploy_plugin.flavor.convert.sklearn.steps import (
+from mlflow_deploy_plugin.flavor.convert.converted import call_original
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    best_estimator,
     column_names,
     column_transformer,
     encoded_columns,
     encoders,
     has_encoder,
-    parts,
     reads_text,
-    unwrap,
+    sub_estimators,
 )
 from mlflow_deploy_plugin.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.runtime.schema import Array
@@ -64,20 +64,20 @@ def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tupl
     )
 
 
-def own_form(model: Any, batch: Batch) -> Any:
+def estimator_input(model: Any, batch: Batch) -> Any:
     """A batch as the estimator itself takes it: a table, a matrix, or a list of texts."""
     if not isinstance(batch, pd.DataFrame):
         return batch[""]
-    return batch.iloc[:, 0] if reads_text(unwrap(model)) else batch
+    return batch.iloc[:, 0] if reads_text(best_estimator(model)) else batch
 
 
-def readable_copy(fitted: Any) -> Any:
+def convertible_copy(fitted: Any) -> Any:
     """A copy that skl2onnx reads as it should: columns by name, booleans and missing texts as encoders' categories."""
     copy = deepcopy(fitted)  # skl2onnx changes some estimators, and so do we
     for encoder in encoders(copy):
         if hasattr(encoder, "categories_"):
             encoder.categories_ = [_readable(categories) for categories in encoder.categories_]
-    for part in parts(copy):
+    for part in sub_estimators(copy):
         if isinstance(part, VotingClassifier):
             part.flatten_transform = False  # matters to `transform` alone, and the default has no converter
         if isinstance(part, Pipeline):  # skl2onnx knows no step that does nothing
@@ -88,7 +88,7 @@ def readable_copy(fitted: Any) -> Any:
         transformer.transformers_ = [
             (name, step, column_names(columns, names)) for name, step, columns in transformer.transformers_
         ]
-    for part in parts(copy):
+    for part in sub_estimators(copy):
         if part is not transformer:
             vars(part).pop("feature_names_in_", None)  # skl2onnx would look for them among the graph's inputs
     return copy
@@ -99,7 +99,7 @@ def _takes_missing(model: Any, batch: pd.DataFrame, name: str) -> bool:
     row = batch.head(1).copy()
     row[name] = pd.Series([np.nan], index=row.index).astype(batch[name].dtype)
     try:
-        answers_for(lambda batch: {"": model.predict(own_form(model, batch))}, row)
+        call_original(lambda batch: {"": model.predict(estimator_input(model, batch))}, row)
     except InvalidConfig:
         return False
     return True

@@ -15,7 +15,7 @@ from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassi
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import Pipeline
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.steps import parts
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
 
 Precision = Literal["single", "double_until_last_step", "double"]
 
@@ -38,7 +38,7 @@ def round_before_last_step(copy: Any) -> Any:
         copy.steps[-1:] = rounded.steps if isinstance(rounded, Pipeline) else [(name, rounded)]
     elif isinstance(copy, _ENSEMBLES):
         copy.estimators_ = [round_before_last_step(part) for part in copy.estimators_]
-    elif hasattr(copy, "predict") and not any(hasattr(part, "_predictors") for part in parts(copy)):
+    elif hasattr(copy, "predict") and not any(hasattr(part, "_predictors") for part in sub_estimators(copy)):
         return Pipeline([("onnxserve_round", CastTransformer(dtype=np.float32)), ("model", copy)])
     return copy
 

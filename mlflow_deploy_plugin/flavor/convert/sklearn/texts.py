@@ -16,7 +16,7 @@ from onnx import TensorProto
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, TfidfVectorizer
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import add_constant, add_node
+from mlflow_deploy_plugin.flavor.convert.graph import add_constant, add_node
 
 _PAD = "\x00 \x00"  # stands where a text has no more tokens; no character is it, and no term that anyone counts
 _DOTTED = "İ"  # the only character whose lower case is two: "i" and a dot

@@ -13,8 +13,8 @@ from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringT
 from skl2onnx.operator_converters.common import concatenate_variables
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import add_constant, add_node
-from mlflow_deploy_plugin.flavor.convert.sklearn.steps import parts
+from mlflow_deploy_plugin.flavor.convert.graph import add_constant, add_node
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
 from mlflow_deploy_plugin.runtime.schema import Array
 
 
@@ -23,7 +23,7 @@ def restore_missing_directions(graph: Any, fitted: Any) -> None:
 
     skl2onnx 1.20 sends it to the right everywhere; scikit-learn's trees keep the side that training preferred.
     """
-    trees = [part.tree_ for part in parts(fitted) if hasattr(part, "tree_")]
+    trees = [part.tree_ for part in sub_estimators(fitted) if hasattr(part, "tree_")]
     for node in graph.node:
         if not node.op_type.startswith("TreeEnsemble"):
             continue

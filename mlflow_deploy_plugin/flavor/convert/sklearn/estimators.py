@@ -13,14 +13,14 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 _ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder)
 
 
-def unwrap(model: Any) -> Any:
+def best_estimator(model: Any) -> Any:
     """The estimator that a search has found; skl2onnx knows GridSearchCV, but not its relatives."""
     while hasattr(model, "best_estimator_"):
         model = model.best_estimator_
     return model
 
 
-def parts(estimator: Any) -> Iterator[Any]:
+def sub_estimators(estimator: Any) -> Iterator[Any]:
     """The estimator and everything in it that is one, however deep, each once."""
     seen: set[int] = set()
     waiting = [estimator]
@@ -61,11 +61,11 @@ def reads_text(estimator: Any) -> bool:
 
 
 def has_encoder(estimator: Any) -> bool:
-    return any(isinstance(part, _ENCODERS) for part in parts(estimator))
+    return any(isinstance(part, _ENCODERS) for part in sub_estimators(estimator))
 
 
 def encoders(estimator: Any) -> list[Any]:
-    return [part for part in parts(estimator) if isinstance(part, _ENCODERS)]
+    return [part for part in sub_estimators(estimator) if isinstance(part, _ENCODERS)]
 
 
 def encoded_columns(transformer: ColumnTransformer) -> set[str]:

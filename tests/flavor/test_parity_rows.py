@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor.convert.converted import Knowledge
-from mlflow_deploy_plugin.flavor.generate import MINIMUM, parity_rows
+from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
+from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows
 
 
 @pytest.fixture
@@ -22,16 +22,16 @@ def table() -> pd.DataFrame:
 
 
 def _by_source(example, edges=None, parity_data=None, **known):
-    knowledge = Knowledge(edges=edges or {}, **known)
-    return {group.source: group for group in parity_rows(example, parity_data, knowledge)}
+    boundary_values = BoundaryValues(edges=edges or {}, **known)
+    return {group.source: group for group in parity_rows(example, parity_data, boundary_values)}
 
 
 def test_few_rows_become_a_thousand_and_more(table):
     counts = Counter()
-    for group in parity_rows(table, None, Knowledge()):
-        counts[group.source] += batches.rows(group.batch)
+    for group in parity_rows(table, None, BoundaryValues()):
+        counts[group.source] += batches.row_count(group.batch)
 
-    assert sum(counts.values()) >= MINIMUM
+    assert sum(counts.values()) >= MIN_PARITY_ROWS
     assert counts["example"] == 4
 
 
@@ -39,7 +39,7 @@ def test_parity_data_counts_as_given(table):
     groups = _by_source(table, parity_data=table.head(2))
 
     assert not groups["parity_data"].generated
-    assert batches.rows(groups["parity_data"].batch) == 2
+    assert batches.row_count(groups["parity_data"].batch) == 2
 
 
 def test_generated_rows_keep_columns_types_and_ranges(table):
@@ -142,7 +142,7 @@ def test_same_seed_gives_the_same_rows(table):
 def test_matrix_keeps_its_dtype():
     example = {"": np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)}
 
-    for group in parity_rows(example, None, Knowledge(edges={"1": np.array([0.5])})):
+    for group in parity_rows(example, None, BoundaryValues(edges={"1": np.array([0.5])})):
         assert group.batch[""].dtype == np.float32
         assert group.batch[""].shape[1] == 3
 
@@ -150,9 +150,9 @@ def test_matrix_keeps_its_dtype():
 def test_tensors_are_drawn_within_their_range():
     example = {"ids": np.array([[1, 5], [3, 9]]), "image": np.ones((2, 4, 4), np.float32)}
 
-    groups = [group for group in parity_rows(example, None, Knowledge()) if group.source == "ranges"]
+    groups = [group for group in parity_rows(example, None, BoundaryValues()) if group.source == "ranges"]
 
-    assert sum(batches.rows(group.batch) for group in groups) >= MINIMUM - 2
+    assert sum(batches.row_count(group.batch) for group in groups) >= MIN_PARITY_ROWS - 2
     assert all(group.batch["ids"].min() >= 1 and group.batch["ids"].max() <= 9 for group in groups)
     assert {group.batch["image"].shape[1:] for group in groups} == {(4, 4)}
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LinearRegression
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.flavor import reference
+from mlflow_deploy_plugin.flavor import reference_sample
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 
@@ -36,7 +36,7 @@ def test_reference_data_of_its_own(model, table):
 
 
 def test_large_data_is_sampled_in_order(model, table, monkeypatch):
-    monkeypatch.setattr(reference, "MAX_ROWS", 100)
+    monkeypatch.setattr(reference_sample, "MAX_ROWS", 100)
 
     sample = wrap(model, table, event_time="when").reference
 
@@ -47,7 +47,7 @@ def test_large_data_is_sampled_in_order(model, table, monkeypatch):
 
 
 def test_large_tensors_are_bounded_by_their_numbers(monkeypatch):
-    monkeypatch.setattr(reference, "MAX_VALUES", 160)
+    monkeypatch.setattr(reference_sample, "MAX_VALUES", 160)
     random = np.random.default_rng(0)
     rows = random.normal(size=(50, 4))
     model = LinearRegression().fit(rows, rows[:, 0])
@@ -76,7 +76,7 @@ def test_times_without_rows_are_refused(model):
 
 
 def test_wide_answers_are_kept_without_a_python_object_for_each_number():
-    column = reference._arrow(np.arange(24, dtype=np.float32).reshape(4, 3, 2))
+    column = reference_sample._arrow(np.arange(24, dtype=np.float32).reshape(4, 3, 2))
 
     assert column.to_pylist()[1] == [[6.0, 7.0], [8.0, 9.0], [10.0, 11.0]]
     assert column.type == pa.list_(pa.list_(pa.float32()))

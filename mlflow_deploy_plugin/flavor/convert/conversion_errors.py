@@ -36,9 +36,9 @@ _MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|
 _CPP = re.compile(r"\S+ onnxruntime::.*")
 
 
-def way_out(model: Any) -> str:
+def pyfunc_alternative(model: Any) -> str:
     """How a model without an ONNX form is served all the same; empty for what is ONNX already."""
-    if is_ready_onnx(model):
+    if is_onnx(model):
         return ""
     packages = _packages(model)
     flavor = next((_LOG_WITH[package] for package in packages if package in _LOG_WITH), None)
@@ -47,7 +47,7 @@ def way_out(model: Any) -> str:
     return f"Log it with {flavor}, and deploy it by the same command: it is then served as pyfunc"
 
 
-def is_ready_onnx(model: Any) -> bool:
+def is_onnx(model: Any) -> bool:
     """An ONNX model, or the path of its file."""
     return isinstance(model, str | PathLike) or "onnx" in _packages(model)
 
@@ -56,7 +56,7 @@ def _packages(model: Any) -> list[str]:
     return [kind.__module__.split(".")[0] for kind in type(model).__mro__]
 
 
-def explained(error: BaseException, model: Any) -> str:
+def explain_failure(error: BaseException, model: Any) -> str:
     """Why a model is not converted, or its graph not loaded: the step, its option, the reason."""
     options = list(_options(model))
     part = _operator_of(error) or _named_in(error, model)
@@ -64,13 +64,13 @@ def explained(error: BaseException, model: Any) -> str:
         part = options[0][0]
     told = [reason for one, reason in options if part is not None and type(one) is type(part)]
     cause = error.__cause__ or error  # skl2onnx wraps it in a list of attributes
-    reason = told[0] if told else plain(str(cause)) or type(cause).__name__
+    reason = told[0] if told else plain_reason(str(cause)) or type(cause).__name__
     if part is None or type(part) is type(model):
         return f"{type(model).__name__} cannot be converted to ONNX: {reason}"
     return f"{type(model).__name__} cannot be converted to ONNX: {_place(part, model)}: {reason}"
 
 
-def plain(text: str) -> str:
+def plain_reason(text: str) -> str:
     """What a converter or ONNX Runtime says, in one line, without the pointers to its own developers."""
     text = _CLASS.sub(r"\1", " ".join(text.split()))
     if match := _NO_CONVERTER.search(text):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.flavor.compare import difference, margins, spread
+from mlflow_deploy_plugin.flavor.comparison import answer_spread, compare_output, top_margins
 
 CASES = {
     "equal labels": ("label", ["a", "b"], ["a", "b"], [0, 0]),
@@ -21,36 +21,36 @@ CASES = {
 
 @pytest.mark.parametrize(("role", "want", "got", "excess"), CASES.values(), ids=CASES.keys())
 def test_error_is_measured_in_tolerances(role, want, got, excess):
-    measured = difference(role, np.array(want), np.array(got), spread=0.0)
+    measured = compare_output(role, np.array(want), np.array(got), spread=0.0)
 
     np.testing.assert_allclose(measured.excess, excess, rtol=1e-6)
 
 
 def test_values_near_zero_are_measured_on_the_spread():
-    measured = difference("values", np.array([0.0]), np.array([1e-3]), spread=10.0)
+    measured = compare_output("values", np.array([0.0]), np.array([1e-3]), spread=10.0)
 
     assert measured.excess[0] == pytest.approx(1.0)
 
 
 def test_another_shape_is_beyond_every_tolerance():
-    assert np.isinf(difference("values", np.zeros(2), np.zeros((2, 1)), 1.0).excess).all()
+    assert np.isinf(compare_output("values", np.zeros(2), np.zeros((2, 1)), 1.0).excess).all()
 
 
 def test_margin_is_the_lead_of_the_best_label():
-    np.testing.assert_allclose(margins(np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])), [0.2, 0.0])
-    np.testing.assert_allclose(margins(np.array([-0.3, 0.1])), [0.3, 0.1])
+    np.testing.assert_allclose(top_margins(np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])), [0.2, 0.0])
+    np.testing.assert_allclose(top_margins(np.array([-0.3, 0.1])), [0.3, 0.1])
 
 
 def test_spread_is_that_of_each_value_of_a_row():
     answers = np.c_[np.arange(100.0), np.arange(100.0) / 10, np.full(100, 7.0)]
 
-    by_value = spread(answers)
+    by_value = answer_spread(answers)
 
     assert by_value[:2] == pytest.approx([np.std(answers[:, 0]), np.std(answers[:, 1])])
     assert by_value[2] == pytest.approx(np.std(answers) / 1000)  # no finer than 32 bits resolve beside the others
 
 
 def test_spread_of_few_rows_is_that_of_all_their_values():
-    assert spread(np.array([[1.0, 3.0]])) == 1.0
-    assert spread(np.array([np.nan, np.inf])) == 0.0
-    assert spread(np.array(["a", "b"])) == 0.0
+    assert answer_spread(np.array([[1.0, 3.0]])) == 1.0
+    assert answer_spread(np.array([np.nan, np.inf])) == 0.0
+    assert answer_spread(np.array(["a", "b"])) == 0.0

@@ -13,12 +13,12 @@ from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, ModelE
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert import converter_for
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, Original
-from mlflow_deploy_plugin.flavor.convert.obstacle import explained, is_ready_onnx
-from mlflow_deploy_plugin.flavor.generate import MINIMUM, parity_rows
-from mlflow_deploy_plugin.flavor.parity import Rows, prove
-from mlflow_deploy_plugin.flavor.report import ParityReport
-from mlflow_deploy_plugin.flavor.section import write_section
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, is_onnx
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel
+from mlflow_deploy_plugin.flavor.mlmodel import write_mlmodel
+from mlflow_deploy_plugin.flavor.parity import RowGroup, prove_parity
+from mlflow_deploy_plugin.flavor.parity_report import ParityReport
+from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows
 from mlflow_deploy_plugin.flavor.signature import declared_schema, graph_signature, output_schema, signature_of
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.schema import Array
@@ -31,7 +31,7 @@ _HEAD = slice(0, 3)
 
 
 @dataclass(frozen=True)
-class Form:
+class OnnxForm:
     """One ONNX form, as it runs from its draft, and how it compares with the original."""
 
     converted: ConvertedModel
@@ -40,14 +40,14 @@ class Form:
     report: ParityReport
 
 
-def best_form(
+def select_form(
     folder: Path,
     model: Any,
     example: Batch | None,
     parity_data: Batch | None,
     signature: ModelSignature | None,
     predict_fn: PredictFunction,
-) -> Form:
+) -> OnnxForm:
     """The first form without doubts, else the one that comes closest to the original.
 
     Args:
@@ -56,9 +56,9 @@ def best_form(
     Raises:
         ConversionError: no form can be made, or run.
     """
-    best: Form | None = None
+    best: OnnxForm | None = None
     failure: ModelError | None = None
-    trials = _Trials(example, parity_data, signature, predict_fn)
+    trials = _FormTrials(example, parity_data, signature, predict_fn)
     for position, make in enumerate(converter_for(model).forms(model, example, predict_fn)):
         try:
             draft = folder / str(position)
@@ -68,7 +68,7 @@ def best_form(
             failure = failure or error
             continue
         except InvalidArtifact as error:
-            failure = failure or (error if is_ready_onnx(model) else ConversionError(explained(error, model)))
+            failure = failure or (error if is_onnx(model) else ConversionError(explain_failure(error, model)))
             continue
         _logger.debug("form %d: %s", position, form.report.as_dict())
         if best is None or form.report.doubts < best.report.doubts:
@@ -80,7 +80,7 @@ def best_form(
     return best
 
 
-class _Trials:
+class _FormTrials:
     """All forms of a model are compared on the same rows, for which the original is asked once."""
 
     def __init__(
@@ -92,26 +92,26 @@ class _Trials:
     ) -> None:
         self._example, self._parity_data = example, parity_data
         self._signature, self._predict_fn = signature, predict_fn
-        self._rows: list[Rows] = []
+        self._rows: list[RowGroup] = []
         self._answers: dict[int, dict[str, Array]] = {}
 
-    def run(self, draft: Path, converted: ConvertedModel) -> Form:
+    def run(self, draft: Path, converted: ConvertedModel) -> OnnxForm:
         given = self._signature or _signature(converted, self._example)
-        write_section(draft, Model(signature=given), converted, self._predict_fn, {})
+        write_mlmodel(draft, Model(signature=given), converted, self._predict_fn, {})
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if self._example is None or converted.original is None:
-            return Form(converted, runnable, given, ParityReport("no-original"))
+            return OnnxForm(converted, runnable, given, ParityReport("no-original"))
         asked = replace(converted, original=self._once(converted.original))
-        report = prove(runnable, asked, self._same_rows(self._example, converted), MINIMUM)
-        return Form(converted, runnable, given, report)
+        report = prove_parity(runnable, asked, self._same_rows(self._example, converted), MIN_PARITY_ROWS)
+        return OnnxForm(converted, runnable, given, report)
 
-    def _same_rows(self, example: Batch, converted: ConvertedModel) -> Iterable[Rows]:
+    def _same_rows(self, example: Batch, converted: ConvertedModel) -> Iterable[RowGroup]:
         if not isinstance(example, pd.DataFrame):  # tensors may be large, and have one form: they are not kept
-            return parity_rows(example, self._parity_data, converted.knowledge)
-        self._rows = self._rows or list(parity_rows(example, self._parity_data, converted.knowledge))
+            return parity_rows(example, self._parity_data, converted.boundary_values)
+        self._rows = self._rows or list(parity_rows(example, self._parity_data, converted.boundary_values))
         return self._rows
 
-    def _once(self, original: Original) -> Original:
+    def _once(self, original: OriginalModel) -> OriginalModel:
         def remembered(batch: Batch) -> dict[str, Array]:
             if not any(batch is group.batch for group in self._rows):
                 return original(batch)
@@ -130,6 +130,6 @@ def _signature(converted: ConvertedModel, example: Batch | None) -> ModelSignatu
         return ModelSignature(
             inputs=declared_schema(example, converted.inputs), outputs=output_schema(converted.outputs)
         )
-    answers = converted.original(batches.take(example, _HEAD))
+    answers = converted.original(batches.take_rows(example, _HEAD))
     names = converted.prediction
     return signature_of(example, answers[names[0]] if len(names) == 1 else {name: answers[name] for name in names})

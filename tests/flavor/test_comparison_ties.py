@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.flavor.ties import unstable
+from mlflow_deploy_plugin.flavor.comparison import changes_within_one_step
 
 
 def test_row_on_an_edge_is_unstable_and_one_beside_it_is_not():
@@ -10,7 +10,7 @@ def test_row_on_an_edge_is_unstable_and_one_beside_it_is_not():
     def answers_otherwise(moved, origin):
         return (moved.a > 0.5).to_numpy() != (table.a.to_numpy() > 0.5)[origin]
 
-    assert unstable(table, answers_otherwise).tolist() == [True, False, True]
+    assert changes_within_one_step(table, answers_otherwise).tolist() == [True, False, True]
 
 
 def test_matrix_is_moved_column_by_column():
@@ -19,13 +19,13 @@ def test_matrix_is_moved_column_by_column():
     def answers_otherwise(moved, origin):
         return (moved[""][:, 0] > 0.5) != (matrix[""][:, 0] > 0.5)[origin]
 
-    assert unstable(matrix, answers_otherwise).tolist() == [True, False]
+    assert changes_within_one_step(matrix, answers_otherwise).tolist() == [True, False]
 
 
 def test_rows_without_fractions_are_never_unstable():
     table = pd.DataFrame({"n": [1, 2]})
 
-    assert unstable(table, lambda moved, origin: np.ones(len(origin), bool)).tolist() == [False, False]
+    assert changes_within_one_step(table, lambda moved, origin: np.ones(len(origin), bool)).tolist() == [False, False]
 
 
 def test_column_of_nullable_floats_is_moved_too():
@@ -35,7 +35,7 @@ def test_column_of_nullable_floats_is_moved_too():
         assert moved.a.dtype == "Float64"
         return (moved.a > 0.5).fillna(False).to_numpy(bool) != (table.a > 0.5).fillna(False).to_numpy(bool)[origin]
 
-    assert unstable(table, answers_otherwise).tolist() == [True, False, False]
+    assert changes_within_one_step(table, answers_otherwise).tolist() == [True, False, False]
 
 
 def test_wide_rows_are_moved_a_few_columns_at_a_time():
@@ -45,6 +45,6 @@ def test_wide_rows_are_moved_a_few_columns_at_a_time():
         sizes.append(len(origin))
         return moved[""][:, -1] > 1
 
-    assert unstable({"": np.ones((3, 500))}, answers_otherwise).all()
+    assert changes_within_one_step({"": np.ones((3, 500))}, answers_otherwise).all()
     assert sum(sizes) == 3 * 2 * 500
     assert max(sizes) <= 100

@@ -25,8 +25,8 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from mlflow_deploy_plugin.flavor.convert.converted import Knowledge
-from mlflow_deploy_plugin.flavor.convert.sklearn.steps import column_names, unwrap
+from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, column_names
 from mlflow_deploy_plugin.runtime.schema import Array
 
 _SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
@@ -64,14 +64,14 @@ class _Found:
         )
 
 
-def knowledge_of(fitted: Any, names: list[str]) -> Knowledge:
+def boundary_values_of(fitted: Any, names: list[str]) -> BoundaryValues:
     """What the estimator knows of the columns with these names, as far as it can be traced back to them."""
     found = _known(fitted)
 
     def named(values: dict[int, Any]) -> dict[str, Any]:
         return {names[position]: value for position, value in values.items() if position < len(names)}
 
-    return Knowledge(
+    return BoundaryValues(
         edges={name: _some(np.unique(np.concatenate(parts))) for name, parts in named(found.edges).items()},
         categories={name: tuple(_some(values)) for name, values in named(found.categories).items()},
         texts={name: tuple(_some(sorted(terms, key=str.isascii))) for name, terms in named(found.texts).items()},
@@ -80,7 +80,7 @@ def knowledge_of(fitted: Any, names: list[str]) -> Knowledge:
 
 
 def _known(estimator: Any) -> _Found:
-    estimator = unwrap(estimator)
+    estimator = best_estimator(estimator)
     if isinstance(estimator, Pipeline):
         found = _known(estimator.steps[-1][1])
         for _, step in reversed(estimator.steps[:-1]):

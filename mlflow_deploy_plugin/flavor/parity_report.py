@@ -88,7 +88,7 @@ class ParityReport:
         return named
 
 
-def refusal(report: ParityReport) -> ParityError:
+def parity_error(report: ParityReport) -> ParityError:
     """The error for a model that answers otherwise, with the worst rows as a small table."""
     if report.problem:
         return ParityError(f"the ONNX form cannot answer what the original answers: {report.problem}")

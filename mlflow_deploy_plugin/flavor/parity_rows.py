@@ -16,11 +16,11 @@ import pandas as pd
 
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch, columns_of
-from mlflow_deploy_plugin.flavor.convert.converted import Knowledge
-from mlflow_deploy_plugin.flavor.parity import Rows
+from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
+from mlflow_deploy_plugin.flavor.parity import RowGroup
 from mlflow_deploy_plugin.runtime.schema import Array
 
-MINIMUM = 1_000
+MIN_PARITY_ROWS = 1_000
 """Rows that parity is proven on at least."""
 
 _GIVEN_MAX = 5_000  # rows of the example, and of parity_data, that are compared
@@ -40,33 +40,35 @@ _CHANGED_COLUMNS = 100
 _CHUNK_ELEMENTS = 4_000_000  # of a tensor, at once in memory
 
 
-def parity_rows(example: Batch, parity_data: Batch | None, knowledge: Knowledge, seed: int = 0) -> Iterator[Rows]:
+def parity_rows(
+    example: Batch, parity_data: Batch | None, boundary_values: BoundaryValues, seed: int = 0
+) -> Iterator[RowGroup]:
     """The example, `parity_data`, and generated rows, at least `MINIMUM` together."""
     random = np.random.default_rng(seed)
     given = 0
     for source, data in (("example", example), ("parity_data", parity_data)):
         if data is not None:
             for part in _chunks(_sample(data, random)):
-                given += batches.rows(part)
-                yield Rows(source, part, generated=False)
+                given += batches.row_count(part)
+                yield RowGroup(source, part, generated=False)
     if isinstance(example, pd.DataFrame):
-        yield from _table_rows(example, knowledge, random, MINIMUM - given)
+        yield from _table_rows(example, boundary_values, random, MIN_PARITY_ROWS - given)
     elif (matrix := _only_matrix(example)) is not None:
         name, array = matrix
         table = pd.DataFrame(array, columns=[str(position) for position in range(array.shape[1])])
-        for group in _table_rows(table, knowledge, random, MINIMUM - given):
+        for group in _table_rows(table, boundary_values, random, MIN_PARITY_ROWS - given):
             if group.source == "missing" and array.dtype.kind in "OUT":
                 continue  # no signature of tensors has a missing text
             yield replace(group, batch={name: pd.DataFrame(group.batch).to_numpy(dtype=array.dtype)})
     else:
-        yield from _tensor_rows(example, random, max(MINIMUM - given, 200))
+        yield from _tensor_rows(example, random, max(MIN_PARITY_ROWS - given, 200))
 
 
 def _sample(data: Batch, random: np.random.Generator) -> Batch:
-    count = batches.rows(data)
+    count = batches.row_count(data)
     if count <= _GIVEN_MAX:
         return data
-    return batches.take(data, np.sort(random.choice(count, _GIVEN_MAX, replace=False)))
+    return batches.take_rows(data, np.sort(random.choice(count, _GIVEN_MAX, replace=False)))
 
 
 def _chunks(data: Batch) -> Iterator[Batch]:
@@ -89,38 +91,40 @@ def _only_matrix(example: dict[str, Array]) -> tuple[str, Array] | None:
 
 
 def _table_rows(
-    example: pd.DataFrame, knowledge: Knowledge, random: np.random.Generator, wanted: int
-) -> Iterator[Rows]:
-    yield Rows("ranges", _draw(example, random, 600, _in_range))
-    yield Rows("observed", _draw(example, random, max(wanted, 400), _observed))
-    yield from _known_rows(example, knowledge, random)
+    example: pd.DataFrame, boundary_values: BoundaryValues, random: np.random.Generator, wanted: int
+) -> Iterator[RowGroup]:
+    yield RowGroup("ranges", _draw(example, random, 600, _in_range))
+    yield RowGroup("observed", _draw(example, random, max(wanted, 400), _observed))
+    yield from _known_rows(example, boundary_values, random)
     for source, fits, count, change in _CHANGES:
         if names := _some_columns(example, fits, count, random):
             changed = [change(_some_rows(example, random, count), name) for name in names]
-            yield Rows(source, pd.concat(changed, ignore_index=True), block=count)
+            yield RowGroup(source, pd.concat(changed, ignore_index=True), block=count)
     if any(_is_number(example[name]) for name in example):
-        yield Rows("far together", _far_together(example, random), block=len(_FAR_TOGETHER), alone=True)
+        yield RowGroup("far together", _far_together(example, random), block=len(_FAR_TOGETHER), alone=True)
 
 
-def _known_rows(example: pd.DataFrame, knowledge: Knowledge, random: np.random.Generator) -> Iterator[Rows]:
+def _known_rows(
+    example: pd.DataFrame, boundary_values: BoundaryValues, random: np.random.Generator
+) -> Iterator[RowGroup]:
     """Rows by which the model itself can be told from another."""
-    if knowledge.edges:
-        yield Rows("thresholds", _at_edges(example, knowledge, random))
-    for learned in knowledge.rows:
-        yield Rows("learned", _learned(example, learned, random, _LEARNED_ROWS))
-        yield Rows("halfway", _learned(example, learned, random, _LEARNED_ROWS, halfway=True), may_tie=True)
-    for name, categories in knowledge.categories.items():
+    if boundary_values.edges:
+        yield RowGroup("thresholds", _at_edges(example, boundary_values, random))
+    for learned in boundary_values.rows:
+        yield RowGroup("learned", _learned(example, learned, random, _LEARNED_ROWS))
+        yield RowGroup("halfway", _learned(example, learned, random, _LEARNED_ROWS, halfway=True), may_tie=True)
+    for name, categories in boundary_values.categories.items():
         for source, values in (("categories", list(categories)), ("near categories", _near(categories))):
             if not values:
                 continue
             chosen = [values[position] for position in random.permutation(len(values))[:_CATEGORY_ROWS]]
             table = _some_rows(example, random, len(chosen))
             with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
-                yield Rows(source, table.assign(**{name: _as(chosen, example[name].dtype)}), block=_UNSEEN_ROWS)
-    for name, terms in knowledge.texts.items():
+                yield RowGroup(source, table.assign(**{name: _as(chosen, example[name].dtype)}), block=_UNSEEN_ROWS)
+    for name, terms in boundary_values.texts.items():
         texts = list(_sentences(terms, random))
         table = _some_rows(example, random, len(texts)).assign(**{name: _as(texts, example[name].dtype)})
-        yield Rows("vocabulary", table, alone=True)
+        yield RowGroup("vocabulary", table, alone=True)
 
 
 def _some_rows(example: pd.DataFrame, random: np.random.Generator, count: int) -> pd.DataFrame:
@@ -168,10 +172,10 @@ def _finite_range(values: Array) -> tuple[float, float]:
     return (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
 
 
-def _at_edges(example: pd.DataFrame, knowledge: Knowledge, random: np.random.Generator) -> pd.DataFrame:
+def _at_edges(example: pd.DataFrame, boundary_values: BoundaryValues, random: np.random.Generator) -> pd.DataFrame:
     """Observed rows whose columns stand on an edge, on its 32-bit rounding, between both, or one step beside them."""
     table = _some_rows(example, random, _THRESHOLD_ROWS)
-    for name, values in knowledge.edges.items():
+    for name, values in boundary_values.edges.items():
         series = table[name]
         numbers = values[np.abs(values) < np.finfo(np.float32).max]
         if not _is_number(series) or not len(numbers):
@@ -317,13 +321,15 @@ _CHANGES: tuple[tuple[str, Any, int, Callable[[pd.DataFrame, Any], pd.DataFrame]
 """One column of each row changed: the source, which columns, how many rows of each, and how."""
 
 
-def _tensor_rows(example: dict[str, Array], random: np.random.Generator, wanted: int) -> Iterator[Rows]:
+def _tensor_rows(example: dict[str, Array], random: np.random.Generator, wanted: int) -> Iterator[RowGroup]:
     """The example with noise of a tenth of its range, and noise alone; integers within what was observed."""
     chunk = min(_chunk_rows(example), 256)
     for position, start in enumerate(range(0, wanted, chunk)):
         count = min(chunk, wanted - start)
-        rows = random.integers(0, batches.rows(example), count)
-        yield Rows("ranges", {name: _noisy(array, rows, random, position % 2 == 0) for name, array in example.items()})
+        rows = random.integers(0, batches.row_count(example), count)
+        yield RowGroup(
+            "ranges", {name: _noisy(array, rows, random, position % 2 == 0) for name, array in example.items()}
+        )
 
 
 def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool) -> Array:

@@ -1,8 +1,9 @@
-"""Where a model comes from: git commit, dataset digest, the exact environment."""
+"""The part of a saved model that the runtime reads: the ONNX file, and the flavor's section in the MLmodel file."""
 
 import hashlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,57 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from mlflow.models import Model
 
+from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
+from mlflow_deploy_plugin.runtime.artifact import FLAVOR
+from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL
+from mlflow_deploy_plugin.version import __version__
 
-LOCK = "requirements.lock"
+ONNX_FILE = "model.onnx"
+
+
+def write_mlmodel(
+    folder: Path, model: Model, converted: ConvertedModel, predict_fn: str, proofs: Mapping[str, Any]
+) -> None:
+    """What `runtime.OnnxModel` reads: the ONNX file, and the flavor's section in the MLmodel file.
+
+    Raises:
+        ConversionError: the weights do not fit into one ONNX file.
+    """
+    try:
+        graph = converted.proto.SerializeToString()
+    except Exception as error:  # noqa: BLE001 - protobuf's own classes differ between its implementations
+        raise ConversionError(f"the model does not fit into one ONNX file of 2 GB: {error}") from None
+    (folder / ONNX_FILE).write_bytes(graph)
+    model.add_flavor(
+        FLAVOR,
+        data=ONNX_FILE,
+        digests={ONNX_FILE: f"sha256:{hashlib.sha256(graph).hexdigest()}"},  # who fetches it compares
+        onnxserve_version=__version__,
+        framework=converted.framework,
+        framework_version=converted.framework_version,
+        inputs=[
+            {"name": entry.name, "dtype": entry.dtype, "shape": list(entry.shape)}
+            | ({"columns": list(entry.columns)} if entry.columns else {})
+            | ({"missing": entry.missing} if entry.missing is not None else {})
+            for entry in converted.inputs
+        ],
+        outputs=[
+            {"name": output.name, "dtype": output.dtype, "shape": list(output.shape), "role": output.role}
+            for output in converted.outputs
+        ],
+        prediction=list(converted.prediction),
+        classes=list(converted.classes),
+        predict_fn=predict_fn,
+        **proofs,
+    )
+    model.save(str(folder / MLMODEL))
+
+
+LOCK_FILE = "requirements.lock"
 
 
 def environment_lock() -> str:
@@ -29,7 +77,7 @@ def environment_lock() -> str:
     return "".join(f"{installed[name]}\n" for name in sorted(installed))
 
 
-def provenance(batch: Batch | None, lock: str, folder: Path | None = None) -> dict[str, Any]:
+def provenance_section(batch: Batch | None, lock: str, folder: Path | None = None) -> dict[str, Any]:
     """The section `provenance` of the MLmodel file.
 
     Args:
@@ -40,7 +88,7 @@ def provenance(batch: Batch | None, lock: str, folder: Path | None = None) -> di
     found = {
         **_git(folder or Path.cwd()),
         **_dataset(batch),
-        "environment": LOCK,
+        "environment": LOCK_FILE,
         "environment_digest": hashlib.sha256(lock.encode()).hexdigest()[:16],
         "python_version": platform.python_version(),
     }
@@ -71,10 +119,10 @@ def _dataset(batch: Batch | None) -> dict[str, Any]:
         if inputs:
             dataset = inputs[-1].dataset
             return {"dataset_digest": dataset.digest, "dataset_name": dataset.name}
-    return {} if batch is None else {"dataset_digest": digest(batch), "dataset_name": "reference"}
+    return {} if batch is None else {"dataset_digest": data_digest(batch), "dataset_name": "reference"}
 
 
-def digest(batch: Batch) -> str:
+def data_digest(batch: Batch) -> str:
     """SHA-256 over names, types and values, the first 16 digits; equal data gives equal digests on every machine."""
     summary = hashlib.sha256()
     if isinstance(batch, pd.DataFrame):

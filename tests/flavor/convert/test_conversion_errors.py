@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
 from mlflow_deploy_plugin.errors import ConversionError, ModelError
-from mlflow_deploy_plugin.flavor.convert.obstacle import plain, way_out
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason, pyfunc_alternative
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 RANDOM = np.random.default_rng(0)
@@ -108,7 +108,7 @@ def test_an_object_of_another_framework_has_a_way_too(model, called):
 
 
 def test_what_is_onnx_already_has_no_other_way(tmp_path):
-    assert way_out(tmp_path / "model.onnx") == ""
+    assert pyfunc_alternative(tmp_path / "model.onnx") == ""
 
 
 @pytest.mark.parametrize(
@@ -124,5 +124,5 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path):
     ],
 )
 def test_a_converters_words_are_put_plainly(said, plainly):
-    assert plain(said).startswith(plainly)
-    assert "://" not in plain(said)
+    assert plain_reason(said).startswith(plainly)
+    assert "://" not in plain_reason(said)

@@ -17,10 +17,10 @@ from mlflow.models.utils import _save_example
 from mlflow.utils.file_utils import get_total_file_size
 from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_and_prepare_target_save_path
 
-from mlflow_deploy_plugin.flavor import provenance, reference
+from mlflow_deploy_plugin.flavor import mlmodel, reference_sample
+from mlflow_deploy_plugin.flavor.mlmodel import ONNX_FILE, write_mlmodel
 from mlflow_deploy_plugin.flavor.pyfunc import DEFAULT_CONFIG
-from mlflow_deploy_plugin.flavor.section import ONNX_FILE, write_section
-from mlflow_deploy_plugin.flavor.wrap import Wrapped
+from mlflow_deploy_plugin.flavor.wrap import WrappedModel
 from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL
 from mlflow_deploy_plugin.runtime.session import onnxruntime
 from mlflow_deploy_plugin.version import __version__
@@ -32,7 +32,7 @@ _LOADER = "mlflow_deploy_plugin.flavor"
 
 def save_model(
     path: str | Path,
-    wrapped: Wrapped,
+    wrapped: WrappedModel,
     mlflow_model: Model | None = None,
     *,
     predict_fn: str = "predict",
@@ -70,19 +70,19 @@ def save_model(
         code=code,
     )
     (folder / PARITY_FILE).write_text(json.dumps(wrapped.report.as_dict(), indent=2, allow_nan=False) + "\n")
-    (folder / provenance.LOCK).write_text(wrapped.lock)
+    (folder / mlmodel.LOCK_FILE).write_text(wrapped.lock)
     if wrapped.reference is not None:
-        reference.write_reference(wrapped.reference, folder)
-    write_section(folder, model, wrapped.converted, predict_fn, _proofs(wrapped))
+        reference_sample.write_reference(wrapped.reference, folder)
+    write_mlmodel(folder, model, wrapped.converted, predict_fn, _proofs(wrapped))
     model.model_size_bytes = get_total_file_size(str(folder))
     model.save(str(folder / MLMODEL))
     _write_environment(folder, conda_env, pip_requirements, extra_pip_requirements)
 
 
-def _proofs(wrapped: Wrapped) -> dict[str, Any]:
+def _proofs(wrapped: WrappedModel) -> dict[str, Any]:
     proofs: dict[str, Any] = {"parity": wrapped.report.figures(), "provenance": dict(wrapped.provenance)}
     if wrapped.reference is not None:
-        proofs["reference"] = {"data": reference.FILE, "rows": wrapped.reference.num_rows}
+        proofs["reference"] = {"data": reference_sample.REFERENCE_FILE, "rows": wrapped.reference.num_rows}
     return proofs
 
 

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, as_rows
 from mlflow_deploy_plugin.runtime.schema import Array
 
-FILE = "reference.parquet"
+REFERENCE_FILE = "reference.parquet"
 MAX_ROWS = 100_000
 MAX_VALUES = 20_000_000
 """Numbers that a sample of tensors may hold: images are large, and drift needs few of them."""
@@ -23,19 +23,19 @@ MAX_VALUES = 20_000_000
 _CHUNK = 10_000
 
 
-def reference_sample(model: OnnxModel, data: Batch, times: Array | None, seed: int = 0) -> pa.Table:
+def sample_reference(model: OnnxModel, data: Batch, times: Array | None, seed: int = 0) -> pa.Table:
     """A uniform sample of at most `MAX_ROWS` rows (`MAX_VALUES` numbers) in order, with the saved model's own answers.
 
     Args:
         times: [N] event times (datetime64, UTC), kept as the column `_event_time`; None: there are none.
     """
-    count = batches.rows(data)
+    count = batches.row_count(data)
     if count > (most := _most_rows(data)):
         chosen = np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
-        data, times = batches.take(data, chosen), None if times is None else times[chosen]
+        data, times = batches.take_rows(data, chosen), None if times is None else times[chosen]
     parts: list[dict[str, Array]] = []
     for part in batches.chunks(data, _CHUNK):
-        feeds = batches.feed(model.schema, part)
+        feeds = batches.to_feeds(model.schema, part)
         parts.append(as_rows(model.schema, model.artifact.prediction, feeds, model.run(feeds)))
     columns = {name: _arrow(np.concatenate([part[name] for part in parts])) for name in parts[0]}
     if times is not None:
@@ -53,10 +53,10 @@ def _most_rows(data: Batch) -> int:
 
 
 def write_reference(table: pa.Table, folder: Path) -> None:
-    pq.write_table(table, folder / FILE, compression="zstd")
+    pq.write_table(table, folder / REFERENCE_FILE, compression="zstd")
 
 
-def event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
+def split_event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
     """The event times in UTC, and the data without them.
 
     Args:
