@@ -2,7 +2,9 @@
 
 import builtins
 import importlib
+import re
 import sys
+from importlib.metadata import requires
 from typing import Any
 
 import click
@@ -83,11 +85,25 @@ class _Commands(click.Group):
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("mlflow_deploy_plugin"):
                 raise
-            _fail(f"this command needs {error.name}, which is not installed here (the images hold what `serve` needs)")
+            _fail(f"this command needs {error.name}, which is not installed here: {_where_to_get(error.name)}")
         except Exception as error:
             if not _is_mlflow_error(error):
                 raise
             _fail(" ".join(str(error).split()))
+
+
+def _where_to_get(module: str) -> str:
+    """Return the pip command that brings a module, by what the installed distribution says of its extras."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    wanted = canonicalize_name(module.partition(".")[0])
+    for line in requires("mlflow-onnxserve") or []:
+        requirement = Requirement(line)
+        if canonicalize_name(requirement.name) == wanted:
+            extra = re.search(r"extra == .(\w+)", line)
+            return f"pip install 'mlflow-onnxserve[{extra[1]}]'" if extra else "the images hold what `serve` needs"
+    return f"pip install {module.partition('.')[0]}"
 
 
 def _is_mlflow_error(error: Exception) -> bool:

@@ -28,6 +28,10 @@ LEFT_OUT = {
 }
 ROOMS = {
     "cpu": "from mlflow_deploy_plugin.runtime.session import onnxruntime; onnxruntime().InferenceSession",
+    "monitoring": "import evidently, matplotlib, apprise, mlflow_deploy_plugin.inference_log.query, "
+    "mlflow_deploy_plugin.monitoring.run, mlflow_deploy_plugin.monitoring.reports, mlflow_deploy_plugin.cli.drift",
+    "controller": "import mlflow_deploy_plugin.controller.beside, mlflow_deploy_plugin.cli.controller",
+    "ui": "import mlflow_deploy_plugin.ui.app",
     "sklearn": "import mlflow_deploy_plugin.flavor.convert.sklearn",
     "torch": "import mlflow_deploy_plugin.flavor.convert.torch, onnxscript",
     "s3": "import boto3, mlflow_deploy_plugin.inference_log.storage",
@@ -39,7 +43,7 @@ ROOMS = {
     "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
     "from mlflow_deploy_plugin.server.tracing import open_tracer; assert open_tracer()",
 }
-NEEDS_AN_EXTRA = {"skl2onnx", "torch", "shap", "grpc"}
+NEEDS_AN_EXTRA = {"apscheduler", "duckdb", "grpc", "scipy", "shap", "sklearn", "torch"}
 """What a module of the package may lack in an environment without extras."""
 
 _IMPORT_ALL = f"""
