@@ -43,7 +43,7 @@ ROOMS = {
     "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
     "from mlflow_deploy_plugin.server.tracing import open_tracer; assert open_tracer()",
 }
-NEEDS_AN_EXTRA = {"apscheduler", "duckdb", "grpc", "scipy", "shap", "sklearn", "torch"}
+NEEDS_AN_EXTRA = {"duckdb", "grpc", "scipy", "shap", "sklearn", "torch"}
 """What a module of the package may lack in an environment without extras."""
 
 _IMPORT_ALL = f"""
@@ -129,6 +129,15 @@ def test_without_extras_everything_but_their_rooms_is_imported(
     missing = _output([python, "-W", "ignore", "-c", _IMPORT_ALL], cwd=tmp_path).split()
     assert set(missing) == NEEDS_AN_EXTRA
     assert "Usage: onnxserve" in _output([python.with_name("onnxserve"), "--help"], cwd=tmp_path)
+    assert "there are no deployments" in _output([python.with_name("onnxserve"), "list"], cwd=tmp_path)
+    judged = subprocess.run(
+        [python.with_name("onnxserve"), "log", "stats", "flights"],
+        cwd=tmp_path, env=shell(Path(sys.prefix), tmp_path), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert judged.returncode == 1
+    assert judged.stderr == (
+        "Error: this command needs duckdb, which is not installed here: pip install 'mlflow-onnxserve[monitoring]'\n"
+    )
 
 
 @pytest.mark.parametrize("extra", ROOMS)
