@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mlflow_deploy_plugin.cli.quiet import keep_quiet
+from mlflow_deploy_plugin.cli.quiet import disable_telemetry
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.registry.connection import set_service_timeouts
@@ -36,11 +36,11 @@ _COMMANDS = {
     "drift": ("mlflow_deploy_plugin.cli.drift", "Judge captured traffic against the model's reference."),
 }
 """Name → (module that has a command of this name, what `--help` says)."""
-_MLFLOWS = ("create", "delete", "explain", "get", "help", "update")
+_MLFLOW_COMMANDS = ("create", "delete", "explain", "get", "help", "update")
 """Commands of `mlflow deployments` that ours do not repeat, and that people look for here."""
 
 
-class _Commands(click.Group):
+class _LazyCommands(click.Group):
     """Commands that are imported when they are asked for: `onnxserve --help` and `serve` do not wait for MLflow."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -60,7 +60,7 @@ class _Commands(click.Group):
         name = args[0]
         if name not in _COMMANDS and not name.startswith("-"):
             hint = did_you_mean(name, _COMMANDS, "`onnxserve --help` lists them")
-            if name in _MLFLOWS:
+            if name in _MLFLOW_COMMANDS:
                 hint = f"; MLflow's own is meant: `mlflow deployments {name} -t onnxserve --name NAME`"
             raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
@@ -117,7 +117,7 @@ def _fail(message: str) -> None:
     sys.exit(1)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["--help"]})
+@click.group(cls=_LazyCommands, context_settings={"help_option_names": ["--help"]})
 @click.version_option(__version__, prog_name="onnxserve")
 def main() -> None:
     """Serve MLflow models as ONNX, and watch them.
@@ -132,5 +132,5 @@ def main() -> None:
     Exit status: 0 where it was done, 1 where it was not, 2 where the command line makes no sense. Why not is one line
     on standard error; a command that gives 1 for anything else says so in its help.
     """
-    keep_quiet()
+    disable_telemetry()
     set_service_timeouts()  # by default a command would hang for minutes if MLflow is down

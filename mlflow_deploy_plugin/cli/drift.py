@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import click
 
-from mlflow_deploy_plugin.cli.gate import say
-from mlflow_deploy_plugin.cli.monitor import judge_window, monitor_option, show_judgement, window_option
+from mlflow_deploy_plugin.cli.gate import show_progress
+from mlflow_deploy_plugin.cli.monitor import judge_window, monitor_option, show_result, window_option
 from mlflow_deploy_plugin.cli.options import output_option
 
 
@@ -72,14 +72,14 @@ def _judge_files(name: str, rows: str, reference: str, output: str, **bounds: fl
     from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
     from mlflow_deploy_plugin.settings import load_settings
 
-    say(f"judging {rows} beside {reference}")  # before seconds of imports
-    show_judgement(
+    show_progress(f"judging {rows} beside {reference}")  # before seconds of imports
+    show_result(
         *run_files(
             name,
             rows,
             reference,
             load_settings(),
-            lambda question: judge_and_log(replace(question, progress=say)),
+            lambda question: judge_and_log(replace(question, progress=show_progress)),
             **bounds,
         ),
         output,

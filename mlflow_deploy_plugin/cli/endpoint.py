@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from mlflow_deploy_plugin.cli.columns import aligned
+from mlflow_deploy_plugin.cli.columns import align_columns
 from mlflow_deploy_plugin.cli.opened import opened_deployments
 from mlflow_deploy_plugin.cli.options import output_option, why_option
-from mlflow_deploy_plugin.cli.pairs import pairs
+from mlflow_deploy_plugin.cli.pairs import key_values
 
 _config = click.option(
     "-C",
@@ -49,7 +49,7 @@ def create(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     Its server starts with the first deployment.
     """
     with opened_deployments() as deployments:
-        _show(deployments.create_endpoint(name, pairs(config), why), output)
+        _show(deployments.create_endpoint(name, key_values(config), why), output)
 
 
 @endpoint.command()
@@ -63,7 +63,7 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     Only a change of server.… restarts its server; what fails changes nothing.
     """
     with opened_deployments() as deployments:
-        _show(deployments.update_endpoint(name, pairs(config), why), output)
+        _show(deployments.update_endpoint(name, key_values(config), why), output)
 
 
 @endpoint.command()
@@ -81,7 +81,7 @@ def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
       onnxserve endpoint traffic flights champion=95 challenger=5
     """
     with opened_deployments() as deployments:
-        _show(deployments.set_traffic(name, pairs(weights, "traffic"), why), output)
+        _show(deployments.set_traffic(name, key_values(weights, "traffic"), why), output)
 
 
 @endpoint.command()
@@ -118,10 +118,10 @@ def list_(output: str) -> None:
 
     `onnxserve list` shows their deployments and monitors, too.
     """
-    from mlflow_deploy_plugin.deployments.description import summaries_of_endpoints
+    from mlflow_deploy_plugin.deployments.description import summarize_endpoints
 
     with opened_deployments() as deployments:
-        found = summaries_of_endpoints(deployments)
+        found = summarize_endpoints(deployments)
     if output == "json":
         click.echo(json.dumps(found))
         return
@@ -130,7 +130,7 @@ def list_(output: str) -> None:
         return
     head = ("NAME", "STATE", "TRAFFIC", "URL")
     rows = [(one["name"], one["state"], _weights(one["traffic"], one["shadows"]), one["url"]) for one in found]
-    for line in aligned([head, *rows]):
+    for line in align_columns([head, *rows]):
         click.echo(line)
 
 
@@ -147,7 +147,7 @@ def _show(observed: Any, output: str) -> None:
         share = "shadow" if one["shadow"] else str(one["weight"])
         version = f"version {one['version']}" if one["version"] else ""
         rows.append((f"  {name}", share, one["model_uri"], version, one["state"], one["error"]))
-    for line in aligned(rows):
+    for line in align_columns(rows):
         click.echo(line)
     for key in ("reason", "error", "shipping_error", "require"):
         if shown[key]:

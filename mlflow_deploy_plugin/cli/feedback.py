@@ -11,11 +11,11 @@ import click
 import orjson
 
 from mlflow_deploy_plugin.cli.opened import opened_deployments
-from mlflow_deploy_plugin.deployments.bulk.kinds import kind_of
+from mlflow_deploy_plugin.deployments.bulk.kinds import format_of
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments.feedback import Place
+    from mlflow_deploy_plugin.deployments.feedback import LabelTarget
     from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelFileKind
     from mlflow_deploy_plugin.inference_log.matching import LabelMatches
     from mlflow_deploy_plugin.inference_log.reader import InferenceLog
@@ -87,25 +87,25 @@ def feedback(
     """
     # here: pyarrow and SQLAlchemy take a second that `--help` should not wait for
     from mlflow_deploy_plugin.deployments.bulk.reading import open_input
-    from mlflow_deploy_plugin.deployments.feedback import bring_labels, check_key
+    from mlflow_deploy_plugin.deployments.feedback import check_key_columns, import_labels
     from mlflow_deploy_plugin.inference_log.label_files import LabelColumns, read_label_file
     from mlflow_deploy_plugin.inference_log.reader import open_log
     from mlflow_deploy_plugin.settings import load_settings
 
-    kind = content_type or kind_of(file)
+    kind = content_type or format_of(file)
     if kind not in _KINDS:
         raise InvalidConfig(f"{file}: say -t csv, jsonl or parquet")
     columns = LabelColumns(
         tuple(part.strip() for part in key.split(",")) if key else (), label_column, id_column, row_column
     )
     log = open_log(load_settings().inference_log)
-    place = _place(name, url, log)
-    columns = replace(columns, numbers=check_key(log, name, columns.key))
+    place = _label_target(name, url, log)
+    columns = replace(columns, numbers=check_key_columns(log, name, columns.key))
     with ExitStack() as held:
         labels = held.enter_context(open_input(file, sys.stdin.buffer))
-        told = _Told(held.enter_context(_rejects(rejects, file)) if rejects else None)
+        told = _BadRowReport(held.enter_context(_rejects(rejects, file)) if rejects else None)
         rows = read_label_file(labels, file, cast("LabelFileKind", kind), columns)
-        brought = bring_labels(log, name, place, rows, told.tell, only_server=url is not None, match=match)
+        brought = import_labels(log, name, place, rows, told.tell, only_server=url is not None, match=match)
     told.end()
     where = f" by {' and '.join(brought.went)}" if brought.went else ""
     click.echo(f"{name}: {brought.accepted:,} labels accepted{where}")
@@ -122,7 +122,7 @@ def _missing(names: "LabelMatches") -> str:
     return f"{unmatched:,} unmatched and kept for when they come" if unmatched else "none is unmatched"
 
 
-class _Told:
+class _BadRowReport:
     """Bad rows, the first ones on stderr and all of them in a file."""
 
     def __init__(self, rejects: IO[bytes] | None) -> None:
@@ -153,17 +153,17 @@ def _rejects(path: str, labels: str) -> Iterator[IO[bytes]]:
         raise InvalidConfig(f"the file {path} cannot be written: {error.strerror}") from None
 
 
-def _place(name: str, url: str | None, log: "InferenceLog") -> "Place":
+def _label_target(name: str, url: str | None, log: "InferenceLog") -> "LabelTarget":
     """Where the labels go.
 
     Raises:
         NotFound: nothing is known of the endpoint, neither a server nor a row.
     """
-    from mlflow_deploy_plugin.deployments.feedback import place_of
+    from mlflow_deploy_plugin.deployments.feedback import label_target
     from mlflow_deploy_plugin.nearest import did_you_mean, listed
 
     with opened_deployments() as deployments:
-        place = place_of(deployments, log, name)
+        place = label_target(deployments, log, name)
         if url is not None:
             return replace(place, url=url)
         known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]

@@ -51,20 +51,20 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
         line = f"{known}; --against URI compares it with the version that you name"
         click.echo(json.dumps(asdict(known), indent=2) if output == "json" else line)
         return
-    gated = run_gate(model, version, policy_file=policy_file, against=against, progress=say)
+    gated = run_gate(model, version, policy_file=policy_file, against=against, progress=show_progress)
     if output == "json":
-        click.echo(json.dumps(_document(gated), indent=2, default=str))
+        click.echo(json.dumps(_verdict_document(gated), indent=2, default=str))
     else:
-        show(gated)
+        _show_verdict(gated)
     if not gated.verdict.passed:
         sys.exit(1)
 
 
-def say(line: str) -> None:
+def show_progress(line: str) -> None:
     click.echo(line, err=True)
 
 
-def show(gated: "GateRun") -> None:
+def _show_verdict(gated: "GateRun") -> None:
     verdict = gated.verdict
     beside = f", compared with {verdict.against}" if verdict.against else ""
     click.echo(f"{verdict.model} version {verdict.version}: {verdict.state}{beside}")
@@ -80,7 +80,7 @@ def show(gated: "GateRun") -> None:
     click.echo(f"  report: {gated.report if gated.run.url else where}")
 
 
-def _document(gated: "GateRun") -> dict[str, Any]:
+def _verdict_document(gated: "GateRun") -> dict[str, Any]:
     from mlflow_deploy_plugin.gate.report import verdict_as_json
 
     run = {"run_id": gated.run.run_id, "experiment": gated.run.experiment, "url": gated.run.url}

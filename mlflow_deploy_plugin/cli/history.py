@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.plain import plain
+from mlflow_deploy_plugin.cli.plain import printable
 from mlflow_deploy_plugin.errors import NotFound
 
 if TYPE_CHECKING:
@@ -63,14 +63,14 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     elif output == "json":
         lines = ["[" + ",\n ".join(map(event_as_json, found)) + "]"]
     else:
-        lines = [line for event in without_step_events(found) if not _is_told_by_step(event) for line in _lines(event)]
+        lines = [line for event in without_step_events(found) if not _is_part_of_step(event) for line in _lines(event)]
     for line in lines:
         click.echo(line)
     if not found and output == "text":
         click.echo(f"nothing is known of {model or name or 'anything'}", err=True)
 
 
-def _is_told_by_step(event: "AuditEvent") -> bool:
+def _is_part_of_step(event: "AuditEvent") -> bool:
     """Whether it is the change of the traffic that a step of a rollout makes, which has an event of its own."""
     return event.action == "traffic" and _STEP.fullmatch(event.why) is not None
 
@@ -79,9 +79,9 @@ def _lines(event: "AuditEvent") -> Iterable[str]:
     named = (event.endpoint, event.model, event.version and f"version {event.version}")
     what = " ".join(part for part in named if part)
     change = f": {event.before or '–'} → {event.after or '–'}" if event.before or event.after else ""
-    yield plain(f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {what}{change}")
+    yield printable(f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {what}{change}")
     if event.why:
-        yield "    " + plain(f"why: {event.why}")
+        yield "    " + printable(f"why: {event.why}")
     if event.action == "rollout.step":
         return
     figures = {key: value for key, value in event.detail.items() if isinstance(value, str | int | float | bool)}
@@ -89,4 +89,4 @@ def _lines(event: "AuditEvent") -> Iterable[str]:
         f"{key} {value}{_UNITS.get(key, '')}" for key, value in figures.items() if key not in _UNSHOWN and value != ""
     )
     if shown:
-        yield "    " + plain(shown)
+        yield "    " + printable(shown)

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_deploy_plugin.cli.columns import aligned
+from mlflow_deploy_plugin.cli.columns import align_columns
 from mlflow_deploy_plugin.cli.opened import opened_deployments
 from mlflow_deploy_plugin.cli.options import output_option
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
 
-_HEAD = ("NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS")
+_COLUMNS = ("NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS")
 _CREATE = "mlflow deployments create -t onnxserve --name NAME -m models:/MODEL/VERSION"
-_WELL = ("waiting", "judging")
+_NORMAL_STATES = ("waiting", "judging")
 """Standings of a monitor that need no word beside its verdict."""
 
 
@@ -39,21 +39,21 @@ def list_(output: str) -> None:
     with opened_deployments() as deployments:
         # here: MLflow and pandas take a second that `--help` should not wait for
         from mlflow_deploy_plugin.controller.monitors.overview import overviews
-        from mlflow_deploy_plugin.deployments.description import described_endpoints
+        from mlflow_deploy_plugin.deployments.description import describe_endpoints
 
-        found = described_endpoints(deployments)
+        found = describe_endpoints(deployments)
         monitors = overviews(deployments.store)
     of_endpoint = {one["name"]: [mine for mine in monitors if mine.endpoint == one["name"]] for one in found}
     if output == "json":
-        from mlflow_deploy_plugin.cli.monitor_text import described
+        from mlflow_deploy_plugin.cli.monitor_text import monitor_document
 
-        shown = [{**one, "monitors": [described(mine) for mine in of_endpoint[one["name"]]]} for one in found]
+        shown = [{**one, "monitors": [monitor_document(mine) for mine in of_endpoint[one["name"]]]} for one in found]
         click.echo(json.dumps(shown))
         return
     if not found:
         click.echo(f"there are no deployments: `{_CREATE}` makes one")
         return
-    for line in aligned([_HEAD, *(row for one in found for row in _rows(one, of_endpoint[one["name"]]))]):
+    for line in align_columns([_COLUMNS, *(row for one in found for row in _rows(one, of_endpoint[one["name"]]))]):
         click.echo(line)
     for line in (line for one in found for line in _reasons(one)):
         click.echo(line)
@@ -87,4 +87,4 @@ def _name(endpoint: Mapping[str, Any], deployment: str) -> str:
 
 def _verdict(one: "MonitorOverview") -> str:
     verdict = one.last.verdict if one.last else "not judged yet"
-    return f"{one.monitor}: {verdict}{'' if one.standing in _WELL else f' ({one.standing})'}"
+    return f"{one.monitor}: {verdict}{'' if one.standing in _NORMAL_STATES else f' ({one.standing})'}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from mlflow_deploy_plugin.cli.options import output_option
-from mlflow_deploy_plugin.deployments.bulk.kinds import kind_of
+from mlflow_deploy_plugin.deployments.bulk.kinds import format_of
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _TABLE_ROWS = 20
 _MEMORY_BYTES = 2 * 2**30
 """For a query, beyond what the command takes anyway."""
-_ASIDE = "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
+_HIDDEN_COLUMNS = "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
 """What a table for people leaves out unless it is asked for."""
 _since = click.option(
     "--since",
@@ -100,7 +100,7 @@ def query(
     """
     if sql and (where or select or order_by):
         raise InvalidConfig("--sql is the whole statement: leave --where, --select and --order-by out")
-    output = output or kind_of(file) or "table"
+    output = output or format_of(file) or "table"
     is_table = output == "table"
     if is_table and file != "-":
         raise InvalidConfig(f"a table is for people: with a file, here {file}, say -o csv, json, jsonl or parquet")
@@ -112,7 +112,7 @@ def query(
     from mlflow_deploy_plugin.inference_log.view import View, require_endpoint
 
     labels = labels and not failed
-    select = select or _columns(is_table, failed, labels)
+    select = select or _default_columns(is_table, failed, labels)
     shown = _TABLE_ROWS if is_table and limit is None else limit
     bound = shown + 1 if is_table and shown is not None else shown  # one more tells whether there are more
     view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
@@ -132,7 +132,7 @@ def query(
                 click.echo(line)
         else:
             _write(answer, cast("Form", output), file)
-    _tell(opened)
+    _warn_of_unreadable(opened)
 
 
 @log.command()
@@ -160,7 +160,7 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     found = log_stats(opened, name, span)
     for line in [stats_json(found)] if output == "json" else stats_lines(found, opened.shown):
         click.echo(line)
-    _tell(opened)
+    _warn_of_unreadable(opened)
 
 
 @log.command()
@@ -178,7 +178,7 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
 
     length = parse_duration(keep, "--keep")
     opened = _open()
-    _require_something(opened, name)
+    _require_logged(opened, name)
     done = delete(opened, name, datetime.now(UTC), length, only_count=dry_run)
     said = "would be deleted" if dry_run else "deleted"
     click.echo(f"{name}: {done.expired_files:,} files older than {keep} {said}, {size_text(done.expired_bytes)}")
@@ -195,13 +195,13 @@ def compact(name: str) -> None:
     from mlflow_deploy_plugin.inference_log.maintenance import compact as make_one
 
     opened = _open()
-    _require_something(opened, name)
+    _require_logged(opened, name)
     done = make_one(opened, name, datetime.now(UTC))
     click.echo(f"{name}: {done.compacted_files:,} files became {done.written_files:,}")
-    _tell(opened)
+    _warn_of_unreadable(opened)
 
 
-def _require_something(opened: "InferenceLog", name: str) -> None:
+def _require_logged(opened: "InferenceLog", name: str) -> None:
     """Raises NotFound where the log has nothing of the endpoint; labels outlive rows, and what failed may be alone."""
     from mlflow_deploy_plugin.inference_log.labels import LABELS
     from mlflow_deploy_plugin.inference_log.storage import list_endpoints
@@ -238,7 +238,7 @@ def _open(since: datetime | None = None) -> "InferenceLog":
 
 
 def _write(answer: "QueryResult", form: "Form", file: str) -> None:
-    from mlflow_deploy_plugin.deployments.bulk.writing import aside
+    from mlflow_deploy_plugin.deployments.bulk.writing import atomic_file
     from mlflow_deploy_plugin.inference_log.export import exporting
 
     rows = 0
@@ -249,7 +249,7 @@ def _write(answer: "QueryResult", form: "Form", file: str) -> None:
         sys.stdout.buffer.flush()
         return
     try:
-        with aside(Path(file)) as target, exporting(form, answer.schema, target) as write:
+        with atomic_file(Path(file)) as target, exporting(form, answer.schema, target) as write:
             for batch in answer.batches:
                 write(batch)
                 rows += len(batch)
@@ -258,16 +258,16 @@ def _write(answer: "QueryResult", form: "Form", file: str) -> None:
     click.echo(f"{rows:,} rows in {file}", err=True)
 
 
-def _tell(log: "InferenceLog") -> None:
+def _warn_of_unreadable(log: "InferenceLog") -> None:
     """Names the files that were passed over."""
     for path, why in log.unreadable.items():
         click.echo(f"note: {path} makes no sense and is left out: {why}", err=True)
 
 
-def _columns(is_table: bool, failed: bool, labels: bool) -> str:
+def _default_columns(is_table: bool, failed: bool, labels: bool) -> str:
     """What is shown where nobody says: a table leaves out what is for programs."""
     if not is_table:
         return "*"
     if failed:
         return "* EXCLUDE (_received_time, _shadow, _segment, _offset, _row)"
-    return f"* EXCLUDE ({_ASIDE}, _label_number)" if labels else f"* EXCLUDE ({_ASIDE})"
+    return f"* EXCLUDE ({_HIDDEN_COLUMNS}, _label_number)" if labels else f"* EXCLUDE ({_HIDDEN_COLUMNS})"

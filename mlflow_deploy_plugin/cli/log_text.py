@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from mlflow_deploy_plugin.cli.plain import plain
+from mlflow_deploy_plugin.cli.plain import printable
 from mlflow_deploy_plugin.inference_log.export import values_of
 from mlflow_deploy_plugin.inference_log.query import QueryResult
 from mlflow_deploy_plugin.inference_log.stats import LogStats
@@ -24,7 +24,7 @@ def table_lines(answer: QueryResult, bound: int | None) -> Iterator[str]:
     numeric = [str(field.type).startswith(("int", "uint", "float", "double", "halffloat")) for field in answer.schema]
     rows = (row for batch in answer.batches for row in zip(*_cells(batch), strict=True))
     first = list(islice(rows, _MEASURED_ROWS if bound is None else min(bound, _MEASURED_ROWS)))
-    names = [plain(name) for name in answer.schema.names]
+    names = [printable(name) for name in answer.schema.names]
     widths = [max(map(len, column)) for column in zip(names, *first, strict=True)]
     yield _line(names, widths, numeric)
     count = 0
@@ -49,8 +49,8 @@ def stats_lines(stats: LogStats, shown: str) -> Iterator[str]:
     if stats.failed_rows:
         yield f"  failed    {stats.failed_rows:,} rows of requests that got no answer"
     yield f"  files     {stats.files:,}, {size_text(stats.size)}"
-    yield from _named("versions", stats.by_version)
-    yield from _named("variants", stats.by_variant)
+    yield from _count_lines("versions", stats.by_version)
+    yield from _count_lines("variants", stats.by_variant)
     labels = stats.labels
     share = f" ({labels.rows / stats.rows:.1%})" if stats.rows else ""
     unmatched = "" if labels.unmatched is None else f"; {labels.names:,} labels are in, {labels.unmatched:,} unmatched"
@@ -65,7 +65,7 @@ def stats_lines(stats: LogStats, shown: str) -> Iterator[str]:
         if labels.unmatched is not None and (gone := account.gone(stats.rows)):
             yield f"            {gone:,} shipped rows are not in the log any more: they have expired, or were deleted"
         yield f"            the log is complete until {_time(account.complete_until)}"
-    yield from _by_time(stats.by_hour)
+    yield from _histogram(stats.by_hour)
 
 
 def stats_json(stats: LogStats) -> str:
@@ -84,12 +84,12 @@ def size_text(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def _named(title: str, counts: Mapping[str, int]) -> Iterator[str]:
+def _count_lines(title: str, counts: Mapping[str, int]) -> Iterator[str]:
     for position, (name, rows) in enumerate(counts.items()):
-        yield f"  {title if position == 0 else '':8}  {plain(name)}: {rows:,}"
+        yield f"  {title if position == 0 else '':8}  {printable(name)}: {rows:,}"
 
 
-def _by_time(by_hour: Mapping[datetime, int]) -> Iterator[str]:
+def _histogram(by_hour: Mapping[datetime, int]) -> Iterator[str]:
     """A bar an hour, or a day where there are many."""
     form = "%Y-%m-%d %H:%M" if len(by_hour) <= _SHOWN_TIMES else "%Y-%m-%d"
     counts: dict[str, int] = {}
@@ -118,7 +118,7 @@ def _cell(value: Any) -> str:
     elif isinstance(value, datetime | date):
         text = _time(value) if isinstance(value, datetime) else value.isoformat()
     else:
-        text = plain(str(value))
+        text = printable(str(value))
     return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from mlflow_deploy_plugin.cli.columns import aligned
-from mlflow_deploy_plugin.cli.gate import say
+from mlflow_deploy_plugin.cli.columns import align_columns
+from mlflow_deploy_plugin.cli.gate import show_progress
 from mlflow_deploy_plugin.cli.opened import opened_deployments
 from mlflow_deploy_plugin.cli.options import output_option, why_option
-from mlflow_deploy_plugin.cli.pairs import pairs
+from mlflow_deploy_plugin.cli.pairs import key_values
 from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.monitoring.question import Engine, Question
     from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
-_EXPLAINED = ("could not be judged", "cannot tell", "not judged")
+_VERDICTS_WITH_REASON = ("could not be judged", "cannot tell", "not judged")
 monitor_option = click.option(
     "--monitor",
     "monitor_name",
@@ -60,7 +60,7 @@ def list_(name: str | None, output: str) -> None:
     Shown is how each stands, what it found last, and when it is due.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.cli.monitor_text import HEAD, described, row_of
+        from mlflow_deploy_plugin.cli.monitor_text import MONITOR_HEAD, monitor_document, monitor_row
         from mlflow_deploy_plugin.controller.beside import LEASE
         from mlflow_deploy_plugin.controller.monitors.overview import overviews
 
@@ -70,12 +70,12 @@ def list_(name: str | None, output: str) -> None:
         for unreadable in deployments.store.unreadable() if name is None else ():
             click.echo(unreadable.reason, err=True)
     if output == "json":
-        click.echo(json.dumps([described(one) for one in found]))
+        click.echo(json.dumps([monitor_document(one) for one in found]))
         return
     if not found:
         click.echo(f"there are no monitors: onnxserve monitor add {name or 'NAME'} MONITOR makes one")
         return
-    for line in aligned([HEAD, *[row_of(one) for one in found]]):
+    for line in align_columns([MONITOR_HEAD, *[monitor_row(one) for one in found]]):
         click.echo(line)
     for one in found:
         if one.why:
@@ -139,21 +139,21 @@ def judge_window(
         found = find_monitor(deployments, name, monitor_name).trying(**tried)
 
         def judge(question: "Question") -> "Answer":
-            say(f"judging {question.window} of {name}: {question.spec.kind}")  # before seconds of imports
-            return judge_and_log(replace(question, progress=say))
+            show_progress(f"judging {question.window} of {name}: {question.spec.kind}")  # before seconds of imports
+            return judge_and_log(replace(question, progress=show_progress))
 
         written, answer = run_window(deployments, found, parsed, judge, engine)
-    show_judgement(written, answer, output)
+    show_result(written, answer, output)
 
 
-def show_judgement(written: "MonitorWindow", answer: "Answer", output: str) -> None:
+def show_result(written: "MonitorWindow", answer: "Answer", output: str) -> None:
     """Prints what was found, in lines or as JSON."""
-    from mlflow_deploy_plugin.cli.monitor_text import described_judgement, judgement_lines
+    from mlflow_deploy_plugin.cli.monitor_text import result_document, result_lines
 
     if output == "json":
-        click.echo(json.dumps(described_judgement(written, answer)))
+        click.echo(json.dumps(result_document(written, answer)))
         return
-    for line in judgement_lines(written, answer):
+    for line in result_lines(written, answer):
         click.echo(line)
 
 
@@ -209,7 +209,7 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
                 judged, passed_over = judged + is_new, passed_over + (not is_new)
                 failed += window.state == "failed"
                 verdict = window.verdict or "could not be judged"
-                what = f"{verdict}: {window.reason}" if verdict in _EXPLAINED else verdict
+                what = f"{verdict}: {window.reason}" if verdict in _VERDICTS_WITH_REASON else verdict
                 again = "" if is_new else " (judged already)"
                 click.echo(f"[{number}/{count}] {Window(window.start, window.end)}: {what}{again}")
         except KeyboardInterrupt:
@@ -257,7 +257,7 @@ def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **field
 
     Its windows are judged from the next look of `onnxserve controller` on.
     """
-    given = {key: value for key, value in fields.items() if value is not None} | pairs(config)
+    given = {key: value for key, value in fields.items() if value is not None} | key_values(config)
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.errors import AlreadyExists
 

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from typing import Any
 
-from mlflow_deploy_plugin.cli.columns import aligned
+from mlflow_deploy_plugin.cli.columns import align_columns
 from mlflow_deploy_plugin.controller.monitors.judging import Answer
 from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import document_of
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
-HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
+MONITOR_HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
 _SHOWN = 8
 
 
-def row_of(one: MonitorOverview) -> tuple[str, ...]:
+def monitor_row(one: MonitorOverview) -> tuple[str, ...]:
     """The cells below `HEAD`."""
     last = str(Window(one.last.start, one.last.end)) if one.last else "-"
     due = f"{one.next_due:%Y-%m-%d %H:%M}" if one.next_due else "-"
@@ -23,7 +23,7 @@ def row_of(one: MonitorOverview) -> tuple[str, ...]:
     return one.endpoint, one.monitor, one.spec.kind, one.spec.every, one.standing, last, verdict, due
 
 
-def described(one: MonitorOverview) -> dict[str, Any]:
+def monitor_document(one: MonitorOverview) -> dict[str, Any]:
     """The monitor as a program reads it; times in ISO 8601."""
     return {
         "endpoint": one.endpoint,
@@ -37,12 +37,12 @@ def described(one: MonitorOverview) -> dict[str, Any]:
         "consecutive": one.state.consecutive,
         "next_due": one.next_due.isoformat() if one.next_due else None,
         "given_up": one.given_up,
-        "last": _window(one.last) if one.last else None,
-        "open": _window(one.open) if one.open else None,
+        "last": _window_document(one.last) if one.last else None,
+        "open": _window_document(one.open) if one.open else None,
     }
 
 
-def _window(window: MonitorWindow) -> dict[str, Any]:
+def _window_document(window: MonitorWindow) -> dict[str, Any]:
     return {
         "start": window.start.isoformat(),
         "end": window.end.isoformat(),
@@ -58,7 +58,7 @@ def _window(window: MonitorWindow) -> dict[str, Any]:
     }
 
 
-def described_judgement(window: MonitorWindow, answer: Answer) -> dict[str, Any]:
+def result_document(window: MonitorWindow, answer: Answer) -> dict[str, Any]:
     """The judgement as a program reads it, and the window as the store has it."""
     judgement = answer.judgement
     return {
@@ -67,14 +67,14 @@ def described_judgement(window: MonitorWindow, answer: Answer) -> dict[str, Any]
         "kind": judgement.kind,
         "model": judgement.model,
         "version": judgement.version,
-        **_window(window),
+        **_window_document(window),
         "findings": document_of(judgement)["findings"],
         "figures": dict(window.figures),
         "notes": list(judgement.notes),
     }
 
 
-def judgement_lines(window: MonitorWindow, answer: Answer) -> Iterator[str]:
+def result_lines(window: MonitorWindow, answer: Answer) -> Iterator[str]:
     """What `monitor run` shows: the verdict, the worst findings, and where its report is."""
     judgement = answer.judgement
     revision = f" (revision {window.revision})" if window.revision > 1 else ""
@@ -93,7 +93,7 @@ def judgement_lines(window: MonitorWindow, answer: Answer) -> Iterator[str]:
         shown = finding.history if finding.since else f"{finding.state}{f': {why}' if why else ''}"
         rows.append((f"  {subject}", finding.check, value, threshold, shown))
     if rows:
-        yield from aligned(rows)
+        yield from align_columns(rows)
     if len(own) > _SHOWN:
         yield f"  and {len(own) - _SHOWN} more findings, in the report"
     for note in judgement.notes:

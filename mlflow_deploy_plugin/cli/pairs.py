@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 
-def pairs(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
+def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
     """`["server.workers=2"]` as a mapping; the value may have `=` itself.
 
     Raises:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from mlflow_deploy_plugin.cli.opened import opened_deployments
-from mlflow_deploy_plugin.deployments.bulk.kinds import KINDS, Kind, kind_of, output_kind
+from mlflow_deploy_plugin.deployments.bulk.kinds import FILE_FORMATS, FileFormat, format_of, output_format
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments.bulk.answering import Answerer
-    from mlflow_deploy_plugin.deployments.bulk.batch import Batch
-    from mlflow_deploy_plugin.deployments.bulk.reading import Rows
+    from mlflow_deploy_plugin.deployments.bulk.answering import Predictor
+    from mlflow_deploy_plugin.deployments.bulk.batch import RowBatch
+    from mlflow_deploy_plugin.deployments.bulk.reading import RowFile
 
-_KINDS = click.Choice(KINDS)
+_KINDS = click.Choice(FILE_FORMATS)
 
 
 @click.command()
@@ -70,12 +70,12 @@ def predict(
     if (model_uri is None) == (name is None):
         raise InvalidConfig("say either -m MODEL_URI or -n DEPLOYMENT")
     # here: pandas and MLflow take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments.bulk.answering import predictions
+    from mlflow_deploy_plugin.deployments.bulk.answering import predict_batch
     from mlflow_deploy_plugin.deployments.bulk.reading import open_input, read_rows
-    from mlflow_deploy_plugin.deployments.bulk.writing import writing
+    from mlflow_deploy_plugin.deployments.bulk.writing import open_output
 
-    given = cast(Kind, content_type or kind_of(input_path) or "json")
-    wanted = cast(Kind, output_type or output_kind(output_path, given))
+    given = cast(FileFormat, content_type or format_of(input_path) or "json")
+    wanted = cast(FileFormat, output_type or output_format(output_path, given))
     shown = "standard input" if input_path == "-" else input_path
     count = 0
     with ExitStack() as held:
@@ -86,10 +86,10 @@ def predict(
         if first is None:
             raise InvalidRequest(f"{shown} has no rows")
         ask = held.enter_context(_answerer(model_uri, name))
-        write = held.enter_context(writing(output_path, wanted, sys.stdout.buffer))
-        batch: Batch | None = first
+        write = held.enter_context(open_output(output_path, wanted, sys.stdout.buffer))
+        batch: RowBatch | None = first
         while batch is not None:
-            answered = predictions(ask, shown, batch)
+            answered = predict_batch(ask, shown, batch)
             write(answered)
             count += len(answered)
             batch = next(batches, None)
@@ -98,14 +98,14 @@ def predict(
 
 
 @contextmanager
-def _with_progress(rows: "Rows") -> Iterator[Iterator["Batch"]]:
+def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
     """The batches; on a terminal with a bar on stderr, where the length is known."""
     if rows.length is None or not sys.stderr.isatty():
         yield rows.batches
         return
     with click.progressbar(length=rows.length, label=rows.name, file=sys.stderr) as bar:
 
-        def moving() -> Iterator["Batch"]:
+        def moving() -> Iterator["RowBatch"]:
             before = 0
             for batch in rows.batches:
                 yield batch
@@ -115,12 +115,12 @@ def _with_progress(rows: "Rows") -> Iterator[Iterator["Batch"]]:
         yield moving()
 
 
-def _answerer(model_uri: str | None, name: str | None) -> "AbstractContextManager[Answerer]":
-    from mlflow_deploy_plugin.deployments.asked import asked_for
+def _answerer(model_uri: str | None, name: str | None) -> "AbstractContextManager[Predictor]":
+    from mlflow_deploy_plugin.deployments.asked import scoring_target
     from mlflow_deploy_plugin.deployments.bulk import answering
 
     if model_uri is not None:
-        return answering.model(model_uri)
+        return answering.model_predictor(model_uri)
     with opened_deployments() as deployments:
         is_endpoint = deployments.store.endpoint(name or "") is not None
-        return answering.deployment(asked_for(deployments, *((None, name) if is_endpoint else (name, None))))
+        return answering.server_predictor(scoring_target(deployments, *((None, name) if is_endpoint else (name, None))))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.gate import say
+from mlflow_deploy_plugin.cli.gate import show_progress
 from mlflow_deploy_plugin.cli.opened import opened_deployments
 from mlflow_deploy_plugin.cli.options import output_option
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
     from mlflow_deploy_plugin.gate.promote import Promotion
 
-_LOOK_SECONDS = 0.2
-_LASTING = ("artifact", "consent", "load")
+_POLL_SECONDS = 0.2
+_PERMANENT_CAUSES = ("artifact", "consent", "load")
 """Causes of a refusal that no waiting helps against; a gate's tag and a fetch may come in a moment."""
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedAfterPromotion:
     """What became of one deployment that follows the place.
 
     Attributes:
@@ -85,7 +85,9 @@ def promote(
         # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
         from mlflow_deploy_plugin.gate.promote import promote as move
 
-        promotion = move(model, version, to, force, why, policy_file=policy_file, store=deployments.store, progress=say)
+        promotion = move(
+            model, version, to, force, why, policy_file=policy_file, store=deployments.store, progress=show_progress
+        )
         served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
     if output == "json":
         click.echo(json.dumps({**asdict(promotion), "served": [asdict(one) for one in served]}, indent=2))
@@ -95,13 +97,13 @@ def promote(
         sys.exit(1)
 
 
-def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) -> Iterator[Served]:
+def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) -> Iterator[ServedAfterPromotion]:
     """Each deployment that follows the place, once it serves the version or will not."""
     start = time.monotonic()
-    deployments.look_now(promotion.model)
+    deployments.poll_registry(promotion.model)
     pending = [one for one in deployments.list() if _follows(one, promotion)]
     if pending:
-        say(f"waiting for {', '.join(one.name for one in pending)}")
+        show_progress(f"waiting for {', '.join(one.name for one in pending)}")
     while pending:
         late = time.monotonic() - start >= seconds
         for one in list(pending):
@@ -110,9 +112,9 @@ def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) ->
             if state == "waiting" and not late:
                 continue
             pending.remove(one)
-            yield Served(now.endpoint.name, now.name, state, reason, round(time.monotonic() - start, 1))
+            yield ServedAfterPromotion(now.endpoint.name, now.name, state, reason, round(time.monotonic() - start, 1))
         if pending:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
 
 def _follows(deployment: "Deployment", promotion: "Promotion") -> bool:
@@ -136,12 +138,12 @@ def _state(deployment: "Deployment", promotion: "Promotion") -> tuple[str, str]:
         return "serves it", ""
     for one in seen.refused:
         is_meant = (one.endpoint, one.variant, one.version) == (endpoint, deployment.name, promotion.version)
-        if is_meant and one.cause in _LASTING:
+        if is_meant and one.cause in _PERMANENT_CAUSES:
             return "refused", one.reason
     return "waiting", seen.errors.get(deployment.name) or seen.registry_error or seen.reason
 
 
-def _show(promotion: "Promotion", served: list[Served]) -> None:
+def _show(promotion: "Promotion", served: list[ServedAfterPromotion]) -> None:
     stands = f"{promotion.model} version {promotion.version} {promotion.stands}"
     if not promotion.is_moved:
         click.echo(f"{stands} already: nothing is done (gate: {promotion.gate}; {promotion.reason})")

@@ -2,14 +2,14 @@
 
 import os
 
-_SILENT = {
+_NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
-def keep_quiet() -> None:
+def disable_telemetry() -> None:
     """Silences both, unless the environment says otherwise. To be called before they are imported."""
-    for variable, value in _SILENT.items():
+    for variable, value in _NO_TELEMETRY.items():
         os.environ.setdefault(variable, value)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mlflow_deploy_plugin.cli.pairs import pairs
+from mlflow_deploy_plugin.cli.pairs import key_values
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry.model_uri import default_endpoint_name
@@ -83,7 +83,7 @@ def serve(
       onnxserve serve --spec endpoints.yaml
     """
     options = {"server.host": host, "server.port": port, "server.workers": workers, "server.device": device}
-    changes = {**pairs(config), **{key: value for key, value in options.items() if value is not None}}
+    changes = {**key_values(config), **{key: value for key, value in options.items() if value is not None}}
     cloud = read_cloud()
     first, *others = _named_specs(model_uri or (None if spec_file else cloud.model_uri or None), spec_file, name)
     specs = [apply_config(first, {**_defaults(first, cloud), **changes})]

@@ -4,19 +4,19 @@ from dataclasses import dataclass
 
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.traffic import weights_of
+from mlflow_deploy_plugin.deployments.traffic import traffic_weights
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScoringTarget:
     """Where a question goes, and how long its answer is waited for."""
 
     url: str
     timeout_seconds: float
 
 
-def asked_for(deployments: Deployments, name: str | None, endpoint: str | None) -> Asked:
+def scoring_target(deployments: Deployments, name: str | None, endpoint: str | None) -> ScoringTarget:
     """The server of the deployment, which must be the only one that answers its endpoint; or that of the endpoint.
 
     Raises:
@@ -27,7 +27,7 @@ def asked_for(deployments: Deployments, name: str | None, endpoint: str | None) 
     if name is not None:
         found = deployments.get(name, endpoint)
         observed = ObservedEndpoint(found.endpoint, found.observation)
-        _check_answers(name, observed)
+        _check_answers_alone(name, observed)
     elif endpoint is not None:
         observed = deployments.get_endpoint(endpoint)
     else:
@@ -35,12 +35,12 @@ def asked_for(deployments: Deployments, name: str | None, endpoint: str | None) 
     seen = observed.observation
     if not seen.url:
         raise NotReady(f"{observed.endpoint.name}: {seen.state}; {seen.reason}")
-    return Asked(seen.url, observed.endpoint.spec.server.request_timeout_seconds)
+    return ScoringTarget(seen.url, observed.endpoint.spec.server.request_timeout_seconds)
 
 
-def _check_answers(name: str, observed: ObservedEndpoint) -> None:
+def _check_answers_alone(name: str, observed: ObservedEndpoint) -> None:
     endpoint = observed.endpoint
-    answering = [one for one, weight in weights_of(endpoint.spec).items() if weight > 0]
+    answering = [one for one, weight in traffic_weights(endpoint.spec).items() if weight > 0]
     if answering != [name]:
         raise InvalidConfig(
             f"{name!r} cannot be asked alone, the endpoint {endpoint.name!r} is answered by "

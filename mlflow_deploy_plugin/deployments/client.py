@@ -7,15 +7,20 @@ from typing import Any
 
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 
-from mlflow_deploy_plugin.deployments.asked import asked_for
-from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summaries_of_endpoints, summary
+from mlflow_deploy_plugin.deployments.asked import scoring_target
+from mlflow_deploy_plugin.deployments.description import (
+    describe,
+    describe_endpoint,
+    summarize,
+    summarize_endpoints,
+)
 from mlflow_deploy_plugin.deployments.failure import as_mlflow_errors
-from mlflow_deploy_plugin.deployments.flavors import with_flavor
+from mlflow_deploy_plugin.deployments.flavors import apply_flavor
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.deployments.run_local import serve_in_foreground
-from mlflow_deploy_plugin.deployments.scoring import ask
+from mlflow_deploy_plugin.deployments.scoring import score
 from mlflow_deploy_plugin.deployments.target import check_target, help_text
-from mlflow_deploy_plugin.deployments.typed_file import as_written
+from mlflow_deploy_plugin.deployments.typed_file import original_document
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import new_endpoint
 
@@ -42,7 +47,9 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     ) -> dict[str, Any]:
         """Serves `model_uri` and returns, when it answers, what `get_deployment` does."""
         with as_mlflow_errors(), _deployments() as deployments:
-            return describe(deployments.create(name, model_uri, with_flavor(name, model_uri, flavor, config), endpoint))
+            return describe(
+                deployments.create(name, model_uri, apply_flavor(name, model_uri, flavor, config), endpoint)
+            )
 
     def update_deployment(
         self,
@@ -54,7 +61,9 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     ) -> dict[str, Any]:
         """Changes model or configuration. Only a change of `server.…` restarts; what fails changes nothing."""
         with as_mlflow_errors(), _deployments() as deployments:
-            return describe(deployments.update(name, model_uri, with_flavor(name, model_uri, flavor, config), endpoint))
+            return describe(
+                deployments.update(name, model_uri, apply_flavor(name, model_uri, flavor, config), endpoint)
+            )
 
     def delete_deployment(
         self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
@@ -72,7 +81,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
         """Name, endpoint, state, URL and model of each."""
         with as_mlflow_errors(), _deployments() as deployments:
-            return [summary(deployment) for deployment in deployments.list(endpoint)]
+            return [summarize(deployment) for deployment in deployments.list(endpoint)]
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
         """State (running, starting, stopped, failed) with its reason, URL, versions by worker, provenance."""
@@ -84,14 +93,16 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     ) -> PredictionsResponse:
         """Predictions for a DataFrame, an array, a dict of columns, or a list of rows or records."""
         with as_mlflow_errors(), _deployments() as deployments:
-            asked = asked_for(deployments, deployment_name, endpoint)
-            return PredictionsResponse(ask(asked.url, "invocations", as_written(inputs), asked.timeout_seconds))
+            asked = scoring_target(deployments, deployment_name, endpoint)
+            return PredictionsResponse(
+                score(asked.url, "invocations", original_document(inputs), asked.timeout_seconds)
+            )
 
     def explain(self, deployment_name: str | None = None, df: Any = None, endpoint: str | None = None) -> Any:
         """What each column adds to each prediction, as the server's /explain answers it."""
         with as_mlflow_errors(), _deployments() as deployments:
-            asked = asked_for(deployments, deployment_name, endpoint)
-            return ask(asked.url, "explain", as_written(df), asked.timeout_seconds)
+            asked = scoring_target(deployments, deployment_name, endpoint)
+            return score(asked.url, "explain", original_document(df), asked.timeout_seconds)
 
     def create_endpoint(self, name: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Takes the name for deployments to come (`create_deployment(…, endpoint=name)`)."""
@@ -111,7 +122,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def list_endpoints(self) -> list[dict[str, Any]]:
         """Name, state, URL, traffic and deployments of each."""
         with as_mlflow_errors(), _deployments() as deployments:
-            return summaries_of_endpoints(deployments)
+            return summarize_endpoints(deployments)
 
     def get_endpoint(self, endpoint: str) -> dict[str, Any]:
         """State with its reason, URL, traffic, every deployment, versions by worker."""
@@ -122,7 +133,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:
     """Serves the model in the foreground until Ctrl-C; `list` and the other commands do not know it."""
     with as_mlflow_errors():
-        serve_in_foreground(new_endpoint(name, model_uri, with_flavor(name, model_uri, flavor, config)), _say)
+        serve_in_foreground(new_endpoint(name, model_uri, apply_flavor(name, model_uri, flavor, config)), _say)
 
 
 def target_help() -> str:

@@ -4,32 +4,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.deployments.monitors import whole_datasets
-from mlflow_deploy_plugin.deployments.projects import whole_projects
-from mlflow_deploy_plugin.deployments.traffic import with_weights
+from mlflow_deploy_plugin.deployments.monitors import absolute_datasets
+from mlflow_deploy_plugin.deployments.projects import absolute_projects
+from mlflow_deploy_plugin.deployments.traffic import expand_traffic
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
 from mlflow_deploy_plugin.spec.crontab import zone_named
 
 
-def configured(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
+def configure(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     """`spec` with what `config` says.
 
     Raises:
         InvalidConfig: a name or a value cannot be, a time zone is not known, or a project that trains is not where it
             is said to be.
     """
-    fields = with_weights(spec, config)
+    fields = expand_traffic(spec, config)
     models = {name: uri for name, uri in fields.items() if name.startswith("variants.") and name.endswith(".model")}
-    changed = apply_config(spec, {**fields, **{name: absolute_uri(str(uri)) for name, uri in models.items()}})
+    changed = apply_config(spec, {**fields, **{name: absolute_model_uri(str(uri)) for name, uri in models.items()}})
     for name, value in config.items():
         if name.startswith("monitors.") and name.endswith(".time_zone") and value:
             zone_named(value)
-    whole = {**whole_projects(changed, config), **whole_datasets(changed, config)}
+    whole = {**absolute_projects(changed, config), **absolute_datasets(changed, config)}
     return apply_config(changed, whole) if whole else changed
 
 
-def absolute_uri(model_uri: str) -> str:
+def absolute_model_uri(model_uri: str) -> str:
     """A folder by its whole path: the server does not run where the command is typed."""
     reference = parse_model_uri(model_uri)
     if reference.kind != "path":

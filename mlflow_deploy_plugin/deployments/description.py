@@ -9,7 +9,7 @@ from typing import Any
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
-from mlflow_deploy_plugin.deployments.traffic import weights_of
+from mlflow_deploy_plugin.deployments.traffic import traffic_weights
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.state import LoadedVariant, WantedVariant
@@ -20,7 +20,7 @@ _OF_ENDPOINT = ("name", "state", "reason", "url", "traffic", "shadows")
 _IN_ENDPOINT = ("model_uri", "model", "version", "stage", "flavor", "weight", "shadow", "state", "reason", "error")
 
 
-def summary(deployment: Deployment) -> dict[str, Any]:
+def summarize(deployment: Deployment) -> dict[str, Any]:
     """What `list` shows: a few of the lines of `describe`."""
     shown = describe(deployment)
     return {key: shown[key] for key in _OF_DEPLOYMENT}
@@ -34,7 +34,7 @@ def describe(deployment: Deployment) -> dict[str, Any]:
     loaded = {pid: variants.get(deployment.name, LoadedVariant()) for pid, variants in _loaded(deployment).items()}
     versions = sorted({one.version for one in loaded.values() if one.version})
     error = seen.errors.get(deployment.name) or _registry_error(seen, endpoint.name, deployment.name)
-    state, reason = _state(seen, all(one.version for one in loaded.values()), error)
+    state, reason = _deployment_state(seen, all(one.version for one in loaded.values()), error)
     return {
         "name": deployment.name,
         "endpoint": endpoint.name,
@@ -53,7 +53,7 @@ def describe(deployment: Deployment) -> dict[str, Any]:
         "shipping_error": seen.shipping_error,
         "pid": seen.pid or "",
         "workers": {pid: f"{wanted.model if wanted else ''} {one.version or 'nothing'}" for pid, one in loaded.items()},
-        "started": _shown(seen.started_at),
+        "started": _iso_time(seen.started_at),
         "restarts": "" if seen.restarts is None else seen.restarts,
         "created": endpoint.created_at.isoformat(timespec="seconds"),
         "updated": endpoint.updated_at.isoformat(timespec="seconds"),
@@ -61,13 +61,13 @@ def describe(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-def summaries_of_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
+def summarize_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
     """What `list` shows of each endpoint, by name, and the names of its deployments."""
-    found = described_endpoints(deployments)
+    found = describe_endpoints(deployments)
     return [{**{key: one[key] for key in _OF_ENDPOINT}, "deployments": list(one["deployments"])} for one in found]
 
 
-def described_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
+def describe_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
     """Return everything that is known of each endpoint, by name; of one that cannot be read, name and reason."""
     shown = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
     shown += [_unreadable(one) for one in deployments.store.unreadable()]
@@ -90,7 +90,7 @@ def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
         "state": seen.state,
         "reason": seen.reason,
         "url": seen.url,
-        "traffic": weights_of(spec),
+        "traffic": traffic_weights(spec),
         "shadows": [name for name, variant in spec.variants.items() if variant.shadow],
         "sticky": spec.sticky.model_dump(exclude_none=True) if spec.sticky is not None else {},
         "require": spec.require or "",
@@ -102,7 +102,7 @@ def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
             pid: {name: variants.get(name, LoadedVariant()).version for name in spec.variants}
             for pid, variants in _loaded(observed).items()
         },
-        "started": _shown(seen.started_at),
+        "started": _iso_time(seen.started_at),
         "restarts": "" if seen.restarts is None else seen.restarts,
         "created": endpoint.created_at.isoformat(timespec="seconds"),
         "updated": endpoint.updated_at.isoformat(timespec="seconds"),
@@ -121,7 +121,7 @@ def _registry_error(seen: Observation, endpoint: str, variant: str) -> str:
     return seen.registry_error if is_refused or not seen.refused else ""
 
 
-def _state(seen: Observation, is_loaded: bool, error: str) -> tuple[str, str]:
+def _deployment_state(seen: Observation, is_loaded: bool, error: str) -> tuple[str, str]:
     """The state of one deployment: that of its server, unless it runs without this one."""
     if seen.state != "running" or is_loaded:
         return seen.state, seen.reason
@@ -146,5 +146,5 @@ def _provenance(wanted: WantedVariant | None) -> dict[str, str]:
     return {**shown, **from_files, **{key: value for key, value in wanted.aspects.items() if value}}
 
 
-def _shown(seconds: float | None) -> str:
+def _iso_time(seconds: float | None) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds is not None else ""

@@ -12,7 +12,7 @@ import yaml
 
 from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
-from mlflow_deploy_plugin.deployments.backends.ports import choose_port, is_free
+from mlflow_deploy_plugin.deployments.backends.ports import choose_port, is_port_free
 from mlflow_deploy_plugin.deployments.locking import locked
 from mlflow_deploy_plugin.deployments.target import TARGET
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
@@ -32,7 +32,7 @@ class ObservedEndpoint:
 
 
 @dataclass(frozen=True)
-class Cause:
+class AuditContext:
     """How a change stands in the audit trail.
 
     Attributes:
@@ -75,10 +75,10 @@ class Endpoints:
                 self._serve_new(spec, placed, actor)
             except BaseException as error:  # also Ctrl-C: whoever gives up waiting wants nothing left behind
                 local.remove(spec.name, self.settings)
-                self.store.remove_endpoint(spec.name, why=_undone(error), actor=actor)
+                self.store.remove_endpoint(spec.name, why=_undo_reason(error), actor=actor)
                 raise
 
-    def change(self, old: EndpointSpec, new: EndpointSpec, cause: Cause) -> None:
+    def change(self, old: EndpointSpec, new: EndpointSpec, cause: AuditContext) -> None:
         """Makes `new` of `old`, or leaves `old` as it was. The lock is held.
 
         Without a variant there is no server; a port that it had is kept. A stopped server is brought back, but not for
@@ -96,11 +96,11 @@ class Endpoints:
             self.store.replace_spec(new, action=cause.action, why=cause.why, actor=cause.actor)
         try:
             if new.variants:
-                local.realise(new, self.settings, self.progress)
+                local.apply(new, self.settings, self.progress)
             else:
                 local.remove(new.name, self.settings)
         except BaseException as error:
-            self.store.replace_spec(old, action=cause.action, why=_undone(error), actor=cause.actor)
+            self.store.replace_spec(old, action=cause.action, why=_undo_reason(error), actor=cause.actor)
             self._put_back(old, was_running)
             raise
 
@@ -109,11 +109,11 @@ class Endpoints:
         one is chosen; a port that was `asked` for is never changed."""
         for attempt in range(_PORT_ATTEMPTS):
             try:
-                local.realise(placed, self.settings, self.progress)
+                local.apply(placed, self.settings, self.progress)
                 return
             except (InvalidConfig, DeploymentFailed):
                 host, port = placed.server.host, placed.server.port
-                is_taken = asked.server.port is None and port is not None and not is_free(host, port)
+                is_taken = asked.server.port is None and port is not None and not is_port_free(host, port)
                 if not is_taken or attempt == _PORT_ATTEMPTS - 1:
                     raise
                 with self._ports() as with_port:
@@ -143,7 +143,7 @@ class Endpoints:
         if was_running:
             self.progress(f"{old.name}: going back to what was served before")
             with contextlib.suppress(OnnxserveError):  # the first failure is the one to tell
-                local.realise(old, self.settings, lambda line: None)
+                local.apply(old, self.settings, lambda line: None)
         elif old.variants:
             local.stop(old.name, self.settings)
         else:
@@ -157,11 +157,11 @@ class Endpoints:
         """
         with locked(self.settings.deployments_path / ".ports.lock"):
             owners = {e.spec.server.port: e.name for e in self.store.endpoints() if e.target == TARGET}
-            owners |= {_port_in(e.text): e.name for e in self.store.unreadable() if e.target == TARGET}
+            owners |= {_port_of_unreadable(e.text): e.name for e in self.store.unreadable() if e.target == TARGET}
             yield lambda spec: _with_port(spec, owners)
 
 
-def _port_in(text: str) -> int | None:
+def _port_of_unreadable(text: str) -> int | None:
     """The port in a spec that cannot be read otherwise, where it names one: its server may be stopped, or still run."""
     try:
         port = yaml.safe_load(text)["server"]["port"]
@@ -186,5 +186,5 @@ def _differ_in_monitors_alone(old: EndpointSpec, new: EndpointSpec) -> bool:
     return new.monitors != old.monitors and new.model_copy(update={"monitors": old.monitors}) == old
 
 
-def _undone(error: BaseException) -> str:
+def _undo_reason(error: BaseException) -> str:
     return f"undone: {error}" if isinstance(error, OnnxserveError) else f"undone: {type(error).__name__}"

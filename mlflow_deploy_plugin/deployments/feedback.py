@@ -10,7 +10,7 @@ import orjson
 import pyarrow as pa
 
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.masking import Masking, masking_of
+from mlflow_deploy_plugin.deployments.masking import LabelMasking, label_masking
 from mlflow_deploy_plugin.deployments.scoring import post
 from mlflow_deploy_plugin.deployments.session import ServerSession
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady, TooManyRequests
@@ -26,12 +26,12 @@ _LONGEST_PAUSE_SECONDS = 10
 _TIMEOUT_SECONDS = 30.0
 _BATCH_ROWS = 2000
 
-Bring = Callable[[Sequence[LabelEntry]], list[BadRow]]
+LabelSink = Callable[[Sequence[LabelEntry]], list[BadRow]]
 """Brings labels, in this order, and gives those that were refused."""
 
 
 @dataclass(frozen=True)
-class Place:
+class LabelTarget:
     """What is known of an endpoint here.
 
     Attributes:
@@ -39,19 +39,19 @@ class Place:
     """
 
     url: str = ""
-    masking: Masking = field(default_factory=Masking)
+    masking: LabelMasking = field(default_factory=LabelMasking)
 
 
-def place_of(deployments: Deployments, log: InferenceLog, endpoint: str) -> Place:
+def label_target(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelTarget:
     """Where the endpoint's labels go."""
-    masking = masking_of(deployments, log, endpoint)
+    masking = label_masking(deployments, log, endpoint)
     if deployments.store.endpoint(endpoint) is None:
-        return Place("", masking)
-    return Place(deployments.get_endpoint(endpoint).observation.url or "", masking)
+        return LabelTarget("", masking)
+    return LabelTarget(deployments.get_endpoint(endpoint).observation.url or "", masking)
 
 
 @dataclass(frozen=True)
-class Brought:
+class LabelImport:
     """What became of the rows of a file.
 
     Attributes:
@@ -67,15 +67,15 @@ class Brought:
     names: LabelMatches | None
 
 
-def bring_labels(
+def import_labels(
     log: InferenceLog,
     endpoint: str,
-    place: Place,
+    place: LabelTarget,
     rows: Iterable[LabelEntry | BadRow],
     tell: Callable[[BadRow], None],
     only_server: bool = False,
     match: bool = True,
-) -> Brought:
+) -> LabelImport:
     """Brings the labels of a file, batch by batch, and then looks how many of them have their row in the log.
 
     Args:
@@ -89,9 +89,9 @@ def bring_labels(
     names = LabelMatches() if match else None
     accepted = bad = 0
     went: list[str] = []
-    direct = into_log(log, endpoint, place.masking)
+    direct = log_sink(log, endpoint, place.masking)
     with ServerSession() as session:
-        ask = by_server(session, place.url, endpoint) if place.url else None
+        ask = server_sink(session, place.url, endpoint) if place.url else None
         for entries, unfit in in_batches(rows, _BATCH_ROWS):
             if entries:
                 try:
@@ -113,16 +113,16 @@ def bring_labels(
             bad += len(unfit)
     if names is not None:
         match_log(log, endpoint, names)
-    return Brought(accepted, bad, tuple(went), names)
+    return LabelImport(accepted, bad, tuple(went), names)
 
 
-def _named(masking: Masking, entries: Sequence[LabelEntry]) -> pa.Table:
+def _named(masking: LabelMasking, entries: Sequence[LabelEntry]) -> pa.Table:
     """The labels for the sake of what they call their rows."""
-    readable = masking if masking.key else Masking()
+    readable = masking if masking.key else LabelMasking()
     return readable.table(entries, 0, "")
 
 
-def by_server(session: ServerSession, url: str, endpoint: str) -> Bring:
+def server_sink(session: ServerSession, url: str, endpoint: str) -> LabelSink:
     """Labels go to `POST /endpoints/NAME/feedback`; a server that is overloaded is asked a few times.
 
     Raises (when it is called):
@@ -131,12 +131,12 @@ def by_server(session: ServerSession, url: str, endpoint: str) -> Bring:
     """
 
     def bring(entries: Sequence[LabelEntry]) -> list[BadRow]:
-        body = orjson.dumps({"feedback": [_document(entry) for entry in entries]})
+        body = orjson.dumps({"feedback": [_feedback_document(entry) for entry in entries]})
         try:
             _post(session, f"{url.rstrip('/')}/endpoints/{endpoint}/feedback", body)
         except (InvalidRequest, BodyTooLarge) as error:
             if len(entries) == 1:
-                return [BadRow(entries[0].place, error.message, _document(entries[0]))]
+                return [BadRow(entries[0].place, error.message, _feedback_document(entries[0]))]
             middle = len(entries) // 2
             return bring(entries[:middle]) + bring(entries[middle:])
         return []
@@ -144,7 +144,7 @@ def by_server(session: ServerSession, url: str, endpoint: str) -> Bring:
     return bring
 
 
-def into_log(log: InferenceLog, endpoint: str, masking: Masking) -> Bring:
+def log_sink(log: InferenceLog, endpoint: str, masking: LabelMasking) -> LabelSink:
     """Labels become a file of the log."""
     segment = f"file-{uuid4().hex}"
 
@@ -157,7 +157,7 @@ def into_log(log: InferenceLog, endpoint: str, masking: Masking) -> Bring:
     return bring
 
 
-def check_key(log: InferenceLog, endpoint: str, key: Sequence[str]) -> frozenset[str]:
+def check_key_columns(log: InferenceLog, endpoint: str, key: Sequence[str]) -> frozenset[str]:
     """Which columns of the key hold numbers, or booleans, in the log. Refuses a key of columns that no row of the
     endpoint has; without any row nothing is known.
 
@@ -208,7 +208,7 @@ def _post(session: ServerSession, url: str, body: bytes) -> None:
             time.sleep(min(error.retry_after or 2**attempt / 10, _LONGEST_PAUSE_SECONDS))
 
 
-def _document(entry: LabelEntry) -> dict[str, object]:
+def _feedback_document(entry: LabelEntry) -> dict[str, object]:
     said = entry.feedback
     if said.key is not None:
         return {"key": said.key, "label": said.label}

@@ -8,11 +8,11 @@ from mlflow_deploy_plugin.registry.connection import registry_errors
 from mlflow_deploy_plugin.registry.resolve import resolve
 from mlflow_deploy_plugin.runtime.artifact import FLAVOR, PYTHON_FUNCTION
 
-_ONNX = (FLAVOR, "onnx")
-_FLAVORS = (*_ONNX, PYTHON_FUNCTION)
+_ONNX_FLAVORS = (FLAVOR, "onnx")
+_FLAVORS = (*_ONNX_FLAVORS, PYTHON_FUNCTION)
 
 
-def with_flavor(
+def apply_flavor(
     name: str, model_uri: str | None, flavor: str | None, config: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """`config` for the deployment `name`, with what its flavor implies: python_function lets its stage or alias move to
@@ -26,7 +26,7 @@ def with_flavor(
     if flavor is not None:
         if flavor not in _FLAVORS:
             raise InvalidConfig(f"unknown flavor {flavor!r}; known are {', '.join(_FLAVORS)}")
-        if flavor in _ONNX and model_uri is not None:
+        if flavor in _ONNX_FLAVORS and model_uri is not None:
             _check_onnx(model_uri, flavor)
         implied[f"variants.{name}.allow_pyfunc"] = flavor == PYTHON_FUNCTION
     return implied | dict(config or {})
@@ -38,5 +38,5 @@ def _check_onnx(model_uri: str, flavor: str) -> None:
     source = resolve(model_uri).source
     with registry_errors(f"model {model_uri}"):
         flavors = Model.load(source).flavors
-    if not any(name in flavors for name in _ONNX):
+    if not any(name in flavors for name in _ONNX_FLAVORS):
         raise InvalidConfig(f"{model_uri} has no flavor {flavor!r}; it has {', '.join(sorted(flavors))}")

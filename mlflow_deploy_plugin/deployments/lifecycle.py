@@ -12,10 +12,10 @@ from typing import Any
 
 from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
-from mlflow_deploy_plugin.deployments.config import absolute_uri, configured
-from mlflow_deploy_plugin.deployments.endpoints import Cause, Endpoints, ObservedEndpoint
+from mlflow_deploy_plugin.deployments.config import absolute_model_uri, configure
+from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints, ObservedEndpoint
 from mlflow_deploy_plugin.deployments.monitors import check_monitors
-from mlflow_deploy_plugin.deployments.traffic import says_weight
+from mlflow_deploy_plugin.deployments.traffic import sets_weight
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.nearest import did_you_mean, listed
 from mlflow_deploy_plugin.registry.connection import set_service_timeouts
@@ -70,7 +70,7 @@ class Deployments:
         """
         stored = self.store.endpoint(endpoint or name)
         if stored is None:
-            model_uri = absolute_uri(model_uri)
+            model_uri = absolute_model_uri(model_uri)
             spec = new_endpoint(endpoint or name, model_uri, variant=name)
             resolve(model_uri)  # what the registry does not have is said at once, before anything is started
             spec = self._configured(spec, config)
@@ -93,10 +93,10 @@ class Deployments:
             DeploymentFailed: what is wanted cannot be served; what was served before still is.
         """
         found = self._find(name, endpoint).name
-        if any(says_weight(field) for field in config):
+        if any(sets_weight(field) for field in config):
             self._refuse_under_rollout(found)
         model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
-        self._change(found, lambda spec: self._configured(spec, {**model, **config}), Cause())
+        self._change(found, lambda spec: self._configured(spec, {**model, **config}), AuditContext())
         return self.get(name, found)
 
     def delete(self, name: str, endpoint: str | None = None) -> bool:
@@ -123,7 +123,7 @@ class Deployments:
             if endpoint is None and found == name and set(stored.spec.variants) == {name}:
                 self._endpoints.remove(found, "", None)
             else:
-                self._endpoints.change(stored.spec, _without(stored.spec, name), Cause())
+                self._endpoints.change(stored.spec, _without(stored.spec, name), AuditContext())
         return True
 
     def get(self, name: str, endpoint: str | None = None) -> Deployment:
@@ -160,7 +160,7 @@ class Deployments:
             spec = self.store.existing(found).spec
             if not spec.variants:
                 raise InvalidConfig(f"the endpoint {found!r} has no deployment that could be served")
-            local.realise(spec, self.settings, self.progress)
+            local.apply(spec, self.settings, self.progress)
             self.store.record("start", endpoint=found)
 
     def stop(self, name: str) -> None:
@@ -187,9 +187,9 @@ class Deployments:
         self, endpoint: str, config: Mapping[str, Any], why: str = "", actor: str | None = None
     ) -> ObservedEndpoint:
         """Changes fields of an endpoint, all or none. Raises as `update`."""
-        if any(says_weight(name) for name in config):
+        if any(sets_weight(name) for name in config):
             self._refuse_under_rollout(endpoint)
-        cause = Cause("update", why, actor)
+        cause = AuditContext("update", why, actor)
         self._change(endpoint, lambda spec: self._configured(spec, config), cause)
         return self.get_endpoint(endpoint)
 
@@ -208,8 +208,8 @@ class Deployments:
         """
         if not by_rollout:
             self._refuse_under_rollout(endpoint)
-        cause = Cause("traffic", why, actor)
-        self._change(endpoint, lambda spec: configured(spec, {"traffic": weights}), cause)
+        cause = AuditContext("traffic", why, actor)
+        self._change(endpoint, lambda spec: configure(spec, {"traffic": weights}), cause)
         return self.get_endpoint(endpoint)
 
     def delete_endpoint(self, endpoint: str, why: str = "", actor: str | None = None) -> bool:
@@ -244,13 +244,13 @@ class Deployments:
         actor: str | None = None,
     ) -> Deployment:
         """Adds a deployment to an endpoint that is there. Raises as `create`, and NotFound for the endpoint."""
-        model_uri = absolute_uri(model_uri)
+        model_uri = absolute_model_uri(model_uri)
 
         def added(spec: EndpointSpec) -> EndpointSpec:
             wider = add_variant(spec, name, model_uri)
             return self._configured(wider, config)
 
-        self._change(endpoint, added, Cause("update", why, actor))
+        self._change(endpoint, added, AuditContext("update", why, actor))
         return self.get(name, endpoint)
 
     def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
@@ -259,7 +259,7 @@ class Deployments:
         with self._endpoints.lock(endpoint):
             spec = self.store.existing(endpoint).spec
             if name in spec.variants:
-                self._endpoints.change(spec, remove_variant(spec, name), Cause("update", why, actor))
+                self._endpoints.change(spec, remove_variant(spec, name), AuditContext("update", why, actor))
 
     def remove_monitor(self, endpoint: str, monitor: str, why: str = "", actor: str | None = None) -> None:
         """Takes a monitor out of an endpoint; what it has found stays.
@@ -268,20 +268,20 @@ class Deployments:
             NotFound: there is no such endpoint or monitor.
         """
         self.store.existing(endpoint).spec.monitor(monitor)
-        self._change(endpoint, lambda spec: remove_monitor(spec, monitor), Cause("update", why, actor))
+        self._change(endpoint, lambda spec: remove_monitor(spec, monitor), AuditContext("update", why, actor))
 
-    def look_now(self, model: str) -> None:
+    def poll_registry(self, model: str) -> None:
         """To be called after a move in the registry: the servers here that follow the model serve it at once."""
         for stored in self.store.endpoints():
             references = [parse_model_uri(variant.model) for variant in stored.spec.variants.values()]
             if any(one.followed and one.name == model for one in references):
-                local.look_now(stored.name, self.settings)
+                local.poll_registry(stored.name, self.settings)
 
     @property
     def _endpoints(self) -> Endpoints:
         return Endpoints(self.store, self.settings, self.progress)
 
-    def _change(self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], cause: Cause) -> None:
+    def _change(self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], cause: AuditContext) -> None:
         self.store.existing(endpoint)  # before its name becomes that of a lock file
         with self._endpoints.lock(endpoint):
             spec = self.store.existing(endpoint).spec
@@ -289,12 +289,12 @@ class Deployments:
 
     def _configured(self, spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
         """Return `spec` with what `config` says, once its monitors were checked. Raises as `configured`."""
-        changed = configured(spec, config)
+        changed = configure(spec, config)
         check_monitors(changed, config, self.progress)
         return changed
 
     def _refuse_under_rollout(self, endpoint: str) -> None:
-        if refusal := traffic_refusal(self.store, endpoint):
+        if refusal := rollout_traffic_refusal(self.store, endpoint):
             raise InvalidConfig(refusal)
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
@@ -351,7 +351,7 @@ def open_deployments(progress: Callable[[str], None]) -> Iterator[Deployments]:
         store.close()
 
 
-def traffic_refusal(store: Store, endpoint: str) -> str:
+def rollout_traffic_refusal(store: Store, endpoint: str) -> str:
     """Say why nobody may give the endpoint's variants their weights now; empty where it may be done.
 
     Weights that anybody else gives would be put back by the rollout at its next look.

@@ -25,7 +25,7 @@ _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
 
 
 @dataclass(frozen=True)
-class Masking:
+class LabelMasking:
     """Which key columns stand in the log as hashes, and the key for it; `refusal` says why there is none."""
 
     columns: frozenset[str] = frozenset()
@@ -50,7 +50,7 @@ class Masking:
         return labels_table(labels)
 
 
-def masking_of(deployments: Deployments, log: InferenceLog, endpoint: str) -> Masking:
+def label_masking(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelMasking:
     """As the endpoint's spec says it: that of the store, else those that servers of this machine have left.
 
     Without any, a column whose logged values look like masks is one.
@@ -62,20 +62,20 @@ def masking_of(deployments: Deployments, log: InferenceLog, endpoint: str) -> Ma
     stored = deployments.store.endpoint(endpoint)
     if stored is not None:
         key = settings.deployments_path / endpoint / MASK_KEY
-        return Masking(frozenset(stored.spec.capture.mask), key if key.exists() else None)
+        return LabelMasking(frozenset(stored.spec.capture.mask), key if key.exists() else None)
     left = list(_left_by_servers(settings, endpoint))
     if not left:
         refusal = (
             f"looks masked in the log, and no spec of {endpoint} is on this machine: bring these labels by its server "
             "(--url), or by prediction id"
         )
-        return Masking(_looks_masked(log, endpoint), None, refusal)
+        return LabelMasking(_looks_masked(log, endpoint), None, refusal)
     columns = frozenset(name for _, spec in left for name in spec.capture.mask)
     keys = {key.read_bytes(): key for folder, _ in left if (key := folder / MASK_KEY).exists()}
     if len(keys) > 1:
         shown = " and ".join(sorted(map(str, keys.values())))
-        return Masking(columns, None, f"is masked in the log, and which key it is by is not known: {shown}")
-    return Masking(columns, next(iter(keys.values()), None))
+        return LabelMasking(columns, None, f"is masked in the log, and which key it is by is not known: {shown}")
+    return LabelMasking(columns, next(iter(keys.values()), None))
 
 
 def _left_by_servers(settings: Settings, endpoint: str) -> Iterator[tuple[Path, EndpointSpec]]:

@@ -18,12 +18,12 @@ from mlflow_deploy_plugin.registry.resolve import resolve
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec
 
 _DATASET = "dataset:"
-_COMPARED = ("drift", "prediction_drift", "data_quality")
+_KINDS_WITH_REFERENCE = ("drift", "prediction_drift", "data_quality")
 _OWN_PREFIX = "_"
-_MOST_NAMED = 10
+_MAX_LISTED = 10
 
 
-def whole_datasets(spec: EndpointSpec, config: Mapping[str, Any]) -> dict[str, str]:
+def absolute_datasets(spec: EndpointSpec, config: Mapping[str, Any]) -> dict[str, str]:
     """Return the dataset references that `config` sets, by their fields, each path made absolute: the controller does
     not run where the command is typed.
     """
@@ -54,20 +54,20 @@ def check_monitors(spec: EndpointSpec, config: Mapping[str, Any], progress: Call
     }
     if not changed:
         return
-    columns = _columns_of(spec, progress)
+    columns = _known_columns(spec, progress)
     for name, monitor in changed.items():
         try:
             _check_variants(spec, monitor)
             if columns is not None:
                 _check_names(monitor, columns)
-            if monitor.kind in _COMPARED and monitor.reference.startswith(_DATASET):
+            if monitor.kind in _KINDS_WITH_REFERENCE and monitor.reference.startswith(_DATASET):
                 _check_dataset(monitor, columns)
         except InvalidConfig as error:
             raise InvalidConfig(f"monitors.{name}.{error.message}") from None
 
 
 @dataclass(frozen=True)
-class _Columns:
+class _KnownColumns:
     """The columns that the log of an endpoint has, of all its variants.
 
     Attributes:
@@ -89,7 +89,7 @@ class _Columns:
         return self.answers is None and _is_answer(name)
 
 
-def _columns_of(spec: EndpointSpec, progress: Callable[[str], None]) -> _Columns | None:
+def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> _KnownColumns | None:
     logged: list[LoggedColumns] = []
     for name, variant in spec.variants.items():
         try:
@@ -105,7 +105,7 @@ def _columns_of(spec: EndpointSpec, progress: Callable[[str], None]) -> _Columns
     inputs = dict.fromkeys(name for one in logged for name in one.inputs)
     answers = [one.answers for one in logged]
     known = None if None in answers else tuple(dict.fromkeys(name for one in answers for name in one or ()))
-    return _Columns(tuple(inputs), known)
+    return _KnownColumns(tuple(inputs), known)
 
 
 def _check_variants(spec: EndpointSpec, monitor: MonitorSpec) -> None:
@@ -117,14 +117,14 @@ def _check_variants(spec: EndpointSpec, monitor: MonitorSpec) -> None:
             raise InvalidConfig(f"require: {one.text}: the endpoint has no deployment {one.of!r}{hint}")
 
 
-def _check_names(monitor: MonitorSpec, columns: _Columns) -> None:
-    for field, text, name in _named(monitor):
+def _check_names(monitor: MonitorSpec, columns: _KnownColumns) -> None:
+    for field, text, name in _named_columns(monitor):
         if not columns.has(name):
-            hint = did_you_mean(name, columns.all, f"it has {_listed(columns.all)}")
+            hint = did_you_mean(name, columns.all, f"it has {_list_names(columns.all)}")
             raise InvalidConfig(f"{field}: {text}the model has no column {name!r}{hint}")
 
 
-def _named(monitor: MonitorSpec) -> Iterator[tuple[str, str, str]]:
+def _named_columns(monitor: MonitorSpec) -> Iterator[tuple[str, str, str]]:
     """Yield each column that the monitor names: the field it stands in, the text before it, and its name."""
     for field in ("columns", "segment_by"):
         for name in getattr(monitor, field):
@@ -134,7 +134,7 @@ def _named(monitor: MonitorSpec) -> Iterator[tuple[str, str, str]]:
             yield "require", f"{one.text}: ", one.of
 
 
-def _check_dataset(monitor: MonitorSpec, columns: _Columns | None) -> None:
+def _check_dataset(monitor: MonitorSpec, columns: _KnownColumns | None) -> None:
     """A column that only one side has is drift in every window, so the dataset has to have each that is judged."""
     # here: pyarrow and scipy, which no other command of deployments needs
     from mlflow_deploy_plugin.monitoring.references.dataset import dataset_columns
@@ -145,7 +145,7 @@ def _check_dataset(monitor: MonitorSpec, columns: _Columns | None) -> None:
         raise
     except OnnxserveError as error:
         raise InvalidConfig(f"reference: {error.message}") from None
-    judged = monitor.columns or _judged(monitor, columns)
+    judged = monitor.columns or _judged_columns(monitor, columns)
     missing = [name for name in judged if not _is_among(name, held)]
     if not missing:
         return
@@ -153,13 +153,15 @@ def _check_dataset(monitor: MonitorSpec, columns: _Columns | None) -> None:
     if all(_is_answer(name) for name in missing) and monitor.kind != "prediction_drift" and columns is not None:
         left = [name for name in (monitor.columns or columns.inputs) if name not in missing]
         raise InvalidConfig(
-            f"reference: {uri} has no column {_listed(missing)}, which holds what the model answers: add it (the "
+            f"reference: {uri} has no column {_list_names(missing)}, which holds what the model answers: add it (the "
             f"model's answers to these rows), or judge the others alone: columns={','.join(left)}"
         )
-    raise InvalidConfig(f"reference: {uri} has no column {_listed(missing)} to compare with; it has {_listed(held)}")
+    raise InvalidConfig(
+        f"reference: {uri} has no column {_list_names(missing)} to compare with; it has {_list_names(held)}"
+    )
 
 
-def _judged(monitor: MonitorSpec, columns: _Columns | None) -> Sequence[str]:
+def _judged_columns(monitor: MonitorSpec, columns: _KnownColumns | None) -> Sequence[str]:
     """Return the columns that are judged where `columns` names none, as far as they are known."""
     if columns is None:
         return ()
@@ -175,6 +177,6 @@ def _is_answer(name: str) -> bool:
     return name.partition(".")[0] in ("prediction", "output")
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+def _list_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more

@@ -12,10 +12,10 @@ import pandas as pd
 
 from mlflow_deploy_plugin.errors import InvalidRequest
 
-FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
+BODY_FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
 
-def encode(inputs: Any) -> bytes:
+def encode_body(inputs: Any) -> bytes:
     """The JSON body for a DataFrame, an ndarray, a dict of columns (or of one row), or a list of rows or records.
 
     A mapping, or a DataFrame made of a file by `pandas.read_json`, that is one of MLflow's forms is taken as that.
@@ -25,19 +25,19 @@ def encode(inputs: Any) -> bytes:
         InvalidRequest: nothing of these, or something in it that JSON has no form for.
     """
     try:
-        return orjson.dumps(_document(inputs), default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.dumps(_body_document(inputs), default=_json_value, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as error:
         raise InvalidRequest(f"the input cannot be sent as JSON: {error}") from None
 
 
-def _document(inputs: Any) -> Mapping[str, Any]:
+def _body_document(inputs: Any) -> Mapping[str, Any]:
     match inputs:
         case pd.DataFrame():
-            return _read_back(inputs) or _of_frame(inputs)
+            return _document_read_by_pandas(inputs) or _frame_document(inputs)
         case np.ndarray():
             return {"inputs": inputs.tolist()}
         case Mapping():
-            return _of_mapping(inputs)
+            return _mapping_document(inputs)
         case list() | tuple():
             is_records = len(inputs) > 0 and all(isinstance(row, Mapping) for row in inputs)
             return {"dataframe_records" if is_records else "inputs": list(inputs)}
@@ -46,7 +46,7 @@ def _document(inputs: Any) -> Mapping[str, Any]:
     )
 
 
-def _of_frame(frame: pd.DataFrame) -> Mapping[str, Any]:
+def _frame_document(frame: pd.DataFrame) -> Mapping[str, Any]:
     cells = frame.astype(object)
     rows = cells.where(frame.notna(), None).to_numpy().tolist()
     if frame.columns.inferred_type == "integer":
@@ -54,20 +54,20 @@ def _of_frame(frame: pd.DataFrame) -> Mapping[str, Any]:
     return {"dataframe_split": {"columns": [str(column) for column in frame.columns], "data": rows}}
 
 
-def _of_mapping(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    if sum(form in inputs for form in FORMS) == 1:
+def _mapping_document(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    if sum(form in inputs for form in BODY_FORMS) == 1:
         return inputs
     if not any(isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) for value in inputs.values()):
         return {"dataframe_records": [inputs]}
     return {"inputs": dict(inputs)}
 
 
-def _read_back(frame: pd.DataFrame) -> Mapping[str, Any] | None:
+def _document_read_by_pandas(frame: pd.DataFrame) -> Mapping[str, Any] | None:
     """What stood in the file, where `frame` is what `pandas.read_json` makes of one of MLflow's forms; else None.
 
     It takes the form's name for the only column, and the keys or positions within for the index.
     """
-    if list(frame.columns) not in [[form] for form in FORMS]:
+    if list(frame.columns) not in [[form] for form in BODY_FORMS]:
         return None
     form = str(frame.columns[0])
     cells = [None if _is_missing(cell) else cell for cell in frame[form].tolist()]
@@ -82,7 +82,7 @@ def _is_missing(cell: Any) -> bool:
     return pd.api.types.is_scalar(cell) and bool(pd.isna(cell))
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """What orjson does not know: numpy scalars and arrays that it cannot take as they are, and timestamps."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()

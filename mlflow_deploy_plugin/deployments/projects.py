@@ -15,7 +15,7 @@ _FILE, _MLPROJECT, _SCRIPTS = "file://", "MLproject", (".py", ".sh")
 _WANTED = "wanted is the folder of an MLflow project, or a Git URI"
 
 
-GIVEN = ("mode", "data", "base_model", "registered_model")
+SUPPLIED_PARAMETERS = ("mode", "data", "base_model", "registered_model")
 """The parameters that every training is given, beside those of the spec."""
 
 
@@ -52,11 +52,11 @@ def _check_parameters(known: Mapping[str, Any], where: str, said: Mapping[str, A
             raise InvalidConfig(f"parameters.{name}: {where} has no parameter {name!r}; it has {names}")
     for name, declared in known.items():
         has_default = isinstance(declared, dict) and declared.get("default") is not None
-        if not has_default and name not in said and name not in GIVEN:
+        if not has_default and name not in said and name not in SUPPLIED_PARAMETERS:
             raise InvalidConfig(f"parameters.{name}: {where} wants a value for it, and has no default")
 
 
-def whole_projects(spec: EndpointSpec, config: Mapping[str, Any]) -> dict[str, str]:
+def absolute_projects(spec: EndpointSpec, config: Mapping[str, Any]) -> dict[str, str]:
     """The projects of monitors that `config` speaks of, by their fields: a folder by its whole path, since the
     controller does not run where the command is typed.
 

@@ -10,7 +10,7 @@ from types import FrameType
 
 from mlflow_deploy_plugin.deployments.backends import supervisor
 from mlflow_deploy_plugin.deployments.backends.ports import check_port, choose_port
-from mlflow_deploy_plugin.deployments.backends.readiness import url_of
+from mlflow_deploy_plugin.deployments.backends.readiness import server_url
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.server.state import SPEC, write_atomically
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, dump_spec
@@ -28,7 +28,7 @@ def serve_in_foreground(spec: EndpointSpec, progress: Callable[[str], None]) -> 
     with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
         state_dir = Path(folder)
         write_atomically(state_dir / SPEC, dump_spec(spec).encode())
-        progress(f"{spec.name}: serving at {url_of(spec.server)}, Ctrl-C stops it")
+        progress(f"{spec.name}: serving at {server_url(spec.server)}, Ctrl-C stops it")
         status = _run(supervisor.command(state_dir))
     if status not in (0, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT):
         raise DeploymentFailed(f"{spec.name}: the server ended with status {status}; its log above says why")

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import orjson
 import requests
 
-from mlflow_deploy_plugin.deployments.payload import encode
+from mlflow_deploy_plugin.deployments.payload import encode_body
 from mlflow_deploy_plugin.deployments.session import ServerSession
 from mlflow_deploy_plugin.errors import (
     BodyTooLarge,
@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.errors import (
 
 _CONNECT_SECONDS = 5
 _MARGIN_SECONDS = 5
-_REFUSALS = {
+_ERRORS_BY_STATUS = {
     refusal.http_status: refusal
     for refusal in (
         InvalidRequest,
@@ -34,7 +34,7 @@ _REFUSALS = {
 }
 
 
-def ask(url: str, route: Literal["invocations", "explain"], inputs: Any, timeout_seconds: float) -> dict[str, Any]:
+def score(url: str, route: Literal["invocations", "explain"], inputs: Any, timeout_seconds: float) -> dict[str, Any]:
     """The server's answer to `inputs`: a JSON object, the predictions of /invocations under `predictions`.
 
     Raises:
@@ -42,7 +42,7 @@ def ask(url: str, route: Literal["invocations", "explain"], inputs: Any, timeout
         OnnxserveError: the server's own refusal, in its words; NotReady where it does not answer.
     """
     with ServerSession() as session:
-        document = post(session, f"{url}/{route}", encode(inputs), "application/json", timeout_seconds)
+        document = post(session, f"{url}/{route}", encode_body(inputs), "application/json", timeout_seconds)
     if route == "invocations" and "predictions" not in document:
         raise OnnxserveError(f"the server at {url} answered without predictions")
     return document
@@ -58,19 +58,19 @@ def post(session: requests.Session, url: str, body: bytes, content_type: str, ti
         raise NotReady(f"the server did not answer {url} in {patience:g} s") from None
     except requests.RequestException:
         raise NotReady(f"there is no answer at {url}") from None
-    document = _document(answer)
+    document = _json_object(answer)
     if answer.ok:
         return document
-    refusal = _REFUSALS.get(answer.status_code, OnnxserveError)
+    refusal = _ERRORS_BY_STATUS.get(answer.status_code, OnnxserveError)
     message = document.get("message", f"the server answered with status {answer.status_code}")
-    raise refusal(str(message), _seconds(answer.headers.get("Retry-After", "")))
+    raise refusal(str(message), _retry_after(answer.headers.get("Retry-After", "")))
 
 
-def _seconds(text: str) -> int | None:
+def _retry_after(text: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _document(answer: requests.Response) -> dict[str, Any]:
+def _json_object(answer: requests.Response) -> dict[str, Any]:
     try:
         document = orjson.loads(answer.content)
     except orjson.JSONDecodeError:

@@ -11,34 +11,34 @@ import click
 import orjson
 import pandas as pd
 
-from mlflow_deploy_plugin.deployments.payload import FORMS
+from mlflow_deploy_plugin.deployments.payload import BODY_FORMS
 
-_MLFLOWS_COMMANDS = "mlflow.deployments.cli"
+_MLFLOW_CLI_MODULE = "mlflow.deployments.cli"
 
 
-def as_written(inputs: Any) -> Any:
+def original_document(inputs: Any) -> Any:
     """The document that `inputs` was made of, where it is a frame that MLflow's own command has just read; `inputs`
     itself from everybody else, and where the file is one of pandas' own forms or not here."""
-    path = _typed_path()
+    path = _input_path()
     if path is None or not isinstance(inputs, pd.DataFrame):
         return inputs
     try:
         document = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError):  # a URL, a compressed file, NaN: what pandas takes beside
         return inputs
-    return inputs if _is_of_pandas(document) else document
+    return inputs if _is_pandas_json(document) else document
 
 
-def _typed_path() -> Path | None:
+def _input_path() -> Path | None:
     context = click.get_current_context(silent=True)
-    if context is None or getattr(context.command.callback, "__module__", "") != _MLFLOWS_COMMANDS:
+    if context is None or getattr(context.command.callback, "__module__", "") != _MLFLOW_CLI_MODULE:
         return None
     path = context.params.get("input_path")
     return Path(path) if path else None
 
 
-def _is_of_pandas(document: Any) -> bool:
+def _is_pandas_json(document: Any) -> bool:
     """`{"a": {"0": 1, "1": 3}}`, as `DataFrame.to_json` writes it, column by column or row by row."""
-    if not isinstance(document, dict) or any(form in document for form in FORMS):
+    if not isinstance(document, dict) or any(form in document for form in BODY_FORMS):
         return False
     return all(isinstance(values, dict) for values in document.values())

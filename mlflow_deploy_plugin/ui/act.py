@@ -15,7 +15,7 @@ import requests
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.store import Store, open_store
-from mlflow_deploy_plugin.ui.jobs import Job, read, write
+from mlflow_deploy_plugin.ui.jobs import Job, read_job, write_job
 
 _PATIENCE_SECONDS = 10
 _MLFLOW_SECONDS = "30"
@@ -24,17 +24,17 @@ _MLFLOW_SECONDS = "30"
 
 def main(path: Path) -> int:
     """Exit status 0 if it was done."""
-    job = read(path)
+    job = read_job(path)
     if job is None:
         return 2
     job = replace(job, pid=os.getpid())
-    write(path, job)
+    write_job(path, job)
     try:
         os.environ["MLFLOW_TRACKING_URI"] = _reachable(job.servers)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _MLFLOW_SECONDS)
         message = _act(job)
     except OnnxserveError as error:
-        write(path, replace(job, state="failed", message=error.message))
+        write_job(path, replace(job, state="failed", message=error.message))
         return 1
     except Exception as error:
         from mlflow.exceptions import MlflowException
@@ -42,9 +42,9 @@ def main(path: Path) -> int:
         # what is no MLflowException goes on to the log with its traceback, and the server says its last line
         if not isinstance(error, MlflowException):
             raise
-        write(path, replace(job, state="failed", message=" ".join(str(error).split())))
+        write_job(path, replace(job, state="failed", message=" ".join(str(error).split())))
         return 1
-    write(path, replace(job, state="done", message=message))
+    write_job(path, replace(job, state="done", message=message))
     return 0
 
 
@@ -73,11 +73,11 @@ def _reachable(servers: tuple[str, ...]) -> str:
 
 def _traffic(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-    from mlflow_deploy_plugin.ui.possible import no_server
+    from mlflow_deploy_plugin.ui.possible import server_blocker
 
     endpoint, weights = job.asked["endpoint"], job.asked["weights"]
     deployments = Deployments(store, settings, print)
-    _check(no_server(deployments.get_endpoint(endpoint)))
+    _check(server_blocker(deployments.get_endpoint(endpoint)))
     deployments.set_traffic(endpoint, weights, why=job.asked["why"], actor=job.actor)
     return f"{endpoint} is answered by {', '.join(f'{name} {weight}' for name, weight in weights.items())}."
 
@@ -85,10 +85,10 @@ def _traffic(job: Job, store: Store, settings: Settings) -> str:
 def _rollback(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-    from mlflow_deploy_plugin.ui.possible import no_server
+    from mlflow_deploy_plugin.ui.possible import server_blocker
 
     endpoint, deployments = job.asked["endpoint"], Deployments(store, settings, print)
-    _check(no_server(deployments.get_endpoint(endpoint)))
+    _check(server_blocker(deployments.get_endpoint(endpoint)))
     done = rollback(endpoint, job.asked["why"], job.actor, deployments=deployments)
     return f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
 
@@ -105,7 +105,7 @@ def _promote(job: Job, store: Store, settings: Settings) -> str:
     )
     if not moved.is_moved:
         return f"Version {moved.version} {moved.stands} already; nothing was done."
-    Deployments(store, settings, print).look_now(model)
+    Deployments(store, settings, print).poll_registry(model)
     before = f", where version {moved.before} was" if moved.before else ""
     return f"Version {moved.version} {moved.stands}{before}; gate {moved.gate}: {moved.reason}."
 

@@ -14,7 +14,7 @@ from flask import Flask
 
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.ui import console, guard
-from mlflow_deploy_plugin.ui.trail import Trail
+from mlflow_deploy_plugin.ui.trail import AuditTrail
 
 _SGI = "_MLFLOW_SGI_NAME"  # MLflow's own: which server runs the app
 _EXTENSION = "onnxserve"
@@ -44,7 +44,7 @@ def extend(app: Flask) -> None:
     if _EXTENSION in app.extensions:
         return
     settings = load_settings()
-    trail = Trail(settings.store_url)
+    trail = AuditTrail(settings.store_url)
     guard.install(app, trail)
     console.install(app, settings, trail)
     app.extensions[_EXTENSION] = trail

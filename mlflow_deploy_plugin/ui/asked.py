@@ -16,7 +16,7 @@ _LARGEST_WEIGHT = 100
 
 
 @dataclass(frozen=True)
-class Asked:
+class FormAction:
     """One action.
 
     Attributes:
@@ -30,7 +30,7 @@ class Asked:
     arguments: dict[str, Any]
 
 
-def read_form(form: Mapping[str, str], store: Store) -> Asked:
+def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
     """Raises InvalidConfig or NotFound: it makes no sense; the message is for the page."""
     readers = {"traffic": _traffic, "rollback": _rollback, "promote": _promote, "gate": _gate}
     reader = readers.get(form.get("action", ""))
@@ -39,7 +39,7 @@ def read_form(form: Mapping[str, str], store: Store) -> Asked:
     return reader(form, store)
 
 
-def _traffic(form: Mapping[str, str], store: Store) -> Asked:
+def _traffic(form: Mapping[str, str], store: Store) -> FormAction:
     endpoint = _endpoint(form, store)
     weights = {}
     for name, variant in endpoint.spec.variants.items():
@@ -54,32 +54,32 @@ def _traffic(form: Mapping[str, str], store: Store) -> Asked:
     if not any(weights.values()):
         raise InvalidConfig(f"nobody would answer {endpoint.name}: give at least one variant a weight")
     said = f"change the traffic of {endpoint.name} to {', '.join(f'{name} {n}' for name, n in weights.items())}"
-    return _asked(form, said, endpoint, {"weights": weights})
+    return _endpoint_action(form, said, endpoint, {"weights": weights})
 
 
-def _rollback(form: Mapping[str, str], store: Store) -> Asked:
+def _rollback(form: Mapping[str, str], store: Store) -> FormAction:
     endpoint = _endpoint(form, store)
-    return _asked(form, f"roll {endpoint.name} back", endpoint, {})
+    return _endpoint_action(form, f"roll {endpoint.name} back", endpoint, {})
 
 
-def _promote(form: Mapping[str, str], store: Store) -> Asked:
+def _promote(form: Mapping[str, str], store: Store) -> FormAction:
     model, version = _version(form)
     to = form.get("to", "")
     if not _TARGET.fullmatch(to):
         raise InvalidConfig(f"{to!r} is no stage and no @alias")
     said = f"promote version {version} of {model} to {to}"
-    return Asked(said, (model,), {**_arguments(form), "model": model, "version": version, "to": to})
+    return FormAction(said, (model,), {**_arguments(form), "model": model, "version": version, "to": to})
 
 
-def _gate(form: Mapping[str, str], store: Store) -> Asked:
+def _gate(form: Mapping[str, str], store: Store) -> FormAction:
     model, version = _version(form)
     said = f"run the gate for version {version} of {model}"
-    return Asked(said, (model,), {**_arguments(form), "model": model, "version": version})
+    return FormAction(said, (model,), {**_arguments(form), "model": model, "version": version})
 
 
-def _asked(form: Mapping[str, str], said: str, endpoint: Endpoint, more: dict[str, Any]) -> Asked:
+def _endpoint_action(form: Mapping[str, str], said: str, endpoint: Endpoint, more: dict[str, Any]) -> FormAction:
     models = tuple(registered_model_names(endpoint.spec))
-    return Asked(said, models, {**_arguments(form), "endpoint": endpoint.name, **more})
+    return FormAction(said, models, {**_arguments(form), "endpoint": endpoint.name, **more})
 
 
 def _arguments(form: Mapping[str, str]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def caller() -> Caller:
 
 
 def may_read(model: str) -> bool:
-    return is_administrator() or _may(model)[0]
+    return is_administrator() or _permissions(model)[0]
 
 
 def may_act_on(models: Sequence[str]) -> bool:
@@ -40,25 +40,25 @@ def may_act_on(models: Sequence[str]) -> bool:
 
     What is served without a registered model is for administrators.
     """
-    return is_administrator() or (bool(models) and all(_may(model)[1] for model in models))
+    return is_administrator() or (bool(models) and all(_permissions(model)[1] for model in models))
 
 
 def is_administrator() -> bool:
     """Without accounts everybody is."""
     if "onnxserve_administrator" not in g:
-        auth = _accounts()
+        auth = _auth_module()
         g.onnxserve_administrator = auth is None or bool(auth.sender_is_admin())
     return bool(g.onnxserve_administrator)
 
 
-def _may(model: str) -> tuple[bool, bool]:
+def _permissions(model: str) -> tuple[bool, bool]:
     """(read, update), asked once a request and model: MLflow checks the password again at every question."""
     from mlflow.exceptions import MlflowException
 
     known: dict[str, tuple[bool, bool]] = g.setdefault("onnxserve_permissions", {})
     if model not in known:
         try:
-            permission = _accounts()._get_registered_model_or_prompt_permission(model)  # type: ignore[union-attr]
+            permission = _auth_module()._get_registered_model_or_prompt_permission(model)  # type: ignore[union-attr]
             known[model] = bool(permission.can_read), bool(permission.can_update)
         except MlflowException:  # no such model (any more)
             known[model] = False, False
@@ -70,13 +70,13 @@ def allow_pages(method: str, *paths: str) -> None:
 
     Without it a server with MLFLOW_BASIC_AUTH_FAIL_CLOSED refuses them, since it does not know them.
     """
-    auth = _accounts()
+    auth = _auth_module()
     if auth is not None:
         for path in paths:
             auth.BEFORE_REQUEST_VALIDATORS[path, method] = lambda: True
 
 
-def _accounts() -> Any | None:
+def _auth_module() -> Any | None:
     """MLflow's module of basic auth where this server uses it."""
     auth = sys.modules.get("mlflow.server.auth")
     return auth if auth is not None and auth._auth_initialized else None

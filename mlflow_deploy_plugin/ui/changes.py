@@ -6,16 +6,16 @@ from typing import Any
 
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, GATE_POLICY_TAG, GATE_TAG
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
-from mlflow_deploy_plugin.ui.judged import judged
-from mlflow_deploy_plugin.ui.trail import Trail
+from mlflow_deploy_plugin.ui.judged import gate_decision
+from mlflow_deploy_plugin.ui.trail import AuditTrail
 
-_QUIET = ("None", "Archived")
+_UNSERVED_STAGES = ("None", "Archived")
 """Stages from which nothing is served."""
 _VERDICT = (GATE_TAG, GATE_POLICY_DIGEST_TAG)
 
 
 @dataclass(frozen=True)
-class Change:
+class RegistryChange:
     """A change of what a reference to a model means, as it is written into the audit trail.
 
     Attributes:
@@ -39,23 +39,25 @@ class Change:
     is_served_again: bool = False
 
 
-def _transition(trail: Trail) -> Change:
+def _transition(trail: AuditTrail) -> RegistryChange:
     from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
     from mlflow.protos.model_registry_pb2 import TransitionModelVersionStage
 
     asked, known = (
-        _asked(TransitionModelVersionStage(), ("name", "version", "stage"), ("archive_existing_versions",)),
+        _request_message(TransitionModelVersionStage(), ("name", "version", "stage"), ("archive_existing_versions",)),
         registry(),
     )
     model, version = known.get_registered_model(asked.name), known.get_model_version(asked.name, asked.version)
     stage = get_canonical_stage(asked.stage)
-    stood = [str(one.version) for one in known.get_latest_versions(asked.name, [stage]) if stage not in _QUIET]
-    refusal, why = judged(trail, model, version, stage, stood[0] if stood else "")
+    stood = [
+        str(one.version) for one in known.get_latest_versions(asked.name, [stage]) if stage not in _UNSERVED_STAGES
+    ]
+    refusal, why = gate_decision(trail, model, version, stage, stood[0] if stood else "")
     figures: dict[str, Any] = {}
     if others := [other for other in stood if other != str(version.version)]:
         figures = {"stood_there": others[0], "archived": bool(asked.archive_existing_versions)}
     again = StageOrAlias(stage=stage).is_served_from and ROLLED_BACK_TAG in version.tags
-    return Change(
+    return RegistryChange(
         "transition",
         asked.name,
         str(version.version),
@@ -68,113 +70,115 @@ def _transition(trail: Trail) -> Change:
     )
 
 
-def _alias(trail: Trail) -> Change | None:
+def _alias(trail: AuditTrail) -> RegistryChange | None:
     from mlflow.protos.model_registry_pb2 import SetRegisteredModelAlias
 
-    asked, known = _asked(SetRegisteredModelAlias(), ("name", "alias", "version")), registry()
+    asked, known = _request_message(SetRegisteredModelAlias(), ("name", "alias", "version")), registry()
     model, version = known.get_registered_model(asked.name), known.get_model_version(asked.name, asked.version)
     if _is_only_a_prompt(model):
         return None
     stood = model.aliases.get(asked.alias)
-    refusal, why = judged(trail, model, version, f"@{asked.alias}", str(stood or ""))
+    refusal, why = gate_decision(trail, model, version, f"@{asked.alias}", str(stood or ""))
     before = _alias_shown(asked.alias, stood)
     after = _alias_shown(asked.alias, version.version)
     again = ROLLED_BACK_TAG in version.tags
-    return Change("alias", asked.name, str(version.version), before, after, why, refusal, is_served_again=again)
+    return RegistryChange("alias", asked.name, str(version.version), before, after, why, refusal, is_served_again=again)
 
 
-def _no_alias(trail: Trail) -> Change | None:
+def _no_alias(trail: AuditTrail) -> RegistryChange | None:
     from mlflow.protos.model_registry_pb2 import DeleteRegisteredModelAlias
 
-    asked = _asked(DeleteRegisteredModelAlias())
+    asked = _request_message(DeleteRegisteredModelAlias())
     model = registry().get_registered_model(asked.name)
     stood = model.aliases.get(asked.alias)
     if _is_only_a_prompt(model) or stood is None:
         return None
-    return Change("alias", asked.name, str(stood), _alias_shown(asked.alias, stood), _alias_shown(asked.alias, None))
+    return RegistryChange(
+        "alias", asked.name, str(stood), _alias_shown(asked.alias, stood), _alias_shown(asked.alias, None)
+    )
 
 
-def _deleted(trail: Trail) -> Change | None:
+def _deleted(trail: AuditTrail) -> RegistryChange | None:
     """A version that goes leaves its stage: the one before it in the stage is served again."""
     from mlflow.protos.model_registry_pb2 import DeleteModelVersion
 
-    asked = _asked(DeleteModelVersion())
+    asked = _request_message(DeleteModelVersion())
     version = registry().get_model_version(asked.name, asked.version)
-    if version.current_stage in _QUIET and not version.aliases:
+    if version.current_stage in _UNSERVED_STAGES and not version.aliases:
         return None
-    return Change("transition", asked.name, str(version.version), version.current_stage, "deleted")
+    return RegistryChange("transition", asked.name, str(version.version), version.current_stage, "deleted")
 
 
-def _version_tag(trail: Trail) -> Change | None:
+def _version_tag(trail: AuditTrail) -> RegistryChange | None:
     """The verdict itself, and the policy that it was given by: whoever writes it by hand answers for it by name."""
     from mlflow.protos.model_registry_pb2 import SetModelVersionTag
 
-    asked = _asked(SetModelVersionTag())
+    asked = _request_message(SetModelVersionTag())
     return _tagged(asked, asked.value) if asked.key in _VERDICT else None
 
 
-def _no_version_tag(trail: Trail) -> Change | None:
+def _no_version_tag(trail: AuditTrail) -> RegistryChange | None:
     from mlflow.protos.model_registry_pb2 import DeleteModelVersionTag
 
-    asked = _asked(DeleteModelVersionTag())
+    asked = _request_message(DeleteModelVersionTag())
     return _tagged(asked, "") if asked.key in (*_VERDICT, ROLLED_BACK_TAG) else None
 
 
-def _tagged(asked: Any, after: str) -> Change:
+def _tagged(asked: Any, after: str) -> RegistryChange:
     version = registry().get_model_version(asked.name, asked.version)
     before = version.tags.get(asked.key, "")
-    return Change("tag", asked.name, str(version.version), before, after, figures={"tag": asked.key})
+    return RegistryChange("tag", asked.name, str(version.version), before, after, figures={"tag": asked.key})
 
 
-def _model_created(trail: Trail) -> Change | None:
+def _model_created(trail: AuditTrail) -> RegistryChange | None:
     from mlflow.protos.model_registry_pb2 import CreateRegisteredModel
 
-    asked = _asked(CreateRegisteredModel())
+    asked = _request_message(CreateRegisteredModel())
     given = {tag.key: tag.value for tag in asked.tags}.get(GATE_POLICY_TAG, "")
-    return Change("tag", asked.name, "", "", given, figures={"tag": GATE_POLICY_TAG})
+    return RegistryChange("tag", asked.name, "", "", given, figures={"tag": GATE_POLICY_TAG})
 
 
-def _model_renamed(trail: Trail) -> Change | None:
+def _model_renamed(trail: AuditTrail) -> RegistryChange | None:
     """What follows the new name serves what this model has in its stages, by the policy that it has."""
     from mlflow.protos.model_registry_pb2 import RenameRegisteredModel
 
-    asked = _asked(RenameRegisteredModel())
+    asked = _request_message(RenameRegisteredModel())
     if _is_only_a_prompt(registry().get_registered_model(asked.name)):
         return None
-    return Change("rename", asked.name, "", asked.name, asked.new_name, also_of=(asked.new_name,))
+    return RegistryChange("rename", asked.name, "", asked.name, asked.new_name, also_of=(asked.new_name,))
 
 
-def _model_deleted(trail: Trail) -> Change | None:
+def _model_deleted(trail: AuditTrail) -> RegistryChange | None:
     """Its policy goes with it: one of the same name is made anew without."""
     from mlflow.protos.model_registry_pb2 import DeleteRegisteredModel
 
-    asked = _asked(DeleteRegisteredModel())
+    asked = _request_message(DeleteRegisteredModel())
     if _is_only_a_prompt(registry().get_registered_model(asked.name)):
         return None
-    return Change("delete", asked.name, "", asked.name, "")
+    return RegistryChange("delete", asked.name, "", asked.name, "")
 
 
-def _model_tag(trail: Trail) -> Change | None:
+def _model_tag(trail: AuditTrail) -> RegistryChange | None:
     """What is demanded of a model's versions."""
     from mlflow.protos.model_registry_pb2 import SetRegisteredModelTag
 
-    asked = _asked(SetRegisteredModelTag())
+    asked = _request_message(SetRegisteredModelTag())
     return _policy(asked.name, asked.value) if asked.key == GATE_POLICY_TAG else None
 
 
-def _no_model_tag(trail: Trail) -> Change | None:
+def _no_model_tag(trail: AuditTrail) -> RegistryChange | None:
     from mlflow.protos.model_registry_pb2 import DeleteRegisteredModelTag
 
-    asked = _asked(DeleteRegisteredModelTag())
+    asked = _request_message(DeleteRegisteredModelTag())
     return _policy(asked.name, "") if asked.key == GATE_POLICY_TAG else None
 
 
-def _policy(model: str, after: str) -> Change:
+def _policy(model: str, after: str) -> RegistryChange:
     before = registry().get_registered_model(model).tags.get(GATE_POLICY_TAG, "")
-    return Change("tag", model, "", before, after, figures={"tag": GATE_POLICY_TAG})
+    return RegistryChange("tag", model, "", before, after, figures={"tag": GATE_POLICY_TAG})
 
 
-READERS: dict[str, Callable[[Trail], Change | None]] = {
+READERS: dict[str, Callable[[AuditTrail], RegistryChange | None]] = {
     "_transition_stage": _transition,
     "_set_registered_model_alias": _alias,
     "_delete_registered_model_alias": _no_alias,
@@ -202,7 +206,7 @@ def _alias_shown(alias: str, version: Any) -> str:
     return "" if version is None else f"version {version} in @{alias}"
 
 
-def _asked(message: Any, texts: Sequence[str] = (), flags: Sequence[str] = ()) -> Any:
+def _request_message(message: Any, texts: Sequence[str] = (), flags: Sequence[str] = ()) -> Any:
     """The request, read as MLflow reads it. Raises MlflowException where MLflow refuses to.
 
     Args:

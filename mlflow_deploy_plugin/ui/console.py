@@ -7,14 +7,14 @@ from flask import Blueprint, Flask, Response, make_response, redirect, render_te
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry.history import event_as_json, history
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.ui.asked import Asked, no_endpoint, read_form
+from mlflow_deploy_plugin.ui.asked import FormAction, no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.caller import allow_pages, caller, may_act_on
-from mlflow_deploy_plugin.ui.forgery import Forgery
+from mlflow_deploy_plugin.ui.forgery import CsrfTokens
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
-from mlflow_deploy_plugin.ui.mlflow_pages import Pages
-from mlflow_deploy_plugin.ui.overview import gather
-from mlflow_deploy_plugin.ui.trail import Trail
-from mlflow_deploy_plugin.ui.visible import hidden_endpoints, visible
+from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
+from mlflow_deploy_plugin.ui.overview import build_overview
+from mlflow_deploy_plugin.ui.trail import AuditTrail
+from mlflow_deploy_plugin.ui.visible import hidden_endpoints, visible_events
 from mlflow_deploy_plugin.version import __version__
 
 PATH = "/onnxserve"
@@ -30,7 +30,7 @@ _HEADERS = {
 }
 
 
-def install(app: Flask, settings: Settings, trail: Trail) -> None:
+def install(app: Flask, settings: Settings, trail: AuditTrail) -> None:
     """Adds the console to MLflow's Flask app."""
     from mlflow.server.handlers import _add_static_prefix
 
@@ -41,7 +41,7 @@ def install(app: Flask, settings: Settings, trail: Trail) -> None:
         trail=trail,
         prefix=prefix,
         jobs=Jobs(folder / "jobs"),
-        forgery=Forgery(folder / "key"),
+        forgery=CsrfTokens(folder / "key"),
     )
     pages = Blueprint("onnxserve", __name__, template_folder="templates")
     base = f"{prefix}{PATH}"
@@ -57,7 +57,7 @@ def install(app: Flask, settings: Settings, trail: Trail) -> None:
 class _Console:
     """The views, and what they need of the server that they live in."""
 
-    def __init__(self, settings: Settings, trail: Trail, prefix: str, jobs: Jobs, forgery: Forgery) -> None:
+    def __init__(self, settings: Settings, trail: AuditTrail, prefix: str, jobs: Jobs, forgery: CsrfTokens) -> None:
         self._settings = settings
         self._trail = trail
         self._prefix = prefix
@@ -76,7 +76,7 @@ class _Console:
             store, endpoint = self._trail.store(), request.form.get("endpoint", "")
             if endpoint and hidden_endpoints(store, [endpoint]):
                 raise no_endpoint(endpoint)
-            asked = read_form(request.form, store)
+            asked = parse_form(request.form, store)
             if not may_act_on(asked.models):
                 return self._render(error=_not_allowed(asked), status=403)
             job = self._jobs.start(
@@ -91,7 +91,7 @@ class _Console:
         try:
             store = self._trail.store()
             found = history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
-            shown = visible(store, found)
+            shown = visible_events(store, found)
         except OnnxserveError as error:
             return _finished(make_response(error.message, error.http_status, {"Content-Type": "text/plain"}))
         lines = "".join(f"{event_as_json(event)}\n" for event in shown)
@@ -102,9 +102,9 @@ class _Console:
 
         who = caller()
         cookie, token = self._forgery.token(who.user)
-        pages = Pages(handlers._get_tracking_store(), self._prefix)
+        pages = MlflowPages(handlers._get_tracking_store(), self._prefix)
         try:
-            seen = gather(self._trail.store(), self._settings, handlers._get_model_registry_store(), pages)
+            seen = build_overview(self._trail.store(), self._settings, handlers._get_model_registry_store(), pages)
         except OnnxserveError as failure:
             seen, error = None, error or failure.message
         html = render_template(
@@ -146,7 +146,7 @@ def _credentials() -> dict[str, str]:
     return {"MLFLOW_TRACKING_TOKEN": given.token} if given.type == "bearer" and given.token else {}
 
 
-def _not_allowed(asked: Asked) -> str:
+def _not_allowed(asked: FormAction) -> str:
     models = " and ".join(asked.models) or "what is not registered"
     return f"you may not {asked.said}: that takes the permission to edit {models}"
 

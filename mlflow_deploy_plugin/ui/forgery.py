@@ -17,7 +17,7 @@ _COOKIE = "onnxserve_console"
 _KEY_BYTES = 32
 
 
-class Forgery:
+class CsrfTokens:
     """Tokens by the key in `key_file`, which the workers of a server share; it is made by the first who needs it."""
 
     def __init__(self, key_file: Path) -> None:

@@ -16,8 +16,8 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry.tags import ERROR_TAG, GATE_TAG
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.ui.caller import caller
-from mlflow_deploy_plugin.ui.changes import GATED, READERS, Change, registry
-from mlflow_deploy_plugin.ui.trail import Trail
+from mlflow_deploy_plugin.ui.changes import GATED, READERS, RegistryChange, registry
+from mlflow_deploy_plugin.ui.trail import AuditTrail
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _VIA = "mlflow"
 _NEW_VERSION = "_create_model_version"
 
 
-def install(app: Flask, trail: Trail) -> None:
+def install(app: Flask, trail: AuditTrail) -> None:
     """Puts the gate before MLflow's views.
 
     Raises:
@@ -36,11 +36,14 @@ def install(app: Flask, trail: Trail) -> None:
             raise OnnxserveError(f"this MLflow has no view {view}: onnxserve does not know it")
     for view, read in READERS.items():
         app.view_functions[view] = _guarded(app.view_functions[view], read, trail, must_be_known=view in GATED)
-    app.view_functions[_NEW_VERSION] = _without_a_verdict(app.view_functions[_NEW_VERSION])
+    app.view_functions[_NEW_VERSION] = _drop_copied_verdict(app.view_functions[_NEW_VERSION])
 
 
 def _guarded(
-    view: Callable[..., Any], read: Callable[[Trail], Change | None], trail: Trail, must_be_known: bool
+    view: Callable[..., Any],
+    read: Callable[[AuditTrail], RegistryChange | None],
+    trail: AuditTrail,
+    must_be_known: bool,
 ) -> Callable[..., Any]:
     """Args: must_be_known: what cannot be read is not done either, lest it go round the gate."""
     from mlflow.exceptions import MlflowException
@@ -63,13 +66,13 @@ def _guarded(
                 _forget_rollback(change)
             if change.before != change.after:
                 _record(trail, change, change.action)
-                trail.tell_agents(change.model)
+                trail.notify_agents(change.model)
         return response
 
     return guarded
 
 
-def _forget_rollback(change: Change) -> None:
+def _forget_rollback(change: RegistryChange) -> None:
     """Whoever promotes a version that was rolled back wants it: a later rollback may come back to it."""
     from mlflow.exceptions import MlflowException
 
@@ -79,7 +82,7 @@ def _forget_rollback(change: Change) -> None:
         _log.warning("%s version %s keeps its tag %s: %s", change.model, change.version, ROLLED_BACK_TAG, error)
 
 
-def _without_a_verdict(view: Callable[..., Any]) -> Callable[..., Any]:
+def _drop_copied_verdict(view: Callable[..., Any]) -> Callable[..., Any]:
     """MLflow copies a version with its tags, of another model too: what the gate said there, it did not say of this."""
 
     def created(**arguments: Any) -> Response:
@@ -94,7 +97,7 @@ def _without_a_verdict(view: Callable[..., Any]) -> Callable[..., Any]:
     return created
 
 
-def _record(trail: Trail, change: Change, action: str) -> None:
+def _record(trail: AuditTrail, change: RegistryChange, action: str) -> None:
     who = caller()
     for model in (change.model, *change.also_of):
         trail.record(

@@ -95,7 +95,7 @@ class Jobs:
             raise TooManyRequests(f"{_MOST_AT_ONCE} actions are running: wait until one has ended")
         job = Job(secrets.token_hex(8), said, actor, asked, servers, has_account)
         path = self.folder / f"{job.id}.json"
-        write(path, job)
+        write_job(path, job)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_SERVER_VARIABLES)}
         with path.with_suffix(".log").open("wb") as log:
             process = subprocess.Popen(
@@ -113,13 +113,13 @@ class Jobs:
         """None: there is no such job (any more)."""
         if len(id) != 16 or not id.isalnum():
             return None
-        job = read(self.folder / f"{id}.json")
+        job = read_job(self.folder / f"{id}.json")
         if job is None or job.state != "running":
             return job
         if time.time() - job.started_at > self.longest + _KILLED_SECONDS:  # the server that would end it is gone
             return replace(job, state="failed", message="it did not end in time")
         if job.pid and not lives(job.pid):
-            job = read(self.folder / f"{id}.json")  # it may have ended between the two looks
+            job = read_job(self.folder / f"{id}.json")  # it may have ended between the two looks
             if job is not None and job.state == "running":
                 return replace(job, state="failed", message="it ended without a word")
         return job
@@ -130,11 +130,11 @@ class Jobs:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # with what it has started
             code, last = process.wait(), f"it did not end within {self.longest:g} s, and was stopped"
-        job, log = read(path), path.with_suffix(".log")
+        job, log = read_job(path), path.with_suffix(".log")
         if job is not None and job.state == "running":
             lines = log.read_text(errors="replace").strip().splitlines()
             last = last or (lines[-1] if lines else f"it ended with status {code}")
-            write(path, replace(job, state="failed", message=last[:500]))
+            write_job(path, replace(job, state="failed", message=last[:500]))
         if job is not None and job.state == "done":
             log.unlink(missing_ok=True)
 
@@ -151,7 +151,7 @@ class Jobs:
         return found
 
 
-def read(path: Path) -> Job | None:
+def read_job(path: Path) -> Job | None:
     try:
         content = json.loads(path.read_bytes())
         return Job(**{**content, "servers": tuple(content["servers"])})
@@ -159,5 +159,5 @@ def read(path: Path) -> Job | None:
         return None
 
 
-def write(path: Path, job: Job) -> None:
+def write_job(path: Path, job: Job) -> None:
     write_atomically(path, json.dumps(asdict(job)).encode())

@@ -6,11 +6,11 @@ from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.gate.policy import policy_from_tags
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, GateStatus, gate_status_of
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG
-from mlflow_deploy_plugin.ui.returning import stood_before
-from mlflow_deploy_plugin.ui.trail import Trail
+from mlflow_deploy_plugin.ui.returning import is_rollback_target
+from mlflow_deploy_plugin.ui.trail import AuditTrail
 
 
-def judged(trail: Trail, model: Any, version: Any, place: str, holder: str) -> tuple[str, str]:
+def gate_decision(trail: AuditTrail, model: Any, version: Any, place: str, holder: str) -> tuple[str, str]:
     """(why the gate refuses, why it does not), one of them empty; both where nothing is gated.
 
     Args:
@@ -34,7 +34,7 @@ def judged(trail: Trail, model: Any, version: Any, place: str, holder: str) -> t
         return "", f"gate {standing.state}: {standing.reason}"
     if holder == number:
         return "", "it is there already"
-    if holder and ROLLED_BACK_TAG not in version.tags and _stood_before(trail, model.name, number, place, holder):
+    if holder and ROLLED_BACK_TAG not in version.tags and _is_rollback_target(trail, model.name, number, place, holder):
         return "", f"back to what stood there before version {holder}; its gate: {standing.reason}"
     return (
         f"{what} may not become {place}: {standing.reason}. "
@@ -43,8 +43,8 @@ def judged(trail: Trail, model: Any, version: Any, place: str, holder: str) -> t
     )
 
 
-def _stood_before(trail: Trail, model: str, version: str, place: str, holder: str) -> bool:
+def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: str, holder: str) -> bool:
     try:
-        return stood_before(trail.store(), model, version, place, holder)
+        return is_rollback_target(trail.store(), model, version, place, holder)
     except StoreUnavailable:
         return False

@@ -14,12 +14,12 @@ _PATIENCE_SECONDS = 1.5
 _AT_ONCE = 8
 _REQUESTS, _SECONDS = "onnxserve_requests", "onnxserve_request_duration_seconds"
 
-Served = tuple[str, str, str]
+VariantKey = tuple[str, str, str]
 """Variant (empty where the server does not tell variants apart), model, version."""
 
 
 @dataclass(frozen=True)
-class Figures:
+class VariantMetrics:
     """What one variant has answered since its server's start.
 
     Attributes:
@@ -33,45 +33,45 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Live:
+class Scrape:
     """How a server has answered just now. `error` is empty where it has."""
 
     error: str = ""
-    figures: Mapping[Served, Figures] | None = None
+    figures: Mapping[VariantKey, VariantMetrics] | None = None
 
-    def of(self, variant: str, model: str, version: str) -> Figures:
+    def of(self, variant: str, model: str, version: str) -> VariantMetrics:
         """A variant's; of a server that does not tell variants apart, its model's."""
         figures = self.figures or {}
-        return figures.get((variant, model, version)) or figures.get(("", model, version)) or Figures()
+        return figures.get((variant, model, version)) or figures.get(("", model, version)) or VariantMetrics()
 
 
-def ask(servers: Mapping[str, str]) -> dict[str, Live]:
+def scrape_servers(servers: Mapping[str, str]) -> dict[str, Scrape]:
     """Endpoint → what its server says. Args: endpoint → URL."""
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        answers = pool.map(lambda one: _ask(one[0], one[1]), servers.items())
+        answers = pool.map(lambda one: _scrape(one[0], one[1]), servers.items())
         return dict(zip(servers, answers, strict=True))
 
 
-def _ask(endpoint: str, url: str) -> Live:
+def _scrape(endpoint: str, url: str) -> Scrape:
     try:
         with ServerSession() as session:
             answer = session.get(f"{url}/metrics", timeout=_PATIENCE_SECONDS)
         answer.raise_for_status()
-        return Live(figures=_figures(endpoint, answer.text))
+        return Scrape(figures=_variant_metrics(endpoint, answer.text))
     except requests.Timeout:
-        return Live(f"no answer within {_PATIENCE_SECONDS} s")
+        return Scrape(f"no answer within {_PATIENCE_SECONDS} s")
     except requests.HTTPError as error:
-        return Live(f"it answers {error.response.status_code}")
+        return Scrape(f"it answers {error.response.status_code}")
     except requests.RequestException:
-        return Live("nothing answers there")
+        return Scrape("nothing answers there")
     except ValueError:
-        return Live("its metrics cannot be read")
+        return Scrape("its metrics cannot be read")
 
 
-def _figures(endpoint: str, text: str) -> dict[Served, Figures]:
-    counted: dict[Served, int] = defaultdict(int)
-    failed: dict[Served, int] = defaultdict(int)
-    buckets: dict[Served, dict[float, float]] = defaultdict(lambda: defaultdict(float))
+def _variant_metrics(endpoint: str, text: str) -> dict[VariantKey, VariantMetrics]:
+    counted: dict[VariantKey, int] = defaultdict(int)
+    failed: dict[VariantKey, int] = defaultdict(int)
+    buckets: dict[VariantKey, dict[float, float]] = defaultdict(lambda: defaultdict(float))
     for family in text_string_to_metric_families(text):
         if family.name not in (_REQUESTS, _SECONDS):
             continue
@@ -85,7 +85,7 @@ def _figures(endpoint: str, text: str) -> dict[Served, Figures]:
                 failed[key] += int(sample.value) if labels.get("status", "").startswith("5") else 0
             elif sample.name == f"{_SECONDS}_bucket":
                 buckets[key][float(labels["le"])] += sample.value
-    return {key: Figures(counted[key], failed[key], _p99(buckets[key].items())) for key in counted}
+    return {key: VariantMetrics(counted[key], failed[key], _p99(buckets[key].items())) for key in counted}
 
 
 def _p99(buckets: Iterable[tuple[float, float]]) -> float | None:

@@ -34,7 +34,7 @@ class MonitorVerdict:
 
 
 @dataclass(frozen=True)
-class Pages:
+class MlflowPages:
     """Addresses within MLflow's UI, and the tracking store that they are looked up in."""
 
     tracking: Any

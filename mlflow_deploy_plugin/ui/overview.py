@@ -12,11 +12,11 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import AuditEvent, Store
 from mlflow_deploy_plugin.store.rollouts import Rollout
 from mlflow_deploy_plugin.ui.caller import caller, is_administrator, may_act_on, may_read
-from mlflow_deploy_plugin.ui.live import Figures, Live, ask
-from mlflow_deploy_plugin.ui.mlflow_pages import MonitorVerdict, Pages
-from mlflow_deploy_plugin.ui.possible import no_rollback, no_traffic
-from mlflow_deploy_plugin.ui.registered import RegisteredModel, registered_models
-from mlflow_deploy_plugin.ui.visible import hidden_endpoints, visible
+from mlflow_deploy_plugin.ui.live import Scrape, VariantMetrics, scrape_servers
+from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
+from mlflow_deploy_plugin.ui.possible import rollback_blocker, traffic_blocker
+from mlflow_deploy_plugin.ui.registered import ModelCard, model_cards
+from mlflow_deploy_plugin.ui.visible import hidden_endpoints, visible_events
 
 _EVENTS = 40
 _ROLLOUTS = 10
@@ -33,7 +33,7 @@ class VariantRow:
     weight: int
     shadow: bool
     error: str
-    figures: Figures
+    figures: VariantMetrics
     page: str
 
 
@@ -63,7 +63,7 @@ class Overview:
     """The page's content. `error` says why there is none."""
 
     endpoints: tuple[EndpointCard, ...] = ()
-    models: tuple[RegisteredModel, ...] = ()
+    models: tuple[ModelCard, ...] = ()
     updatable: frozenset[str] = frozenset()
     rollouts: tuple[Rollout, ...] = ()
     events: tuple[AuditEvent, ...] = ()
@@ -71,7 +71,7 @@ class Overview:
     hidden: int = 0
 
 
-def gather(store: Store, settings: Settings, registry: Any, pages: Pages) -> Overview:
+def build_overview(store: Store, settings: Settings, registry: Any, pages: MlflowPages) -> Overview:
     """What the caller of the request at hand may see."""
     try:
         observed = list(Deployments(store, settings, lambda line: None).list_endpoints())
@@ -81,9 +81,9 @@ def gather(store: Store, settings: Settings, registry: Any, pages: Pages) -> Ove
     except StoreUnavailable as error:
         return Overview(error=error.message)
     readable = [one for one in observed if all(may_read(name) for name in registered_model_names(one.endpoint.spec))]
-    live = ask({one.endpoint.name: one.observation.url for one in readable if one.observation.url})
+    live = scrape_servers({one.endpoint.name: one.observation.url for one in readable if one.observation.url})
     has_account = bool(caller().user)
-    models = registered_models(registry, [one.endpoint.spec for one in readable], pages.report, has_account)
+    models = model_cards(registry, [one.endpoint.spec for one in readable], pages.report, has_account)
     cards = [_card(one, live.get(one.endpoint.name), pages, store, registry) for one in readable]
     if is_administrator():  # nobody can tell of which models it is
         cards += [EndpointCard(one.name, "unreadable", one.reason, may_act=False) for one in unreadable]
@@ -93,12 +93,12 @@ def gather(store: Store, settings: Settings, registry: Any, pages: Pages) -> Ove
         models=tuple(models),
         updatable=frozenset(model.name for model in models if may_act_on([model.name])),
         rollouts=tuple([one for one in reversed(rollouts) if one.endpoint not in hidden][:_ROLLOUTS]),
-        events=tuple(visible(store, events)[::-1][:_EVENTS]),
+        events=tuple(visible_events(store, events)[::-1][:_EVENTS]),
         hidden=len(observed) + len(unreadable) - len(cards),
     )
 
 
-def _card(one: ObservedEndpoint, live: Live | None, pages: Pages, store: Store, registry: Any) -> EndpointCard:
+def _card(one: ObservedEndpoint, live: Scrape | None, pages: MlflowPages, store: Store, registry: Any) -> EndpointCard:
     spec, seen = one.endpoint.spec, one.observation
     may_act = may_act_on(registered_model_names(spec))
     is_silent = live is not None and bool(live.error)  # it would be asked again, and waited for
@@ -108,16 +108,16 @@ def _card(one: ObservedEndpoint, live: Live | None, pages: Pages, store: Store, 
         health=health,
         reason=reason,
         url=seen.url,
-        variants=tuple(_row(one, name, live or Live(), pages) for name in spec.variants),
+        variants=tuple(_row(one, name, live or Scrape(), pages) for name in spec.variants),
         verdicts=tuple(pages.verdicts(spec.name, one.endpoint.created_at)),
         may_act=may_act,
         gate_required=bool(spec.require),
-        no_traffic=no_traffic(store, one) if may_act else "",
-        no_rollback=no_rollback(store, one, registry) if may_act and not is_silent else "",
+        no_traffic=traffic_blocker(store, one) if may_act else "",
+        no_rollback=rollback_blocker(store, one, registry) if may_act and not is_silent else "",
     )
 
 
-def _health(seen: Observation, live: Live | None) -> tuple[str, str]:
+def _health(seen: Observation, live: Scrape | None) -> tuple[str, str]:
     """One word, and why it is not `healthy`."""
     reason = seen.reason or "; ".join(seen.errors.values()) or seen.registry_error
     if seen.state != "running":
@@ -127,7 +127,7 @@ def _health(seen: Observation, live: Live | None) -> tuple[str, str]:
     return ("degraded" if reason else "healthy"), reason
 
 
-def _row(one: ObservedEndpoint, name: str, live: Live, pages: Pages) -> VariantRow:
+def _row(one: ObservedEndpoint, name: str, live: Scrape, pages: MlflowPages) -> VariantRow:
     spec, seen = one.endpoint.spec.variants[name], one.observation
     wanted = seen.wanted.variants.get(name) if seen.wanted is not None else None
     loaded = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback_refusal
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import traffic_refusal
+from mlflow_deploy_plugin.deployments.lifecycle import rollout_traffic_refusal
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
 from mlflow_deploy_plugin.gate.dataset import require_mlflow_artifact
 from mlflow_deploy_plugin.gate.policy import GatePolicy
@@ -18,10 +18,10 @@ from mlflow_deploy_plugin.registry.tags import gate_status_of
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias, rolled_back_refusal
 from mlflow_deploy_plugin.store import Store
 
-THERE = "it is there already"
+ALREADY_THERE = "it is there already"
 
 
-def no_server(observed: ObservedEndpoint) -> str:
+def server_blocker(observed: ObservedEndpoint) -> str:
     """A server that is started from here would keep the credentials of whoever pressed the button."""
     if observed.observation.state in ("running", "starting"):
         return ""
@@ -29,28 +29,28 @@ def no_server(observed: ObservedEndpoint) -> str:
     return f"the server of {name} does not run: `onnxserve start {name}` first"
 
 
-def no_traffic(store: Store, observed: ObservedEndpoint) -> str:
+def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
     """Why its weights cannot be changed."""
-    return no_server(observed) or traffic_refusal(store, observed.endpoint.spec.name)
+    return server_blocker(observed) or rollout_traffic_refusal(store, observed.endpoint.spec.name)
 
 
-def no_rollback(store: Store, observed: ObservedEndpoint, registry: Any) -> str:
+def rollback_blocker(store: Store, observed: ObservedEndpoint, registry: Any) -> str:
     """Why it cannot be rolled back. Args: registry: MLflow's registry store."""
     try:
-        return no_server(observed) or redact_addresses(rollback_refusal(store, observed, registry))
+        return server_blocker(observed) or redact_addresses(rollback_refusal(store, observed, registry))
     except RegistryUnavailable:  # pressing it says so
         return ""
 
 
-def no_promotion(
+def promotion_blocker(
     model: str, version: str, place: StageOrAlias, tags: Mapping[str, str], policy: GatePolicy, holders: frozenset[str]
 ) -> str:
     """Why the version cannot be promoted to a place. Args: holders: the versions that are there."""
     is_settled = holders == {version} and (gate_status_of(tags).passed or not policy.gates(place))
-    return rolled_back_refusal(model, version, place, tags) or (THERE if is_settled else "")
+    return rolled_back_refusal(model, version, place, tags) or (ALREADY_THERE if is_settled else "")
 
 
-def no_gate(policy: GatePolicy, has_account: bool) -> str:
+def gate_blocker(policy: GatePolicy, has_account: bool) -> str:
     """Why the gate cannot be run for versions of a model with this policy."""
     if has_account and "evaluation" not in policy.skip:
         try:

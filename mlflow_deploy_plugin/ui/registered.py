@@ -10,13 +10,13 @@ from mlflow_deploy_plugin.registry.model_uri import registered_model_uris
 from mlflow_deploy_plugin.registry.tags import GateStatus, gate_status_of
 from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias, parse_stage_or_alias
 from mlflow_deploy_plugin.spec import EndpointSpec
-from mlflow_deploy_plugin.ui.possible import THERE, no_gate, no_promotion
+from mlflow_deploy_plugin.ui.possible import ALREADY_THERE, gate_blocker, promotion_blocker
 
 _VERSIONS = 6
 
 
 @dataclass(frozen=True)
-class Target:
+class PromotionTarget:
     """A stage or @alias that a version may be promoted to. `refusal` says why it may not; empty where it may."""
 
     place: str
@@ -27,11 +27,11 @@ class Target:
         """As an entry of a list, where the whole reason has no room."""
         if not self.refusal:
             return self.place
-        return f"{self.place} – {THERE if self.refusal == THERE else 'it was rolled back'}"
+        return f"{self.place} – {ALREADY_THERE if self.refusal == ALREADY_THERE else 'it was rolled back'}"
 
 
 @dataclass(frozen=True)
-class Version:
+class VersionRow:
     """One version of a registered model.
 
     Attributes:
@@ -46,11 +46,11 @@ class Version:
     standing: GateStatus
     report: str = ""
     rolled_back: str = ""
-    targets: tuple[Target, ...] = ()
+    targets: tuple[PromotionTarget, ...] = ()
 
 
 @dataclass(frozen=True)
-class RegisteredModel:
+class ModelCard:
     """A registered model with its newest versions, and those that stand somewhere.
 
     Attributes:
@@ -60,15 +60,13 @@ class RegisteredModel:
     """
 
     name: str
-    versions: tuple[Version, ...] = ()
+    versions: tuple[VersionRow, ...] = ()
     gated: tuple[str, ...] = ()
     error: str = ""
     no_gate: str = ""
 
 
-def registered_models(
-    registry: Any, specs: Iterable[EndpointSpec], link: Any, has_account: bool
-) -> list[RegisteredModel]:
+def model_cards(registry: Any, specs: Iterable[EndpointSpec], link: Any, has_account: bool) -> list[ModelCard]:
     """All models that the endpoints refer to.
 
     Args:
@@ -87,7 +85,7 @@ def registered_models(
     return [_model(registry, name, targets, link, has_account) for name, targets in sorted(followed.items())]
 
 
-def _model(registry: Any, name: str, targets: set[str], link: Any, has_account: bool) -> RegisteredModel:
+def _model(registry: Any, name: str, targets: set[str], link: Any, has_account: bool) -> ModelCard:
     from mlflow.exceptions import MlflowException
 
     stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in targets]
@@ -96,7 +94,7 @@ def _model(registry: Any, name: str, targets: set[str], link: Any, has_account: 
         model = registry.get_registered_model(name)
         found = list(registry.search_model_versions(_filter(name), max_results=200))
     except MlflowException as error:
-        return RegisteredModel(name, error=" ".join(str(error).split())[:300])
+        return ModelCard(name, error=" ".join(str(error).split())[:300])
     by_version: dict[str, list[str]] = {}
     for alias, version in model.aliases.items():
         by_version.setdefault(str(version), []).append(alias)
@@ -110,7 +108,7 @@ def _model(registry: Any, name: str, targets: set[str], link: Any, has_account: 
         policy = policy_from_tags(name, model.tags)
     except InvalidConfig as error:
         versions = tuple(_version(one, by_version, link, ()) for one in shown)
-        return RegisteredModel(name, versions, error=error.message, no_gate=error.message)
+        return ModelCard(name, versions, error=error.message, no_gate=error.message)
     applied = policy or GatePolicy()  # as for `onnxserve promote`
     holders = {place: _holders(place, found, model.aliases) for place in map(parse_stage_or_alias, chosen)}
     versions = tuple(
@@ -119,14 +117,14 @@ def _model(registry: Any, name: str, targets: set[str], link: Any, has_account: 
             by_version,
             link,
             tuple(
-                Target(str(place), no_promotion(name, str(one.version), place, one.tags, applied, there))
+                PromotionTarget(str(place), promotion_blocker(name, str(one.version), place, one.tags, applied, there))
                 for place, there in holders.items()
             ),
         )
         for one in shown
     )
     gated = (*policy.gated_stages, *(f"@{alias}" for alias in policy.gated_aliases)) if policy is not None else ()
-    return RegisteredModel(name, versions, gated, no_gate=no_gate(applied, has_account))
+    return ModelCard(name, versions, gated, no_gate=gate_blocker(applied, has_account))
 
 
 def _holders(place: StageOrAlias, versions: Iterable[Any], aliases: Mapping[str, Any]) -> frozenset[str]:
@@ -136,12 +134,12 @@ def _holders(place: StageOrAlias, versions: Iterable[Any], aliases: Mapping[str,
     return frozenset(str(one.version) for one in versions if one.current_stage == place.stage)
 
 
-def _version(found: Any, aliases: dict[str, list[str]], link: Any, targets: tuple[Target, ...]) -> Version:
+def _version(found: Any, aliases: dict[str, list[str]], link: Any, targets: tuple[PromotionTarget, ...]) -> VersionRow:
     number, standing = str(found.version), gate_status_of(found.tags)
     stage = found.current_stage if found.current_stage != "None" else ""
     taken_back = found.tags.get(ROLLED_BACK_TAG, "")
     stands = tuple(sorted(aliases.get(number, ())))
-    return Version(number, stage, stands, standing, link(standing.report), taken_back, targets)
+    return VersionRow(number, stage, stands, standing, link(standing.report), taken_back, targets)
 
 
 def _filter(name: str) -> str:

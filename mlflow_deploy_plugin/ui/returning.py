@@ -3,7 +3,7 @@
 from mlflow_deploy_plugin.store import AuditEvent, Store
 
 
-def stood_before(store: Store, model: str, version: str, place: str, holder: str) -> bool:
+def is_rollback_target(store: Store, model: str, version: str, place: str, holder: str) -> bool:
     """Whether `version` is what `holder` took the place of, by the audit trail; False where it does not say.
 
     Args:

@@ -18,7 +18,7 @@ _PATIENCE_SECONDS = 2.0
 """For so long an answer waits for its line in the trail; a slow database writes it later."""
 
 
-class Trail:
+class AuditTrail:
     """The audit events of the store at `store_url`, which is opened by the first of them.
 
     One thread writes, in the order of the calls. What cannot be written is logged, with everything it says.
@@ -38,7 +38,7 @@ class Trail:
         except NotInTime:
             _log.warning("the audit trail is slow: %s by %s is written later", action, actor)
 
-    def tell_agents(self, model: str) -> None:
+    def notify_agents(self, model: str) -> None:
         """The servers of this machine that follow the model look at the registry at once, not at their next poll."""
         self._writer.submit(self._tell_agents, model)
 
@@ -59,7 +59,7 @@ class Trail:
 
     def _tell_agents(self, model: str) -> None:
         try:
-            Deployments(self.store(), load_settings(), lambda line: None).look_now(model)
+            Deployments(self.store(), load_settings(), lambda line: None).poll_registry(model)
         except OnnxserveError as error:  # they look by themselves in a moment
             _log.warning("the agents are not told of %s: %s", model, error.message)
         except Exception:  # noqa: BLE001  # a boundary, as above

@@ -23,6 +23,6 @@ def _may_read_all(models: Sequence[str] | None) -> bool:
     return models is not None and all(may_read(model) for model in models)
 
 
-def visible(store: Store, events: Sequence[AuditEvent]) -> list[AuditEvent]:
+def visible_events(store: Store, events: Sequence[AuditEvent]) -> list[AuditEvent]:
     hidden = hidden_endpoints(store, (event.endpoint for event in events if event.endpoint))
     return [event for event in events if event.endpoint not in hidden and (not event.model or may_read(event.model))]

@@ -20,7 +20,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.deployments.bulk.kinds import KINDS
+from mlflow_deploy_plugin.deployments.bulk.kinds import FILE_FORMATS
 from tests.support.deploying import Models
 from tests.support.pyfuncs import Days
 
@@ -73,7 +73,7 @@ def answers(file: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("way", ["model", "deployment"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FILE_FORMATS)
 def test_every_row_of_every_kind_of_file_is_answered_in_its_order(
     by: dict[str, list[str]], folder: Path, tmp_path: Path, way: str, kind: str
 ) -> None:
@@ -223,10 +223,10 @@ def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(
 
 
 def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path: Path) -> None:
-    from mlflow_deploy_plugin.deployments.bulk.writing import writing
+    from mlflow_deploy_plugin.deployments.bulk.writing import open_output
 
     out = tmp_path / "out.parquet"
-    with writing(str(out), "parquet", sys.stdout.buffer) as write:
+    with open_output(str(out), "parquet", sys.stdout.buffer) as write:
         write([{"score": None, "label": "x"}])
         write([{"score": 1, "label": None}])
         write([{"score": 0.5, "label": "y"}])

@@ -193,11 +193,11 @@ def test_deleting_what_does_not_exist_is_no_error_and_says_that_nothing_was_dele
 
 
 def test_numbers_keep_all_their_digits(served: BaseDeploymentClient) -> None:
-    from mlflow_deploy_plugin.deployments.payload import encode
+    from mlflow_deploy_plugin.deployments.payload import encode_body
 
     frame = pd.DataFrame({"a": [0.1234567890123456, np.nan], "s": ["x", None], "t": [True, False]})
 
-    data = json.loads(encode(frame))["dataframe_split"]["data"]
+    data = json.loads(encode_body(frame))["dataframe_split"]["data"]
 
     assert data == [[0.1234567890123456, "x", True], [None, None, False]]
 

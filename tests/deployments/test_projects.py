@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.deployments.config import configured
+from mlflow_deploy_plugin.deployments.config import configure
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import EndpointSpec, new_endpoint
 
@@ -19,7 +19,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def with_project(project: str, **fields: str) -> EndpointSpec:
     config = {"monitors.m.kind": "drift", "monitors.m.retrain.project": project}
     config |= {f"monitors.m.retrain.{name}": value for name, value in fields.items()}
-    return configured(new_endpoint("flights", "models:/X/1"), config)
+    return configure(new_endpoint("flights", "models:/X/1"), config)
 
 
 def kept(spec: EndpointSpec) -> str:
@@ -56,7 +56,7 @@ def test_a_project_that_is_not_there_is_said_with_its_monitor(project: Path) -> 
 def test_what_does_not_speak_of_the_project_is_changed_without_it(project: Path) -> None:
     spec = with_project(".")
     (project / "MLproject").unlink()
-    changed = configured(spec, {"monitors.m.retrain.max_runs": "3", "monitors.m.every": "2d"})
+    changed = configure(spec, {"monitors.m.retrain.max_runs": "3", "monitors.m.every": "2d"})
     assert kept(changed) == str(project)
 
 
@@ -74,7 +74,7 @@ def test_parameters_that_do_not_fit_the_entry_point_are_said(project: Path) -> N
         with_project(".", **{"parameters.max_iter": "9"})
     spec = with_project(".", **{"parameters.city": "rome"})  # data is given by the retraining itself
     with pytest.raises(InvalidConfig, match=r"has no parameter 'town'"):
-        configured(spec, {"monitors.m.retrain.parameters.town": "rome"})
+        configure(spec, {"monitors.m.retrain.parameters.town": "rome"})
 
 
 def test_a_project_that_declares_no_parameters_may_take_any(project: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_broken_audit_store_is_logged_and_mlflow_goes_on(
     mlflow_app: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = mlflow_app.model(policy=None)
-    kept: trail.Trail = mlflow_app.app.extensions["onnxserve"]
+    kept: trail.AuditTrail = mlflow_app.app.extensions["onnxserve"]
     monkeypatch.setattr(kept, "_store", None)
     monkeypatch.setattr(kept, "_url", "sqlite:////proc/nobody/can/write/here.db")
     assert move(mlflow_app, model, "1", "Production").status_code == 200

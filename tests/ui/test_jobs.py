@@ -6,7 +6,7 @@ import pytest
 
 from mlflow_deploy_plugin.server.state import lives
 from mlflow_deploy_plugin.ui import jobs
-from mlflow_deploy_plugin.ui.jobs import Job, Jobs, write
+from mlflow_deploy_plugin.ui.jobs import Job, Jobs, write_job
 from tests.support.waiting import wait_until
 
 
@@ -21,7 +21,7 @@ def test_a_job_that_hangs_is_stopped_and_says_so(tmp_path: Path, monkeypatch: py
 def test_a_job_whose_server_died_keeps_nobody_from_their_turn(tmp_path: Path) -> None:
     import os
 
-    write(tmp_path / f"{'a' * 16}.json", Job("a" * 16, "roll x back", "eva", {}, pid=os.getpid(), started_at=0.0))
+    write_job(tmp_path / f"{'a' * 16}.json", Job("a" * 16, "roll x back", "eva", {}, pid=os.getpid(), started_at=0.0))
     job = Jobs(tmp_path).get("a" * 16)
     assert job is not None
     assert (job.state, job.message) == ("failed", "it did not end in time")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.ui.live import Figures, ask
+from mlflow_deploy_plugin.ui.live import VariantMetrics, scrape_servers
 
 PAGE = b"""# TYPE onnxserve_requests_total counter
 onnxserve_requests_total{endpoint="e",variant="v",model="m",version="3",status="200"} 7
@@ -46,11 +46,11 @@ def tls_server(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_server_that_speaks_tls_is_asked_too(tls_server: str) -> None:
-    live = ask({"e": tls_server})["e"]
+    live = scrape_servers({"e": tls_server})["e"]
 
     assert live.error == ""
-    assert live.of("v", "m", "3") == Figures(requests=9, failures=2)
+    assert live.of("v", "m", "3") == VariantMetrics(requests=9, failures=2)
 
 
 def test_a_server_that_is_away_says_so() -> None:
-    assert ask({"e": "http://127.0.0.1:9"})["e"].error == "nothing answers there"
+    assert scrape_servers({"e": "http://127.0.0.1:9"})["e"].error == "nothing answers there"

@@ -29,7 +29,7 @@ def deleted(store: Store, *models: str) -> None:
 
 
 def is_hidden(store: Store) -> bool:
-    seen = visible.visible(store, store.events("flights"))
+    seen = visible.visible_events(store, store.events("flights"))
     assert len(seen) in (0, len(store.events("flights")))
     return not seen
 

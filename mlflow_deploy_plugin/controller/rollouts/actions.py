@@ -97,7 +97,7 @@ class Actions:
         """Gives the place of the version `before`, empty where nothing stands there, to `version`."""
         reference = parse_model_uri(plan.before_uri)
         repoint(reference, version)
-        self.deployments.look_now(reference.name)
+        self.deployments.poll_registry(reference.name)
         self.say(f"{plan.endpoint}: {plan.before_uri} is version {version} now")
         self.deployments.store.record(
             "alias" if plan.kind == "alias" else "transition",

@@ -110,7 +110,7 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
     if earlier.version == current:
         raise InvalidConfig(f"{spec.variants[main].model} is version {current} already")
     repoint(reference, earlier.version)
-    deployments.look_now(reference.name)
+    deployments.poll_registry(reference.name)
     if seen.state in ("running", "starting"):
         try:
             _wait(deployments, endpoint, main, earlier.version)
@@ -118,7 +118,7 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
             if not current:
                 raise
             repoint(reference, current)  # so that the registry says what is served, as before
-            deployments.look_now(reference.name)
+            deployments.poll_registry(reference.name)
             raise DeploymentFailed(f"{error.message}; version {current} stays, in the registry too") from None
     figures = _figures(reference.name, current, earlier.version, earlier.source, begun)
     if current:

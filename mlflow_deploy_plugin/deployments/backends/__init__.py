@@ -1,1 +1,1 @@
-"""Where deployments run. A backend is a module with `realise`, `observe`, `stop` and `remove`."""
+"""Where deployments run. A backend is a module with `apply`, `observe`, `stop` and `remove`."""

@@ -9,13 +9,13 @@ from pathlib import Path
 from mlflow_deploy_plugin.server.state import write_atomically
 from mlflow_deploy_plugin.settings import Settings
 
-FILE = "environment.json"
+ENVIRONMENT = "environment.json"
 _SQLITE = "sqlite:///"
 
 
 def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
     """The environment of the server in `state_dir`: this process's own, with the registry as it was at the start."""
-    kept = state_dir / FILE
+    kept = state_dir / ENVIRONMENT
     if not kept.exists():
         # a URI may hold a password; the folder is open to its owner only
         write_atomically(kept, json.dumps(_registry()).encode())

@@ -1,6 +1,6 @@
 """Deployments on this machine: one detached supervisor an endpoint, in a state folder of its own.
 
-Declarative: `realise` compares what is wanted with what runs and does what is missing, so that the same call after a
+Declarative: `apply` compares what is wanted with what runs and does what is missing, so that the same call after a
 crash finishes the work. Whoever calls holds the endpoint's lock (`lifecycle.py`).
 """
 
@@ -15,13 +15,13 @@ from mlflow_deploy_plugin.deployments.backends.environment import server_environ
 from mlflow_deploy_plugin.deployments.backends.observation import Observation, State
 from mlflow_deploy_plugin.deployments.backends.ports import check_port
 from mlflow_deploy_plugin.deployments.backends.readiness import (
-    look_before,
+    read_previous_state,
     served_spec,
-    url_of,
+    server_url,
     wait_until_served,
 )
-from mlflow_deploy_plugin.deployments.backends.report import Report, read_report
-from mlflow_deploy_plugin.deployments.backends.server_log import dying_words
+from mlflow_deploy_plugin.deployments.backends.report import AppliedSpec, read_applied_spec
+from mlflow_deploy_plugin.deployments.backends.server_log import final_error
 from mlflow_deploy_plugin.deployments.locking import is_locked
 from mlflow_deploy_plugin.server.state import (
     AGENT,
@@ -53,7 +53,7 @@ def lock_path(name: str, settings: Settings) -> Path:
     return settings.deployments_path / f".{name}.lock"
 
 
-def realise(spec: EndpointSpec, settings: Settings, progress: Callable[[str], None]) -> None:
+def apply(spec: EndpointSpec, settings: Settings, progress: Callable[[str], None]) -> None:
     """Makes this machine serve `spec`, whose port is set, and waits until every worker does.
 
     A change of variants or capture is applied by the running server; one of its `server` part restarts it.
@@ -64,8 +64,8 @@ def realise(spec: EndpointSpec, settings: Settings, progress: Callable[[str], No
     """
     folder = state_dir(spec.name, settings)
     begun = time.monotonic()
-    before = look_before(folder)
-    pid = _running(folder)
+    before = read_previous_state(folder)
+    pid = _running_pid(folder)
     if before.spec is None or before.spec.server != spec.server:
         pid = None  # workers read the server part when they start
     is_new = pid is None
@@ -87,7 +87,7 @@ def realise(spec: EndpointSpec, settings: Settings, progress: Callable[[str], No
         if is_new:
             _end(folder, pid, spec.server)
         raise
-    progress(f"{spec.name}: ready at {url_of(spec.server)} after {time.monotonic() - begun:.1f} s")
+    progress(f"{spec.name}: ready at {server_url(spec.server)} after {time.monotonic() - begun:.1f} s")
 
 
 def observe(spec: EndpointSpec, settings: Settings) -> Observation:
@@ -97,16 +97,16 @@ def observe(spec: EndpointSpec, settings: Settings) -> Observation:
         return Observation("empty", _EMPTY.format(name=spec.name))
     log = str(folder / LOG)
     server = read_state(folder / SERVER, ServerState)
-    if server is None or server.pid != _supervisor(folder):
-        state, reason = _absent(spec.name, folder, settings)
+    if server is None or server.pid != _supervisor_pid(folder):
+        state, reason = _state_without_server(spec.name, folder, settings)
         return Observation(state, reason, log=log)
-    report = read_report(folder, spec)
+    report = read_applied_spec(folder, spec)
     agent = read_state(folder / AGENT, AgentState)
-    state, reason = _state(server, report)
+    state, reason = _server_state(server, report)
     return Observation(
         state=state,
         reason=reason,
-        url=url_of(spec.server),
+        url=server_url(spec.server),
         pid=server.pid,
         started_at=server.started_at,
         restarts=server.restarts,
@@ -125,7 +125,7 @@ def stop(name: str, settings: Settings) -> None:
     folder = state_dir(name, settings)
     server = read_state(folder / SERVER, ServerState)
     spec = served_spec(folder)
-    for pid in (_supervisor(folder), server.pid if server is not None else None):
+    for pid in (_supervisor_pid(folder), server.pid if server is not None else None):
         if pid is not None:
             _end(folder, pid, spec.server if spec is not None else ServerSpec())
     if folder.exists():
@@ -138,7 +138,7 @@ def remove(name: str, settings: Settings) -> None:
     shutil.rmtree(state_dir(name, settings), ignore_errors=True)
 
 
-def look_now(name: str, settings: Settings) -> None:
+def poll_registry(name: str, settings: Settings) -> None:
     """Has the endpoint's agent ask the registry at once, not only at its next poll."""
     with suppress(OSError):  # it has no server, or the disk is full: the next poll comes anyway
         (state_dir(name, settings) / LOOK).touch()
@@ -146,7 +146,7 @@ def look_now(name: str, settings: Settings) -> None:
 
 def is_running(name: str, settings: Settings) -> bool:
     """Whether the endpoint's server lives, ready or not, and goes on to."""
-    return _running(state_dir(name, settings)) is not None
+    return _running_pid(state_dir(name, settings)) is not None
 
 
 def _address(spec: EndpointSpec) -> tuple[str, int]:
@@ -158,13 +158,13 @@ def _end(folder: Path, pid: int, server: ServerSpec) -> None:
     (folder / SERVER).unlink(missing_ok=True)  # a supervisor that was killed leaves it
 
 
-def _running(folder: Path) -> int | None:
+def _running_pid(folder: Path) -> int | None:
     """The process id of a supervisor that lives and goes on to."""
     server = read_state(folder / SERVER, ServerState)
-    return None if server is not None and server.phase == "stopping" else _supervisor(folder)
+    return None if server is not None and server.phase == "stopping" else _supervisor_pid(folder)
 
 
-def _supervisor(folder: Path) -> int | None:
+def _supervisor_pid(folder: Path) -> int | None:
     """The process id of the living supervisor."""
     server = read_state(folder / SERVER, ServerState)
     if server is not None and supervisor.is_alive(folder, server.pid):
@@ -172,17 +172,17 @@ def _supervisor(folder: Path) -> int | None:
     return supervisor.find(folder)
 
 
-def _absent(name: str, folder: Path, settings: Settings) -> tuple[State, str]:
+def _state_without_server(name: str, folder: Path, settings: Settings) -> tuple[State, str]:
     """The state of a server that has not written down, or not taken away, who it is; and the reason."""
     if is_locked(lock_path(name, settings)) or supervisor.find(folder) is not None:
         return "starting", _STARTING
     if (folder / _STOPPED).exists():
         return "stopped", f"`onnxserve start {name}` starts it"
-    said = f"; last in its log: {line}" if (line := dying_words(folder)) else ""
+    said = f"; last in its log: {line}" if (line := final_error(folder)) else ""
     return "failed", f"the server is gone; `onnxserve start {name}` brings it back{said}"
 
 
-def _state(server: ServerState, report: Report) -> tuple[State, str]:
+def _server_state(server: ServerState, report: AppliedSpec) -> tuple[State, str]:
     """The state of a server whose supervisor lives, and the reason where it is not running."""
     if server.phase == "stopping":
         return "stopped", "it finishes the requests in flight"

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 
 FIRST_PORT = 8080
-_TRIED = 1000
+_PORTS_TRIED = 1000
 
 
 def choose_port(host: str, reserved: Collection[int]) -> int:
@@ -16,24 +16,24 @@ def choose_port(host: str, reserved: Collection[int]) -> int:
     Raises:
         DeploymentFailed: none is free.
     """
-    for port in range(FIRST_PORT, FIRST_PORT + _TRIED):
-        if port not in reserved and is_free(host, port):
+    for port in range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED):
+        if port not in reserved and is_port_free(host, port):
             return port
     raise DeploymentFailed(
-        f"no port from {FIRST_PORT} to {FIRST_PORT + _TRIED - 1} is free: give one by -C server.port=…"
+        f"no port from {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} is free: give one by -C server.port=…"
     )
 
 
 def check_port(host: str, port: int) -> None:
     """Raises InvalidConfig where another program listens."""
-    if not is_free(host, port):
+    if not is_port_free(host, port):
         raise InvalidConfig(
             f"port {port} on {host} is in use: choose another by -C server.port=…; of a deployment that is there, by "
             "`onnxserve endpoint update NAME -C server.port=…`"
         )
 
 
-def is_free(host: str, port: int) -> bool:
+def is_port_free(host: str, port: int) -> bool:
     """Whether a server could listen there now. Raises InvalidConfig where `host` is no address of this machine."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

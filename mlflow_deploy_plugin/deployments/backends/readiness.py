@@ -8,7 +8,7 @@ from pathlib import Path
 import requests
 
 from mlflow_deploy_plugin.deployments.backends import supervisor
-from mlflow_deploy_plugin.deployments.backends.report import Report, read_report
+from mlflow_deploy_plugin.deployments.backends.report import AppliedSpec, read_applied_spec
 from mlflow_deploy_plugin.deployments.backends.server_log import last_error
 from mlflow_deploy_plugin.deployments.session import ServerSession
 from mlflow_deploy_plugin.errors import DeploymentFailed, OnnxserveError
@@ -21,7 +21,7 @@ _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 
 
 @dataclass(frozen=True)
-class Before:
+class PreviousState:
     """What stood in the state folder before a spec was written there; what is news afterwards is told from it."""
 
     spec: EndpointSpec | None
@@ -29,14 +29,14 @@ class Before:
 
     def changed(self, spec: EndpointSpec) -> list[str]:
         """The variants of `spec` that are new or name another model; all, where the log withholds other columns."""
-        if self.spec is None or _withheld(self.spec) != _withheld(spec):
+        if self.spec is None or _excluded_columns(self.spec) != _excluded_columns(spec):
             return list(spec.variants)
         old = {name: variant.model for name, variant in self.spec.variants.items()}
         return [name for name, variant in spec.variants.items() if old.get(name) != variant.model]
 
 
-def look_before(state_dir: Path) -> Before:
-    return Before(served_spec(state_dir), read_state(state_dir / AGENT, AgentState))
+def read_previous_state(state_dir: Path) -> PreviousState:
+    return PreviousState(served_spec(state_dir), read_state(state_dir / AGENT, AgentState))
 
 
 def served_spec(state_dir: Path) -> EndpointSpec | None:
@@ -48,14 +48,19 @@ def served_spec(state_dir: Path) -> EndpointSpec | None:
     return spec
 
 
-def url_of(server: ServerSpec) -> str:
+def server_url(server: ServerSpec) -> str:
     """Where this machine reaches the server."""
     host = _ANY_ADDRESS.get(server.host, f"[{server.host}]" if ":" in server.host else server.host)
     return f"{'https' if server.certfile else 'http'}://{host}:{server.port}"
 
 
 def wait_until_served(
-    spec: EndpointSpec, state_dir: Path, before: Before, pid: int, seconds: float, progress: Callable[[str], None]
+    spec: EndpointSpec,
+    state_dir: Path,
+    before: PreviousState,
+    pid: int,
+    seconds: float,
+    progress: Callable[[str], None],
 ) -> None:
     """Returns when every worker serves `spec` and the server says that it is ready.
 
@@ -68,13 +73,13 @@ def wait_until_served(
     told = ""
     while True:
         is_alive = supervisor.is_alive(state_dir, pid)  # looked at first: its last words are read after its end
-        now = read_report(state_dir, spec)
-        if reason := _why_hopeless(now, spec, before, read_state(state_dir / AGENT, AgentState)):
+        now = read_applied_spec(state_dir, spec)
+        if reason := _failure(now, spec, before, read_state(state_dir / AGENT, AgentState)):
             raise DeploymentFailed(f"{spec.name}: {reason}")
         if not is_alive:
             said = last_error(state_dir) or "it left no word in its log"
             raise DeploymentFailed(f"{spec.name}: the server has ended: {said}")
-        pending = now.pending or _unready(state_dir) or _ping(url_of(spec.server))
+        pending = now.pending or _unready(state_dir) or _ping(server_url(spec.server))
         if not pending:
             return
         if time.monotonic() > deadline:
@@ -88,11 +93,11 @@ def wait_until_served(
         time.sleep(_POLL_SECONDS)
 
 
-def _withheld(spec: EndpointSpec) -> tuple[tuple[str, ...], ...]:
+def _excluded_columns(spec: EndpointSpec) -> tuple[tuple[str, ...], ...]:
     return spec.capture.drop, spec.capture.mask
 
 
-def _why_hopeless(now: Report, spec: EndpointSpec, before: Before, agent: AgentState | None) -> str:
+def _failure(now: AppliedSpec, spec: EndpointSpec, before: PreviousState, agent: AgentState | None) -> str:
     """Why there is no use in waiting; empty while there is."""
     must_load = {*before.changed(spec), *now.silent}
     for name, error in now.errors.items():

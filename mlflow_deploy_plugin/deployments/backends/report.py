@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec
 
 
 @dataclass(frozen=True)
-class Report:
+class AppliedSpec:
     """What the processes of a server say of an endpoint.
 
     Attributes:
@@ -39,13 +39,13 @@ class Report:
     workers: tuple[WorkerState, ...]
 
 
-def read_report(state_dir: Path, spec: EndpointSpec) -> Report:
+def read_applied_spec(state_dir: Path, spec: EndpointSpec) -> AppliedSpec:
     """Reads what agent and workers have written about the endpoint of `spec`."""
     wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
     endpoint = wanted.endpoints.get(spec.name)
     workers = tuple(worker for worker in read_workers(state_dir) if psutil.pid_exists(worker.pid))
-    if endpoint is None or not _is_resolved(spec, endpoint):
-        return Report(False, _resolving(spec, endpoint), {}, (), endpoint, workers)
+    if endpoint is None or not _matches_spec(spec, endpoint):
+        return AppliedSpec(False, _resolving(spec, endpoint), {}, (), endpoint, workers)
     informed = [w.endpoints.get(spec.name, {}) for w in workers if w.generation == wanted.generation]
     errors = {name: variant.error for variants in informed for name, variant in variants.items() if variant.error}
     silent = tuple(
@@ -60,10 +60,10 @@ def read_report(state_dir: Path, spec: EndpointSpec) -> Report:
         else "loading the model"
     )
     pending = "" if len(informed) >= count else f"{doing}, {len(informed)} of {count} workers have it"
-    return Report(True, pending, errors, silent, endpoint, workers)
+    return AppliedSpec(True, pending, errors, silent, endpoint, workers)
 
 
-def _is_resolved(spec: EndpointSpec, endpoint: WantedEndpoint) -> bool:
+def _matches_spec(spec: EndpointSpec, endpoint: WantedEndpoint) -> bool:
     wanted = {name: (v.model_uri, v.weight, v.shadow) for name, v in endpoint.variants.items()}
     said = {name: (v.model, v.weight, v.shadow) for name, v in spec.variants.items()}
     return wanted == said and (endpoint.capture, endpoint.sticky) == (spec.capture, spec.sticky)

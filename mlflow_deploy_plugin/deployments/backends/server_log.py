@@ -12,7 +12,7 @@ _STAMP = re.compile(
 )
 
 
-def dying_words(state_dir: Path) -> str:
+def final_error(state_dir: Path) -> str:
     """The last line of the log, where it speaks of an error; empty where the server was cut off in the middle."""
     return _best(_tail(state_dir)[-1:], _ERRORS)
 

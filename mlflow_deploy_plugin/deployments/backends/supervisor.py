@@ -92,14 +92,14 @@ def _session(state_dir: Path, session_id: int) -> list[int]:
     members = []
     for process in psutil.process_iter():
         try:
-            if os.getsid(process.pid) == session_id and _works_in(process, folder):
+            if os.getsid(process.pid) == session_id and _has_folder(process, folder):
                 members.append(process.pid)
         except (psutil.Error, OSError):
             continue  # it has ended, or is not ours to look into
     return members
 
 
-def _works_in(process: psutil.Process, folder: Path) -> bool:
+def _has_folder(process: psutil.Process, folder: Path) -> bool:
     """Return True also for a process that is ending.
 
     Linux takes its working directory before it closes its sockets, and calls it a zombie while threads of it still end:

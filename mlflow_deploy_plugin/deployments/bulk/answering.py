@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from mlflow_deploy_plugin.deployments.asked import Asked
-from mlflow_deploy_plugin.deployments.bulk.batch import Batch
+from mlflow_deploy_plugin.deployments.asked import ScoringTarget
+from mlflow_deploy_plugin.deployments.bulk.batch import RowBatch
 from mlflow_deploy_plugin.deployments.scoring import post
 from mlflow_deploy_plugin.deployments.session import ServerSession
 from mlflow_deploy_plugin.errors import (
@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.runtime.schema import Feeds
 from mlflow_deploy_plugin.runtime.session import available_cores
 from mlflow_deploy_plugin.server.protocols import arrow, mlflow
 
-Answerer = Callable[[str, bytes], Any]
+Predictor = Callable[[str, bytes], Any]
 """Content type and body of /invocations → what stands under `predictions`."""
 
 _TRIES = 6
@@ -40,7 +40,7 @@ _LARGEST_TABLE_BYTES = 2**31
 
 
 @contextmanager
-def deployment(asked: Asked) -> Iterator[Answerer]:
+def server_predictor(asked: ScoringTarget) -> Iterator[Predictor]:
     """Asks a server; one that is overloaded, or just being changed, a few times."""
     with ServerSession() as session:
 
@@ -59,7 +59,7 @@ def deployment(asked: Asked) -> Iterator[Answerer]:
 
 
 @contextmanager
-def model(model_uri: str) -> Iterator[Answerer]:
+def model_predictor(model_uri: str) -> Iterator[Predictor]:
     """Loads the model here: by ONNX Runtime where it has that form, else by `mlflow.pyfunc`.
 
     Raises:
@@ -69,28 +69,28 @@ def model(model_uri: str) -> Iterator[Answerer]:
     with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
         files = download(resolve(model_uri).source, Path(folder))
         is_pyfunc = read_served_artifact(files).flavor == PYTHON_FUNCTION
-        yield _pyfunc(files) if is_pyfunc else _onnx(files)
+        yield _pyfunc_predictor(files) if is_pyfunc else _onnx_predictor(files)
 
 
-def predictions(ask: Answerer, name: str, batch: Batch) -> list[Any]:
+def predict_batch(ask: Predictor, name: str, batch: RowBatch) -> list[Any]:
     """One plain value a row of the batch of the file `name`.
 
     Raises:
         InvalidRequest: a row cannot be answered; the message says which, and why.
     """
     try:
-        return _by_row(ask(batch.content_type, batch.body), len(batch), f"{name}, {batch.places[0]}")
+        return _split_by_row(ask(batch.content_type, batch.body), len(batch), f"{name}, {batch.places[0]}")
     except BodyTooLarge:
         if len(batch) == 1:
             raise
         middle = len(batch) // 2
         halves = (batch.part(0, middle), batch.part(middle, len(batch)))
-        return [row for half in halves for row in predictions(ask, name, half)]
+        return [row for half in halves for row in predict_batch(ask, name, half)]
     except (InvalidRequest, InferenceError) as error:
-        raise InvalidRequest(_located(ask, name, batch, error)) from None
+        raise InvalidRequest(_error_with_row(ask, name, batch, error)) from None
 
 
-def _onnx(folder: Path) -> Answerer:
+def _onnx_predictor(folder: Path) -> Predictor:
     loaded = OnnxModel.load(folder, "cpu", available_cores())
 
     def answer(content_type: str, body: bytes) -> Any:
@@ -106,7 +106,7 @@ def _onnx(folder: Path) -> Answerer:
     return answer
 
 
-def _pyfunc(folder: Path) -> Answerer:
+def _pyfunc_predictor(folder: Path) -> Predictor:
     from mlflow_deploy_plugin.pyfunc.refusal import Refusal, one_line  # here: mlflow.pyfunc takes a second
     from mlflow_deploy_plugin.pyfunc.scorer import Scorer
 
@@ -127,7 +127,7 @@ def _pyfunc(folder: Path) -> Answerer:
     return answer
 
 
-def _by_row(answer: Any, count: int, where: str) -> list[Any]:
+def _split_by_row(answer: Any, count: int, where: str) -> list[Any]:
     """Predictions as the server gives them, a list or a mapping of lists by output, row by row."""
     if isinstance(answer, dict) and all(isinstance(values, list) for values in answer.values()):
         lengths = {len(values) for values in answer.values()}
@@ -139,24 +139,24 @@ def _by_row(answer: Any, count: int, where: str) -> list[Any]:
     raise OnnxserveError(f"{where}: the model answers {count} rows with {given}; one prediction a row is needed")
 
 
-def _located(ask: Answerer, name: str, batch: Batch, error: OnnxserveError) -> str:
+def _error_with_row(ask: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
     """The message about the first row that is refused alone, or about the file where it is of no row."""
-    first, last = (_refusal(ask, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
+    first, last = (_batch_error(ask, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
     if first and first == last == error.message and len(batch) > 1:
         return f"{name}: {first}"
     if first:
-        return f"{name}, {batch.places[0]}: {_without_row(first)}"
+        return f"{name}, {batch.places[0]}: {_without_row_number(first)}"
     while len(batch) > 1:
         middle = len(batch) // 2
         halves = batch.part(0, middle), batch.part(middle, len(batch))
-        refused = next((half for half in halves if _refusal(ask, half)), None)
+        refused = next((half for half in halves if _batch_error(ask, half)), None)
         if refused is None:  # it is how they go together
             return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
         batch = refused
-    return f"{name}, {batch.places[0]}: {_without_row(_refusal(ask, batch))}"
+    return f"{name}, {batch.places[0]}: {_without_row_number(_batch_error(ask, batch))}"
 
 
-def _refusal(ask: Answerer, batch: Batch) -> str:
+def _batch_error(ask: Predictor, batch: RowBatch) -> str:
     """Why these rows are refused; empty: they are not."""
     try:
         ask(batch.content_type, batch.body)
@@ -165,6 +165,6 @@ def _refusal(ask: Answerer, batch: Batch) -> str:
     return ""
 
 
-def _without_row(message: str) -> str:
+def _without_row_number(message: str) -> str:
     """Of a row that was sent alone: its number is not that in the file."""
     return message.replace(", row 0", "", 1).replace("row 0 ", "the row ", 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Batch:
+class RowBatch:
     """Rows that are asked about at once.
 
     Attributes:
@@ -29,5 +29,5 @@ class Batch:
     def body(self) -> bytes:
         return self.encode(self.records)
 
-    def part(self, start: int, stop: int) -> "Batch":
+    def part(self, start: int, stop: int) -> "RowBatch":
         return replace(self, records=self.records[start:stop], places=self.places[start:stop])

@@ -6,9 +6,9 @@ from typing import Literal, get_args
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 
-Kind = Literal["csv", "json", "jsonl", "parquet"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-_SUFFIXES: Mapping[str, Kind] = {
+FileFormat = Literal["csv", "json", "jsonl", "parquet"]
+FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
+_SUFFIXES: Mapping[str, FileFormat] = {
     ".csv": "csv",
     ".json": "json",
     ".jsonl": "jsonl",
@@ -18,18 +18,18 @@ _SUFFIXES: Mapping[str, Kind] = {
 }
 
 
-def kind_of(path: str) -> Kind | None:
+def format_of(path: str) -> FileFormat | None:
     """What the name of a file says of what is in it."""
     return _SUFFIXES.get(Path(path).suffix.lower())
 
 
-def output_kind(path: str, given: Kind) -> Kind:
+def output_format(path: str, given: FileFormat) -> FileFormat:
     """What is written into a file that nothing but its name is known of; where it has no ending, as the input is.
 
     Raises:
         InvalidConfig: its ending is that of something else.
     """
-    kind, ending = kind_of(path), Path(path).suffix
+    kind, ending = format_of(path), Path(path).suffix
     if kind is None and ending:
         raise InvalidConfig(
             f"{path}: {ending} is none of the endings that are known, {' '.join(_SUFFIXES)}; say -O to choose"

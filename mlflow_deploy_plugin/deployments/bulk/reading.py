@@ -15,16 +15,16 @@ from typing import IO, Any
 
 import orjson
 
-from mlflow_deploy_plugin.deployments.bulk.batch import Batch
-from mlflow_deploy_plugin.deployments.bulk.kinds import Kind
-from mlflow_deploy_plugin.deployments.payload import FORMS
+from mlflow_deploy_plugin.deployments.bulk.batch import RowBatch
+from mlflow_deploy_plugin.deployments.bulk.kinds import FileFormat
+from mlflow_deploy_plugin.deployments.payload import BODY_FORMS
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.server.protocols.arrow import PARQUET
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, load_json
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowFile:
     """The rows of a file.
 
     Attributes:
@@ -34,10 +34,10 @@ class Rows:
 
     name: str
     length: int | None
-    batches: Iterator[Batch]
+    batches: Iterator[RowBatch]
 
 
-def read_rows(file: IO[bytes], name: str, kind: Kind, batch_rows: int) -> Rows:
+def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> RowFile:
     """The rows of an open file, `batch_rows` at a time.
 
     Raises (also while the batches are taken):
@@ -45,17 +45,17 @@ def read_rows(file: IO[bytes], name: str, kind: Kind, batch_rows: int) -> Rows:
     """
     match kind:
         case "csv":
-            return Rows(name, _length(file), _csv(file, name, batch_rows))
+            return RowFile(name, _length(file), _csv(file, name, batch_rows))
         case "jsonl":
-            return Rows(name, _length(file), _jsonl(file, name, batch_rows))
+            return RowFile(name, _length(file), _jsonl(file, name, batch_rows))
         case "json":
             rows = _json(file.read(), name, batch_rows)
-            return Rows(name, len(rows), iter(rows))
+            return RowFile(name, len(rows), iter(rows))
         case "parquet":
             return _parquet(file if file.seekable() else io.BytesIO(file.read()), name, batch_rows)
 
 
-def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[Batch]:
+def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
     lines = _Lines(file)
     reader = csv.reader(lines, strict=True)
     header: bytes | None = None
@@ -81,10 +81,10 @@ def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[Batch]:
         records.append(record)
         places.append(f"line {number}")
         if len(records) == batch_rows:
-            yield Batch(records, places, CSV, partial(_csv_body, header), lines.bytes)
+            yield RowBatch(records, places, CSV, partial(_csv_body, header), lines.bytes)
             records, places = [], []
     if records:
-        yield Batch(records, places, CSV, partial(_csv_body, header or b""), lines.bytes)
+        yield RowBatch(records, places, CSV, partial(_csv_body, header or b""), lines.bytes)
 
 
 class _Lines:
@@ -115,7 +115,7 @@ def _csv_body(header: bytes, records: list[bytes]) -> bytes:
     return b"".join([header, *records])
 
 
-def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[Batch]:
+def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
     records: list[Any] = []
     places: list[str] = []
     position = 0
@@ -132,10 +132,10 @@ def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[Batch]:
         records.append(record)
         places.append(f"line {number}")
         if len(records) == batch_rows:
-            yield Batch(records, places, JSON, _rows_body, position)
+            yield RowBatch(records, places, JSON, _rows_body, position)
             records, places = [], []
     if records:
-        yield Batch(records, places, JSON, _rows_body, position)
+        yield RowBatch(records, places, JSON, _rows_body, position)
 
 
 def _rows_body(records: list[Any]) -> bytes:
@@ -143,7 +143,7 @@ def _rows_body(records: list[Any]) -> bytes:
     return orjson.dumps({form: records})
 
 
-def _json(text: bytes, name: str, batch_rows: int) -> list[Batch]:
+def _json(text: bytes, name: str, batch_rows: int) -> list[RowBatch]:
     """The batches of a document of MLflow's: one of its forms, a list of rows or records, or a mapping of columns."""
     try:
         document = load_json(text)
@@ -151,9 +151,9 @@ def _json(text: bytes, name: str, batch_rows: int) -> list[Batch]:
         raise InvalidRequest(f"{name}: {error.message.removeprefix('the body is ')}") from None
     records, encode = _sliceable(document, name)
     places = [f"row {row} (from 0)" for row in range(len(records))]
-    whole = Batch(records, places, JSON, encode)
+    whole = RowBatch(records, places, JSON, encode)
     return [
-        Batch(part.records, part.places, JSON, encode, position)
+        RowBatch(part.records, part.places, JSON, encode, position)
         for position, start in enumerate(range(0, len(whole), batch_rows), 1)
         for part in [whole.part(start, start + batch_rows)]
     ]
@@ -164,8 +164,8 @@ def _sliceable(document: Any, name: str) -> tuple[Any, Callable[[Any], bytes]]:
     if isinstance(document, list):
         return document, _rows_body
     if not isinstance(document, dict):
-        raise InvalidRequest(f"{name}: a JSON object or array is expected, with {', '.join(FORMS)}, or rows")
-    form = next((form for form in FORMS if form in document), None)
+        raise InvalidRequest(f"{name}: a JSON object or array is expected, with {', '.join(BODY_FORMS)}, or rows")
+    form = next((form for form in BODY_FORMS if form in document), None)
     beside = {key: value for key, value in document.items() if key != form} if form else {}
     content = document[form] if form else document
     if isinstance(content, list):
@@ -179,7 +179,9 @@ def _sliceable(document: Any, name: str) -> tuple[Any, Callable[[Any], bytes]]:
         return rows, lambda part: orjson.dumps({**beside, form or "inputs": _columns(names, part)})
     if isinstance(content, dict) and content and not any(isinstance(value, list) for value in content.values()):
         return [content], _rows_body  # one record
-    raise InvalidRequest(f"{name}: no rows are found in it: {', '.join(FORMS)}, or columns of one length, are expected")
+    raise InvalidRequest(
+        f"{name}: no rows are found in it: {', '.join(BODY_FORMS)}, or columns of one length, are expected"
+    )
 
 
 def _columns(names: list[str], rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
@@ -191,25 +193,25 @@ def _is_of_columns(content: Mapping[str, Any]) -> bool:
     return len(lengths) == 1 and -1 not in lengths
 
 
-def _parquet(file: IO[bytes], name: str, batch_rows: int) -> Rows:
+def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
     import pyarrow as pa  # here: no other kind needs it
     import pyarrow.parquet as pq
 
-    def batches(parquet: Any) -> Iterator[Batch]:
+    def batches(parquet: Any) -> Iterator[RowBatch]:
         row = 0
         try:
             for records in parquet.iter_batches(batch_size=batch_rows):
                 places = [f"row {number} (from 0)" for number in range(row, row + len(records))]
                 row += len(records)
-                yield Batch(records, places, PARQUET, _parquet_body, row)
+                yield RowBatch(records, places, PARQUET, _parquet_body, row)
         except (pa.ArrowException, OSError) as error:
-            raise InvalidRequest(f"{name}: row {row} and what follows cannot be read: {_line(error)}") from None
+            raise InvalidRequest(f"{name}: row {row} and what follows cannot be read: {_first_line(error)}") from None
 
     try:
         parquet = pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise InvalidRequest(f"{name} is not a Parquet file: {_line(error)}") from None
-    return Rows(name, parquet.metadata.num_rows, batches(parquet))
+        raise InvalidRequest(f"{name} is not a Parquet file: {_first_line(error)}") from None
+    return RowFile(name, parquet.metadata.num_rows, batches(parquet))
 
 
 def _parquet_body(records: Any) -> bytes:
@@ -222,7 +224,7 @@ def _parquet_body(records: Any) -> bytes:
     return encoded
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 

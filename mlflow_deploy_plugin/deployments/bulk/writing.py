@@ -11,17 +11,17 @@ from typing import IO, Any
 
 import orjson
 
-from mlflow_deploy_plugin.deployments.bulk.kinds import Kind
+from mlflow_deploy_plugin.deployments.bulk.kinds import FileFormat
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 
-Writer = Callable[[list[Any]], None]
+WritePredictions = Callable[[list[Any]], None]
 """Takes the next predictions."""
 
 _PREDICTION = "prediction"
 
 
 @contextmanager
-def writing(path: str, kind: Kind, stdout: IO[bytes]) -> Iterator[Writer]:
+def open_output(path: str, kind: FileFormat, stdout: IO[bytes]) -> Iterator[WritePredictions]:
     """Writes aside, and puts the file in its place when all is written; `-` is written as it comes.
 
     Raises:
@@ -33,14 +33,14 @@ def writing(path: str, kind: Kind, stdout: IO[bytes]) -> Iterator[Writer]:
         stdout.flush()
         return
     try:
-        with aside(Path(path)) as file, _FORMS[kind](file) as write:
+        with atomic_file(Path(path)) as file, _FORMS[kind](file) as write:
             yield write
     except OSError as error:
         raise InvalidConfig(f"the file {path} cannot be written: {error.strerror or error}") from None
 
 
 @contextmanager
-def aside(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when all of it is written, and else leaves it as it was."""
     if path.exists() and not path.is_file():  # a pipe or a device is no file to be replaced
         with path.open("wb") as file:
@@ -66,7 +66,7 @@ def _umask() -> int:
 
 
 @contextmanager
-def _json(file: IO[bytes]) -> Iterator[Writer]:
+def _json(file: IO[bytes]) -> Iterator[WritePredictions]:
     """`{"predictions": […]}`, as /invocations answers."""
     file.write(b'{"predictions": [')
     is_first = True
@@ -82,13 +82,13 @@ def _json(file: IO[bytes]) -> Iterator[Writer]:
 
 
 @contextmanager
-def _jsonl(file: IO[bytes]) -> Iterator[Writer]:
+def _jsonl(file: IO[bytes]) -> Iterator[WritePredictions]:
     """One prediction a line."""
     yield lambda rows: _write(file, b"".join(orjson.dumps(row) + b"\n" for row in rows))
 
 
 @contextmanager
-def _csv(file: IO[bytes]) -> Iterator[Writer]:
+def _csv(file: IO[bytes]) -> Iterator[WritePredictions]:
     """A column an output; of a list, one for each of its values: prediction_0, prediction_1."""
     header: list[str] = []
 
@@ -124,7 +124,7 @@ def _cell(value: Any) -> Any:
 
 
 @contextmanager
-def _parquet(file: IO[bytes]) -> Iterator[Writer]:
+def _parquet(file: IO[bytes]) -> Iterator[WritePredictions]:
     """A column an output. Its type is known when all are seen: until then they lie beside, as they come."""
     import pyarrow as pa  # here: no other kind needs it
     import pyarrow.parquet as pq
@@ -145,12 +145,12 @@ def _parquet(file: IO[bytes]) -> Iterator[Writer]:
             with pq.ParquetWriter(file, schema) as parquet:
                 for _ in schemas:
                     table = pa.ipc.open_stream(beside).read_all()
-                    parquet.write_table(_widened(table, schema))
+                    parquet.write_table(_conform(table, schema))
         except pa.ArrowException as error:
             raise InvalidRequest(f"the predictions do not make a Parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _widened(table: Any, schema: Any) -> Any:
+def _conform(table: Any, schema: Any) -> Any:
     import pyarrow as pa
 
     columns = [
@@ -164,4 +164,9 @@ def _write(file: IO[bytes], data: bytes) -> None:
     file.write(data)
 
 
-_FORMS: Mapping[Kind, Callable[[IO[bytes]], Any]] = {"csv": _csv, "json": _json, "jsonl": _jsonl, "parquet": _parquet}
+_FORMS: Mapping[FileFormat, Callable[[IO[bytes]], Any]] = {
+    "csv": _csv,
+    "json": _json,
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+}

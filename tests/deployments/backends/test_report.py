@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.deployments.backends.report import read_report
+from mlflow_deploy_plugin.deployments.backends.report import read_applied_spec
 from mlflow_deploy_plugin.server.state import (
     WANTED,
     LoadedVariant,
@@ -42,14 +42,14 @@ def say(tmp_path: Path) -> Callable[..., None]:
 def test_nothing_is_waited_for_where_all_is_loaded(tmp_path: Path, say: Callable[..., None]) -> None:
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
-    report = read_report(tmp_path, SPEC)
+    report = read_applied_spec(tmp_path, SPEC)
 
     assert (report.is_resolved, report.pending, report.errors, report.silent) == (True, "", {}, ())
     assert [worker.pid for worker in report.workers] == [os.getpid()]
 
 
 def test_an_empty_folder_waits_for_the_models(tmp_path: Path) -> None:
-    assert read_report(tmp_path, SPEC).pending == "fetching one, two"
+    assert read_applied_spec(tmp_path, SPEC).pending == "fetching one, two"
 
 
 @pytest.mark.parametrize(
@@ -66,14 +66,14 @@ def test_a_changed_spec_is_waited_for(
 ) -> None:
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
-    assert read_report(tmp_path, apply_config(SPEC, wanted)).pending == pending
+    assert read_applied_spec(tmp_path, apply_config(SPEC, wanted)).pending == pending
 
 
 def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..., None]) -> None:
     say(generation=1, a=LoadedVariant(version="1"))
     say(pid=2**22 + 1, a=LoadedVariant(version="1"))  # above the kernel's largest process id
 
-    report = read_report(tmp_path, SPEC)
+    report = read_applied_spec(tmp_path, SPEC)
 
     assert report.pending == "loading the model, 0 of 1 workers have it"
     assert [worker.pid for worker in report.workers] == [os.getpid()]
@@ -82,7 +82,7 @@ def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..
 def test_a_change_that_loads_nothing_is_not_called_loading(tmp_path: Path, say: Callable[..., None]) -> None:
     say(generation=1, a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
-    assert read_report(tmp_path, SPEC).pending == "applying the change, 0 of 1 workers have it"
+    assert read_applied_spec(tmp_path, SPEC).pending == "applying the change, 0 of 1 workers have it"
 
 
 def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss_it(
@@ -90,7 +90,7 @@ def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss
 ) -> None:
     say(a=LoadedVariant(error="broken"), b=LoadedVariant(error="too"))
 
-    report = read_report(tmp_path, SPEC)
+    report = read_applied_spec(tmp_path, SPEC)
 
     assert report.errors == {"a": "broken", "b": "too"}
     assert report.silent == ("a",)

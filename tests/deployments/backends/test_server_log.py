@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.deployments.backends.server_log import dying_words, last_error
+from mlflow_deploy_plugin.deployments.backends.server_log import final_error, last_error
 from mlflow_deploy_plugin.server.state import LOG
 
 
@@ -34,4 +34,4 @@ def test_the_most_telling_line_is_found_without_its_stamp(tmp_path: Path, log: s
 def test_only_the_last_line_tells_why_a_server_is_gone(tmp_path: Path, log: str, said: str) -> None:
     (tmp_path / LOG).write_text(log)
 
-    assert dying_words(tmp_path) == said
+    assert final_error(tmp_path) == said

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.deployments.backends import supervisor
-from mlflow_deploy_plugin.deployments.backends.ports import is_free
+from mlflow_deploy_plugin.deployments.backends.ports import is_port_free
 
 _LISTENER = """
 import socket, threading, time
@@ -37,4 +37,4 @@ def test_a_port_is_free_when_its_server_is_stopped_also_of_one_that_was_ending_a
 
             supervisor.stop(tmp_path, left.pid, patience_seconds=0)
 
-            assert is_free("127.0.0.1", port)
+            assert is_port_free("127.0.0.1", port)
