@@ -51,7 +51,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     from mlflow_deploy_plugin.controller.loop import Controller
     from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
     from mlflow_deploy_plugin.controller.monitors.upkeep import Upkeep
-    from mlflow_deploy_plugin.controller.retrain import advance, bring
+    from mlflow_deploy_plugin.controller.retrain.advance import advance, bring
     from mlflow_deploy_plugin.controller.rollouts.actions import Actions
     from mlflow_deploy_plugin.controller.who import controller_name, this_process
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments

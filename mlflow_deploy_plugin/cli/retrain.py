@@ -80,7 +80,7 @@ def retrain(
             _list(deployments, name, output)
             return
         from mlflow_deploy_plugin.controller.beside import LEASE
-        from mlflow_deploy_plugin.controller.retrain import ask
+        from mlflow_deploy_plugin.controller.retrain.consider import ask
         from mlflow_deploy_plugin.controller.retrain.journal import shown
         from mlflow_deploy_plugin.controller.rollouts.command import who_works
         from mlflow_deploy_plugin.inference_log.windows import parse_window
@@ -118,7 +118,7 @@ def _wait(deployments: "Deployments", begun: "Retraining") -> None:
 
     from mlflow_deploy_plugin.controller.beside import LEASE
     from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-    from mlflow_deploy_plugin.controller.retrain import advance
+    from mlflow_deploy_plugin.controller.retrain.advance import advance
     from mlflow_deploy_plugin.controller.retrain.journal import shown
     from mlflow_deploy_plugin.controller.who import controller_name, this_process
     from mlflow_deploy_plugin.store.retrainings import Retrainings

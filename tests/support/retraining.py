@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retrain import child, consider
+from mlflow_deploy_plugin.controller.retrain import child
 from mlflow_deploy_plugin.controller.retrain.advance import take_safely
+from mlflow_deploy_plugin.controller.retrain.consider import consider
 from mlflow_deploy_plugin.controller.retrain.hands import Hands
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table

@@ -16,8 +16,3 @@ steps.py      the states, one step after the other; the best place to begin read
 advance.py    all of them, again and again
 journal.py    what the audit trail keeps
 """
-
-from mlflow_deploy_plugin.controller.retrain.advance import advance, bring
-from mlflow_deploy_plugin.controller.retrain.consider import ask, consider
-
-__all__ = ["advance", "ask", "bring", "consider"]

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retrain import child, consider
+from mlflow_deploy_plugin.controller.retrain import child
+from mlflow_deploy_plugin.controller.retrain.consider import consider
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.retraining import RetrainingWorld
 from tests.support.waiting import wait_until

@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from mlflow_deploy_plugin.controller.retrain import ask, consider, scheduled
+from mlflow_deploy_plugin.controller.retrain import scheduled
+from mlflow_deploy_plugin.controller.retrain.consider import ask, consider
 from mlflow_deploy_plugin.controller.retrain.scheduled import ask_for_due
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.windows import Window

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retrain import ask, bring, child, tracked
-from mlflow_deploy_plugin.controller.retrain.advance import MOST_DEFECTS, _take, _UnderWay, take_safely
+from mlflow_deploy_plugin.controller.retrain import child, tracked
+from mlflow_deploy_plugin.controller.retrain.advance import MOST_DEFECTS, _take, _UnderWay, bring, take_safely
+from mlflow_deploy_plugin.controller.retrain.consider import ask
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.alerts import Alerts

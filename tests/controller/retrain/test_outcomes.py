@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 
-from mlflow_deploy_plugin.controller.retrain import ask, consider
+from mlflow_deploy_plugin.controller.retrain.consider import ask, consider
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.retrainings import Retraining
 from tests.support.gated import labelled

@@ -7,7 +7,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retrain import child, consider, tracked
+from mlflow_deploy_plugin.controller.retrain import child, tracked
+from mlflow_deploy_plugin.controller.retrain.consider import consider
 from mlflow_deploy_plugin.store.alerts import Alerts
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.retraining import RetrainingWorld
