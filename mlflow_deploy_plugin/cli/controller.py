@@ -48,11 +48,11 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     """
     # here: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
     from mlflow_deploy_plugin.controller.beside import repeatedly, run_for_the_store
-    from mlflow_deploy_plugin.controller.loop import Controller
+    from mlflow_deploy_plugin.controller.monitors.maintenance import Upkeep
     from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
-    from mlflow_deploy_plugin.controller.monitors.upkeep import Upkeep
-    from mlflow_deploy_plugin.controller.retrain.advance import advance, bring
+    from mlflow_deploy_plugin.controller.retraining.runner import advance, bring
     from mlflow_deploy_plugin.controller.rollouts.actions import Actions
+    from mlflow_deploy_plugin.controller.rollouts.controller import Controller
     from mlflow_deploy_plugin.controller.who import controller_name, this_process
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
     from mlflow_deploy_plugin.monitoring.alerts import TOGETHER, tell
@@ -66,7 +66,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
         signal.signal(number, end)
     with open_deployments(click.echo) as deployments:
         if metrics_port is not None:
-            from mlflow_deploy_plugin.controller.gauges import start_gauges
+            from mlflow_deploy_plugin.controller.metrics import start_gauges
 
             start_gauges(deployments.store, metrics_port)
         actions = Actions(deployments, controller_name(), click.echo)

@@ -68,8 +68,8 @@ def run(
 
 
 def _judge_files(name: str, rows: str, reference: str, output: str, **bounds: float | None) -> None:
-    from mlflow_deploy_plugin.controller.monitors.files import run_files
-    from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
+    from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
+    from mlflow_deploy_plugin.controller.monitors.file_drift import run_files
     from mlflow_deploy_plugin.settings import load_settings
 
     show_progress(f"judging {rows} beside {reference}")  # before seconds of imports

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.cli.pairs import key_values
 from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.controller.monitors.judging import Answer
+    from mlflow_deploy_plugin.controller.monitors.evaluation import Answer
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.inference_log.watermarks import Watermark
     from mlflow_deploy_plugin.monitoring.question import Engine, Question
@@ -130,9 +130,9 @@ def judge_window(
         tried: fields of the monitor's spec for once, with which nothing is written down; None: as it is.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.by_hand import run_window
         from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
-        from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
+        from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
+        from mlflow_deploy_plugin.controller.monitors.manual_runs import run_window
         from mlflow_deploy_plugin.inference_log.windows import parse_window
 
         parsed = parse_window(window) if window is not None else None
@@ -197,15 +197,15 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     """
     began, ended = _time(begin), _time(end) if end is not None else datetime.now(UTC)
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors import by_hand
+        from mlflow_deploy_plugin.controller.monitors import manual_runs
         from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
-        from mlflow_deploy_plugin.controller.monitors.judging import judge_and_log
+        from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
         from mlflow_deploy_plugin.inference_log.windows import Window
 
         found = find_monitor(deployments, name, monitor_name)
         judged = passed_over = failed = number = count = 0
         try:
-            for number, count, window, is_new in by_hand.backfill(deployments, found, began, ended, judge_and_log):
+            for number, count, window, is_new in manual_runs.backfill(deployments, found, began, ended, judge_and_log):
                 judged, passed_over = judged + is_new, passed_over + (not is_new)
                 failed += window.state == "failed"
                 verdict = window.verdict or "could not be judged"
@@ -295,8 +295,8 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
     if window is not None or output != "text":
         raise InvalidConfig("--due judges what is due, in lines: it takes neither --window nor -o")
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.by_hand import run_due
         from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
+        from mlflow_deploy_plugin.controller.monitors.manual_runs import run_due
         from mlflow_deploy_plugin.monitoring.alerts import tell
 
         found = find_monitor(deployments, name, monitor_name)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlflow_deploy_plugin.cli.columns import align_columns
-from mlflow_deploy_plugin.controller.monitors.judging import Answer
+from mlflow_deploy_plugin.controller.monitors.evaluation import Answer
 from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import document_of

@@ -80,9 +80,9 @@ def retrain(
             _list(deployments, name, output)
             return
         from mlflow_deploy_plugin.controller.beside import LEASE
-        from mlflow_deploy_plugin.controller.retrain.consider import ask
-        from mlflow_deploy_plugin.controller.retrain.journal import shown
-        from mlflow_deploy_plugin.controller.rollouts.command import who_works
+        from mlflow_deploy_plugin.controller.retraining.journal import shown
+        from mlflow_deploy_plugin.controller.retraining.trigger import ask
+        from mlflow_deploy_plugin.controller.rollouts.commands import who_works
         from mlflow_deploy_plugin.inference_log.windows import parse_window
 
         assert name is not None
@@ -97,7 +97,7 @@ def retrain(
 def _list(deployments: "Deployments", name: str | None, output: str) -> None:
     from dataclasses import asdict
 
-    from mlflow_deploy_plugin.controller.retrain.journal import shown
+    from mlflow_deploy_plugin.controller.retraining.journal import shown
     from mlflow_deploy_plugin.store.retrainings import Retrainings
 
     found = Retrainings(deployments.store).find(name)
@@ -117,9 +117,9 @@ def _wait(deployments: "Deployments", begun: "Retraining") -> None:
     from contextlib import ExitStack
 
     from mlflow_deploy_plugin.controller.beside import LEASE
-    from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-    from mlflow_deploy_plugin.controller.retrain.advance import advance
-    from mlflow_deploy_plugin.controller.retrain.journal import shown
+    from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
+    from mlflow_deploy_plugin.controller.retraining.journal import shown
+    from mlflow_deploy_plugin.controller.retraining.runner import advance
     from mlflow_deploy_plugin.controller.who import controller_name, this_process
     from mlflow_deploy_plugin.store.retrainings import Retrainings
 

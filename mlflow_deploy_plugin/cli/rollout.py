@@ -91,39 +91,39 @@ def rollout(
     from mlflow_deploy_plugin.registry.connection import import_mlflow_without_pandas
 
     import_mlflow_without_pandas()
-    from mlflow_deploy_plugin.controller.rollouts import command
-    from mlflow_deploy_plugin.controller.rollouts.place import rollouts_lease
+    from mlflow_deploy_plugin.controller.locality import rollouts_lease
+    from mlflow_deploy_plugin.controller.rollouts import commands
 
     with _deployments() as deployments:
         if not deployments.store.rollouts(name):  # what was deleted may have had one
             deployments.store.existing(name)
         lease = partial(rollouts_lease, deployments.settings)
         if to is not None:
-            from mlflow_deploy_plugin.controller.rollouts.begin import Wish, begin_rollout
+            from mlflow_deploy_plugin.controller.rollouts.start import Wish, begin_rollout
 
             wish = Wish(to, steps, every, abort_on, min_requests, why)
             must_run: Callable[[], None] = (
-                (lambda: None) if wait else lambda: command.expect_controller(deployments.store, lease())
+                (lambda: None) if wait else lambda: commands.expect_controller(deployments.store, lease())
             )
             begun = begin_rollout(deployments, name, wish, before_it_begins=must_run)
-            click.echo(command.describe(begun))
+            click.echo(commands.describe(begun))
         elif asked == "status":
-            last = command.last(deployments.store, name)
-            click.echo(command.describe(last))
-            if last.is_live and (missing := command.nobody_works(deployments, name)):
+            last = commands.last(deployments.store, name)
+            click.echo(commands.describe(last))
+            if last.is_live and (missing := commands.nobody_works(deployments, name)):
                 click.echo(missing, err=True)
         elif asked is not None:
-            click.echo(command.say(deployments, name, asked, why))
+            click.echo(commands.say(deployments, name, asked, why))
         if wait:
-            _wait(deployments, command.last(deployments.store, name))
+            _wait(deployments, commands.last(deployments.store, name))
         elif to is not None or asked == "resume":
-            click.echo(command.who_works(deployments.store, lease()), err=True)
+            click.echo(commands.who_works(deployments.store, lease()), err=True)
 
 
 def _wait(deployments: "Deployments", begun: "Rollout") -> None:
     """Shows what happens to a rollout until it has ended, and works on it where no controller does."""
-    from mlflow_deploy_plugin.controller.loop import Controller, shown
     from mlflow_deploy_plugin.controller.rollouts.actions import Actions
+    from mlflow_deploy_plugin.controller.rollouts.controller import Controller, shown
     from mlflow_deploy_plugin.controller.who import controller_name, this_process
 
     ended = threading.Event()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from mlflow_deploy_plugin.controller.lease import LeaseKeeper, hold
+from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, hold
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.store import Store
 

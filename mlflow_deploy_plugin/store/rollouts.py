@@ -16,7 +16,7 @@ class Rollout:
 
     Attributes:
         spec: what was asked for, and what was served before; never changed.
-        state: where it is (`controller/rollouts/rollout.py` knows the words).
+        state: where it is (`controller/rollouts/state_machine.py` knows the words).
         step: index into the steps of `spec`.
         step_at: when the step began, for people.
         figures: what the step is judged on.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.controller.monitors.judging import Answer
+from mlflow_deploy_plugin.controller.monitors.evaluation import Answer
 from mlflow_deploy_plugin.errors import OnnxserveError
 from projects.demo import steps
 from projects.demo.place import Place

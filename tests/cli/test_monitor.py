@@ -112,17 +112,17 @@ def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
     for days in (30, 31):
         capture(home, CALM + days * DAY)
     command = ["backfill", "flights", "daily", "--from", "2013-07-31", "--to", "2013-08-02"]
-    from mlflow_deploy_plugin.controller.monitors import judging
+    from mlflow_deploy_plugin.controller.monitors import evaluation
 
-    judge = judging.judge_and_log
+    judge = evaluation.judge_and_log
 
-    def interrupted(asked: Question) -> judging.Answer:
+    def interrupted(asked: Question) -> evaluation.Answer:
         if asked.window.start == CALM + 31 * DAY:
             raise KeyboardInterrupt
         return judge(asked)
 
     with monkeypatch.context() as person:
-        person.setattr(judging, "judge_and_log", interrupted)
+        person.setattr(evaluation, "judge_and_log", interrupted)
         ended = invoke(*command)
 
     assert ended.exit_code == 130
@@ -249,10 +249,10 @@ def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], mess
 def test_a_window_that_the_controller_is_at_is_left_to_it(
     home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow_deploy_plugin.controller.monitors import by_hand
+    from mlflow_deploy_plugin.controller.monitors import manual_runs
 
-    monkeypatch.setattr(by_hand, "PATIENCE_SECONDS", 0.0)
-    lease = store.acquire_lease(by_hand.lease_name("flights", "daily"), "controller@here", 3600)
+    monkeypatch.setattr(manual_runs, "PATIENCE_SECONDS", 0.0)
+    lease = store.acquire_lease(manual_runs.lease_name("flights", "daily"), "controller@here", 3600)
     assert lease is not None
 
     result = invoke("run", "flights", "--window", "2013-07-01/1d")

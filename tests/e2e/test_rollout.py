@@ -20,8 +20,8 @@ from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.controller.rollouts.begin import Wish, begin_rollout
-from mlflow_deploy_plugin.controller.rollouts.place import rollouts_lease
+from mlflow_deploy_plugin.controller.locality import rollouts_lease
+from mlflow_deploy_plugin.controller.rollouts.start import Wish, begin_rollout
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, open_store

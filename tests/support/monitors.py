@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.judging import Answer, count_rows
+from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
+from mlflow_deploy_plugin.controller.monitors.evaluation import Answer, count_rows
 from mlflow_deploy_plugin.controller.monitors.labels import count_labels
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retrain import child
-from mlflow_deploy_plugin.controller.retrain.advance import take_safely
-from mlflow_deploy_plugin.controller.retrain.consider import consider
-from mlflow_deploy_plugin.controller.retrain.hands import Hands
+from mlflow_deploy_plugin.controller.retraining import process
+from mlflow_deploy_plugin.controller.retraining.context import Hands
+from mlflow_deploy_plugin.controller.retraining.runner import take_safely
+from mlflow_deploy_plugin.controller.retraining.trigger import consider
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -156,7 +156,7 @@ class RetrainingWorld:
         if state != "waiting":
             experiment = MlflowClient().create_experiment("trainings")
             run_id = MlflowClient().create_run(experiment).info.run_id
-        known = {"attempt": 1, "host": child.host(), "started_at": utc_now().isoformat(), **figures}
+        known = {"attempt": 1, "host": process.host(), "started_at": utc_now().isoformat(), **figures}
         written = self.retrainings.update(
             replace(self.latest(), state=state, version=version, run_id=run_id, figures=known)
         )

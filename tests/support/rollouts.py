@@ -2,8 +2,8 @@
 
 import math
 
-from mlflow_deploy_plugin.controller.rollouts.observe import Counted, Numbers
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.snapshot import Counted, Numbers
 from mlflow_deploy_plugin.spec import VariantSpec
 
 PLAN = RolloutPlan(

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from mlflow_deploy_plugin.controller.lease import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.judging import Answer, Judge, log_of, question_of
-from mlflow_deploy_plugin.controller.monitors.late import digests_of_files
-from mlflow_deploy_plugin.controller.monitors.when import pause_after
-from mlflow_deploy_plugin.controller.monitors.worker import PASSING, Ended
-from mlflow_deploy_plugin.controller.retrain.consider import consider
+from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
+from mlflow_deploy_plugin.controller.monitors.evaluation import Answer, Judge, log_of, question_of
+from mlflow_deploy_plugin.controller.monitors.judging_pool import PASSING, Ended
+from mlflow_deploy_plugin.controller.monitors.late_data import digests_of_files
+from mlflow_deploy_plugin.controller.monitors.schedule import pause_after
+from mlflow_deploy_plugin.controller.retraining.trigger import consider
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from mlflow_deploy_plugin.controller.monitors.when import LONGEST_PAUSE, due_at, window_from, window_of, windows_between
+from mlflow_deploy_plugin.controller.monitors.schedule import (
+    LONGEST_PAUSE,
+    due_at,
+    window_from,
+    window_of,
+    windows_between,
+)
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint

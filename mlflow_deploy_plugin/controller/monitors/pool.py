@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from queue import Empty, LifoQueue
 from typing import Any
 
-from mlflow_deploy_plugin.controller.monitors.judging import Answer, count_rows, judge_and_log
+from mlflow_deploy_plugin.controller.monitors.evaluation import Answer, count_rows, judge_and_log
+from mlflow_deploy_plugin.controller.monitors.judging_pool import JudgingProcess
 from mlflow_deploy_plugin.controller.monitors.labels import count_labels
-from mlflow_deploy_plugin.controller.monitors.worker import JudgingProcess
 from mlflow_deploy_plugin.monitoring.question import Question
 
 

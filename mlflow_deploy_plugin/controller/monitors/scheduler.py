@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from mlflow_deploy_plugin.controller.beside import safely
-from mlflow_deploy_plugin.controller.lease import LeaseKeeper
+from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.attempt import MOST_ATTEMPTS, Attempts
-from mlflow_deploy_plugin.controller.monitors.judging import Judge
-from mlflow_deploy_plugin.controller.monitors.late import EVERY_SECONDS
+from mlflow_deploy_plugin.controller.monitors.evaluation import Judge
+from mlflow_deploy_plugin.controller.monitors.judging_pool import Ended
+from mlflow_deploy_plugin.controller.monitors.late_data import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.next_window import MOST_MADE_UP, begun, next_window
 from mlflow_deploy_plugin.controller.monitors.pool import JudgingPool
-from mlflow_deploy_plugin.controller.monitors.turn import LATE_TROUBLE, TROUBLE, Turns
-from mlflow_deploy_plugin.controller.monitors.worker import Ended
+from mlflow_deploy_plugin.controller.monitors.window_runner import LATE_TROUBLE, TROUBLE, Turns
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring.alerts import alert_failure, announce, end_alerts_of_gone

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.controller.rollouts.observe import Seen, see
-from mlflow_deploy_plugin.controller.rollouts.place import rollouts_lease, stands_here
+from mlflow_deploy_plugin.controller.locality import rollouts_lease, stands_here
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.rollouts.rollout import Action, Progress, weights
+from mlflow_deploy_plugin.controller.rollouts.state_machine import Action, Progress, weights
+from mlflow_deploy_plugin.controller.snapshot import Seen, see
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri

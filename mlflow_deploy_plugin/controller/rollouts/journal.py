@@ -4,9 +4,15 @@ from dataclasses import replace
 from datetime import datetime
 from typing import cast
 
-from mlflow_deploy_plugin.controller.rollouts.judge import figures
+from mlflow_deploy_plugin.controller.rollouts.evidence import figures
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.rollouts.rollout import ENDED, Progress, State, from_figures, to_figures
+from mlflow_deploy_plugin.controller.rollouts.state_machine import (
+    ENDED,
+    Progress,
+    State,
+    from_figures,
+    to_figures,
+)
 from mlflow_deploy_plugin.store import AuditEvent, Rollout
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from mlflow_deploy_plugin.controller.rollouts.begin import main_variant
-from mlflow_deploy_plugin.controller.rollouts.command import abort
-from mlflow_deploy_plugin.controller.rollouts.observe import Seen, fetch_page, read_answered, see
+from mlflow_deploy_plugin.controller.rollouts.commands import abort
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.start import main_variant
+from mlflow_deploy_plugin.controller.snapshot import Seen, fetch_page, read_answered, see
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound

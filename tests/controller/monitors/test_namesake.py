@@ -4,9 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from mlflow_deploy_plugin.controller.monitors import by_hand
+from mlflow_deploy_plugin.controller.monitors import manual_runs
 from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
-from mlflow_deploy_plugin.controller.monitors.judging import log_of
+from mlflow_deploy_plugin.controller.monitors.evaluation import log_of
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log.maintenance import compact
@@ -41,7 +41,7 @@ def heir(world: MonitoredWorld) -> MonitoredWorld:
 def judged(world: MonitoredWorld, window: Window | None = None) -> tuple[object, int]:
     deployments = Deployments(world.store, world.settings, world.said.append)
     found = find_monitor(deployments, "flights", None)
-    written, _ = by_hand.run_window(deployments, found, window, world.answer)
+    written, _ = manual_runs.run_window(deployments, found, window, world.answer)
     return written.start, written.log_rows
 
 

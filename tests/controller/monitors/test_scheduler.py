@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 
-from mlflow_deploy_plugin.controller.monitors.judging import count_rows
+from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
+from mlflow_deploy_plugin.controller.monitors.judging_pool import Ended
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
-from mlflow_deploy_plugin.controller.monitors.worker import Ended
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.store.alerts import Alerts

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.controller.rollouts.observe import Seen
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.snapshot import Seen
 from tests.support.rollouts import PLAN, counted, numbers, variants
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.rollouts.command import say
+from mlflow_deploy_plugin.controller.rollouts.commands import say
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound

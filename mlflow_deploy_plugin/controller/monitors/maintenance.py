@@ -1,0 +1,134 @@
+"""The log's upkeep, once an hour and endpoint: in a process of its own, for it reads and writes whole hours."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from mlflow_deploy_plugin.controller.beside import safely
+from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
+from mlflow_deploy_plugin.controller.monitors.judging_pool import Ended, JudgingProcess
+from mlflow_deploy_plugin.controller.monitors.next_window import not_judged_since
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.inference_log.maintenance import MaintenanceResult, maintain
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log.storage import wrap_log_errors
+from mlflow_deploy_plugin.inference_log.watermarks import GONE_AFTER, expire_watermarks
+from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import duration_seconds
+from mlflow_deploy_plugin.spec.reference import frozen_on
+from mlflow_deploy_plugin.store import Endpoint
+from mlflow_deploy_plugin.store.monitors import Monitors
+
+_log = logging.getLogger(__name__)
+
+_EVERY_SECONDS = 3600.0
+_LONGEST_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What of the log an endpoint's monitors will read again, however old it is.
+
+    Attributes:
+        windows: of event time.
+        rolling: of each `rolling:` reference what lies before the next window; the rows that its bins are frozen on may
+            lie long before that.
+    """
+
+    windows: list[Window] = field(default_factory=list)
+    rolling: list[Window] = field(default_factory=list)
+
+    def of(self, log: InferenceLog, endpoint: str) -> list[Window]:
+        """All of it. Raises OnnxserveError where the log is down."""
+        hours = log.hours(endpoint) if self.rolling else []
+        frozen = [Window(*frozen_on(hours[0].start, past.end, past.length)) for past in self.rolling if hours]
+        return [*self.windows, *frozen]
+
+
+class Upkeep:
+    """Keeps the logs of the store's endpoints in order."""
+
+    def __init__(self, deployments: Deployments, every_seconds: float = _EVERY_SECONDS) -> None:
+        self._deployments = deployments
+        self._every_seconds = every_seconds
+
+    def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
+        """Works until the lease is lost or `over` is set, an hour after it began for the first time."""
+        process = JudgingProcess()
+
+        def end() -> None:
+            over.wait()
+            process.end()
+
+        threading.Thread(target=end, daemon=True).start()
+        began = time.monotonic()
+        while keeper.is_held and not over.is_set():
+            if time.monotonic() - began >= self._every_seconds:
+                safely(lambda: self._maintain_all(process, over))
+                began = time.monotonic()
+            process.rest()
+            over.wait(min(5.0, self._every_seconds))
+        process.end()
+
+    def _maintain_all(self, process: JudgingProcess, over: threading.Event) -> None:
+        now, settings = self._deployments.store.now(), self._deployments.settings
+        for endpoint in self._deployments.store.endpoints():
+            if over.is_set():
+                return
+            try:
+                retention = endpoint.spec.capture.retention
+                needed = still_needed(Monitors(self._deployments.store), endpoint, now) if retention else Needed()
+                asked = settings, endpoint.name, now, retention, needed
+                done: MaintenanceResult = process.call(maintain_log, *asked, seconds=_LONGEST_SECONDS)
+                if done.expired_files:
+                    what = f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)"
+                    _log.info("%s: %s older than capture.retention %s were deleted", endpoint.name, what, retention)
+            except Ended:
+                return
+            except OnnxserveError as error:
+                _log.warning("%s: the log's upkeep has failed, again in an hour: %s", endpoint.name, error.message)
+        try:
+            if gone := process.call(forget_agents, settings, now, seconds=_LONGEST_SECONDS):
+                said = "agents that have said nothing for %d days are forgotten: %s"
+                _log.info(said, GONE_AFTER.days, ", ".join(gone))
+        except Ended:
+            return
+        except OnnxserveError as error:
+            _log.warning("what agents said that are gone cannot be deleted, again in an hour: %s", error.message)
+
+
+def maintain_log(
+    settings: Settings, endpoint: str, now: datetime, retention: str | None, needed: Needed
+) -> MaintenanceResult:
+    """Compacts the hours that are over, and deletes what is older than the endpoint's retention, if it has one."""
+    keep = timedelta(seconds=duration_seconds(retention)) if retention is not None else None
+    log = open_log(settings.inference_log)
+    return maintain(log, endpoint, now, keep, needed.of(log, endpoint))
+
+
+def forget_agents(settings: Settings, now: datetime) -> list[str]:
+    """Deletes what agents have said that are gone for long, as those of pods of earlier days; gives their names."""
+    location = open_log(settings.inference_log).location
+    with wrap_log_errors(location):
+        return expire_watermarks(location, now)
+
+
+def still_needed(monitors: Monitors, endpoint: Endpoint, now: datetime) -> Needed:
+    """Pinned references, and what a window reads that waits to be judged, or would be made up."""
+    needed = Needed()
+    for name, spec in endpoint.spec.monitors.items():
+        kind, _, said = spec.reference.partition(":")
+        if kind == "window":
+            needed.windows.append(parse_window(said))
+        waiting = monitors.windows(endpoint.name, name, states=("pending", "running"))
+        begin = not_judged_since(endpoint, name, spec, monitors.state(endpoint.name, name), now)
+        oldest = min([begin, *(window.start for window in waiting)])
+        if oldest < now:
+            needed.windows.append(Window(oldest - spec.reads_before, now))
+        if spec.is_rolling:
+            needed.rolling.append(Window(oldest - spec.reads_before, oldest))
+    return needed

@@ -1,0 +1,74 @@
+"""What every step of a retraining does with it: writes it down, ends it, tells people."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from mlflow_deploy_plugin.controller.retraining import journal
+from mlflow_deploy_plugin.controller.retraining.plan import State
+from mlflow_deploy_plugin.controller.retraining.training_data import remove
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.monitoring.alerts import announce
+from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, tag_version
+from mlflow_deploy_plugin.store import AuditEvent
+from mlflow_deploy_plugin.store.database import utc_now
+from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+
+
+@dataclass(frozen=True)
+class Hands:
+    """The hands of a retraining.
+
+    Attributes:
+        actor: who stands in the audit trail for what is done.
+        say: is told in one line each where it is.
+    """
+
+    deployments: Deployments
+    actor: str
+    say: Callable[[str], None] = lambda line: None
+    clock: Callable[[], datetime] = utc_now
+
+    def write(self, changed: Retraining, event: AuditEvent | None = None) -> Retraining | None:
+        """None where somebody else has taken it further meanwhile."""
+        written = Retrainings(self.deployments.store, self.clock).update(changed, event)
+        if written is not None:
+            self.say(journal.shown(written))
+        return written
+
+    def wait(self, one: Retraining, reason: str) -> None:
+        """Says what it waits for, in the list of retrainings; once for the same."""
+        if one.reason != reason:
+            self.write(replace(one, reason=reason))
+
+    def fail(self, one: Retraining, reason: str) -> None:
+        """Ends it; people are told."""
+        self._tell(one, f"retraining {one.id} of {one.model} has failed: {reason}")
+        self.end(one, "failed", reason)
+
+    def finish(self, one: Retraining, state: State, reason: str) -> None:
+        """The end of a version that no rollout brings: its tag says what it is."""
+        plan = journal.plan_of(one)
+        tag_version(plan.model, one.version, CANDIDATE_TAG, state)
+        if state == "proposed":
+            self._tell(one, f"{plan.model} version {one.version} is proposed: {reason}")
+        self.end(one, state, reason)
+
+    def end(self, one: Retraining, state: State, reason: str) -> None:
+        now = self.clock()
+        ended = replace(one, state=state, reason=reason, ended_at=now)
+        written = self.write(ended, journal.ended(ended, self.actor, now))
+        if written is not None and state != "failed":  # of one that failed a person may want to see the rows
+            remove(self.folder(one))
+
+    def folder(self, one: Retraining) -> Path:
+        """Where an attempt keeps its rows and its log."""
+        attempt = one.figures.get("attempt", 1)
+        return self.deployments.settings.home_path / "retrainings" / f"{one.id}-{attempt}"
+
+    def _tell(self, one: Retraining, text: str) -> None:
+        """Tells people, once, before it is written down that they were told."""
+        link = str(one.figures.get("gate_report") or one.cause.get("report", ""))
+        is_page = link.startswith(("http://", "https://"))
+        announce(self.deployments.store, one.endpoint, one.monitor, f"{one.endpoint}: {text}", link if is_page else "")

@@ -1,0 +1,116 @@
+"""The process that trains: `mlflow run` in a session of its own (`heartbeat.py`), which outlives its controller.
+
+Everything that belongs to it carries the run's id in its environment, so that the next controller of this machine finds
+it again, and so that it can be ended as a whole. Its MLflow run is made before it starts: what it registers is found by
+the run's id, and how it ended by the run's status, whoever is there to see.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
+from mlflow_deploy_plugin.registry.connection import child_environment, redact_credentials
+
+MARK = "ONNXSERVE_RETRAINING_RUN"
+LOG = "log.txt"
+_HEARTBEAT = "mlflow_deploy_plugin.controller.retraining.heartbeat"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_GRACE_SECONDS = 10.0
+_POLL_SECONDS = 0.1
+_LONGEST_LINE, _TAIL_BYTES = 300, 64 * 1024
+
+_started: dict[str, "subprocess.Popen[bytes]"] = {}
+
+
+def start(plan: RetrainPlan, run_id: str, parameters: Mapping[str, str], folder: Path) -> int:
+    """Starts the training and gives its process id; what it prints goes to `log.txt` in the folder."""
+    command = [sys.executable, "-m", _HEARTBEAT, run_id, plan.project, "-e", plan.entry_point]
+    command += ["--env-manager", plan.env_manager]
+    for name, value in parameters.items():
+        command += ["-P", f"{name}={value}"]
+    environment = child_environment() | {MARK: run_id}
+    # `--env-manager local` runs `python`, which is to be this one
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    with (folder / LOG).open("ab") as log:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    _started[run_id] = child
+    return child.pid
+
+
+def host() -> str:
+    """This machine from its start on: two may have one name, and after another start nothing runs of what ran."""
+    boot = _BOOT.read_text().strip() if _BOOT.is_file() else ""
+    return f"{socket.gethostname()} {boot[:8]}".strip()
+
+
+def has_failed(run_id: str) -> bool:
+    """Whether it has ended with an error by itself, as far as this process has started it."""
+    child = _started.get(run_id)
+    return child is not None and (child.poll() or 0) > 0
+
+
+def is_alive(run_id: str) -> bool:
+    """Whether anything of the training runs on this machine."""
+    child = _started.get(run_id)
+    if child is not None and child.poll() is None:
+        return True
+    return any(_processes(run_id))
+
+
+def end(run_id: str) -> None:
+    """Ends everything of the training: asks first, and does not wait for long."""
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for pid in _processes(run_id):
+        _signal(pid, signal.SIGTERM)
+    while is_alive(run_id) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    for pid in _processes(run_id):
+        _signal(pid, signal.SIGKILL)
+    if (child := _started.pop(run_id, None)) is not None:
+        child.wait()
+
+
+def last_line(folder: Path) -> str:
+    """The last that the training has said, or what it said last of an error."""
+    try:
+        with (folder / LOG).open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = log.read().decode(errors="replace").replace("\0", "").splitlines()[-50:]
+    except OSError:
+        return ""
+    said = [line.strip() for line in lines if line.strip() and " mlflow.cli: === " not in line]
+    said = [line for line in said if "mlflow.projects" not in line] or said
+    errors = [line for line in said if line.startswith(("Error", "error"))]
+    return redact_credentials((errors or said or [""])[-1])[:_LONGEST_LINE]
+
+
+def _processes(run_id: str) -> Iterator[int]:
+    """Those of this machine, and of this user, that carry the mark; without the one that asks."""
+    mark = f"{MARK}={run_id}".encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                yield int(entry.name)
+        except OSError:  # ended just now, or somebody else's
+            continue
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

@@ -1,0 +1,123 @@
+"""Every retraining under way, one step further, without waiting for any: a step may take minutes."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+
+from mlflow_deploy_plugin.controller.locality import stands_here
+from mlflow_deploy_plugin.controller.retraining.context import Hands
+from mlflow_deploy_plugin.controller.retraining.deploy import is_left_to_another
+from mlflow_deploy_plugin.controller.retraining.scheduled import ask_for_due
+from mlflow_deploy_plugin.controller.retraining.steps import reason_of, take
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, RegistryUnavailable, StoreUnavailable
+from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+
+_log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+_AGAIN_SECONDS = 10.0
+MOST_DEFECTS = 6
+"""After so many unexpected errors in a row, about a minute, it is ended: its model could not be trained otherwise."""
+
+
+@dataclass
+class _UnderWay:
+    """The step that this process is at, when the next may be taken (monotonic), and how often in a row it has failed
+    in a way that nobody has thought of."""
+
+    worker: threading.Thread | None = None
+    not_before: float = 0.0
+    defects: int = 0
+
+
+@dataclass
+class _Process:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    under_way: dict[tuple[str, int], _UnderWay] = field(default_factory=dict)
+
+
+_process = _Process()
+
+
+def advance(deployments: Deployments, actor: str) -> None:
+    """Begins what a schedule asks for, and takes every retraining that has not ended further; never waits for one.
+
+    To be called again and again by whoever has the controller's lease. What a step was doing when the process ends is
+    done again by the next one that calls.
+
+    Raises:
+        StoreUnavailable: it cannot be seen what there is to do.
+    """
+    ask_for_due(deployments, actor)
+    live = Retrainings(deployments.store).find(live=True)
+    with _process.lock:
+        for one in live:
+            known = _process.under_way.setdefault((deployments.settings.store_url, one.id), _UnderWay())
+            if (known.worker is not None and known.worker.is_alive()) or known.not_before > time.monotonic():
+                continue
+            hands = Hands(deployments, actor, deployments.progress)
+            # a daemon: its work may be cut off anywhere, and the process is not to wait for it
+            known.worker = threading.Thread(target=_take, args=(hands, one, known), name="retrain", daemon=True)
+            known.worker.start()
+
+
+def bring(deployments: Deployments, actor: str) -> None:
+    """Begins the rollouts that retrainings wait for and the controller that takes those further cannot begin: it does
+    not see the server.
+
+    To be called again and again by whoever takes the rollouts of the servers here further.
+
+    Raises:
+        StoreUnavailable: it cannot be seen what there is to do.
+    """
+    for one in Retrainings(deployments.store).find(live=True):
+        if is_left_to_another(one) and stands_here(one.endpoint, deployments.settings):
+            take_safely(Hands(deployments, actor, deployments.progress), one)
+
+
+def take_safely(hands: Hands, one: Retraining) -> bool:
+    """One step; False: it could not be taken now."""
+    try:
+        take(hands, one)
+    except (RegistryUnavailable, StoreUnavailable, NotReady) as error:
+        if one.reason != reason_of(error):
+            _log.warning("retraining %d, %s: again every %g s: %s", one.id, one.state, _AGAIN_SECONDS, error.message)
+        if not isinstance(error, StoreUnavailable):
+            hands.wait(one, reason_of(error))
+        return False
+    except OnnxserveError as error:
+        hands.fail(one, reason_of(error))
+    return True
+
+
+def _take(hands: Hands, one: Retraining, known: _UnderWay) -> None:
+    """Step after step until one has to be waited for."""
+    pause, defects = _AGAIN_SECONDS, 0
+    try:
+        retrainings = Retrainings(hands.deployments.store)
+        current: Retraining | None = one
+        while current is not None and current.is_live and take_safely(hands, current):
+            before, current = current.state, retrainings.get(one.id)
+            if current is None or not current.is_live or current.state == before:
+                pause = _LOOK_SECONDS
+                break
+    except OnnxserveError as error:
+        _log.warning("retraining %d: %s", one.id, error.message)
+    except Exception as error:  # noqa: BLE001 — a boundary: one retraining must not end the others
+        _log.exception("retraining %d cannot be taken further; again in %g s", one.id, _AGAIN_SECONDS)
+        defects = known.defects + 1
+        if defects >= MOST_DEFECTS:
+            _give_up(hands, one, error)
+    known.defects = defects
+    known.not_before = time.monotonic() + pause
+
+
+def _give_up(hands: Hands, one: Retraining, error: Exception) -> None:
+    try:
+        current = Retrainings(hands.deployments.store).get(one.id)
+        if current is not None and current.is_live:
+            hands.fail(current, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    except OnnxserveError as failure:
+        _log.warning("retraining %d: %s", one.id, failure.message)

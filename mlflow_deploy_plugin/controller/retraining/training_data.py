@@ -1,0 +1,163 @@
+"""The labelled rows that a retraining learns, and those that are held out to judge it by."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.inference_log.dedup import Sample
+from mlflow_deploy_plugin.inference_log.label_join import LABEL, LABEL_NUMBER, EndpointLabels, join_labels
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.scan import microseconds_of
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
+from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, in_types
+from mlflow_deploy_plugin.store.database import utc_now
+
+_FILES = ("data.parquet", "held_out.parquet")
+MAX_ROWS = 1_000_000
+MIN_ROWS = 100
+HELD_OUT = 0.2
+"""Of the window's labelled rows, the newest share: a model is to be right about what comes next."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What was written for a retraining.
+
+    Attributes:
+        data: Parquet file of the rows to learn: the model's columns, `_label`, `_label_number`, `_event_time`.
+        held_out: a file of the same form with the newest rows of the window; None where they could not judge.
+        target: the column of `held_out` with the truth, as the model answers it.
+        rows / held_out_rows: in them.
+        window: whose rows they are; of a full training, the end of all rows.
+    """
+
+    data: Path
+    held_out: Path | None
+    target: str
+    rows: int
+    held_out_rows: int
+    window: Window
+
+
+def collect(log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[str, str]) -> Material:
+    """Writes the labelled rows into the folder: of the window, and for a full training all that came before it.
+
+    Args:
+        types: of the model's columns, by its signature; the log has whole numbers and booleans as the graph takes them,
+            which may be as floats.
+
+    Raises:
+        NotFound: nothing was captured.
+        InvalidConfig: there are too few labelled rows to learn anything, or their labels are all the same.
+    """
+    window = plan.asked_window() or log.latest_window(plan.endpoint, plan.every, utc_now())
+    rows = _labelled(log, plan, window)
+    if rows is None or len(rows) < MIN_ROWS:
+        have = len(rows) if rows is not None else 0
+        raise InvalidConfig(
+            f"{window} has {have} labelled rows, and at least {MIN_ROWS} are wanted: send what really happened by "
+            "POST /feedback or `onnxserve feedback`"
+        )
+    learned, held_out = _cut(rows)
+    if plan.mode == "full":
+        earlier = _earlier(log, plan, window)
+        learned = pa.concat_tables([*earlier, learned], promote_options="permissive")
+    if _answers(learned) < 2:
+        only = learned.column(LABEL)[0].as_py()
+        raise InvalidConfig(
+            f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are {only!r}: that teaches nothing"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    data, judged_by = (folder / name for name in _FILES)
+    pq.write_table(_as_signed(learned, types), data)
+    if held_out is not None:
+        pq.write_table(held_out, judged_by)  # the gate gives each version its own types
+    return Material(
+        data=data,
+        held_out=judged_by if held_out is not None else None,
+        target=_target(rows),
+        rows=len(learned),
+        held_out_rows=len(held_out) if held_out is not None else 0,
+        window=window,
+    )
+
+
+def remove(folder: Path) -> None:
+    """Takes the rows away that were written for a retraining; its log stays, and MLflow has those held out."""
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _earlier(log: InferenceLog, plan: RetrainPlan, window: Window) -> list[pa.Table]:
+    hours = [hour.start for hour in log.hours(plan.endpoint) if hour.start < window.start]
+    found = _labelled(log, plan, Window(hours[0], window.start)) if hours else None
+    return [_own(found)] if found is not None else []
+
+
+def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window) -> pa.Table | None:
+    """The labelled rows of the window in the order of event time, whichever version answered them; None: no rows."""
+    sample, is_empty = Sample(MAX_ROWS), True
+    for batch in log.batches(plan.endpoint, window):
+        rows = batch.filter(pc.equal(batch.column("_model"), plan.model))
+        if len(rows):
+            sample.add(rows)
+            is_empty = False
+    if is_empty:
+        return None
+    table = join_labels(sample.table(), EndpointLabels(log.location, plan.endpoint, log.unreadable))
+    table = table.filter(pc.is_valid(table.column(LABEL)))
+    return table.sort_by([(EVENT_TIME, "ascending"), ("_segment", "ascending"), ("_offset", "ascending")])
+
+
+def _cut(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
+    """The older rows and the newest, which no moment of event time is split between.
+
+    None are held out that could not judge: too few, or of one answer alone, which a model without any other gets right.
+    """
+    times = microseconds_of(rows.column(EVENT_TIME))
+    place = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
+    learned, held_out = _own(rows.slice(0, place)), _own(rows.slice(place))
+    if len(learned) < MIN_ROWS or len(held_out) < MIN_ROWS or _answers(held_out) < 2:
+        return _own(rows), None
+    return learned, held_out
+
+
+def _answers(labelled: pa.Table) -> int:
+    """How many different labels there are."""
+    return int(pc.count_distinct(labelled.column(LABEL)).as_py())
+
+
+def _own(table: pa.Table) -> pa.Table:
+    """The model's columns, the label and the event time."""
+    kept = (EVENT_TIME, LABEL, LABEL_NUMBER)
+    names = [
+        name
+        for name in table.column_names
+        if name in kept or not (name.startswith(("_", OUTPUT_PREFIX)) or name == PREDICTION)
+    ]
+    return table.select(names)
+
+
+def _as_signed(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
+    """Numbers as the signature has them, so that the project's own is the same; a column with gaps stays as it is."""
+    dtypes = {name: COLUMN_TYPES[kind] for name, kind in types.items() if kind in COLUMN_TYPES}
+    columns = {name: table.column(name) for name in table.column_names if name in dtypes}
+    values = {name: column.to_numpy() for name, column in columns.items() if not column.null_count}
+    for name, typed in in_types(dtypes, values).items():
+        if typed is not values[name]:
+            table = table.set_column(table.schema.get_field_index(name), name, pa.array(typed))
+    return table
+
+
+def _target(rows: pa.Table) -> str:
+    """The label as a text where the model answers texts, or where it is no number."""
+    is_text = PREDICTION in rows.column_names and pa.types.is_string(rows.schema.field(PREDICTION).type)
+    return LABEL if is_text or rows.column(LABEL_NUMBER).null_count else LABEL_NUMBER

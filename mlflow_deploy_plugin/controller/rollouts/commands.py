@@ -1,0 +1,129 @@
+"""What a person may say of a rollout that is under way, and what can be told of it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from mlflow_deploy_plugin.controller.locality import rollouts_lease, stands_here
+from mlflow_deploy_plugin.controller.rollouts.actions import Actions
+from mlflow_deploy_plugin.controller.rollouts.controller import shown
+from mlflow_deploy_plugin.controller.rollouts.journal import event_of, plan_of, progress_of, with_progress
+from mlflow_deploy_plugin.controller.rollouts.state_machine import Progress, aborted, paused, resumed
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, StoreUnavailable
+from mlflow_deploy_plugin.store import Rollout, Store, this_actor
+from mlflow_deploy_plugin.store.database import utc_now
+
+_ATTEMPTS = 50
+_CONTROLLER_SECONDS = 10.0
+_POLL_SECONDS = 0.2
+_DONE = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
+
+
+def last(store: Store, endpoint: str) -> Rollout:
+    """The live rollout of an endpoint, else its last one. Raises NotFound where there was none."""
+    found = store.rollouts(endpoint)
+    if not found:
+        raise NotFound(f"endpoint {endpoint!r} has had no rollout")
+    return found[-1]
+
+
+def say(deployments: Deployments, endpoint: str, word: str, why: str = "", actor: str | None = None) -> str:
+    """Pauses, resumes or aborts the live rollout; gives where it is then.
+
+    Raises:
+        NotFound: there is none.
+        InvalidConfig: it is not in a state in which that could be.
+    """
+    actor = actor or this_actor()
+    said = f"{_DONE[word]} by {actor}" + (f": {why}" if why else "")
+    if word == "abort":
+        return shown(abort(deployments, endpoint, said, actor))
+    change = {"pause": lambda progress: paused(progress, said), "resume": resumed}[word]
+    return shown(_change(deployments.store, endpoint, word, change, actor))
+
+
+def abort(deployments: Deployments, endpoint: str, reason: str, actor: str) -> Rollout:
+    """Ends the live rollout and goes back to what was served before; no controller is needed for it.
+
+    Raises:
+        NotFound: there is none.
+    """
+    rollout = _change(deployments.store, endpoint, "abort", lambda progress: aborted(progress, reason), actor)
+    plan, stored = plan_of(rollout), deployments.store.endpoint(endpoint)
+    is_there = stored is not None and plan.main in stored.spec.variants
+    if is_there:
+        Actions(deployments, actor, lambda line: None).roll_back(plan, reason)
+    progress = replace(progress_of(rollout), state="rolled_back" if is_there else "abandoned")
+    ended = _write(deployments.store, rollout, progress, actor)
+    return ended or next(one for one in deployments.store.rollouts(endpoint) if one.id == rollout.id)
+
+
+def describe(rollout: Rollout) -> str:
+    """Where it is, and what it is judged by, in a few lines."""
+    lines = [shown(rollout)]
+    for text, judged in rollout.figures.get("criteria", {}).items():
+        share = min(max(judged["log_evidence"] / judged["log_evidence_needed"], 0), 1)
+        lines.append(f"  {text}: {judged['figures']}; {share:.0%} of the evidence that would end it")
+    return "\n".join(lines)
+
+
+def expect_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
+    """Returns when a controller has the lease, which one that was started just now is given a moment for.
+
+    Raises:
+        NotReady: none has; a rollout would stand still, and be in the way of others.
+    """
+    first, deadline = store.lease(lease), time.monotonic() + patience
+    view = first
+    # one whose machine's clock is behind ours is known by its renewing
+    while view is None or (view.expires_at < utc_now() and (first is None or view.expires_at == first.expires_at)):
+        if time.monotonic() > deadline:
+            raise NotReady(
+                "no controller runs beside the server, so nothing was begun: start `onnxserve controller` first, or "
+                "say --wait to run the rollout in this command"
+            )
+        time.sleep(_POLL_SECONDS)
+        view = store.lease(lease)
+
+
+def who_works(store: Store, lease: str) -> str:
+    """Whether a controller that has this lease runs, as far as the store knows."""
+    view = store.lease(lease)
+    if view is None:
+        return "no controller runs: start one with `onnxserve controller`, or say --wait"
+    if view.expires_at < utc_now():
+        return f"{view.holder} seems to have ended: start a controller with `onnxserve controller`, or say --wait"
+    return f"{view.holder} does it; `onnxserve rollout NAME --status` shows how far it is"
+
+
+def nobody_works(deployments: Deployments, endpoint: str) -> str:
+    """Why the rollout of an endpoint stands still, as far as can be told from here; empty where it does not."""
+    if not stands_here(endpoint, deployments.settings):
+        return "only a controller on the machine of its server takes it further: whether one runs is told there"
+    view = deployments.store.lease(rollouts_lease(deployments.settings))
+    if view is not None and view.expires_at >= utc_now():
+        return ""
+    return "it stands still: no controller beside its server works; start one there with `onnxserve controller`"
+
+
+def _change(
+    store: Store, endpoint: str, word: str, change: Callable[[Progress], Progress | None], actor: str
+) -> Rollout:
+    for _ in range(_ATTEMPTS):
+        live = store.rollouts(endpoint, live=True)
+        if not live:
+            raise NotFound(f"endpoint {endpoint!r} has no rollout under way")
+        changed = change(progress_of(live[0]))
+        if changed is None:
+            raise InvalidConfig(f"the rollout of {endpoint!r} cannot be {_DONE[word]}: it is {live[0].state}")
+        written = _write(store, live[0], changed, actor)
+        if written is not None:  # else the controller has written in between
+            return written
+    raise StoreUnavailable(f"the rollout of {endpoint!r} changes too fast to be changed by hand: try again")
+
+
+def _write(store: Store, rollout: Rollout, progress: Progress, actor: str) -> Rollout | None:
+    now = utc_now()
+    event = event_of(rollout, progress, actor, now)
+    return store.update_rollout(with_progress(rollout, progress, now), None, event)

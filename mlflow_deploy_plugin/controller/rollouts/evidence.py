@@ -1,0 +1,245 @@
+"""Judges a step by its live numbers: what was counted since it began, and what the sequential test says of it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.controller.rollouts.criteria import Criterion
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.sequential import SequentialTest, upper_limit
+from mlflow_deploy_plugin.controller.snapshot import Counted, Numbers
+
+_MIN_TIMED = 100
+"""Requests of the current version from which its quantiles are known well enough."""
+_ROLES = ("current", "candidate", "shadow")
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a rollout has counted.
+
+    Attributes:
+        last: role → its counters at the last look; empty before the first.
+        step: role → what was counted since the step began.
+        history: of the current version, from before the rollout up to the last look. Bounds that a look is judged by
+            come from here, so that they do not depend on what the look finds.
+        before_step: `history` when the step began.
+        tests: criterion → the evidence of the step.
+    """
+
+    last: Mapping[str, Counted] = field(default_factory=dict)
+    step: Mapping[str, Counted] = field(default_factory=dict)
+    history: Counted = field(default_factory=Counted)
+    before_step: Counted = field(default_factory=Counted)
+    tests: Mapping[str, SequentialTest] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "last": {role: counted.to_json() for role, counted in self.last.items()},
+            "step": {role: counted.to_json() for role, counted in self.step.items()},
+            "history": self.history.to_json(),
+            "before_step": self.before_step.to_json(),
+            "tests": {
+                text: [test.above_threshold.tolist(), test.above_current.tolist()] for text, test in self.tests.items()
+            },
+        }
+
+    @staticmethod
+    def from_json(plan: RolloutPlan, step: int, document: Mapping[str, Any]) -> "Ledger":
+        if not document:
+            return Ledger()
+        ledger = Ledger(
+            last={role: Counted.from_json(counted) for role, counted in document["last"].items()},
+            step={role: Counted.from_json(counted) for role, counted in document["step"].items()},
+            history=Counted.from_json(document["history"]),
+            before_step=Counted.from_json(document["before_step"]),
+        )
+        tests = _new_tests(plan, step, ledger)
+        for text, (above_threshold, above_current) in document["tests"].items():
+            tests[text].above_threshold, tests[text].above_current = np.array(above_threshold), np.array(above_current)
+        return replace(ledger, tests=tests)
+
+
+def begin_step(plan: RolloutPlan, step: int, ledger: Ledger) -> Ledger:
+    """An empty step; what was counted before stays known as history."""
+    begun = replace(ledger, step={role: Counted() for role in _ROLES}, before_step=ledger.history)
+    return replace(begun, tests=_new_tests(plan, step, begun))
+
+
+def take_look(plan: RolloutPlan, step: int, ledger: Ledger, numbers: Numbers) -> Ledger:
+    """The ledger with what was counted since the last look."""
+    now = {
+        "current": numbers.get((plan.main, plan.before_version), Counted()),
+        "candidate": numbers.get((plan.candidate, plan.version), Counted()),
+        "shadow": numbers.get((plan.shadow, plan.version), Counted()) if plan.shadow else Counted(),
+    }
+    if not ledger.last:
+        return replace(ledger, last=now, history=now["current"], before_step=now["current"])
+    added = {role: counted.since(ledger.last[role]) for role, counted in now.items()}
+    tests = {text: replace(test) for text, test in ledger.tests.items()}
+    for criterion in plan.criteria if tests else ():
+        _look(criterion, ledger, tests[criterion.text], added, plan.steps[step] == 100)
+    return replace(
+        ledger,
+        last=now,
+        tests=tests,
+        step={role: ledger.step[role].plus(counted) for role, counted in added.items()} if ledger.step else {},
+        history=ledger.history.plus(added["current"]),
+    )
+
+
+def rejection(plan: RolloutPlan, ledger: Ledger) -> str:
+    """Why the candidate is not good enough, with the figures; empty while there is no proof of it."""
+    for criterion in plan.criteria:
+        test = ledger.tests.get(criterion.text)
+        if test is not None and test.rejects and _asked(criterion, ledger) >= plan.min_requests:
+            return f"{criterion.text}: {_figures(plan, criterion, ledger)}; {_evidence(test)}"
+    return ""
+
+
+def lacking(plan: RolloutPlan, step: int, ledger: Ledger) -> str:
+    """What has to be counted before the step may end; empty where enough was."""
+    answered = ledger.step["candidate"].requests if ledger.step else 0
+    if answered < plan.min_requests:
+        return f"the candidate has answered {answered:.0f} of the {plan.min_requests} requests that a step needs"
+    is_compared = plan.steps[step] < 100 and any(one.kind == "disagreement" for one in plan.criteria)
+    if is_compared and (rows := ledger.step["shadow"].same + ledger.step["shadow"].different) < plan.min_requests:
+        return f"{rows:.0f} of the {plan.min_requests} rows that a step needs were compared"
+    return ""
+
+
+def figures(plan: RolloutPlan, ledger: Ledger) -> dict[str, Any]:
+    """The step in numbers, as the audit trail keeps them; empty before the first step."""
+    if not ledger.step:
+        return {}
+    judged = {}
+    for criterion in plan.criteria:
+        if (test := ledger.tests.get(criterion.text)) is not None:
+            judged[criterion.text] = {
+                "figures": _figures(plan, criterion, ledger),
+                "log_evidence": round(float(test.log_evidence), 3),
+                "log_evidence_needed": round(math.log(1 / test.level), 3),
+            }
+    counted = {
+        role: {"requests": counts.requests, "errors": counts.errors}
+        for role, counts in ledger.step.items()
+        if role != "shadow"
+    }
+    if plan.shadow:
+        counted["shadow"] = {"same": ledger.step["shadow"].same, "different": ledger.step["shadow"].different}
+    return {**counted, "criteria": judged}
+
+
+def _new_tests(plan: RolloutPlan, step: int, ledger: Ledger) -> dict[str, SequentialTest]:
+    """The tests of a step.
+
+    At 100 % the current version gets no requests any more. There the candidate must be proved worse than the largest
+    share that the current version's history leaves possible; half of the level goes to that limit.
+    """
+    tests = {}
+    for criterion in plan.criteria:
+        level, threshold = plan.level_of_a_test, criterion.share
+        is_alone = plan.steps[step] == 100
+        if is_alone and criterion.kind != "disagreement":
+            level /= 2
+            events, trials = _history_of(criterion, ledger.before_step)
+            threshold = max(threshold, upper_limit(events, trials, level)) if trials else threshold
+        against_current = not is_alone and criterion.kind != "disagreement"
+        tests[criterion.text] = SequentialTest(threshold, level, against_current)
+    return tests
+
+
+def _history_of(criterion: Criterion, history: Counted) -> tuple[float, float]:
+    if criterion.kind == "error_rate":
+        return history.errors, history.requests
+    bound = _slow_from(criterion, history)
+    return _slow(history, bound) if bound is not None else (0.0, 0.0)
+
+
+def _look(
+    criterion: Criterion, ledger: Ledger, test: SequentialTest, added: Mapping[str, Counted], is_alone: bool
+) -> None:
+    current, candidate, shadow = (added[role] for role in _ROLES)
+    if is_alone:
+        current = Counted()
+    match criterion.kind:
+        case "error_rate":
+            test.look(candidate.errors, candidate.requests, current.errors, current.requests)
+        case "latency":
+            bound = _slow_from(criterion, ledger.before_step if is_alone else ledger.history)
+            if bound is not None:
+                test.look(*_slow(candidate, bound), *_slow(current, bound))
+        case "disagreement":
+            # a shadow gets no copy of what the very same version has answered
+            test.look(shadow.different, shadow.same + shadow.different)
+
+
+def _slow_from(criterion: Criterion, history: Counted) -> float | None:
+    """From how many seconds a request is slow: a bucket's bound, the next above what the criterion says.
+
+    None where the current version has answered too few requests, or where it is beyond the last bucket.
+    """
+    if criterion.seconds is not None:
+        wanted = criterion.seconds
+    else:
+        quantile = _quantile(history.timed, criterion.quantile)
+        if quantile is None or criterion.factor is None:
+            return None
+        wanted = quantile * criterion.factor
+    return next((bound for bound in sorted(history.timed) if wanted <= bound < math.inf), None)
+
+
+def _quantile(timed: Mapping[float, float], quantile: float) -> float | None:
+    """Linear within its bucket, as Prometheus' histogram_quantile."""
+    total = timed.get(math.inf, 0)
+    if total < _MIN_TIMED:
+        return None
+    low, below = 0.0, 0.0
+    for bound, count in sorted(timed.items()):
+        if count >= quantile * total:
+            if math.isinf(bound):
+                return low
+            return low + (bound - low) * (quantile * total - below) / (count - below)
+        low, below = bound, count
+    return None
+
+
+def _slow(counted: Counted, bound: float) -> tuple[float, float]:
+    """How many requests took longer than `bound`, and of how many."""
+    total = counted.timed.get(math.inf, 0)
+    return total - counted.timed.get(bound, 0), total
+
+
+def _asked(criterion: Criterion, ledger: Ledger) -> float:
+    if criterion.kind == "disagreement":
+        return ledger.step["shadow"].same + ledger.step["shadow"].different
+    return ledger.step["candidate"].requests
+
+
+def _figures(plan: RolloutPlan, criterion: Criterion, ledger: Ledger) -> str:
+    current, candidate, shadow = (ledger.step[role] for role in _ROLES)
+    match criterion.kind:
+        case "error_rate":
+            new, old = (candidate.errors, candidate.requests), (current.errors, current.requests)
+            what = "failed"
+        case "latency":
+            bound = _slow_from(criterion, ledger.history)
+            if bound is None:
+                return f"not judged: of version {plan.before_version} too little is known"
+            new, old = _slow(candidate, bound), _slow(current, bound)
+            what = f"took longer than {bound * 1000:g} ms"
+        case "disagreement":
+            rows = shadow.same + shadow.different
+            return f"version {plan.version} answers {_share(shadow.different, rows)} rows otherwise than who answered"
+    return f"{_share(*new)} requests to version {plan.version} {what}, {_share(*old)} to version {plan.before_version}"
+
+
+def _share(events: float, trials: float) -> str:
+    return f"{events / trials:.2%} of {trials:,.0f}" if trials else "none of 0"
+
+
+def _evidence(test: SequentialTest) -> str:
+    return f"evidence {math.exp(min(float(test.log_evidence), 700)):.3g}, {1 / test.level:.0f} is proof"

@@ -1,0 +1,161 @@
+"""Begins a rollout: works out from what is served now what is to be done, and writes it down."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from mlflow_deploy_plugin.controller.rollouts.criteria import DEFAULT, parse_criteria
+from mlflow_deploy_plugin.controller.rollouts.journal import started
+from mlflow_deploy_plugin.controller.rollouts.plan import MIN_REQUESTS, Kind, RolloutPlan, parse_steps
+from mlflow_deploy_plugin.controller.snapshot import see
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.errors import InvalidConfig, NotReady
+from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
+from mlflow_deploy_plugin.registry.tags import read_gate_status
+from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds
+from mlflow_deploy_plugin.store import Rollout, this_actor
+from mlflow_deploy_plugin.store.database import utc_now
+
+CANDIDATE = "candidate"
+DEFAULT_STEPS = "1,10,50,100"
+DEFAULT_EVERY = "5m"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A rollout as a person asks for it.
+
+    Attributes:
+        to: a model URI, or a version of the model that is served now.
+    """
+
+    to: str
+    steps: str = DEFAULT_STEPS
+    every: str = DEFAULT_EVERY
+    abort_on: str = DEFAULT
+    min_requests: int = MIN_REQUESTS
+    why: str = ""
+
+
+def begin_rollout(
+    deployments: Deployments,
+    endpoint: str,
+    wish: Wish,
+    actor: str | None = None,
+    before_it_begins: Callable[[], None] = lambda: None,
+) -> Rollout:
+    """Writes the rollout down; a controller does the rest.
+
+    Args:
+        before_it_begins: is called when all is found good; what it raises leaves nothing begun.
+
+    Raises:
+        NotFound: there is no such endpoint or version.
+        InvalidConfig: it cannot be; the message says what could.
+        NotReady: the endpoint's server does not answer.
+        AlreadyExists: the endpoint has a live rollout.
+    """
+    plan = _planned(deployments, endpoint, wish, actor or this_actor())
+    before_it_begins()
+    return deployments.store.add_rollout(endpoint, plan.to_json(), "starting", started(plan, utc_now()))
+
+
+def _planned(deployments: Deployments, endpoint: str, wish: Wish, actor: str) -> RolloutPlan:
+    """The whole of it, from what is served now. Raises as `begin_rollout`, but for the live rollout."""
+    observed = deployments.get_endpoint(endpoint)
+    spec, seen = observed.endpoint.spec, see(observed)
+    main = main_variant(spec)
+    if seen.state != "running" or (before := seen.versions.get(main)) is None:
+        raise NotReady(f"{endpoint}: {seen.state}; {seen.reason or 'its workers answer with different versions'}")
+    reference = parse_model_uri(spec.variants[main].model)
+    resolved = _resolved(wish.to, reference)
+    _check(spec, reference, resolved, before)
+    criteria = parse_criteria(wish.abort_on)
+    if wish.min_requests < 1:
+        raise InvalidConfig("--min-requests: at least 1 is expected")
+    candidate = _free_name(CANDIDATE, spec.variants)
+    is_compared = any(one.kind == "disagreement" for one in criteria)
+    return RolloutPlan(
+        endpoint=endpoint,
+        main=main,
+        candidate=candidate,
+        shadow=_free_name(f"{candidate}-shadow", spec.variants) if is_compared else "",
+        to_uri=f"models:/{resolved.name}/{resolved.version}",
+        model=resolved.name,
+        version=resolved.version,
+        before_uri=spec.variants[main].model,
+        before_version=before,
+        kind=_kind(reference),
+        selector=reference.selector,
+        steps=parse_steps(wish.steps),
+        every=float(_seconds(wish.every)),
+        abort_on=",".join(one.text for one in criteria),
+        min_requests=wish.min_requests,
+        actor=actor,
+        why=wish.why,
+    )
+
+
+def main_variant(spec: EndpointSpec) -> str:
+    """The deployment that answers.
+
+    Raises:
+        InvalidConfig: none does, or several.
+    """
+    answering = [name for name, variant in spec.variants.items() if variant.weight > 0 and not variant.shadow]
+    if len(answering) != 1:
+        raise InvalidConfig(
+            f"endpoint {spec.name!r} is answered by {' and '.join(answering) or 'nobody'}, and one is expected: "
+            f"`onnxserve endpoint traffic {spec.name} NAME=100` says which"
+        )
+    return answering[0]
+
+
+def _resolved(to: str, main: ModelURI) -> ResolvedModel:
+    """The version that is meant; a number is one of the model that is served."""
+    if not to.isdecimal():
+        return resolve(to)
+    if main.kind in ("path", "remote", "run", "logged_model"):
+        raise InvalidConfig(f"--to {to}: what is served is no registered model; say models:/NAME/{to}")
+    return resolve(f"models:/{main.name}/{to}")
+
+
+def _check(spec: EndpointSpec, main: ModelURI, to: ResolvedModel, before: str) -> None:
+    if not to.version.isdigit():
+        raise InvalidConfig(f"{to.model_uri} is no version of a registered model; models:/NAME/7 is expected")
+    if main.followed and main.name != to.name:
+        raise InvalidConfig(
+            f"endpoint {spec.name!r} follows model {main.name}, which {to.name} version {to.version} cannot become a "
+            "version of"
+        )
+    is_same_model = main.name == to.name
+    if is_same_model and to.version == before:
+        raise InvalidConfig(f"endpoint {spec.name!r} serves {to.name} version {before} already")
+    if spec.require and not (judged := read_gate_status(to.name, to.version)).passed:
+        raise InvalidConfig(
+            f"endpoint {spec.name!r} requires {spec.require}, and {to.name} version {to.version} does not have it: "
+            f"{judged.reason}"
+        )
+
+
+def _kind(reference: ModelURI) -> Kind:
+    match reference.kind:
+        case "stage" | "alias" | "tag":
+            return reference.kind
+        case _:
+            return "pinned"
+
+
+def _seconds(every: str) -> int:
+    try:
+        seconds = duration_seconds(every)
+    except (ValueError, KeyError, IndexError):
+        seconds = 0
+    if seconds < 1:
+        raise InvalidConfig(f"--every {every}: a duration like 30s, 5m or 1h is expected")
+    return seconds
+
+
+def _free_name(wanted: str, taken: Iterable[str]) -> str:
+    names = [wanted, *(f"{wanted}-{number}" for number in range(2, 100))]
+    return next(name for name in names if name not in set(taken))

@@ -1,0 +1,225 @@
+"""A rollout as a state machine: what is to be done next, from what is planned, how far it is, and what is seen.
+
+    starting → stepping ⇄ paused → promoting → promoted
+        └──────────┴──────────┴────────┴─────→ rolling_back → rolled_back
+                                                            (abandoned: the endpoint is gone)
+
+Nothing happens here: `decide` is a function of its arguments. Whoever runs a rollout writes the progress down, then
+does the action, which may be done again at any time; so a new controller goes on from what is written, whatever the one
+before was doing when it ended. Time is seconds during which the step was watched, added up from look to look: nobody's
+clock is compared with anybody's, and a step during which nobody watched does not end by that.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from mlflow_deploy_plugin.controller.rollouts.evidence import (
+    Ledger,
+    begin_step,
+    figures,
+    lacking,
+    rejection,
+    take_look,
+)
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.snapshot import Seen
+
+State = Literal["starting", "stepping", "paused", "promoting", "promoted", "rolling_back", "rolled_back", "abandoned"]
+Action = Literal["wait", "prepare", "set_traffic", "promote", "finish", "roll_back"]
+
+ENDED: tuple[State, ...] = ("promoted", "rolled_back", "abandoned")
+START_SECONDS = 600.0
+PROMOTE_SECONDS = 300.0
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a rollout is.
+
+    Attributes:
+        elapsed: seconds of the state, or of the step, during which it was watched.
+        reason: why it is in this state, or what it waits for.
+        trouble: why the last action has failed; empty where it has not.
+        failures: how often in a row.
+    """
+
+    state: State = "starting"
+    step: int = 0
+    elapsed: float = 0.0
+    ledger: Ledger = field(default_factory=Ledger)
+    reason: str = ""
+    trouble: str = ""
+    failures: int = 0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is next.
+
+    Attributes:
+        progress: is written down before the action is done.
+        action: to be done again until it succeeds.
+        then: what is written down once the action is done; None: `progress` stands.
+    """
+
+    progress: Progress
+    action: Action = "wait"
+    then: Progress | None = None
+
+
+def decide(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) -> Decision:
+    """The next thing to do.
+
+    Args:
+        seconds: since the last decision of the same watcher; 0 for its first.
+    """
+    if progress.state in ENDED:
+        return Decision(progress)
+    if seen.variants is None or plan.main not in seen.variants:
+        what = "the endpoint" if seen.variants is None else f"the deployment {plan.main}"
+        return Decision(replace(progress, state="abandoned", reason=f"{what} was deleted"))
+    if seen.state == "stopped":
+        return Decision(replace(progress, reason=f"waits for the server: {seen.reason or 'it is stopped'}"))
+    if progress.state == "rolling_back":
+        return _roll_back(progress)
+    if reason := _moved(plan, progress, seen):
+        return _roll_back(_turned_back(progress, reason))
+    match progress.state:
+        case "starting":
+            return _start(plan, progress, seen, seconds)
+        case "promoting":
+            return _promote(plan, progress, seen, seconds)
+        case _:
+            return _step(plan, progress, seen, seconds)
+
+
+def failed(plan: RolloutPlan, progress: Progress, action: Action, reason: str, is_passing: bool) -> Progress:
+    """How far it is after an action that failed.
+
+    Args:
+        is_passing: it may do better next time: the registry or the store did not answer.
+    """
+    is_worth_another = action == "set_traffic" and progress.failures + 1 < ATTEMPTS
+    if is_passing or is_worth_another or action in ("finish", "roll_back"):
+        return replace(progress, trouble=reason, failures=progress.failures + 1)
+    what = {"prepare": f"version {plan.version} cannot be served", "promote": "the promotion was refused"}
+    return _turned_back(progress, f"{what.get(action, 'the traffic cannot be changed')}: {reason}")
+
+
+def succeeded(progress: Progress) -> Progress:
+    """How far it is after an action that went well."""
+    return replace(progress, trouble="", failures=0)
+
+
+def paused(progress: Progress, reason: str) -> Progress | None:
+    """The step goes on until somebody resumes; None where there is none that could."""
+    return replace(progress, state="paused", reason=reason) if progress.state == "stepping" else None
+
+
+def resumed(progress: Progress) -> Progress | None:
+    return replace(progress, state="stepping", reason="") if progress.state == "paused" else None
+
+
+def aborted(progress: Progress, reason: str) -> Progress | None:
+    """None where it has ended; one that is going back already goes on with that, for the reason it has."""
+    if progress.state == "rolling_back":
+        return progress
+    return None if progress.state in ENDED else _turned_back(progress, reason)
+
+
+def weights(plan: RolloutPlan, step: int) -> dict[str, int]:
+    """The traffic of a step."""
+    return {plan.main: 100 - plan.steps[step], plan.candidate: plan.steps[step]}
+
+
+def to_figures(plan: RolloutPlan, progress: Progress) -> dict[str, Any]:
+    """What is written down beside state, step and reason: for people, and `ledger` to go on from."""
+    shown = figures(plan, progress.ledger)
+    trouble = {"trouble": progress.trouble, "failures": progress.failures} if progress.failures else {}
+    return {"elapsed": round(progress.elapsed, 3), **trouble, **shown, "ledger": progress.ledger.to_json()}
+
+
+def from_figures(plan: RolloutPlan, state: State, step: int, written: Mapping[str, Any], reason: str) -> Progress:
+    """The progress that `to_figures` has written."""
+    ledger = Ledger.from_json(plan, step, written.get("ledger", {}))
+    trouble, failures = str(written.get("trouble", "")), int(written.get("failures", 0))
+    return Progress(state, step, float(written.get("elapsed", 0)), ledger, reason, trouble, failures)
+
+
+def _moved(plan: RolloutPlan, progress: Progress, seen: Seen) -> str:
+    """Whether somebody has changed what the rollout begins from; empty where all is as it was."""
+    assert seen.variants is not None
+    model, version = seen.variants[plan.main].model, seen.versions.get(plan.main, plan.before_version)
+    is_promoting = progress.state == "promoting"
+    if model != plan.before_uri and not (is_promoting and model == plan.to_uri):
+        return f"the model of {plan.main} was changed to {model} meanwhile"
+    if version != plan.before_version and not (is_promoting and version == plan.version):
+        return f"version {version} was promoted meanwhile"
+    return ""
+
+
+def _start(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) -> Decision:
+    added = [name for name in (plan.candidate, plan.shadow) if name]
+    troubles = (seen.errors.get(name) or seen.refused.get((name, plan.version)) for name in added)
+    if error := next(filter(None, troubles), ""):
+        return _roll_back(_turned_back(progress, f"version {plan.version} cannot be served: {error}"))
+    if any(seen.versions.get(name) != plan.version for name in added) or seen.numbers is None:
+        reason = f"loading version {plan.version}"
+        waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
+        if waiting.elapsed > START_SECONDS:
+            return _roll_back(_turned_back(progress, f"version {plan.version} was not there in {START_SECONDS:g} s"))
+        assert seen.variants is not None
+        return Decision(waiting, "wait" if all(name in seen.variants for name in added) else "prepare")
+    ledger = begin_step(plan, 0, take_look(plan, 0, progress.ledger, seen.numbers))
+    return Decision(Progress("stepping", 0, 0.0, ledger), "set_traffic")
+
+
+def _step(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) -> Decision:
+    if error := seen.errors.get(plan.candidate, ""):
+        return _roll_back(_turned_back(progress, f"version {plan.version} cannot be served any more: {error}"))
+    if seen.numbers is None:
+        return Decision(replace(progress, reason=f"waits for the server: {seen.reason or 'it gives no numbers'}"))
+    ledger = take_look(plan, progress.step, progress.ledger, seen.numbers)
+    progress = replace(progress, ledger=ledger)
+    if reason := rejection(plan, ledger):
+        return _roll_back(_turned_back(progress, reason))
+    assert seen.variants is not None
+    if plan.candidate not in seen.variants or (plan.shadow and plan.shadow not in seen.variants):
+        return _roll_back(_turned_back(progress, "somebody has removed the candidate"))
+    if any(seen.variants[name].weight != weight for name, weight in weights(plan, progress.step).items()):
+        return Decision(progress, "set_traffic")
+    if progress.state == "paused":
+        return Decision(progress)
+    progress = replace(progress, elapsed=progress.elapsed + seconds, reason=lacking(plan, progress.step, ledger))
+    if progress.elapsed < plan.every or progress.reason:
+        return Decision(progress)
+    if progress.step + 1 == len(plan.steps):
+        return Decision(replace(progress, state="promoting", elapsed=0.0, reason=""), "promote")
+    following = progress.step + 1
+    return Decision(Progress("stepping", following, 0.0, begin_step(plan, following, ledger)), "set_traffic")
+
+
+def _promote(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) -> Decision:
+    assert seen.variants is not None
+    is_moved = plan.kind != "pinned" or seen.variants[plan.main].model == plan.to_uri
+    if is_moved and seen.versions.get(plan.main) == plan.version:
+        reason = f"version {plan.version} is served in place of {plan.before_version}"
+        return Decision(progress, "finish", replace(progress, state="promoted", reason=reason))
+    if refusal := seen.refused.get((plan.main, plan.version)):
+        return _roll_back(_turned_back(progress, f"{plan.main} does not serve version {plan.version}: {refusal}"))
+    waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=f"waits until {plan.main} serves it")
+    if waiting.elapsed > PROMOTE_SECONDS:
+        why = seen.errors.get(plan.main) or seen.reason
+        late = f"{plan.main} did not get version {plan.version} in {PROMOTE_SECONDS:g} s"
+        return _roll_back(_turned_back(progress, f"{late}: {why}" if why else late))
+    return Decision(waiting, "promote")
+
+
+def _roll_back(progress: Progress) -> Decision:
+    return Decision(progress, "roll_back", replace(progress, state="rolled_back"))
+
+
+def _turned_back(progress: Progress, reason: str) -> Progress:
+    return replace(succeeded(progress), state="rolling_back", elapsed=0.0, reason=reason)

@@ -1,0 +1,119 @@
+"""When windows are due: crontabs in their time zones over a change of clocks, the grid of windows, pauses."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+
+from mlflow_deploy_plugin.controller.monitors.schedule import (
+    LONGEST_PAUSE,
+    crontab,
+    due_at,
+    jitter,
+    pause_after,
+    window_from,
+    windows_between,
+)
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.spec import MonitorSpec
+
+MIDNIGHT = datetime(2026, 11, 20, tzinfo=UTC)
+
+
+def due(end: datetime, **fields: object) -> datetime:
+    spec = MonitorSpec.model_validate(fields)
+    return due_at("flights", "daily", spec, end) - jitter("flights", "daily", spec)
+
+
+def test_a_window_is_due_when_it_is_over_and_its_grace_has_passed() -> None:
+    assert due(MIDNIGHT) == MIDNIGHT + timedelta(minutes=5)
+    assert due(MIDNIGHT, grace="1h") == MIDNIGHT + timedelta(hours=1)
+
+
+def test_a_monitor_of_labels_waits_for_them() -> None:
+    fields = {"kind": "performance", "require": "accuracy>=0.8", "labels_within": "1d"}
+
+    assert due(MIDNIGHT, **fields) == MIDNIGHT + timedelta(days=1, minutes=5)
+
+
+@pytest.mark.parametrize(
+    ("end", "at"),
+    [
+        # Berlin's clocks go forward on 2026-03-29 at 2:00 and back on 2026-10-25 at 3:00
+        (datetime(2026, 3, 28, tzinfo=UTC), "2026-03-28T05:15"),
+        (datetime(2026, 3, 29, tzinfo=UTC), "2026-03-29T04:15"),
+        (datetime(2026, 10, 24, tzinfo=UTC), "2026-10-24T04:15"),
+        (datetime(2026, 10, 25, tzinfo=UTC), "2026-10-25T05:15"),
+    ],
+)
+def test_a_schedule_keeps_to_the_clock_of_its_time_zone_over_a_change(end: datetime, at: str) -> None:
+    assert due(end, schedule="15 6 * * *", time_zone="Europe/Berlin") == datetime.fromisoformat(at + "Z")
+
+
+def test_a_time_that_a_clock_change_leaves_out_comes_an_hour_later() -> None:
+    end = datetime(2026, 3, 29, tzinfo=UTC)
+
+    assert due(end, schedule="30 2 * * *", time_zone="Europe/Berlin") == datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
+
+
+def test_a_schedule_is_looked_at_after_the_grace_only() -> None:
+    assert due(MIDNIGHT, schedule="4 0 * * *", grace="5m") == MIDNIGHT + timedelta(days=1, minutes=4)
+    assert due(MIDNIGHT, schedule="5 0 * * *", grace="5m") == MIDNIGHT + timedelta(minutes=5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "days"),
+    [
+        ("0 6 * * 0", ["Sun"]),
+        ("0 6 * * 7", ["Sun"]),
+        ("0 6 * * 1-5", ["Mon", "Tue", "Wed", "Thu", "Fri"]),
+        ("0 6 * * 5-7", ["Fri", "Sat", "Sun"]),
+        ("0 6 * * mon,3", ["Mon", "Wed"]),
+        ("0 6 * * 1-5/2", ["Mon", "Wed", "Fri"]),
+        ("0 6 * NOV-12 Sun-tue", ["Mon", "Sun", "Tue"]),
+        ("0 6 * * fri-sun", ["Fri", "Sat", "Sun"]),
+        ("0 6 23 * 5", ["Mon", "Fri"]),  # 2026-11-23 is a Monday: either will do
+    ],
+)
+def test_days_of_the_week_are_those_of_crontab(schedule: str, days: list[str]) -> None:
+    trigger, time, found = crontab(schedule, "UTC"), datetime(2026, 11, 22, 12, tzinfo=UTC), []
+    while (fires := trigger.get_next_fire_time(None, time)) <= datetime(2026, 11, 29, 12, tzinfo=UTC):
+        found.append(fires.strftime("%a"))
+        time = fires + timedelta(minutes=1)
+
+    assert sorted(found) == sorted(days)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlinn", "../etc/passwd", "Europe"])
+def test_a_time_zone_that_is_not_known_is_said(zone: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"time_zone '{zone}' is not known"):
+        crontab("15 6 * * *", zone)
+
+
+def test_monitors_do_not_all_begin_at_once_and_one_always_at_the_same_time() -> None:
+    spec = MonitorSpec(every="1h")
+    jitters = {name: jitter("flights", name, spec) for name in map(str, range(20))}
+
+    assert len(set(jitters.values())) == 20
+    assert all(timedelta(0) <= one <= timedelta(seconds=30) for one in jitters.values())
+    assert jitter("flights", "7", spec) == jitters["7"]
+    assert jitter("flights", "7", MonitorSpec(every="10s")) <= timedelta(seconds=0.1)
+
+
+def test_windows_lie_on_their_grid() -> None:
+    spec = MonitorSpec(every="6h")
+    begin = MIDNIGHT + timedelta(hours=1)
+
+    windows = [window_from(spec, start) for start in windows_between(spec, begin, begin + timedelta(hours=18))]
+
+    assert list(map(str, windows)) == [
+        "2026-11-20T06:00:00/2026-11-20T12:00:00",
+        "2026-11-20T12:00:00/2026-11-20T18:00:00",
+    ]
+    assert all(window.end == after.start for window, after in pairwise(windows))
+
+
+def test_pauses_grow_to_ten_minutes() -> None:
+    pauses = [pause_after(attempts).total_seconds() for attempts in (1, 2, 3, 4, 1000)]
+
+    assert pauses == [15, 30, 60, 120, LONGEST_PAUSE.total_seconds()]

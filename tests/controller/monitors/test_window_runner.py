@@ -1,0 +1,40 @@
+"""One turn of a monitor, taken while a person changes it."""
+
+from datetime import datetime, timedelta
+
+from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
+from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
+from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
+from mlflow_deploy_plugin.controller.monitors.window_runner import Turns
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.store import open_store
+from tests.support.monitors import HOUR, NOON, MonitoredWorld
+
+
+def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_stands_then(
+    world: MonitoredWorld,
+) -> None:
+    world.endpoint()
+    world.rows(NOON)
+    world.now = NOON + HOUR / 2
+
+    def clock() -> datetime:
+        """The time after the change, which is made the moment that anybody looks at the clock."""
+        if is_watched and world.now < NOON + HOUR:
+            world.now = NOON + HOUR + timedelta(minutes=6)
+            world.store.replace_spec(world.spec(hourly={"every": "30m"}))
+        return world.now
+
+    is_watched = False
+    store = open_store(world.settings.store_url, clock)
+    turns = Turns(Attempts(Deployments(store, world.settings, world.said.append), world.answer, print), count_rows)
+    lease = store.acquire_lease("the test's", "the test", 60)
+    assert lease is not None
+    with LeaseKeeper(store, lease) as keeper:
+        is_watched = True
+        window = turns.take("flights", "hourly", keeper)
+    store.close()
+
+    assert not isinstance(window, str)
+    assert window is not None
+    assert window.end - window.start == HOUR / 2

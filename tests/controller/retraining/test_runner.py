@@ -1,0 +1,59 @@
+"""Retrainings under a real controller that is killed again and again."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.controller.retraining import process
+from mlflow_deploy_plugin.controller.retraining.trigger import consider
+from tests.support.inference_log import ENDPOINT, MODEL
+from tests.support.retraining import RetrainingWorld
+from tests.support.waiting import wait_until
+
+PATIENCE = 120.0
+
+
+def start_controller(world: RetrainingWorld) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller", "--lease-seconds", "1"]
+    with (world.folder / "controller.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ.copy())
+
+
+@pytest.mark.long
+def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_nothing_doubled(
+    world: RetrainingWorld,
+) -> None:
+    world.capture()
+    spec = world.spec(parameters={"does": "wait"})
+    assert consider(world.deployments, world.judgement(), world.run(), spec) is not None
+    for state in ("running", "registered", "gated"):
+        controller = start_controller(world)
+        try:
+            wait_until(
+                lambda state=state: world.latest().state == state or not world.latest().is_live,
+                PATIENCE,
+                f"the retraining is {state}; {(world.folder / 'controller.log').read_text()[-2000:]}",
+            )
+            if state == "running":
+                wait_until(lambda: process.is_alive(world.latest().run_id), PATIENCE, "the project runs")
+        finally:
+            controller.send_signal(signal.SIGKILL)
+            controller.wait()
+        (world.project / "go").touch()  # the training goes on while no controller is there
+    controller = start_controller(world)
+    try:
+        wait_until(lambda: not world.latest().is_live, PATIENCE, "the retraining ends")
+    finally:
+        controller.terminate()
+        controller.wait()
+    ended = world.latest()
+    assert (ended.state, ended.version) == ("proposed", "2"), ended.reason
+    assert [str(one.version) for one in MlflowClient().search_model_versions(f"name = '{MODEL}'")] == ["2", "1"]
+    events = Counter(event.action for event in world.deployments.store.events(ENDPOINT))
+    links = ("retrain.start", "retrain.run", "retrain.version", "retrain.end")
+    assert {action: events[action] for action in links} == dict.fromkeys(links, 1)

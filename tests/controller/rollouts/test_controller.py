@@ -1,0 +1,305 @@
+"""The controller on a real store: it takes rollouts to their end, and only whoever has the lease does."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
+from mlflow_deploy_plugin.controller.rollouts.actions import Actions
+from mlflow_deploy_plugin.controller.rollouts.controller import Controller, shown
+from mlflow_deploy_plugin.controller.rollouts.evidence import Ledger, begin_step, take_look
+from mlflow_deploy_plugin.controller.rollouts.journal import progress_of, started, with_progress
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.state_machine import Action, Progress, weights
+from mlflow_deploy_plugin.controller.snapshot import Seen
+from mlflow_deploy_plugin.errors import DeploymentFailed, RegistryUnavailable
+from mlflow_deploy_plugin.store import Rollout, Store, open_store
+from mlflow_deploy_plugin.store.database import utc_now
+from tests.support.rollouts import PLAN, counted, numbers, variants
+from tests.support.waiting import wait_until
+
+LEASE = "rollouts/here"
+QUICK = replace(PLAN, every=0.3, min_requests=1)
+SECONDS = 30.0
+
+
+class World:
+    """Stands where `Actions` does, for endpoints that exist here alone: what is done is seen at the next look."""
+
+    actor = "controller@here"
+
+    def __init__(self, errors: float = 0, lease: str = LEASE) -> None:
+        self.lease = lease
+        self.done: list[str] = []
+        self.share: dict[str, int | None] = {}
+        self.served: dict[str, str] = {}
+        self.looks = 0
+        self.errors = errors
+        self.before_action: Callable[[Action], None] = lambda action: None
+
+    def lease_name(self) -> str:
+        return self.lease
+
+    def stands_here(self, endpoint: str) -> bool:
+        return self.lease == LEASE
+
+    def see(self, endpoint: str) -> Seen:
+        self.looks += 1
+        share = self.share.get(endpoint)
+        versions = dict.fromkeys(variants(share), "7") | {"champion": self.served.get(endpoint, "6")}
+        asked = 100.0 * self.looks
+        now = numbers(counted(asked), counted(asked, self.errors * asked), counted(0, same=asked))
+        return Seen(variants(share), "running", "", versions, numbers=now)
+
+    def do(self, action: Action, plan: RolloutPlan, progress: Progress) -> None:
+        self.before_action(action)
+        self.done.append(action)
+        match action:
+            case "prepare":
+                self.share[plan.endpoint] = 0
+            case "set_traffic":
+                self.share[plan.endpoint] = weights(plan, progress.step)[plan.candidate]
+            case "promote":
+                self.served[plan.endpoint] = plan.version
+            case "finish":
+                self.share[plan.endpoint] = None
+            case "roll_back":
+                self.roll_back(plan, progress.reason)
+
+    def roll_back(self, plan: RolloutPlan, why: str) -> None:
+        self.done.append("rolled back")
+        self.share[plan.endpoint] = None
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(f"sqlite:///{tmp_path}/store.db")
+    yield opened
+    opened.close()
+
+
+def controller(store: Store, world: World, holder: str = "one", **more: Any) -> Controller:
+    return Controller(store, cast(Actions, world), holder, **more)
+
+
+def begin(store: Store, plan: RolloutPlan = QUICK) -> Rollout:
+    return store.add_rollout(plan.endpoint, plan.to_json(), "starting", started(plan, utc_now()))
+
+
+def end_of(store: Store, begun: Rollout) -> Rollout:
+    return next(one for one in store.rollouts(begun.endpoint) if one.id == begun.id)
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[[Controller], threading.Event]]:
+    """Runs a controller beside the test; the event that is given ends it, and so does the test's end."""
+    running: list[tuple[threading.Thread, threading.Event]] = []
+
+    def start(controller: Controller) -> threading.Event:
+        ended = threading.Event()
+        thread = threading.Thread(target=controller.run, args=(ended,))
+        thread.start()
+        running.append((thread, ended))
+        return ended
+
+    yield start
+    for thread, ended in running:
+        ended.set()
+        thread.join()
+
+
+def test_a_rollout_is_taken_to_its_promotion_and_every_step_is_in_the_audit_trail(
+    store: Store, run: Callable[[Controller], threading.Event]
+) -> None:
+    world, begun = World(), begin(store)
+
+    run(controller(store, world, "one"))
+    wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
+
+    assert end_of(store, begun).state == "promoted"
+    assert world.done == ["prepare", "set_traffic", "set_traffic", "promote", "finish"]
+    events = store.events("flights")
+    assert [(event.action, event.before, event.after) for event in events] == [
+        ("rollout.start", "version 6", "version 7 by 10 %, 100 %"),
+        ("rollout.step", "0 %", "10 %"),
+        ("rollout.step", "10 %", "100 %"),
+        ("rollout.end", "version 6", "version 7"),
+    ]
+    assert {event.actor for event in events[1:]} == {"controller@here"}
+    assert events[-1].detail["candidate"]["errors"] == 0
+
+
+def test_a_bad_candidate_is_taken_back(store: Store, run: Callable[[Controller], threading.Event]) -> None:
+    world, begun = World(errors=0.5), begin(store)
+
+    run(controller(store, world, "one"))
+    wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
+
+    assert end_of(store, begun).state == "rolled_back"
+    assert world.done[-1] == "rolled back"
+    assert store.events("flights")[-1].why.startswith("error_rate>1%: 50.00% of")
+
+
+def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
+    store: Store, tmp_path: Path, run: Callable[[Controller], threading.Event]
+) -> None:
+    lease = store.acquire_lease(LEASE, "dead", 1)
+    assert lease is not None
+    begun = begin(store)
+    world = World()
+    seen = world.see("flights").numbers
+    assert seen is not None
+    ledger = begin_step(QUICK, 1, take_look(QUICK, 1, Ledger(), seen))
+    assert store.update_rollout(with_progress(begun, Progress("stepping", 1, 0.0, ledger), utc_now()), lease)
+    world.share["flights"] = 10  # it was killed before it had set the traffic
+
+    run(controller(store, world, "next", lease_seconds=1))
+    wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
+
+    assert end_of(store, begun).state == "promoted"
+    assert world.done == ["set_traffic", "promote", "finish"]
+
+
+def test_while_one_controller_works_another_does_nothing(
+    tmp_path: Path, run: Callable[[Controller], threading.Event]
+) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    stores, worlds, said = (open_store(url), open_store(url)), (World(), World()), list[str]()
+    run(controller(stores[0], worlds[0], "one"))
+    wait_until(lambda: stores[0].lease(LEASE), SECONDS, "the first has the lease")
+
+    second = run(controller(stores[1], worlds[1], "two", say=said.append))
+    begun = begin(stores[0])
+    wait_until(lambda: not end_of(stores[0], begun).is_live, SECONDS, "it has ended")
+    second.set()
+
+    assert worlds[1].looks == 0
+    assert said == ["waits: one takes rollouts of the servers here further"]
+    for store in stores:
+        store.close()
+
+
+@pytest.mark.parametrize("elsewhere", ["", "rollouts/elsewhere"], ids=["no server", "other servers"])
+def test_a_controller_that_does_not_see_the_server_leaves_the_rollout_to_one_that_does(
+    tmp_path: Path, run: Callable[[Controller], threading.Event], elsewhere: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    stores, worlds = (open_store(url), open_store(url)), (World(lease=elsewhere), World(errors=0.5))
+    run(controller(stores[0], worlds[0], "pod"))
+    if elsewhere:
+        wait_until(lambda: stores[0].lease(elsewhere), SECONDS, "it works")
+
+    begun = begin(stores[0])
+    beside = run(controller(stores[1], worlds[1], "beside"))
+    wait_until(lambda: not end_of(stores[0], begun).is_live, SECONDS, "it has ended")
+    beside.set()
+
+    assert worlds[0].looks == 0
+    assert end_of(stores[0], begun).state == "rolled_back"
+
+
+def test_what_is_written_after_the_lease_is_lost_does_not_count(store: Store, tmp_path: Path) -> None:
+    lease = store.acquire_lease(LEASE, "slow", 0.1)
+    assert lease is not None
+    other = open_store(f"sqlite:///{tmp_path}/store.db")
+    wait_until(lambda: other.acquire_lease(LEASE, "quick", 60), SECONDS, "the other has it")
+    world, begun = World(), begin(store)
+
+    controller(store, world, "slow").advance(begun, LeaseKeeper(store, lease))
+
+    assert world.done == []
+    assert end_of(store, begun) == begun
+    other.close()
+
+
+def test_a_candidate_that_is_put_in_while_somebody_aborts_is_taken_out_again(store: Store) -> None:
+    world, begun = World(), begin(store)
+    lease = store.acquire_lease(LEASE, "one", 60)
+    assert lease is not None
+
+    def abort(_action: Action) -> None:
+        current = end_of(store, begun)
+        ended = replace(progress_of(current), state="rolled_back", reason="aborted by ada@laptop")
+        assert store.update_rollout(with_progress(current, ended, utc_now()), None)
+
+    world.before_action = abort
+    controller(store, world, "one").advance(begun, LeaseKeeper(store, lease))
+
+    assert world.done == ["prepare", "rolled back"]
+    assert end_of(store, begun).reason == "aborted by ada@laptop"
+
+
+def test_a_promotion_that_is_under_way_while_somebody_aborts_is_taken_back(store: Store) -> None:
+    world, begun = World(), begin(store)
+    lease = store.acquire_lease(LEASE, "one", 60)
+    assert lease is not None
+    world.share["flights"] = 100
+    promoting = store.update_rollout(with_progress(begun, Progress("promoting", 1), utc_now()), lease)
+    assert promoting is not None
+
+    def abort(_action: Action) -> None:
+        ended = replace(progress_of(end_of(store, begun)), state="rolled_back", reason="aborted by ada@laptop")
+        assert store.update_rollout(with_progress(end_of(store, begun), ended, utc_now()), None)
+
+    world.before_action = abort
+    controller(store, world, "one").advance(promoting, LeaseKeeper(store, lease))
+
+    assert world.done == ["promote", "rolled back"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RegistryUnavailable("MLflow is away"), "starting; loading version 7; tries again: MLflow is away"),
+        (DeploymentFailed("no such graph"), "rolling back; version 7 cannot be served: no such graph"),
+    ],
+)
+def test_an_action_that_fails_is_written_down(store: Store, error: Exception, said: str) -> None:
+    world, begun = World(), begin(store)
+    lease = store.acquire_lease(LEASE, "one", 60)
+    assert lease is not None
+
+    def fail(_action: Action) -> None:
+        raise error
+
+    world.before_action = fail
+    controller(store, world, "one").advance(begun, LeaseKeeper(store, lease))
+
+    assert shown(end_of(store, begun)) == f"flights: version 6 → 7: {said}"
+
+
+def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(
+    store: Store, run: Callable[[Controller], threading.Event], caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    begin(store, replace(QUICK, endpoint="other"))
+    begin(store)
+    failures = iter([RuntimeError("a bug")])
+
+    def fail(_action: Action) -> None:
+        if (error := next(failures, None)) is not None:
+            raise error
+
+    world.before_action = fail
+    run(controller(store, world, "one"))
+    wait_until(lambda: len(store.rollouts(live=True)) == 1, SECONDS, "the other has ended")
+
+    assert "cannot be taken further" in caplog.text
+    assert "RuntimeError: a bug" in caplog.text
+    assert {one.state for one in store.rollouts()} == {"promoted", "starting"}
+
+
+def test_a_lease_that_cannot_be_renewed_is_given_up_in_time(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    lease = store.acquire_lease(LEASE, "one", 0.4)
+    assert lease is not None
+
+    with LeaseKeeper(store, lease) as keeper:
+        wait_until(lambda: keeper.lease.until > lease.until, SECONDS, "it was renewed")
+        (tmp_path / "store.db").unlink()  # and the tables with it
+        store.close()
+        wait_until(lambda: not keeper.is_held, SECONDS, "it is lost")

@@ -1,0 +1,107 @@
+"""What a step is judged by: the counts since it began, bounds from before the look, and counters that begin anew."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from mlflow_deploy_plugin.controller.rollouts.evidence import (
+    Ledger,
+    begin_step,
+    figures,
+    rejection,
+    take_look,
+)
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.snapshot import Counted, Numbers
+from tests.support.rollouts import PLAN, counted, numbers
+
+
+def looked(plan: RolloutPlan, *looks: Numbers, step: int = 0) -> Ledger:
+    """The ledger of a step that began with the first of the looks."""
+    ledger = begin_step(plan, step, take_look(plan, step, Ledger(), looks[0]))
+    for look in looks[1:]:
+        ledger = take_look(plan, step, ledger, look)
+    return ledger
+
+
+ERRORS = replace(PLAN, abort_on="error_rate>1%", shadow="")
+SLOW = replace(PLAN, abort_on="p99>2x", shadow="")
+
+
+def test_only_what_was_counted_since_the_step_began_is_judged() -> None:
+    ledger = looked(
+        ERRORS, numbers(counted(1000, 10), counted(500, 400)), numbers(counted(1100, 11), counted(600, 400))
+    )
+
+    assert figures(ERRORS, ledger)["candidate"] == {"requests": 100, "errors": 0}
+    assert figures(ERRORS, ledger)["current"] == {"requests": 100, "errors": 1}
+    assert rejection(ERRORS, ledger) == ""
+
+
+def test_a_server_that_begins_to_count_anew_takes_nothing_away() -> None:
+    ledger = looked(
+        ERRORS, numbers(counted(1000)), numbers(counted(1100), counted(80)), numbers(counted(30), counted(5))
+    )
+
+    assert figures(ERRORS, ledger)["candidate"]["requests"] == 85
+    assert figures(ERRORS, ledger)["current"]["requests"] == 130
+
+
+def test_errors_that_the_current_version_has_too_are_not_held_against_the_candidate() -> None:
+    both = looked(ERRORS, numbers(counted(0)), numbers(counted(1000, 300), counted(500, 150)))
+    alone = looked(ERRORS, numbers(counted(0)), numbers(counted(1000, 3), counted(500, 150)))
+
+    assert rejection(ERRORS, both) == ""
+    assert rejection(ERRORS, alone).startswith("error_rate>1%: 30.00% of 500 requests to version 7 failed, 0.30%")
+
+
+def test_at_a_hundred_percent_the_candidate_is_held_to_what_the_current_version_may_have_done_before() -> None:
+    before = numbers(counted(10_000, 300))  # 3 %: more than the threshold
+    as_before = looked(ERRORS, before, numbers(counted(10_000, 300), counted(2000, 60)), step=1)
+    worse = looked(ERRORS, before, numbers(counted(10_000, 300), counted(2000, 160)), step=1)
+
+    assert rejection(ERRORS, as_before) == ""
+    assert rejection(ERRORS, worse).startswith("error_rate>1%: 8.00% of 2,000 requests to version 7 failed")
+
+
+def test_a_slow_candidate_is_told_from_one_that_is_as_slow_as_the_current_version() -> None:
+    begun = numbers(counted(1000, slow=5))
+    same = looked(SLOW, begun, numbers(counted(2000, slow=10), counted(1000, slow=5)))
+    slower = looked(SLOW, begun, numbers(counted(2000, slow=10), counted(1000, slow=100)))
+
+    assert rejection(SLOW, same) == ""
+    assert rejection(SLOW, slower) == (
+        "p99>2x: 10.00% of 1,000 requests to version 7 took longer than 100 ms, 0.50% of 1,000 to version 6; "
+        + rejection(SLOW, slower).rpartition("; ")[2]
+    )
+
+
+def test_a_latency_in_time_needs_no_history() -> None:
+    plan = replace(PLAN, abort_on="p50>80ms", shadow="")
+    slow = looked(plan, numbers(counted(0)), numbers(counted(500), counted(500, slow=400)))
+
+    assert rejection(plan, slow).startswith("p50>80ms: 80.00% of 500 requests to version 7 took longer than 100 ms")
+
+
+def test_without_a_known_quantile_nothing_is_said_of_latency() -> None:
+    ledger = looked(SLOW, numbers(Counted()), numbers(counted(50), counted(1000, slow=1000)))
+
+    assert rejection(SLOW, ledger) == ""
+    assert "too little is known" in figures(SLOW, ledger)["criteria"]["p99>2x"]["figures"]
+
+
+def test_slower_than_the_last_bucket_cannot_be_seen() -> None:
+    history = Counted(1000, 0, {0.01: 0, 0.1: 0, 1.0: 1000, math.inf: 1000})
+    ledger = looked(SLOW, numbers(history), numbers(history, counted(500, slow=500)))
+
+    assert rejection(SLOW, ledger) == ""
+
+
+def test_a_look_leaves_the_ledger_before_it_as_it_was() -> None:
+    first = looked(ERRORS, numbers(counted(0)), numbers(counted(100), counted(100, 50)))
+    evidence = float(first.tests["error_rate>1%"].log_evidence)
+
+    take_look(ERRORS, 0, first, numbers(counted(100), counted(200, 150)))
+
+    assert float(first.tests["error_rate>1%"].log_evidence) == pytest.approx(evidence)

@@ -1,0 +1,269 @@
+"""The state machine of a rollout: what is done next, whatever was done before and whoever did it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.state_machine import (
+    ATTEMPTS,
+    PROMOTE_SECONDS,
+    START_SECONDS,
+    Action,
+    Progress,
+    aborted,
+    decide,
+    failed,
+    from_figures,
+    paused,
+    resumed,
+    succeeded,
+    to_figures,
+    weights,
+)
+from mlflow_deploy_plugin.controller.snapshot import Seen
+from mlflow_deploy_plugin.spec import VariantSpec
+from tests.support.rollouts import counted, numbers, variants
+
+See = Callable[..., Seen]
+
+
+@pytest.fixture
+def first_step(plan: RolloutPlan, seen: See) -> Progress:
+    """The first step has just begun."""
+    return decide(plan, Progress(), seen(0), 0).progress
+
+
+def test_the_candidate_is_put_in_before_it_gets_traffic(plan: RolloutPlan, seen: See) -> None:
+    begun = decide(plan, Progress(), seen(None), 0)
+    loading = decide(plan, begun.progress, seen(0, versions={"champion": "6", "candidate": "7"}), 1)
+    loaded = decide(plan, loading.progress, seen(0), 1)
+
+    assert (begun.action, begun.progress.state) == ("prepare", "starting")
+    assert (loading.action, loading.progress.reason) == ("wait", "loading version 7")
+    assert (loaded.action, loaded.progress.state, loaded.progress.step) == ("set_traffic", "stepping", 0)
+    assert weights(plan, 0) == {"champion": 90, "candidate": 10}
+
+
+def test_a_step_ends_when_its_time_is_over_and_enough_was_answered(
+    plan: RolloutPlan, seen: See, first_step: Progress
+) -> None:
+    enough = numbers(counted(1500), counted(50), counted(0, same=50))
+
+    early = decide(plan, first_step, seen(10, numbers=enough), 59)
+    over = decide(plan, early.progress, seen(10, numbers=enough), 2)
+
+    assert (early.action, early.progress.step, early.progress.elapsed) == ("wait", 0, 59)
+    assert (over.action, over.progress.step, over.progress.elapsed) == ("set_traffic", 1, 0)
+
+
+def test_a_step_waits_for_its_requests_however_long_it_lasts(
+    plan: RolloutPlan, seen: See, first_step: Progress
+) -> None:
+    few = numbers(counted(1500), counted(49), counted(0, same=80))
+    uncompared = numbers(counted(1500), counted(50), counted(0, same=9))
+
+    waiting = decide(plan, first_step, seen(10, numbers=few), 3600)
+    comparing = decide(plan, first_step, seen(10, numbers=uncompared), 3600)
+
+    assert waiting.progress.reason == "the candidate has answered 49 of the 50 requests that a step needs"
+    assert comparing.progress.reason == "9 of the 50 rows that a step needs were compared"
+    assert (waiting.action, comparing.action) == ("wait", "wait")
+
+
+def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_alone(
+    plan: RolloutPlan, seen: See, first_step: Progress
+) -> None:
+    last = replace(first_step, step=1, elapsed=59)
+    over = decide(plan, last, seen(100, numbers=numbers(counted(1000), counted(50))), 1)
+    waiting = decide(plan, over.progress, seen(100), 1)
+    served = decide(plan, waiting.progress, seen(100, versions=dict.fromkeys(variants(100), "7")), 1)
+
+    assert (over.action, over.progress.state) == ("promote", "promoting")
+    assert (waiting.action, waiting.progress.reason) == ("promote", "waits until champion serves it")
+    assert served.action == "finish"
+    assert served.then is not None
+    assert (served.then.state, served.then.reason) == ("promoted", "version 7 is served in place of 6")
+
+
+def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_same_number(
+    plan: RolloutPlan, seen: See
+) -> None:
+    plan = replace(plan, kind="pinned", before_uri="models:/W/7", before_version="7", selector="7")
+    promoting, served = Progress("promoting", 1), seen(100, versions=dict.fromkeys(variants(100), "7"))
+    assert served.variants is not None
+    before = {**served.variants, "champion": VariantSpec(model="models:/W/7")}
+    after = {**served.variants, "champion": VariantSpec(model="models:/X/7")}
+
+    assert decide(plan, promoting, replace(served, variants=before), 1).action == "promote"
+    assert decide(plan, promoting, replace(served, variants=after), 1).action == "finish"
+
+
+def test_a_candidate_that_fails_goes_back_with_the_figures(plan: RolloutPlan, seen: See, first_step: Progress) -> None:
+    bad = decide(plan, first_step, seen(10, numbers=numbers(counted(1500), counted(60, errors=15))), 1)
+
+    assert bad.action == "roll_back"
+    assert bad.progress.state == "rolling_back"
+    assert bad.progress.reason.startswith(
+        "error_rate>1%: 25.00% of 60 requests to version 7 failed, 0.00% of 500 to version 6; evidence "
+    )
+    assert bad.then is not None
+    assert bad.then.state == "rolled_back"
+
+
+def test_a_candidate_that_disagrees_goes_back(plan: RolloutPlan, seen: See, first_step: Progress) -> None:
+    bad = decide(plan, first_step, seen(10, numbers=numbers(counted(1500), None, counted(0, 0, 0, 20, 80))), 1)
+
+    assert bad.progress.reason.startswith(
+        "disagreement>20%: version 7 answers 80.00% of 100 rows otherwise than who answered"
+    )
+
+
+def test_nothing_is_judged_by_fewer_requests_than_the_minimum(
+    plan: RolloutPlan, seen: See, first_step: Progress
+) -> None:
+    few = decide(plan, first_step, seen(10, numbers=numbers(counted(1500), counted(49, errors=49))), 1)
+
+    assert few.action == "wait"
+    assert few.progress.state == "stepping"
+
+
+def test_traffic_that_is_not_as_it_should_be_is_set_again(plan: RolloutPlan, seen: See, first_step: Progress) -> None:
+    again = decide(plan, first_step, seen(0), 1)
+
+    assert (again.action, again.progress.elapsed) == ("set_traffic", 0)
+
+
+def test_time_passes_only_while_the_server_is_watched(plan: RolloutPlan, seen: See, first_step: Progress) -> None:
+    silent = decide(plan, first_step, seen(10, numbers=None, state="failed", reason="the server is gone"), 3600)
+    stopped = decide(plan, first_step, seen(10, numbers=None, state="stopped", reason="`onnxserve start` …"), 3600)
+
+    assert (silent.action, silent.progress.elapsed) == ("wait", 0)
+    assert silent.progress.reason == "waits for the server: the server is gone"
+    assert (stopped.action, stopped.progress.elapsed) == ("wait", 0)
+
+
+def test_a_paused_step_lasts_and_is_still_judged(plan: RolloutPlan, seen: See, first_step: Progress) -> None:
+    held = paused(first_step, "paused by ada@laptop")
+    assert held is not None
+
+    waiting = decide(plan, held, seen(10, numbers=numbers(counted(1500), counted(50), counted(0, same=50))), 3600)
+    bad = decide(plan, held, seen(10, numbers=numbers(counted(1500), counted(60, errors=30))), 1)
+
+    assert (waiting.action, waiting.progress.state, waiting.progress.elapsed) == ("wait", "paused", 0)
+    assert bad.progress.state == "rolling_back"
+    assert resumed(held) == replace(first_step, reason="")
+    assert paused(Progress(), "too early") is None
+    assert resumed(first_step) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"versions": dict.fromkeys(variants(10), "7") | {"champion": "8"}}, "version 8 was promoted meanwhile"),
+        (
+            {"variants": variants(10) | {"champion": variants(10)["champion"].model_copy(update={"model": "m"})}},
+            "the model of champion was changed to m meanwhile",
+        ),
+        ({"variants": variants(None)}, "somebody has removed the candidate"),
+        ({"errors": {"candidate": "out of memory"}}, "version 7 cannot be served any more: out of memory"),
+    ],
+)
+def test_what_others_have_changed_ends_it(
+    plan: RolloutPlan, seen: See, first_step: Progress, fields: dict[str, object], said: str
+) -> None:
+    turned = decide(plan, first_step, seen(10, **fields), 1)
+
+    assert (turned.action, turned.progress.reason) == ("roll_back", said)
+
+
+def test_an_endpoint_that_was_deleted_leaves_nothing_to_do(plan: RolloutPlan, first_step: Progress) -> None:
+    gone = decide(plan, first_step, Seen(None), 1)
+
+    assert (gone.action, gone.progress.state, gone.progress.reason) == ("wait", "abandoned", "the endpoint was deleted")
+
+
+def test_what_does_not_come_in_time_goes_back(plan: RolloutPlan, seen: See) -> None:
+    unloaded = decide(plan, Progress(), seen(None), START_SECONDS + 1)
+    promoting = Progress("promoting", 1, PROMOTE_SECONDS)
+    unserved = decide(plan, promoting, seen(100, errors={"champion": "no consent"}), 1)
+
+    assert unloaded.progress.reason == "version 7 was not there in 600 s"
+    assert unserved.progress.reason == "champion did not get version 7 in 300 s: no consent"
+
+
+def test_what_the_agent_refuses_goes_back_at_once(plan: RolloutPlan, seen: See) -> None:
+    refused = {("champion", "7"): "it would run its own code", ("candidate", "7"): "the gate has not passed"}
+
+    starting = decide(plan, Progress(), seen(0, versions={"champion": "6"}, refused=refused), 1)
+    promoting = decide(plan, Progress("promoting", 1), seen(100, refused=refused), 1)
+
+    assert starting.progress.reason == "version 7 cannot be served: the gate has not passed"
+    assert promoting.progress.reason == "champion does not serve version 7: it would run its own code"
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ("prepare", "version 7 cannot be served: no such file"),
+        ("promote", "the promotion was refused: no such file"),
+    ],
+)
+def test_an_action_that_cannot_be_done_is_taken_back(
+    plan: RolloutPlan, first_step: Progress, action: Action, reason: str
+) -> None:
+    after = failed(plan, first_step, action, "no such file", is_passing=False)
+
+    assert (after.state, after.reason, after.trouble) == ("rolling_back", reason, "")
+
+
+@pytest.mark.parametrize(
+    ("action", "is_passing"),
+    [("prepare", True), ("promote", True), ("set_traffic", False), ("roll_back", False), ("finish", False)],
+)
+def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
+    plan: RolloutPlan, first_step: Progress, action: Action, is_passing: bool
+) -> None:
+    begun = replace(first_step, reason="too slow")
+
+    after = failed(plan, begun, action, "no such file", is_passing)
+
+    assert after == replace(begun, trouble="no such file", failures=1)
+    assert succeeded(after) == begun
+
+
+def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(plan: RolloutPlan, first_step: Progress) -> None:
+    progress, tries = first_step, 0
+    while progress.state == "stepping":
+        progress, tries = failed(plan, progress, "set_traffic", "no answer", is_passing=False), tries + 1
+
+    assert tries == ATTEMPTS
+    assert progress.reason == "the traffic cannot be changed: no answer"
+
+
+def test_a_rollout_is_aborted_once(first_step: Progress) -> None:
+    ended = aborted(first_step, "aborted by ada@laptop")
+
+    assert ended is not None
+    assert (ended.state, ended.reason) == ("rolling_back", "aborted by ada@laptop")
+    assert aborted(ended, "again") == ended
+    assert aborted(replace(ended, state="rolled_back"), "again") is None
+
+
+def test_what_is_written_down_is_all_that_is_needed_to_go_on(
+    plan: RolloutPlan, seen: See, first_step: Progress
+) -> None:
+    looked = decide(
+        plan, first_step, seen(10, numbers=numbers(counted(1200, 2), counted(30, 1), counted(0, 0, 0, 9))), 5
+    )
+    written = json.loads(json.dumps(to_figures(plan, looked.progress)))
+
+    read = from_figures(plan, "stepping", 0, written, looked.progress.reason)
+
+    later = seen(10, numbers=numbers(counted(1500, 9), counted(80, 30), counted(0, 0, 0, 50)))
+    assert to_figures(plan, read) == to_figures(plan, looked.progress)
+    assert decide(plan, read, later, 1).progress.reason == decide(plan, looked.progress, later, 1).progress.reason
+    assert decide(plan, read, later, 1).action == "roll_back"
+    assert written["candidate"] == {"requests": 30, "errors": 1}
