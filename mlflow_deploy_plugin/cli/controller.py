@@ -47,13 +47,13 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     one beside the servers.
     """
     # here: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
-    from mlflow_deploy_plugin.controller.beside import repeatedly, run_for_the_store
-    from mlflow_deploy_plugin.controller.monitors.maintenance import Upkeep
+    from mlflow_deploy_plugin.controller.beside import lead_store, repeat
+    from mlflow_deploy_plugin.controller.monitors.maintenance import LogMaintenance
     from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
-    from mlflow_deploy_plugin.controller.retraining.runner import advance, bring
-    from mlflow_deploy_plugin.controller.rollouts.actions import Actions
-    from mlflow_deploy_plugin.controller.rollouts.controller import Controller
-    from mlflow_deploy_plugin.controller.who import controller_name, this_process
+    from mlflow_deploy_plugin.controller.retraining.runner import advance_retrainings, start_local_rollouts
+    from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
+    from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController
+    from mlflow_deploy_plugin.controller.who import controller_name, process_name
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
     from mlflow_deploy_plugin.monitoring.alerts import TOGETHER, tell
 
@@ -66,13 +66,13 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
         signal.signal(number, end)
     with open_deployments(click.echo) as deployments:
         if metrics_port is not None:
-            from mlflow_deploy_plugin.controller.metrics import start_gauges
+            from mlflow_deploy_plugin.controller.metrics import start_metrics_server
 
-            start_gauges(deployments.store, metrics_port)
-        actions = Actions(deployments, controller_name(), click.echo)
+            start_metrics_server(deployments.store, metrics_port)
+        actions = RolloutActions(deployments, controller_name(), click.echo)
         scheduler = MonitorScheduler(
             deployments,
-            this_process(),
+            process_name(),
             click.echo,
             at_once=judge_at_once,
             judging_seconds=judge_seconds,
@@ -80,15 +80,17 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
         )
         works = (
             scheduler.run,
-            repeatedly(lambda: advance(deployments, controller_name()), seconds=5),
-            repeatedly(lambda: tell(deployments.store, deployments.settings, TOGETHER), seconds=5),
-            Upkeep(deployments).run,
+            repeat(lambda: advance_retrainings(deployments, controller_name()), seconds=5),
+            repeat(lambda: tell(deployments.store, deployments.settings, TOGETHER), seconds=5),
+            LogMaintenance(deployments).run,
         )
-        brings = repeatedly(lambda: bring(deployments, controller_name()), seconds=5)
-        rollouts = Controller(deployments.store, actions, this_process(), lease_seconds, click.echo, beside=(brings,))
+        brings = repeat(lambda: start_local_rollouts(deployments, controller_name()), seconds=5)
+        rollouts = RolloutController(
+            deployments.store, actions, process_name(), lease_seconds, click.echo, beside=(brings,)
+        )
         with ThreadPoolExecutor(1, "store") as pool:
             store = deployments.store
-            others = pool.submit(run_for_the_store, store, works, this_process(), lease_seconds, click.echo, ended)
+            others = pool.submit(lead_store, store, works, process_name(), lease_seconds, click.echo, ended)
             others.add_done_callback(lambda _: ended.set())
             try:
                 rollouts.run(ended)

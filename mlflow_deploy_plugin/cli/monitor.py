@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.cli.pairs import key_values
 from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.controller.monitors.evaluation import Answer
+    from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.inference_log.watermarks import Watermark
     from mlflow_deploy_plugin.monitoring.question import Engine, Question
@@ -61,11 +61,11 @@ def list_(name: str | None, output: str) -> None:
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.cli.monitor_text import MONITOR_HEAD, monitor_document, monitor_row
-        from mlflow_deploy_plugin.controller.beside import LEASE
+        from mlflow_deploy_plugin.controller.beside import STORE_LEASE
         from mlflow_deploy_plugin.controller.monitors.overview import overviews
 
         found = overviews(deployments.store, name, _watermarks(deployments))
-        lease = deployments.store.lease(LEASE)
+        lease = deployments.store.lease(STORE_LEASE)
         is_run = lease is not None and lease.expires_at > deployments.store.now()
         for unreadable in deployments.store.unreadable() if name is None else ():
             click.echo(unreadable.reason, err=True)
@@ -138,7 +138,7 @@ def judge_window(
         parsed = parse_window(window) if window is not None else None
         found = find_monitor(deployments, name, monitor_name).trying(**tried)
 
-        def judge(question: "Question") -> "Answer":
+        def judge(question: "Question") -> "LoggedResult":
             show_progress(f"judging {question.window} of {name}: {question.spec.kind}")  # before seconds of imports
             return judge_and_log(replace(question, progress=show_progress))
 
@@ -146,7 +146,7 @@ def judge_window(
     show_result(written, answer, output)
 
 
-def show_result(written: "MonitorWindow", answer: "Answer", output: str) -> None:
+def show_result(written: "MonitorWindow", answer: "LoggedResult", output: str) -> None:
     """Prints what was found, in lines or as JSON."""
     from mlflow_deploy_plugin.cli.monitor_text import result_document, result_lines
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlflow_deploy_plugin.cli.columns import align_columns
-from mlflow_deploy_plugin.controller.monitors.evaluation import Answer
+from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult
 from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import document_of
@@ -58,7 +58,7 @@ def _window_document(window: MonitorWindow) -> dict[str, Any]:
     }
 
 
-def result_document(window: MonitorWindow, answer: Answer) -> dict[str, Any]:
+def result_document(window: MonitorWindow, answer: LoggedResult) -> dict[str, Any]:
     """The judgement as a program reads it, and the window as the store has it."""
     judgement = answer.judgement
     return {
@@ -74,7 +74,7 @@ def result_document(window: MonitorWindow, answer: Answer) -> dict[str, Any]:
     }
 
 
-def result_lines(window: MonitorWindow, answer: Answer) -> Iterator[str]:
+def result_lines(window: MonitorWindow, answer: LoggedResult) -> Iterator[str]:
     """What `monitor run` shows: the verdict, the worst findings, and where its report is."""
     judgement = answer.judgement
     revision = f" (revision {window.revision})" if window.revision > 1 else ""

@@ -79,25 +79,25 @@ def retrain(
         if listed:
             _list(deployments, name, output)
             return
-        from mlflow_deploy_plugin.controller.beside import LEASE
-        from mlflow_deploy_plugin.controller.retraining.journal import shown
-        from mlflow_deploy_plugin.controller.retraining.trigger import ask
-        from mlflow_deploy_plugin.controller.rollouts.commands import who_works
+        from mlflow_deploy_plugin.controller.beside import STORE_LEASE
+        from mlflow_deploy_plugin.controller.retraining.journal import retraining_summary
+        from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
+        from mlflow_deploy_plugin.controller.rollouts.commands import controller_status
         from mlflow_deploy_plugin.inference_log.windows import parse_window
 
         assert name is not None
-        begun = ask(deployments, name, monitor, mode, why, parse_window(window) if window else None)
+        begun = request_retraining(deployments, name, monitor, mode, why, parse_window(window) if window else None)
         if wait:
             _wait(deployments, begun)
         else:
-            click.echo(shown(begun))
-            click.echo(who_works(deployments.store, LEASE), err=True)
+            click.echo(retraining_summary(begun))
+            click.echo(controller_status(deployments.store, STORE_LEASE), err=True)
 
 
 def _list(deployments: "Deployments", name: str | None, output: str) -> None:
     from dataclasses import asdict
 
-    from mlflow_deploy_plugin.controller.retraining.journal import shown
+    from mlflow_deploy_plugin.controller.retraining.journal import retraining_summary
     from mlflow_deploy_plugin.store.retrainings import Retrainings
 
     found = Retrainings(deployments.store).find(name)
@@ -107,7 +107,7 @@ def _list(deployments: "Deployments", name: str | None, output: str) -> None:
     if not found:
         click.echo(f"endpoint {name!r} has had no retraining" if name else "there was no retraining")
     for one in found:
-        click.echo(f"{one.created_at:%Y-%m-%d %H:%M:%S}Z  {shown(one)}")
+        click.echo(f"{one.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(one)}")
         click.echo(f"    why: {one.cause['why']}")
 
 
@@ -116,23 +116,23 @@ def _wait(deployments: "Deployments", begun: "Retraining") -> None:
     import time
     from contextlib import ExitStack
 
-    from mlflow_deploy_plugin.controller.beside import LEASE
+    from mlflow_deploy_plugin.controller.beside import STORE_LEASE
     from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-    from mlflow_deploy_plugin.controller.retraining.journal import shown
-    from mlflow_deploy_plugin.controller.retraining.runner import advance
-    from mlflow_deploy_plugin.controller.who import controller_name, this_process
+    from mlflow_deploy_plugin.controller.retraining.journal import retraining_summary
+    from mlflow_deploy_plugin.controller.retraining.runner import advance_retrainings
+    from mlflow_deploy_plugin.controller.who import controller_name, process_name
     from mlflow_deploy_plugin.store.retrainings import Retrainings
 
     told, retrainings, keeper = "", Retrainings(deployments.store), None
     with ExitStack() as held:
         while True:
             if keeper is None or not keeper.is_held:
-                lease = deployments.store.acquire_lease(LEASE, this_process(), _LEASE_SECONDS)
+                lease = deployments.store.acquire_lease(STORE_LEASE, process_name(), _LEASE_SECONDS)
                 keeper = held.enter_context(LeaseKeeper(deployments.store, lease)) if lease is not None else None
             if keeper is not None:
-                advance(deployments, controller_name())
+                advance_retrainings(deployments, controller_name())
             current = next(one for one in retrainings.find(begun.endpoint) if one.id == begun.id)
-            if (line := shown(current)) != told:
+            if (line := retraining_summary(current)) != told:
                 click.echo(line)
                 told = line
             if not current.is_live or current.state == "rolling_out":

@@ -91,44 +91,44 @@ def rollout(
     from mlflow_deploy_plugin.registry.connection import import_mlflow_without_pandas
 
     import_mlflow_without_pandas()
-    from mlflow_deploy_plugin.controller.locality import rollouts_lease
+    from mlflow_deploy_plugin.controller.locality import rollouts_lease_name
     from mlflow_deploy_plugin.controller.rollouts import commands
 
     with _deployments() as deployments:
         if not deployments.store.rollouts(name):  # what was deleted may have had one
             deployments.store.existing(name)
-        lease = partial(rollouts_lease, deployments.settings)
+        lease = partial(rollouts_lease_name, deployments.settings)
         if to is not None:
-            from mlflow_deploy_plugin.controller.rollouts.start import Wish, begin_rollout
+            from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
 
-            wish = Wish(to, steps, every, abort_on, min_requests, why)
+            wish = RolloutRequest(to, steps, every, abort_on, min_requests, why)
             must_run: Callable[[], None] = (
-                (lambda: None) if wait else lambda: commands.expect_controller(deployments.store, lease())
+                (lambda: None) if wait else lambda: commands.require_controller(deployments.store, lease())
             )
-            begun = begin_rollout(deployments, name, wish, before_it_begins=must_run)
-            click.echo(commands.describe(begun))
+            begun = start_rollout(deployments, name, wish, before_it_begins=must_run)
+            click.echo(commands.describe_rollout(begun))
         elif asked == "status":
-            last = commands.last(deployments.store, name)
-            click.echo(commands.describe(last))
-            if last.is_live and (missing := commands.nobody_works(deployments, name)):
+            last = commands.last_rollout(deployments.store, name)
+            click.echo(commands.describe_rollout(last))
+            if last.is_live and (missing := commands.stall_reason(deployments, name)):
                 click.echo(missing, err=True)
         elif asked is not None:
-            click.echo(commands.say(deployments, name, asked, why))
+            click.echo(commands.command_rollout(deployments, name, asked, why))
         if wait:
-            _wait(deployments, commands.last(deployments.store, name))
+            _wait(deployments, commands.last_rollout(deployments.store, name))
         elif to is not None or asked == "resume":
-            click.echo(commands.who_works(deployments.store, lease()), err=True)
+            click.echo(commands.controller_status(deployments.store, lease()), err=True)
 
 
 def _wait(deployments: "Deployments", begun: "Rollout") -> None:
     """Shows what happens to a rollout until it has ended, and works on it where no controller does."""
-    from mlflow_deploy_plugin.controller.rollouts.actions import Actions
-    from mlflow_deploy_plugin.controller.rollouts.controller import Controller, shown
-    from mlflow_deploy_plugin.controller.who import controller_name, this_process
+    from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
+    from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController, rollout_summary
+    from mlflow_deploy_plugin.controller.who import controller_name, process_name
 
     ended = threading.Event()
-    actions = Actions(deployments, controller_name(), lambda line: None)
-    controller = Controller(deployments.store, actions, this_process())
+    actions = RolloutActions(deployments, controller_name(), lambda line: None)
+    controller = RolloutController(deployments.store, actions, process_name())
     worker = threading.Thread(target=controller.run, args=(ended,), name="controller")
     worker.start()
     told, told_at = ("", -1, ""), 0.0
@@ -137,7 +137,7 @@ def _wait(deployments: "Deployments", begun: "Rollout") -> None:
             current = next(one for one in deployments.store.rollouts(begun.endpoint) if one.id == begun.id)
             now = (current.state, current.step, current.reason)
             if now[:2] != told[:2] or (now != told and time.monotonic() > told_at + _QUIET_SECONDS):
-                click.echo(shown(current))
+                click.echo(rollout_summary(current))
                 told, told_at = now, time.monotonic()
             if not current.is_live:
                 break

@@ -7,21 +7,21 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, hold
+from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, work_under_lease
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.store import Store
 
 _log = logging.getLogger(__name__)
 
-LEASE = "controller"
+STORE_LEASE = "controller"
 LEASE_SECONDS = 15.0
 _LOOK_SECONDS = 0.2
-Beside = Callable[[LeaseKeeper, threading.Event], None]
+BackgroundTask = Callable[[LeaseKeeper, threading.Event], None]
 """Works until the lease is lost or the event is set."""
 
 
 @contextmanager
-def running(works: Sequence[Beside], keeper: LeaseKeeper) -> Iterator[None]:
+def running_tasks(works: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Iterator[None]:
     """Runs them for as long as the `with` lasts."""
     over = threading.Event()
     threads = [threading.Thread(target=work, args=(keeper, over), name="beside") for work in works]
@@ -35,9 +35,9 @@ def running(works: Sequence[Beside], keeper: LeaseKeeper) -> Iterator[None]:
             thread.join()
 
 
-def run_for_the_store(
+def lead_store(
     store: Store,
-    works: Sequence[Beside],
+    works: Sequence[BackgroundTask],
     holder: str,
     lease_seconds: float,
     say: Callable[[str], None],
@@ -46,28 +46,28 @@ def run_for_the_store(
     """Waits for the store's lease, and does these under it until `ended` is set."""
 
     def work(keeper: LeaseKeeper) -> None:
-        with running(works, keeper):
+        with running_tasks(works, keeper):
             while keeper.is_held and not ended.wait(_LOOK_SECONDS):
                 pass
 
     def who(name: str) -> None:
         say(f"{name} is the controller" if name == holder else f"waits: {name} is the controller")
 
-    hold(store, lambda: LEASE, holder, lease_seconds, work, ended, who)
+    work_under_lease(store, lambda: STORE_LEASE, holder, lease_seconds, work, ended, who)
 
 
-def repeatedly(look: Callable[[], object], seconds: float) -> Beside:
+def repeat(look: Callable[[], object], seconds: float) -> BackgroundTask:
     """`look` again and again with a pause; what it raises is logged and ends nothing."""
 
     def work(keeper: LeaseKeeper, over: threading.Event) -> None:
         while keeper.is_held and not over.is_set():
-            safely(look)
+            log_errors(look)
             over.wait(seconds)
 
     return work
 
 
-def safely(look: Callable[[], object]) -> None:
+def log_errors(look: Callable[[], object]) -> None:
     """Calls it, and logs what it raises."""
     try:
         look()

@@ -59,7 +59,7 @@ class LeaseKeeper:
                 self.lease = renewed
 
 
-def hold(
+def work_under_lease(
     store: Store,
     name: Callable[[], str],
     holder: str,

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.settings import Settings
 _NAME = ".place"
 
 
-def rollouts_lease(settings: Settings) -> str:
+def rollouts_lease_name(settings: Settings) -> str:
     """The name of the lease under which rollouts of the servers here are taken further; empty where none ever stood.
 
     Raises:
@@ -31,6 +31,6 @@ def rollouts_lease(settings: Settings) -> str:
     return f"rollouts/{written.read_text()}"
 
 
-def stands_here(endpoint: str, settings: Settings) -> bool:
+def is_local(endpoint: str, settings: Settings) -> bool:
     """Whether the state folder of its server is to be seen."""
     return state_dir(endpoint, settings).is_dir()

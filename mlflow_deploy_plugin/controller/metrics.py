@@ -40,7 +40,7 @@ _LONGEST_READING_SECONDS = 60.0
 Key = tuple[str, str]
 
 
-def start_gauges(store: Store, port: int, host: str = "") -> "WSGIServer":
+def start_metrics_server(store: Store, port: int, host: str = "") -> "WSGIServer":
     """Answers Prometheus at `http://HOST:PORT/metrics` from a thread, for as long as the process lives.
 
     Args:
@@ -50,7 +50,7 @@ def start_gauges(store: Store, port: int, host: str = "") -> "WSGIServer":
         InvalidConfig: the port is taken.
     """
     registry = CollectorRegistry()
-    registry.register(StoreGauges(store))
+    registry.register(StoreMetrics(store))
     try:
         server, _ = start_http_server(port, host or load_settings().host, registry)
     except OSError as error:
@@ -73,7 +73,7 @@ class _Reading:
         return self.answered.is_set() and not self.has_failed and not is_late
 
 
-class StoreGauges(Collector):
+class StoreMetrics(Collector):
     """The gauges of one store.
 
     It is read in a thread, one at a time: what is not read within `patience_seconds` is told as it was read last, and

@@ -26,7 +26,7 @@ _LAST_REQUEST = "onnxserve_last_request_timestamp_seconds"
 
 
 @dataclass(frozen=True)
-class Counted:
+class VersionCounters:
     """What one version has done under one variant's name.
 
     Attributes:
@@ -43,18 +43,18 @@ class Counted:
     same: float = 0
     different: float = 0
 
-    def since(self, before: "Counted") -> "Counted":
+    def since(self, before: "VersionCounters") -> "VersionCounters":
         """What was added to `before`; all of it where the counters have begun anew."""
         is_anew = self.requests < before.requests or self.same + self.different < before.same + before.different
-        old = Counted() if is_anew else before
+        old = VersionCounters() if is_anew else before
         return self._combined(old, -1)
 
-    def plus(self, other: "Counted") -> "Counted":
+    def plus(self, other: "VersionCounters") -> "VersionCounters":
         return self._combined(other, 1)
 
-    def _combined(self, other: "Counted", sign: int) -> "Counted":
+    def _combined(self, other: "VersionCounters", sign: int) -> "VersionCounters":
         bounds = sorted({*self.timed, *other.timed})
-        return Counted(
+        return VersionCounters(
             requests=self.requests + sign * other.requests,
             errors=self.errors + sign * other.errors,
             timed={bound: self.timed.get(bound, 0) + sign * other.timed.get(bound, 0) for bound in bounds},
@@ -72,17 +72,17 @@ class Counted:
         }
 
     @staticmethod
-    def from_json(document: Mapping[str, object]) -> "Counted":
+    def from_json(document: Mapping[str, object]) -> "VersionCounters":
         timed = {float(bound): count for bound, count in document["timed"]}  # type: ignore[attr-defined]
-        return Counted(**{**document, "timed": timed})  # type: ignore[arg-type]
+        return VersionCounters(**{**document, "timed": timed})  # type: ignore[arg-type]
 
 
-Numbers = Mapping[tuple[str, str], Counted]
+CountersByVersion = Mapping[tuple[str, str], VersionCounters]
 """By variant and version."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class EndpointSnapshot:
     """An endpoint at one moment.
 
     Attributes:
@@ -101,30 +101,30 @@ class Seen:
     versions: Mapping[str, str] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    numbers: Numbers | None = None
+    numbers: CountersByVersion | None = None
 
 
-def see(observed: ObservedEndpoint, with_numbers: bool = True) -> Seen:
+def take_snapshot(observed: ObservedEndpoint, with_numbers: bool = True) -> EndpointSnapshot:
     """Looks at an endpoint; asks its server for the counts."""
     spec, observation = observed.endpoint.spec, observed.observation
-    return Seen(
+    return EndpointSnapshot(
         variants=spec.variants,
         state=observation.state,
         reason=observation.reason or observation.registry_error,
         versions=_versions(observed),
         errors=observation.errors,
         refused={(one.variant, one.version): one.reason for one in observation.refused if one.endpoint == spec.name},
-        numbers=fetch_numbers(observation.url, spec.name) if with_numbers and observation.url else None,
+        numbers=fetch_counters(observation.url, spec.name) if with_numbers and observation.url else None,
     )
 
 
-def fetch_numbers(url: str, endpoint: str) -> Numbers | None:
+def fetch_counters(url: str, endpoint: str) -> CountersByVersion | None:
     """The counts of the server at `url`; None where it does not give them."""
-    page = fetch_page(url)
-    return read_numbers(page, endpoint) if page is not None else None
+    page = fetch_metrics_page(url)
+    return parse_counters(page, endpoint) if page is not None else None
 
 
-def fetch_page(url: str) -> str | None:
+def fetch_metrics_page(url: str) -> str | None:
     """The metrics of the server at `url`; None where it does not answer."""
     try:
         with ServerSession() as session:
@@ -134,7 +134,7 @@ def fetch_page(url: str) -> str | None:
     return answer.text if answer.ok else None
 
 
-def read_answered(page: str, endpoint: str, variant: str, model: str) -> list[str]:
+def versions_by_last_answer(page: str, endpoint: str, variant: str, model: str) -> list[str]:
     """The model's versions that have answered under this variant's name since the server's start, the last first."""
     under_name: set[str] = set()
     last: dict[str, float] = {}
@@ -150,7 +150,7 @@ def read_answered(page: str, endpoint: str, variant: str, model: str) -> list[st
     return sorted(under_name, key=lambda version: last.get(version, 0), reverse=True)
 
 
-def read_numbers(page: str, endpoint: str) -> Numbers:
+def parse_counters(page: str, endpoint: str) -> CountersByVersion:
     """The counts of one endpoint from a page in Prometheus' text format."""
     values: dict[tuple[str, str], dict[str, float]] = {}
     timed: dict[tuple[str, str], dict[float, float]] = {}
@@ -172,7 +172,8 @@ def read_numbers(page: str, endpoint: str) -> Numbers:
             elif sample.name == f"{_SHADOW_REQUESTS}_total" and labels["outcome"] == "failed":
                 _count(values.setdefault(key, {}), ("different",), sample.value)
     return {
-        key: Counted(**values.get(key, {}), timed=dict(sorted(timed.get(key, {}).items()))) for key in {*values, *timed}
+        key: VersionCounters(**values.get(key, {}), timed=dict(sorted(timed.get(key, {}).items())))
+        for key in {*values, *timed}
     }
 
 

@@ -8,5 +8,5 @@ def controller_name() -> str:
     return f"controller@{socket.gethostname()}"
 
 
-def this_process() -> str:
+def process_name() -> str:
     return f"{controller_name()} (process {os.getpid()})"

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.spec import (
     remove_monitor,
     remove_variant,
 )
-from mlflow_deploy_plugin.store import Endpoint, Store, no_endpoint, open_store
+from mlflow_deploy_plugin.store import Endpoint, Store, open_store, unknown_endpoint
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Deployments:
                 if endpoint in self.store.names():
                     self._endpoints.remove(endpoint, why, actor)
                     return True
-        return self._nothing_deleted(no_endpoint(endpoint, self.store.names()))
+        return self._nothing_deleted(unknown_endpoint(endpoint, self.store.names()))
 
     def get_endpoint(self, endpoint: str) -> ObservedEndpoint:
         """Raises NotFound where there is no such endpoint."""
@@ -314,7 +314,7 @@ class Deployments:
         where = f" in endpoint {endpoint!r}" if endpoint else ""
         said = f"there is no deployment {name!r}{where}"
         if endpoint is not None and namesake is None:
-            return NotFound(f"{said}; {no_endpoint(endpoint, self.store.names()).message}")
+            return NotFound(f"{said}; {unknown_endpoint(endpoint, self.store.names()).message}")
         if endpoint is None and namesake is not None:
             return NotFound(f"{said}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`")
         names = [one for e in self.store.endpoints() if endpoint in (None, e.name) for one in e.spec.variants]

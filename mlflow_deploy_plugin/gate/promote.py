@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.registry.transitions import (
     rolled_back_refusal,
     version_at,
 )
-from mlflow_deploy_plugin.store import Store, this_actor
+from mlflow_deploy_plugin.store import Store, current_actor
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def promote(
     chosen = choose_policy(model, policy_file)
     if not chosen.is_the_models:
         raise InvalidConfig(f"model {model} has a policy of its own, in its tag {GATE_POLICY_TAG}; leave the file out")
-    actor = actor or this_actor()
+    actor = actor or current_actor()
     with store_or_default(store) as trail:
         begun = trail.now()
         before = version_at(model, place, beside=candidate.version)

@@ -1,8 +1,8 @@
 """What onnxserve remembers: the endpoints that were asked for, who changed what, and the rollouts under way."""
 
-from mlflow_deploy_plugin.store.audit import AuditEvent, this_actor, traffic_of
+from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, describe_traffic
 from mlflow_deploy_plugin.store.database import open_store
-from mlflow_deploy_plugin.store.endpoints import Endpoint, UnreadableEndpoint, no_endpoint
+from mlflow_deploy_plugin.store.endpoints import Endpoint, UnreadableEndpoint, unknown_endpoint
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView
 from mlflow_deploy_plugin.store.rollouts import Rollout
 from mlflow_deploy_plugin.store.store import Store
@@ -15,8 +15,8 @@ __all__ = [
     "Rollout",
     "Store",
     "UnreadableEndpoint",
-    "no_endpoint",
+    "current_actor",
+    "describe_traffic",
     "open_store",
-    "this_actor",
-    "traffic_of",
+    "unknown_endpoint",
 ]

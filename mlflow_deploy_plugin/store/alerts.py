@@ -8,9 +8,9 @@ from typing import Any, Literal
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.store.audit import AuditEvent, kept_text, this_actor, write_event
+from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, storable_text, write_event
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import AlertRow, SilenceRow, value_of
+from mlflow_deploy_plugin.store.tables import AlertRow, SilenceRow, from_row
 
 FIRING = "firing"
 _REMEMBERED = timedelta(days=7)
@@ -74,25 +74,27 @@ class Alerts:
         if endpoint is not None:
             query = query.where(AlertRow.endpoint == endpoint)
         with self._store.transaction() as session:
-            return [value_of(row, Alert) for row in session.scalars(query)]
+            return [from_row(row, Alert) for row in session.scalars(query)]
 
     def recent(self) -> list[Alert]:
         """What is firing, and what has changed within the last days; oldest first."""
         since = self._store.now() - _REMEMBERED
         query = select(AlertRow).where(or_(AlertRow.state == FIRING, AlertRow.last_at > since)).order_by(AlertRow.id)
         with self._store.transaction() as session:
-            return [value_of(row, Alert) for row in session.scalars(query)]
+            return [from_row(row, Alert) for row in session.scalars(query)]
 
     def change(self, fingerprint: str, change: "Callable[[Alert | None], Alert | None]") -> Alert | None:
         """Writes what `change` makes of the alert that is firing (None: none is); nothing, where it gives None."""
-        query = select(AlertRow).where(AlertRow.fingerprint == kept_text(fingerprint, 255), AlertRow.state == FIRING)
+        query = select(AlertRow).where(
+            AlertRow.fingerprint == storable_text(fingerprint, 255), AlertRow.state == FIRING
+        )
         with self._store.transaction() as session:
             row = session.scalars(query.order_by(AlertRow.id.desc()).limit(1).with_for_update()).one_or_none()
-            return _write(session, row, change(None if row is None else value_of(row, Alert)))
+            return _write(session, row, change(None if row is None else from_row(row, Alert)))
 
     def add_once(self, alert: Alert) -> Alert | None:
         """Writes the alert; None where one of its fingerprint was ever written."""
-        query = select(AlertRow.id).where(AlertRow.fingerprint == kept_text(alert.fingerprint, 255)).limit(1)
+        query = select(AlertRow.id).where(AlertRow.fingerprint == storable_text(alert.fingerprint, 255)).limit(1)
         with self._store.transaction() as session:
             return None if session.scalars(query).first() is not None else _write(session, None, alert)
 
@@ -100,7 +102,7 @@ class Alerts:
         """Likewise, of the alert with this number, whatever its state; None: it is gone."""
         with self._store.transaction() as session:
             row = session.scalars(select(AlertRow).where(AlertRow.id == number).with_for_update()).one_or_none()
-            return None if row is None else _write(session, row, change(value_of(row, Alert)))
+            return None if row is None else _write(session, row, change(from_row(row, Alert)))
 
 
 class Silences:
@@ -115,13 +117,13 @@ class Silences:
         Args:
             monitor: empty: all of the endpoint's.
         """
-        now, by = self._store.now(), actor or this_actor()
+        now, by = self._store.now(), actor or current_actor()
         row = SilenceRow(
             endpoint=endpoint,
             monitor=monitor,
             until=now + length,
-            why=kept_text(why, None),
-            actor=kept_text(by, 255),
+            why=storable_text(why, None),
+            actor=storable_text(by, 255),
             created_at=now,
         )
         with self._store.transaction() as session:
@@ -129,7 +131,7 @@ class Silences:
             session.flush()
             detail = {"monitor": monitor, "until": row.until.isoformat(), "silence": row.id}
             write_event(session, AuditEvent(now, by, "silence", endpoint, why=why, detail=detail))
-            return value_of(row, Silence)
+            return from_row(row, Silence)
 
     def active(self, endpoint: str | None = None) -> list[Silence]:
         """Those that hold now, oldest first."""
@@ -137,11 +139,11 @@ class Silences:
         if endpoint is not None:
             query = query.where(SilenceRow.endpoint == endpoint)
         with self._store.transaction() as session:
-            return [value_of(row, Silence) for row in session.scalars(query)]
+            return [from_row(row, Silence) for row in session.scalars(query)]
 
     def end(self, number: int, actor: str | None = None) -> Silence | None:
         """Ends it now, with its audit event; None: none of this number holds."""
-        now, by = self._store.now(), actor or this_actor()
+        now, by = self._store.now(), actor or current_actor()
         query = select(SilenceRow).where(SilenceRow.id == number, SilenceRow.until > now).with_for_update()
         with self._store.transaction() as session:
             row = session.scalars(query).one_or_none()
@@ -151,16 +153,18 @@ class Silences:
             detail = {"monitor": row.monitor, "silence": row.id}
             write_event(session, AuditEvent(now, by, "silence.end", row.endpoint, detail=detail))
             session.flush()
-            return value_of(row, Silence)
+            return from_row(row, Silence)
 
 
 def _write(session: Session, row: AlertRow | None, alert: Alert | None) -> Alert | None:
     if alert is None:
         return None
     if row is None:
-        row = AlertRow(fingerprint=kept_text(alert.fingerprint, 255), endpoint=alert.endpoint, monitor=alert.monitor)
+        row = AlertRow(
+            fingerprint=storable_text(alert.fingerprint, 255), endpoint=alert.endpoint, monitor=alert.monitor
+        )
         session.add(row)
     row.state, row.count, row.detail = alert.state, alert.count, alert.detail
     row.first_at, row.last_at, row.told_at = alert.first_at, alert.last_at, alert.told_at
     session.flush()
-    return value_of(row, Alert)
+    return from_row(row, Alert)

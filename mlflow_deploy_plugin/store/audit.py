@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.spec.document import document_of
-from mlflow_deploy_plugin.store.tables import AuditRow, value_of
+from mlflow_deploy_plugin.store.tables import AuditRow, from_row
 
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 
@@ -42,7 +42,7 @@ class AuditEvent:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-def this_actor() -> str:
+def current_actor() -> str:
     """Who runs this process."""
     try:
         user = getpass.getuser()
@@ -54,7 +54,7 @@ def this_actor() -> str:
 def write_event(session: Session, event: AuditEvent) -> None:
     """Its texts as far as a database takes them: what was done is written down, whatever somebody has typed."""
     columns = AuditRow.__table__.columns
-    texts = {name: kept_text(getattr(event, name), getattr(columns[name].type, "length", None)) for name in _TEXTS}
+    texts = {name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None)) for name in _TEXTS}
     session.add(AuditRow(at=event.at, detail=event.detail, **texts))
 
 
@@ -65,7 +65,7 @@ def read_events(session: Session, endpoint: str | None, model: str | None, limit
         query = query.where(AuditRow.endpoint == endpoint)
     if model is not None:
         query = query.where(AuditRow.model == model)
-    return [value_of(row, AuditEvent) for row in reversed(session.scalars(query).all())]
+    return [from_row(row, AuditEvent) for row in reversed(session.scalars(query).all())]
 
 
 def deleted_endpoints(session: Session, name: str | None = None) -> set[str]:
@@ -74,13 +74,13 @@ def deleted_endpoints(session: Session, name: str | None = None) -> set[str]:
     return set(session.scalars(query if name is None else query.where(AuditRow.endpoint == name)))
 
 
-def kept_text(text: str, longest: int | None) -> str:
+def storable_text(text: str, longest: int | None) -> str:
     """Without what PostgreSQL or UTF-8 has no place for; a text that is longer than its column ends with …"""
     kept = text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return kept if longest is None or len(kept) <= longest else kept[: longest - 1] + "…"
 
 
-def traffic_of(spec: EndpointSpec) -> str:
+def describe_traffic(spec: EndpointSpec) -> str:
     """An endpoint's variants in one line: `champion models:/X/3 95, candidate models:/X/4 5`."""
     return ", ".join(
         f"{name} {variant.model} {'shadow' if variant.shadow else variant.weight}"
@@ -88,7 +88,7 @@ def traffic_of(spec: EndpointSpec) -> str:
     )
 
 
-def change_of(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
+def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
     """What differs, as it was and as it is: `champion 100, candidate 0` and `champion 95, candidate 5`.
 
     Of a variant its model too, where it has another one; a monitor that comes or goes with its kind and fields; any

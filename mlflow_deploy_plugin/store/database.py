@@ -16,7 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
-from mlflow_deploy_plugin.store.failures import shown, unavailable
+from mlflow_deploy_plugin.store.failures import redacted_url, store_unavailable
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import SCHEMA, VERSION_TABLE
 from mlflow_deploy_plugin.version import __version__
@@ -52,7 +52,7 @@ def open_store(
                 _migrate(connection)
     except DBAPIError as error:
         engine.dispose()
-        raise unavailable(engine.url, error) from None
+        raise store_unavailable(engine.url, error) from None
     except StoreUnavailable:
         engine.dispose()
         raise
@@ -86,7 +86,7 @@ def _migrate(connection: Connection) -> None:
     known = {script.revision for script in scripts.walk_revisions()}
     if current is not None and current not in known:
         raise StoreUnavailable(
-            f"the store at {shown(connection.engine.url)} was made by a newer onnxserve (schema {current}): "
+            f"the store at {redacted_url(connection.engine.url)} was made by a newer onnxserve (schema {current}): "
             f"upgrade this one ({__version__})"
         )
     if current != scripts.get_current_head():
@@ -131,7 +131,7 @@ def _make_folder(url: URL) -> None:
     try:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unavailable(url, error) from None
+        raise store_unavailable(url, error) from None
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:

@@ -42,14 +42,14 @@ class UnreadableEndpoint:
     reason: str
 
 
-def no_endpoint(name: str, known: Iterable[str]) -> NotFound:
+def unknown_endpoint(name: str, known: Iterable[str]) -> NotFound:
     """The error for a name that is none of those that are known."""
     names = sorted(known)
     others = f"there are {', '.join(names)}" if names else ""
     return NotFound(f"there is no endpoint {name!r}{did_you_mean(name, names, others)}")
 
 
-def endpoint_of(row: EndpointRow, deleted: Container[str]) -> Endpoint:
+def endpoint_from_row(row: EndpointRow, deleted: Container[str]) -> Endpoint:
     """Raises InvalidConfig where its spec cannot be read.
 
     Args:
@@ -65,14 +65,14 @@ def endpoint_of(row: EndpointRow, deleted: Container[str]) -> Endpoint:
         ) from None
 
 
-def sorted_out(
+def read_endpoints(
     rows: Iterable[EndpointRow], deleted: Container[str] = ()
 ) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
     """Those that can be read, and those that cannot."""
     endpoints, unreadable = [], []
     for row in rows:
         try:
-            endpoints.append(endpoint_of(row, deleted))
+            endpoints.append(endpoint_from_row(row, deleted))
         except InvalidConfig as error:
             unreadable.append(UnreadableEndpoint(row.name, row.target, row.spec, error.message))
     return endpoints, unreadable

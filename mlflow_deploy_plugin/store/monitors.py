@@ -11,10 +11,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.store import leases
-from mlflow_deploy_plugin.store.audit import AuditEvent, kept_text, this_actor, write_event
+from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, storable_text, write_event
 from mlflow_deploy_plugin.store.leases import Lease
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import MonitorRow, MonitorWindowRow, value_of
+from mlflow_deploy_plugin.store.tables import MonitorRow, MonitorWindowRow, from_row
 
 WindowState = Literal["pending", "running", "judged", "failed"]
 _WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "attempts", "not_before")
@@ -90,7 +90,7 @@ class Monitors:
         """As it is remembered; a new one where nothing is."""
         with self._store.transaction() as session:
             row = session.get(MonitorRow, (endpoint, monitor))
-            return MonitorState(endpoint, monitor) if row is None else value_of(row, MonitorState)
+            return MonitorState(endpoint, monitor) if row is None else from_row(row, MonitorState)
 
     def states(self, endpoint: str | None = None) -> list[MonitorState]:
         """All that something is remembered of, by name."""
@@ -98,16 +98,16 @@ class Monitors:
         if endpoint is not None:
             query = query.where(MonitorRow.endpoint == endpoint)
         with self._store.transaction() as session:
-            return [value_of(row, MonitorState) for row in session.scalars(query)]
+            return [from_row(row, MonitorState) for row in session.scalars(query)]
 
     def pause(self, endpoint: str, monitor: str, paused: bool = True, actor: str | None = None, why: str = "") -> bool:
         """Pauses or resumes, with its audit event; False: it was so already."""
-        by = actor or this_actor()
+        by = actor or current_actor()
         with self._store.transaction() as session:
             row = _row(session, endpoint, monitor)
             if row.paused == paused:
                 return False
-            row.paused, row.paused_by = paused, kept_text(by, 255) if paused else ""
+            row.paused, row.paused_by = paused, storable_text(by, 255) if paused else ""
             action = "monitor.pause" if paused else "monitor.resume"
             event = AuditEvent(self._store.now(), by, action, endpoint, why=why, detail={"monitor": monitor})
             write_event(session, event)
@@ -130,7 +130,7 @@ class Monitors:
             if consecutive is not None:
                 row.consecutive = consecutive
             if note is not None:
-                row.note = kept_text(note, None)
+                row.note = storable_text(note, None)
 
     def forget(self, endpoint: str, monitor: str) -> None:
         """Forgets the monitor, not its windows."""
@@ -170,7 +170,7 @@ class Monitors:
             with self._store.transaction() as session:
                 session.add(row)
                 session.flush()
-                return value_of(row, MonitorWindow)
+                return from_row(row, MonitorWindow)
         except IntegrityError:
             query = select(MonitorWindowRow).where(
                 MonitorWindowRow.endpoint == endpoint,
@@ -179,7 +179,7 @@ class Monitors:
                 MonitorWindowRow.revision == revision,
             )
             with self._store.transaction() as session:
-                return value_of(session.scalars(query).one(), MonitorWindow)
+                return from_row(session.scalars(query).one(), MonitorWindow)
 
     def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
         """Writes what was found of a window, and what may change of it otherwise.
@@ -199,18 +199,18 @@ class Monitors:
                 return None
             for name in (*_WRITTEN, *_WRITTEN_OF_ITS_RUN):
                 value = getattr(window, name)
-                setattr(row, name, kept_text(value, None) if isinstance(value, str) else value)
+                setattr(row, name, storable_text(value, None) if isinstance(value, str) else value)
             row.figures = {name: _finite(value) for name, value in window.figures.items()}
             row.updated_at = self._store.now()
             session.flush()
-            return value_of(row, MonitorWindow)
+            return from_row(row, MonitorWindow)
 
     def close(self, window: MonitorWindow, reason: str) -> None:
         """Gives a window up that nobody will judge, unless it was judged meanwhile."""
         with self._store.transaction() as session:
             row = session.get(MonitorWindowRow, window.id)
             if row is not None and row.state != "judged":
-                row.state, row.reason, row.updated_at = "failed", kept_text(reason, None), self._store.now()
+                row.state, row.reason, row.updated_at = "failed", storable_text(reason, None), self._store.now()
 
     def saw_files(self, window: MonitorWindow, digest: str) -> None:
         """Writes down which files the log had when nothing new was in them."""
@@ -249,7 +249,7 @@ class Monitors:
         if by_hand is not None:
             query = query.where(MonitorWindowRow.by_hand == by_hand)
         with self._store.transaction() as session:
-            return [value_of(row, MonitorWindow) for row in reversed(session.scalars(query).all())]
+            return [from_row(row, MonitorWindow) for row in reversed(session.scalars(query).all())]
 
 
 def _row(session: Session, endpoint: str, monitor: str) -> MonitorRow:

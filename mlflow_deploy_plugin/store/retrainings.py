@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.store.audit import AuditEvent, write_event
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import RetrainingRow, value_of
+from mlflow_deploy_plugin.store.tables import RetrainingRow, from_row
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Retrainings:
             session.flush()
             if event is not None:
                 write_event(session, event)
-            return value_of(row, Retraining)
+            return from_row(row, Retraining)
 
     def find(self, endpoint: str | None = None, model: str | None = None, live: bool = False) -> list[Retraining]:
         """Oldest first; `live`: those only that have not ended."""
@@ -118,13 +118,13 @@ class Retrainings:
         if live:
             query = query.where(RetrainingRow.ended_at.is_(None))
         with self._store.transaction() as session:
-            return [value_of(row, Retraining) for row in session.scalars(query)]
+            return [from_row(row, Retraining) for row in session.scalars(query)]
 
     def get(self, number: int) -> Retraining | None:
         """As it stands now; None: there is none of this number."""
         with self._store.transaction() as session:
             row = session.get(RetrainingRow, number)
-            return None if row is None else value_of(row, Retraining)
+            return None if row is None else from_row(row, Retraining)
 
     def update(self, retraining: Retraining, event: AuditEvent | None = None) -> Retraining | None:
         """Writes the fields of `retraining` that may change, and its event.
@@ -145,7 +145,7 @@ class Retrainings:
             session.flush()
             if event is not None:
                 write_event(session, event)
-            return value_of(row, Retraining)
+            return from_row(row, Retraining)
 
 
 def _take_turns(session: Session, model: str) -> None:

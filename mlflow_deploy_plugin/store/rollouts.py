@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.store.tables import RolloutRow, value_of
+from mlflow_deploy_plugin.store.tables import RolloutRow, from_row
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def add(session: Session, endpoint: str, spec: dict[str, Any], state: str, now: 
     )
     session.add(row)
     session.flush()
-    return value_of(row, Rollout)
+    return from_row(row, Rollout)
 
 
 def find(session: Session, endpoint: str | None, live: bool) -> list[Rollout]:
@@ -69,7 +69,7 @@ def find(session: Session, endpoint: str | None, live: bool) -> list[Rollout]:
         query = query.where(RolloutRow.endpoint == endpoint)
     if live:
         query = query.where(RolloutRow.ended_at.is_(None))
-    return [value_of(row, Rollout) for row in session.scalars(query)]
+    return [from_row(row, Rollout) for row in session.scalars(query)]
 
 
 def update(session: Session, rollout: Rollout, now: datetime) -> Rollout | None:
@@ -83,7 +83,7 @@ def update(session: Session, rollout: Rollout, now: datetime) -> Rollout | None:
     row.updated_at, row.ended_at = now, rollout.ended_at
     row.revision += 1
     session.flush()
-    return value_of(row, Rollout)
+    return from_row(row, Rollout)
 
 
 def end(session: Session, endpoint: str, state: str, reason: str, now: datetime) -> list[Rollout]:

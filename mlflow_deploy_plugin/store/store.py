@@ -15,15 +15,21 @@ from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 from mlflow_deploy_plugin.store import leases, rollouts
 from mlflow_deploy_plugin.store.audit import (
     AuditEvent,
-    change_of,
+    current_actor,
     deleted_endpoints,
+    describe_change,
+    describe_traffic,
     read_events,
-    this_actor,
-    traffic_of,
     write_event,
 )
-from mlflow_deploy_plugin.store.endpoints import Endpoint, UnreadableEndpoint, endpoint_of, no_endpoint, sorted_out
-from mlflow_deploy_plugin.store.failures import unavailable
+from mlflow_deploy_plugin.store.endpoints import (
+    Endpoint,
+    UnreadableEndpoint,
+    endpoint_from_row,
+    read_endpoints,
+    unknown_endpoint,
+)
+from mlflow_deploy_plugin.store.failures import store_unavailable
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting
 from mlflow_deploy_plugin.store.rollouts import Rollout
 from mlflow_deploy_plugin.store.tables import AlertRow, EndpointRow, MonitorRow, MonitorWindowRow
@@ -58,10 +64,10 @@ class Store:
             with self.transaction() as session:
                 session.add(row)
                 _forget_monitors(session, spec.name)  # also of what was judged by hand while nobody had the name
-                event = {"after": traffic_of(spec), "why": why, "detail": {"spec": row.spec}}
+                event = {"after": describe_traffic(spec), "why": why, "detail": {"spec": row.spec}}
                 self._audit(session, "create", actor, endpoint=spec.name, **event)
                 session.flush()
-                return endpoint_of(row, deleted_endpoints(session, spec.name))
+                return endpoint_from_row(row, deleted_endpoints(session, spec.name))
         except IntegrityError:
             raise AlreadyExists(f"the endpoint {spec.name!r} exists already: update or delete it") from None
 
@@ -83,13 +89,13 @@ class Store:
             row = session.get(EndpointRow, spec.name)
             if row is None:
                 raise NotFound(f"there is no endpoint {spec.name!r}")
-            before = endpoint_of(row, ()).spec
+            before = endpoint_from_row(row, ()).spec
             row.spec, row.updated_at = dump_spec(spec), self._clock()
-            was, became = change_of(before, spec)
+            was, became = describe_change(before, spec)
             event = {"before": was, "after": became, "why": why, "detail": {"spec": row.spec, **(detail or {})}}
             self._audit(session, action, actor, endpoint=spec.name, **event)
             session.flush()
-            return endpoint_of(row, deleted_endpoints(session, spec.name))
+            return endpoint_from_row(row, deleted_endpoints(session, spec.name))
 
     def remove_endpoint(self, name: str, *, why: str = "", actor: str | None = None) -> bool:
         """Forgets the endpoint with what its monitors found, and ends its rollout: a namesake begins anew. False: there
@@ -101,13 +107,13 @@ class Store:
             row = session.get(EndpointRow, name)
             if row is None:
                 return False
-            readable, _ = sorted_out([row])
+            readable, _ = read_endpoints([row])
             session.delete(row)
             _forget_monitors(session, name)
             for rollout in rollouts.end(session, name, _ABANDONED, _DELETED, self._clock()):
                 detail = {"rollout": rollout.id, "state": _ABANDONED}
                 self._audit(session, "rollout.end", actor, endpoint=name, why=_DELETED, detail=detail)
-            before = ", ".join(traffic_of(one.spec) for one in readable)
+            before = ", ".join(describe_traffic(one.spec) for one in readable)
             self._audit(session, "delete", actor, endpoint=name, before=before, why=why)
             return True
 
@@ -115,13 +121,13 @@ class Store:
         """None where there is none. Raises InvalidConfig where its spec cannot be read."""
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
-            return None if row is None else endpoint_of(row, deleted_endpoints(session, name))
+            return None if row is None else endpoint_from_row(row, deleted_endpoints(session, name))
 
     def existing(self, name: str) -> Endpoint:
         """The endpoint of this name; the message names what there is. Raises NotFound, and as `endpoint`."""
         found = self.endpoint(name)
         if found is None:
-            raise no_endpoint(name, self.names())
+            raise unknown_endpoint(name, self.names())
         return found
 
     def names(self) -> list[str]:
@@ -262,15 +268,15 @@ class Store:
         except IntegrityError:
             raise
         except DBAPIError as error:
-            raise unavailable(self._engine.url, error) from None
+            raise store_unavailable(self._engine.url, error) from None
 
     def _sorted_out(self) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
         with self.transaction() as session:
             rows = session.scalars(select(EndpointRow).order_by(EndpointRow.name))
-            return sorted_out(rows, deleted_endpoints(session))
+            return read_endpoints(rows, deleted_endpoints(session))
 
     def _audit(self, session: Session, action: str, actor: str | None, **said: Any) -> None:
-        write_event(session, AuditEvent(self._clock(), actor or this_actor(), action, **said))
+        write_event(session, AuditEvent(self._clock(), actor or current_actor(), action, **said))
 
 
 def _forget_monitors(session: Session, endpoint: str) -> None:

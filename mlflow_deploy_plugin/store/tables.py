@@ -54,7 +54,7 @@ class Base(DeclarativeBase):
     """Every table of the store."""
 
 
-def value_of(row: Base, kind: type[ValueT]) -> ValueT:
+def from_row(row: Base, kind: type[ValueT]) -> ValueT:
     """The row as a frozen dataclass, whose fields have the names of its columns."""
     return kind(**{field.name: getattr(row, field.name) for field in fields(kind)})
 

@@ -22,7 +22,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import Answer
+from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.reports.page import PAGE as REPORT
@@ -152,7 +152,7 @@ def undeploy_all(say: Say) -> int:
     return len(deployments)
 
 
-def judge_days(flights: pd.DataFrame, say: Say) -> list[Answer]:
+def judge_days(flights: pd.DataFrame, say: Say) -> list[LoggedResult]:
     """The drift job on each day of the flights: one verdict and one MLflow run a day."""
     results = []
     for day in sorted(flights[DAY].unique()):
@@ -163,7 +163,7 @@ def judge_days(flights: pd.DataFrame, say: Say) -> list[Answer]:
     return results
 
 
-def keep_report(results: list[Answer], state: str, target: Path) -> Answer | None:
+def keep_report(results: list[LoggedResult], state: str, target: Path) -> LoggedResult | None:
     """Copies the Evidently report of the first day with this verdict to the file `target`."""
     for result in results:
         if result.judgement.state == state:

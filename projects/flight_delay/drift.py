@@ -9,20 +9,20 @@ onnxserve/DEPLOYMENT.
 import argparse
 
 from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
-from mlflow_deploy_plugin.controller.monitors.evaluation import Answer, judge_and_log
+from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult, judge_and_log
 from mlflow_deploy_plugin.controller.monitors.manual_runs import run_window
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from projects.command import plain_errors
 
 
-def judge_window(deployment: str, window: Window | None) -> Answer:
+def judge_window(deployment: str, window: Window | None) -> LoggedResult:
     """What the deployment's monitor finds in the window: `onnxserve monitor run` in Python."""
     with open_deployments(print) as deployments:
         return run_window(deployments, find_monitor(deployments, deployment, None), window, judge_and_log)[1]
 
 
-def describe(answer: Answer) -> str:
+def describe(answer: LoggedResult) -> str:
     """The verdict in a line: what was found, how far beyond the threshold, and in which column most."""
     judgement = answer.judgement
     statistic, threshold = (judgement.figures.get(name) for name in ("statistic", "threshold"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.controller.beside import LEASE, repeatedly, run_for_the_store
+from mlflow_deploy_plugin.controller.beside import STORE_LEASE, lead_store, repeat
 from mlflow_deploy_plugin.store import open_store
 from tests.support.waiting import wait_until
 
@@ -27,9 +27,9 @@ def start(tmp_path: Path, worked: list[str]) -> Iterator[Start]:
 
     def begin(name: str) -> threading.Event:
         ended, store = threading.Event(), open_store(f"sqlite:///{tmp_path}/store.db")
-        works = [repeatedly(lambda: worked.append(name), seconds=0.01)]
+        works = [repeat(lambda: worked.append(name), seconds=0.01)]
         arguments = (store, works, name, 0.4, lambda line: None, ended)
-        thread = threading.Thread(target=run_for_the_store, args=arguments)
+        thread = threading.Thread(target=lead_store, args=arguments)
         thread.start()
         running.append((thread, ended, store))
         return ended
@@ -45,10 +45,10 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path: Path, s
     store = open_store(f"sqlite:///{tmp_path}/store.db")
     first = start("first")
     wait_until(lambda: worked, SECONDS, "the first works")
-    begun = store.lease(LEASE)
+    begun = store.lease(STORE_LEASE)
     assert begun is not None
     start("second")
-    wait_until(lambda: store.lease(LEASE).expires_at > begun.expires_at, SECONDS, "the lease is renewed")
+    wait_until(lambda: store.lease(STORE_LEASE).expires_at > begun.expires_at, SECONDS, "the lease is renewed")
     assert {*worked} == {"first"}
 
     first.set()

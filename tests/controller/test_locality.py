@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mlflow_deploy_plugin.controller.locality import rollouts_lease, stands_here
+from mlflow_deploy_plugin.controller.locality import is_local, rollouts_lease_name
 from mlflow_deploy_plugin.settings import Settings
 
 
@@ -11,7 +11,7 @@ def test_controllers_that_see_the_same_state_folders_want_the_same_lease_and_oth
     for settings in (here, there):
         (settings.deployments_path / "flights").mkdir(parents=True)
 
-    assert rollouts_lease(here) == rollouts_lease(here)
-    assert rollouts_lease(here) != rollouts_lease(there)
-    assert rollouts_lease(nowhere) == ""
-    assert [stands_here("flights", settings) for settings in (here, there, nowhere)] == [True, True, False]
+    assert rollouts_lease_name(here) == rollouts_lease_name(here)
+    assert rollouts_lease_name(here) != rollouts_lease_name(there)
+    assert rollouts_lease_name(nowhere) == ""
+    assert [is_local("flights", settings) for settings in (here, there, nowhere)] == [True, True, False]

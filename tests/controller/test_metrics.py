@@ -14,7 +14,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, event
 
-from mlflow_deploy_plugin.controller.metrics import StoreGauges, start_gauges
+from mlflow_deploy_plugin.controller.metrics import StoreMetrics, start_metrics_server
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.monitoring.alerts import alert_failure
 from mlflow_deploy_plugin.settings import Settings
@@ -52,7 +52,7 @@ def store(store_url: str) -> Iterator[Store]:
 def read(store: Store) -> Iterator:
     """The value of a metric by its labels, as they are served now."""
     port = free_port()
-    server = start_gauges(store, port, "127.0.0.1")
+    server = start_metrics_server(store, port, "127.0.0.1")
 
     def ask() -> dict:
         text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
@@ -130,7 +130,7 @@ def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_a
         with transaction() as session:
             yield session
 
-    gauges = StoreGauges(store, patience_seconds=0.1)
+    gauges = StoreMetrics(store, patience_seconds=0.1)
     read_at_first = wait_until(lambda: [m for m in [values(gauges)] if m["onnxserve_store_up"]], 30, "it is read")[0]
     for answer in (down, silent):
         with monkeypatch.context() as patched:
@@ -146,7 +146,7 @@ def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_a
     go_on.set()
 
 
-def values(gauges: StoreGauges) -> dict:
+def values(gauges: StoreMetrics) -> dict:
     """By metric, or by metric and labels."""
     samples = [sample for metric in gauges.collect() for sample in metric.samples]
     return {(one.name, *one.labels.values()) if one.labels else one.name: one.value for one in samples}
@@ -172,7 +172,7 @@ def test_of_windows_nothing_but_an_index_is_read_for_the_counts(store: Store, re
 
 def test_a_taken_port_is_one_clear_line(store: Store, taken_port: int) -> None:
     with pytest.raises(InvalidConfig, match=rf"--metrics-port {taken_port}: Address already in use"):
-        start_gauges(store, taken_port, "127.0.0.1")
+        start_metrics_server(store, taken_port, "127.0.0.1")
 
 
 def test_the_guide_names_what_is_served_and_the_rules_ask_for_nothing_else_of_it(store: Store, read) -> None:

@@ -6,7 +6,12 @@ from threading import Thread
 
 import pytest
 
-from mlflow_deploy_plugin.controller.snapshot import Counted, fetch_numbers, read_answered, read_numbers
+from mlflow_deploy_plugin.controller.snapshot import (
+    VersionCounters,
+    fetch_counters,
+    parse_counters,
+    versions_by_last_answer,
+)
 
 PAGE = """# TYPE onnxserve_requests_total counter
 onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",protocol="mlflow",status="200"} 90
@@ -38,26 +43,26 @@ onnxserve_last_request_timestamp_seconds{endpoint="f",model="X",version="7"} 300
 
 
 def test_the_counts_of_one_endpoint_are_added_up_over_protocols() -> None:
-    found = read_numbers(PAGE, "f")
+    found = parse_counters(PAGE, "f")
 
-    assert found["main", "6"] == Counted(100, 5, {0.1: 86, float("inf"): 100})
+    assert found["main", "6"] == VersionCounters(100, 5, {0.1: 86, float("inf"): 100})
     assert found["new", "7"].requests == 4
     assert (found["copy", "7"].same, found["copy", "7"].different) == (30, 15)
     assert set(found) == {("main", "5"), ("main", "6"), ("main", "4"), ("new", "7"), ("copy", "7")}
 
 
 def test_the_version_that_has_answered_last_under_a_name_comes_first() -> None:
-    assert read_answered(PAGE, "f", "main", "X") == ["6", "5"]
+    assert versions_by_last_answer(PAGE, "f", "main", "X") == ["6", "5"]
 
 
 def test_versions_of_a_model_that_was_served_before_are_not_taken_for_this_ones() -> None:
-    assert read_answered(PAGE, "f", "main", "Y") == ["4"]
+    assert versions_by_last_answer(PAGE, "f", "main", "Y") == ["4"]
 
 
 def test_counts_survive_being_written_down() -> None:
-    counted = read_numbers(PAGE, "f")["main", "6"]
+    counted = parse_counters(PAGE, "f")["main", "6"]
 
-    assert Counted.from_json(counted.to_json()) == counted
+    assert VersionCounters.from_json(counted.to_json()) == counted
 
 
 @pytest.fixture
@@ -78,6 +83,6 @@ def server() -> Iterator[HTTPServer]:
 def test_a_server_that_does_not_answer_gives_no_numbers(server: HTTPServer, free_port: int) -> None:
     url = f"http://127.0.0.1:{server.server_port}"
 
-    assert fetch_numbers(url, "f") == read_numbers(PAGE, "f")
-    assert fetch_numbers(f"{url}/elsewhere", "f") is None
-    assert fetch_numbers(f"http://127.0.0.1:{free_port}", "f") is None
+    assert fetch_counters(url, "f") == parse_counters(PAGE, "f")
+    assert fetch_counters(f"{url}/elsewhere", "f") is None
+    assert fetch_counters(f"http://127.0.0.1:{free_port}", "f") is None

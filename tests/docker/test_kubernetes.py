@@ -13,7 +13,7 @@ import requests
 import yaml
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.beside import LEASE
+from mlflow_deploy_plugin.controller.beside import STORE_LEASE
 from mlflow_deploy_plugin.store.monitors import Monitors
 from tests.support.cluster import Cluster, Manifest, own_namespace
 from tests.support.real_s3 import NEEDS_S3
@@ -111,6 +111,6 @@ def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
 
 def leader(two_days: TwoDays) -> str:
     """The pod that has the lease now."""
-    lease = two_days.store.lease(LEASE)
+    lease = two_days.store.lease(STORE_LEASE)
     is_held = lease is not None and lease.expires_at > datetime.now(UTC)
     return lease.holder.split("@")[1].split(" ")[0] if lease is not None and is_held else ""

@@ -20,8 +20,8 @@ from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.controller.locality import rollouts_lease
-from mlflow_deploy_plugin.controller.rollouts.start import Wish, begin_rollout
+from mlflow_deploy_plugin.controller.locality import rollouts_lease_name
+from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, open_store
@@ -108,7 +108,7 @@ class Arena:
 
     def who_works(self) -> str:
         """The controller that does the rollouts; empty before the first."""
-        view = self.store.lease(rollouts_lease(load_settings()))
+        view = self.store.lease(rollouts_lease_name(load_settings()))
         return view.holder if view is not None else ""
 
     def stages(self) -> dict[str, str]:
@@ -214,7 +214,9 @@ def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings
 
 def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh: Arena) -> None:
     with open_deployments(lambda line: None) as deployments:
-        begin_rollout(deployments, "arena", Wish("2", why="it is new"))  # the controller that was to do it is gone
+        start_rollout(
+            deployments, "arena", RolloutRequest("2", why="it is new")
+        )  # the controller that was to do it is gone
     assert "version 1 → 2: starting" in fresh.run("rollout", "arena", "--status")[1]
 
     status, output = fresh.run("rollback", "arena", "--why", "second thoughts")

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retraining import process
-from mlflow_deploy_plugin.controller.retraining.context import Hands
-from mlflow_deploy_plugin.controller.retraining.runner import take_safely
-from mlflow_deploy_plugin.controller.retraining.trigger import consider
+from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
+from mlflow_deploy_plugin.controller.retraining.runner import try_step
+from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -88,8 +88,8 @@ class RetrainingWorld:
         return self.folder / "project"
 
     @property
-    def hands(self) -> Hands:
-        return Hands(self.deployments, "controller@here", self.said.append)
+    def hands(self) -> RetrainingContext:
+        return RetrainingContext(self.deployments, "controller@here", self.said.append)
 
     def spec(self, **fields: Any) -> MonitorSpec:
         retrain = {"project": str(self.project), "env_manager": "local", **fields}
@@ -151,7 +151,7 @@ class RetrainingWorld:
 
     def at(self, state: str, version: str = "", then: str = "propose", **figures: Any) -> Retraining:
         """A retraining that has come so far; no project has run."""
-        assert consider(self.deployments, self.judgement(), self.run(), self.spec(then=then)) is not None
+        assert retrain_on_alarm(self.deployments, self.judgement(), self.run(), self.spec(then=then)) is not None
         run_id = ""
         if state != "waiting":
             experiment = MlflowClient().create_experiment("trainings")
@@ -170,7 +170,7 @@ class RetrainingWorld:
 
     def take(self) -> Retraining:
         """One step of the last retraining."""
-        take_safely(self.hands, self.latest())
+        try_step(self.hands, self.latest())
         return self.latest()
 
     def until(self, *states: str, seconds: float = 90.0) -> Retraining:

@@ -3,7 +3,7 @@
 import math
 
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.snapshot import Counted, Numbers
+from mlflow_deploy_plugin.controller.snapshot import CountersByVersion, VersionCounters
 from mlflow_deploy_plugin.spec import VariantSpec
 
 PLAN = RolloutPlan(
@@ -26,17 +26,21 @@ PLAN = RolloutPlan(
 )
 
 
-def counted(requests: float, errors: float = 0, slow: float = 0, same: float = 0, different: float = 0) -> Counted:
+def counted(
+    requests: float, errors: float = 0, slow: float = 0, same: float = 0, different: float = 0
+) -> VersionCounters:
     """Requests of which `slow` took between 0.1 and 1 s and the others less than 10 ms."""
     timed = {0.01: requests - slow, 0.1: requests - slow, 1.0: requests, math.inf: requests}
-    return Counted(requests, errors, timed, same, different)
+    return VersionCounters(requests, errors, timed, same, different)
 
 
-def numbers(current: Counted, candidate: Counted | None = None, shadow: Counted | None = None) -> Numbers:
+def numbers(
+    current: VersionCounters, candidate: VersionCounters | None = None, shadow: VersionCounters | None = None
+) -> CountersByVersion:
     return {
         ("champion", "6"): current,
-        ("candidate", "7"): candidate or Counted(),
-        ("candidate-shadow", "7"): shadow or Counted(),
+        ("candidate", "7"): candidate or VersionCounters(),
+        ("candidate-shadow", "7"): shadow or VersionCounters(),
     }
 
 

@@ -10,11 +10,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.evaluation import Answer, Judge, log_of, question_of
-from mlflow_deploy_plugin.controller.monitors.judging_pool import PASSING, Ended
-from mlflow_deploy_plugin.controller.monitors.late_data import digests_of_files
-from mlflow_deploy_plugin.controller.monitors.schedule import pause_after
-from mlflow_deploy_plugin.controller.retraining.trigger import consider
+from mlflow_deploy_plugin.controller.monitors.evaluation import (
+    Judge,
+    LoggedResult,
+    endpoint_log,
+    window_request,
+)
+from mlflow_deploy_plugin.controller.monitors.judging_pool import TRANSIENT_ERRORS, ProcessEnded
+from mlflow_deploy_plugin.controller.monitors.late_data import files_digests
+from mlflow_deploy_plugin.controller.monitors.schedule import backoff
+from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -25,8 +30,8 @@ from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
 
 _log = logging.getLogger(__name__)
 
-MOST_ATTEMPTS = 5
-LONGEST_TROUBLE = timedelta(days=1)
+MAX_ATTEMPTS = 5
+MAX_OUTAGE = timedelta(days=1)
 """How long a window is tried again while MLflow or the store is down; any other failure counts."""
 NO_ROWS = "the window has no rows"
 KILLED = "whoever judged it was killed, or lost the lease, in the middle of it"
@@ -63,7 +68,7 @@ class Attempts:
             None where nothing was written: the lease is lost, or the attempt was ended on purpose.
         """
         if window.state == "running" and not self.by_hand:  # nobody has the lease: whoever judged it was killed
-            if window.attempts + 1 >= MOST_ATTEMPTS:
+            if window.attempts + 1 >= MAX_ATTEMPTS:
                 return self._failed(window, spec, KILLED, False, keeper)
             window = replace(window, attempts=window.attempts + 1, reason=KILLED)
         running = self.monitors.update(replace(window, state="running"), keeper.lease)
@@ -71,36 +76,36 @@ class Attempts:
             return None
         try:
             found = self._found(running, spec, notes)
-        except Ended:
+        except ProcessEnded:
             if keeper.is_held:
                 self.monitors.update(replace(running, state="pending", not_before=None), keeper.lease)
             return None
         except OnnxserveError as error:
-            return self._failed(running, spec, error.message, isinstance(error, PASSING), keeper)
+            return self._failed(running, spec, error.message, isinstance(error, TRANSIENT_ERRORS), keeper)
         except KeyboardInterrupt:
             self.monitors.close(running, "it was ended by hand")
             raise
         except Exception as error:  # noqa: BLE001 — one window must not end the others
-            _log.exception("%s", shown(running))
+            _log.exception("%s", window_summary(running))
             return self._failed(running, spec, f"{type(error).__name__}: {error}", False, keeper)
         written = self.monitors.update(found, keeper.lease) if keeper.is_held else None
         if written is not None:
-            self.say(shown(written))
+            self.say(window_summary(written))
         return written
 
     def _found(self, window: MonitorWindow, spec: MonitorSpec, notes: Sequence[str]) -> MonitorWindow:
         endpoint = self.deployments.store.endpoint(window.endpoint)
-        log = log_of(self.deployments.settings, endpoint)
-        (digest,) = digests_of_files(log, [window], spec)
+        log = endpoint_log(self.deployments.settings, endpoint)
+        (digest,) = files_digests(log, [window], spec)
         if not digest:
             reason = "; ".join([NO_ROWS, *notes])
             return replace(window, state="judged", not_before=None, log_digest="", verdict=_NOT_JUDGED, reason=reason)
-        answer = self.judge(question_of(window, spec, self.deployments.settings, endpoint, notes))
+        answer = self.judge(window_request(window, spec, self.deployments.settings, endpoint, notes))
         if not self.by_hand:
             self._tell(window, spec, answer)
         return as_judged(replace(window, log_digest=digest), answer, notes)
 
-    def _tell(self, window: MonitorWindow, spec: MonitorSpec, answer: Answer) -> None:
+    def _tell(self, window: MonitorWindow, spec: MonitorSpec, answer: LoggedResult) -> None:
         """Tells of the monitor's newest window: what an older one is found to be later changes nothing any more.
 
         Only windows that the schedule has come to count: a clock that was wrong may have had it judge such that lie
@@ -122,44 +127,44 @@ class Attempts:
         ]
         if any(one.start > window.start for one in earlier):
             return
-        in_a_row = alarms_in_a_row([*earlier, replace(window, verdict=answer.judgement.state)])
+        in_a_row = consecutive_alarms([*earlier, replace(window, verdict=answer.judgement.state)])
         self.monitors.remember(window.endpoint, window.monitor, consecutive=in_a_row)
         if answer.judgement.is_alarm and in_a_row < spec.consecutive:
-            self.say(f"{shown(window)}: {in_a_row} of {spec.consecutive} windows in a row that make an alarm")
+            self.say(f"{window_summary(window)}: {in_a_row} of {spec.consecutive} windows in a row that make an alarm")
             return
         try:
             alert(store, settings, answer.judgement, answer.run.url, spec)
-            consider(self.deployments, answer.judgement, answer.run, spec)
-        except PASSING:
+            retrain_on_alarm(self.deployments, answer.judgement, answer.run, spec)
+        except TRANSIENT_ERRORS:
             raise  # to be told again with the next attempt
         except Exception:  # noqa: BLE001 — the window is judged, whatever keeps its verdict from being followed
-            _log.exception("%s: what follows from the verdict has failed", shown(window))
+            _log.exception("%s: what follows from the verdict has failed", window_summary(window))
 
     def _failed(
         self, window: MonitorWindow, spec: MonitorSpec, reason: str, is_passing: bool, keeper: LeaseKeeper
     ) -> MonitorWindow | None:
         now = self.deployments.store.now()
         attempts = window.attempts + 1
-        may_pass = is_passing and now - window.created_at < LONGEST_TROUBLE
-        is_given_up = self.by_hand or (attempts >= MOST_ATTEMPTS and not may_pass)
+        may_pass = is_passing and now - window.created_at < MAX_OUTAGE
+        is_given_up = self.by_hand or (attempts >= MAX_ATTEMPTS and not may_pass)
         failed = replace(
             window,
             state="failed" if is_given_up else "pending",
             attempts=attempts,
             reason=reason,
-            not_before=None if is_given_up else now + pause_after(attempts),
+            not_before=None if is_given_up else now + backoff(attempts),
         )
         if not keeper.is_held:
             return None
-        if not self.by_hand and (is_given_up or attempts == MOST_ATTEMPTS):
+        if not self.by_hand and (is_given_up or attempts == MAX_ATTEMPTS):
             alert_failure(self.deployments.store, self.deployments.settings, window.endpoint, window.monitor, reason)
         written = self.monitors.update(failed, keeper.lease)
         if written is not None:
-            self.say(shown(written))
+            self.say(window_summary(written))
         return written
 
 
-def alarms_in_a_row(windows: Sequence[MonitorWindow]) -> int:
+def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     """Return how many of the newest windows are alarms, each by its newest revision; undecided ones are passed over."""
     newest = {(one.start): one.verdict for one in sorted(windows, key=lambda one: (one.start, one.revision))}
     count = 0
@@ -172,12 +177,12 @@ def alarms_in_a_row(windows: Sequence[MonitorWindow]) -> int:
     return count
 
 
-def unwritten_window(endpoint: str, monitor: str, window: Window, now: datetime) -> MonitorWindow:
+def unsaved_window(endpoint: str, monitor: str, window: Window, now: datetime) -> MonitorWindow:
     """A window that is not in the store: what is found of it stands in MLflow alone."""
     return MonitorWindow(0, endpoint, monitor, window.start, window.end, 0, True, "pending", now, now)
 
 
-def as_judged(window: MonitorWindow, answer: Answer, notes: Sequence[str]) -> MonitorWindow:
+def as_judged(window: MonitorWindow, answer: LoggedResult, notes: Sequence[str]) -> MonitorWindow:
     """The window with what was found in it."""
     judgement = answer.judgement
     return replace(
@@ -194,7 +199,7 @@ def as_judged(window: MonitorWindow, answer: Answer, notes: Sequence[str]) -> Mo
     )
 
 
-def shown(window: MonitorWindow) -> str:
+def window_summary(window: MonitorWindow) -> str:
     """Where a window is, in one line."""
     revision = f" revision {window.revision}" if window.revision > 1 else ""
     name = f"{window.endpoint}: monitor {window.monitor} {Window(window.start, window.end)}{revision}"

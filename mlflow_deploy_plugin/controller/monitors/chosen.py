@@ -8,13 +8,13 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint, load_specs
-from mlflow_deploy_plugin.store import no_endpoint
+from mlflow_deploy_plugin.store import unknown_endpoint
 
 DEFAULT_MONITOR = "drift"
 
 
 @dataclass(frozen=True)
-class Monitor:
+class SelectedMonitor:
     """A monitor of an endpoint; one that the endpoint's spec does not have is made of the defaults.
 
     Attributes:
@@ -28,14 +28,14 @@ class Monitor:
     capture: CaptureSpec
     tried: str = ""
 
-    def trying(self, **bounds: float | None) -> "Monitor":
+    def trying(self, **bounds: float | None) -> "SelectedMonitor":
         """The monitor with these fields of its spec; None: as it is."""
         given = {name: value for name, value in bounds.items() if value is not None}
         tried = ", ".join(f"{name}={value}" for name, value in given.items())
         return replace(self, spec=self.spec.model_copy(update=given), tried=tried)
 
 
-def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> Monitor:
+def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> SelectedMonitor:
     """The monitor of this name; default: the endpoint's only one, or where it has none a daily one of drift.
 
     Raises:
@@ -49,7 +49,7 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> M
                 f"endpoint {endpoint!r} has several monitors: say which, --monitor {' | '.join(sorted(spec.monitors))}"
             )
         name = next(iter(spec.monitors), DEFAULT_MONITOR)
-    return Monitor(endpoint, name, spec.monitor(name) if spec.monitors else MonitorSpec(), spec.capture)
+    return SelectedMonitor(endpoint, name, spec.monitor(name) if spec.monitors else MonitorSpec(), spec.capture)
 
 
 def _spec(deployments: Deployments, endpoint: str) -> EndpointSpec:
@@ -62,7 +62,7 @@ def _spec(deployments: Deployments, endpoint: str) -> EndpointSpec:
         return left
     captured = open_log(deployments.settings.inference_log).endpoints()
     if endpoint not in captured:
-        raise no_endpoint(endpoint, {*captured, *(stored.name for stored in deployments.store.endpoints())})
+        raise unknown_endpoint(endpoint, {*captured, *(stored.name for stored in deployments.store.endpoints())})
     return empty_endpoint(endpoint)
 
 

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 
 @dataclass(frozen=True)
-class Answer:
+class LoggedResult:
     """What was found, the run that shows it, and how many rows the log had of the window by then."""
 
     judgement: Judgement
@@ -25,10 +25,10 @@ class Answer:
     log_rows: int
 
 
-Judge = Callable[[Question], Answer]
+Judge = Callable[[Question], LoggedResult]
 
 
-def question_of(
+def window_request(
     window: MonitorWindow, spec: MonitorSpec, settings: Settings, endpoint: Endpoint | None, notes: Sequence[str] = ()
 ) -> Question:
     """What is asked of a window as it is written down."""
@@ -46,7 +46,7 @@ def question_of(
     )
 
 
-def judge_and_log(question: Question) -> Answer:
+def judge_and_log(question: Question) -> LoggedResult:
     """Judges the window and logs its run; where there is a run of this revision already, it is that one.
 
     Raises:
@@ -60,7 +60,7 @@ def judge_and_log(question: Question) -> Answer:
         registry_client().get_experiment_by_name(f"onnxserve/{question.endpoint}")
     rows = count_rows(question)
     result = run_monitor(question)
-    return Answer(result.judgement, result.run, rows)
+    return LoggedResult(result.judgement, result.run, rows)
 
 
 def count_rows(question: Question) -> int:
@@ -68,12 +68,12 @@ def count_rows(question: Question) -> int:
     return question.log.count(question.endpoint, question.window)
 
 
-def log_of(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
+def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
     """The log, without what a deleted endpoint of the same name has captured."""
     return open_log(settings.inference_log, endpoint.rows_since if endpoint is not None else None)
 
 
-def digest_of_files(log: InferenceLog, endpoint: str, window: Window) -> str:
+def files_digest(log: InferenceLog, endpoint: str, window: Window) -> str:
     """Changes with the files of the hours that the window lies in; empty where there are none."""
     files = [(file.path, file.size) for hour in log.hours(endpoint, window) for file in log.files(hour)]
     return digest(sorted(files)) if files else ""

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.controller.monitors.attempt import as_judged, unwritten_window
-from mlflow_deploy_plugin.controller.monitors.chosen import DEFAULT_MONITOR, Monitor
-from mlflow_deploy_plugin.controller.monitors.evaluation import Answer, Judge, question_of
+from mlflow_deploy_plugin.controller.monitors.attempt import as_judged, unsaved_window
+from mlflow_deploy_plugin.controller.monitors.chosen import DEFAULT_MONITOR, SelectedMonitor
+from mlflow_deploy_plugin.controller.monitors.evaluation import Judge, LoggedResult, window_request
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, window_at
 from mlflow_deploy_plugin.monitoring.references.dataset import load_dataset
 from mlflow_deploy_plugin.monitoring.references.rows import ReferenceRows
@@ -30,7 +30,7 @@ _INDEPENDENT = f"{{}} says when its rows happened (a column {EVENT_TIME}): they 
 
 def run_files(
     name: str, rows: str, reference: str, settings: Settings, judge: Judge, **bounds: float | None
-) -> tuple[MonitorWindow, Answer]:
+) -> tuple[MonitorWindow, LoggedResult]:
     """Judges the rows of a file beside those of another, and logs the report to the experiment `onnxserve/NAME`.
 
     It is the verdict of no monitor: nothing is written down but the run. The columns are those of the files. Where both
@@ -54,16 +54,16 @@ def run_files(
     neither = "neither file" if len(without) == 2 else f"only one file (not {''.join(without)})"
     notes = [_INDEPENDENT.format(neither)] if without else []
     spec = MonitorSpec(reference=f"dataset:{reference}", independent_rows=bool(without))
-    monitor = Monitor(name, DEFAULT_MONITOR, spec, CaptureSpec()).trying(**bounds)
+    monitor = SelectedMonitor(name, DEFAULT_MONITOR, spec, CaptureSpec()).trying(**bounds)
     now = datetime.now(UTC)
     times = found.times if found.times is not None else np.full(len(found.table), int(now.timestamp()) * 1_000_000)
     window = _window(times) if found.times is not None else window_at(int(times[0]), "1d")
-    unwritten = unwritten_window(name, DEFAULT_MONITOR, window, now)
+    unwritten = unsaved_window(name, DEFAULT_MONITOR, window, now)
     with tempfile.TemporaryDirectory(prefix="onnxserve-rows-") as folder:
         _lay_out(found, times, Path(folder) / f"endpoint={name}")
         alone = settings.model_copy(update={"log_uri": folder})
         tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
-        answer = judge(replace(question_of(unwritten, monitor.spec, alone, None, notes), tried=tried))
+        answer = judge(replace(window_request(unwritten, monitor.spec, alone, None, notes), tried=tried))
     return as_judged(unwritten, answer, notes), answer
 
 

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError, Regist
 
 _log = logging.getLogger(__name__)
 
-PASSING = (RegistryUnavailable, StoreUnavailable)
+TRANSIENT_ERRORS = (RegistryUnavailable, StoreUnavailable)
 """What passes by itself, and is tried again for longer."""
 _MOST_CALLS = 50
 _IDLE_SECONDS = 300.0
@@ -33,11 +33,11 @@ _OOM_SCORE = "500"
 _JOIN_SECONDS = 5.0
 
 
-class Ended(OnnxserveError):
+class ProcessEnded(OnnxserveError):
     """The process was ended from here, on purpose."""
 
 
-class Crashed(OnnxserveError):
+class ProcessCrashed(OnnxserveError):
     """The process ended in the middle of its work."""
 
 
@@ -71,8 +71,8 @@ class JudgingProcess:
         except (EOFError, OSError):
             code = self._kill()
             if self._is_ended:
-                raise Ended("it was ended with the controller") from None
-            raise Crashed(f"its process ended {_how(code)}") from None
+                raise ProcessEnded("it was ended with the controller") from None
+            raise ProcessCrashed(f"its process ended {_how(code)}") from None
         self._calls += 1
         self._used_at = time.monotonic()
         if self._calls >= _MOST_CALLS:
@@ -94,7 +94,7 @@ class JudgingProcess:
     def _started(self) -> Connection:
         with self._lock:
             if self._is_ended:
-                raise Ended("it was ended with the controller")
+                raise ProcessEnded("it was ended with the controller")
             if self._process is None or not self._process.is_alive() or self._connection is None:
                 context = multiprocessing.get_context("spawn")
                 self._connection, theirs = context.Pipe()
@@ -141,7 +141,7 @@ def _work(connection: Connection) -> None:
 def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any]:
     try:
         return True, function(*arguments)
-    except PASSING as error:
+    except TRANSIENT_ERRORS as error:
         return False, type(error)(error.message)
     except OnnxserveError as error:
         return False, OnnxserveError(error.message)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import digest, digest_of_files
+from mlflow_deploy_plugin.controller.monitors.evaluation import digest, files_digest
 from mlflow_deploy_plugin.inference_log.label_join import labels_folder
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.storage import DAY, list_days, list_files
@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
 
 EVERY_SECONDS = 3600.0
-MOST_REVISIONS = 24
+MAX_REVISIONS = 24
 _ROWS_LOOKED_FOR = timedelta(days=1)
 _LABELS_LOOKED_FOR = timedelta(days=7)
 _MOST_LABELLED = 200
@@ -27,11 +27,11 @@ _MOST_LABELLED = 200
 _MATERIAL_SHARE = 0.05
 """Of the rows of a window that are looked at: with so many more labels it is judged again."""
 
-Late = Literal["rows", "labels"]
+LateData = Literal["rows", "labels"]
 
 
 @dataclass(frozen=True)
-class Counts:
+class LogCounts:
     """What counts what is in the log by now.
 
     Attributes:
@@ -43,7 +43,7 @@ class Counts:
     labels: Callable[[Sequence[MonitorWindow]], Sequence[int]]
 
 
-def looked_for(spec: MonitorSpec) -> timedelta:
+def revision_period(spec: MonitorSpec) -> timedelta:
     """How long after its end a window may get a further revision."""
     if spec.kind != "performance":
         return _ROWS_LOOKED_FOR
@@ -51,13 +51,13 @@ def looked_for(spec: MonitorSpec) -> timedelta:
     return timedelta(seconds=within) + _LABELS_LOOKED_FOR
 
 
-def digests_of_files(log: InferenceLog, windows: Sequence[MonitorWindow], spec: MonitorSpec) -> list[str]:
+def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: MonitorSpec) -> list[str]:
     """By window what changes with the files that its judgement reads; empty where it has no rows.
 
     Args:
         windows: of one monitor.
     """
-    rows = [digest_of_files(log, one.endpoint, Window(one.start, one.end)) for one in windows]
+    rows = [files_digest(log, one.endpoint, Window(one.start, one.end)) for one in windows]
     if spec.kind != "performance" or not any(rows):
         return rows
     since = min(one.start for one in windows) - DAY  # two machines' clocks may differ
@@ -78,9 +78,9 @@ def add_revisions(
     windows: Iterable[MonitorWindow],
     spec: MonitorSpec,
     log: InferenceLog,
-    counts: Counts,
+    counts: LogCounts,
     now: datetime,
-) -> list[tuple[MonitorWindow, Late]]:
+) -> list[tuple[MonitorWindow, LateData]]:
     """Writes down a further revision of each window that has more rows, or materially more labels, by now than when it
     was judged.
 
@@ -95,10 +95,10 @@ def add_revisions(
     looked_at = [one for one in newest.values() if _may_be_judged_again(one, spec, now)]
     if spec.kind == "performance":
         looked_at = looked_at[-_MOST_LABELLED:]
-    digests = digests_of_files(log, looked_at, spec)
+    digests = files_digests(log, looked_at, spec)
     changed = [(one, new) for one, new in zip(looked_at, digests, strict=True) if new != one.log_digest]
     late = _late([window for window, _ in changed], spec, counts, now)
-    added: list[tuple[MonitorWindow, Late]] = []
+    added: list[tuple[MonitorWindow, LateData]] = []
     for window, new in changed:
         if window.id in late:
             revision = monitors.next_revision(window.endpoint, window.monitor, window.start)
@@ -112,14 +112,14 @@ def add_revisions(
 def _may_be_judged_again(window: MonitorWindow, spec: MonitorSpec, now: datetime) -> bool:
     return (
         window.state == "judged"
-        and window.revision < MOST_REVISIONS
-        and window.end <= now <= window.end + looked_for(spec)
+        and window.revision < MAX_REVISIONS
+        and window.end <= now <= window.end + revision_period(spec)
     )
 
 
-def _late(windows: Sequence[MonitorWindow], spec: MonitorSpec, counts: Counts, now: datetime) -> dict[int, Late]:
+def _late(windows: Sequence[MonitorWindow], spec: MonitorSpec, counts: LogCounts, now: datetime) -> dict[int, LateData]:
     """What came, by the id of each window that is to be judged again, of those whose files have changed."""
-    late: dict[int, Late] = {
+    late: dict[int, LateData] = {
         window.id: "rows"
         for window in windows
         if now <= window.end + _ROWS_LOOKED_FOR and counts.rows(window) > window.log_rows

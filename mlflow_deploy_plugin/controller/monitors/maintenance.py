@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from mlflow_deploy_plugin.controller.beside import safely
+from mlflow_deploy_plugin.controller.beside import log_errors
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.judging_pool import Ended, JudgingProcess
-from mlflow_deploy_plugin.controller.monitors.next_window import not_judged_since
+from mlflow_deploy_plugin.controller.monitors.judging_pool import JudgingProcess, ProcessEnded
+from mlflow_deploy_plugin.controller.monitors.next_window import oldest_unjudged_start
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.maintenance import MaintenanceResult, maintain
@@ -30,7 +30,7 @@ _LONGEST_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
-class Needed:
+class RetainedWindows:
     """What of the log an endpoint's monitors will read again, however old it is.
 
     Attributes:
@@ -49,7 +49,7 @@ class Needed:
         return [*self.windows, *frozen]
 
 
-class Upkeep:
+class LogMaintenance:
     """Keeps the logs of the store's endpoints in order."""
 
     def __init__(self, deployments: Deployments, every_seconds: float = _EVERY_SECONDS) -> None:
@@ -68,7 +68,7 @@ class Upkeep:
         began = time.monotonic()
         while keeper.is_held and not over.is_set():
             if time.monotonic() - began >= self._every_seconds:
-                safely(lambda: self._maintain_all(process, over))
+                log_errors(lambda: self._maintain_all(process, over))
                 began = time.monotonic()
             process.rest()
             over.wait(min(5.0, self._every_seconds))
@@ -81,13 +81,17 @@ class Upkeep:
                 return
             try:
                 retention = endpoint.spec.capture.retention
-                needed = still_needed(Monitors(self._deployments.store), endpoint, now) if retention else Needed()
+                needed = (
+                    retained_windows(Monitors(self._deployments.store), endpoint, now)
+                    if retention
+                    else RetainedWindows()
+                )
                 asked = settings, endpoint.name, now, retention, needed
                 done: MaintenanceResult = process.call(maintain_log, *asked, seconds=_LONGEST_SECONDS)
                 if done.expired_files:
                     what = f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)"
                     _log.info("%s: %s older than capture.retention %s were deleted", endpoint.name, what, retention)
-            except Ended:
+            except ProcessEnded:
                 return
             except OnnxserveError as error:
                 _log.warning("%s: the log's upkeep has failed, again in an hour: %s", endpoint.name, error.message)
@@ -95,14 +99,14 @@ class Upkeep:
             if gone := process.call(forget_agents, settings, now, seconds=_LONGEST_SECONDS):
                 said = "agents that have said nothing for %d days are forgotten: %s"
                 _log.info(said, GONE_AFTER.days, ", ".join(gone))
-        except Ended:
+        except ProcessEnded:
             return
         except OnnxserveError as error:
             _log.warning("what agents said that are gone cannot be deleted, again in an hour: %s", error.message)
 
 
 def maintain_log(
-    settings: Settings, endpoint: str, now: datetime, retention: str | None, needed: Needed
+    settings: Settings, endpoint: str, now: datetime, retention: str | None, needed: RetainedWindows
 ) -> MaintenanceResult:
     """Compacts the hours that are over, and deletes what is older than the endpoint's retention, if it has one."""
     keep = timedelta(seconds=duration_seconds(retention)) if retention is not None else None
@@ -117,15 +121,15 @@ def forget_agents(settings: Settings, now: datetime) -> list[str]:
         return expire_watermarks(location, now)
 
 
-def still_needed(monitors: Monitors, endpoint: Endpoint, now: datetime) -> Needed:
+def retained_windows(monitors: Monitors, endpoint: Endpoint, now: datetime) -> RetainedWindows:
     """Pinned references, and what a window reads that waits to be judged, or would be made up."""
-    needed = Needed()
+    needed = RetainedWindows()
     for name, spec in endpoint.spec.monitors.items():
         kind, _, said = spec.reference.partition(":")
         if kind == "window":
             needed.windows.append(parse_window(said))
         waiting = monitors.windows(endpoint.name, name, states=("pending", "running"))
-        begin = not_judged_since(endpoint, name, spec, monitors.state(endpoint.name, name), now)
+        begin = oldest_unjudged_start(endpoint, name, spec, monitors.state(endpoint.name, name), now)
         oldest = min([begin, *(window.start for window in waiting)])
         if oldest < now:
             needed.windows.append(Window(oldest - spec.reads_before, now))

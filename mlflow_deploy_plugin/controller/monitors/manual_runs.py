@@ -11,20 +11,25 @@ from dataclasses import replace
 from datetime import datetime
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.attempt import Attempts, as_judged, shown, unwritten_window
-from mlflow_deploy_plugin.controller.monitors.chosen import Monitor
+from mlflow_deploy_plugin.controller.monitors.attempt import (
+    Attempts,
+    as_judged,
+    unsaved_window,
+    window_summary,
+)
+from mlflow_deploy_plugin.controller.monitors.chosen import SelectedMonitor
 from mlflow_deploy_plugin.controller.monitors.evaluation import (
-    Answer,
     Judge,
+    LoggedResult,
     count_rows,
-    digest_of_files,
+    endpoint_log,
+    files_digest,
     judge_and_log,
-    log_of,
-    question_of,
+    window_request,
 )
 from mlflow_deploy_plugin.controller.monitors.schedule import window_from, windows_between
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
-from mlflow_deploy_plugin.controller.monitors.window_runner import Turns
+from mlflow_deploy_plugin.controller.monitors.window_runner import WindowRunner
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -38,15 +43,15 @@ _SHIPPING_SECONDS = 20.0
 _LEASE_SECONDS = 15.0
 PATIENCE_SECONDS = 60.0
 """How long a window that the controller is at is waited for."""
-MOST_BACKFILLED = 10_000
+MAX_BACKFILLED = 10_000
 """Over a year of hours; each is a run in MLflow, and takes seconds."""
 _SKETCHED = ("drift", "prediction_drift", "data_quality")
 _NOT_SHIPPED = "some captured rows have not reached the inference log yet and are not judged"
 
 
 def run_window(
-    deployments: Deployments, monitor: Monitor, window: Window | None, judge: Judge, engine: Engine = "local"
-) -> tuple[MonitorWindow, Answer]:
+    deployments: Deployments, monitor: SelectedMonitor, window: Window | None, judge: Judge, engine: Engine = "local"
+) -> tuple[MonitorWindow, LoggedResult]:
     """Judges a window, by default the latest whole one of the monitor's length that has rows.
 
     A window that stands there already gets a further revision. What is found with other bounds than the monitor's
@@ -59,19 +64,19 @@ def run_window(
     """
     if engine == "spark" and monitor.spec.kind not in _SKETCHED:
         raise InvalidConfig(f"--engine spark: monitors of {', '.join(_SKETCHED)} are sketched, not {monitor.spec.kind}")
-    log = log_of(deployments.settings, deployments.store.endpoint(monitor.endpoint))
+    log = endpoint_log(deployments.settings, deployments.store.endpoint(monitor.endpoint))
     is_shipped = wait_until_shipped(deployments.settings.deployments_path / monitor.endpoint, _SHIPPING_SECONDS)
     now = deployments.store.now()
     window = window or log.latest_window(monitor.endpoint, monitor.spec.every, now)
-    if not digest_of_files(log, monitor.endpoint, window):
+    if not files_digest(log, monitor.endpoint, window):
         latest = log.latest_window(monitor.endpoint, monitor.spec.every, now)
         raise NotFound(
             f"endpoint {monitor.endpoint!r} has no captured rows in {window}; the latest whole window with rows is "
             f"{latest}"
         )
-    answers: list[Answer] = []
+    answers: list[LoggedResult] = []
 
-    def answer(question: Question) -> Answer:
+    def answer(question: Question) -> LoggedResult:
         answers.append(judge(replace(question, engine=engine)))
         return answers[-1]
 
@@ -89,18 +94,18 @@ def run_window(
 
 
 def _try(
-    deployments: Deployments, monitor: Monitor, window: Window, judge: Judge, notes: Sequence[str]
-) -> tuple[MonitorWindow, Answer]:
-    unwritten = unwritten_window(monitor.endpoint, monitor.name, window, deployments.store.now())
+    deployments: Deployments, monitor: SelectedMonitor, window: Window, judge: Judge, notes: Sequence[str]
+) -> tuple[MonitorWindow, LoggedResult]:
+    unwritten = unsaved_window(monitor.endpoint, monitor.name, window, deployments.store.now())
     notes = (*notes, f"judged with {monitor.tried} for once: in MLflow alone, no verdict of the monitor")
     endpoint = deployments.store.endpoint(monitor.endpoint)
-    question = question_of(unwritten, monitor.spec, deployments.settings, endpoint, notes)
+    question = window_request(unwritten, monitor.spec, deployments.settings, endpoint, notes)
     answer = judge(replace(question, capture=monitor.capture, tried=monitor.tried))
     return as_judged(unwritten, answer, notes), answer
 
 
 def backfill(
-    deployments: Deployments, monitor: Monitor, begin: datetime, end: datetime, judge: Judge
+    deployments: Deployments, monitor: SelectedMonitor, begin: datetime, end: datetime, judge: Judge
 ) -> Iterator[tuple[int, int, MonitorWindow, bool]]:
     """Judges the monitor's windows in [begin, end), oldest first; those that are judged already are passed over.
 
@@ -131,16 +136,16 @@ def _starts(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
     starts = windows_between(spec, begin, end)
     if not starts:
         raise InvalidConfig(f"no whole window of {spec.every} lies between {begin:%F %R} and {end:%F %R} UTC")
-    if len(starts) > MOST_BACKFILLED:
-        last = window_from(spec, starts[MOST_BACKFILLED - 1]).end
+    if len(starts) > MAX_BACKFILLED:
+        last = window_from(spec, starts[MAX_BACKFILLED - 1]).end
         raise InvalidConfig(
             f"{len(starts):,} windows of {spec.every} lie between {begin:%F %R} and {end:%F %R} UTC, and one backfill "
-            f"judges at most {MOST_BACKFILLED:,}: say --to {last.isoformat()[:19]}, or take a monitor of longer windows"
+            f"judges at most {MAX_BACKFILLED:,}: say --to {last.isoformat()[:19]}, or take a monitor of longer windows"
         )
     return starts
 
 
-def run_due(deployments: Deployments, monitor: Monitor, say: Callable[[str], None]) -> Iterator[MonitorWindow]:
+def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[str], None]) -> Iterator[MonitorWindow]:
     """Judges every window of the monitor that is due, oldest first, as the controller would: who is to be told is told.
 
     For what starts a command at its own times, as a CronJob does, instead of a controller. A window whose attempt has
@@ -155,7 +160,7 @@ def run_due(deployments: Deployments, monitor: Monitor, say: Callable[[str], Non
     if stored is None:
         raise NotFound(f"there is no endpoint {monitor.endpoint!r} in the store, which knows what is due")
     stored.spec.monitor(monitor.name)
-    turns = Turns(Attempts(deployments, judge_and_log, say), count_rows)
+    turns = WindowRunner(Attempts(deployments, judge_and_log, say), count_rows)
     while True:
         with _held(deployments, monitor) as keeper:
             taken = turns.take(monitor.endpoint, monitor.name, keeper)
@@ -163,7 +168,7 @@ def run_due(deployments: Deployments, monitor: Monitor, say: Callable[[str], Non
                 continue
         if taken == "nothing due":
             for waiting in _to_be_tried_again(deployments.store, monitor):
-                say(shown(waiting))
+                say(window_summary(waiting))
                 yield waiting
         if taken is None or isinstance(taken, str):
             return
@@ -172,7 +177,7 @@ def run_due(deployments: Deployments, monitor: Monitor, say: Callable[[str], Non
             return
 
 
-def _to_be_tried_again(store: Store, monitor: Monitor) -> list[MonitorWindow]:
+def _to_be_tried_again(store: Store, monitor: SelectedMonitor) -> list[MonitorWindow]:
     """The window, if there is one, that the monitor waits to try again."""
     monitors = Monitors(store)
     if monitors.state(monitor.endpoint, monitor.name).paused:
@@ -181,7 +186,7 @@ def _to_be_tried_again(store: Store, monitor: Monitor) -> list[MonitorWindow]:
 
 
 @contextmanager
-def _held(deployments: Deployments, monitor: Monitor) -> Iterator[LeaseKeeper]:
+def _held(deployments: Deployments, monitor: SelectedMonitor) -> Iterator[LeaseKeeper]:
     """Under the monitor's lease, which a controller has while it judges a window itself."""
     name, store = lease_name(monitor.endpoint, monitor.name), deployments.store
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -197,7 +202,7 @@ def _held(deployments: Deployments, monitor: Monitor) -> Iterator[LeaseKeeper]:
         yield keeper
 
 
-def _written(store: Store, monitor: Monitor, window: Window) -> MonitorWindow:
+def _written(store: Store, monitor: SelectedMonitor, window: Window) -> MonitorWindow:
     """The revision that is to be judged: one that was asked for by hand and not judged, else a further one."""
     monitors = Monitors(store)
     asked_for = [one for one in _of_window(monitors, monitor, window) if one.by_hand and one.state != "judged"]
@@ -207,15 +212,15 @@ def _written(store: Store, monitor: Monitor, window: Window) -> MonitorWindow:
     return monitors.add(monitor.endpoint, monitor.name, window.start, window.end, revision, by_hand=True)
 
 
-def _of_window(monitors: Monitors, monitor: Monitor, window: Window) -> list[MonitorWindow]:
+def _of_window(monitors: Monitors, monitor: SelectedMonitor, window: Window) -> list[MonitorWindow]:
     found = monitors.windows(monitor.endpoint, monitor.name, since=window.start)
     return [one for one in found if (one.start, one.end) == (window.start, window.end)]
 
 
-def _attempts(deployments: Deployments, monitor: Monitor, judge: Judge) -> Attempts:
+def _attempts(deployments: Deployments, monitor: SelectedMonitor, judge: Judge) -> Attempts:
     """Those that ask as the monitor was found: the store may know nothing of it."""
 
-    def as_found(question: Question) -> Answer:
+    def as_found(question: Question) -> LoggedResult:
         return judge(replace(question, capture=monitor.capture))
 
     return Attempts(deployments, as_found, say=lambda line: None, by_hand=True)

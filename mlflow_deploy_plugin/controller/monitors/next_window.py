@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.monitors.schedule import (
-    LONGEST_PAUSE,
+    MAX_BACKOFF,
     due_at,
     window_from,
     window_of,
@@ -17,12 +17,12 @@ from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import MonitorState, MonitorWindow
 
-MOST_MADE_UP = 100
+MAX_CATCH_UP = 100
 """Windows that are made up by themselves; a person may ask for more."""
 
 
 @dataclass(frozen=True)
-class Next:
+class DueWindow:
     """The oldest window that is due and was not begun.
 
     Attributes:
@@ -35,9 +35,9 @@ class Next:
     left_out_from: datetime | None = None
 
 
-def next_window(
-    endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, now: datetime, most: int = MOST_MADE_UP
-) -> Next | None:
+def next_due_window(
+    endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, now: datetime, most: int = MAX_CATCH_UP
+) -> DueWindow | None:
     """None where nothing is due; of more than `most` windows the newest.
 
     A monitor begins with the window that holds the endpoint's creation. Where the clock has gone back behind what was
@@ -53,17 +53,17 @@ def next_window(
         return None
     left_out = max(0, due - most)
     first = window_from(spec, starts[0]).start if left_out else None
-    return Next(window_from(spec, starts[left_out]), left_out, first)
+    return DueWindow(window_from(spec, starts[left_out]), left_out, first)
 
 
-def next_due(endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, now: datetime) -> datetime:
+def next_due_time(endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, now: datetime) -> datetime:
     """When the next window may be judged; in the past where it waits already. Raises as `next_window`."""
     begin = _begin(endpoint, spec, state, now)
     first = windows_between(spec, begin, begin + timedelta(seconds=2 * window_of(spec, begin).length.total_seconds()))
     return due_at(endpoint.name, monitor, spec, window_from(spec, first[0]).end)
 
 
-def not_judged_since(
+def oldest_unjudged_start(
     endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, now: datetime
 ) -> datetime:
     """Where the oldest window begins that is not written down yet and will be, however long ago somebody looked: now,
@@ -73,11 +73,11 @@ def not_judged_since(
     if not over:
         return begin
     first_due = due_at(endpoint.name, monitor, spec, window_from(spec, over[0]).end)
-    left_out = max(0, _count_due(endpoint, monitor, spec, over, max(now, first_due)) - MOST_MADE_UP)
+    left_out = max(0, _count_due(endpoint, monitor, spec, over, max(now, first_due)) - MAX_CATCH_UP)
     return window_from(spec, over[left_out]).start
 
 
-def begun(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWindow | None:
+def oldest_pending(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWindow | None:
     """Of windows that are written down and not judged the oldest, where it may be tried; those behind it wait.
 
     A time that lies further ahead than the longest pause comes from a clock that was wrong, and does not count.
@@ -85,7 +85,7 @@ def begun(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWindow | No
     if not windows:
         return None
     oldest = min(windows, key=lambda window: (window.start, window.revision))
-    is_waiting = oldest.not_before is not None and now < oldest.not_before <= now + LONGEST_PAUSE
+    is_waiting = oldest.not_before is not None and now < oldest.not_before <= now + MAX_BACKOFF
     return None if is_waiting else oldest
 
 

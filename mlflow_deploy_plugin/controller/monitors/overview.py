@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from mlflow_deploy_plugin.controller.monitors.next_window import next_due, next_window
+from mlflow_deploy_plugin.controller.monitors.next_window import next_due_time, next_due_window
 from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readiness
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark
@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint, Store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
 
-MonitorStanding = Literal["waiting", "judging", "failing", "paused", "broken"]
+MonitorStatus = Literal["waiting", "judging", "failing", "paused", "broken"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class MonitorOverview:
     endpoint: str
     monitor: str
     spec: MonitorSpec
-    standing: MonitorStanding
+    standing: MonitorStatus
     state: MonitorState
     last: MonitorWindow | None
     open: MonitorWindow | None
@@ -67,11 +67,11 @@ def overview(store: Store, endpoint: Endpoint, name: str, ready: Readiness) -> M
     judged = [window for window in newest if window.state == "judged"]
     scheduled = [window for window in newest if not window.by_hand]
     written = [window for window in scheduled if window.state in ("pending", "running")]
-    standing: MonitorStanding = "waiting"
+    standing: MonitorStatus = "waiting"
     due, why = None, state.note
     try:
-        due = next_due(endpoint, name, spec, state, store.now())
-        found = next_window(endpoint, name, spec, state, store.now())
+        due = next_due_time(endpoint, name, spec, state, store.now())
+        found = next_due_window(endpoint, name, spec, state, store.now())
         if found is not None and not ready.covers(found.window.end):
             why = f"waits for rows: the log is complete until {ready.complete_until:%F %T} UTC"
     except InvalidConfig as error:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, LifoQueue
 from typing import Any
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import Answer, count_rows, judge_and_log
+from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult, count_rows, judge_and_log
 from mlflow_deploy_plugin.controller.monitors.judging_pool import JudgingProcess
 from mlflow_deploy_plugin.controller.monitors.labels import count_labels
 from mlflow_deploy_plugin.monitoring.question import Question
@@ -20,9 +20,9 @@ class JudgingPool:
         for process in self._all:
             self._free.put(process)
 
-    def judge(self, asked: Question) -> Answer:
+    def judge(self, asked: Question) -> LoggedResult:
         """As `judge_and_log`; raises as `JudgingProcess.call`."""
-        answer: Answer = self._call(judge_and_log, asked)
+        answer: LoggedResult = self._call(judge_and_log, asked)
         return answer
 
     def count(self, asked: Question) -> int:

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, win
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
 from mlflow_deploy_plugin.spec.crontab import MONTHS, WEEKDAYS, checked_crontab, zone_named
 
-LONGEST_PAUSE = timedelta(minutes=10)
+MAX_BACKOFF = timedelta(minutes=10)
 _FIRST_PAUSE = timedelta(seconds=15)
 _MOST_JITTER = timedelta(seconds=30)
 _DAYS = (*WEEKDAYS, "sun")
@@ -37,7 +37,7 @@ def due_at(endpoint: str, monitor: str, spec: MonitorSpec, end: datetime) -> dat
     if spec.kind == "performance" and spec.labels_within is not None:
         ready += timedelta(seconds=duration_seconds(spec.labels_within))
     if spec.schedule is not None:
-        fires = crontab(spec.schedule, spec.time_zone).get_next_fire_time(None, ready - _MICROSECOND)
+        fires = crontab_trigger(spec.schedule, spec.time_zone).get_next_fire_time(None, ready - _MICROSECOND)
         if fires is None:
             raise InvalidConfig(f"schedule {spec.schedule!r} names a time that never comes")
         ready = fires.astimezone(UTC)
@@ -52,7 +52,7 @@ def jitter(endpoint: str, monitor: str, spec: MonitorSpec) -> timedelta:
 
 
 @lru_cache(maxsize=256)
-def crontab(schedule: str, time_zone: str) -> BaseTrigger:
+def crontab_trigger(schedule: str, time_zone: str) -> BaseTrigger:
     """The times of a line like `15 6 * * 1-5`, with what crontab(5) says: 0 and 7 are Sunday, and where a day of the
     month and a day of the week are both given, either will do. (APScheduler counts from Monday, and wants both.)
 
@@ -91,9 +91,9 @@ def window_of(spec: MonitorSpec, time: datetime) -> Window:
     return window_at(microseconds(time), spec.every)
 
 
-def pause_after(attempts: int) -> timedelta:
+def backoff(attempts: int) -> timedelta:
     """How long is waited after so many failed attempts: 15 s, twice as long each time, at most 10 minutes."""
-    return min(LONGEST_PAUSE, _FIRST_PAUSE * (1 << min(attempts - 1, 16)))
+    return min(MAX_BACKOFF, _FIRST_PAUSE * (1 << min(attempts - 1, 16)))
 
 
 def _weekdays(part: str) -> str:

@@ -13,15 +13,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from mlflow_deploy_plugin.controller.beside import safely
+from mlflow_deploy_plugin.controller.beside import log_errors
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.attempt import MOST_ATTEMPTS, Attempts
+from mlflow_deploy_plugin.controller.monitors.attempt import MAX_ATTEMPTS, Attempts
 from mlflow_deploy_plugin.controller.monitors.evaluation import Judge
-from mlflow_deploy_plugin.controller.monitors.judging_pool import Ended
+from mlflow_deploy_plugin.controller.monitors.judging_pool import ProcessEnded
 from mlflow_deploy_plugin.controller.monitors.late_data import EVERY_SECONDS
-from mlflow_deploy_plugin.controller.monitors.next_window import MOST_MADE_UP, begun, next_window
+from mlflow_deploy_plugin.controller.monitors.next_window import (
+    MAX_CATCH_UP,
+    next_due_window,
+    oldest_pending,
+)
 from mlflow_deploy_plugin.controller.monitors.pool import JudgingPool
-from mlflow_deploy_plugin.controller.monitors.window_runner import LATE_TROUBLE, TROUBLE, Turns
+from mlflow_deploy_plugin.controller.monitors.window_runner import LATE_TROUBLE, TROUBLE, WindowRunner
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring.alerts import alert_failure, announce, end_alerts_of_gone
@@ -77,7 +81,7 @@ class MonitorScheduler:
         judging_seconds: float = JUDGING_SECONDS,
         lease_seconds: float = 15.0,
         look_seconds: float = _LOOK_SECONDS,
-        most_made_up: int = MOST_MADE_UP,
+        most_made_up: int = MAX_CATCH_UP,
         judge: Judge | None = None,
         count: Callable[[Question], int] | None = None,
         count_labels: Callable[[Sequence[Question]], list[int]] | None = None,
@@ -105,7 +109,7 @@ class MonitorScheduler:
         """Works until the lease is lost or `over` is set; what is being judged then is left to the next one."""
         processes = JudgingPool(self._at_once, self._judging_seconds)
         attempts = Attempts(self._deployments, self._judge or processes.judge, self._say)
-        turns = Turns(
+        turns = WindowRunner(
             attempts, self._count or processes.count, self._most_made_up, self._count_labels or processes.count_labels
         )
         self._memories.clear()
@@ -113,14 +117,14 @@ class MonitorScheduler:
             try:
                 while keeper.is_held and not over.is_set():
                     self._wake.clear()
-                    safely(lambda: self._look(pool, keeper, turns))
+                    log_errors(lambda: self._look(pool, keeper, turns))
                     processes.rest()
                     self._wait(over)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
                 processes.end()
 
-    def _look(self, pool: ThreadPoolExecutor, keeper: LeaseKeeper, turns: Turns) -> None:
+    def _look(self, pool: ThreadPoolExecutor, keeper: LeaseKeeper, turns: WindowRunner) -> None:
         """Gives each monitor that has something due to the pool."""
         now = self._store.now()
         states = {(one.endpoint, one.monitor): one for one in self._monitors.states()}
@@ -153,18 +157,18 @@ class MonitorScheduler:
         now: datetime,
     ) -> bool:
         if written:
-            return begun(written, now) is not None
+            return oldest_pending(written, now) is not None
         if self._monotonic() - memory.looked_for_late > EVERY_SECONDS:
             return True
         try:
-            return next_window(endpoint, name, spec, state, now, self._most_made_up) is not None
+            return next_due_window(endpoint, name, spec, state, now, self._most_made_up) is not None
         except OnnxserveError as error:
             self._trouble(endpoint.name, name, error.message)
         except (ValueError, OverflowError) as error:  # of a time that no calendar has: the others are looked at
             self._trouble(endpoint.name, name, f"its times cannot be reckoned: {error}")
         return False
 
-    def _work(self, endpoint: Endpoint, name: str, keeper: LeaseKeeper, turns: Turns) -> None:
+    def _work(self, endpoint: Endpoint, name: str, keeper: LeaseKeeper, turns: WindowRunner) -> None:
         """Judges a monitor's oldest due window, in a thread of the pool; what it raises never leaves it."""
         memory = self._memories[endpoint.name, name]
         if not keeper.is_held:
@@ -176,7 +180,7 @@ class MonitorScheduler:
                 return
             with LeaseKeeper(self._store, lease, self._monotonic) as own:
                 self._take(endpoint.name, name, own, memory, turns)
-        except Ended:
+        except ProcessEnded:
             return
         except OnnxserveError as error:
             self._trouble(endpoint.name, name, error.message)
@@ -184,7 +188,7 @@ class MonitorScheduler:
             _log.exception("%s: monitor %s cannot be run; again in %g s", endpoint.name, name, _FAILURE_SECONDS)
             memory.not_before = self._monotonic() + _FAILURE_SECONDS
 
-    def _take(self, endpoint: str, name: str, own: LeaseKeeper, memory: _Memory, turns: Turns) -> None:
+    def _take(self, endpoint: str, name: str, own: LeaseKeeper, memory: _Memory, turns: WindowRunner) -> None:
         taken = turns.take(endpoint, name, own)
         memory.troubles, memory.told = 0, ""  # what comes back is said again
         if taken == "waits for rows":
@@ -193,11 +197,11 @@ class MonitorScheduler:
             memory.looked_for_late = self._monotonic()  # also of a look that fails: it may have read hours of rows
             self._look_for_late(endpoint, name, memory, turns)
 
-    def _look_for_late(self, endpoint: str, name: str, memory: _Memory, turns: Turns) -> None:
+    def _look_for_late(self, endpoint: str, name: str, memory: _Memory, turns: WindowRunner) -> None:
         """What keeps it from being looked for is noted, and in the end told; windows are judged meanwhile."""
         try:
             turns.look_for_late(endpoint, name)
-        except Ended:
+        except ProcessEnded:
             raise
         except OnnxserveError as error:
             memory.late_troubles += 1
@@ -205,7 +209,7 @@ class MonitorScheduler:
             if self._monitors.state(endpoint, name).note != note:
                 self._say(f"{endpoint}: monitor {name} {note}")
                 self._monitors.remember(endpoint, name, note=note)
-            if memory.late_troubles == MOST_ATTEMPTS:
+            if memory.late_troubles == MAX_ATTEMPTS:
                 announce(self._store, endpoint, name, f"{endpoint}: monitor {name} {note}")
         else:
             memory.late_troubles = 0
@@ -239,10 +243,10 @@ class MonitorScheduler:
         if memory.told != reason:
             memory.told = reason
             self._say(f"{endpoint}: monitor {monitor} {TROUBLE}: {reason}")
-            safely(lambda: self._monitors.remember(endpoint, monitor, note=f"{TROUBLE}: {reason}"))
+            log_errors(lambda: self._monitors.remember(endpoint, monitor, note=f"{TROUBLE}: {reason}"))
         memory.troubles += 1
-        if memory.troubles == MOST_ATTEMPTS:
-            safely(lambda: alert_failure(self._store, self._deployments.settings, endpoint, monitor, reason))
+        if memory.troubles == MAX_ATTEMPTS:
+            log_errors(lambda: alert_failure(self._store, self._deployments.settings, endpoint, monitor, reason))
 
     def _wait(self, over: threading.Event) -> None:
         """Until the next look: sooner where a window was judged, for the next one may be due."""

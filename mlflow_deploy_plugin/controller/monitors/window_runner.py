@@ -7,10 +7,15 @@ from typing import Literal
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
-from mlflow_deploy_plugin.controller.monitors.evaluation import log_of, question_of
+from mlflow_deploy_plugin.controller.monitors.evaluation import endpoint_log, window_request
 from mlflow_deploy_plugin.controller.monitors.labels import count_labels
-from mlflow_deploy_plugin.controller.monitors.late_data import Counts, add_revisions, looked_for
-from mlflow_deploy_plugin.controller.monitors.next_window import MOST_MADE_UP, Next, begun, next_window
+from mlflow_deploy_plugin.controller.monitors.late_data import LogCounts, add_revisions, revision_period
+from mlflow_deploy_plugin.controller.monitors.next_window import (
+    MAX_CATCH_UP,
+    DueWindow,
+    next_due_window,
+    oldest_pending,
+)
 from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readiness
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import locate_log
@@ -25,11 +30,11 @@ TROUBLE = "cannot be run"
 """How a note begins that says what keeps a monitor from being run."""
 LATE_TROUBLE = "cannot look for what came late"
 """How one begins that says what keeps rows and labels from being looked for that came after their window was judged."""
-Outcome = Literal["nothing due", "waits for rows"]
+NothingJudged = Literal["nothing due", "waits for rows"]
 
 
 @dataclass(frozen=True)
-class Turns:
+class WindowRunner:
     """Judges what is due.
 
     Attributes:
@@ -39,14 +44,14 @@ class Turns:
 
     attempts: Attempts
     count: Callable[[Question], int]
-    most_made_up: int = MOST_MADE_UP
+    most_made_up: int = MAX_CATCH_UP
     count_labels: Callable[[Sequence[Question]], list[int]] = count_labels
 
     @property
     def monitors(self) -> Monitors:
         return self.attempts.monitors
 
-    def take(self, name: str, monitor: str, keeper: LeaseKeeper) -> MonitorWindow | Outcome | None:
+    def take(self, name: str, monitor: str, keeper: LeaseKeeper) -> MonitorWindow | NothingJudged | None:
         """Judges one window of the monitor, as everything stands now.
 
         Returns:
@@ -64,7 +69,7 @@ class Turns:
         spec = endpoint.spec.monitors[monitor]
         written = self.monitors.windows(name, monitor, states=("pending", "running"), by_hand=False)
         ready = self._readiness(name, now)
-        window = begun(written, now) if written else self._begin(endpoint, monitor, spec, state, ready, now)
+        window = oldest_pending(written, now) if written else self._begin(endpoint, monitor, spec, state, ready, now)
         if state.note.startswith(TROUBLE) and self.monitors.state(name, monitor).note == state.note:
             self.monitors.remember(name, monitor, note="")  # it is over
         if window is None:
@@ -82,23 +87,23 @@ class Turns:
         spec, settings = endpoint.spec.monitors[monitor], deployments.settings
 
         def asked(window: MonitorWindow) -> Question:
-            return question_of(window, spec, settings, endpoint)
+            return window_request(window, spec, settings, endpoint)
 
-        counts = Counts(
+        counts = LogCounts(
             lambda window: self.count(asked(window)), lambda windows: self.count_labels([*map(asked, windows)])
         )
-        windows = self.monitors.windows(name, monitor, since=now - looked_for(spec), by_hand=False)
-        added = add_revisions(self.monitors, windows, spec, log_of(settings, endpoint), counts, now)
+        windows = self.monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False)
+        added = add_revisions(self.monitors, windows, spec, endpoint_log(settings, endpoint), counts, now)
         for window, what in added:
             self.attempts.say(f"{name}: monitor {monitor}: {what} came after {window.start:%FT%H:%M} was judged")
         return [window for window, _ in added]
 
     def _begin(
         self, endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, ready: Readiness, now: datetime
-    ) -> MonitorWindow | Outcome:
+    ) -> MonitorWindow | NothingJudged:
         """Writes down the next window that is due and complete; passes over what was judged under another clock."""
         while True:
-            found = next_window(endpoint, monitor, spec, state, now, self.most_made_up)
+            found = next_due_window(endpoint, monitor, spec, state, now, self.most_made_up)
             if found is None:
                 return "nothing due"
             if not ready.covers(found.window.end):
@@ -131,7 +136,7 @@ class Turns:
         return readiness(marks, endpoint, now)
 
 
-def _left_out(endpoint: str, monitor: str, found: Next) -> str:
+def _left_out(endpoint: str, monitor: str, found: DueWindow) -> str:
     if not found.left_out or found.left_out_from is None:
         return ""
     begin, end = f"{found.left_out_from:%FT%H:%M}", f"{found.window.start:%FT%H:%M}"

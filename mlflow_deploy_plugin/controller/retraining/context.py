@@ -6,8 +6,8 @@ from datetime import datetime
 from pathlib import Path
 
 from mlflow_deploy_plugin.controller.retraining import journal
-from mlflow_deploy_plugin.controller.retraining.plan import State
-from mlflow_deploy_plugin.controller.retraining.training_data import remove
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState
+from mlflow_deploy_plugin.controller.retraining.training_data import remove_training_data
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, tag_version
@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
 
 
 @dataclass(frozen=True)
-class Hands:
+class RetrainingContext:
     """The hands of a retraining.
 
     Attributes:
@@ -34,7 +34,7 @@ class Hands:
         """None where somebody else has taken it further meanwhile."""
         written = Retrainings(self.deployments.store, self.clock).update(changed, event)
         if written is not None:
-            self.say(journal.shown(written))
+            self.say(journal.retraining_summary(written))
         return written
 
     def wait(self, one: Retraining, reason: str) -> None:
@@ -47,7 +47,7 @@ class Hands:
         self._tell(one, f"retraining {one.id} of {one.model} has failed: {reason}")
         self.end(one, "failed", reason)
 
-    def finish(self, one: Retraining, state: State, reason: str) -> None:
+    def finish(self, one: Retraining, state: RetrainingState, reason: str) -> None:
         """The end of a version that no rollout brings: its tag says what it is."""
         plan = journal.plan_of(one)
         tag_version(plan.model, one.version, CANDIDATE_TAG, state)
@@ -55,12 +55,12 @@ class Hands:
             self._tell(one, f"{plan.model} version {one.version} is proposed: {reason}")
         self.end(one, state, reason)
 
-    def end(self, one: Retraining, state: State, reason: str) -> None:
+    def end(self, one: Retraining, state: RetrainingState, reason: str) -> None:
         now = self.clock()
         ended = replace(one, state=state, reason=reason, ended_at=now)
-        written = self.write(ended, journal.ended(ended, self.actor, now))
+        written = self.write(ended, journal.ended_event(ended, self.actor, now))
         if written is not None and state != "failed":  # of one that failed a person may want to see the rows
-            remove(self.folder(one))
+            remove_training_data(self.folder(one))
 
     def folder(self, one: Retraining) -> Path:
         """Where an attempt keeps its rows and its log."""

@@ -3,32 +3,32 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from mlflow_deploy_plugin.controller.locality import stands_here
+from mlflow_deploy_plugin.controller.locality import is_local
 from mlflow_deploy_plugin.controller.retraining import journal, judged
-from mlflow_deploy_plugin.controller.retraining.context import Hands
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, State
+from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, RetrainPlan
 from mlflow_deploy_plugin.controller.retraining.served import answering_version
 from mlflow_deploy_plugin.controller.rollouts.journal import plan_of as rollout_plan_of
-from mlflow_deploy_plugin.controller.rollouts.start import Wish, begin_rollout
+from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.errors import AlreadyExists, NotReady
 from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, tag_version
 from mlflow_deploy_plugin.store import Rollout
 from mlflow_deploy_plugin.store.retrainings import Retraining
 
 _WAITS = "waits for the endpoint"
-LONGEST_WAIT = timedelta(hours=1)
+MAX_SERVER_WAIT = timedelta(hours=1)
 """For an endpoint whose server does not run; then a person is asked."""
 
 
 _ELSEWHERE = "its server stands on another machine, and no controller there has begun the rollout"
 
 
-def is_left_to_another(one: Retraining) -> bool:
+def awaits_other_controller(one: Retraining) -> bool:
     """Whether its version waits for a controller that sees the server."""
     return one.state == "gated" and one.reason == f"{_WAITS}: {_ELSEWHERE}"
 
 
-def judge(hands: Hands, one: Retraining) -> None:
+def judge_version(hands: RetrainingContext, one: Retraining) -> None:
     """Its gate, beside what is served now."""
     plan, store = journal.plan_of(one), hands.deployments.store
     served = answering_version(hands.deployments, plan.endpoint, plan.model)
@@ -42,7 +42,7 @@ def judge(hands: Hands, one: Retraining) -> None:
     hands.write(replace(one, state="gated", figures=figures, reason=""))
 
 
-def decide(hands: Hands, one: Retraining) -> None:
+def deploy_version(hands: RetrainingContext, one: Retraining) -> None:
     """What its gate and the spec's `then` make of it: a rollout, a proposal, or nothing."""
     plan = journal.plan_of(one)
     if one.figures["gate"] != "passed":
@@ -68,21 +68,21 @@ def decide(hands: Hands, one: Retraining) -> None:
         hands.finish(one, "left", f"it has passed its gate ({one.figures['gate_reason']}) and is left as it is")
 
 
-def follow(hands: Hands, one: Retraining) -> None:
+def watch_rollout(hands: RetrainingContext, one: Retraining) -> None:
     """Waits for the rollout's end."""
     found = [rollout for rollout in hands.deployments.store.rollouts(one.endpoint) if rollout.id == one.rollout_id]
     if not found:
         hands.fail(one, f"rollout {one.rollout_id} is gone")
     elif not found[0].is_live:
-        state: State = "promoted" if found[0].state == "promoted" else "rolled_back"
+        state: RetrainingState = "promoted" if found[0].state == "promoted" else "rolled_back"
         hands.end(one, state, found[0].reason)
 
 
-def _roll_out(hands: Hands, one: Retraining, plan: RetrainPlan) -> None:
+def _roll_out(hands: RetrainingContext, one: Retraining, plan: RetrainPlan) -> None:
     rollout = _rollout_of(hands, one, plan)
     if rollout is None:
         why = f"retraining {one.id}: {one.cause['why']}"
-        wish = Wish(
+        wish = RolloutRequest(
             f"models:/{plan.model}/{one.version}",
             plan.steps,
             plan.step_every,
@@ -92,11 +92,11 @@ def _roll_out(hands: Hands, one: Retraining, plan: RetrainPlan) -> None:
         if others := hands.deployments.store.rollouts(plan.endpoint, live=True):
             hands.wait(one, f"waits for the end of rollout {others[0].id} of the endpoint")
             return
-        if not stands_here(plan.endpoint, hands.deployments.settings):
+        if not is_local(plan.endpoint, hands.deployments.settings):
             _wait_for_server(hands, one, plan, _ELSEWHERE)
             return
         try:
-            rollout = begin_rollout(hands.deployments, plan.endpoint, wish, hands.actor)
+            rollout = start_rollout(hands.deployments, plan.endpoint, wish, hands.actor)
         except AlreadyExists as error:  # another one has begun just now
             hands.wait(one, error.message)
             return
@@ -107,21 +107,21 @@ def _roll_out(hands: Hands, one: Retraining, plan: RetrainPlan) -> None:
     hands.write(replace(one, state="rolling_out", rollout_id=rollout.id, reason=""))
 
 
-def _wait_for_server(hands: Hands, one: Retraining, plan: RetrainPlan, why: str) -> None:
+def _wait_for_server(hands: RetrainingContext, one: Retraining, plan: RetrainPlan, why: str) -> None:
     since = datetime.fromisoformat(one.figures.get("gated_at", one.created_at.isoformat()))
-    if hands.clock() - since < LONGEST_WAIT:
+    if hands.clock() - since < MAX_SERVER_WAIT:
         hands.wait(one, f"{_WAITS}: {why}")
         return
     hands.finish(
         one,
         "proposed",
         f"it has passed its gate ({one.figures['gate_reason']}), and the endpoint has not been ready for a rollout "
-        f"for {LONGEST_WAIT.total_seconds():g} s ({why}): `onnxserve rollout {plan.endpoint} --to {one.version}` "
+        f"for {MAX_SERVER_WAIT.total_seconds():g} s ({why}): `onnxserve rollout {plan.endpoint} --to {one.version}` "
         "brings it",
     )
 
 
-def _rollout_of(hands: Hands, one: Retraining, plan: RetrainPlan) -> Rollout | None:
+def _rollout_of(hands: RetrainingContext, one: Retraining, plan: RetrainPlan) -> Rollout | None:
     """That an earlier attempt at this step has begun."""
     for rollout in hands.deployments.store.rollouts(plan.endpoint):
         begun = rollout_plan_of(rollout)

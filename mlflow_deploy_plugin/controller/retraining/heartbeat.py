@@ -22,7 +22,7 @@ BEAT_SECONDS = 15.0
 _log = logging.getLogger(__name__)
 
 
-def beat(run_id: str, training: "subprocess.Popen[bytes]", seconds: float = BEAT_SECONDS) -> int:
+def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: float = BEAT_SECONDS) -> int:
     """Says again and again that the training runs, until it has ended; ends it where its run was ended in MLflow.
 
     Returns:
@@ -30,8 +30,8 @@ def beat(run_id: str, training: "subprocess.Popen[bytes]", seconds: float = BEAT
     """
     while training.poll() is None:
         try:
-            tracking.beat(run_id, utc_now())
-            if tracking.seen(run_id).status == "KILLED":
+            tracking.write_heartbeat(run_id, utc_now())
+            if tracking.get_run(run_id).status == "KILLED":
                 process.end(run_id)
         except OnnxserveError as error:  # it is told again; meanwhile nobody else can see the run either
             _log.warning("no heartbeat: %s", error.message)
@@ -44,7 +44,7 @@ def _main(run_id: str, *arguments: str) -> None:
     training = subprocess.Popen([sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id])
     # this process alone: MLflow's own patience may hold a heartbeat back for minutes after a server is up again
     set_service_timeouts()
-    status = beat(run_id, training)
+    status = beat_until_ended(run_id, training)
     if status < 0:  # as it was: who is killed from outside is begun once more
         os.kill(os.getpid(), -status)
     sys.exit(status)

@@ -4,31 +4,31 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, State
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, RetrainPlan
 from mlflow_deploy_plugin.store import AuditEvent
 from mlflow_deploy_plugin.store.retrainings import Retraining
 
-ENDED: tuple[State, ...] = ("promoted", "proposed", "left", "rolled_back", "failed")
+ENDED: tuple[RetrainingState, ...] = ("promoted", "proposed", "left", "rolled_back", "failed")
 
 
 def plan_of(retraining: Retraining) -> RetrainPlan:
     return RetrainPlan.from_json(retraining.spec)
 
 
-def began(plan: RetrainPlan, cause: dict[str, Any], now: datetime) -> AuditEvent:
+def started_event(plan: RetrainPlan, cause: dict[str, Any], now: datetime) -> AuditEvent:
     """The event of a retraining's beginning: what it was caused by."""
     detail = {key: cause[key] for key in ("monitor", "window", "verdict", "report") if cause.get(key)}
     event = _event("retrain.start", plan, "", plan.actor, now, cause["why"], detail)
     return replace(event, before=f"version {plan.base_version}", after=f"{plan.mode} training")
 
 
-def refused(plan: RetrainPlan, cause: dict[str, Any], why: str, now: datetime) -> AuditEvent:
+def refused_event(plan: RetrainPlan, cause: dict[str, Any], why: str, now: datetime) -> AuditEvent:
     """The event of an alarm that starts nothing."""
     detail = {key: cause[key] for key in ("monitor", "window", "verdict", "report") if cause.get(key)}
     return _event("retrain.refused", plan, "", plan.actor, now, why, detail)
 
 
-def running(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
+def run_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
     """The event of the run that trains."""
     figures = retraining.figures
     names = ("held_out_rows", "window", "attempt")
@@ -39,7 +39,7 @@ def running(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
     return replace(event, before=f"version {plan.base_version}", after=f"run {retraining.run_id}")
 
 
-def registered(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
+def version_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
     """The event of the version that the run registered."""
     plan = plan_of(retraining)
     why = f"run {retraining.run_id} of retraining {retraining.id} has registered it"
@@ -47,7 +47,7 @@ def registered(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
     return replace(event, before=f"version {plan.base_version}", after=f"version {retraining.version}")
 
 
-def ended(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
+def ended_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
     """The event of the end: what came of it."""
     plan, detail = plan_of(retraining), {"retraining": retraining.id, "state": retraining.state}
     if retraining.run_id:
@@ -58,7 +58,7 @@ def ended(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
     return replace(event, after=retraining.state.replace("_", " "))
 
 
-def shown(retraining: Retraining) -> str:
+def retraining_summary(retraining: Retraining) -> str:
     """Where a retraining is, in one line."""
     plan = plan_of(retraining)
     version = f" version {retraining.version}" if retraining.version else ""

@@ -9,8 +9,8 @@ from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec import RetrainSpec, duration_seconds
 
-Mode = Literal["full", "incremental"]
-State = Literal[
+TrainingMode = Literal["full", "incremental"]
+RetrainingState = Literal[
     "waiting", "running", "registered", "gated", "rolling_out", "promoted", "proposed", "left", "rolled_back", "failed"
 ]
 """The first five are live, each is written down before the next begins; the others end it."""
@@ -35,7 +35,7 @@ class RetrainPlan:
     base_version: str
     project: str
     entry_point: str
-    mode: Mode
+    mode: TrainingMode
     env_manager: str
     timeout: float
     then: str

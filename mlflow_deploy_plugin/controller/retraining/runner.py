@@ -5,11 +5,11 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from mlflow_deploy_plugin.controller.locality import stands_here
-from mlflow_deploy_plugin.controller.retraining.context import Hands
-from mlflow_deploy_plugin.controller.retraining.deploy import is_left_to_another
-from mlflow_deploy_plugin.controller.retraining.scheduled import ask_for_due
-from mlflow_deploy_plugin.controller.retraining.steps import reason_of, take
+from mlflow_deploy_plugin.controller.locality import is_local
+from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
+from mlflow_deploy_plugin.controller.retraining.deploy import awaits_other_controller
+from mlflow_deploy_plugin.controller.retraining.scheduled import request_scheduled
+from mlflow_deploy_plugin.controller.retraining.steps import one_line, run_step
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, RegistryUnavailable, StoreUnavailable
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _AGAIN_SECONDS = 10.0
-MOST_DEFECTS = 6
+MAX_DEFECTS = 6
 """After so many unexpected errors in a row, about a minute, it is ended: its model could not be trained otherwise."""
 
 
@@ -41,7 +41,7 @@ class _Process:
 _process = _Process()
 
 
-def advance(deployments: Deployments, actor: str) -> None:
+def advance_retrainings(deployments: Deployments, actor: str) -> None:
     """Begins what a schedule asks for, and takes every retraining that has not ended further; never waits for one.
 
     To be called again and again by whoever has the controller's lease. What a step was doing when the process ends is
@@ -50,20 +50,20 @@ def advance(deployments: Deployments, actor: str) -> None:
     Raises:
         StoreUnavailable: it cannot be seen what there is to do.
     """
-    ask_for_due(deployments, actor)
+    request_scheduled(deployments, actor)
     live = Retrainings(deployments.store).find(live=True)
     with _process.lock:
         for one in live:
             known = _process.under_way.setdefault((deployments.settings.store_url, one.id), _UnderWay())
             if (known.worker is not None and known.worker.is_alive()) or known.not_before > time.monotonic():
                 continue
-            hands = Hands(deployments, actor, deployments.progress)
+            hands = RetrainingContext(deployments, actor, deployments.progress)
             # a daemon: its work may be cut off anywhere, and the process is not to wait for it
             known.worker = threading.Thread(target=_take, args=(hands, one, known), name="retrain", daemon=True)
             known.worker.start()
 
 
-def bring(deployments: Deployments, actor: str) -> None:
+def start_local_rollouts(deployments: Deployments, actor: str) -> None:
     """Begins the rollouts that retrainings wait for and the controller that takes those further cannot begin: it does
     not see the server.
 
@@ -73,32 +73,32 @@ def bring(deployments: Deployments, actor: str) -> None:
         StoreUnavailable: it cannot be seen what there is to do.
     """
     for one in Retrainings(deployments.store).find(live=True):
-        if is_left_to_another(one) and stands_here(one.endpoint, deployments.settings):
-            take_safely(Hands(deployments, actor, deployments.progress), one)
+        if awaits_other_controller(one) and is_local(one.endpoint, deployments.settings):
+            try_step(RetrainingContext(deployments, actor, deployments.progress), one)
 
 
-def take_safely(hands: Hands, one: Retraining) -> bool:
+def try_step(hands: RetrainingContext, one: Retraining) -> bool:
     """One step; False: it could not be taken now."""
     try:
-        take(hands, one)
+        run_step(hands, one)
     except (RegistryUnavailable, StoreUnavailable, NotReady) as error:
-        if one.reason != reason_of(error):
+        if one.reason != one_line(error):
             _log.warning("retraining %d, %s: again every %g s: %s", one.id, one.state, _AGAIN_SECONDS, error.message)
         if not isinstance(error, StoreUnavailable):
-            hands.wait(one, reason_of(error))
+            hands.wait(one, one_line(error))
         return False
     except OnnxserveError as error:
-        hands.fail(one, reason_of(error))
+        hands.fail(one, one_line(error))
     return True
 
 
-def _take(hands: Hands, one: Retraining, known: _UnderWay) -> None:
+def _take(hands: RetrainingContext, one: Retraining, known: _UnderWay) -> None:
     """Step after step until one has to be waited for."""
     pause, defects = _AGAIN_SECONDS, 0
     try:
         retrainings = Retrainings(hands.deployments.store)
         current: Retraining | None = one
-        while current is not None and current.is_live and take_safely(hands, current):
+        while current is not None and current.is_live and try_step(hands, current):
             before, current = current.state, retrainings.get(one.id)
             if current is None or not current.is_live or current.state == before:
                 pause = _LOOK_SECONDS
@@ -108,13 +108,13 @@ def _take(hands: Hands, one: Retraining, known: _UnderWay) -> None:
     except Exception as error:  # noqa: BLE001 — a boundary: one retraining must not end the others
         _log.exception("retraining %d cannot be taken further; again in %g s", one.id, _AGAIN_SECONDS)
         defects = known.defects + 1
-        if defects >= MOST_DEFECTS:
+        if defects >= MAX_DEFECTS:
             _give_up(hands, one, error)
     known.defects = defects
     known.not_before = time.monotonic() + pause
 
 
-def _give_up(hands: Hands, one: Retraining, error: Exception) -> None:
+def _give_up(hands: RetrainingContext, one: Retraining, error: Exception) -> None:
     try:
         current = Retrainings(hands.deployments.store).get(one.id)
         if current is not None and current.is_live:

@@ -3,8 +3,8 @@
 import logging
 from datetime import datetime
 
-from mlflow_deploy_plugin.controller.monitors.schedule import crontab
-from mlflow_deploy_plugin.controller.retraining.trigger import ask, refuse
+from mlflow_deploy_plugin.controller.monitors.schedule import crontab_trigger
+from mlflow_deploy_plugin.controller.retraining.trigger import record_refusal, request_retraining
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.monitoring.alerts import announce
@@ -20,7 +20,7 @@ _told: dict[tuple[str, str, str], str] = {}
 """By store, endpoint and monitor, what was said last."""
 
 
-def ask_for_due(deployments: Deployments, actor: str, now: datetime | None = None) -> None:
+def request_scheduled(deployments: Deployments, actor: str, now: datetime | None = None) -> None:
     """Writes down the retrainings whose time has come; of several times that have passed, one.
 
     Where the model is being trained already it waits for the end of that. What is wrong is logged, once.
@@ -34,7 +34,7 @@ def ask_for_due(deployments: Deployments, actor: str, now: datetime | None = Non
             try:
                 if _is_due(deployments, endpoint, monitor, spec, spec.retrain.schedule, now):
                     why = f"schedule {spec.retrain.schedule} of monitor {monitor}"
-                    ask(deployments, endpoint.name, monitor, why=why, actor=actor, kind=_KIND)
+                    request_retraining(deployments, endpoint.name, monitor, why=why, actor=actor, kind=_KIND)
                 _told.pop(key, None)
             except AlreadyExists:
                 continue
@@ -53,7 +53,7 @@ def _keep(
     """People are told, and it stands in the history; both once for the same."""
     announce(deployments.store, endpoint.name, monitor, f"{endpoint.name}: no retraining: {reason}")
     detail = {"monitor": monitor, "schedule": schedule}
-    refuse(
+    record_refusal(
         deployments.store, AuditEvent(now, actor, "retrain.refused", endpoint.name, "", "", why=reason, detail=detail)
     )
 
@@ -67,5 +67,5 @@ def _is_due(
         if one.monitor == monitor and one.cause.get("kind") == _KIND
     ]
     since = max([endpoint.created_at, *earlier])
-    fires = crontab(schedule, spec.time_zone).get_next_fire_time(None, since)
+    fires = crontab_trigger(schedule, spec.time_zone).get_next_fire_time(None, since)
     return fires is not None and fires <= now

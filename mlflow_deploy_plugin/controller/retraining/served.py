@@ -1,7 +1,7 @@
 """What an endpoint serves now: a retraining takes minutes to days, and nobody holds still for it."""
 
 from mlflow_deploy_plugin.controller.rollouts.start import main_variant
-from mlflow_deploy_plugin.controller.snapshot import see
+from mlflow_deploy_plugin.controller.snapshot import take_snapshot
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.registry.resolve import resolve
 
 
-class AnotherModel(InvalidConfig):
+class ServedModelChanged(InvalidConfig):
     """What was trained is not what is served any more."""
 
 
@@ -35,7 +35,7 @@ def served_version(observed: ObservedEndpoint) -> str:
     """
     spec = observed.endpoint.spec
     main = main_variant(spec)
-    seen = see(observed, with_numbers=False).versions.get(main)
+    seen = take_snapshot(observed, with_numbers=False).versions.get(main)
     return seen or resolve(spec.variants[main].model).version
 
 
@@ -53,7 +53,7 @@ def answering_version(deployments: Deployments, endpoint: str, model: str) -> st
     except InvalidConfig:
         return ""
     if served != model:
-        raise AnotherModel(f"endpoint {endpoint!r} serves {served} now, and no longer {model}")
+        raise ServedModelChanged(f"endpoint {endpoint!r} serves {served} now, and no longer {model}")
     try:
         return served_version(observed)
     except NotFound:  # the alias is held by nobody just now

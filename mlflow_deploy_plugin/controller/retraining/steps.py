@@ -10,21 +10,21 @@ looks first whether its work is done already, so that it may be done again after
 """
 
 from mlflow_deploy_plugin.controller.retraining import deploy, training
-from mlflow_deploy_plugin.controller.retraining.context import Hands
-from mlflow_deploy_plugin.controller.retraining.served import AnotherModel
+from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
+from mlflow_deploy_plugin.controller.retraining.served import ServedModelChanged
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError
 from mlflow_deploy_plugin.store.retrainings import Retraining
 
 _WORK = {
-    "waiting": training.prepare,
-    "running": training.watch,
-    "registered": deploy.judge,
-    "gated": deploy.decide,
-    "rolling_out": deploy.follow,
+    "waiting": training.start_training,
+    "running": training.watch_training,
+    "registered": deploy.judge_version,
+    "gated": deploy.deploy_version,
+    "rolling_out": deploy.watch_rollout,
 }
 
 
-def take(hands: Hands, one: Retraining) -> None:
+def run_step(hands: RetrainingContext, one: Retraining) -> None:
     """Does what the state asks for; what it cannot do is the end of the retraining, with the reason.
 
     Where the endpoint's spec cannot be read, it waits; what trains already goes on, and is watched.
@@ -33,20 +33,20 @@ def take(hands: Hands, one: Retraining) -> None:
         RegistryUnavailable / StoreUnavailable / NotReady: to be tried again.
     """
     if one.state != "rolling_out" and _is_deleted(hands, one):
-        training.end(one)
+        training.end_training(one)
         hands.fail(one, f"endpoint {one.endpoint!r} was deleted meanwhile")
         return
     try:
         _WORK[one.state](hands, one)
-    except AnotherModel as error:
+    except ServedModelChanged as error:
         hands.finish(one, "left", error.message)
 
 
-def reason_of(error: OnnxserveError) -> str:
+def one_line(error: OnnxserveError) -> str:
     return " ".join(error.message.split())
 
 
-def _is_deleted(hands: Hands, one: Retraining) -> bool:
+def _is_deleted(hands: RetrainingContext, one: Retraining) -> bool:
     """Also where there is a namesake by now.
 
     Raises:

@@ -29,7 +29,7 @@ _FOLDER = "retraining"
 
 
 @dataclass(frozen=True)
-class SeenRun:
+class TrainingRun:
     """A run as MLflow has it.
 
     Attributes:
@@ -58,7 +58,7 @@ def column_types(model_uri: str) -> dict[str, str]:
     return {str(column.name): getattr(column.type, "name", "") for column in signature.inputs.inputs}
 
 
-def run_for(one: Retraining, plan: RetrainPlan, attempt: int, parameters: Mapping[str, str]) -> str:
+def ensure_run(one: Retraining, plan: RetrainPlan, attempt: int, parameters: Mapping[str, str]) -> str:
     """The id of the run that trains, which is made where it is not there yet.
 
     Raises:
@@ -89,36 +89,36 @@ def run_for(one: Retraining, plan: RetrainPlan, attempt: int, parameters: Mappin
     return run_id
 
 
-def keep(run_id: str, file: Path) -> str:
+def log_file(run_id: str, file: Path) -> str:
     """Logs the file to the run; gives its URI. Raises RegistryUnavailable."""
     with registry_errors(f"run {run_id}"), no_request_timeout():
         registry_client().log_artifact(run_id, str(file), _FOLDER)
     return f"runs:/{run_id}/{_FOLDER}/{file.name}"
 
 
-def seen(run_id: str) -> SeenRun:
+def get_run(run_id: str) -> TrainingRun:
     """The run as it is now. Raises NotFound, RegistryUnavailable."""
     with registry_errors(f"run {run_id}"):
         run = registry_client().get_run(run_id)
     said = run.data.tags.get(HEARTBEAT_TAG)
     has_logged = bool(run.outputs and run.outputs.model_outputs)
-    return SeenRun(str(run.info.status), datetime.fromisoformat(said) if said else None, has_logged)
+    return TrainingRun(str(run.info.status), datetime.fromisoformat(said) if said else None, has_logged)
 
 
-def beat(run_id: str, now: datetime) -> None:
+def write_heartbeat(run_id: str, now: datetime) -> None:
     """Writes on the run that its training is alive. Raises as `seen`."""
     with registry_errors(f"run {run_id}"):
         registry_client().set_tag(run_id, HEARTBEAT_TAG, now.isoformat())
 
 
-def end(run_id: str, state: str) -> None:
+def end_run(run_id: str, state: str) -> None:
     """Ends a run whose process is gone; one that has ended stays as it is. Raises as `seen`."""
-    if seen(run_id).status in ("RUNNING", "SCHEDULED"):
+    if get_run(run_id).status in ("RUNNING", "SCHEDULED"):
         with registry_errors(f"run {run_id}"):
             registry_client().set_terminated(run_id, state)
 
 
-def version_of(model: str, run_id: str) -> str:
+def registered_version(model: str, run_id: str) -> str:
     """The newest version of the model that the run, or a run nested in it, has registered; empty: none.
 
     Raises:
@@ -135,7 +135,7 @@ def version_of(model: str, run_id: str) -> str:
     return max((str(one.version) for one in found), key=int, default="")
 
 
-def tag(one: Retraining, plan: RetrainPlan, version: str) -> None:
+def tag_provenance(one: Retraining, plan: RetrainPlan, version: str) -> None:
     """Writes on the version where it comes from; what the project has written itself stays. Raises as `tag_version`."""
     with registry_errors(f"model {plan.model} version {version}"):
         known = registry_client().get_model_version(plan.model, version).tags

@@ -5,21 +5,21 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from mlflow_deploy_plugin.controller.retraining import journal, process, tracking
-from mlflow_deploy_plugin.controller.retraining.context import Hands
+from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
-from mlflow_deploy_plugin.controller.retraining.training_data import collect
+from mlflow_deploy_plugin.controller.retraining.training_data import collect_training_data
 from mlflow_deploy_plugin.deployments.projects import check_project
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.store.retrainings import Retraining
 
-ATTEMPTS = 2
+MAX_TRAININGS = 2
 """A training that was killed from outside is begun once more; one that fails by itself is not."""
 SILENT = timedelta(minutes=2)
 """Eight heartbeats: no machine's clock should be as wrong."""
 SECOND_LOOK = timedelta(seconds=30)
 
 
-def prepare(hands: Hands, one: Retraining) -> None:
+def start_training(hands: RetrainingContext, one: Retraining) -> None:
     """Collects the rows, makes the run, and starts the training."""
     plan = journal.plan_of(one)
     check_project(plan.project, plan.entry_point, plan.parameters)
@@ -27,7 +27,7 @@ def prepare(hands: Hands, one: Retraining) -> None:
     types = tracking.column_types(plan.base_uri)
     endpoint = hands.deployments.store.endpoint(plan.endpoint)
     since = endpoint.rows_since if endpoint is not None else None
-    material = collect(open_log(hands.deployments.settings.inference_log, since), plan, folder, types)
+    material = collect_training_data(open_log(hands.deployments.settings.inference_log, since), plan, folder, types)
     figures = {
         "attempt": one.figures.get("attempt", 1),
         "host": process.host(),
@@ -37,16 +37,16 @@ def prepare(hands: Hands, one: Retraining) -> None:
         "started_at": hands.clock().isoformat(),
     }
     parameters = _parameters(plan, material.data)
-    run_id = tracking.run_for(one, plan, figures["attempt"], parameters)
+    run_id = tracking.ensure_run(one, plan, figures["attempt"], parameters)
     if material.held_out is not None:
-        figures |= {"dataset": tracking.keep(run_id, material.held_out), "target": material.target}
+        figures |= {"dataset": tracking.log_file(run_id, material.held_out), "target": material.target}
     running = replace(one, state="running", run_id=run_id, figures=figures, reason="")
-    written = hands.write(running, journal.running(running, hands.actor, hands.clock()))
+    written = hands.write(running, journal.run_event(running, hands.actor, hands.clock()))
     if written is not None:
         process.start(plan, run_id, parameters, folder)
 
 
-def watch(hands: Hands, one: Retraining) -> None:
+def watch_training(hands: RetrainingContext, one: Retraining) -> None:
     """Waits for the run's end; what it has registered, or that it has failed, is written down."""
     plan, now = journal.plan_of(one), hands.clock()
     is_late = now > _started_at(one) + timedelta(seconds=plan.timeout)
@@ -54,14 +54,14 @@ def watch(hands: Hands, one: Retraining) -> None:
         if is_late:
             _end_late(hands, one, plan)
         return
-    run = tracking.seen(one.run_id)
+    run = tracking.get_run(one.run_id)
     if run.status == "FAILED" or (run.status == "RUNNING" and process.has_failed(one.run_id)):
-        tracking.end(one.run_id, "FAILED")
+        tracking.end_run(one.run_id, "FAILED")
         hands.fail(one, f"the run failed: {_last_word(hands, one)}")
-    elif version := tracking.version_of(plan.model, one.run_id):
-        tracking.tag(one, plan, version)
+    elif version := tracking.registered_version(plan.model, one.run_id):
+        tracking.tag_provenance(one, plan, version)
         registered = replace(one, state="registered", version=version, reason="")
-        hands.write(registered, journal.registered(registered, hands.actor, now))
+        hands.write(registered, journal.version_event(registered, hands.actor, now))
     elif run.status == "FINISHED":
         hands.fail(one, f"the run has registered no version of {plan.model}{_logged(run)}")
     elif is_late:
@@ -70,18 +70,18 @@ def watch(hands: Hands, one: Retraining) -> None:
         _begin_again(hands, one)
 
 
-def end(one: Retraining) -> None:
+def end_training(one: Retraining) -> None:
     """Ends what runs of it. One on another machine ends itself, as soon as it sees that its run is ended."""
     if one.run_id:
         process.end(one.run_id)
-        tracking.end(one.run_id, "KILLED")
+        tracking.end_run(one.run_id, "KILLED")
 
 
 def _is_here(one: Retraining) -> bool:
     return bool(one.figures["host"] == process.host())
 
 
-def _is_silent(hands: Hands, one: Retraining, run: tracking.SeenRun) -> bool:
+def _is_silent(hands: RetrainingContext, one: Retraining, run: tracking.TrainingRun) -> bool:
     """Whether a training of another machine, or of this one before its start, has ended without a word."""
     now, alive_at = hands.clock(), run.alive_at or _started_at(one)
     where = f"its training runs on {one.figures['host']}"
@@ -96,7 +96,7 @@ def _is_silent(hands: Hands, one: Retraining, run: tracking.SeenRun) -> bool:
     return now - one.updated_at > SECOND_LOOK
 
 
-def _logged(run: tracking.SeenRun) -> str:
+def _logged(run: tracking.TrainingRun) -> str:
     if not run.has_logged_a_model:
         return ", and has logged no model"
     return ": it has logged a model, which its project has to register under the name in `registered_model`"
@@ -106,22 +106,22 @@ def _started_at(one: Retraining) -> datetime:
     return datetime.fromisoformat(one.figures["started_at"])
 
 
-def _last_word(hands: Hands, one: Retraining) -> str:
+def _last_word(hands: RetrainingContext, one: Retraining) -> str:
     if not hands.folder(one).is_dir() and not _is_here(one):
         return f"its log is on {one.figures['host']}"
     return process.last_line(hands.folder(one)) or "it has said nothing"
 
 
-def _end_late(hands: Hands, one: Retraining, plan: RetrainPlan) -> None:
-    end(one)
+def _end_late(hands: RetrainingContext, one: Retraining, plan: RetrainPlan) -> None:
+    end_training(one)
     hands.fail(one, f"the run took longer than {plan.timeout:g} s and was ended")
 
 
-def _begin_again(hands: Hands, one: Retraining) -> None:
+def _begin_again(hands: RetrainingContext, one: Retraining) -> None:
     """Nothing of the training is left: it was killed, or the machine has stopped."""
     attempt = one.figures["attempt"]
-    end(one)
-    if attempt >= ATTEMPTS:
+    end_training(one)
+    if attempt >= MAX_TRAININGS:
         hands.fail(one, f"the run was killed {attempt} times: {_last_word(hands, one)}")
         return
     reason = f"run {one.run_id} was killed before its end; it is begun once more"

@@ -28,7 +28,7 @@ HELD_OUT = 0.2
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What was written for a retraining.
 
     Attributes:
@@ -47,7 +47,7 @@ class Material:
     window: Window
 
 
-def collect(log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[str, str]) -> Material:
+def collect_training_data(log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[str, str]) -> TrainingData:
     """Writes the labelled rows into the folder: of the window, and for a full training all that came before it.
 
     Args:
@@ -80,7 +80,7 @@ def collect(log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[s
     pq.write_table(_as_signed(learned, types), data)
     if held_out is not None:
         pq.write_table(held_out, judged_by)  # the gate gives each version its own types
-    return Material(
+    return TrainingData(
         data=data,
         held_out=judged_by if held_out is not None else None,
         target=_target(rows),
@@ -90,7 +90,7 @@ def collect(log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[s
     )
 
 
-def remove(folder: Path) -> None:
+def remove_training_data(folder: Path) -> None:
     """Takes the rows away that were written for a retraining; its log stays, and MLflow has those held out."""
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.controller.retraining import journal
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, cause_of, plan_for
 from mlflow_deploy_plugin.controller.retraining.served import served_model, served_version
 from mlflow_deploy_plugin.controller.rollouts.start import main_variant
-from mlflow_deploy_plugin.controller.snapshot import see
+from mlflow_deploy_plugin.controller.snapshot import take_snapshot
 from mlflow_deploy_plugin.controller.who import controller_name
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.projects import check_project
@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, RetrainSpec, duration_seconds
-from mlflow_deploy_plugin.store import AuditEvent, Store, this_actor
+from mlflow_deploy_plugin.store import AuditEvent, Store, current_actor
 from mlflow_deploy_plugin.store.audit import write_event
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
@@ -37,7 +37,7 @@ class _NeedsAPerson(InvalidConfig):
     """The next alarm would start nothing either: training again and again has not helped, or the project is gone."""
 
 
-def consider(
+def retrain_on_alarm(
     deployments: Deployments,
     judgement: Judgement,
     run: LoggedRun,
@@ -73,11 +73,11 @@ def consider(
         if isinstance(error, _NeedsAPerson):
             text = f"{plan.endpoint}: {error.message}"
             announce(deployments.store, plan.endpoint, judgement.monitor, text, run.url)
-        refuse(deployments.store, journal.refused(plan, cause, error.message, clock()))
+        record_refusal(deployments.store, journal.refused_event(plan, cause, error.message, clock()))
         return None
 
 
-def ask(
+def request_retraining(
     deployments: Deployments,
     endpoint: str,
     monitor: str | None = None,
@@ -100,7 +100,7 @@ def ask(
             registered model.
         AlreadyExists: the model is being trained already.
     """
-    actor = actor or this_actor()
+    actor = actor or current_actor()
     observed = deployments.get_endpoint(endpoint)
     name, found = _monitor_of(observed.endpoint.spec, monitor)
     assert found.retrain is not None
@@ -112,7 +112,7 @@ def ask(
     return _add(deployments.store, name, plan, {"kind": kind, "monitor": name, "why": said}, utc_now())
 
 
-def refuse(store: Store, event: AuditEvent) -> None:
+def record_refusal(store: Store, event: AuditEvent) -> None:
     """Keeps in the audit trail that nothing is trained; of a monitor once for the same reason: an hourly one would fill
     it.
     """
@@ -161,7 +161,7 @@ def _check_served(deployments: Deployments, judgement: Judgement) -> None:
     reference = parse_model_uri(spec.variants[main].model)
     if not reference.is_registered or reference.name != judgement.model:
         raise InvalidConfig(f"the window was answered by {judgement.model}, which is not the registered model served")
-    served = see(observed).versions.get(main)
+    served = take_snapshot(observed).versions.get(main)
     if served is not None and served != judgement.version:
         raise InvalidConfig(f"the alarm is of version {judgement.version}, and version {served} is served now")
 
@@ -192,5 +192,5 @@ def _check_project(plan: RetrainPlan) -> None:
 
 
 def _add(store: Store, monitor: str, plan: RetrainPlan, cause: dict[str, Any], now: datetime) -> Retraining:
-    event = journal.began(plan, cause, now)
+    event = journal.started_event(plan, cause, now)
     return Retrainings(store).add(plan.endpoint, monitor, plan.model, cause, plan.to_json(), "waiting", event)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.controller.locality import rollouts_lease, stands_here
+from mlflow_deploy_plugin.controller.locality import is_local, rollouts_lease_name
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.rollouts.state_machine import Action, Progress, weights
-from mlflow_deploy_plugin.controller.snapshot import Seen, see
+from mlflow_deploy_plugin.controller.rollouts.state_machine import Progress, RolloutAction, step_weights
+from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot, take_snapshot
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.spec import VariantSpec
 
 
 @dataclass(frozen=True)
-class Actions:
+class RolloutActions:
     """The hands of a rollout.
 
     Attributes:
@@ -34,25 +34,25 @@ class Actions:
 
     def lease_name(self) -> str:
         """Under which rollouts are taken further here; empty where no server stands."""
-        return rollouts_lease(self.deployments.settings)
+        return rollouts_lease_name(self.deployments.settings)
 
     def stands_here(self, endpoint: str) -> bool:
-        return stands_here(endpoint, self.deployments.settings)
+        return is_local(endpoint, self.deployments.settings)
 
-    def see(self, endpoint: str) -> Seen:
+    def see(self, endpoint: str) -> EndpointSnapshot:
         try:
-            return see(self.deployments.get_endpoint(endpoint))
+            return take_snapshot(self.deployments.get_endpoint(endpoint))
         except NotFound:
-            return Seen(None)
+            return EndpointSnapshot(None)
 
-    def do(self, action: Action, plan: RolloutPlan, progress: Progress) -> None:
+    def do(self, action: RolloutAction, plan: RolloutPlan, progress: Progress) -> None:
         """Raises what `Deployments` and the registry do; nothing is lost by that."""
         match action:
             case "prepare":
                 self._prepare(plan)
             case "set_traffic":
                 self._set_weights(
-                    plan, weights(plan, progress.step), f"step {plan.steps[progress.step]} % of a rollout"
+                    plan, step_weights(plan, progress.step), f"step {plan.steps[progress.step]} % of a rollout"
                 )
             case "promote":
                 self._promote(plan)

@@ -4,14 +4,19 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from mlflow_deploy_plugin.controller.locality import rollouts_lease, stands_here
-from mlflow_deploy_plugin.controller.rollouts.actions import Actions
-from mlflow_deploy_plugin.controller.rollouts.controller import shown
-from mlflow_deploy_plugin.controller.rollouts.journal import event_of, plan_of, progress_of, with_progress
+from mlflow_deploy_plugin.controller.locality import is_local, rollouts_lease_name
+from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
+from mlflow_deploy_plugin.controller.rollouts.controller import rollout_summary
+from mlflow_deploy_plugin.controller.rollouts.journal import (
+    plan_of,
+    progress_event,
+    progress_of,
+    with_progress,
+)
 from mlflow_deploy_plugin.controller.rollouts.state_machine import Progress, aborted, paused, resumed
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, StoreUnavailable
-from mlflow_deploy_plugin.store import Rollout, Store, this_actor
+from mlflow_deploy_plugin.store import Rollout, Store, current_actor
 from mlflow_deploy_plugin.store.database import utc_now
 
 _ATTEMPTS = 50
@@ -20,7 +25,7 @@ _POLL_SECONDS = 0.2
 _DONE = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
 
 
-def last(store: Store, endpoint: str) -> Rollout:
+def last_rollout(store: Store, endpoint: str) -> Rollout:
     """The live rollout of an endpoint, else its last one. Raises NotFound where there was none."""
     found = store.rollouts(endpoint)
     if not found:
@@ -28,22 +33,22 @@ def last(store: Store, endpoint: str) -> Rollout:
     return found[-1]
 
 
-def say(deployments: Deployments, endpoint: str, word: str, why: str = "", actor: str | None = None) -> str:
+def command_rollout(deployments: Deployments, endpoint: str, word: str, why: str = "", actor: str | None = None) -> str:
     """Pauses, resumes or aborts the live rollout; gives where it is then.
 
     Raises:
         NotFound: there is none.
         InvalidConfig: it is not in a state in which that could be.
     """
-    actor = actor or this_actor()
+    actor = actor or current_actor()
     said = f"{_DONE[word]} by {actor}" + (f": {why}" if why else "")
     if word == "abort":
-        return shown(abort(deployments, endpoint, said, actor))
+        return rollout_summary(abort_rollout(deployments, endpoint, said, actor))
     change = {"pause": lambda progress: paused(progress, said), "resume": resumed}[word]
-    return shown(_change(deployments.store, endpoint, word, change, actor))
+    return rollout_summary(_change(deployments.store, endpoint, word, change, actor))
 
 
-def abort(deployments: Deployments, endpoint: str, reason: str, actor: str) -> Rollout:
+def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: str) -> Rollout:
     """Ends the live rollout and goes back to what was served before; no controller is needed for it.
 
     Raises:
@@ -53,22 +58,22 @@ def abort(deployments: Deployments, endpoint: str, reason: str, actor: str) -> R
     plan, stored = plan_of(rollout), deployments.store.endpoint(endpoint)
     is_there = stored is not None and plan.main in stored.spec.variants
     if is_there:
-        Actions(deployments, actor, lambda line: None).roll_back(plan, reason)
+        RolloutActions(deployments, actor, lambda line: None).roll_back(plan, reason)
     progress = replace(progress_of(rollout), state="rolled_back" if is_there else "abandoned")
     ended = _write(deployments.store, rollout, progress, actor)
     return ended or next(one for one in deployments.store.rollouts(endpoint) if one.id == rollout.id)
 
 
-def describe(rollout: Rollout) -> str:
+def describe_rollout(rollout: Rollout) -> str:
     """Where it is, and what it is judged by, in a few lines."""
-    lines = [shown(rollout)]
+    lines = [rollout_summary(rollout)]
     for text, judged in rollout.figures.get("criteria", {}).items():
         share = min(max(judged["log_evidence"] / judged["log_evidence_needed"], 0), 1)
         lines.append(f"  {text}: {judged['figures']}; {share:.0%} of the evidence that would end it")
     return "\n".join(lines)
 
 
-def expect_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
+def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
     """Returns when a controller has the lease, which one that was started just now is given a moment for.
 
     Raises:
@@ -87,7 +92,7 @@ def expect_controller(store: Store, lease: str, patience: float = _CONTROLLER_SE
         view = store.lease(lease)
 
 
-def who_works(store: Store, lease: str) -> str:
+def controller_status(store: Store, lease: str) -> str:
     """Whether a controller that has this lease runs, as far as the store knows."""
     view = store.lease(lease)
     if view is None:
@@ -97,11 +102,11 @@ def who_works(store: Store, lease: str) -> str:
     return f"{view.holder} does it; `onnxserve rollout NAME --status` shows how far it is"
 
 
-def nobody_works(deployments: Deployments, endpoint: str) -> str:
+def stall_reason(deployments: Deployments, endpoint: str) -> str:
     """Why the rollout of an endpoint stands still, as far as can be told from here; empty where it does not."""
-    if not stands_here(endpoint, deployments.settings):
+    if not is_local(endpoint, deployments.settings):
         return "only a controller on the machine of its server takes it further: whether one runs is told there"
-    view = deployments.store.lease(rollouts_lease(deployments.settings))
+    view = deployments.store.lease(rollouts_lease_name(deployments.settings))
     if view is not None and view.expires_at >= utc_now():
         return ""
     return "it stands still: no controller beside its server works; start one there with `onnxserve controller`"
@@ -125,5 +130,5 @@ def _change(
 
 def _write(store: Store, rollout: Rollout, progress: Progress, actor: str) -> Rollout | None:
     now = utc_now()
-    event = event_of(rollout, progress, actor, now)
+    event = progress_event(rollout, progress, actor, now)
     return store.update_rollout(with_progress(rollout, progress, now), None, event)

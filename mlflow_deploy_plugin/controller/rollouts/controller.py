@@ -12,11 +12,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 
-from mlflow_deploy_plugin.controller.beside import LEASE_SECONDS, Beside, running
-from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, hold
-from mlflow_deploy_plugin.controller.rollouts.actions import Actions
-from mlflow_deploy_plugin.controller.rollouts.journal import event_of, plan_of, progress_of, with_progress
-from mlflow_deploy_plugin.controller.rollouts.state_machine import Progress, decide, failed, succeeded
+from mlflow_deploy_plugin.controller.beside import LEASE_SECONDS, BackgroundTask, running_tasks
+from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, work_under_lease
+from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
+from mlflow_deploy_plugin.controller.rollouts.journal import (
+    plan_of,
+    progress_event,
+    progress_of,
+    with_progress,
+)
+from mlflow_deploy_plugin.controller.rollouts.state_machine import (
+    Progress,
+    after_failure,
+    after_success,
+    decide,
+)
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable, StoreUnavailable
 from mlflow_deploy_plugin.store import Rollout, Store
 from mlflow_deploy_plugin.store.database import utc_now
@@ -30,7 +40,7 @@ _AT_ONCE = 8
 """Rollouts that are taken further at the same time: one that waits for a server holds up no other."""
 
 
-class Controller:
+class RolloutController:
     """Runs the rollouts of the servers that stand here.
 
     Args:
@@ -43,13 +53,13 @@ class Controller:
     def __init__(
         self,
         store: Store,
-        actions: Actions,
+        actions: RolloutActions,
         holder: str,
         lease_seconds: float = LEASE_SECONDS,
         say: Callable[[str], None] = lambda line: None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], datetime] = utc_now,
-        beside: Sequence[Beside] = (),
+        beside: Sequence[BackgroundTask] = (),
     ) -> None:
         self._store = store
         self._actions = actions
@@ -70,7 +80,7 @@ class Controller:
             self._say(told if name == self._holder else f"waits: {told}")
 
         name, work = self._actions.lease_name, partial(self._work, ended=ended)
-        hold(self._store, name, self._holder, self._lease_seconds, work, ended, who, self._monotonic)
+        work_under_lease(self._store, name, self._holder, self._lease_seconds, work, ended, who, self._monotonic)
 
     def advance(self, rollout: Rollout, keeper: LeaseKeeper) -> None:
         """Takes one rollout one decision further."""
@@ -86,9 +96,9 @@ class Controller:
             self._actions.do(decision.action, plan, decision.progress)
         except OnnxserveError as error:
             is_passing = isinstance(error, (RegistryUnavailable, StoreUnavailable))
-            after = failed(plan, decision.progress, decision.action, error.message, is_passing)
+            after = after_failure(plan, decision.progress, decision.action, error.message, is_passing)
         else:
-            after = succeeded(decision.then or decision.progress)
+            after = after_success(decision.then or decision.progress)
         self._looked[rollout.id] = self._monotonic()
         if after != decision.progress:
             written = self._write(written, after, keeper)
@@ -98,7 +108,7 @@ class Controller:
     def _work(self, keeper: LeaseKeeper, ended: threading.Event) -> None:
         under_way: dict[int, Future[None]] = {}
         self._looked.clear()  # while another had the lease, nobody here watched
-        with running(self._beside, keeper), ThreadPoolExecutor(_AT_ONCE, "rollout") as pool:
+        with running_tasks(self._beside, keeper), ThreadPoolExecutor(_AT_ONCE, "rollout") as pool:
             while keeper.is_held and not ended.is_set():
                 live = [one for one in self._store.rollouts(live=True) if self._actions.stands_here(one.endpoint)]
                 for rollout in live:
@@ -121,10 +131,10 @@ class Controller:
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:
         """None where the lease is lost, or a person has said otherwise meanwhile."""
         now = self._clock()
-        event = event_of(rollout, progress, self._actions.actor, now)
+        event = progress_event(rollout, progress, self._actions.actor, now)
         written = self._store.update_rollout(with_progress(rollout, progress, now), keeper.lease, event)
         if written is not None and _news(written) != _news(rollout):
-            self._say(shown(written))
+            self._say(rollout_summary(written))
         return written
 
     def _clear_after_the_end(self, rollout: Rollout) -> None:
@@ -134,7 +144,7 @@ class Controller:
             self._actions.roll_back(plan_of(current), current.reason)
 
 
-def shown(rollout: Rollout) -> str:
+def rollout_summary(rollout: Rollout) -> str:
     """Where a rollout is, in one line."""
     plan = plan_of(rollout)
     where = f"{rollout.endpoint}: version {plan.before_version} → {plan.version}: {rollout.state.replace('_', ' ')}"

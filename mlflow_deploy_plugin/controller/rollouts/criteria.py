@@ -17,11 +17,11 @@ from typing import Literal, NoReturn
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec.criteria import Condition, read_condition
 
-Kind = Literal["error_rate", "latency", "disagreement"]
+CriterionKind = Literal["error_rate", "latency", "disagreement"]
 
 DEFAULT = "error_rate>1%,p99>2x"
 _FORMS = "error_rate>1%, p99>2x (or p50, p90, p95; or p99>250ms), disagreement>20%"
-_SHARES: dict[str, Kind] = {"error_rate": "error_rate", "disagreement": "disagreement"}
+_SHARES: dict[str, CriterionKind] = {"error_rate": "error_rate", "disagreement": "disagreement"}
 _LATENCIES = {"p50": 0.5, "p90": 0.1, "p95": 0.05, "p99": 0.01}
 """By name the share of requests that is slower than this quantile."""
 
@@ -37,7 +37,7 @@ class Criterion:
     """
 
     text: str
-    kind: Kind
+    kind: CriterionKind
     share: float
     factor: float | None = None
     seconds: float | None = None

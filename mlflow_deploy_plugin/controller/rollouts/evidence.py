@@ -10,7 +10,7 @@ import numpy as np
 from mlflow_deploy_plugin.controller.rollouts.criteria import Criterion
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.sequential import SequentialTest, upper_limit
-from mlflow_deploy_plugin.controller.snapshot import Counted, Numbers
+from mlflow_deploy_plugin.controller.snapshot import CountersByVersion, VersionCounters
 
 _MIN_TIMED = 100
 """Requests of the current version from which its quantiles are known well enough."""
@@ -18,7 +18,7 @@ _ROLES = ("current", "candidate", "shadow")
 
 
 @dataclass(frozen=True)
-class Ledger:
+class StepEvidence:
     """What a rollout has counted.
 
     Attributes:
@@ -30,10 +30,10 @@ class Ledger:
         tests: criterion → the evidence of the step.
     """
 
-    last: Mapping[str, Counted] = field(default_factory=dict)
-    step: Mapping[str, Counted] = field(default_factory=dict)
-    history: Counted = field(default_factory=Counted)
-    before_step: Counted = field(default_factory=Counted)
+    last: Mapping[str, VersionCounters] = field(default_factory=dict)
+    step: Mapping[str, VersionCounters] = field(default_factory=dict)
+    history: VersionCounters = field(default_factory=VersionCounters)
+    before_step: VersionCounters = field(default_factory=VersionCounters)
     tests: Mapping[str, SequentialTest] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -48,14 +48,14 @@ class Ledger:
         }
 
     @staticmethod
-    def from_json(plan: RolloutPlan, step: int, document: Mapping[str, Any]) -> "Ledger":
+    def from_json(plan: RolloutPlan, step: int, document: Mapping[str, Any]) -> "StepEvidence":
         if not document:
-            return Ledger()
-        ledger = Ledger(
-            last={role: Counted.from_json(counted) for role, counted in document["last"].items()},
-            step={role: Counted.from_json(counted) for role, counted in document["step"].items()},
-            history=Counted.from_json(document["history"]),
-            before_step=Counted.from_json(document["before_step"]),
+            return StepEvidence()
+        ledger = StepEvidence(
+            last={role: VersionCounters.from_json(counted) for role, counted in document["last"].items()},
+            step={role: VersionCounters.from_json(counted) for role, counted in document["step"].items()},
+            history=VersionCounters.from_json(document["history"]),
+            before_step=VersionCounters.from_json(document["before_step"]),
         )
         tests = _new_tests(plan, step, ledger)
         for text, (above_threshold, above_current) in document["tests"].items():
@@ -63,18 +63,18 @@ class Ledger:
         return replace(ledger, tests=tests)
 
 
-def begin_step(plan: RolloutPlan, step: int, ledger: Ledger) -> Ledger:
+def begin_step(plan: RolloutPlan, step: int, ledger: StepEvidence) -> StepEvidence:
     """An empty step; what was counted before stays known as history."""
-    begun = replace(ledger, step={role: Counted() for role in _ROLES}, before_step=ledger.history)
+    begun = replace(ledger, step={role: VersionCounters() for role in _ROLES}, before_step=ledger.history)
     return replace(begun, tests=_new_tests(plan, step, begun))
 
 
-def take_look(plan: RolloutPlan, step: int, ledger: Ledger, numbers: Numbers) -> Ledger:
+def add_counters(plan: RolloutPlan, step: int, ledger: StepEvidence, numbers: CountersByVersion) -> StepEvidence:
     """The ledger with what was counted since the last look."""
     now = {
-        "current": numbers.get((plan.main, plan.before_version), Counted()),
-        "candidate": numbers.get((plan.candidate, plan.version), Counted()),
-        "shadow": numbers.get((plan.shadow, plan.version), Counted()) if plan.shadow else Counted(),
+        "current": numbers.get((plan.main, plan.before_version), VersionCounters()),
+        "candidate": numbers.get((plan.candidate, plan.version), VersionCounters()),
+        "shadow": numbers.get((plan.shadow, plan.version), VersionCounters()) if plan.shadow else VersionCounters(),
     }
     if not ledger.last:
         return replace(ledger, last=now, history=now["current"], before_step=now["current"])
@@ -91,7 +91,7 @@ def take_look(plan: RolloutPlan, step: int, ledger: Ledger, numbers: Numbers) ->
     )
 
 
-def rejection(plan: RolloutPlan, ledger: Ledger) -> str:
+def rejection(plan: RolloutPlan, ledger: StepEvidence) -> str:
     """Why the candidate is not good enough, with the figures; empty while there is no proof of it."""
     for criterion in plan.criteria:
         test = ledger.tests.get(criterion.text)
@@ -100,7 +100,7 @@ def rejection(plan: RolloutPlan, ledger: Ledger) -> str:
     return ""
 
 
-def lacking(plan: RolloutPlan, step: int, ledger: Ledger) -> str:
+def missing_evidence(plan: RolloutPlan, step: int, ledger: StepEvidence) -> str:
     """What has to be counted before the step may end; empty where enough was."""
     answered = ledger.step["candidate"].requests if ledger.step else 0
     if answered < plan.min_requests:
@@ -111,7 +111,7 @@ def lacking(plan: RolloutPlan, step: int, ledger: Ledger) -> str:
     return ""
 
 
-def figures(plan: RolloutPlan, ledger: Ledger) -> dict[str, Any]:
+def figures(plan: RolloutPlan, ledger: StepEvidence) -> dict[str, Any]:
     """The step in numbers, as the audit trail keeps them; empty before the first step."""
     if not ledger.step:
         return {}
@@ -133,7 +133,7 @@ def figures(plan: RolloutPlan, ledger: Ledger) -> dict[str, Any]:
     return {**counted, "criteria": judged}
 
 
-def _new_tests(plan: RolloutPlan, step: int, ledger: Ledger) -> dict[str, SequentialTest]:
+def _new_tests(plan: RolloutPlan, step: int, ledger: StepEvidence) -> dict[str, SequentialTest]:
     """The tests of a step.
 
     At 100 % the current version gets no requests any more. There the candidate must be proved worse than the largest
@@ -152,7 +152,7 @@ def _new_tests(plan: RolloutPlan, step: int, ledger: Ledger) -> dict[str, Sequen
     return tests
 
 
-def _history_of(criterion: Criterion, history: Counted) -> tuple[float, float]:
+def _history_of(criterion: Criterion, history: VersionCounters) -> tuple[float, float]:
     if criterion.kind == "error_rate":
         return history.errors, history.requests
     bound = _slow_from(criterion, history)
@@ -160,11 +160,15 @@ def _history_of(criterion: Criterion, history: Counted) -> tuple[float, float]:
 
 
 def _look(
-    criterion: Criterion, ledger: Ledger, test: SequentialTest, added: Mapping[str, Counted], is_alone: bool
+    criterion: Criterion,
+    ledger: StepEvidence,
+    test: SequentialTest,
+    added: Mapping[str, VersionCounters],
+    is_alone: bool,
 ) -> None:
     current, candidate, shadow = (added[role] for role in _ROLES)
     if is_alone:
-        current = Counted()
+        current = VersionCounters()
     match criterion.kind:
         case "error_rate":
             test.look(candidate.errors, candidate.requests, current.errors, current.requests)
@@ -177,7 +181,7 @@ def _look(
             test.look(shadow.different, shadow.same + shadow.different)
 
 
-def _slow_from(criterion: Criterion, history: Counted) -> float | None:
+def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
     """From how many seconds a request is slow: a bucket's bound, the next above what the criterion says.
 
     None where the current version has answered too few requests, or where it is beyond the last bucket.
@@ -207,19 +211,19 @@ def _quantile(timed: Mapping[float, float], quantile: float) -> float | None:
     return None
 
 
-def _slow(counted: Counted, bound: float) -> tuple[float, float]:
+def _slow(counted: VersionCounters, bound: float) -> tuple[float, float]:
     """How many requests took longer than `bound`, and of how many."""
     total = counted.timed.get(math.inf, 0)
     return total - counted.timed.get(bound, 0), total
 
 
-def _asked(criterion: Criterion, ledger: Ledger) -> float:
+def _asked(criterion: Criterion, ledger: StepEvidence) -> float:
     if criterion.kind == "disagreement":
         return ledger.step["shadow"].same + ledger.step["shadow"].different
     return ledger.step["candidate"].requests
 
 
-def _figures(plan: RolloutPlan, criterion: Criterion, ledger: Ledger) -> str:
+def _figures(plan: RolloutPlan, criterion: Criterion, ledger: StepEvidence) -> str:
     current, candidate, shadow = (ledger.step[role] for role in _ROLES)
     match criterion.kind:
         case "error_rate":

@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     ENDED,
     Progress,
-    State,
+    RolloutState,
     from_figures,
     to_figures,
 )
@@ -21,7 +21,7 @@ def plan_of(rollout: Rollout) -> RolloutPlan:
 
 
 def progress_of(rollout: Rollout) -> Progress:
-    state = cast(State, rollout.state)
+    state = cast(RolloutState, rollout.state)
     return from_figures(plan_of(rollout), state, rollout.step, rollout.figures, rollout.reason)
 
 
@@ -39,7 +39,7 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
     )
 
 
-def started(rollout_plan: RolloutPlan, now: datetime) -> AuditEvent:
+def started_event(rollout_plan: RolloutPlan, now: datetime) -> AuditEvent:
     """The event of a rollout's beginning."""
     steps = ", ".join(f"{step} %" for step in rollout_plan.steps)
     detail = {"steps": list(rollout_plan.steps), "every": rollout_plan.every, "abort_on": rollout_plan.abort_on}
@@ -47,7 +47,7 @@ def started(rollout_plan: RolloutPlan, now: datetime) -> AuditEvent:
     return replace(event, after=f"version {rollout_plan.version} by {steps}", why=rollout_plan.why, detail=detail)
 
 
-def event_of(rollout: Rollout, progress: Progress, actor: str, now: datetime) -> AuditEvent | None:
+def progress_event(rollout: Rollout, progress: Progress, actor: str, now: datetime) -> AuditEvent | None:
     """What the audit trail keeps of the change from `rollout`'s row to `progress`; None for nothing."""
     plan = plan_of(rollout)
     if progress.state in ENDED:

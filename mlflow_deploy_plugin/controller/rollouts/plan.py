@@ -7,7 +7,7 @@ from typing import Any, Literal
 from mlflow_deploy_plugin.controller.rollouts.criteria import Criterion, parse_criteria
 from mlflow_deploy_plugin.errors import InvalidConfig
 
-Kind = Literal["stage", "alias", "tag", "pinned"]
+PromotionKind = Literal["stage", "alias", "tag", "pinned"]
 
 LEVEL = 0.05
 MIN_REQUESTS = 100
@@ -40,7 +40,7 @@ class RolloutPlan:
     version: str
     before_uri: str
     before_version: str
-    kind: Kind
+    kind: PromotionKind
     selector: str
     steps: tuple[int, ...]
     every: float

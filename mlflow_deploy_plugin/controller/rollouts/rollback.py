@@ -6,10 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from mlflow_deploy_plugin.controller.rollouts.commands import abort
+from mlflow_deploy_plugin.controller.rollouts.commands import abort_rollout
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.start import main_variant
-from mlflow_deploy_plugin.controller.snapshot import Seen, fetch_page, read_answered, see
+from mlflow_deploy_plugin.controller.snapshot import (
+    EndpointSnapshot,
+    fetch_metrics_page,
+    take_snapshot,
+    versions_by_last_answer,
+)
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
@@ -26,7 +31,7 @@ from mlflow_deploy_plugin.registry.transitions import (
     was_rolled_back,
 )
 from mlflow_deploy_plugin.spec import load_specs
-from mlflow_deploy_plugin.store import AuditEvent, Store, this_actor
+from mlflow_deploy_plugin.store import AuditEvent, Store, current_actor
 
 _SERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.05
@@ -60,7 +65,7 @@ def rollback(
     """
     with ExitStack() as stack:
         opened = deployments or stack.enter_context(open_deployments(lambda line: None))
-        return _rollback(opened, endpoint, why, actor or this_actor(), to)
+        return _rollback(opened, endpoint, why, actor or current_actor(), to)
 
 
 def rollback_refusal(store: Store, observed: ObservedEndpoint, registry: Any = None) -> str:
@@ -101,7 +106,7 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
     reference = parse_model_uri(spec.variants[main].model)
     if not reference.followed:
         return _pinned_back(deployments, observed, main, why, actor, to)
-    seen = see(observed, with_numbers=False)
+    seen = take_snapshot(observed, with_numbers=False)
     if to:
         current = _current(observed, main, reference)
         earlier = PreviousVersion(_version_asked_for(to, reference), "it was asked for")
@@ -133,7 +138,7 @@ def _aborted(deployments: Deployments, endpoint: str, why: str, actor: str) -> R
         return None
     said = f"rolled back by {actor}{f': {why}' if why else ''}"
     try:
-        return RolloutPlan.from_json(abort(deployments, endpoint, said, actor).spec)
+        return RolloutPlan.from_json(abort_rollout(deployments, endpoint, said, actor).spec)
     except NotFound:
         if deployments.store.rollouts(endpoint, live=True):
             raise
@@ -162,7 +167,7 @@ def _pinned_back(
 
 def _current(observed: ObservedEndpoint, main: str, reference: ModelURI, registry: Any = None) -> str:
     """The version that is followed now, or else served; empty where there is none."""
-    return current_version(reference, registry) or see(observed, with_numbers=False).versions.get(main, "")
+    return current_version(reference, registry) or take_snapshot(observed, with_numbers=False).versions.get(main, "")
 
 
 def _current_and_earlier(
@@ -192,8 +197,8 @@ def _known(
     in_trail = [PreviousVersion(version, said) for version in stood if version != current]
     if stood[:1] == [current]:  # else the place was moved past the trail, which is then behind
         yield from in_trail
-    page = fetch_page(observed.observation.url) if observed.observation.url else None
-    answered = read_answered(page, endpoint, main, reference.name) if page else []
+    page = fetch_metrics_page(observed.observation.url) if observed.observation.url else None
+    answered = versions_by_last_answer(page, endpoint, main, reference.name) if page else []
     registered = previous_in_registry(reference, current, registry)
     passed = ""
     if registered is not None and registered.version not in answered:
@@ -308,8 +313,8 @@ def _wait(deployments: Deployments, endpoint: str, main: str, version: str) -> N
         time.sleep(_POLL_SECONDS)
 
 
-def _look(deployments: Deployments, endpoint: str) -> Seen:
-    return see(deployments.get_endpoint(endpoint), with_numbers=False)
+def _look(deployments: Deployments, endpoint: str) -> EndpointSnapshot:
+    return take_snapshot(deployments.get_endpoint(endpoint), with_numbers=False)
 
 
 def _figures(model: str, before: str, after: str, source: str, begun: float) -> dict[str, str]:

@@ -4,16 +4,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mlflow_deploy_plugin.controller.rollouts.criteria import DEFAULT, parse_criteria
-from mlflow_deploy_plugin.controller.rollouts.journal import started
-from mlflow_deploy_plugin.controller.rollouts.plan import MIN_REQUESTS, Kind, RolloutPlan, parse_steps
-from mlflow_deploy_plugin.controller.snapshot import see
+from mlflow_deploy_plugin.controller.rollouts.journal import started_event
+from mlflow_deploy_plugin.controller.rollouts.plan import (
+    MIN_REQUESTS,
+    PromotionKind,
+    RolloutPlan,
+    parse_steps,
+)
+from mlflow_deploy_plugin.controller.snapshot import take_snapshot
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady
 from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.tags import read_gate_status
 from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds
-from mlflow_deploy_plugin.store import Rollout, this_actor
+from mlflow_deploy_plugin.store import Rollout, current_actor
 from mlflow_deploy_plugin.store.database import utc_now
 
 CANDIDATE = "candidate"
@@ -22,7 +27,7 @@ DEFAULT_EVERY = "5m"
 
 
 @dataclass(frozen=True)
-class Wish:
+class RolloutRequest:
     """A rollout as a person asks for it.
 
     Attributes:
@@ -37,10 +42,10 @@ class Wish:
     why: str = ""
 
 
-def begin_rollout(
+def start_rollout(
     deployments: Deployments,
     endpoint: str,
-    wish: Wish,
+    wish: RolloutRequest,
     actor: str | None = None,
     before_it_begins: Callable[[], None] = lambda: None,
 ) -> Rollout:
@@ -55,15 +60,15 @@ def begin_rollout(
         NotReady: the endpoint's server does not answer.
         AlreadyExists: the endpoint has a live rollout.
     """
-    plan = _planned(deployments, endpoint, wish, actor or this_actor())
+    plan = _planned(deployments, endpoint, wish, actor or current_actor())
     before_it_begins()
-    return deployments.store.add_rollout(endpoint, plan.to_json(), "starting", started(plan, utc_now()))
+    return deployments.store.add_rollout(endpoint, plan.to_json(), "starting", started_event(plan, utc_now()))
 
 
-def _planned(deployments: Deployments, endpoint: str, wish: Wish, actor: str) -> RolloutPlan:
+def _planned(deployments: Deployments, endpoint: str, wish: RolloutRequest, actor: str) -> RolloutPlan:
     """The whole of it, from what is served now. Raises as `begin_rollout`, but for the live rollout."""
     observed = deployments.get_endpoint(endpoint)
-    spec, seen = observed.endpoint.spec, see(observed)
+    spec, seen = observed.endpoint.spec, take_snapshot(observed)
     main = main_variant(spec)
     if seen.state != "running" or (before := seen.versions.get(main)) is None:
         raise NotReady(f"{endpoint}: {seen.state}; {seen.reason or 'its workers answer with different versions'}")
@@ -138,7 +143,7 @@ def _check(spec: EndpointSpec, main: ModelURI, to: ResolvedModel, before: str) -
         )
 
 
-def _kind(reference: ModelURI) -> Kind:
+def _kind(reference: ModelURI) -> PromotionKind:
     match reference.kind:
         case "stage" | "alias" | "tag":
             return reference.kind

@@ -15,23 +15,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mlflow_deploy_plugin.controller.rollouts.evidence import (
-    Ledger,
+    StepEvidence,
+    add_counters,
     begin_step,
     figures,
-    lacking,
+    missing_evidence,
     rejection,
-    take_look,
 )
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.snapshot import Seen
+from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
 
-State = Literal["starting", "stepping", "paused", "promoting", "promoted", "rolling_back", "rolled_back", "abandoned"]
-Action = Literal["wait", "prepare", "set_traffic", "promote", "finish", "roll_back"]
+RolloutState = Literal[
+    "starting", "stepping", "paused", "promoting", "promoted", "rolling_back", "rolled_back", "abandoned"
+]
+RolloutAction = Literal["wait", "prepare", "set_traffic", "promote", "finish", "roll_back"]
 
-ENDED: tuple[State, ...] = ("promoted", "rolled_back", "abandoned")
+ENDED: tuple[RolloutState, ...] = ("promoted", "rolled_back", "abandoned")
 START_SECONDS = 600.0
 PROMOTE_SECONDS = 300.0
-ATTEMPTS = 5
+MAX_FAILURES = 5
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class Progress:
         failures: how often in a row.
     """
 
-    state: State = "starting"
+    state: RolloutState = "starting"
     step: int = 0
     elapsed: float = 0.0
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: StepEvidence = field(default_factory=StepEvidence)
     reason: str = ""
     trouble: str = ""
     failures: int = 0
@@ -65,11 +67,11 @@ class Decision:
     """
 
     progress: Progress
-    action: Action = "wait"
+    action: RolloutAction = "wait"
     then: Progress | None = None
 
 
-def decide(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) -> Decision:
+def decide(plan: RolloutPlan, progress: Progress, seen: EndpointSnapshot, seconds: float) -> Decision:
     """The next thing to do.
 
     Args:
@@ -95,20 +97,22 @@ def decide(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) ->
             return _step(plan, progress, seen, seconds)
 
 
-def failed(plan: RolloutPlan, progress: Progress, action: Action, reason: str, is_passing: bool) -> Progress:
+def after_failure(
+    plan: RolloutPlan, progress: Progress, action: RolloutAction, reason: str, is_passing: bool
+) -> Progress:
     """How far it is after an action that failed.
 
     Args:
         is_passing: it may do better next time: the registry or the store did not answer.
     """
-    is_worth_another = action == "set_traffic" and progress.failures + 1 < ATTEMPTS
+    is_worth_another = action == "set_traffic" and progress.failures + 1 < MAX_FAILURES
     if is_passing or is_worth_another or action in ("finish", "roll_back"):
         return replace(progress, trouble=reason, failures=progress.failures + 1)
     what = {"prepare": f"version {plan.version} cannot be served", "promote": "the promotion was refused"}
     return _turned_back(progress, f"{what.get(action, 'the traffic cannot be changed')}: {reason}")
 
 
-def succeeded(progress: Progress) -> Progress:
+def after_success(progress: Progress) -> Progress:
     """How far it is after an action that went well."""
     return replace(progress, trouble="", failures=0)
 
@@ -129,7 +133,7 @@ def aborted(progress: Progress, reason: str) -> Progress | None:
     return None if progress.state in ENDED else _turned_back(progress, reason)
 
 
-def weights(plan: RolloutPlan, step: int) -> dict[str, int]:
+def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
     """The traffic of a step."""
     return {plan.main: 100 - plan.steps[step], plan.candidate: plan.steps[step]}
 
@@ -141,14 +145,16 @@ def to_figures(plan: RolloutPlan, progress: Progress) -> dict[str, Any]:
     return {"elapsed": round(progress.elapsed, 3), **trouble, **shown, "ledger": progress.ledger.to_json()}
 
 
-def from_figures(plan: RolloutPlan, state: State, step: int, written: Mapping[str, Any], reason: str) -> Progress:
+def from_figures(
+    plan: RolloutPlan, state: RolloutState, step: int, written: Mapping[str, Any], reason: str
+) -> Progress:
     """The progress that `to_figures` has written."""
-    ledger = Ledger.from_json(plan, step, written.get("ledger", {}))
+    ledger = StepEvidence.from_json(plan, step, written.get("ledger", {}))
     trouble, failures = str(written.get("trouble", "")), int(written.get("failures", 0))
     return Progress(state, step, float(written.get("elapsed", 0)), ledger, reason, trouble, failures)
 
 
-def _moved(plan: RolloutPlan, progress: Progress, seen: Seen) -> str:
+def _moved(plan: RolloutPlan, progress: Progress, seen: EndpointSnapshot) -> str:
     """Whether somebody has changed what the rollout begins from; empty where all is as it was."""
     assert seen.variants is not None
     model, version = seen.variants[plan.main].model, seen.versions.get(plan.main, plan.before_version)
@@ -160,7 +166,7 @@ def _moved(plan: RolloutPlan, progress: Progress, seen: Seen) -> str:
     return ""
 
 
-def _start(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) -> Decision:
+def _start(plan: RolloutPlan, progress: Progress, seen: EndpointSnapshot, seconds: float) -> Decision:
     added = [name for name in (plan.candidate, plan.shadow) if name]
     troubles = (seen.errors.get(name) or seen.refused.get((name, plan.version)) for name in added)
     if error := next(filter(None, troubles), ""):
@@ -172,27 +178,29 @@ def _start(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) ->
             return _roll_back(_turned_back(progress, f"version {plan.version} was not there in {START_SECONDS:g} s"))
         assert seen.variants is not None
         return Decision(waiting, "wait" if all(name in seen.variants for name in added) else "prepare")
-    ledger = begin_step(plan, 0, take_look(plan, 0, progress.ledger, seen.numbers))
+    ledger = begin_step(plan, 0, add_counters(plan, 0, progress.ledger, seen.numbers))
     return Decision(Progress("stepping", 0, 0.0, ledger), "set_traffic")
 
 
-def _step(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) -> Decision:
+def _step(plan: RolloutPlan, progress: Progress, seen: EndpointSnapshot, seconds: float) -> Decision:
     if error := seen.errors.get(plan.candidate, ""):
         return _roll_back(_turned_back(progress, f"version {plan.version} cannot be served any more: {error}"))
     if seen.numbers is None:
         return Decision(replace(progress, reason=f"waits for the server: {seen.reason or 'it gives no numbers'}"))
-    ledger = take_look(plan, progress.step, progress.ledger, seen.numbers)
+    ledger = add_counters(plan, progress.step, progress.ledger, seen.numbers)
     progress = replace(progress, ledger=ledger)
     if reason := rejection(plan, ledger):
         return _roll_back(_turned_back(progress, reason))
     assert seen.variants is not None
     if plan.candidate not in seen.variants or (plan.shadow and plan.shadow not in seen.variants):
         return _roll_back(_turned_back(progress, "somebody has removed the candidate"))
-    if any(seen.variants[name].weight != weight for name, weight in weights(plan, progress.step).items()):
+    if any(seen.variants[name].weight != weight for name, weight in step_weights(plan, progress.step).items()):
         return Decision(progress, "set_traffic")
     if progress.state == "paused":
         return Decision(progress)
-    progress = replace(progress, elapsed=progress.elapsed + seconds, reason=lacking(plan, progress.step, ledger))
+    progress = replace(
+        progress, elapsed=progress.elapsed + seconds, reason=missing_evidence(plan, progress.step, ledger)
+    )
     if progress.elapsed < plan.every or progress.reason:
         return Decision(progress)
     if progress.step + 1 == len(plan.steps):
@@ -201,7 +209,7 @@ def _step(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) -> 
     return Decision(Progress("stepping", following, 0.0, begin_step(plan, following, ledger)), "set_traffic")
 
 
-def _promote(plan: RolloutPlan, progress: Progress, seen: Seen, seconds: float) -> Decision:
+def _promote(plan: RolloutPlan, progress: Progress, seen: EndpointSnapshot, seconds: float) -> Decision:
     assert seen.variants is not None
     is_moved = plan.kind != "pinned" or seen.variants[plan.main].model == plan.to_uri
     if is_moved and seen.versions.get(plan.main) == plan.version:
@@ -222,4 +230,4 @@ def _roll_back(progress: Progress) -> Decision:
 
 
 def _turned_back(progress: Progress, reason: str) -> Progress:
-    return replace(succeeded(progress), state="rolling_back", elapsed=0.0, reason=reason)
+    return replace(after_success(progress), state="rolling_back", elapsed=0.0, reason=reason)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import Answer, judge_and_log
+from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult, judge_and_log
 from mlflow_deploy_plugin.controller.monitors.file_drift import run_files
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.settings import load_settings
@@ -25,7 +25,7 @@ def folder(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pyt
         yield tmp_path
 
 
-def judged(rows: pd.DataFrame, reference: pd.DataFrame, **bounds: float) -> Answer:
+def judged(rows: pd.DataFrame, reference: pd.DataFrame, **bounds: float) -> LoggedResult:
     rows.to_parquet("rows.parquet")
     reference.to_csv("reference.csv", index=False)
     settings = load_settings()

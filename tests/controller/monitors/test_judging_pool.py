@@ -14,7 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlflow_deploy_plugin.controller.monitors.judging_pool import Crashed, Ended, JudgingProcess
+from mlflow_deploy_plugin.controller.monitors.judging_pool import (
+    JudgingProcess,
+    ProcessCrashed,
+    ProcessEnded,
+)
 from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError, RegistryUnavailable
 from tests.support.raising import raise_it
 from tests.support.waiting import wait_until
@@ -48,7 +52,7 @@ def test_it_is_kept_for_the_next_call_and_another_one_takes_its_place_where_it_h
     second = process.call(os.getpid, seconds=SECONDS)
     assert second != first
 
-    with pytest.raises(Crashed, match="its process ended by signal SIGKILL, as where memory is short"):
+    with pytest.raises(ProcessCrashed, match="its process ended by signal SIGKILL, as where memory is short"):
         process.call(os.kill, second, signal.SIGKILL, seconds=SECONDS)
     assert process.call(os.getpid, seconds=SECONDS) != second
 
@@ -81,12 +85,12 @@ def test_it_ends_when_it_is_told_to() -> None:
     timer = threading.Timer(0.3, process.end)
     timer.start()
 
-    with pytest.raises(Ended):
+    with pytest.raises(ProcessEnded):
         process.call(time.sleep, 600, seconds=SECONDS)
 
     timer.join()
     assert not psutil.pid_exists(pid)
-    with pytest.raises(Ended):
+    with pytest.raises(ProcessEnded):
         process.call(os.getpid, seconds=SECONDS)
 
 

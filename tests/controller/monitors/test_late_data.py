@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
 from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
 from mlflow_deploy_plugin.controller.monitors.late_data import is_material
-from mlflow_deploy_plugin.controller.monitors.window_runner import Turns
+from mlflow_deploy_plugin.controller.monitors.window_runner import WindowRunner
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
@@ -33,7 +33,7 @@ class Turned:
         world.writer.write({"_event_time": times, "_prediction_id": [str(row) for row in range(ROWS)]})
         world.now = DUE
         deployments = Deployments(world.store, world.settings, world.said.append)
-        self.turns = Turns(Attempts(deployments, world.answer, world.said.append), count_rows, most_made_up=1)
+        self.turns = WindowRunner(Attempts(deployments, world.answer, world.said.append), count_rows, most_made_up=1)
 
     def label(self, rows: Iterable[int], label: str | float = "late") -> None:
         now = self.world.now

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.maintenance import Upkeep, maintain_log, still_needed
-from mlflow_deploy_plugin.controller.monitors.next_window import next_window
+from mlflow_deploy_plugin.controller.monitors.maintenance import (
+    LogMaintenance,
+    maintain_log,
+    retained_windows,
+)
+from mlflow_deploy_plugin.controller.monitors.next_window import next_due_window
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.question import Question
@@ -29,7 +33,7 @@ def kept_up(world: MonitoredWorld) -> Iterator[None]:
     """Upkeep again and again, within it."""
     lease, over = world.store.acquire_lease("upkeep", "the test", 15), threading.Event()
     assert lease is not None
-    upkeep = Upkeep(Deployments(world.store, world.settings, world.said.append), every_seconds=0.1)
+    upkeep = LogMaintenance(Deployments(world.store, world.settings, world.said.append), every_seconds=0.1)
 
     def work() -> None:
         with LeaseKeeper(world.store, lease) as keeper:
@@ -70,7 +74,7 @@ def test_what_a_monitor_will_read_again_is_still_needed(world: MonitoredWorld) -
     endpoint = world.store.endpoint("flights")
     assert endpoint is not None
 
-    needed = {f"{window}" for window in still_needed(monitors, endpoint, now).windows}
+    needed = {f"{window}" for window in retained_windows(monitors, endpoint, now).windows}
 
     assert needed == {
         "2026-01-01/2026-01-08",
@@ -90,10 +94,10 @@ def test_windows_whose_labels_are_waited_for_are_still_needed_beside_those_that_
     assert endpoint is not None
     world.now = now = NOON + timedelta(days=7, hours=51)
     state = world.monitors.state("flights", "truth")
-    first = next_window(endpoint, "truth", endpoint.spec.monitors["truth"], state, now)
+    first = next_due_window(endpoint, "truth", endpoint.spec.monitors["truth"], state, now)
     assert first is not None
 
-    labels, yearly = sorted(still_needed(world.monitors, endpoint, now).windows, key=lambda window: window.start)
+    labels, yearly = sorted(retained_windows(world.monitors, endpoint, now).windows, key=lambda window: window.start)
 
     assert labels.start <= first.window.start == NOON
     assert yearly.start == now - timedelta(hours=100)  # so many are made up, whenever that is
@@ -116,7 +120,7 @@ def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
         if window.start >= NOON + timedelta(days=5):
             frozen.add(str(rolling(asked, "flight-delay", "1")[0].sampled))
         world.monitors.remember("flights", "daily", made_up_to=day)
-        needed = still_needed(world.monitors, endpoint, day)
+        needed = retained_windows(world.monitors, endpoint, day)
         maintain_log(world.settings, "flights", day, "7d", needed)
         oldest.append(day - asked.log.hours("flights")[0].start)
 

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
 from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
 from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
 from mlflow_deploy_plugin.controller.monitors.overview import overviews
-from mlflow_deploy_plugin.controller.monitors.window_runner import Turns
+from mlflow_deploy_plugin.controller.monitors.window_runner import WindowRunner
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -210,7 +210,7 @@ def test_rows_that_come_late_make_no_further_revision_of_a_window_that_was_judge
     world.now = NOON + 2 * HOUR
     world.judge = lambda asked: "drift" if asked.revision > 1 or asked.window != Window(NOON, NOON + HOUR) else "ok"
     judged = run(world, window=window)
-    turns = Turns(Attempts(deployments(world), world.answer, world.said.append), count_rows)
+    turns = WindowRunner(Attempts(deployments(world), world.answer, world.said.append), count_rows)
     world.monitors.remember("flights", "hourly", made_up_to=NOON + 2 * HOUR)
 
     world.rows(NOON + HOUR / 3)

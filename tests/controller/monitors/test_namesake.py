@@ -6,7 +6,7 @@ import pytest
 
 from mlflow_deploy_plugin.controller.monitors import manual_runs
 from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
-from mlflow_deploy_plugin.controller.monitors.evaluation import log_of
+from mlflow_deploy_plugin.controller.monitors.evaluation import endpoint_log
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log.maintenance import compact
@@ -53,7 +53,7 @@ def test_its_monitors_see_its_own_rows_alone(heir: MonitoredWorld, is_compacted:
     day = Window(NOON - 12 * HOUR, NOON + 12 * HOUR)
     assert window_versions(whole, "flights", day) == {("flight-delay", "1"): 17}  # and keeps sketches of all
 
-    log = log_of(heir.settings, heir.store.endpoint("flights"))
+    log = endpoint_log(heir.settings, heir.store.endpoint("flights"))
 
     assert [hour.start for hour in log.hours("flights")] == [NOON + HOUR, NOON + 2 * HOUR]
     assert window_versions(log, "flights", day) == {("flight-delay", "1"): 5}

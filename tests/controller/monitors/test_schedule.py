@@ -6,11 +6,11 @@ from itertools import pairwise
 import pytest
 
 from mlflow_deploy_plugin.controller.monitors.schedule import (
-    LONGEST_PAUSE,
-    crontab,
+    MAX_BACKOFF,
+    backoff,
+    crontab_trigger,
     due_at,
     jitter,
-    pause_after,
     window_from,
     windows_between,
 )
@@ -76,7 +76,7 @@ def test_a_schedule_is_looked_at_after_the_grace_only() -> None:
     ],
 )
 def test_days_of_the_week_are_those_of_crontab(schedule: str, days: list[str]) -> None:
-    trigger, time, found = crontab(schedule, "UTC"), datetime(2026, 11, 22, 12, tzinfo=UTC), []
+    trigger, time, found = crontab_trigger(schedule, "UTC"), datetime(2026, 11, 22, 12, tzinfo=UTC), []
     while (fires := trigger.get_next_fire_time(None, time)) <= datetime(2026, 11, 29, 12, tzinfo=UTC):
         found.append(fires.strftime("%a"))
         time = fires + timedelta(minutes=1)
@@ -87,7 +87,7 @@ def test_days_of_the_week_are_those_of_crontab(schedule: str, days: list[str]) -
 @pytest.mark.parametrize("zone", ["Europe/Berlinn", "../etc/passwd", "Europe"])
 def test_a_time_zone_that_is_not_known_is_said(zone: str) -> None:
     with pytest.raises(InvalidConfig, match=f"time_zone '{zone}' is not known"):
-        crontab("15 6 * * *", zone)
+        crontab_trigger("15 6 * * *", zone)
 
 
 def test_monitors_do_not_all_begin_at_once_and_one_always_at_the_same_time() -> None:
@@ -114,6 +114,6 @@ def test_windows_lie_on_their_grid() -> None:
 
 
 def test_pauses_grow_to_ten_minutes() -> None:
-    pauses = [pause_after(attempts).total_seconds() for attempts in (1, 2, 3, 4, 1000)]
+    pauses = [backoff(attempts).total_seconds() for attempts in (1, 2, 3, 4, 1000)]
 
-    assert pauses == [15, 30, 60, 120, LONGEST_PAUSE.total_seconds()]
+    assert pauses == [15, 30, 60, 120, MAX_BACKOFF.total_seconds()]

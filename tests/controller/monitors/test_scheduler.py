@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
-from mlflow_deploy_plugin.controller.monitors.judging_pool import Ended
+from mlflow_deploy_plugin.controller.monitors.judging_pool import ProcessEnded
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.question import Question
@@ -480,7 +480,7 @@ def test_a_scheduler_that_ends_leaves_its_window_to_the_next(world: MonitoredWor
 
     def judge(asked: Question) -> str:
         may_end.wait(SECONDS)
-        raise Ended("it was ended with the controller")
+        raise ProcessEnded("it was ended with the controller")
 
     world.judge = judge
     world.endpoint()

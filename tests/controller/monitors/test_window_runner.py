@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
 from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
-from mlflow_deploy_plugin.controller.monitors.window_runner import Turns
+from mlflow_deploy_plugin.controller.monitors.window_runner import WindowRunner
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.store import open_store
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
@@ -27,7 +27,9 @@ def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_
 
     is_watched = False
     store = open_store(world.settings.store_url, clock)
-    turns = Turns(Attempts(Deployments(store, world.settings, world.said.append), world.answer, print), count_rows)
+    turns = WindowRunner(
+        Attempts(Deployments(store, world.settings, world.said.append), world.answer, print), count_rows
+    )
     lease = store.acquire_lease("the test's", "the test", 60)
     assert lease is not None
     with LeaseKeeper(store, lease) as keeper:

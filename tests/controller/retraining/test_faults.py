@@ -12,13 +12,13 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retraining import process, tracking
 from mlflow_deploy_plugin.controller.retraining.runner import (
-    MOST_DEFECTS,
+    MAX_DEFECTS,
     _take,
     _UnderWay,
-    bring,
-    take_safely,
+    start_local_rollouts,
+    try_step,
 )
-from mlflow_deploy_plugin.controller.retraining.trigger import ask
+from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.alerts import Alerts
@@ -76,7 +76,7 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
     assert waiting.state == "gated"
     assert waiting.reason.startswith(f"waits for the endpoint: {ENDPOINT}: failed; the server is gone")
     late = replace(world.hands, clock=lambda: utc_now() + timedelta(hours=2))
-    take_safely(late, world.latest())
+    try_step(late, world.latest())
     proposed = world.latest()
     assert proposed.state == "proposed"
     assert "the endpoint has not been ready for a rollout for 3600 s" in proposed.reason
@@ -87,11 +87,11 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
 def test_a_version_is_brought_by_the_controller_that_sees_the_server(world: RetrainingWorld) -> None:
     gated(world, "rollout")
     assert world.take().reason.startswith("waits for the endpoint: its server stands on another machine")
-    bring(world.deployments, "controller@away")
+    start_local_rollouts(world.deployments, "controller@away")
     assert "another machine" in world.latest().reason
 
     (world.deployments.settings.deployments_path / ENDPOINT).mkdir(parents=True)
-    bring(world.deployments, "controller@beside")
+    start_local_rollouts(world.deployments, "controller@beside")
 
     assert world.latest().reason.startswith(f"waits for the endpoint: {ENDPOINT}: failed; the server is gone")
 
@@ -186,13 +186,13 @@ ELSEWHERE = {"host": "another 1a2b3c4d"}
 
 
 def later(world: RetrainingWorld, **time: float) -> Retraining:
-    take_safely(replace(world.hands, clock=lambda: utc_now() + timedelta(**time)), world.latest())
+    try_step(replace(world.hands, clock=lambda: utc_now() + timedelta(**time)), world.latest())
     return world.latest()
 
 
 def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(world: RetrainingWorld) -> None:
     running = world.at("running", **ELSEWHERE)
-    tracking.beat(running.run_id, utc_now() + timedelta(minutes=30))
+    tracking.write_heartbeat(running.run_id, utc_now() + timedelta(minutes=30))
     waiting = later(world, minutes=31)
     assert (waiting.state, waiting.reason) == ("running", "its training runs on another 1a2b3c4d")
     world.register(running.run_id)
@@ -204,7 +204,7 @@ def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(
 def test_a_training_whose_machine_has_gone_is_begun_again_at_once(world: RetrainingWorld, says: str) -> None:
     running = world.at("running", **ELSEWHERE)
     if says == "it runs":
-        tracking.beat(running.run_id, utc_now())
+        tracking.write_heartbeat(running.run_id, utc_now())
     silent = later(world, minutes=3)
     assert silent.state == "running"
     assert "its training runs on another 1a2b3c4d, or has ended: it has said nothing since" in silent.reason
@@ -251,7 +251,7 @@ def test_a_project_that_is_not_there_is_said_before_anything_is_trained(world: R
     world.at("waiting")
     (world.project / "MLproject").rename(world.project / "MLproject.yaml")
     with pytest.raises(InvalidConfig, match="has no MLproject"):
-        ask(world.deployments, ENDPOINT)
+        request_retraining(world.deployments, ENDPOINT)
     failed = world.take()
     assert failed.state == "failed"
     assert "has no MLproject" in failed.reason
@@ -262,7 +262,7 @@ def test_a_step_that_fails_unexpectedly_again_and_again_ends_it(world: Retrainin
     begun = world.at("waiting")
     broken = replace(begun, spec={"made by": "a newer version"})
     known = _UnderWay()
-    for attempt in range(MOST_DEFECTS):
+    for attempt in range(MAX_DEFECTS):
         assert world.latest().is_live, attempt
         _take(world.hands, broken, known)
     assert world.latest().state == "failed"

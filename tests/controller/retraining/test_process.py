@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retraining import process as child
 from mlflow_deploy_plugin.controller.retraining import tracking
-from mlflow_deploy_plugin.controller.retraining.heartbeat import beat
+from mlflow_deploy_plugin.controller.retraining.heartbeat import beat_until_ended
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port, wait_until
 
@@ -40,7 +40,7 @@ def training(run_id: str) -> Iterator["subprocess.Popen[bytes]"]:
 
 @contextmanager
 def beating(run_id: str, process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    thread = threading.Thread(target=beat, args=(run_id, process, 0.02))
+    thread = threading.Thread(target=beat_until_ended, args=(run_id, process, 0.02))
     thread.start()
     try:
         yield
@@ -51,14 +51,14 @@ def beating(run_id: str, process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
 def test_it_says_again_and_again_that_it_runs(run_id: str) -> None:
     with training(run_id) as process, beating(run_id, process):
-        wait_until(lambda: tracking.seen(run_id).alive_at is not None, 30, "it has said so")
-        first = tracking.seen(run_id).alive_at
-        wait_until(lambda: tracking.seen(run_id).alive_at != first, 30, "it has said so again")
+        wait_until(lambda: tracking.get_run(run_id).alive_at is not None, 30, "it has said so")
+        first = tracking.get_run(run_id).alive_at
+        wait_until(lambda: tracking.get_run(run_id).alive_at != first, 30, "it has said so again")
 
 
 def test_it_ends_with_its_run(run_id: str) -> None:
     with training(run_id) as process, beating(run_id, process):
-        wait_until(lambda: tracking.seen(run_id).alive_at is not None, 30, "it has said so")
+        wait_until(lambda: tracking.get_run(run_id).alive_at is not None, 30, "it has said so")
         assert process.poll() is None
         MlflowClient().set_terminated(run_id, "KILLED")
         wait_until(lambda: process.poll() is not None, 30, "it has ended")
@@ -69,4 +69,4 @@ def test_it_lives_on_while_mlflow_is_down(run_id: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with tracking_at(f"http://127.0.0.1:{free_port()}"):
         process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.2)"])
-        assert beat(run_id, process, 0.02) == 0
+        assert beat_until_ended(run_id, process, 0.02) == 0

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retraining import process
-from mlflow_deploy_plugin.controller.retraining.trigger import consider
+from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.retraining import RetrainingWorld
 from tests.support.waiting import wait_until
@@ -30,7 +30,7 @@ def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_noth
 ) -> None:
     world.capture()
     spec = world.spec(parameters={"does": "wait"})
-    assert consider(world.deployments, world.judgement(), world.run(), spec) is not None
+    assert retrain_on_alarm(world.deployments, world.judgement(), world.run(), spec) is not None
     for state in ("running", "registered", "gated"):
         controller = start_controller(world)
         try:

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retraining import process, tracking
-from mlflow_deploy_plugin.controller.retraining.trigger import consider
+from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.store.alerts import Alerts
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.retraining import RetrainingWorld
@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 def begin(world: RetrainingWorld, does: str = "better", **fields: object) -> None:
     world.capture()
     spec = world.spec(parameters={"does": does}, **fields)
-    assert consider(world.deployments, world.judgement(), world.run(), spec) is not None
+    assert retrain_on_alarm(world.deployments, world.judgement(), world.run(), spec) is not None
 
 
 def story(world: RetrainingWorld) -> list[str]:
@@ -109,7 +109,7 @@ def test_a_training_ends_by_itself_where_its_run_is_ended_from_another_machine(w
     begin(world, "hang")
     run_id = world.until("running").run_id
     wait_until(lambda: said(world), 90, "the project runs")
-    assert tracking.seen(run_id).alive_at is not None
+    assert tracking.get_run(run_id).alive_at is not None
     MlflowClient().set_terminated(run_id, "KILLED")
     wait_until(lambda: not process.is_alive(run_id), 60, "it has ended")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.snapshot import Seen
+from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
 from tests.support.rollouts import PLAN, counted, numbers, variants
 
 
@@ -17,11 +17,13 @@ def plan() -> RolloutPlan:
 
 
 @pytest.fixture
-def seen() -> Callable[..., Seen]:
+def seen() -> Callable[..., EndpointSnapshot]:
     """The endpoint with the candidate loaded at a share of the traffic; fields can be said otherwise."""
 
-    def build(share: int | None = 0, **fields: Any) -> Seen:
+    def build(share: int | None = 0, **fields: Any) -> EndpointSnapshot:
         versions = {"champion": "6"} if share is None else dict.fromkeys(variants(share), "7") | {"champion": "6"}
-        return replace(Seen(variants(share), "running", "", versions, numbers=numbers(counted(1000))), **fields)
+        return replace(
+            EndpointSnapshot(variants(share), "running", "", versions, numbers=numbers(counted(1000))), **fields
+        )
 
     return build

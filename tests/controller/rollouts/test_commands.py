@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.controller.locality import rollouts_lease
-from mlflow_deploy_plugin.controller.rollouts.commands import describe, expect_controller, nobody_works
+from mlflow_deploy_plugin.controller.locality import rollouts_lease_name
+from mlflow_deploy_plugin.controller.rollouts.commands import (
+    describe_rollout,
+    require_controller,
+    stall_reason,
+)
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import NotReady
 from mlflow_deploy_plugin.settings import Settings
@@ -26,34 +30,34 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def test_nothing_begins_without_a_controller_that_is_alive(store: Store) -> None:
     with pytest.raises(NotReady, match="nothing was begun: start `onnxserve controller` first, or say --wait"):
-        expect_controller(store, LEASE, patience=0)
+        require_controller(store, LEASE, patience=0)
 
     killed = store.acquire_lease(LEASE, "killed", seconds=0)
     assert killed is not None
     with pytest.raises(NotReady, match="no controller runs"):
-        expect_controller(store, LEASE, patience=0)
+        require_controller(store, LEASE, patience=0)
 
     store.release_lease(killed)
     store.acquire_lease(LEASE, "alive", seconds=60)
-    expect_controller(store, LEASE, patience=0)
+    require_controller(store, LEASE, patience=0)
 
 
 def test_of_a_rollout_that_stands_still_it_is_said_why(store: Store, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     deployments = Deployments(store, settings, lambda line: None)
-    assert "on the machine of its server" in nobody_works(deployments, "flights")
+    assert "on the machine of its server" in stall_reason(deployments, "flights")
 
     (settings.deployments_path / "flights").mkdir(parents=True)
-    assert "no controller beside its server works" in nobody_works(deployments, "flights")
+    assert "no controller beside its server works" in stall_reason(deployments, "flights")
 
-    assert store.acquire_lease(rollouts_lease(settings), "beside", 60)
-    assert nobody_works(deployments, "flights") == ""
+    assert store.acquire_lease(rollouts_lease_name(settings), "beside", 60)
+    assert stall_reason(deployments, "flights") == ""
 
 
 def test_no_more_than_all_the_evidence_is_shown(store: Store) -> None:
     judged = {"figures": "many requests failed", "log_evidence": 500.0, "log_evidence_needed": 4.9}
     begun = store.add_rollout("flights", PLAN.to_json(), "stepping")
 
-    told = describe(replace(begun, figures={"criteria": {"error_rate>1%": judged}}))
+    told = describe_rollout(replace(begun, figures={"criteria": {"error_rate>1%": judged}}))
 
     assert "many requests failed; 100% of the evidence that would end it" in told

@@ -9,13 +9,13 @@ from typing import Any, cast
 import pytest
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.rollouts.actions import Actions
-from mlflow_deploy_plugin.controller.rollouts.controller import Controller, shown
-from mlflow_deploy_plugin.controller.rollouts.evidence import Ledger, begin_step, take_look
-from mlflow_deploy_plugin.controller.rollouts.journal import progress_of, started, with_progress
+from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
+from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController, rollout_summary
+from mlflow_deploy_plugin.controller.rollouts.evidence import StepEvidence, add_counters, begin_step
+from mlflow_deploy_plugin.controller.rollouts.journal import progress_of, started_event, with_progress
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.rollouts.state_machine import Action, Progress, weights
-from mlflow_deploy_plugin.controller.snapshot import Seen
+from mlflow_deploy_plugin.controller.rollouts.state_machine import Progress, RolloutAction, step_weights
+from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
 from mlflow_deploy_plugin.errors import DeploymentFailed, RegistryUnavailable
 from mlflow_deploy_plugin.store import Rollout, Store, open_store
 from mlflow_deploy_plugin.store.database import utc_now
@@ -39,7 +39,7 @@ class World:
         self.served: dict[str, str] = {}
         self.looks = 0
         self.errors = errors
-        self.before_action: Callable[[Action], None] = lambda action: None
+        self.before_action: Callable[[RolloutAction], None] = lambda action: None
 
     def lease_name(self) -> str:
         return self.lease
@@ -47,22 +47,22 @@ class World:
     def stands_here(self, endpoint: str) -> bool:
         return self.lease == LEASE
 
-    def see(self, endpoint: str) -> Seen:
+    def see(self, endpoint: str) -> EndpointSnapshot:
         self.looks += 1
         share = self.share.get(endpoint)
         versions = dict.fromkeys(variants(share), "7") | {"champion": self.served.get(endpoint, "6")}
         asked = 100.0 * self.looks
         now = numbers(counted(asked), counted(asked, self.errors * asked), counted(0, same=asked))
-        return Seen(variants(share), "running", "", versions, numbers=now)
+        return EndpointSnapshot(variants(share), "running", "", versions, numbers=now)
 
-    def do(self, action: Action, plan: RolloutPlan, progress: Progress) -> None:
+    def do(self, action: RolloutAction, plan: RolloutPlan, progress: Progress) -> None:
         self.before_action(action)
         self.done.append(action)
         match action:
             case "prepare":
                 self.share[plan.endpoint] = 0
             case "set_traffic":
-                self.share[plan.endpoint] = weights(plan, progress.step)[plan.candidate]
+                self.share[plan.endpoint] = step_weights(plan, progress.step)[plan.candidate]
             case "promote":
                 self.served[plan.endpoint] = plan.version
             case "finish":
@@ -82,12 +82,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def controller(store: Store, world: World, holder: str = "one", **more: Any) -> Controller:
-    return Controller(store, cast(Actions, world), holder, **more)
+def controller(store: Store, world: World, holder: str = "one", **more: Any) -> RolloutController:
+    return RolloutController(store, cast(RolloutActions, world), holder, **more)
 
 
 def begin(store: Store, plan: RolloutPlan = QUICK) -> Rollout:
-    return store.add_rollout(plan.endpoint, plan.to_json(), "starting", started(plan, utc_now()))
+    return store.add_rollout(plan.endpoint, plan.to_json(), "starting", started_event(plan, utc_now()))
 
 
 def end_of(store: Store, begun: Rollout) -> Rollout:
@@ -95,11 +95,11 @@ def end_of(store: Store, begun: Rollout) -> Rollout:
 
 
 @pytest.fixture
-def run() -> Iterator[Callable[[Controller], threading.Event]]:
+def run() -> Iterator[Callable[[RolloutController], threading.Event]]:
     """Runs a controller beside the test; the event that is given ends it, and so does the test's end."""
     running: list[tuple[threading.Thread, threading.Event]] = []
 
-    def start(controller: Controller) -> threading.Event:
+    def start(controller: RolloutController) -> threading.Event:
         ended = threading.Event()
         thread = threading.Thread(target=controller.run, args=(ended,))
         thread.start()
@@ -113,7 +113,7 @@ def run() -> Iterator[Callable[[Controller], threading.Event]]:
 
 
 def test_a_rollout_is_taken_to_its_promotion_and_every_step_is_in_the_audit_trail(
-    store: Store, run: Callable[[Controller], threading.Event]
+    store: Store, run: Callable[[RolloutController], threading.Event]
 ) -> None:
     world, begun = World(), begin(store)
 
@@ -133,7 +133,7 @@ def test_a_rollout_is_taken_to_its_promotion_and_every_step_is_in_the_audit_trai
     assert events[-1].detail["candidate"]["errors"] == 0
 
 
-def test_a_bad_candidate_is_taken_back(store: Store, run: Callable[[Controller], threading.Event]) -> None:
+def test_a_bad_candidate_is_taken_back(store: Store, run: Callable[[RolloutController], threading.Event]) -> None:
     world, begun = World(errors=0.5), begin(store)
 
     run(controller(store, world, "one"))
@@ -145,7 +145,7 @@ def test_a_bad_candidate_is_taken_back(store: Store, run: Callable[[Controller],
 
 
 def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
-    store: Store, tmp_path: Path, run: Callable[[Controller], threading.Event]
+    store: Store, tmp_path: Path, run: Callable[[RolloutController], threading.Event]
 ) -> None:
     lease = store.acquire_lease(LEASE, "dead", 1)
     assert lease is not None
@@ -153,7 +153,7 @@ def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
     world = World()
     seen = world.see("flights").numbers
     assert seen is not None
-    ledger = begin_step(QUICK, 1, take_look(QUICK, 1, Ledger(), seen))
+    ledger = begin_step(QUICK, 1, add_counters(QUICK, 1, StepEvidence(), seen))
     assert store.update_rollout(with_progress(begun, Progress("stepping", 1, 0.0, ledger), utc_now()), lease)
     world.share["flights"] = 10  # it was killed before it had set the traffic
 
@@ -165,7 +165,7 @@ def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
 
 
 def test_while_one_controller_works_another_does_nothing(
-    tmp_path: Path, run: Callable[[Controller], threading.Event]
+    tmp_path: Path, run: Callable[[RolloutController], threading.Event]
 ) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
     stores, worlds, said = (open_store(url), open_store(url)), (World(), World()), list[str]()
@@ -185,7 +185,7 @@ def test_while_one_controller_works_another_does_nothing(
 
 @pytest.mark.parametrize("elsewhere", ["", "rollouts/elsewhere"], ids=["no server", "other servers"])
 def test_a_controller_that_does_not_see_the_server_leaves_the_rollout_to_one_that_does(
-    tmp_path: Path, run: Callable[[Controller], threading.Event], elsewhere: str
+    tmp_path: Path, run: Callable[[RolloutController], threading.Event], elsewhere: str
 ) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
     stores, worlds = (open_store(url), open_store(url)), (World(lease=elsewhere), World(errors=0.5))
@@ -221,7 +221,7 @@ def test_a_candidate_that_is_put_in_while_somebody_aborts_is_taken_out_again(sto
     lease = store.acquire_lease(LEASE, "one", 60)
     assert lease is not None
 
-    def abort(_action: Action) -> None:
+    def abort(_action: RolloutAction) -> None:
         current = end_of(store, begun)
         ended = replace(progress_of(current), state="rolled_back", reason="aborted by ada@laptop")
         assert store.update_rollout(with_progress(current, ended, utc_now()), None)
@@ -241,7 +241,7 @@ def test_a_promotion_that_is_under_way_while_somebody_aborts_is_taken_back(store
     promoting = store.update_rollout(with_progress(begun, Progress("promoting", 1), utc_now()), lease)
     assert promoting is not None
 
-    def abort(_action: Action) -> None:
+    def abort(_action: RolloutAction) -> None:
         ended = replace(progress_of(end_of(store, begun)), state="rolled_back", reason="aborted by ada@laptop")
         assert store.update_rollout(with_progress(end_of(store, begun), ended, utc_now()), None)
 
@@ -263,24 +263,24 @@ def test_an_action_that_fails_is_written_down(store: Store, error: Exception, sa
     lease = store.acquire_lease(LEASE, "one", 60)
     assert lease is not None
 
-    def fail(_action: Action) -> None:
+    def fail(_action: RolloutAction) -> None:
         raise error
 
     world.before_action = fail
     controller(store, world, "one").advance(begun, LeaseKeeper(store, lease))
 
-    assert shown(end_of(store, begun)) == f"flights: version 6 → 7: {said}"
+    assert rollout_summary(end_of(store, begun)) == f"flights: version 6 → 7: {said}"
 
 
 def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(
-    store: Store, run: Callable[[Controller], threading.Event], caplog: pytest.LogCaptureFixture
+    store: Store, run: Callable[[RolloutController], threading.Event], caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World()
     begin(store, replace(QUICK, endpoint="other"))
     begin(store)
     failures = iter([RuntimeError("a bug")])
 
-    def fail(_action: Action) -> None:
+    def fail(_action: RolloutAction) -> None:
         if (error := next(failures, None)) is not None:
             raise error
 

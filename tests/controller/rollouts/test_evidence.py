@@ -6,22 +6,22 @@ from dataclasses import replace
 import pytest
 
 from mlflow_deploy_plugin.controller.rollouts.evidence import (
-    Ledger,
+    StepEvidence,
+    add_counters,
     begin_step,
     figures,
     rejection,
-    take_look,
 )
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.snapshot import Counted, Numbers
+from mlflow_deploy_plugin.controller.snapshot import CountersByVersion, VersionCounters
 from tests.support.rollouts import PLAN, counted, numbers
 
 
-def looked(plan: RolloutPlan, *looks: Numbers, step: int = 0) -> Ledger:
+def looked(plan: RolloutPlan, *looks: CountersByVersion, step: int = 0) -> StepEvidence:
     """The ledger of a step that began with the first of the looks."""
-    ledger = begin_step(plan, step, take_look(plan, step, Ledger(), looks[0]))
+    ledger = begin_step(plan, step, add_counters(plan, step, StepEvidence(), looks[0]))
     for look in looks[1:]:
-        ledger = take_look(plan, step, ledger, look)
+        ledger = add_counters(plan, step, ledger, look)
     return ledger
 
 
@@ -85,14 +85,14 @@ def test_a_latency_in_time_needs_no_history() -> None:
 
 
 def test_without_a_known_quantile_nothing_is_said_of_latency() -> None:
-    ledger = looked(SLOW, numbers(Counted()), numbers(counted(50), counted(1000, slow=1000)))
+    ledger = looked(SLOW, numbers(VersionCounters()), numbers(counted(50), counted(1000, slow=1000)))
 
     assert rejection(SLOW, ledger) == ""
     assert "too little is known" in figures(SLOW, ledger)["criteria"]["p99>2x"]["figures"]
 
 
 def test_slower_than_the_last_bucket_cannot_be_seen() -> None:
-    history = Counted(1000, 0, {0.01: 0, 0.1: 0, 1.0: 1000, math.inf: 1000})
+    history = VersionCounters(1000, 0, {0.01: 0, 0.1: 0, 1.0: 1000, math.inf: 1000})
     ledger = looked(SLOW, numbers(history), numbers(history, counted(500, slow=500)))
 
     assert rejection(SLOW, ledger) == ""
@@ -102,6 +102,6 @@ def test_a_look_leaves_the_ledger_before_it_as_it_was() -> None:
     first = looked(ERRORS, numbers(counted(0)), numbers(counted(100), counted(100, 50)))
     evidence = float(first.tests["error_rate>1%"].log_evidence)
 
-    take_look(ERRORS, 0, first, numbers(counted(100), counted(200, 150)))
+    add_counters(ERRORS, 0, first, numbers(counted(100), counted(200, 150)))
 
     assert float(first.tests["error_rate>1%"].log_evidence) == pytest.approx(evidence)

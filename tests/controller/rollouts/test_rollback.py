@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.rollouts.commands import say
+from mlflow_deploy_plugin.controller.rollouts.commands import command_rollout
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
@@ -236,7 +236,7 @@ def test_of_two_deployments_that_answer_nobody_knows_which_is_meant(store: Store
 def test_a_rollout_whose_endpoint_was_deleted_can_be_ended(store: Store) -> None:
     store.add_rollout("flights", PLAN.to_json(), "starting")
 
-    said = say(Deployments(store, load_settings(), print), "flights", "abort", actor="ada@laptop")
+    said = command_rollout(Deployments(store, load_settings(), print), "flights", "abort", actor="ada@laptop")
 
     assert said == "flights: version 6 → 7: abandoned; aborted by ada@laptop"
     assert store.rollouts("flights", live=True) == []

@@ -8,26 +8,26 @@ import pytest
 
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.state_machine import (
-    ATTEMPTS,
+    MAX_FAILURES,
     PROMOTE_SECONDS,
     START_SECONDS,
-    Action,
     Progress,
+    RolloutAction,
     aborted,
+    after_failure,
+    after_success,
     decide,
-    failed,
     from_figures,
     paused,
     resumed,
-    succeeded,
+    step_weights,
     to_figures,
-    weights,
 )
-from mlflow_deploy_plugin.controller.snapshot import Seen
+from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
 from mlflow_deploy_plugin.spec import VariantSpec
 from tests.support.rollouts import counted, numbers, variants
 
-See = Callable[..., Seen]
+See = Callable[..., EndpointSnapshot]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_the_candidate_is_put_in_before_it_gets_traffic(plan: RolloutPlan, seen:
     assert (begun.action, begun.progress.state) == ("prepare", "starting")
     assert (loading.action, loading.progress.reason) == ("wait", "loading version 7")
     assert (loaded.action, loaded.progress.state, loaded.progress.step) == ("set_traffic", "stepping", 0)
-    assert weights(plan, 0) == {"champion": 90, "candidate": 10}
+    assert step_weights(plan, 0) == {"champion": 90, "candidate": 10}
 
 
 def test_a_step_ends_when_its_time_is_over_and_enough_was_answered(
@@ -180,7 +180,7 @@ def test_what_others_have_changed_ends_it(
 
 
 def test_an_endpoint_that_was_deleted_leaves_nothing_to_do(plan: RolloutPlan, first_step: Progress) -> None:
-    gone = decide(plan, first_step, Seen(None), 1)
+    gone = decide(plan, first_step, EndpointSnapshot(None), 1)
 
     assert (gone.action, gone.progress.state, gone.progress.reason) == ("wait", "abandoned", "the endpoint was deleted")
 
@@ -212,9 +212,9 @@ def test_what_the_agent_refuses_goes_back_at_once(plan: RolloutPlan, seen: See) 
     ],
 )
 def test_an_action_that_cannot_be_done_is_taken_back(
-    plan: RolloutPlan, first_step: Progress, action: Action, reason: str
+    plan: RolloutPlan, first_step: Progress, action: RolloutAction, reason: str
 ) -> None:
-    after = failed(plan, first_step, action, "no such file", is_passing=False)
+    after = after_failure(plan, first_step, action, "no such file", is_passing=False)
 
     assert (after.state, after.reason, after.trouble) == ("rolling_back", reason, "")
 
@@ -224,22 +224,22 @@ def test_an_action_that_cannot_be_done_is_taken_back(
     [("prepare", True), ("promote", True), ("set_traffic", False), ("roll_back", False), ("finish", False)],
 )
 def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
-    plan: RolloutPlan, first_step: Progress, action: Action, is_passing: bool
+    plan: RolloutPlan, first_step: Progress, action: RolloutAction, is_passing: bool
 ) -> None:
     begun = replace(first_step, reason="too slow")
 
-    after = failed(plan, begun, action, "no such file", is_passing)
+    after = after_failure(plan, begun, action, "no such file", is_passing)
 
     assert after == replace(begun, trouble="no such file", failures=1)
-    assert succeeded(after) == begun
+    assert after_success(after) == begun
 
 
 def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(plan: RolloutPlan, first_step: Progress) -> None:
     progress, tries = first_step, 0
     while progress.state == "stepping":
-        progress, tries = failed(plan, progress, "set_traffic", "no answer", is_passing=False), tries + 1
+        progress, tries = after_failure(plan, progress, "set_traffic", "no answer", is_passing=False), tries + 1
 
-    assert tries == ATTEMPTS
+    assert tries == MAX_FAILURES
     assert progress.reason == "the traffic cannot be changed: no answer"
 
 
