@@ -21,8 +21,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from mlflow_deploy_plugin.runtime.batch_policy import BatchPolicy
-from mlflow_deploy_plugin.runtime.batcher import Batcher
+from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.runtime.session import available_cores, open_session
 

@@ -12,38 +12,38 @@ _MOST_UNKNOWN = 5
 _MOST_LISTED = 10
 
 
-def near(name: str, known: Iterable[str], most: int) -> list[str]:
+def close_matches(name: str, known: Iterable[str], most: int) -> list[str]:
     """The known names that are near, the nearest first. Only the first few thousand are looked at."""
     names = [one for one in islice(known, _MOST_COMPARED) if len(one) <= _MOST_CHARACTERS]
     return difflib.get_close_matches(name[:_MOST_CHARACTERS], names, n=most, cutoff=_LEAST_LIKENESS)
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
+def closest_match(name: str, known: Iterable[str]) -> str | None:
     """The known name that is nearest; None where none is near."""
-    return next(iter(near(name, known, 1)), None)
+    return next(iter(close_matches(name, known, 1)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """The end of a message: the known name that is nearest; where none is near, what `otherwise` says, if anything."""
-    found = nearest(name, known)
+    found = closest_match(name, known)
     hint = f"did you mean {found!r}?" if found else otherwise
     return f"; {hint}" if hint else ""
 
 
-def mistaken(missing: Iterable[str], unknown: Iterable[str]) -> str:
+def hint_for_missing(missing: Iterable[str], unknown: Iterable[str]) -> str:
     """The end of a message about names that are missing: which unknown one came instead; empty where none did."""
     wanted, given = list(missing), list(islice(unknown, _MOST_UNKNOWN))
     for name in given:
-        if found := nearest(name, wanted):
+        if found := closest_match(name, wanted):
             return f"; {name[:_MOST_CHARACTERS]!r} is not known: did you mean {found!r}?"
     return f"; {given[0][:_MOST_CHARACTERS]!r} is not known" if given else ""
 
 
-def listed(names: Iterable[str], name: str = "") -> str:
+def join_names(names: Iterable[str], name: str = "") -> str:
     """Names in a line, at most ten of them; where some are cut off, the one nearest to `name` stands first."""
     known = list(names)
     if len(known) <= _MOST_LISTED:
         return ", ".join(known)
-    first = nearest(name, known) if name else None
+    first = closest_match(name, known) if name else None
     shown = known[:_MOST_LISTED] if first is None else list(dict.fromkeys([first, *known]))[:_MOST_LISTED]
     return f"{', '.join(shown)} and {len(known) - len(shown)} more"

@@ -4,13 +4,21 @@ import time
 
 import pytest
 
-from mlflow_deploy_plugin.nearest import did_you_mean, listed, mistaken, near, nearest
+from mlflow_deploy_plugin.nearest import (
+    close_matches,
+    closest_match,
+    did_you_mean,
+    hint_for_missing,
+    join_names,
+)
 
 
 def test_the_nearest_known_name_is_meant() -> None:
-    assert nearest("dep_tme", ["arr_time", "dep_time", "carrier"]) == "dep_time"
-    assert nearest("xyz", ["dep_time"]) is None
-    assert near("/invocation", ["/invocations", "/endpoints/NAME/invocations", "/ping"], 3)[0] == "/invocations"
+    assert closest_match("dep_tme", ["arr_time", "dep_time", "carrier"]) == "dep_time"
+    assert closest_match("xyz", ["dep_time"]) is None
+    assert (
+        close_matches("/invocation", ["/invocations", "/endpoints/NAME/invocations", "/ping"], 3)[0] == "/invocations"
+    )
     assert did_you_mean("dep_tme", ["dep_time"]) == "; did you mean 'dep_time'?"
 
 
@@ -24,18 +32,18 @@ def test_the_nearest_known_name_is_meant() -> None:
     ],
 )
 def test_what_came_in_place_of_what_is_missing_is_named(missing: list[str], unknown: list[str], told: str) -> None:
-    assert mistaken(missing, unknown) == told
+    assert hint_for_missing(missing, unknown) == told
 
 
 def test_a_list_is_cut_at_ten_and_has_the_nearest_name_first() -> None:
     names = [f"column {letter}" for letter in "abcdefghijk"] + ["dep_time"]
-    assert listed(names[:10]) == ", ".join(names[:10])
-    assert listed(names, "dep_tme").startswith("dep_time, column a, ")
-    assert listed(names, "dep_tme").endswith(" and 2 more")
+    assert join_names(names[:10]) == ", ".join(names[:10])
+    assert join_names(names, "dep_tme").startswith("dep_time, column a, ")
+    assert join_names(names, "dep_tme").endswith(" and 2 more")
 
 
 def test_a_hostile_number_of_long_names_costs_milliseconds() -> None:
     began = time.process_time()
-    mistaken((f"wanted {number}" for number in range(5000)), ("x" * 1_000_000 for _ in range(100_000)))
-    nearest("x" * 10_000_000, (f"known {number}" for number in range(1_000_000)))
+    hint_for_missing((f"wanted {number}" for number in range(5000)), ("x" * 1_000_000 for _ in range(100_000)))
+    closest_match("x" * 10_000_000, (f"known {number}" for number in range(1_000_000)))
     assert time.process_time() - began < 5

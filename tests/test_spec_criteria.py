@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.spec.criteria import Condition, Requirement, read_condition
+from mlflow_deploy_plugin.spec.criteria import Condition, Requirement, parse_condition
 
 
 def required(kind: str, *texts: str) -> tuple[Requirement, ...]:
@@ -79,8 +79,8 @@ def test_a_field_that_the_kind_does_not_read_is_refused(kind: str, require: str,
 
 @pytest.mark.parametrize("text", ["", "accuracy", ">0.8", "accuracy>=", "accuracy>=x", "a b>=1", "accuracy=>0.8"])
 def test_what_is_no_condition_is_none(text: str) -> None:
-    assert read_condition(text) is None
+    assert parse_condition(text) is None
 
 
 def test_a_condition_keeps_its_unit() -> None:
-    assert read_condition("p99>2x") == Condition("p99", "", ">", 2.0, "x")
+    assert parse_condition("p99>2x") == Condition("p99", "", ">", 2.0, "x")

@@ -17,7 +17,13 @@ from mlflow_deploy_plugin.registry.model_files import download, refuse_links
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.registry.resolve import BatchResolver, Resolution, ResolvedModel
 from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version, untag_version
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR, PYTHON_FUNCTION, Artifact, altered_message, check_digests
+from mlflow_deploy_plugin.runtime.artifact import (
+    FLAVOR,
+    PYTHON_FUNCTION,
+    Artifact,
+    altered_file_message,
+    check_digests,
+)
 from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL, read_mlmodel
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.state import FOLLOWED, WANTED, Followed, Wanted, read_state, write_atomically
@@ -254,7 +260,7 @@ def check_saved_digests(folder: Path, hashes: Mapping[Path, str]) -> None:
         sha256 = hashes.get(Path(os.path.normpath(str(name))))
         digest = f"sha256:{sha256}" if sha256 else "no such file"
         if digest != expected:
-            raise RegistryUnavailable(altered_message(str(name), digest, str(expected)))
+            raise RegistryUnavailable(altered_file_message(str(name), digest, str(expected)))
 
 
 def hash_files(folder: Path) -> dict[Path, str]:

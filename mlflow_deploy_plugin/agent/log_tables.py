@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log.columns import concat_tables
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
-from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, as_rows, in_signature_types
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, cast_columns_losslessly, to_log_columns
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured import CapturedBatch, Texts
 from mlflow_deploy_plugin.server.feedback import FeedbackFrame
@@ -48,7 +48,9 @@ def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
         "_row": pa.array(np.tile(np.arange(rows, dtype=np.int32), requests)),
     }
     schema = batch.model.schema
-    found = in_signature_types(schema.dtypes, as_rows(schema, batch.model.prediction, batch.feeds, batch.outputs))
+    found = cast_columns_losslessly(
+        schema.dtypes, to_log_columns(schema, batch.model.prediction, batch.feeds, batch.outputs)
+    )
     found |= batch.masked
     return pa.table(columns | {name: _model_column(array) for name, array in found.items()})
 

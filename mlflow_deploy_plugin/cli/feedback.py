@@ -160,7 +160,7 @@ def _label_target(name: str, url: str | None, log: "InferenceLog") -> "LabelTarg
         NotFound: nothing is known of the endpoint, neither a server nor a row.
     """
     from mlflow_deploy_plugin.deployments.feedback import label_target
-    from mlflow_deploy_plugin.nearest import did_you_mean, listed
+    from mlflow_deploy_plugin.nearest import did_you_mean, join_names
 
     with opened_deployments() as deployments:
         place = label_target(deployments, log, name)
@@ -168,6 +168,6 @@ def _label_target(name: str, url: str | None, log: "InferenceLog") -> "LabelTarg
             return replace(place, url=url)
         known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
     if name not in known:
-        others = f"known are {listed(dict.fromkeys(known), name)}" if known else ""
+        others = f"known are {join_names(dict.fromkeys(known), name)}" if known else ""
         raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known, others)}; or say --url")
     return place

@@ -43,7 +43,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     one entry here; as JSON, what was done for them (the traffic, the gate, tags, the move in MLflow) stands beside it.
     """
     # here: SQLAlchemy takes a second that no other command should wait for
-    from mlflow_deploy_plugin.nearest import did_you_mean, listed
+    from mlflow_deploy_plugin.nearest import did_you_mean, join_names
     from mlflow_deploy_plugin.registry.history import event_as_json, without_step_events
     from mlflow_deploy_plugin.registry.history import history as read
     from mlflow_deploy_plugin.settings import load_settings
@@ -53,7 +53,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     try:
         if name is not None and name not in store.names() and not store.events(name, limit=1):
             known = [*store.names(), *(event.endpoint for event in store.events() if event.endpoint)]
-            others = f"known are {listed(dict.fromkeys(known), name)}" if known else ""
+            others = f"known are {join_names(dict.fromkeys(known), name)}" if known else ""
             raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known, others)}")
         found = read(store, name, model, limit)
     finally:

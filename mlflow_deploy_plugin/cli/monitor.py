@@ -332,9 +332,9 @@ def _watermarks(deployments: "Deployments") -> "list[Watermark]":
 
 def _time(text: str) -> datetime:
     from mlflow_deploy_plugin.errors import InvalidConfig
-    from mlflow_deploy_plugin.spec import read_time
+    from mlflow_deploy_plugin.spec import parse_time
 
     try:
-        return read_time(text)
+        return parse_time(text)
     except ValueError:
         raise InvalidConfig(f"{text!r} is not a time: 2013-07-01 or 2013-07-01T12:00, in UTC") from None

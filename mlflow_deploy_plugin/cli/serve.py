@@ -10,8 +10,8 @@ from mlflow_deploy_plugin.cli.pairs import key_values
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry.model_uri import default_endpoint_name
-from mlflow_deploy_plugin.runtime.device import require_device
 from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud
+from mlflow_deploy_plugin.server.device import require_device
 from mlflow_deploy_plugin.server.state import SPEC, write_atomically
 from mlflow_deploy_plugin.server.supervisor import claimed, supervise
 from mlflow_deploy_plugin.settings import load_settings

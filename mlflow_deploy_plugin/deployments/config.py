@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.deployments.projects import absolute_projects
 from mlflow_deploy_plugin.deployments.traffic import expand_traffic
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
-from mlflow_deploy_plugin.spec.crontab import zone_named
+from mlflow_deploy_plugin.spec.schedule import load_time_zone
 
 
 def configure(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
@@ -24,7 +24,7 @@ def configure(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     changed = apply_config(spec, {**fields, **{name: absolute_model_uri(str(uri)) for name, uri in models.items()}})
     for name, value in config.items():
         if name.startswith("monitors.") and name.endswith(".time_zone") and value:
-            zone_named(value)
+            load_time_zone(value)
     whole = {**absolute_projects(changed, config), **absolute_datasets(changed, config)}
     return apply_config(changed, whole) if whole else changed
 

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints, 
 from mlflow_deploy_plugin.deployments.monitors import check_monitors
 from mlflow_deploy_plugin.deployments.traffic import sets_weight
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
-from mlflow_deploy_plugin.nearest import did_you_mean, listed
+from mlflow_deploy_plugin.nearest import did_you_mean, join_names
 from mlflow_deploy_plugin.registry.connection import set_service_timeouts
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.registry.resolve import resolve
@@ -324,7 +324,7 @@ class Deployments:
         hint = did_you_mean(name, known)
         if hint and len(known) == 1:
             return NotFound(f"{said}{hint}")
-        return NotFound(f"{said}{hint}{' The' if hint else '; the'} deployments are: {listed(known, name)}")
+        return NotFound(f"{said}{hint}{' The' if hint else '; the'} deployments are: {join_names(known, name)}")
 
     def _nothing_deleted(self, error: NotFound) -> bool:
         self.progress(f"nothing was deleted: {error.message}")

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, to_log_columns
 from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, as_rows
 from mlflow_deploy_plugin.runtime.schema import Array
 
 REFERENCE_FILE = "reference.parquet"
@@ -36,7 +36,7 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None, seed: i
     parts: list[dict[str, Array]] = []
     for part in batches.chunks(data, _CHUNK):
         feeds = batches.to_feeds(model.schema, part)
-        parts.append(as_rows(model.schema, model.artifact.prediction, feeds, model.run(feeds)))
+        parts.append(to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds)))
     columns = {name: _arrow(np.concatenate([part[name] for part in parts])) for name in parts[0]}
     if times is not None:
         columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]"), type=pa.timestamp("us")).cast(

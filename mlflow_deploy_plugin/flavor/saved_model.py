@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.flavor.mlmodel import ONNX_FILE, write_mlmodel
 from mlflow_deploy_plugin.flavor.pyfunc import DEFAULT_CONFIG
 from mlflow_deploy_plugin.flavor.wrap import WrappedModel
 from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL
-from mlflow_deploy_plugin.runtime.session import onnxruntime
+from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 from mlflow_deploy_plugin.version import __version__
 
 PARITY_FILE = "parity.json"
@@ -91,7 +91,7 @@ def default_requirements() -> list[str]:
 
     Not inferred by loading the model in a second process, as MLflow does it: the runtime needs no training framework.
     """
-    return [f"mlflow-onnxserve[cpu]=={__version__}", f"onnxruntime=={onnxruntime().__version__}"]
+    return [f"mlflow-onnxserve[cpu]=={__version__}", f"onnxruntime=={import_onnxruntime().__version__}"]
 
 
 def _write_environment(folder: Path, conda_env: Any, pip_requirements: Any, extra_pip_requirements: Any) -> None:

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch, columns_of, tensors_of
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Input, Output
-from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.runtime.schema import Array
 
 
@@ -75,7 +75,7 @@ def check_example(example: Batch) -> None:
 
     Raises:
         InvalidConfig: no rows, no columns, a column's name that stands twice, or one that the table of a model's rows
-            (`runtime/rows.py`) has for itself.
+            (`runtime/log_columns.py`) has for itself.
     """
     names = [str(name) for name in example]
     if reserved := [name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))]:

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.flavor.parity_report import ParityReport, parity_error
 from mlflow_deploy_plugin.flavor.select_form import PredictFunction, select_form
 from mlflow_deploy_plugin.flavor.signature import align_columns, cast_to_signature, check_example
-from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
+from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.schema import Array
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
@@ -77,7 +77,7 @@ def wrap(
             if not has_rows and (data.reference is not None or data.times is not None):
                 raise InvalidConfig(
                     f"{'event_time' if data.reference is None else 'reference_data'}: this graph has no batch "
-                    f"dimension, so that there are no rows: {why_no_batch(form.runnable.artifact)}"
+                    f"dimension, so that there are no rows: {no_batch_dimension_reason(form.runnable.artifact)}"
                 )
             judged = data.reference if data.reference is not None else data.example
             sample = None

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.registry.connection import no_request_timeout, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
-from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION, in_types
+from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, cast_columns
 from mlflow_deploy_plugin.runtime.schema import Array
 
 NamedArrays = dict[str, Array]
@@ -151,7 +151,7 @@ def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     dtypes = {column.name: COLUMN_TYPES[column.type] for column in artifact.columns if column.type in COLUMN_TYPES}
     for tensor in artifact.tensors:  # the only one may have no name, and then is whatever the rows have
         dtypes |= {tensor.name: tensor.dtype} if tensor.name else dict.fromkeys(rows, tensor.dtype)
-    return in_types(dtypes, rows)
+    return cast_columns(dtypes, rows)
 
 
 def reference_rows(artifact: Artifact, most: int, seed: int) -> Dataset | None:

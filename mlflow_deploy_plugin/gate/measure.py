@@ -118,14 +118,14 @@ def _child(folder: Path, rows: Path, batch: int) -> Iterator[_Child]:
 def _main(folder: str, rows_file: str, batch: str) -> None:
     import psutil  # here: the parent does without
 
-    from mlflow_deploy_plugin.runtime.session import onnxruntime
+    from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 
     answers, sys.stdout = sys.stdout, sys.stderr  # a model may print
     rows: Feeds = pickle.loads(Path(rows_file).read_bytes())
     total = len(next(iter(rows.values())))
     many = {name: array[np.resize(np.arange(total), int(batch))] for name, array in rows.items()}
     ones = [{name: array[place : place + 1] for name, array in rows.items()} for place in range(total)]
-    onnxruntime()  # what every server has in memory already is not the model's
+    import_onnxruntime()  # what every server has in memory already is not the model's
     process = psutil.Process()
     before = process.memory_info().rss
     model = load_version(Path(folder))

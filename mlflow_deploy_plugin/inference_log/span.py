@@ -7,7 +7,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.scan import RowFilter
 from mlflow_deploy_plugin.inference_log.storage import CLOCK_SKEW, LogFile
 from mlflow_deploy_plugin.inference_log.windows import DURATION, Window, microseconds, parse_window
-from mlflow_deploy_plugin.spec import duration_seconds, read_time
+from mlflow_deploy_plugin.spec import duration_seconds, parse_time
 
 _FIRST = datetime(1, 1, 2, tzinfo=UTC)
 _LAST = datetime(9999, 12, 30, tzinfo=UTC)
@@ -98,7 +98,7 @@ def _before(now: datetime, duration: str, option: str) -> datetime:
 
 def _time(text: str, option: str) -> datetime:
     try:
-        return read_time(text)
+        return parse_time(text)
     except ValueError:
         window = ", or a window of them (2013-07-01/1d)" if option == "--since" else ""
         raise InvalidConfig(f"{option} {text!r} cannot be read; it is {_EXPECTED}{window}") from None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import duration_seconds, read_time
+from mlflow_deploy_plugin.spec import duration_seconds, parse_time
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR_US = 3_600_000_000
@@ -71,7 +71,7 @@ def window_at(time_us: int, every: str) -> Window:
 
 def _time(text: str, window: str) -> datetime:
     try:
-        return read_time(text)
+        return parse_time(text)
     except ValueError:
         raise InvalidConfig(f"window {window!r}: {text!r} is not a time; {_EXPECTED}") from None
 

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.pyfunc.refusal import Refusal
+from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import PREDICTION
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import UNNAMED_OUTPUT
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
 
-class Unsayable(Exception):
+class NotRepresentable(Exception):
     """Something has no form as named arrays."""
 
 
-def to_data(feeds: Mapping[str, Array], artifact: Artifact, types: Mapping[str, str], is_named: bool) -> Any:
+def to_model_input(feeds: Mapping[str, Array], artifact: Artifact, types: Mapping[str, str], is_named: bool) -> Any:
     """What `predict` takes, from arrays that fit the signature.
 
     Args:
@@ -44,7 +44,7 @@ def _column(name: str, array: Array, kind: str) -> Any:
             return [None if text is None else base64.b64decode(text, validate=True) for text in array]
     except (ValueError, binascii.Error):
         expected = "a date as 2013-07-01T12:30:00" if kind == "datetime" else "base64"
-        raise Refusal("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
+        raise RequestRefused("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
     return array
 
 
@@ -57,11 +57,11 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
     if isinstance(prediction, pd.DataFrame):
         named = {str(name): _array(prediction.iloc[:, place]) for place, name in enumerate(prediction.columns)}
         if len(named) != prediction.shape[1]:
-            raise Unsayable("two columns have one name")
+            raise NotRepresentable("two columns have one name")
         return named
     if isinstance(prediction, Mapping):
         return {str(name): _array(value) for name, value in prediction.items()}
-    return {PREDICTION: _array(prediction)}
+    return {UNNAMED_OUTPUT: _array(prediction)}
 
 
 def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
@@ -81,8 +81,8 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
             entry = artifact.inputs[0]
             return {entry.name: np.asarray(data).astype(numpy_dtype(entry.dtype))}
     except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise Unsayable(str(error)) from None
-    raise Unsayable("the body is not what the signature describes")
+        raise NotRepresentable(str(error)) from None
+    raise NotRepresentable("the body is not what the signature describes")
 
 
 def _frame(data: Any) -> pd.DataFrame:
@@ -138,7 +138,7 @@ def _array(value: Any) -> Array:
         try:  # scipy's sparse matrices are no arrays to numpy
             array = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
         except ValueError:
-            raise Unsayable("an output is ragged") from None
+            raise NotRepresentable("an output is ragged") from None
     array = np.atleast_1d(array)
     if array.dtype.kind == "M":
         return _texts(array.reshape(-1), _iso).reshape(array.shape)
@@ -156,8 +156,8 @@ def _array(value: Any) -> Array:
         if listed.dtype.kind in "iubf":
             return listed
         if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
-            raise Unsayable("an output holds a missing text, for which not every protocol has a word")
-    raise Unsayable(f"an output holds {array.dtype} that are neither numbers nor texts")
+            raise NotRepresentable("an output holds a missing text, for which not every protocol has a word")
+    raise NotRepresentable(f"an output holds {array.dtype} that are neither numbers nor texts")
 
 
 def _of_pandas(value: Any) -> Array:

@@ -16,15 +16,71 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import shap
+from pyarrow.types import is_floating
 
-from mlflow_deploy_plugin.errors import InferenceError, OnnxserveError
-from mlflow_deploy_plugin.pyfunc.background import Background, read_background
-from mlflow_deploy_plugin.pyfunc.refusal import Refusal
+from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError
+from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
+from mlflow_deploy_plugin.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.explained import Feature, explained_outputs, features_of, names_of, numbers_of
 from mlflow_deploy_plugin.server.frames import Message
+from mlflow_deploy_plugin.server.protocols import mlflow
+from mlflow_deploy_plugin.server.protocols.content import JSON
+from mlflow_deploy_plugin.server.warmup import EXAMPLE
+
+
+@dataclass(frozen=True, eq=False)
+class Background:
+    """Rows in the form in which the graph is fed.
+
+    Attributes:
+        source: `reference` or `input_example`.
+    """
+
+    feeds: Feeds
+    source: str
+
+
+def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
+    """At most `most_rows` of the model's own rows; the same for the same seed.
+
+    Raises:
+        InvalidArtifact: there are none, they cannot be read, or do not fit the signature.
+    """
+    artifact = model.artifact
+    try:
+        if artifact.reference is not None:
+            return Background(_reference(model, artifact.reference, most_rows, seed), "reference")
+        example = artifact.folder / EXAMPLE
+        if example.is_file():
+            feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
+            return Background({name: array[:most_rows] for name, array in feeds.items()}, "input_example")
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidArtifact(f"the rows that came with the model cannot be read: {type(error).__name__}") from None
+    except OnnxserveError as error:
+        raise InvalidArtifact(f"the rows that came with the model do not fit it: {error.message}") from None
+    raise InvalidArtifact("the model came without rows to explain against")
+
+
+def _reference(model: OnnxModel, file: str, most_rows: int, seed: int) -> Feeds:
+    folder = model.artifact.folder
+    path = folder / file
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InvalidArtifact(f"{file!r} lies outside of the model")
+    schema = model.schema if model.schema.columns else model.schema.tensor_schema
+    table = pq.read_table(path, columns=list(schema.names))
+    if table.num_rows > most_rows:
+        table = table.take(np.sort(np.random.default_rng(seed).choice(table.num_rows, most_rows, replace=False)))
+    floats = {name: table.column(name).to_numpy() for name in schema.names if is_floating(table.column(name).type)}
+    typed = cast_columns(schema.dtypes, floats)
+    return schema.from_columns(
+        {name: typed[name] if name in typed else table.column(name).to_pylist() for name in schema.names}
+    )
+
 
 BACKGROUND_ROWS = 100
 _FEWEST_ROWS = 10
@@ -65,12 +121,12 @@ class Explainer:
             numbers = _Numbers(model, codes, deadline)
             values, base_values = _explained(numbers, codes, fields["max_evals"], fields["seed"])
         except InferenceError as error:
-            raise Refusal("model", error.message) from None
+            raise RequestRefused("model", error.message) from None
         except OnnxserveError as error:
-            raise Refusal("request", error.message) from None
+            raise RequestRefused("request", error.message) from None
         except _TimeIsUp:
             message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer, or ask for a "
-            raise Refusal("time", message + f"smaller max_evals (it was {fields['max_evals']})") from None
+            raise RequestRefused("time", message + f"smaller max_evals (it was {fields['max_evals']})") from None
         said = {
             "columns": [feature.name for feature in features],
             "outputs": numbers.names,
@@ -165,7 +221,9 @@ class _Numbers:
         outputs = self._model.run(self._codes.feeds(matrix), self._wanted)
         numbers = numbers_of(self._explained, outputs)
         if len(numbers) != len(matrix):
-            raise Refusal("request", f"the model answers {len(numbers)} rows to {len(matrix)}, and cannot be explained")
+            raise RequestRefused(
+                "request", f"the model answers {len(numbers)} rows to {len(matrix)}, and cannot be explained"
+            )
         if not self.names:
             self.names = names_of(self._model.artifact, self._explained, outputs)
         return numbers

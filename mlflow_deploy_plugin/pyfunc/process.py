@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from mlflow_deploy_plugin.pyfunc.refusal import Refusal, one_line
+from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused, one_line
 from mlflow_deploy_plugin.server.frames import BrokenFrame, Message, receive, send
 from mlflow_deploy_plugin.server.side_process import FAILED
 
@@ -73,7 +73,7 @@ def _read(connection: socket.socket, questions: "queue.Queue[Message]") -> None:
 def _answered(answer: Answer, question: Message) -> Message:
     try:
         return answer(question)
-    except Refusal as refusal:
+    except RequestRefused as refusal:
         return Message("refused", {"what": refusal.what, "message": refusal.message})
     except Exception as error:  # noqa: BLE001 - the boundary: the log has it, and the next question is answered
         _log.exception("answering failed")

@@ -9,16 +9,16 @@ _TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol")
 """Where MLflow's messages begin to repeat the body, or to tell of its version 1."""
 
 
-What = Literal["request", "schema", "media type", "model", "time"]
+RefusalKind = Literal["request", "schema", "media type", "model", "time"]
 
 
-class Refusal(Exception):
+class RequestRefused(Exception):
     """A request is not computed.
 
     `what` says whether its body, data or type is at fault, whether the model refuses, or whether its time was up.
     """
 
-    def __init__(self, what: What, message: str) -> None:
+    def __init__(self, what: RefusalKind, message: str) -> None:
         super().__init__(message)
         self.what = what
         self.message = message
@@ -26,11 +26,11 @@ class Refusal(Exception):
 
 def one_line(error: BaseException) -> str:
     """The class and the text of an exception."""
-    text = cleaned(str(error))
+    text = clean_message(str(error))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def cleaned(text: str) -> str:
+def clean_message(text: str) -> str:
     """A message of MLflow's, or of a model, as a client may see it."""
     if text.startswith("Failed to predict data"):
         text = text.partition("\nError: ")[2] or text

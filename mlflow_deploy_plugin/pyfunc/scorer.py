@@ -14,8 +14,8 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import load_model, scoring_server
 
-from mlflow_deploy_plugin.pyfunc.arrays import Unsayable, to_data, to_feeds, to_outputs
-from mlflow_deploy_plugin.pyfunc.refusal import Refusal, What, cleaned, one_line
+from mlflow_deploy_plugin.pyfunc.arrays import NotRepresentable, to_feeds, to_model_input, to_outputs
+from mlflow_deploy_plugin.pyfunc.refusal import RefusalKind, RequestRefused, clean_message, one_line
 from mlflow_deploy_plugin.runtime.artifact import Artifact
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
@@ -76,7 +76,7 @@ class Scorer:
             return []
         try:
             outputs = self.invoke(_JSON, example.read_bytes()).arrays.get("outputs", {})
-        except Refusal as refusal:
+        except RequestRefused as refusal:
             _log.warning("the model does not answer its own example (%s): %s", EXAMPLE, refusal.message)
             return []
         return [
@@ -87,7 +87,7 @@ class Scorer:
     def invoke(self, content_type: str | None, body: bytes) -> Message:
         """The answer to a body of `/invocations`, and, where they can be said, the arrays in it."""
         if not content_type:
-            raise Refusal("media type", f"the request has no Content-Type; this route takes {_JSON} or text/csv")
+            raise RequestRefused("media type", f"the request has no Content-Type; this route takes {_JSON} or text/csv")
         recorder = _Recorder(self._model)
         try:
             answer = scoring_server.invocations(body, content_type, recorder, self._schema)
@@ -95,31 +95,31 @@ class Scorer:
             raise self._refusal(recorder, error) from None
         except Exception as error:  # noqa: BLE001 - MLflow's readers raise whatever a body makes them stumble over
             _log.info("a body could not be read", exc_info=True)
-            kind: What = "model" if recorder.prediction is not None else "request"
-            raise Refusal(kind, f"{_STUMBLED[kind]}: {one_line(error)}") from None
+            kind: RefusalKind = "model" if recorder.prediction is not None else "request"
+            raise RequestRefused(kind, f"{_STUMBLED[kind]}: {one_line(error)}") from None
         if answer.status != 200:
-            raise Refusal("media type" if answer.status == 415 else "request", cleaned(answer.response))
+            raise RequestRefused("media type" if answer.status == 415 else "request", clean_message(answer.response))
         return Message("answer", arrays=self._sayable(recorder), body=_standard_json(answer.response))
 
     def predict(self, feeds: Mapping[str, Array]) -> Message:
         """Named outputs for named arrays that fit the signature."""
-        data = to_data(feeds, self._artifact, self._types, self._is_named)
+        data = to_model_input(feeds, self._artifact, self._types, self._is_named)
         recorder = _Recorder(self._model)
         try:
             outputs = to_outputs(recorder.predict(data))
         except (MlflowException, RuntimeError) as error:
             raise self._refusal(recorder, error) from None
-        except Unsayable as error:
+        except NotRepresentable as error:
             message = f"the model's answer has no form as named arrays ({error}); send it to /invocations, as JSON"
-            raise Refusal("model", message) from None
+            raise RequestRefused("model", message) from None
         return Message("answer", arrays={"outputs": outputs})
 
-    def _refusal(self, recorder: _Recorder, error: Exception) -> Refusal:
+    def _refusal(self, recorder: _Recorder, error: Exception) -> RequestRefused:
         if recorder.error is not None:
             _log.error("the model refused a request", exc_info=recorder.error)
-            return Refusal("model", f"the model cannot compute this input: {one_line(recorder.error)}")
+            return RequestRefused("model", f"the model cannot compute this input: {one_line(recorder.error)}")
         is_read = recorder.data is not None
-        return Refusal("schema" if is_read else "request", cleaned(str(getattr(error, "message", error))))
+        return RequestRefused("schema" if is_read else "request", clean_message(str(getattr(error, "message", error))))
 
     def _sayable(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
         """What the inference log keeps; a model whose rows cannot be said is told of once."""
@@ -129,12 +129,12 @@ class Scorer:
         else:
             try:
                 feeds = to_feeds(recorder.data, self._artifact, self._types)
-            except Unsayable as error:
+            except NotRepresentable as error:
                 self._tell(str(error))
                 feeds = {}
         try:
             return {"feeds": feeds, "outputs": to_outputs(recorder.prediction)}
-        except Unsayable as error:
+        except NotRepresentable as error:
             self._tell(str(error))
             return {"feeds": feeds}
 
@@ -144,7 +144,10 @@ class Scorer:
             self._is_told = True
 
 
-_STUMBLED: dict[What, str] = {"model": "the model's answer has no form as JSON", "request": "the body cannot be read"}
+_STUMBLED: dict[RefusalKind, str] = {
+    "model": "the model's answer has no form as JSON",
+    "request": "the body cannot be read",
+}
 
 
 def _standard_json(text: str) -> bytes:

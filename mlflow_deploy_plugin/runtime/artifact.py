@@ -69,7 +69,7 @@ class Input:
     shape: tuple[int, ...]
     columns: tuple[str, ...] = ()
     missing: str | None = None
-    symbols: tuple[str, ...] = ()
+    dimension_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,10 +187,10 @@ def check_digests(artifact: Artifact) -> None:
         except OSError as error:
             raise InvalidArtifact(f"the model's file {name!r} cannot be read: {error.strerror}") from None
         if found != expected:
-            raise InvalidArtifact(altered_message(name, found, expected))
+            raise InvalidArtifact(altered_file_message(name, found, expected))
 
 
-def altered_message(name: str, found: str, expected: str) -> str:
+def altered_file_message(name: str, found: str, expected: str) -> str:
     """What is said of a file that is not the one that was saved."""
     return f"the file {name!r} is not the one that was saved: {found[:19]}, and MLmodel says {expected[:19]}"
 

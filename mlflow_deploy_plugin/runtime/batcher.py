@@ -20,16 +20,86 @@ best runs on this project's machine).
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
 from math import ceil
 from queue import SimpleQueue
 
 import numpy as np
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, TooManyRequests
-from mlflow_deploy_plugin.runtime.batch_entry import Count, Done, Entry, State
-from mlflow_deploy_plugin.runtime.batch_policy import BatchPolicy
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+
+
+@dataclass(frozen=True)
+class BatchPolicy:
+    """What is joined, and how long it waits; the fields of `spec.ServerSpec`."""
+
+    max_batch_size: int
+    preferred_batch_size: tuple[int, ...] = ()
+    max_queue_delay_microseconds: int = 0
+    max_queue_size: int = 1024
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes that are warmed: powers of two, the largest, and those that are preferred."""
+        powers = {2**power for power in range(self.max_batch_size.bit_length())}
+        return tuple(sorted(powers | {self.max_batch_size, *self.preferred_batch_size}))
+
+
+ResultCallback = Callable[["dict[str, Array] | Exception"], None]
+"""Is given the outputs of one request, or why there are none; it must not raise."""
+BatchCallback = Callable[[int, float, float], None]
+"""Is told of a batch: its rows, seconds that its first request waited, seconds that it was computed."""
+
+
+class RequestState(Enum):
+    WAITING = auto()
+    LEADS = auto()  # its thread computes the next batch
+    TAKEN = auto()  # it is being computed
+    DONE = auto()
+    ALONE = auto()  # the batch failed: its thread computes it by itself
+    EXPIRED = auto()
+
+
+class QueuedRequest:
+    """One request in the queue; its thread waits on `wake`, or `done` is called."""
+
+    __slots__ = ("count", "deadline", "done", "feeds", "key", "outputs", "queued", "result", "rows", "state", "wake")
+
+    def __init__(
+        self,
+        feeds: Feeds,
+        outputs: Sequence[str] | None,
+        rows: int,
+        queued: float,
+        deadline: float,
+        count: BatchCallback,
+        done: ResultCallback | None = None,
+    ) -> None:
+        self.count = count
+        self.done = done
+        self.feeds = feeds
+        self.outputs = outputs
+        self.rows = rows
+        self.queued = queued
+        self.deadline = deadline
+        self.key: Hashable = (
+            None if outputs is None else tuple(outputs),
+            tuple((name, array.dtype, array.shape[1:]) for name, array in feeds.items()),
+        )
+        self.state = RequestState.WAITING
+        self.result: dict[str, Array] | Exception = {}
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+    def tell(self, state: RequestState) -> None:
+        """Wakes the thread of an entry that waits; the leader's own runs already, and `done` is called by who leads."""
+        leads, self.state = self.state is RequestState.LEADS, state
+        if not leads and self.done is None:
+            self.wake.release()
+
 
 Compute = Callable[[Feeds, Sequence[str] | None], dict[str, Array]]
 
@@ -50,12 +120,12 @@ class Batcher:
         self._limit = max(policy.preferred_batch_size, default=policy.max_batch_size)
         self._delay = policy.max_queue_delay_microseconds / 1e6
         self._lock = threading.Lock()
-        self._queue: list[Entry] = []  # the leader, while it gathers, is the first
+        self._queue: list[QueuedRequest] = []  # the leader, while it gathers, is the first
         self._is_led = False
-        self._gatherer: Entry | None = None
+        self._gatherer: QueuedRequest | None = None
         self._gathered_rows = 0
         self._batch_seconds = 0.0
-        self._leaders: SimpleQueue[Entry | None] = SimpleQueue()  # for the batcher's own threads
+        self._leaders: SimpleQueue[QueuedRequest | None] = SimpleQueue()  # for the batcher's own threads
         self._threads: list[threading.Thread] = []
 
     def run(
@@ -63,7 +133,7 @@ class Batcher:
         feeds: Feeds,
         outputs: Sequence[str] | None = None,
         deadline: float = float("inf"),
-        count: Count = lambda rows, queue_seconds, compute_seconds: None,
+        count: BatchCallback = lambda rows, queue_seconds, compute_seconds: None,
     ) -> dict[str, Array]:
         """Computes one request, joined with others; blocks the caller's thread.
 
@@ -79,15 +149,17 @@ class Batcher:
         rows = _rows(feeds)
         if len(rows) != 1:
             return self._compute(feeds, outputs)  # which input has how many rows is for the graph to judge
-        entry = Entry(feeds, outputs, rows.pop(), self._clock(), deadline, count)
+        entry = QueuedRequest(feeds, outputs, rows.pop(), self._clock(), deadline, count)
         self._enter(entry)
-        if entry.state is not State.LEADS:
+        if entry.state is not RequestState.LEADS:
             self._wait(entry)
-        if entry.state is State.LEADS:
+        if entry.state is RequestState.LEADS:
             self._lead(entry)
         return self._result(entry)
 
-    def submit(self, feeds: Feeds, outputs: Sequence[str] | None, deadline: float, count: Count, done: Done) -> None:
+    def submit(
+        self, feeds: Feeds, outputs: Sequence[str] | None, deadline: float, count: BatchCallback, done: ResultCallback
+    ) -> None:
         """As `run`, without blocking: `done` is called in another thread, or in this one where it cannot be queued.
 
         While a batch is computed, a request whose time is up is told so only at its end.
@@ -95,7 +167,7 @@ class Batcher:
         rows = _rows(feeds)
         # which input has how many rows is for the graph to judge: such a request is a batch of its own
         size = rows.pop() if len(rows) == 1 else self._limit
-        entry = Entry(feeds, outputs, size, self._clock(), deadline, count, done)
+        entry = QueuedRequest(feeds, outputs, size, self._clock(), deadline, count, done)
         if rows:
             entry.key = object()
         if not self._threads:
@@ -124,11 +196,11 @@ class Batcher:
             try:
                 self._lead(leader)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is given to the one who asked
-                leader.state, leader.result = State.DONE, error
+                leader.state, leader.result = RequestState.DONE, error
             self._finish(leader)
             del leader  # it holds the version
 
-    def _finish(self, entry: Entry) -> None:
+    def _finish(self, entry: QueuedRequest) -> None:
         """Gives a submitted entry its answer."""
         if entry.done is None:
             return
@@ -141,16 +213,16 @@ class Batcher:
         del result
         entry.result = {}
 
-    def _result(self, entry: Entry) -> dict[str, Array]:
-        if entry.state is State.EXPIRED:
+    def _result(self, entry: QueuedRequest) -> dict[str, Array]:
+        if entry.state is RequestState.EXPIRED:
             raise DeadlineExceeded("the request's time was up before the model was free; nothing was computed")
-        if entry.state is State.ALONE:
+        if entry.state is RequestState.ALONE:
             return self._compute(entry.feeds, entry.outputs)
         if isinstance(entry.result, Exception):
             raise entry.result
         return entry.result
 
-    def _enter(self, entry: Entry) -> None:
+    def _enter(self, entry: QueuedRequest) -> None:
         with self._lock:
             if len(self._queue) >= self.policy.max_queue_size:
                 raise TooManyRequests(
@@ -166,12 +238,12 @@ class Batcher:
                     self._gatherer.wake.release()
                     self._gatherer = None
 
-    def _promote(self, entry: Entry) -> None:
+    def _promote(self, entry: QueuedRequest) -> None:
         """The entry leads: its own thread, or one of the batcher's."""
         if entry.done is None:
-            entry.tell(State.LEADS)
+            entry.tell(RequestState.LEADS)
         else:
-            entry.state = State.LEADS
+            entry.state = RequestState.LEADS
             self._leaders.put(entry)
 
     def _retry_after(self) -> int:
@@ -179,7 +251,7 @@ class Batcher:
         batches = sum(entry.rows for entry in self._queue) / self._limit
         return min(max(1, ceil(batches * self._batch_seconds)), 60)
 
-    def _wait(self, entry: Entry) -> None:
+    def _wait(self, entry: QueuedRequest) -> None:
         """Until the entry is done, alone, expired or leads."""
         if entry.deadline == float("inf"):
             entry.wake.acquire()
@@ -187,15 +259,15 @@ class Batcher:
         if entry.wake.acquire(timeout=min(max(0.0, entry.deadline - self._clock()), threading.TIMEOUT_MAX)):
             return
         with self._lock:
-            if entry.state is State.WAITING:
-                entry.state = State.EXPIRED
+            if entry.state is RequestState.WAITING:
+                entry.state = RequestState.EXPIRED
                 self._queue.remove(entry)
-        if entry.state is State.TAKEN:
+        if entry.state is RequestState.TAKEN:
             entry.wake.acquire()
 
-    def _lead(self, leader: Entry) -> None:
+    def _lead(self, leader: QueuedRequest) -> None:
         """Computes one batch and answers it; whatever happens, the lead is handed on and nobody is left waiting."""
-        batch: list[Entry] = []
+        batch: list[QueuedRequest] = []
         results: list[dict[str, Array]] = []
         try:
             batch = self._gather(leader)
@@ -211,16 +283,16 @@ class Batcher:
             self._hand_on(leader)
             self._answer(batch, results, leader)
 
-    def _answer(self, batch: list[Entry], results: list[dict[str, Array]], leader: Entry) -> None:
+    def _answer(self, batch: list[QueuedRequest], results: list[dict[str, Array]], leader: QueuedRequest) -> None:
         """Gives each entry its part, or lets it be computed alone where there is none."""
         for position, entry in enumerate(batch):
             if results:
                 entry.result = results[position]
-            entry.tell(State.DONE if results else State.ALONE)
+            entry.tell(RequestState.DONE if results else RequestState.ALONE)
             if entry is not leader:
                 self._finish(entry)
 
-    def _gather(self, leader: Entry) -> list[Entry]:
+    def _gather(self, leader: QueuedRequest) -> list[QueuedRequest]:
         """Takes the batch out of the queue once it is worth computing; empty: the leader's own time is up."""
         until = leader.queued + self._delay
         while True:
@@ -232,32 +304,32 @@ class Batcher:
                 if entry is not leader:
                     self._finish(entry)
             with self._lock:
-                if leader.state is State.EXPIRED:
+                if leader.state is RequestState.EXPIRED:
                     return []
                 batch, rows, is_complete = self._chosen(leader)
                 if is_complete or now >= until:
                     for entry in batch[1:]:
-                        entry.state = State.TAKEN
-                    self._queue = [entry for entry in self._queue if entry.state is State.WAITING]
+                        entry.state = RequestState.TAKEN
+                    self._queue = [entry for entry in self._queue if entry.state is RequestState.WAITING]
                     return batch
                 leader.wake.acquire(blocking=False)  # what woke it up to here may have been a timeout
                 self._gatherer, self._gathered_rows = leader, rows
             leader.wake.acquire(timeout=min(until, leader.deadline) - now)
 
-    def _expire(self, now: float) -> list[Entry]:
+    def _expire(self, now: float) -> list[QueuedRequest]:
         """Takes those out of the queue whose time is up."""
         late = [entry for entry in self._queue if entry.deadline <= now]
         for entry in late:
             self._queue.remove(entry)
-            entry.tell(State.EXPIRED)
+            entry.tell(RequestState.EXPIRED)
         return late
 
-    def _chosen(self, leader: Entry) -> tuple[list[Entry], int, bool]:
+    def _chosen(self, leader: QueuedRequest) -> tuple[list[QueuedRequest], int, bool]:
         """The leader and those in the queue that fit behind it, their rows, and whether that is to be computed at once.
 
         A request of more rows than the limit is complete by itself.
         """
-        chosen: list[Entry] = []
+        chosen: list[QueuedRequest] = []
         rows = preferred = 0
         for entry in self._queue:
             if entry.key != leader.key:
@@ -272,7 +344,7 @@ class Batcher:
                 break
         return chosen[:preferred] or chosen, rows, bool(preferred) or rows >= self._limit
 
-    def _computed(self, batch: list[Entry]) -> list[dict[str, Array]]:
+    def _computed(self, batch: list[QueuedRequest]) -> list[dict[str, Array]]:
         """The outputs of each entry: views of the batch's."""
         first = batch[0]
         if len(batch) == 1:
@@ -287,7 +359,7 @@ class Batcher:
             for entry, end in zip(batch, ends, strict=True)
         ]
 
-    def _hand_on(self, leader: Entry) -> None:
+    def _hand_on(self, leader: QueuedRequest) -> None:
         with self._lock:
             self._gatherer = None
             if self._queue and self._queue[0] is leader:  # it failed before it took itself

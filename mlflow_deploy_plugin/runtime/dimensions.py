@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.runtime.values import Array
 
 _FREE, _ONE = (-1,), (1,)
 
-Shared = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
+SharedDimensions = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
 """Each symbolic name that stands at several places, with those places: (input, axis)."""
 
 
@@ -23,17 +23,17 @@ def row_symbols(shape: Sequence[int]) -> tuple[str, ...]:
     return tuple("rows" if (axis, size) == (0, -1) else "" for axis, size in enumerate(shape))
 
 
-def shared_dimensions(inputs: Sequence[Input]) -> Shared:
+def shared_dimensions(inputs: Sequence[Input]) -> SharedDimensions:
     """The dimensions that have to be equal within a request."""
     places: dict[str, list[tuple[str, int]]] = {}
     for entry in inputs:
-        for axis, name in enumerate(entry.symbols):
+        for axis, name in enumerate(entry.dimension_names):
             if name:
                 places.setdefault(name, []).append((entry.name, axis))
     return tuple((name, tuple(found)) for name, found in places.items() if len(found) > 1)
 
 
-def agree(shared: Shared, feeds: Mapping[str, Array]) -> bool:
+def sizes_match(shared: SharedDimensions, feeds: Mapping[str, Array]) -> bool:
     """Whether dimensions of one name have one size."""
     for _, ((first, at), *others) in shared:
         size = feeds[first].shape[at]
@@ -43,7 +43,7 @@ def agree(shared: Shared, feeds: Mapping[str, Array]) -> bool:
     return True
 
 
-def disagreement(shared: Shared, feeds: Mapping[str, Array]) -> str:
+def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
     """What to say where they do not `agree`."""
     for name, places in shared:
         sizes = [feeds[entry].shape[axis] for entry, axis in places]
@@ -57,7 +57,7 @@ def disagreement(shared: Shared, feeds: Mapping[str, Array]) -> str:
     return ""
 
 
-def why_no_rows(columns: Sequence[Column], inputs: Sequence[Input], outputs: Sequence[Output]) -> str:
+def rowless_reason(columns: Sequence[Column], inputs: Sequence[Input], outputs: Sequence[Output]) -> str:
     """Why the first dimensions of a model's tensors are not its rows; empty: they are, or its columns have them.
 
     Args:
@@ -74,16 +74,16 @@ def why_no_rows(columns: Sequence[Column], inputs: Sequence[Input], outputs: Seq
     for entry, first in zip(inputs, firsts, strict=True):
         if first != _FREE:
             return f"its input {entry.name!r} " + (f"has the fixed first size {first[0]}" if first else "is a scalar")
-    names = {entry.symbols[:1] for entry in inputs}
+    names = {entry.dimension_names[:1] for entry in inputs}
     if len(names) > 1:
-        told = ", ".join(f"{entry.name!r} ({''.join(entry.symbols[:1]) or 'no name'})" for entry in inputs[:5])
+        told = ", ".join(f"{entry.name!r} ({''.join(entry.dimension_names[:1]) or 'no name'})" for entry in inputs[:5])
         return f"the first dimensions of its inputs are not the same: {told}"
     if outputs and _FREE not in answered:
         return "none of its outputs has a free first dimension"
     return ""
 
 
-def why_no_batch(artifact: Artifact) -> str:
+def no_batch_dimension_reason(artifact: Artifact) -> str:
     """Why a request cannot be of any number of rows; empty: it can, or the model is no graph, which nobody knows of."""
     columns, inputs = artifact.columns, artifact.inputs
     if artifact.flavor == PYTHON_FUNCTION:
@@ -92,4 +92,4 @@ def why_no_batch(artifact: Artifact) -> str:
         return f"its input {fixed.name!r} has the fixed first size 1"
     if columns and (fixed := next((entry for entry in inputs if entry.shape[:1] != _FREE), None)):
         return f"its input {fixed.name!r} has no free first dimension"
-    return why_no_rows(columns, inputs, artifact.outputs)
+    return rowless_reason(columns, inputs, artifact.outputs)

@@ -26,22 +26,22 @@ class NarrowedFeeds(dict[str, Array]):
         self.sent = sent
 
 
-def as_sent(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+def sent_arrays(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
     """The arrays in which nothing is lost: the feeds themselves, unless the graph has narrowed them."""
     return feeds.sent if isinstance(feeds, NarrowedFeeds) else feeds
 
 
-def joined_feeds(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+def concatenate_feeds(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     """The rows of feeds of one kind, one after the other.
 
     Raises:
         ValueError: their arrays have different shapes.
     """
     fed = _joined(parts)
-    return NarrowedFeeds(fed, _joined([as_sent(part) for part in parts])) if _are_narrowed(parts) else fed
+    return NarrowedFeeds(fed, _joined([sent_arrays(part) for part in parts])) if _are_narrowed(parts) else fed
 
 
-def rows_of(feeds: Mapping[str, Array], rows: slice) -> dict[str, Array]:
+def slice_feeds(feeds: Mapping[str, Array], rows: slice) -> dict[str, Array]:
     """Some of the rows."""
     fed = {name: array[rows] for name, array in feeds.items()}
     if isinstance(feeds, NarrowedFeeds):

@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.runtime.yaml_text import load_yaml
 
 MLMODEL = "MLmodel"
 _IDENTIFIERS = ("model_id", "model_uuid", "run_id", "mlflow_version")
@@ -49,3 +48,39 @@ def read_mlmodel(folder: Path) -> Mapping[str, Any]:
 @lru_cache(maxsize=8)
 def _read(file: Path, modified_ns: int, size: int) -> Any:
     return load_yaml(file.read_text())
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without libyaml
+_DEEPEST = 100
+
+
+def check_yaml(text: str, takes_aliases: bool = True) -> None:
+    """Goes through the text once.
+
+    Args:
+        takes_aliases: false where all that it describes is written out: a few characters may stand for gigabytes.
+
+    Raises:
+        YAMLError: it is no YAML, nested too deeply, or has aliases.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent) and not takes_aliases:
+            raise yaml.YAMLError("it has aliases (*name), which are not taken here")
+        if depth > _DEEPEST:
+            raise yaml.YAMLError(f"it is nested more than {_DEEPEST} levels deep")
+
+
+def load_yaml(text: str) -> Any:
+    """The document of a text by libyaml.
+
+    Raises:
+        YAMLError: see `check_yaml`.
+        ValueError: a value of it is none, as the date 2001-99-99.
+    """
+    check_yaml(text)
+    return yaml.load(text, Loader=_LOADER)

@@ -3,18 +3,102 @@
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, check_digests, read_artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
-from mlflow_deploy_plugin.runtime.session import describe, onnxruntime, open_session, shrinking_run
+from mlflow_deploy_plugin.runtime.session import (
+    arena_shrinking_options,
+    describe_error,
+    import_onnxruntime,
+    open_session,
+)
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.spec import Device
+
+
+class Predictor(Protocol):
+    """One version as a function of named arrays; `runtime.model.OnnxModel` is the usual one.
+
+    Attributes:
+        artifact: what its folder says, with inputs and outputs bound.
+        schema: turns columns, rows or tensors into feeds.
+        waited: the seconds that went by in this thread's last `run` (or `answer`) before its turn had come.
+    """
+
+    artifact: Artifact
+    schema: Schema
+
+    @property
+    def queue_seconds(self) -> float: ...
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
+        """Computes the named outputs (default: all) for feeds made by `schema`.
+
+        Args:
+            deadline: in `time.perf_counter()`: what has to wait for its turn gives up then.
+
+        Raises:
+            InferenceError: the model refuses the input.
+            DeadlineExceeded: its turn did not come.
+        """
+        ...
+
+    def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
+        """What `predict` answers, from the outputs of `run`; `of_table`: the request was a table."""
+        ...
+
+
+@runtime_checkable
+class RemotePredictor(Protocol):
+    """A predictor that computes in a process of its own, which may be away."""
+
+    @property
+    def unavailable_reason(self) -> str:
+        """Why it cannot be asked just now; empty: it can."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpaqueBody:
+    """The body of a request that the version reads itself, since not all that it takes has a form as arrays."""
+
+    content_type: str | None
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpaqueResponse:
+    """The JSON that answers a `Body`.
+
+    Attributes:
+        feeds / outputs: what of the request and of its answer can be said as arrays, as `Predictor.run` names them;
+            empty: nothing.
+    """
+
+    content: bytes
+    feeds: Feeds
+    outputs: dict[str, Array]
+
+
+@runtime_checkable
+class OpaqueBodyPredictor(Protocol):
+    """A predictor that reads bodies of `/invocations` itself: one whose artifact has the flavor python_function."""
+
+    def answer(self, body: OpaqueBody, deadline: float = math.inf) -> OpaqueResponse:
+        """Reads, computes and writes; `deadline` as for `Predictor.run`.
+
+        Raises:
+            InvalidRequest, UnsupportedMediaType: the body cannot be read, or does not fit the model.
+            InferenceError: the model refuses the input.
+        """
+        ...
+
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -39,7 +123,7 @@ class OnnxModel:
         waited: nothing; see `runtime.predictor.Predictor`.
     """
 
-    waited = 0.0
+    queue_seconds = 0.0
 
     def __init__(self, artifact: Artifact, session: Any) -> None:
         self._session = session
@@ -49,7 +133,7 @@ class OnnxModel:
         )
         self._output_names = [output.name for output in self.artifact.outputs]
         self._has_columns = bool(self.artifact.columns)
-        self._large_run = shrinking_run() if session.get_providers() == ["CPUExecutionProvider"] else None
+        self._large_run = arena_shrinking_options() if session.get_providers() == ["CPUExecutionProvider"] else None
 
     @classmethod
     def load(
@@ -81,7 +165,7 @@ class OnnxModel:
         try:
             values = self._session.run(names, feeds, options)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
-            raise InferenceError(f"the model cannot compute this input: {describe(error)}") from None
+            raise InferenceError(f"the model cannot compute this input: {describe_error(error)}") from None
         for position, value in enumerate(values):
             if type(value) is list:
                 values[position] = _objects(value)
@@ -94,7 +178,7 @@ class OnnxModel:
             InvalidArtifact: it takes longer.
             InferenceError: as `run`.
         """
-        options = onnxruntime().RunOptions()
+        options = import_onnxruntime().RunOptions()
         options.log_severity_level = 4  # what it refuses here is told by who tries it out
         timer = threading.Timer(seconds, setattr, (options, "terminate", True))
         timer.daemon = True
@@ -104,7 +188,7 @@ class OnnxModel:
         except Exception as error:  # noqa: BLE001 - as above
             if options.terminate:
                 raise InvalidArtifact(f"it has not computed its first answer within {seconds:g} s") from None
-            raise InferenceError(f"the model cannot compute this input: {describe(error)}") from None
+            raise InferenceError(f"the model cannot compute this input: {describe_error(error)}") from None
         finally:
             timer.cancel()
 
@@ -185,7 +269,7 @@ def _named(artifact: Artifact, session: Any) -> Artifact:
         for node in session.get_inputs()
     }
     return replace(
-        artifact, inputs=tuple(replace(entry, symbols=symbols.get(entry.name, ())) for entry in artifact.inputs)
+        artifact, inputs=tuple(replace(entry, dimension_names=symbols.get(entry.name, ())) for entry in artifact.inputs)
     )
 
 

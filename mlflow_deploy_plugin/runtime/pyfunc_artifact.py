@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.runtime.mlmodel import read_mlmodel
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
 from mlflow_deploy_plugin.runtime.values import Missing
 
-PREDICTION = "prediction"
+UNNAMED_OUTPUT = "prediction"
 """The name of the one array that a model answers without a name."""
 
 _AS_STRINGS = {"datetime", "binary"}
@@ -61,7 +61,7 @@ def read_served_artifact(folder: Path) -> Artifact:
 
 
 @dataclass(frozen=True)
-class FrameColumns(Schema):
+class FrameSchema(Schema):
     """The columns of a pyfunc, as MLflow's frame holds them: one that is optional may stay out, and a text be missing.
 
     A graph has to be fed with something in their place; a model of pandas may tell the one from the other.
@@ -70,7 +70,7 @@ class FrameColumns(Schema):
     def from_columns(self, data: Mapping[str, Sequence[Any] | Array]) -> Feeds:
         columns = tuple(column for column in self.columns if column.required or column.name in data)
         names = {column.name for column in columns}
-        given = FrameColumns(columns, (), tuple(entry for entry in self.inputs if entry.name in names))
+        given = FrameSchema(columns, (), tuple(entry for entry in self.inputs if entry.name in names))
         return Schema.from_columns(given, data)
 
     @cached_property
@@ -79,7 +79,7 @@ class FrameColumns(Schema):
 
 
 @dataclass(frozen=True)
-class Undescribed(Schema):
+class UndescribedSchema(Schema):
     """The schema of a pyfunc whose inputs are no named arrays: whatever is given as such is refused with `reason`."""
 
     reason: str = ""
@@ -97,16 +97,16 @@ class Undescribed(Schema):
         raise SchemaMismatch(self.reason)
 
     @property
-    def by_input(self) -> Schema:
+    def tensor_schema(self) -> Schema:
         raise SchemaMismatch(self.reason)
 
 
-def schema_of(artifact: Artifact) -> Schema:
+def pyfunc_schema(artifact: Artifact) -> Schema:
     """How columns, rows and tensors become what feeds this pyfunc."""
     if artifact.undescribed:
-        return Undescribed((), (), (), reason=artifact.undescribed)
+        return UndescribedSchema((), (), (), reason=artifact.undescribed)
     schema = compile_schema(artifact.columns, artifact.tensors, artifact.inputs)
-    return FrameColumns(schema.columns, (), schema.inputs) if artifact.columns else schema
+    return FrameSchema(schema.columns, (), schema.inputs) if artifact.columns else schema
 
 
 def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
@@ -118,7 +118,7 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
             tensor.name or _ONLY_INPUT,
             tensor.dtype,
             tensor.shape,
-            symbols=row_symbols(tensor.shape),
+            dimension_names=row_symbols(tensor.shape),
         )
         for tensor in tensors
     ]
@@ -171,7 +171,7 @@ def _outputs(signature: Mapping[str, Any]) -> tuple[Output, ...]:
 
 
 def _output(entry: Mapping[str, Any], count: int) -> Output:
-    name = str(entry.get("name") or PREDICTION) if count == 1 else str(entry["name"])
+    name = str(entry.get("name") or UNNAMED_OUTPUT) if count == 1 else str(entry["name"])
     if entry.get("type") == "tensor":
         spec = entry["tensor-spec"]
         return Output(name, _TENSOR_DTYPES.get(spec["dtype"], "object"), tuple(spec["shape"]))

@@ -2,7 +2,7 @@
 
 The signature says what is given, the graph what is fed: columns are stacked into the input that they belong to, extra
 columns are ignored, a missing one is an error. `runtime/values.py` checks the values themselves. A table that plainly
-fits goes the quick way of `runtime/quick.py`; the way that is written here decides on every other.
+fits goes the quick way of `runtime/fast_decode.py`; the way that is written here decides on every other.
 """
 
 from collections import Counter
@@ -16,27 +16,33 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.nearest import listed, mistaken
+from mlflow_deploy_plugin.nearest import hint_for_missing, join_names
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Output, Tensor
 from mlflow_deploy_plugin.runtime.dimensions import (
-    Shared,
-    agree,
-    disagreement,
+    SharedDimensions,
     row_symbols,
+    rowless_reason,
     shared_dimensions,
-    why_no_rows,
+    size_mismatch,
+    sizes_match,
 )
-from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds, as_sent
-from mlflow_deploy_plugin.runtime.quick import Quick, QuickTensors, blocks_of, compile_quick, compile_quick_tensors
+from mlflow_deploy_plugin.runtime.fast_decode import (
+    FastDecoder,
+    FastTensorDecoder,
+    compile_fast_decoder,
+    compile_fast_tensor_decoder,
+    type_blocks,
+)
+from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds, sent_arrays
 from mlflow_deploy_plugin.runtime.values import (
     NO_ROWS,
     Missing,
-    holds_all,
+    convert_column,
+    convert_tensor,
+    is_lossless_cast,
     numpy_dtype,
     overflow_message,
-    shown,
-    typed_column,
-    typed_tensor,
+    short_repr,
 )
 from mlflow_deploy_plugin.runtime.values import Array as Array
 
@@ -85,7 +91,7 @@ class Schema:
         _check_filled(rows * absent, rows * (len(self.names) - absent))
         with np.errstate(over="raise"):
             arrays = {
-                column.name: typed_column(
+                column.name: convert_column(
                     column, data[column.name] if column.name in data else [None] * rows, self._missing[column.name]
                 )
                 for column in self.columns
@@ -109,7 +115,9 @@ class Schema:
             return feeds
         for row, record in enumerate(records):
             if not isinstance(record, Mapping):
-                raise SchemaMismatch(f"row {row} is {shown(record)}; an object with one value a column is expected")
+                raise SchemaMismatch(
+                    f"row {row} is {short_repr(record)}; an object with one value a column is expected"
+                )
         if not records:
             raise SchemaMismatch(NO_ROWS)
         if not self.columns:
@@ -135,7 +143,7 @@ class Schema:
             raise SchemaMismatch(f"column {doubled[0]!r} stands twice")
         for row, values in enumerate(rows):
             if not isinstance(values, list | tuple) or len(values) != len(names):
-                raise SchemaMismatch(f"row {row} is {shown(values)}; a list of {len(names)} values is expected")
+                raise SchemaMismatch(f"row {row} is {short_repr(values)}; a list of {len(names)} values is expected")
         if not rows:
             raise SchemaMismatch(NO_ROWS)
         return self._from_frame(dict(zip(names, map(list, zip(*rows, strict=True)), strict=False)))
@@ -148,7 +156,7 @@ class Schema:
         """
         if not self.columns:
             if len(self.tensors) != 1:
-                raise SchemaMismatch(f"the model takes several tensors; give each by name: {listed(self.names)}")
+                raise SchemaMismatch(f"the model takes several tensors; give each by name: {join_names(self.names)}")
             return self._from_tensors({self.tensors[0].name: values})
         rows = values
         if isinstance(values, np.ndarray):
@@ -156,7 +164,7 @@ class Schema:
                 return feeds
             rows = values.tolist()
         if not isinstance(rows, list | tuple):
-            raise SchemaMismatch(f"the data is {shown(rows)}; a list of rows is expected")
+            raise SchemaMismatch(f"the data is {short_repr(rows)}; a list of rows is expected")
         if len(self.columns) == 1 and not any(isinstance(row, list | tuple) for row in rows):
             return self.from_columns({self.names[0]: rows})
         return self.from_rows(self.names, rows)
@@ -168,7 +176,7 @@ class Schema:
         rows is not captured) has no column.
         """
         columns: dict[str, Array] = {}
-        arrays = as_sent(feeds)
+        arrays = sent_arrays(feeds)
         for entry in self.sent_inputs:
             if (array := arrays.get(entry.name)) is None:
                 continue
@@ -180,17 +188,17 @@ class Schema:
         return {name: columns[name] for name in self.names if name in columns} if self.columns else columns
 
     @cached_property
-    def by_input(self) -> "Schema":
+    def tensor_schema(self) -> "Schema":
         """The same model for protocols of tensors: each tensor is named as the input of the graph that it feeds."""
         inputs = self.inputs
         if self.columns:
             tensors = [Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs]
-            inputs = tuple(replace(entry, symbols=row_symbols(entry.shape)) for entry in inputs)
+            inputs = tuple(replace(entry, dimension_names=row_symbols(entry.shape)) for entry in inputs)
         else:
             tensors = [replace(tensor, name=entry.name) for entry, tensor in self._bound_tensors]
         return Schema((), tuple(tensors), inputs, self.has_rows)
 
-    def rows_in(self, arrays: Mapping[str, Array]) -> int:
+    def count_rows(self, arrays: Mapping[str, Array]) -> int:
         """How many rows a request with these inputs, or outputs, has."""
         return row_count(arrays) if self.has_rows else 1
 
@@ -207,8 +215,8 @@ class Schema:
 
     def _absence(self, noun: str, missing: Sequence[str], given: Iterable[str]) -> str:
         """Names what is missing, and what came in its place where that is not known."""
-        instead = mistaken(missing, (name for name in given if name not in self.dtypes))
-        needed = "" if "did you mean" in instead else f"; the model needs {listed(self.names, missing[0])}"
+        instead = hint_for_missing(missing, (name for name in given if name not in self.dtypes))
+        needed = "" if "did you mean" in instead else f"; the model needs {join_names(self.names, missing[0])}"
         return f"{_plural(noun, missing)} missing{instead}{needed}"
 
     @cached_property
@@ -218,7 +226,7 @@ class Schema:
         return (*self.inputs, *self._blocks)
 
     @cached_property
-    def as_captured(self) -> "Schema":
+    def capture_schema(self) -> "Schema":
         """The same model for rows in the spool, which hold what was sent."""
         return replace(self, inputs=self.sent_inputs) if self._blocks else self
 
@@ -227,7 +235,7 @@ class Schema:
         """The numbers of each type as one array of that type; empty: the graph's inputs lose nothing of them."""
         types = {column.name: numpy_dtype(COLUMN_TYPES[column.type]) for column in self.columns}
         fed = [(numpy_dtype(entry.dtype), types[name]) for entry in self.inputs for name in entry.columns if types]
-        return () if all(holds_all(*pair) for pair in fed) else blocks_of(self.columns, self.inputs)
+        return () if all(is_lossless_cast(*pair) for pair in fed) else type_blocks(self.columns, self.inputs)
 
     @cached_property
     def _texts(self) -> tuple[str, ...]:
@@ -236,17 +244,17 @@ class Schema:
         return tuple(entry.name for entry in self.inputs if not texts.isdisjoint(entry.columns))
 
     @cached_property
-    def _quick(self) -> Quick | None:
-        return compile_quick(self.columns, self.inputs, self._blocks)
+    def _quick(self) -> FastDecoder | None:
+        return compile_fast_decoder(self.columns, self.inputs, self._blocks)
 
     @cached_property
-    def _quick_tensors(self) -> QuickTensors | None:
-        return compile_quick_tensors(self._bound_tensors, self._shared)
+    def _quick_tensors(self) -> FastTensorDecoder | None:
+        return compile_fast_tensor_decoder(self._bound_tensors, self._shared)
 
     @cached_property
-    def _shared(self) -> Shared:
+    def _shared(self) -> SharedDimensions:
         # a signature may say another rank than the graph, which then refuses what it is fed
-        fitting = [entry for entry, tensor in self._bound_tensors if len(tensor.shape) == len(entry.symbols)]
+        fitting = [entry for entry, tensor in self._bound_tensors if len(tensor.shape) == len(entry.dimension_names)]
         return shared_dimensions(fitting)
 
     @cached_property
@@ -276,7 +284,7 @@ class Schema:
             return self._from_tensors({tensor.name: _from_cells(tensor, data[tensor.name]) for tensor in self.tensors})
         if len(self.tensors) == 1 and len(self.tensors[0].shape) == 2:
             return self._from_tensors({self.tensors[0].name: list(map(list, zip(*data.values(), strict=True)))})
-        raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {listed(self.names)}")
+        raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {join_names(self.names)}")
 
     def _from_tensor_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
         """The first row names the columns; keys of the rows' own would make a table as wide as it is long."""
@@ -284,7 +292,9 @@ class Schema:
         for row, record in enumerate(records):
             if record.keys() != names:
                 other = next(iter(record.keys() ^ names))
-                raise SchemaMismatch(f"row {row} and row 0 name different columns: {shown(other)} is in one of them")
+                raise SchemaMismatch(
+                    f"row {row} and row 0 name different columns: {short_repr(other)} is in one of them"
+                )
         return self._from_frame({name: [record[name] for record in records] for name in names})
 
     def _from_tensors(self, data: Mapping[str, Any]) -> Feeds:
@@ -297,19 +307,19 @@ class Schema:
             raise SchemaMismatch(self._absence("tensor", missing, data))
         try:
             with np.errstate(over="raise"):
-                arrays = {tensor.name: typed_tensor(tensor, data[tensor.name]) for tensor in self.tensors}
+                arrays = {tensor.name: convert_tensor(tensor, data[tensor.name]) for tensor in self.tensors}
                 feeds = {
                     entry.name: arrays[tensor.name].astype(numpy_dtype(entry.dtype), copy=False)
                     for entry, tensor in self._bound_tensors
                 }
         except FloatingPointError:
             raise SchemaMismatch("a number is too large for the model's floating-point type") from None
-        if not agree(self._shared, feeds):
-            raise SchemaMismatch(disagreement(self._shared, feeds))
+        if not sizes_match(self._shared, feeds):
+            raise SchemaMismatch(size_mismatch(self._shared, feeds))
         sent = {
             entry.name: _given(entry, arrays[tensor.name], data[tensor.name]) for entry, tensor in self._bound_tensors
         }
-        is_narrowed = not all(holds_all(feeds[name].dtype, array.dtype) for name, array in sent.items())
+        is_narrowed = not all(is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items())
         return NarrowedFeeds(feeds, sent) if is_narrowed else feeds
 
     @cached_property
@@ -348,7 +358,7 @@ def compile_schema(
             raise InvalidArtifact(f"the graph's input {entry.name!r} is not fed by the signature's {sorted(names)}")
     if tensors and (len(tensors) != len(inputs) or (len(inputs) > 1 and set(names) != {e.name for e in inputs})):
         raise InvalidArtifact(f"the graph takes {[e.name for e in inputs]}, the signature gives {sorted(names)}")
-    return Schema(columns, tensors, inputs, not why_no_rows(columns, inputs, outputs))
+    return Schema(columns, tensors, inputs, not rowless_reason(columns, inputs, outputs))
 
 
 def _from_cells(tensor: Tensor, cells: list[Any]) -> list[Any]:
@@ -397,9 +407,9 @@ def _given(entry: Input, typed: Array, values: Any) -> Array:
 def _length(name: str, values: Any) -> int:
     if isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.ndim == 1):
         return len(values)
-    raise SchemaMismatch(f"column {name!r} is {shown(values)}; a list of values is expected")
+    raise SchemaMismatch(f"column {name!r} is {short_repr(values)}; a list of values is expected")
 
 
 def _plural(noun: str, names: Sequence[str]) -> str:
-    called = listed([repr(name) for name in names])
+    called = join_names([repr(name) for name in names])
     return f"{noun} {called} is" if len(names) == 1 else f"{noun}s {called} are"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
-from mlflow_deploy_plugin.runtime import optimized
+from mlflow_deploy_plugin.runtime import graph_cache
 from mlflow_deploy_plugin.spec import Device
 
 _PROVIDERS: dict[Device, list[str]] = {
@@ -19,7 +19,7 @@ _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_V1_CPU = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
 
 
-def onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
     """The module, or the error that says how to get it.
 
     Raises:
@@ -63,23 +63,27 @@ def open_session(
     a node of the graph that the device cannot run (`session.disable_cpu_ep_fallback`).
 
     Args:
-        kept_graphs: the folder in which optimised graphs are kept for the next time (`runtime/optimized.py`).
+        kept_graphs: the folder in which optimised graphs are kept for the next time (`runtime/graph_cache.py`).
 
     Raises:
         RuntimeMissing: ONNX Runtime is not installed.
         DeviceUnavailable: `device` would not really be used.
         InvalidArtifact: the file is not a model that ONNX Runtime can load.
     """
-    ort = onnxruntime()
-    check_libraries(ort, device)
+    ort = import_onnxruntime()
+    check_device_libraries(ort, device)
     options = _session_options(ort, device, intra_op_num_threads)
-    place = optimized.place_of(onnx_file, kept_graphs, ort.__version__) if kept_graphs and device == "cpu" else None
+    place = (
+        graph_cache.optimized_graph_path(onnx_file, kept_graphs, ort.__version__)
+        if kept_graphs and device == "cpu"
+        else None
+    )
     try:
         if place is not None:
             return _open_kept(ort, onnx_file, place, intra_op_num_threads)
         session = ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS[device])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
-        reason = describe(error)
+        reason = describe_error(error)
         if device != "cpu":
             raise DeviceUnavailable(f"the model does not run on {device}: {reason}") from None
         raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
@@ -91,14 +95,14 @@ def open_session(
     return session
 
 
-def shrinking_run() -> Any:
+def arena_shrinking_options() -> Any:
     """The options of a run after which the arena gives back what it does not need any more, on a CPU.
 
     Without, a worker keeps the memory of the largest batches that its threads ever computed at the same time: a small
     CNN, 1 to 512 rows in four threads, 189 MB resident; without any arena 132 MB; with this 64 MB. It costs 0.7 µs a
     run, so that small runs do without (`runtime/model.py`), and no time that could be measured from 32 rows on.
     """
-    options = onnxruntime().RunOptions()
+    options = import_onnxruntime().RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 
@@ -128,10 +132,10 @@ def _open_kept(ort: Any, onnx_file: Path, place: Path, intra_op_num_threads: int
         except Exception:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
             place.unlink(missing_ok=True)
         else:
-            optimized.touch(place)
+            graph_cache.mark_used(place)
             return session
     options = _session_options(ort, "cpu", intra_op_num_threads)
-    temporary = optimized.temporary_for(place)
+    temporary = graph_cache.temporary_path(place)
     options.optimized_model_filepath = str(temporary)
     try:
         session = ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS["cpu"])
@@ -139,11 +143,11 @@ def _open_kept(ort: Any, onnx_file: Path, place: Path, intra_op_num_threads: int
         temporary.unlink(missing_ok=True)
         options = _session_options(ort, "cpu", intra_op_num_threads)
         return ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS["cpu"])
-    optimized.keep(temporary, place)
+    graph_cache.store_optimized_graph(temporary, place)
     return session
 
 
-def describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """ONNX Runtime's message in one line, without its prefix codes and the paths of its build."""
     text = " ".join(str(error).split())
     text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
@@ -151,7 +155,7 @@ def describe(error: Exception) -> str:
     return " ".join(words)[:500]
 
 
-def check_libraries(ort: Any, device: Device) -> None:
+def check_device_libraries(ort: Any, device: Device) -> None:
     """Loads what `device` needs beside ONNX Runtime itself.
 
     Raises:

@@ -41,20 +41,20 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
     return np.dtype(object) if dtype == "str" else np.dtype(dtype)
 
 
-def holds_all(wide: np.dtype[Any], values: np.dtype[Any]) -> bool:
+def is_lossless_cast(wide: np.dtype[Any], values: np.dtype[Any]) -> bool:
     """Whether every value of one dtype is itself in another; numpy calls 64-bit integers safe in a float64."""
     is_rounded = values.kind in "iu" and values.itemsize == 8 and wide.kind == "f"
     return np.can_cast(values, wide) and not is_rounded
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value as an error may show it: in JSON's words, short, and never deeper than a few levels."""
     if value is None or value is True or value is False:
         return {None: "null", True: "true", False: "false"}[value]
     return _SHOWN.repr(value)
 
 
-def typed_column(column: Column, values: Sequence[Any] | Array, missing: str | Missing | None) -> Array:
+def convert_column(column: Column, values: Sequence[Any] | Array, missing: str | Missing | None) -> Array:
     """The values of one column as an array of [N] in the column's type.
 
     Args:
@@ -70,7 +70,7 @@ def typed_column(column: Column, values: Sequence[Any] | Array, missing: str | M
     return _strings(column, listed, missing) if dtype.kind == "O" else _numbers(column, listed, dtype)
 
 
-def typed_tensor(tensor: Tensor, values: Any) -> Array:
+def convert_tensor(tensor: Tensor, values: Any) -> Array:
     """One tensor, in the signature's dtype and shape; in a floating-point tensor null is NaN.
 
     Raises:
@@ -160,7 +160,7 @@ def _whole(array: Array, dtype: np.dtype[Any]) -> Array:
 def _text(label: str, array: Array) -> Array:
     for value in array.flat:
         if not isinstance(value, str):
-            raise SchemaMismatch(f"{label} holds {shown(value)}, where a string is expected")
+            raise SchemaMismatch(f"{label} holds {short_repr(value)}, where a string is expected")
     return array
 
 
@@ -247,11 +247,11 @@ def _fits(value: Any, dtype: np.dtype[Any]) -> bool:
 
 def _mistyped(column: Column, row: int, value: Any) -> str:
     expected = _EXPECTED[_KINDS[numpy_dtype(COLUMN_TYPES[column.type]).kind]]
-    return f"column {column.name!r} ({column.type}), row {row}: {shown(value)}; {expected} is expected"
+    return f"column {column.name!r} ({column.type}), row {row}: {short_repr(value)}; {expected} is expected"
 
 
 def _unfit(column: Column, row: int, value: Any) -> str:
-    return f"column {column.name!r}, row {row}: {shown(value)} does not fit the type {column.type}"
+    return f"column {column.name!r}, row {row}: {short_repr(value)} does not fit the type {column.type}"
 
 
 def _found(kind: str) -> str:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
+from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
 from mlflow_deploy_plugin.server.served import ServedEndpoint, ServedVariant, Table
 from mlflow_deploy_plugin.server.state import LoadedVariant, WorkerState, worker_file, write_state
 
@@ -56,11 +56,13 @@ def _told(variant: ServedVariant | None, error: str) -> LoadedVariant:
     if variant is None:
         return LoadedVariant(error=error)
     loaded = variant.loaded
-    return LoadedVariant(version=loaded.version, error=error, no_batch=why_no_batch(loaded.predictor.artifact))
+    return LoadedVariant(
+        version=loaded.version, error=error, no_batch=no_batch_dimension_reason(loaded.predictor.artifact)
+    )
 
 
 def silence(endpoint: str, served: ServedEndpoint | None, told: Mapping[str, str]) -> str:
     """Why nobody answers for the endpoint: what keeps its variants away, and what was told of them."""
-    away = {name: variant.loaded.absence for name, variant in served.variants.items()} if served else {}
+    away = {name: variant.loaded.unavailable_reason for name, variant in served.variants.items()} if served else {}
     reasons = "; ".join(f"{variant}: {error}" for variant, error in {**away, **told}.items() if error)
     return f"endpoint {endpoint!r} has no version that answers" + (f": {reasons}" if reasons else "")

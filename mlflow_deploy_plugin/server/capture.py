@@ -26,7 +26,7 @@ from typing import Any
 
 import orjson
 
-from mlflow_deploy_plugin.runtime.feeds import as_sent
+from mlflow_deploy_plugin.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.runtime.schema import Array
 from mlflow_deploy_plugin.server.captured_model import CapturedModel as CapturedModel
 from mlflow_deploy_plugin.server.captured_model import described_model, read_model
@@ -93,13 +93,13 @@ class CaptureWriter:
         max_rows: int,
     ) -> bool:
         """Appends one request as it was sent, its first `max_rows` rows; whether it is in the file now."""
-        feeds = as_sent(feeds)
+        feeds = sent_arrays(feeds)
         try:
             plan, pieces = self._packer.pack(record, model, feeds, outputs, max_rows)
             with self._lock:
                 self._append(model, plan.layout, pieces)
         except Exception as error:  # noqa: BLE001 - whatever it is: the answer is right, and is sent; the log has it
-            rows = model.schema.rows_in(feeds)
+            rows = model.schema.count_rows(feeds)
             self._count(record.endpoint, rows, min(rows, max_rows), False)
             self._complain(error)
             return False

@@ -10,7 +10,7 @@ import orjson
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.rows import OUTPUT_PREFIX, PREDICTION, output_column
+from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, output_column
 from mlflow_deploy_plugin.runtime.schema import Array, Schema
 
 
@@ -40,7 +40,7 @@ class CapturedModel:
     masked: Mapping[str, tuple[tuple[str, int | None], ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schema", self.schema.as_captured)
+        object.__setattr__(self, "schema", self.schema.capture_schema)
 
     def masked_output(self, name: str, array: Array) -> str | None:
         """The column that this output stands under, where it is masked."""

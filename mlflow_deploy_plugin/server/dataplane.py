@@ -13,10 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
-from mlflow_deploy_plugin.runtime.batch_entry import Count
-from mlflow_deploy_plugin.runtime.predictor import Body, BodyAnswer, BodyReader
+from mlflow_deploy_plugin.runtime.batcher import BatchCallback
+from mlflow_deploy_plugin.runtime.model import OpaqueBody, OpaqueBodyPredictor, OpaqueResponse
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
-from mlflow_deploy_plugin.runtime.values import shown
+from mlflow_deploy_plugin.runtime.values import short_repr
 from mlflow_deploy_plugin.server.cache import ResponseCache, question_key
 from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord
 from mlflow_deploy_plugin.server.ids import new_id
@@ -47,7 +47,7 @@ class InferRequest:
     outputs: Sequence[str] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     event_time: int | None = None
-    body: Body | None = None
+    body: OpaqueBody | None = None
     arrived: float | None = None
 
 
@@ -73,7 +73,7 @@ class InferResponse:
 CountBatch = Callable[[str, int, float, float, str, str], None]
 """Endpoint, rows, seconds in the queue, seconds of the run, model, version; `Metrics.count_batch`."""
 
-Offer = Callable[[ServedVariant, RequestRecord, bool, Feeds, Mapping[str, Array], Body | None], None]
+Offer = Callable[[ServedVariant, RequestRecord, bool, Feeds, Mapping[str, Array], OpaqueBody | None], None]
 """Variant, record, whether that is captured, what came in and went out, and what it read itself: `Shadows.offer`."""
 
 
@@ -219,7 +219,7 @@ class DataPlane:
         fraction = capture.fraction
         is_captured = bool(feeds) and (fraction == 1.0 or fraction > self._draw())
         if not is_captured:
-            self._capture.leave_out(variant.endpoint, loaded.predictor.schema.rows_in(feeds or outputs))
+            self._capture.leave_out(variant.endpoint, loaded.predictor.schema.count_rows(feeds or outputs))
         if is_captured or variant.shadows:
             moment = arrived if request.event_time is None else request.event_time
             if request.arrived is None:
@@ -235,15 +235,15 @@ class DataPlane:
             request.id, prediction_id, loaded.model, loaded.version, variant.name, outputs, body, is_cached
         )
 
-    def _read_by_model(self, variant: ServedVariant, body: Body, deadline: float) -> BodyAnswer:
+    def _read_by_model(self, variant: ServedVariant, body: OpaqueBody, deadline: float) -> OpaqueResponse:
         loaded = variant.loaded
-        if not isinstance(loaded.predictor, BodyReader):
+        if not isinstance(loaded.predictor, OpaqueBodyPredictor):
             raise TypeError(f"version {loaded.version} of {loaded.model} reads no bodies itself")
         _check_deadline(deadline)
         began = time.perf_counter()
         answered = loaded.predictor.answer(body, deadline)
-        rows = loaded.predictor.schema.rows_in(answered.feeds) if answered.feeds else 1
-        seconds, waited = time.perf_counter() - began, loaded.predictor.waited
+        rows = loaded.predictor.schema.count_rows(answered.feeds) if answered.feeds else 1
+        seconds, waited = time.perf_counter() - began, loaded.predictor.queue_seconds
         self._count(variant)(rows, waited, seconds - waited)
         return answered
 
@@ -255,13 +255,13 @@ class DataPlane:
             _check_deadline(deadline)
         began = time.perf_counter()
         outputs = loaded.predictor.run(inputs, request.outputs, deadline)
-        seconds, waited = time.perf_counter() - began, loaded.predictor.waited
+        seconds, waited = time.perf_counter() - began, loaded.predictor.queue_seconds
         shape = next(iter(inputs.values())).shape if inputs and loaded.predictor.schema.has_rows else ()
         rows = shape[0] if shape else 1
         self._count_batch(variant.endpoint, rows, waited, seconds - waited, loaded.model, loaded.version)
         return outputs
 
-    def _count(self, variant: ServedVariant) -> Count:
+    def _count(self, variant: ServedVariant) -> BatchCallback:
         """Tells the metrics of a run of this variant."""
         loaded = variant.loaded
 
@@ -276,7 +276,7 @@ class DataPlane:
         if request.parameters and (asked := request.parameters.get("timeout")) is not None:
             if type(asked) is not int or asked < 0:
                 raise InvalidRequest(
-                    f"the parameter timeout is {shown(asked)}; a whole number of microseconds is expected"
+                    f"the parameter timeout is {short_repr(asked)}; a whole number of microseconds is expected"
                 )
             timeout = min(timeout, asked / 1e6 or math.inf)
         if timeout == math.inf:

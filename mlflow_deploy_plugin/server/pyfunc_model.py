@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
-from mlflow_deploy_plugin.runtime.predictor import Body, BodyAnswer
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import PREDICTION, schema_of
+from mlflow_deploy_plugin.runtime.model import OpaqueBody, OpaqueResponse
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import UNNAMED_OUTPUT, pyfunc_schema
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.frames import Message
 from mlflow_deploy_plugin.server.refusals import unless_refused
@@ -32,13 +32,13 @@ class PyfuncModel:
 
     def __init__(self, artifact: Artifact, process: SideProcess, outputs: Sequence[Output]) -> None:
         self._process = process
-        self.artifact = replace(artifact, prediction=(PREDICTION,))
+        self.artifact = replace(artifact, prediction=(UNNAMED_OUTPUT,))
         self._expected = ""
         if artifact.outputs:
             self._learn(artifact.outputs, "its signature says")
         elif outputs:
             self._learn(outputs, "to its own example it answered")
-        self.schema = schema_of(artifact)
+        self.schema = pyfunc_schema(artifact)
         weakref.finalize(self, process.close)
 
     @classmethod
@@ -61,14 +61,14 @@ class PyfuncModel:
         return self._process.pid
 
     @property
-    def absence(self) -> str:
+    def unavailable_reason(self) -> str:
         """Why the side process cannot be asked just now; empty: it can."""
-        return self._process.absence
+        return self._process.unavailable_reason
 
     @property
-    def waited(self) -> float:
+    def queue_seconds(self) -> float:
         """What this thread's last question waited for those before it."""
-        return self._process.waited
+        return self._process.queue_seconds
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
         """The named outputs (default: all) for feeds made by `schema`.
@@ -95,7 +95,7 @@ class PyfuncModel:
         """The bare array of a single output, a mapping of several."""
         return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
-    def answer(self, body: Body, deadline: float = math.inf) -> BodyAnswer:
+    def answer(self, body: OpaqueBody, deadline: float = math.inf) -> OpaqueResponse:
         """The answer of MLflow's own scoring functions to a body of `/invocations`.
 
         Raises:
@@ -105,7 +105,7 @@ class PyfuncModel:
         answer = self._ask(Message("invocations", {"content_type": body.content_type}, body=body.content), deadline)
         feeds, outputs = (dict(answer.arrays.get(group, {})) for group in ("feeds", "outputs"))
         self._learn_from(outputs)
-        return BodyAnswer(answer.body, feeds, outputs)
+        return OpaqueResponse(answer.body, feeds, outputs)
 
     def _learn_from(self, computed: Mapping[str, Array]) -> None:
         """Takes the first answer for what the model answers, where nothing else has said it."""

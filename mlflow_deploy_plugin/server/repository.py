@@ -173,7 +173,7 @@ class Repository:
         if self._generation is None:
             return "no model is loaded yet; ask again in a moment"
         table = self._table
-        if not table or any(not one.loaded.absence for served in table.values() for one in served.answering):
+        if not table or any(not one.loaded.unavailable_reason for served in table.values() for one in served.answering):
             return ""
         return self.why_silent(next(iter(table)))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlflow_deploy_plugin.runtime.batcher import Batcher
-from mlflow_deploy_plugin.runtime.predictor import Predictor, Remote
+from mlflow_deploy_plugin.runtime.model import Predictor, RemotePredictor
 from mlflow_deploy_plugin.server import routing
 from mlflow_deploy_plugin.server.capture import CapturedModel
 from mlflow_deploy_plugin.spec import CaptureSpec, StickySpec
@@ -35,9 +35,9 @@ class LoadedVersion:
         return self.batcher is not None
 
     @property
-    def absence(self) -> str:
+    def unavailable_reason(self) -> str:
         """Why it cannot answer just now, though it is loaded; empty: it can."""
-        return self.predictor.absence if isinstance(self.predictor, Remote) else ""
+        return self.predictor.unavailable_reason if isinstance(self.predictor, RemotePredictor) else ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ServedEndpoint:
     @property
     def absences(self) -> dict[str, str]:
         """By version: why it cannot answer just now; empty: it can."""
-        return {variant.loaded.version: variant.loaded.absence for variant in self.variants.values()}
+        return {variant.loaded.version: variant.loaded.unavailable_reason for variant in self.variants.values()}
 
 
 def served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | None = None) -> ServedEndpoint:

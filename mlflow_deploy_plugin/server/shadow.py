@@ -17,9 +17,9 @@ from contextlib import suppress
 from weakref import WeakKeyDictionary
 
 from mlflow_deploy_plugin.errors import InferenceError, OnnxserveError
-from mlflow_deploy_plugin.runtime.feeds import as_sent, joined_feeds, rows_of
-from mlflow_deploy_plugin.runtime.joinable import why_not_joined
-from mlflow_deploy_plugin.runtime.predictor import Body, BodyReader, Remote
+from mlflow_deploy_plugin.runtime.batchable import unbatchable_reason
+from mlflow_deploy_plugin.runtime.feeds import concatenate_feeds, sent_arrays, slice_feeds
+from mlflow_deploy_plugin.runtime.model import OpaqueBody, OpaqueBodyPredictor, RemotePredictor
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.capture import CaptureWriter
 from mlflow_deploy_plugin.server.packing import RequestRecord, as_one_row
@@ -88,7 +88,7 @@ class Shadows:
         is_captured: bool,
         feeds: Feeds,
         outputs: Mapping[str, Array],
-        body: Body | None = None,
+        body: OpaqueBody | None = None,
     ) -> None:
         """A copy of what `variant` has answered, for each of its shadows. Never fails and never waits.
 
@@ -101,7 +101,7 @@ class Shadows:
                 if array.base is not None:
                     outputs = {name: kept(array) for name, array in outputs.items()}
                     break
-            held = feeds if as_sent(feeds) is feeds else {**feeds, **as_sent(feeds)}
+            held = feeds if sent_arrays(feeds) is feeds else {**feeds, **sent_arrays(feeds)}
             size = bytes_of(held) + bytes_of(outputs) + (len(body.content) if body else 0)
             for shadow in variant.shadows:
                 copy = Copy(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
@@ -169,7 +169,9 @@ class Shadows:
         if (known := self._is_joinable.get(loaded)) is None:
             try:
                 feeds = translated(copy.feeds, copy.answered_by.predictor.schema, loaded.predictor.schema)
-                known = not isinstance(loaded.predictor, Remote) and not why_not_joined(loaded.predictor, feeds)
+                known = not isinstance(loaded.predictor, RemotePredictor) and not unbatchable_reason(
+                    loaded.predictor, feeds
+                )
             except Exception:  # noqa: BLE001 - whatever it is: computing them one by one tells it
                 return False
             self._is_joinable[loaded] = known
@@ -193,11 +195,11 @@ class Shadows:
         first = copies[0]
         shadow, predictor = first.shadow, first.shadow.loaded.predictor
         began = time.perf_counter()
-        if first.body is not None and isinstance(predictor, BodyReader):
+        if first.body is not None and isinstance(predictor, OpaqueBodyPredictor):
             answer = predictor.answer(first.body)
             feeds, computed = answer.feeds, answer.outputs
         elif first.feeds:
-            given = joined_feeds([copy.feeds for copy in copies])
+            given = concatenate_feeds([copy.feeds for copy in copies])
             feeds = translated(given, first.answered_by.predictor.schema, predictor.schema)
             computed = predictor.run(feeds)
         else:
@@ -225,7 +227,7 @@ class Shadows:
                 self._capture.write(
                     copy.record._replace(variant=copy.shadow.name, latency=latency, is_shadow=True),
                     copy.shadow.captured,
-                    rows_of(feeds, rows) if len(copies) > 1 else feeds,
+                    slice_feeds(feeds, rows) if len(copies) > 1 else feeds,
                     {name: array[rows] for name, array in computed.items()} if len(copies) > 1 else computed,
                     copy.shadow.capture.max_rows_per_request,
                 )

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.feeds import as_sent
-from mlflow_deploy_plugin.runtime.predictor import Body
+from mlflow_deploy_plugin.runtime.feeds import sent_arrays
+from mlflow_deploy_plugin.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.packing import RequestRecord
 from mlflow_deploy_plugin.server.served import LoadedVersion, ServedVariant
@@ -36,12 +36,12 @@ class Copy:
     is_captured: bool
     feeds: Feeds
     outputs: Mapping[str, Array]
-    body: Body | None
+    body: OpaqueBody | None
     size: int
 
     @property
     def rows(self) -> int:
-        return self.answered_by.predictor.schema.rows_in(self.feeds)
+        return self.answered_by.predictor.schema.count_rows(self.feeds)
 
     def goes_with(self, first: "Copy", kinds: Kinds) -> bool:
         """Whether one run may compute both; `kinds` are those of the feeds of `first`."""
@@ -58,7 +58,7 @@ class Copy:
 
 def kinds_of(feeds: Feeds) -> Kinds:
     """What has to be the same for two requests to be computed in one run."""
-    return {name: (array.dtype, array.shape[1:]) for name, array in {**feeds, **as_sent(feeds)}.items()}
+    return {name: (array.dtype, array.shape[1:]) for name, array in {**feeds, **sent_arrays(feeds)}.items()}
 
 
 def joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:

@@ -148,7 +148,7 @@ class SideProcess:
                     f"the request's time was up before the {self._what} was free; nothing was computed"
                 )
             raise TooManyRequests(f"the {self._what} was busy with other requests for {self._answer_seconds:.0f} s", 1)
-        self._asked.waited = time.perf_counter() - began
+        self._asked.queue_seconds = time.perf_counter() - began
         try:
             running = self._running
             if running is None:
@@ -165,12 +165,12 @@ class SideProcess:
                 running.kill()
 
     @property
-    def waited(self) -> float:
+    def queue_seconds(self) -> float:
         """The seconds that this thread's last question waited for its turn."""
         return getattr(self._asked, "waited", 0.0)
 
     @property
-    def absence(self) -> str:
+    def unavailable_reason(self) -> str:
         """Why there is no process to ask; empty: there is one."""
         return "" if self._running else self._told()
 

@@ -1,6 +1,6 @@
 """The value in a request that keeps its caller to one variant, where a column has it."""
 
-from mlflow_deploy_plugin.runtime.feeds import as_sent
+from mlflow_deploy_plugin.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
 
 
@@ -15,7 +15,7 @@ def key_of(schema: Schema, feeds: Feeds, column: str) -> str | None:
     A whole number has the same text in every type, so that a version that takes it as another type knows its callers;
     so has a boolean, which is 1 or 0.
     """
-    arrays = as_sent(feeds)
+    arrays = sent_arrays(feeds)
     for entry in schema.sent_inputs:
         array = arrays.get(entry.name)
         if array is None or not array.size or column not in (entry.columns or (entry.name,)):

@@ -9,12 +9,10 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
-from mlflow_deploy_plugin.runtime.batch_policy import BatchPolicy
-from mlflow_deploy_plugin.runtime.batcher import Batcher
-from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
-from mlflow_deploy_plugin.runtime.joinable import row, why_not_joined
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.predictor import Predictor
+from mlflow_deploy_plugin.runtime.batchable import repeat_row, unbatchable_reason
+from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
+from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
+from mlflow_deploy_plugin.runtime.model import OnnxModel, Predictor
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.runtime.schema import Feeds
 from mlflow_deploy_plugin.server.protocols import mlflow
@@ -115,8 +113,8 @@ def _answered(model: OnnxModel, folder: Path, seconds: float) -> Feeds | None:
 
 def _seconds_per_row(model: OnnxModel, feeds: Feeds) -> float:
     """The fastest of a few runs of the first row, or of the fixed batch."""
-    timed = feeds if why_no_batch(model.artifact) else row(feeds, 0)
-    rows = model.schema.rows_in(timed)
+    timed = feeds if no_batch_dimension_reason(model.artifact) else repeat_row(feeds, 0)
+    rows = model.schema.count_rows(timed)
     best = float("inf")
     for _ in range(_TIMED_RUNS):
         began = time.perf_counter()
@@ -127,9 +125,9 @@ def _seconds_per_row(model: OnnxModel, feeds: Feeds) -> float:
 
 def _warm_batcher(model: OnnxModel, folder: Path, feeds: Feeds, policy: BatchPolicy) -> Batcher | None:
     """A batcher, every size of a batch computed once; None, and a line in the log, where rows cannot be joined."""
-    if reason := why_not_joined(model, feeds):
+    if reason := unbatchable_reason(model, feeds):
         logger.warning("%s: requests are not joined: %s", folder.name, reason)
         return None
     for size in policy.sizes:
-        model.run(row(feeds, 0, size))
+        model.run(repeat_row(feeds, 0, size))
     return Batcher(model.run, policy)

@@ -15,7 +15,6 @@ Field names, defaults, bounds and descriptions stand here once: `-C server.port=
 `mlflow deployments help -t onnxserve` and the reference page of the docs are made from them.
 """
 
-from mlflow_deploy_plugin.spec.base import Duration, Name, duration_seconds, read_time
 from mlflow_deploy_plugin.spec.change import (
     add_variant,
     apply_config,
@@ -24,8 +23,7 @@ from mlflow_deploy_plugin.spec.change import (
     remove_monitor,
     remove_variant,
 )
-from mlflow_deploy_plugin.spec.document import dump_spec, load_specs
-from mlflow_deploy_plugin.spec.fields import field_reference
+from mlflow_deploy_plugin.spec.document import dump_spec, field_reference, load_specs
 from mlflow_deploy_plugin.spec.monitors import MonitorKind, MonitorSpec, RetrainSpec
 from mlflow_deploy_plugin.spec.parts import (
     BatchSize,
@@ -40,6 +38,7 @@ from mlflow_deploy_plugin.spec.parts import (
     VariantSpec,
     WorkerClass,
 )
+from mlflow_deploy_plugin.spec.types import Duration, Name, duration_seconds, parse_time
 
 __all__ = [
     "BatchSize",
@@ -66,7 +65,7 @@ __all__ = [
     "field_reference",
     "load_specs",
     "new_endpoint",
-    "read_time",
+    "parse_time",
     "remove_monitor",
     "remove_variant",
 ]

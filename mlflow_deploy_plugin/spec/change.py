@@ -5,8 +5,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.nearest import did_you_mean
-from mlflow_deploy_plugin.spec.document import document_of, validated
-from mlflow_deploy_plugin.spec.fields import field_reference
+from mlflow_deploy_plugin.spec.document import field_reference, spec_document, validate_spec
 from mlflow_deploy_plugin.spec.parts import EndpointSpec
 
 _RETRAIN = ".retrain."
@@ -22,12 +21,12 @@ def new_endpoint(
         InvalidConfig: the name, or a field of `config`, is unknown or has a value it cannot have.
     """
     document = {"name": name, "variants": {variant or name: {"model": model_uri}}}
-    return apply_config(validated(document), config or {})
+    return apply_config(validate_spec(document), config or {})
 
 
 def empty_endpoint(name: str) -> EndpointSpec:
     """The endpoint `name` without a variant, which cannot be served before it has one. Raises as `new_endpoint`."""
-    return validated({"name": name, "variants": {}})
+    return validate_spec({"name": name, "variants": {}})
 
 
 def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
@@ -38,7 +37,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     Raises:
         InvalidConfig: a name is unknown (the nearest valid one is named) or a value does not fit its field.
     """
-    document = document_of(spec)
+    document = spec_document(spec)
     if any(dotted.startswith("sticky.") for dotted in config):
         document.pop("sticky", None)  # header and key replace each other
     for dotted, value in config.items():
@@ -52,7 +51,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
             del target[leaf]
     for part in [part for part, fields in document.items() if fields == {} and part != "variants"]:
         del document[part]
-    return validated(document)
+    return validate_spec(document)
 
 
 def add_variant(spec: EndpointSpec, name: str, model_uri: str, config: Mapping[str, Any] | None = None) -> EndpointSpec:
@@ -65,8 +64,8 @@ def add_variant(spec: EndpointSpec, name: str, model_uri: str, config: Mapping[s
     if name in spec.variants:
         raise AlreadyExists(f"the endpoint {spec.name!r} has a deployment {name!r} already: update or delete it")
     added = {"model": model_uri, "weight": 0 if spec.variants else 100}
-    variants = {**document_of(spec)["variants"], name: added}
-    return apply_config(validated({**document_of(spec), "variants": variants}), config or {})
+    variants = {**spec_document(spec)["variants"], name: added}
+    return apply_config(validate_spec({**spec_document(spec), "variants": variants}), config or {})
 
 
 def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
@@ -75,14 +74,14 @@ def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
     Raises:
         InvalidConfig: none of those that stay would answer. None may stay at all.
     """
-    variants = {key: variant for key, variant in document_of(spec)["variants"].items() if key != name}
-    return validated({**document_of(spec), "variants": variants})
+    variants = {key: variant for key, variant in spec_document(spec)["variants"].items() if key != name}
+    return validate_spec({**spec_document(spec), "variants": variants})
 
 
 def remove_monitor(spec: EndpointSpec, name: str) -> EndpointSpec:
     """`spec` without one of its monitors."""
-    monitors = {key: monitor for key, monitor in document_of(spec).get("monitors", {}).items() if key != name}
-    return validated({**document_of(spec), "monitors": monitors})
+    monitors = {key: monitor for key, monitor in spec_document(spec).get("monitors", {}).items() if key != name}
+    return validate_spec({**spec_document(spec), "monitors": monitors})
 
 
 def _path(dotted: str) -> list[str]:

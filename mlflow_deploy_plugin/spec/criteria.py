@@ -41,7 +41,7 @@ class Condition:
     unit: Unit
 
 
-def read_condition(text: str) -> Condition | None:
+def parse_condition(text: str) -> Condition | None:
     """The condition that the text is; None: it is none."""
     found = _FORM.match(text.strip())
     if found is None:
@@ -51,7 +51,7 @@ def read_condition(text: str) -> Condition | None:
 
 
 @dataclass(frozen=True)
-class Figure:
+class MonitorMetric:
     """A figure that a monitor may require something of.
 
     Attributes:
@@ -90,7 +90,9 @@ class Requirement:
         }[self.sign]
 
 
-def read_requirements(texts: tuple[str, ...], figures: Mapping[str, Figure], whose: str) -> tuple[Requirement, ...]:
+def parse_requirements(
+    texts: tuple[str, ...], figures: Mapping[str, MonitorMetric], whose: str
+) -> tuple[Requirement, ...]:
     """The requirements of a monitor.
 
     Args:
@@ -111,8 +113,8 @@ def read_requirements(texts: tuple[str, ...], figures: Mapping[str, Figure], who
     return requirements
 
 
-def _requirement(text: str, figures: Mapping[str, Figure], whose: str) -> Requirement:
-    condition = read_condition(text)
+def _requirement(text: str, figures: Mapping[str, MonitorMetric], whose: str) -> Requirement:
+    condition = parse_condition(text)
     example = next(f"{name}{'>=0.8' if figure.is_better == 'higher' else '<=0.1'}" for name, figure in figures.items())
     if condition is None:
         raise InvalidConfig(f"require: {text!r} is no requirement; it is written like {example}")

@@ -1,16 +1,16 @@
 """A spec as YAML, and back."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.nearest import did_you_mean
-from mlflow_deploy_plugin.spec.base import PATTERNS_IN_WORDS
-from mlflow_deploy_plugin.spec.fields import field_reference
-from mlflow_deploy_plugin.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec
+from mlflow_deploy_plugin.spec.parts import CaptureSpec, EndpointSpec, ServerSpec, StickySpec, VariantSpec
+from mlflow_deploy_plugin.spec.types import PATTERNS_IN_WORDS
 
 
 def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
@@ -26,7 +26,7 @@ def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a date that is none, of too many brackets
         raise InvalidConfig(f"the spec is not valid YAML: {' '.join(str(error).split())}") from None
-    specs = [validated(document) for document in documents]
+    specs = [validate_spec(document) for document in documents]
     if not specs:
         raise InvalidConfig("the spec is empty: it needs at least `name` and `variants`")
     names = [spec.name for spec in specs]
@@ -45,11 +45,11 @@ def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
 
 def dump_spec(spec: EndpointSpec) -> str:
     """The spec as YAML, defaults left out; `load_specs` reads it back."""
-    document = {"apiVersion": spec.api_version, **document_of(spec)}
+    document = {"apiVersion": spec.api_version, **spec_document(spec)}
     return yaml.safe_dump(document, sort_keys=False)
 
 
-def document_of(spec: EndpointSpec) -> dict[str, Any]:
+def spec_document(spec: EndpointSpec) -> dict[str, Any]:
     """What differs from the defaults, as plain values."""
     return spec.model_dump(by_alias=True, exclude_defaults=True)
 
@@ -81,7 +81,7 @@ def _expected(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
 
 
-def validated(document: Any) -> EndpointSpec:
+def validate_spec(document: Any) -> EndpointSpec:
     """The spec that a document of plain values is.
 
     Raises:
@@ -100,3 +100,40 @@ def validated(document: Any) -> EndpointSpec:
         message = _expected(first)
         given = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
         raise InvalidConfig(f"{where}: {message}{given}" if where else message) from None
+
+
+_NOT_BY_NAME = {
+    ("variants.NAME.", "model"),  # -m says it
+    ("monitors.NAME.", "retrain"),  # its fields stand for it
+    ("monitors.NAME.retrain.", "parameters"),  # a table of its own, for a spec file
+}
+
+
+def field_reference() -> Iterator[tuple[str, str, str, str]]:
+    """Every field that `-C` takes: (dotted name, type, default, description)."""
+    parts: list[tuple[str, type[BaseModel]]] = [
+        ("server.", ServerSpec),
+        ("capture.", CaptureSpec),
+        ("variants.NAME.", VariantSpec),
+        ("monitors.NAME.", MonitorSpec),
+        ("monitors.NAME.retrain.", RetrainSpec),
+        ("sticky.", StickySpec),
+    ]
+    for prefix, part in parts:
+        for name, field in part.model_fields.items():
+            if (prefix, name) in _NOT_BY_NAME:
+                continue
+            default = "" if field.is_required() or field.default in (None, ()) else str(field.default)
+            yield prefix + name, _type_name(field.annotation), default, field.description or ""
+    require = EndpointSpec.model_fields["require"]
+    yield "require", _type_name(require.annotation), "", require.description or ""
+
+
+def _type_name(annotation: Any) -> str:
+    """How a field's type is called in help texts: `int`, or the values it takes."""
+    kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)] or [annotation]
+    if get_origin(kinds[0]) is Literal:
+        kinds = list(get_args(kinds[0]))
+    elif get_origin(kinds[0]) is Annotated:
+        kinds = [get_args(kinds[0])[0]]
+    return " | ".join(getattr(kind, "__name__", None) or str(kind) for kind in kinds)

@@ -8,50 +8,57 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec.base import REFERENCE, TIME_ZONE, Duration, Part, duration_seconds, listed
-from mlflow_deploy_plugin.spec.criteria import Figure, Requirement, read_requirements
-from mlflow_deploy_plugin.spec.crontab import checked_crontab
+from mlflow_deploy_plugin.spec.criteria import MonitorMetric, Requirement, parse_requirements
 from mlflow_deploy_plugin.spec.reference import (
     SMALLEST_ROLLING_RATE,
-    checked_lag,
-    checked_length,
-    checked_reference,
     rolling_span,
+    validate_lag,
+    validate_length,
+    validate_reference,
+)
+from mlflow_deploy_plugin.spec.schedule import validate_crontab
+from mlflow_deploy_plugin.spec.types import (
+    REFERENCE,
+    TIME_ZONE,
+    Duration,
+    SpecPart,
+    duration_seconds,
+    split_list,
 )
 
 MonitorKind = Literal["drift", "prediction_drift", "data_quality", "performance", "shadow", "service_level"]
-Length = Annotated[Duration, AfterValidator(checked_length)]
-Reference = Annotated[str, StringConstraints(pattern=REFERENCE), AfterValidator(checked_reference)]
-Crontab = Annotated[str, AfterValidator(checked_crontab)]
+Length = Annotated[Duration, AfterValidator(validate_length)]
+Reference = Annotated[str, StringConstraints(pattern=REFERENCE), AfterValidator(validate_reference)]
+Crontab = Annotated[str, AfterValidator(validate_crontab)]
 TimeZone = Annotated[str, StringConstraints(pattern=TIME_ZONE)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(listed)]
+TextList = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 
-FIGURES: Mapping[str, Mapping[str, Figure]] = {
+MONITOR_METRICS: Mapping[str, Mapping[str, MonitorMetric]] = {
     "performance": {
-        "accuracy": Figure("share", "higher"),
-        "f1": Figure("share", "higher"),
-        "precision": Figure("share", "higher"),
-        "recall": Figure("share", "higher"),
-        "roc_auc": Figure("share", "higher"),
-        "log_loss": Figure("number", "lower"),
-        "brier": Figure("number", "lower"),
-        "mae": Figure("number", "lower"),
-        "rmse": Figure("number", "lower"),
-        "mape": Figure("number", "lower"),
-        "r2": Figure("number", "higher"),
+        "accuracy": MonitorMetric("share", "higher"),
+        "f1": MonitorMetric("share", "higher"),
+        "precision": MonitorMetric("share", "higher"),
+        "recall": MonitorMetric("share", "higher"),
+        "roc_auc": MonitorMetric("share", "higher"),
+        "log_loss": MonitorMetric("number", "lower"),
+        "brier": MonitorMetric("number", "lower"),
+        "mae": MonitorMetric("number", "lower"),
+        "rmse": MonitorMetric("number", "lower"),
+        "mape": MonitorMetric("number", "lower"),
+        "r2": MonitorMetric("number", "higher"),
     },
-    "shadow": {"disagreement": Figure("share", "lower", takes="variant")},
+    "shadow": {"disagreement": MonitorMetric("share", "lower", takes="variant")},
     "service_level": {
-        "error_rate": Figure("share", "lower"),
-        "p50": Figure("seconds", "lower"),
-        "p90": Figure("seconds", "lower"),
-        "p95": Figure("seconds", "lower"),
-        "p99": Figure("seconds", "lower"),
+        "error_rate": MonitorMetric("share", "lower"),
+        "p50": MonitorMetric("seconds", "lower"),
+        "p90": MonitorMetric("seconds", "lower"),
+        "p95": MonitorMetric("seconds", "lower"),
+        "p99": MonitorMetric("seconds", "lower"),
     },
     "data_quality": {
-        "missing": Figure("share", "lower", takes="column"),
-        "unseen": Figure("share", "lower", takes="column"),
-        "out_of_range": Figure("share", "lower", takes="column"),
+        "missing": MonitorMetric("share", "lower", takes="column"),
+        "unseen": MonitorMetric("share", "lower", takes="column"),
+        "out_of_range": MonitorMetric("share", "lower", takes="column"),
     },
 }
 """By kind of monitor the figures that its `require` may name."""
@@ -71,7 +78,7 @@ MIN_LABELLED_WINDOWS = 3
 """Earlier windows that an estimate needs to be judged by: with fewer nobody knows how far it is off."""
 
 
-class RetrainSpec(Part):
+class RetrainSpec(SpecPart):
     """What an alarm of the monitor starts: a run of an MLflow project, whose version becomes a candidate."""
 
     project: str = Field(min_length=1, description="Folder or URI of the MLflow project.")
@@ -99,7 +106,7 @@ class RetrainSpec(Part):
     min_requests: int = Field(default=100, ge=1, description="Requests that it has to answer in each of these steps.")
 
 
-class MonitorSpec(Part):
+class MonitorSpec(SpecPart):
     """A judgement that is made of the captured traffic again and again."""
 
     kind: MonitorKind = Field(default="drift", description="What is judged.")
@@ -127,10 +134,10 @@ class MonitorSpec(Part):
         default=False,
         description="Says that rows do not depend on their neighbours in time, so that single rows may be resampled.",
     )
-    columns: Texts = Field(default=(), description="Only these columns are judged. Default: all.")
-    segment_by: Texts = Field(default=(), description="Columns whose values are judged apart, as well as all rows.")
+    columns: TextList = Field(default=(), description="Only these columns are judged. Default: all.")
+    segment_by: TextList = Field(default=(), description="Columns whose values are judged apart, as well as all rows.")
     consecutive: int = Field(default=1, ge=1, le=100, description="So many windows in a row make an alarm.")
-    require: Texts = Field(
+    require: TextList = Field(
         default=(),
         description="What must hold: accuracy>=0.8, f1>=0.7, rmse<=3 (performance); disagreement<=0.05 (shadow); "
         "p99<=0.2, error_rate<=0.01 (service_level, in seconds and shares); missing<=0.1 (data_quality).",
@@ -143,7 +150,9 @@ class MonitorSpec(Part):
         description="performance: what an estimate does where labels are not in: it informs and decides nothing; or it "
         "decides, and may raise an alarm.",
     )
-    alert: Texts = Field(default=(), description="Tags of those in ONNXSERVE_ALERT_CONFIG who are told. Default: all.")
+    alert: TextList = Field(
+        default=(), description="Tags of those in ONNXSERVE_ALERT_CONFIG who are told. Default: all."
+    )
     retrain: RetrainSpec | None = Field(default=None, description="What an alarm starts.")
 
     @model_validator(mode="after")
@@ -157,7 +166,7 @@ class MonitorSpec(Part):
                 takers = f"kind{'s' if len(kinds) > 1 else ''} {', '.join(kinds)}"
                 raise ValueError(f"a monitor of kind {self.kind} takes no `{name}`: it is for monitors of {takers}")
         if self.is_rolling:
-            checked_lag(self.reference.partition(":")[2], self.every)
+            validate_lag(self.reference.partition(":")[2], self.every)
         tells_by_pairs = self.is_rolling and self.kind != "data_quality" and not self.independent_rows
         rate, least = self.false_alarm_rate, SMALLEST_ROLLING_RATE
         if tells_by_pairs and rate < least:
@@ -173,7 +182,7 @@ class MonitorSpec(Part):
         """`require`, read."""
         if not self.require:
             return ()
-        return read_requirements(self.require, FIGURES[self.kind], f"a monitor of kind {self.kind}")
+        return parse_requirements(self.require, MONITOR_METRICS[self.kind], f"a monitor of kind {self.kind}")
 
     @property
     def is_rolling(self) -> bool:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.spec.base import Name, Part, duration_seconds, listed
-from mlflow_deploy_plugin.spec.monitors import Length, MonitorSpec, Texts
+from mlflow_deploy_plugin.spec.monitors import Length, MonitorSpec, TextList
+from mlflow_deploy_plugin.spec.types import Name, SpecPart, duration_seconds, split_list
 
 Rate = Annotated[
     str, StringConstraints(pattern=r"^[1-9][0-9]{0,8} *(/|per) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?$")
@@ -20,7 +20,7 @@ ModelControlMode = Literal["none", "explicit"]
 WorkerClass = Literal["fast", "gthread"]
 
 
-class VariantSpec(Part):
+class VariantSpec(SpecPart):
     """One model of an endpoint."""
 
     model: str = Field(
@@ -38,7 +38,7 @@ class VariantSpec(Part):
     )
 
 
-class ServerSpec(Part):
+class ServerSpec(SpecPart):
     """The server process of an endpoint."""
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
@@ -92,7 +92,7 @@ class ServerSpec(Part):
         description="explicit: whoever reaches the server may load and unload endpoints (V2 model repository), but for "
         "web pages of elsewhere.",
     )
-    allowed_hosts: Annotated[tuple[HostName, ...], BeforeValidator(listed)] = Field(
+    allowed_hosts: Annotated[tuple[HostName, ...], BeforeValidator(split_list)] = Field(
         default=(),
         max_length=64,
         description="Names by which callers may reach the routes that load and unload: flights.svc,models.example. IP "
@@ -104,7 +104,7 @@ class ServerSpec(Part):
         le=65536,
         description="Rows that requests are joined to at most; 1: never. Default: 1 on a CPU, 32 on a GPU.",
     )
-    preferred_batch_size: Annotated[tuple[BatchSize, ...], BeforeValidator(listed)] = Field(
+    preferred_batch_size: Annotated[tuple[BatchSize, ...], BeforeValidator(split_list)] = Field(
         default=(),
         max_length=16,
         description="Sizes of a batch that are computed at once, without waiting for more rows: 8,32.",
@@ -162,15 +162,15 @@ class ServerSpec(Part):
         return self
 
 
-class CaptureSpec(Part):
+class CaptureSpec(SpecPart):
     """What is kept of the traffic for monitoring."""
 
     fraction: float = Field(default=1.0, ge=0, le=1, description="Share of the requests that are captured.")
     max_rows_per_request: int = Field(default=10_000, ge=1, description="Rows kept of one request.")
-    drop: Texts = Field(
+    drop: TextList = Field(
         default=(), description="Columns that are never written down: names of the signature, prediction, output.NAME."
     )
-    mask: Texts = Field(
+    mask: TextList = Field(
         default=(),
         description="Columns that stand in the log as keyed hashes, equal where the values are. The key is a file in "
         "the server's state folder.",
@@ -188,7 +188,7 @@ class CaptureSpec(Part):
         return self
 
 
-class StickySpec(Part):
+class StickySpec(SpecPart):
     """What makes a caller's requests go to one variant, whichever worker they come to."""
 
     header: HeaderName | None = Field(
@@ -205,7 +205,7 @@ class StickySpec(Part):
         return self
 
 
-class EndpointSpec(Part):
+class EndpointSpec(SpecPart):
     """One endpoint: its variants, its server, what is captured and what watches it."""
 
     api_version: Literal["onnxserve/v1"] = Field(default="onnxserve/v1", alias="apiVersion")

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from math import ceil
 
-from mlflow_deploy_plugin.spec.base import duration_seconds, is_duration, read_time
+from mlflow_deploy_plugin.spec.types import duration_seconds, is_duration, parse_time
 
 LONGEST_DAYS = 3660
 """Beyond ten years a monitor waits for what never comes."""
@@ -24,7 +24,7 @@ def rolling_span(lag: timedelta, length: timedelta, false_alarm_rate: float) -> 
     return lag + max(lag, min(pairs * length, _LONGEST_SPAN))
 
 
-def frozen_on(first: datetime, start: datetime, span: timedelta) -> tuple[datetime, datetime]:
+def bin_period(first: datetime, start: datetime, span: timedelta) -> tuple[datetime, datetime]:
     """The part of the log whose rows say which bins a `rolling:` reference has, once in four spans, so that what is
     kept of each hour serves many windows: the span before the last turn, or the log's first one where it is younger.
 
@@ -38,7 +38,7 @@ def frozen_on(first: datetime, start: datetime, span: timedelta) -> tuple[dateti
     return (turn - span, turn) if first <= turn - span else (first, min(first + span, start))
 
 
-def checked_reference(text: str) -> str:
+def validate_reference(text: str) -> str:
     """The reference as it is.
 
     Raises:
@@ -48,18 +48,18 @@ def checked_reference(text: str) -> str:
     if kind == "window":
         _check_window(said)
     if kind == "rolling":
-        checked_length(said)
+        validate_length(said)
     return text
 
 
-def checked_length(duration: str) -> str:
+def validate_length(duration: str) -> str:
     """The duration as it is. Raises ValueError where it is longer than `LONGEST_DAYS`."""
     if duration_seconds(duration) > LONGEST_DAYS * 86400:
         raise ValueError(f"at most {LONGEST_DAYS}d are expected")
     return duration
 
 
-def checked_lag(lag: str, every: str) -> str:
+def validate_lag(lag: str, every: str) -> str:
     """Return the lag of a rolling reference as it is.
 
     Raises:
@@ -76,8 +76,8 @@ def checked_lag(lag: str, every: str) -> str:
 def _check_window(text: str) -> None:
     begin, _, end = text.partition("/")
     try:
-        start = read_time(begin)
-        stop = start + timedelta(seconds=duration_seconds(end)) if is_duration(end) else read_time(end)
+        start = parse_time(begin)
+        stop = start + timedelta(seconds=duration_seconds(end)) if is_duration(end) else parse_time(end)
     except (ValueError, OverflowError):
         raise ValueError("a window is START/END or START/DURATION in UTC, as window:2013-01-01/2013-04-01") from None
     if stop <= start:

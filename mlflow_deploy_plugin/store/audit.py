@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.spec import EndpointSpec
-from mlflow_deploy_plugin.spec.document import document_of
+from mlflow_deploy_plugin.spec.document import spec_document
 from mlflow_deploy_plugin.store.tables import AuditRow, from_row
 
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
@@ -117,14 +117,14 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
 
 def _monitor_text(name: str, spec: EndpointSpec) -> str:
     """A monitor that comes or goes: `monitor speed service_level every 1h require p99<=200ms`."""
-    fields = dict(_flat(document_of(spec)["monitors"][name]))
+    fields = dict(_flat(spec_document(spec)["monitors"][name]))
     kind = fields.pop("kind", spec.monitors[name].kind)
     return " ".join([f"monitor {name} {kind}", *(f"{field_name} {value}" for field_name, value in fields.items())])
 
 
 def _other_fields(spec: EndpointSpec, told_monitors: Set[str]) -> dict[str, Any]:
     """What differs from the defaults, by its dotted name, but what the traffic is made of and these monitors."""
-    document = document_of(spec)
+    document = spec_document(spec)
     for name in told_monitors & set(spec.monitors):
         del document["monitors"][name]
     for variant in document.get("variants", {}).values():

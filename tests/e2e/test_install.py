@@ -27,7 +27,7 @@ LEFT_OUT = {
     "dev": "what `make install` installs",
 }
 ROOMS = {
-    "cpu": "from mlflow_deploy_plugin.runtime.session import onnxruntime; onnxruntime().InferenceSession",
+    "cpu": "from mlflow_deploy_plugin.runtime import import_onnxruntime; import_onnxruntime().InferenceSession",
     "monitoring": "import evidently, matplotlib, apprise, mlflow_deploy_plugin.inference_log.query, "
     "mlflow_deploy_plugin.monitoring.run, mlflow_deploy_plugin.monitoring.reports, mlflow_deploy_plugin.cli.drift",
     "controller": "import mlflow_deploy_plugin.controller.beside, mlflow_deploy_plugin.cli.controller",

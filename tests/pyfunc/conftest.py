@@ -29,12 +29,12 @@ def scorers(pyfunc_folders: dict[str, Path]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def ask_ours(scorers: dict[str, Any]) -> Callable[[str, str | None, bytes], Answer]:
-    from mlflow_deploy_plugin.pyfunc.refusal import Refusal
+    from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
 
     def ask(model: str, content_type: str | None, body: bytes) -> Answer:
         try:
             return 200, scorers[model].invoke(content_type, body).body
-        except Refusal as refusal:
+        except RequestRefused as refusal:
             return _STATUS[refusal.what], json.dumps({"message": refusal.message}).encode()
 
     return ask

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from mlflow_deploy_plugin.pyfunc.arrays import Unsayable, to_data, to_feeds, to_outputs
+from mlflow_deploy_plugin.pyfunc.arrays import NotRepresentable, to_feeds, to_model_input, to_outputs
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Column
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact, schema_of
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
 
 
 @pytest.mark.parametrize(
@@ -52,19 +52,19 @@ def test_what_a_model_answers_has_names(prediction: Any, expected: dict[str, lis
     ],
 )
 def test_what_no_array_can_carry_is_said(prediction: Any) -> None:
-    with pytest.raises(Unsayable):
+    with pytest.raises(NotRepresentable):
         to_outputs(prediction)
 
 
 def test_a_missing_text_among_the_answers_is_called_what_it_is() -> None:
-    with pytest.raises(Unsayable, match="an output holds a missing text"):
+    with pytest.raises(NotRepresentable, match="an output holds a missing text"):
         to_outputs(pd.DataFrame({"name": ["a", None]}))
 
 
 def test_bytes_and_dates_may_be_missing_as_texts_may(pyfunc_folders: dict[str, Path]) -> None:
     artifact = read_served_artifact(pyfunc_folders["days"])
-    feeds = schema_of(artifact).from_columns({"when": [None, "2013-07-01"], "name": ["a", None]})
-    frame = to_data(feeds, artifact, {"when": "datetime", "name": "string"}, True)
+    feeds = pyfunc_schema(artifact).from_columns({"when": [None, "2013-07-01"], "name": ["a", None]})
+    frame = to_model_input(feeds, artifact, {"when": "datetime", "name": "string"}, True)
     assert frame["when"].isna().tolist() == [True, False]
     assert frame["name"].isna().tolist() == [False, True]
     kept = to_feeds(frame, artifact, {"when": "datetime", "name": "string"})
@@ -73,8 +73,11 @@ def test_bytes_and_dates_may_be_missing_as_texts_may(pyfunc_folders: dict[str, P
         "name": ["a", None],
     }
     artifact = read_served_artifact(pyfunc_folders["bytes"])
-    feeds = schema_of(artifact).from_columns({"blob": [None, "YWI="]})
-    assert to_data(feeds, artifact, {"blob": "binary", "extra": "double"}, True)["blob"].tolist() == [None, b"ab"]
+    feeds = pyfunc_schema(artifact).from_columns({"blob": [None, "YWI="]})
+    assert to_model_input(feeds, artifact, {"blob": "binary", "extra": "double"}, True)["blob"].tolist() == [
+        None,
+        b"ab",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.pyfunc.refusal import Refusal
+from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
 from mlflow_deploy_plugin.server.frames import Message
 from tests.support.models import write_model
 from tests.support.pages import with_example
@@ -67,7 +67,9 @@ def test_numbers_that_hardly_differ_are_told_apart(explainer: Any, tmp_path: Pat
 
 def test_a_question_gives_up_when_its_time_is_up(explainer: Any, tmp_path: Path) -> None:
     folder = model(tmp_path / "m", MISSING)
-    with pytest.raises(Refusal, match=r"could not be explained within -1 s; send fewer, .* \(it was 50\)") as caught:
+    with pytest.raises(
+        RequestRefused, match=r"could not be explained within -1 s; send fewer, .* \(it was 50\)"
+    ) as caught:
         explainer.answer(question(folder, [1.0, 2.0], seconds=-1.0))
     assert caught.value.what == "time"
 
@@ -91,7 +93,7 @@ def test_a_model_that_does_not_answer_a_few_numbers_a_row_is_refused(
     explainer: Any, tmp_path: Path, graph: str, width: int, said: str
 ) -> None:
     folder = model(tmp_path / "m", graph, width, [[1.0] * width] * 3)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefused) as caught:
         explainer.answer(question(folder, [0.0] * width, max_evals=801))
     assert (caught.value.what, caught.value.message) == ("request", said)
 
@@ -102,10 +104,10 @@ def test_a_reference_that_does_not_fit_or_cannot_be_read_is_told_of(explainer: A
     document["flavors"]["onnxserve"]["reference"] = {"data": "reference.parquet"}
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     (folder / "reference.parquet").write_text("no Parquet")
-    with pytest.raises(Refusal, match="the rows that came with the model cannot be read"):
+    with pytest.raises(RequestRefused, match="the rows that came with the model cannot be read"):
         explainer.answer(question(folder, [1.0, 2.0]))
     pq.write_table(pa.table({"X": [[1.0], [2.0]]}), folder / "reference.parquet")
-    with pytest.raises(Refusal, match="the rows that came with the model do not fit it"):
+    with pytest.raises(RequestRefused, match="the rows that came with the model do not fit it"):
         explainer.answer(question(folder, [1.0, 2.0]))
     pq.write_table(pa.table({"X": [[1.0, 2.0], [3.0, 4.0]]}), folder / "reference.parquet")
     assert explainer.answer(question(folder, [1.0, 2.0])).fields["background"] == {"source": "reference", "rows": 2}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.pyfunc.refusal import Refusal
+from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
 
 JSON = "application/json"
 
@@ -61,7 +61,7 @@ def test_the_warm_up_says_the_outputs(scorers: dict[str, Any]) -> None:
 def test_a_refusal_says_what_is_at_fault(
     scorers: dict[str, Any], model: str, feeds: dict[str, list[str]], what: str, said: str
 ) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefused) as caught:
         scorers[model].predict({name: np.array(texts, dtype=object) for name, texts in feeds.items()})
     assert caught.value.what == what
     assert said in caught.value.message

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooManyRequests
-from mlflow_deploy_plugin.runtime.batch_policy import BatchPolicy
-from mlflow_deploy_plugin.runtime.batcher import Batcher
+from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from tests.support.waiting import wait_until
 

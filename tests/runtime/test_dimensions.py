@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
-from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
+from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from tests.support.models import write_model
 
@@ -44,8 +44,8 @@ def test_the_first_dimensions_are_rows_where_they_are_free_and_the_same(
     model = load(tmp_path, graph)
 
     assert model.schema.has_rows is has_rows
-    assert model.schema.by_input.has_rows is has_rows
-    assert why in (found := why_no_batch(model.artifact))
+    assert model.schema.tensor_schema.has_rows is has_rows
+    assert why in (found := no_batch_dimension_reason(model.artifact))
     assert bool(found) == bool(why)
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.runtime.log_columns import to_log_columns
 from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.rows import as_rows
 from tests.support.models import write_model
 
 SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
@@ -96,7 +96,7 @@ def test_what_the_graph_refuses_is_an_error_in_one_line(tmp_path: Path) -> None:
 def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path: Path) -> None:
     model = OnnxModel.load(write_model(tmp_path, SUM, [column("p"), column("q")]))
     feeds = model.schema.from_columns({"p": [1, 2], "q": [3, 4]})
-    rows = as_rows(model.schema, model.artifact.prediction, feeds, model.run(feeds))
+    rows = to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds))
     assert {name: array.tolist() for name, array in rows.items()} == {"p": [1, 2], "q": [3, 4], "prediction": [4, 6]}
 
 

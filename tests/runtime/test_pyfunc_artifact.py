@@ -8,7 +8,7 @@ import yaml
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output, Tensor
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact, schema_of
+from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
 from mlflow_deploy_plugin.runtime.schema import Feeds
 from tests.support.models import write_model
 
@@ -34,7 +34,7 @@ def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) 
     assert (artifact.run_id, artifact.model_id, artifact.framework) == ("r", "m", "sklearn")
     assert artifact.columns == (Column("when", "string"), Column("blob", "string"), Column("x", "double"))
     assert artifact.inputs[2] == Input("x", "float64", (-1,), ("x",))
-    feeds = schema_of(artifact).from_records([{"when": "2013-07-01", "blob": "AA==", "x": 1}])
+    feeds = pyfunc_schema(artifact).from_records([{"when": "2013-07-01", "blob": "AA==", "x": 1}])
     assert {name: array.tolist() for name, array in feeds.items()} == {
         "when": ["2013-07-01"],
         "blob": ["AA=="],
@@ -45,7 +45,7 @@ def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) 
 def test_an_optional_column_that_is_left_out_is_no_feed(tmp_path: Path) -> None:
     kinds = {"x": "double", "s": "string", "n": "long", "when": "datetime"}
     fields = [{"name": name, "type": kind, "required": name == "x"} for name, kind in kinds.items()]
-    schema = schema_of(read(tmp_path, fields))
+    schema = pyfunc_schema(read(tmp_path, fields))
     bare = {"x": [1.0]}
     assert listed(schema.from_records([{"x": 1}])) == bare
     assert listed(schema.from_rows(["x"], [[1]])) == bare
@@ -68,9 +68,9 @@ def test_columns_without_names_are_numbered(tmp_path: Path) -> None:
 def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
     artifact = read(tmp_path, [TENSOR])
     assert artifact.tensors == (Tensor("", "float32", (-1, 2)),)
-    assert list(schema_of(artifact).from_array([[1, 2]])) == ["input"]
+    assert list(pyfunc_schema(artifact).from_array([[1, 2]])) == ["input"]
     named = read(tmp_path, [{**TENSOR, "name": "a"}, {**TENSOR, "name": "b"}])
-    assert list(schema_of(named).from_columns({"a": [[1, 2]], "b": [[1, 2]]})) == ["a", "b"]
+    assert list(pyfunc_schema(named).from_columns({"a": [[1, 2]], "b": [[1, 2]]})) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,13 @@ def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
 )
 def test_what_arrays_cannot_carry_is_for_invocations(tmp_path: Path, inputs: Any, more: Any, said: str) -> None:
     artifact = read(tmp_path, inputs, **more)
-    schema = schema_of(artifact)
+    schema = pyfunc_schema(artifact)
     for ask in (
         lambda: schema.from_columns({"a": [1]}),
         lambda: schema.from_records([{"a": 1}]),
         lambda: schema.from_rows(["a"], [[1]]),
         lambda: schema.from_array([[1]]),
-        lambda: schema.by_input,
+        lambda: schema.tensor_schema,
     ):
         with pytest.raises(SchemaMismatch, match=f"{said}.*; send it to /invocations, as JSON or CSV"):
             ask()

@@ -358,7 +358,10 @@ def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_call
 
 def test_several_tensors_are_bound_by_name_and_agree_where_a_dimension_has_a_name() -> None:
     tensors = (Tensor("b", "float32", (-1,)), Tensor("a", "int64", (-1, 2)))
-    inputs = (Input("a", "int64", (-1, 2), symbols=("N", "")), Input("b", "float32", (-1,), symbols=("N",)))
+    inputs = (
+        Input("a", "int64", (-1, 2), dimension_names=("N", "")),
+        Input("b", "float32", (-1,), dimension_names=("N",)),
+    )
     schema = compile_schema((), tensors, inputs)
     assert as_lists(schema.from_columns({"b": [0.5], "a": [[1, 2]], "more": [0]})) == {"a": [[1, 2]], "b": [0.5]}
     with pytest.raises(SchemaMismatch, match="tensor 'a' is missing"):
@@ -385,7 +388,7 @@ def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tenso
     inputs = tuple(Input(name, "float32", (-1, 1), (name,)) for name in ("a", "b"))
     schema = compile_schema(columns, (), inputs)
     with pytest.raises(SchemaMismatch, match="'a' has 2"):
-        schema.by_input.from_columns({"a": np.zeros((2, 1), np.float32), "b": np.zeros((1, 1), np.float32)})
+        schema.tensor_schema.from_columns({"a": np.zeros((2, 1), np.float32), "b": np.zeros((1, 1), np.float32)})
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.runtime.artifact import Column, Input
-from mlflow_deploy_plugin.runtime.feeds import as_sent
-from mlflow_deploy_plugin.runtime.rows import as_rows
+from mlflow_deploy_plugin.runtime.feeds import sent_arrays
+from mlflow_deploy_plugin.runtime.log_columns import to_log_columns
 from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.server import capture
 from mlflow_deploy_plugin.server.capture import (
@@ -56,11 +56,11 @@ def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
     (request,), end = read_segment(segment)
     assert (request.segment, request.record, end) == (segment.stem, RECORD, segment.stat().st_size)
     assert (request.model.model, request.model.version, request.model.schema) == ("m", "7", MODEL.schema)
-    for name, array in as_sent(FEEDS).items():
+    for name, array in sent_arrays(FEEDS).items():
         assert request.feeds[name].dtype == array.dtype
         np.testing.assert_array_equal(request.feeds[name], array)
     assert set(request.outputs) == {"y", "p"}
-    rows = as_rows(request.model.schema, request.model.prediction, request.feeds, request.outputs)
+    rows = to_log_columns(request.model.schema, request.model.prediction, request.feeds, request.outputs)
     assert {name: array.tolist() for name, array in rows.items() if name != "d"} == {
         "s": ["a", 'ü"', "?"],
         "n": [1, 2, 3],

@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.rows import as_rows
+from mlflow_deploy_plugin.runtime.log_columns import to_log_columns
 from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture import SPOOL, CaptureWriter, RequestRecord, segments
@@ -46,7 +46,7 @@ def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, 
         del left["prediction"]
     found = []
     for batch in read_captured(segments(tmp_path)[0]).batches:
-        columns = as_rows(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
+        columns = to_log_columns(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
         found.append({name: array.tolist() for name, array in columns.items()})
     assert found == [left, ROWS, {name: values[:1] for name, values in left.items()}]
     if "name" in drop:
@@ -65,11 +65,11 @@ def test_what_is_masked_is_written_down_as_hashes_alone(tmp_path: Path, mask: tu
     assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)
     (segment,) = segments(tmp_path / "spool")
     key = Mask(tmp_path / "mask.key")
-    columns = as_rows(MODEL.schema, MODEL.prediction, FEEDS, OUTPUTS)
+    columns = to_log_columns(MODEL.schema, MODEL.prediction, FEEDS, OUTPUTS)
     expected = {name: key.column(columns[name]) for name in mask}
     left = {name: values for name, values in ROWS.items() if name not in ("b", *mask)}
     for batch, rows in zip(read_captured(segment).batches, (2, 1), strict=True):
-        found = as_rows(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
+        found = to_log_columns(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
         assert {name: array.tolist() for name, array in found.items()} == {n: v[:rows] for n, v in left.items()}
         assert {name: array.tolist() for name, array in batch.masked.items()} == {
             name: hashes[:rows] for name, hashes in expected.items()
@@ -124,7 +124,7 @@ def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
     assert "capture.drop: m 2 has no column 'aa'; did you mean 'a'?" in wait_until(told, what="the refusal")
     assert answer(server, request).headers["X-Model-Version"] == "1"
     (batch,) = read_captured(segments(state_dir / SPOOL)[0]).batches
-    assert list(as_rows(batch.model.schema, (), batch.feeds, {})) == ["b", "c"]
+    assert list(to_log_columns(batch.model.schema, (), batch.feeds, {})) == ["b", "c"]
     assert len(batch.offsets) == 2
 
 

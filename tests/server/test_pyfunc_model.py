@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact
-from mlflow_deploy_plugin.runtime.predictor import Body
+from mlflow_deploy_plugin.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.capture import segments
@@ -176,7 +176,7 @@ def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it
     with ThreadPoolExecutor() as pool:
         hanging = pool.submit(ask, path, trouble("hang"))
         wait_until(variant.loaded.predictor._process._asking.locked, what="the first request")
-        for body in (Body("application/json", json.dumps(trouble("ok")).encode()), None):
+        for body in (OpaqueBody("application/json", json.dumps(trouble("ok")).encode()), None):
             request = InferRequest("r", "troubled", feeds, parameters={"timeout": 50_000}, body=body)
             with pytest.raises(DeadlineExceeded, match="nothing was computed"):
                 server.dataplane.infer(variant, request)

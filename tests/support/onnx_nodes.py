@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.session import onnxruntime
+from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -33,12 +33,12 @@ def node_cases(every: int = 1) -> list[NodeCase]:
 
 
 def _read(case: Any) -> NodeCase | None:
-    options = onnxruntime().SessionOptions()
+    options = import_onnxruntime().SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     try:
         graph = case.model.SerializeToString()
-        session = onnxruntime().InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = import_onnxruntime().InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         names = [node.name for node in session.get_inputs()]
         given = dict(zip(names, (np.asarray(array) for array in case.data_sets[0][0]), strict=True))
         answers = [session.run(None, given) for _ in range(2)]

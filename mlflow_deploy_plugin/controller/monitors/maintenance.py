@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.inference_log.watermarks import GONE_AFTER, expire_wat
 from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import duration_seconds
-from mlflow_deploy_plugin.spec.reference import frozen_on
+from mlflow_deploy_plugin.spec.reference import bin_period
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors
 
@@ -45,7 +45,7 @@ class RetainedWindows:
     def of(self, log: InferenceLog, endpoint: str) -> list[Window]:
         """All of it. Raises OnnxserveError where the log is down."""
         hours = log.hours(endpoint) if self.rolling else []
-        frozen = [Window(*frozen_on(hours[0].start, past.end, past.length)) for past in self.rolling if hours]
+        frozen = [Window(*bin_period(hours[0].start, past.end, past.length)) for past in self.rolling if hours]
         return [*self.windows, *frozen]
 
 

@@ -17,7 +17,7 @@ from apscheduler.triggers.cron import CronTrigger
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
-from mlflow_deploy_plugin.spec.crontab import MONTHS, WEEKDAYS, checked_crontab, zone_named
+from mlflow_deploy_plugin.spec.schedule import MONTHS, WEEKDAYS, load_time_zone, validate_crontab
 
 MAX_BACKOFF = timedelta(minutes=10)
 _FIRST_PAUSE = timedelta(seconds=15)
@@ -61,9 +61,9 @@ def crontab_trigger(schedule: str, time_zone: str) -> BaseTrigger:
     Raises:
         InvalidConfig: it cannot be read.
     """
-    zone = zone_named(time_zone)
+    zone = load_time_zone(time_zone)
     try:
-        minute, hour, day, month, weekday = checked_crontab(schedule).split()
+        minute, hour, day, month, weekday = validate_crontab(schedule).split()
         weekday = ",".join(_weekdays(part) for part in weekday.split(","))
         month = _MONTH.sub(lambda name: str(MONTHS.index(name[0]) + 1), month.lower())
         given = {"minute": minute, "hour": hour, "month": month, "timezone": zone}

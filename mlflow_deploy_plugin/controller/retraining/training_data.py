@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
-from mlflow_deploy_plugin.runtime.rows import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, in_types
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
 from mlflow_deploy_plugin.store.database import utc_now
 
 _FILES = ("data.parquet", "held_out.parquet")
@@ -151,7 +151,7 @@ def _as_signed(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
     dtypes = {name: COLUMN_TYPES[kind] for name, kind in types.items() if kind in COLUMN_TYPES}
     columns = {name: table.column(name) for name in table.column_names if name in dtypes}
     values = {name: column.to_numpy() for name, column in columns.items() if not column.null_count}
-    for name, typed in in_types(dtypes, values).items():
+    for name, typed in cast_columns(dtypes, values).items():
         if typed is not values[name]:
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(typed))
     return table

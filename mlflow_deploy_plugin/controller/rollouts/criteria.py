@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec.criteria import Condition, read_condition
+from mlflow_deploy_plugin.spec.criteria import Condition, parse_condition
 
 CriterionKind = Literal["error_rate", "latency", "disagreement"]
 
@@ -65,7 +65,7 @@ def parse_criteria(text: str) -> tuple[Criterion, ...]:
 
 
 def _parse(text: str) -> Criterion:
-    condition = read_condition(text)
+    condition = parse_condition(text)
     if condition is None or condition.sign != ">" or condition.of or condition.number < 0:
         return _unknown(text)
     if condition.name in _SHARES and condition.unit in ("", "%"):

@@ -107,7 +107,7 @@ def _onnx_predictor(folder: Path) -> Predictor:
 
 
 def _pyfunc_predictor(folder: Path) -> Predictor:
-    from mlflow_deploy_plugin.pyfunc.refusal import Refusal, one_line  # here: mlflow.pyfunc takes a second
+    from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused, one_line  # here: mlflow.pyfunc takes a second
     from mlflow_deploy_plugin.pyfunc.scorer import Scorer
 
     try:
@@ -120,7 +120,7 @@ def _pyfunc_predictor(folder: Path) -> Predictor:
         try:
             with redirect_stdout(sys.stderr):
                 answered = scorer.invoke(content_type, body).body
-        except Refusal as refusal:
+        except RequestRefused as refusal:
             raise InvalidRequest(refusal.message) from None
         return orjson.loads(answered)["predictions"]
 

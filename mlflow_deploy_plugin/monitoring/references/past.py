@@ -36,9 +36,9 @@ from mlflow_deploy_plugin.monitoring.references.beyond import against_the_rest
 from mlflow_deploy_plugin.monitoring.references.blocks import Pieces, assemble, grid, sketch_steps
 from mlflow_deploy_plugin.monitoring.sketch import gathered
 from mlflow_deploy_plugin.monitoring.stored_days import keep
-from mlflow_deploy_plugin.runtime.rows import EVENT_TIME
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
-from mlflow_deploy_plugin.spec.reference import frozen_on, rolling_span
+from mlflow_deploy_plugin.spec.reference import bin_period, rolling_span
 
 _log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def rolling(question: Question, model: str, version: str) -> tuple[Past, list[st
     if not hours:
         raise NotFound(f"the reference has no rows: nothing was captured of {question.endpoint!r} before {start:%F %R}")
     first = max(hours[0].start, start - span)
-    sampled = Window(*frozen_on(hours[0].start, start, span))
+    sampled = Window(*bin_period(hours[0].start, start, span))
     if not question.log.hours(question.endpoint, sampled):
         sampled = Window(first, start)
     past, notes = _past(question, model, version, Window(first, start), sampled)

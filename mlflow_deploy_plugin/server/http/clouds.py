@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
-from mlflow_deploy_plugin.runtime.predictor import Body
+from mlflow_deploy_plugin.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
@@ -39,7 +39,7 @@ def _protocol(
         document = read(request.headers.get("content-type"), request.body)
         predictor = variant.loaded.predictor
         if predictor.artifact.flavor == PYTHON_FUNCTION:
-            return Question({}, answer_body, body=Body(JSON, _written(document)))
+            return Question({}, answer_body, body=OpaqueBody(JSON, _written(document)))
         return Question(mlflow.decode_document(document, predictor.schema), answer_arrays)
 
     return Protocol(name, decode)

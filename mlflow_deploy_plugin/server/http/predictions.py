@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.runtime.predictor import Body
+from mlflow_deploy_plugin.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 from mlflow_deploy_plugin.server.answered import count_answer
 from mlflow_deploy_plugin.server.assembly import Server
@@ -52,7 +52,7 @@ class Question(NamedTuple):
     feeds: Feeds
     encode: Callable[[ServedVariant, InferResponse], Answer]
     id: str = ""
-    body: Body | None = None
+    body: OpaqueBody | None = None
     parameters: Mapping[str, Any] = _NOTHING
 
 

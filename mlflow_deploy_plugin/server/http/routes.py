@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.nearest import near
+from mlflow_deploy_plugin.nearest import close_matches
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.clouds import Cloud
 from mlflow_deploy_plugin.server.http import tfserving, v2_extensions, views
@@ -176,7 +176,7 @@ def _dispatch(server: Server, request: RawRequest) -> RawResponse:
     path = request.path
     methods = _cloud_methods(server.cloud, path) if path in server.cloud.paths else _methods(path)
     if methods is None:
-        found = near(path, [*_ROUTES, *(pattern.shown for pattern in _PATTERNS)], _MOST_NEAR)
+        found = close_matches(path, [*_ROUTES, *(pattern.shown for pattern in _PATTERNS)], _MOST_NEAR)
         nearest = f"the nearest {'is' if len(found) == 1 else 'are'} {', '.join(found)}; " if found else ""
         message = f"there is no {path[:200]} here; {nearest}/docs shows every route"
         return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)

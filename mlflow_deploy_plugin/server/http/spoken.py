@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
-from mlflow_deploy_plugin.runtime.predictor import Body
+from mlflow_deploy_plugin.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
 from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.messages import RawRequest
@@ -58,7 +58,7 @@ def _read_invocations(request: RawRequest, variant: ServedVariant) -> Question:
     predictor = variant.loaded.predictor
     content_type = request.headers.get("content-type")
     if predictor.artifact.flavor == PYTHON_FUNCTION:
-        return Question({}, _encode_body, body=Body(content_type, request.body))
+        return Question({}, _encode_body, body=OpaqueBody(content_type, request.body))
     feeds = mlflow.decode(content_type, request.body, predictor.schema)
     if not predictor.artifact.has_signature and mlflow.is_table(content_type, request.body):
         return Question(feeds, _encode_table)

@@ -43,7 +43,7 @@ def v2_model(server: Server, request: RawRequest, endpoint: str, version: str | 
 
 
 def v2_model_ready(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
-    if absence := server.dataplane.lease(endpoint, version).loaded.absence:
+    if absence := server.dataplane.lease(endpoint, version).loaded.unavailable_reason:
         raise NotReady(absence)
     return RawResponse(200, v2.model_ready(endpoint))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, row_count
-from mlflow_deploy_plugin.runtime.values import shown
+from mlflow_deploy_plugin.runtime.values import short_repr
 from mlflow_deploy_plugin.server.frames import Message
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import dump_json, load_json_object
@@ -51,7 +51,7 @@ def decode_json(content_type: str | None, body: bytes, schema: Schema) -> Asked:
     seed = 0 if params.get("seed") is None else _whole(params, "seed", 0, _MOST_SEED)
     version = params.get("version")
     if not isinstance(version, str | None):
-        raise InvalidRequest(f"params.version is {shown(version)}; a text is expected, as X-Model-Version has it")
+        raise InvalidRequest(f"params.version is {short_repr(version)}; a text is expected, as X-Model-Version has it")
     return Asked(feeds, evals, seed, version)
 
 
@@ -111,5 +111,5 @@ def encode(answer: Message, prediction: Array | dict[str, Array], max_evals: int
 def _whole(params: Mapping[str, Any], name: str, least: int, most: int) -> int:
     value = params[name]
     if type(value) is not int or not least <= value <= most:
-        raise InvalidRequest(f"params.{name} is {shown(value)}; a whole number from {least} to {most} is expected")
+        raise InvalidRequest(f"params.{name} is {short_repr(value)}; a whole number from {least} to {most} is expected")
     return value

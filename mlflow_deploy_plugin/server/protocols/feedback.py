@@ -11,7 +11,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.nearest import did_you_mean
-from mlflow_deploy_plugin.runtime.values import shown
+from mlflow_deploy_plugin.runtime.values import short_repr
 from mlflow_deploy_plugin.server.feedback import Feedback, Value
 from mlflow_deploy_plugin.server.protocols.content import load_json_object
 
@@ -40,7 +40,7 @@ def decode(content_type: str | None, body: bytes) -> list[Feedback]:
         raise InvalidRequest(f"the document holds {unknown[0][:60]!r} beside 'feedback'; an entry says it for itself")
     entries = document[_BATCH]
     if not isinstance(entries, list):
-        raise InvalidRequest(f"feedback is {shown(entries)}; a list of objects is expected")
+        raise InvalidRequest(f"feedback is {short_repr(entries)}; a list of objects is expected")
     if not 0 < len(entries) <= MOST_ENTRIES:
         raise InvalidRequest(f"feedback holds {len(entries)} entries; 1 to {MOST_ENTRIES} are expected")
     decoded = [_entry(entry, f"feedback[{place}]") for place, entry in enumerate(entries)]
@@ -73,7 +73,7 @@ def check_columns(entries: Collection[Feedback], columns: Collection[str], endpo
 
 def _entry(entry: Any, where: str) -> Feedback:
     if not isinstance(entry, dict):
-        raise InvalidRequest(f"{where} is {shown(entry)}; an object with a prediction_id or a key, and a label")
+        raise InvalidRequest(f"{where} is {short_repr(entry)}; an object with a prediction_id or a key, and a label")
     dot = where + "." if where else ""
     if unknown := [name for name in entry if name not in _FIELDS]:
         raise InvalidRequest(f"{dot}{unknown[0][:60]} is not known; feedback has {', '.join(_FIELDS)}")
@@ -91,22 +91,22 @@ def _entry(entry: Any, where: str) -> Feedback:
             raise InvalidRequest(f"{dot}row goes with a prediction_id; a key names its row itself")
         return Feedback(None, None, _key(key, f"{dot}key"), label)
     if not isinstance(prediction_id, str) or not 0 < len(prediction_id) <= _MOST_ID_CHARACTERS:
-        raise InvalidRequest(f"{dot}prediction_id is {shown(prediction_id)}; the X-Prediction-Id of an answer")
+        raise InvalidRequest(f"{dot}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an answer")
     if row is not None and (type(row) is not int or not 0 <= row <= _MOST_ROW):
-        raise InvalidRequest(f"{dot}row is {shown(row)}; a whole number from 0 is expected")
+        raise InvalidRequest(f"{dot}row is {short_repr(row)}; a whole number from 0 is expected")
     return Feedback(prediction_id, row, None, label)
 
 
 def _key(key: Any, where: str) -> Mapping[str, Value]:
     if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
-        raise InvalidRequest(f"{where} is {shown(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected")
+        raise InvalidRequest(f"{where} is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected")
     values = {name: _value(value, f"{where}.{name[:60]}") for name, value in key.items()}
     return {name: None if value != value else value for name, value in values.items()}  # NaN: it is missing
 
 
 def _value(value: Any, where: str) -> Value:
     if not isinstance(value, str | int | float | bool | None):
-        raise InvalidRequest(f"{where} is {shown(value)}; a text, a number, true, false or null is expected")
+        raise InvalidRequest(f"{where} is {short_repr(value)}; a text, a number, true, false or null is expected")
     if isinstance(value, float) and math.isinf(value):
         raise InvalidRequest(f"{where} is {value}; a finite number is expected")
     if isinstance(value, str) and len(value) > _MOST_CHARACTERS:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime.feeds import joined_feeds
+from mlflow_deploy_plugin.runtime.feeds import concatenate_feeds
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json
 from mlflow_deploy_plugin.server.protocols.records import by_row
@@ -98,7 +98,7 @@ def decode(body: bytes, schema: Schema) -> Feeds:
     if len(parts) == 1:
         return parts[0]
     try:
-        return joined_feeds(parts)
+        return concatenate_feeds(parts)
     except ValueError:
         raise SchemaMismatch("the lines hold tensors of different shapes") from None
 

@@ -14,7 +14,7 @@ from typing import Any
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
-from mlflow_deploy_plugin.runtime.values import shown
+from mlflow_deploy_plugin.runtime.values import short_repr
 from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json
 from mlflow_deploy_plugin.server.protocols.records import by_row
 
@@ -53,7 +53,7 @@ def decode(body: bytes, schema: Schema) -> Question:
         document = decoded_texts(document)
     signature = document.get("signature_name", SIGNATURE)
     if signature not in ("", SIGNATURE):
-        raise InvalidRequest(f"signature_name is {shown(signature)}; the model has only {SIGNATURE!r}")
+        raise InvalidRequest(f"signature_name is {short_repr(signature)}; the model has only {SIGNATURE!r}")
     if ("instances" in document) == ("inputs" in document):
         raise InvalidRequest("the JSON object must hold either instances (row format) or inputs (column format)")
     if "instances" in document:
@@ -92,7 +92,7 @@ def decoded_texts(value: Any, depth: int = 0) -> Any:
     try:
         return base64.b64decode(value["b64"], validate=True).decode()
     except (TypeError, ValueError, binascii.Error):
-        raise InvalidRequest(f"b64 is {shown(value['b64'])}; UTF-8 text in base64 is expected") from None
+        raise InvalidRequest(f"b64 is {short_repr(value['b64'])}; UTF-8 text in base64 is expected") from None
 
 
 def status(versions: Sequence[str]) -> bytes:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch
-from mlflow_deploy_plugin.nearest import listed
+from mlflow_deploy_plugin.nearest import join_names
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
-from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
+from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
-from mlflow_deploy_plugin.runtime.values import shown
+from mlflow_deploy_plugin.runtime.values import short_repr
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_type, load_json, media_type
 from mlflow_deploy_plugin.server.protocols.v2_numbers import load_large
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
@@ -142,7 +142,7 @@ def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -
         for entries in (artifact.inputs, artifact.outputs)
     )
     document = {"name": endpoint, "versions": versions, "platform": platform(artifact)}
-    reason = why_no_batch(artifact)
+    reason = no_batch_dimension_reason(artifact)
     parameters = {"parameters": {"batch_dimension": f"none: {reason}"}} if reason else {}
     return dump_json({**document, "inputs": inputs, "outputs": outputs, **parameters})
 
@@ -189,7 +189,7 @@ def _read_inputs(entries: Any, binary: memoryview, schema: Schema) -> dict[str, 
             continue
         if type(size) is not int or not 0 <= size <= len(binary) - start:
             left = len(binary) - start
-            raise SchemaMismatch(f"{head}: binary_data_size is {shown(size)}, but {left} bytes are left")
+            raise SchemaMismatch(f"{head}: binary_data_size is {short_repr(size)}, but {left} bytes are left")
         arrays[head.name] = head, from_binary(head, binary[start : start + size])
         start += size
     if start != len(binary):
@@ -205,7 +205,7 @@ def read_id(given: Any) -> str:
     """
     given = "" if given is None else given
     if not isinstance(given, str) or not given.isprintable():
-        raise InvalidRequest(f"id is {shown(given)}; a string of printable characters is expected")
+        raise InvalidRequest(f"id is {short_repr(given)}; a string of printable characters is expected")
     return given
 
 
@@ -240,7 +240,7 @@ def check_names(names: Sequence[Any], schema: Schema) -> None:
         if not isinstance(name, str):
             return
         if name not in known:
-            raise SchemaMismatch(f"tensor {name[:100]!r} is unknown; the model takes {listed(known, name)}")
+            raise SchemaMismatch(f"tensor {name[:100]!r} is unknown; the model takes {join_names(known, name)}")
         if name in seen:
             raise SchemaMismatch(f"tensor {name[:100]!r} stands twice")
         seen.add(name)
@@ -248,7 +248,7 @@ def check_names(names: Sequence[Any], schema: Schema) -> None:
 
 def _known_names(schema: Schema) -> dict[str, None]:
     """Those of the graph's inputs, and of the signature's columns."""
-    return dict.fromkeys([*schema.by_input.names, *(schema.names if schema.columns else ())])
+    return dict.fromkeys([*schema.tensor_schema.names, *(schema.names if schema.columns else ())])
 
 
 def bind(arrays: Mapping[str, tuple[TensorHead, Array]], schema: Schema) -> Feeds:
@@ -260,11 +260,11 @@ def bind(arrays: Mapping[str, tuple[TensorHead, Array]], schema: Schema) -> Feed
     graph = {entry.name for entry in schema.inputs}
     is_stacked = any(len(entry.columns) > 1 for entry in schema.inputs)
     by_column = schema.columns and arrays.keys() <= set(schema.names) and not (is_stacked and arrays.keys() == graph)
-    fed = schema if by_column else schema.by_input
+    fed = schema if by_column else schema.tensor_schema
     data: dict[str, Array] = {}
     for name, (head, array) in arrays.items():
         if name not in fed.dtypes:
-            raise SchemaMismatch(f"{head} is unknown; the model takes {listed(_known_names(schema), name)}")
+            raise SchemaMismatch(f"{head} is unknown; the model takes {join_names(_known_names(schema), name)}")
         check_datatype(head, fed.dtypes[name])
         data[name] = _column(head, array) if by_column else array
     return fed.from_columns(data)
@@ -294,9 +294,9 @@ def wanted_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[Wan
     for position, entry in enumerate(entries):
         name = entry.get("name") if isinstance(entry, dict) else None
         if not isinstance(name, str):
-            raise InvalidRequest(f"outputs[{position}] is {shown(entry)}; an object with a name is expected")
+            raise InvalidRequest(f"outputs[{position}] is {short_repr(entry)}; an object with a name is expected")
         if known and name not in known:
-            raise SchemaMismatch(f"output {name[:100]!r} is unknown; the model gives {listed(known, name)}")
+            raise SchemaMismatch(f"output {name[:100]!r} is unknown; the model gives {join_names(known, name)}")
         if name in wanted:
             raise SchemaMismatch(f"output {name!r} stands twice")
         wanted[name] = WantedOutput(name, _flag(f"output {name!r}", entry, "binary_data", is_binary))
@@ -313,7 +313,7 @@ def answered_outputs(wanted: Sequence[WantedOutput], outputs: Mapping[str, Array
         return [WantedOutput(name, wanted[0].is_binary) for name in outputs]
     for output in wanted:
         if output.name not in outputs:
-            gives = listed(outputs, output.name)
+            gives = join_names(outputs, output.name)
             raise SchemaMismatch(f"output {output.name[:100]!r} is unknown; the model gives {gives}")
     return wanted
 
@@ -321,5 +321,5 @@ def answered_outputs(wanted: Sequence[WantedOutput], outputs: Mapping[str, Array
 def _flag(label: str, entry: Mapping[str, Any], name: str, default: bool) -> bool:
     value = parameters_of(label, entry).get(name, default)
     if not isinstance(value, bool):
-        raise InvalidRequest(f"{label}: the parameter {name} is {shown(value)}; true or false is expected")
+        raise InvalidRequest(f"{label}: the parameter {name} is {short_repr(value)}; true or false is expected")
     return value

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mlflow_deploy_plugin.runtime.artifact import Input, Output
-from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
+from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
 from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
 from mlflow_deploy_plugin.server.served import ServedVariant
 from mlflow_deploy_plugin.spec import ServerSpec
@@ -42,7 +42,7 @@ def model_config(variant: ServedVariant, versions: Sequence[str], server: Server
         ],
         "default_model_filename": artifact.onnx_file.name if is_onnx else "",
     }
-    if reason := why_no_batch(artifact):
+    if reason := no_batch_dimension_reason(artifact):
         document["parameters"] = {"batch_dimension": {"string_value": f"none: {reason}"}}
     if batcher is not None:
         document["dynamic_batching"] = {

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.runtime.values import shown
-from mlflow_deploy_plugin.runtime.yaml_text import check_yaml
+from mlflow_deploy_plugin.runtime.mlmodel import check_yaml
+from mlflow_deploy_plugin.runtime.values import short_repr
 from mlflow_deploy_plugin.server.protocols.content import json_type, load_json
 from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, new_endpoint
@@ -45,7 +45,7 @@ def decode_index(body: bytes) -> bool:
     """
     ready = _object(body).get("ready")
     if not isinstance(ready, bool | None):
-        raise InvalidRequest(f"ready is {shown(ready)}; true or false is expected")
+        raise InvalidRequest(f"ready is {short_repr(ready)}; true or false is expected")
     return bool(ready)
 
 
@@ -75,7 +75,7 @@ def added_endpoint(name: str, parameters: Mapping[str, Any]) -> EndpointSpec | N
                 "server's spec (YAML or JSON), and model_uri"
             )
         if not isinstance(value, str):
-            raise InvalidRequest(f"the parameter {key} is {shown(value)}; a string is expected")
+            raise InvalidRequest(f"the parameter {key} is {short_repr(value)}; a string is expected")
     config, model_uri = parameters.get("config"), parameters.get("model_uri")
     if config is not None and model_uri is not None:
         raise InvalidRequest("a load takes either config or model_uri")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime.values import Array, shown
+from mlflow_deploy_plugin.runtime.values import Array, short_repr
 
 MAX_RANK = 32
 """As many dimensions as anything takes; the product of a million sizes would be computed for hours."""
@@ -95,15 +95,17 @@ def read_head(position: int, entry: Any) -> TensorHead:
         SchemaMismatch: name, shape or datatype is missing or is none.
     """
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        raise SchemaMismatch(f"inputs[{position}] is {shown(entry)}; an object with name, shape, datatype is expected")
+        raise SchemaMismatch(
+            f"inputs[{position}] is {short_repr(entry)}; an object with name, shape, datatype is expected"
+        )
     name, shape, datatype = entry["name"], entry.get("shape"), entry.get("datatype")
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
-        raise SchemaMismatch(f"tensor {name[:100]!r} has the shape {shown(shape)}; an array of sizes is expected")
+        raise SchemaMismatch(f"tensor {name[:100]!r} has the shape {short_repr(shape)}; an array of sizes is expected")
     if len(shape) > MAX_RANK:
         raise SchemaMismatch(f"tensor {name[:100]!r} has {len(shape)} dimensions; at most {MAX_RANK} are taken")
     if not isinstance(datatype, str) or datatype not in _DTYPES:
         known = ", ".join(_DTYPES)
-        raise SchemaMismatch(f"tensor {name[:100]!r} has the datatype {shown(datatype)}; there are {known}")
+        raise SchemaMismatch(f"tensor {name[:100]!r} has the datatype {short_repr(datatype)}; there are {known}")
     head = TensorHead(name, tuple(shape), datatype)
     if 0 in shape and prod(size for size in shape if size) > MOST_BESIDE_EMPTY:
         raise SchemaMismatch(f"{head} is empty, and its other sizes are more than {MOST_BESIDE_EMPTY} together")
@@ -122,14 +124,14 @@ def from_json(head: TensorHead, data: Any) -> Array:
     if isinstance(data, np.ndarray):
         return _from_array(head, data)
     if not isinstance(data, list):
-        raise SchemaMismatch(f"{head} has as its data {shown(data)}; an array is expected")
+        raise SchemaMismatch(f"{head} has as its data {short_repr(data)}; an array is expected")
     values = _flattened(head, data)
     dtype = _DTYPES[head.datatype]
     _check_count(head, len(values))
     found = set(map(type, values))
     if not found <= _JSON_TYPES[dtype.kind]:
         index = next(i for i, value in enumerate(values) if type(value) not in _JSON_TYPES[dtype.kind])
-        raise SchemaMismatch(f"{head}: element {index} is {shown(values[index])}, which is no {head.datatype}")
+        raise SchemaMismatch(f"{head}: element {index} is {short_repr(values[index])}, which is no {head.datatype}")
     if dtype.kind == "f" and type(None) in found:
         values = [np.nan if value is None else value for value in values]
     try:

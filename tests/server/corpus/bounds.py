@@ -202,7 +202,7 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         _answer(server__protocols__v2_repository__LARGEST_CONFIG_BYTES="10**9"),
     ),
     "YAML of a config": (
-        "runtime/yaml_text.py: check_yaml",
+        "runtime/mlmodel.py: check_yaml",
         _answer(server__protocols__v2_repository__check_yaml=_NOTHING),
     ),
     "queue": ("runtime/batcher.py", (Removal("fast", fields={"max_queue_size": 1000}),)),

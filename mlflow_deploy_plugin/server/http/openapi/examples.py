@@ -104,10 +104,10 @@ def v2_example(schema: Schema, example: Example) -> dict[str, Any]:
     if not example.values:
         return {}
     inputs = []
-    dtypes = {**schema.by_input.dtypes, **schema.dtypes}
+    dtypes = {**schema.tensor_schema.dtypes, **schema.dtypes}
     for name, values in example.values.items():
         shape = list(np.asarray(values, dtype=object).shape) if not schema.columns else [len(values)]
-        called = schema.by_input.names[0] if len(example.values) == 1 and not schema.columns else name
+        called = schema.tensor_schema.names[0] if len(example.values) == 1 and not schema.columns else name
         data = values if isinstance(values, list) else [values]
         inputs.append({"name": called, "shape": shape, "datatype": datatype_of(dtypes[called]), "data": data})
     return {"inputs": inputs}

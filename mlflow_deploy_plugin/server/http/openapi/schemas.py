@@ -132,7 +132,7 @@ def batch_schema(schema: Schema) -> JsonSchema:
 
 def v2_request_schema(schema: Schema) -> JsonSchema:
     """The JSON of a V2 infer request: the graph's inputs, or the columns of the signature."""
-    types = dict(schema.by_input.dtypes) if schema.names else {}
+    types = dict(schema.tensor_schema.dtypes) if schema.names else {}
     if schema.columns:
         types |= schema.dtypes
     datatypes = [datatype_of(np.dtype(name).name) for name in _V2_DTYPES] + ["BYTES"]

@@ -169,7 +169,7 @@ def _state_of(server: Server) -> list[tuple[Any, ...]]:
             variant.shadow,
             dict(variant.aspects),
             weakref.ref(variant.loaded),
-            variant.loaded.absence,
+            variant.loaded.unavailable_reason,
             variant.loaded.predictor.artifact.outputs,  # a pyfunc learns them from its first answer
         )
         for name, served in server.repository.table.items()

@@ -30,7 +30,7 @@ _FIELDS = (
 )
 
 
-def checked_crontab(text: str) -> str:
+def validate_crontab(text: str) -> str:
     """The line as it is.
 
     Raises:
@@ -39,14 +39,14 @@ def checked_crontab(text: str) -> str:
     given = text.split()
     if len(given) != len(_FIELDS):
         raise ValueError(EXPECTED)
-    _, _, days, months, _ = (_values(field, said) for field, said in zip(_FIELDS, given, strict=True))
+    _, _, days, months, _ = (_parse_field(field, said) for field, said in zip(_FIELDS, given, strict=True))
     is_of_any_weekday = given[4].startswith("*")
     if is_of_any_weekday and min(days) > max(_LONGEST[month - 1] for month in months):
         raise ValueError(f"no month that is named has a day {min(days)}")
     return text
 
 
-def zone_named(name: str) -> ZoneInfo:
+def load_time_zone(name: str) -> ZoneInfo:
     """The time zone of this name. That a spec can be read does not depend on it: machines know different ones.
 
     Raises:
@@ -58,17 +58,17 @@ def zone_named(name: str) -> ZoneInfo:
         raise InvalidConfig(f"time_zone {name!r} is not known; as Europe/Berlin") from None
 
 
-def _values(field: _Field, said: str) -> set[int]:
-    return {value for part in said.split(",") for value in _of_part(field, part)}
+def _parse_field(field: _Field, said: str) -> set[int]:
+    return {value for part in said.split(",") for value in _parse_part(field, part)}
 
 
-def _of_part(field: _Field, part: str) -> range:
+def _parse_part(field: _Field, part: str) -> range:
     found = _PART.fullmatch(part)
     if found is None:
         raise ValueError(f"{field.name} {part!r}: numbers, lists, ranges and steps are expected, as 5, 1-5, */15")
     everything, first, last, step = found.groups()
-    low = field.least if everything else _number(field, first)
-    high = _number(field, last) if last else low
+    low = field.least if everything else _parse_number(field, first)
+    high = _parse_number(field, last) if last else low
     if everything or (step and not last):
         high = 6 if field.name == "weekday" else field.most
     if field.name == "weekday" and last and last.lower() == "sun":
@@ -80,7 +80,7 @@ def _of_part(field: _Field, part: str) -> range:
     return range(low, high + 1, int(step) if step else 1)
 
 
-def _number(field: _Field, text: str) -> int:
+def _parse_number(field: _Field, text: str) -> int:
     number = int(text) if text.isdigit() else field.names.get(text.lower())
     if number is None or not field.least <= number <= field.most:
         names = f", or {' '.join(field.names)}" if field.names else ""

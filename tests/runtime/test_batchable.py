@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime.joinable import row, why_not_joined
+from mlflow_deploy_plugin.runtime.batchable import repeat_row, unbatchable_reason
 from mlflow_deploy_plugin.runtime.model import OnnxModel
 from tests.support.models import write_model
 
@@ -51,7 +51,7 @@ def load(folder: Path, graph: str) -> OnnxModel:
 def test_a_graph_says_why_its_rows_cannot_be_joined(tmp_path: Path, graph: str, reason: str) -> None:
     model = load(tmp_path, graph)
 
-    found = why_not_joined(model, model.example_feeds())
+    found = unbatchable_reason(model, model.example_feeds())
 
     assert found.startswith(reason)
     assert bool(found) == bool(reason)
@@ -60,5 +60,5 @@ def test_a_graph_says_why_its_rows_cannot_be_joined(tmp_path: Path, graph: str, 
 def test_a_row_is_repeated_in_every_input() -> None:
     feeds = {"x": np.array([[1.0, 2.0], [3.0, 4.0]]), "s": np.array([["a"], ["b"]], dtype=object)}
 
-    assert row(feeds, 1)["x"].tolist() == [[3.0, 4.0]]
-    assert row(feeds, 1, 3)["s"].tolist() == [["b"]] * 3
+    assert repeat_row(feeds, 1)["x"].tolist() == [[3.0, 4.0]]
+    assert repeat_row(feeds, 1, 3)["s"].tolist() == [["b"]] * 3

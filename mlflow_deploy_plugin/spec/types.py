@@ -25,7 +25,7 @@ def is_duration(text: str) -> bool:
     return re.match(_DURATION, text) is not None
 
 
-def read_time(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
     """A time as ISO 8601 writes it, in UTC; without a zone it is meant so.
 
     Raises:
@@ -41,10 +41,10 @@ def duration_seconds(duration: str) -> int:
     return int(duration[:-1]) * _SECONDS[duration[-1]]
 
 
-def listed(value: Any) -> Any:
+def split_list(value: Any) -> Any:
     """`"8,32"`, as a command line says a list."""
     return value.split(",") if isinstance(value, str) else value
 
 
-class Part(BaseModel):
+class SpecPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

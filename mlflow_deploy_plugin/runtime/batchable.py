@@ -5,15 +5,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.runtime.dimensions import why_no_batch
-from mlflow_deploy_plugin.runtime.predictor import Predictor
+from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
+from mlflow_deploy_plugin.runtime.model import Predictor
 from mlflow_deploy_plugin.runtime.schema import Array, Feeds
 
 _RELATIVE, _ABSOLUTE = 1e-2, 1e-6
 """A graph that mixes its rows is further off than half precision, TF32 or another order of sums."""
 
 
-def why_not_joined(predictor: Predictor, feeds: Feeds) -> str:
+def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
     """Why the rows of several requests cannot be computed together; empty: they can.
 
     Every input needs a free first dimension and every output one entry a row, and a row's answer must not depend on
@@ -22,15 +22,15 @@ def why_not_joined(predictor: Predictor, feeds: Feeds) -> str:
     Args:
         feeds: one row or more that the model computes.
     """
-    if reason := why_no_batch(predictor.artifact):
+    if reason := no_batch_dimension_reason(predictor.artifact):
         return f"it has no batch dimension: {reason}"
     if len({len(array) for array in feeds.values()}) != 1:
         return "its inputs do not have the same number of rows"
     if not all(map(len, feeds.values())):
         return "its example has no rows"
-    first = row(feeds, 0)
+    first = repeat_row(feeds, 0)
     try:
-        second = row(feeds, 1) if len(next(iter(feeds.values()))) > 1 else _another(predictor, first)
+        second = repeat_row(feeds, 1) if len(next(iter(feeds.values()))) > 1 else _another(predictor, first)
         alone = predictor.run(first), predictor.run(second)
         together = predictor.run({name: np.concatenate([first[name], second[name]]) for name in first})
     except InferenceError as error:
@@ -43,7 +43,7 @@ def why_not_joined(predictor: Predictor, feeds: Feeds) -> str:
     return ""
 
 
-def row(feeds: Feeds, number: int, times: int = 1) -> Feeds:
+def repeat_row(feeds: Feeds, number: int, times: int = 1) -> Feeds:
     """One row of every input, `times` over; views where once is enough."""
     rows = {name: array[number : number + 1] for name, array in feeds.items()}
     return rows if times == 1 else {name: np.repeat(array, times, axis=0) for name, array in rows.items()}

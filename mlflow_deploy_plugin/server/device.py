@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, OnnxserveError
-from mlflow_deploy_plugin.runtime.session import check_libraries, onnxruntime, open_session
+from mlflow_deploy_plugin.runtime.session import check_device_libraries, import_onnxruntime, open_session
 from mlflow_deploy_plugin.spec import Device
 
 # The ONNX graph y = x + x, float32 of shape (1).
@@ -53,7 +53,7 @@ def require_device(device: Device) -> None:
 def _compute_on(device: Device) -> None:
     import numpy as np  # here, so that the supervisor, which only asks, stays without it
 
-    check_libraries(onnxruntime(), device)
+    check_device_libraries(import_onnxruntime(), device)
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(_ADDITION)
         file.flush()

@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.runtime import optimized
-from mlflow_deploy_plugin.runtime.optimized import place_of
+from mlflow_deploy_plugin.runtime import graph_cache
+from mlflow_deploy_plugin.runtime.graph_cache import optimized_graph_path
 from mlflow_deploy_plugin.runtime.session import open_session
 from tests.support.models import adder, parse_graph
 
@@ -79,12 +79,12 @@ def test_half_a_file_is_replaced(graph: Path, folder: Path, share: float) -> Non
 
 
 def test_another_file_in_the_same_place_is_another_graph(graph: Path, folder: Path) -> None:
-    before = place_of(graph, folder, "1.31.1")
+    before = optimized_graph_path(graph, folder, "1.31.1")
     assert before is not None
-    assert place_of(graph, folder, "1.32.0") != before
+    assert optimized_graph_path(graph, folder, "1.32.0") != before
     shutil.copy(graph, graph.with_name("copy"))
     graph.with_name("copy").replace(graph)
-    assert place_of(graph, folder, "1.31.1") not in (before, None)
+    assert optimized_graph_path(graph, folder, "1.31.1") not in (before, None)
 
 
 def test_small_graphs_and_folders_that_cannot_be_written_are_left_alone(
@@ -112,11 +112,11 @@ def test_a_broken_graph_is_refused_as_without_the_folder(graph: Path, folder: Pa
 def test_the_oldest_go_where_all_together_are_too_large(
     graph: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimized, "MAX_KEPT_BYTES", 4_000_000)
+    monkeypatch.setattr(graph_cache, "MAX_KEPT_BYTES", 4_000_000)
     for number in range(5):
         graph.with_name("weights").write_bytes(b"x" * number)
         open_session(graph, kept_graphs=folder)
 
-    newest = place_of(graph, folder, onnxruntime.__version__)
+    newest = optimized_graph_path(graph, folder, onnxruntime.__version__)
     assert newest in list(folder.iterdir())
     assert len(list(folder.iterdir())) == 2

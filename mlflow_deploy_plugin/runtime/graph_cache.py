@@ -24,7 +24,7 @@ _ABANDONED_SECONDS = 3600.0
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
-def place_of(onnx_file: Path, folder: Path, runtime_version: str) -> Path | None:
+def optimized_graph_path(onnx_file: Path, folder: Path, runtime_version: str) -> Path | None:
     """Where in `folder` the optimised form of the graph has its place, whether it is there or not.
 
     None: the graph is too small or too large, or the folder cannot be written.
@@ -40,29 +40,29 @@ def place_of(onnx_file: Path, folder: Path, runtime_version: str) -> Path | None
     if not _LEAST_BYTES <= size <= _MOST_BYTES or not os.access(folder, os.W_OK):
         return None
     told = [(name, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states]
-    text = repr((onnx_file.name, told, runtime_version, _cpu()))
+    text = repr((onnx_file.name, told, runtime_version, _cpu_description()))
     return folder / (hashlib.blake2b(text.encode(), digest_size=20).hexdigest() + _SUFFIX)
 
 
-def temporary_for(place: Path) -> Path:
+def temporary_path(place: Path) -> Path:
     """Where ONNX Runtime writes to; `keep` brings it to its place."""
     return place.with_name(f".{os.urandom(8).hex()}{_SUFFIX}")
 
 
-def keep(temporary: Path, place: Path) -> None:
+def store_optimized_graph(temporary: Path, place: Path) -> None:
     """Puts what was written in its place in one step; the oldest go where all together are too large."""
     with contextlib.suppress(OSError):
         os.replace(temporary, place)
-        _prune(place)
+        _evict_oldest(place)
 
 
-def touch(place: Path) -> None:
+def mark_used(place: Path) -> None:
     """It was used just now: others go before it."""
     with contextlib.suppress(OSError):
         os.utime(place)
 
 
-def _prune(newest: Path) -> None:
+def _evict_oldest(newest: Path) -> None:
     states = [(path, path.stat()) for path in newest.parent.glob(f"*{_SUFFIX}")]
     left = MAX_KEPT_BYTES
     for path, state in sorted(states, key=lambda entry: entry[1].st_mtime_ns, reverse=True):
@@ -73,7 +73,7 @@ def _prune(newest: Path) -> None:
 
 
 @cache
-def _cpu() -> str:
+def _cpu_description() -> str:
     """What the layout of an optimised graph depends on."""
     try:
         lines = _CPU_INFO.read_text().splitlines()

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable
-from mlflow_deploy_plugin.runtime.device import require_device
-from mlflow_deploy_plugin.runtime.session import onnxruntime
+from mlflow_deploy_plugin.runtime.session import import_onnxruntime
+from mlflow_deploy_plugin.server.device import require_device
 
 no_cuda = pytest.mark.skipif(
-    "CUDAExecutionProvider" in onnxruntime().get_available_providers(), reason="this is ONNX Runtime's GPU build"
+    "CUDAExecutionProvider" in import_onnxruntime().get_available_providers(), reason="this is ONNX Runtime's GPU build"
 )
 
 

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime.rows import in_signature_types, in_types
+from mlflow_deploy_plugin.runtime.log_columns import cast_columns, cast_columns_losslessly
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.runtime.rows import in_signature_types, in_types
     ],
 )
 def test_numbers_come_in_the_signatures_type_where_none_is_lost(values, wanted, found):
-    typed = in_types({"x": wanted, "gone": "int64"}, {"x": values, "other": values})
+    typed = cast_columns({"x": wanted, "gone": "int64"}, {"x": values, "other": values})
     assert str(typed["x"].dtype) == found
     assert np.array_equal(typed["x"], values.astype(found), equal_nan=found.startswith("float"))
     assert typed["other"] is values
@@ -64,6 +64,6 @@ def test_a_column_of_the_log_takes_the_type_of_the_signature_where_nothing_is_lo
     values: Any, wanted: str, dtype: str
 ) -> None:
     given = np.asarray(values)
-    typed = in_signature_types({"x": wanted}, {"x": given})["x"]
+    typed = cast_columns_losslessly({"x": wanted}, {"x": given})["x"]
     assert typed.dtype == dtype
     np.testing.assert_array_equal(typed.astype(given.dtype), given)

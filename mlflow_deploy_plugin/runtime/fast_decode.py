@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.dimensions import Shared, agree
+from mlflow_deploy_plugin.runtime.dimensions import SharedDimensions, sizes_match
 from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds
 from mlflow_deploy_plugin.runtime.values import LISTS, Array, numpy_dtype
 
@@ -65,7 +65,7 @@ class _Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Quick:
+class FastDecoder:
     """Feeds from tables that fit, or None.
 
     Attributes:
@@ -185,11 +185,11 @@ class Quick:
 
 
 @dataclass(frozen=True, slots=True)
-class QuickTensors:
+class FastTensorDecoder:
     """Feeds from arrays that are what the graph takes already, or None: a look at their dtypes and shapes."""
 
     _tensors: tuple[tuple[str, str, np.dtype[Any], tuple[int, ...]], ...]
-    _shared: Shared
+    _shared: SharedDimensions
 
     def from_arrays(self, data: Mapping[str, Any]) -> dict[str, Array] | None:
         """Tensors by name."""
@@ -202,17 +202,19 @@ class QuickTensors:
                 if want not in (-1, have):
                     return None
             feeds[fed] = array
-        return feeds if not self._shared or agree(self._shared, feeds) else None
+        return feeds if not self._shared or sizes_match(self._shared, feeds) else None
 
 
-def compile_quick_tensors(bound: Sequence[tuple[Input, Tensor]], shared: Shared) -> QuickTensors | None:
+def compile_fast_tensor_decoder(
+    bound: Sequence[tuple[Input, Tensor]], shared: SharedDimensions
+) -> FastTensorDecoder | None:
     """The quick way for these inputs and the tensors that feed them; None: one is text, or converted."""
     if any(entry.dtype != tensor.dtype or tensor.dtype == "str" for entry, tensor in bound):
         return None
-    return QuickTensors(tuple((t.name, entry.name, numpy_dtype(t.dtype), t.shape) for entry, t in bound), shared)
+    return FastTensorDecoder(tuple((t.name, entry.name, numpy_dtype(t.dtype), t.shape) for entry, t in bound), shared)
 
 
-def blocks_of(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple[Input, ...]:
+def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple[Input, ...]:
     """The numbers and booleans of each type as if they were one input; none where `inputs` has such blocks."""
     members: dict[str, list[str]] = {}
     for column in columns:
@@ -226,9 +228,9 @@ def blocks_of(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple[I
     )
 
 
-def compile_quick(
+def compile_fast_decoder(
     columns: tuple[Column, ...], inputs: tuple[Input, ...], blocks: tuple[Input, ...] = ()
-) -> Quick | None:
+) -> FastDecoder | None:
     """The quick way for this signature; None: there is none (tensors, numbers as text).
 
     Args:
@@ -263,7 +265,9 @@ def compile_quick(
     called = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
     names = tuple(called.get(kind, "") for kind in kinds) if blocks else ()
     texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
-    return Quick(order, tuple(groups), targets, _picker(order), is_one_block, array_kinds, row, sent, names, texts)
+    return FastDecoder(
+        order, tuple(groups), targets, _picker(order), is_one_block, array_kinds, row, sent, names, texts
+    )
 
 
 def _fill(target: _Target, blocks: Sequence[Array]) -> Array:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.feeds import as_sent
+from mlflow_deploy_plugin.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.runtime.schema import Feeds, Schema, compile_schema
 
 NUMERIC = ["float32", "float64", "int64", "float16"]
@@ -75,7 +75,7 @@ def outcome(ask: Callable[[], Feeds]) -> Any:
             name: (array.dtype.str, array.shape, array.tolist() if array.dtype.kind == "O" else array.tobytes())
             for name, array in arrays.items()
         }
-        for arrays in (feeds, as_sent(feeds))
+        for arrays in (feeds, sent_arrays(feeds))
     ]
 
 
