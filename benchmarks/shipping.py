@@ -36,7 +36,7 @@ SETTLING_SECONDS = 3.0
 
 def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
     """The captured model, feeds and outputs of requests of one row: `VARIETY` answers, and new floats each."""
-    from mlflow_deploy_plugin.runtime.model import OnnxModel
+    from mlflow_deploy_plugin.runtime import OnnxModel
     from mlflow_deploy_plugin.server.capture import CapturedModel
 
     loaded = OnnxModel.load(request_path.MODELS / kind)

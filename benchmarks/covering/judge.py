@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator, is_classifier
 import mlflow_deploy_plugin as onnxserve
 from benchmarks.covering.rows import hostile
 from mlflow_deploy_plugin.errors import OnnxserveError, SchemaMismatch
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime import OnnxModel
 
 Outcome = Literal["equal", "refused", "wrong", "crashed"]
 

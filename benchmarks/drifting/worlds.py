@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.monitoring.bins import bins_digest, freeze_bins
 from mlflow_deploy_plugin.monitoring.features import read_features
 from mlflow_deploy_plugin.monitoring.references import Reference
 from mlflow_deploy_plugin.monitoring.references.blocks import cut, grid, sketch_steps
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 from projects.flight_delay.data import EVENT_TIME as FLIGHT_TIME
 from projects.flight_delay.data import FEATURES, load_flights
 

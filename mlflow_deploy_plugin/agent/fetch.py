@@ -17,15 +17,16 @@ from mlflow_deploy_plugin.registry.model_files import download, refuse_links
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.registry.resolve import BatchResolver, Resolution, ResolvedModel
 from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version, untag_version
-from mlflow_deploy_plugin.runtime.artifact import (
+from mlflow_deploy_plugin.runtime import (
     FLAVOR,
+    MLMODEL,
     PYTHON_FUNCTION,
     Artifact,
     altered_file_message,
     check_digests,
+    read_mlmodel,
+    read_served_artifact,
 )
-from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL, read_mlmodel
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.server.state import FOLLOWED, WANTED, Followed, Wanted, read_state, write_atomically
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log
 from mlflow_deploy_plugin.inference_log.storage import write_file
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 
 @dataclass(frozen=True)

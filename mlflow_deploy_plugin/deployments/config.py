@@ -8,8 +8,7 @@ from mlflow_deploy_plugin.deployments.monitors import absolute_datasets
 from mlflow_deploy_plugin.deployments.projects import absolute_projects
 from mlflow_deploy_plugin.deployments.traffic import expand_traffic
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
-from mlflow_deploy_plugin.spec.schedule import load_time_zone
+from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_time_zone
 
 
 def configure(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:

@@ -6,7 +6,7 @@ from typing import Any
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import registry_errors
 from mlflow_deploy_plugin.registry.resolve import resolve
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR, PYTHON_FUNCTION
+from mlflow_deploy_plugin.runtime import FLAVOR, PYTHON_FUNCTION
 
 _ONNX_FLAVORS = (FLAVOR, "onnx")
 _FLAVORS = (*_ONNX_FLAVORS, PYTHON_FUNCTION)

@@ -7,6 +7,6 @@ _load_pyfunc             what `mlflow.pyfunc.load_model` calls (`pyfunc.py`)
 
 from mlflow_deploy_plugin.flavor.pyfunc import _load_pyfunc
 from mlflow_deploy_plugin.flavor.save import load_model, log_model, save_model
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR as FLAVOR_NAME
+from mlflow_deploy_plugin.runtime import FLAVOR as FLAVOR_NAME
 
 __all__ = ["FLAVOR_NAME", "_load_pyfunc", "load_model", "log_model", "save_model"]

@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.runtime.artifact import Column, ColumnType, Tensor
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime import Array, Column, ColumnType, Feeds, Schema, Tensor
 
 _SHORT = ("int8", "uint8", "int16", "uint16", "int32")
 

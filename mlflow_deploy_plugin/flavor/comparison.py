@@ -18,8 +18,7 @@ import pandas as pd
 
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.runtime.artifact import Role
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array, Role
 
 TIE_MARGIN = 1e-4
 ABSOLUTE = 1e-4

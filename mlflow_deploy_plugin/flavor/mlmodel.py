@@ -17,8 +17,7 @@ from mlflow.models import Model
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR
-from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL
+from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.version import __version__
 
 ONNX_FILE = "model.onnx"

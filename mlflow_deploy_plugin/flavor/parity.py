@@ -27,9 +27,7 @@ from mlflow_deploy_plugin.flavor.comparison import (
 )
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, call_original
 from mlflow_deploy_plugin.flavor.parity_report import OutputFigures, ParityReport
-from mlflow_deploy_plugin.runtime.artifact import Output
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array, OnnxModel, Output
 
 WORST_ROWS = 5
 _SMALL_BATCHES = ((1, 16), (2, 16))  # batch size, rows: what a batch of its own must answer as well

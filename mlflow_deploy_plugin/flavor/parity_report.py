@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlflow_deploy_plugin.errors import ParityError
-from mlflow_deploy_plugin.runtime.artifact import ParityState
+from mlflow_deploy_plugin.runtime import ParityState
 
 _INPUT_WIDTH = 120
 _CLOSE = 0.1

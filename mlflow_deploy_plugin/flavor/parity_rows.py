@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch, columns_of
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
 from mlflow_deploy_plugin.flavor.parity import RowGroup
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 
 MIN_PARITY_ROWS = 1_000
 """Rows that parity is proven on at least."""

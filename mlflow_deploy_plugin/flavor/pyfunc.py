@@ -13,9 +13,7 @@ import pandas as pd
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import to_feeds
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
-from mlflow_deploy_plugin.runtime.session import available_cores
+from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, available_cores
 from mlflow_deploy_plugin.spec import Device
 
 DEFAULT_CONFIG = {"device": "cpu", "intra_op_num_threads": None}

@@ -11,9 +11,7 @@ import pyarrow.parquet as pq
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, to_log_columns
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, OnnxModel, to_log_columns
 
 REFERENCE_FILE = "reference.parquet"
 MAX_ROWS = 100_000

@@ -14,8 +14,7 @@ from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.select_form import PredictFunction
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, WrappedModel, wrap
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel
 from mlflow_deploy_plugin.spec import Device
 
 PARITY_TAG = "onnxserve.parity"

@@ -21,8 +21,7 @@ from mlflow_deploy_plugin.flavor import mlmodel, reference_sample
 from mlflow_deploy_plugin.flavor.mlmodel import ONNX_FILE, write_mlmodel
 from mlflow_deploy_plugin.flavor.pyfunc import DEFAULT_CONFIG
 from mlflow_deploy_plugin.flavor.wrap import WrappedModel
-from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL
-from mlflow_deploy_plugin.runtime.session import import_onnxruntime
+from mlflow_deploy_plugin.runtime import MLMODEL, import_onnxruntime
 from mlflow_deploy_plugin.version import __version__
 
 PARITY_FILE = "parity.json"

@@ -20,9 +20,7 @@ from mlflow_deploy_plugin.flavor.parity import RowGroup, prove_parity
 from mlflow_deploy_plugin.flavor.parity_report import ParityReport
 from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows
 from mlflow_deploy_plugin.flavor.signature import declared_schema, graph_signature, output_schema, signature_of
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.schema import Array
-from mlflow_deploy_plugin.runtime.session import available_cores
+from mlflow_deploy_plugin.runtime import Array, OnnxModel, available_cores
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 

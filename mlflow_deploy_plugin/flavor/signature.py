@@ -11,9 +11,7 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch, columns_of, tensors_of
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Input, Output
-from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Input, Output
 
 
 def signature_of(batch: Batch, prediction: Array | dict[str, Array]) -> ModelSignature:

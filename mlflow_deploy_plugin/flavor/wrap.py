@@ -19,8 +19,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.flavor.parity_report import ParityReport, parity_error
 from mlflow_deploy_plugin.flavor.select_form import PredictFunction, select_form
 from mlflow_deploy_plugin.flavor.signature import align_columns, cast_to_signature, check_example
-from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array, no_batch_dimension_reason
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 

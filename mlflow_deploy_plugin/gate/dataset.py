@@ -14,9 +14,7 @@ import pyarrow.parquet
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.registry.connection import no_request_timeout, registry_client, registry_errors
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
-from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, cast_columns
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Artifact, cast_columns
 
 NamedArrays = dict[str, Array]
 """Arrays of [N] (tensors: [N, …]) by column: text as objects, a missing value as NaN or None."""

@@ -30,9 +30,7 @@ from mlflow_deploy_plugin.gate.model import LoadedModel, Predictions, downloaded
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
-from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.runtime.schema import Array
-from mlflow_deploy_plugin.runtime.values import numpy_dtype
+from mlflow_deploy_plugin.runtime import Array, Artifact, numpy_dtype
 
 ProgressCallback = Callable[[str], None]
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.gate.model import load_version
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime import Array, Feeds
 
 ROUNDS = 7
 _ROUND_SECONDS = 0.05
@@ -118,7 +118,7 @@ def _child(folder: Path, rows: Path, batch: int) -> Iterator[_Child]:
 def _main(folder: str, rows_file: str, batch: str) -> None:
     import psutil  # here: the parent does without
 
-    from mlflow_deploy_plugin.runtime.session import import_onnxruntime
+    from mlflow_deploy_plugin.runtime import import_onnxruntime
 
     answers, sys.stdout = sys.stdout, sys.stderr  # a model may print
     rows: Feeds = pickle.loads(Path(rows_file).read_bytes())

@@ -14,7 +14,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.gate.model import Predictions
 from mlflow_deploy_plugin.gate.policy import MetricName
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 
 WeightedMetric = Callable[[Array], float]
 """The metric for a weight of each row, [N]."""

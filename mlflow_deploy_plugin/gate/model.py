@@ -14,10 +14,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, OnnxModel, read_served_artifact
 
 _CHUNK = 5_000
 TIMEOUT_SECONDS = 600.0

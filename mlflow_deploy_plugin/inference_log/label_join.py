@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.inference_log.dedup import combine_hashes, hash_texts
 from mlflow_deploy_plugin.inference_log.labels import LABELS, SCHEMA
 from mlflow_deploy_plugin.inference_log.scan import FileVanished, prefetch, read_file
 from mlflow_deploy_plugin.inference_log.storage import DAY, LogLocation, list_days, list_files
-from mlflow_deploy_plugin.runtime.log_columns import as_key
+from mlflow_deploy_plugin.runtime import as_key
 
 LABEL, LABEL_NUMBER = "_label", "_label_number"
 _BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")

@@ -16,8 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from mlflow_deploy_plugin.runtime.log_columns import as_key
-from mlflow_deploy_plugin.runtime.log_columns import as_text as as_text
+from mlflow_deploy_plugin.runtime import as_key
+from mlflow_deploy_plugin.runtime import as_text as as_text
 
 _TRUTH: Mapping[Any, float] = {"true": 1.0, "false": 0.0}  # as a CSV file says them
 

@@ -46,7 +46,7 @@ from mlflow_deploy_plugin.inference_log.storage import (
     write_file,
 )
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 QUIET = timedelta(minutes=10)
 """A file that was written since may be written again by its agent."""

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.inference_log.labels import LABELS
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.storage import wrap_log_errors, write_file
 from mlflow_deploy_plugin.inference_log.view import View, view_tables
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 
 class LabelMatches:

@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.inference_log.storage import (
     locate_log,
 )
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
 
 MAX_ROWS = 100_000

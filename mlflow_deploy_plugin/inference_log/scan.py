@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.columns import Array
 from mlflow_deploy_plugin.inference_log.dedup import IDENTITY, Deduplicator, hash_rows
 from mlflow_deploy_plugin.inference_log.storage import LogFile, LogLocation, list_files
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
 _BATCH_ROWS = 65_536

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.inference_log.storage import wrap_log_errors
 from mlflow_deploy_plugin.inference_log.view import View, require_endpoint, view_tables
 from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 
 @dataclass(frozen=True)

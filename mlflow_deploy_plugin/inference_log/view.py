@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.inference_log.scan import RECEIVED_TIME, SHADOW, scan_
 from mlflow_deploy_plugin.inference_log.span import TimeRange
 from mlflow_deploy_plugin.inference_log.storage import LogFile
 from mlflow_deploy_plugin.nearest import did_you_mean
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 _TIME = pa.timestamp("us", tz="UTC")
 _FIRST = {

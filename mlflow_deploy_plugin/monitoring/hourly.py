@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.monitoring.bins import Bins
 from mlflow_deploy_plugin.monitoring.kinds.segments import is_segment
 from mlflow_deploy_plugin.monitoring.sketch import Profile, gathered, merge, sketch_groups
 from mlflow_deploy_plugin.monitoring.stored_days import Identity, Profiles, StoredDay, load_day, store_day
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 Listed = Mapping[Hour, list[LogFile]]
 

@@ -9,10 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import UNNAMED_OUTPUT
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
-from mlflow_deploy_plugin.runtime.values import numpy_dtype
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, UNNAMED_OUTPUT, Array, Artifact, Feeds, numpy_dtype
 
 
 class NotRepresentable(Exception):

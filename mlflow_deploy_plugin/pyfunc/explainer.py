@@ -23,9 +23,7 @@ from pyarrow.types import is_floating
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
-from mlflow_deploy_plugin.runtime.log_columns import cast_columns
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, cast_columns
 from mlflow_deploy_plugin.server.explained import Feature, explained_outputs, features_of, names_of, numbers_of
 from mlflow_deploy_plugin.server.frames import Message
 from mlflow_deploy_plugin.server.protocols import mlflow

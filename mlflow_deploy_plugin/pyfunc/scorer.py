@@ -16,9 +16,7 @@ from mlflow.pyfunc import load_model, scoring_server
 
 from mlflow_deploy_plugin.pyfunc.arrays import NotRepresentable, to_feeds, to_model_input, to_outputs
 from mlflow_deploy_plugin.pyfunc.refusal import RefusalKind, RequestRefused, clean_message, one_line
-from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime import Array, Artifact, Feeds, read_served_artifact
 from mlflow_deploy_plugin.server.frames import Message
 from mlflow_deploy_plugin.server.warmup import EXAMPLE
 

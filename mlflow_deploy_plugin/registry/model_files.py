@@ -24,8 +24,7 @@ from mlflow_deploy_plugin.registry.connection import (
     unavailable_message,
 )
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.runtime.artifact import FLAVOR
-from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime import FLAVOR, OUTPUT_PREFIX, PREDICTION
 
 _THROUGH_MLFLOW = ("mlflow-artifacts", "runs")
 _PACKAGES = {

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
+from mlflow_deploy_plugin.runtime import no_batch_dimension_reason
 from mlflow_deploy_plugin.server.served import ServedEndpoint, ServedVariant, Table
 from mlflow_deploy_plugin.server.state import LoadedVariant, WorkerState, worker_file, write_state
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array, Artifact
 from mlflow_deploy_plugin.server.metrics import Label, Metrics
 from mlflow_deploy_plugin.server.served import ServedVariant
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from mlflow_deploy_plugin.runtime.batcher import BatchPolicy
-from mlflow_deploy_plugin.runtime.session import available_cores
+from mlflow_deploy_plugin.runtime import BatchPolicy, available_cores
 from mlflow_deploy_plugin.server.cache import open_cache
 from mlflow_deploy_plugin.server.capture import SPOOL, CaptureWriter
 from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud

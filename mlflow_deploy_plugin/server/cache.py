@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime import Array, Feeds
 from mlflow_deploy_plugin.server.outage import ANSWER_SECONDS, CONNECT_SECONDS, Outage, redis_module
 
 logger = logging.getLogger(__name__)

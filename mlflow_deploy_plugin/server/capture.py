@@ -26,8 +26,7 @@ from typing import Any
 
 import orjson
 
-from mlflow_deploy_plugin.runtime.feeds import sent_arrays
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array, sent_arrays
 from mlflow_deploy_plugin.server.captured_model import CapturedModel as CapturedModel
 from mlflow_deploy_plugin.server.captured_model import described_model, read_model
 from mlflow_deploy_plugin.server.feedback import Feedback, pack_feedback

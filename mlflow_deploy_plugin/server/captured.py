@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.server.capture import (
     FEEDBACK_KIND,
     FRAME,

@@ -9,9 +9,7 @@ import orjson
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.nearest import did_you_mean
-from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, output_column
-from mlflow_deploy_plugin.runtime.schema import Array, Schema
+from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Array, Column, Input, Schema, Tensor, output_column
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,15 @@ from types import MappingProxyType
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
-from mlflow_deploy_plugin.runtime.batcher import BatchCallback
-from mlflow_deploy_plugin.runtime.model import OpaqueBody, OpaqueBodyPredictor, OpaqueResponse
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
-from mlflow_deploy_plugin.runtime.values import short_repr
+from mlflow_deploy_plugin.runtime import (
+    Array,
+    BatchCallback,
+    Feeds,
+    OpaqueBody,
+    OpaqueBodyPredictor,
+    OpaqueResponse,
+    short_repr,
+)
 from mlflow_deploy_plugin.server.cache import ResponseCache, question_key
 from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord
 from mlflow_deploy_plugin.server.ids import new_id

@@ -1,7 +1,7 @@
 """Whether the device that a server is to run on is really there, found out before anything is fetched or started.
 
 A process of its own computes one addition on it: ONNX Runtime writes a page of its own words to stderr where a library
-is missing, and CUDA takes hundreds of megabytes of a process that only wants to know. `python -m …runtime.device cuda`
+is missing, and CUDA takes hundreds of megabytes of a process that only wants to know. `python -m …server.device cuda`
 answers with its exit status, and with one line on stdout when it is 1.
 """
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import cast
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, OnnxserveError
-from mlflow_deploy_plugin.runtime.session import check_device_libraries, import_onnxruntime, open_session
 from mlflow_deploy_plugin.spec import Device
 
 # The ONNX graph y = x + x, float32 of shape (1).
@@ -51,7 +50,10 @@ def require_device(device: Device) -> None:
 
 
 def _compute_on(device: Device) -> None:
-    import numpy as np  # here, so that the supervisor, which only asks, stays without it
+    # here, so that the supervisor, which only asks, stays without numpy
+    import numpy as np
+
+    from mlflow_deploy_plugin.runtime import check_device_libraries, import_onnxruntime, open_session
 
     check_device_libraries(import_onnxruntime(), device)
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:

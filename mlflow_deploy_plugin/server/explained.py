@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact, Input, Output
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, Input, Output
 from mlflow_deploy_plugin.server.warmup import EXAMPLE
 
 MOST_COLUMNS = 1000

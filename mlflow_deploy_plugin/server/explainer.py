@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotInstalled, NotReady, TooManyRequests
-from mlflow_deploy_plugin.runtime.schema import Feeds
+from mlflow_deploy_plugin.runtime import Feeds
 from mlflow_deploy_plugin.server.frames import Message
 from mlflow_deploy_plugin.server.refusals import unless_refused
 from mlflow_deploy_plugin.server.side_process import SideProcess

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 
 MOST_JSON_BYTES = 16 * 1024 * 1024
 MOST_BYTES = 1024 * 1024 * 1024

@@ -16,8 +16,7 @@ import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.runtime.log_columns import as_key
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array, as_key
 
 MASK_KEY = "mask.key"
 """The file in a server's state folder. Another server masks alike with a copy of it."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.server.captured_model import CapturedModel
 from mlflow_deploy_plugin.server.mask import Mask
 

@@ -8,10 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
-from mlflow_deploy_plugin.runtime.model import OpaqueBody, OpaqueResponse
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import UNNAMED_OUTPUT, pyfunc_schema
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime import (
+    UNNAMED_OUTPUT,
+    Array,
+    Artifact,
+    Feeds,
+    OpaqueBody,
+    OpaqueResponse,
+    Output,
+    pyfunc_schema,
+)
 from mlflow_deploy_plugin.server.frames import Message
 from mlflow_deploy_plugin.server.refusals import unless_refused
 from mlflow_deploy_plugin.server.side_process import SideProcess

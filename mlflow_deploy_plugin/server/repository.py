@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION
 from mlflow_deploy_plugin.server import routing
 from mlflow_deploy_plugin.server.account import Account, silence
 from mlflow_deploy_plugin.server.captured_model import kept_of

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.server.capture import FEEDBACK_KIND, FRAME, MAGIC, REQUEST_KIND, payload_at
 
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlflow_deploy_plugin.runtime.batcher import Batcher
-from mlflow_deploy_plugin.runtime.model import Predictor, RemotePredictor
+from mlflow_deploy_plugin.runtime import Batcher, Predictor, RemotePredictor
 from mlflow_deploy_plugin.server import routing
 from mlflow_deploy_plugin.server.capture import CapturedModel
 from mlflow_deploy_plugin.spec import CaptureSpec, StickySpec

@@ -17,10 +17,17 @@ from contextlib import suppress
 from weakref import WeakKeyDictionary
 
 from mlflow_deploy_plugin.errors import InferenceError, OnnxserveError
-from mlflow_deploy_plugin.runtime.batchable import unbatchable_reason
-from mlflow_deploy_plugin.runtime.feeds import concatenate_feeds, sent_arrays, slice_feeds
-from mlflow_deploy_plugin.runtime.model import OpaqueBody, OpaqueBodyPredictor, RemotePredictor
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime import (
+    Array,
+    Feeds,
+    OpaqueBody,
+    OpaqueBodyPredictor,
+    RemotePredictor,
+    concatenate_feeds,
+    sent_arrays,
+    slice_feeds,
+    unbatchable_reason,
+)
 from mlflow_deploy_plugin.server.capture import CaptureWriter
 from mlflow_deploy_plugin.server.packing import RequestRecord, as_one_row
 from mlflow_deploy_plugin.server.served import LoadedVersion, ServedVariant

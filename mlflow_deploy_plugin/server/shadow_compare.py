@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
-from mlflow_deploy_plugin.runtime.schema import Array, row_count
+from mlflow_deploy_plugin.runtime import Array, Artifact, Output, row_count
 
 RELATIVE, ABSOLUTE = 0.01, 1e-6
 

@@ -6,9 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.feeds import sent_arrays
-from mlflow_deploy_plugin.runtime.model import OpaqueBody
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime import Array, Feeds, OpaqueBody, sent_arrays
 from mlflow_deploy_plugin.server.packing import RequestRecord
 from mlflow_deploy_plugin.server.served import LoadedVersion, ServedVariant
 

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array, Feeds, Schema
 
 
 def translated(feeds: Feeds, given: Schema, wanted: Schema) -> Feeds:

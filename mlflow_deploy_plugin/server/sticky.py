@@ -1,7 +1,6 @@
 """The value in a request that keeps its caller to one variant, where a column has it."""
 
-from mlflow_deploy_plugin.runtime.feeds import sent_arrays
-from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
+from mlflow_deploy_plugin.runtime import Feeds, Schema, sent_arrays
 
 
 def has_column(schema: Schema, column: str) -> bool:

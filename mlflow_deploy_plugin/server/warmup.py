@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
-from mlflow_deploy_plugin.runtime.batchable import repeat_row, unbatchable_reason
-from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
-from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
-from mlflow_deploy_plugin.runtime.model import OnnxModel, Predictor
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.runtime.schema import Feeds
+from mlflow_deploy_plugin.runtime import (
+    PYTHON_FUNCTION,
+    Batcher,
+    BatchPolicy,
+    Feeds,
+    OnnxModel,
+    Predictor,
+    no_batch_dimension_reason,
+    read_served_artifact,
+    repeat_row,
+    unbatchable_reason,
+)
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON
 from mlflow_deploy_plugin.server.pyfunc_model import PyfuncModel

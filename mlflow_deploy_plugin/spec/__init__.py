@@ -23,8 +23,9 @@ from mlflow_deploy_plugin.spec.change import (
     remove_monitor,
     remove_variant,
 )
-from mlflow_deploy_plugin.spec.document import dump_spec, field_reference, load_specs
-from mlflow_deploy_plugin.spec.monitors import MonitorKind, MonitorSpec, RetrainSpec
+from mlflow_deploy_plugin.spec.criteria import Condition, Requirement, parse_condition
+from mlflow_deploy_plugin.spec.document import dump_spec, field_reference, load_specs, spec_document
+from mlflow_deploy_plugin.spec.monitors import MIN_LABELLED_WINDOWS, REGRESSION, MonitorKind, MonitorSpec, RetrainSpec
 from mlflow_deploy_plugin.spec.parts import (
     BatchSize,
     CaptureSpec,
@@ -38,11 +39,19 @@ from mlflow_deploy_plugin.spec.parts import (
     VariantSpec,
     WorkerClass,
 )
+from mlflow_deploy_plugin.spec.reference import SMALLEST_ROLLING_RATE, bin_period, rolling_span
+from mlflow_deploy_plugin.spec.schedule import MONTHS, WEEKDAYS, load_time_zone, validate_crontab
 from mlflow_deploy_plugin.spec.types import Duration, Name, duration_seconds, parse_time
 
 __all__ = [
+    "MIN_LABELLED_WINDOWS",
+    "MONTHS",
+    "REGRESSION",
+    "SMALLEST_ROLLING_RATE",
+    "WEEKDAYS",
     "BatchSize",
     "CaptureSpec",
+    "Condition",
     "Device",
     "Duration",
     "EndpointSpec",
@@ -52,6 +61,7 @@ __all__ = [
     "MonitorSpec",
     "Name",
     "Rate",
+    "Requirement",
     "RetrainSpec",
     "ServerSpec",
     "StickySpec",
@@ -59,13 +69,19 @@ __all__ = [
     "WorkerClass",
     "add_variant",
     "apply_config",
+    "bin_period",
     "dump_spec",
     "duration_seconds",
     "empty_endpoint",
     "field_reference",
     "load_specs",
+    "load_time_zone",
     "new_endpoint",
+    "parse_condition",
     "parse_time",
     "remove_monitor",
     "remove_variant",
+    "rolling_span",
+    "spec_document",
+    "validate_crontab",
 ]

@@ -10,8 +10,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.spec import EndpointSpec
-from mlflow_deploy_plugin.spec.document import spec_document
+from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
 from mlflow_deploy_plugin.store.tables import AuditRow, from_row
 
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")

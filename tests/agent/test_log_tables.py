@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Output, Tensor
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
+from mlflow_deploy_plugin.runtime import Array, Artifact, Column, Feeds, Input, Output, Schema, Tensor, compile_schema
 from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
 from mlflow_deploy_plugin.server.captured_model import kept_of
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages

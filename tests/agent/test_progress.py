@@ -15,8 +15,7 @@ from mlflow_deploy_plugin.agent.progress import ShippingProgress, WatermarkWrite
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, read_watermarks
-from mlflow_deploy_plugin.runtime.artifact import Column, Input
-from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.runtime import Column, Input, Schema
 from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord, segments
 from mlflow_deploy_plugin.server.counted import leave_counted, read_counted
 from mlflow_deploy_plugin.server.metrics import Metrics

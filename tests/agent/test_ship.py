@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
-from mlflow_deploy_plugin.runtime.artifact import Input, Tensor
-from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.runtime import Input, Schema, Tensor
 from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
 from mlflow_deploy_plugin.server.captured_model import kept_of
 from mlflow_deploy_plugin.server.feedback import Feedback

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.flavor.mlmodel import write_mlmodel
 from mlflow_deploy_plugin.flavor.parity import RowGroup, prove_parity
 from mlflow_deploy_plugin.flavor.parity_report import parity_error
 from mlflow_deploy_plugin.flavor.signature import signature_of
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime import OnnxModel
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig, ParityError
-from mlflow_deploy_plugin.runtime.artifact import read_artifact
+from mlflow_deploy_plugin.runtime import read_artifact
 
 
 @pytest.fixture(scope="module")

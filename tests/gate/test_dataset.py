@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.dataset import load_dataset, reference_rows
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
-from mlflow_deploy_plugin.runtime.artifact import Column, Tensor, read_artifact
+from mlflow_deploy_plugin.runtime import Column, Tensor, read_artifact
 from tests.support.gated import labelled, write_classifier, write_rows
 from tests.support.tracking import DEFAULT_EXPERIMENT
 

@@ -21,8 +21,7 @@ from mlflow_deploy_plugin.monitoring.references.blocks import grid
 from mlflow_deploy_plugin.monitoring.references.past import rolling
 from mlflow_deploy_plugin.monitoring.sketch import merge
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.spec.reference import SMALLEST_ROLLING_RATE, rolling_span
+from mlflow_deploy_plugin.spec import SMALLEST_ROLLING_RATE, MonitorSpec, rolling_span
 
 from .conftest import (
     ENDPOINT,

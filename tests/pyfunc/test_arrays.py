@@ -7,8 +7,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from mlflow_deploy_plugin.pyfunc.arrays import NotRepresentable, to_feeds, to_model_input, to_outputs
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Column
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.runtime import Artifact, Column, pyfunc_schema, read_served_artifact
 
 
 @pytest.mark.parametrize(

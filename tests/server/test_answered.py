@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.runtime import Artifact, Output
 from mlflow_deploy_plugin.server.answered import count_answer, predicted_labels
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.metrics import Metrics, Statistics

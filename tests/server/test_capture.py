@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime.artifact import Column, Input
-from mlflow_deploy_plugin.runtime.feeds import sent_arrays
-from mlflow_deploy_plugin.runtime.log_columns import to_log_columns
-from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.runtime import Column, Input, Schema, compile_schema, sent_arrays, to_log_columns
 from mlflow_deploy_plugin.server import capture
 from mlflow_deploy_plugin.server.capture import (
     CapturedModel,

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.runtime.artifact import Column, Input
-from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.runtime import Column, Input, Schema
 from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord, segments
 from mlflow_deploy_plugin.server.captured import Texts, read_captured
 from mlflow_deploy_plugin.server.feedback import Feedback

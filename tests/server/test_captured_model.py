@@ -10,9 +10,7 @@ import orjson
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.log_columns import to_log_columns
-from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor, compile_schema, to_log_columns
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture import SPOOL, CaptureWriter, RequestRecord, segments
 from mlflow_deploy_plugin.server.captured import read_captured

@@ -17,8 +17,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact
-from mlflow_deploy_plugin.runtime.model import OpaqueBody
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.runtime import OpaqueBody, read_served_artifact
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.capture import segments
 from mlflow_deploy_plugin.server.clouds import Cloud

@@ -15,8 +15,7 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.runtime.model import Predictor
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime import Array, Feeds, Predictor
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord, segments
 from mlflow_deploy_plugin.server.exposition import read_families

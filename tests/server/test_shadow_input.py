@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import Column, Input
-from mlflow_deploy_plugin.runtime.schema import compile_schema
+from mlflow_deploy_plugin.runtime import Column, Input, compile_schema
 from mlflow_deploy_plugin.server.shadow_input import translated
 
 COLUMNS = (Column("name", "string"), Column("hour", "long"), Column("distance", "double"))

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.schema import compile_schema
+from mlflow_deploy_plugin.runtime import Column, Input, Tensor, compile_schema
 from mlflow_deploy_plugin.server.sticky import has_column, key_of
 
 COLUMNS = (Column("user", "string"), Column("account", "long"), Column("amount", "double"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.runtime.batcher import BatchPolicy
+from mlflow_deploy_plugin.runtime import BatchPolicy
 from mlflow_deploy_plugin.server.warmup import has_random_nodes, load_warm
 from tests.support.models import write_model
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor
 from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
 
 NOON = int(datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.server.capture import (
     FRAME,
     REFERRING,

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import Judge, LoggedRes
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, window_at
 from mlflow_deploy_plugin.monitoring.references.dataset import load_dataset
 from mlflow_deploy_plugin.monitoring.references.rows import ReferenceRows
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import CaptureSpec, MonitorSpec, empty_endpoint
 from mlflow_deploy_plugin.store.monitors import MonitorWindow

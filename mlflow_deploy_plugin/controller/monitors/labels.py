@@ -8,8 +8,7 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.inference_log.label_join import LABEL, LABEL_NUMBER, EndpointLabels, join_labels
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.spec.monitors import REGRESSION
+from mlflow_deploy_plugin.spec import REGRESSION, MonitorSpec
 
 
 def count_labels(questions: Sequence[Question]) -> list[int]:

@@ -18,8 +18,7 @@ from mlflow_deploy_plugin.inference_log.storage import wrap_log_errors
 from mlflow_deploy_plugin.inference_log.watermarks import GONE_AFTER, expire_watermarks
 from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import duration_seconds
-from mlflow_deploy_plugin.spec.reference import bin_period
+from mlflow_deploy_plugin.spec import bin_period, duration_seconds
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors
 

@@ -16,8 +16,7 @@ from apscheduler.triggers.cron import CronTrigger
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
-from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
-from mlflow_deploy_plugin.spec.schedule import MONTHS, WEEKDAYS, load_time_zone, validate_crontab
+from mlflow_deploy_plugin.spec import MONTHS, WEEKDAYS, MonitorSpec, duration_seconds, load_time_zone, validate_crontab
 
 MAX_BACKOFF = timedelta(minutes=10)
 _FIRST_PAUSE = timedelta(seconds=15)

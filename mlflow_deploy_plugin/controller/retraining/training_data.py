@@ -16,8 +16,7 @@ from mlflow_deploy_plugin.inference_log.label_join import LABEL, LABEL_NUMBER, E
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
 from mlflow_deploy_plugin.store.database import utc_now
 
 _FILES = ("data.parquet", "held_out.parquet")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec.criteria import Condition, parse_condition
+from mlflow_deploy_plugin.spec import Condition, parse_condition
 
 CriterionKind = Literal["error_rate", "latency", "disagreement"]
 

@@ -24,11 +24,7 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolve import resolve
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
-from mlflow_deploy_plugin.runtime.model import OnnxModel
-from mlflow_deploy_plugin.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.runtime.schema import Feeds
-from mlflow_deploy_plugin.runtime.session import available_cores
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Feeds, OnnxModel, available_cores, read_served_artifact
 from mlflow_deploy_plugin.server.protocols import arrow, mlflow
 
 Predictor = Callable[[str, bytes], Any]

@@ -7,8 +7,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.runtime.artifact import Input, Output
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array, Input, Output
 
 OriginalModel = Callable[[Batch], dict[str, Array]]
 """The original model's answers for a batch, by ONNX output name; it raises what it raises for rows it refuses."""

@@ -14,8 +14,7 @@ from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape
-from mlflow_deploy_plugin.runtime.artifact import Input, Output
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array, Input, Output
 
 
 def read_batch(model: Any, data: Any) -> Batch:

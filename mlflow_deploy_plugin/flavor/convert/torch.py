@@ -18,8 +18,7 @@ from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel, call_original
 from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape
-from mlflow_deploy_plugin.runtime.artifact import Input, Output
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array, Input, Output
 
 _EXAMPLE_ROWS = 3
 """Rows of the traced example. One row would fix the batch at 1 for LSTM and Transformer without a word; two, and the

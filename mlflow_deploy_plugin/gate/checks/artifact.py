@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact, Column, Output
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, Column, Output
 
 SIGNATURE = "signature"
 _TAKES = {

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.gate.metrics import (
 from mlflow_deploy_plugin.gate.model import Predictions
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 
 NAME = "evaluation"
 

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.gate.metrics import HIGHER_IS_BETTER, RELATIVE_METRICS
 from mlflow_deploy_plugin.gate.model import LoadedModel, Predictions
 from mlflow_deploy_plugin.gate.policy import MetricName, RobustnessPolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 
 NAME = "robustness"
 UNSEEN = "(never seen)"

@@ -19,8 +19,7 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.inference_log.labels import as_text
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.kinds.measures import Classified
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
-from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output
 
 LABEL, LABEL_NUMBER = "_label", "_label_number"
 NO_LABEL = -1

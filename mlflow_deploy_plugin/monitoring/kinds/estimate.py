@@ -31,7 +31,7 @@ from scipy.stats import norm, rankdata, t
 from mlflow_deploy_plugin.monitoring.features import Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
 from mlflow_deploy_plugin.monitoring.kinds.measures import CLASSIFICATION, LEAST, Classified
-from mlflow_deploy_plugin.spec.monitors import MIN_LABELLED_WINDOWS
+from mlflow_deploy_plugin.spec import MIN_LABELLED_WINDOWS
 
 _DRAWS, _DRAWN_ROWS = 100, 2_000
 """Simulations of a window's labels, and of how many of its rows; their variance falls with the number of rows."""

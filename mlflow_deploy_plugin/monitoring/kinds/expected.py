@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.monitoring.kinds.labelled import compare_labelled
 from mlflow_deploy_plugin.monitoring.kinds.measures import CLASSIFICATION, Classified
 from mlflow_deploy_plugin.monitoring.kinds.segments import segments_of
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.spec import duration_seconds
 
 _EARLIER_WINDOWS = 8

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.monitoring.kinds.answers import Answered
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.measures import LEAST, Classified, Measured, classification, regression
 from mlflow_deploy_plugin.monitoring.kinds.segments import as_texts
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 _BINS, _MOST_VALUES, _STRATA = 10, 20, 10
 _FEWEST_UNLABELLED = 10

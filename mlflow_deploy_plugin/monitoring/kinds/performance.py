@@ -18,8 +18,8 @@ from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_
 from mlflow_deploy_plugin.monitoring.kinds.segments import Segment, segments_of
 from mlflow_deploy_plugin.monitoring.kinds.versions import version_artifact
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.spec.monitors import REGRESSION
+from mlflow_deploy_plugin.runtime import Artifact
+from mlflow_deploy_plugin.spec import REGRESSION
 
 _MOST_CELLS = 20_000_000
 _INFORMS = "an estimate informs and decides nothing, unless the monitor says `estimate: decides`"

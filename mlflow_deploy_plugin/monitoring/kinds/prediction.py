@@ -3,7 +3,7 @@
 from mlflow_deploy_plugin.monitoring.judgement import Judged
 from mlflow_deploy_plugin.monitoring.kinds.comparison import compare
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION
 
 
 def judge(question: Question) -> Judged:

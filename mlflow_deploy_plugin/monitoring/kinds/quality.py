@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.monitoring.kinds.comparison import Comparison, compare
 from mlflow_deploy_plugin.monitoring.outcomes import worst_named
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.sketch import ColumnSketch, Profile
-from mlflow_deploy_plugin.spec.criteria import Requirement
+from mlflow_deploy_plugin.spec import Requirement
 
 CHECKS: tuple[Check, ...] = ("missing", "unseen", "type", "presence", "range")
 _MOST_COLUMNS = 20

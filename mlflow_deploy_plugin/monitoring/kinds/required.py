@@ -9,8 +9,8 @@ from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.monitoring.judgement import Finding, State
 from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
-from mlflow_deploy_plugin.spec.criteria import Requirement
+from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.spec import Requirement
 
 
 def confidence_of(rate: float, questions: int) -> float:

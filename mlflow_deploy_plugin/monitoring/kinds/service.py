@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_
 from mlflow_deploy_plugin.monitoring.kinds.segments import MAX_SEGMENTS, as_texts, segment_name
 from mlflow_deploy_plugin.monitoring.kinds.versions import Version, most_first, versions_of
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.spec.criteria import Requirement
+from mlflow_deploy_plugin.spec import Requirement
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _COLUMNS = ("_latency_us", "_status", "_row", "_model", "_version")

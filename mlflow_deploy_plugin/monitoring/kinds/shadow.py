@@ -24,8 +24,7 @@ from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_
 from mlflow_deploy_plugin.monitoring.kinds.segments import segments_of
 from mlflow_deploy_plugin.monitoring.kinds.versions import Version, version_artifact, versions_of
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Output
-from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output
 from mlflow_deploy_plugin.server.shadow_compare import compare
 
 MAX_ROWS = 100_000

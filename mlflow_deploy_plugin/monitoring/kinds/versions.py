@@ -5,7 +5,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.references.training import model_folder
-from mlflow_deploy_plugin.runtime.artifact import Artifact, read_artifact
+from mlflow_deploy_plugin.runtime import Artifact, read_artifact
 
 Version = tuple[str, str]
 """Model and version."""

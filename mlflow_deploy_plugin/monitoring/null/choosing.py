@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.monitoring.null.windows import (
 )
 from mlflow_deploy_plugin.monitoring.references import Reference
 from mlflow_deploy_plugin.monitoring.sketch import Profile
-from mlflow_deploy_plugin.spec.reference import SMALLEST_ROLLING_RATE
+from mlflow_deploy_plugin.spec import SMALLEST_ROLLING_RATE
 
 _SEED = 0
 _MAX_CELLS = 20_000_000

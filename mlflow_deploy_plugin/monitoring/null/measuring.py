@@ -62,7 +62,7 @@ from mlflow_deploy_plugin.monitoring.references import Reference
 from mlflow_deploy_plugin.monitoring.references.beyond import against_the_rest
 from mlflow_deploy_plugin.monitoring.references.blocks import Pieces
 from mlflow_deploy_plugin.monitoring.sketch import Profile
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 _FEWEST = 5
 _MAX_FIGURES = 20_000_000

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.monitoring.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.sketch import Profile
 from mlflow_deploy_plugin.monitoring.tally import family_of
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 Beyond = list[dict[str, int]]
 

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.monitoring.references.dataset import load_dataset
 from mlflow_deploy_plugin.monitoring.references.past import Past, pinned, rolling
 from mlflow_deploy_plugin.monitoring.references.rows import ReferenceRows, times_of
 from mlflow_deploy_plugin.monitoring.references.training import load_reference
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 CACHE = "references"
 _PASTS: Mapping[str, Callable[[Question, str, str], tuple[Past, list[str]]]] = {"window": pinned, "rolling": rolling}

@@ -36,9 +36,8 @@ from mlflow_deploy_plugin.monitoring.references.beyond import against_the_rest
 from mlflow_deploy_plugin.monitoring.references.blocks import Pieces, assemble, grid, sketch_steps
 from mlflow_deploy_plugin.monitoring.sketch import gathered
 from mlflow_deploy_plugin.monitoring.stored_days import keep
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
-from mlflow_deploy_plugin.spec import duration_seconds
-from mlflow_deploy_plugin.spec.reference import bin_period, rolling_span
+from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.spec import bin_period, duration_seconds, rolling_span
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.monitoring.features import Array
-from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 
 @dataclass(frozen=True, eq=False)

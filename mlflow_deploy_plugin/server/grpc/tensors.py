@@ -14,8 +14,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime import Array, Artifact, Feeds, Schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.protocols import v2
 from mlflow_deploy_plugin.server.protocols.thrift import Torn, read_varint

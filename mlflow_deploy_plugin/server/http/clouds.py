@@ -4,8 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
-from mlflow_deploy_plugin.runtime.model import OpaqueBody
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, OpaqueBody
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse

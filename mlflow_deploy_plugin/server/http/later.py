@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.server.answered import count_answer
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferResponse

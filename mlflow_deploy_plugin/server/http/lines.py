@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
+from mlflow_deploy_plugin.runtime import Feeds, Schema
 from mlflow_deploy_plugin.server.answered import count_answer, predicted_labels
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferRequest

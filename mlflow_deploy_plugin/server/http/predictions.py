@@ -9,8 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.runtime.model import OpaqueBody
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime import Array, Feeds, OpaqueBody
 from mlflow_deploy_plugin.server.answered import count_answer
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferRequest, InferResponse

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
-from mlflow_deploy_plugin.runtime.model import OpaqueBody
-from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Feeds, OpaqueBody, Schema
 from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.messages import RawRequest
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question

@@ -5,8 +5,7 @@ JSON and CSV are MLflow's and go the short way; Arrow, Parquet, JSON Lines and n
 
 from functools import lru_cache, partial
 
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION
-from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Feeds, Schema
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.accept import qualities

@@ -13,10 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
-from mlflow_deploy_plugin.runtime.log_columns import PREDICTION
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
-from mlflow_deploy_plugin.runtime.values import NO_ROWS
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, NO_ROWS, PREDICTION, Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.arrow_columns import (
     Unreadable,
     Words,

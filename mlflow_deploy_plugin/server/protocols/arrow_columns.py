@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
-from mlflow_deploy_plugin.runtime.values import Array
+from mlflow_deploy_plugin.runtime import Array
 
 _NUMBERS: dict[str, np.dtype[Any]] = {
     "halffloat": np.dtype("<f2"),

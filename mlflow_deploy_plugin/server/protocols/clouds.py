@@ -9,7 +9,7 @@ Azure ML: `{"input_data": …}` → the bare predictions, as its deployments of 
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json_object
 from mlflow_deploy_plugin.server.protocols.records import by_row
 from mlflow_deploy_plugin.server.protocols.tfserving import decoded_texts

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, row_count
-from mlflow_deploy_plugin.runtime.values import short_repr
+from mlflow_deploy_plugin.runtime import Array, Feeds, Schema, row_count, short_repr
 from mlflow_deploy_plugin.server.frames import Message
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import dump_json, load_json_object

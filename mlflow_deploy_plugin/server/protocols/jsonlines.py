@@ -11,8 +11,7 @@ from itertools import islice
 from typing import Any
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime.feeds import concatenate_feeds
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime import Array, Feeds, Schema, concatenate_feeds
 from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json
 from mlflow_deploy_plugin.server.protocols.records import by_row
 

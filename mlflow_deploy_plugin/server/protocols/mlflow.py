@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, UnsupportedMediaType
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime import Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, dump_json, json_object, json_type, media_type
 from mlflow_deploy_plugin.server.protocols.numbers import LARGE_BYTES, read_feeds
 from mlflow_deploy_plugin.server.protocols.table import read_csv

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime import Array, Feeds, Schema
 
 MEDIA_TYPES = ("application/x-npy",)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import simdjson
 
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime import Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.content import check_containers
 
 LARGE_BYTES = 16 * 1024

@@ -3,8 +3,7 @@
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.runtime.artifact import Artifact
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
+from mlflow_deploy_plugin.runtime import Array, Artifact, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, dump_json, load_json, load_json_object, media_type
 from mlflow_deploy_plugin.server.protocols.table import read_csv

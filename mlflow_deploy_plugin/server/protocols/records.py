@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 
 
 def check_rows(outputs: Mapping[str, Array]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime.schema import Feeds, Schema
+from mlflow_deploy_plugin.runtime import Feeds, Schema
 
 MOST_COLUMNS = 100_000
 MOST_LINES = 1_000_000

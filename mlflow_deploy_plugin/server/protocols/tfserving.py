@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
-from mlflow_deploy_plugin.runtime.values import short_repr
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array, Artifact, Feeds, Schema, short_repr
 from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json
 from mlflow_deploy_plugin.server.protocols.records import by_row
 

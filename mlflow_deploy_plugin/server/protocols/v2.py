@@ -14,10 +14,15 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.nearest import join_names
-from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact
-from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema
-from mlflow_deploy_plugin.runtime.values import short_repr
+from mlflow_deploy_plugin.runtime import (
+    PYTHON_FUNCTION,
+    Array,
+    Artifact,
+    Feeds,
+    Schema,
+    no_batch_dimension_reason,
+    short_repr,
+)
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_type, load_json, media_type
 from mlflow_deploy_plugin.server.protocols.v2_numbers import load_large
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (

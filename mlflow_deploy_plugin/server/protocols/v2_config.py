@@ -7,8 +7,7 @@ https://github.com/triton-inference-server/common/blob/main/protobuf/model_confi
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mlflow_deploy_plugin.runtime.artifact import Input, Output
-from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
+from mlflow_deploy_plugin.runtime import Input, Output, no_batch_dimension_reason
 from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
 from mlflow_deploy_plugin.server.served import ServedVariant
 from mlflow_deploy_plugin.spec import ServerSpec

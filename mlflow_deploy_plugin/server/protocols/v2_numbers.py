@@ -9,7 +9,7 @@ from typing import Any
 
 import simdjson
 
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.server.protocols.content import check_containers
 from mlflow_deploy_plugin.server.protocols.numbers import LARGE_BYTES, entries_of, nested_shape, numbers_in
 from mlflow_deploy_plugin.server.protocols.v2_tensors import MANY_TENSORS, kind_of

@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.runtime.mlmodel import check_yaml
-from mlflow_deploy_plugin.runtime.values import short_repr
+from mlflow_deploy_plugin.runtime import check_yaml, short_repr
 from mlflow_deploy_plugin.server.protocols.content import json_type, load_json
 from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, new_endpoint

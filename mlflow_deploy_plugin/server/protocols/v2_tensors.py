@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime.values import Array, short_repr
+from mlflow_deploy_plugin.runtime import Array, short_repr
 
 MAX_RANK = 32
 """As many dimensions as anything takes; the product of a million sizes would be computed for hours."""

@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.errors import ConversionError, ParityError
 from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime import OnnxModel
 
 BEFORE = {
     "nothing": lambda: "passthrough",

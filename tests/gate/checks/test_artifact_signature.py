@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.gate.checks.artifact import check_signature
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Output, Tensor
+from mlflow_deploy_plugin.runtime import Artifact, Column, Output, Tensor
 
 SERVED = Artifact(
     folder=Path("x"),

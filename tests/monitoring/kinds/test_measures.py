@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.monitoring.kinds.measures import (
     classification,
     regression,
 )
-from mlflow_deploy_plugin.spec.monitors import REGRESSION
+from mlflow_deploy_plugin.spec import REGRESSION
 
 
 def answers_to(truth: np.ndarray, classes: int, rng: np.random.Generator) -> Classified:

@@ -21,8 +21,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
-from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, ColumnType, Input, Schema, Tensor, compile_schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.protocols import arrow, clouds, feedback, jsonlines, mlflow, npy, predict, tfserving

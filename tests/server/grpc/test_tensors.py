@@ -11,8 +11,7 @@ from hypothesis.extra import numpy as arrays
 from tritonclient.grpc import InferInput, service_pb2
 
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor
-from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.runtime import Artifact, Input, Output, Schema, Tensor
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc.tensors import decode, encode
 

@@ -15,7 +15,7 @@ import pytest
 import requests
 import yaml
 
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.server.state import SPEC, WANTED, Wanted, write_state
 from tests.support import pages
 from tests.support.waiting import wait_until

@@ -2,8 +2,7 @@
 
 import pytest
 
-from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.schema import compile_schema
+from mlflow_deploy_plugin.runtime import Column, Input, Tensor, compile_schema
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
 from mlflow_deploy_plugin.server.http.pages.fields import Picture, fields_of, picture_of
 

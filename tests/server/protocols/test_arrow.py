@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError, SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
-from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, ColumnType, Input, Schema, Tensor, compile_schema
 from mlflow_deploy_plugin.server.protocols import arrow
 
 LIMIT = 4_000_000

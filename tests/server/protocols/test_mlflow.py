@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Tensor, compile_schema
 from mlflow_deploy_plugin.server.protocols.mlflow import decode, encode
 
 COLUMNS = (Column("s", "string"), Column("d", "double"), Column("n", "long"), Column("b", "boolean"))

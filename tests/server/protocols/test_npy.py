@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.schema import compile_schema
+from mlflow_deploy_plugin.runtime import Column, Input, Tensor, compile_schema
 from mlflow_deploy_plugin.server.protocols import npy
 
 TABLE = compile_schema(

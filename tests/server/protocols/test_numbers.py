@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor, compile_schema
 from mlflow_deploy_plugin.server.protocols import mlflow, numbers
 from mlflow_deploy_plugin.server.protocols.content import JSON, load_json
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest
 from mlflow_deploy_plugin.server.http.routes import answer

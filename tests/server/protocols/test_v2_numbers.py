@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Column, Input, Tensor, read_artifact
-from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
+from mlflow_deploy_plugin.runtime import Artifact, Column, Input, Schema, Tensor, compile_schema, read_artifact
 from mlflow_deploy_plugin.server.protocols import v2, v2_numbers
 
 DATATYPES = ("FP64", "FP32", "FP16", "INT64", "INT32", "INT8", "UINT64", "UINT8", "BOOL", "BYTES")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotFound
-from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
+from mlflow_deploy_plugin.runtime import Batcher, BatchPolicy
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.metrics import Statistics
 from mlflow_deploy_plugin.server.protocols import v2_config, v2_repository, v2_statistics

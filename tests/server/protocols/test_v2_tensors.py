@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor
-from mlflow_deploy_plugin.runtime.schema import Array, Schema, compile_schema
+from mlflow_deploy_plugin.runtime import Array, Artifact, Input, Output, Schema, Tensor, compile_schema
 from mlflow_deploy_plugin.server.protocols import v2
 from mlflow_deploy_plugin.server.protocols.v2_tensors import TensorHead, from_binary
 

@@ -37,8 +37,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, last_step
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import bind_inputs, convertible_copy, estimator_input
 from mlflow_deploy_plugin.flavor.convert.sklearn.precision import Precision, round_before_last_step, widen
-from mlflow_deploy_plugin.runtime.artifact import Input, Output, Role
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array, Input, Output, Role
 
 _HEAD = slice(0, 3)
 

@@ -27,7 +27,7 @@ from sklearn.preprocessing import (
 
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, column_names
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 
 _SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 _ROWS = ("_fit_X", "cluster_centers_", "support_vectors_", "X_train_", "centroids_")

@@ -14,7 +14,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
 from mlflow_deploy_plugin.flavor.convert.graph import add_constant, add_node
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import MISSING
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 
 _KEYS = {StringTensorType: "keys_strings", Int64TensorType: "keys_int64s", FloatTensorType: "keys_floats"}
 _NO_COLUMN = -1.0

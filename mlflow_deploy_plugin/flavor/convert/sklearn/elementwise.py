@@ -24,7 +24,7 @@ from sklearn.preprocessing import (
 
 from mlflow_deploy_plugin.flavor.convert.graph import add_constant, add_node
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import MISSING
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 
 _Steps = list[tuple[str, Array]]
 

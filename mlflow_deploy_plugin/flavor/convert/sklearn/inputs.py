@@ -25,8 +25,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     reads_text,
     sub_estimators,
 )
-from mlflow_deploy_plugin.runtime.artifact import Column, Input
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array, Column, Input
 
 MISSING = "<missing>"
 """Stands for a missing text in the graph, because ONNX strings have no missing value."""

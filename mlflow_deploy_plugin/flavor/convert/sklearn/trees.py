@@ -15,7 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 
 from mlflow_deploy_plugin.flavor.convert.graph import add_constant, add_node
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
-from mlflow_deploy_plugin.runtime.schema import Array
+from mlflow_deploy_plugin.runtime import Array
 
 
 def restore_missing_directions(graph: Any, fitted: Any) -> None:

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES
-from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON, load_json
 from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of

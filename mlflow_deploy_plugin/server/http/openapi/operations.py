@@ -6,7 +6,7 @@ A route that stands in the tables and not here is left out of the document, and 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from mlflow_deploy_plugin.runtime.artifact import Artifact
+from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.server.explained import is_explainable
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
 from mlflow_deploy_plugin.server.protocols import arrow, feedback, jsonlines, npy

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Artifact, Output, Tensor
-from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Artifact, Output, Schema, Tensor
 from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
 
 JsonSchema = dict[str, Any]

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Tensor
-from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema, Tensor
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
 from mlflow_deploy_plugin.server.protocols.content import dump_json
 

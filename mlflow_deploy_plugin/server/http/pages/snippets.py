@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_deploy_plugin.runtime.schema import Schema
+from mlflow_deploy_plugin.runtime import Schema
 from mlflow_deploy_plugin.server.http.openapi.examples import Example, invocations_example, v2_example
 
 _NUMPY = {
