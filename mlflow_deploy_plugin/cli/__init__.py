@@ -2,6 +2,7 @@
 
 import builtins
 import importlib
+import os
 import re
 import sys
 from importlib.metadata import requires
@@ -9,24 +10,36 @@ from typing import Any
 
 import click
 
-from mlflow_deploy_plugin.cli.quiet import disable_telemetry
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.registry.connection import set_service_timeouts
 from mlflow_deploy_plugin.version import __version__
 
+_NO_TELEMETRY = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def disable_telemetry() -> None:
+    """Silences both, unless the environment says otherwise. To be called before they are imported."""
+    for variable, value in _NO_TELEMETRY.items():
+        os.environ.setdefault(variable, value)
+
+
 _COMMANDS = {
     "serve": ("mlflow_deploy_plugin.cli.serve", "Serve a model, or the endpoints of a spec, in the foreground."),
-    "list": ("mlflow_deploy_plugin.cli.listing", "List the deployments, their servers and their monitors."),
-    "start": ("mlflow_deploy_plugin.cli.lifecycle", "Start the server of the deployment NAME again."),
-    "stop": ("mlflow_deploy_plugin.cli.lifecycle", "Stop the server of the deployment NAME, and keep the deployment."),
+    "list": ("mlflow_deploy_plugin.cli.deployment", "List the deployments, their servers and their monitors."),
+    "start": ("mlflow_deploy_plugin.cli.deployment", "Start the server of the deployment NAME again."),
+    "stop": ("mlflow_deploy_plugin.cli.deployment", "Stop the server of the deployment NAME, and keep the deployment."),
     "endpoint": ("mlflow_deploy_plugin.cli.endpoint", "Create, change, show and delete endpoints, and their traffic."),
-    "gate": ("mlflow_deploy_plugin.cli.gate", "Check what a version has to prove before it is promoted."),
+    "gate": ("mlflow_deploy_plugin.cli.promote", "Check what a version has to prove before it is promoted."),
     "promote": ("mlflow_deploy_plugin.cli.promote", "Move a version to a stage or alias, through its gate."),
     "history": ("mlflow_deploy_plugin.cli.history", "Show who changed what, when and why."),
     "retrain": ("mlflow_deploy_plugin.cli.retrain", "Train what is served on what was captured and labelled."),
     "rollout": ("mlflow_deploy_plugin.cli.rollout", "Bring a new version by steps, and back if it is bad."),
-    "rollback": ("mlflow_deploy_plugin.cli.rollback", "Go back to what was served before."),
+    "rollback": ("mlflow_deploy_plugin.cli.rollout", "Go back to what was served before."),
     "silence": ("mlflow_deploy_plugin.cli.silence", "Silence the alerts of an endpoint for a while."),
     "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts, monitors and retrainings until it is ended."),
     "monitor": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic on a schedule, and by hand."),

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import click
 
-from mlflow_deploy_plugin.cli.gate import show_progress
 from mlflow_deploy_plugin.cli.monitor import judge_window, monitor_option, show_result, window_option
 from mlflow_deploy_plugin.cli.options import output_option
+from mlflow_deploy_plugin.cli.promote import show_progress
 
 
 @click.group()

@@ -9,10 +9,8 @@ from typing import Any
 
 import click
 
-from mlflow_deploy_plugin.cli.columns import align_columns
-from mlflow_deploy_plugin.cli.opened import opened_deployments
-from mlflow_deploy_plugin.cli.options import output_option, why_option
-from mlflow_deploy_plugin.cli.pairs import key_values
+from mlflow_deploy_plugin.cli.options import key_values, opened_deployments, output_option, why_option
+from mlflow_deploy_plugin.cli.output.terminal import align_columns
 
 _config = click.option(
     "-C",

@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING, cast
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.opened import opened_deployments
-from mlflow_deploy_plugin.deployments.bulk.kinds import format_of
+from mlflow_deploy_plugin.cli.options import opened_deployments
+from mlflow_deploy_plugin.deployments.batch.formats import format_of
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def feedback(
     exit status is then 1.
     """
     # here: pyarrow and SQLAlchemy take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments.bulk.reading import open_input
+    from mlflow_deploy_plugin.deployments.batch.rows import open_input
     from mlflow_deploy_plugin.deployments.feedback import check_key_columns, import_labels
     from mlflow_deploy_plugin.inference_log.label_files import LabelColumns, read_label_file
     from mlflow_deploy_plugin.inference_log.reader import open_log

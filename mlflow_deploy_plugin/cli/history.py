@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.plain import printable
+from mlflow_deploy_plugin.cli.output.terminal import printable
 from mlflow_deploy_plugin.errors import NotFound
 
 if TYPE_CHECKING:

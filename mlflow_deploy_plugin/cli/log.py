@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from mlflow_deploy_plugin.cli.options import output_option
-from mlflow_deploy_plugin.deployments.bulk.kinds import format_of
+from mlflow_deploy_plugin.deployments.batch.formats import format_of
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def query(
     asked = Query(view, select, where, order_by, sql, bound)
     with limit_memory(_MEMORY_BYTES), run_query(opened, asked) as answer:
         if is_table:
-            from mlflow_deploy_plugin.cli.log_text import table_lines
+            from mlflow_deploy_plugin.cli.output.log import table_lines
 
             for line in table_lines(answer, shown):
                 click.echo(line)
@@ -148,7 +148,7 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     in the log are seen. Of an endpoint whose name a deleted one had, what was received since it was made is counted;
     --since counts what the other has left, too.
     """
-    from mlflow_deploy_plugin.cli.log_text import stats_json, stats_lines
+    from mlflow_deploy_plugin.cli.output.log import stats_json, stats_lines
     from mlflow_deploy_plugin.inference_log.span import parse_time_range
     from mlflow_deploy_plugin.inference_log.stats import log_stats
 
@@ -172,7 +172,7 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
 
     Rows go by their event time, labels by the day they came in, profiles of rows that monitors keep by their day.
     """
-    from mlflow_deploy_plugin.cli.log_text import size_text
+    from mlflow_deploy_plugin.cli.output.log import size_text
     from mlflow_deploy_plugin.inference_log.maintenance import expire as delete
     from mlflow_deploy_plugin.inference_log.span import parse_duration
 
@@ -238,7 +238,7 @@ def _open(since: datetime | None = None) -> "InferenceLog":
 
 
 def _write(answer: "QueryResult", form: "Form", file: str) -> None:
-    from mlflow_deploy_plugin.deployments.bulk.writing import atomic_file
+    from mlflow_deploy_plugin.deployments.batch.output import atomic_file
     from mlflow_deploy_plugin.inference_log.export import exporting
 
     rows = 0

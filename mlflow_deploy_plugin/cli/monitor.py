@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from mlflow_deploy_plugin.cli.columns import align_columns
-from mlflow_deploy_plugin.cli.gate import show_progress
-from mlflow_deploy_plugin.cli.opened import opened_deployments
-from mlflow_deploy_plugin.cli.options import output_option, why_option
-from mlflow_deploy_plugin.cli.pairs import key_values
+from mlflow_deploy_plugin.cli.options import key_values, opened_deployments, output_option, why_option
+from mlflow_deploy_plugin.cli.output.terminal import align_columns
+from mlflow_deploy_plugin.cli.promote import show_progress
 from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
@@ -60,7 +58,7 @@ def list_(name: str | None, output: str) -> None:
     Shown is how each stands, what it found last, and when it is due.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.cli.monitor_text import MONITOR_HEAD, monitor_document, monitor_row
+        from mlflow_deploy_plugin.cli.output.monitor import MONITOR_HEAD, monitor_document, monitor_row
         from mlflow_deploy_plugin.controller.beside import STORE_LEASE
         from mlflow_deploy_plugin.controller.monitors.overview import overviews
 
@@ -148,7 +146,7 @@ def judge_window(
 
 def show_result(written: "MonitorWindow", answer: "LoggedResult", output: str) -> None:
     """Prints what was found, in lines or as JSON."""
-    from mlflow_deploy_plugin.cli.monitor_text import result_document, result_lines
+    from mlflow_deploy_plugin.cli.output.monitor import result_document, result_lines
 
     if output == "json":
         click.echo(json.dumps(result_document(written, answer)))

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from mlflow_deploy_plugin.cli.opened import opened_deployments
-from mlflow_deploy_plugin.deployments.bulk.kinds import FILE_FORMATS, FileFormat, format_of, output_format
+from mlflow_deploy_plugin.cli.options import opened_deployments
+from mlflow_deploy_plugin.deployments.batch.formats import FILE_FORMATS, FileFormat, format_of, output_format
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments.bulk.answering import Predictor
-    from mlflow_deploy_plugin.deployments.bulk.batch import RowBatch
-    from mlflow_deploy_plugin.deployments.bulk.reading import RowFile
+    from mlflow_deploy_plugin.deployments.batch.predictor import Predictor
+    from mlflow_deploy_plugin.deployments.batch.rows import RowBatch, RowFile
 
 _KINDS = click.Choice(FILE_FORMATS)
 
@@ -70,9 +69,9 @@ def predict(
     if (model_uri is None) == (name is None):
         raise InvalidConfig("say either -m MODEL_URI or -n DEPLOYMENT")
     # here: pandas and MLflow take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments.bulk.answering import predict_batch
-    from mlflow_deploy_plugin.deployments.bulk.reading import open_input, read_rows
-    from mlflow_deploy_plugin.deployments.bulk.writing import open_output
+    from mlflow_deploy_plugin.deployments.batch.output import open_output
+    from mlflow_deploy_plugin.deployments.batch.predictor import predict_batch
+    from mlflow_deploy_plugin.deployments.batch.rows import open_input, read_rows
 
     given = cast(FileFormat, content_type or format_of(input_path) or "json")
     wanted = cast(FileFormat, output_type or output_format(output_path, given))
@@ -116,11 +115,11 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
 
 
 def _answerer(model_uri: str | None, name: str | None) -> "AbstractContextManager[Predictor]":
-    from mlflow_deploy_plugin.deployments.asked import scoring_target
-    from mlflow_deploy_plugin.deployments.bulk import answering
+    from mlflow_deploy_plugin.deployments.batch import predictor
+    from mlflow_deploy_plugin.deployments.scoring import scoring_target
 
     if model_uri is not None:
-        return answering.model_predictor(model_uri)
+        return predictor.model_predictor(model_uri)
     with opened_deployments() as deployments:
         is_endpoint = deployments.store.endpoint(name or "") is not None
-        return answering.server_predictor(scoring_target(deployments, *((None, name) if is_endpoint else (name, None))))
+        return predictor.server_predictor(scoring_target(deployments, *((None, name) if is_endpoint else (name, None))))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mlflow_deploy_plugin.cli.pairs import key_values
+from mlflow_deploy_plugin.cli.options import key_values
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry.model_uri import default_endpoint_name

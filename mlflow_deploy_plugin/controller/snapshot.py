@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.deployments.backends.observation import State
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.session import ServerSession
+from mlflow_deploy_plugin.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.spec import VariantSpec
 
 _PAGE_SECONDS = 5.0

@@ -1,28 +1,58 @@
 """The `mlflow.deployments` plugin for the target `onnxserve`: translates names, arguments, results and errors."""
 
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from click import ClickException
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ErrorCode
 
-from mlflow_deploy_plugin.deployments.asked import scoring_target
+from mlflow_deploy_plugin.deployments.backends.local import serve_in_foreground
+from mlflow_deploy_plugin.deployments.config import apply_flavor
 from mlflow_deploy_plugin.deployments.description import (
     describe,
     describe_endpoint,
     summarize,
     summarize_endpoints,
 )
-from mlflow_deploy_plugin.deployments.failure import as_mlflow_errors
-from mlflow_deploy_plugin.deployments.flavors import apply_flavor
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
-from mlflow_deploy_plugin.deployments.run_local import serve_in_foreground
-from mlflow_deploy_plugin.deployments.scoring import score
+from mlflow_deploy_plugin.deployments.scoring import original_document, score, scoring_target
 from mlflow_deploy_plugin.deployments.target import check_target, help_text
-from mlflow_deploy_plugin.deployments.typed_file import original_document
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.spec import new_endpoint
+
+
+class DeploymentError(MlflowException, ClickException):  # type: ignore[misc]  # mlflow is untyped here
+    """What callers of `mlflow.deployments` expect, an MlflowException, and for those who type `mlflow deployments …`
+    one line: MLflow's commands let an MlflowException through as a traceback, click prints its own by their message.
+    """
+
+
+@contextmanager
+def as_mlflow_errors() -> Iterator[None]:
+    """Raise a `DeploymentError` with the same message and error code for every `OnnxserveError`, and for what MLflow
+    raises below us: its own commands would print that as a traceback.
+    """
+    try:
+        yield
+    except OnnxserveError as error:
+        raise _mlflow_error(error.message, error.error_code) from error
+    except DeploymentError:
+        raise
+    except MlflowException as error:
+        raise _mlflow_error(" ".join(str(error.message).split()), error.error_code) from error
+
+
+def not_available(what: str) -> DeploymentError:
+    """For what MLflow's interface has and this target has not."""
+    return _mlflow_error(f"{what} are not available for the target onnxserve", "NOT_IMPLEMENTED")
+
+
+def _mlflow_error(message: str, error_code: str) -> DeploymentError:
+    return DeploymentError(message, ErrorCode.Value(error_code))  # type: ignore[call-arg]  # mlflow is untyped here
 
 
 class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # mlflow is untyped here

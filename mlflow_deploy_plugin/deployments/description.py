@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
+from mlflow_deploy_plugin.deployments.config import traffic_weights
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
-from mlflow_deploy_plugin.deployments.traffic import traffic_weights
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.runtime import read_served_artifact
 from mlflow_deploy_plugin.server.state import LoadedVariant, WantedVariant

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import yaml
 
 from mlflow_deploy_plugin.deployments.backends import local
+from mlflow_deploy_plugin.deployments.backends.local import choose_port, is_port_free
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
-from mlflow_deploy_plugin.deployments.backends.ports import choose_port, is_port_free
 from mlflow_deploy_plugin.deployments.locking import locked
 from mlflow_deploy_plugin.deployments.target import TARGET
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError

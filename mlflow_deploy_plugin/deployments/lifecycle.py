@@ -12,10 +12,9 @@ from typing import Any
 
 from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.deployments.backends.observation import Observation
-from mlflow_deploy_plugin.deployments.config import absolute_model_uri, configure
+from mlflow_deploy_plugin.deployments.config import absolute_model_uri, configure, sets_weight
 from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints, ObservedEndpoint
-from mlflow_deploy_plugin.deployments.monitors import check_monitors
-from mlflow_deploy_plugin.deployments.traffic import sets_weight
+from mlflow_deploy_plugin.deployments.monitor_checks import check_monitors
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.nearest import did_you_mean, join_names
 from mlflow_deploy_plugin.registry.connection import set_service_timeouts

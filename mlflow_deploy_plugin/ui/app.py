@@ -14,7 +14,7 @@ from flask import Flask
 
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.ui import console, guard
-from mlflow_deploy_plugin.ui.trail import AuditTrail
+from mlflow_deploy_plugin.ui.audit import AuditTrail
 
 _SGI = "_MLFLOW_SGI_NAME"  # MLflow's own: which server runs the app
 _EXTENSION = "onnxserve"

@@ -7,14 +7,13 @@ from flask import Blueprint, Flask, Response, make_response, redirect, render_te
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry.history import event_as_json, history
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.ui.asked import FormAction, no_endpoint, parse_form
-from mlflow_deploy_plugin.ui.caller import allow_pages, caller, may_act_on
-from mlflow_deploy_plugin.ui.forgery import CsrfTokens
+from mlflow_deploy_plugin.ui.audit import AuditTrail
+from mlflow_deploy_plugin.ui.csrf import CsrfTokens
+from mlflow_deploy_plugin.ui.form import FormAction, no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.overview import build_overview
-from mlflow_deploy_plugin.ui.trail import AuditTrail
-from mlflow_deploy_plugin.ui.visible import hidden_endpoints, visible_events
+from mlflow_deploy_plugin.ui.permissions import allow_pages, caller, hidden_endpoints, may_act_on, visible_events
 from mlflow_deploy_plugin.version import __version__
 
 PATH = "/onnxserve"

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from mlflow_deploy_plugin.errors import TooManyRequests
 from mlflow_deploy_plugin.server.state import lives, write_atomically
 
-_MODULE = "mlflow_deploy_plugin.ui.act"
+_MODULE = "mlflow_deploy_plugin.ui.actions"
 _MOST_AT_ONCE = 4
 _KEPT_SECONDS = 24 * 3600
 _LONGEST_SECONDS = 3600.0

@@ -11,12 +11,18 @@ from mlflow_deploy_plugin.registry.model_uri import parse_model_uri, registered_
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import AuditEvent, Store
 from mlflow_deploy_plugin.store.rollouts import Rollout
-from mlflow_deploy_plugin.ui.caller import caller, is_administrator, may_act_on, may_read
-from mlflow_deploy_plugin.ui.live import Scrape, VariantMetrics, scrape_servers
+from mlflow_deploy_plugin.ui.blockers import rollback_blocker, traffic_blocker
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
-from mlflow_deploy_plugin.ui.possible import rollback_blocker, traffic_blocker
-from mlflow_deploy_plugin.ui.registered import ModelCard, model_cards
-from mlflow_deploy_plugin.ui.visible import hidden_endpoints, visible_events
+from mlflow_deploy_plugin.ui.model_cards import ModelCard, model_cards
+from mlflow_deploy_plugin.ui.permissions import (
+    caller,
+    hidden_endpoints,
+    is_administrator,
+    may_act_on,
+    may_read,
+    visible_events,
+)
+from mlflow_deploy_plugin.ui.server_metrics import Scrape, VariantMetrics, scrape_servers
 
 _EVENTS = 40
 _ROLLOUTS = 10

@@ -193,7 +193,7 @@ def test_deleting_what_does_not_exist_is_no_error_and_says_that_nothing_was_dele
 
 
 def test_numbers_keep_all_their_digits(served: BaseDeploymentClient) -> None:
-    from mlflow_deploy_plugin.deployments.payload import encode_body
+    from mlflow_deploy_plugin.deployments.scoring import encode_body
 
     frame = pd.DataFrame({"a": [0.1234567890123456, np.nan], "s": ["x", None], "t": [True, False]})
 

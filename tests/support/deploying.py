@@ -15,7 +15,7 @@ from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
-from mlflow_deploy_plugin.deployments.backends import local, ports
+from mlflow_deploy_plugin.deployments.backends import local
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
 from tests.support.models import parse_graph
@@ -62,7 +62,7 @@ def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
         # homes do not know of each other's ports; tests that run at the same time begin to look at different ones
-        patch.setattr(ports, "FIRST_PORT", random.SystemRandom().randrange(20000, 30000))
+        patch.setattr(local, "FIRST_PORT", random.SystemRandom().randrange(20000, 30000))
         try:
             yield get_deploy_client("onnxserve")
         finally:

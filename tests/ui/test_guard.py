@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.server.state import LOOK
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import AuditEvent
-from mlflow_deploy_plugin.ui import trail
+from mlflow_deploy_plugin.ui import audit
 from tests.support.waiting import wait_until
 
 POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"
@@ -222,7 +222,7 @@ def test_a_broken_audit_store_is_logged_and_mlflow_goes_on(
     mlflow_app: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = mlflow_app.model(policy=None)
-    kept: trail.AuditTrail = mlflow_app.app.extensions["onnxserve"]
+    kept: audit.AuditTrail = mlflow_app.app.extensions["onnxserve"]
     monkeypatch.setattr(kept, "_store", None)
     monkeypatch.setattr(kept, "_url", "sqlite:////proc/nobody/can/write/here.db")
     assert move(mlflow_app, model, "1", "Production").status_code == 200

@@ -8,7 +8,7 @@ from mlflow_deploy_plugin.controller.retraining import journal, process, trackin
 from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
 from mlflow_deploy_plugin.controller.retraining.training_data import collect_training_data
-from mlflow_deploy_plugin.deployments.projects import check_project
+from mlflow_deploy_plugin.deployments.monitor_checks import check_project
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.store.retrainings import Retraining
 

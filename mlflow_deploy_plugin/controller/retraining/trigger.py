@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.controller.rollouts.start import main_variant
 from mlflow_deploy_plugin.controller.snapshot import take_snapshot
 from mlflow_deploy_plugin.controller.who import controller_name
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.projects import check_project
+from mlflow_deploy_plugin.deployments.monitor_checks import check_project
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts import announce

@@ -4,25 +4,32 @@ Declarative: `apply` compares what is wanted with what runs and does what is mis
 crash finishes the work. Whoever calls holds the endpoint's lock (`lifecycle.py`).
 """
 
+import errno
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 from mlflow_deploy_plugin.deployments.backends import supervisor
-from mlflow_deploy_plugin.deployments.backends.environment import server_environment
 from mlflow_deploy_plugin.deployments.backends.observation import Observation, State
-from mlflow_deploy_plugin.deployments.backends.ports import check_port
 from mlflow_deploy_plugin.deployments.backends.readiness import (
+    AppliedSpec,
+    read_applied_spec,
     read_previous_state,
     served_spec,
     server_url,
     wait_until_served,
 )
-from mlflow_deploy_plugin.deployments.backends.report import AppliedSpec, read_applied_spec
-from mlflow_deploy_plugin.deployments.backends.server_log import final_error
+from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, server_environment
 from mlflow_deploy_plugin.deployments.locking import is_locked
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.server.state import (
     AGENT,
     LOG,
@@ -35,7 +42,7 @@ from mlflow_deploy_plugin.server.state import (
     write_atomically,
 )
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
+from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec
 
 _STOP_MARGIN_SECONDS = 40  # beside what requests may take: the agent ships what was captured
 _STARTING = "the server is being started"
@@ -192,3 +199,83 @@ def _server_state(server: ServerState, report: AppliedSpec) -> tuple[State, str]
     if server.phase == "starting" or not any(worker.endpoints for worker in report.workers):
         return "starting", report.pending or _STARTING
     return "running", report.pending  # a new version is being loaded while the one before answers
+
+
+FIRST_PORT = 8080
+_PORTS_TRIED = 1000
+
+
+def choose_port(host: str, reserved: Collection[int]) -> int:
+    """The first free port from 8080 up that no other deployment keeps.
+
+    Raises:
+        DeploymentFailed: none is free.
+    """
+    for port in range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED):
+        if port not in reserved and is_port_free(host, port):
+            return port
+    raise DeploymentFailed(
+        f"no port from {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} is free: give one by -C server.port=…"
+    )
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises InvalidConfig where another program listens."""
+    if not is_port_free(host, port):
+        raise InvalidConfig(
+            f"port {port} on {host} is in use: choose another by -C server.port=…; of a deployment that is there, by "
+            "`onnxserve endpoint update NAME -C server.port=…`"
+        )
+
+
+def is_port_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now. Raises InvalidConfig where `host` is no address of this machine."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as gunicorn does: closing connections do not count
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        raise InvalidConfig(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return True
+
+
+def serve_in_foreground(spec: EndpointSpec, progress: Callable[[str], None]) -> None:
+    """Serves `spec` until Ctrl-C or SIGTERM, with the server's log on this terminal.
+
+    Raises:
+        DeploymentFailed: the port is in use, or the server ended by itself with an error.
+    """
+    if spec.server.port is None:
+        spec = apply_config(spec, {"server.port": choose_port(spec.server.host, [])})
+    check_port(spec.server.host, spec.server.port or 0)
+    with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
+        state_dir = Path(folder)
+        write_atomically(state_dir / SPEC, dump_spec(spec).encode())
+        progress(f"{spec.name}: serving at {server_url(spec.server)}, Ctrl-C stops it")
+        status = _run(supervisor.command(state_dir))
+    if status not in (0, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT):
+        raise DeploymentFailed(f"{spec.name}: the server ended with status {status}; its log above says why")
+
+
+def _run(command: list[str]) -> int:
+    """Runs the command to its end. SIGTERM is passed on; Ctrl-C reaches it by itself, it shares our terminal."""
+    process = subprocess.Popen(command)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        os.kill(process.pid, number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # it stops as we speak; its exit is what we wait for
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -4,7 +4,9 @@ The session's id is the supervisor's process id. Should somebody kill the superv
 that id together with the working directory, which is the state folder: a number alone may belong to a stranger by then.
 """
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from mlflow_deploy_plugin.server.state import LOG, SPEC
+from mlflow_deploy_plugin.server.state import LOG, SPEC, write_atomically
+from mlflow_deploy_plugin.settings import Settings
 
 EARLIER_LOG = "server.1.log"
 _POLL_SECONDS = 0.05
@@ -126,3 +129,65 @@ def _wait(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
+
+
+_TAIL_BYTES = 64 * 1024
+_ERRORS = (r"^Error: ", r"\b(ERROR|CRITICAL)\b", r"^\w+(\.\w+)*(Error|Exception)\b")
+_STAMP = re.compile(
+    r"^((\[[^\]]*\]|\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d[\d.,Z+]*|ERROR:?|CRITICAL:?|\d+ mlflow_deploy_plugin[\w.]*:)\s*)+"
+)
+
+
+def final_error(state_dir: Path) -> str:
+    """The last line of the log, where it speaks of an error; empty where the server was cut off in the middle."""
+    return _best(_tail(state_dir)[-1:], _ERRORS)
+
+
+def last_error(state_dir: Path) -> str:
+    """The line of the log that says best why the server ended; empty where there is none."""
+    return _best(_tail(state_dir), (*_ERRORS, r"."))
+
+
+def _best(lines: list[str], patterns: tuple[str, ...]) -> str:
+    for pattern in patterns:
+        if found := [line for line in lines if re.search(pattern, line)]:
+            return _STAMP.sub("", found[-1]).removeprefix("Error: ")
+    return ""
+
+
+def _tail(state_dir: Path) -> list[str]:
+    try:
+        with (state_dir / LOG).open("rb") as log:
+            log.seek(max(0, log.seek(0, 2) - _TAIL_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line.strip() for line in lines if line.strip()]
+
+
+ENVIRONMENT = "environment.json"
+_SQLITE = "sqlite:///"
+
+
+def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
+    """The environment of the server in `state_dir`: this process's own, with the registry as it was at the start."""
+    kept = state_dir / ENVIRONMENT
+    if not kept.exists():
+        # a URI may hold a password; the folder is open to its owner only
+        write_atomically(kept, json.dumps(_registry()).encode())
+    places = {"ONNXSERVE_HOME": str(settings.home_path), "ONNXSERVE_LOG_URI": settings.inference_log}
+    return {**os.environ, **json.loads(kept.read_text()), **places, "PYTHONUNBUFFERED": "1"}
+
+
+def _registry() -> dict[str, str]:
+    import mlflow  # a second; only whoever creates a deployment needs it, and has it already
+
+    uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
+    return {variable: _absolute(str(uri)) for variable, uri in uris.items()}
+
+
+def _absolute(uri: str) -> str:
+    """The server runs in another folder than whoever starts it."""
+    if uri.startswith(_SQLITE) and not uri.startswith((_SQLITE + "/", _SQLITE + ":")):
+        return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
+    return uri if ":" in uri else str(Path(uri).absolute())

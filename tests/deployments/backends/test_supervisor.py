@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.deployments.backends import supervisor
-from mlflow_deploy_plugin.deployments.backends.ports import is_port_free
+from mlflow_deploy_plugin.deployments.backends.local import is_port_free
 
 _LISTENER = """
 import socket, threading, time

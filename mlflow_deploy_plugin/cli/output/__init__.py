@@ -1,0 +1,1 @@
+"""The results of commands: for people in lines and tables, for programs in JSON."""

@@ -1,0 +1,101 @@
+"""Monitors and what they have found, in words and as a program reads them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mlflow_deploy_plugin.cli.output.terminal import align_columns
+from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult
+from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.judgement import document_of
+from mlflow_deploy_plugin.store.monitors import MonitorWindow
+
+MONITOR_HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
+_SHOWN = 8
+
+
+def monitor_row(one: MonitorOverview) -> tuple[str, ...]:
+    """The cells below `HEAD`."""
+    last = str(Window(one.last.start, one.last.end)) if one.last else "-"
+    due = f"{one.next_due:%Y-%m-%d %H:%M}" if one.next_due else "-"
+    by_hand = " (by hand)" if one.last and one.last.by_hand else ""
+    verdict = f"{one.last.verdict}{by_hand}" if one.last else "-"
+    return one.endpoint, one.monitor, one.spec.kind, one.spec.every, one.standing, last, verdict, due
+
+
+def monitor_document(one: MonitorOverview) -> dict[str, Any]:
+    """The monitor as a program reads it; times in ISO 8601."""
+    return {
+        "endpoint": one.endpoint,
+        "monitor": one.monitor,
+        "kind": one.spec.kind,
+        "every": one.spec.every,
+        "schedule": one.spec.schedule,
+        "state": one.standing,
+        "why": one.why,
+        "paused_by": one.state.paused_by,
+        "consecutive": one.state.consecutive,
+        "next_due": one.next_due.isoformat() if one.next_due else None,
+        "given_up": one.given_up,
+        "last": _window_document(one.last) if one.last else None,
+        "open": _window_document(one.open) if one.open else None,
+    }
+
+
+def _window_document(window: MonitorWindow) -> dict[str, Any]:
+    return {
+        "start": window.start.isoformat(),
+        "end": window.end.isoformat(),
+        "revision": window.revision,
+        "by_hand": window.by_hand,
+        "state": window.state,
+        "verdict": window.verdict,
+        "reason": window.reason,
+        "rows": window.rows,
+        "attempts": window.attempts,
+        "run_id": window.run_id,
+        "run_url": window.run_url,
+    }
+
+
+def result_document(window: MonitorWindow, answer: LoggedResult) -> dict[str, Any]:
+    """The judgement as a program reads it, and the window as the store has it."""
+    judgement = answer.judgement
+    return {
+        "endpoint": judgement.endpoint,
+        "monitor": judgement.monitor,
+        "kind": judgement.kind,
+        "model": judgement.model,
+        "version": judgement.version,
+        **_window_document(window),
+        "findings": document_of(judgement)["findings"],
+        "figures": dict(window.figures),
+        "notes": list(judgement.notes),
+    }
+
+
+def result_lines(window: MonitorWindow, answer: LoggedResult) -> Iterator[str]:
+    """What `monitor run` shows: the verdict, the worst findings, and where its report is."""
+    judgement = answer.judgement
+    revision = f" (revision {window.revision})" if window.revision > 1 else ""
+    yield f"{judgement.endpoint} {judgement.monitor} {judgement.window}{revision}: {judgement.state}"
+    answered = f"model {judgement.model} version {judgement.version}, " if judgement.model else ""
+    yield f"  {answered}{judgement.rows:,} rows"
+    if judgement.reason:
+        yield f"  {judgement.reason}"
+    rows = []
+    own = [finding for finding in judgement.findings if finding.reason != judgement.reason]
+    for finding in own[:_SHOWN]:
+        subject = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
+        value = "" if finding.value is None else f"{finding.value:.4g}"
+        threshold = "" if finding.threshold is None else f"threshold {finding.threshold:.4g}"
+        why = finding.history or ("" if finding.value is not None else finding.reason)
+        shown = finding.history if finding.since else f"{finding.state}{f': {why}' if why else ''}"
+        rows.append((f"  {subject}", finding.check, value, threshold, shown))
+    if rows:
+        yield from align_columns(rows)
+    if len(own) > _SHOWN:
+        yield f"  and {len(own) - _SHOWN} more findings, in the report"
+    for note in judgement.notes:
+        yield f"  note: {note}"
+    yield f"  report: {answer.run.url or f'run {answer.run.run_id} in experiment {answer.run.experiment}'}"

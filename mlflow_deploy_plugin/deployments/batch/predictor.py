@@ -1,0 +1,165 @@
+"""One prediction a row: from a deployment's server, or from the model itself in this process."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from mlflow_deploy_plugin.deployments.batch.rows import RowBatch
+from mlflow_deploy_plugin.deployments.scoring import ScoringTarget
+from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
+from mlflow_deploy_plugin.errors import (
+    BodyTooLarge,
+    InferenceError,
+    InvalidRequest,
+    NotReady,
+    OnnxserveError,
+    TooManyRequests,
+)
+from mlflow_deploy_plugin.registry.model_files import download
+from mlflow_deploy_plugin.registry.resolve import resolve
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Feeds, OnnxModel, available_cores, read_served_artifact
+from mlflow_deploy_plugin.server.protocols import arrow, mlflow
+
+Predictor = Callable[[str, bytes], Any]
+"""Content type and body of /invocations → what stands under `predictions`."""
+
+_TRIES = 6
+_LONGEST_PAUSE_SECONDS = 10
+_LARGEST_TABLE_BYTES = 2**31
+
+
+@contextmanager
+def server_predictor(asked: ScoringTarget) -> Iterator[Predictor]:
+    """Asks a server; one that is overloaded, or just being changed, a few times."""
+    with ServerSession() as session:
+
+        def answer(content_type: str, body: bytes) -> Any:
+            for attempt in range(_TRIES):
+                try:
+                    document = post(session, f"{asked.url}/invocations", body, content_type, asked.timeout_seconds)
+                    return document.get("predictions")
+                except (TooManyRequests, NotReady) as error:
+                    if attempt == _TRIES - 1:
+                        raise
+                    time.sleep(min(error.retry_after or 2**attempt / 10, _LONGEST_PAUSE_SECONDS))
+            raise AssertionError("the last try returns or raises")
+
+        yield answer
+
+
+@contextmanager
+def model_predictor(model_uri: str) -> Iterator[Predictor]:
+    """Loads the model here: by ONNX Runtime where it has that form, else by `mlflow.pyfunc`.
+
+    Raises:
+        InvalidConfig, NotFound, RegistryUnavailable: it is not to be had.
+        InvalidArtifact: it cannot be loaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
+        files = download(resolve(model_uri).source, Path(folder))
+        is_pyfunc = read_served_artifact(files).flavor == PYTHON_FUNCTION
+        yield _pyfunc_predictor(files) if is_pyfunc else _onnx_predictor(files)
+
+
+def predict_batch(ask: Predictor, name: str, batch: RowBatch) -> list[Any]:
+    """One plain value a row of the batch of the file `name`.
+
+    Raises:
+        InvalidRequest: a row cannot be answered; the message says which, and why.
+    """
+    try:
+        return _split_by_row(ask(batch.content_type, batch.body), len(batch), f"{name}, {batch.places[0]}")
+    except BodyTooLarge:
+        if len(batch) == 1:
+            raise
+        middle = len(batch) // 2
+        halves = (batch.part(0, middle), batch.part(middle, len(batch)))
+        return [row for half in halves for row in predict_batch(ask, name, half)]
+    except (InvalidRequest, InferenceError) as error:
+        raise InvalidRequest(_error_with_row(ask, name, batch, error)) from None
+
+
+def _onnx_predictor(folder: Path) -> Predictor:
+    loaded = OnnxModel.load(folder, "cpu", available_cores())
+
+    def answer(content_type: str, body: bytes) -> Any:
+        is_parquet = content_type == arrow.PARQUET
+        if is_parquet:
+            feeds: Feeds = arrow.decode(content_type, body, loaded.schema, _LARGEST_TABLE_BYTES)
+        else:
+            feeds = mlflow.decode(content_type, body, loaded.schema)
+        outputs = loaded.run(feeds, loaded.artifact.prediction)
+        prediction = loaded.prediction(outputs, of_table=is_parquet or mlflow.is_table(content_type, body))
+        return orjson.loads(mlflow.encode(prediction))["predictions"]
+
+    return answer
+
+
+def _pyfunc_predictor(folder: Path) -> Predictor:
+    from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused, one_line  # here: mlflow.pyfunc takes a second
+    from mlflow_deploy_plugin.pyfunc.scorer import Scorer
+
+    try:
+        with redirect_stdout(sys.stderr):  # a model may speak, and the predictions may be on stdout
+            scorer = Scorer.load(folder)
+    except Exception as error:  # noqa: BLE001 - a model's own code raises what it likes
+        raise OnnxserveError(f"MLflow cannot load the model: {one_line(error)}") from None
+
+    def answer(content_type: str, body: bytes) -> Any:
+        try:
+            with redirect_stdout(sys.stderr):
+                answered = scorer.invoke(content_type, body).body
+        except RequestRefused as refusal:
+            raise InvalidRequest(refusal.message) from None
+        return orjson.loads(answered)["predictions"]
+
+    return answer
+
+
+def _split_by_row(answer: Any, count: int, where: str) -> list[Any]:
+    """Predictions as the server gives them, a list or a mapping of lists by output, row by row."""
+    if isinstance(answer, dict) and all(isinstance(values, list) for values in answer.values()):
+        lengths = {len(values) for values in answer.values()}
+        if lengths == {count}:
+            return [dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True)]
+    if isinstance(answer, list) and len(answer) == count:
+        return answer
+    given = f"{len(answer)} predictions" if isinstance(answer, list) else f"a {type(answer).__name__}"
+    raise OnnxserveError(f"{where}: the model answers {count} rows with {given}; one prediction a row is needed")
+
+
+def _error_with_row(ask: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
+    """The message about the first row that is refused alone, or about the file where it is of no row."""
+    first, last = (_batch_error(ask, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
+    if first and first == last == error.message and len(batch) > 1:
+        return f"{name}: {first}"
+    if first:
+        return f"{name}, {batch.places[0]}: {_without_row_number(first)}"
+    while len(batch) > 1:
+        middle = len(batch) // 2
+        halves = batch.part(0, middle), batch.part(middle, len(batch))
+        refused = next((half for half in halves if _batch_error(ask, half)), None)
+        if refused is None:  # it is how they go together
+            return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
+        batch = refused
+    return f"{name}, {batch.places[0]}: {_without_row_number(_batch_error(ask, batch))}"
+
+
+def _batch_error(ask: Predictor, batch: RowBatch) -> str:
+    """Why these rows are refused; empty: they are not."""
+    try:
+        ask(batch.content_type, batch.body)
+    except (InvalidRequest, InferenceError) as error:
+        return error.message
+    return ""
+
+
+def _without_row_number(message: str) -> str:
+    """Of a row that was sent alone: its number is not that in the file."""
+    return message.replace(", row 0", "", 1).replace("row 0 ", "the row ", 1)

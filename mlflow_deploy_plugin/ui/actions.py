@@ -1,0 +1,140 @@
+"""`python -m mlflow_deploy_plugin.ui.actions FILE`: do what a button of the console asks, and write down how it went.
+
+Whatever it calls is what the command line calls; who pressed the button stands in the audit trail as the actor.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import requests
+
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.settings import Settings, load_settings
+from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.ui.jobs import Job, read_job, write_job
+
+_PATIENCE_SECONDS = 10
+_MLFLOW_SECONDS = "30"
+"""One question to MLflow; each checks the password, which takes a loaded server its time."""
+
+
+def main(path: Path) -> int:
+    """Exit status 0 if it was done."""
+    job = read_job(path)
+    if job is None:
+        return 2
+    job = replace(job, pid=os.getpid())
+    write_job(path, job)
+    try:
+        os.environ["MLFLOW_TRACKING_URI"] = _reachable(job.servers)
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _MLFLOW_SECONDS)
+        message = _act(job)
+    except OnnxserveError as error:
+        write_job(path, replace(job, state="failed", message=error.message))
+        return 1
+    except Exception as error:
+        from mlflow.exceptions import MlflowException
+
+        # what is no MLflowException goes on to the log with its traceback, and the server says its last line
+        if not isinstance(error, MlflowException):
+            raise
+        write_job(path, replace(job, state="failed", message=" ".join(str(error).split())))
+        return 1
+    write_job(path, replace(job, state="done", message=message))
+    return 0
+
+
+def _act(job: Job) -> str:
+    settings = load_settings()
+    store = open_store(settings.store_url)
+    try:
+        return _ACTIONS[job.asked["action"]](job, store, settings)
+    finally:
+        store.close()
+
+
+def _reachable(servers: tuple[str, ...]) -> str:
+    """The first address under which this MLflow takes our questions (it may refuse a host that it does not know)."""
+    for server in servers:
+        try:
+            if requests.get(f"{server}/", timeout=_PATIENCE_SECONDS).status_code != 403:
+                return server
+        except requests.RequestException:
+            continue
+    raise RegistryUnavailable(
+        f"this MLflow server reaches itself neither at {' nor at '.join(servers)}: "
+        "start it with ONNXSERVE_MLFLOW_URL set to its own address"
+    )
+
+
+def _traffic(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.ui.blockers import server_blocker
+
+    endpoint, weights = job.asked["endpoint"], job.asked["weights"]
+    deployments = Deployments(store, settings, print)
+    _check(server_blocker(deployments.get_endpoint(endpoint)))
+    deployments.set_traffic(endpoint, weights, why=job.asked["why"], actor=job.actor)
+    return f"{endpoint} is answered by {', '.join(f'{name} {weight}' for name, weight in weights.items())}."
+
+
+def _rollback(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.ui.blockers import server_blocker
+
+    endpoint, deployments = job.asked["endpoint"], Deployments(store, settings, print)
+    _check(server_blocker(deployments.get_endpoint(endpoint)))
+    done = rollback(endpoint, job.asked["why"], job.actor, deployments=deployments)
+    return f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
+
+
+def _promote(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.gate.policy import Permissions
+    from mlflow_deploy_plugin.gate.promote import promote
+
+    model, version, to = job.asked["model"], job.asked["version"], job.asked["to"]
+    allowed = Permissions(code=False, files=not job.has_account)
+    moved = promote(
+        model, version, to, why=job.asked["why"], actor=job.actor, store=store, progress=print, allowed=allowed
+    )
+    if not moved.is_moved:
+        return f"Version {moved.version} {moved.stands} already; nothing was done."
+    Deployments(store, settings, print).poll_registry(model)
+    before = f", where version {moved.before} was" if moved.before else ""
+    return f"Version {moved.version} {moved.stands}{before}; gate {moved.gate}: {moved.reason}."
+
+
+def _gate(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.gate.policy import Permissions
+    from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
+
+    model, version = job.asked["model"], job.asked["version"]
+    if (known := verdict_of_served(model, version)) is not None:
+        return f"{known}."
+    allowed = Permissions(code=False, files=not job.has_account)
+    gated = run_gate(model, version, actor=job.actor, store=store, progress=print, allowed=allowed)
+    return f"The gate says {gated.verdict.state}: {gated.verdict.reason}."
+
+
+def _check(refusal: str) -> None:
+    if refusal:
+        raise InvalidConfig(refusal)
+
+
+_ACTIONS: dict[str, Callable[[Job, Store, Settings], str]] = {
+    "traffic": _traffic,
+    "rollback": _rollback,
+    "promote": _promote,
+    "gate": _gate,
+}
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", FutureWarning)
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,147 @@
+"""The registered models behind endpoints, as this MLflow server's own registry has them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.registry.model_uri import registered_model_uris
+from mlflow_deploy_plugin.registry.tags import GateStatus, gate_status_of
+from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias, parse_stage_or_alias
+from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.ui.blockers import ALREADY_THERE, gate_blocker, promotion_blocker
+
+_VERSIONS = 6
+
+
+@dataclass(frozen=True)
+class PromotionTarget:
+    """A stage or @alias that a version may be promoted to. `refusal` says why it may not; empty where it may."""
+
+    place: str
+    refusal: str = ""
+
+    @property
+    def shown(self) -> str:
+        """As an entry of a list, where the whole reason has no room."""
+        if not self.refusal:
+            return self.place
+        return f"{self.place} – {ALREADY_THERE if self.refusal == ALREADY_THERE else 'it was rolled back'}"
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """One version of a registered model.
+
+    Attributes:
+        report: the address of its gate's report, or empty.
+        rolled_back: out of which endpoint it was taken back, and why; empty where it was not.
+        targets: the places that are followed, and the stages.
+    """
+
+    number: str
+    stage: str
+    aliases: tuple[str, ...]
+    standing: GateStatus
+    report: str = ""
+    rolled_back: str = ""
+    targets: tuple[PromotionTarget, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A registered model with its newest versions, and those that stand somewhere.
+
+    Attributes:
+        gated: the stages and aliases that only a passed version may take.
+        error: why nobody knows that; nothing can be promoted or judged then.
+        no_gate: why the gate would be refused here; empty where it would not.
+    """
+
+    name: str
+    versions: tuple[VersionRow, ...] = ()
+    gated: tuple[str, ...] = ()
+    error: str = ""
+    no_gate: str = ""
+
+
+def model_cards(registry: Any, specs: Iterable[EndpointSpec], link: Any, has_account: bool) -> list[ModelCard]:
+    """All models that the endpoints refer to.
+
+    Args:
+        registry: MLflow's registry store.
+        link: the tag of a gate's report → its address.
+        has_account: whoever asks has one, so that others may less than they.
+    """
+    followed: dict[str, set[str]] = {}
+    for spec in specs:
+        for reference in registered_model_uris(spec):
+            targets = followed.setdefault(reference.name, set())
+            if reference.kind == "stage":
+                targets.add(reference.selector.title())
+            elif reference.kind == "alias":
+                targets.add(f"@{reference.selector}")
+    return [_model(registry, name, targets, link, has_account) for name, targets in sorted(followed.items())]
+
+
+def _model(registry: Any, name: str, targets: set[str], link: Any, has_account: bool) -> ModelCard:
+    from mlflow.exceptions import MlflowException
+
+    stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in targets]
+    chosen = (*sorted(targets, key=lambda target: (target.startswith("@"), target)), *stages)
+    try:
+        model = registry.get_registered_model(name)
+        found = list(registry.search_model_versions(_filter(name), max_results=200))
+    except MlflowException as error:
+        return ModelCard(name, error=" ".join(str(error).split())[:300])
+    by_version: dict[str, list[str]] = {}
+    for alias, version in model.aliases.items():
+        by_version.setdefault(str(version), []).append(alias)
+    found.sort(key=lambda one: int(one.version), reverse=True)
+    shown = [
+        one
+        for index, one in enumerate(found)
+        if index < _VERSIONS or one.current_stage in ("Production", "Staging") or str(one.version) in by_version
+    ]
+    try:
+        policy = policy_from_tags(name, model.tags)
+    except InvalidConfig as error:
+        versions = tuple(_version(one, by_version, link, ()) for one in shown)
+        return ModelCard(name, versions, error=error.message, no_gate=error.message)
+    applied = policy or GatePolicy()  # as for `onnxserve promote`
+    holders = {place: _holders(place, found, model.aliases) for place in map(parse_stage_or_alias, chosen)}
+    versions = tuple(
+        _version(
+            one,
+            by_version,
+            link,
+            tuple(
+                PromotionTarget(str(place), promotion_blocker(name, str(one.version), place, one.tags, applied, there))
+                for place, there in holders.items()
+            ),
+        )
+        for one in shown
+    )
+    gated = (*policy.gated_stages, *(f"@{alias}" for alias in policy.gated_aliases)) if policy is not None else ()
+    return ModelCard(name, versions, gated, no_gate=gate_blocker(applied, has_account))
+
+
+def _holders(place: StageOrAlias, versions: Iterable[Any], aliases: Mapping[str, Any]) -> frozenset[str]:
+    """The versions that are at the place."""
+    if place.alias:
+        return frozenset([str(aliases[place.alias])] if place.alias in aliases else [])
+    return frozenset(str(one.version) for one in versions if one.current_stage == place.stage)
+
+
+def _version(found: Any, aliases: dict[str, list[str]], link: Any, targets: tuple[PromotionTarget, ...]) -> VersionRow:
+    number, standing = str(found.version), gate_status_of(found.tags)
+    stage = found.current_stage if found.current_stage != "None" else ""
+    taken_back = found.tags.get(ROLLED_BACK_TAG, "")
+    stands = tuple(sorted(aliases.get(number, ())))
+    return VersionRow(number, stage, stands, standing, link(standing.report), taken_back, targets)
+
+
+def _filter(name: str) -> str:
+    quote = '"' if "'" in name else "'"
+    return f"name = {quote}{name}{quote}"

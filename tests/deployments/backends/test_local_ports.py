@@ -1,0 +1,25 @@
+"""Ports: free, taken, kept for somebody."""
+
+import pytest
+
+from mlflow_deploy_plugin.deployments.backends.local import check_port, choose_port, is_port_free
+from mlflow_deploy_plugin.errors import InvalidConfig
+
+
+def test_a_port_is_free_until_somebody_listens(free_port: int, taken_port: int) -> None:
+    assert is_port_free("127.0.0.1", free_port)
+    assert not is_port_free("127.0.0.1", taken_port)
+    with pytest.raises(InvalidConfig, match=f"port {taken_port} on 127.0.0.1 is in use"):
+        check_port("127.0.0.1", taken_port)
+
+
+def test_a_port_that_is_kept_for_another_is_not_chosen() -> None:
+    first = choose_port("127.0.0.1", [])
+
+    assert first >= 8080
+    assert choose_port("127.0.0.1", [first]) > first
+
+
+def test_an_address_that_is_not_of_this_machine_is_said(free_port: int) -> None:
+    with pytest.raises(InvalidConfig, match=f"cannot listen on 192.0.2.1:{free_port}"):
+        is_port_free("192.0.2.1", free_port)
