@@ -83,7 +83,7 @@ def open_servers(root: Path) -> dict[str, Any]:
     """By model: a server in this process, its metrics in shared memory, once it is ready."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(dir="/dev/shm")
     from mlflow_deploy_plugin.server.assembly import open_server
-    from mlflow_deploy_plugin.server.state import WANTED, Wanted, write_state
+    from mlflow_deploy_plugin.statedir import WANTED, Wanted, write_state
 
     servers = {}
     for name in ("numbers", "flights"):
@@ -138,12 +138,12 @@ def bodies() -> list[tuple[str, str, str, str, bytes]]:
 
 def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str, Callable[[], Any]]:
     """Each part of answering this body as a function without arguments."""
-    from mlflow_deploy_plugin.server.capture import RequestRecord
+    from mlflow_deploy_plugin.server.capture.codec import RequestRecord
     from mlflow_deploy_plugin.server.http import predictions, spoken
     from mlflow_deploy_plugin.server.http.messages import RawRequest
     from mlflow_deploy_plugin.server.http.routes import answer
 
-    name = "mlflow_deploy_plugin.server.answered"
+    name = "mlflow_deploy_plugin.server.observability.metrics"
     counting: Any = import_module(name) if find_spec(name) else None  # there is none in the code of before it
     before: Any = predictions
     protocol = {"/invocations": spoken.INVOCATIONS, "/predict": spoken.PREDICT, "/predict/batch": spoken.PREDICT_BATCH}

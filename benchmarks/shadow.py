@@ -30,7 +30,7 @@ def open_servers(root: Path) -> dict[str, Any]:
     """By what stands in the shadow."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(dir="/dev/shm")
     from mlflow_deploy_plugin.server.assembly import open_server
-    from mlflow_deploy_plugin.server.state import WANTED, Wanted, write_state
+    from mlflow_deploy_plugin.statedir import WANTED, Wanted, write_state
 
     folder = str(request_path.MODELS / "numbers")
     copy = root / "copy"

@@ -37,7 +37,7 @@ SETTLING_SECONDS = 3.0
 def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
     """The captured model, feeds and outputs of requests of one row: `VARIETY` answers, and new floats each."""
     from mlflow_deploy_plugin.runtime import OnnxModel
-    from mlflow_deploy_plugin.server.capture import CapturedModel
+    from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
 
     loaded = OnnxModel.load(request_path.MODELS / kind)
     bound = CapturedModel("m", "1", loaded.schema, loaded.artifact.prediction)
@@ -64,7 +64,8 @@ def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
 
 def write_spool(spool: Path, kind: str, requests: int) -> float:
     """Fills the spool; CPU seconds of the writing alone."""
-    from mlflow_deploy_plugin.server.capture import CaptureWriter, RequestRecord
+    from mlflow_deploy_plugin.server.capture.codec import RequestRecord
+    from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 
     writer = CaptureWriter(spool)
     now = time.time_ns() // 1000

@@ -26,9 +26,9 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry.connection import set_service_timeouts
-from mlflow_deploy_plugin.server.capture import SPOOL, segments
-from mlflow_deploy_plugin.server.state import AGENT, AgentState, write_state
+from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.statedir import AGENT, SPOOL, AgentState, write_state
 
 _log = logging.getLogger("mlflow_deploy_plugin.agent")
 

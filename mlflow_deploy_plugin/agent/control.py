@@ -16,15 +16,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.server.commands import (
+from mlflow_deploy_plugin.server.models.commands import (
     LARGEST_COMMAND_BYTES,
     MOST_WAITING,
     OLDEST_SECONDS,
     answer_of,
     command_files,
 )
-from mlflow_deploy_plugin.server.state import ANSWERS, COMMANDS, CONTROL, Command, Control, read_state, write_state
 from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.statedir import (
+    ANSWERS,
+    COMMANDS,
+    CONTROL,
+    Command,
+    Control,
+    read_state,
+    write_state,
+)
 
 _log = logging.getLogger(__name__)
 

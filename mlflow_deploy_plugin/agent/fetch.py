@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.runtime import (
     read_mlmodel,
     read_served_artifact,
 )
-from mlflow_deploy_plugin.server.state import FOLLOWED, WANTED, Followed, Wanted, read_state, write_atomically
+from mlflow_deploy_plugin.statedir import FOLLOWED, WANTED, Followed, Wanted, read_state, write_atomically
 
 _log = logging.getLogger(__name__)
 

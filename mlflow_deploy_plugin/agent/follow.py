@@ -28,7 +28,8 @@ from mlflow_deploy_plugin.agent.resolver import VersionResolver
 from mlflow_deploy_plugin.agent.verify import pyfunc_policy
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry.connection import redact_addresses
-from mlflow_deploy_plugin.server.state import (
+from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
+from mlflow_deploy_plugin.statedir import (
     AGENT,
     LOOK,
     SPEC,
@@ -40,13 +41,12 @@ from mlflow_deploy_plugin.server.state import (
     Wanted,
     WantedEndpoint,
     WorkerState,
-    lives,
+    is_alive,
     read_state,
     read_workers,
-    take_deaths,
+    take_load_deaths,
     write_state,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
 
 _MOST_DEATHS = 2
 """Of one version; a single one may have been anybody's doing."""
@@ -57,16 +57,16 @@ class Workers:
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        take_deaths(state_dir)  # of an earlier server that was killed as a whole
+        take_load_deaths(state_dir)  # of an earlier server that was killed as a whole
         self._deaths: list[Path] = []
 
     def living(self) -> list[WorkerState]:
         """Their accounts, as they stand now."""
-        return [worker for worker in read_workers(self._state_dir) if lives(worker.pid)]
+        return [worker for worker in read_workers(self._state_dir) if is_alive(worker.pid)]
 
     def hear_of_deaths(self) -> None:
         """Takes note of what workers have died of since the last time, for `died_of`."""
-        self._deaths += take_deaths(self._state_dir)
+        self._deaths += take_load_deaths(self._state_dir)
 
     def died_of(self, folder: Path | None) -> str:
         """Why the version in this folder is not given to the workers again, which it keeps from living."""

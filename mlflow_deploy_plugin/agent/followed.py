@@ -11,7 +11,8 @@ from mlflow_deploy_plugin.agent.fetch import FetchedVersion
 from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
 from mlflow_deploy_plugin.registry.resolve import Resolution, ResolvedModel
 from mlflow_deploy_plugin.runtime import read_served_artifact
-from mlflow_deploy_plugin.server.state import (
+from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.statedir import (
     FOLLOWED,
     WANTED,
     Followed,
@@ -22,7 +23,6 @@ from mlflow_deploy_plugin.server.state import (
     read_state,
     write_state,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 
 RejectionCause = Literal["gate", "fetch", "artifact", "consent", "load"]
 NEVER = float("inf")

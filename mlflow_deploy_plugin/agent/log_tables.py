@@ -10,8 +10,8 @@ import pyarrow as pa
 from mlflow_deploy_plugin.inference_log.columns import concat_tables
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, cast_columns_losslessly, to_log_columns
-from mlflow_deploy_plugin.server.captured import CapturedBatch, Texts
-from mlflow_deploy_plugin.server.feedback import FeedbackFrame
+from mlflow_deploy_plugin.server.capture.feedback import FeedbackFrame
+from mlflow_deploy_plugin.server.capture.reader import CapturedBatch, Texts
 
 _TIME = pa.timestamp("us", tz="UTC")
 

@@ -20,8 +20,12 @@ import orjson
 from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.inference_log import LogLocation
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
-from mlflow_deploy_plugin.server.counted import Counted, left_counted, read_counted
-from mlflow_deploy_plugin.server.state import WANTED, Wanted, read_state, write_atomically
+from mlflow_deploy_plugin.server.observability.capture_counters import (
+    CaptureCounters,
+    read_capture_counters,
+    saved_capture_counters,
+)
+from mlflow_deploy_plugin.statedir import WANTED, Wanted, read_state, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +107,7 @@ class ShippingProgress:
         with contextlib.suppress(OSError):
             self._write(after)
 
-    def look(self, counted: Counted | None, before: Sequence[Counted]) -> None:
+    def look(self, counted: CaptureCounters | None, before: Sequence[CaptureCounters]) -> None:
         """Takes over what the workers have counted.
 
         Args:
@@ -114,7 +118,7 @@ class ShippingProgress:
             if said is not None and said.run not in self.totals.ended:
                 self._count(said)
 
-    def _count(self, said: Counted) -> None:
+    def _count(self, said: CaptureCounters) -> None:
         totals = self.totals
         if said.run != totals.run:
             for outcome, rows in totals.seen.items():
@@ -187,7 +191,7 @@ def _adopt_totals(totals: Totals, folder: Path) -> Totals:
 
 
 def _left_runs(folder: Path) -> list[str]:
-    return [left.run for left in left_counted(folder)]
+    return [left.run for left in saved_capture_counters(folder)]
 
 
 def _new_name() -> str:
@@ -247,7 +251,7 @@ class WatermarkWriter:
 
     def _mark(self, ended: bool) -> Watermark:
         progress = self._progress
-        progress.look(read_counted(self._state_dir), left_counted(self._state_dir))
+        progress.look(read_capture_counters(self._state_dir), saved_capture_counters(self._state_dir))
         wanted = read_state(self._state_dir / WANTED, Wanted)
         answered, shipped, lost = progress.rows("answered"), progress.totals.shipped, progress.totals.lost
         captured = {name: max(0, rows - lost.get(name, 0)) for name, rows in progress.rows("captured").items()}

@@ -31,10 +31,10 @@ from mlflow_deploy_plugin.agent.sink import Sink, open_sink, parquet
 from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.inference_log import LogLocation
 from mlflow_deploy_plugin.inference_log.storage import FAILURES
-from mlflow_deploy_plugin.server.capture import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
-from mlflow_deploy_plugin.server.captured import Captured, CapturedBatch, read_captured
-from mlflow_deploy_plugin.server.feedback import FeedbackFrame
-from mlflow_deploy_plugin.server.state import ShippingState, write_atomically
+from mlflow_deploy_plugin.server.capture.feedback import FeedbackFrame
+from mlflow_deploy_plugin.server.capture.frames import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
+from mlflow_deploy_plugin.server.capture.reader import CapturedBatch, CapturedSegment, read_batches
+from mlflow_deploy_plugin.statedir import ShippingState, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -167,12 +167,12 @@ class Shipper:
             start = shipped_bytes(segment)
             is_final = is_released(segment)  # asked before reading: what is released does not grow
             size = segment.stat().st_size
-            captured = read_captured(segment, start) if size > start else Captured([], [], start)
+            captured = read_batches(segment, start) if size > start else CapturedSegment([], [], start)
         except OSError as error:
             raise _SegmentError(f"segment {segment.name} cannot be read: {error}") from None
         rows = self._write(segment, captured) if size > start else 0
-        if captured.senseless:  # told once: what cannot be written now is read again
-            self._keep_a_copy(segment, captured.senseless)
+        if captured.malformed:  # told once: what cannot be written now is read again
+            self._keep_a_copy(segment, captured.malformed)
         end, lost_bytes = captured.end, captured.lost_bytes
         self._growing.pop(segment.name, None)
         lost_bytes += size - end if is_final else 0
@@ -189,7 +189,7 @@ class Shipper:
         self.progress.reached(segment.name, moment, is_gone=is_final)
         return rows
 
-    def _write(self, segment: Path, captured: Captured) -> int:
+    def _write(self, segment: Path, captured: CapturedSegment) -> int:
         """Writes what a segment holds, and down that it is shipped; gives the rows that are in the log now."""
         counted = self.progress.totals.counted.get(segment.name, 0)
         shipped, lost = Counter[str](), Counter[str]()
@@ -210,10 +210,10 @@ class Shipper:
         _log.warning("%d bytes of segment %s are no whole frame, and are lost", lost, segment.stem)
         self.state = self.state.model_copy(update={"torn_segments": self.state.torn_segments + 1})
 
-    def _keep_a_copy(self, segment: Path, senseless: int) -> None:
+    def _keep_a_copy(self, segment: Path, malformed: int) -> None:
         """Of a segment that makes no sense in part, for whoever wants to know why; of the last few only."""
         copy = segment.with_suffix(_BROKEN)
-        _log.error("%d frames of segment %s make no sense and are left out: see %s", senseless, segment.stem, copy)
+        _log.error("%d frames of segment %s make no sense and are left out: see %s", malformed, segment.stem, copy)
         try:
             shutil.copy2(segment, copy)
             kept = sorted(self._spool.glob(f"*{_BROKEN}"), key=lambda path: path.stat().st_mtime_ns)

@@ -12,10 +12,10 @@ from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry.model_uri import default_endpoint_name
 from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud
 from mlflow_deploy_plugin.server.device import require_device
-from mlflow_deploy_plugin.server.state import SPEC, write_atomically
 from mlflow_deploy_plugin.server.supervisor import claimed, supervise
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec, load_specs, new_endpoint
+from mlflow_deploy_plugin.statedir import SPEC, write_atomically
 
 _MOST_SERVERS_OF_A_NAME = 100
 

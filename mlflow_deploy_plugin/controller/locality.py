@@ -8,8 +8,8 @@ import uuid
 
 from mlflow_deploy_plugin.deployments.backends.local import state_dir
 from mlflow_deploy_plugin.deployments.locking import locked
-from mlflow_deploy_plugin.server.state import write_atomically
 from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.statedir import write_atomically
 
 _NAME = ".place"
 

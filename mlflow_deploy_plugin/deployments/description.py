@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.runtime import read_served_artifact
-from mlflow_deploy_plugin.server.state import LoadedVariant, WantedVariant
+from mlflow_deploy_plugin.statedir import LoadedVariant, WantedVariant
 from mlflow_deploy_plugin.store import UnreadableEndpoint
 
 _OF_DEPLOYMENT = ("name", "endpoint", "state", "url", "model_uri", "model", "version", "weight", "shadow", "flavor")

@@ -22,10 +22,10 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.span import TimeRange
 from mlflow_deploy_plugin.inference_log.view import View, view_schema, view_tables
 from mlflow_deploy_plugin.nearest import did_you_mean
-from mlflow_deploy_plugin.server.mask import MASK_KEY, Mask
-from mlflow_deploy_plugin.server.state import SPEC
+from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, Mask
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
+from mlflow_deploy_plugin.statedir import SPEC
 
 _MASKED = re.compile(r"[0-9a-f]{32}")
 _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"

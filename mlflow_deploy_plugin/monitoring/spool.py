@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mlflow_deploy_plugin.server.capture import SPOOL, segments, shipped_bytes
-from mlflow_deploy_plugin.server.state import AGENT, AgentState, lives, read_state
+from mlflow_deploy_plugin.server.capture.frames import segments, shipped_bytes
+from mlflow_deploy_plugin.statedir import AGENT, SPOOL, AgentState, is_alive, read_state
 
 _PAUSE = 0.1
 
@@ -36,4 +36,4 @@ def _shipped(segment: Path) -> float:
 
 def _agent_lives(state_dir: Path) -> bool:
     agent = read_state(state_dir / AGENT, AgentState)
-    return agent is not None and lives(agent.pid)
+    return agent is not None and is_alive(agent.pid)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all
 from mlflow_deploy_plugin.pyfunc.refusal import one_line
-from mlflow_deploy_plugin.server.frames import Message
-from mlflow_deploy_plugin.server.side_process import READY
+from mlflow_deploy_plugin.server.models.side_messages import Message
+from mlflow_deploy_plugin.server.models.side_process import READY
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.pyfunc.scorer import Scorer

@@ -9,8 +9,8 @@ import os
 import sys
 
 from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all
-from mlflow_deploy_plugin.server.frames import Message
-from mlflow_deploy_plugin.server.side_process import READY
+from mlflow_deploy_plugin.server.models.side_messages import Message
+from mlflow_deploy_plugin.server.models.side_process import READY
 
 _NICENESS = 10
 """Predictions go first."""

@@ -24,11 +24,17 @@ from pyarrow.types import is_floating
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
 from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, cast_columns
-from mlflow_deploy_plugin.server.explained import Feature, explained_outputs, features_of, names_of, numbers_of
-from mlflow_deploy_plugin.server.frames import Message
+from mlflow_deploy_plugin.server.models.explainable import (
+    Feature,
+    explained_outputs,
+    features_of,
+    names_of,
+    numbers_of,
+)
+from mlflow_deploy_plugin.server.models.loading import EXAMPLE
+from mlflow_deploy_plugin.server.models.side_messages import Message
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON
-from mlflow_deploy_plugin.server.warmup import EXAMPLE
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """A process beside a worker, seen from within: says that it is ready, and answers questions until the worker has gone.
 
-`server/side_process.py` starts it with the descriptor of its socket. The questions are answered one by one, in the
-main thread. A second thread reads: when the worker has gone it ends this process and all that it has started, also
+`server/models/side_process.py` starts it with the descriptor of its socket. The questions are answered one by one, in
+the main thread. A second thread reads: when the worker has gone it ends this process and all that it has started, also
 while it computes.
 """
 
@@ -16,8 +16,8 @@ import threading
 from collections.abc import Callable
 
 from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused, one_line
-from mlflow_deploy_plugin.server.frames import BrokenFrame, Message, receive, send
-from mlflow_deploy_plugin.server.side_process import FAILED
+from mlflow_deploy_plugin.server.models.side_messages import BrokenFrame, Message, receive, send
+from mlflow_deploy_plugin.server.models.side_process import FAILED
 
 _log = logging.getLogger(__name__)
 

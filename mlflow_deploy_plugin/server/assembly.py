@@ -7,24 +7,23 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.runtime import BatchPolicy, available_cores
-from mlflow_deploy_plugin.server.cache import open_cache
-from mlflow_deploy_plugin.server.capture import SPOOL, CaptureWriter
+from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud
-from mlflow_deploy_plugin.server.commands import Commands
-from mlflow_deploy_plugin.server.dataplane import DataPlane
-from mlflow_deploy_plugin.server.explainer import Explainer
-from mlflow_deploy_plugin.server.limits import Limits, open_rate
-from mlflow_deploy_plugin.server.memory import MemoryLimit, worker_limit
-from mlflow_deploy_plugin.server.metrics import Metrics
-from mlflow_deploy_plugin.server.repository import Repository
-from mlflow_deploy_plugin.server.shadow import Shadows
-from mlflow_deploy_plugin.server.shadow_metrics import ShadowMetrics
-from mlflow_deploy_plugin.server.state import SPEC
-from mlflow_deploy_plugin.server.threads import largest_batch
-from mlflow_deploy_plugin.server.tracing import Tracer, open_tracer
-from mlflow_deploy_plugin.server.warmup import WarmVersion, load_warm
+from mlflow_deploy_plugin.server.inference.dataplane import DataPlane
+from mlflow_deploy_plugin.server.inference.limits import Limits, largest_batch, open_rate
+from mlflow_deploy_plugin.server.inference.response_cache import open_cache
+from mlflow_deploy_plugin.server.inference.shadow import Shadows
+from mlflow_deploy_plugin.server.models.commands import Commands
+from mlflow_deploy_plugin.server.models.explainer import Explainer
+from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_warm
+from mlflow_deploy_plugin.server.models.memory import MemoryLimit, worker_limit
+from mlflow_deploy_plugin.server.models.repository import Repository
+from mlflow_deploy_plugin.server.observability.metrics import Metrics
+from mlflow_deploy_plugin.server.observability.shadow_metrics import ShadowMetrics
+from mlflow_deploy_plugin.server.observability.tracing import Tracer, open_tracer
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
+from mlflow_deploy_plugin.statedir import SPEC, SPOOL
 
 _KEPT_GRAPHS = "graphs"
 

@@ -1,10 +1,14 @@
 """The socket a server listens on, taken before anything else is started."""
 
 import errno
+import importlib.util
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig, RuntimeMissing
+from mlflow_deploy_plugin.spec import ServerSpec
 
 _FIRST_PORT, _LAST_PORT = 8080, 8999
 
@@ -61,3 +65,31 @@ def _refusal(host: str, port: int, option: str, error: OSError) -> str:
     if error.errno == errno.EACCES:
         return f"port {port} may not be opened by this user; ports from 1024 up may"
     return f"{host}:{port} cannot be listened on: {os.strerror(error.errno) if error.errno else error}"
+
+
+@contextmanager
+def reserved(spec: ServerSpec) -> Iterator[None]:
+    """Keeps `grpc_port`, where it is set, for the workers: each binds it after the fork, with SO_REUSEPORT.
+
+    With that option alone a port would be shared silently with whoever has it already; so first it is asked for
+    without. Then a socket that is bound and never listens holds it: it gets no connections, and nobody else can take
+    the port while a worker is replaced.
+
+    Raises:
+        InvalidConfig: the port is in use or may not be used, or the host is no address of this machine.
+        RuntimeMissing: grpcio is not installed.
+    """
+    if spec.grpc_port is None:
+        yield
+        return
+    if any(importlib.util.find_spec(name) is None for name in ("grpc", "google.protobuf")):
+        raise RuntimeMissing(
+            "server.grpc_port is set, and grpcio is not installed: pip install 'mlflow-onnxserve[grpc]'"
+        )
+    taken = listen_on(spec.host, spec.grpc_port, "-C server.grpc_port=…")
+    family, address = taken.family, taken.getsockname()
+    taken.close()
+    with socket.socket(family, socket.SOCK_STREAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(address)
+        yield

@@ -23,10 +23,10 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.server.children import Child, Children, adopt_orphans, watched_signals
-from mlflow_deploy_plugin.server.grpc.port import reserved
 from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
-from mlflow_deploy_plugin.server.listener import listen_on, reachable_host, reachable_url
-from mlflow_deploy_plugin.server.state import (
+from mlflow_deploy_plugin.server.listener import listen_on, reachable_host, reachable_url, reserved
+from mlflow_deploy_plugin.spec import ServerSpec, load_specs
+from mlflow_deploy_plugin.statedir import (
     AGENT,
     SERVER,
     SPEC,
@@ -36,12 +36,11 @@ from mlflow_deploy_plugin.server.state import (
     Phase,
     ServerState,
     Wanted,
-    lives,
+    is_alive,
     read_state,
     read_workers,
     write_state,
 )
-from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 
 _log = logging.getLogger(__name__)
 
@@ -271,7 +270,7 @@ class _Supervisor:
         """The HTTP side answers, and every worker has dealt with what is wanted, so that something of it is served."""
         wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
         accounts = read_workers(self._state_dir)  # those of a killed gunicorn's workers too
-        workers = [worker for worker in accounts if worker.generation == wanted.generation and lives(worker.pid)]
+        workers = [worker for worker in accounts if worker.generation == wanted.generation and is_alive(worker.pid)]
         loaded = [
             w for w in workers if not w.endpoints or any(v.version for e in w.endpoints.values() for v in e.values())
         ]

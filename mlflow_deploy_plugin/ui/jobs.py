@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlflow_deploy_plugin.errors import TooManyRequests
-from mlflow_deploy_plugin.server.state import lives, write_atomically
+from mlflow_deploy_plugin.statedir import is_alive, write_atomically
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"
 _MOST_AT_ONCE = 4
@@ -118,7 +118,7 @@ class Jobs:
             return job
         if time.time() - job.started_at > self.longest + _KILLED_SECONDS:  # the server that would end it is gone
             return replace(job, state="failed", message="it did not end in time")
-        if job.pid and not lives(job.pid):
+        if job.pid and not is_alive(job.pid):
             job = read_job(self.folder / f"{id}.json")  # it may have ended between the two looks
             if job is not None and job.state == "running":
                 return replace(job, state="failed", message="it ended without a word")

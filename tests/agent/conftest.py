@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.server.capture import CaptureWriter
+from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from tests.support.following import Case, World
 from tests.support.models import write_model
 from tests.support.shipping import Clock

@@ -9,8 +9,9 @@ import pytest
 from mlflow_deploy_plugin.agent import control as module
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
 from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
-from mlflow_deploy_plugin.server.commands import LARGEST_COMMAND_BYTES, OLDEST_SECONDS, command_files
-from mlflow_deploy_plugin.server.state import (
+from mlflow_deploy_plugin.server.models.commands import LARGEST_COMMAND_BYTES, OLDEST_SECONDS, command_files
+from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint
+from mlflow_deploy_plugin.statedir import (
     ANSWERS,
     COMMANDS,
     CONTROL,
@@ -20,7 +21,6 @@ from mlflow_deploy_plugin.server.state import (
     read_state,
     write_state,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint
 
 NOW = 1000.0
 _numbers = itertools.count(1)

@@ -1,14 +1,7 @@
 """`Follower` round by round: what is wanted, and when the registry is asked."""
 
 from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef
-from mlflow_deploy_plugin.server.state import (
-    AGENT,
-    LOOK,
-    SPEC,
-    AgentState,
-    ShippingState,
-    read_state,
-)
+from mlflow_deploy_plugin.statedir import AGENT, LOOK, SPEC, AgentState, ShippingState, read_state
 from tests.support.following import STAGE, Case, Later
 
 

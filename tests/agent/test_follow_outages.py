@@ -7,7 +7,8 @@ import time
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.server.state import (
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.statedir import (
     AGENT,
     ANSWERS,
     COMMANDS,
@@ -18,7 +19,6 @@ from mlflow_deploy_plugin.server.state import (
     read_state,
     write_state,
 )
-from mlflow_deploy_plugin.spec import new_endpoint
 from tests.support.following import STAGE, Case, Later
 
 

@@ -3,13 +3,7 @@
 import subprocess
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
-from mlflow_deploy_plugin.server.state import (
-    LOADING,
-    SPEC,
-    LoadedVariant,
-    LoadingState,
-    write_state,
-)
+from mlflow_deploy_plugin.statedir import LOADING, SPEC, LoadedVariant, LoadingState, write_state
 from tests.support.following import STAGE, Case
 
 

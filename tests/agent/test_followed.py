@@ -3,7 +3,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.agent.fetch import FetchedVersion
 from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef, checkpoint, restore_checkpoint
-from mlflow_deploy_plugin.server.state import WANTED, Followed, Wanted, write_state
+from mlflow_deploy_plugin.statedir import WANTED, Followed, Wanted, write_state
 
 MakeModel = Callable[..., Path]
 STAGE = ModelRef("models:/x/Production", "gate=passed")

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.runtime import Array, Artifact, Column, Feeds, Input, Output, Schema, Tensor, compile_schema
-from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
-from mlflow_deploy_plugin.server.captured_model import kept_of
+from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, kept_of
+from mlflow_deploy_plugin.server.capture.codec import RequestRecord
+from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, v2

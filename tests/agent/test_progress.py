@@ -16,10 +16,16 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, read_watermarks
 from mlflow_deploy_plugin.runtime import Column, Input, Schema
-from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord, segments
-from mlflow_deploy_plugin.server.counted import leave_counted, read_counted
-from mlflow_deploy_plugin.server.metrics import Metrics
-from mlflow_deploy_plugin.server.state import METRICS, WANTED, Wanted, WantedEndpoint, write_state
+from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
+from mlflow_deploy_plugin.server.capture.codec import RequestRecord
+from mlflow_deploy_plugin.server.capture.frames import segments
+from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.server.observability.capture_counters import (
+    read_capture_counters,
+    save_capture_counters,
+)
+from mlflow_deploy_plugin.server.observability.metrics import Metrics
+from mlflow_deploy_plugin.statedir import METRICS, WANTED, Wanted, WantedEndpoint, write_state
 
 MODEL = CapturedModel("m", "1", Schema((Column("x", "double"),), (), (Input("x", "float64", (-1, 1), ("x",)),)), ("y",))
 
@@ -66,7 +72,7 @@ def start_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     """The metrics of a server's run, as `http/gunicorn_conf.py` lays them out."""
 
     def start(run: str) -> Metrics:
-        leave_counted(tmp_path)
+        save_capture_counters(tmp_path)
         folder = tmp_path / f"metrics-{run}"
         folder.mkdir()
         (tmp_path / METRICS).unlink(missing_ok=True)
@@ -299,13 +305,13 @@ def test_rows_that_have_no_form_in_the_log_are_dropped_and_not_on_their_way(
 def test_the_last_word_counts_what_an_ended_server_has_left(machine: Machine) -> None:
     machine.answer(3)
     machine.writer.close()
-    counted = read_counted(machine.folder)
-    leave_counted(machine.folder)
+    counted = read_capture_counters(machine.folder)
+    save_capture_counters(machine.folder)
     for file in (machine.folder / METRICS).readlink().iterdir():
         file.unlink()
     (machine.folder / METRICS).readlink().rmdir()
     (machine.folder / METRICS).unlink()
-    assert read_counted(machine.folder) == counted
+    assert read_capture_counters(machine.folder) == counted
     machine.shipper.ship()
     machine.watermark.end(is_shipped=True)
     assert machine.told().answered_rows == {"e": 3}

@@ -13,9 +13,10 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.runtime import Input, Schema, Tensor
-from mlflow_deploy_plugin.server.capture import CapturedModel, CaptureWriter, RequestRecord
-from mlflow_deploy_plugin.server.captured_model import kept_of
-from mlflow_deploy_plugin.server.feedback import Feedback
+from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, kept_of
+from mlflow_deploy_plugin.server.capture.codec import RequestRecord
+from mlflow_deploy_plugin.server.capture.feedback import Feedback
+from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from tests.support.shipping import HOUR, IMAGES, NOON, TABULAR, files, rows, write
 
 

@@ -12,8 +12,8 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.inference_log.label_join import read_labels
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
-from mlflow_deploy_plugin.server.capture import CaptureWriter
-from mlflow_deploy_plugin.server.feedback import Feedback
+from mlflow_deploy_plugin.server.capture.feedback import Feedback
+from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from tests.support.shipping import NOON, files, forget_what_is_shipped, rows, write
 from tests.support.spool import read_segment
 

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.server.capture import FRAME, MAGIC, CaptureWriter, RequestRecord
-from mlflow_deploy_plugin.server.captured_model import kept_of
-from mlflow_deploy_plugin.server.feedback import Feedback
+from mlflow_deploy_plugin.server.capture.captured_model import kept_of
+from mlflow_deploy_plugin.server.capture.codec import RequestRecord
+from mlflow_deploy_plugin.server.capture.feedback import Feedback
+from mlflow_deploy_plugin.server.capture.frames import FRAME, MAGIC
+from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from tests.support.s3 import s3_server
 from tests.support.shipping import NOON, TABULAR, files, rows, write
 from tests.support.spool import read_segment

@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
+from mlflow_deploy_plugin.statedir import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
 from tests.support.tracking import tracking_at
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)

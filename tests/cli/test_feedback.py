@@ -15,7 +15,7 @@ from mlflow.deployments import BaseDeploymentClient
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.view import View, view_tables
-from mlflow_deploy_plugin.server.mask import Mask
+from mlflow_deploy_plugin.server.capture.masking import Mask
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import apply_config, dump_spec, new_endpoint
 from tests.support.deploying import Models

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 
-from mlflow_deploy_plugin.server.state import AGENT, AgentState, read_state
+from mlflow_deploy_plugin.statedir import AGENT, AgentState, read_state
 from tests.support.mlflow_server import MlflowServer
 from tests.support.proxy import proxy_to
 from tests.support.waiting import wait_until

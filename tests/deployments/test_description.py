@@ -8,8 +8,8 @@ from mlflow_deploy_plugin.deployments.backends.observation import Observation
 from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment
-from mlflow_deploy_plugin.server.state import LoadedVariant, RefusedVersion, WorkerState
 from mlflow_deploy_plugin.spec import add_variant, new_endpoint
+from mlflow_deploy_plugin.statedir import LoadedVariant, RefusedVersion, WorkerState
 from mlflow_deploy_plugin.store import Endpoint
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)

@@ -25,8 +25,8 @@ import requests
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, read_watermarks
 from mlflow_deploy_plugin.inference_log.windows import parse_window
-from mlflow_deploy_plugin.server.capture import SPOOL, segments
-from mlflow_deploy_plugin.server.state import read_workers
+from mlflow_deploy_plugin.server.capture.frames import segments
+from mlflow_deploy_plugin.statedir import SPOOL, read_workers
 from tests.support.models import write_model
 from tests.support.s3 import Bucket, s3_server
 from tests.support.serving import Served

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from benchmarks.serving.load import post
 from benchmarks.serving.timeline import Answers, OpenLoop
-from mlflow_deploy_plugin.server.state import AGENT, WANTED, AgentState, Wanted, read_state, read_workers
+from mlflow_deploy_plugin.statedir import AGENT, WANTED, AgentState, Wanted, read_state, read_workers
 from tests.support.mlflow_server import MlflowServer
 from tests.support.models import parse_graph
 from tests.support.proxy import Proxy, proxy_to

@@ -36,12 +36,12 @@ ROOMS = {
     "torch": "import mlflow_deploy_plugin.flavor.convert.torch, onnxscript",
     "s3": "import boto3, mlflow_deploy_plugin.inference_log.storage",
     "postgresql": "import sqlalchemy; sqlalchemy.create_engine('postgresql+psycopg://user@host/db')",
-    "grpc": "import mlflow_deploy_plugin.server.grpc.listener, mlflow_deploy_plugin.server.grpc.service",
-    "redis": "from mlflow_deploy_plugin.server.outage import redis_module; redis_module('redis://host:6379/0')",
+    "grpc": "import mlflow_deploy_plugin.server.grpc.server, mlflow_deploy_plugin.server.grpc.service",
+    "redis": "from mlflow_deploy_plugin.server.inference.circuit_breaker import redis_module; redis_module('redis://host:6379/0')",
     "explain": "import mlflow_deploy_plugin.pyfunc.explainer",
     "spark": "import pyspark.sql, mlflow_deploy_plugin.monitoring.spark",
     "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
-    "from mlflow_deploy_plugin.server.tracing import open_tracer; assert open_tracer()",
+    "from mlflow_deploy_plugin.server.observability.tracing import open_tracer; assert open_tracer()",
 }
 NEEDS_AN_EXTRA = {"duckdb", "grpc", "scipy", "shap", "sklearn", "torch"}
 """What a module of the package may lack in an environment without extras."""

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
-from mlflow_deploy_plugin.server.frames import Message
+from mlflow_deploy_plugin.server.models.side_messages import Message
 from tests.support.models import write_model
 from tests.support.pages import with_example
 

@@ -17,8 +17,8 @@ import yaml
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
-from mlflow_deploy_plugin.server.state import SPEC, WANTED, Wanted, write_state
 from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, write_state
 from tests.support.models import write_model
 from tests.support.redis_server import redis_server
 from tests.support.waiting import free_port, wait_until

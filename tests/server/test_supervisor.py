@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
-from mlflow_deploy_plugin.server.state import AGENT, SERVER, AgentState, ServerState, read_state, read_workers
 from mlflow_deploy_plugin.server.supervisor import claimed
+from mlflow_deploy_plugin.statedir import AGENT, SERVER, AgentState, ServerState, read_state, read_workers
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.serving import Served, servers_below
 from tests.support.waiting import wait_until

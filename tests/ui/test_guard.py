@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.gate.policy import parse_policy
-from mlflow_deploy_plugin.server.state import LOOK
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.statedir import LOOK
 from mlflow_deploy_plugin.store import AuditEvent
 from mlflow_deploy_plugin.ui import audit
 from tests.support.waiting import wait_until

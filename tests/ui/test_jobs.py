@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.server.state import lives
+from mlflow_deploy_plugin.statedir import is_alive
 from mlflow_deploy_plugin.ui import jobs
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs, write_job
 from tests.support.waiting import wait_until
@@ -15,7 +15,7 @@ def test_a_job_that_hangs_is_stopped_and_says_so(tmp_path: Path, monkeypatch: py
     started = Jobs(tmp_path, longest=0.0).start("roll x back", "eva", {}, (), {})
     ended = wait_until(lambda: found(tmp_path, started.id, "failed"), 60, "it was stopped")
     assert ended.message == "it did not end within 0 s, and was stopped"
-    assert not lives(started.pid)
+    assert not is_alive(started.pid)
 
 
 def test_a_job_whose_server_died_keeps_nobody_from_their_turn(tmp_path: Path) -> None:

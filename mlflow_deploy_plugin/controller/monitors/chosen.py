@@ -6,8 +6,8 @@ from pathlib import Path
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.reader import open_log
-from mlflow_deploy_plugin.server.state import SPEC
 from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint, load_specs
+from mlflow_deploy_plugin.statedir import SPEC
 from mlflow_deploy_plugin.store import unknown_endpoint
 
 DEFAULT_MONITOR = "drift"

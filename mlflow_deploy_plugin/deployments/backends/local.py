@@ -30,7 +30,9 @@ from mlflow_deploy_plugin.deployments.backends.readiness import (
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, server_environment
 from mlflow_deploy_plugin.deployments.locking import is_locked
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
-from mlflow_deploy_plugin.server.state import (
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec
+from mlflow_deploy_plugin.statedir import (
     AGENT,
     LOG,
     LOOK,
@@ -41,8 +43,6 @@ from mlflow_deploy_plugin.server.state import (
     read_state,
     write_atomically,
 )
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec
 
 _STOP_MARGIN_SECONDS = 40  # beside what requests may take: the agent ships what was captured
 _STARTING = "the server is being started"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mlflow_deploy_plugin.server.state import RefusedVersion, WantedEndpoint, WorkerState
+from mlflow_deploy_plugin.statedir import RefusedVersion, WantedEndpoint, WorkerState
 
 State = Literal["running", "starting", "stopped", "failed", "empty"]
 """`empty`: an endpoint without a deployment, which has no server."""

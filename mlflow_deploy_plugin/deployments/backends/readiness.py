@@ -12,7 +12,8 @@ from mlflow_deploy_plugin.deployments.backends import supervisor
 from mlflow_deploy_plugin.deployments.backends.supervisor import last_error
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.errors import DeploymentFailed, OnnxserveError
-from mlflow_deploy_plugin.server.state import (
+from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs
+from mlflow_deploy_plugin.statedir import (
     AGENT,
     SERVER,
     SPEC,
@@ -26,7 +27,6 @@ from mlflow_deploy_plugin.server.state import (
     read_state,
     read_workers,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs
 
 
 @dataclass(frozen=True)

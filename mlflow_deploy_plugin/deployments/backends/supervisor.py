@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from mlflow_deploy_plugin.server.state import LOG, SPEC, write_atomically
 from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.statedir import LOG, SPEC, write_atomically
 
 EARLIER_LOG = "server.1.log"
 _POLL_SECONDS = 0.05

@@ -1,7 +1,7 @@
 """Shadows: how often a variant that answers nobody would have said something else.
 
 A shadow's rows lie in the log beside those that were answered, under the same prediction id and row. What counts as
-saying something else is decided as in the server (`server/shadow_compare.py`), on the same arrays.
+saying something else is decided as in the server (`server/inference/shadow_compare.py`), on the same arrays.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.monitoring.kinds.segments import segments_of
 from mlflow_deploy_plugin.monitoring.kinds.versions import Version, version_artifact, versions_of
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output
-from mlflow_deploy_plugin.server.shadow_compare import compare
+from mlflow_deploy_plugin.server.inference.shadow_compare import compare
 
 MAX_ROWS = 100_000
 _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0

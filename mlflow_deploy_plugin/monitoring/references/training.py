@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.registry.connection import registry_address
 from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
 from mlflow_deploy_plugin.runtime import Artifact, read_artifact
-from mlflow_deploy_plugin.server.state import WANTED, Wanted, read_state
+from mlflow_deploy_plugin.statedir import WANTED, Wanted, read_state
 
 _FILE = "reference.parquet"
 _MODEL_ID = "model_id"

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import orjson
@@ -16,16 +17,15 @@ from google.protobuf import json_format
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.dataplane import InferResponse
-from mlflow_deploy_plugin.server.grpc import asked, tensors
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.server.grpc import management, tensors
 from mlflow_deploy_plugin.server.grpc.calls import Calls
-from mlflow_deploy_plugin.server.grpc.status import address_of, code_of, message_of, metadata_of
 from mlflow_deploy_plugin.server.grpc.watch import watch
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, fit_headers, refused
 from mlflow_deploy_plugin.server.http.observed import observed
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
-from mlflow_deploy_plugin.server.served import ServedVariant
+from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +39,15 @@ def handlers(server: Server, calls: Calls) -> list[grpc.GenericRpcHandler]:
         "ModelInfer": _unary(calls, partial(_model_infer, server)),
         "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(partial(_model_stream_infer, server, calls)),
     }
-    for name, ask in asked.METHODS.items():
+    for name, ask in management.METHODS.items():
         methods[name] = _unary(calls, _about(server, name, ask))
     health = {
-        "Check": _unary(calls, _about(server, "HealthCheck", asked.health)),
+        "Check": _unary(calls, _about(server, "HealthCheck", management.health)),
         "Watch": grpc.stream_stream_rpc_method_handler(partial(watch, server, calls)),
     }
     return [
-        grpc.method_handlers_generic_handler(asked.INFERENCE, methods),
-        grpc.method_handlers_generic_handler(asked.HEALTH, health),
+        grpc.method_handlers_generic_handler(management.INFERENCE, methods),
+        grpc.method_handlers_generic_handler(management.HEALTH, health),
     ]
 
 
@@ -63,7 +63,7 @@ def _unary(calls: Calls, answer: Callable[[bytes, grpc.ServicerContext], bytes])
     return grpc.stream_unary_rpc_method_handler(behaviour)
 
 
-def _about(server: Server, name: str, ask: asked.Ask) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+def _about(server: Server, name: str, ask: management.Ask) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     question, told = getattr(messages, f"{name}Request"), getattr(messages, f"{name}Response")
 
     def as_message(request: RawRequest) -> RawResponse:
@@ -178,4 +178,39 @@ def _finish(context: grpc.ServicerContext, response: RawResponse) -> None:
 
 def _raw_request(method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
     headers = {name: value for name, value in context.invocation_metadata() if isinstance(value, str)}
-    return RawRequest("POST", f"/{asked.INFERENCE}/{method}", headers, body, address_of(context.peer()))
+    return RawRequest("POST", f"/{management.INFERENCE}/{method}", headers, body, address_of(context.peer()))
+
+
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ALREADY_EXISTS,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    415: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+def code_of(response: RawResponse) -> grpc.StatusCode:
+    """OK, or the code of an error; INTERNAL for what has no other."""
+    return grpc.StatusCode.OK if response.status < 400 else _CODES.get(response.status, grpc.StatusCode.INTERNAL)
+
+
+def message_of(response: RawResponse) -> str:
+    """The message of an error's JSON body."""
+    return str(orjson.loads(response.body)["message"])
+
+
+def metadata_of(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The headers of an answer as trailing metadata, names in lower case."""
+    return [(name.lower(), value) for name, value in fit_headers(headers).items()]
+
+
+def address_of(peer: str) -> str:
+    """The address in gRPC's `ipv4:127.0.0.1:5001` or `ipv6:%5B::1%5D:5001`."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")

@@ -11,8 +11,8 @@ from google.protobuf.message import DecodeError
 
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
-from mlflow_deploy_plugin.server.grpc.asked import HEALTH, INFERENCE
 from mlflow_deploy_plugin.server.grpc.calls import Calls
+from mlflow_deploy_plugin.server.grpc.management import HEALTH, INFERENCE
 
 _LOOK_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus

@@ -6,13 +6,13 @@ from typing import Any
 
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, OpaqueBody
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
 from mlflow_deploy_plugin.server.http.tables import invocations
+from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.protocols import clouds, mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON, check_depth, load_json, media_name
-from mlflow_deploy_plugin.server.served import ServedVariant
 
 
 def vertex_predict(server: Server, request: RawRequest) -> RawResponse:

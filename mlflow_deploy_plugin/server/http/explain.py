@@ -3,15 +3,15 @@
 import time
 
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.server.answered import count_answer
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.explained import check_explainable, features_of
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, request_id
 from mlflow_deploy_plugin.server.http.predictions import failed, name_version
 from mlflow_deploy_plugin.server.http.tables import read_feeds
+from mlflow_deploy_plugin.server.models.explainable import check_explainable, features_of
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.observability.metrics import count_response
 from mlflow_deploy_plugin.server.protocols import explain as protocol
 from mlflow_deploy_plugin.server.protocols.content import JSON, media_name
-from mlflow_deploy_plugin.server.served import ServedVariant
 
 
 def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
@@ -36,7 +36,7 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
     finally:
         if is_let_in:
             server.limits.leave()
-    count_answer(server.metrics, variant, "explain", str(result.status), time.perf_counter() - request.arrived)
+    count_response(server.metrics, variant, "explain", str(result.status), time.perf_counter() - request.arrived)
     return result
 
 

@@ -5,9 +5,9 @@ import time
 from mlflow_deploy_plugin.errors import FeedbackNotKept, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, request_id
+from mlflow_deploy_plugin.server.models.variants import ServedEndpoint
 from mlflow_deploy_plugin.server.protocols import feedback as protocol
 from mlflow_deploy_plugin.server.protocols.content import JSON
-from mlflow_deploy_plugin.server.served import ServedEndpoint
 
 _RETRY_SECONDS = 30
 _OF_THE_LOG = "_request_id"

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.cost import Costs
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
-from mlflow_deploy_plugin.server.threads import answering_threads, largest_batch
+from mlflow_deploy_plugin.server.inference.limits import answering_threads, largest_batch
 from mlflow_deploy_plugin.settings import load_settings
 
 

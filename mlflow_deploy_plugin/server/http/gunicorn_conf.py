@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.server.counted import leave_counted
-from mlflow_deploy_plugin.server.state import METRICS, worker_file
+from mlflow_deploy_plugin.server.observability.capture_counters import save_capture_counters
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from mlflow_deploy_plugin.statedir import METRICS, worker_file
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported: never before a fork
@@ -91,7 +91,7 @@ def post_worker_init(worker: Any) -> None:
     _wait_until_loaded(worker)
     spec = worker.server.spec
     if spec.grpc_port is not None:
-        from mlflow_deploy_plugin.server.grpc.listener import Listener  # only where it is asked for
+        from mlflow_deploy_plugin.server.grpc.server import Listener  # only where it is asked for
 
         worker.grpc = Listener(worker.server, spec)
 
@@ -127,7 +127,7 @@ def child_exit(arbiter: Any, worker: Any) -> None:
 def _remove_metrics(state_dir: Path) -> None:
     link = state_dir / METRICS
     if link.is_symlink():
-        leave_counted(state_dir)
+        save_capture_counters(state_dir)
         shutil.rmtree(link.readlink(), ignore_errors=True)
         link.unlink()
 

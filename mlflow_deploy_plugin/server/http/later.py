@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime import Array
-from mlflow_deploy_plugin.server.answered import count_answer
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.dataplane import InferResponse
+from mlflow_deploy_plugin.server.capture.codec import FAILED
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, refused, request_id
 from mlflow_deploy_plugin.server.http.predictions import Protocol, ask, capture_failure, failed, name_version, tell
-from mlflow_deploy_plugin.server.packing import FAILED
+from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
+from mlflow_deploy_plugin.server.observability.metrics import count_response
 
 
 def infer_later(
@@ -39,7 +39,7 @@ def infer_later(
 
     def finish(result: RawResponse, outputs: Mapping[str, Array] | None = None) -> None:
         seconds = time.perf_counter() - request.arrived
-        count_answer(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
+        count_response(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
         if result.status >= FAILED:
             capture_failure(server, request, variant, result, seconds)
         done(result)

@@ -13,16 +13,16 @@ from functools import partial
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime import Feeds, Schema
-from mlflow_deploy_plugin.server.answered import count_answer, predicted_labels
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.dataplane import InferRequest
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, event_time, request_id
 from mlflow_deploy_plugin.server.http.observed import observed
 from mlflow_deploy_plugin.server.http.predictions import failed, name_version
 from mlflow_deploy_plugin.server.http.spoken import INVOCATIONS
+from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.observability.metrics import count_response, predicted_labels
 from mlflow_deploy_plugin.server.protocols import jsonlines
 from mlflow_deploy_plugin.server.protocols.content import media_name, media_type
-from mlflow_deploy_plugin.server.served import ServedVariant
 
 _PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
 _GONE = 499
@@ -144,4 +144,4 @@ def _rest(
 
 
 def _count(server: Server, request: RawRequest, variant: ServedVariant | None, status: int) -> None:
-    count_answer(server.metrics, variant, INVOCATIONS.name, str(status), time.perf_counter() - request.arrived)
+    count_response(server.metrics, variant, INVOCATIONS.name, str(status), time.perf_counter() - request.arrived)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, UnfitPath
-from mlflow_deploy_plugin.server.ids import new_id
+from mlflow_deploy_plugin.server.inference.ids import new_id
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
-from mlflow_deploy_plugin.server.tracing import RequestSpan, Tracer
+from mlflow_deploy_plugin.server.observability.tracing import RequestSpan, Tracer
 
 logger = logging.getLogger("mlflow_deploy_plugin.request")
 

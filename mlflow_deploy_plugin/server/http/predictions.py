@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime import Array, Feeds, OpaqueBody
-from mlflow_deploy_plugin.server.answered import count_answer
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.dataplane import InferRequest, InferResponse
+from mlflow_deploy_plugin.server.capture.codec import FAILED
 from mlflow_deploy_plugin.server.http.messages import (
     RawRequest,
     RawResponse,
@@ -21,9 +20,10 @@ from mlflow_deploy_plugin.server.http.messages import (
     refused,
     request_id,
 )
-from mlflow_deploy_plugin.server.packing import FAILED
+from mlflow_deploy_plugin.server.inference.dataplane import InferRequest, InferResponse
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.observability.metrics import count_response
 from mlflow_deploy_plugin.server.protocols.content import JSON
-from mlflow_deploy_plugin.server.served import ServedVariant
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def infer(
         if is_let_in:
             limits.leave()
     seconds = time.perf_counter() - request.arrived
-    count_answer(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
+    count_response(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
     if result.status >= FAILED and variant is not None:
         capture_failure(server, request, variant, result, seconds)
     return result

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Feeds, OpaqueBody, Schema
-from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.messages import RawRequest
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question
+from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.protocols import mlflow, predict, v2
 from mlflow_deploy_plugin.server.protocols.content import JSON
-from mlflow_deploy_plugin.server.served import ServedVariant
 
 
 def _plain(

@@ -7,14 +7,14 @@ from functools import lru_cache, partial
 
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Feeds, Schema
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.accept import qualities
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
 from mlflow_deploy_plugin.server.http.spoken import INVOCATIONS
+from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, npy
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, media_name, media_type
-from mlflow_deploy_plugin.server.served import ServedVariant
 
 _TABLES = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES, *npy.MEDIA_TYPES)
 _TAKEN = (JSON, CSV, *_TABLES)

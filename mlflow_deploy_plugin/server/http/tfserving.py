@@ -5,11 +5,11 @@ A label is the name of a variant of the endpoint, or the alias that a variant fo
 
 from mlflow_deploy_plugin.errors import InvalidRequest, NotFound
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.dataplane import InferResponse
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
+from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.protocols import tfserving
-from mlflow_deploy_plugin.server.served import ServedVariant
 
 
 def predict(server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None) -> RawResponse:

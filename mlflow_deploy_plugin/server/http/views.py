@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from mlflow_deploy_plugin.errors import NotReady
-from mlflow_deploy_plugin.server import metrics
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.following import following_page
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response
+from mlflow_deploy_plugin.server.observability import metrics
+from mlflow_deploy_plugin.server.observability.exposition import following_page
 from mlflow_deploy_plugin.server.protocols import v2
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime import Array, Feeds, Schema, row_count, short_repr
-from mlflow_deploy_plugin.server.frames import Message
+from mlflow_deploy_plugin.server.models.side_messages import Message
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import dump_json, load_json_object
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mlflow_deploy_plugin.runtime import Input, Output, no_batch_dimension_reason
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
-from mlflow_deploy_plugin.server.served import ServedVariant
 from mlflow_deploy_plugin.spec import ServerSpec
 
 _INT64_DIGITS = 18

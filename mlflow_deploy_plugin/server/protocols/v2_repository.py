@@ -11,8 +11,8 @@ import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.runtime import check_yaml, short_repr
+from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.protocols.content import json_type, load_json
-from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, new_endpoint
 
 LARGEST_CONFIG_BYTES = 64 * 1024

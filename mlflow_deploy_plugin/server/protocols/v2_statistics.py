@@ -8,8 +8,8 @@ have a count without a time, and `success.ns` is that of all requests; sizes of 
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_deploy_plugin.server.metrics import Statistics
-from mlflow_deploy_plugin.server.repository import Repository
+from mlflow_deploy_plugin.server.models.repository import Repository
+from mlflow_deploy_plugin.server.observability.metrics import Statistics
 
 _NANOSECONDS = 1_000_000_000
 

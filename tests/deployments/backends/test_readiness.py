@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.deployments.backends.readiness import read_applied_spec
-from mlflow_deploy_plugin.server.state import (
+from mlflow_deploy_plugin.spec import EndpointSpec, add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.statedir import (
     WANTED,
     LoadedVariant,
     Wanted,
@@ -17,7 +18,6 @@ from mlflow_deploy_plugin.server.state import (
     worker_file,
     write_state,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, add_variant, apply_config, new_endpoint
 
 SPEC = add_variant(new_endpoint("e", "one", variant="a"), "b", "two")
 

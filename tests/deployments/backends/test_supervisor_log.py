@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error
-from mlflow_deploy_plugin.server.state import LOG
+from mlflow_deploy_plugin.statedir import LOG
 
 
 @pytest.mark.parametrize(
     ("log", "said"),
     [
         ("2026-11-20 08:00:00,1 [agent] INFO fine\nError: no such model\nonnxserve: goodbye\n", "no such model"),
-        ("2026-11-20 08:00:00,123 ERROR 12 mlflow_deploy_plugin.server.repository: cannot load\n", "cannot load"),
+        (
+            "2026-11-20 08:00:00,123 ERROR 12 mlflow_deploy_plugin.server.models.repository: cannot load\n",
+            "cannot load",
+        ),
         ("[2026-11-20 08:00:00 +0000] [7] [CRITICAL] WORKER TIMEOUT\nlast\n", "WORKER TIMEOUT"),
         (
             "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module\n",

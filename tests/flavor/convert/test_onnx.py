@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.server.warmup import load_warm
+from mlflow_deploy_plugin.server.models.loading import load_warm
 from tests.support.models import parse_graph
 
 

@@ -18,9 +18,9 @@ from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_tabl
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.server.state import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.statedir import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
 from tests.support.inference_log import ENDPOINT, MODEL, event_table
 
 _segments = itertools.count(1)

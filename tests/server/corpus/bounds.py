@@ -45,7 +45,7 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         _both(dict.fromkeys(["head.path_of", "app.path_of"], "lambda target: target.partition('?')[0]")),
     ),
     "names in paths": ("http/routes.py: _methods", _both({"routes._methods": "lambda path: original('/ping')"})),
-    "names of models": ("server/repository.py: lease", ()),
+    "names of models": ("server/models/repository.py: lease", ()),
     "methods": (
         "http/routes.py: _dispatch",
         _both({"routes._methods": "lambda path: {**(m := original(path)), 'DELETE': next(iter(m.values()))}"}),
@@ -206,8 +206,8 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         _answer(server__protocols__v2_repository__check_yaml=_NOTHING),
     ),
     "queue": ("runtime/batcher.py", (Removal("fast", fields={"max_queue_size": 1000}),)),
-    "requests in flight": ("server/limits.py", (Removal("fast", fields={"max_concurrent_requests": None}),)),
-    "rate": ("server/limits.py", (Removal("fast", fields={"rate_limit": None}),)),
-    "deadline": ("runtime/batcher.py; server/dataplane.py", ()),
+    "requests in flight": ("server/inference/limits.py", (Removal("fast", fields={"max_concurrent_requests": None}),)),
+    "rate": ("server/inference/limits.py", (Removal("fast", fields={"rate_limit": None}),)),
+    "deadline": ("runtime/batcher.py; server/inference/dataplane.py", ()),
 }
 """By name: where it stands, and how it is taken away; by no way where it is not one attribute."""

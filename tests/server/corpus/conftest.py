@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.server.assembly import open_server
-from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.statedir import read_workers
 from tests.server.corpus.routes import MAX_BODY_BYTES, VERTEX, VERTEX_HEALTH
 from tests.server.corpus.wire import Wire
 from tests.support.waiting import wait_until

@@ -6,8 +6,8 @@ from typing import Any
 import grpc
 import pytest
 
-from mlflow_deploy_plugin.server.grpc import asked
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.server.grpc import management
 from tests.server.corpus.routes import IMAGE, MAX_BODY_BYTES
 from tests.support.waiting import free_port
 
@@ -15,7 +15,9 @@ _TENSOR = messages.ModelInferRequest.InferInputTensor(name="image", datatype="FP
 GOOD = messages.ModelInferRequest(
     model_name="tensor", inputs=[_TENSOR], raw_input_contents=[IMAGE.tobytes()]
 ).SerializeToString()
-METHODS = [f"/{asked.INFERENCE}/{name}" for name in ("ModelInfer", *asked.METHODS)] + [f"/{asked.HEALTH}/Check"]
+METHODS = [f"/{management.INFERENCE}/{name}" for name in ("ModelInfer", *management.METHODS)] + [
+    f"/{management.HEALTH}/Check"
+]
 NOISE = {
     "bytes that are no message": b"\xff\xff\xff\xff",
     "half a message": GOOD[:-5],

@@ -10,7 +10,7 @@ import pytest
 import requests
 from tritonclient.utils import InferenceServerException
 
-from mlflow_deploy_plugin.server.capture import segments
+from mlflow_deploy_plugin.server.capture.frames import segments
 from tests.support.collector import attributes, collector
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.spool import read_segment

@@ -16,7 +16,7 @@ import requests
 import yaml
 
 from mlflow_deploy_plugin.runtime import OnnxModel
-from mlflow_deploy_plugin.server.state import SPEC, WANTED, Wanted, write_state
+from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, write_state
 from tests.support import pages
 from tests.support.waiting import wait_until
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.statedir import read_workers
 from tests.support.waiting import wait_until
 
 BODY = b'{"inputs": [[1, 2, 3]]}'

@@ -9,13 +9,14 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.capture import SPOOL, segments
-from mlflow_deploy_plugin.server.captured import read_captured
-from mlflow_deploy_plugin.server.feedback import Feedback, FeedbackFrame
+from mlflow_deploy_plugin.server.capture.feedback import Feedback, FeedbackFrame
+from mlflow_deploy_plugin.server.capture.frames import segments
+from mlflow_deploy_plugin.server.capture.masking import Mask
+from mlflow_deploy_plugin.server.capture.reader import read_batches
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer
-from mlflow_deploy_plugin.server.mask import Mask
 from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.statedir import SPOOL
 from tests.support.disk import files_of_at_most
 
 BATCH = {
@@ -39,7 +40,7 @@ def give(server: Server, body: Any, path: str = "/feedback", content_type: str =
 
 
 def kept(spool: Path) -> list[FeedbackFrame]:
-    return [frame for segment in segments(spool) for frame in read_captured(segment).feedback]
+    return [frame for segment in segments(spool) for frame in read_batches(segment).feedback]
 
 
 @pytest.mark.parametrize("worker_class", ["fast", "gthread"])

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.server.http import gthread
-from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from mlflow_deploy_plugin.statedir import read_workers
 from tests.support.waiting import wait_until
 
 ROW = {"instances": [[1, 2, 3]]}

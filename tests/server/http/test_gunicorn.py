@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import requests
 
-from mlflow_deploy_plugin.server.capture import is_released, segments
-from mlflow_deploy_plugin.server.state import read_workers
+from mlflow_deploy_plugin.server.capture.frames import is_released, segments
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from mlflow_deploy_plugin.statedir import read_workers
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 

@@ -9,8 +9,8 @@ from gunicorn.util import load_class
 from gunicorn.workers.base import Worker
 
 from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
-from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from mlflow_deploy_plugin.statedir import read_workers
 
 
 @pytest.mark.parametrize(

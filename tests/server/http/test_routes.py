@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
-from mlflow_deploy_plugin.server.capture import segments
+from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import answer

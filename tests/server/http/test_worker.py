@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import requests
 
-from mlflow_deploy_plugin.server.state import read_workers
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from mlflow_deploy_plugin.statedir import read_workers
 from tests.support.waiting import wait_until
 
 WORKERS: tuple[WorkerClass, ...] = ("fast", "gthread")

@@ -10,7 +10,7 @@ import pytest
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotFound
 from mlflow_deploy_plugin.runtime import Batcher, BatchPolicy
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.metrics import Statistics
+from mlflow_deploy_plugin.server.observability.metrics import Statistics
 from mlflow_deploy_plugin.server.protocols import v2_config, v2_repository, v2_statistics
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.waiting import wait_until

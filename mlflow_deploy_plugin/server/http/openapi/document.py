@@ -13,8 +13,8 @@ from mlflow_deploy_plugin.server.http.messages import error_response
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.operations import OPERATIONS, Bodies, Operation
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
+from mlflow_deploy_plugin.server.models.variants import ServedEndpoint, ServedVariant
 from mlflow_deploy_plugin.server.protocols.content import JSON
-from mlflow_deploy_plugin.server.served import ServedEndpoint, ServedVariant
 from mlflow_deploy_plugin.version import __version__
 
 Route = tuple[str, str]

@@ -13,11 +13,11 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema
+from mlflow_deploy_plugin.server.models.loading import EXAMPLE
+from mlflow_deploy_plugin.server.models.variants import LoadedVersion
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON, load_json
 from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
-from mlflow_deploy_plugin.server.served import LoadedVersion
-from mlflow_deploy_plugin.server.warmup import EXAMPLE
 
 MAX_ROWS = 3
 MAX_VALUES = 1024

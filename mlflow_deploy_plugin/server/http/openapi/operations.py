@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mlflow_deploy_plugin.runtime import Artifact
-from mlflow_deploy_plugin.server.explained import is_explainable
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
+from mlflow_deploy_plugin.server.models.explainable import is_explainable
 from mlflow_deploy_plugin.server.protocols import arrow, feedback, jsonlines, npy
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON
 from mlflow_deploy_plugin.server.protocols.v2 import OCTETS

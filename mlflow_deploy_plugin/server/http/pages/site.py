@@ -25,8 +25,8 @@ from mlflow_deploy_plugin.server.http.openapi.document import Route, Subject, su
 from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.server.http.pages.fields import fields_of
 from mlflow_deploy_plugin.server.http.pages.snippets import snippets
+from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.protocols.content import dump_json
-from mlflow_deploy_plugin.server.repository import Repository
 from mlflow_deploy_plugin.version import __version__
 
 _HERE = Path(__file__).parent

@@ -1,0 +1,141 @@
+"""The segment files of the spool and the frames in them.
+
+A segment `spool/<uuid>.seg` is a row of frames: magic, length of the payload, its CRC32, the payload. The first byte of
+the payload is its kind:
+
+| kind | payload |
+|---|---|
+| model | JSON that binds a version's arrays to its signature (`captured_model.py`) |
+| layout | the offset of its model frame, and JSON that says what its requests hold (`codec.py`) |
+| request | the offset of its layout frame, then ids, times and arrays as they lie in memory |
+| feedback | what a caller said of earlier predictions (`feedback.py`) |
+
+A worker holds an flock on its open segment. The kernel releases it however the worker ends, so the agent can tell
+(`is_released`) when a segment stops growing. A frame that a crash has torn ends the segment for its reader.
+"""
+
+import contextlib
+import fcntl
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlflow_deploy_plugin.runtime import Array
+
+SUFFIX = ".seg"
+SHIPPED = ".shipped"
+"""The suffix of the file beside a segment that says how many of its bytes are in the inference log."""
+
+FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
+REFERRING = struct.Struct("<cI")  # kind, offset of the frame that this one needs
+MAGIC = b"OXS4"
+MODEL_KIND, LAYOUT_KIND, REQUEST_KIND, FEEDBACK_KIND = b"M", b"L", b"R", b"F"
+
+
+def segments(spool: Path) -> list[Path]:
+    """Return the segments in the spool, oldest first."""
+    return sorted(spool.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def spool_bytes(spool: Path) -> int:
+    """Return the size of all files in the spool, shipped or not; 0 if there is no spool."""
+    size = 0
+    try:
+        with os.scandir(spool) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # the agent removes what it has shipped
+                    size += entry.stat().st_size
+    except FileNotFoundError:
+        return 0
+    return size
+
+
+def shipped_bytes(segment: Path) -> int:
+    """Return how many bytes of the segment are in the inference log, as the agent has written it down."""
+    try:
+        return int(segment.with_suffix(SHIPPED).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def is_released(segment: Path) -> bool:
+    """Return whether the worker has released the segment (rotated, ended or was killed), so that it stops growing."""
+    with segment.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def payload_at(content: bytes, offset: int) -> memoryview | None:
+    """Return the payload of the frame at `offset`, or None if there is no whole frame."""
+    if offset + FRAME.size > len(content):
+        return None
+    magic, length, checksum = FRAME.unpack_from(content, offset)
+    payload = memoryview(content)[offset + FRAME.size : offset + FRAME.size + length]
+    if magic != MAGIC or len(payload) != length or zlib.crc32(payload) != checksum:
+        return None
+    return payload
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """The whole frames of a segment by offset.
+
+    Attributes:
+        requests, feedback: [N] int64, ascending.
+        end: where the last whole frame ends.
+        lost_bytes: bytes between whole frames that belong to none.
+        malformed: frames that are too short for their kind.
+    """
+
+    requests: Array
+    feedback: Array
+    end: int
+    lost_bytes: int
+    malformed: int
+
+
+def find_frames(content: bytes, min_request_bytes: int) -> Frames:
+    """Find the frames of a segment; a request's payload has at least `min_request_bytes`.
+
+    An incomplete frame at the end is being written or was torn. Anywhere else it was damaged later.
+    """
+    begins, lengths = [], []
+    lost_bytes = 0
+    length, last = len(content), len(content) - FRAME.size
+    unpack, size, checksum_of = FRAME.unpack_from, FRAME.size, zlib.crc32
+    offset = 0
+    while offset <= last:
+        magic, payload_length, checksum = unpack(content, offset)
+        stop = offset + size + payload_length
+        # of a copy of the bytes: it is made faster than a view of them
+        if magic != MAGIC or stop > length or checksum_of(content[offset + size : stop]) != checksum:
+            following = _next_frame(content, offset + 1)
+            if following < 0:
+                break
+            lost_bytes += following - offset
+            offset = following
+            continue
+        begins.append(offset)
+        lengths.append(payload_length)
+        offset = stop
+    starts, sizes = np.array(begins, dtype=np.int64), np.array(lengths, dtype=np.int64)
+    kinds = np.zeros(len(starts), dtype=np.uint8)
+    kinds[sizes > 0] = np.frombuffer(content, np.uint8)[starts[sizes > 0] + size]
+    is_request = kinds == ord(REQUEST_KIND)
+    is_short = (sizes == 0) | (is_request & (sizes < min_request_bytes))
+    feedback = starts[kinds == ord(FEEDBACK_KIND)]
+    return Frames(starts[is_request & ~is_short], feedback, offset, lost_bytes, int(is_short.sum()))
+
+
+def _next_frame(content: bytes, offset: int) -> int:
+    """Return where the first whole frame from `offset` on begins, or -1."""
+    while (offset := content.find(MAGIC, offset)) >= 0 and payload_at(content, offset) is None:
+        offset += 1
+    return offset

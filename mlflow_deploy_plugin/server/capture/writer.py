@@ -1,0 +1,204 @@
+"""The spool's writer: every worker appends the requests it has answered to a segment file (`frames.py`).
+
+A model frame and a layout frame are written before the first request of a segment that needs them, so that writing a
+request costs microseconds.
+"""
+
+import fcntl
+import logging
+import os
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from mlflow_deploy_plugin.runtime import Array, sent_arrays
+from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, described_model
+from mlflow_deploy_plugin.server.capture.codec import Packer, RequestRecord, packed_failure
+from mlflow_deploy_plugin.server.capture.feedback import Feedback, pack_feedback
+from mlflow_deploy_plugin.server.capture.frames import (
+    FEEDBACK_KIND,
+    FRAME,
+    LAYOUT_KIND,
+    MAGIC,
+    MODEL_KIND,
+    REFERRING,
+    REQUEST_KIND,
+    SUFFIX,
+    spool_bytes,
+)
+from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, Mask
+
+logger = logging.getLogger(__name__)
+
+MAX_SEGMENT_BYTES = 16 * 1024 * 1024
+"""Beyond it another one is begun; what is larger by itself may come on top."""
+
+_LOG_SECONDS = 60.0
+_LOOK_SECONDS = 1.0
+
+
+class CaptureWriter:
+    """Appends to this worker's own segment. A request that cannot be written is counted and logged, and never fails.
+
+    Args:
+        count: called for each answer with its endpoint, its rows, how many of them were to be written, and whether they
+            were; None: nothing of it was to be.
+        clock: monotonic seconds, for the log's one line a minute and the one look at the spool a second.
+        max_bytes: of the spool, with what other workers have written; above it nothing is captured until the agent has
+            shipped something. What is written between two looks may come on top.
+    """
+
+    def __init__(
+        self,
+        spool: Path,
+        count: Callable[[str, int, int, bool | None], None] = lambda *answered: None,
+        clock: Callable[[], float] = time.monotonic,
+        max_bytes: int = 1024**3,
+    ) -> None:
+        self._spool = spool
+        self._max_bytes = max_bytes
+        self._is_full = False
+        self._look_at = float("-inf")
+        self._count = count
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._file = -1
+        self._size = 0
+        self._models: dict[CapturedModel, int] = {}
+        self._layouts: dict[tuple[CapturedModel, bytes], int] = {}
+        self._mask = Mask(spool.parent / MASK_KEY)
+        self._packer = Packer(self._mask)
+        self._silent_until = float("-inf")
+
+    def write(
+        self,
+        record: RequestRecord,
+        model: CapturedModel,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        max_rows: int,
+    ) -> bool:
+        """Appends one request as it was sent, its first `max_rows` rows; whether it is in the file now."""
+        feeds = sent_arrays(feeds)
+        try:
+            plan, pieces = self._packer.pack(record, model, feeds, outputs, max_rows)
+            with self._lock:
+                self._append(model, plan.layout, pieces)
+        except Exception as error:  # noqa: BLE001 - whatever it is: the answer is right, and is sent; the log has it
+            rows = model.schema.count_rows(feeds)
+            self._count(record.endpoint, rows, min(rows, max_rows), False)
+            self._complain(error)
+            return False
+        self._count(record.endpoint, plan.rows, plan.kept_rows, True)
+        return True
+
+    def write_failure(self, record: RequestRecord, model: CapturedModel) -> None:
+        """Appends a request that `model` has not answered: when, for how long and why not. Counted nowhere here."""
+        try:
+            layout, pieces = packed_failure(record)
+            with self._lock:
+                self._append(model, layout, pieces)
+        except Exception as error:  # noqa: BLE001 - as in `write`
+            self._complain(error)
+
+    def leave_out(self, endpoint: str, rows: int) -> None:
+        """Counts an answer of so many rows, of which nothing is to be written."""
+        self._count(endpoint, rows, 0, None)
+
+    def write_feedback(
+        self, endpoint: str, received_time: int, entries: Sequence[Feedback], mask: Sequence[str] = ()
+    ) -> None:
+        """Appends what was said of earlier predictions at `received_time` (microseconds since 1970).
+
+        Args:
+            mask: columns whose values are masked in keys, as they are in rows.
+
+        Raises:
+            OSError: the spool, or the disk, is full; its caller has to know.
+            InvalidConfig: there is no key to mask with.
+        """
+        if mask:
+            names = frozenset(mask)
+            entries = [one._replace(key=self._mask.values(one.key, names)) if one.key else one for one in entries]
+        payload = FEEDBACK_KIND + pack_feedback(endpoint, received_time, entries)
+        with self._lock:
+            self._make_room(len(payload))
+            self._write_frame(payload)
+
+    def close(self) -> None:
+        """Lets go of the segment; the next write begins another."""
+        with self._lock:
+            self._close()
+
+    def _append(self, model: CapturedModel, layout: bytes, pieces: list[bytes]) -> None:
+        is_roomy = 2 * self._size < MAX_SEGMENT_BYTES  # how large the request is, is not asked
+        if self._file < 0 or self._is_full or not is_roomy or self._clock() >= self._look_at:
+            self._make_room(sum(map(len, pieces)))
+        offset = self._layouts.get((model, layout))
+        if offset is None:
+            if model not in self._models:
+                self._models[model] = self._write_frame(MODEL_KIND + described_model(model))
+            offset = self._write_frame(REFERRING.pack(LAYOUT_KIND, self._models[model]) + layout)
+            self._layouts[model, layout] = offset
+        self._write_frame(b"".join((REFERRING.pack(REQUEST_KIND, offset), *pieces)))
+
+    def _make_room(self, size: int) -> None:
+        """A segment that takes `size` bytes more.
+
+        Raises:
+            OSError: the spool holds what it may, or no file can be made.
+        """
+        if (now := self._clock()) >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            self._is_full = spool_bytes(self._spool) >= self._max_bytes
+        if self._is_full:
+            self._close()  # the agent removes no segment that is held
+            raise OSError(f"the spool holds the {self._max_bytes} bytes that it may; does the inference log take them?")
+        if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
+            self._close()
+            self._open()
+
+    def _write_frame(self, payload: bytes) -> int:
+        """Appends one frame in one write and gives its offset; a partial one is taken back."""
+        offset = self._size
+        frame = FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
+        try:
+            written = os.write(self._file, frame)
+            if written != len(frame):
+                raise OSError("no space left for the whole frame")
+        except OSError:
+            os.ftruncate(self._file, offset)
+            raise
+        self._size += len(frame)
+        return offset
+
+    def _open(self) -> None:
+        """A new segment under its name only once it is locked: no reader can take it for one that was left."""
+        self._spool.mkdir(parents=True, exist_ok=True)
+        name = uuid.uuid4().hex
+        temporary = self._spool / f".{name}"
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(temporary, self._spool / (name + SUFFIX))
+        except OSError:
+            os.close(file)
+            temporary.unlink(missing_ok=True)
+            raise
+        self._file, self._size = file, 0
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._size = -1, 0
+        self._models.clear()
+        self._layouts.clear()
+
+    def _complain(self, error: Exception) -> None:
+        now = self._clock()
+        if now >= self._silent_until:
+            self._silent_until = now + _LOG_SECONDS
+            logger.error("requests are not captured: %s", error, exc_info=not isinstance(error, OSError))

@@ -1,0 +1,102 @@
+"""The gRPC server of one worker: made after the fork, ended together with HTTP."""
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.grpc.calls import Calls
+from mlflow_deploy_plugin.server.grpc.service import handlers
+from mlflow_deploy_plugin.server.inference.limits import answering_threads
+from mlflow_deploy_plugin.spec import ServerSpec
+
+logger = logging.getLogger(__name__)
+
+_STREAMS = 32
+"""Open at once in a worker; each has a thread of its own beside those that unary calls are answered in."""
+
+_WAITING = 128
+"""Calls that wait for a thread; above it gRPC answers RESOURCE_EXHAUSTED."""
+
+_LOOK_SECONDS = 0.1
+_QUIET_SECONDS = 1.0
+"""A drained server without a call is ended after it: one that has come is with a thread by then."""
+
+_FRAMING_BYTES = 64 * 1024
+"""What names, shapes and parameters of a message may take beside tensors of `max_body_bytes`."""
+
+_OPTIONS = {
+    "grpc.so_reuseport": 1,
+    "grpc.max_send_message_length": -1,
+    # A client that is gone without a word is noticed; clients that ask for the same every 10 s are not sent away.
+    "grpc.keepalive_time_ms": 60_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.http2.min_ping_interval_without_data_ms": 10_000,
+}
+
+_BOUNDED_SINCE = (1, 84)
+"""Before it, grpcio holds a message in memory whole, and decompressed, before it finds it beyond the limit. Tried with
+300 MB and a limit of 16 MB: 1.67, 1.73, 1.76, 1.80 and 1.83 took more than 300 MB, 1.84 and 1.85 took 20 MB."""
+
+
+class Listener:
+    """Answers on `grpc_port` until `drain`.
+
+    Raises:
+        InvalidConfig: the port cannot be bound, or the certificate cannot be read.
+    """
+
+    def __init__(self, server: Server, spec: ServerSpec) -> None:
+        self._grace = max(0.5, spec.graceful_timeout_seconds - 1.0)  # then gunicorn kills
+        self._calls = Calls(_STREAMS, spec.request_timeout_seconds)
+        threads = answering_threads(spec) + _STREAMS
+        options = {**_OPTIONS, "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES}
+        if tuple(map(int, grpc.__version__.split(".")[:2])) < _BOUNDED_SINCE:
+            logger.warning(
+                "grpcio %s takes memory for messages of any size; from 1.84 on it does not", grpc.__version__
+            )
+            options["grpc.compression_enabled_algorithms_bitset"] = 1  # no 1 MB that becomes 1 GB
+        self._grpc = grpc.server(
+            ThreadPoolExecutor(threads, thread_name_prefix="onnxserve-grpc"),
+            handlers=handlers(server, self._calls),
+            options=list(options.items()),
+            maximum_concurrent_rpcs=threads + _WAITING,
+        )
+        self._bind(spec)
+        self._grpc.start()
+        self._ended: threading.Event | None = None
+
+    def drain(self) -> None:
+        """Refuses new calls and finishes those in flight, for `graceful_timeout_seconds` at most; returns at once."""
+        self._calls.end()
+        self._ended = self._grpc.stop(self._grace)
+
+    def wait(self) -> None:
+        """Waits until everything is answered, after `drain`.
+
+        gRPC itself goes on waiting, for as long as 20 s, for each client to say that it has heard of the end: one that
+        is stopped, or whose machine is gone, does not.
+        """
+        quiet = 0.0
+        while self._ended is not None and not self._ended.wait(_LOOK_SECONDS):
+            quiet = 0.0 if self._calls.open else quiet + _LOOK_SECONDS
+            if quiet >= _QUIET_SECONDS:
+                self._grpc.stop(None)
+                self._ended.wait()
+
+    def _bind(self, spec: ServerSpec) -> None:
+        host = f"[{spec.host}]" if ":" in spec.host else spec.host
+        address = f"{host or '[::]'}:{spec.grpc_port}"
+        try:
+            if spec.certfile is not None and spec.keyfile is not None:
+                pair = Path(spec.keyfile).read_bytes(), Path(spec.certfile).read_bytes()
+                self._grpc.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+            else:
+                self._grpc.add_insecure_port(address)
+        except (OSError, RuntimeError) as error:
+            raise InvalidConfig(f"gRPC cannot listen on {address}: {error}") from None

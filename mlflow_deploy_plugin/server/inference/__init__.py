@@ -1,0 +1,1 @@
+"""The transport-neutral request path: data plane, limits, response cache and shadows."""

@@ -1,0 +1,169 @@
+"""Commands: how a request to a worker has an endpoint loaded into, or unloaded from, the memory of all workers.
+
+The wanted state has one writer, the agent. So a worker leaves a command file in the state folder and waits, for a
+bounded time, until the agent has answered it; the agent (`agent/control.py`) answers once every worker has dealt with
+the change. Files are named by the time of their making, so that they are taken in their order; the worker removes both
+files, and the agent those that nobody waits for any more. All times are of the machine's monotonic clock, which every
+process of it shares and which nobody sets.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow_deploy_plugin.errors import (
+    DeadlineExceeded,
+    InvalidConfig,
+    ModelError,
+    NotFound,
+    NotReady,
+    OnnxserveError,
+    RegistryUnavailable,
+    TooManyRequests,
+)
+from mlflow_deploy_plugin.spec import EndpointSpec, ModelControlMode
+from mlflow_deploy_plugin.statedir import (
+    AGENT,
+    ANSWERS,
+    COMMANDS,
+    AgentState,
+    Command,
+    CommandAnswer,
+    is_alive,
+    read_state,
+    write_state,
+)
+
+MOST_WAITING = 64
+"""Commands of one server that may wait at the same time."""
+LARGEST_COMMAND_BYTES = 256 * 1024
+PATIENCE_SECONDS = 60.0
+OLDEST_SECONDS = 2 * PATIENCE_SECONDS
+"""After this time nobody waits for the answer to a command any more."""
+_AGENT_SECONDS = 10.0
+"""A crashed agent is started anew after a second, and takes some more to import MLflow."""
+_POLL_SECONDS = 0.05
+
+_ERRORS: dict[str, type[OnnxserveError]] = {
+    error.__name__: error for error in (InvalidConfig, ModelError, NotFound, NotReady, RegistryUnavailable)
+}
+
+
+class Commands:
+    """The commands of one worker.
+
+    Args:
+        mode: only in "explicit" anything may be loaded or unloaded.
+        most_waiting: requests of this worker that may wait for an answer at the same time, each in its thread.
+        patience_seconds: what a command may take.
+        agent_seconds: for how long the agent may be away (it is started anew when it crashes).
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        mode: ModelControlMode,
+        most_waiting: int,
+        patience_seconds: float = PATIENCE_SECONDS,
+        agent_seconds: float = _AGENT_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._state_dir = state_dir
+        self._mode = mode
+        self._waiting = threading.BoundedSemaphore(most_waiting)
+        self._patience_seconds = patience_seconds
+        self._agent_seconds = agent_seconds
+        self._clock = clock
+
+    def load(self, endpoint: str, added: EndpointSpec | None = None) -> None:
+        """Has the endpoint in the memory of every worker; one that is there is looked up anew.
+
+        Args:
+            added: what the endpoint is, where the server's spec does not have it.
+
+        Raises:
+            InvalidConfig: nothing may be loaded here, or the spec has an endpoint of the name of `added`.
+            NotFound: there is no such endpoint, or no such model.
+            ModelError: the model cannot be served.
+            NotReady, RegistryUnavailable: the agent, or the registry, does not answer.
+            TooManyRequests: too many commands are under way.
+            DeadlineExceeded: it takes longer than a request can wait; it goes on.
+        """
+        self._run(Command(action="load", endpoint=endpoint, added=added, created_at=self._clock()))
+
+    def unload(self, endpoint: str) -> None:
+        """Has the endpoint out of the memory of every worker.
+
+        Raises:
+            InvalidConfig, NotFound, NotReady, TooManyRequests, DeadlineExceeded: as `load`.
+        """
+        self._run(Command(action="unload", endpoint=endpoint, created_at=self._clock()))
+
+    def _run(self, command: Command) -> None:
+        if self._mode != "explicit":
+            raise InvalidConfig(
+                f"this server lets nobody {command.action} endpoints; it was to be started with "
+                "server.model_control_mode: explicit in its spec (-C server.model_control_mode=explicit)"
+            )
+        with self._admitted():
+            name = f"{time.monotonic_ns():020d}-{os.urandom(8).hex()}.json"
+            file, answer_file = self._state_dir / COMMANDS / name, self._state_dir / ANSWERS / name
+            try:
+                write_state(file, command)
+            except OSError as error:
+                raise NotReady(f"the command cannot be written: {error.strerror}") from None
+            try:
+                answer = self._wait(command, answer_file)
+            finally:
+                file.unlink(missing_ok=True)  # first: a command without an answer would be taken again
+                answer_file.unlink(missing_ok=True)
+        if answer.error:
+            raise _ERRORS.get(answer.kind, OnnxserveError)(answer.error)
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Leaves threads of this worker to answer predictions, and bounds the files of all workers."""
+        if not self._waiting.acquire(blocking=False):
+            raise TooManyRequests("other endpoints are being loaded or unloaded; ask again in a moment", 1)
+        try:
+            if len(command_files(self._state_dir)) >= MOST_WAITING:
+                raise TooManyRequests(f"{MOST_WAITING} endpoints wait to be loaded or unloaded; ask again later", 1)
+            yield
+        finally:
+            self._waiting.release()
+
+    def _wait(self, command: Command, answer_file: Path) -> CommandAnswer:
+        began = agent_seen = time.monotonic()
+        while (answer := read_state(answer_file, CommandAnswer)) is None:
+            now = time.monotonic()
+            if self._agent_lives():
+                agent_seen = now
+            if now - agent_seen > self._agent_seconds:
+                raise NotReady(f"the agent that would {command.action} it does not run; it is started anew in a while")
+            if now - began > self._patience_seconds:
+                raise DeadlineExceeded(
+                    f"to {command.action} {command.endpoint!r} takes longer than {self._patience_seconds:.0f} s and "
+                    "goes on; /v2/repository/index says how it ends"
+                )
+            time.sleep(_POLL_SECONDS)
+        return answer
+
+    def _agent_lives(self) -> bool:
+        state = read_state(self._state_dir / AGENT, AgentState)
+        return state is not None and is_alive(state.pid)
+
+
+def answer_of(error: OnnxserveError | None) -> CommandAnswer:
+    """What the agent writes for a command that went well (None) or ended in this error."""
+    if error is None:
+        return CommandAnswer()
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    return CommandAnswer(error=error.message, kind=next((kind for kind in kinds if kind in _ERRORS), ""))
+
+
+def command_files(state_dir: Path) -> list[Path]:
+    """The files of the commands that somebody waits for, the oldest first."""
+    return sorted((state_dir / COMMANDS).glob("[!.]*.json"))

@@ -1,0 +1,181 @@
+"""Loading a version so that its first request is not its slowest, and finding out how it is best computed."""
+
+import logging
+import mmap
+import re
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError
+from mlflow_deploy_plugin.runtime import (
+    PYTHON_FUNCTION,
+    Batcher,
+    BatchPolicy,
+    Feeds,
+    OnnxModel,
+    Predictor,
+    no_batch_dimension_reason,
+    read_served_artifact,
+    repeat_row,
+    unbatchable_reason,
+)
+from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
+from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncModel
+from mlflow_deploy_plugin.server.models.variants import LoadedVersion
+from mlflow_deploy_plugin.server.protocols import mlflow
+from mlflow_deploy_plugin.server.protocols.content import JSON
+from mlflow_deploy_plugin.spec import Device
+from mlflow_deploy_plugin.statedir import WantedVariant, mark_loading
+
+logger = logging.getLogger(__name__)
+
+EXAMPLE = "serving_input_example.json"
+"""MLflow writes it beside a model that was logged with an input example: a body for `/invocations`."""
+
+_TIMED_RUNS = 3
+# The op_type of a node as protobuf writes it: field 4, the length, the text (onnx.proto, NodeProto).
+_RANDOM = re.compile(rb'"[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)')
+
+
+@dataclass(frozen=True, eq=False)
+class WarmVersion:
+    """A version that is ready to answer.
+
+    Attributes:
+        batcher: joins its requests; None: each is computed alone.
+        seconds_per_row: what computing one row alone took; infinite where that is not known.
+        is_deterministic: the same question is known to have the same answer.
+    """
+
+    predictor: Predictor
+    batcher: Batcher | None = None
+    seconds_per_row: float = float("inf")
+    is_deterministic: bool = False
+
+
+def load_warm(
+    folder: Path,
+    device: Device,
+    intra_op_num_threads: int,
+    policy: BatchPolicy | None = None,
+    asks_for_randomness: bool = False,
+    answer_seconds: float = 60.0,
+    kept_graphs: Path | None = None,
+) -> WarmVersion:
+    """Loads the MLmodel folder and lets it answer: its own example, or a row of zeros where it has none.
+
+    Args:
+        policy: how its requests are joined, if they can be; None: they are not.
+        asks_for_randomness: whether the graph is searched for random nodes, which takes a second for a gigabyte.
+        answer_seconds: what the first answer may take, and every one of a pyfunc, whose process is killed then, and
+            started anew.
+        kept_graphs: the folder in which optimised graphs are kept for the next time.
+
+    Raises:
+        InvalidArtifact: the model cannot be used, or cannot answer its own example.
+        DeviceUnavailable, RuntimeMissing: see `runtime.session.open_session`.
+    """
+    artifact = read_served_artifact(folder)
+    if artifact.flavor == PYTHON_FUNCTION:
+        return WarmVersion(PyfuncModel.load(artifact, answer_seconds))
+    model = OnnxModel.load(folder, device, intra_op_num_threads, kept_graphs)
+    is_deterministic = asks_for_randomness and not has_random_nodes(model.artifact.onnx_file)
+    feeds = _answered(model, folder, answer_seconds)
+    if feeds is None:
+        if policy is not None:
+            logger.warning("%s: requests are not joined, since it has no example to try that with", folder.name)
+        return WarmVersion(model, is_deterministic=is_deterministic)
+    batcher = None if policy is None else _warm_batcher(model, folder, feeds, policy)
+    return WarmVersion(model, batcher, _seconds_per_row(model, feeds), is_deterministic)
+
+
+def has_random_nodes(onnx_file: Path) -> bool:
+    """Whether the graph may draw random numbers, told from its bytes; a constant may look like it, never the reverse.
+
+    A graph of 100 MB takes 0.1 s; parsing it would take its size in memory.
+    """
+    with onnx_file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _RANDOM.search(content) is not None
+
+
+def _answered(model: OnnxModel, folder: Path, seconds: float) -> Feeds | None:
+    """Feeds that the model has computed once, its own example if it has one."""
+    example = folder / EXAMPLE
+    if example.is_file():
+        try:
+            feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
+            model.try_out(feeds, seconds)
+        except OnnxserveError as error:
+            raise InvalidArtifact(f"the model cannot answer its own example ({EXAMPLE}): {error.message}") from None
+        return feeds
+    feeds = model.example_feeds()
+    try:
+        model.try_out(feeds, seconds)
+    except InferenceError as error:
+        # A graph may have every right to refuse zeros (an unknown category, a shape): it only starts cold.
+        logger.info("%s: no warm-up, since it refuses a row of zeros: %s", folder.name, error.message)
+        return None
+    return feeds
+
+
+def _seconds_per_row(model: OnnxModel, feeds: Feeds) -> float:
+    """The fastest of a few runs of the first row, or of the fixed batch."""
+    timed = feeds if no_batch_dimension_reason(model.artifact) else repeat_row(feeds, 0)
+    rows = model.schema.count_rows(timed)
+    best = float("inf")
+    for _ in range(_TIMED_RUNS):
+        began = time.perf_counter()
+        model.run(timed)
+        best = min(best, time.perf_counter() - began)
+    return best / max(rows, 1)
+
+
+def _warm_batcher(model: OnnxModel, folder: Path, feeds: Feeds, policy: BatchPolicy) -> Batcher | None:
+    """A batcher, every size of a batch computed once; None, and a line in the log, where rows cannot be joined."""
+    if reason := unbatchable_reason(model, feeds):
+        logger.warning("%s: requests are not joined: %s", folder.name, reason)
+        return None
+    for size in policy.sizes:
+        model.run(repeat_row(feeds, 0, size))
+    return Batcher(model.run, policy)
+
+
+def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: WantedVariant) -> LoadedVersion:
+    """Loads and warms the version; while that lasts, its folder stands in the state folder, should the worker die.
+
+    Raises:
+        OnnxserveError: it cannot be loaded; the message may be shown to whoever asks for it.
+    """
+    try:
+        with mark_loading(state_dir, want.folder):
+            warm = load(want.folder)
+    except OnnxserveError:
+        raise
+    except Exception as error:
+        logger.exception("loading %s %s failed", want.model, want.version)
+        raise OnnxserveError(f"loading failed unexpectedly: {type(error).__name__}, see the log") from None
+    predictor = warm.predictor
+    loaded = LoadedVersion(
+        want.model,
+        want.version,
+        want.folder,
+        predictor,
+        CapturedModel(
+            want.model,
+            want.version,
+            predictor.schema,
+            predictor.artifact.prediction,
+            tuple(output.name for output in predictor.artifact.outputs) or None,
+        ),
+        warm.batcher,
+        warm.seconds_per_row,
+        warm.is_deterministic,
+    )
+    logger.info("loaded %s %s", want.model, want.version)
+    if warm.batcher is not None:
+        weakref.finalize(loaded, warm.batcher.close).atexit = False
+    weakref.finalize(loaded, logger.info, "dropped %s %s", want.model, want.version).atexit = False
+    return loaded

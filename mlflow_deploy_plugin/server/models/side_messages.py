@@ -1,0 +1,148 @@
+"""The messages between a worker and the side process of a pyfunc: JSON, then arrays and bytes as they lie in memory.
+
+A frame is a magic number, the length of the JSON, the length of what follows it, and both. The JSON names the message,
+its plain fields and its arrays in order. Nothing in it is code: what a side process sends cannot make a worker run
+anything, as a pickle could. Lengths are checked before anything is read.
+"""
+
+import json
+import math
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.runtime import Array
+
+MOST_JSON_BYTES = 16 * 1024 * 1024
+MOST_BYTES = 1024 * 1024 * 1024
+
+_FRAME = struct.Struct("<4sIQ")  # magic, length of the JSON, length of what follows it
+_MAGIC = b"OXP1"
+_CHUNK = 1024 * 1024
+
+
+class BrokenFrame(Exception):
+    """What came is no message, or the other side has gone in the middle of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message.
+
+    Attributes:
+        fields: whatever JSON can say.
+        arrays: by group and name; numbers, booleans, or strings in object arrays.
+    """
+
+    kind: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    body: bytes = b""
+
+
+def send(connection: socket.socket, message: Message, deadline: float | None = None) -> None:
+    """Sends the message whole; `deadline` in monotonic seconds.
+
+    Raises:
+        TimeoutError: not until the deadline.
+        OSError: the other side has gone.
+        ValueError: the message is too large.
+    """
+    head, blobs = _pack(message)
+    following = sum(map(len, blobs))
+    if len(head) > MOST_JSON_BYTES or following > MOST_BYTES:
+        raise ValueError(f"a message of {len(head) + following} bytes is too large")
+    _limit(connection, deadline)
+    connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)  # its timeout is that of the whole
+    for blob in blobs:
+        _limit(connection, deadline)
+        connection.sendall(blob)
+
+
+def receive(connection: socket.socket, deadline: float | None = None) -> Message | None:
+    """The next message, or None where the other side has gone; `deadline` in monotonic seconds.
+
+    Raises:
+        TimeoutError: not until the deadline.
+        BrokenFrame: no message, or half of one.
+        OSError: the connection cannot be read.
+    """
+    prefix = _read(connection, _FRAME.size, deadline)
+    if not prefix:
+        return None
+    if len(prefix) < _FRAME.size:
+        raise BrokenFrame("half a message")
+    magic, length, following = _FRAME.unpack(prefix)
+    if magic != _MAGIC or length > MOST_JSON_BYTES or following > MOST_BYTES:
+        raise BrokenFrame("no message")
+    head, rest = _read(connection, length, deadline), _read(connection, following, deadline)
+    if len(head) < length or len(rest) < following:
+        raise BrokenFrame("half a message")
+    try:
+        return _unpack(json.loads(head), memoryview(rest))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenFrame(f"no message: {error}") from None
+
+
+def _limit(connection: socket.socket, deadline: float | None) -> None:
+    if deadline is None:
+        connection.settimeout(None)
+        return
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    connection.settimeout(left)
+
+
+def _read(connection: socket.socket, size: int, deadline: float | None) -> bytes:
+    """`size` bytes, or fewer where the other side has gone."""
+    parts, left = [], size
+    while left:
+        _limit(connection, deadline)
+        part = connection.recv(min(left, _CHUNK))
+        if not part:
+            break
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
+
+
+def _pack(message: Message) -> tuple[bytes, list[bytes]]:
+    layout: dict[str, list[tuple[str, str, tuple[int, ...], int]]] = {}
+    blobs: list[bytes] = []
+    for group, arrays in message.arrays.items():
+        layout[group] = []
+        for name, array in arrays.items():
+            is_text = array.dtype.kind == "O"
+            # not orjson: a text that came as JSON may hold half a surrogate pair
+            blobs.append(json.dumps(array.reshape(-1).tolist()).encode() if is_text else array.tobytes())
+            layout[group].append((name, "str" if is_text else array.dtype.str, array.shape, len(blobs[-1])))
+    blobs.append(message.body)
+    return json.dumps({"kind": message.kind, "fields": message.fields, "arrays": layout}).encode(), blobs
+
+
+def _unpack(head: Any, blobs: memoryview) -> Message:
+    arrays: dict[str, dict[str, Array]] = {}
+    position = 0
+    for group, entries in head["arrays"].items():
+        arrays[group] = {}
+        for name, dtype, shape, length in entries:
+            arrays[group][name] = _decode_array(dtype, tuple(shape), blobs[position : position + length])
+            position += length
+    return Message(head["kind"], head["fields"], arrays, bytes(blobs[position:]))
+
+
+def _decode_array(dtype: str, shape: tuple[int, ...], blob: memoryview) -> Array:
+    if dtype != "str":
+        kind = np.dtype(dtype)
+        if kind.hasobject:
+            raise ValueError(f"an array of {dtype}")
+        return np.frombuffer(blob, dtype=kind).reshape(shape)
+    texts = np.empty(math.prod(shape), dtype=object)
+    texts[:] = json.loads(bytes(blob))
+    return texts.reshape(shape)

@@ -1,0 +1,218 @@
+"""The contents of the files in a server's state folder, as pydantic models."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, StickySpec
+
+
+class State(BaseModel):
+    """The content of one state file. Unknown fields are ignored, so that an older reader copes with a newer writer."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class WantedVariant(State):
+    """One concrete version that is to be served.
+
+    Attributes:
+        model_uri: as the spec has it, e.g. models:/flight-delay/Production.
+        model / version: what it was resolved to; `version` is the registry's number, or the model id of a model
+            that is not registered.
+        folder: the MLmodel folder on this disk, verified by the agent.
+        aspects: details reported with the version: stage, run_id, parity, git_commit, …
+    """
+
+    model_uri: str
+    model: str
+    version: str
+    folder: Path
+    weight: int = 100
+    shadow: bool = False
+    aspects: dict[str, str] = Field(default_factory=dict)
+
+
+class WantedEndpoint(State):
+    """The variants that have a version. `errors` says why the others have none; any caller may read it."""
+
+    variants: dict[str, WantedVariant]
+    capture: CaptureSpec = CaptureSpec()
+    sticky: StickySpec | None = None
+    errors: dict[str, str] = Field(default_factory=dict)
+
+
+class Wanted(State):
+    """What every worker is to serve.
+
+    Attributes:
+        generation: grows by one with every change.
+        unloaded: endpoints that a command has unloaded and another may load again.
+    """
+
+    generation: int = 0
+    endpoints: dict[str, WantedEndpoint] = Field(default_factory=dict)
+    unloaded: tuple[str, ...] = ()
+
+
+class Command(State):
+    """A request to the agent to load or unload an endpoint.
+
+    Attributes:
+        endpoint: its name.
+        added: the endpoint itself, if the spec does not have it.
+        created_at: seconds of the machine's monotonic clock.
+    """
+
+    action: Literal["load", "unload"]
+    endpoint: str
+    added: EndpointSpec | None = None
+    created_at: float
+
+
+class CommandAnswer(State):
+    """The result of a command. `error` is empty if every worker has done it; `kind` names the class of the error."""
+
+    error: str = ""
+    kind: str = ""
+
+
+class Control(State):
+    """What commands have changed of the spec: endpoints that are not served, and endpoints that were added."""
+
+    unloaded: tuple[str, ...] = ()
+    added: dict[str, EndpointSpec] = Field(default_factory=dict)
+
+
+class LoadedVariant(State):
+    """The version that one worker serves for a variant.
+
+    Attributes:
+        version: empty if none is loaded.
+        error: why the wanted version is not loaded; empty if it is.
+        no_batch: why the graph has no batch dimension; empty if it has one, or is none.
+    """
+
+    version: str = ""
+    error: str = ""
+    no_batch: str = ""
+
+
+class WorkerState(State):
+    """What one worker has loaded.
+
+    Attributes:
+        generation: the `Wanted` that it has applied, successfully or not.
+        endpoints: endpoint → variant → what is loaded.
+    """
+
+    pid: int
+    generation: int
+    endpoints: dict[str, dict[str, LoadedVariant]] = Field(default_factory=dict)
+
+
+class LoadingState(State):
+    """The version that a worker is loading. A worker that dies while loading leaves the file behind."""
+
+    pid: int
+    folder: Path
+
+
+class ShippingState(State):
+    """The way of the spool into the inference log. `error` is empty while the log accepts what is shipped.
+
+    Attributes:
+        torn_segments: segments that a killed worker has left with half a frame at the end, since the agent's start.
+        broken_segments: segments that were malformed and set aside, since the agent's start.
+        complete_until: every row answered before is in the log; seconds since 1970, by tens.
+    """
+
+    error: str = ""
+    torn_segments: int = 0
+    broken_segments: int = 0
+    complete_until: float = 0.0
+
+
+class RefusedVersion(State):
+    """A version that the registry names for a variant and that is not served.
+
+    Attributes:
+        cause: gate, fetch, artifact, consent (it would run code of its own) or load.
+        reason: one line.
+    """
+
+    endpoint: str
+    variant: str
+    model: str
+    version: str
+    cause: str
+    reason: str
+
+
+class AgentState(State):
+    """The agent's report on itself.
+
+    Attributes:
+        checked_at: when a look at the registry has last ended, well or not; seconds since 1970.
+        looks: how many have ended since the agent's start.
+        error: empty while the last look at the registry went well.
+        errors: how many things are wrong; `error` names them all.
+        fatal: nothing can be served, because a model could not be resolved or fetched and no earlier version is there.
+        refused: versions that are not served, while those before them are.
+    """
+
+    pid: int
+    checked_at: float = 0.0
+    looks: int = 0
+    error: str = ""
+    errors: int = 0
+    fatal: bool = False
+    refused: tuple[RefusedVersion, ...] = ()
+    shipping: ShippingState = ShippingState()
+
+
+class KnownVersion(State):
+    """A version whose files are on this disk; see `agent.fetch.FetchedVersion`."""
+
+    model: str
+    version: str
+    folder: Path
+    aspects: dict[str, str] = Field(default_factory=dict)
+    identity: str = ""
+    source: str = ""
+    runs_code: bool = False
+
+
+class FollowedReference(State):
+    """The version served for a reference, the one before it, and the version tagged with an error, with its text."""
+
+    model_uri: str
+    require: str = ""
+    version: KnownVersion | None = None
+    previous: KnownVersion | None = None
+    told: tuple[str, str] = ("", "")
+
+
+class Followed(State):
+    """The agent's checkpoint, from which the next agent goes on."""
+
+    references: tuple[FollowedReference, ...] = ()
+
+
+Phase = Literal["starting", "serving", "stopping"]
+
+
+class ServerState(State):
+    """Written by the supervisor once it knows its port; removed when it ends in good order.
+
+    Attributes:
+        restarts: how often gunicorn was killed, and restarted, since `started_at`.
+    """
+
+    pid: int
+    host: str
+    port: int
+    started_at: float
+    phase: Phase = "starting"
+    restarts: int = 0

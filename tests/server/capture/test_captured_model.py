@@ -1,0 +1,144 @@
+"""What is kept of a captured request: all of it, or what the spec leaves."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor, compile_schema, to_log_columns
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, kept_of
+from mlflow_deploy_plugin.server.capture.codec import RequestRecord
+from mlflow_deploy_plugin.server.capture.frames import segments
+from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, Mask
+from mlflow_deploy_plugin.server.capture.reader import read_batches
+from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.server.http.messages import RawRequest
+from mlflow_deploy_plugin.server.http.routes import answer
+from mlflow_deploy_plugin.statedir import SPOOL, WorkerState, read_state, worker_file
+from tests.support.waiting import wait_until
+
+COLUMNS = (Column("name", "string"), *(Column(name, "double") for name in "abc"))
+INPUTS = (Input("name", "str", (-1, 1), ("name",)), Input("X", "float32", (-1, 3), ("a", "b", "c")))
+MODEL = CapturedModel("m", "7", compile_schema(COLUMNS, (), INPUTS), ("y",), ("y", "p"))
+RECORD = RequestRecord("e", "v", "r", "p", 0, 0)
+FEEDS = MODEL.schema.from_columns({"name": ["x", "z"], "a": [1, 2], "b": [3, 4], "c": [5, 6]})
+OUTPUTS = {"y": np.array([7.0, 8.0]), "p": np.eye(2)}
+ROWS = {"name": ["x", "z"], "a": [1, 2], "b": [3, 4], "c": [5, 6], "prediction": [7, 8], "output.p": [[1, 0], [0, 1]]}
+
+
+@pytest.mark.parametrize(
+    "drop", [("b",), ("a", "c"), ("a", "b", "c"), ("name",), ("prediction",), ("output.y", "output.p", "name", "b")]
+)
+def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, ...]) -> None:
+    writer = CaptureWriter(tmp_path)
+    kept = kept_of(MODEL, drop, ())
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)
+    left = {name: values for name, values in ROWS.items() if name not in drop}
+    if "output.y" in drop:
+        del left["prediction"]
+    found = []
+    for batch in read_batches(segments(tmp_path)[0]).batches:
+        columns = to_log_columns(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
+        found.append({name: array.tolist() for name, array in columns.items()})
+    assert found == [left, ROWS, {name: values[:1] for name, values in left.items()}]
+    if "name" in drop:
+        assert b'"x"' in segments(tmp_path)[0].read_bytes()  # of the one request that keeps it
+        writer.close()
+        writer = CaptureWriter(tmp_path / "other")
+        writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)
+        assert b'"x"' not in segments(tmp_path / "other")[0].read_bytes()
+
+
+@pytest.mark.parametrize("mask", [("name",), ("a", "c"), ("a", "b", "c"), ("prediction",), ("output.p", "name")])
+def test_what_is_masked_is_written_down_as_hashes_alone(tmp_path: Path, mask: tuple[str, ...]) -> None:
+    writer = CaptureWriter(tmp_path / "spool")
+    kept = kept_of(MODEL, ("b",) if "b" not in mask else (), mask)
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)
+    assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)
+    (segment,) = segments(tmp_path / "spool")
+    key = Mask(tmp_path / "mask.key")
+    columns = to_log_columns(MODEL.schema, MODEL.prediction, FEEDS, OUTPUTS)
+    expected = {name: key.column(columns[name]) for name in mask}
+    left = {name: values for name, values in ROWS.items() if name not in ("b", *mask)}
+    for batch, rows in zip(read_batches(segment).batches, (2, 1), strict=True):
+        found = to_log_columns(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
+        assert {name: array.tolist() for name, array in found.items()} == {n: v[:rows] for n, v in left.items()}
+        assert {name: array.tolist() for name, array in batch.masked.items()} == {
+            name: hashes[:rows] for name, hashes in expected.items()
+        }
+    assert (b'"x"' in segment.read_bytes()) == ("name" not in mask)
+
+
+def test_the_same_choice_is_one_object() -> None:
+    assert kept_of(MODEL, (), ()) is MODEL
+    assert kept_of(MODEL, ("a",), ("b",)) is kept_of(MODEL, ("a",), ("b",))
+
+
+@pytest.mark.parametrize(
+    ("model", "drop", "mask", "message"),
+    [
+        (MODEL, ("nam",), (), "capture.drop: m 7 has no column 'nam'; did you mean 'name'?"),
+        (MODEL, (), ("output.q",), "capture.mask: m 7 has no column 'output.q'; did you mean 'output.y'?"),
+        (MODEL, ("zzz",), (), "no column 'zzz'; there is name, a, b, c, prediction, output.y, output.p"),
+    ],
+)
+def test_a_name_that_is_no_column_is_refused_with_the_nearest(
+    model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        kept_of(model, drop, mask)
+    assert message in refused.value.message
+
+
+def test_of_a_model_that_does_not_say_what_it_takes_or_gives_any_name_may_be_left_out() -> None:
+    silent = CapturedModel("m", "1", Schema((), (), ()), ())
+    assert kept_of(silent, ("anything",), ()).model == "m"
+    tensors = Schema((), (Tensor("image", "float32", (-1, 2)),), (Input("image", "float32", (-1, 2)),))
+    kept = kept_of(CapturedModel("m", "1", tensors, ()), ("image", "output.any"), ())
+    assert (kept.schema.inputs, kept.left_out) == ((), {"any"})
+
+
+def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+) -> None:
+    server = serve_here({"e": {"e": tools.variant(bias_folders["1"])}}, drop=["a"])
+    state_dir = server.repository.state_dir
+    body = orjson.dumps({"dataframe_records": [{"a": 1, "b": 2, "c": 3}]})
+    request = RawRequest("POST", "/invocations", {"content-type": "application/json"}, body)
+    assert answer(server, request).status == 200
+    tools.want(state_dir, 2, {"e": {"e": tools.variant(bias_folders["2"], version="2")}}, drop=["aa"])
+    account = next((state_dir / "workers").glob("*.json"))
+
+    def told() -> str:
+        state = read_state(account, WorkerState)
+        return state.endpoints["e"]["e"].error if state and state.generation == 2 else ""
+
+    assert "capture.drop: m 2 has no column 'aa'; did you mean 'a'?" in wait_until(told, what="the refusal")
+    assert answer(server, request).headers["X-Model-Version"] == "1"
+    (batch,) = read_batches(segments(state_dir / SPOOL)[0]).batches
+    assert list(to_log_columns(batch.model.schema, (), batch.feeds, {})) == ["b", "c"]
+    assert len(batch.offsets) == 2
+
+
+def test_where_there_is_no_key_to_mask_with_the_version_is_not_served(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+) -> None:
+    server = serve_here({"e": {"e": tools.variant(bias_folders["1"])}})
+    state_dir = server.repository.state_dir
+    (state_dir / MASK_KEY).write_text("none")
+    tools.want(state_dir, 2, {"e": {"e": tools.variant(bias_folders["2"], version="2")}}, mask=["a"])
+
+    def told() -> str:
+        state = read_state(worker_file(state_dir, os.getpid()), WorkerState)
+        return state.endpoints["e"]["e"].error if state and state.generation == 2 else ""
+
+    assert "mask.key holds no key: 32 to 128 hexadecimal digits are expected" in wait_until(told, what="the refusal")
+    assert server.repository.table["e"].answering[0].loaded.version == "1"

@@ -1,0 +1,293 @@
+"""What lies below every protocol: deadlines, batches, the cache, limits, and an end that answers what was asked."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.capture.frames import segments
+from mlflow_deploy_plugin.server.capture.reader import read_batches
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.routes import answer, answer_later
+from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
+from tests.support.models import write_model
+from tests.support.spool import read_segment
+from tests.support.waiting import wait_until
+
+Serve = Callable[..., Server]
+ROW = {"a": 1.0, "b": 2.0, "c": 3.0}
+NOISY = "noisy (float[N,1] X) => (float[N,1] y) { noise = RandomNormalLike(X) y = Add(X, noise) }"
+
+
+@pytest.fixture
+def serve(serve_here: Serve, bias_folders: dict[str, Path], tools: Any) -> Serve:
+    """Version 1 of the single model at endpoint e, with these fields of the spec's server."""
+    return lambda **server: serve_here({"e": {"e": tools.variant(bias_folders["1"])}}, server)
+
+
+def ask(server: Server, body: Any = None, path: str = "/invocations", **headers: str) -> RawResponse:
+    content = orjson.dumps({"dataframe_records": [ROW]} if body is None else body)
+    named = {"content-type": "application/json", **{key.replace("_", "-"): value for key, value in headers.items()}}
+    return answer(server, RawRequest("POST", path, named, content, "192.0.2.1"))
+
+
+def v2(rows: int = 1, **parameters: Any) -> dict[str, Any]:
+    inputs = [{"name": "X", "datatype": "FP32", "shape": [rows, 3], "data": [1.0, 2.0, 3.0] * rows}]
+    return {"inputs": inputs, "parameters": parameters}
+
+
+def infer(server: Server, **more: Any) -> Any:
+    request = InferRequest("id", "e", {"X": np.ones((1, 3), np.float32)}, **more)
+    return server.dataplane.infer(server.dataplane.lease("e"), request)
+
+
+def sample(server: Server, name: str, **labels: str) -> float:
+    """The sum of the values of a metric whose labels hold these."""
+    wanted = [f'{key}="{value}"' for key, value in labels.items()]
+    lines = server.metrics.page().decode().splitlines()
+    found = [line for line in lines if line.startswith(name + "{") and all(text in line for text in wanted)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+
+def test_by_default_a_cpu_batches_nothing(serve: Serve) -> None:
+    server = serve()
+    loaded = server.dataplane.lease("e").loaded
+    assert not loaded.is_batched
+    assert 0 < loaded.seconds_per_row < 0.1
+    assert ask(server).status == 200
+    assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
+
+
+def test_many_callers_are_joined_and_each_has_its_own_answer(serve: Serve) -> None:
+    server = serve(max_batch_size=16, max_queue_delay_microseconds=20_000)
+    assert server.dataplane.lease("e").loaded.is_batched
+
+    def one(number: int) -> Any:
+        return orjson.loads(ask(server, {"dataframe_records": [{**ROW, "a": float(number)}]}).body)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(one, range(200)))
+
+    assert [found["predictions"] for found in answers] == [[[1005.0 + number]] for number in range(200)]
+    assert sample(server, "onnxserve_batch_rows_sum", endpoint="e") == 200
+    assert sample(server, "onnxserve_batch_rows_count", endpoint="e") < 150
+    captured = [request for path in segments(server.capture._spool) for request in read_segment(path)[0]]
+    assert len(captured) == 200
+
+
+@pytest.mark.parametrize("batching", [{}, {"max_batch_size": 8}], ids=["alone", "batched"])
+def test_a_request_that_comes_too_late_is_answered_with_504_and_not_computed(
+    serve: Serve, batching: dict[str, Any]
+) -> None:
+    server = serve(default_timeout_microseconds=1_000_000, **batching)
+    runs = sample(server, "onnxserve_batch_rows_count", endpoint="e")
+
+    with pytest.raises(DeadlineExceeded):
+        infer(server, arrived=0.0)
+
+    assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == runs
+    assert infer(server).outputs["y"].tolist() == [[1003.0]]
+
+
+def test_a_caller_may_ask_for_less_time_over_v2(serve: Serve) -> None:
+    server = serve(max_batch_size=8)
+    late = ask(server, v2(timeout=1), "/v2/models/e/infer")
+    assert (late.status, "time was up" in orjson.loads(late.body)["error"]) == (504, True)
+    for timeout in (0, 30_000_000):
+        assert ask(server, v2(timeout=timeout), "/v2/models/e/infer").status == 200
+
+
+@pytest.mark.parametrize("timeout", [-1, 1.5, "soon", True, [1]])
+def test_a_timeout_that_is_none_is_the_callers_mistake(serve: Serve, timeout: Any) -> None:
+    server = serve()
+    with pytest.raises(InvalidRequest, match="a whole number of microseconds"):
+        infer(server, parameters={"timeout": timeout})
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_what_a_version_does_not_answer_is_captured_as_a_failure(serve: Serve, batch: int) -> None:
+    server = serve(max_batch_size=batch)
+    headers = {"x_request_id": "bad", "x_event_time": "2013-07-01T12:30:00Z"}
+    assert ask(server, {"dataframe_records": [{"a": "x"}]}, **headers).status == 400
+    assert ask(server).status == 200
+    segment = segments(server.capture._spool)[0]
+    failed, answered = sorted(read_batches(segment).batches, key=lambda one: not one.is_failed)
+    assert (failed.is_failed, failed.rows, failed.statuses.tolist(), failed.feeds) == (True, 1, [400], {})
+    assert (answered.is_failed, answered.statuses.tolist()) == (False, [200])
+    assert bytes(failed.request_ids.content) == b"bad"
+    assert failed.event_times.tolist() == [1_372_681_800_000_000]
+    assert sample(server, "onnxserve_capture_rows_total", outcome="answered") == 1
+
+
+def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve: Serve) -> None:
+    server = serve(response_cache_bytes=1_000_000)
+
+    answers = [ask(server), ask(server), ask(server, v2(), "/v2/models/e/infer")]
+
+    assert [found.headers["X-Cache"] for found in answers] == ["miss", "hit", "hit"]
+    assert answers[0].body == answers[1].body
+    assert len({found.headers["X-Prediction-Id"] for found in answers}) == 3
+    assert sample(server, "onnxserve_requests_total", endpoint="e", status="200") == 3
+    assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
+    captured = [request for path in segments(server.capture._spool) for request in read_segment(path)[0]]
+    assert [request.outputs["y"].tolist() for request in captured] == [[[1006.0]]] * 3
+    assert "X-Cache" not in ask(serve()).headers
+
+
+def test_a_new_version_has_nothing_in_the_cache(serve_here: Serve, bias_folders: dict[str, Path], tools: Any) -> None:
+    folders = {name: tools.variant(bias_folders[name], name) for name in ("1", "2")}
+    server = serve_here({"e": folders}, {"response_cache_bytes": 1_000_000})
+    for version, path in ((v, f"/v2/models/e/versions/{v}/infer") for v in ("1", "2")):
+        first, second = ask(server, v2(), path), ask(server, v2(), path)
+        assert orjson.loads(second.body)["outputs"][0]["data"] == [1000.0 * int(version) + 6]
+        assert [found.headers["X-Cache"] for found in (first, second)] == ["miss", "hit"]
+
+
+def test_random_answers_are_not_cached(serve_here: Serve, tmp_path: Path, tools: Any) -> None:
+    folder = write_model(tmp_path / "noisy", NOISY)
+    server = serve_here({"e": {"e": tools.variant(folder)}}, {"response_cache_bytes": 1_000_000})
+    answers = [ask(server, {"inputs": [[1.0]]}) for _ in range(2)]
+    assert answers[0].status == 200, answers[0].body
+    assert answers[0].body != answers[1].body
+    assert "X-Cache" not in answers[1].headers
+
+
+def test_limits_answer_429_with_retry_after_and_leave_other_views_alone(serve: Serve) -> None:
+    server = serve(rate_limit="2/minute", rate_limit_header="X-API-Key")
+
+    answers = [ask(server, x_api_key="k") for _ in range(3)]
+
+    assert [found.status for found in answers] == [200, 200, 429]
+    assert orjson.loads(answers[2].body)["error_code"] == "REQUEST_LIMIT_EXCEEDED"
+    assert 1 <= int(answers[2].headers["Retry-After"]) <= 60
+    assert ask(server, x_api_key="other").status == 200
+    for path in ("/ping", "/health", "/metrics"):
+        for _ in range(5):
+            assert answer(server, RawRequest("GET", path, {"x-api-key": "k"}, b"", "192.0.2.1")).status == 200
+    assert sample(server, "onnxserve_refused_requests_total", reason="rate") == 1
+
+
+def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_them(serve: Serve) -> None:
+    server = serve(max_concurrent_requests=1)
+    for _ in range(3):
+        assert ask(server, {"nonsense": 1}).status == 400
+        assert ask(server, path="/endpoints/none/invocations").status == 404
+    server.limits.enter({}, "another")
+    refused = ask(server)
+    assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
+    server.limits.leave()
+    assert ask(server).status == 200
+
+
+def test_a_version_that_is_swapped_out_answers_what_it_was_asked(
+    serve: Serve, bias_folders: dict[str, Path], tools: Any, tmp_path: Path
+) -> None:
+    server = serve(max_batch_size=4)
+    stop = threading.Event()
+    answers: list[tuple[str, Any]] = []
+
+    def client() -> None:
+        while not stop.is_set():
+            found = ask(server)
+            assert found.status == 200, found.body
+            answers.append((found.headers["X-Model-Version"], orjson.loads(found.body)["predictions"]))
+
+    threads = [threading.Thread(target=client) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        for generation, version in enumerate("234", 2):
+            tools.want(tmp_path / "state-0", generation, {"e": {"e": tools.variant(bias_folders[version], version)}})
+            wait_until(lambda: answers and answers[-1][0] == version, what=f"version {version}")  # noqa: B023
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+
+    assert {version for version, _ in answers} == {"1", "2", "3", "4"}
+    assert all(found == [[1000.0 * int(version) + 6]] for version, found in answers)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+BODIES = [
+    ("/invocations", {"dataframe_records": [ROW]}),
+    ("/endpoints/e/invocations", {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 2.0, 3.0]] * 3}}),
+    ("/predict", ROW),
+    ("/v2/models/e/infer", v2(2)),
+    ("/v2/models/e/versions/1/infer", v2(1, timeout=60_000_000)),
+    ("/v2/models/e/infer", v2(1, timeout=-5)),
+    ("/invocations", {"nonsense": 1}),
+    ("/predict", {"a": "x"}),
+]
+
+
+def ask_later(server: Server, path: str, body: Any, **headers: str) -> RawResponse | None:
+    """As an event loop asks; None: it is told to ask otherwise."""
+    answers: SimpleQueue[RawResponse] = SimpleQueue()
+    named = {"content-type": "application/json", "x-request-id": "r", **headers}
+    if not answer_later(server, RawRequest("POST", path, named, orjson.dumps(body), "192.0.2.1"), answers.put):
+        return None
+    return answers.get(timeout=30)
+
+
+@pytest.mark.parametrize(("path", "body"), BODIES)
+def test_an_event_loop_gets_the_answer_that_a_thread_gets(serve: Serve, path: str, body: Any) -> None:
+    server = serve(max_batch_size=8, max_concurrent_requests=1)
+
+    later = [ask_later(server, path, body) for _ in range(2)][1]
+    plain = ask(server, body, path, x_request_id="r")
+
+    assert later is not None
+    assert (later.status, later.body, later.content_type) == (plain.status, plain.body, plain.content_type)
+    ids = {"X-Prediction-Id"}
+    assert {k: v for k, v in later.headers.items() if k not in ids} == {
+        k: v for k, v in plain.headers.items() if k not in ids
+    }
+    assert sample(server, "onnxserve_requests_total", status=str(plain.status)) == 3
+
+
+def test_an_event_loop_is_sent_elsewhere_with_what_is_not_batched(serve: Serve) -> None:
+    assert ask_later(serve(), "/invocations", {"dataframe_records": [ROW]}) is None
+    server = serve(max_batch_size=8)
+    assert ask_later(server, "/ping", {}) is None
+    assert ask_later(server, "/endpoints/none/invocations", {}) is None
+    assert ask_later(server, "/v2/models/e/versions/9/infer", v2()) is None
+    assert ask_later(server, "/invocations", {}, **{"content-encoding": "gzip"}) is None
+    assert ask_later(serve(max_batch_size=8, response_cache_bytes=10_000), "/predict", ROW) is None
+
+
+@pytest.mark.redis
+def test_an_event_loop_does_not_wait_for_redis(serve: Serve, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSERVE_REDIS_URL", redis_url)
+    server = serve(max_batch_size=8, rate_limit="2/minute", response_cache_bytes=0)
+    assert ask_later(server, "/predict", ROW) is None
+    assert [ask(server, ROW, "/predict").status for _ in range(3)] == [200, 200, 429]
+
+
+def test_an_event_loop_is_limited_as_threads_are(serve: Serve) -> None:
+    server = serve(max_batch_size=8, rate_limit="1/minute")
+    answers = [ask_later(server, "/predict", ROW) for _ in range(2)]
+    assert [found.status for found in answers if found] == [200, 429]
+    assert answers[1] is not None
+    assert int(answers[1].headers["Retry-After"]) >= 1
+
+
+def test_the_threads_of_a_batcher_end_with_its_version(
+    serve: Serve, bias_folders: dict[str, Path], tools: Any, tmp_path: Path
+) -> None:
+    server = serve(max_batch_size=8)
+    assert ask_later(server, "/predict", ROW)
+    batcher = server.dataplane.lease("e").loaded.batcher
+    assert batcher is not None
+    tools.want(tmp_path / "state-0", 2, {"e": {"e": tools.variant(bias_folders["2"], "2")}})
+
+    wait_until(lambda: not any(thread.is_alive() for thread in batcher._threads), what="the end of the threads")
+    assert ask_later(server, "/predict", ROW)

@@ -1,0 +1,193 @@
+"""Callers are limited each by themselves, requests in flight all together, and a Redis that is away limits nobody."""
+
+import logging
+import threading
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidConfig, TooManyRequests
+from mlflow_deploy_plugin.server.inference import limits
+from mlflow_deploy_plugin.server.inference.circuit_breaker import CircuitBreaker
+from mlflow_deploy_plugin.server.inference.limits import Limits, MemoryRate, open_rate
+from mlflow_deploy_plugin.server.inference.response_cache import open_cache
+from tests.support.waiting import free_port
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_without_limits_everybody_may_enter() -> None:
+    unlimited = Limits()
+    for _ in range(1000):
+        unlimited.enter({}, "192.0.2.1")
+
+
+def test_one_request_too_many_is_refused_until_another_has_left() -> None:
+    refused: list[str] = []
+    two = Limits(max_concurrent_requests=2, refused=refused.append)
+    two.enter({}, "a")
+    two.enter({}, "b")
+
+    with pytest.raises(TooManyRequests, match="2 requests are being answered") as error:
+        two.enter({}, "c")
+
+    assert error.value.retry_after == 1
+    assert refused == ["concurrency"]
+    two.leave()
+    two.enter({}, "c")
+
+
+def test_requests_in_flight_are_never_more_than_the_limit() -> None:
+    five = Limits(max_concurrent_requests=5)
+    inside, most = 0, 0
+    lock = threading.Lock()
+
+    def client() -> None:
+        nonlocal inside, most
+        for _ in range(500):
+            try:
+                five.enter({}, "a")
+            except TooManyRequests:
+                continue
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            with lock:
+                inside -= 1
+            five.leave()
+
+    threads = [threading.Thread(target=client) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert 1 <= most <= 5
+    for _ in range(5):
+        five.enter({}, "a")
+
+
+def test_each_caller_has_the_rate_for_itself(clock: Clock) -> None:
+    refused: list[str] = []
+    limited = Limits(rate=MemoryRate(3, 60, clock), rate_text="3/minute", refused=refused.append)
+    for _ in range(3):
+        limited.enter({}, "192.0.2.1")
+
+    with pytest.raises(TooManyRequests, match="more than 3/minute from one caller") as error:
+        limited.enter({}, "192.0.2.1")
+
+    assert error.value.retry_after is not None
+    assert 1 <= error.value.retry_after <= 60
+    assert refused == ["rate"]
+    limited.enter({}, "192.0.2.2")
+    clock.now += 2 * 60
+    limited.enter({}, "192.0.2.1")
+
+
+@pytest.mark.parametrize("start", [0.0, 1000.0, 1019.5, 1059.9])
+def test_whoever_waits_as_long_as_told_may_ask_again(clock: Clock, start: float) -> None:
+    clock.now = start
+    rate = MemoryRate(10, 60, clock)
+    for _ in range(100):
+        if (seconds := rate(b"a")) is not None:
+            assert seconds > 0
+            clock.now += max(1, -int(-seconds // 1))
+            assert rate(b"a") is None
+        clock.now += 0.7
+
+
+def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock: Clock) -> None:
+    rate = MemoryRate(100, 60, clock)
+    passed = []
+    for _ in range(3000):
+        if rate(b"a") is None:
+            passed.append(clock.now)
+        clock.now += 0.1
+
+    busiest = max(sum(moment <= other < moment + 60 for other in passed) for moment in passed)
+    assert 100 <= busiest < 200
+    assert 400 <= len(passed) <= 600
+
+
+def test_a_header_names_the_caller_where_it_is_sent(clock: Clock) -> None:
+    limited = Limits(rate=MemoryRate(1, 60, clock), rate_header="x-api-key")
+    limited.enter({"x-api-key": "one"}, "192.0.2.1")
+    limited.enter({"x-api-key": "two"}, "192.0.2.1")
+    limited.enter({}, "192.0.2.1")
+
+    for headers in ({"x-api-key": "one"}, {}):
+        with pytest.raises(TooManyRequests):
+            limited.enter(headers, "192.0.2.1")
+
+
+def test_callers_without_number_take_bounded_memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_CALLERS", 100)
+    rate = MemoryRate(1, 60, clock)
+    for number in range(1000):
+        assert rate(str(number).encode()) is None
+
+    assert len(rate._callers) == 100
+    assert rate(b"999") is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "period"), [("100/minute", 100, 60), ("5 per 10 seconds", 5, 10), ("7/day", 7, 86400)]
+)
+def test_a_rate_is_read_in_the_words_of_the_limits_library(text: str, amount: int, period: int) -> None:
+    rate = open_rate(text, "")
+    assert isinstance(rate, MemoryRate)
+    assert (rate._amount, rate._period) == (amount, period)
+
+
+@pytest.mark.redis
+def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
+    workers = [open_rate("4/minute", redis_url) for _ in range(2)]
+    answers = [workers[number % 2](b"shared caller") for number in range(6)]
+
+    assert answers[:4] == [None] * 4
+    assert all(seconds is not None and 0 < seconds <= 60 for seconds in answers[4:])
+    assert workers[0](b"another caller") is None
+
+
+@pytest.mark.parametrize("url", ["http://h:secret", "redis://:secret@h:port/0", "h:6379:secret"])
+def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
+    for opening in (lambda: open_rate("1/minute", url), lambda: open_cache(1000, 60, url)):
+        with pytest.raises(InvalidConfig, match="ONNXSERVE_REDIS_URL is no URL of a Redis") as error:
+            opening()
+        assert "secret" not in error.value.message
+
+
+def test_while_redis_is_away_everybody_passes_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    rate = open_rate("1/minute", f"redis://:secret@127.0.0.1:{free_port()}/0")
+    with caplog.at_level(logging.ERROR):
+        assert [rate(b"a") for _ in range(20)] == [None] * 20
+
+    (record,) = caplog.records
+    assert "the rate limit lets every request pass" in record.getMessage()
+    assert "secret" not in caplog.text
+
+
+def test_an_outage_is_logged_once_a_minute_and_asked_about_every_five_seconds(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    outage = CircuitBreaker("nothing happens", clock)
+    asked: list[Any] = []
+    for _ in range(1300):
+        if not outage.lasts:
+            asked.append(clock.now)
+            outage.began(OSError("away"))
+        clock.now += 0.1
+
+    assert 25 <= len(asked) <= 27
+    assert len(caplog.records) == 3

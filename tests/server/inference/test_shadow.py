@@ -1,0 +1,305 @@
+"""Shadows behind the data plane: compared, captured, bounded, and never in the way of an answer."""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.runtime import Array, Feeds, Predictor
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.capture.codec import RequestRecord
+from mlflow_deploy_plugin.server.capture.frames import segments
+from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.routes import answer, answer_later
+from mlflow_deploy_plugin.server.inference.shadow import Shadows
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.observability.exposition import read_families
+from mlflow_deploy_plugin.server.observability.shadow_metrics import ShadowMetrics
+from tests.support.models import write_model
+from tests.support.spool import CapturedRequest, read_segment
+from tests.support.waiting import wait_until
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture
+def serve(serve_here: Serve, tools: Any) -> Callable[..., Server]:
+    """The endpoint e: what answers, and what stands in its shadow."""
+
+    def serve(answering: Path, shadow: Path, server: dict[str, Any] | None = None, **capture: Any) -> Server:
+        variants = {
+            "main": tools.variant(answering, "1"),
+            "new": tools.variant(shadow, "2", shadow=True),
+        }
+        return serve_here({"e": variants}, server, **capture)
+
+    return serve
+
+
+def ask(server: Server, *rows: list[float]) -> RawResponse:
+    body = orjson.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": rows}})
+    return answer(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+
+
+def shadowed(server: Server, name: str, **labels: str) -> float:
+    """A value of the shadows' metrics, summed over the labels that are not said; of a histogram the sum."""
+    families = {family.name: family for family in read_families(server.metrics.folder)}
+    if (family := families.get(f"onnxserve_shadow_{name}")) is None:
+        return 0.0
+    return sum(series.value for series in family.series.values() if labels.items() <= series.labels.items())
+
+
+def compared(server: Server, requests: int) -> None:
+    wait_until(lambda: shadowed(server, "requests", outcome="compared") == requests, what=f"{requests} compared")
+
+
+def captured(place: Server | Path, variant: str) -> list[CapturedRequest]:
+    spool = place if isinstance(place, Path) else place.capture._spool
+    found = [request for path in segments(spool) for request in read_segment(path)[0]]
+    return [request for request in found if request.record.variant == variant]
+
+
+def test_an_answer_is_compared_with_what_the_shadow_says(serve: Serve, bias_folders: dict[str, Path]) -> None:
+    server = serve(bias_folders["1"], bias_folders["2"])
+    response = ask(server, [1, 2, 3], [4, 5, 6])
+    assert orjson.loads(response.body) == {"predictions": [[1006.0], [1015.0]]}
+    compared(server, 1)
+    labels = {"endpoint": "e", "variant": "new", "model": "m", "version": "2"}
+    assert shadowed(server, "rows", agreement="different", **labels) == 2
+    assert shadowed(server, "rows", agreement="same", **labels) == 0
+    assert shadowed(server, "difference", **labels) == 2000.0
+    assert shadowed(server, "duration_seconds", **labels) > 0
+    assert b"onnxserve_shadow_rows_total{" in server.metrics.page()
+
+
+def test_equal_labels_agree(serve: Serve, model_folders: dict[str, Path], tools: Any, tmp_path: Path) -> None:
+    server = serve(model_folders["mixed"], tools.mixed_model(tmp_path / "again"))
+    row = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
+    body = orjson.dumps({"dataframe_records": [row, row | {"carrier": "B6"}]})
+    answer(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+    compared(server, 1)
+    assert shadowed(server, "rows", agreement="same") == 2
+    assert shadowed(server, "difference") == 0.0
+
+
+def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(serve: Serve, bias_folders: dict[str, Path]) -> None:
+    server = serve(bias_folders["1"], bias_folders["2"], max_rows_per_request=1)
+    response = ask(server, [1, 2, 3], [4, 5, 6])
+    compared(server, 1)
+    (request,) = captured(server, "new")
+    (answered,) = captured(server, "main")
+    assert request.record == answered.record._replace(variant="new", latency=request.record.latency, is_shadow=True)
+    assert 0 < answered.record.latency < 60e6
+    assert request.record.prediction_id == response.headers["X-Prediction-Id"]
+    assert request.model.version == "2"
+    sent = request.model.schema.to_columns(request.feeds)
+    assert {name: array.tolist() for name, array in sent.items()} == {"a": [1], "b": [2], "c": [3]}
+    assert request.outputs["y"].tolist() == [[2006.0]]
+
+
+def test_what_is_not_captured_has_no_row_of_the_shadow_either(serve: Serve, bias_folders: dict[str, Path]) -> None:
+    server = serve(bias_folders["1"], bias_folders["2"], fraction=0.5)
+    for _ in range(30):
+        ask(server, [1, 2, 3])
+    compared(server, 30)
+    ids = [{one.record.prediction_id for one in captured(server, name)} for name in ("main", "new")]
+    assert ids[0] == ids[1]
+    assert 0 < len(ids[0]) < 30
+
+
+def test_a_shadow_that_refuses_the_input_has_failed(
+    serve: Serve, bias_folders: dict[str, Path], model_folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve(bias_folders["1"], model_folders["mixed"])
+    assert ask(server, [1, 2, 3]).status == 200
+    wait_until(lambda: shadowed(server, "requests", outcome="failed") == 1, what="the failure")
+    assert shadowed(server, "requests", outcome="compared") == 0
+    (record,) = [record for record in caplog.records if record.name.endswith(".shadow")]
+    assert "the shadow e/new fails: columns 'carrier', 'distance', 'hour', 'late' are missing" in record.message
+    assert record.exc_info is None
+
+
+def test_joined_and_batched_requests_are_each_compared_with_their_own_answer(
+    serve: Serve, bias_folders: dict[str, Path], tools: Any, tmp_path: Path
+) -> None:
+    server = serve(bias_folders["1"], tools.single_model(tmp_path / "same", 1000.0), {"max_batch_size": 16})
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: ask(server, [number, 0, 0], [0, number, 1]), range(100)))
+    compared(server, 100)
+    assert shadowed(server, "rows", agreement="same") == 200
+    told = {one.record.prediction_id: one.outputs["y"].tolist() for one in captured(server, "main")}
+    assert {one.record.prediction_id: one.outputs["y"].tolist() for one in captured(server, "new")} == told
+
+
+@pytest.mark.parametrize("most", [1, 16])
+def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(
+    serve: Serve, tmp_path: Path, most: int
+) -> None:
+    mean = "mean (float[N,1] X) => (float[N,1] y) { m = ReduceMean(X) y = Sub(X, m) }"
+    same = "same (float[N,1] X) => (float[N,1] y) { y = Sub(X, X) }"
+    signature = [{"name": "a", "type": "double", "required": True}]
+    folders = [write_model(tmp_path / name, text, signature) for name, text in (("s", same), ("m", mean))]
+    server = serve(*folders, {"max_batch_size": most})
+    assert server.dataplane.answers_later("e") == (most > 1)  # whatever the shadow does
+    for number in range(50):
+        body = orjson.dumps({"dataframe_records": [{"a": number}]})
+        answer(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+    compared(server, 50)
+    assert shadowed(server, "rows", agreement="same") == 50
+
+
+@dataclass
+class Slow:
+    """A version that begins to compute when it is told to."""
+
+    model: Predictor
+    go_on: threading.Event
+    runs: int = 0
+
+    def __post_init__(self) -> None:
+        self.artifact, self.schema = self.model.artifact, self.model.schema
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
+        self.runs += 1
+        self.go_on.wait(60)
+        return self.model.run(feeds, outputs, deadline)
+
+    def prediction(self, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
+        return self.model.prediction(outputs)
+
+
+@pytest.fixture
+def slow(serve: Serve, bias_folders: dict[str, Path]) -> Iterator[tuple[Server, ServedVariant, Slow]]:
+    """A server, its variant that answers, and the shadow of that."""
+    server = serve(bias_folders["1"], bias_folders["2"])
+    variant = server.dataplane.lease("e")
+    (shadow,) = variant.shadows
+    predictor = Slow(shadow.loaded.predictor, threading.Event())
+    shadow = replace(shadow, loaded=replace(shadow.loaded, predictor=predictor))
+    yield server, replace(variant, shadows=(shadow,)), predictor
+    predictor.go_on.set()
+
+
+def offer(shadows: Shadows, variant: ServedVariant, requests: int, first: int = 0) -> None:
+    for number in range(first, first + requests):
+        record = RequestRecord("e", "main", "", str(number), 0, 0)
+        shadows.offer(variant, record, True, {"X": np.ones((1, 3), np.float32)}, {"y": np.ones((1, 1), np.float32)})
+
+
+@pytest.mark.parametrize("bound", [{"max_copies": 3}, {"max_bytes": 3 * 16}])
+def test_what_finds_no_room_is_dropped_and_counted(
+    slow: tuple[Server, ServedVariant, Slow], tmp_path: Path, bound: dict[str, int]
+) -> None:
+    server, variant, predictor = slow
+    shadows = Shadows(CaptureWriter(tmp_path / "spool"), ShadowMetrics(server.metrics.folder), **bound)
+    offer(shadows, variant, 10)
+    assert shadowed(server, "requests", outcome="dropped") == 7
+    predictor.go_on.set()
+    compared(server, 3)
+    found = captured(tmp_path / "spool", "new")
+    assert [request.record.prediction_id for request in found] == ["0", "1", "2"]  # the newest are dropped
+    shadows.close()
+
+
+def test_what_has_waited_is_computed_in_one_run(slow: tuple[Server, ServedVariant, Slow], tmp_path: Path) -> None:
+    server, variant, predictor = slow
+    shadows = Shadows(CaptureWriter(tmp_path / "spool"), ShadowMetrics(server.metrics.folder))
+    offer(shadows, variant, 1)
+    wait_until(lambda: predictor.runs == 1, what="the first run")
+    offer(shadows, variant, 100, first=1)
+    predictor.go_on.set()
+    compared(server, 101)
+    assert predictor.runs < 10  # some of them to find out that rows may be joined
+    shadows.close()
+
+
+def test_a_shadow_that_does_not_come_back_delays_neither_an_answer_nor_the_end(
+    slow: tuple[Server, ServedVariant, Slow], tmp_path: Path
+) -> None:
+    server, variant, predictor = slow
+    shadows = Shadows(CaptureWriter(tmp_path / "spool"), ShadowMetrics(server.metrics.folder), max_copies=50)
+    offer(shadows, variant, 1)
+    wait_until(lambda: predictor.runs == 1, what="the first run")
+    offer(shadows, variant, 1000)
+    assert shadowed(server, "requests", outcome="dropped") == 951
+    shadows.close(seconds=0.01)
+    assert not predictor.go_on.is_set()
+
+
+def test_copies_are_computed_at_a_lower_priority(serve: Serve, bias_folders: dict[str, Path]) -> None:
+    server = serve(bias_folders["1"], bias_folders["2"])
+    ask(server, [1, 2, 3])
+    compared(server, 1)
+    (thread,) = [one for one in threading.enumerate() if one.name == "onnxserve-shadow" and one.is_alive()]
+    assert thread.native_id is not None
+    assert os.getpriority(os.PRIO_PROCESS, thread.native_id) > os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_without_a_shadow_there_is_no_thread(serve_here: Serve, bias_folders: dict[str, Path], tools: Any) -> None:
+    server = serve_here({"e": {"main": tools.variant(bias_folders["1"])}})
+    ask(server, [1, 2, 3])
+    assert server.shadows._thread is None
+
+
+def test_a_version_that_is_asked_for_by_its_number_is_not_answered_by_its_shadow(
+    serve_here: Serve, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    one, two = (tools.variant(bias_folders[version], version, weight=50) for version in "12")
+    server = serve_here({"e": {"watched": two | {"shadow": True}, "main": one, "new": two}})
+    assert server.dataplane.lease("e", "2").name == "new"
+
+
+def test_whatever_the_protocol_a_copy_is_compared(serve: Serve, bias_folders: dict[str, Path]) -> None:
+    server = serve(bias_folders["1"], bias_folders["2"])
+    columns = {name: pa.array([1.0, 2.0]) for name in "abc"}
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, pa.table(columns).schema) as writer:
+        writer.write_table(pa.table(columns))
+    arrow = "application/vnd.apache.arrow.stream"
+    tensor = {"name": "X", "datatype": "FP32", "shape": [2, 3], "data": [1.0] * 6}
+    v2 = orjson.dumps({"inputs": [tensor], "outputs": [{"name": "y"}]})
+    requests = [
+        RawRequest("POST", "/invocations", {"content-type": arrow}, stream.getvalue().to_pybytes()),
+        RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"a,b,c\n1,2,3\n4,5,6\n"),
+        RawRequest("POST", "/v2/models/e/infer", {"content-type": "application/json"}, v2),
+    ]
+    assert [answer(server, request).status for request in requests] == [200] * 3
+    compared(server, 3)
+    assert shadowed(server, "rows", agreement="different") == 6
+
+
+def test_a_batch_that_an_event_loop_has_not_waited_for_is_compared(serve: Serve, bias_folders: dict[str, Path]) -> None:
+    server = serve(bias_folders["1"], bias_folders["2"], {"max_batch_size": 16})
+    body = orjson.dumps({"inputs": [[1, 2, 3]]})
+    answers: SimpleQueue[RawResponse] = SimpleQueue()
+    for _ in range(20):
+        request = RawRequest("POST", "/invocations", {"content-type": "application/json"}, body)
+        assert answer_later(server, request, answers.put)
+    assert {answers.get(timeout=60).headers["X-Model-Variant"] for _ in range(20)} == {"main"}
+    compared(server, 20)
+
+
+def test_endpoints_that_share_their_versions_are_counted_apart(
+    serve_here: Serve, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    variants = {
+        "main": tools.variant(bias_folders["1"], "1"),
+        "new": tools.variant(bias_folders["2"], "2", shadow=True),
+    }
+    server = serve_here({"e": variants, "f": variants})
+    body = orjson.dumps({"inputs": [[1, 2, 3]]})
+    for path in ["/endpoints/e/invocations", "/endpoints/f/invocations", "/endpoints/f/invocations"] * 10:
+        answer(server, RawRequest("POST", path, {"content-type": "application/json"}, body))
+    compared(server, 30)
+    assert [shadowed(server, "rows", endpoint=name) for name in "ef"] == [10, 20]

@@ -1,0 +1,132 @@
+"""The worker's side of explanations, with a process that is told what to do in place of the one that explains."""
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from mlflow_deploy_plugin.errors import DeadlineExceeded, NotInstalled, NotReady, TooManyRequests
+from mlflow_deploy_plugin.server.models.explainer import Explainer
+from tests.support.waiting import wait_until
+
+CHILD = """
+import os, socket, sys, time
+from mlflow_deploy_plugin.server.models.side_messages import Message, receive, send
+
+how, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
+connection.set_inheritable(False)
+if how == "failed":
+    send(connection, Message("failed", {"message": "shap cannot be imported here: it is broken"}))
+    sys.exit(1)
+if how == "never":
+    time.sleep(3600)
+send(connection, Message("ready"))
+while (question := receive(connection)) is not None:
+    if question.fields["seed"] == 1:
+        time.sleep(3600)
+    if question.fields["seed"] == 2:
+        os._exit(7)
+    send(connection, Message("explained", {"pid": os.getpid(), **question.fields}))
+"""
+FEEDS = {"x": np.zeros((1, 1), dtype=np.float32)}
+HANGS, CRASHES = 1, 2
+
+
+@pytest.fixture
+def explainer(tmp_path: Path) -> Iterator[Callable[..., Explainer]]:
+    child = tmp_path / "child.py"
+    child.write_text(CHILD)
+    made: list[Explainer] = []
+
+    def make(
+        how: str = "ready", answer_seconds: float = 60.0, most_waiting: int = 4, idle_seconds: float = 300.0
+    ) -> Explainer:
+        made.append(Explainer(answer_seconds, most_waiting, idle_seconds, [sys.executable, str(child), how]))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def ask(explainer: Explainer, seed: int = 0) -> dict[str, object]:
+    return dict(explainer.explain(Path("/model"), FEEDS, 70, seed).fields)
+
+
+def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(explainer: Callable[..., Explainer]) -> None:
+    asked = explainer()
+    assert asked.pid is None
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: ask(asked), range(4)))
+    assert {answer["pid"] for answer in answers} == {asked.pid}
+    assert (answers[0]["folder"], answers[0]["max_evals"]) == ("/model", 70)
+
+
+def test_it_ends_when_nobody_asks_and_comes_back_when_somebody_does(explainer: Callable[..., Explainer]) -> None:
+    asked = explainer(idle_seconds=0.2)
+    first = ask(asked)["pid"]
+    assert isinstance(first, int)
+    wait_until(lambda: asked.pid is None and not psutil.pid_exists(first), 60, "its end")
+    assert ask(asked)["pid"] != first
+
+
+def test_more_than_may_wait_are_refused_at_once(explainer: Callable[..., Explainer]) -> None:
+    asked = explainer(most_waiting=2)
+    ask(asked)
+    with ThreadPoolExecutor(2) as pool:
+        hanging = [pool.submit(ask, asked, HANGS) for _ in range(2)]
+        wait_until(lambda: asked._asked == 2, 60, "two that wait")
+        with pytest.raises(TooManyRequests, match="2 requests are being explained") as caught:
+            ask(asked)
+        assert caught.value.retry_after == 1
+        asked.close()
+        assert {type(one.exception(60)) for one in hanging} == {NotReady}
+
+
+def test_a_process_that_ends_over_a_question_is_started_anew(explainer: Callable[..., Explainer]) -> None:
+    asked = explainer()
+    with pytest.raises(NotReady, match=r"the process of this explainer .* over this request"):
+        ask(asked, CRASHES)
+
+    def answers() -> bool:
+        try:
+            return bool(ask(asked))
+        except NotReady:
+            return False
+
+    wait_until(answers, 60, "the next process")
+
+
+def test_one_that_does_not_come_up_in_time_or_at_all_is_told_of(explainer: Callable[..., Explainer]) -> None:
+    with pytest.raises(NotReady, match="is being started"):
+        ask(explainer("never", answer_seconds=0.3))
+    broken = explainer("failed")
+    for _ in range(2):
+        with pytest.raises(NotReady, match="predictions cannot be explained: shap cannot be imported here"):
+            ask(broken)
+
+
+def test_who_waits_longer_than_an_answer_may_take_is_told_so(explainer: Callable[..., Explainer]) -> None:
+    asked = explainer(answer_seconds=20.0)
+    ask(asked)
+    asked._answer_seconds = 0.2  # the process is up: only the waiting is short
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(ask, asked, HANGS)
+        wait_until(lambda: asked._process is not None and asked._process._asking.locked(), 60, "the first question")
+        with pytest.raises(DeadlineExceeded, match="before the explainer was free"):
+            ask(asked)
+        asked.close()
+        assert isinstance(hanging.exception(60), NotReady)
+
+
+def test_without_shap_it_says_what_to_install(
+    explainer: Callable[..., Explainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "shap", None)  # as Python itself says that there is none
+    with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[explain\]'") as caught:
+        ask(explainer())
+    assert caught.value.http_status == 501

@@ -1,0 +1,284 @@
+"""Models without an ONNX form behind our routes, each in a real side process."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact
+from mlflow_deploy_plugin.runtime import OpaqueBody, read_served_artifact
+from mlflow_deploy_plugin.server.assembly import Server, open_server
+from mlflow_deploy_plugin.server.capture.frames import segments
+from mlflow_deploy_plugin.server.clouds import Cloud
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.routes import answer
+from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
+from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncModel
+from mlflow_deploy_plugin.statedir import SPEC
+from tests.support.pyfuncs import save_pyfuncs
+from tests.support.spool import read_segment
+from tests.support.waiting import answers, wait_until
+
+MODELS = ("days", "knn", "anything", "troubled", "tensors")
+DAYS = {"when": "2013-07-01T12:00:00", "name": "ä"}
+TIMEOUT_SECONDS = 2
+
+
+@pytest.fixture(scope="module")
+def pyfunc_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """See `save_pyfuncs`."""
+    return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"))
+
+
+@pytest.fixture(scope="module")
+def server(
+    pyfunc_folders: dict[str, Path], tools: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """One endpoint a model, of the same name."""
+    state_dir = tmp_path_factory.mktemp("pyfunc") / "state"
+    tools.want(state_dir, 1, {name: {"main": tools.variant(pyfunc_folders[name])} for name in MODELS})
+    spec = f"name: days\nvariants: {{main: {{model: x}}}}\nserver: {{request_timeout_seconds: {TIMEOUT_SECONDS}}}"
+    (state_dir / SPEC).write_text(spec)
+    server = open_server(state_dir)
+    wait_until(lambda: not server.repository.not_ready(), 250, "the side processes")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def ask(server: Server) -> Callable[..., RawResponse]:
+    def ask(path: str, document: Any, content_type: str = "application/json") -> RawResponse:
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        return answer(server, RawRequest("POST", path, {"content-type": content_type}, body))
+
+    return ask
+
+
+def message(response: RawResponse) -> str:
+    document = json.loads(response.body)
+    return str(document.get("message") or document.get("error"))
+
+
+def trouble(what: str) -> dict[str, Any]:
+    return {"dataframe_records": [{"do": what}]}
+
+
+def test_invocations_take_dates_and_params(ask: Callable[..., RawResponse]) -> None:
+    response = ask("/endpoints/days/invocations", {"dataframe_records": [DAYS], "params": {"plus": 1000}})
+    assert response.status == 200
+    assert json.loads(response.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
+    assert response.headers["X-Model-Version"] == "1"
+
+
+def test_every_protocol_takes_the_columns_and_dates_as_text(ask: Callable[..., RawResponse]) -> None:
+    single = ask("/predict", DAYS)
+    assert json.loads(single.body)["prediction"] == {"day": 183, "name": "Ä"}
+    batch = ask("/predict/batch", [DAYS, {"when": "2013-12-31", "name": "b"}])
+    assert json.loads(batch.body)["predictions"] == {"day": [183, 366], "name": ["Ä", "B"]}
+    inputs = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in DAYS.items()]
+    v2 = ask("/v2/models/days/infer", {"inputs": inputs})
+    outputs = {entry["name"]: entry for entry in json.loads(v2.body)["outputs"]}
+    assert outputs["day"] == {"name": "day", "shape": [1], "datatype": "INT64", "data": [183]}
+    assert outputs["name"]["data"] == ["Ä"]
+
+
+def test_the_clouds_pass_on_the_params_of_a_pyfunc(ask: Callable[..., RawResponse], server: Server) -> None:
+    days = {"dataframe_split": {"columns": list(DAYS), "data": [list(DAYS.values())]}}
+    azure = ask("/score", {"input_data": days["dataframe_split"], "params": {"plus": 1000}})
+    assert json.loads(azure.body) == [{"day": 1182, "name": "Ä"}]
+    vertex = replace(server, cloud=Cloud(predict_route="/vertex"))
+    body = json.dumps({"instances": [DAYS], "parameters": {"plus": 1000}}).encode()
+    response = answer(vertex, RawRequest("POST", "/vertex", {"content-type": "application/json"}, body))
+    assert json.loads(response.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
+
+
+def test_named_tensors_come_and_go(ask: Callable[..., RawResponse]) -> None:
+    inputs = [
+        {"name": "a", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]},
+        {"name": "b", "shape": [2], "datatype": "INT64", "data": [10, 20]},
+    ]
+    response = ask("/v2/models/tensors/infer", {"inputs": inputs})
+    outputs = {entry["name"]: entry["data"] for entry in json.loads(response.body)["outputs"]}
+    assert outputs == {"sum": [13.0, 27.0], "twice": [2.0, 4.0, 6.0, 8.0]}
+
+
+def test_one_prediction_has_the_name_of_the_signature_or_prediction(ask: Callable[..., RawResponse]) -> None:
+    rows = {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[5, 0, 0], [-5, 0, 0]]}}
+    assert json.loads(ask("/endpoints/knn/invocations", rows).body) == {"predictions": ["up", "down"]}
+    inputs = [{"name": name, "shape": [1], "datatype": "FP64", "data": [5.0]} for name in "abc"]
+    response = json.loads(ask("/v2/models/knn/infer", {"inputs": inputs}).body)
+    assert [(entry["name"], entry["data"]) for entry in response["outputs"]] == [("prediction", ["up"])]
+
+
+def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawResponse]) -> None:
+    anything = ask("/endpoints/anything/invocations", {"inputs": [1, "a", None]})
+    assert json.loads(anything.body) == {"predictions": [1, "a", None]}
+    infer = {"inputs": [{"name": "a", "shape": [1], "datatype": "FP64", "data": [1]}]}
+    response = ask("/v2/models/anything/infer", infer)
+    assert (response.status, message(response)) == (
+        400,
+        "this model has no signature that names its inputs; send it to /invocations, as JSON or CSV",
+    )
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"when": "yesterday", "name": "a"}, "column 'when' (datetime) holds a text that is not a date"),
+        ({"when": 5, "name": "a"}, "column 'when' (string), row 0: 5; a string is expected"),
+        ({"name": "a"}, "column 'when' is missing"),
+    ],
+)
+def test_what_does_not_fit_is_named(ask: Callable[..., RawResponse], document: Any, said: str) -> None:
+    inputs = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in document.items()]
+    responses = [ask("/v2/models/days/infer", {"inputs": inputs})] if 5 not in document.values() else []
+    for response in [ask("/predict", document), *responses]:
+        assert response.status == 400
+        assert said in message(response)
+
+
+def test_an_exception_of_the_model_is_a_refusal_without_its_traceback(ask: Callable[..., RawResponse]) -> None:
+    response = ask("/endpoints/troubled/invocations", trouble("raise"))
+    assert (response.status, message(response)) == (
+        400,
+        "the model cannot compute this input: KeyError: 'no such thing\\nin …'",
+    )
+    assert ask("/endpoints/troubled/invocations", trouble("leave")).status == 400
+
+
+def test_a_model_that_ends_is_started_anew(ask: Callable[..., RawResponse]) -> None:
+    path = "/endpoints/troubled/invocations"
+    wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
+    assert ask(path, trouble("exit")).status == 503
+    assert ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]}).status == 200
+    wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers again")
+
+
+def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it_are_not_computed(
+    server: Server, ask: Callable[..., RawResponse]
+) -> None:
+    path = "/endpoints/troubled/invocations"
+    wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
+    variant = server.dataplane.lease("troubled")
+    feeds = variant.loaded.predictor.schema.from_columns({"do": ["ok"]})
+    with ThreadPoolExecutor() as pool:
+        hanging = pool.submit(ask, path, trouble("hang"))
+        wait_until(variant.loaded.predictor._process._asking.locked, what="the first request")
+        for body in (OpaqueBody("application/json", json.dumps(trouble("ok")).encode()), None):
+            request = InferRequest("r", "troubled", feeds, parameters={"timeout": 50_000}, body=body)
+            with pytest.raises(DeadlineExceeded, match="nothing was computed"):
+                server.dataplane.infer(variant, request)
+        assert ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]}).status == 200
+        assert hanging.result().status == 504
+    wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers again")
+
+
+def test_rows_are_captured_as_columns(ask: Callable[..., RawResponse], server: Server, tmp_path: Path) -> None:
+    response = ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]})
+    spool = server.capture._spool
+    captured = [request for segment in segments(spool) for request in read_segment(segment)[0]]
+    (mine,) = [r for r in captured if r.record.prediction_id == response.headers["X-Prediction-Id"]]
+    assert {name: array.tolist() for name, array in mine.feeds.items()} == {
+        "when": ["2013-07-01T12:00:00"],
+        "name": ["ä"],
+    }
+    assert {name: array.tolist() for name, array in mine.outputs.items()} == {"day": [183], "name": ["Ä"]}
+
+
+def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: not_installed.at_all}}\n")
+    with pytest.raises(InvalidArtifact) as caught:
+        PyfuncModel.load(read_served_artifact(tmp_path), 10.0)
+    assert "the Python package 'not_installed'" in caught.value.message
+    assert str(tmp_path) not in caught.value.message  # clients are told it, at /ping
+    assert str(tmp_path / "requirements.txt") in capfd.readouterr().err
+
+
+def test_without_mlflow_it_says_what_is_missing(
+    pyfunc_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pandas.py").write_text("raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(InvalidArtifact, match=r"needs mlflow and pandas, .*\(No module named 'pandas'\): pip install"):
+        PyfuncModel.load(read_served_artifact(pyfunc_folders["knn"]), 10.0)
+
+
+def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_its_process_is_away(
+    pyfunc_folders: dict[str, Path], model_folders: dict[str, Path], serve_here: Any, tools: Any, tmp_path: Path
+) -> None:
+    server = serve_here({"e": {"v": tools.variant(model_folders["single"], "1")}})
+    state_dir = tmp_path / "state-0"
+    rows = json.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 0.0, 0.0]]}}).encode()
+
+    def version() -> str:
+        response = answer(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, rows))
+        assert response.status == 200, response.body
+        return response.headers["X-Model-Version"]
+
+    def get(path: str) -> RawResponse:
+        return answer(server, RawRequest("GET", path, {}, b""))
+
+    assert version() == "1"
+    tools.want(state_dir, 2, {"e": {"v": tools.variant(pyfunc_folders["knn"], "2")}})
+    wait_until(lambda: version() == "2", 60, "the pyfunc answers")
+    psutil.Process(server.repository.lease("e", 0.0).loaded.predictor.pid).kill()
+    wait_until(lambda: get("/ping").status == 503, what="the end to be noticed")
+    for path in ("/ping", "/v2/models/e/ready", "/v2/models/e/versions/2/ready"):
+        response = get(path)
+        assert (response.status, "was killed by SIGKILL and is started anew" in message(response)) == (503, True)
+    wait_until(lambda: get("/ping").status == get("/v2/models/e/ready").status == 200, 60, "the process")
+    side = psutil.Process(server.repository.lease("e", 0.0).loaded.predictor.pid)
+    assert is_alive(side)
+    assert server.repository.has_pyfuncs
+    tools.want(state_dir, 3, {"e": {"v": tools.variant(model_folders["single"], "3")}})
+    wait_until(lambda: version() == "3", 60, "the ONNX model answers")
+    wait_until(lambda: not is_alive(side), what="the end of the side process")
+    assert not server.repository.has_pyfuncs
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def spin(running: Any) -> None:
+    with contextlib.suppress(requests.ConnectionError):
+        running.post(json=trouble("spin"))
+
+
+def test_nothing_is_left_of_a_worker_that_is_killed(
+    pyfunc_folders: dict[str, Path], tools: Any, tmp_path: Path
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(pyfunc_folders["troubled"])}})
+    with tools.gunicorn(tmp_path) as running:
+        response = running.post(json=trouble("pid"))
+        assert response.status_code == 200
+        side = psutil.Process(int(response.json()["predictions"][0]))
+        worker = side.parent()
+        assert worker is not None
+        mapped = Path(f"/proc/{worker.pid}/maps").read_text()
+        assert "/pandas/" not in mapped
+        assert "/sklearn/" not in mapped
+        spinning = threading.Thread(target=spin, args=(running,))
+        spinning.start()
+        started = side.cpu_times().user
+        wait_until(lambda: side.cpu_times().user > started + 0.3, 60, "the model computes")
+        os.kill(worker.pid, signal.SIGKILL)
+        spinning.join()
+        wait_until(lambda: not is_alive(side), 60, "the end of both")
+        wait_until(lambda: answers(running.url + "/ping"), 60, "the next worker")
+        assert running.post(json=trouble("ok")).json() == {"predictions": [{"do": "ok"}]}
+        left = psutil.Process(running.process.pid).children(recursive=True)
+    wait_until(lambda: not any(map(is_alive, left)), what="the end of all")

@@ -1,0 +1,387 @@
+"""Versions in memory: swapped whole, dropped when the last request has left, kept when the next one fails."""
+
+import gc
+import os
+import subprocess
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.errors import NotFound, NotReady
+from mlflow_deploy_plugin.server.models.loading import EXAMPLE, load_warm
+from mlflow_deploy_plugin.server.models.repository import Repository
+from mlflow_deploy_plugin.statedir import (
+    LOADING,
+    WANTED,
+    LoadedVariant,
+    LoadingState,
+    Wanted,
+    WorkerState,
+    read_workers,
+    take_load_deaths,
+    write_state,
+)
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def loads() -> list[Path]:
+    return []
+
+
+@pytest.fixture
+def repository(tmp_path: Path, loads: list[Path]) -> Iterator[Repository]:
+    """Without its thread: a test calls `look` itself."""
+
+    def load(folder: Path) -> Any:
+        loads.append(folder)
+        return load_warm(folder, device="cpu", intra_op_num_threads=1)
+
+    repository = Repository(tmp_path, load)
+    yield repository
+    repository.stop()
+
+
+Serve = Callable[..., WorkerState]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, repository: Repository, tools: Any) -> Serve:
+    """Wants variants of the endpoint e, and gives the worker's account of them."""
+    generations = iter(range(1, 100))
+
+    def serve(**variants: dict[str, Any]) -> WorkerState:
+        tools.want(tmp_path, next(generations), {"e": variants})
+        repository.look()
+        (state,) = read_workers(tmp_path)
+        return state
+
+    return serve
+
+
+def test_before_anything_is_wanted_nothing_answers(repository: Repository) -> None:
+    repository.look()
+    assert "no model is loaded yet" in repository.not_ready()
+    with pytest.raises(NotReady):
+        repository.lease("e", 0.0)
+
+
+def test_a_request_keeps_its_version_until_it_lets_go(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    serve(v=tools.variant(bias_folders["1"], "1"))
+    leased = repository.lease(None, 0.0)
+    dropped = weakref.ref(leased.loaded)
+    serve(v=tools.variant(bias_folders["2"], "2"))
+    assert repository.lease(None, 0.0).loaded.version == "2"
+    feeds = leased.loaded.predictor.schema.from_array([[1, 2, 3]])
+    assert leased.loaded.predictor.run(feeds)["y"].tolist() == [[1006.0]]
+    assert dropped() is not None
+    del leased
+    gc.collect()
+    assert dropped() is None
+
+
+def test_a_third_version_is_loaded_when_the_first_has_left(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tools: Any
+) -> None:
+    serve(v=tools.variant(bias_folders["1"], "1"))
+    leased = [repository.lease(None, 0.0)]
+    serve(v=tools.variant(bias_folders["2"], "2"))
+    third = threading.Thread(target=serve, kwargs={"v": tools.variant(bias_folders["3"], "3")})
+    third.start()
+    third.join(0.3)
+    assert (len(loads), repository.lease(None, 0.0).loaded.version) == (2, "2")
+    leased.clear()
+    third.join(20)
+    assert (len(loads), repository.lease(None, 0.0).loaded.version) == (3, "3")
+
+
+def test_a_change_of_weights_or_aspects_loads_nothing(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tools: Any
+) -> None:
+    serve(a=tools.variant(bias_folders["1"], "1"), b=tools.variant(bias_folders["2"], "2", weight=0))
+    before = repository.lease(None, 0.0).loaded
+    serve(a=tools.variant(bias_folders["1"], "1", weight=50), b=tools.variant(bias_folders["2"], "2", weight=50))
+    assert repository.lease(None, 0.0).loaded is before
+    assert repository.lease(None, 0.9).loaded.version == "2"
+    assert len(loads) == 2
+    serve(a=tools.variant(bias_folders["1"], "1"))
+    assert {repository.lease(None, draw / 10).loaded.version for draw in range(10)} == {"1"}
+
+
+def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tools: Any
+) -> None:
+    old, new = (tools.variant(bias_folders[version], version) for version in "12")
+    serve(champion=old, candidate=new | {"weight": 0})
+    candidate = repository.table["e"].variants["candidate"].loaded
+
+    serve(champion=new, candidate=new | {"weight": 0}, watched=new | {"shadow": True})
+    assert {one.loaded for one in repository.table["e"].variants.values()} == {candidate}
+    serve(champion=new)
+    assert repository.lease(None, 0.0).loaded is candidate
+    assert len(loads) == 2
+
+
+def test_endpoints_share_a_version_and_the_last_one_frees_it(
+    repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tmp_path: Path, tools: Any
+) -> None:
+    one = tools.variant(bias_folders["1"], "1")
+    tools.want(tmp_path, 1, {"a": {"v": one}, "b": {"v": one}})
+    repository.look()
+    shared = weakref.ref(repository.lease("a", 0.0).loaded)
+    assert repository.lease("b", 0.0).loaded is shared()
+    assert len(loads) == 1
+
+    tools.want(tmp_path, 2, {"b": {"v": one}})
+    repository.look()
+    assert shared() is not None
+    tools.want(tmp_path, 3, {"b": {"v": tools.variant(bias_folders["2"], "2")}})
+    repository.look()
+    gc.collect()
+    assert shared() is None
+
+
+def test_whoever_answers_knows_the_shadows_but_not_one_of_its_own_version(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    old, new = (tools.variant(bias_folders[version], version, weight=50) for version in "12")
+    serve(champion=old, candidate=new)
+    assert all(not variant.shadows for variant in repository.table["e"].answering)
+    serve(champion=old, candidate=new, watched=new | {"shadow": True})
+    shadows = {one.name: [shadow.name for shadow in one.shadows] for one in repository.table["e"].answering}
+    assert shadows == {"champion": ["watched"], "candidate": []}
+
+
+def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
+    repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def serve(generation: int, sticky: dict[str, str], *weights: int) -> None:
+        variants = {
+            str(place): {"model_uri": "m", "model": "m", "version": str(place), "folder": bias_folders[str(place)]}
+            | {"weight": weight}
+            for place, weight in enumerate(weights, 1)
+        }
+        endpoints = {"e": {"variants": variants, "sticky": sticky}}
+        write_state(tmp_path / WANTED, Wanted.model_validate({"generation": generation, "endpoints": endpoints}))
+        repository.look()
+
+    serve(1, {"header": "X-User-Id"}, 50, 50)
+    names = {repository.lease("e", draw / 10, headers={"x-user-id": "ann"}).name for draw in range(10)}
+    assert len(names) == 1
+    assert {repository.lease("e", draw / 10).name for draw in range(10)} == {"1", "2"}
+
+    serve(2, {"key": "a"}, 50, 50)
+    leased = [repository.lease("e", draw) for draw in (0.1, 0.9)]
+    assert [(variant.name, variant.key) for variant in leased] == [("1", "a"), ("2", "a")]
+    kept = [[repository.keep(variant, key).name for key in "abcdefgh"] for variant in leased]
+    assert kept[0] == kept[1]
+    assert set(kept[0]) == {"1", "2"}
+
+    serve(3, {"key": "a"}, 100, 0)
+    assert repository.lease("e", 0.9).key is None
+    assert not caplog.records
+    serve(4, {"key": "z"}, 50, 50)
+    assert "e/1: version 1 takes no column 'z' that callers could stick by: they go by chance" in caplog.text
+
+
+def test_a_variant_in_the_shadow_or_without_weight_never_answers(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    serve(
+        a=tools.variant(bias_folders["1"], "1", weight=0),
+        b=tools.variant(bias_folders["2"], "2", weight=100, shadow=True),
+        c=tools.variant(bias_folders["3"], "3", weight=1),
+    )
+    assert {repository.lease("e", draw / 10).loaded.version for draw in range(10)} == {"3"}
+
+
+def without_graph(folder: Path) -> None:
+    (folder / "model.onnx").unlink()
+
+
+def with_a_broken_graph(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"no graph")
+
+
+def with_an_example_that_does_not_fit(folder: Path) -> None:
+    (folder / EXAMPLE).write_text('{"inputs": [[1, 2]]}')
+
+
+def with_an_example_that_is_no_json(folder: Path) -> None:
+    (folder / EXAMPLE).write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (without_graph, "lacks its file 'model.onnx'"),
+        (with_a_broken_graph, "cannot load model.onnx"),
+        (with_an_example_that_does_not_fit, "cannot answer its own example"),
+        (with_an_example_that_is_no_json, "not valid JSON"),
+    ],
+)
+def test_whatever_fails_leaves_the_old_version_and_is_told(
+    serve: Serve,
+    repository: Repository,
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
+    tools: Any,
+    spoil: Callable[[Path], None],
+    words: str,
+) -> None:
+    serve(v=tools.variant(bias_folders["1"], "1"))
+    spoil(tools.single_model(tmp_path / "spoilt"))
+    state = serve(v=tools.variant(tmp_path / "spoilt", "2"))
+    loaded = state.endpoints["e"]["v"]
+    assert (state.generation, loaded.version) == (2, "1")
+    assert words in loaded.error
+    assert repository.not_ready() == ""
+    assert repository.lease("e", 0.0).loaded.version == "1"
+    healed = serve(v=tools.variant(bias_folders["3"], "3"))
+    assert healed.endpoints["e"]["v"] == LoadedVariant(version="3")
+
+
+def test_a_first_version_that_fails_says_why_to_whoever_asks(
+    serve: Serve, repository: Repository, tmp_path: Path, tools: Any
+) -> None:
+    state = serve(v=tools.variant(tmp_path / "nothing", "1"))
+    assert state.endpoints["e"]["v"].version == ""
+    assert "no MLmodel file" in repository.not_ready()
+    with pytest.raises(NotReady, match="no MLmodel file"):
+        repository.lease("e", 0.0)
+
+
+def test_a_failing_new_variant_leaves_the_endpoint_ready(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, tools: Any
+) -> None:
+    serve(a=tools.variant(bias_folders["1"], "1"), b=tools.variant(tmp_path / "nothing", "2"))
+    assert repository.not_ready() == ""
+    assert {repository.lease("e", draw / 10).loaded.version for draw in range(10)} == {"1"}
+
+
+def test_an_error_that_nobody_foresaw_is_logged_and_told_without_details(
+    tmp_path: Path, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(folder: Path) -> Any:
+        raise MemoryError("secret")
+
+    repository = Repository(tmp_path, load)
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(tmp_path)}})
+    repository.look()
+    (state,) = read_workers(tmp_path)
+    assert "MemoryError" in state.endpoints["e"]["v"].error
+    assert "secret" not in state.endpoints["e"]["v"].error
+    assert "secret" in caplog.text
+
+
+def test_an_example_warms_and_may_hold_nan(serve: Serve, tmp_path: Path, tools: Any) -> None:
+    folder = tools.single_model(tmp_path / "m")
+    (folder / EXAMPLE).write_text('{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, NaN, 3]]}}')
+    assert serve(v=tools.variant(folder)).endpoints["e"]["v"] == LoadedVariant(version="1")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"generation": "x"}', b"[]"])
+def test_a_wanted_file_that_cannot_be_read_changes_nothing(
+    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, tools: Any, content: bytes
+) -> None:
+    serve(v=tools.variant(bias_folders["1"], "1"))
+    (tmp_path / WANTED).write_bytes(content)
+    repository.look()
+    assert repository.lease("e", 0.0).loaded.version == "1"
+    assert serve(v=tools.variant(bias_folders["2"], "2")).endpoints["e"]["v"].version == "2"
+
+
+def test_endpoints_come_and_go(
+    repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, tools: Any
+) -> None:
+    first, second = tools.variant(bias_folders["1"], "1"), tools.variant(bias_folders["2"], "2")
+    tools.want(tmp_path, 1, {"one": {"v": first}, "two": {"v": second}})
+    repository.look()
+    assert [repository.lease(name, 0.0).loaded.version for name in (None, "one", "two")] == ["1", "1", "2"]
+    tools.want(tmp_path, 2, {"two": {"v": second}})
+    repository.look()
+    assert repository.lease(None, 0.0).loaded.version == "2"
+    with pytest.raises(NotFound, match="no endpoint 'one' here; there is 'two'"):
+        repository.lease("one", 0.0)
+
+
+def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> None:
+    repository = Repository(tmp_path, partial(load_warm, device="cpu", intra_op_num_threads=1))
+    repository.start()
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    wait_until(lambda: not repository.not_ready() and len(read_workers(tmp_path)) == 1)
+    repository.stop()
+    assert read_workers(tmp_path) == []
+
+
+def test_who_waits_for_the_start_goes_on_when_what_is_wanted_is_loaded(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    may_load = threading.Event()
+
+    def load(folder: Path) -> Any:
+        may_load.wait()
+        return load_warm(folder, device="cpu", intra_op_num_threads=1)
+
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"])}})
+    repository = Repository(tmp_path, load)
+    repository.start()
+    try:
+        assert not repository.wait_until_dealt(0.05)
+        may_load.set()
+        assert repository.wait_until_dealt(30)
+        assert not repository.not_ready()
+    finally:
+        repository.stop()
+
+
+@pytest.mark.parametrize("wanted", [None, "broken", '{"generation": 1, "endpoints": {}}'])
+def test_where_nothing_can_be_loaded_nothing_is_waited_for(tmp_path: Path, wanted: str | None) -> None:
+    if wanted is not None:
+        (tmp_path / WANTED).write_text(wanted)
+    repository = Repository(tmp_path, lambda folder: load_warm(folder, device="cpu", intra_op_num_threads=1))
+    repository.start()
+    try:
+        assert repository.wait_until_dealt(30)
+    finally:
+        repository.stop()
+
+
+def test_whoever_asks_an_endpoint_without_a_version_is_told_what_the_agent_knows(
+    repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, tools: Any
+) -> None:
+    endpoints = {
+        "good": {"variants": {"v": tools.variant(bias_folders["1"], "1")}},
+        "bad": {"variants": {}, "errors": {"v": "models:/x/1: there is no registered model x"}},
+    }
+    write_state(tmp_path / WANTED, Wanted.model_validate({"generation": 1, "endpoints": endpoints}))
+    repository.look()
+    assert repository.not_ready() == ""
+    with pytest.raises(NotReady, match=r"'bad' has no version that answers: v: models:/x/1: there is no registered"):
+        repository.lease("bad", 0.0)
+
+
+def test_a_worker_that_dies_of_loading_leaves_word_of_it(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    def load(folder: Path) -> Any:
+        other = subprocess.Popen(["true"])
+        other.wait()
+        write_state(tmp_path / LOADING / "1.json", LoadingState(pid=other.pid, folder=folder))
+        assert take_load_deaths(tmp_path) == [folder]
+        assert take_load_deaths(tmp_path) == []
+        assert [file.name for file in (tmp_path / LOADING).glob("*.json")] == [f"{os.getpid()}.json"]
+        return load_warm(folder, device="cpu", intra_op_num_threads=1)
+
+    repository = Repository(tmp_path, load)
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"])}})
+    repository.look()
+    assert repository.not_ready() == ""
+    assert list((tmp_path / LOADING).iterdir()) == []

@@ -1,0 +1,198 @@
+"""The keeper of a side process, on a process that is told what to do and needs neither mlflow nor a model."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact, NotReady, TooManyRequests
+from mlflow_deploy_plugin.server.models.side_messages import Message
+from mlflow_deploy_plugin.server.models.side_process import SideProcess
+from tests.support.waiting import wait_until
+
+CHILD = """
+import os, socket, subprocess, sys, time
+from mlflow_deploy_plugin.server.models.side_messages import Message, receive, send
+
+how, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
+connection.set_inheritable(False)
+if how == "silent":
+    sys.exit(3)
+if how == "failed":
+    send(connection, Message("failed", {"message": "the package 'x' is missing"}))
+    time.sleep(3600)
+send(connection, Message("ready", {"pid": os.getpid()}))
+while (question := receive(connection)) is not None:
+    if question.kind == "hang":
+        time.sleep(3600)
+    if question.kind == "exit":
+        os._exit(7)
+    if question.kind == "nonsense":
+        connection.sendall(b"this is no message of ours")
+        continue
+    if question.kind == "child":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+        send(connection, Message("child", {"pid": child.pid}))
+        continue
+    has_metrics = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+    send(connection, Message("echo", {"pid": os.getpid(), "metrics": has_metrics}, question.arrays, question.body))
+"""
+Start = Callable[..., SideProcess]
+
+
+@pytest.fixture
+def new_process(tmp_path: Path) -> Iterator[Start]:
+    child = tmp_path / "child.py"
+    child.write_text(CHILD)
+    made: list[SideProcess] = []
+
+    def make(how: str = "ready", answer_seconds: float = 30.0) -> SideProcess:
+        made.append(SideProcess([sys.executable, str(child), how], answer_seconds))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.close()
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def pid_of(process: SideProcess) -> int:
+    """Once it answers (again)."""
+
+    def ask() -> int:
+        try:
+            return int(process.ask(Message("echo")).fields["pid"])
+        except NotReady:
+            return 0
+
+    return int(wait_until(ask, what="the side process answers"))
+
+
+def test_it_answers_from_a_process_group_of_its_own(new_process: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere")
+    process = new_process()
+    ready = process.start()
+    answer = process.ask(Message("echo"))
+    assert answer.fields == {"pid": ready.fields["pid"], "metrics": False}
+    assert process.pid == ready.fields["pid"] == os.getpgid(ready.fields["pid"])
+
+
+def test_everybody_gets_the_answer_to_the_own_question(new_process: Start) -> None:
+    process = new_process()
+    process.start()
+
+    def ask(number: int) -> bytes:
+        return process.ask(Message("echo", body=str(number).encode() * 1000)).body
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(200)))
+    assert answers == [str(number).encode() * 1000 for number in range(200)]
+
+
+def test_close_ends_it_and_what_it_has_started(new_process: Start) -> None:
+    process = new_process()
+    pid = process.start().fields["pid"]
+    grandchild = process.ask(Message("child")).fields["pid"]
+    process.close()
+    wait_until(lambda: is_gone(pid) and is_gone(grandchild), what="the end of both")
+    with pytest.raises(NotReady):
+        process.ask(Message("echo"))
+
+
+@pytest.mark.parametrize(("how", "said"), [("failed", "the package 'x' is missing"), ("silent", "ended with status 3")])
+def test_one_that_cannot_start_says_why(new_process: Start, how: str, said: str) -> None:
+    with pytest.raises(InvalidArtifact, match=said):
+        new_process(how).start()
+
+
+def test_a_program_that_is_not_there_cannot_be_started() -> None:
+    with pytest.raises(InvalidArtifact, match="cannot be started: No such file"):
+        SideProcess(["/nowhere/python"], 1.0).start()
+
+
+@pytest.mark.parametrize(("question", "how"), [("exit", "ended with status 7"), ("nonsense", "was killed by SIGKILL")])
+def test_one_that_ends_over_a_question_is_started_anew(new_process: Start, question: str, how: str) -> None:
+    process = new_process()
+    first = process.start().fields["pid"]
+    with pytest.raises(NotReady, match=f"the process of this model {how} over this request"):
+        process.ask(Message(question))
+    assert pid_of(process) != first
+
+
+def test_one_that_is_killed_is_started_anew(new_process: Start) -> None:
+    process = new_process()
+    first = process.start().fields["pid"]
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: process.pid != first, what="the end is noticed")
+    assert pid_of(process) != first
+
+
+def test_one_that_hangs_is_killed_after_its_time_and_started_anew(new_process: Start) -> None:
+    process = new_process(answer_seconds=0.5)
+    first = process.start().fields["pid"]
+    with pytest.raises(DeadlineExceeded, match="did not answer within 0"):
+        process.ask(Message("hang"))
+    assert is_gone(first) or wait_until(lambda: is_gone(first))
+    assert pid_of(process) != first
+
+
+def test_questions_wait_for_each_other_but_not_for_ever(new_process: Start) -> None:
+    process = new_process(answer_seconds=1.0)
+    process.start()
+    refused: list[type[Exception]] = []
+
+    def hang() -> None:
+        try:
+            process.ask(Message("hang"))
+        except (DeadlineExceeded, TooManyRequests, NotReady) as error:
+            refused.append(type(error))
+
+    threads = [threading.Thread(target=hang) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert DeadlineExceeded in refused
+    assert len(refused) == 3
+
+
+def test_a_question_whose_time_is_up_before_its_turn_is_not_asked(new_process: Start) -> None:
+    process = new_process(answer_seconds=20.0)
+    process.start()
+    with ThreadPoolExecutor() as pool:
+        hanging = pool.submit(process.ask, Message("hang"))
+        wait_until(process._asking.locked, what="the first question")
+        with pytest.raises(DeadlineExceeded, match="nothing was computed"):
+            process.ask(Message("echo"), time.perf_counter() + 0.05)
+        process.close()
+        assert isinstance(hanging.exception(30), NotReady)
+
+
+def test_it_does_not_outlive_the_one_that_keeps_it(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(CHILD)
+    keeper = tmp_path / "keeper.py"
+    keeper.write_text(
+        "import sys, time\n"
+        "from mlflow_deploy_plugin.server.models.side_process import SideProcess\n"
+        f"process = SideProcess([sys.executable, {str(tmp_path / 'child.py')!r}, 'ready'], 5.0)\n"
+        "print(process.start().fields['pid'], flush=True)\n"
+        "time.sleep(3600)\n"
+    )
+    running = subprocess.Popen([sys.executable, str(keeper)], stdout=subprocess.PIPE)
+    assert running.stdout is not None
+    pid = int(running.stdout.readline())
+    running.kill()
+    running.wait()
+    running.stdout.close()
+    wait_until(lambda: is_gone(pid), what="the side process is gone")

@@ -1,0 +1,139 @@
+"""What is counted stands on the page and in the statistics, summed over the workers that share a folder."""
+
+import re
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.multiprocess import mark_process_dead
+from prometheus_client.parser import text_string_to_metric_families
+
+from mlflow_deploy_plugin.server.observability.metrics import (
+    MAX_PREDICTIONS,
+    MULTIPROC_DIR,
+    Metrics,
+    Statistics,
+)
+
+REQUEST = ("e", "v", "m", "7", "v2", "200")
+
+
+@pytest.fixture
+def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Metrics, Metrics]:
+    """Two workers' metrics in one folder."""
+    monkeypatch.setenv(MULTIPROC_DIR, str(tmp_path))
+    return Metrics(), Metrics()
+
+
+def samples(metrics: Metrics, name: str) -> dict[str, float]:
+    """By label text: the samples of this name on the page."""
+    found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", metrics.page().decode(), re.MULTILINE)
+    return {labels: float(value) for labels, value in found}
+
+
+def test_requests_of_all_workers_are_summed_by_their_labels(workers: tuple[Metrics, Metrics]) -> None:
+    for metrics in workers:
+        metrics.count_request(REQUEST, 0.003)
+        metrics.count_request((*REQUEST[:5], "400"), 0.2)
+    labels = 'endpoint="e",model="m",protocol="v2",status="{}",variant="v",version="7"'
+    counted = samples(workers[0], "onnxserve_requests_total")
+    assert counted == {labels.format(200): 2, labels.format(400): 2}
+    buckets = samples(workers[1], "onnxserve_request_duration_seconds_bucket")
+    labels = 'endpoint="e",le="{}",model="m",protocol="v2",variant="v",version="7"'
+    assert [buckets[labels.format(bound)] for bound in ("0.0025", "0.005", "0.1", "0.25", "+Inf")] == [0, 2, 2, 4, 4]
+    assert samples(workers[0], "ml_prediction_latency_seconds_count") == {'model_version="7"': 2}
+    assert samples(workers[0], "ml_prediction_latency_seconds_sum")['model_version="7"'] == pytest.approx(0.006)
+
+
+def test_a_bound_belongs_to_its_bucket(workers: tuple[Metrics, Metrics]) -> None:
+    workers[0].count_batch("e", 8, 0.0, 0.001)
+    buckets = samples(workers[0], "onnxserve_batch_rows_bucket")
+    assert buckets['endpoint="e",le="4.0",model="",version=""'] == 0
+    assert buckets['endpoint="e",le="8.0",model="",version=""'] == 1
+
+
+def test_the_statistics_sum_up_all_workers_and_protocols(workers: tuple[Metrics, Metrics]) -> None:
+    for metrics, protocol in zip(workers, ("v2", "invocations"), strict=True):
+        metrics.count_request(("e", "v", "m", "7", protocol, "200"), 0.5)
+        metrics.count_request(("e", "v", "m", "7", protocol, "404"), 0.25)
+        metrics.count_batch("e", 3, 0.125, 0.25, "m", "7")
+    workers[0].count_request(("", "", "", "", "v2", "404"), 1.0)
+    statistics = workers[1].statistics()
+    assert all(0 <= time.time() - counted.last_request < 60 for counted in statistics.values())
+    assert {labels: replace(counted, last_request=0.0) for labels, counted in statistics.items()} == {
+        ("e", "m", "7"): Statistics(4, 2, 1.5, 6, 2, 0.25, 0.5),
+        ("", "", ""): Statistics(1, 1, 1.0),
+    }
+
+
+def test_predictions_are_counted_by_row_and_bounded(workers: tuple[Metrics, Metrics]) -> None:
+    for number in range(MAX_PREDICTIONS + 5):
+        workers[0].count_prediction("7", f"label {number}", 2)
+    workers[0].count_prediction("7", "label 0")
+    workers[0].count_prediction("8", True)
+    workers[0].count_prediction("8", 1, 3)
+    counted = samples(workers[0], "ml_predictions_total")
+    assert len(counted) == MAX_PREDICTIONS + 1 + 3
+    assert counted['model_version="7",prediction="label 0"'] == 3
+    assert counted['model_version="7",prediction="other"'] == 10
+    assert (counted['model_version="8",prediction="True"'], counted['model_version="8",prediction="1"']) == (1, 3)
+
+
+def test_refused_and_captured_requests_are_counted(workers: tuple[Metrics, Metrics]) -> None:
+    workers[0].count_refused("e", "rate")
+    workers[1].count_refused("e", "rate")
+    workers[1].count_capture("e", 5, 3, False)
+    workers[0].count_capture("e", 4, 4, True)
+    workers[0].count_capture("e", 2, 0, None)
+    workers[0].count_shadow_capture("e", 4, 4, True)
+    assert samples(workers[0], "onnxserve_refused_requests_total") == {'endpoint="e",reason="rate"': 2}
+    assert samples(workers[0], "onnxserve_capture_requests_total") == {'outcome="captured"': 2, 'outcome="dropped"': 1}
+    assert samples(workers[0], "onnxserve_capture_rows_total") == {
+        'endpoint="e",outcome="answered"': 11,
+        'endpoint="e",outcome="captured"': 4,
+        'endpoint="e",outcome="dropped"': 3,
+    }
+
+
+def test_a_dead_worker_serves_nothing_and_has_counted_what_it_did(
+    workers: tuple[Metrics, Metrics], tmp_path: Path
+) -> None:
+    workers[0].count_request(REQUEST, 0.1)
+    (gauges,) = tmp_path.glob("gauge_livesum_*.db")  # both live in this process
+    mark_process_dead(gauges.stem.rpartition("_")[2], str(tmp_path))  # type: ignore[no-untyped-call]
+    assert not list(tmp_path.glob("gauge_livesum_*"))
+    assert sum(samples(workers[1], "onnxserve_requests_total").values()) == 1
+
+
+def test_the_page_can_be_read_and_names_no_process(workers: tuple[Metrics, Metrics]) -> None:
+    for metrics in workers:
+        metrics.count_request(REQUEST, 0.1)
+        metrics.count_batch("e", 3, 0.125, 0.25, "m", "7")
+    families = {family.name: family for family in text_string_to_metric_families(workers[0].page().decode())}
+    assert "unknown" not in {family.type for family in families.values()}
+    assert not [sample for family in families.values() for sample in family.samples if "pid" in sample.labels]
+    assert families["onnxserve_last_request_timestamp_seconds"].type == "gauge"
+    assert [sample.value for sample in families["onnxserve_unrecorded"].samples] == [0]
+
+
+def test_without_a_shared_folder_each_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MULTIPROC_DIR, raising=False)
+    first, second = Metrics(), Metrics()
+    first.count_request(REQUEST, 0.1)
+    assert samples(first, "onnxserve_requests_total")
+    assert not samples(second, "onnxserve_requests_total")
+
+
+def test_threads_lose_no_count(workers: tuple[Metrics, Metrics]) -> None:
+    def count() -> None:
+        for number in range(2000):
+            workers[0].count_request((*REQUEST[:5], str(200 + number % 5)), 0.001)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(samples(workers[0], "onnxserve_requests_total").values()) == 8000

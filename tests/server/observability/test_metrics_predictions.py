@@ -1,0 +1,63 @@
+"""What is counted of an answer: the request always, its labels where the model predicts any."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.runtime import Artifact, Output
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.observability.metrics import (
+    Metrics,
+    Statistics,
+    count_response,
+    predicted_labels,
+)
+
+LABEL = Output("label", "int64", (-1,), "label")
+PROBABILITIES = Output("p", "float32", (-1, 2), "probabilities")
+VALUES = Output("y", "float32", (-1, 1), "values")
+PROBABLE = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], dtype=np.float32)
+
+
+def artifact(*outputs: Output, classes: tuple[Any, ...] = ()) -> Artifact:
+    return Artifact(Path(), Path(), "onnxserve", "3", "", "", outputs=outputs, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("model", "outputs", "labels"),
+    [
+        (artifact(LABEL), {"label": np.array([7])}, {7: 1}),
+        (artifact(LABEL), {"label": np.array([7, 2, 7, 7])}, {7: 3, 2: 1}),
+        (artifact(LABEL), {"label": np.array([[7], [2]])}, {7: 1, 2: 1}),
+        (artifact(LABEL), {"label": np.array(["a", "b", "a"], dtype=object)}, {"a": 2, "b": 1}),
+        (artifact(LABEL), {"label": np.array([True, True])}, {True: 2}),
+        (artifact(PROBABILITIES, LABEL, classes=("no", "yes")), {"p": PROBABLE, "label": np.array([0] * 3)}, {0: 3}),
+        (artifact(PROBABILITIES, LABEL, classes=("no", "yes")), {"p": PROBABLE}, {}),
+        (artifact(PROBABILITIES, classes=("no", "yes")), {"p": PROBABLE}, {"yes": 2, "no": 1}),
+        (artifact(PROBABILITIES), {"p": PROBABLE}, {}),
+        (artifact(VALUES), {"y": np.array([[1.5]])}, {}),
+        (artifact(), {}, {}),
+    ],
+)
+def test_labels_are_counted_by_row(model: Artifact, outputs: dict[str, Any], labels: dict[Any, int]) -> None:
+    assert dict(predicted_labels(model, outputs)) == labels
+
+
+def test_an_answer_counts_for_its_version(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any
+) -> None:
+    variant = serve_here({"e": {"v": tools.variant(model_folders["mixed"])}}).dataplane.lease("e")
+    metrics = Metrics()
+    outputs = {"label": np.array(["yes", "no", "yes"], dtype=object)}
+    count_response(metrics, variant, "v2", "200", 0.5, outputs)
+    count_response(metrics, variant, "v2", "400", 0.25)
+    count_response(metrics, None, "v2", "404", 0.25)
+    counted = metrics.statistics()["e", "m", "1"]
+    assert replace(counted, last_request=0.0) == Statistics(2, 1, 0.75)
+    page = metrics.page().decode()
+    assert 'ml_predictions_total{model_version="1",prediction="yes"} 2.0' in page
+    assert 'onnxserve_requests_total{endpoint="",model="",protocol="v2",status="404",variant="",version=""} 1.0' in page

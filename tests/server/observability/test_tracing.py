@@ -1,0 +1,99 @@
+"""Traces as a collector receives them, from a server with real gunicorn workers."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.server.observability.tracing import tracing_is_on
+from tests.support.collector import attributes, collector
+from tests.support.waiting import wait_until
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_on"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://jaeger:4318/v1/traces"}, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}, False),
+        ({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}, False),
+    ],
+)
+def test_the_environment_switches_tracing_as_everywhere_in_opentelemetry(
+    environment: dict[str, str], is_on: bool
+) -> None:
+    assert tracing_is_on(environment) is is_on
+
+
+def test_a_request_is_a_span_below_its_callers(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with collector() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        with tools.gunicorn(tmp_path) as running:
+            answer = running.post(
+                "/endpoints/e/invocations",
+                json={"inputs": [[1, 2, 3]]},
+                headers={"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-Id": "mine"},
+            )
+            refused = running.post("/invocations", json={"inputs": [[1]]})
+            name = "POST /endpoints/{endpoint}/invocations"
+            wait_until(lambda: received.named(name) and received.named("POST /invocations"), what="the spans")
+    (span,) = received.named(name)
+    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
+    assert answer.headers["traceparent"] == f"00-{TRACE}-{span.span_id.hex()}-01"
+    assert attributes(span) == {
+        "http.request.method": "POST",
+        "url.path": "/endpoints/e/invocations",
+        "client.address": "127.0.0.1",
+        "http.response.status_code": 200,
+        "http.request.id": "mine",
+        "onnxserve.model": "m",
+        "onnxserve.version": "1",
+        "onnxserve.prediction_id": answer.headers["X-Prediction-Id"],
+    }
+    parts = [part for part in received.spans if part.parent_span_id == span.span_id]
+    assert [part.name for part in sorted(parts, key=lambda part: part.start_time_unix_nano)] == [
+        "decode",
+        "infer",
+        "encode",
+    ]
+    assert all(
+        span.start_time_unix_nano - 1_000_000 <= part.start_time_unix_nano <= part.end_time_unix_nano for part in parts
+    )
+    (other,) = received.named("POST /invocations")
+    assert attributes(other)["http.response.status_code"] == refused.status_code == 400
+    assert other.trace_id.hex() != TRACE
+    assert received.services == {"onnxserve"}
+
+
+def test_a_collector_that_is_down_costs_no_request_and_does_not_hold_up_the_end(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    with tools.gunicorn(tmp_path) as running:
+        assert [running.post(json={"inputs": [[1, 2, 3]]}).status_code for _ in range(20)] == [200] * 20
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(9) == 0  # its exporter would try for 10 s
+
+
+def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:
+    code = (
+        "import sys; import mlflow_deploy_plugin.server.http.app;"
+        "from mlflow_deploy_plugin.server.observability.tracing import *;"
+        "assert open_tracer() is None; print([name for name in sys.modules if 'opentelemetry' in name])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
