@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from mlflow_deploy_plugin.controller.retraining import journal
+from mlflow_deploy_plugin.controller.retraining.journal import ended_event, plan_of, retraining_summary
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState
 from mlflow_deploy_plugin.controller.retraining.training_data import remove_training_data
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
@@ -34,7 +34,7 @@ class RetrainingContext:
         """None where somebody else has taken it further meanwhile."""
         written = Retrainings(self.deployments.store, self.clock).update(changed, event)
         if written is not None:
-            self.say(journal.retraining_summary(written))
+            self.say(retraining_summary(written))
         return written
 
     def wait(self, one: Retraining, reason: str) -> None:
@@ -49,7 +49,7 @@ class RetrainingContext:
 
     def finish(self, one: Retraining, state: RetrainingState, reason: str) -> None:
         """The end of a version that no rollout brings: its tag says what it is."""
-        plan = journal.plan_of(one)
+        plan = plan_of(one)
         tag_version(plan.model, one.version, CANDIDATE_TAG, state)
         if state == "proposed":
             self._tell(one, f"{plan.model} version {one.version} is proposed: {reason}")
@@ -58,7 +58,7 @@ class RetrainingContext:
     def end(self, one: Retraining, state: RetrainingState, reason: str) -> None:
         now = self.clock()
         ended = replace(one, state=state, reason=reason, ended_at=now)
-        written = self.write(ended, journal.ended_event(ended, self.actor, now))
+        written = self.write(ended, ended_event(ended, self.actor, now))
         if written is not None and state != "failed":  # of one that failed a person may want to see the rows
             remove_training_data(self.folder(one))
 

@@ -4,8 +4,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.locality import is_local
-from mlflow_deploy_plugin.controller.retraining import journal, judged
+from mlflow_deploy_plugin.controller.retraining import judged
 from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
+from mlflow_deploy_plugin.controller.retraining.journal import plan_of
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, RetrainPlan
 from mlflow_deploy_plugin.controller.retraining.served import answering_version
 from mlflow_deploy_plugin.controller.rollouts.journal import plan_of as rollout_plan_of
@@ -30,7 +31,7 @@ def awaits_other_controller(one: Retraining) -> bool:
 
 def judge_version(hands: RetrainingContext, one: Retraining) -> None:
     """Its gate, beside what is served now."""
-    plan, store = journal.plan_of(one), hands.deployments.store
+    plan, store = plan_of(one), hands.deployments.store
     served = answering_version(hands.deployments, plan.endpoint, plan.model)
     against = served if served not in ("", one.version) else plan.base_version
     dataset, target = one.figures.get("dataset", ""), one.figures.get("target", "")
@@ -44,7 +45,7 @@ def judge_version(hands: RetrainingContext, one: Retraining) -> None:
 
 def deploy_version(hands: RetrainingContext, one: Retraining) -> None:
     """What its gate and the spec's `then` make of it: a rollout, a proposal, or nothing."""
-    plan = journal.plan_of(one)
+    plan = plan_of(one)
     if one.figures["gate"] != "passed":
         hands.finish(one, "left", f"it has not passed its gate: {one.figures['gate_reason']}")
         return

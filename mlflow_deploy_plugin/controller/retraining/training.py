@@ -4,8 +4,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from mlflow_deploy_plugin.controller.retraining import journal, process, tracking
+from mlflow_deploy_plugin.controller.retraining import process, tracking
 from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
+from mlflow_deploy_plugin.controller.retraining.journal import plan_of, run_event, version_event
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
 from mlflow_deploy_plugin.controller.retraining.training_data import collect_training_data
 from mlflow_deploy_plugin.deployments.monitor_checks import check_project
@@ -21,7 +22,7 @@ SECOND_LOOK = timedelta(seconds=30)
 
 def start_training(hands: RetrainingContext, one: Retraining) -> None:
     """Collects the rows, makes the run, and starts the training."""
-    plan = journal.plan_of(one)
+    plan = plan_of(one)
     check_project(plan.project, plan.entry_point, plan.parameters)
     folder = hands.folder(one)
     types = tracking.column_types(plan.base_uri)
@@ -41,14 +42,14 @@ def start_training(hands: RetrainingContext, one: Retraining) -> None:
     if material.held_out is not None:
         figures |= {"dataset": tracking.log_file(run_id, material.held_out), "target": material.target}
     running = replace(one, state="running", run_id=run_id, figures=figures, reason="")
-    written = hands.write(running, journal.run_event(running, hands.actor, hands.clock()))
+    written = hands.write(running, run_event(running, hands.actor, hands.clock()))
     if written is not None:
         process.start(plan, run_id, parameters, folder)
 
 
 def watch_training(hands: RetrainingContext, one: Retraining) -> None:
     """Waits for the run's end; what it has registered, or that it has failed, is written down."""
-    plan, now = journal.plan_of(one), hands.clock()
+    plan, now = plan_of(one), hands.clock()
     is_late = now > _started_at(one) + timedelta(seconds=plan.timeout)
     if process.is_alive(one.run_id):
         if is_late:
@@ -61,7 +62,7 @@ def watch_training(hands: RetrainingContext, one: Retraining) -> None:
     elif version := tracking.registered_version(plan.model, one.run_id):
         tracking.tag_provenance(one, plan, version)
         registered = replace(one, state="registered", version=version, reason="")
-        hands.write(registered, journal.version_event(registered, hands.actor, now))
+        hands.write(registered, version_event(registered, hands.actor, now))
     elif run.status == "FINISHED":
         hands.fail(one, f"the run has registered no version of {plan.model}{_logged(run)}")
     elif is_late:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from mlflow_deploy_plugin.controller.retraining import journal
+from mlflow_deploy_plugin.controller.retraining.journal import refused_event, started_event
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, cause_of, plan_for
 from mlflow_deploy_plugin.controller.retraining.served import served_model, served_version
 from mlflow_deploy_plugin.controller.rollouts.start import main_variant
@@ -73,7 +73,7 @@ def retrain_on_alarm(
         if isinstance(error, _NeedsAPerson):
             text = f"{plan.endpoint}: {error.message}"
             announce(deployments.store, plan.endpoint, judgement.monitor, text, run.url)
-        record_refusal(deployments.store, journal.refused_event(plan, cause, error.message, clock()))
+        record_refusal(deployments.store, refused_event(plan, cause, error.message, clock()))
         return None
 
 
@@ -192,5 +192,5 @@ def _check_project(plan: RetrainPlan) -> None:
 
 
 def _add(store: Store, monitor: str, plan: RetrainPlan, cause: dict[str, Any], now: datetime) -> Retraining:
-    event = journal.started_event(plan, cause, now)
+    event = started_event(plan, cause, now)
     return Retrainings(store).add(plan.endpoint, monitor, plan.model, cause, plan.to_json(), "waiting", event)
