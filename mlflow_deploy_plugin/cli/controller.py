@@ -47,13 +47,12 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     one beside the servers.
     """
     # here: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
-    from mlflow_deploy_plugin.controller.beside import lead_store, repeat
+    from mlflow_deploy_plugin.controller.leadership import controller_name, lead_store, process_name, repeat
     from mlflow_deploy_plugin.controller.monitors.maintenance import LogMaintenance
     from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
     from mlflow_deploy_plugin.controller.retraining.runner import advance_retrainings, start_local_rollouts
     from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
     from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController
-    from mlflow_deploy_plugin.controller.who import controller_name, process_name
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
     from mlflow_deploy_plugin.monitoring.alerts import TOGETHER, tell
 

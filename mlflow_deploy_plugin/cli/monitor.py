@@ -59,7 +59,7 @@ def list_(name: str | None, output: str) -> None:
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.cli.output.monitor import MONITOR_HEAD, monitor_document, monitor_row
-        from mlflow_deploy_plugin.controller.beside import STORE_LEASE
+        from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
         from mlflow_deploy_plugin.controller.monitors.overview import overviews
 
         found = overviews(deployments.store, name, _watermarks(deployments))
@@ -128,9 +128,8 @@ def judge_window(
         tried: fields of the monitor's spec for once, with which nothing is written down; None: as it is.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
         from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
-        from mlflow_deploy_plugin.controller.monitors.manual_runs import run_window
+        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
         from mlflow_deploy_plugin.inference_log.windows import parse_window
 
         parsed = parse_window(window) if window is not None else None
@@ -196,8 +195,8 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     began, ended = _time(begin), _time(end) if end is not None else datetime.now(UTC)
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors import manual_runs
-        from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
         from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
+        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
         from mlflow_deploy_plugin.inference_log.windows import Window
 
         found = find_monitor(deployments, name, monitor_name)
@@ -293,8 +292,7 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
     if window is not None or output != "text":
         raise InvalidConfig("--due judges what is due, in lines: it takes neither --window nor -o")
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
-        from mlflow_deploy_plugin.controller.monitors.manual_runs import run_due
+        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due
         from mlflow_deploy_plugin.monitoring.alerts import tell
 
         found = find_monitor(deployments, name, monitor_name)

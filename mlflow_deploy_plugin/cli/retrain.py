@@ -79,8 +79,8 @@ def retrain(
         if listed:
             _list(deployments, name, output)
             return
-        from mlflow_deploy_plugin.controller.beside import STORE_LEASE
-        from mlflow_deploy_plugin.controller.retraining.journal import retraining_summary
+        from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
+        from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
         from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
         from mlflow_deploy_plugin.controller.rollouts.commands import controller_status
         from mlflow_deploy_plugin.inference_log.windows import parse_window
@@ -97,7 +97,7 @@ def retrain(
 def _list(deployments: "Deployments", name: str | None, output: str) -> None:
     from dataclasses import asdict
 
-    from mlflow_deploy_plugin.controller.retraining.journal import retraining_summary
+    from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.store.retrainings import Retrainings
 
     found = Retrainings(deployments.store).find(name)
@@ -116,11 +116,9 @@ def _wait(deployments: "Deployments", begun: "Retraining") -> None:
     import time
     from contextlib import ExitStack
 
-    from mlflow_deploy_plugin.controller.beside import STORE_LEASE
-    from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-    from mlflow_deploy_plugin.controller.retraining.journal import retraining_summary
+    from mlflow_deploy_plugin.controller.leadership import STORE_LEASE, LeaseKeeper, controller_name, process_name
+    from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.controller.retraining.runner import advance_retrainings
-    from mlflow_deploy_plugin.controller.who import controller_name, process_name
     from mlflow_deploy_plugin.store.retrainings import Retrainings
 
     told, retrainings, keeper = "", Retrainings(deployments.store), None

@@ -123,9 +123,9 @@ def rollout(
 
 def _wait(deployments: "Deployments", begun: "Rollout") -> None:
     """Shows what happens to a rollout until it has ended, and works on it where no controller does."""
+    from mlflow_deploy_plugin.controller.leadership import controller_name, process_name
     from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
     from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController, rollout_summary
-    from mlflow_deploy_plugin.controller.who import controller_name, process_name
 
     ended = threading.Event()
     actions = RolloutActions(deployments, controller_name(), lambda line: None)

@@ -1,13 +1,25 @@
 """Waiting for a lease, and holding it while something long is done: a thread renews it, and says when it is lost."""
 
 import logging
+import os
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
-from mlflow_deploy_plugin.errors import StoreUnavailable
+from mlflow_deploy_plugin.errors import OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.store import Lease, Store
+
+
+def controller_name() -> str:
+    return f"controller@{socket.gethostname()}"
+
+
+def process_name() -> str:
+    return f"{controller_name()} (process {os.getpid()})"
+
 
 _log = logging.getLogger(__name__)
 
@@ -92,3 +104,67 @@ def work_under_lease(
         except (StoreUnavailable, OSError) as error:
             _log.warning("%s", error)
             ended.wait(_FAILURE_SECONDS)
+
+
+STORE_LEASE = "controller"
+LEASE_SECONDS = 15.0
+_LOOK_SECONDS = 0.2
+BackgroundTask = Callable[[LeaseKeeper, threading.Event], None]
+"""Works until the lease is lost or the event is set."""
+
+
+@contextmanager
+def running_tasks(works: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Iterator[None]:
+    """Runs them for as long as the `with` lasts."""
+    over = threading.Event()
+    threads = [threading.Thread(target=work, args=(keeper, over), name="beside") for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def lead_store(
+    store: Store,
+    works: Sequence[BackgroundTask],
+    holder: str,
+    lease_seconds: float,
+    say: Callable[[str], None],
+    ended: threading.Event,
+) -> None:
+    """Waits for the store's lease, and does these under it until `ended` is set."""
+
+    def work(keeper: LeaseKeeper) -> None:
+        with running_tasks(works, keeper):
+            while keeper.is_held and not ended.wait(_LOOK_SECONDS):
+                pass
+
+    def who(name: str) -> None:
+        say(f"{name} is the controller" if name == holder else f"waits: {name} is the controller")
+
+    work_under_lease(store, lambda: STORE_LEASE, holder, lease_seconds, work, ended, who)
+
+
+def repeat(look: Callable[[], object], seconds: float) -> BackgroundTask:
+    """`look` again and again with a pause; what it raises is logged and ends nothing."""
+
+    def work(keeper: LeaseKeeper, over: threading.Event) -> None:
+        while keeper.is_held and not over.is_set():
+            log_errors(look)
+            over.wait(seconds)
+
+    return work
+
+
+def log_errors(look: Callable[[], object]) -> None:
+    """Calls it, and logs what it raises."""
+    try:
+        look()
+    except OnnxserveError as error:
+        _log.warning("%s", error.message)
+    except Exception:  # noqa: BLE001 — one look must not end the next ones
+        _log.exception("the controller goes on; something that it does has failed")

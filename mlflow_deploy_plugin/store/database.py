@@ -16,8 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
-from mlflow_deploy_plugin.store.failures import redacted_url, store_unavailable
-from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.store.store import Store, redacted_url, store_unavailable
 from mlflow_deploy_plugin.store.tables import SCHEMA, VERSION_TABLE
 from mlflow_deploy_plugin.version import __version__
 

@@ -23,7 +23,7 @@ class Retraining:
         monitor: whose alarm, or whose spec, asked for it.
         cause: the judgement, or the person, behind it; `why` says it in a sentence.
         spec: what is to be done (`controller/retraining/plan.py`); never changed.
-        state: where it is (`controller/retraining/steps.py` knows the words).
+        state: where it is (`controller/retraining/runner.py` knows the words).
         run_id: of the MLflow run that trains; empty before it was made.
         version: that the run registered; empty before.
         rollout_id: of the rollout that brings the version.

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, delete, select, update
+from sqlalchemy import URL, Engine, delete, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.errors import AlreadyExists, NotFound
+from mlflow_deploy_plugin.errors import AlreadyExists, NotFound, StoreUnavailable
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 from mlflow_deploy_plugin.store import leases, rollouts
 from mlflow_deploy_plugin.store.audit import (
@@ -29,7 +29,6 @@ from mlflow_deploy_plugin.store.endpoints import (
     read_endpoints,
     unknown_endpoint,
 )
-from mlflow_deploy_plugin.store.failures import store_unavailable
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting
 from mlflow_deploy_plugin.store.rollouts import Rollout
 from mlflow_deploy_plugin.store.tables import AlertRow, EndpointRow, MonitorRow, MonitorWindowRow
@@ -285,3 +284,17 @@ def _forget_monitors(session: Session, endpoint: str) -> None:
     session.execute(update(AlertRow).where(*firing).values(state="resolved"))
     for table in (MonitorRow, MonitorWindowRow):
         session.execute(delete(table).where(table.endpoint == endpoint))
+
+
+def redacted_url(url: URL) -> str:
+    """The URL as it may be shown: no password, and no query, which may hold one too."""
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
+    """The error for a database that cannot be used."""
+    text = str(getattr(error, "orig", None) or error)
+    for secret in (url.password, url.query.get("password")):
+        if secret:
+            text = text.replace(str(secret), "***")
+    return StoreUnavailable(f"the store at {redacted_url(url)} cannot be used: {' '.join(text.split())}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.controller.beside import STORE_LEASE, lead_store, repeat
+from mlflow_deploy_plugin.controller.leadership import STORE_LEASE, lead_store, repeat
 from mlflow_deploy_plugin.store import open_store
 from tests.support.waiting import wait_until
 

@@ -13,7 +13,7 @@ import requests
 import yaml
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.beside import STORE_LEASE
+from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
 from mlflow_deploy_plugin.store.monitors import Monitors
 from tests.support.cluster import Cluster, Manifest, own_namespace
 from tests.support.real_s3 import NEEDS_S3

@@ -30,7 +30,7 @@ ROOMS = {
     "cpu": "from mlflow_deploy_plugin.runtime import import_onnxruntime; import_onnxruntime().InferenceSession",
     "monitoring": "import evidently, matplotlib, apprise, mlflow_deploy_plugin.inference_log.query, "
     "mlflow_deploy_plugin.monitoring.run, mlflow_deploy_plugin.monitoring.reports, mlflow_deploy_plugin.cli.drift",
-    "controller": "import mlflow_deploy_plugin.controller.beside, mlflow_deploy_plugin.cli.controller",
+    "controller": "import mlflow_deploy_plugin.controller.leadership, mlflow_deploy_plugin.cli.controller",
     "ui": "import mlflow_deploy_plugin.ui.app",
     "sklearn": "import mlflow_deploy_plugin.flavor.convert.sklearn",
     "torch": "import mlflow_deploy_plugin.flavor.convert.torch, onnxscript",

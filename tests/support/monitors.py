@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult, count_rows
-from mlflow_deploy_plugin.controller.monitors.labels import count_labels
+from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult, count_labels, count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log import locate_log

@@ -4,6 +4,11 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.inference_log.label_join import LABEL, LABEL_NUMBER, EndpointLabels, join_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
@@ -11,7 +16,7 @@ from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import CaptureSpec, MonitorSpec
+from mlflow_deploy_plugin.spec import REGRESSION, CaptureSpec, MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
@@ -82,3 +87,32 @@ def files_digest(log: InferenceLog, endpoint: str, window: Window) -> str:
 def digest(of: object) -> str:
     """Return 128 bits in hexadecimal that change with the value."""
     return hashlib.blake2b(repr(of).encode(), digest_size=16).hexdigest()
+
+
+def count_labels(questions: Sequence[Question]) -> list[int]:
+    """By window the rows that have a label which a judgement can use, of those that it looks at; the labels are read
+    once for all.
+
+    Args:
+        questions: of one monitor.
+
+    Raises:
+        OnnxserveError: the log is down.
+    """
+    log = questions[0].log
+    labels = EndpointLabels(log.location, questions[0].endpoint, log.unreadable)
+    return [_count(question, labels) for question in questions]
+
+
+def _count(question: Question, labels: EndpointLabels) -> int:
+    # here: the controller itself judges nothing, and does without what judgements are made with
+    from mlflow_deploy_plugin.monitoring.kinds.performance import affordable_rows
+
+    rows = question.log.read(question.endpoint, question.window, affordable_rows(question))
+    return 0 if rows is None else _usable(join_labels(rows.table, labels), question.spec)
+
+
+def _usable(table: pa.Table, spec: MonitorSpec) -> int:
+    if any(one.name in REGRESSION for one in spec.requirements):  # a label that is no number tells a regressor nothing
+        return int(np.isfinite(table.column(LABEL_NUMBER).to_numpy()).sum())
+    return int(pc.count(table.column(LABEL)).as_py())

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.controller.monitors.attempt import as_judged, unsaved_window
-from mlflow_deploy_plugin.controller.monitors.chosen import DEFAULT_MONITOR, SelectedMonitor
 from mlflow_deploy_plugin.controller.monitors.evaluation import Judge, LoggedResult, window_request
+from mlflow_deploy_plugin.controller.monitors.manual_runs import DEFAULT_MONITOR, SelectedMonitor
+from mlflow_deploy_plugin.controller.monitors.window_runner import as_judged, unsaved_window
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, window_at
 from mlflow_deploy_plugin.monitoring.references.dataset import load_dataset
 from mlflow_deploy_plugin.monitoring.references.rows import ReferenceRows

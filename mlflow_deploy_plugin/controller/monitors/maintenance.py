@@ -6,10 +6,9 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from mlflow_deploy_plugin.controller.beside import log_errors
-from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
+from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, log_errors
 from mlflow_deploy_plugin.controller.monitors.judging_pool import JudgingProcess, ProcessEnded
-from mlflow_deploy_plugin.controller.monitors.next_window import oldest_unjudged_start
+from mlflow_deploy_plugin.controller.monitors.schedule import oldest_unjudged_start
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.maintenance import MaintenanceResult, maintain

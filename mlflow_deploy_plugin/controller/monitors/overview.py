@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from mlflow_deploy_plugin.controller.monitors.next_window import next_due_time, next_due_window
-from mlflow_deploy_plugin.controller.monitors.readiness import Readiness, readiness
+from mlflow_deploy_plugin.controller.monitors.schedule import Readiness, next_due_time, next_due_window, readiness
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark
 from mlflow_deploy_plugin.spec import MonitorSpec

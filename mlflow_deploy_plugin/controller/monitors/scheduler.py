@@ -13,19 +13,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from mlflow_deploy_plugin.controller.beside import log_errors
-from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.attempt import MAX_ATTEMPTS, Attempts
+from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, log_errors
 from mlflow_deploy_plugin.controller.monitors.evaluation import Judge
-from mlflow_deploy_plugin.controller.monitors.judging_pool import ProcessEnded
+from mlflow_deploy_plugin.controller.monitors.judging_pool import JudgingPool, ProcessEnded
 from mlflow_deploy_plugin.controller.monitors.late_data import EVERY_SECONDS
-from mlflow_deploy_plugin.controller.monitors.next_window import (
-    MAX_CATCH_UP,
-    next_due_window,
-    oldest_pending,
+from mlflow_deploy_plugin.controller.monitors.schedule import MAX_CATCH_UP, next_due_window, oldest_pending
+from mlflow_deploy_plugin.controller.monitors.window_runner import (
+    LATE_TROUBLE,
+    MAX_ATTEMPTS,
+    TROUBLE,
+    Attempts,
+    WindowRunner,
 )
-from mlflow_deploy_plugin.controller.monitors.pool import JudgingPool
-from mlflow_deploy_plugin.controller.monitors.window_runner import LATE_TROUBLE, TROUBLE, WindowRunner
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring.alerts import alert_failure, announce, end_alerts_of_gone

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from mlflow_deploy_plugin.controller.retraining.journal import ended_event, plan_of, retraining_summary
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, ended_event, plan_of, retraining_summary
 from mlflow_deploy_plugin.controller.retraining.training_data import remove_training_data
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.alerts import announce

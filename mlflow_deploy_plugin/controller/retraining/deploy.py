@@ -4,16 +4,18 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.locality import is_local
-from mlflow_deploy_plugin.controller.retraining import judged
 from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
-from mlflow_deploy_plugin.controller.retraining.journal import plan_of
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, RetrainPlan
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, RetrainPlan, plan_of
 from mlflow_deploy_plugin.controller.retraining.served import answering_version
-from mlflow_deploy_plugin.controller.rollouts.journal import plan_of as rollout_plan_of
 from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
+from mlflow_deploy_plugin.controller.rollouts.state_machine import plan_of as rollout_plan_of
 from mlflow_deploy_plugin.errors import AlreadyExists, NotReady
+from mlflow_deploy_plugin.gate.run import GateRun, PolicyChoice, choose_policy, judge_and_log
+from mlflow_deploy_plugin.gate.verdict import GateVerdict
+from mlflow_deploy_plugin.registry.resolve import resolve
 from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, tag_version
-from mlflow_deploy_plugin.store import Rollout
+from mlflow_deploy_plugin.registry.transitions import registered_version
+from mlflow_deploy_plugin.store import Rollout, Store
 from mlflow_deploy_plugin.store.retrainings import Retraining
 
 _WAITS = "waits for the endpoint"
@@ -35,11 +37,11 @@ def judge_version(hands: RetrainingContext, one: Retraining) -> None:
     served = answering_version(hands.deployments, plan.endpoint, plan.model)
     against = served if served not in ("", one.version) else plan.base_version
     dataset, target = one.figures.get("dataset", ""), one.figures.get("target", "")
-    gated = judged.judge_candidate(plan, one.version, against, dataset, target, hands.actor, store)
-    figures = one.figures | judged.figures_of(gated.verdict)
+    gated = judge_candidate(plan, one.version, against, dataset, target, hands.actor, store)
+    figures = one.figures | figures_of(gated.verdict)
     figures |= {"gate": gated.verdict.state, "gate_reason": gated.verdict.reason, "gate_report": gated.report}
     figures |= {"against": against, "gated_at": hands.clock().isoformat()}
-    figures |= {"compared": judged.is_compared(gated.verdict)}
+    figures |= {"compared": is_compared(gated.verdict)}
     hands.write(replace(one, state="gated", figures=figures, reason=""))
 
 
@@ -129,3 +131,40 @@ def _rollout_of(hands: RetrainingContext, one: Retraining, plan: RetrainPlan) ->
         if (begun.model, begun.version) == (plan.model, one.version) and rollout.created_at >= one.created_at:
             return rollout
     return None
+
+
+def judge_candidate(
+    plan: RetrainPlan, version: str, against: str, dataset: str, target: str, actor: str, store: Store
+) -> GateRun:
+    """Judges the version by its model's policy beside the version `against`, and writes the verdict on it.
+
+    Where the policy names no dataset, the newest labelled rows of the window are it, which neither version has learned:
+    the candidate may not be worse on them than what is served, by the policy's own margin and confidence.
+
+    Raises as `gate.run.run_gate`.
+    """
+    chosen = choose_policy(plan.model)
+    policy = chosen.policy
+    if dataset and not policy.evaluation.dataset:
+        evaluation = policy.evaluation.model_copy(update={"dataset": dataset, "target": target})
+        where = f"{chosen.where}, on the newest labelled rows"
+        chosen = PolicyChoice(policy.model_copy(update={"evaluation": evaluation}), where, chosen.is_the_models)
+    current = resolve(f"models:/{plan.model}/{against}")
+    return judge_and_log(registered_version(plan.model, version), current, chosen, actor, store, lambda _: None)
+
+
+def is_compared(verdict: GateVerdict) -> bool:
+    """Whether the version was compared on labelled rows, or its policy does without."""
+    skipped = [check for check in verdict.checks if check.name == "evaluation" and check.state == "skipped"]
+    return not skipped or "evaluation" in verdict.policy.get("skip", ())
+
+
+def figures_of(verdict: GateVerdict) -> dict[str, float]:
+    """What the evaluation says in numbers, for the list of retrainings."""
+    found = [check for check in verdict.checks if check.name == "evaluation"]
+    return {
+        f"evaluation.{name}": float(value)
+        for check in found
+        for name, value in check.figures.items()
+        if isinstance(value, int | float)
+    }

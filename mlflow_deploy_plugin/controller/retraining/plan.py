@@ -1,6 +1,7 @@
 """What a retraining is to do, decided once when it is asked for and never changed, and what caused it."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +9,8 @@ from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec import RetrainSpec, duration_seconds
+from mlflow_deploy_plugin.store import AuditEvent
+from mlflow_deploy_plugin.store.retrainings import Retraining
 
 TrainingMode = Literal["full", "incremental"]
 RetrainingState = Literal[
@@ -106,3 +109,68 @@ def _whole(project: str) -> str:
     """A folder of this machine by its whole path: a controller may run in another one."""
     folder = Path(project).expanduser()
     return str(folder.absolute()) if folder.is_dir() else project
+
+
+ENDED: tuple[RetrainingState, ...] = ("promoted", "proposed", "left", "rolled_back", "failed")
+
+
+def plan_of(retraining: Retraining) -> RetrainPlan:
+    return RetrainPlan.from_json(retraining.spec)
+
+
+def started_event(plan: RetrainPlan, cause: dict[str, Any], now: datetime) -> AuditEvent:
+    """The event of a retraining's beginning: what it was caused by."""
+    detail = {key: cause[key] for key in ("monitor", "window", "verdict", "report") if cause.get(key)}
+    event = _event("retrain.start", plan, "", plan.actor, now, cause["why"], detail)
+    return replace(event, before=f"version {plan.base_version}", after=f"{plan.mode} training")
+
+
+def refused_event(plan: RetrainPlan, cause: dict[str, Any], why: str, now: datetime) -> AuditEvent:
+    """The event of an alarm that starts nothing."""
+    detail = {key: cause[key] for key in ("monitor", "window", "verdict", "report") if cause.get(key)}
+    return _event("retrain.refused", plan, "", plan.actor, now, why, detail)
+
+
+def run_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
+    """The event of the run that trains."""
+    figures = retraining.figures
+    names = ("held_out_rows", "window", "attempt")
+    detail = {"retraining": retraining.id} | {name: figures[name] for name in names if name in figures}
+    plan = plan_of(retraining)
+    why = f"retraining {retraining.id} learns {figures['rows']:,} labelled rows up to {figures['window'].split('/')[1]}"
+    event = _event("retrain.run", plan, "", actor, now, why, detail)
+    return replace(event, before=f"version {plan.base_version}", after=f"run {retraining.run_id}")
+
+
+def version_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
+    """The event of the version that the run registered."""
+    plan = plan_of(retraining)
+    why = f"run {retraining.run_id} of retraining {retraining.id} has registered it"
+    event = _event("retrain.version", plan, retraining.version, actor, now, why, {"retraining": retraining.id})
+    return replace(event, before=f"version {plan.base_version}", after=f"version {retraining.version}")
+
+
+def ended_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
+    """The event of the end: what came of it."""
+    plan, detail = plan_of(retraining), {"retraining": retraining.id, "state": retraining.state}
+    if retraining.run_id:
+        detail |= {"run_id": retraining.run_id}
+    if retraining.rollout_id is not None:
+        detail |= {"rollout": retraining.rollout_id}
+    event = _event("retrain.end", plan, retraining.version, actor, now, retraining.reason, detail)
+    return replace(event, after=retraining.state.replace("_", " "))
+
+
+def retraining_summary(retraining: Retraining) -> str:
+    """Where a retraining is, in one line."""
+    plan = plan_of(retraining)
+    version = f" version {retraining.version}" if retraining.version else ""
+    line = f"{retraining.endpoint}: retraining {retraining.id} of {plan.model}, {plan.mode}: "
+    line += f"{retraining.state.replace('_', ' ')}{version}"
+    return f"{line}; {retraining.reason}" if retraining.reason else line
+
+
+def _event(
+    action: str, plan: RetrainPlan, version: str, actor: str, now: datetime, why: str, detail: dict[str, Any]
+) -> AuditEvent:
+    return AuditEvent(now, actor, action, plan.endpoint, plan.model, version, why=why, detail=detail)

@@ -6,6 +6,7 @@ the run's id, and how it ended by the run's status, whoever is there to see.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -15,12 +16,15 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mlflow_deploy_plugin.controller.retraining import tracking
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
-from mlflow_deploy_plugin.registry.connection import child_environment, redact_credentials
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.registry.connection import child_environment, redact_credentials, set_service_timeouts
+from mlflow_deploy_plugin.store.database import utc_now
 
 MARK = "ONNXSERVE_RETRAINING_RUN"
 LOG = "log.txt"
-_HEARTBEAT = "mlflow_deploy_plugin.controller.retraining.heartbeat"
+_HEARTBEAT = "mlflow_deploy_plugin.controller.retraining.process"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
@@ -114,3 +118,40 @@ def _processes(run_id: str) -> Iterator[int]:
 def _signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+BEAT_SECONDS = 15.0
+
+_log = logging.getLogger(__name__)
+
+
+def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: float = BEAT_SECONDS) -> int:
+    """Says again and again that the training runs, until it has ended; ends it where its run was ended in MLflow.
+
+    Returns:
+        Its exit status; negative: it was killed.
+    """
+    while training.poll() is None:
+        try:
+            tracking.write_heartbeat(run_id, utc_now())
+            if tracking.get_run(run_id).status == "KILLED":
+                end(run_id)
+        except OnnxserveError as error:  # it is told again; meanwhile nobody else can see the run either
+            _log.warning("no heartbeat: %s", error.message)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            training.wait(seconds)
+    return training.wait()
+
+
+def _main(run_id: str, *arguments: str) -> None:
+    training = subprocess.Popen([sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id])
+    # this process alone: MLflow's own patience may hold a heartbeat back for minutes after a server is up again
+    set_service_timeouts()
+    status = beat_until_ended(run_id, training)
+    if status < 0:  # as it was: who is killed from outside is begun once more
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -6,13 +6,60 @@ import time
 from dataclasses import dataclass, field
 
 from mlflow_deploy_plugin.controller.locality import is_local
+from mlflow_deploy_plugin.controller.retraining import deploy, training
 from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.deploy import awaits_other_controller
-from mlflow_deploy_plugin.controller.retraining.scheduled import request_scheduled
-from mlflow_deploy_plugin.controller.retraining.steps import one_line, run_step
+from mlflow_deploy_plugin.controller.retraining.served import ServedModelChanged
+from mlflow_deploy_plugin.controller.retraining.trigger import request_scheduled
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, RegistryUnavailable, StoreUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError, RegistryUnavailable, StoreUnavailable
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+
+_WORK = {
+    "waiting": training.start_training,
+    "running": training.watch_training,
+    "registered": deploy.judge_version,
+    "gated": deploy.deploy_version,
+    "rolling_out": deploy.watch_rollout,
+}
+
+
+def run_step(hands: RetrainingContext, one: Retraining) -> None:
+    """Does what the state asks for; what it cannot do is the end of the retraining, with the reason.
+
+    Where the endpoint's spec cannot be read, it waits; what trains already goes on, and is watched.
+
+    Raises:
+        RegistryUnavailable / StoreUnavailable / NotReady: to be tried again.
+    """
+    if one.state != "rolling_out" and _is_deleted(hands, one):
+        training.end_training(one)
+        hands.fail(one, f"endpoint {one.endpoint!r} was deleted meanwhile")
+        return
+    try:
+        _WORK[one.state](hands, one)
+    except ServedModelChanged as error:
+        hands.finish(one, "left", error.message)
+
+
+def one_line(error: OnnxserveError) -> str:
+    return " ".join(error.message.split())
+
+
+def _is_deleted(hands: RetrainingContext, one: Retraining) -> bool:
+    """Also where there is a namesake by now.
+
+    Raises:
+        NotReady: nobody can tell, and nothing is under way that has to be watched.
+    """
+    try:
+        stored = hands.deployments.store.endpoint(one.endpoint)
+    except InvalidConfig as error:
+        if one.state != "running" or not one.reason:
+            raise NotReady(error.message) from None
+        return False
+    return stored is None or stored.created_at > one.created_at
+
 
 _log = logging.getLogger(__name__)
 

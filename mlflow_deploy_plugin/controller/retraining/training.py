@@ -6,8 +6,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.controller.retraining import process, tracking
 from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
-from mlflow_deploy_plugin.controller.retraining.journal import plan_of, run_event, version_event
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_of, run_event, version_event
 from mlflow_deploy_plugin.controller.retraining.training_data import collect_training_data
 from mlflow_deploy_plugin.deployments.monitor_checks import check_project
 from mlflow_deploy_plugin.inference_log.reader import open_log

@@ -7,13 +7,16 @@ from dataclasses import replace
 from mlflow_deploy_plugin.controller.locality import is_local, rollouts_lease_name
 from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
 from mlflow_deploy_plugin.controller.rollouts.controller import rollout_summary
-from mlflow_deploy_plugin.controller.rollouts.journal import (
+from mlflow_deploy_plugin.controller.rollouts.state_machine import (
+    Progress,
+    aborted,
+    paused,
     plan_of,
     progress_event,
     progress_of,
+    resumed,
     with_progress,
 )
-from mlflow_deploy_plugin.controller.rollouts.state_machine import Progress, aborted, paused, resumed
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, StoreUnavailable
 from mlflow_deploy_plugin.store import Rollout, Store, current_actor

@@ -12,20 +12,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 
-from mlflow_deploy_plugin.controller.beside import LEASE_SECONDS, BackgroundTask, running_tasks
-from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, work_under_lease
-from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
-from mlflow_deploy_plugin.controller.rollouts.journal import (
-    plan_of,
-    progress_event,
-    progress_of,
-    with_progress,
+from mlflow_deploy_plugin.controller.leadership import (
+    LEASE_SECONDS,
+    BackgroundTask,
+    LeaseKeeper,
+    running_tasks,
+    work_under_lease,
 )
+from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
 from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     Progress,
     after_failure,
     after_success,
     decide,
+    plan_of,
+    progress_event,
+    progress_of,
+    with_progress,
 )
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable, StoreUnavailable
 from mlflow_deploy_plugin.store import Rollout, Store

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.controller.rollouts.criteria import Criterion
-from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.plan import Criterion, RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.sequential import SequentialTest, upper_limit
 from mlflow_deploy_plugin.controller.snapshot import CountersByVersion, VersionCounters
 

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.controller.rollouts.criteria import DEFAULT, parse_criteria
-from mlflow_deploy_plugin.controller.rollouts.journal import started_event
 from mlflow_deploy_plugin.controller.rollouts.plan import (
+    DEFAULT,
     MIN_REQUESTS,
     PromotionKind,
     RolloutPlan,
+    parse_criteria,
     parse_steps,
 )
+from mlflow_deploy_plugin.controller.rollouts.state_machine import started_event
 from mlflow_deploy_plugin.controller.snapshot import take_snapshot
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady

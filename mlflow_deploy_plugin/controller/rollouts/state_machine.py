@@ -12,7 +12,8 @@ clock is compared with anybody's, and a step during which nobody watched does no
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from datetime import datetime
+from typing import Any, Literal, cast
 
 from mlflow_deploy_plugin.controller.rollouts.evidence import (
     StepEvidence,
@@ -24,6 +25,7 @@ from mlflow_deploy_plugin.controller.rollouts.evidence import (
 )
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
+from mlflow_deploy_plugin.store import AuditEvent, Rollout
 
 RolloutState = Literal[
     "starting", "stepping", "paused", "promoting", "promoted", "rolling_back", "rolled_back", "abandoned"
@@ -231,3 +233,57 @@ def _roll_back(progress: Progress) -> Decision:
 
 def _turned_back(progress: Progress, reason: str) -> Progress:
     return replace(after_success(progress), state="rolling_back", elapsed=0.0, reason=reason)
+
+
+def plan_of(rollout: Rollout) -> RolloutPlan:
+    return RolloutPlan.from_json(rollout.spec)
+
+
+def progress_of(rollout: Rollout) -> Progress:
+    state = cast(RolloutState, rollout.state)
+    return from_figures(plan_of(rollout), state, rollout.step, rollout.figures, rollout.reason)
+
+
+def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollout:
+    """The row with this progress, to be written."""
+    is_new_step = (rollout.state, rollout.step) != (progress.state, progress.step)
+    return replace(
+        rollout,
+        state=progress.state,
+        step=progress.step,
+        step_at=now if is_new_step else rollout.step_at,
+        figures=to_figures(plan_of(rollout), progress),
+        reason=progress.reason,
+        ended_at=now if progress.state in ENDED else None,
+    )
+
+
+def started_event(rollout_plan: RolloutPlan, now: datetime) -> AuditEvent:
+    """The event of a rollout's beginning."""
+    steps = ", ".join(f"{step} %" for step in rollout_plan.steps)
+    detail = {"steps": list(rollout_plan.steps), "every": rollout_plan.every, "abort_on": rollout_plan.abort_on}
+    event = _event("rollout.start", rollout_plan, rollout_plan.actor, now)
+    return replace(event, after=f"version {rollout_plan.version} by {steps}", why=rollout_plan.why, detail=detail)
+
+
+def progress_event(rollout: Rollout, progress: Progress, actor: str, now: datetime) -> AuditEvent | None:
+    """What the audit trail keeps of the change from `rollout`'s row to `progress`; None for nothing."""
+    plan = plan_of(rollout)
+    if progress.state in ENDED:
+        after = plan.version if progress.state == "promoted" else plan.before_version
+        event = replace(_event("rollout.end", plan, actor, now), after=f"version {after}")
+    elif progress.state in ("stepping", "paused") and (rollout.state, rollout.step) != (progress.state, progress.step):
+        shares = ["0 %" if rollout.state == "starting" else f"{plan.steps[rollout.step]} %"]
+        shares += [f"{plan.steps[progress.step]} %"]
+        if rollout.state == "paused" or progress.state == "paused":
+            shares = [rollout.state, progress.state]
+        event = replace(_event("rollout.step", plan, actor, now), before=shares[0], after=shares[1])
+    else:
+        return None  # as at nearly every look: the figures, which take a while, are for events alone
+    detail = {"rollout": rollout.id, "state": progress.state, **figures(plan, progress_of(rollout).ledger)}
+    return replace(event, why=progress.reason, detail=detail)
+
+
+def _event(action: str, plan: RolloutPlan, actor: str, now: datetime) -> AuditEvent:
+    before = f"version {plan.before_version}"
+    return AuditEvent(now, actor, action, plan.endpoint, plan.model, plan.version, before)

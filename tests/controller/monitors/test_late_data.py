@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
 from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
 from mlflow_deploy_plugin.controller.monitors.late_data import is_material
-from mlflow_deploy_plugin.controller.monitors.window_runner import WindowRunner
+from mlflow_deploy_plugin.controller.monitors.window_runner import Attempts, WindowRunner
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
@@ -101,7 +100,7 @@ def test_files_that_hold_no_new_labels_are_counted_once(turned: Turned, monkeypa
     assert turned.look_again() == 1
 
     assert turned.window.log_digest != digest
-    monkeypatch.setattr("mlflow_deploy_plugin.controller.monitors.labels.with_labels", None)
+    monkeypatch.setattr("mlflow_deploy_plugin.controller.monitors.evaluation.join_labels", None)
     assert turned.look_again() == 1
 
 

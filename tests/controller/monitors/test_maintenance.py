@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.controller.monitors.maintenance import (
     maintain_log,
     retained_windows,
 )
-from mlflow_deploy_plugin.controller.monitors.next_window import next_due_window
+from mlflow_deploy_plugin.controller.monitors.schedule import next_due_window
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.question import Question

@@ -7,11 +7,10 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.controller.monitors import manual_runs
-from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
-from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
 from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
+from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
 from mlflow_deploy_plugin.controller.monitors.overview import overviews
-from mlflow_deploy_plugin.controller.monitors.window_runner import WindowRunner
+from mlflow_deploy_plugin.controller.monitors.window_runner import Attempts, WindowRunner
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window

@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 
 from mlflow_deploy_plugin.controller.monitors import manual_runs
-from mlflow_deploy_plugin.controller.monitors.chosen import find_monitor
 from mlflow_deploy_plugin.controller.monitors.evaluation import endpoint_log
+from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log.maintenance import compact

@@ -3,9 +3,8 @@
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.attempt import Attempts
 from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
-from mlflow_deploy_plugin.controller.monitors.window_runner import WindowRunner
+from mlflow_deploy_plugin.controller.monitors.window_runner import Attempts, WindowRunner
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.store import open_store
 from tests.support.monitors import HOUR, NOON, MonitoredWorld

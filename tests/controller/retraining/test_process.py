@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retraining import process as child
 from mlflow_deploy_plugin.controller.retraining import tracking
-from mlflow_deploy_plugin.controller.retraining.heartbeat import beat_until_ended
+from mlflow_deploy_plugin.controller.retraining.process import beat_until_ended
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port, wait_until
 

@@ -5,9 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from mlflow_deploy_plugin.controller.retraining import scheduled
-from mlflow_deploy_plugin.controller.retraining.scheduled import request_scheduled
-from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining, retrain_on_alarm
+from mlflow_deploy_plugin.controller.retraining import trigger
+from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining, request_scheduled, retrain_on_alarm
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.store.alerts import Alerts
@@ -135,7 +134,7 @@ def test_of_schedules_that_are_broken_differently_each_stands_in_the_history_onc
     for _ in range(2):
         request_scheduled(world.deployments, "controller", now)
         request_scheduled(world.deployments, "controller", now)
-        monkeypatch.setattr(scheduled, "_told", {})  # another controller takes over
+        monkeypatch.setattr(trigger, "_told", {})  # another controller takes over
     assert len(refusals(world)) == 2
 
 

@@ -12,9 +12,15 @@ from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController, rollout_summary
 from mlflow_deploy_plugin.controller.rollouts.evidence import StepEvidence, add_counters, begin_step
-from mlflow_deploy_plugin.controller.rollouts.journal import progress_of, started_event, with_progress
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.rollouts.state_machine import Progress, RolloutAction, step_weights
+from mlflow_deploy_plugin.controller.rollouts.state_machine import (
+    Progress,
+    RolloutAction,
+    progress_of,
+    started_event,
+    step_weights,
+    with_progress,
+)
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
 from mlflow_deploy_plugin.errors import DeploymentFailed, RegistryUnavailable
 from mlflow_deploy_plugin.store import Rollout, Store, open_store

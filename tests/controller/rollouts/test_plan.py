@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan, parse_steps
+from mlflow_deploy_plugin.controller.rollouts.plan import Criterion, RolloutPlan, parse_criteria, parse_steps
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 
@@ -34,3 +34,38 @@ def test_steps_rise_from_one_to_a_hundred_percent() -> None:
 def test_other_steps_are_refused(text: str, said: str) -> None:
     with pytest.raises(InvalidConfig, match=f"--steps .*{said}"):
         parse_steps(text)
+
+
+def test_criteria_are_read_with_their_units() -> None:
+    assert parse_criteria("error_rate>1%, p99 > 2x,disagreement>0.2") == (
+        Criterion("error_rate>1%", "error_rate", 0.01),
+        Criterion("p99>2x", "latency", 0.01, factor=2.0),
+        Criterion("disagreement>0.2", "disagreement", 0.2),
+    )
+
+
+def test_a_latency_may_be_said_in_time() -> None:
+    fast, slow = parse_criteria("p50>250ms,p95>1.5s")
+
+    assert (fast.share, fast.seconds, fast.factor) == (0.5, 0.25, None)
+    assert (slow.quantile, slow.seconds) == (0.95, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names nothing to abort on; what there is: error_rate>1%"),
+        ("errors>1%", r"'errors>1%' is no criterion; what there is: error_rate>1%, p99>2x .* disagreement>20%"),
+        ("error_rate<1%", "is no criterion"),
+        ("p42>2x", "is no criterion"),
+        ("p99>2", "is no criterion"),
+        ("error_rate>120%", "between 0% and 100%"),
+        ("error_rate>0", "between 0% and 100%"),
+        ("p99>0.5x", "at least 1x"),
+        ("p99>0ms", "a time above 0"),
+        ("p99>2x,p99>1s", "p99>2x and p99>1s speak of the same"),
+    ],
+)
+def test_what_is_no_criterion_is_refused_with_those_that_are(text: str, said: str) -> None:
+    with pytest.raises(InvalidConfig, match=said):
+        parse_criteria(text)
