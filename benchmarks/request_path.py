@@ -139,18 +139,18 @@ def bodies() -> list[tuple[str, str, str, str, bytes]]:
 def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str, Callable[[], Any]]:
     """Each part of answering this body as a function without arguments."""
     from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-    from mlflow_deploy_plugin.server.http import predictions, spoken
+    from mlflow_deploy_plugin.server.http import pipeline, spoken
     from mlflow_deploy_plugin.server.http.messages import RawRequest
-    from mlflow_deploy_plugin.server.http.routes import answer
+    from mlflow_deploy_plugin.server.http.routes import handle_request
 
     name = "mlflow_deploy_plugin.server.observability.metrics"
     counting: Any = import_module(name) if find_spec(name) else None  # there is none in the code of before it
-    before: Any = predictions
+    before: Any = pipeline
     protocol = {"/invocations": spoken.INVOCATIONS, "/predict": spoken.PREDICT, "/predict/batch": spoken.PREDICT_BATCH}
     spoken_here = protocol.get(path, spoken.V2)
     headers = {"host": "127.0.0.1:8080", "content-type": content_type, "content-length": str(len(body))}
     request = RawRequest("POST", path, headers, body)
-    result = answer(server, request)
+    result = handle_request(server, request)
     assert result.status == 200, result.body[:500]
     variant = server.dataplane.lease(None)
     question = spoken_here.decode(request, variant)
@@ -176,7 +176,7 @@ def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str
         "capture": capture,
         "metrics": metrics,
         "encode": lambda: question.encode(variant, response),
-        "answer": lambda: answer(server, request),
+        "answer": lambda: handle_request(server, request),
     }
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.server.children import Child, Children, adopt_orphans, watched_signals
-from mlflow_deploy_plugin.server.http.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.listener import listen_on, reachable_host, reachable_url, reserved
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 from mlflow_deploy_plugin.statedir import (

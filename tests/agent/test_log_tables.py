@@ -211,7 +211,7 @@ def by_input(datatype: str, data: list[float]) -> Feeds:
     head = v2.TensorHead("X", (1, 5), datatype)
     text = v2.TensorHead("carrier", (1, 1), "BYTES")
     given = np.array([data], {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64}[datatype])
-    return v2.bind({"X": (head, given), "carrier": (text, np.array([["UA"]], object))}, STACKED)
+    return v2.bind_tensors({"X": (head, given), "carrier": (text, np.array([["UA"]], object))}, STACKED)
 
 
 @pytest.mark.parametrize("datatype", ["FP64", "INT64"])

@@ -69,7 +69,7 @@ class Machine:
 
 @pytest.fixture
 def start_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Metrics]:
-    """The metrics of a server's run, as `http/gunicorn_conf.py` lays them out."""
+    """The metrics of a server's run, as `server/gunicorn_conf.py` lays them out."""
 
     def start(run: str) -> Metrics:
         save_capture_counters(tmp_path)

@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[2]
 ROOTS = [
     "mlflow_deploy_plugin.cli.serve",
     "mlflow_deploy_plugin.server.http.app",
-    "mlflow_deploy_plugin.server.http.fastpath",
-    "mlflow_deploy_plugin.server.http.front",
-    "mlflow_deploy_plugin.server.http.gthread",
-    "mlflow_deploy_plugin.server.http.worker",
+    "mlflow_deploy_plugin.server.http.workers.connection",
+    "mlflow_deploy_plugin.server.http.workers.worker_app",
+    "mlflow_deploy_plugin.server.http.workers.gthread_worker",
+    "mlflow_deploy_plugin.server.http.workers.fast_worker",
     "mlflow_deploy_plugin.agent.__main__",
 ]
 MODULE_OF = {

@@ -1,6 +1,6 @@
 """The methods of the gRPC services: each a request to what answers it over HTTP, and its answer as a message.
 
-An infer call goes the way of every prediction, `http/predictions.py`, with the message as its body; what is asked about
+An infer call goes the way of every prediction, `http/pipeline.py`, with the message as its body; what is asked about
 models and the server (`asked.py`) goes to the views of V2's REST form. What the wire adds (metadata, status codes,
 deadlines, streams) is here.
 """
@@ -21,9 +21,15 @@ from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import management, tensors
 from mlflow_deploy_plugin.server.grpc.calls import Calls
 from mlflow_deploy_plugin.server.grpc.watch import watch
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, fit_headers, refused
-from mlflow_deploy_plugin.server.http.observed import observed
-from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
+from mlflow_deploy_plugin.server.http.access_log import observe_request
+from mlflow_deploy_plugin.server.http.messages import (
+    RawRequest,
+    RawResponse,
+    error_response,
+    exception_response,
+    safe_headers,
+)
+from mlflow_deploy_plugin.server.http.pipeline import DecodedRequest, EncodedResponse, Protocol, infer
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 
@@ -132,20 +138,22 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
         protocol = Protocol(_PROTOCOL, partial(_read, message, seconds_left))
         return infer(server, request, protocol, message.model_name or None, message.model_version or None)
 
-    return observed(request, lambda: _guarded(request, answer), server.tracer, server.logs_requests)
+    return observe_request(request, lambda: _guarded(request, answer), server.tracer, server.logs_requests)
 
 
 def _read(
     message: messages.ModelInferRequest, seconds_left: float | None, request: RawRequest, variant: ServedVariant
-) -> Question:
+) -> DecodedRequest:
     predictor = variant.loaded.predictor
     question = tensors.decode(message, predictor.artifact, predictor.schema)
 
-    def encode(variant: ServedVariant, response: InferResponse) -> Answer:
+    def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         answer = tensors.encode(question, variant.endpoint, response.id, response.version, response.outputs)
-        return Answer(answer.SerializeToString())
+        return EncodedResponse(answer.SerializeToString())
 
-    return Question(question.feeds, encode, question.id, parameters=with_deadline(question.parameters, seconds_left))
+    return DecodedRequest(
+        question.feeds, encode, question.id, parameters=with_deadline(question.parameters, seconds_left)
+    )
 
 
 def with_deadline(parameters: Mapping[str, Any], seconds_left: float | None) -> Mapping[str, Any]:
@@ -163,7 +171,7 @@ def _guarded(request: RawRequest, answer: Callable[[], RawResponse]) -> RawRespo
     try:
         return answer()
     except OnnxserveError as error:
-        return refused(request.path, error)
+        return exception_response(request.path, error)
     except Exception:
         logger.exception("answering %s failed", request.path)
         return error_response(request.path, 500, "INTERNAL_ERROR", "the server failed to answer; its log says why")
@@ -208,7 +216,7 @@ def message_of(response: RawResponse) -> str:
 
 def metadata_of(headers: Mapping[str, str]) -> list[tuple[str, str]]:
     """The headers of an answer as trailing metadata, names in lower case."""
-    return [(name.lower(), value) for name, value in fit_headers(headers).items()]
+    return [(name.lower(), value) for name, value in safe_headers(headers).items()]
 
 
 def address_of(peer: str) -> str:

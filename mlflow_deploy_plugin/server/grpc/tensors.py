@@ -17,15 +17,15 @@ from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime import Array, Artifact, Feeds, Schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.protocols import v2
-from mlflow_deploy_plugin.server.protocols.thrift import Torn, read_varint
+from mlflow_deploy_plugin.server.protocols.thrift import InvalidThrift, read_varint
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     MANY_TENSORS,
     MAX_RANK,
-    TensorHead,
+    TensorHeader,
     datatype_of,
     dtype_of,
     from_binary,
-    read_head,
+    read_tensor_header,
     to_binary,
 )
 
@@ -51,7 +51,7 @@ class Question:
 
     id: str
     feeds: Feeds
-    outputs: tuple[v2.WantedOutput, ...]
+    outputs: tuple[v2.RequestedOutput, ...]
     parameters: Mapping[str, Any]
     is_raw: bool
 
@@ -91,7 +91,7 @@ def _check_fields(view: memoryview) -> None:
                     at += 4
                 case _:
                     return
-    except (Torn, IndexError):
+    except (InvalidThrift, IndexError):
         return
 
 
@@ -106,8 +106,8 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
     wanted = [{"name": output.name, "parameters": _values(output.parameters)} for output in request.outputs]
     return Question(
         v2.read_id(request.id),
-        v2.bind(_read_inputs(request, schema), schema),
-        v2.wanted_outputs({"outputs": wanted}, artifact),
+        v2.bind_tensors(_read_inputs(request, schema), schema),
+        v2.requested_outputs({"outputs": wanted}, artifact),
         parameters,
         bool(request.raw_input_contents),
     )
@@ -118,7 +118,7 @@ def encode(
 ) -> messages.ModelInferResponse:
     """The answer of `version` of the endpoint; its id is the question's, or else `request_id`."""
     response = messages.ModelInferResponse(model_name=endpoint, model_version=version, id=question.id or request_id)
-    arrays = [(wanted.name, outputs[wanted.name]) for wanted in v2.answered_outputs(question.outputs, outputs)]
+    arrays = [(wanted.name, outputs[wanted.name]) for wanted in v2.resolve_outputs(question.outputs, outputs)]
     is_raw = question.is_raw or any(array.dtype == np.float16 for _, array in arrays)
     for name, array in arrays:
         datatype = datatype_of(array.dtype.name)
@@ -144,16 +144,16 @@ def _values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, Any]
     return {name: getattr(parameters[name], kind) if kind else None for name, kind in kinds.items()}
 
 
-def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[str, tuple[TensorHead, Array]]:
+def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:
     if len(request.inputs) > MANY_TENSORS:
         v2.check_names([entry.name for entry in request.inputs], schema)
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs")
-    arrays: dict[str, tuple[TensorHead, Array]] = {}
+    arrays: dict[str, tuple[TensorHeader, Array]] = {}
     for position, entry in enumerate(request.inputs):
         shape = list(entry.shape[: MAX_RANK + 1])
-        head = read_head(position, {"name": entry.name, "shape": shape, "datatype": entry.datatype})
+        head = read_tensor_header(position, {"name": entry.name, "shape": shape, "datatype": entry.datatype})
         if head.name in arrays:
             raise SchemaMismatch(f"tensor {head.name[:100]!r} stands twice")
         v2.parameters_of(head, {"parameters": _values(entry.parameters)})
@@ -166,7 +166,7 @@ def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[st
     return arrays
 
 
-def _from_contents(head: TensorHead, contents: messages.InferTensorContents) -> Array:
+def _from_contents(head: TensorHeader, contents: messages.InferTensorContents) -> Array:
     """The array of a tensor whose elements came as typed values, each checked to be in the field of its datatype."""
     wanted = _FIELDS.get(head.datatype)
     if wanted is None:
@@ -183,7 +183,7 @@ def _from_contents(head: TensorHead, contents: messages.InferTensorContents) -> 
     return _narrowed(head, values).reshape(head.shape)
 
 
-def _narrowed(head: TensorHead, values: Sequence[Any]) -> Array:
+def _narrowed(head: TensorHeader, values: Sequence[Any]) -> Array:
     """Numbers in the datatype's own width: INT8 and INT16 come as 32 bits, and so do their unsigned kin."""
     dtype = dtype_of(head.datatype)
     if dtype.itemsize >= 4 or dtype.kind not in "iu":
@@ -196,7 +196,7 @@ def _narrowed(head: TensorHead, values: Sequence[Any]) -> Array:
     return wide.astype(dtype)
 
 
-def _texts(head: TensorHead, values: Sequence[bytes]) -> list[str]:
+def _texts(head: TensorHeader, values: Sequence[bytes]) -> list[str]:
     texts: list[str] = []
     for value in values:
         try:

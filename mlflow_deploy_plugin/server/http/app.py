@@ -10,14 +10,19 @@ from flask import Flask, Response, request
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
-from mlflow_deploy_plugin.server.http.head import NO_HOST, check_host, path_of
-from mlflow_deploy_plugin.server.http.lines import BrokenAnswer, answer_lines, are_lines
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, fit_headers, refused
-from mlflow_deploy_plugin.server.http.routes import answer
+from mlflow_deploy_plugin.server.http.messages import (
+    RawRequest,
+    RawResponse,
+    exception_response,
+    safe_headers,
+)
+from mlflow_deploy_plugin.server.http.parser import MISSING_HOST, check_host, decode_path
+from mlflow_deploy_plugin.server.http.routes import handle_request
+from mlflow_deploy_plugin.server.http.streaming import BrokenResponse, may_stream, stream_predictions
 from mlflow_deploy_plugin.settings import load_settings
 
 SERVER = "onnxserve"
-"""Where the application keeps its `Server`, for what else answers in the worker (`http/gunicorn_conf.py`)."""
+"""Where the application keeps its `Server`, for what else answers in the worker (`server/gunicorn_conf.py`)."""
 
 _TORN = "the body broke off, did not arrive in time, or is not in valid chunks"
 _PIECE_BYTES = 64 * 1024
@@ -44,15 +49,15 @@ def build_app(server: Server) -> Flask:
     def view() -> Response:
         path = ""
         try:
-            path = path_of(request.environ["RAW_URI"])
+            path = decode_path(request.environ["RAW_URI"])
             headers = _headers()
             if _comes_in_lines(path, headers, server.max_body_bytes):
                 return _streamed(server, _raw_request(path, headers))
             body = _read_body(request.environ["wsgi.input"], request.content_length, server.max_body_bytes)
         except OnnxserveError as error:
             _give_up_unless_whole(request.environ["wsgi.input"])
-            return _flask_response(refused(path, error))
-        return _flask_response(answer(server, _raw_request(path, headers, body)))
+            return _flask_response(exception_response(path, error))
+        return _flask_response(handle_request(server, _raw_request(path, headers, body)))
 
     return app
 
@@ -61,17 +66,17 @@ def _comes_in_lines(path: str, headers: Mapping[str, str], limit: int) -> bool:
     length = request.content_length
     is_long = length > limit if length is not None else request.environ.get("wsgi.input_terminated")
     takes_chunks = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
-    return bool(is_long) and takes_chunks and are_lines(request.method, path, headers)
+    return bool(is_long) and takes_chunks and may_stream(request.method, path, headers)
 
 
 def _streamed(server: Server, raw: RawRequest) -> Response:
     stream, length = request.environ["wsgi.input"], request.content_length
-    response, pieces = answer_lines(server, raw, _pieces(stream, length))
+    response, pieces = stream_predictions(server, raw, _pieces(stream, length))
     if pieces is None:
         _give_up_unless_whole(stream)
         return _flask_response(response)
     held = _gathered(pieces, server.max_body_bytes)
-    return Response(held, response.status, fit_headers(response.headers), content_type=response.content_type)
+    return Response(held, response.status, safe_headers(response.headers), content_type=response.content_type)
 
 
 def _gathered(pieces: Generator[bytes, None, None], limit: int) -> Iterator[bytes]:
@@ -89,7 +94,7 @@ def _gathered(pieces: Generator[bytes, None, None], limit: int) -> Iterator[byte
             if size > limit:
                 yield b"".join(held)
                 held, size = [], 0
-    except BrokenAnswer:
+    except BrokenResponse:
         yield b"".join(held)
         raise BrokenPipeError(errno.EPIPE, "the answer ended in an error") from None
     yield b"".join(held)
@@ -121,7 +126,7 @@ def _headers() -> dict[str, str]:
     """
     headers = {name.lower(): value for name, value in request.headers.items()}
     if "host" not in headers and request.environ["SERVER_PROTOCOL"] == "HTTP/1.1":
-        raise InvalidRequest(NO_HOST)
+        raise InvalidRequest(MISSING_HOST)
     check_host(headers.get("host", ""))
     return headers
 
@@ -138,7 +143,7 @@ def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> byt
 
     Raises:
         BodyTooLarge: it is larger than `limit`, declared or chunked.
-        InvalidRequest: it ended before its declared length, did not arrive in time (`http/gthread.py`), or is torn.
+        InvalidRequest: it ended before its declared length, did not arrive in time (`gthread_worker.py`), or is torn.
     """
     if content_length is None and not request.environ.get("wsgi.input_terminated"):
         return b""
@@ -156,18 +161,18 @@ def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> byt
 
 
 def _flask_response(response: RawResponse) -> Response:
-    flask = Response(response.body, response.status, fit_headers(response.headers), content_type=response.content_type)
+    flask = Response(response.body, response.status, safe_headers(response.headers), content_type=response.content_type)
     if response.status == 204:
         del flask.headers["Content-Type"]
     return flask
 
 
 def _awaits_client(stream: IO[bytes], is_awaited: bool) -> None:
-    """Says whether time runs for the client, to a server that lets it be said (`http/gthread.py`)."""
+    """Says whether time runs for the client, to a server that lets it be said (`gthread_worker.py`)."""
     getattr(stream, "awaits_client", lambda is_awaited: None)(is_awaited)
 
 
 def _give_up_unless_whole(stream: IO[bytes]) -> None:
-    """Says, where the end of the body is not known, to a server that lets it be said (`http/gthread.py`), to close."""
+    """Tell gunicorn (`http/workers/gthread_worker.py`) to close the connection if the body has not come whole."""
     if not getattr(stream, "is_whole", True):
         getattr(stream, "give_up", lambda: None)()

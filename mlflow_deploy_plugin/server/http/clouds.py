@@ -7,8 +7,8 @@ from typing import Any
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, OpaqueBody
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
-from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
-from mlflow_deploy_plugin.server.http.tables import invocations
+from mlflow_deploy_plugin.server.http.negotiation import invocations
+from mlflow_deploy_plugin.server.http.pipeline import DecodedRequest, EncodedResponse, Protocol, infer
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.protocols import clouds, mlflow
@@ -27,19 +27,21 @@ def _protocol(
 ) -> Protocol:
     """A cloud's JSON, read as MLflow's document. A pyfunc reads that itself, and so is given its params."""
 
-    def answer_arrays(variant: ServedVariant, response: InferResponse) -> Answer:
-        return Answer(encode(variant.loaded.predictor.prediction(response.outputs)))
+    def answer_arrays(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        return EncodedResponse(encode(variant.loaded.predictor.prediction(response.outputs)))
 
-    def answer_body(variant: ServedVariant, response: InferResponse) -> Answer:
+    def answer_body(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         predictions = load_json(response.body)["predictions"]
-        return Answer(encode(response.outputs or predictions if isinstance(predictions, dict) else predictions))
+        return EncodedResponse(
+            encode(response.outputs or predictions if isinstance(predictions, dict) else predictions)
+        )
 
-    def decode(request: RawRequest, variant: ServedVariant) -> Question:
+    def decode(request: RawRequest, variant: ServedVariant) -> DecodedRequest:
         document = read(request.headers.get("content-type"), request.body)
         predictor = variant.loaded.predictor
         if predictor.artifact.flavor == PYTHON_FUNCTION:
-            return Question({}, answer_body, body=OpaqueBody(JSON, _written(document)))
-        return Question(mlflow.decode_document(document, predictor.schema), answer_arrays)
+            return DecodedRequest({}, answer_body, body=OpaqueBody(JSON, _written(document)))
+        return DecodedRequest(mlflow.decode_document(document, predictor.schema), answer_arrays)
 
     return Protocol(name, decode)
 

@@ -1,10 +1,15 @@
 """A request and an answer without a framework, and what their headers mean."""
 
+import logging
 import re
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, UnfitPath
@@ -50,7 +55,7 @@ class RawResponse:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def fit_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     """The headers of an answer as they may be sent: percent-encoded is % and whatever is no visible ASCII.
 
     So a line end in a value, wherever it came from, begins no header of its own. A caller's id comes back as it came.
@@ -78,7 +83,7 @@ def error_response(
     return RawResponse(status, dump_json(document), headers=headers or {})
 
 
-def refused(path: str, error: OnnxserveError, headers: dict[str, str] | None = None) -> RawResponse:
+def exception_response(path: str, error: OnnxserveError, headers: dict[str, str] | None = None) -> RawResponse:
     """The answer to a request for this path that ended in one of our errors."""
     if isinstance(error, UnfitPath):
         path = error.path
@@ -119,3 +124,66 @@ def event_time(headers: Mapping[str, str]) -> int | None:
             "at which it happened is expected"
         )
     return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+# An answer as the bytes of HTTP/1.1.
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def serialize_response(response: RawResponse, keeps_alive: bool, with_body: bool = True) -> bytes:
+    """Head and body, to be sent in one write.
+
+    Args:
+        keeps_alive: the connection stays open; else the answer says that it ends.
+        with_body: False: the answer to a HEAD.
+    """
+    if response.status == 204:
+        return _head(response, keeps_alive, "")  # it has no body, and may not say how long that is (RFC 9110, 8.6)
+    head = _head(
+        response, keeps_alive, f"\r\nContent-Type: {response.content_type}\r\nContent-Length: {len(response.body)}"
+    )
+    return head + response.body if with_body else head
+
+
+def serialize_chunked_head(response: RawResponse, keeps_alive: bool) -> bytes:
+    """The head of an answer whose body follows in chunks."""
+    return _head(response, keeps_alive, f"\r\nContent-Type: {response.content_type}\r\nTransfer-Encoding: chunked")
+
+
+def _head(response: RawResponse, keeps_alive: bool, content: str) -> bytes:
+    fields = "\r\n".join([*map(": ".join, safe_headers(response.headers).items()), "\r\n"])
+    return (
+        f"{_status_line(response.status)}\r\nDate: {_date(int(time.time()))}"
+        f"\r\nConnection: {'keep-alive' if keeps_alive else 'close'}"
+        f"{content}\r\n{fields}"
+    ).encode("latin-1")
+
+
+@lru_cache(maxsize=64)
+def _status_line(status: int) -> str:
+    try:
+        return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"HTTP/1.1 {status} Unknown"
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)
+
+
+# What is no request, or breaks the connection of one, answered by the threaded worker as the accelerated one does.
+
+logger = logging.getLogger(__name__)
+
+
+def parse_error_response(refusal: Exception) -> bytes:
+    """The last answer on a connection; what is no refusal of a request is logged, and answered without its details."""
+    if isinstance(refusal, ssl.SSLError):
+        refusal = InvalidRequest(f"the request is not HTTP/1.1 as it is spoken here: {refusal}")
+    if isinstance(refusal, OnnxserveError):
+        return serialize_response(exception_response("", refusal), False)
+    logger.error("answering failed", exc_info=refusal)
+    message = "the server failed to answer; its log says why"
+    return serialize_response(error_response("", 500, "INTERNAL_ERROR", message), False)

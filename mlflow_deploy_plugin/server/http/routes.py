@@ -11,17 +11,21 @@ from mlflow_deploy_plugin.nearest import close_matches
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.clouds import Cloud
 from mlflow_deploy_plugin.server.http import tfserving, v2_extensions, views
+from mlflow_deploy_plugin.server.http.access_log import observe_request
 from mlflow_deploy_plugin.server.http.clouds import AZURE, vertex_predict
-from mlflow_deploy_plugin.server.http.encodings import decoded, encoded
+from mlflow_deploy_plugin.server.http.content_encoding import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.explain import explain
 from mlflow_deploy_plugin.server.http.feedback import feedback
-from mlflow_deploy_plugin.server.http.later import infer_later
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, refused
-from mlflow_deploy_plugin.server.http.observed import observed
-from mlflow_deploy_plugin.server.http.predictions import infer
+from mlflow_deploy_plugin.server.http.messages import (
+    RawRequest,
+    RawResponse,
+    error_response,
+    exception_response,
+)
+from mlflow_deploy_plugin.server.http.negotiation import invocations, negotiate_protocol
+from mlflow_deploy_plugin.server.http.pipeline import infer, infer_async
 from mlflow_deploy_plugin.server.http.spoken import PREDICT, PREDICT_BATCH, V2
-from mlflow_deploy_plugin.server.http.tables import invocations, protocol_of
-from mlflow_deploy_plugin.server.http.v2_extensions import from_no_page_of_elsewhere
+from mlflow_deploy_plugin.server.http.v2_extensions import refuse_cross_site
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +35,18 @@ View = Callable[..., RawResponse]
 """Answers `(server, request)`, and what its path names by keyword."""
 
 
-def listed() -> list[tuple[str, str]]:
+def list_routes() -> list[tuple[str, str]]:
     """Every route: its path as it is shown, and its method."""
     plain = [(path, method) for path, methods in _ROUTES.items() for method in methods]
     return plain + [(pattern.shown, pattern.method) for pattern in _PATTERNS]
 
 
 def _openapi(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
-    return views.openapi(server, listed(), endpoint)
+    return views.openapi(server, list_routes(), endpoint)
 
 
 def _docs(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
-    return views.docs_page(server, request, listed(), endpoint)
+    return views.docs_page(server, request, list_routes(), endpoint)
 
 
 _ROUTES: dict[str, dict[str, View]] = {
@@ -115,13 +119,13 @@ _PATTERNS = (
         "/v2/repository/models/NAME/load",
         re.compile(_V2_STORED + "/load"),
         "POST",
-        from_no_page_of_elsewhere(v2_extensions.load),
+        refuse_cross_site(v2_extensions.load),
     ),
     _Pattern(
         "/v2/repository/models/NAME/unload",
         re.compile(_V2_STORED + "/unload"),
         "POST",
-        from_no_page_of_elsewhere(v2_extensions.unload),
+        refuse_cross_site(v2_extensions.unload),
     ),
     _Pattern("/v2/models/NAME[/versions/V]", re.compile(_V2_MODEL), "GET", views.v2_model),
     _Pattern(_TF_SHOWN + ":predict", re.compile(_TF_MODEL + ":predict"), "POST", tfserving.predict),
@@ -136,14 +140,14 @@ _PATTERNS = (
 )
 
 
-def answer(server: Server, request: RawRequest) -> RawResponse:
+def handle_request(server: Server, request: RawRequest) -> RawResponse:
     """The answer to any request. Never raises: what is unexpected is logged with its traceback and answered without."""
     if server.tracer or server.logs_requests:
-        return observed(request, partial(_answer, server, request), server.tracer, server.logs_requests)
+        return observe_request(request, partial(_answer, server, request), server.tracer, server.logs_requests)
     return _answer(server, request)
 
 
-def answer_later(server: Server, request: RawRequest, done: Callable[[RawResponse], None]) -> bool:
+def handle_request_async(server: Server, request: RawRequest, done: Callable[[RawResponse], None]) -> bool:
     """As `answer`, for an event loop: predictions of batched versions, without blocking.
 
     True: `done` is given the answer once, in this thread or another; it must not raise. False: nothing has happened,
@@ -155,17 +159,17 @@ def answer_later(server: Server, request: RawRequest, done: Callable[[RawRespons
     named = dict(view.keywords) if isinstance(view, partial) else {}
     function = view.func if isinstance(view, partial) else view
     if function is invocations:
-        named["protocol"] = protocol_of(server, request)
+        named["protocol"] = negotiate_protocol(server, request)
     elif function is not infer:
         return False
-    return infer_later(server, request, lambda response: done(encoded(request, response)), **named)
+    return infer_async(server, request, lambda response: done(encode_body(request, response)), **named)
 
 
 def _answer(server: Server, request: RawRequest) -> RawResponse:
     try:
         return _dispatch(server, request)
     except OnnxserveError as error:
-        return refused(request.path, error)
+        return exception_response(request.path, error)
     except Exception:
         logger.exception("answering %s %s failed", request.method, request.path[:200])
         message = "the server failed to answer; its log says why"
@@ -187,7 +191,7 @@ def _dispatch(server: Server, request: RawRequest) -> RawResponse:
             return RawResponse(204, b"", "", {"Allow": allowed})
         message = f"{request.path[:200]} takes {allowed}, not {request.method[:20]}"
         return error_response(request.path, 405, "BAD_REQUEST", message, {"Allow": allowed})
-    return encoded(request, view(server, decoded(request, server.max_body_bytes)))
+    return encode_body(request, view(server, decode_body(request, server.max_body_bytes)))
 
 
 def _cloud_methods(cloud: Cloud, path: str) -> dict[str, View]:

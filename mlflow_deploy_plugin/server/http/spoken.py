@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Feeds, OpaqueBody, Schema
 from mlflow_deploy_plugin.server.http.messages import RawRequest
-from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question
+from mlflow_deploy_plugin.server.http.pipeline import DecodedRequest, EncodedResponse, Protocol
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.protocols import mlflow, predict, v2
@@ -18,12 +18,12 @@ def _plain(
 ) -> Protocol:
     """A protocol whose answer has the same form whatever the request says."""
 
-    def answer_in_json(variant: ServedVariant, response: InferResponse) -> Answer:
-        return Answer(encode(variant, response))
+    def answer_in_json(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        return EncodedResponse(encode(variant, response))
 
-    def read(request: RawRequest, variant: ServedVariant) -> Question:
+    def read(request: RawRequest, variant: ServedVariant) -> DecodedRequest:
         feeds = decode(request.headers.get("content-type"), request.body, variant.loaded.predictor.schema)
-        return Question(feeds, answer_in_json)
+        return DecodedRequest(feeds, answer_in_json)
 
     return Protocol(name, read)
 
@@ -40,39 +40,39 @@ def _encode_batch(variant: ServedVariant, response: InferResponse) -> bytes:
     return predict.encode_batch(predictor.artifact, response.model, response.version, response.outputs, has_rows)
 
 
-def _read_v2(request: RawRequest, variant: ServedVariant) -> Question:
+def _read_v2(request: RawRequest, variant: ServedVariant) -> DecodedRequest:
     predictor = variant.loaded.predictor
     question = v2.decode(request.headers, request.body, predictor.artifact, predictor.schema)
 
-    def encode(variant: ServedVariant, response: InferResponse) -> Answer:
+    def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         body, binary_headers = v2.encode(question, variant.endpoint, response.id, response.version, response.outputs)
-        return Answer(body, v2.OCTETS if binary_headers else JSON, binary_headers)
+        return EncodedResponse(body, v2.OCTETS if binary_headers else JSON, binary_headers)
 
-    return Question(question.feeds, encode, question.id, parameters=question.parameters)
+    return DecodedRequest(question.feeds, encode, question.id, parameters=question.parameters)
 
 
-def _read_invocations(request: RawRequest, variant: ServedVariant) -> Question:
+def _read_invocations(request: RawRequest, variant: ServedVariant) -> DecodedRequest:
     """A pyfunc reads the body itself, with MLflow's own functions: objects, dates and params have no form as arrays."""
     predictor = variant.loaded.predictor
     content_type = request.headers.get("content-type")
     if predictor.artifact.flavor == PYTHON_FUNCTION:
-        return Question({}, _encode_body, body=OpaqueBody(content_type, request.body))
+        return DecodedRequest({}, _encode_body, body=OpaqueBody(content_type, request.body))
     feeds = mlflow.decode(content_type, request.body, predictor.schema)
     if not predictor.artifact.has_signature and mlflow.is_table(content_type, request.body):
-        return Question(feeds, _encode_table)
-    return Question(feeds, _encode_mlflow)
+        return DecodedRequest(feeds, _encode_table)
+    return DecodedRequest(feeds, _encode_mlflow)
 
 
-def _encode_mlflow(variant: ServedVariant, response: InferResponse) -> Answer:
-    return Answer(mlflow.encode(variant.loaded.predictor.prediction(response.outputs)))
+def _encode_mlflow(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+    return EncodedResponse(mlflow.encode(variant.loaded.predictor.prediction(response.outputs)))
 
 
-def _encode_table(variant: ServedVariant, response: InferResponse) -> Answer:
-    return Answer(mlflow.encode(variant.loaded.predictor.prediction(response.outputs, of_table=True)))
+def _encode_table(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+    return EncodedResponse(mlflow.encode(variant.loaded.predictor.prediction(response.outputs, of_table=True)))
 
 
-def _encode_body(variant: ServedVariant, response: InferResponse) -> Answer:
-    return Answer(response.body)
+def _encode_body(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+    return EncodedResponse(response.body)
 
 
 INVOCATIONS = Protocol("invocations", _read_invocations)

@@ -6,7 +6,7 @@ A label is the name of a variant of the endpoint, or the alias that a variant fo
 from mlflow_deploy_plugin.errors import InvalidRequest, NotFound
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
-from mlflow_deploy_plugin.server.http.predictions import Answer, Protocol, Question, infer
+from mlflow_deploy_plugin.server.http.pipeline import DecodedRequest, EncodedResponse, Protocol, infer
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.protocols import tfserving
@@ -55,13 +55,13 @@ def _version(server: Server, endpoint: str, version: str | None, label: str | No
     raise NotFound(f"endpoint {endpoint!r} has no label {label[:100]!r}; it has {', '.join(variants)}")
 
 
-def _read(request: RawRequest, variant: ServedVariant) -> Question:
+def _read(request: RawRequest, variant: ServedVariant) -> DecodedRequest:
     question = tfserving.decode(request.body, variant.loaded.predictor.schema)
 
-    def encode(variant: ServedVariant, response: InferResponse) -> Answer:
-        return Answer(tfserving.encode(question, variant.loaded.predictor.artifact, response.outputs))
+    def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        return EncodedResponse(tfserving.encode(question, variant.loaded.predictor.artifact, response.outputs))
 
-    return Question(question.feeds, encode)
+    return DecodedRequest(question.feeds, encode)
 
 
 PREDICT = Protocol("tfserving", _read)

@@ -16,24 +16,24 @@ from contextlib import suppress
 from mlflow_deploy_plugin.errors import CallerRefused
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
-from mlflow_deploy_plugin.server.protocols import v2_config, v2_repository, v2_statistics
+from mlflow_deploy_plugin.server.protocols import v2_extensions
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, media_type
 from mlflow_deploy_plugin.spec import ServerSpec
 
 _HOST = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
 
 
-def from_no_page_of_elsewhere(view: Callable[..., RawResponse]) -> Callable[..., RawResponse]:
+def refuse_cross_site(view: Callable[..., RawResponse]) -> Callable[..., RawResponse]:
     """The view, for HTTP: it changes what is served. gRPC needs no such check, since no browser speaks it."""
 
     def checked(server: Server, request: RawRequest, **named: str) -> RawResponse:
-        check_caller(request, server.spec)
+        check_same_site(request, server.spec)
         return view(server, request, **named)
 
     return checked
 
 
-def check_caller(request: RawRequest, spec: ServerSpec) -> None:
+def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
     """
     Raises:
         UnsupportedMediaType: a Content-Type other than JSON; none is taken, since Triton's client sends none.
@@ -62,30 +62,30 @@ def _is_ours(host: str, spec: ServerSpec) -> bool:
 
 
 def index(server: Server, request: RawRequest) -> RawResponse:
-    only_ready = v2_repository.decode_index(request.body)
-    return RawResponse(200, dump_json(v2_repository.index(server.repository, only_ready)))
+    only_ready = v2_extensions.decode_index(request.body)
+    return RawResponse(200, dump_json(v2_extensions.repository_index(server.repository, only_ready)))
 
 
 def load(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
     """Answered once every worker serves the endpoint; holds its thread until then."""
-    parameters = v2_repository.decode_parameters(request.body)
-    server.commands.load(endpoint, v2_repository.added_endpoint(endpoint, parameters))
+    parameters = v2_extensions.decode_parameters(request.body)
+    server.commands.load(endpoint, v2_extensions.endpoint_to_load(endpoint, parameters))
     return RawResponse(200, b"")
 
 
 def unload(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
     """Answered once no worker serves the endpoint any more; holds its thread until then."""
-    v2_repository.check_unload(v2_repository.decode_parameters(request.body))
+    v2_extensions.check_unload_parameters(v2_extensions.decode_parameters(request.body))
     server.commands.unload(endpoint)
     return RawResponse(200, b"")
 
 
 def stats(server: Server, request: RawRequest, endpoint: str | None = None, version: str | None = None) -> RawResponse:
     counted = server.metrics.statistics()
-    return RawResponse(200, dump_json(v2_statistics.statistics(server.repository, counted, endpoint, version)))
+    return RawResponse(200, dump_json(v2_extensions.statistics(server.repository, counted, endpoint, version)))
 
 
 def config(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
     variant = server.dataplane.lease(endpoint, version)
     versions = server.repository.versions(endpoint)
-    return RawResponse(200, dump_json(v2_config.model_config(variant, versions, server.spec)))
+    return RawResponse(200, dump_json(v2_extensions.model_config(variant, versions, server.spec)))

@@ -1,7 +1,8 @@
 """Prometheus metrics of the server, summed over its workers, and what V2's statistics say of them.
 
-Every worker keeps its values in files of the folder `PROMETHEUS_MULTIPROC_DIR` (`http/gunicorn_conf.py` makes it before
-the first fork; see `mmap_counters.py`); without that, in a folder of its own, and the page shows this process alone.
+Every worker keeps its values in files of the folder `PROMETHEUS_MULTIPROC_DIR` (`server/gunicorn_conf.py` makes it
+before the first fork; see `mmap_counters.py`); without that, in a folder of its own, and the page shows this process
+alone.
 """
 
 import os

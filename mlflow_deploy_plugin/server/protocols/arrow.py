@@ -6,8 +6,9 @@ first such request (75 ms, 33 MB) and by no other; it works in the thread that a
 https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format, https://www.iana.org/assignments/media-types
 """
 
+import struct
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,21 @@ import numpy as np
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, NO_ROWS, PREDICTION, Array, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols.arrow_columns import (
-    Unreadable,
-    Words,
+    StringBudget,
+    UnsupportedColumn,
     address,
     check_type,
     packed_strings,
     to_numpy,
 )
-from mlflow_deploy_plugin.server.protocols.arrow_limits import check_messages
-from mlflow_deploy_plugin.server.protocols.parquet_limits import (
+from mlflow_deploy_plugin.server.protocols.content import check_row_aligned
+from mlflow_deploy_plugin.server.protocols.mlflow import MOST_COLUMNS
+from mlflow_deploy_plugin.server.protocols.parquet_metadata import (
     check_pages,
     count_rows,
     leaf_paths,
     read_row_groups,
 )
-from mlflow_deploy_plugin.server.protocols.records import check_rows
-from mlflow_deploy_plugin.server.protocols.table import MOST_COLUMNS
 from mlflow_deploy_plugin.server.protocols.thrift import Struct
 
 STREAM = "application/vnd.apache.arrow.stream"
@@ -82,7 +82,7 @@ def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
     import pyarrow as pa
 
     columns = _output_columns(prediction)
-    check_rows(columns)
+    check_row_aligned(columns)
     table = pa.Table.from_arrays([_to_arrow(array) for array in columns.values()], names=list(columns))
     sink = pa.BufferOutputStream()
     _WRITERS[media](sink, table)
@@ -101,7 +101,7 @@ def _read_stream(body: bytes, schema: Schema, limit: int) -> Any:
     stream = pa.py_buffer(body)
     if body.startswith(_FILE_MAGIC):
         stream = stream.slice(len(_FILE_MAGIC))
-    check_messages(pa.ipc.MessageReader.open_stream(stream), limit)
+    check_stream_size(pa.ipc.MessageReader.open_stream(stream), limit)
     reader = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False))
     _choose(reader.schema, schema)
     return reader.read_all()
@@ -172,7 +172,7 @@ def _choose(given: Any, schema: Schema) -> list[str]:
         try:
             if dtype is not None:
                 check_type(given.field(name).type, dtype, takes_lists=not schema.columns)
-        except Unreadable as error:
+        except UnsupportedColumn as error:
             raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
     return names
 
@@ -181,14 +181,14 @@ def _feeds(table: Any, schema: Schema, limit: int) -> Feeds:
     chosen = _choose(table.schema, schema)
     if table.num_rows * max(1, len(chosen)) > limit:
         raise BodyTooLarge(_too_many(table.num_rows, len(chosen), limit))
-    words = Words(limit)
+    words = StringBudget(limit)
     arrays = {name: _column(name, table.column(name), limit, words) for name in chosen}
     if table.num_rows == 0:
         raise SchemaMismatch(NO_ROWS)
     return _from_columns(arrays, schema) if schema.columns else _from_tensors(arrays, schema)
 
 
-def _column(name: str, chunks: Any, limit: int, words: Words) -> Array:
+def _column(name: str, chunks: Any, limit: int, words: StringBudget) -> Array:
     """One column of a table, whose chunks lie one after the other."""
     import pyarrow as pa
 
@@ -197,14 +197,14 @@ def _column(name: str, chunks: Any, limit: int, words: Words) -> Array:
     cast: dict[tuple[int, ...], Any] = {}
     try:
         parts = [to_numpy(_plain(chunk, words, cast), limit, words) for chunk in pieces]
-    except Unreadable as error:
+    except UnsupportedColumn as error:
         raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.empty(0, dtype=object)
 
 
-def _plain(array: Any, words: Words, cast: dict[tuple[int, ...], Any]) -> Any:
+def _plain(array: Any, words: StringBudget, cast: dict[tuple[int, ...], Any]) -> Any:
     """Views of strings (polars writes them) as strings, once it is known that they do not overlap into terabytes.
 
     A dictionary of them is cast once for all batches that share it; `cast` keeps it, as `Words` are known by address.
@@ -318,3 +318,82 @@ _WRITERS: dict[str, Callable[[Any, Any], None]] = {
 
 def _too_many(rows: int, columns: int, limit: int) -> str:
     return f"the table has {rows} rows of {columns} columns; this server's limit is {limit} values"
+
+
+# What an Arrow stream will take when it is read, from its own headers, before anything of it is decompressed.
+# Arrow's reader is safe against torn and hostile bodies, but it believes sizes: a compressed buffer of a record batch
+# says how large it is, and that much memory is taken. So the headers are read here first, with the reader's own
+# framing, and what they say has to fit the server's limit.
+# https://arrow.apache.org/docs/format/Columnar.html, Message.fbs.
+
+_I32, _U32, _U16, _I64 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H"), struct.Struct("<q")
+
+_RECORD_BATCH, _DICTIONARY_BATCH = 3, 2
+_MOST_MESSAGES = 10_000
+
+
+def check_stream_size(messages: Iterable[Any], limit: int) -> None:
+    """Whether the record batches of an Arrow stream fit `limit` bytes when decompressed.
+
+    Args:
+        messages: those of `pyarrow.ipc.MessageReader`.
+
+    Raises:
+        BodyTooLarge: they do not.
+        InvalidRequest: a message is not what the format says.
+    """
+    left = limit
+    for number, message in enumerate(messages):
+        if number > _MOST_MESSAGES:
+            raise BodyTooLarge(f"the Arrow stream has more than {_MOST_MESSAGES} batches; write larger ones")
+        body = memoryview(message.body) if message.body is not None and message.body.size else memoryview(b"")
+        try:
+            left -= _bytes_of(memoryview(message.metadata), body)
+        except (struct.error, IndexError):
+            raise InvalidRequest("the body is not a valid Arrow stream: a message is torn") from None
+        if left < 0:
+            raise BodyTooLarge(f"the table is larger than this server's limit of {limit} bytes when decompressed")
+
+
+def _bytes_of(metadata: memoryview, body: memoryview) -> int:
+    """What the buffers of one message will take: what lies there, or, where they are compressed, what they say.
+
+    Message: header type (1), header (2). DictionaryBatch: data (1), is a delta (2; the pieces are joined anew for every
+    batch). RecordBatch: buffers (2), compression (3). The numbers are the positions of the fields in Message.fbs. A
+    compressed buffer begins with its length in 8 bytes, -1 if it is not compressed after all.
+    """
+    message = _U32.unpack_from(metadata, 0)[0]
+    kind = _flatbuffers_field(metadata, message, 1)
+    header = _flatbuffers_table(metadata, message, 2)
+    if not kind or not header or metadata[kind] not in (_RECORD_BATCH, _DICTIONARY_BATCH):
+        return len(body)
+    delta = _flatbuffers_field(metadata, header, 2) if metadata[kind] == _DICTIONARY_BATCH else 0
+    if delta and metadata[delta]:
+        raise InvalidRequest("this server does not read dictionaries that come in pieces (deltas)")
+    batch = header if metadata[kind] == _RECORD_BATCH else _flatbuffers_table(metadata, header, 1)
+    vector = _flatbuffers_table(metadata, batch, 2) if batch and _flatbuffers_field(metadata, batch, 3) else 0
+    if not vector:
+        return len(body)
+    total = 0
+    for entry in range(_U32.unpack_from(metadata, vector)[0]):
+        offset, length = struct.unpack_from("<qq", metadata, vector + 4 + 16 * entry)
+        if length > 0:
+            said = _I64.unpack_from(body, max(0, offset))[0]
+            total += said if said >= 0 else length
+    return total
+
+
+def _flatbuffers_field(data: memoryview, table: int, position: int) -> int:
+    """Where a field of a flatbuffers table lies; 0: it is not there."""
+    vtable = table - _I32.unpack_from(data, table)[0]
+    slot = 4 + 2 * position
+    if vtable < 0 or slot >= _U16.unpack_from(data, vtable)[0]:
+        return 0
+    offset: int = _U16.unpack_from(data, vtable + slot)[0]
+    return table + offset if offset else 0
+
+
+def _flatbuffers_table(data: memoryview, table: int, position: int) -> int:
+    """Where the table or vector lies that a field points to; 0: there is none."""
+    field = _flatbuffers_field(data, table, position)
+    return field + int(_U32.unpack_from(data, field)[0]) if field else 0

@@ -36,12 +36,12 @@ _LISTS = frozenset({"list", "large_list", "fixed_size_list"})
 _TEXTS = frozenset({"string", "large_string", "string_view"})
 
 
-class Unreadable(Exception):
+class UnsupportedColumn(Exception):
     """The array is of an Arrow type that no model takes, or holds a null where none can be said; why, and where."""
 
 
 @dataclass
-class Words:
+class StringBudget:
     """What the columns of one table share while they are read.
 
     Attributes:
@@ -75,16 +75,16 @@ def check_type(kind: Any, dtype: str, takes_lists: bool) -> None:
     inner = kind
     while str(inner).partition("<")[0] in _LISTS:
         if not takes_lists:
-            raise Unreadable(f"holds lists ({str(kind)[:60]}); one value a row is expected")
+            raise UnsupportedColumn(f"holds lists ({str(kind)[:60]}); one value a row is expected")
         inner = inner.value_type
     inner = inner.value_type if str(inner).startswith("dictionary<") else inner
     name = str(inner)
     if name != "null" and (name not in _TEXTS if dtype == "str" else name not in _NUMBERS and name != "bool"):
         expected = "strings are" if dtype == "str" else "true or false is" if dtype == "bool" else "numbers are"
-        raise Unreadable(f"has Arrow's type {str(kind)[:60]}; {expected} expected: the model takes {dtype}")
+        raise UnsupportedColumn(f"has Arrow's type {str(kind)[:60]}; {expected} expected: the model takes {dtype}")
 
 
-def to_numpy(array: Any, limit: int, words: Words) -> Array:
+def to_numpy(array: Any, limit: int, words: StringBudget) -> Array:
     """The values of an Arrow array of N: [N], of lists of equal length [N, length, …].
 
     Null is NaN in numbers (integers become float64 for it), None in strings and in a column of nothing but nulls.
@@ -110,7 +110,7 @@ def to_numpy(array: Any, limit: int, words: Words) -> Array:
     kind = name.partition("<")[0]
     read = _READERS.get(kind)
     if read is None:
-        raise Unreadable(f"has Arrow's type {name[:60]}")
+        raise UnsupportedColumn(f"has Arrow's type {name[:60]}")
     return read(array, limit, words)
 
 
@@ -153,14 +153,14 @@ def _numbers(array: Any, dtype: np.dtype[Any]) -> Array:
     return filled
 
 
-def _booleans(array: Any, limit: int, known: Words) -> Array:
+def _booleans(array: Any, limit: int, known: StringBudget) -> Array:
     valid = _valid(array)
     if valid is not None:
-        raise Unreadable(f"is null in row {int(np.argmin(valid))}; true or false is expected")
+        raise UnsupportedColumn(f"is null in row {int(np.argmin(valid))}; true or false is expected")
     return _bits(array.buffers()[1], array.offset, len(array))
 
 
-def _strings(array: Any, limit: int, known: Words) -> Array:
+def _strings(array: Any, limit: int, known: StringBudget) -> Array:
     _, positions, buffer = array.buffers()
     offsets = _view(positions, _OFFSETS[str(array.type)], array.offset, len(array) + 1)
     data = b"" if buffer is None else buffer.to_pybytes()
@@ -178,10 +178,10 @@ def _strings(array: Any, limit: int, known: Words) -> Array:
     return texts
 
 
-def _dictionary(array: Any, limit: int, words_of_rows: Words) -> Array:
+def _dictionary(array: Any, limit: int, words_of_rows: StringBudget) -> Array:
     words, lengths = _words(array.dictionary, limit, words_of_rows)
     if words.ndim > 1:
-        raise Unreadable(f"has Arrow's type {str(array.type)[:60]}")
+        raise UnsupportedColumn(f"has Arrow's type {str(array.type)[:60]}")
     valid = _valid(array)
     indices = _view(array.indices.buffers()[1], _NUMBERS[str(array.indices.type)], array.offset, len(array))
     if valid is not None:
@@ -195,13 +195,13 @@ def _dictionary(array: Any, limit: int, words_of_rows: Words) -> Array:
     if valid is None or valid.all():
         return values
     if values.dtype.kind == "b":
-        raise Unreadable(f"is null in row {int(np.argmin(valid))}; true or false is expected")
+        raise UnsupportedColumn(f"is null in row {int(np.argmin(valid))}; true or false is expected")
     values = values.astype(np.float64) if values.dtype.kind in "iu" else values
     values[~valid] = None if values.dtype.kind == "O" else np.nan
     return values
 
 
-def _words(dictionary: Any, limit: int, read: Words) -> tuple[Array, Array]:
+def _words(dictionary: Any, limit: int, read: StringBudget) -> tuple[Array, Array]:
     key, known = address(dictionary), read.known
     if key not in known:
         words = to_numpy(dictionary, limit, read)
@@ -211,15 +211,15 @@ def _words(dictionary: Any, limit: int, read: Words) -> tuple[Array, Array]:
     return known[key]
 
 
-def _lists(array: Any, limit: int, known: Words) -> Array:
+def _lists(array: Any, limit: int, known: StringBudget) -> Array:
     """Lists of equal length as the rows of a tensor."""
     if array.null_count:
-        raise Unreadable("holds a null where a list is expected")
+        raise UnsupportedColumn("holds a null where a list is expected")
     kind = str(array.type).partition("<")[0]
     if kind in _OFFSETS:
         lengths = np.diff(_view(array.buffers()[1], _OFFSETS[kind], array.offset, len(array) + 1))
         if len(lengths) and (lengths.min() != lengths.max() or lengths[0] < 0):
-            raise Unreadable("holds lists of different lengths")
+            raise UnsupportedColumn("holds lists of different lengths")
         size = int(lengths[0]) if len(lengths) else 0
     else:
         size = array.type.list_size
@@ -229,7 +229,7 @@ def _lists(array: Any, limit: int, known: Words) -> Array:
     return values.reshape(len(array), size, *values.shape[1:])
 
 
-_READERS: dict[str, Callable[[Any, int, Words], Array]] = {
+_READERS: dict[str, Callable[[Any, int, StringBudget], Array]] = {
     "bool": _booleans,
     "string": _strings,
     "large_string": _strings,

@@ -10,9 +10,8 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.runtime import Array
-from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json_object
-from mlflow_deploy_plugin.server.protocols.records import by_row
-from mlflow_deploy_plugin.server.protocols.tfserving import decoded_texts
+from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json_object, rows_of
+from mlflow_deploy_plugin.server.protocols.tfserving import decode_base64
 
 
 def read_vertex(content_type: str | None, body: bytes) -> dict[str, Any]:
@@ -28,7 +27,7 @@ def read_vertex(content_type: str | None, body: bytes) -> dict[str, Any]:
     if parameters is not None and not isinstance(parameters, dict):
         raise InvalidRequest(f"parameters is a JSON {json_type(parameters)}; an object is expected")
     params = {} if parameters is None else {"params": parameters}
-    return {**params, **(decoded_texts(document) if b'"b64"' in body else document)}
+    return {**params, **(decode_base64(document) if b'"b64"' in body else document)}
 
 
 def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
@@ -37,7 +36,7 @@ def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
     Raises:
         SchemaMismatch: an output has not one value for each row.
     """
-    return dump_json({"predictions": by_row(prediction) if isinstance(prediction, dict) else prediction})
+    return dump_json({"predictions": rows_of(prediction) if isinstance(prediction, dict) else prediction})
 
 
 def read_azure(content_type: str | None, body: bytes) -> dict[str, Any]:

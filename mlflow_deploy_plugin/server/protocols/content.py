@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.errors import InvalidRequest, UnsupportedMediaType
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
+from mlflow_deploy_plugin.runtime import Array
 
 JSON, CSV = "application/json", "text/csv"
 
@@ -171,3 +173,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+# Several outputs row by row, for the forms that know only rows.
+
+
+def check_row_aligned(outputs: Mapping[str, Array]) -> None:
+    """Whether each output has one value, or array of values, for each of the same rows.
+
+    Raises:
+        SchemaMismatch: one has not.
+    """
+    lengths = {len(array) if getattr(array, "ndim", 0) else -1 for array in outputs.values()}
+    if len(lengths) != 1 or -1 in lengths:
+        raise SchemaMismatch("the outputs of this model are not one value for each row; ask for JSON at /invocations")
+
+
+def rows_of(outputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+    """One mapping a row, from output to its value.
+
+    Raises:
+        SchemaMismatch: see `check_rows`.
+    """
+    check_row_aligned(outputs)
+    return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]

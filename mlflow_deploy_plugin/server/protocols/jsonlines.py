@@ -12,8 +12,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime import Array, Feeds, Schema, concatenate_feeds
-from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json
-from mlflow_deploy_plugin.server.protocols.records import by_row
+from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json, rows_of
 
 MEDIA_TYPES = ("application/jsonl", "application/x-ndjson", "application/jsonlines")
 
@@ -108,7 +107,7 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
     Raises:
         SchemaMismatch: an output has not one value, or list of values, for each row.
     """
-    rows = by_row(prediction) if isinstance(prediction, dict) else prediction
+    rows = rows_of(prediction) if isinstance(prediction, dict) else prediction
     return b"".join(dump_json(row) + b"\n" for row in rows)
 
 

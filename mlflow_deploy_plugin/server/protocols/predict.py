@@ -6,7 +6,7 @@ from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.runtime import Array, Artifact, Feeds, Schema
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, dump_json, load_json, load_json_object, media_type
-from mlflow_deploy_plugin.server.protocols.table import read_csv
+from mlflow_deploy_plugin.server.protocols.mlflow import read_csv
 
 
 def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:

@@ -13,8 +13,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array, Artifact, Feeds, Schema, short_repr
-from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json
-from mlflow_deploy_plugin.server.protocols.records import by_row
+from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json, rows_of
 
 SIGNATURE = "serving_default"
 
@@ -30,14 +29,14 @@ _DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PredictRequest:
     """What a `:predict` asks for, and whether it is answered row by row."""
 
     feeds: Feeds
     is_by_row: bool
 
 
-def decode(body: bytes, schema: Schema) -> Question:
+def decode(body: bytes, schema: Schema) -> PredictRequest:
     """What the body of a `:predict` asks for.
 
     Raises:
@@ -48,18 +47,18 @@ def decode(body: bytes, schema: Schema) -> Question:
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
     if b'"b64"' in body:
-        document = decoded_texts(document)
+        document = decode_base64(document)
     signature = document.get("signature_name", SIGNATURE)
     if signature not in ("", SIGNATURE):
         raise InvalidRequest(f"signature_name is {short_repr(signature)}; the model has only {SIGNATURE!r}")
     if ("instances" in document) == ("inputs" in document):
         raise InvalidRequest("the JSON object must hold either instances (row format) or inputs (column format)")
     if "instances" in document:
-        return Question(_from_rows(document["instances"], schema), True)
-    return Question(_from_named(document["inputs"], schema), False)
+        return PredictRequest(_from_rows(document["instances"], schema), True)
+    return PredictRequest(_from_named(document["inputs"], schema), False)
 
 
-def encode(question: Question, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
+def encode(question: PredictRequest, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
     """`{"predictions": …}` for rows, `{"outputs": …}` for columns; without names where there is one output.
 
     Raises:
@@ -70,10 +69,10 @@ def encode(question: Question, artifact: Artifact, outputs: Mapping[str, Array])
     only = next(iter(named.values())) if len(named) == 1 else None
     if not question.is_by_row:
         return dump_json({"outputs": named if only is None else only})
-    return dump_json({"predictions": by_row(named) if only is None else only})
+    return dump_json({"predictions": rows_of(named) if only is None else only})
 
 
-def decoded_texts(value: Any, depth: int = 0) -> Any:
+def decode_base64(value: Any, depth: int = 0) -> Any:
     """A JSON document in which every `{"b64": …}` is the text that it holds.
 
     Raises:
@@ -82,11 +81,11 @@ def decoded_texts(value: Any, depth: int = 0) -> Any:
     if depth > _DEEPEST:
         raise InvalidRequest(f"the JSON is nested more than {_DEEPEST} levels deep")
     if isinstance(value, list):
-        return [decoded_texts(entry, depth + 1) for entry in value]
+        return [decode_base64(entry, depth + 1) for entry in value]
     if not isinstance(value, dict):
         return value
     if value.keys() != {"b64"}:
-        return {name: decoded_texts(entry, depth + 1) for name, entry in value.items()}
+        return {name: decode_base64(entry, depth + 1) for name, entry in value.items()}
     try:
         return base64.b64decode(value["b64"], validate=True).decode()
     except (TypeError, ValueError, binascii.Error):

@@ -14,7 +14,7 @@ _LARGEST_VARINT = 10
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12
 
 
-class Torn(Exception):
+class InvalidThrift(Exception):
     """The bytes are no struct, end within it, or name a field twice (readers differ in which of the two counts)."""
 
 
@@ -27,12 +27,12 @@ def read_struct(view: memoryview, at: int) -> tuple[Struct, int]:
     try:
         return _struct(view, at, 0)
     except IndexError:
-        raise Torn from None
+        raise InvalidThrift from None
 
 
 def _struct(view: memoryview, at: int, depth: int) -> tuple[Struct, int]:
     if depth > _MOST_NESTED:
-        raise Torn
+        raise InvalidThrift
     fields: Struct = {}
     number = 0
     while head := view[at]:
@@ -42,7 +42,7 @@ def _struct(view: memoryview, at: int, depth: int) -> tuple[Struct, int]:
         else:
             number, at = _zigzag(view, at)
         if number in fields:
-            raise Torn
+            raise InvalidThrift
         kind = head & 15
         if kind in (_TRUE, _FALSE):
             fields[number] = kind == _TRUE
@@ -59,7 +59,7 @@ def _value(view: memoryview, at: int, kind: int, depth: int) -> tuple[Any, int]:
     if kind == _BINARY:
         length, at = read_varint(view, at)
         if length > len(view) - at:
-            raise Torn
+            raise InvalidThrift
         return bytes(view[at : at + length]), at + length
     if kind in (_LIST, _SET):
         return _list(view, at, depth)
@@ -67,12 +67,12 @@ def _value(view: memoryview, at: int, kind: int, depth: int) -> tuple[Any, int]:
         return view[at], at + 1
     if kind == _DOUBLE:
         return None, at + 8
-    raise Torn  # maps, which Parquet does not use
+    raise InvalidThrift  # maps, which Parquet does not use
 
 
 def _list(view: memoryview, at: int, depth: int) -> tuple[list[Any], int]:
     if depth > _MOST_NESTED:
-        raise Torn
+        raise InvalidThrift
     head = view[at]
     size, at = (head >> 4, at + 1) if head >> 4 < 15 else read_varint(view, at + 1)
     entries = []
@@ -100,4 +100,4 @@ def read_varint(view: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 127) << (7 * position)
         if byte < 128:
             return value, at + position + 1
-    raise Torn
+    raise InvalidThrift

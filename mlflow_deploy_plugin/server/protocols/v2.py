@@ -24,15 +24,15 @@ from mlflow_deploy_plugin.runtime import (
     short_repr,
 )
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_type, load_json, media_type
-from mlflow_deploy_plugin.server.protocols.v2_numbers import load_large
+from mlflow_deploy_plugin.server.protocols.large_json import load_infer_request
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     MANY_TENSORS,
-    TensorHead,
+    TensorHeader,
     check_datatype,
     datatype_of,
     from_binary,
     from_json,
-    read_head,
+    read_tensor_header,
     to_binary,
     to_json,
 )
@@ -51,7 +51,7 @@ _UNSUPPORTED = ("shared_memory_region", "classification")
 
 
 @dataclass(frozen=True, slots=True)
-class WantedOutput:
+class RequestedOutput:
     """An output of the answer, as bytes behind the JSON or within it; one without a name stands for all of them."""
 
     name: str
@@ -59,16 +59,16 @@ class WantedOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class V2Request:
     """What the body of an infer request asks for; `id` is empty where it gives none."""
 
     id: str
     feeds: Feeds
-    outputs: tuple[WantedOutput, ...]
+    outputs: tuple[RequestedOutput, ...]
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: Schema) -> Question:
+def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: Schema) -> V2Request:
     """What the body of an infer request asks for; names of headers in lower case.
 
     `tritonclient` sends no Content-Type; one that is there must be JSON's, that of bytes, or what curl says by itself.
@@ -81,33 +81,33 @@ def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: 
     if content_type := headers.get("content-type"):
         media_type(content_type, (JSON, OCTETS, _CURL))
     text, binary = _parts(headers.get(HEADER_LENGTH.lower()), body)
-    if (large := load_large(text)) is not None:
+    if (large := load_infer_request(text)) is not None:
         with suppress(OnnxserveError):  # what is wrong is said below, of the elements as they came
             return _question(large, binary, artifact, schema)
     return _question(load_json(text), binary, artifact, schema)
 
 
-def _question(document: Any, binary: memoryview, artifact: Artifact, schema: Schema) -> Question:
+def _question(document: Any, binary: memoryview, artifact: Artifact, schema: Schema) -> V2Request:
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
     arrays = _read_inputs(document.get("inputs"), binary, schema)
-    return Question(
+    return V2Request(
         read_id(document.get("id")),
-        bind(arrays, schema),
-        wanted_outputs(document, artifact),
+        bind_tensors(arrays, schema),
+        requested_outputs(document, artifact),
         parameters_of("the request", document),
     )
 
 
 def encode(
-    question: Question, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
+    question: V2Request, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
 ) -> tuple[bytes, dict[str, str]]:
     """The answer of `version` of the endpoint; its id is the question's, or else `request_id`.
 
     Beside the body, the headers that tell how to read it: none if it is JSON, the length of the JSON if bytes follow.
     """
     entries, blobs = [], []
-    for wanted in answered_outputs(question.outputs, outputs):
+    for wanted in resolve_outputs(question.outputs, outputs):
         array = outputs[wanted.name]
         entry: dict[str, Any] = {"name": wanted.name, "shape": array.shape, "datatype": datatype_of(array.dtype.name)}
         if wanted.is_binary:
@@ -174,16 +174,16 @@ def _parts(header_length: str | None, body: bytes) -> tuple[bytes, memoryview]:
     return body[:length], memoryview(body)[length:]
 
 
-def _read_inputs(entries: Any, binary: memoryview, schema: Schema) -> dict[str, tuple[TensorHead, Array]]:
+def _read_inputs(entries: Any, binary: memoryview, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:
     """The request's tensors by name; those without `data` take their bytes from `binary`, one after the other."""
     if not isinstance(entries, list):
         raise InvalidRequest(f"inputs is a JSON {json_type(entries)}; an array of tensors is expected")
     if len(entries) > MANY_TENSORS:
         check_names([entry.get("name") if isinstance(entry, dict) else None for entry in entries], schema)
-    arrays: dict[str, tuple[TensorHead, Array]] = {}
+    arrays: dict[str, tuple[TensorHeader, Array]] = {}
     start = 0
     for position, entry in enumerate(entries):
-        head = read_head(position, entry)
+        head = read_tensor_header(position, entry)
         if head.name in arrays:
             raise SchemaMismatch(f"tensor {head.name[:100]!r} stands twice")
         size = parameters_of(head, entry).get("binary_data_size")
@@ -214,7 +214,7 @@ def read_id(given: Any) -> str:
     return given
 
 
-def parameters_of(owner: TensorHead | str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+def parameters_of(owner: TensorHeader | str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
     """The `parameters` of a request, an input or an output; those that would change the answer are refused.
 
     Here as everywhere in a request, some clients write null for what they leave out.
@@ -256,7 +256,7 @@ def _known_names(schema: Schema) -> dict[str, None]:
     return dict.fromkeys([*schema.tensor_schema.names, *(schema.names if schema.columns else ())])
 
 
-def bind(arrays: Mapping[str, tuple[TensorHead, Array]], schema: Schema) -> Feeds:
+def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schema) -> Feeds:
     """What feeds the graph, from tensors that are its inputs, or the signature's columns.
 
     Raises:
@@ -275,13 +275,13 @@ def bind(arrays: Mapping[str, tuple[TensorHead, Array]], schema: Schema) -> Feed
     return fed.from_columns(data)
 
 
-def _column(head: TensorHead, array: Array) -> Array:
+def _column(head: TensorHeader, array: Array) -> Array:
     if array.ndim == 1 or array.shape[1:] == (1,):
         return array.reshape(-1)
     raise SchemaMismatch(f"{head} stands for a column; the shape [N] or [N, 1] is expected")
 
 
-def wanted_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[WantedOutput, ...]:
+def requested_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[RequestedOutput, ...]:
     """The outputs that a request asks for, or else all that have a datatype in V2.
 
     Of a pyfunc that has not answered yet, and whose signature does not say them, any may be asked for.
@@ -295,7 +295,7 @@ def wanted_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[Wan
     entries = [] if entries is None else entries
     if not isinstance(entries, list):
         raise InvalidRequest(f"outputs is a JSON {json_type(entries)}; an array of objects is expected")
-    wanted: dict[str, WantedOutput] = {}
+    wanted: dict[str, RequestedOutput] = {}
     for position, entry in enumerate(entries):
         name = entry.get("name") if isinstance(entry, dict) else None
         if not isinstance(name, str):
@@ -304,18 +304,18 @@ def wanted_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[Wan
             raise SchemaMismatch(f"output {name[:100]!r} is unknown; the model gives {join_names(known, name)}")
         if name in wanted:
             raise SchemaMismatch(f"output {name!r} stands twice")
-        wanted[name] = WantedOutput(name, _flag(f"output {name!r}", entry, "binary_data", is_binary))
-    return tuple(wanted.values()) or tuple(WantedOutput(name, is_binary) for name in known or [""])
+        wanted[name] = RequestedOutput(name, _flag(f"output {name!r}", entry, "binary_data", is_binary))
+    return tuple(wanted.values()) or tuple(RequestedOutput(name, is_binary) for name in known or [""])
 
 
-def answered_outputs(wanted: Sequence[WantedOutput], outputs: Mapping[str, Array]) -> Sequence[WantedOutput]:
+def resolve_outputs(wanted: Sequence[RequestedOutput], outputs: Mapping[str, Array]) -> Sequence[RequestedOutput]:
     """What was asked for, by the names of the answer.
 
     Raises:
         SchemaMismatch: the answer has no such output.
     """
     if len(wanted) == 1 and not wanted[0].name:
-        return [WantedOutput(name, wanted[0].is_binary) for name in outputs]
+        return [RequestedOutput(name, wanted[0].is_binary) for name in outputs]
     for output in wanted:
         if output.name not in outputs:
             gives = join_names(outputs, output.name)

@@ -21,7 +21,7 @@ MAX_RANK = 32
 MANY_TENSORS = 1_000
 """Of more than so many in one request the names are looked at before any value is read."""
 
-MOST_BESIDE_EMPTY = 65_536
+MAX_EMPTY_TENSOR_SIZE = 65_536
 """What the sizes of a tensor without elements may multiply to without its zeros: a graph may make that many of nothing,
 as the sum over no rows."""
 
@@ -52,7 +52,7 @@ _LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
-class TensorHead:
+class TensorHeader:
     """What a request says of a tensor beside its data."""
 
     name: str
@@ -78,7 +78,7 @@ def kind_of(datatype: Any) -> str:
     return _DTYPES[datatype].kind if isinstance(datatype, str) and datatype in _DTYPES else ""
 
 
-def check_datatype(head: TensorHead, dtype: str) -> None:
+def check_datatype(head: TensorHeader, dtype: str) -> None:
     """Whether the tensor is of a kind that an input of this numpy dtype takes; the values are not looked at.
 
     Raises:
@@ -88,7 +88,7 @@ def check_datatype(head: TensorHead, dtype: str) -> None:
         raise SchemaMismatch(f"{head} is of the wrong datatype; {datatype_of(dtype)} is expected")
 
 
-def read_head(position: int, entry: Any) -> TensorHead:
+def read_tensor_header(position: int, entry: Any) -> TensorHeader:
     """The head of the request's tensor at `position`.
 
     Raises:
@@ -106,13 +106,13 @@ def read_head(position: int, entry: Any) -> TensorHead:
     if not isinstance(datatype, str) or datatype not in _DTYPES:
         known = ", ".join(_DTYPES)
         raise SchemaMismatch(f"tensor {name[:100]!r} has the datatype {short_repr(datatype)}; there are {known}")
-    head = TensorHead(name, tuple(shape), datatype)
-    if 0 in shape and prod(size for size in shape if size) > MOST_BESIDE_EMPTY:
-        raise SchemaMismatch(f"{head} is empty, and its other sizes are more than {MOST_BESIDE_EMPTY} together")
+    head = TensorHeader(name, tuple(shape), datatype)
+    if 0 in shape and prod(size for size in shape if size) > MAX_EMPTY_TENSOR_SIZE:
+        raise SchemaMismatch(f"{head} is empty, and its other sizes are more than {MAX_EMPTY_TENSOR_SIZE} together")
     return head
 
 
-def from_json(head: TensorHead, data: Any) -> Array:
+def from_json(head: TensorHeader, data: Any) -> Array:
     """The array of a tensor whose elements came as a JSON array, flat in row-major order or nested as its shape.
 
     Args:
@@ -141,7 +141,7 @@ def from_json(head: TensorHead, data: Any) -> Array:
         raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}") from None
 
 
-def _from_array(head: TensorHead, array: Array) -> Array:
+def _from_array(head: TensorHeader, array: Array) -> Array:
     dtype = _DTYPES[head.datatype]
     if array.shape not in (head.shape, (prod(head.shape),)):
         raise SchemaMismatch(f"{head} has elements of the shape {list(array.shape)}")
@@ -155,7 +155,7 @@ def _from_array(head: TensorHead, array: Array) -> Array:
         raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}") from None
 
 
-def from_binary(head: TensorHead, data: memoryview) -> Array:
+def from_binary(head: TensorHeader, data: memoryview) -> Array:
     """The array of a tensor whose elements came as bytes: little-endian, each string behind its length in 4 bytes.
 
     Raises:
@@ -188,12 +188,12 @@ def to_binary(array: Array) -> bytes:
     return b"".join(chain.from_iterable((_LENGTH.pack(len(text)), text) for text in texts))
 
 
-def _check_count(head: TensorHead, count: int) -> None:
+def _check_count(head: TensorHeader, count: int) -> None:
     if prod(head.shape) != count:
         raise SchemaMismatch(f"{head} has {count} elements; its shape asks for {prod(head.shape)}")
 
 
-def _flattened(head: TensorHead, data: list[Any]) -> Sequence[Any]:
+def _flattened(head: TensorHeader, data: list[Any]) -> Sequence[Any]:
     """The elements of nested lists, level by level; a flat list is what it is."""
     if list not in set(map(type, data)):
         return data
@@ -205,7 +205,7 @@ def _flattened(head: TensorHead, data: list[Any]) -> Sequence[Any]:
     return level
 
 
-def _read_strings(head: TensorHead, data: memoryview) -> list[str]:
+def _read_strings(head: TensorHeader, data: memoryview) -> list[str]:
     strings: list[str] = []
     start, end = 0, len(data)
     while start < end:

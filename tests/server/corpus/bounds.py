@@ -37,12 +37,12 @@ def _both(fast: Mapping[str, str], gthread: Mapping[str, str] | None = None) -> 
 _NOTHING = "lambda *_, **__: None"
 BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
     "request line": (
-        "http/head.py: _LINE",
-        _both({"head._LINE": r're.compile(rb"([^ \t]*)[ \t]*([^ ]*).*?(.?)", re.DOTALL)'}),
+        "http/parser.py: _LINE",
+        _both({"parser._LINE": r're.compile(rb"([^ \t]*)[ \t]*([^ ]*).*?(.?)", re.DOTALL)'}),
     ),
     "target": (
-        "http/head.py: path_of",
-        _both(dict.fromkeys(["head.path_of", "app.path_of"], "lambda target: target.partition('?')[0]")),
+        "http/parser.py: decode_path",
+        _both(dict.fromkeys(["parser.decode_path", "app.decode_path"], "lambda target: target.partition('?')[0]")),
     ),
     "names in paths": ("http/routes.py: _methods", _both({"routes._methods": "lambda path: original('/ping')"})),
     "names of models": ("server/models/repository.py: lease", ()),
@@ -50,69 +50,84 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         "http/routes.py: _dispatch",
         _both({"routes._methods": "lambda path: {**(m := original(path)), 'DELETE': next(iter(m.values()))}"}),
     ),
-    "host": ("http/head.py: check_host", _both(dict.fromkeys(["head.check_host", "app.check_host"], _NOTHING))),
+    "host": ("http/parser.py: check_host", _both(dict.fromkeys(["parser.check_host", "app.check_host"], _NOTHING))),
     "header fields": (
-        "http/head.py: _FIELD",
-        _both({"head._FIELD": "re.compile('([^:]*):?[ ]*(.*)', re.DOTALL)"}),
+        "http/parser.py: _FIELD",
+        _both({"parser._FIELD": "re.compile('([^:]*):?[ ]*(.*)', re.DOTALL)"}),
     ),
     "lengths": (
-        "http/head.py: _length",
-        _both({"head._length": "lambda headers, is_first_minor: 0"}),
+        "http/parser.py: _length",
+        _both({"parser._length": "lambda headers, is_first_minor: 0"}),
     ),
     "transfer coding": (
-        "http/head.py: _length",
-        _both({"head.CHUNKED": "0", "head._length": "lambda headers, is_first_minor: 0"}),
+        "http/parser.py: _length",
+        _both({"parser.CHUNKED": "0", "parser._length": "lambda headers, is_first_minor: 0"}),
     ),
     "chunks": (
-        "http/body.py: _SIZE",
-        _both({"body._SIZE": "re.compile(rb'[^0-9a-f]*([0-9a-f]*).*')"}),
+        "http/parser.py: _SIZE",
+        _both({"parser._SIZE": "re.compile(rb'[^0-9a-f]*([0-9a-f]*).*')"}),
     ),
     "request line bytes": (
-        "http/head.py: REQUEST_LINE_BYTES",
-        _both({"head.REQUEST_LINE_BYTES": "10**6"}),
+        "http/parser.py: REQUEST_LINE_BYTES",
+        _both({"parser.REQUEST_LINE_BYTES": "10**6"}),
     ),
     "field bytes": (
-        "http/head.py: FIELD_BYTES",
-        _both({"head.FIELD_BYTES": "10**6"}),
+        "http/parser.py: FIELD_BYTES",
+        _both({"parser.FIELD_BYTES": "10**6"}),
     ),
     "fields": (
-        "http/head.py: FIELDS",
-        _both({"head.FIELDS": "10**6"}),
+        "http/parser.py: FIELDS",
+        _both({"parser.FIELDS": "10**6"}),
     ),
     "expectation": (
-        "http/head.py: _expects",
-        _both({"head._expects": "lambda headers: False"}),
+        "http/parser.py: _expects",
+        _both({"parser._expects": "lambda headers: False"}),
     ),
     "body bytes": (
-        "http/body.py: open_body; http/app.py: _read_body",
+        "http/parser.py: body_parser; http/app.py: _read_body",
         _both(
-            {"fastpath.open_body": "lambda length, limit: original(length, 10**15)"},
+            {"workers.connection.body_parser": "lambda length, limit: original(length, 10**15)"},
             {"app._read_body": "lambda stream, length, limit: original(stream, length, 10**15)"},
         ),
     ),
     "seconds of a head": (
-        "http/connection.py: sweep; http/gthread.py: murder_pending",
-        _both({"fastpath.FastProtocol.sweep": _NOTHING}, {"gthread.GracefulThreadWorker.murder_pending": _NOTHING}),
+        "http/workers/connection.py: sweep; http/workers/gthread_worker.py: murder_pending",
+        _both(
+            {"workers.connection.HttpConnection.sweep": _NOTHING},
+            {"workers.gthread_worker.GracefulThreadWorker.murder_pending": _NOTHING},
+        ),
     ),
     "seconds of a body": (
-        "http/connection.py: sweep; http/gthread.py: murder_pending",
-        _both({"fastpath.FastProtocol.sweep": _NOTHING}, {"gthread.GracefulThreadWorker.murder_pending": _NOTHING}),
+        "http/workers/connection.py: sweep; http/workers/gthread_worker.py: murder_pending",
+        _both(
+            {"workers.connection.HttpConnection.sweep": _NOTHING},
+            {"workers.gthread_worker.GracefulThreadWorker.murder_pending": _NOTHING},
+        ),
     ),
     "callers": (
-        "http/v2_extensions.py: check_caller",
-        _answer(server__http__v2_extensions__check_caller=_NOTHING),
+        "http/v2_extensions.py: check_same_site",
+        _answer(server__http__v2_extensions__check_same_site=_NOTHING),
     ),
     "content type": (
         "protocols/content.py: media_type",
         _answer(server__protocols__content__media_type="lambda content_type, accepted: accepted[0]"),
     ),
-    "encoding": ("http/encodings.py: decoded", _answer(server__http__routes__decoded="lambda request, limit: request")),
-    "decompressed bytes": (
-        "http/encodings.py: decoded",
-        _answer(server__http__routes__decoded="lambda request, limit: original(request, 10**12)"),
+    "encoding": (
+        "http/content_encoding.py: decode_body",
+        _answer(server__http__routes__decode_body="lambda request, limit: request"),
     ),
-    "gzip members": ("http/encodings.py: _MOST_MEMBERS", _answer(server__http__encodings___MOST_MEMBERS="10**9")),
-    "zstd window": ("http/encodings.py: _ZSTD_WINDOW", _answer(server__http__encodings___ZSTD_WINDOW="2**27")),
+    "decompressed bytes": (
+        "http/content_encoding.py: decode_body",
+        _answer(server__http__routes__decode_body="lambda request, limit: original(request, 10**12)"),
+    ),
+    "gzip members": (
+        "http/content_encoding.py: _MOST_MEMBERS",
+        _answer(server__http__content_encoding___MOST_MEMBERS="10**9"),
+    ),
+    "zstd window": (
+        "http/content_encoding.py: _ZSTD_WINDOW",
+        _answer(server__http__content_encoding___ZSTD_WINDOW="2**27"),
+    ),
     "JSON": (
         "protocols/content.py: load_json, by orjson",
         _answer(server__protocols__predict__load_json="lambda body: []"),
@@ -148,7 +163,7 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
     ),
     "TensorFlow": ("protocols/tfserving.py: decode", ()),
     "MLflow": ("protocols/mlflow.py: decode_document", ()),
-    "event time": ("http/messages.py: event_time", _answer(server__http__predictions__event_time=_NOTHING)),
+    "event time": ("http/messages.py: event_time", _answer(server__http__pipeline__event_time=_NOTHING)),
     "event years": (
         "http/messages.py: _FIRST_EVENT, _MOST_AHEAD",
         _answer(
@@ -157,8 +172,8 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         ),
     ),
     "CSV": (
-        "protocols/table.py",
-        _answer(server__protocols__table___without_underscore="lambda text: text.replace('_', '')"),
+        "protocols/mlflow.py",
+        _answer(server__protocols__mlflow___without_underscore="lambda text: text.replace('_', '')"),
     ),
     "field of CSV": ("csv.field_size_limit: 131,072 characters", ()),
     "JSON Lines": (
@@ -168,42 +183,42 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
     "numpy": ("protocols/npy.py: _LONGEST_HEADER", _answer(server__protocols__npy___LONGEST_HEADER="10**9")),
     "arrow": ("pyarrow; protocols/arrow.py", ()),
     "arrow file": ("pyarrow; protocols/arrow.py", ()),
-    "parquet": ("pyarrow; protocols/parquet_limits.py", ()),
+    "parquet": ("pyarrow; protocols/parquet_metadata.py", ()),
     "Arrow's sizes": (
-        "protocols/arrow_limits.py: check_messages",
-        _answer(server__protocols__arrow__check_messages=_NOTHING),
+        "protocols/arrow.py: check_stream_size",
+        _answer(server__protocols__arrow__check_stream_size=_NOTHING),
     ),
     "rows of a table": (
         "protocols/arrow.py: _feeds",
         _answer(server__protocols__arrow___feeds="lambda table, schema, limit: original(table, schema, 10**12)"),
     ),
     "words of a dictionary": (
-        "protocols/arrow_columns.py: Words",
-        _answer(server__protocols__arrow__Words="lambda left: original(10**12)"),
+        "protocols/arrow_columns.py: StringBudget",
+        _answer(server__protocols__arrow__StringBudget="lambda left: original(10**12)"),
     ),
     "Parquet's pages": (
-        "protocols/parquet_limits.py: check_pages",
+        "protocols/parquet_metadata.py: check_pages",
         _answer(server__protocols__arrow__check_pages=_NOTHING),
     ),
     "Parquet's prefixes": (
-        "protocols/parquet_limits.py: _DELTA_BYTE_ARRAY",
-        _answer(server__protocols__parquet_limits___DELTA_BYTE_ARRAY="-1"),
+        "protocols/parquet_metadata.py: _DELTA_BYTE_ARRAY",
+        _answer(server__protocols__parquet_metadata___DELTA_BYTE_ARRAY="-1"),
     ),
     "Parquet's footer": (
-        "protocols/parquet_limits.py: _LARGEST_FOOTER",
-        _answer(server__protocols__parquet_limits___LARGEST_FOOTER="10**9"),
+        "protocols/parquet_metadata.py: _LARGEST_FOOTER",
+        _answer(server__protocols__parquet_metadata___LARGEST_FOOTER="10**9"),
     ),
     "the repository": (
-        "protocols/v2_repository.py: check_unload",
-        _answer(server__protocols__v2_repository__check_unload=_NOTHING),
+        "protocols/v2_extensions.py: check_unload_parameters",
+        _answer(server__protocols__v2_extensions__check_unload_parameters=_NOTHING),
     ),
     "bytes of a config": (
-        "protocols/v2_repository.py: LARGEST_CONFIG_BYTES",
-        _answer(server__protocols__v2_repository__LARGEST_CONFIG_BYTES="10**9"),
+        "protocols/v2_extensions.py: LARGEST_CONFIG_BYTES",
+        _answer(server__protocols__v2_extensions__LARGEST_CONFIG_BYTES="10**9"),
     ),
     "YAML of a config": (
         "runtime/mlmodel.py: check_yaml",
-        _answer(server__protocols__v2_repository__check_yaml=_NOTHING),
+        _answer(server__protocols__v2_extensions__check_yaml=_NOTHING),
     ),
     "queue": ("runtime/batcher.py", (Removal("fast", fields={"max_queue_size": 1000}),)),
     "requests in flight": ("server/inference/limits.py", (Removal("fast", fields={"max_concurrent_requests": None}),)),

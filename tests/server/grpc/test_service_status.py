@@ -5,7 +5,7 @@ import pytest
 
 from mlflow_deploy_plugin import errors
 from mlflow_deploy_plugin.server.grpc.service import address_of, code_of, message_of, metadata_of
-from mlflow_deploy_plugin.server.http.messages import RawResponse, refused
+from mlflow_deploy_plugin.server.http.messages import RawResponse, exception_response
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.server.http.messages import RawResponse, refused
     ],
 )
 def test_every_error_has_its_code_and_keeps_its_message(error: type[errors.OnnxserveError], code: str) -> None:
-    response = refused("/inference.GRPCInferenceService/ModelInfer", error("what was wrong"))
+    response = exception_response("/inference.GRPCInferenceService/ModelInfer", error("what was wrong"))
     assert (code_of(response).name, message_of(response)) == (code, "what was wrong")
 
 

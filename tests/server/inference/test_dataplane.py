@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.reader import read_batches
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
-from mlflow_deploy_plugin.server.http.routes import answer, answer_later
+from mlflow_deploy_plugin.server.http.routes import handle_request, handle_request_async
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
 from tests.support.models import write_model
 from tests.support.spool import read_segment
@@ -36,7 +36,7 @@ def serve(serve_here: Serve, bias_folders: dict[str, Path], tools: Any) -> Serve
 def ask(server: Server, body: Any = None, path: str = "/invocations", **headers: str) -> RawResponse:
     content = orjson.dumps({"dataframe_records": [ROW]} if body is None else body)
     named = {"content-type": "application/json", **{key.replace("_", "-"): value for key, value in headers.items()}}
-    return answer(server, RawRequest("POST", path, named, content, "192.0.2.1"))
+    return handle_request(server, RawRequest("POST", path, named, content, "192.0.2.1"))
 
 
 def v2(rows: int = 1, **parameters: Any) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def test_limits_answer_429_with_retry_after_and_leave_other_views_alone(serve: S
     assert ask(server, x_api_key="other").status == 200
     for path in ("/ping", "/health", "/metrics"):
         for _ in range(5):
-            assert answer(server, RawRequest("GET", path, {"x-api-key": "k"}, b"", "192.0.2.1")).status == 200
+            assert handle_request(server, RawRequest("GET", path, {"x-api-key": "k"}, b"", "192.0.2.1")).status == 200
     assert sample(server, "onnxserve_refused_requests_total", reason="rate") == 1
 
 
@@ -233,7 +233,7 @@ def ask_later(server: Server, path: str, body: Any, **headers: str) -> RawRespon
     """As an event loop asks; None: it is told to ask otherwise."""
     answers: SimpleQueue[RawResponse] = SimpleQueue()
     named = {"content-type": "application/json", "x-request-id": "r", **headers}
-    if not answer_later(server, RawRequest("POST", path, named, orjson.dumps(body), "192.0.2.1"), answers.put):
+    if not handle_request_async(server, RawRequest("POST", path, named, orjson.dumps(body), "192.0.2.1"), answers.put):
         return None
     return answers.get(timeout=30)
 

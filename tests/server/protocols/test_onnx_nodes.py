@@ -17,9 +17,14 @@ import yaml
 
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest
-from mlflow_deploy_plugin.server.http.routes import answer
+from mlflow_deploy_plugin.server.http.routes import handle_request
 from mlflow_deploy_plugin.server.protocols.v2 import HEADER_LENGTH
-from mlflow_deploy_plugin.server.protocols.v2_tensors import TensorHead, datatype_of, from_binary, to_binary
+from mlflow_deploy_plugin.server.protocols.v2_tensors import (
+    TensorHeader,
+    datatype_of,
+    from_binary,
+    to_binary,
+)
 from tests.support.onnx_nodes import Array, NodeCase, node_cases
 
 EVERY = 12
@@ -88,14 +93,14 @@ def ask_in_bytes(server: Server, name: str, case: NodeCase) -> str:
     found, start = {}, length
     for entry in json.loads(body[:length])["outputs"]:
         size = entry["parameters"]["binary_data_size"]
-        tensor = TensorHead(entry["name"], tuple(entry["shape"]), entry["datatype"])
+        tensor = TensorHeader(entry["name"], tuple(entry["shape"]), entry["datatype"])
         found[entry["name"]] = from_binary(tensor, memoryview(body)[start : start + size])
         start += size
     return difference(case.outputs, found)
 
 
 def ask(server: Server, name: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, Any]:
-    response = answer(server, RawRequest("POST", f"/v2/models/{name}/infer", headers, body))
+    response = handle_request(server, RawRequest("POST", f"/v2/models/{name}/infer", headers, body))
     return response.status, response.body, response.headers
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from mlflow_deploy_plugin.server.protocols.thrift import Torn, read_struct
+from mlflow_deploy_plugin.server.protocols.thrift import InvalidThrift, read_struct
 
 
 def test_the_footer_of_a_parquet_file_is_read() -> None:
@@ -25,7 +25,7 @@ def test_the_footer_of_a_parquet_file_is_read() -> None:
 def test_any_bytes_are_a_struct_or_torn(body: bytes) -> None:
     try:
         _, end = read_struct(memoryview(body), 0)
-    except Torn:
+    except InvalidThrift:
         return
     assert end <= len(body)
 
@@ -44,5 +44,5 @@ def test_any_bytes_are_a_struct_or_torn(body: bytes) -> None:
     ],
 )
 def test_what_is_torn_is_said(body: bytes) -> None:
-    with pytest.raises(Torn):
+    with pytest.raises(InvalidThrift):
         read_struct(memoryview(body), 0)

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime import Array, Artifact, Input, Output, Schema, Tensor, compile_schema
 from mlflow_deploy_plugin.server.protocols import v2
-from mlflow_deploy_plugin.server.protocols.v2_tensors import TensorHead, from_binary
+from mlflow_deploy_plugin.server.protocols.v2_tensors import TensorHeader, from_binary
 
 DTYPES = {
     "BOOL": "bool",
@@ -45,7 +45,7 @@ def same(datatype: str, shape: tuple[int, ...]) -> tuple[Artifact, Schema]:
 def there_and_back(array: Array, datatype: str, is_binary: bool) -> Array:
     """What a model that gives back its input would have been given, had its answer been the next request."""
     artifact, schema = same(datatype, (-1,) * array.ndim)
-    question = v2.Question("", {}, (v2.WantedOutput("x", is_binary),))
+    question = v2.V2Request("", {}, (v2.RequestedOutput("x", is_binary),))
     body, headers = v2.encode(question, "e", "id", "1", {"x": array})
     length = int(headers.get("Inference-Header-Content-Length", len(body)))
     document: dict[str, Any] = json.loads(body[:length])
@@ -113,7 +113,9 @@ def test_what_has_no_datatype_is_not_offered() -> None:
     artifact, schema = same("FP32", (-1,))
     artifact = replace(artifact, outputs=(*artifact.outputs, Output("map", "map", ())))
     tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}
-    assert v2.decode({}, json.dumps({"inputs": [tensor]}).encode(), artifact, schema).outputs == (v2.WantedOutput("x"),)
+    assert v2.decode({}, json.dumps({"inputs": [tensor]}).encode(), artifact, schema).outputs == (
+        v2.RequestedOutput("x"),
+    )
     assert [output["name"] for output in json.loads(v2.model_metadata("e", ("1",), artifact))["outputs"]] == ["x"]
     with pytest.raises(SchemaMismatch, match="'map' is unknown"):
         v2.decode({}, json.dumps({"inputs": [tensor], "outputs": [{"name": "map"}]}).encode(), artifact, schema)
@@ -124,4 +126,4 @@ def test_what_has_no_datatype_is_not_offered() -> None:
 def test_any_bytes_are_strings_or_are_refused(body: bytes, length: int) -> None:
 
     with contextlib.suppress(SchemaMismatch):
-        assert from_binary(TensorHead("x", (length,), "BYTES"), memoryview(body)).shape == (length,)
+        assert from_binary(TensorHeader("x", (length,), "BYTES"), memoryview(body)).shape == (length,)

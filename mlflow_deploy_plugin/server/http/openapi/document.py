@@ -50,7 +50,7 @@ _TOLD_HEADERS = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class DescribedEndpoint:
     """An endpoint as it is described: by the version that gets most of its traffic."""
 
     endpoint: str
@@ -59,7 +59,7 @@ class Subject:
     variant: ServedVariant
 
 
-def subject_of(server: Server, endpoint: str | None) -> Subject:
+def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint:
     """The endpoint (None: the default one).
 
     Raises:
@@ -90,7 +90,7 @@ def document(server: Server, routes: Iterable[Route], only: str | None = None) -
             for path, subject in _paths(shown, subjects, default):
                 if subject and not operation.fits(subject.variant.loaded.predictor.artifact):
                     continue
-                paths.setdefault(path, {})[method.lower()] = _described(operation, path, subject)
+                paths.setdefault(path, {})[method.lower()] = _operation_object(operation, path, subject)
     components: dict[str, JsonSchema] = {"error": _error_schema("/"), "error_v2": _error_schema("/v2")}
     for subject in [*subjects, *([default] if default else [])]:
         components |= {f"{subject.endpoint}.{kind}": make(subject) for kind, make in _SCHEMAS.items()}
@@ -103,7 +103,7 @@ def document(server: Server, routes: Iterable[Route], only: str | None = None) -
     }
 
 
-_SCHEMAS: Mapping[str, Callable[[Subject], JsonSchema]] = {
+_SCHEMAS: Mapping[str, Callable[[DescribedEndpoint], JsonSchema]] = {
     "invocations": lambda subject: schemas.invocations_schema(subject.variant.loaded.predictor.schema),
     "predict": lambda subject: schemas.predict_schema(subject.variant.loaded.predictor.schema),
     "batch": lambda subject: schemas.batch_schema(subject.variant.loaded.predictor.schema),
@@ -118,19 +118,21 @@ _SCHEMAS: Mapping[str, Callable[[Subject], JsonSchema]] = {
 }
 
 
-def _subject(name: str, served: ServedEndpoint) -> Subject:
+def _subject(name: str, served: ServedEndpoint) -> DescribedEndpoint:
     most = max(served.answering, key=lambda variant: variant.weight)
-    return Subject(name, served.versions, tuple(served.variants), most)
+    return DescribedEndpoint(name, served.versions, tuple(served.variants), most)
 
 
-def _default(server: Server) -> Subject | None:
+def _default(server: Server) -> DescribedEndpoint | None:
     try:
-        return subject_of(server, None)
+        return describe_endpoint(server, None)
     except NotReady:
         return None
 
 
-def _paths(shown: str, subjects: list[Subject], default: Subject | None) -> Iterator[tuple[str, Subject | None]]:
+def _paths(
+    shown: str, subjects: list[DescribedEndpoint], default: DescribedEndpoint | None
+) -> Iterator[tuple[str, DescribedEndpoint | None]]:
     """A path of the tables as the document has it: `NAME` for each endpoint, what is in brackets with and without."""
     optional = _OPTIONAL.search(shown)
     for part in ("", *(optional[1].split("|") if optional else ())):
@@ -145,7 +147,7 @@ def _paths(shown: str, subjects: list[Subject], default: Subject | None) -> Iter
             yield form.replace("NAME", quote(subject.endpoint, safe=""), 1), subject
 
 
-def _described(operation: Operation, path: str, subject: Subject | None) -> dict[str, Any]:
+def _operation_object(operation: Operation, path: str, subject: DescribedEndpoint | None) -> dict[str, Any]:
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": _known(name, subject)}}
         for name in re.findall(r"\{(\w+)\}", path)
@@ -180,16 +182,16 @@ def _described(operation: Operation, path: str, subject: Subject | None) -> dict
     return described
 
 
-def _known(parameter: str, subject: Subject) -> list[str]:
+def _known(parameter: str, subject: DescribedEndpoint) -> list[str]:
     """The values of a path's parameter."""
     return list(subject.versions if parameter == "version" else subject.labels)
 
 
-def _names_endpoint(path: str, subject: Subject | None) -> bool:
+def _names_endpoint(path: str, subject: DescribedEndpoint | None) -> bool:
     return subject is not None and quote(subject.endpoint, safe="") in path.replace(":", "/").split("/")
 
 
-def _content(bodies: Bodies, subject: Subject | None) -> dict[str, Any]:
+def _content(bodies: Bodies, subject: DescribedEndpoint | None) -> dict[str, Any]:
     """The `content` of a body or an answer; without an endpoint that answers, anything."""
     content: dict[str, Any] = {}
     for media_type, said in bodies.items():
@@ -202,7 +204,7 @@ def _content(bodies: Bodies, subject: Subject | None) -> dict[str, Any]:
     return content
 
 
-def _example(kind: str, subject: Subject) -> Any:
+def _example(kind: str, subject: DescribedEndpoint) -> Any:
     """The example of a body, empty where there is none."""
     loaded = subject.variant.loaded
     schema, example = loaded.predictor.schema, examples.example_of(loaded)
@@ -243,7 +245,7 @@ def _error_schema(path: str) -> JsonSchema:
     return {"type": "object", "required": fields, "properties": {name: {"type": "string"} for name in fields}}
 
 
-def _about(subjects: list[Subject], answering: int) -> str:
+def _about(subjects: list[DescribedEndpoint], answering: int) -> str:
     """The endpoints that are described in a sentence each, and where the others are."""
     lines = [
         f"{subject.endpoint}: {subject.variant.loaded.model} version {subject.variant.loaded.version}"

@@ -21,9 +21,9 @@ from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.openapi import document, examples
-from mlflow_deploy_plugin.server.http.openapi.document import Route, Subject, subject_of
+from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, Route, describe_endpoint
 from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
-from mlflow_deploy_plugin.server.http.pages.fields import fields_of
+from mlflow_deploy_plugin.server.http.pages.form_fields import form_fields
 from mlflow_deploy_plugin.server.http.pages.snippets import snippets
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.protocols.content import dump_json
@@ -60,7 +60,7 @@ class _Ask:
     path: str
 
     @classmethod
-    def of(cls, subject: Subject) -> "_Ask":
+    def of(cls, subject: DescribedEndpoint) -> "_Ask":
         artifact = subject.variant.loaded.predictor.artifact
         has_classes = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
         return cls(f"/endpoints/{quote(subject.endpoint, safe='')}/{'predict/batch' if has_classes else 'invocations'}")
@@ -77,7 +77,7 @@ def openapi(server: Server, routes: Iterable[Route], endpoint: str | None) -> Ra
     Raises:
         NotReady, NotFound: as `Repository.lease`, for one endpoint.
     """
-    only = None if endpoint is None else subject_of(server, endpoint).endpoint
+    only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
     body = _once(server, ("openapi", only), lambda: dump_json(document.document(server, routes, only)))
     return RawResponse(200, body, headers={"Cache-Control": "no-store"})
 
@@ -85,12 +85,12 @@ def openapi(server: Server, routes: Iterable[Route], endpoint: str | None) -> Ra
 def try_page(server: Server, endpoint: str | None) -> RawResponse:
     """The page to try an endpoint (None: the default one). Before a model is loaded it says so, and is there: 200."""
     try:
-        subject = subject_of(server, endpoint)
+        subject = describe_endpoint(server, endpoint)
     except (NotReady, NotFound) as error:
         return _notice(server, error, endpoint)
     loaded = subject.variant.loaded
     schema, example = loaded.predictor.schema, examples.example_of(loaded)
-    fields = fields_of(schema, example)
+    fields = form_fields(schema, example)
     told = {
         "ask": _Ask.of(subject).path,
         "isTable": bool(schema.columns),
@@ -104,7 +104,7 @@ def try_page(server: Server, endpoint: str | None) -> RawResponse:
 def docs_page(server: Server, request: RawRequest, endpoint: str | None, routes: Iterable[Route]) -> RawResponse:
     """The document to be read, and the fields and an example of one endpoint (None: the default one)."""
     try:
-        subject = subject_of(server, endpoint)
+        subject = describe_endpoint(server, endpoint)
     except (NotReady, NotFound) as error:
         return _notice(server, error, endpoint)
     scheme, host = _base(request)
@@ -118,7 +118,7 @@ def docs_page(server: Server, request: RawRequest, endpoint: str | None, routes:
             "docs.html",
             server,
             subject,
-            fields=fields_of(schema, example),
+            fields=form_fields(schema, example),
             outputs=loaded.predictor.artifact.outputs,
             snippets=snippets(base, _invocations(subject), subject.endpoint, schema, example),
             groups=_groups(document.document(server, routes, only=subject.endpoint)),
@@ -177,7 +177,7 @@ def _state_of(server: Server) -> list[tuple[Any, ...]]:
     ]
 
 
-def _invocations(subject: Subject) -> str:
+def _invocations(subject: DescribedEndpoint) -> str:
     return f"/endpoints/{quote(subject.endpoint, safe='')}/invocations"
 
 
@@ -226,7 +226,9 @@ def _notice(server: Server, error: OnnxserveError, endpoint: str | None) -> RawR
     return _page("notice.html", server, None, status=status, message=error.message, is_starting=status != 404)
 
 
-def _page(template: str, server: Server, subject: Subject | None, status: int = 200, **values: Any) -> RawResponse:
+def _page(
+    template: str, server: Server, subject: DescribedEndpoint | None, status: int = 200, **values: Any
+) -> RawResponse:
     endpoints = list(server.repository.table)[:_MOST_ENDPOINTS]
     variants = list(server.repository.table[subject.endpoint].answering) if subject else []
     html = (

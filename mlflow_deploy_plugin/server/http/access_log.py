@@ -1,0 +1,71 @@
+"""A request seen from outside: its span, and its line in the log; None of it where neither is asked for."""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.observability.tracing import RequestSpan, Tracer
+
+logger = logging.getLogger("mlflow_deploy_plugin.request")
+
+_NAMES = {
+    "X-Prediction-Id": "onnxserve.prediction_id",
+    "X-Model-Name": "onnxserve.model",
+    "X-Model-Version": "onnxserve.version",
+    "X-Model-Variant": "onnxserve.variant",
+    "X-Request-Id": "http.request.id",
+}
+"""What an answer says of itself, by the names of log fields and span attributes (ECS where it has one)."""
+
+
+def observe_request(
+    request: RawRequest, answer: Callable[[], RawResponse], tracer: Tracer | None, logs_requests: bool
+) -> RawResponse:
+    """The answer, its span ended and its line written; with a tracer it carries `traceparent`."""
+    path = request.path[:500]
+    attributes = {"http.request.method": request.method[:20], "url.path": path, "client.address": request.client}
+    begun = time.perf_counter()
+    with tracer.request(_span_name(request), request.headers, attributes) if tracer else nullcontext() as span:
+        response = answer()
+        named = {field: response.headers[header] for header, field in _NAMES.items() if header in response.headers}
+        if span:
+            response.headers["traceparent"] = span.traceparent
+            span.end_with(response.status, named)
+    if logs_requests:
+        _log(request, response, time.perf_counter() - begun, {**attributes, **named}, span)
+    return response
+
+
+def _span_name(request: RawRequest) -> str:
+    """The method and the route without the names in it, as HTTP's conventions ask for: few distinct ones."""
+    parts = request.path.split("/")[:8]
+    for position in range(2, len(parts)):
+        if parts[position - 1] in ("models", "versions", "endpoints"):
+            parts[position] = "{" + parts[position - 1][:-1] + "}"
+    return f"{request.method[:20]} {'/'.join(parts)[:100]}"
+
+
+def _log(
+    request: RawRequest, response: RawResponse, seconds: float, fields: dict[str, str], span: RequestSpan | None
+) -> None:
+    """One line: in ECS fields for JSON, in words for people."""
+    extra = {
+        **fields,
+        "http.response.status_code": response.status,
+        "http.request.body.bytes": len(request.body),
+        "http.response.body.bytes": len(response.body),
+        "event.duration": int(seconds * 1e9),
+    }
+    if span:
+        extra["trace.id"] = span.trace_id
+    logger.info(
+        "%s %s %d in %.2f ms, X-Request-Id %s",
+        fields["http.request.method"],
+        fields["url.path"],
+        response.status,
+        seconds * 1000,
+        fields.get("http.request.id", "-"),
+        extra=extra,
+    )

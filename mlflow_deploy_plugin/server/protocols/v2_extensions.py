@@ -1,0 +1,258 @@
+"""Triton's model repository extension of V2: what stands in an index, and what a load or an unload asks for.
+
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_repository.md. A "model" is an
+endpoint here. Where Triton takes the parameter `config`, its ModelConfig, we take an endpoint as in our spec.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.runtime import Input, Output, check_yaml, no_batch_dimension_reason, short_repr
+from mlflow_deploy_plugin.server.models.repository import Repository
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.observability.metrics import Statistics
+from mlflow_deploy_plugin.server.protocols.content import json_type, load_json
+from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
+from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, new_endpoint
+
+LARGEST_CONFIG_BYTES = 64 * 1024
+_LONGEST_MESSAGE = 500
+
+
+def repository_index(repository: Repository, only_ready: bool = False) -> list[dict[str, str]]:
+    """The versions in memory, the endpoints that have none, and those that a command has unloaded.
+
+    What cannot answer just now says why.
+    """
+    entries: list[dict[str, str]] = []
+    for name, served in repository.table.items():
+        for version, absence in served.absences.items():
+            if not (absence and only_ready):
+                state = "UNAVAILABLE" if absence else "READY"
+                entries.append({"name": name, "version": version, "state": state, "reason": absence})
+        if not served.versions and not only_ready:
+            entries.append({"name": name, "state": "UNAVAILABLE", "reason": repository.why_silent(name)})
+    unloaded = () if only_ready else repository.unloaded
+    return entries + [{"name": name, "state": "UNAVAILABLE", "reason": "unloaded"} for name in unloaded]
+
+
+def decode_index(body: bytes) -> bool:
+    """Whether the body of an index request asks for nothing but what is ready.
+
+    Raises:
+        InvalidRequest: it is no index request.
+    """
+    ready = _object(body).get("ready")
+    if not isinstance(ready, bool | None):
+        raise InvalidRequest(f"ready is {short_repr(ready)}; true or false is expected")
+    return bool(ready)
+
+
+def decode_parameters(body: bytes) -> Mapping[str, Any]:
+    """The `parameters` in the body of a load or unload request; both may be missing.
+
+    Raises:
+        InvalidRequest: it is no such request.
+    """
+    parameters = _object(body).get("parameters")
+    if not isinstance(parameters, dict | None):
+        raise InvalidRequest(f"parameters is a JSON {json_type(parameters)}; an object is expected")
+    return parameters or {}
+
+
+def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec | None:
+    """What the parameters of a load say that the endpoint is; None: nothing, it is one that the server knows.
+
+    Raises:
+        InvalidRequest: a parameter that is not understood, or both that are.
+        InvalidConfig: they describe no endpoint of this name.
+    """
+    for key, value in parameters.items():
+        if key not in ("config", "model_uri"):
+            raise InvalidRequest(
+                f"the parameter {key[:60]!r} of a load is not understood; known are config, an endpoint as in the "
+                "server's spec (YAML or JSON), and model_uri"
+            )
+        if not isinstance(value, str):
+            raise InvalidRequest(f"the parameter {key} is {short_repr(value)}; a string is expected")
+    config, model_uri = parameters.get("config"), parameters.get("model_uri")
+    if config is not None and model_uri is not None:
+        raise InvalidRequest("a load takes either config or model_uri")
+    try:
+        if model_uri is not None:
+            return new_endpoint(name, model_uri)
+        return None if config is None else _endpoint(name, config)
+    except InvalidConfig as error:
+        raise InvalidConfig(error.message[:_LONGEST_MESSAGE]) from None
+
+
+def check_unload_parameters(parameters: Mapping[str, Any]) -> None:
+    """`unload_dependents` is taken, since Triton's clients always send it: no endpoint depends on another here.
+
+    Raises:
+        InvalidRequest: another parameter.
+    """
+    for key in parameters.keys() - {"unload_dependents"}:
+        raise InvalidRequest(f"the parameter {key[:60]!r} of an unload is not understood; known is unload_dependents")
+
+
+def _endpoint(name: str, config: str) -> EndpointSpec:
+    if len(config) > LARGEST_CONFIG_BYTES:
+        raise InvalidConfig(f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are taken")
+    try:
+        check_yaml(config, takes_aliases=False)
+    except yaml.YAMLError as error:
+        raise InvalidConfig(f"config cannot be read: {' '.join(str(error).split())}") from None
+    specs = load_specs(config)
+    if len(specs) != 1 or specs[0].name != name:
+        names = ", ".join(repr(spec.name) for spec in specs[:3])
+        raise InvalidConfig(f"config describes {names}; {name[:100]!r} is expected, and nothing else")
+    if specs[0].server != ServerSpec():
+        raise InvalidConfig("`server` cannot be changed by a load: all endpoints share the server that runs")
+    return specs[0]
+
+
+def _object(body: bytes) -> Mapping[str, Any]:
+    document = load_json(body) if body.strip() else {}
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
+    return document
+
+
+# Triton's model configuration extension of V2: a version of an endpoint as Triton's ModelConfig describes it.
+# https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_configuration.md and
+# https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto
+
+_INT64_DIGITS = 18
+
+
+def model_config(variant: ServedVariant, versions: Sequence[str], server: ServerSpec) -> dict[str, Any]:
+    """The document of `/config`.
+
+    As in Triton, the batch is left out of `dims` where requests are joined (`max_batch_size` above 0), and stands in
+    them where they are not. A graph without a batch dimension says so, and why, in `parameters`.
+    """
+    artifact = variant.loaded.predictor.artifact
+    batcher = variant.loaded.batcher
+    is_onnx = artifact.flavor != "python_function"
+    document: dict[str, Any] = {
+        "name": variant.endpoint,
+        "platform": "onnxruntime_onnx" if is_onnx else "python_function",
+        "backend": "onnxruntime" if is_onnx else "python",
+        "version_policy": _version_policy(versions),
+        "max_batch_size": batcher.policy.max_batch_size if batcher else 0,
+        "input": _tensors(artifact.inputs, batcher is not None),
+        "output": _tensors(artifact.outputs, batcher is not None),
+        "instance_group": [
+            {
+                "name": variant.endpoint,
+                "kind": "KIND_CPU" if server.device == "cpu" else "KIND_GPU",
+                "count": server.workers,
+            }
+        ],
+        "default_model_filename": artifact.onnx_file.name if is_onnx else "",
+    }
+    if reason := no_batch_dimension_reason(artifact):
+        document["parameters"] = {"batch_dimension": {"string_value": f"none: {reason}"}}
+    if batcher is not None:
+        document["dynamic_batching"] = {
+            "preferred_batch_size": list(batcher.policy.preferred_batch_size),
+            "max_queue_delay_microseconds": batcher.policy.max_queue_delay_microseconds,
+            "default_queue_policy": {
+                "default_timeout_microseconds": server.default_timeout_microseconds,
+                "max_queue_size": batcher.policy.max_queue_size,
+            },
+        }
+    return document
+
+
+def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[dict[str, Any]]:
+    """Tensors with a data type in V2; Triton calls text TYPE_STRING here, and BYTES everywhere else."""
+    return [
+        {
+            "name": entry.name,
+            "data_type": f"TYPE_{datatype_of(entry.dtype)}".replace("BYTES", "STRING"),
+            **_shape(entry.shape[1:] if is_batched else entry.shape),
+        }
+        for entry in entries
+        if datatype_of(entry.dtype)
+    ]
+
+
+def _shape(dims: tuple[int, ...]) -> dict[str, Any]:
+    """Triton's `dims` are never empty: a tensor without any is said to be reshaped to nothing."""
+    return {"dims": list(dims)} if dims else {"dims": [1], "reshape": {"shape": []}}
+
+
+def _version_policy(versions: Sequence[str]) -> dict[str, Any]:
+    """Triton's versions are numbers; a model that is not registered has none."""
+    if all(version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS for version in versions):
+        return {"specific": {"versions": [int(version) for version in versions]}}
+    return {"latest": {"num_versions": len(versions)}}
+
+
+# Triton's statistics extension of V2.
+# https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md. All workers are
+# summed up. What is not measured on its own is 0: decoding and encoding (`compute_input`, `compute_output`) and
+# failures have a count without a time, and `success.ns` is that of all requests; sizes of batches are in `/metrics`.
+
+_NANOSECONDS = 1_000_000_000
+
+
+def statistics(
+    repository: Repository,
+    counted: Mapping[tuple[str, str, str], Statistics],
+    endpoint: str | None = None,
+    version: str | None = None,
+) -> dict[str, Any]:
+    """The document of `/stats`: each version in memory of every endpoint, of one, or one of its versions.
+
+    Args:
+        counted: what `Metrics.statistics` gives.
+
+    Raises:
+        NotFound, NotReady: see `Repository.lease`.
+    """
+    if version is not None:
+        repository.lease(endpoint, 0.0, version)
+    endpoints = repository.table.items() if endpoint is None else [repository.find(endpoint)]
+    entries = []
+    for name, served in endpoints:
+        models = {variant.loaded.version: variant.loaded.model for variant in served.variants.values()}
+        entries += [
+            _entry(name, held, counted.get((name, model, held), Statistics()))
+            for held, model in models.items()
+            if version in (None, held)
+        ]
+    return {"model_stats": entries}
+
+
+def _entry(name: str, version: str, counted: Statistics) -> dict[str, Any]:
+    succeeded = counted.requests - counted.failures
+    return {
+        "name": name,
+        "version": version,
+        "last_inference": round(1000 * counted.last_request),
+        "inference_count": counted.rows if counted.batches else succeeded,
+        "execution_count": counted.batches or succeeded,
+        "inference_stats": {
+            "success": _duration(succeeded, counted.request_seconds),
+            "fail": _duration(counted.failures),
+            "queue": _duration(succeeded, counted.queue_seconds),
+            "compute_input": _duration(succeeded),
+            "compute_infer": _duration(succeeded, counted.compute_seconds),
+            "compute_output": _duration(succeeded),
+            "cache_hit": _duration(0),
+            "cache_miss": _duration(0),
+        },
+        "response_stats": {},
+        "batch_stats": [],
+        "memory_usage": [],
+    }
+
+
+def _duration(count: int, seconds: float = 0.0) -> dict[str, int]:
+    return {"count": count, "ns": round(seconds * _NANOSECONDS)}

@@ -1,0 +1,216 @@
+"""The OpenAPI document: all routes are in it, it is valid, its examples are answered and fit its own schemas."""
+
+import json
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs  # schemathesis brings it
+import pytest
+
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.openapi.document import MOST_ENDPOINTS
+from mlflow_deploy_plugin.server.http.openapi.operations import OPERATIONS
+from mlflow_deploy_plugin.server.http.pages import site
+from mlflow_deploy_plugin.server.http.routes import handle_request, list_routes
+from tests.support import pages
+from tests.support.waiting import wait_until
+
+
+def ask(server: Server, path: str, method: str = "GET", body: bytes = b"", content_type: str = "") -> RawResponse:
+    return handle_request(
+        server, RawRequest(method, path, {"content-type": content_type} if content_type else {}, body)
+    )
+
+
+def fetched(server: Server) -> dict[str, Any]:
+    response = ask(server, "/openapi.json")
+    assert response.status == 200
+    return dict(json.loads(response.body))
+
+
+def body_schema(document: dict[str, Any], path: str, media_type: str = "application/json") -> dict[str, Any]:
+    """The schema of a request's body, its reference resolved."""
+    schema = document["paths"][path]["post"]["requestBody"]["content"][media_type]["schema"]
+    return {**document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]}
+
+
+@pytest.fixture
+def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tmp_path: Path, tools: Any) -> Server:
+    flights = {
+        "columns": ["carrier", "distance", "hour", "late"],
+        "data": [["AA", None, 7, False], ["UA", 2.5, 8, True]],
+    }
+    folders = {
+        "flights": pages.with_example(tools.mixed_model(tmp_path / "flights"), {"dataframe_split": flights}),
+        "digits": pages.digits_model(tmp_path / "digits"),
+        "hostile": pages.hostile_model(tmp_path / "hostile"),
+        "tensor": model_folders["tensor"],
+        "single": model_folders["single"],
+        "stock": model_folders["stock"],
+    }
+    return serve_here({name: {"v": tools.variant(folder)} for name, folder in folders.items()})
+
+
+def test_every_route_of_the_tables_is_described_and_nothing_else() -> None:
+    assert set(list_routes()) == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    "path", ["/openapi.json", "/docs", "/endpoints/flights/openapi.json", "/endpoints/flights/docs"]
+)
+def test_a_document_is_built_once_for_what_is_served(
+    server: Server, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    first = ask(server, path)
+    monkeypatch.setattr("mlflow_deploy_plugin.server.http.openapi.document.document", None)  # it is not called again
+    assert ask(server, path) == first
+    assert first.status == 200
+    assert ask(server, "/endpoints/nobody/openapi.json").status == 404
+
+
+def test_another_version_is_described_anew_and_the_old_one_let_go(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+) -> None:
+    server = serve_here({"e": {"v": tools.variant(bias_folders["1"])}})
+    assert "m version 1" in fetched(server)["info"]["description"]
+    old = weakref.ref(server.repository.table["e"].variants["v"].loaded)
+    tools.want(server.repository.state_dir, 2, {"e": {"v": tools.variant(bias_folders["2"], "2")}})
+    wait_until(lambda: "m version 2" in fetched(server)["info"]["description"], what="the description of version 2")
+    wait_until(lambda: old() is None, what="version 1 to be freed")
+
+
+def test_a_page_that_is_kept_names_each_caller_its_own_address(server: Server) -> None:
+    for host in ("one.example:8080", "two.example", "[::1]:8123"):
+        page = handle_request(server, RawRequest("GET", "/docs", {"host": host}, b"")).body.decode()
+        assert f"http://{host}/endpoints/flights/invocations" in page
+        assert ("one.example" in page) == (host.startswith("one"))
+        assert "host-" not in page
+
+
+def test_what_is_kept_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "_MOST_BUILT_BYTES", 400_000)
+    for name in ("flights", "digits", "tensor", "single"):
+        assert ask(server, f"/endpoints/{name}/openapi.json").status == 200
+        assert ask(server, f"/endpoints/{name}/docs").status == 200
+    assert 0 < sum(map(len, site._BUILT[server.repository].bodies.values())) <= 400_000
+
+
+def test_it_is_valid(server: Server) -> None:
+    document = fetched(server)
+    assert document["openapi"] == "3.1.0"
+    for schema in document["components"]["schemas"].values():
+        jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
+    referred = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
+    assert referred <= set(document["components"]["schemas"])
+
+
+def test_every_example_fits_its_schema_and_is_answered_as_the_document_says(server: Server) -> None:
+    document = fetched(server)
+    asked = 0
+    for path, operations in document["paths"].items():
+        content = operations.get("post", {}).get("requestBody", {}).get("content", {})
+        for media_type, said in content.items():
+            if "example" not in said:
+                continue
+            asked += 1
+            example = said["example"]
+            if not isinstance(example, str):
+                jsonschema_rs.Draft202012Validator(body_schema(document, path, media_type)).validate(example)
+            body = example.encode() if isinstance(example, str) else json.dumps(example).encode()
+            response = ask(server, path.replace("{version}", "1").replace("{label}", "v"), "POST", body, media_type)
+            assert response.status == 200, (path, media_type, response.body)
+            told = operations["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+            answered = document["components"]["schemas"][told["$ref"].rpartition("/")[2]] if "$ref" in told else told
+            jsonschema_rs.Draft202012Validator(answered).validate(json.loads(response.body))
+    assert asked >= 30
+
+
+def test_columns_have_their_types_and_only_what_may_be_missing_is_nullable(server: Server) -> None:
+    split, records, *_ = body_schema(fetched(server), "/endpoints/flights/invocations")["oneOf"]
+    assert split["required"] == ["dataframe_split"]
+    row = records["properties"]["dataframe_records"]["items"]
+    assert row["properties"]["distance"]["type"] == ["number", "null"]
+    assert row["properties"]["hour"]["type"] == "integer"
+    assert row["properties"]["carrier"]["type"] == "string"
+    assert row["properties"]["late"]["type"] == "boolean"
+    assert row["required"] == ["carrier", "hour", "late"]  # distance may be left out of some rows: null
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"dataframe_split": {"columns": ["a"], "data": [[1]]}, "instances": [["AA", 1, 1, True]]},
+        {"dataframe_records": [{"carrier": 1, "hour": 1, "late": True}]},
+        {"dataframe_records": []},
+        {"instances": [["AA", 1, 1]]},
+        {"inputs": [["AA", 1, 1.5, True]]},
+        {"predict": 1},
+        {},
+    ],
+)
+def test_what_the_server_refuses_does_not_fit_the_schema(server: Server, body: dict[str, Any]) -> None:
+    schema = body_schema(fetched(server), "/endpoints/flights/invocations")
+    assert not jsonschema_rs.Draft202012Validator(schema).is_valid(body)
+    refusal = ask(server, "/endpoints/flights/invocations", "POST", json.dumps(body).encode(), "application/json")
+    assert refusal.status == 400
+
+
+@pytest.mark.parametrize(
+    "inputs", [[{"carrier": "AA", "distance": 1, "hour": 1, "late": True}], {"carrier": ["AA"]}, [["AA", 1, 1]]]
+)
+def test_what_tensorflow_serving_refuses_does_not_fit_its_schema(server: Server, inputs: Any) -> None:
+    path = "/v1/models/flights:predict"
+    body = {"inputs": inputs}
+    assert not jsonschema_rs.Draft202012Validator(body_schema(fetched(server), path)).is_valid(body)
+    assert ask(server, path, "POST", json.dumps(body).encode(), "application/json").status == 400
+
+
+def test_labels_are_an_enumeration_of_the_classes(server: Server) -> None:
+    schemas = fetched(server)["components"]["schemas"]
+    assert schemas["flights.invocations_answer"]["properties"]["predictions"]["items"] == {"enum": ["no", "yes"]}
+    assert schemas["digits.invocations_answer"]["properties"]["predictions"]["items"] == {"enum": [0, 1, 2]}
+
+
+def test_an_endpoint_without_an_example_shows_zeros(server: Server) -> None:
+    content = fetched(server)["paths"]["/endpoints/single/invocations"]["post"]["requestBody"]["content"]
+    assert content["text/csv"]["example"] == "a,b,c\n0,0,0\n"
+
+
+def test_many_endpoints_are_described_one_by_one(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any
+) -> None:
+    count = MOST_ENDPOINTS + 1
+    server = serve_here({f"e{number}": {"v": tools.variant(model_folders["single"])} for number in range(count)})
+    document = fetched(server)
+    assert {path for path in document["paths"] if path.endswith("/invocations")} == {
+        "/invocations",
+        "/endpoints/e0/invocations",
+    }
+    assert f"{count} endpoints are served" in document["info"]["description"]
+    own = json.loads(ask(server, "/endpoints/e7/openapi.json").body)
+    assert "/endpoints/e7/invocations" in own["paths"]
+    assert ask(server, "/endpoints/none/openapi.json").status == 404
+
+
+def test_before_anything_is_loaded_the_pages_are_there_and_say_so(
+    serve_here: Callable[..., Server], tmp_path: Path, tools: Any
+) -> None:
+    server = serve_here({})
+    for path in ("/", "/docs"):
+        response = ask(server, path)
+        assert response.status == 200
+        assert b"no model is loaded yet" in response.body
+    paths = fetched(server)["paths"]
+    assert "/invocations" in paths
+    assert not any(path.startswith("/endpoints/") for path in paths)
+
+
+def test_an_endpoint_that_is_not_there_is_a_page_of_404(server: Server) -> None:
+    response = ask(server, "/endpoints/<b>nope")
+    assert response.status == 404
+    assert response.content_type.startswith("text/html")
+    assert b"&lt;b&gt;nope" in response.body
+    assert b"<b>nope" not in response.body

@@ -1,0 +1,53 @@
+"""The inputs of a model as fields of a form."""
+
+import pytest
+
+from mlflow_deploy_plugin.runtime import Column, Input, Tensor, compile_schema
+from mlflow_deploy_plugin.server.http.openapi.examples import Example
+from mlflow_deploy_plugin.server.http.pages.form_fields import ImageInput, form_fields, image_input
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "picture"),
+    [
+        ("float32", (-1, 1, 28, 28), ImageInput("NCHW", 1, 28, 28, True)),
+        ("float32", (1, 3, 224, 160), ImageInput("NCHW", 3, 224, 160, True)),
+        ("uint8", (-1, 32, 48, 3), ImageInput("NHWC", 3, 32, 48, False)),
+        ("float16", (-1, 28, 28), ImageInput("NHW", 1, 28, 28, True)),
+        ("int64", (-1, 28, 28), None),
+        ("str", (-1, 28, 28), None),
+        ("float32", (-1, 28), None),
+        ("float32", (-1, 2, 28, 28), None),
+        ("float32", (-1, 4, 28), None),
+        ("float32", (-1, 3, -1, -1), None),
+        ("float32", (-1, 3, 5000, 5000), None),
+    ],
+)
+def test_a_batch_of_pictures_is_known_by_its_shape(
+    dtype: str, shape: tuple[int, ...], picture: ImageInput | None
+) -> None:
+    assert image_input(Tensor("x", dtype, shape)) == picture
+
+
+def test_fields_have_the_kind_the_example_and_the_words_of_the_signature() -> None:
+    columns = (
+        Column("a", "double"),
+        Column("it's", "string"),
+        Column("n", "long", required=False),
+        Column("b", "boolean"),
+    )
+    inputs = tuple(
+        Input(column.name, dtype, (-1, 1), (column.name,), missing)
+        for column, (dtype, missing) in zip(
+            columns, [("float64", None), ("str", ""), ("int64", None), ("bool", None)], strict=True
+        )
+    )
+    example = Example({"a": [1.5], "it's": [None], "n": [2**53 + 1], "b": [True]}, 1, True)
+    fields = form_fields(compile_schema(columns, (), inputs), example)
+    assert [(field.kind, field.value, field.is_nullable, field.is_required) for field in fields] == [
+        ("number", "1.5", True, True),
+        ("string", "", True, True),
+        ("number", "9007199254740993", False, False),
+        ("boolean", "true", False, True),
+    ]
+    assert fields[1].said == '"it\'s"'  # as Python's repr, which the errors use

@@ -1,0 +1,142 @@
+"""`/invocations` in every form, asked and answered; through the function, and through a real server."""
+
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.routes import handle_request
+from mlflow_deploy_plugin.server.protocols import arrow
+from mlflow_deploy_plugin.spec import ServerSpec
+
+TABLE = pa.table({"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, None]})
+
+
+def stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def parquet_file(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+JSON_BODY = b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, 5, null]]}}'
+BODIES = {
+    "application/json": JSON_BODY,
+    "text/csv": b"a,b,c\n1,2,3\n4,5,\n",
+    arrow.STREAM: stream(TABLE),
+    arrow.PARQUET: parquet_file(TABLE),
+    arrow.X_PARQUET: parquet_file(TABLE),
+    "application/jsonl": b'{"a":1,"b":2,"c":3}\n{"a":4,"b":5,"c":null}\n',
+    "application/x-ndjson; charset=utf-8": b"[1,2,3]\n[4,5,null]\n",
+}
+NPY = io.BytesIO()
+np.save(NPY, np.array([[1, 2, 3], [4, 5, np.nan]]))
+BODIES["application/x-npy"] = NPY.getvalue()
+READ: dict[str, Callable[[bytes], list[Any]]] = {
+    "application/json": lambda body: [row[0] for row in json.loads(body)["predictions"]],
+    arrow.STREAM: lambda body: pa.ipc.open_stream(body).read_all()["prediction"].to_pylist(),
+    arrow.FILE: lambda body: pa.ipc.open_file(body).read_all()["prediction"].to_pylist(),
+    arrow.PARQUET: lambda body: parquet.read_table(pa.BufferReader(body))["prediction"].to_pylist(),
+    arrow.X_PARQUET: lambda body: parquet.read_table(pa.BufferReader(body))["prediction"].to_pylist(),
+    "application/x-npy": lambda body: np.load(io.BytesIO(body)).ravel().tolist(),
+    "application/jsonl": lambda body: [json.loads(line)[0] for line in body.splitlines()],
+    "application/x-ndjson": lambda body: [json.loads(line)[0] for line in body.splitlines()],
+}
+
+
+@pytest.fixture
+def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any) -> Server:
+    return serve_here({"e": {"v": tools.variant(model_folders["single"])}})
+
+
+def ask(server: Server, content_type: str, body: bytes, path: str = "/invocations", **headers: str) -> RawResponse:
+    return handle_request(server, RawRequest("POST", path, {"content-type": content_type, **headers}, body))
+
+
+def check(response: RawResponse, form: str) -> None:
+    assert response.status == 200, response.body
+    assert response.content_type == form
+    assert {"X-Model-Version", "X-Prediction-Id", "X-Request-Id"} <= response.headers.keys()
+    first, second = READ[form](response.body)
+    assert first == 6.0
+    assert second is None or np.isnan(second)
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/endpoints/e/invocations"])
+@pytest.mark.parametrize("given", BODIES)
+def test_a_body_is_answered_in_kind(server: Server, given: str, path: str) -> None:
+    bare = given.partition(";")[0]
+    check(ask(server, given, BODIES[given], path), bare if bare in READ else "application/json")
+
+
+@pytest.mark.parametrize("given", BODIES)
+@pytest.mark.parametrize("wanted", READ)
+def test_accept_chooses_the_form_of_the_answer(server: Server, given: str, wanted: str) -> None:
+    check(ask(server, given, BODIES[given], accept=f"text/html, {wanted};q=0.9, */*;q=0.1"), wanted)
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/html,application/xhtml+xml", "", "application/xml;q=", "x" * 5000])
+def test_an_accept_that_names_no_form_of_ours_is_answered_in_kind(server: Server, accept: str) -> None:
+    check(ask(server, arrow.STREAM, BODIES[arrow.STREAM], accept=accept), arrow.STREAM)
+    check(ask(server, "application/json", JSON_BODY, accept=accept), "application/json")
+
+
+def test_an_unknown_content_type_is_refused_with_all_that_are_taken(server: Server) -> None:
+    response = ask(server, "application/xml", b"<x/>")
+    message = json.loads(response.body)["message"]
+    assert response.status == 415
+    assert all(known in message for known in ("application/json", "text/csv", arrow.STREAM, "application/jsonl"))
+
+
+def test_errors_are_json_whatever_was_asked_for(server: Server) -> None:
+    response = ask(server, arrow.STREAM, stream(pa.table({"a": [1.0]})))
+    assert (response.status, response.content_type) == (400, "application/json")
+    assert "'b', 'c' are missing" in json.loads(response.body)["message"]
+
+
+@pytest.fixture(scope="module", params=["fast", "gthread"])
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any
+) -> Iterator[Any]:
+    state_dir = tmp_path_factory.mktemp("state")
+    tools.want(state_dir, 1, {"e": {"v": tools.variant(model_folders["single"])}})
+    with tools.gunicorn(state_dir, ServerSpec(worker_class=request.param)) as running:
+        yield running
+
+
+def test_a_real_server_takes_compressed_tables_and_never_reaches_pandas(running: Any) -> None:
+    wide = pa.table({name: np.arange(20_000.0) for name in "abc"})
+    for media, body in ((arrow.STREAM, stream(wide)), (arrow.PARQUET, parquet_file(wide))):
+        headers = {"Content-Type": media, "Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
+        response = running.post(data=gzip.compress(body, 1), headers=headers)
+        assert (response.status_code, response.headers["Content-Type"]) == (200, media), response.text
+        assert response.headers.get("Content-Encoding") == ("gzip" if media == arrow.STREAM else None)
+        assert READ[media](response.content) == [3.0 * row for row in range(20_000)]
+    workers = psutil.Process(running.process.pid).children(recursive=True)
+    libraries = {path.path for worker in workers for path in worker.memory_maps()}
+    assert any("pyarrow" in path for path in libraries)
+    assert not any("pandas" in path for path in libraries)
+
+
+def test_a_real_server_refuses_torn_tables_and_serves_on(running: Any) -> None:
+    for media in (arrow.STREAM, arrow.FILE, arrow.PARQUET, "application/jsonl"):
+        refused = running.post(data=b"torn" * 100, headers={"Content-Type": media})
+        assert (refused.status_code, refused.json()["error_code"]) == (400, "BAD_REQUEST")
+    assert running.post(json={"inputs": [[1, 2, 3]]}).json() == {"predictions": [[6.0]]}
+    assert "Traceback" not in running.log.read_text()

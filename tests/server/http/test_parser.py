@@ -1,0 +1,75 @@
+"""Heads of requests: what they say, and which targets and hosts pass. Refusals over the wire: `test_fastpath.py`."""
+
+import pytest
+from flask import Flask, request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.server.http.parser import (
+    CHUNKED,
+    RequestHead,
+    check_host,
+    decode_path,
+    parse_head,
+    read_head,
+)
+
+
+def test_a_head_says_what_was_asked_and_what_is_to_come() -> None:
+    got = read_head(
+        b"POST /v2/models/a%20b/infer?x=%2F HTTP/1.1\r\nHost: x:80\r\nContent-LENGTH: 007\r\nAccept: a\r\n"
+        b"ACCEPT:\t b \r\nx_y: z\r\nName: caf\xe9\r\nExpect: 100-Continue"
+    )
+    headers = {"host": "x:80", "content-length": "007", "accept": "a,b", "name": "café", "expect": "100-Continue"}
+    target = "/v2/models/a%20b/infer?x=%2F"
+    assert got == RequestHead("POST", target, "/v2/models/a b/infer", headers, 7, True, waits=True, takes_chunks=True)
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n"])
+@pytest.mark.parametrize("line", [b"GET /ping HTTP/1.1", b"GET /" + b"a" * 8176 + b" HTTP/1.1"])
+def test_a_head_that_has_not_come_whole_is_waited_for_wherever_it_is_cut(before: bytes, line: bytes) -> None:
+    data = before + line + b"\r\nHost: x\r\n\r\n"
+    assert [parse_head(data[:end]) for end in range(len(data))] == [(None, data[:end]) for end in range(len(data))]
+    head, rest = parse_head(data + b"\r\nrest")
+    assert (head, rest) == (read_head(data.removeprefix(b"\r\n")[:-4]), b"\r\nrest")
+
+
+def test_what_waits_for_nothing_is_not_told_to_go_on() -> None:
+    assert not read_head(b"GET / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue").waits
+    assert not read_head(b"POST / HTTP/1.0\r\nContent-Length: 1\r\nExpect: 100-continue").waits
+
+
+def test_chunks_say_themselves_where_they_end() -> None:
+    assert read_head(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked").length == CHUNKED
+
+
+@pytest.mark.parametrize("host", ["", "x", "x:80", "10.0.0.1", "[::1]", "[::1]:8080", "a-b.c_d:"])
+def test_hosts_pass(host: str) -> None:
+    check_host(host)
+
+
+@pytest.mark.parametrize("host", ["x y", "x/y", "x:y", "[::1", "a,b", "me@x", "x:999999", "ü"])
+def test_what_is_no_host_does_not(host: str) -> None:
+    with pytest.raises(InvalidRequest):
+        check_host(host)
+
+
+@given(st.text(st.sampled_from("abc.%/0123456789ABCDEFabcdef-_~;=+"), max_size=30))
+def test_a_path_that_passes_is_decoded_as_flask_decodes_it(text: str) -> None:
+    try:
+        path = decode_path("/" + text)
+    except InvalidRequest:
+        return
+    with Flask("x").test_request_context("/" + text):
+        assert path == request.path
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_head_or_refused(text: bytes) -> None:
+    for head in (text, b"GET / HTTP/1.1\r\n" + text, b"GET / HTTP/1.1\r\nHost: x\r\n" + text):
+        try:
+            got = read_head(head)
+        except OnnxserveError:
+            continue
+        assert not {"\r", "\n", "\0"} & set("".join([got.path, *got.headers, *got.headers.values()]))

@@ -1,0 +1,116 @@
+"""Clients that are slow, or worse, against real gunicorn."""
+
+import contextlib
+import io
+import math
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.server.http.workers import gthread_worker
+from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from mlflow_deploy_plugin.statedir import read_workers
+from tests.support.waiting import wait_until
+
+ROW = {"instances": [[1, 2, 3]]}
+
+
+def trickle(connection: socket.socket, stop: threading.Event) -> None:
+    """Sends a byte now and then: there is never a second without news."""
+    with contextlib.suppress(OSError):
+        while not stop.wait(0.2):
+            connection.sendall(b" ")
+
+
+BEGUN = (b"GET /ping HTTP/1.1\r\nX:", b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{")
+
+
+def test_clients_whose_requests_trickle_in_do_not_hold_the_threads_for_ever(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    """Of either kind as many as there are threads."""
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    spec = ServerSpec(worker_class="gthread", threads=2, request_timeout_seconds=1)
+    stop = threading.Event()
+    with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as slow:
+        slow.callback(stop.set)
+        for begun in BEGUN * 2:
+            connection = slow.enter_context(
+                socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
+            )
+            connection.sendall(begun)
+            threading.Thread(target=trickle, args=(connection, stop)).start()
+        started = time.monotonic()
+        assert running.post(json=ROW).status_code == 200
+        assert time.monotonic() - started < 20
+        assert "Traceback" not in running.log.read_text()
+
+
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
+def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigterm(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+
+    def status(field: str) -> str:
+        found = re.search(rf"^{field}:\s*(\w+)", Path(f"/proc/{worker.pid}/status").read_text(), re.MULTILINE)
+        return found[1] if found else ""
+
+    def is_told_to_end() -> bool:
+        return bool(int(status("ShdPnd"), 16) >> (signal.SIGTERM - 1) & 1)
+
+    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind)) as running, contextlib.ExitStack() as waiting:
+        (worker,) = read_workers(tmp_path)
+        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        os.kill(worker.pid, signal.SIGSTOP)
+        # not before: of two pending signals the lower number comes first, and that is SIGTERM
+        wait_until(lambda: status("State") == "T", what="the worker's stop")
+        clients = [waiting.enter_context(socket.create_connection(address, timeout=30)) for _ in range(20)]
+        for client in clients:
+            client.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        running.process.send_signal(signal.SIGTERM)
+        wait_until(is_told_to_end, what="SIGTERM")
+        os.kill(worker.pid, signal.SIGCONT)
+        assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
+
+
+POST = b"POST /invocations HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("come", "is_whole"),
+    [
+        (b"", False),
+        (POST, False),
+        (POST + b"\r\n", True),
+        (POST + b"Content-Length: 2\r\n\r\n{", False),
+        (POST + b"Content-Length: 2\r\n\r\n{}", True),
+        (POST + b"Content-Length: 2\r\n\r\n{}" + POST, True),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{", False),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", True),
+        (b"no request\r\n\r\n", True),
+    ],
+)
+@pytest.mark.parametrize("read_before", [0, 10])
+def test_a_request_that_waits_for_a_thread_lags_behind_unless_it_is_whole(
+    come: bytes, is_whole: bool, read_before: int
+) -> None:
+    ours, client = socket.socketpair()
+    unreader = SimpleNamespace(buf=io.BytesIO(come[:read_before]))
+    conn: Any = SimpleNamespace(
+        sock=ours, cfg=SimpleNamespace(is_ssl=False), initialized=True, parser=SimpleNamespace(unreader=unreader)
+    )
+    left = come[read_before:]
+    with ours, client:
+        client.sendall(left)
+        lag = gthread_worker._lag_unread(conn, 5.0)
+        assert not left or ours.recv(1000, socket.MSG_DONTWAIT) == left
+    assert lag == (-math.inf if is_whole else 5.0 - len(come) / 1024)

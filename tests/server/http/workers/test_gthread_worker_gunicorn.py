@@ -1,0 +1,215 @@
+"""The server as it is run: gunicorn, its workers, their ends and their successors."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from mlflow_deploy_plugin.server.capture.frames import is_released, segments
+from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from mlflow_deploy_plugin.statedir import read_workers
+from tests.support.spool import read_segment
+from tests.support.waiting import wait_until
+
+ROW = {"inputs": [[1.0, 2.0, 3.0]]}
+PROBE = """
+import sys
+from pathlib import Path
+from mlflow_deploy_plugin.server.gunicorn_conf import *
+
+def worker_exit(arbiter, worker):
+    Path({path!r}).write_text("\\n".join(sys.modules))
+"""
+
+
+def bias_of(response: requests.Response) -> float:
+    return float(response.json()["predictions"][0][0]) - 6.0
+
+
+@pytest.mark.parametrize(("kind", "framework"), [("fast", "uvloop"), ("gthread", "flask")])
+def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(
+    tmp_path: Path, model_folders: dict[str, Path], tools: Any, kind: WorkerClass, framework: str
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(model_folders["single"])}})
+    config, modules = tmp_path / "probe.py", tmp_path / "modules.txt"
+    config.write_text(PROBE.format(path=str(modules)))
+    with tools.gunicorn(tmp_path, ServerSpec(worker_class=kind), config=config) as running:
+        assert running.post(json=ROW).status_code == 200
+        assert running.post(data="a,b,c\n1,2,3", headers={"Content-Type": "text/csv"}).status_code == 200
+        pid = read_workers(tmp_path)[0].pid
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+    roots = {name.partition(".")[0] for name in modules.read_text().split()}
+    assert {"onnxruntime", "orjson", framework} <= roots
+    assert not roots & {"mlflow", "pandas", "pyarrow", "sqlalchemy", "sklearn", "torch", "onnx", "evidently"}
+    assert ("flask" in roots) == (kind == "gthread")
+    assert resident < 150e6
+
+
+def test_versions_change_under_load_without_one_failure(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    answers: list[tuple[int, str, float]] = []
+    stop = threading.Event()
+
+    def post(url: str) -> None:
+        with requests.Session() as session:
+            while not stop.is_set():
+                response = session.post(url + "/invocations", json=ROW, timeout=30)
+                bias = bias_of(response) if response.status_code == 200 else -1.0
+                answers.append((response.status_code, response.headers.get("X-Model-Version", ""), bias))
+
+    def wait_for_generation(generation: int) -> None:
+        wait_until(lambda: {state.generation for state in read_workers(tmp_path)} == {generation})
+
+    def wait_for_answers(count: int) -> None:
+        wait_until(lambda: len(answers) >= count)
+
+    with tools.gunicorn(tmp_path, ServerSpec(workers=2)) as running:
+        # as the supervisor does before it says ready: the worker that starts last answers 503 until it has loaded
+        wait_until(lambda: len(read_workers(tmp_path)) == 2)
+        threads = [threading.Thread(target=post, args=(running.url,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for generation in range(2, 10):
+                version = str((generation - 1) % 4 + 1)
+                tools.want(tmp_path, generation, {"e": {"v": tools.variant(bias_folders[version], version)}})
+                wait_for_generation(generation)
+                before = len(answers)
+                wait_for_answers(before + 20)
+                assert {seen for _, seen, _ in answers[before + 8 :]} == {version}
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert {status for status, _, _ in answers} == {200}
+    assert {(version, bias) for _, version, bias in answers} == {(str(v), 1000.0 * v) for v in range(1, 5)}
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    (tmp_path / "broken").mkdir()
+    with tools.gunicorn(tmp_path) as running:
+        tools.want(tmp_path, 2, {"e": {"v": tools.variant(tmp_path / "broken", "2")}})
+        state = wait_until(lambda: next((s for s in read_workers(tmp_path) if s.generation == 2), None))
+        assert state.endpoints["e"]["v"].version == "1"
+        assert "no MLmodel file" in state.endpoints["e"]["v"].error
+        assert running.post(json=ROW).headers["X-Model-Version"] == "1"
+        assert requests.get(running.url + "/ping", timeout=5).status_code == 200
+
+
+def test_sigterm_lets_the_request_in_flight_finish(tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    started = threading.Event()
+
+    def slowly() -> Any:
+        yield b'{"inputs": [[1, '
+        started.set()
+        stopped.wait()
+        yield b"2, 3]]}"
+
+    stopped = threading.Event()
+    statuses: list[int] = []
+    with tools.gunicorn(tmp_path) as running, requests.Session() as idle:
+        idle.get(running.url + "/ping", timeout=5)  # an idle connection must not hold the end back
+
+        def post() -> None:
+            headers = {"Content-Type": "application/json"}
+            statuses.append(running.post(data=slowly(), headers=headers).status_code)
+
+        thread = threading.Thread(target=post)
+        thread.start()
+        started.wait()
+        running.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: tools.ping(running) == 0, what="the listener's end")
+        stopped.set()
+        thread.join()
+        began = time.monotonic()
+        assert running.process.wait(timeout=20) == 0
+        assert time.monotonic() - began < 10
+    assert statuses == [200]
+    assert read_workers(tmp_path) == []
+    (segment,) = segments(tmp_path / "spool")
+    assert is_released(segment)
+    assert len(read_segment(segment)[0]) == 1
+
+
+def test_a_killed_worker_is_replaced_and_keeps_what_it_captured(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with tools.gunicorn(tmp_path) as running:
+        assert running.post(json=ROW).status_code == 200
+        (killed,) = [state.pid for state in read_workers(tmp_path)]
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: [s.pid for s in read_workers(tmp_path) if s.pid != killed])
+        assert [state.pid for state in read_workers(tmp_path)] != [killed]
+        assert running.post(json=ROW).status_code == 200
+        left, new = segments(tmp_path / "spool")
+        assert (is_released(left), is_released(new)) == (True, False)
+        assert [len(read_segment(segment)[0]) for segment in (left, new)] == [1, 1]
+        page = requests.get(running.url + "/metrics", timeout=5).text
+    labels = 'endpoint="e",model="m",protocol="invocations",status="200",variant="v",version="1"'
+    counted = f"onnxserve_requests_total{{{labels}}} 2.0"
+    assert counted in page
+    assert 'onnxserve_capture_requests_total{outcome="captured"} 2.0' in page
+    assert 'onnxserve_served_version{endpoint="e",model="m",variant="v",version="1"} 1.0' in page
+
+
+def test_a_server_without_a_model_says_so(tmp_path: Path, tools: Any) -> None:
+    with tools.gunicorn(tmp_path, awaited=503) as running:
+        for path in ("/ping", "/health", "/version"):
+            response = requests.get(running.url + path, timeout=5)
+            assert (response.status_code, response.json()["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+        assert running.post(json=ROW).status_code == 503
+        assert requests.get(running.url + "/metrics", timeout=5).status_code == 200
+
+
+def test_one_row_costs_little_more_than_an_answer_without_a_model(
+    tmp_path: Path, model_folders: dict[str, Path], tools: Any
+) -> None:
+    """By ratio, since the machine is shared: decoding, the graph, encoding and capture against a bare /ping."""
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(model_folders["mixed"])}})
+    row = {"dataframe_records": [{"carrier": "AA", "distance": 1.0, "hour": 2, "late": True}]}
+    body = json.dumps(row)
+    with tools.gunicorn(tmp_path) as running, requests.Session() as session:
+
+        def seconds(call: Any) -> float:
+            began = time.perf_counter()
+            assert call().status_code == 200
+            return time.perf_counter() - began
+
+        headers = {"Content-Type": "application/json"}
+        pings, scores = [], []
+        for _ in range(100):  # in turn, so that both meet the same neighbours
+            pings.append(seconds(lambda: session.get(running.url + "/ping", timeout=5)))
+            scores.append(
+                seconds(lambda: session.post(running.url + "/invocations", data=body, headers=headers, timeout=5))
+            )
+    assert sorted(scores)[50] < 4 * sorted(pings)[50]
+
+
+@pytest.mark.parametrize(
+    "begun", [b"POST /invocations HT", b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
+)
+def test_silent_clients_do_not_hold_the_threads_for_ever(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any, begun: bytes
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    spec = ServerSpec(threads=2, request_timeout_seconds=1)
+    with tools.gunicorn(tmp_path, spec) as running, contextlib.ExitStack() as silent:
+        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        for _ in range(2):
+            silent.enter_context(socket.create_connection(address)).sendall(begun)
+        assert running.post(json=ROW).status_code == 200

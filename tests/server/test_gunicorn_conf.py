@@ -1,0 +1,86 @@
+"""The command line that the supervisor runs."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gunicorn.util import load_class
+from gunicorn.workers.base import Worker
+
+from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from mlflow_deploy_plugin.statedir import read_workers
+
+
+@pytest.mark.parametrize(
+    ("host", "bind"),
+    [("127.0.0.1", "127.0.0.1:81"), ("0.0.0.0", "0.0.0.0:81"), ("::1", "[::1]:81"), ("[::1]", "[::1]:81")],
+)
+def test_an_address_of_either_family_is_bound(host: str, bind: str) -> None:
+    command = gunicorn_command(Path("/s"), ServerSpec(host=host), 81)
+    assert command[command.index("--bind") + 1] == bind
+
+
+def test_the_spec_decides_and_the_state_folder_may_have_any_name() -> None:
+    spec = ServerSpec(workers=3, threads=7, request_timeout_seconds=11, graceful_timeout_seconds=12)
+    command = gunicorn_command(Path("/with 'quotes'/and space"), spec, 81)
+    said = {
+        option: command[command.index(option) + 1]
+        for option in ("--workers", "--threads", "--timeout", "--graceful-timeout")
+    }
+    assert said == {"--workers": "3", "--threads": "7", "--timeout": "11", "--graceful-timeout": "12"}
+    assert "--preload" not in command
+    assert eval(command[-1].partition("create_worker_app")[2]) == "/with 'quotes'/and space"
+
+
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
+def test_either_worker_is_what_gunicorn_finds_under_its_name(kind: WorkerClass) -> None:
+    command = gunicorn_command(Path("/s"), ServerSpec(worker_class=kind), 81)
+    assert issubclass(load_class(command[command.index("--worker-class") + 1]), Worker)
+    module, _, function = command[-1].partition("(")[0].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_a_certificate_is_handed_to_gunicorn_with_its_key_only() -> None:
+    command = gunicorn_command(Path("/s"), ServerSpec(certfile="/c.pem", keyfile="/k.pem"), 81)
+    assert (command[command.index("--certfile") + 1], command[command.index("--keyfile") + 1]) == ("/c.pem", "/k.pem")
+    with pytest.raises(ValueError, match="belong together"):
+        ServerSpec(certfile="/c.pem")
+
+
+def metrics_of(pid: int) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"onnxserve-metrics-*/*_{pid}.db"))
+
+
+def test_metrics_lie_where_a_full_disk_does_not_matter_and_are_taken_away(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with tools.gunicorn(tmp_path) as running:
+        (worker,) = read_workers(tmp_path)
+        assert running.post(json={"instances": [[1, 2, 3]]}).status_code == 200
+        assert metrics_of(worker.pid)
+    assert metrics_of(worker.pid) == []
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "counted.json",
+        "graphs",
+        "loading",
+        "server.log",
+        "spool",
+        "wanted.json",
+        "workers",
+    }
+
+
+def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
+    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    with tools.gunicorn(tmp_path) as running:
+        (worker,) = read_workers(tmp_path)
+        running.process.kill()
+        running.process.wait()
+    assert metrics_of(worker.pid)
+    with tools.gunicorn(tmp_path):
+        assert metrics_of(worker.pid) == []
