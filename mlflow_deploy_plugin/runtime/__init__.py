@@ -19,10 +19,18 @@ from mlflow_deploy_plugin.runtime.artifact import (
     check_digests,
     read_artifact,
 )
-from mlflow_deploy_plugin.runtime.batchable import repeat_row, unbatchable_reason
+from mlflow_deploy_plugin.runtime.batchable import unbatchable_reason
 from mlflow_deploy_plugin.runtime.batcher import BatchCallback, Batcher, BatchPolicy
 from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
-from mlflow_deploy_plugin.runtime.feeds import concatenate_feeds, sent_arrays, slice_feeds
+from mlflow_deploy_plugin.runtime.feeds import (
+    Array,
+    Feeds,
+    concatenate_feeds,
+    repeat_row,
+    row_count,
+    sent_arrays,
+    slice_feeds,
+)
 from mlflow_deploy_plugin.runtime.log_columns import (
     EVENT_TIME,
     OUTPUT_PREFIX,
@@ -44,14 +52,14 @@ from mlflow_deploy_plugin.runtime.model import (
     RemotePredictor,
 )
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import UNNAMED_OUTPUT, pyfunc_schema, read_served_artifact
-from mlflow_deploy_plugin.runtime.schema import Feeds, Schema, compile_schema, row_count
+from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import (
     available_cores,
     check_device_libraries,
     import_onnxruntime,
     open_session,
 )
-from mlflow_deploy_plugin.runtime.values import NO_ROWS, Array, numpy_dtype, short_repr
+from mlflow_deploy_plugin.runtime.values import NO_ROWS, numpy_dtype, short_repr
 
 __all__ = [
     "COLUMN_TYPES",

@@ -1,7 +1,7 @@
-"""Reads the folder of a saved model: the MLmodel file, the signature, the ONNX file, the meaning of its outputs.
+"""The folder of a saved model: the MLmodel file, the signature, the ONNX file, the meaning of its outputs.
 
-The flavor (`flavor/save.py`) writes the section `flavors.onnxserve` that is read here; a model with only MLflow's own
-`onnx` section is read too, and bound to its graph when that is loaded (`runtime/model.py`).
+The flavor (`flavor/save.py`) writes the section `flavors.onnxserve` that is read here. A model that only has MLflow's
+own `onnx` section is read too; its inputs are bound to the signature when the graph is loaded (`runtime/model.py`).
 """
 
 import hashlib
@@ -30,7 +30,7 @@ COLUMN_TYPES: dict[str, str] = {
     "boolean": "bool",
     "string": "str",
 }
-"""MLflow's column types that an ONNX graph can take, and the numpy dtype of each (`str`: an object array of str)."""
+"""The column types of MLflow that an ONNX graph can take, each with its numpy dtype (`str`: an object array of str)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a tensor-based signature; `name` is empty for the only one; -1 in `shape` is free."""
+    """One tensor of a tensor-based signature.
+
+    The name is empty if it is the only one. -1 in `shape` is a free dimension.
+    """
 
     name: str
     dtype: str
@@ -53,15 +56,17 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Input:
-    """An ONNX input and what of the signature feeds it.
+    """An ONNX input and the part of the signature that feeds it.
 
     Attributes:
-        name: the ONNX input.
-        dtype: numpy dtype of the ONNX input, `str` for strings.
+        name: the name in the graph.
+        dtype: its numpy dtype, `str` for strings.
         shape: -1 for free dimensions.
-        columns: signature columns that are stacked along axis 1, in this order; empty: the tensor of this name.
-        missing: for strings, the text that stands for a missing value; None: a missing value is an error.
-        symbols: the graph's names of its dimensions, empty texts for those without; known once the graph is loaded.
+        columns: the signature columns that are stacked along axis 1, in this order. Empty: the tensor of this name
+            feeds it.
+        missing: for strings, the text that stands for a missing value. None: a missing value is an error.
+        dimension_names: the symbolic names of its dimensions, an empty text for those without. Only the loaded graph
+            knows them.
     """
 
     name: str
@@ -84,21 +89,21 @@ class Output:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What the MLmodel folder at `folder` says.
+    """The content of an MLmodel folder.
 
     Attributes:
-        onnx_file: the graph; `folder` itself for a pyfunc, which has none (`runtime/pyfunc_artifact.py`).
-        columns / tensors: the signature's inputs; one of them is empty, both where there is no signature.
-        has_signature: whether the MLmodel file has one; without, `tensors` are the graph's inputs, once it is loaded.
-        inputs / outputs: the graph's, bound to the signature; empty for a stock `onnx` model until it is loaded.
-        prediction: the outputs that `predict` answers: one name is answered as a bare array, several as a mapping
+        onnx_file: the graph. A pyfunc has none, and `folder` stands here (`runtime/pyfunc_artifact.py`).
+        columns / tensors: the inputs of the signature. One of them is empty; both are if there is no signature.
+        has_signature: true if the MLmodel file has one. If not, `tensors` are the inputs of the loaded graph.
+        inputs / outputs: those of the graph, bound to the signature. Empty for a stock `onnx` model until it is loaded.
+        prediction: the outputs that `predict` returns: a single one as a bare array, several as a mapping
             (see `OnnxModel.prediction` for a stock `onnx` model).
         classes: the labels in the order of the columns of the probabilities.
         parity: the state and the figures of `parity.json`.
-        provenance: git commit, dataset digest, environment lock; empty where unknown.
+        provenance: git commit, dataset digest, environment lock; empty if unknown.
         reference: file name of the reference sample (Parquet), or None.
-        digests: `sha256:…` of files as they were saved, by path within the folder; empty where nobody has said them.
-        undescribed: why the inputs of a pyfunc are no named arrays; empty: they are.
+        digests: `sha256:…` of the saved files, by path within the folder. Empty for models that record none.
+        undescribed: the reason why the inputs of a pyfunc cannot be named arrays. Empty: they can.
     """
 
     folder: Path
@@ -129,7 +134,7 @@ class Artifact:
 
 
 def read_artifact(folder: Path) -> Artifact:
-    """Reads the MLmodel file in `folder`; the graph itself is not opened.
+    """Read the MLmodel file in `folder`. The graph itself is not opened.
 
     Raises:
         InvalidArtifact: no MLmodel file, no ONNX in it, a file missing, or a signature that no graph can take.
@@ -156,7 +161,10 @@ def read_artifact(folder: Path) -> Artifact:
             run_id=str(document.get("run_id") or ""),
             columns=columns,
             tensors=tensors,
-            inputs=tuple(_input(entry) for entry in section.get("inputs") or ()),
+            inputs=tuple(
+                Input(e["name"], e["dtype"], tuple(e["shape"]), tuple(e.get("columns") or ()), e.get("missing"))
+                for e in section.get("inputs") or ()
+            ),
             outputs=tuple(
                 Output(e["name"], e["dtype"], tuple(e["shape"]), e["role"]) for e in section.get("outputs") or ()
             ),
@@ -174,10 +182,10 @@ def read_artifact(folder: Path) -> Artifact:
 
 
 def check_digests(artifact: Artifact) -> None:
-    """The files are those that were saved, as far as the model says what those were; 30 ms for 47 MB.
+    """Compare the files with the digests that the model records; 30 ms for 47 MB.
 
     Raises:
-        InvalidArtifact: one is altered, cut off, gone, or outside of the folder.
+        InvalidArtifact: a file is altered, cut off, gone, or outside of the folder.
     """
     for name, expected in artifact.digests.items():
         path = _inside(artifact.folder, name)
@@ -191,12 +199,12 @@ def check_digests(artifact: Artifact) -> None:
 
 
 def altered_file_message(name: str, found: str, expected: str) -> str:
-    """What is said of a file that is not the one that was saved."""
+    """Return the message about a file whose digest is not the recorded one."""
     return f"the file {name!r} is not the one that was saved: {found[:19]}, and MLmodel says {expected[:19]}"
 
 
 def _inside(folder: Path, relative: str) -> Path:
-    """The file `relative` of the folder; a path that leads out of the folder is refused."""
+    """Return the path of a file of the model; raise InvalidArtifact if it leads out of the folder or is missing."""
     path = folder / relative
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidArtifact(f"the MLmodel file names {relative!r}, which lies outside of the model")
@@ -205,26 +213,16 @@ def _inside(folder: Path, relative: str) -> Path:
     return path
 
 
-def _input(entry: Mapping[str, Any]) -> Input:
-    return Input(
-        entry["name"],
-        entry["dtype"],
-        tuple(entry["shape"]),
-        tuple(entry.get("columns") or ()),
-        entry.get("missing"),
-    )
-
-
 def _read_signature(signature: Mapping[str, Any] | None) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
     fields = json.loads((signature or {}).get("inputs") or "[]")
     columns, tensors = [], []
     for position, entry in enumerate(fields):
         if entry.get("type") == "tensor":
             spec = entry["tensor-spec"]
-            dtype = "str" if spec["dtype"] == "object" else spec["dtype"]  # MLflow's for strings, either of them
+            dtype = "str" if spec["dtype"] == "object" else spec["dtype"]  # MLflow writes either for strings
             tensors.append(Tensor(entry.get("name", ""), dtype, tuple(spec["shape"])))
         elif entry.get("type") in COLUMN_TYPES:
-            # a column without a name is known by its position, as in MLflow
+            # MLflow calls a column without a name by its position
             columns.append(Column(entry.get("name", str(position)), entry["type"], entry.get("required", True)))
         else:
             raise InvalidArtifact(

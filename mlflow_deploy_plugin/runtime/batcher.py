@@ -29,7 +29,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, TooManyRequests
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
-"""The dimensions of a graph as it declares them: which sizes have to agree, and whether the first ones are its rows.
+"""The dimensions that a graph declares: which sizes have to agree, and whether the first ones are its rows.
 
-Dimensions have to be equal only where they share a symbolic name
-(https://github.com/onnx/onnx/blob/main/docs/IR.md#tensor-shape-types). A graph computes rows where every input has a
-free first dimension, all of one name or none of them named, and an output has one too. Where the first dimensions are
-all fixed at 1, a request is one such row. Every other graph (sizes fixed, or not shared, or scalars) answers a request
-as a whole, which counts as one row.
+Dimensions have to be equal only if they share a symbolic name
+(https://github.com/onnx/onnx/blob/main/docs/IR.md#tensor-shape-types). A graph computes rows if every input has a
+free first dimension, all of one name or all unnamed, and an output has one too. If the first dimensions are all fixed
+at 1, a request is one such row. Every other graph (sizes fixed, or not shared, or scalars) answers a request as a
+whole, which counts as one row.
 """
 
 from collections.abc import Mapping, Sequence
 
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact, Column, Input, Output
-from mlflow_deploy_plugin.runtime.values import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 _FREE, _ONE = (-1,), (1,)
 
@@ -19,12 +19,12 @@ SharedDimensions = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
 
 
 def row_symbols(shape: Sequence[int]) -> tuple[str, ...]:
-    """The names of the dimensions of a tensor whose first one, where it is free, is the rows of a table."""
+    """Return dimension names for a tensor whose first dimension, if it is free, is the rows of a table."""
     return tuple("rows" if (axis, size) == (0, -1) else "" for axis, size in enumerate(shape))
 
 
 def shared_dimensions(inputs: Sequence[Input]) -> SharedDimensions:
-    """The dimensions that have to be equal within a request."""
+    """Return the dimensions that have to be equal within a request."""
     places: dict[str, list[tuple[str, int]]] = {}
     for entry in inputs:
         for axis, name in enumerate(entry.dimension_names):
@@ -34,7 +34,7 @@ def shared_dimensions(inputs: Sequence[Input]) -> SharedDimensions:
 
 
 def sizes_match(shared: SharedDimensions, feeds: Mapping[str, Array]) -> bool:
-    """Whether dimensions of one name have one size."""
+    """Return True if dimensions of one name have one size."""
     for _, ((first, at), *others) in shared:
         size = feeds[first].shape[at]
         for name, axis in others:
@@ -44,7 +44,7 @@ def sizes_match(shared: SharedDimensions, feeds: Mapping[str, Array]) -> bool:
 
 
 def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
-    """What to say where they do not `agree`."""
+    """Return the message about feeds of which `sizes_match` is False."""
     for name, places in shared:
         sizes = [feeds[entry].shape[axis] for entry, axis in places]
         if len(set(sizes)) > 1:
@@ -58,10 +58,10 @@ def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
 
 
 def rowless_reason(columns: Sequence[Column], inputs: Sequence[Input], outputs: Sequence[Output]) -> str:
-    """Why the first dimensions of a model's tensors are not its rows; empty: they are, or its columns have them.
+    """Return why the first dimensions of the tensors are not rows; an empty text if they are, or if there are columns.
 
     Args:
-        outputs: empty where they are not known.
+        outputs: empty if they are not known.
     """
     if columns:
         return ""
@@ -76,15 +76,18 @@ def rowless_reason(columns: Sequence[Column], inputs: Sequence[Input], outputs: 
             return f"its input {entry.name!r} " + (f"has the fixed first size {first[0]}" if first else "is a scalar")
     names = {entry.dimension_names[:1] for entry in inputs}
     if len(names) > 1:
-        told = ", ".join(f"{entry.name!r} ({''.join(entry.dimension_names[:1]) or 'no name'})" for entry in inputs[:5])
-        return f"the first dimensions of its inputs are not the same: {told}"
+        named = ", ".join(f"{entry.name!r} ({''.join(entry.dimension_names[:1]) or 'no name'})" for entry in inputs[:5])
+        return f"the first dimensions of its inputs are not the same: {named}"
     if outputs and _FREE not in answered:
         return "none of its outputs has a free first dimension"
     return ""
 
 
 def no_batch_dimension_reason(artifact: Artifact) -> str:
-    """Why a request cannot be of any number of rows; empty: it can, or the model is no graph, which nobody knows of."""
+    """Return why a request cannot have any number of rows.
+
+    Empty if it can, and for a model without a graph, whose dimensions nobody knows.
+    """
     columns, inputs = artifact.columns, artifact.inputs
     if artifact.flavor == PYTHON_FUNCTION:
         return ""

@@ -1,8 +1,8 @@
-"""The quick way from a table to feeds, for what nearly every request is: the right columns, the right types, no gaps.
+"""The fast path from a table to feeds, for nearly every request: the right columns, the right types, no gaps.
 
-`compile_quick` works out once a version which columns have which type and which input they end in; a request is then
-one look at its types and one array a type. Whatever is not plainly right gives None: `runtime/schema.py` then goes its
-exact way, column by column, which decides, and which names what is wrong. A property test holds both to the same feeds.
+`compile_fast_decoder` works out once a version which columns have which type and which input they end in. A request
+then takes one look at its types and one array a type. For anything unusual the decoder returns None, and
+`runtime/schema.py` decides, column by column, and names what is wrong. A property test holds both to the same feeds.
 """
 
 import struct
@@ -16,11 +16,11 @@ import numpy as np
 
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.dimensions import SharedDimensions, sizes_match
-from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds
-from mlflow_deploy_plugin.runtime.values import LISTS, Array, numpy_dtype
+from mlflow_deploy_plugin.runtime.feeds import Array, NarrowedFeeds
+from mlflow_deploy_plugin.runtime.values import LISTS, numpy_dtype
 
 _NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy makes NaN of None
-_TAKEN: dict[str, frozenset[type]] = {
+_ACCEPTED: dict[str, frozenset[type]] = {
     "double": _NUMBERS,
     "float": _NUMBERS,
     "integer": frozenset({int}),
@@ -28,18 +28,19 @@ _TAKEN: dict[str, frozenset[type]] = {
     "boolean": frozenset({bool}),
     "string": frozenset({str}),
 }
-"""The types of JSON's values that a column of this type takes as they are; a missing text or a 20.0 for 20 are not."""
+"""The Python types that a column of this type takes as they are. A missing text and 20.0 for 20 are not among them."""
 
 _ARRAY_KINDS = {"double": "fiu", "float": "f"}
-"""The kinds of array whose numbers become these types as a list of them would."""
+"""The numpy kinds whose numbers convert to these types as a list of the same numbers would."""
 
 _PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "float64"): "d"}
-"""What `struct` calls the number that an input takes from this type of column: it rounds once, as numpy does."""
+"""The `struct` format of (column type, input dtype); packing rounds once, as numpy does."""
 
-_MOST_TURNED = 1_000_000
-"""Values of columns that are made rows: each row takes 50 bytes and more beside them. The exact way makes none."""
+_MAX_TRANSPOSED = 1_000_000
+"""The largest number of values in columns that are turned into rows, each of which takes 50 bytes and more beside its
+values. The exact path needs no rows."""
 _BLOCK = "@"
-"""What the name of a block begins with."""
+"""The first character of the name of a block."""
 
 _Rows = Sequence[Sequence[Any]]
 _Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
@@ -47,16 +48,16 @@ _Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The columns of one type, how they are taken from a row, and the type of their array."""
+    """The columns of one type, how to pick them from a row, and the type of their array."""
 
     pick: _Pick
-    taken: frozenset[type]
+    accepted: frozenset[type]
     dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """One input of the graph: its name and dtype, its rank, and (group, place in the group) of each of its columns."""
+    """One input of the graph: its name and dtype, its rank, and (group, position in it) of each of its columns."""
 
     name: str
     dtype: np.dtype[Any]
@@ -66,12 +67,12 @@ class _Target:
 
 @dataclass(frozen=True, slots=True)
 class FastDecoder:
-    """Feeds from tables that fit, or None.
+    """Turns tables that fit into feeds; every method returns None for one that may not fit.
 
     Attributes:
         order: the columns that feed the graph, in the signature's order.
-        _blocks: by group what it is called in `NarrowedFeeds.sent`, empty for texts; none at all: the graph takes what
-            the signature says.
+        _blocks: the name of each group in `NarrowedFeeds.sent`, an empty text for a group of texts. No names at all if
+            the graph takes the types of the signature.
         _texts: the inputs of texts.
         _packed, _packed_sent: one row of the only block, as the graph takes it and as it was sent.
     """
@@ -88,7 +89,7 @@ class FastDecoder:
     _texts: tuple[str, ...]
 
     def from_rows(self, names: Sequence[str], rows: _Rows) -> dict[str, Array] | None:
-        """Rows as lists in the order of `names`."""
+        """Decode rows that are lists in the order of `names`."""
         if not rows or not set(map(type, rows)) <= LISTS or set(map(len, rows)) != {len(names)}:
             return None
         if len(names) != len(self.order) or tuple(names) != self.order:
@@ -100,7 +101,7 @@ class FastDecoder:
         return self._feeds(rows)
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Array] | None:
-        """Rows as mappings from column to value."""
+        """Decode rows that are mappings from column to value."""
         if not records or set(map(type, records)) != {dict}:
             return None
         try:
@@ -110,19 +111,19 @@ class FastDecoder:
         return self._feeds(rows)
 
     def from_columns(self, data: Mapping[str, Any]) -> dict[str, Array] | None:
-        """Columns by name."""
+        """Decode columns by name."""
         try:
             columns = self._by_name(data)
         except KeyError:
             return None
         if set(map(type, columns)) != {list} or len(set(map(len, columns))) != 1 or not columns[0]:
             return None
-        if len(columns) * len(columns[0]) > _MOST_TURNED:
+        if len(columns) * len(columns[0]) > _MAX_TRANSPOSED:
             return None
         return self._feeds(list(zip(*columns, strict=True)))
 
     def from_array(self, values: Array) -> dict[str, Array] | None:
-        """Rows of numbers [N, columns] in the signature's order, for one input of one type of column."""
+        """Decode numbers of [N, columns] in the signature's order, for one input of one type of column."""
         if values.ndim != 2 or values.shape[1] != len(self.order) or not len(values):
             return None
         if values.dtype.kind not in self._array_kinds or values.dtype.itemsize > 8:
@@ -132,7 +133,7 @@ class FastDecoder:
     def _feeds(self, rows: _Rows) -> dict[str, Array] | None:
         if self._is_one_block:
             group = self._groups[0]
-            if not set(map(type, rows[0] if len(rows) == 1 else chain.from_iterable(rows))) <= group.taken:
+            if not set(map(type, rows[0] if len(rows) == 1 else chain.from_iterable(rows))) <= group.accepted:
                 return None
             if len(rows) == 1 and self._packed is not None:
                 return self._one_row(rows[0], self._packed)
@@ -141,7 +142,7 @@ class FastDecoder:
         columns: Sequence[Any] = rows[0] if len(rows) == 1 else list(zip(*rows, strict=True))
         for group in self._groups:
             values = group.pick(columns)
-            if not set(map(type, values if len(rows) == 1 else chain.from_iterable(values))) <= group.taken:
+            if not set(map(type, values if len(rows) == 1 else chain.from_iterable(values))) <= group.accepted:
                 return None
             picked.append(values)
         try:
@@ -150,7 +151,7 @@ class FastDecoder:
                     np.array(values, dtype=group.dtype).reshape(-1, len(rows), 1)
                     for group, values in zip(self._groups, picked, strict=True)
                 ]
-                feeds = {target.name: _fill(target, blocks) for target in self._targets}
+                feeds = {target.name: _input_array(target, blocks) for target in self._targets}
         except (OverflowError, FloatingPointError):
             return None
         if not self._blocks:
@@ -161,7 +162,7 @@ class FastDecoder:
         return NarrowedFeeds(feeds, sent)
 
     def _one_row(self, row: Sequence[Any], packed: struct.Struct) -> dict[str, Array] | None:
-        """As `_one_block`, in a quarter of the time."""
+        """Decode a single row as `_one_block` does, in a quarter of the time."""
         target, sent = self._targets[0], self._packed_sent
         try:
             feeds = {target.name: np.frombuffer(packed.pack(*row), target.dtype).reshape(1, -1)}
@@ -173,7 +174,7 @@ class FastDecoder:
         return NarrowedFeeds(feeds, {self._blocks[0]: exact})
 
     def _one_block(self, rows: _Rows | Array, dtype: np.dtype[Any]) -> dict[str, Array] | None:
-        """All columns, in their order, are the one input of the graph."""
+        """Decode rows of which all columns, in their order, are the one input of the graph."""
         target = self._targets[0]
         try:
             with np.errstate(over="raise"):
@@ -186,13 +187,13 @@ class FastDecoder:
 
 @dataclass(frozen=True, slots=True)
 class FastTensorDecoder:
-    """Feeds from arrays that are what the graph takes already, or None: a look at their dtypes and shapes."""
+    """Turns arrays that the graph takes as they are into feeds, by a look at their dtypes and shapes."""
 
     _tensors: tuple[tuple[str, str, np.dtype[Any], tuple[int, ...]], ...]
     _shared: SharedDimensions
 
     def from_arrays(self, data: Mapping[str, Any]) -> dict[str, Array] | None:
-        """Tensors by name."""
+        """Return feeds from tensors by name, or None if one needs more than a look."""
         feeds: dict[str, Array] = {}
         for name, fed, dtype, shape in self._tensors:
             array = data.get(name)
@@ -208,19 +209,18 @@ class FastTensorDecoder:
 def compile_fast_tensor_decoder(
     bound: Sequence[tuple[Input, Tensor]], shared: SharedDimensions
 ) -> FastTensorDecoder | None:
-    """The quick way for these inputs and the tensors that feed them; None: one is text, or converted."""
+    """Return a decoder for these inputs and the tensors that feed them; None if one is text or has to be converted."""
     if any(entry.dtype != tensor.dtype or tensor.dtype == "str" for entry, tensor in bound):
         return None
     return FastTensorDecoder(tuple((t.name, entry.name, numpy_dtype(t.dtype), t.shape) for entry, t in bound), shared)
 
 
 def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple[Input, ...]:
-    """The numbers and booleans of each type as if they were one input; none where `inputs` has such blocks."""
+    """Return an input-like block for the numbers or booleans of each type; none if an input has the name of a block."""
     members: dict[str, list[str]] = {}
     for column in columns:
-        if column.type == "string":  # its input has all of it, and says what stands for a missing one
-            continue
-        members.setdefault(column.type, []).append(column.name)
+        if column.type != "string":  # the input of a string holds it whole, and says what replaces a missing one
+            members.setdefault(column.type, []).append(column.name)
     if any(entry.name.startswith(_BLOCK) and entry.name.removeprefix(_BLOCK) in COLUMN_TYPES for entry in inputs):
         return ()
     return tuple(
@@ -231,10 +231,10 @@ def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple
 def compile_fast_decoder(
     columns: tuple[Column, ...], inputs: tuple[Input, ...], blocks: tuple[Input, ...] = ()
 ) -> FastDecoder | None:
-    """The quick way for this signature; None: there is none (tensors, numbers as text).
+    """Return a decoder for this signature; None if it has tensors, or numbers as text.
 
     Args:
-        blocks: those of `blocks_of`, where the graph takes less than the signature says.
+        blocks: those of `type_blocks`, if the types of the graph are narrower than the signature's.
     """
     is_text = {column.name: column.type == "string" for column in columns}
     if not columns or any(is_text[name] != (entry.dtype == "str") for entry in inputs for name in entry.columns):
@@ -246,7 +246,7 @@ def compile_fast_decoder(
     groups = []
     for kind in kinds:
         positions = [order.index(name) for name in members[kind]]
-        groups.append(_Group(_picker(positions), _TAKEN[kind], numpy_dtype(COLUMN_TYPES[kind])))
+        groups.append(_Group(_picker(positions), _ACCEPTED[kind], numpy_dtype(COLUMN_TYPES[kind])))
     targets = tuple(
         _Target(
             entry.name,
@@ -270,8 +270,8 @@ def compile_fast_decoder(
     )
 
 
-def _fill(target: _Target, blocks: Sequence[Array]) -> Array:
-    """The array of one input, from blocks of [columns of one type, N, 1]."""
+def _input_array(target: _Target, blocks: Sequence[Array]) -> Array:
+    """Return the array of one input from blocks of [columns of one type, N, 1]."""
     if len(target.sources) == 1:
         group, place = target.sources[0]
         column: Array = blocks[group][place].astype(target.dtype, copy=False)
@@ -283,7 +283,7 @@ def _fill(target: _Target, blocks: Sequence[Array]) -> Array:
 
 
 def _picker(keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
-    """`itemgetter`, which gives a tuple for a single key as well."""
+    """Return an `itemgetter` that returns a tuple for a single key, too."""
     if len(keys) == 1:
         return lambda row: (row[keys[0]],)
     return itemgetter(*keys)

@@ -1,8 +1,9 @@
 """Requests and answers as a table: the columns of the inference log and of a model's reference sample.
 
-Both hold the signature's columns under their own names, then `prediction` (what `predict` answers, where that is one
-value a row) and `output.NAME` for every other output, so that drift can lay one over the other. Names that begin with
-an underscore are the log's own (`EVENT_TIME`, …).
+Both hold the columns of the signature under their own names, then `prediction` (if `predict` returns one value a row)
+and `output.NAME` for every other output, so that a drift monitor can compare them. Names that begin with an underscore
+are the log's own (`EVENT_TIME`, …). Labels, keys and masks are compared as text, which `as_text` and `as_key` write the
+same way everywhere.
 """
 
 import math
@@ -13,17 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime.schema import Array, Schema
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.schema import Schema
 
 PREDICTION = "prediction"
 OUTPUT_PREFIX = "output."
 EVENT_TIME = "_event_time"
+_TRUTH = {"true": "1", "false": "0"}
 
 
 def to_log_columns(
     schema: Schema, prediction: tuple[str, ...], feeds: Mapping[str, Array], outputs: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Columns of [N] (tensors and outputs of higher rank: [N, …]) by name, in a stable order."""
+    """Return columns of [N] (tensors and outputs of higher rank: [N, …]) by name, in a stable order."""
     columns = schema.to_columns(feeds)
     for name, array in outputs.items():
         columns[output_column(prediction, name, array)] = array
@@ -31,69 +34,74 @@ def to_log_columns(
 
 
 def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
-    """The column that an output of the graph is."""
+    """Return the name of the column that holds an output of the graph."""
     return PREDICTION if prediction == (name,) and array.ndim == 1 else OUTPUT_PREFIX + name
 
 
 def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
-    """The same rows, numbers in the types that the signature says, fractions rounded to them.
+    """Return the same rows with numbers in the types of the signature; fractions are rounded.
 
     A CSV file has all numbers in 64 bits, and old files of the log have whole numbers and booleans as the graph takes
-    them. A whole number that would change stays as it is, to be refused by name. The log, which must not round, takes
-    `in_signature_types`.
+    them. A whole number that would change stays as it is, to be refused by name. The log must not round: it takes
+    `cast_columns_losslessly`.
 
     Args:
-        dtypes: numpy's, by column or tensor; those of others are left alone.
+        dtypes: numpy's, by column or tensor. Columns without one are left alone.
     """
-    return {name: _cast(values, dtypes[name]) if name in dtypes else values for name, values in rows.items()}
-
-
-def _cast(values: Array, wanted: str) -> Array:
-    dtype = np.dtype("O" if wanted == "str" else wanted)
-    # a whole number goes where any number goes, and is still known to be whole
-    sources = {"f": "f", "i": "fiu", "u": "fiu", "b": "fiu"}.get(dtype.kind, "")
-    if values.dtype.kind not in sources:
-        return values
-    with np.errstate(invalid="ignore", over="ignore"):
-        cast = values.astype(dtype)
-    if dtype.kind == "f":
-        return cast if np.array_equal(np.isfinite(cast), np.isfinite(values)) else values
-    return cast if np.array_equal(cast, values) else values
+    cast = dict(rows)
+    for name, values in rows.items():
+        if name not in dtypes:
+            continue
+        dtype = np.dtype("O" if dtypes[name] == "str" else dtypes[name])
+        # a whole number goes where any number goes, and is still known to be whole
+        sources = {"f": "f", "i": "fiu", "u": "fiu", "b": "fiu"}.get(dtype.kind, "")
+        if values.dtype.kind not in sources:
+            continue
+        with np.errstate(invalid="ignore", over="ignore"):
+            converted = values.astype(dtype)
+        if dtype.kind == "f":
+            is_same = np.array_equal(np.isfinite(converted), np.isfinite(values))
+        else:
+            is_same = np.array_equal(converted, values)
+        if is_same:
+            cast[name] = converted
+    return cast
 
 
 def cast_columns_losslessly(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
-    """The same rows, each column in the type that the signature says, where every value goes there and back.
+    """Return the same rows, each column in the type of the signature if every value survives the way there and back.
 
     Args:
-        dtypes: numpy's, by column; those of others, and of texts, are left alone.
+        dtypes: numpy's, by column. Texts and columns without one are left alone.
     """
-    return {name: _cast_losslessly(values, dtypes[name]) if name in dtypes else values for name, values in rows.items()}
+    cast = dict(rows)
+    for name, values in rows.items():
+        dtype = dtypes.get(name, "str")
+        if dtype == "str" or values.dtype.kind == "O" or values.dtype == dtype:
+            continue
+        with np.errstate(invalid="ignore", over="ignore"):
+            converted = values.astype(dtype)
+            back = converted.astype(values.dtype)
+        is_same = np.array_equal(back, values, equal_nan=values.dtype.kind == "f")
+        if is_same and _is_in_range(values, converted) and _is_in_range(converted, values):
+            cast[name] = converted
+    return cast
 
 
-def _cast_losslessly(values: Array, wanted: str) -> Array:
-    if wanted == "str" or values.dtype.kind == "O" or values.dtype == wanted:
-        return values
-    with np.errstate(invalid="ignore", over="ignore"):
-        cast = values.astype(wanted)
-        back = cast.astype(values.dtype)
-    is_same = np.array_equal(back, values, equal_nan=values.dtype.kind == "f")
-    return cast if is_same and _in_range(values, cast) and _in_range(cast, values) else values
+def _is_in_range(floats: Array, integers: Array) -> bool:
+    """Return True if the floats lie within the range of the integers' type.
 
-
-def _in_range(floats: Array, integers: Array) -> bool:
-    """Whether the floats are within the integers' type: the first beyond it may come back as itself, since the largest
-    integers round to it, and processors clip or wrap around."""
+    The first float beyond it may come back as itself, since the largest integers round to it, and processors clip or
+    wrap around.
+    """
     if floats.dtype.kind != "f" or integers.dtype.kind not in "iu":
         return True
     limits = np.iinfo(integers.dtype)
     return bool(((floats >= float(limits.min)) & (floats < float(limits.max) + 1.0)).all())
 
 
-_TRUTH = {"true": "1", "false": "0"}
-
-
 def as_key(value: Any) -> str | None:
-    """What a key's value is compared as: `as_text`, of true and false in any spelling 1 and 0.
+    """Return the text by which a key is compared: `as_text`, but 1 and 0 for true and false in any spelling.
 
     A column of booleans stands in the log as booleans or as the numbers that the graph takes; a CSV file says True.
     """
@@ -102,7 +110,7 @@ def as_key(value: Any) -> str | None:
 
 
 def as_text(value: Any) -> str | None:
-    """A label's or a key's value as text: 1 for 1.0, true for True, 0.1 for a float32's 0.1; None for NaN and None."""
+    """Return a label or key as text: 1 for 1.0, true for True, 0.1 for a float32's 0.1; None for NaN and None."""
     if value is None:
         return None
     if isinstance(value, str):

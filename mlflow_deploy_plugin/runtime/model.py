@@ -11,7 +11,8 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, check_digests, read_artifact
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import (
     arena_shrinking_options,
     describe_error,

@@ -25,8 +25,9 @@ from mlflow_deploy_plugin.runtime.artifact import (
     read_artifact,
 )
 from mlflow_deploy_plugin.runtime.dimensions import row_symbols
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.runtime.mlmodel import read_mlmodel
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds, Schema, compile_schema
+from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.values import Missing
 
 UNNAMED_OUTPUT = "prediction"
@@ -74,7 +75,7 @@ class FrameSchema(Schema):
         return Schema.from_columns(given, data)
 
     @cached_property
-    def _missing(self) -> Mapping[str, str | Missing | None]:
+    def _replacements(self) -> Mapping[str, str | Missing | None]:
         return dict.fromkeys(self.names, Missing.KEPT)
 
 

@@ -1,8 +1,8 @@
 """The compiled signature: columns, records, rows or tensors → the named arrays that feed the graph, and back.
 
-The signature says what is given, the graph what is fed: columns are stacked into the input that they belong to, extra
-columns are ignored, a missing one is an error. `runtime/values.py` checks the values themselves. A table that plainly
-fits goes the quick way of `runtime/fast_decode.py`; the way that is written here decides on every other.
+The signature says what a client sends, the graph what it is fed: columns are stacked into the input that they belong
+to, extra columns are ignored, a missing one is an error. `runtime/values.py` checks the values themselves. A table that
+plainly fits takes the fast path of `runtime/fast_decode.py`; the path here decides on every other one.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.runtime.fast_decode import (
     compile_fast_tensor_decoder,
     type_blocks,
 )
-from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds, sent_arrays
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, NarrowedFeeds, row_count, sent_arrays
 from mlflow_deploy_plugin.runtime.values import (
     NO_ROWS,
     Missing,
@@ -44,13 +44,9 @@ from mlflow_deploy_plugin.runtime.values import (
     overflow_message,
     short_repr,
 )
-from mlflow_deploy_plugin.runtime.values import Array as Array
 
-Feeds = dict[str, Array]
-"""Arrays by ONNX input name."""
-
-_MOST_FILLED = 10_000_000
-"""Values that are made for what a request leaves out, where it does not give as many itself."""
+_MAX_FILLED = 10_000_000
+"""The largest number of omitted values that are filled in for a request that does not send as many itself."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +54,10 @@ class Schema:
     """The inputs of one model, ready to turn data into feeds.
 
     Attributes:
-        columns: the signature's columns; empty for a tensor-based signature.
-        tensors: the signature's tensors; empty for a column-based one.
-        inputs: the graph's inputs, each bound to columns or to a tensor.
-        has_rows: the first dimension of every tensor is its rows; a request to another model is one row as a whole.
+        columns: the columns of the signature; empty for a tensor-based one.
+        tensors: the tensors of the signature; empty for a column-based one.
+        inputs: the inputs of the graph, each bound to columns or to a tensor.
+        has_rows: true if the first dimension of every tensor is its rows. If not, a request counts as one row.
     """
 
     columns: tuple[Column, ...]
@@ -71,28 +67,28 @@ class Schema:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The names of the signature's columns, or of its tensors."""
+        """The names of the columns, or of the tensors."""
         return tuple(field.name for field in self.columns or self.tensors)
 
     def from_columns(self, data: Mapping[str, Sequence[Any] | Array]) -> Feeds:
-        """Columns (or tensors) by name; each value a list or an array of N.
+        """Return feeds from columns (or tensors) by name, each a list or an array of N.
 
         Raises:
             SchemaMismatch: a column is missing, mistyped or of another length than the others; no rows.
         """
         if not self.columns:
             return self._from_tensors(data)
-        if self._quick is not None and (feeds := self._quick.from_columns(data)) is not None:
+        if self._fast is not None and (feeds := self._fast.from_columns(data)) is not None:
             return feeds
-        if absence := self.missing_columns(data):
-            raise SchemaMismatch(absence)
-        rows = self._rows(data)
+        if problem := self.missing_columns(data):
+            raise SchemaMismatch(problem)
+        rows = self._common_length(data)
         absent = sum(name not in data for name in self.names)
         _check_filled(rows * absent, rows * (len(self.names) - absent))
         with np.errstate(over="raise"):
             arrays = {
                 column.name: convert_column(
-                    column, data[column.name] if column.name in data else [None] * rows, self._missing[column.name]
+                    column, data[column.name] if column.name in data else [None] * rows, self._replacements[column.name]
                 )
                 for column in self.columns
             }
@@ -106,12 +102,12 @@ class Schema:
         return NarrowedFeeds(feeds, sent | {name: feeds[name] for name in self._texts})
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
-        """Rows as mappings from column to value; a column that some rows lack is null in those.
+        """Return feeds from rows that are mappings from column to value. A column that a row lacks is null in it.
 
         Raises:
             SchemaMismatch: as `from_columns`, a row is no mapping, or names other columns of a tensor than the first.
         """
-        if self._quick is not None and (feeds := self._quick.from_records(records)) is not None:
+        if self._fast is not None and (feeds := self._fast.from_records(records)) is not None:
             return feeds
         for row, record in enumerate(records):
             if not isinstance(record, Mapping):
@@ -121,25 +117,30 @@ class Schema:
         if not records:
             raise SchemaMismatch(NO_ROWS)
         if not self.columns:
-            return self._from_tensor_records(records)
+            # the first row names the columns; keys of the rows' own would make a table as wide as it is long
+            names = records[0].keys()
+            for row, record in enumerate(records):
+                if record.keys() != names:
+                    other = short_repr(next(iter(record.keys() ^ names)))
+                    raise SchemaMismatch(f"row {row} and row 0 name different columns: {other} is in one of them")
+            return self._from_frame({name: [record[name] for record in records] for name in names})
         seen = dict.fromkeys(chain.from_iterable(records))
-        if absence := self.missing_columns(seen):
-            raise SchemaMismatch(absence)
+        if problem := self.missing_columns(seen):
+            raise SchemaMismatch(problem)
         present = [name for name in self.names if name in seen]
         given = sum(map(len, records))
         _check_filled(len(records) * len(present) - given, given)
         return self._from_frame({name: [record.get(name) for record in records] for name in present})
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Feeds:
-        """Rows as lists in the order of `names` (pandas' "split").
+        """Return feeds from rows that are lists in the order of `names` (pandas' "split").
 
         Raises:
             SchemaMismatch: as `from_columns`, a name that stands twice, or a row of another length than `names`.
         """
-        if self._quick is not None and (feeds := self._quick.from_rows(names, rows)) is not None:
+        if self._fast is not None and (feeds := self._fast.from_rows(names, rows)) is not None:
             return feeds
-        doubled = [name for name, count in Counter(names).items() if count > 1]
-        if doubled:
+        if doubled := [name for name, count in Counter(names).items() if count > 1]:
             raise SchemaMismatch(f"column {doubled[0]!r} stands twice")
         for row, values in enumerate(rows):
             if not isinstance(values, list | tuple) or len(values) != len(names):
@@ -149,7 +150,7 @@ class Schema:
         return self._from_frame(dict(zip(names, map(list, zip(*rows, strict=True)), strict=False)))
 
     def from_array(self, values: Any) -> Feeds:
-        """Rows without names: the columns in the signature's order, or the only tensor, as nested lists or an array.
+        """Return feeds from unnamed rows: nested lists or an array, with the columns in order or the only tensor.
 
         Raises:
             SchemaMismatch: as `from_columns`, or the shape does not fit.
@@ -160,7 +161,7 @@ class Schema:
             return self._from_tensors({self.tensors[0].name: values})
         rows = values
         if isinstance(values, np.ndarray):
-            if self._quick is not None and (feeds := self._quick.from_array(values)) is not None:
+            if self._fast is not None and (feeds := self._fast.from_array(values)) is not None:
                 return feeds
             rows = values.tolist()
         if not isinstance(rows, list | tuple):
@@ -170,10 +171,10 @@ class Schema:
         return self.from_rows(self.names, rows)
 
     def to_columns(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The way back: arrays of [N] by signature column (of [N, …] by tensor name), as captured rows need them.
+        """Return the sent values of feeds: arrays of [N] by column, or of [N, …] by tensor.
 
-        They are what was sent, where the graph takes less. An input without an entry in `feeds` (one value for all
-        rows is not captured) has no column.
+        Captured rows are written like this. An input without an entry in `feeds` has no column: one value for all rows
+        is not captured.
         """
         columns: dict[str, Array] = {}
         arrays = sent_arrays(feeds)
@@ -189,7 +190,7 @@ class Schema:
 
     @cached_property
     def tensor_schema(self) -> "Schema":
-        """The same model for protocols of tensors: each tensor is named as the input of the graph that it feeds."""
+        """The schema for protocols of tensors: each tensor has the name of the graph's input that it feeds."""
         inputs = self.inputs
         if self.columns:
             tensors = [Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs]
@@ -199,7 +200,7 @@ class Schema:
         return Schema((), tuple(tensors), inputs, self.has_rows)
 
     def count_rows(self, arrays: Mapping[str, Array]) -> int:
-        """How many rows a request with these inputs, or outputs, has."""
+        """Return the number of rows of a request with these inputs or outputs."""
         return row_count(arrays) if self.has_rows else 1
 
     @cached_property
@@ -209,30 +210,32 @@ class Schema:
         return columns or {tensor.name: tensor.dtype for tensor in self.tensors}
 
     def missing_columns(self, given: Collection[str]) -> str:
-        """A message that says which required columns are not among the given ones; empty: all are."""
+        """Return a message about the required columns that are not among the given ones; an empty text if all are."""
         missing = [column.name for column in self.columns if column.required and column.name not in given]
-        return self._absence("column", missing, given) if missing else ""
+        return self._missing_message("column", missing, given) if missing else ""
 
-    def _absence(self, noun: str, missing: Sequence[str], given: Iterable[str]) -> str:
-        """Names what is missing, and what came in its place where that is not known."""
+    def _missing_message(self, noun: str, missing: Sequence[str], given: Iterable[str]) -> str:
+        """Name what is missing, and the unknown name that came in its place."""
         instead = hint_for_missing(missing, (name for name in given if name not in self.dtypes))
         needed = "" if "did you mean" in instead else f"; the model needs {join_names(self.names, missing[0])}"
-        return f"{_plural(noun, missing)} missing{instead}{needed}"
+        called = join_names([repr(name) for name in missing])
+        subject = f"{noun} {called} is" if len(missing) == 1 else f"{noun}s {called} are"
+        return f"{subject} missing{instead}{needed}"
 
     @cached_property
     def sent_inputs(self) -> tuple[Input, ...]:
-        """What arrays of sent rows may be called, and what of the signature they hold: the graph's inputs, and a block
-        of each type of number where the graph takes less than the signature says."""
+        """The arrays that may hold sent rows: the graph's inputs, and a block for each type of number that the graph
+        narrows."""
         return (*self.inputs, *self._blocks)
 
     @cached_property
     def capture_schema(self) -> "Schema":
-        """The same model for rows in the spool, which hold what was sent."""
+        """The schema of the rows in the spool, which hold the values as they were sent."""
         return replace(self, inputs=self.sent_inputs) if self._blocks else self
 
     @cached_property
     def _blocks(self) -> tuple[Input, ...]:
-        """The numbers of each type as one array of that type; empty: the graph's inputs lose nothing of them."""
+        """The numbers of each type as one array of that type. Empty if the graph's inputs lose nothing of them."""
         types = {column.name: numpy_dtype(COLUMN_TYPES[column.type]) for column in self.columns}
         fed = [(numpy_dtype(entry.dtype), types[name]) for entry in self.inputs for name in entry.columns if types]
         return () if all(is_lossless_cast(*pair) for pair in fed) else type_blocks(self.columns, self.inputs)
@@ -244,11 +247,11 @@ class Schema:
         return tuple(entry.name for entry in self.inputs if not texts.isdisjoint(entry.columns))
 
     @cached_property
-    def _quick(self) -> FastDecoder | None:
+    def _fast(self) -> FastDecoder | None:
         return compile_fast_decoder(self.columns, self.inputs, self._blocks)
 
     @cached_property
-    def _quick_tensors(self) -> FastTensorDecoder | None:
+    def _fast_tensors(self) -> FastTensorDecoder | None:
         return compile_fast_tensor_decoder(self._bound_tensors, self._shared)
 
     @cached_property
@@ -258,14 +261,20 @@ class Schema:
         return shared_dimensions(fitting)
 
     @cached_property
-    def _missing(self) -> Mapping[str, str | Missing | None]:
-        """By column: what stands for a missing string; None: nothing does."""
+    def _replacements(self) -> Mapping[str, str | Missing | None]:
+        """The value that replaces a missing string, by column. None: nothing does."""
         said = {name: entry.missing for entry in self.inputs for name in entry.columns}
         return {name: said.get(name) for name in self.names}
 
-    def _rows(self, data: Mapping[str, Any]) -> int:
-        """The one length of all columns."""
-        lengths = {name: _length(name, data[name]) for name in self.names if name in data}
+    def _common_length(self, data: Mapping[str, Any]) -> int:
+        """Return the one length of all columns."""
+        lengths = {}
+        for name in self.names:
+            if name in data:
+                values = data[name]
+                if not isinstance(values, list | tuple) and not (isinstance(values, np.ndarray) and values.ndim == 1):
+                    raise SchemaMismatch(f"column {name!r} is {short_repr(values)}; a list of values is expected")
+                lengths[name] = len(values)
         first, rows = next(iter(lengths.items()), ("", 0))
         for name, length in lengths.items():
             if length != rows:
@@ -275,7 +284,10 @@ class Schema:
         return rows
 
     def _from_frame(self, data: Mapping[str, list[Any]]) -> Feeds:
-        """A table: by column name; for the only tensor its only column, or, of rank 2, all columns as they come."""
+        """Return feeds from a table by column name.
+
+        The only tensor takes the only column. If it has rank 2, it takes all columns in their order.
+        """
         if self.columns:
             return self.from_columns(data)
         if len(self.tensors) == 1 and len(data) == 1:
@@ -286,25 +298,14 @@ class Schema:
             return self._from_tensors({self.tensors[0].name: list(map(list, zip(*data.values(), strict=True)))})
         raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {join_names(self.names)}")
 
-    def _from_tensor_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
-        """The first row names the columns; keys of the rows' own would make a table as wide as it is long."""
-        names = records[0].keys()
-        for row, record in enumerate(records):
-            if record.keys() != names:
-                other = next(iter(record.keys() ^ names))
-                raise SchemaMismatch(
-                    f"row {row} and row 0 name different columns: {short_repr(other)} is in one of them"
-                )
-        return self._from_frame({name: [record[name] for record in records] for name in names})
-
     def _from_tensors(self, data: Mapping[str, Any]) -> Feeds:
-        if self._quick_tensors is not None and (feeds := self._quick_tensors.from_arrays(data)) is not None:
+        if self._fast_tensors is not None and (feeds := self._fast_tensors.from_arrays(data)) is not None:
             return feeds
         if self.names == ("",) and len(data) == 1:
             data = {"": next(iter(data.values()))}  # the only, nameless tensor may be called anything
         missing = [name for name in self.names if name not in data]
         if missing:
-            raise SchemaMismatch(self._absence("tensor", missing, data))
+            raise SchemaMismatch(self._missing_message("tensor", missing, data))
         try:
             with np.errstate(over="raise"):
                 arrays = {tensor.name: convert_tensor(tensor, data[tensor.name]) for tensor in self.tensors}
@@ -316,24 +317,22 @@ class Schema:
             raise SchemaMismatch("a number is too large for the model's floating-point type") from None
         if not sizes_match(self._shared, feeds):
             raise SchemaMismatch(size_mismatch(self._shared, feeds))
-        sent = {
-            entry.name: _given(entry, arrays[tensor.name], data[tensor.name]) for entry, tensor in self._bound_tensors
-        }
+        sent = {}
+        for entry, tensor in self._bound_tensors:
+            given = data[tensor.name]
+            # the signature says nothing of the type of an input that columns are stacked in
+            is_typed = entry.columns and isinstance(given, np.ndarray) and given.dtype.kind in "fiub"
+            sent[entry.name] = given if is_typed else arrays[tensor.name]
         is_narrowed = not all(is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items())
         return NarrowedFeeds(feeds, sent) if is_narrowed else feeds
 
     @cached_property
     def _bound_tensors(self) -> list[tuple[Input, Tensor]]:
-        """Each input of the graph with its tensor: by name, or the only one."""
+        """Each input of the graph with its tensor of the same name, or the only one."""
         if len(self.inputs) == 1:
             return [(self.inputs[0], self.tensors[0])]
         named = {tensor.name: tensor for tensor in self.tensors}
         return [(entry, named[entry.name]) for entry in self.inputs]
-
-
-def row_count(arrays: Mapping[str, Array]) -> int:
-    """How many rows the arrays have; of those that differ, the most, and 0 where none has rows."""
-    return max((len(array) for array in arrays.values() if array.ndim), default=0)
 
 
 def compile_schema(
@@ -342,10 +341,10 @@ def compile_schema(
     inputs: tuple[Input, ...],
     outputs: tuple[Output, ...] = (),
 ) -> Schema:
-    """Checks that every input of the graph is fed by the signature.
+    """Return the schema after checking that the signature feeds every input of the graph.
 
     Args:
-        outputs: empty where they are not known.
+        outputs: empty if they are not known.
 
     Raises:
         InvalidArtifact: an input has no source in the signature, or a name stands twice in it.
@@ -362,15 +361,15 @@ def compile_schema(
 
 
 def _from_cells(tensor: Tensor, cells: list[Any]) -> list[Any]:
-    """A column of a table as a tensor: a cell holds its row's one value, or all of them flattened, as in MLflow."""
+    """Return a column of a table as a tensor: a cell holds the row's one value or all of them flat, as in MLflow."""
     inner = tensor.shape[1:]
     if len(inner) == 1:
         return cells if any(isinstance(cell, list) for cell in cells) else [[cell] for cell in cells]
-    return [_unflattened(cell, inner) for cell in cells]
+    return [_unflatten(cell, inner) for cell in cells]
 
 
-def _unflattened(cell: Any, shape: tuple[int, ...]) -> Any:
-    """The values of one row in its shape; what is not as many values in one list is left as it is, to be checked."""
+def _unflatten(cell: Any, shape: tuple[int, ...]) -> Any:
+    """Return the flat values of one row in its shape; anything else as it is, to be checked later."""
     is_flat = isinstance(cell, list) and len(shape) > 1 and not any(isinstance(value, list) for value in cell)
     if not is_flat or min(shape) < 1 or len(cell) != prod(shape):
         return cell
@@ -380,7 +379,7 @@ def _unflattened(cell: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
-    """The columns of one ONNX input, as [N, columns] (or [N] where the graph wants a vector)."""
+    """Return the columns of one ONNX input as [N, columns], or as [N] if the graph wants a vector."""
     dtype = numpy_dtype(entry.dtype)
     if len(entry.columns) == 1:
         only = arrays[entry.columns[0]].astype(dtype, copy=False)
@@ -392,24 +391,8 @@ def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
 
 
 def _check_filled(missing: int, given: int) -> None:
-    """Refuses what is small as a body, and a table of gigabytes: a million rows of nothing, for hundreds of columns."""
-    if missing > max(_MOST_FILLED, given):
+    """Refuse a small body that becomes a table of gigabytes: a million empty rows for hundreds of columns."""
+    if missing > max(_MAX_FILLED, given):
         raise SchemaMismatch(
             f"{missing} values are left out, and at most {given} given; send fewer rows, or whole ones"
         )
-
-
-def _given(entry: Input, typed: Array, values: Any) -> Array:
-    """A tensor as it was sent: in the signature's type, which says nothing of an input that columns are stacked in."""
-    return values if entry.columns and isinstance(values, np.ndarray) and values.dtype.kind in "fiub" else typed
-
-
-def _length(name: str, values: Any) -> int:
-    if isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.ndim == 1):
-        return len(values)
-    raise SchemaMismatch(f"column {name!r} is {short_repr(values)}; a list of values is expected")
-
-
-def _plural(noun: str, names: Sequence[str]) -> str:
-    called = join_names([repr(name) for name in names])
-    return f"{noun} {called} is" if len(names) == 1 else f"{noun}s {called} are"

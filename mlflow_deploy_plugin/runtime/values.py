@@ -1,7 +1,7 @@
-"""One column or one tensor: values as they came, checked, as an array of the signature's type.
+"""Values as they came, checked and converted into one column or one tensor of the signature's type.
 
-Checked as MLflow's signature enforcement does: integers go into floating-point columns, and numbers such as 20.0, which
-lose nothing, into integer ones where they come in lists; nothing else changes its type silently. An error names the
+The rules are those of MLflow's signature enforcement: integers go into floating-point columns. In lists, numbers such
+as 20.0 go into integer columns, because nothing is lost. Nothing else changes its type silently. An error names the
 column, the row and the value.
 """
 
@@ -12,12 +12,11 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Tensor
+from mlflow_deploy_plugin.runtime.feeds import Array
 
-Array = npt.NDArray[Any]
 LISTS = frozenset({list, tuple})
 NO_ROWS = "the data has no rows; at least one is needed"
 
@@ -25,53 +24,65 @@ _EXPECTED = {"f": "a number", "i": "an integer", "b": "true or false", "s": "a s
 _ACCEPTED = {"f": frozenset("fi"), "i": frozenset("i"), "b": frozenset("b"), "s": frozenset("s")}
 _KINDS = {"f": "f", "i": "i", "u": "i", "b": "b", "O": "s"}
 """The kind of value that an array of this numpy kind takes; strings live in object arrays."""
+_SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
+"""The numpy kinds that may become an array of this kind."""
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxlist, _SHOWN.maxdict, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 3, 4, 4, 60, 60, 60
 
 
 class Missing(Enum):
-    """What a missing string may be beside a text that stands for it."""
+    """Says that a missing string stays None instead of becoming a text that stands for it."""
 
     KEPT = None
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
-    """The numpy dtype of a signature's or a graph's; strings are Python's, in object arrays."""
+    """Return the numpy dtype for a dtype of a signature or a graph. Strings are Python's, in object arrays."""
     return np.dtype(object) if dtype == "str" else np.dtype(dtype)
 
 
 def is_lossless_cast(wide: np.dtype[Any], values: np.dtype[Any]) -> bool:
-    """Whether every value of one dtype is itself in another; numpy calls 64-bit integers safe in a float64."""
+    """Return True if a cast keeps every value. numpy wrongly calls 64-bit integers safe in a float64."""
     is_rounded = values.kind in "iu" and values.itemsize == 8 and wide.kind == "f"
     return np.can_cast(values, wide) and not is_rounded
 
 
 def short_repr(value: Any) -> str:
-    """A value as an error may show it: in JSON's words, short, and never deeper than a few levels."""
+    """Return a value as an error message may show it: in the words of JSON, short, a few levels deep."""
     if value is None or value is True or value is False:
         return {None: "null", True: "true", False: "false"}[value]
     return _SHOWN.repr(value)
 
 
 def convert_column(column: Column, values: Sequence[Any] | Array, missing: str | Missing | None) -> Array:
-    """The values of one column as an array of [N] in the column's type.
+    """Return the values of one column as an array of [N] in the column's type.
 
     Args:
-        missing: what stands for a missing string (`Missing.KEPT`: None); None: a missing string is an error.
+        missing: the text that replaces a missing string. `Missing.KEPT`: it stays None. None: it is an error.
 
     Raises:
-        SchemaMismatch: a value has another type, does not fit, or is missing where that cannot be said in the type.
+        SchemaMismatch: a value has another type, does not fit, or is missing and the type has no missing value.
     """
     dtype = numpy_dtype(COLUMN_TYPES[column.type])
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
-        return _narrowed(column, values, dtype)
+        return _convert_array(column, values, dtype)
     listed: Sequence[Any] = values.tolist() if isinstance(values, np.ndarray) else values
-    return _strings(column, listed, missing) if dtype.kind == "O" else _numbers(column, listed, dtype)
+    if dtype.kind != "O":
+        return _convert_numbers(column, listed, dtype)
+    strings = np.empty(len(listed), dtype=object)
+    for row, value in enumerate(listed):
+        if isinstance(value, str):
+            strings[row] = value
+        elif missing is not None and (value is None or value != value):  # NaN is how a frame writes a missing string
+            strings[row] = missing.value if isinstance(missing, Missing) else missing
+        else:
+            raise SchemaMismatch(_mistyped(column, row, value))
+    return strings
 
 
 def convert_tensor(tensor: Tensor, values: Any) -> Array:
-    """One tensor, in the signature's dtype and shape; in a floating-point tensor null is NaN.
+    """Return one tensor in the dtype and shape of the signature. In a floating-point tensor, null is NaN.
 
     Raises:
         SchemaMismatch: ragged, of another type or shape, or a number that does not fit.
@@ -82,7 +93,11 @@ def convert_tensor(tensor: Tensor, values: Any) -> Array:
         _check_nesting(label, tensor, values)
     array = _as_array(label, values, dtype)
     if dtype.kind in "iu" and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
-        array = _whole(array, dtype)
+        # An integer beside a fractional number has become a float already, which above 2**53 may be another number.
+        limits = np.iinfo(dtype)
+        low, high = max(limits.min, 1 - 2**53), min(limits.max, 2**53 - 1)
+        if ((array == np.trunc(array)) & (array >= low) & (array <= high)).all():
+            array = array.astype(dtype)
     if len(array.shape) != len(tensor.shape) or any(
         want not in (-1, have) for want, have in zip(tensor.shape, array.shape, strict=True)
     ):
@@ -98,7 +113,7 @@ def convert_tensor(tensor: Tensor, values: Any) -> Array:
 
 
 def overflow_message(arrays: Mapping[str, Array]) -> str:
-    """Names the first number that became infinite on its way into the graph's 32-bit input."""
+    """Return a message that names the first number that became infinite in a 32-bit input of the graph."""
     for name, array in arrays.items():
         if array.dtype.kind == "f":
             rows = np.flatnonzero(np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max))
@@ -108,12 +123,8 @@ def overflow_message(arrays: Mapping[str, Array]) -> str:
     return "a number is too large for the model's floating-point type"
 
 
-_SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
-"""The numpy kinds that may become an array of this kind."""
-
-
 def _check_nesting(label: str, tensor: Tensor, values: Any) -> None:
-    """Refuses what numpy would take gigabytes for: one long text makes it give every number as much room."""
+    """Refuse values for which numpy would take gigabytes: one long text makes every number as large as itself."""
     level: Sequence[Any] = [values]
     is_ragged = False
     for _ in tensor.shape:
@@ -134,46 +145,26 @@ def _check_nesting(label: str, tensor: Tensor, values: Any) -> None:
 
 
 def _as_array(label: str, values: Any, dtype: np.dtype[Any]) -> Array:
-    """An array as numpy reads it; of objects where text is wanted; null is NaN where floating point is."""
+    """Return an array as numpy reads it: of objects for texts, with NaN for null if `dtype` is floating-point."""
     try:
         if dtype.kind == "O":
-            return _text(label, np.array(values, dtype=object))
+            texts = np.array(values, dtype=object)
+            for value in texts.flat:
+                if not isinstance(value, str):
+                    raise SchemaMismatch(f"{label} holds {short_repr(value)}, where a string is expected")
+            return texts
         array = np.asarray(values)
     except (ValueError, OverflowError):
         raise SchemaMismatch(f"{label} is ragged, or nested too deeply: all its rows need the same shape") from None
     if array.dtype.kind != "O" or dtype.kind != "f":
         return array
-    return _with_nan(label, array)
-
-
-def _whole(array: Array, dtype: np.dtype[Any]) -> Array:
-    """Numbers without fractions as integers; others are left as they are, to be refused.
-
-    An integer beside a fractional number has become a float already, which above 2**53 may be another number.
-    """
-    limits = np.iinfo(dtype)
-    low, high = max(limits.min, 1 - 2**53), min(limits.max, 2**53 - 1)
-    fits = (array == np.trunc(array)) & (array >= low) & (array <= high)
-    return array.astype(dtype) if fits.all() else array
-
-
-def _text(label: str, array: Array) -> Array:
-    for value in array.flat:
-        if not isinstance(value, str):
-            raise SchemaMismatch(f"{label} holds {short_repr(value)}, where a string is expected")
-    return array
-
-
-def _with_nan(label: str, array: Array) -> Array:
-    """Objects as floating-point numbers, in which null stands for NaN."""
-    for value in set(map(type, array.flat)):
-        if _kind_of(value) not in "fin":
-            raise SchemaMismatch(f"{label} is ragged, or holds something that is not a number")
+    if any(_kind_of(kind) not in "fin" for kind in set(map(type, array.flat))):
+        raise SchemaMismatch(f"{label} is ragged, or holds something that is not a number")
     return np.array([np.nan if value is None else value for value in array.flat], dtype=np.float64).reshape(array.shape)
 
 
 def _kind_of(kind: type) -> str:
-    """f, i, b, s for the type of a value, n for a missing one, ? for anything else."""
+    """Return f, i, b or s for the type of a value, n for None, ? for anything else."""
     if issubclass(kind, bool | np.bool_):
         return "b"
     if issubclass(kind, int | np.integer):
@@ -185,8 +176,8 @@ def _kind_of(kind: type) -> str:
     return "n" if kind is type(None) else "?"
 
 
-def _numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]) -> Array:
-    """Numbers or booleans, in which null is NaN where the column is of floating point."""
+def _convert_numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]) -> Array:
+    """Convert a list of numbers or booleans. In a floating-point column, null is NaN."""
     kinds = set(map(_kind_of, set(map(type, values))))
     if "n" in kinds and dtype.kind == "f":
         values = [np.nan if value is None else value for value in values]
@@ -208,8 +199,8 @@ def _numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]) -> Arr
         raise SchemaMismatch(_unfit(column, row, values[row])) from None
 
 
-def _narrowed(column: Column, values: Array, dtype: np.dtype[Any]) -> Array:
-    """An array of numbers or booleans in the column's type; integers may not wrap around."""
+def _convert_array(column: Column, values: Array, dtype: np.dtype[Any]) -> Array:
+    """Convert an array of numbers or booleans. Integers may not wrap around."""
     if dtype.kind == "O" or values.dtype.kind not in _SOURCES[dtype.kind]:
         raise SchemaMismatch(_mistyped(column, 0, values[0].item()))
     if dtype.kind == "i" and not np.can_cast(values.dtype, dtype):
@@ -222,19 +213,6 @@ def _narrowed(column: Column, values: Array, dtype: np.dtype[Any]) -> Array:
     except FloatingPointError:
         row = int(np.flatnonzero(np.isfinite(values) & (np.abs(values) > np.finfo(dtype).max))[0])
         raise SchemaMismatch(_unfit(column, row, values[row].item())) from None
-
-
-def _strings(column: Column, values: Sequence[Any], missing: str | Missing | None) -> Array:
-    """Strings, in which null and NaN (a frame's missing string) become `missing`."""
-    array = np.empty(len(values), dtype=object)
-    for row, value in enumerate(values):
-        if isinstance(value, str):
-            array[row] = value
-        elif missing is not None and (value is None or value != value):
-            array[row] = missing.value if isinstance(missing, Missing) else missing
-        else:
-            raise SchemaMismatch(_mistyped(column, row, value))
-    return array
 
 
 def _fits(value: Any, dtype: np.dtype[Any]) -> bool:

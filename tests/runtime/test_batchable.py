@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime.batchable import repeat_row, unbatchable_reason
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime import OnnxModel, repeat_row, unbatchable_reason
 from tests.support.models import write_model
 
 PER_ROW = """

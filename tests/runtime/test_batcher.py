@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooManyRequests
-from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
-from mlflow_deploy_plugin.runtime.schema import Array, Feeds
+from mlflow_deploy_plugin.runtime import Array, Batcher, BatchPolicy, Feeds
 from tests.support.waiting import wait_until
 
 EIGHT = BatchPolicy(max_batch_size=8)

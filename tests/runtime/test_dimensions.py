@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
-from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime import OnnxModel, no_batch_dimension_reason
 from tests.support.models import write_model
 
 TEXTS = "g (float[N,2] X, string[N] s) => (float[N] y, string[N] t) <int64[1] axis = {1}> { %s \n t = Identity(s) }"

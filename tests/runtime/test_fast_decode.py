@@ -1,4 +1,4 @@
-"""The quick way gives what the exact way gives, bit by bit, or leaves it to that."""
+"""The fast path gives what the exact path gives, bit by bit, or leaves it to that."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.feeds import sent_arrays
-from mlflow_deploy_plugin.runtime.schema import Feeds, Schema, compile_schema
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Feeds, Input, Schema, Tensor, compile_schema, sent_arrays
 
 NUMERIC = ["float32", "float64", "int64", "float16"]
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -80,9 +78,9 @@ def outcome(ask: Callable[[], Feeds]) -> Any:
 
 
 def exact(schema: Schema) -> Schema:
-    """The same without the quick way."""
+    """The same without the fast path."""
     slow = replace(schema)
-    slow.__dict__["_quick"] = None
+    slow.__dict__["_fast"] = None
     return slow
 
 
@@ -136,11 +134,11 @@ def test_an_array_of_rows_is_taken_as_its_lists(kind: Any, source: Any, target: 
         )
 
 
-def test_what_plainly_fits_goes_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_plainly_fits_goes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = (Column("s", "string"), Column("d", "double"), Column("n", "long"), Column("b", "boolean"))
     inputs = tuple(Input(column.name, COLUMN_TYPES[column.type], (-1, 1), (column.name,)) for column in columns)
     schema = compile_schema(columns, (), inputs)
-    monkeypatch.setattr("mlflow_deploy_plugin.runtime.schema.typed_column", None)
+    monkeypatch.setattr("mlflow_deploy_plugin.runtime.schema.convert_column", None)
     row = ["a", 1.5, 2, True]
     record = dict(zip("sdnb", row, strict=True))
     schema.from_rows(list("sdnb"), [row])
@@ -180,7 +178,7 @@ GIVEN: list[Any] = [
 def test_tensors_go_both_ways_to_the_same_feeds(tensors: Any, first: int) -> None:
     schema = compile_schema((), tuple(Tensor(*tensor) for tensor in tensors), tuple(Input(*t) for t in tensors))
     slow = replace(schema)
-    slow.__dict__["_quick_tensors"] = None
+    slow.__dict__["_fast_tensors"] = None
     for second in GIVEN:
         for data in ({"x": GIVEN[first], "y": second}, {"": GIVEN[first]}, {"x": GIVEN[first]}):
             assert outcome(lambda: schema.from_columns(data)) == outcome(lambda: slow.from_columns(data))  # noqa: B023

@@ -10,9 +10,8 @@ import onnxruntime
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.runtime import graph_cache
+from mlflow_deploy_plugin.runtime import graph_cache, open_session
 from mlflow_deploy_plugin.runtime.graph_cache import optimized_graph_path
-from mlflow_deploy_plugin.runtime.session import open_session
 from tests.support.models import adder, parse_graph
 
 X = np.random.default_rng(1).random((3, 600), dtype=np.float32)

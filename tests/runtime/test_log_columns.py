@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime.log_columns import cast_columns, cast_columns_losslessly
+from mlflow_deploy_plugin.runtime import cast_columns, cast_columns_losslessly
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL, read_mlmodel
+from mlflow_deploy_plugin.runtime import MLMODEL, read_mlmodel
 
 
 def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
-from mlflow_deploy_plugin.runtime.artifact import read_artifact
-from mlflow_deploy_plugin.runtime.log_columns import to_log_columns
-from mlflow_deploy_plugin.runtime.model import OnnxModel
+from mlflow_deploy_plugin.runtime import OnnxModel, read_artifact, to_log_columns
 from tests.support.models import write_model
 
 SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, ColumnType, Input, Tensor
-from mlflow_deploy_plugin.runtime.schema import Feeds, Schema, compile_schema
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, ColumnType, Feeds, Input, Schema, Tensor, compile_schema
 
 
 def columns_schema(missing: str | None = None, **types: ColumnType) -> Schema:

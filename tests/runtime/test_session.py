@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.runtime import session
-from mlflow_deploy_plugin.runtime.session import available_cores
+from mlflow_deploy_plugin.runtime import available_cores, session
 
 
 @pytest.mark.parametrize(
