@@ -33,9 +33,9 @@ from mlflow_deploy_plugin.statedir import AGENT, SPOOL, AgentState, write_state
 _log = logging.getLogger("mlflow_deploy_plugin.agent")
 
 _ROUND_SECONDS = 0.25
-"""Between two looks at the files; how often the registry is asked is `settings.poll_seconds`."""
+"""Between two rounds of following; `settings.poll_seconds` says how often the registry is asked."""
 _COMMAND_SECONDS = 0.05
-"""Between two looks for a command: somebody waits for its answer."""
+"""Between two looks for a command, whose caller waits."""
 _SHIP_SECONDS = 2.0
 _POLL_THREADS, _FETCH_THREADS = 4, 2
 _NICE = 10
@@ -43,7 +43,7 @@ _LOCK, _LOCK_SECONDS = "agent.lock", 3.0
 
 
 class _FollowThread(threading.Thread):
-    """Runs the rounds beside shipping: a registry that is slow to fail must delay neither shipping nor the end."""
+    """Runs the rounds of following beside shipping: a slow registry must delay neither shipping nor the end."""
 
     def __init__(self, follower: Follower, stop: threading.Event) -> None:
         super().__init__(name="follow", daemon=True)
@@ -57,18 +57,15 @@ class _FollowThread(threading.Thread):
                 if self._follower.round().fatal:
                     self.failed = True
                     break
-                self._pause()
+                until = time.monotonic() + _ROUND_SECONDS
+                while not self._stop_agent.wait(_COMMAND_SECONDS) and time.monotonic() < until:
+                    if self._follower.has_work():
+                        break
         except Exception:  # noqa: BLE001 - the boundary of this thread: it logs, and the process ends
             _log.exception("the agent ends, and is started anew by the supervisor")
             self.failed = True
         finally:
             self._stop_agent.set()
-
-    def _pause(self) -> None:
-        until = time.monotonic() + _ROUND_SECONDS
-        while not self._stop_agent.wait(_COMMAND_SECONDS) and time.monotonic() < until:
-            if self._follower.has_work():
-                return
 
 
 def main() -> int:
@@ -82,21 +79,19 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         configure_logging(load_settings(), "agent")
-        logging.getLogger("urllib3").setLevel(logging.ERROR)  # an outage is told once, by us, not at every poll
-        with _agent_lock(options.state_dir) as is_alone:
-            if is_alone and options.ship:
-                return _ship_rest(options.state_dir)
-            return _run(options.state_dir, not options.no_follow, stop) if is_alone else 1
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # we log an outage once, not at every poll
+        with _lock_state_dir(options.state_dir) as is_alone:
+            return _run(options.state_dir, not options.no_follow, options.ship, stop) if is_alone else 1
     except OnnxserveError as error:
         write_state(options.state_dir / AGENT, AgentState(pid=os.getpid(), error=error.message, fatal=True))
         return 1
 
 
 @contextmanager
-def _agent_lock(state_dir: Path) -> Iterator[bool]:
-    """Whether this is the only agent of the state folder; the kernel lets go of it however the process ends.
+def _lock_state_dir(state_dir: Path) -> Iterator[bool]:
+    """Yield True if this is the only agent of the state folder. The kernel drops the lock however the process ends.
 
-    Two would overwrite each other's wanted state. An agent whose supervisor was killed may live for a moment still.
+    Two agents would overwrite each other's wanted state. An agent whose supervisor was killed may live on for a moment.
     """
     with (state_dir / _LOCK).open("w") as lock:
         deadline = time.monotonic() + _LOCK_SECONDS
@@ -113,44 +108,36 @@ def _agent_lock(state_dir: Path) -> Iterator[bool]:
         yield True
 
 
-def _run(state_dir: Path, follow: bool, stop: threading.Event) -> int:
+def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) -> int:
+    """Follow and ship until `stop` is set, then ship the rest; with `only_ship`, ship the rest at once."""
     settings = load_settings()
-    set_service_timeouts()
-    warnings.simplefilter("ignore", FutureWarning)  # of stages; for all threads, which `catch_warnings` is not made for
     shipper = Shipper(state_dir / SPOOL, settings.inference_log)
-    pursuit = VersionResolver(
-        MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
-        ThreadPoolExecutor(_POLL_THREADS, "look"),
-        ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
-        PollPolicy(settings.poll_seconds, follow, time.monotonic),
-    )
-    follower = Follower(state_dir, pursuit, time.time, lambda: shipper.state)
-    following = _FollowThread(follower, stop)
-    following.start()
-    # Of a core that it shares with workers, shipping is to have what they leave. On Linux this is about this thread and
-    # those that it starts, not `following`: somebody waits for a version that is promoted, or rolled back.
-    os.nice(_NICE)
     watermark = WatermarkWriter(state_dir, shipper.location, shipper.progress)
-    while not stop.wait(_SHIP_SECONDS):
-        shipper.round()
-        watermark.round()
-    _end(state_dir, shipper, watermark)
-    return 1 if following.failed else 0
-
-
-def _ship_rest(state_dir: Path) -> int:
-    shipper = Shipper(state_dir / SPOOL, load_settings().inference_log)
-    _end(state_dir, shipper, WatermarkWriter(state_dir, shipper.location, shipper.progress))
-    return 0
-
-
-def _end(state_dir: Path, shipper: Shipper, watermark: WatermarkWriter) -> None:
-    """Ships all that there is, and says whether that was all."""
+    failed = False
+    if not only_ship:
+        set_service_timeouts()
+        warnings.simplefilter("ignore", FutureWarning)  # of stages; for all threads, which `catch_warnings` cannot do
+        resolver = VersionResolver(
+            MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
+            ThreadPoolExecutor(_POLL_THREADS, "look"),
+            ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
+            PollPolicy(settings.poll_seconds, follow, time.monotonic),
+        )
+        following = _FollowThread(Follower(state_dir, resolver, time.time, lambda: shipper.state), stop)
+        following.start()
+        # Shipping gets what the workers leave of a core that it shares with them. On Linux nice is about this thread
+        # and those that it starts, not `following`: somebody waits for a version that is promoted, or rolled back.
+        os.nice(_NICE)
+        while not stop.wait(_SHIP_SECONDS):
+            shipper.round()
+            watermark.round()
+        failed = following.failed
     shipper.ship()
     watermark.end(is_shipped=not segments(state_dir / SPOOL))
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
     code = main()
     logging.shutdown()
-    os._exit(code)  # a look at a registry that does not answer may still be waiting in its thread
+    os._exit(code)  # a poll of a registry that does not answer may still be waiting in its thread

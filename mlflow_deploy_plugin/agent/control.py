@@ -1,10 +1,10 @@
-"""Control: what commands load and unload, over what the spec says.
+"""Model control: commands load and unload endpoints, on top of the spec.
 
-spec.yaml stays the truth of whoever deploys. `control.json` keeps what commands have changed of it, so that a restart
-finds it again: the endpoints that were unloaded, and those that were added. An added endpoint never takes the place of
-one of the spec, and with `model_control_mode: none` in the spec none of it counts.
+spec.yaml stays the source of truth. `control.json` holds what commands have changed, so that a restart finds it again:
+the endpoints that were unloaded, and those that were added. An added endpoint never replaces one of the spec, and with
+`model_control_mode: none` in the spec no command counts.
 
-A load is tried first: only once every worker serves the endpoint is it written down, and one that fails leaves
+A load is tried first. It is written to control.json once every worker serves the endpoint; a load that fails leaves
 everything as it was.
 """
 
@@ -37,19 +37,19 @@ from mlflow_deploy_plugin.statedir import (
 _log = logging.getLogger(__name__)
 
 MOST_ADDED = 1000
-"""Endpoints beside the spec's; for a further one, the oldest of those that are unloaded is forgotten."""
+"""Endpoints added to those of the spec. A further one takes the place of the oldest that is unloaded."""
 
 Outcome = Callable[[str], OnnxserveError | None]
-"""How it went with the endpoint of this name; raises `Pending` while some worker has not dealt with it."""
+"""Returns the error of loading or unloading the endpoint, or None; raises `Pending` while a worker works on it."""
 
 
 class Pending(Exception):
-    """It is not known yet."""
+    """The outcome is not known yet."""
 
 
 @dataclass(frozen=True)
-class _Taken:
-    """A command that is under way; `spec` is what it loads, None for one that unloads."""
+class _RunningCommand:
+    """A command under way; `spec` is the endpoint that it loads, None if it unloads one."""
 
     file: Path
     command: Command
@@ -58,79 +58,79 @@ class _Taken:
 
 @dataclass
 class EndpointControl:
-    """The commands of one server, taken by the agent between two looks at the registry."""
+    """The commands of one server, executed by the agent between two polls of the registry."""
 
     state_dir: Path
     clock: Callable[[], float] = time.monotonic
-    _taken: dict[str, _Taken] = field(default_factory=dict, init=False)
+    _running: dict[str, _RunningCommand] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._control = read_state(self.state_dir / CONTROL, Control) or Control()
         self._answered: deque[str] = deque(maxlen=4 * MOST_WAITING)
 
     def has_work(self) -> bool:
-        """Whether a command waits or is under way; cheap enough to be asked many times a second."""
-        return bool(self._taken) or any(file.name not in self._answered for file in command_files(self.state_dir))
+        """Return True if a command waits or is under way. The call is cheap enough for many times a second."""
+        return bool(self._running) or any(file.name not in self._answered for file in command_files(self.state_dir))
 
     def endpoints(self, specs: Sequence[EndpointSpec]) -> list[EndpointSpec]:
-        """What is to be served: the spec's endpoints and the added ones, without those that are unloaded."""
+        """Return the endpoints to be served: those of the spec and the added ones, without the unloaded ones."""
         if not _is_allowed(specs):
             return list(specs)
-        loading = {name: taken.spec for name, taken in self._taken.items() if taken.spec is not None}
-        known = self._known(specs) | loading
+        loading = {name: running.spec for name, running in self._running.items() if running.spec is not None}
+        known = self._all_endpoints(specs) | loading
         return [spec for name, spec in known.items() if name in loading or name not in self._control.unloaded]
 
     def unloaded(self, specs: Sequence[EndpointSpec]) -> tuple[str, ...]:
-        """Endpoints that could be loaded again by their name."""
+        """Return the endpoints that could be loaded again by their name."""
         served = {spec.name for spec in self.endpoints(specs)}
-        return tuple(name for name in self._known(specs) if name not in served) if _is_allowed(specs) else ()
+        return tuple(name for name in self._all_endpoints(specs) if name not in served) if _is_allowed(specs) else ()
 
     def is_loading(self, endpoint: str) -> bool:
-        return endpoint in self._taken and self._taken[endpoint].spec is not None
+        return endpoint in self._running and self._running[endpoint].spec is not None
 
     def take(self, specs: Sequence[EndpointSpec]) -> list[EndpointSpec] | None:
-        """Takes the commands that wait: what is to be looked up anew for them; None: nothing was taken.
+        """Start the commands that wait, and return the endpoints to be resolved for them; None if none was started.
 
-        A command to an endpoint that another one is under way for waits for the next round.
+        A command waits for the next round while another one for the same endpoint is under way.
         """
-        looked_up: list[EndpointSpec] = []
-        was_taken = False
-        for file, command in self._commands():
-            if command.endpoint in self._taken:
+        loading: list[EndpointSpec] = []
+        has_started = False
+        for file, command in self._waiting_commands():
+            if command.endpoint in self._running:
                 continue
             try:
-                spec = self._begin(command, specs)
+                spec = self._start(command, specs)
             except OnnxserveError as error:
                 self._answer(file, error)
                 continue
-            was_taken = True
-            self._taken[command.endpoint] = _Taken(file, command, spec)
-            looked_up += [spec] if spec is not None else []
-        return looked_up if was_taken else None
+            has_started = True
+            self._running[command.endpoint] = _RunningCommand(file, command, spec)
+            loading += [spec] if spec is not None else []
+        return loading if has_started else None
 
     def settle(self, specs: Sequence[EndpointSpec], outcome: Outcome) -> None:
-        """Answers the commands whose outcome is known."""
-        for name, taken in list(self._taken.items()):
+        """Answer the commands whose outcome is known."""
+        for name, running in list(self._running.items()):
             try:
                 error = outcome(name)
             except Pending:
                 continue
-            del self._taken[name]
-            if taken.spec is not None and error is None:
-                self._keep_loaded(specs, taken.spec)
-            self._answer(taken.file, error)
-            _log.info("%s %s: %s", taken.command.action, name, error.message if error else "done")
+            del self._running[name]
+            if running.spec is not None and error is None:
+                self._save_loaded(specs, running.spec)
+            self._answer(running.file, error)
+            _log.info("%s %s: %s", running.command.action, name, error.message if error else "done")
 
-    def _known(self, specs: Sequence[EndpointSpec]) -> dict[str, EndpointSpec]:
-        """Every endpoint by name, the spec's first and in its order."""
+    def _all_endpoints(self, specs: Sequence[EndpointSpec]) -> dict[str, EndpointSpec]:
+        """Return every endpoint by name, first those of the spec in its order."""
         own = {spec.name: spec for spec in specs}
         return own | {name: spec for name, spec in self._control.added.items() if name not in own}
 
-    def _begin(self, command: Command, specs: Sequence[EndpointSpec]) -> EndpointSpec | None:
-        """What is loaded for the command, or None for one that unloads, which is written down at once."""
+    def _start(self, command: Command, specs: Sequence[EndpointSpec]) -> EndpointSpec | None:
+        """Return the endpoint that the command loads, or None if it unloads one, which is saved at once."""
         if not _is_allowed(specs):
             raise InvalidConfig("model_control_mode is not explicit in the server's spec")
-        known = self._known(specs)
+        known = self._all_endpoints(specs)
         if command.added is not None:
             if any(spec.name == command.endpoint for spec in specs):
                 raise InvalidConfig(f"endpoint {command.endpoint!r} stands in the server's spec; it is changed there")
@@ -144,19 +144,19 @@ class EndpointControl:
         if command.action == "load":
             return known[command.endpoint]
         out = {*self._control.unloaded, command.endpoint}
-        self._keep(tuple(name for name in known if name in out), self._control.added)
+        self._save(tuple(name for name in known if name in out), self._control.added)
         return None
 
-    def _keep_loaded(self, specs: Sequence[EndpointSpec], spec: EndpointSpec) -> None:
+    def _save_loaded(self, specs: Sequence[EndpointSpec], spec: EndpointSpec) -> None:
         unloaded = tuple(name for name in self._control.unloaded if name != spec.name)
         added = dict(self._control.added)
         if all(own.name != spec.name for own in specs):
             added[spec.name] = spec
             for forgotten in [name for name in added if name in unloaded][: max(0, len(added) - MOST_ADDED)]:
                 del added[forgotten]
-        self._keep(unloaded, added)
+        self._save(unloaded, added)
 
-    def _keep(self, unloaded: tuple[str, ...], added: dict[str, EndpointSpec]) -> None:
+    def _save(self, unloaded: tuple[str, ...], added: dict[str, EndpointSpec]) -> None:
         control = Control(unloaded=unloaded, added=added)
         if control == self._control:
             return
@@ -166,16 +166,16 @@ class EndpointControl:
         except OSError as error:
             _log.error("what was loaded or unloaded is forgotten at the next start: %s", error.strerror)
 
-    def _commands(self) -> Iterator[tuple[Path, Command]]:
-        """Commands that are to be taken, the oldest first; what nobody waits for any more is removed."""
-        under_way = {taken.file.name for taken in self._taken.values()}
+    def _waiting_commands(self) -> Iterator[tuple[Path, Command]]:
+        """Yield the commands to be started, the oldest first, and remove the files that nobody waits for any more."""
+        under_way = {running.file.name for running in self._running.values()}
         for file in command_files(self.state_dir):
             answer = self.state_dir / ANSWERS / file.name
             if file.name in under_way or file.name in self._answered or answer.exists():
                 continue
             try:
                 is_small = file.stat().st_size <= LARGEST_COMMAND_BYTES
-            except FileNotFoundError:  # its worker has withdrawn it
+            except FileNotFoundError:  # its worker withdrew it
                 continue
             command = read_state(file, Command) if is_small else None
             # one from the future was made before the machine was started anew

@@ -1,15 +1,15 @@
-"""Following: spec and registry → the versions that are wanted.
+"""Following: the spec and the registry decide which versions are wanted, and wanted.json tells the workers.
 
-One round looks at everything and never waits: the spec (read again when it changes), commands (`agent/control.py`),
-what the registry has said and what has been fetched (`agent/resolver.py`), and what the workers say about the versions
-they were given. References to a stage, an alias or a tag are asked for again and again; pinned ones until they are
-resolved, and never again. Whatever fails, what was served is wanted on.
+One round looks at everything and never waits: the spec (read again when it changes), commands (`agent/control.py`), the
+registry's answers and the fetched versions (`agent/resolver.py`), and what the workers report about the versions they
+were given. A reference to a stage, an alias or a tag is polled again and again; a pinned one until it is resolved.
+Whatever fails, the versions that were served stay wanted.
 """
 
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from pathlib import Path
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
 from mlflow_deploy_plugin.agent.followed import (
     FollowedModel,
-    ModelRef,
     carry_over,
     checkpoint,
     model_ref,
@@ -48,63 +47,31 @@ from mlflow_deploy_plugin.statedir import (
     write_state,
 )
 
-_MOST_DEATHS = 2
-"""Of one version; a single one may have been anybody's doing."""
-
-
-class Workers:
-    """The workers of one server."""
-
-    def __init__(self, state_dir: Path) -> None:
-        self._state_dir = state_dir
-        take_load_deaths(state_dir)  # of an earlier server that was killed as a whole
-        self._deaths: list[Path] = []
-
-    def living(self) -> list[WorkerState]:
-        """Their accounts, as they stand now."""
-        return [worker for worker in read_workers(self._state_dir) if is_alive(worker.pid)]
-
-    def hear_of_deaths(self) -> None:
-        """Takes note of what workers have died of since the last time, for `died_of`."""
-        self._deaths += take_load_deaths(self._state_dir)
-
-    def died_of(self, folder: Path | None) -> str:
-        """Why the version in this folder is not given to the workers again, which it keeps from living."""
-        if folder is None or self._deaths.count(folder) < _MOST_DEATHS:
-            return ""
-        self._deaths = [died for died in self._deaths if died != folder]
-        return f"{_MOST_DEATHS} workers have died while they loaded it: of a crash, or for want of memory"
-
-
-def load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:
-    """Why some worker could not load what is wanted of a variant; empty: all could, or have not tried yet."""
-    loaded = (worker.endpoints.get(endpoint, {}).get(variant) for worker in workers)
-    return next((entry.error for entry in loaded if entry is not None and entry.error), "")
-
-
 _log = logging.getLogger(__name__)
 
-_FIRST_LOOK_SECONDS = 5.0
-"""What a restart waits for the registry before it serves what it has served before."""
+_FIRST_POLL_SECONDS = 5.0
+"""A restart waits so long for the registry before it serves the versions of before."""
+_MOST_DEATHS = 2
+"""Deaths of workers after which a version is blamed; a single one may have any cause."""
 
 
 @dataclass
 class Follower:
-    """The agent's memory from round to round.
+    """The state of following, from round to round.
 
     Attributes:
         wall_clock: seconds since 1970, for agent.json.
-        shipping: how shipping goes, which stands in agent.json too.
+        shipping: returns the state of shipping, which agent.json holds too.
     """
 
     state_dir: Path
-    pursuit: VersionResolver
+    resolver: VersionResolver
     wall_clock: Callable[[], float]
     shipping: Callable[[], ShippingState] = ShippingState
 
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
-        # what was served before a restart is served on, whatever the registry says or does not say
+        # the versions served before a restart are served on, whatever the registry says or does not say
         self._restored = restore_checkpoint(self.state_dir)
         self._followed = Followed()
         self._control = EndpointControl(self.state_dir)
@@ -114,77 +81,210 @@ class Follower:
         self._spec_text = ""
         self._spec_error = ""
         self._written: AgentState | None = None
-        self._workers = Workers(self.state_dir)
+        self._workers = _Workers(self.state_dir)
 
     def round(self) -> AgentState:
-        """Looks once; writes wanted.json and agent.json where they change.
+        """Look at everything once, and write wanted.json and agent.json if they change.
 
         Returns:
-            What stands in agent.json now; `fatal` means that there is nothing to be served and no use in waiting.
+            The content of agent.json. `fatal` says that nothing can be served and that waiting is no use.
         """
-        first = self._written is None
+        is_first = self._written is None
         self._read_spec()
         self._take_commands()
-        self._look_if_asked()
-        restored = any(tracked.version is not None for tracked in self.pursuit.tracked.values())
-        self.pursuit.advance()
-        if first:
-            self._wait_for_the_first_look(None if self._something_lacks() else _FIRST_LOOK_SECONDS)
-        fatal = first and not restored and self._something_lacks()
+        look_file = self.state_dir / LOOK
+        if look_file.exists():
+            look_file.unlink(missing_ok=True)  # before the poll: a reference that moves after it is asked for anew
+            self.resolver.poll_now()
+        has_restored = any(model.version is not None for model in self.resolver.models.values())
+        self.resolver.advance()
+        if is_first:
+            self._await_first_polls(None if self._lacks_versions() else _FIRST_POLL_SECONDS)
+        fatal = is_first and not has_restored and self._lacks_versions()
         if not fatal:
             self._write_wanted()
-            fatal = self._hear_workers()
+            fatal = self._roll_back_unloadable()
             self._write_wanted()
             self._control.settle(self._own_specs, self._outcome)
-            if self.pursuit.has_told:
-                self._remember()
-        errors = list(self._errors())
-        before, looks = self._written, self.pursuit.ended
+            if self.resolver.has_reported:
+                self._checkpoint()
+        of_models = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
+        errors = list(dict.fromkeys(text for text in [self._spec_error, *of_models] if text))
+        before, polls = self._written, self.resolver.finished_polls
         state = AgentState(
             pid=os.getpid(),
-            checked_at=before.checked_at if before is not None and before.looks == looks else self.wall_clock(),
-            looks=looks,
+            checked_at=before.checked_at if before is not None and before.looks == polls else self.wall_clock(),
+            looks=polls,
             error="; ".join(errors),
             errors=len(errors),
             fatal=fatal,
-            refused=tuple(self._refused()),
+            refused=tuple(
+                RefusedVersion(
+                    endpoint=spec.name,
+                    variant=name,
+                    model=rejection.model,
+                    version=rejection.version,
+                    cause=rejection.cause,
+                    reason=rejection.reason,
+                )
+                for spec, name, variant in self._variants()
+                if (rejection := self._model(spec, variant).rejection) is not None
+            ),
             shipping=self.shipping(),
         )
-        self._report(state)
+        self._publish(state)
         return state
 
-    def _wait_for_the_first_look(self, seconds: float | None) -> None:
-        """Where a version lacks there is nothing else to do; what was served before is not kept from serving."""
+    def has_work(self) -> bool:
+        """Return True if the next round should come soon."""
+        has_result = any(future.done() for future in self.resolver.pending())
+        return has_result or self._control.has_work() or (self.state_dir / LOOK).exists()
+
+    def _read_spec(self) -> None:
+        try:
+            text = (self.state_dir / SPEC).read_text()
+            if text == self._spec_text:
+                return
+            self._spec_text = text
+            self._own_specs = load_specs(text)
+            self.resolver.set_pyfunc_policy(pyfunc_policy(self._own_specs))
+            self._spec_error = ""
+        except (OSError, UnicodeDecodeError) as error:
+            self._spec_error = f"{SPEC} cannot be read: {error}"
+        except OnnxserveError as error:
+            self._spec_error = f"{SPEC}: {error.message}"
+
+    def _take_commands(self) -> None:
+        """Take the commands that wait. A model that a command loads is polled at once, even if it was rejected."""
+        commanded = self._control.take(self._own_specs)
+        specs = self._control.endpoints(self._own_specs)
+        if specs != self._specs:
+            self._specs = specs
+            known = self._restored | self.resolver.models
+            self._restored = {}
+            models = {}
+            for spec, name, variant in self._variants():
+                endpoint, ref = self._wanted.endpoints.get(spec.name), model_ref(spec, variant)
+                models[ref] = carry_over(ref, endpoint.variants.get(name) if endpoint is not None else None, known)
+            self.resolver.models = {ref: models[ref] for ref in sorted(models)}
+        for spec in commanded or ():
+            for variant in spec.variants.values():
+                self._model(spec, variant).retry_now()
+        self._is_forced = self._is_forced or commanded is not None
+
+    def _await_first_polls(self, seconds: float | None) -> None:
+        """Wait for the first polls and fetches to end. Without a version to serve there is nothing else to do."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        while under_way := self.pursuit.under_way():
+        while pending := self.resolver.pending():
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return
-            wait(under_way, left, FIRST_COMPLETED)
-            self.pursuit.advance()
+            wait(pending, left, FIRST_COMPLETED)
+            self.resolver.advance()
 
-    def _errors(self) -> Iterator[str]:
-        """All that is wrong, each thing once."""
-        of_models = [tracked.words(wish.uri) for wish, tracked in self.pursuit.tracked.items()]
-        yield from dict.fromkeys(text for text in [self._spec_error, *of_models] if text)
+    def _lacks_versions(self) -> bool:
+        """Return True if starting is no use. One of many endpoints does not keep the others from being served."""
+        lacking = [model.version is None for model in self.resolver.models.values()]
+        if len(self._specs) > 1:
+            return all(lacking)
+        return not self._own_specs or any(lacking)
 
-    def _refused(self) -> Iterator[RefusedVersion]:
+    def _write_wanted(self) -> None:
+        endpoints = {spec.name: self._wanted_endpoint(spec) for spec in self._specs if not self._is_load_pending(spec)}
+        unloaded = self._control.unloaded(self._own_specs)
+        before = self._wanted
+        is_same = before.generation and (endpoints, unloaded) == (before.endpoints, before.unloaded)
+        has_none = not unloaded and not any(endpoint.variants for endpoint in endpoints.values())
+        if (is_same and not self._is_forced) or has_none:
+            return
+        self._wanted = Wanted(generation=before.generation + 1, endpoints=endpoints, unloaded=unloaded)
+        self._checkpoint()
+        write_state(self.state_dir / WANTED, self._wanted)
+        self._is_forced = False
+        for name in [name for name in endpoints if endpoints[name] != before.endpoints.get(name)]:
+            for variant in endpoints[name].variants.values():
+                _log.info("endpoint %s: %s version %s is wanted", name, variant.model, variant.version)
+
+    def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
+        served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
+        variants, errors = {}, {}
+        for name, variant in spec.variants.items():
+            model = self._model(spec, variant)
+            if model.version is not None:
+                variants[name] = wanted_variant(variant, model.version)
+            elif name in served:  # its model was changed to one that cannot be fetched (yet)
+                variants[name] = served[name]
+            elif message := model.message(variant.model):
+                errors[name] = redact_addresses(message)
+        return WantedEndpoint(variants=variants, capture=spec.capture, sticky=spec.sticky, errors=errors)
+
+    def _is_load_pending(self, spec: EndpointSpec) -> bool:
+        """Return True if a command loads an endpoint whose models are not there (yet): no worker is to see it."""
+        is_new = self._control.is_loading(spec.name) and spec.name not in self._wanted.endpoints
+        return is_new and (self._failure(spec) is not None or not self._is_settled(spec))
+
+    def _checkpoint(self) -> None:
+        self._followed = checkpoint(self.state_dir, self.resolver.models, self._followed)
+        self.resolver.has_reported = False
+
+    def _roll_back_unloadable(self) -> bool:
+        """Return to the previous version of a model if the workers could not load the wanted one.
+
+        Returns:
+            True if a version without an earlier one failed and no worker has loaded anything.
+        """
+        workers = [worker for worker in self._workers.living() if worker.generation == self._wanted.generation]
+        self._workers.collect_deaths()
+        nothing_loaded = not any(v.version for w in workers for e in w.endpoints.values() for v in e.values())
+        failed = False
         for spec, name, variant in self._variants():
-            if (trouble := self._tracked(spec, variant).trouble) is not None:
-                yield RefusedVersion(
-                    endpoint=spec.name,
-                    variant=name,
-                    model=trouble.model,
-                    version=trouble.version,
-                    cause=trouble.cause,
-                    reason=trouble.reason,
-                )
+            model = self._model(spec, variant)
+            folder = model.version.folder if model.version is not None else None
+            error = _load_error(workers, spec.name, name) or self._workers.blame(folder)
+            if not error or model.version is None or model.unloadable == model.version.identity:
+                continue
+            is_commanded = self._control.is_loading(spec.name)  # then the caller gets the error
+            failed = failed or (model.previous is None and nothing_loaded and not is_commanded)
+            model.roll_back(error)
+        self.resolver.advance()  # so that the version's tag says it
+        return failed
 
-    def _tracked(self, spec: EndpointSpec, variant: VariantSpec) -> FollowedModel:
-        return self.pursuit.tracked[model_ref(spec, variant)]
+    def _outcome(self, endpoint: str) -> OnnxserveError | None:
+        """Return the outcome of loading or unloading an endpoint; see `control.Outcome`."""
+        spec = next((spec for spec in self._specs if spec.name == endpoint), None)
+        if spec and (error := self._failure(spec)):
+            return error
+        if spec and not self._is_settled(spec):
+            raise Pending
+        workers = self._workers.living()
+        is_behind = any(worker.generation != self._wanted.generation for worker in workers)
+        if is_behind or any(_load_error(workers, endpoint, name) for name in (spec.variants if spec else ())):
+            raise Pending  # an error that has just come is dealt with in the next round
+        return None
 
-    def _report(self, state: AgentState) -> None:
-        """Writes agent.json, and logs an error when it comes, changes and goes; a fatal one the supervisor tells."""
+    def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
+        """Return why a model of the endpoint cannot be fetched or loaded, in words that any caller may read."""
+        failures = (
+            self._model(spec, variant).failure(variant.model)
+            for variant in spec.variants.values()
+            if self._model(spec, variant).is_settled
+        )
+        failure = next((failure for failure in failures if failure is not None), None)
+        return None if failure is None else type(failure)(redact_addresses(failure.message))
+
+    def _is_settled(self, spec: EndpointSpec) -> bool:
+        return all(self._model(spec, variant).is_settled for variant in spec.variants.values())
+
+    def _variants(self) -> Iterator[tuple[EndpointSpec, str, VariantSpec]]:
+        for spec in self._specs:
+            for name, variant in spec.variants.items():
+                yield spec, name, variant
+
+    def _model(self, spec: EndpointSpec, variant: VariantSpec) -> FollowedModel:
+        return self.resolver.models[model_ref(spec, variant)]
+
+    def _publish(self, state: AgentState) -> None:
+        """Write agent.json, and log an error when it comes, changes and goes. The supervisor logs a fatal one."""
         before = self._written.error if self._written else ""
         if state.error and state.error != before and not state.fatal:
             _log.warning("%s", state.error)
@@ -194,145 +294,31 @@ class Follower:
             write_state(self.state_dir / AGENT, state)
             self._written = state
 
-    def _read_spec(self) -> None:
-        try:
-            text = (self.state_dir / SPEC).read_text()
-            if text == self._spec_text:
-                return
-            self._spec_text = text
-            self._own_specs = load_specs(text)
-            self.pursuit.agree(pyfunc_policy(self._own_specs))
-            self._spec_error = ""
-        except (OSError, UnicodeDecodeError) as error:
-            self._spec_error = f"{SPEC} cannot be read: {error}"
-        except OnnxserveError as error:
-            self._spec_error = f"{SPEC}: {error.message}"
 
-    def _take_commands(self) -> None:
-        """What a command loads is looked up at once, and tried again where it was refused."""
-        anew = self._control.take(self._own_specs)
-        specs = self._control.endpoints(self._own_specs)
-        if specs != self._specs:
-            self._specs = specs
-            known = self._restored | self.pursuit.tracked
-            self._restored = {}
-            wishes = {model_ref(spec, one): self._known(spec, name, known) for spec, name, one in self._variants()}
-            self.pursuit.tracked = {wish: wishes[wish] for wish in sorted(wishes)}
-        for spec in anew or ():
-            for variant in spec.variants.values():
-                self._tracked(spec, variant).look_anew()
-        self._is_forced = self._is_forced or anew is not None
+class _Workers:
+    """The workers of one server: what they have loaded, and which versions they died of."""
 
-    def _known(self, spec: EndpointSpec, name: str, known: Mapping[ModelRef, FollowedModel]) -> FollowedModel:
-        endpoint = self._wanted.endpoints.get(spec.name)
-        served = endpoint.variants.get(name) if endpoint is not None else None
-        return carry_over(model_ref(spec, spec.variants[name]), served, known)
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        take_load_deaths(state_dir)  # of an earlier server that was killed as a whole
+        self._deaths: list[Path] = []
 
-    def _variants(self) -> Iterator[tuple[EndpointSpec, str, VariantSpec]]:
-        for spec in self._specs:
-            for name, variant in spec.variants.items():
-                yield spec, name, variant
+    def living(self) -> list[WorkerState]:
+        return [worker for worker in read_workers(self._state_dir) if is_alive(worker.pid)]
 
-    def _look_if_asked(self) -> None:
-        file = self.state_dir / LOOK
-        if file.exists():
-            file.unlink(missing_ok=True)  # before the look: what is moved after it is asked for anew
-            self.pursuit.look_now()
+    def collect_deaths(self) -> None:
+        """Note the versions that workers have died of since the last call, for `blame`."""
+        self._deaths += take_load_deaths(self._state_dir)
 
-    def has_work(self) -> bool:
-        """Whether there is a reason for the next round to come soon."""
-        has_come = any(future.done() for future in self.pursuit.under_way())
-        return has_come or self._control.has_work() or (self.state_dir / LOOK).exists()
+    def blame(self, folder: Path | None) -> str:
+        """Return why the version in this folder is not loaded again if it has killed workers, else an empty text."""
+        if folder is None or self._deaths.count(folder) < _MOST_DEATHS:
+            return ""
+        self._deaths = [died for died in self._deaths if died != folder]
+        return f"{_MOST_DEATHS} workers have died while they loaded it: of a crash, or for want of memory"
 
-    def _outcome(self, endpoint: str) -> OnnxserveError | None:
-        """How loading or unloading went; see `control.Outcome`."""
-        spec = next((spec for spec in self._specs if spec.name == endpoint), None)
-        if spec and (error := self._failure(spec)):
-            return error
-        if spec and not self._is_settled(spec):
-            raise Pending
-        workers = self._workers.living()
-        is_behind = any(worker.generation != self._wanted.generation for worker in workers)
-        if is_behind or any(load_error(workers, endpoint, name) for name in (spec.variants if spec else ())):
-            raise Pending  # an error that has just come is dealt with in the next round
-        return None
 
-    def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
-        """Why a model of the endpoint is not to be had, or not to be loaded, in words that any caller may read."""
-        failures = (
-            self._tracked(spec, variant).failure(variant.model)
-            for variant in spec.variants.values()
-            if self._tracked(spec, variant).is_settled
-        )
-        failure = next((failure for failure in failures if failure is not None), None)
-        return None if failure is None else type(failure)(redact_addresses(failure.message))
-
-    def _is_settled(self, spec: EndpointSpec) -> bool:
-        return all(self._tracked(spec, variant).is_settled for variant in spec.variants.values())
-
-    def _write_wanted(self) -> None:
-        endpoints = {spec.name: self._wanted_endpoint(spec) for spec in self._specs if not self._is_vain(spec)}
-        unloaded = self._control.unloaded(self._own_specs)
-        before = self._wanted
-        is_same = before.generation and (endpoints, unloaded) == (before.endpoints, before.unloaded)
-        has_none = not unloaded and not any(endpoint.variants for endpoint in endpoints.values())
-        if (is_same and not self._is_forced) or has_none:
-            return
-        self._wanted = Wanted(generation=before.generation + 1, endpoints=endpoints, unloaded=unloaded)
-        self._remember()
-        write_state(self.state_dir / WANTED, self._wanted)
-        self._is_forced = False
-        for name in [name for name in endpoints if endpoints[name] != before.endpoints.get(name)]:
-            for variant in endpoints[name].variants.values():
-                _log.info("endpoint %s: %s version %s is wanted", name, variant.model, variant.version)
-
-    def _remember(self) -> None:
-        self._followed = checkpoint(self.state_dir, self.pursuit.tracked, self._followed)
-        self.pursuit.has_told = False
-
-    def _is_vain(self, spec: EndpointSpec) -> bool:
-        """Whether a command loads the endpoint that cannot be had (yet): no worker is to hear of it."""
-        is_new = self._control.is_loading(spec.name) and spec.name not in self._wanted.endpoints
-        return is_new and (self._failure(spec) is not None or not self._is_settled(spec))
-
-    def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
-        served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
-        variants, errors = {}, {}
-        for name, variant in spec.variants.items():
-            tracked = self._tracked(spec, variant)
-            if tracked.version is not None:
-                variants[name] = wanted_variant(variant, tracked.version)
-            elif name in served:  # its model was changed to one that cannot be had (yet)
-                variants[name] = served[name]
-            elif words := tracked.words(variant.model):
-                errors[name] = redact_addresses(words)
-        return WantedEndpoint(variants=variants, capture=spec.capture, sticky=spec.sticky, errors=errors)
-
-    def _hear_workers(self) -> bool:
-        """Goes back to the previous version where workers could not load the wanted one.
-
-        Returns:
-            True when a version failed, no earlier one is there, and no worker has anything that answers.
-        """
-        workers = [worker for worker in self._workers.living() if worker.generation == self._wanted.generation]
-        self._workers.hear_of_deaths()
-        nothing_loaded = not any(v.version for w in workers for e in w.endpoints.values() for v in e.values())
-        failed = False
-        for spec, name, variant in self._variants():
-            tracked = self._tracked(spec, variant)
-            folder = tracked.version.folder if tracked.version is not None else None
-            error = load_error(workers, spec.name, name) or self._workers.died_of(folder)
-            if not error or tracked.version is None or tracked.unloadable == tracked.version.identity:
-                continue
-            is_commanded = self._control.is_loading(spec.name)  # whoever commanded it is told
-            failed = failed or (tracked.previous is None and nothing_loaded and not is_commanded)
-            tracked.refuse(error)
-        self.pursuit.advance()  # so that the version's tag says it
-        return failed
-
-    def _something_lacks(self) -> bool:
-        """Whether there is no use in a start; one of many endpoints keeps no other from serving."""
-        lacking = [tracked.version is None for tracked in self.pursuit.tracked.values()]
-        if len(self._specs) > 1:
-            return all(lacking)
-        return not self._own_specs or any(lacking)
+def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:
+    """Return why some worker could not load a variant; empty if all could, or have not tried yet."""
+    loaded = (worker.endpoints.get(endpoint, {}).get(variant) for worker in workers)
+    return next((entry.error for entry in loaded if entry is not None and entry.error), "")

@@ -1,4 +1,8 @@
-"""What the agent knows of one model URI: the version served for it, and what keeps another from being served."""
+"""The models that the agent follows: one `FollowedModel` for each model reference, and their checkpoint.
+
+The checkpoint, followed.json, lets a restarted agent find the version that it served for each reference and the version
+before it. wanted.json alone does not say which version to return to if the workers cannot load the current one.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -24,8 +28,10 @@ from mlflow_deploy_plugin.statedir import (
     write_state,
 )
 
-RejectionCause = Literal["gate", "fetch", "artifact", "consent", "load"]
+_log = logging.getLogger(__name__)
+
 NEVER = float("inf")
+RejectionCause = Literal["gate", "fetch", "artifact", "consent", "load"]
 _CAUSE_TEXTS: dict[RejectionCause, str] = {
     "gate": "is not served",
     "fetch": "cannot be fetched",
@@ -36,7 +42,7 @@ _CAUSE_TEXTS: dict[RejectionCause, str] = {
 
 
 class ModelRef(NamedTuple):
-    """What variants name, and what their endpoint requires of a version; empty: nothing."""
+    """A model URI of the spec, and what the endpoint requires of its versions; empty if it requires nothing."""
 
     uri: str
     require: str = ""
@@ -48,11 +54,11 @@ def model_ref(spec: EndpointSpec, variant: VariantSpec) -> ModelRef:
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why a version that the registry names is not served.
+    """The reason why a version that the registry names is not served.
 
     Attributes:
-        retry_at: when it is tried again; `NEVER`: not before the reference moves, or somebody asks for it.
-        kind: the class of the error, for whoever commanded it.
+        retry_at: when it is tried again; with `NEVER`, when the reference moves or a command loads it.
+        error_class: the class of the error, for the caller who commanded a load.
     """
 
     identity: str
@@ -62,41 +68,46 @@ class Rejection:
     cause: RejectionCause
     reason: str
     retry_at: float = NEVER
-    kind: type[OnnxserveError] = ModelError
+    error_class: type[OnnxserveError] = ModelError
 
 
 @dataclass
 class FollowedModel:
-    """One wish.
+    """The state of one model reference.
 
     Attributes:
-        version: what is to be served for it; None until something could be fetched.
-        previous: what was served before, to go back to when the workers cannot load `version`.
-        is_checked: the files of `version` have been looked at since the agent's start.
-        target: what the registry has said last.
-        trouble: why the target is not served.
-        unloadable: identity of a version that the workers have said they cannot load.
-        error: why the last look at the registry failed, and `failed` how; `failures`: how often in a row.
-        due: when to look at the registry next; never while a look is under way.
-        told: a version and the error that its tag in the registry says; `saying`: what is being written there.
+        version: the version to be served; None until one could be fetched.
+        previous: the version served before it, to return to if the workers cannot load `version`.
+        is_verified: True if the files of `version` were checked since the agent's start.
+        target: the version that the registry named last.
+        rejection: why the target is not served.
+        unloadable: identity of a version that the workers could not load.
+        error: why the last poll of the registry failed.
+        error_class: the class of that error.
+        poll_failures, fetch_failures: how often each has failed in a row.
+        next_poll: when to ask the registry next; `NEVER` while a poll is under way.
+        poll: the poll under way.
+        reported: a version's source and the error that its tag in the registry holds.
+        report: the write of that tag under way; `reporting` is what it writes.
+        report_at: not to be written before this time.
     """
 
     version: FetchedVersion | None = None
     previous: FetchedVersion | None = None
-    is_checked: bool = False
+    is_verified: bool = False
     target: ResolvedModel | None = None
-    trouble: Rejection | None = None
+    rejection: Rejection | None = None
     unloadable: str | None = None
     error: str = ""
-    failed: type[OnnxserveError] = OnnxserveError
-    failures: int = 0
+    error_class: type[OnnxserveError] = OnnxserveError
+    poll_failures: int = 0
     fetch_failures: int = 0
-    due: float = 0.0
-    look: "Future[dict[str, Resolution]] | None" = None
-    told: tuple[str, str] = ("", "")
-    telling: "Future[bool] | None" = None
-    tell_at: float = 0.0
-    saying: tuple[str, str] = ("", "")
+    next_poll: float = 0.0
+    poll: "Future[dict[str, Resolution]] | None" = None
+    reported: tuple[str, str] = ("", "")
+    report: "Future[bool] | None" = None
+    report_at: float = 0.0
+    reporting: tuple[str, str] = ("", "")
 
     @property
     def serves_target(self) -> bool:
@@ -104,50 +115,50 @@ class FollowedModel:
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is left to be done for what the registry has said last."""
-        if self.look is not None or self.due <= 0 or (self.target is None and not self.error):
+        """True if the last answer of the registry leaves nothing to be done."""
+        if self.poll is not None or self.next_poll <= 0 or (self.target is None and not self.error):
             return False
-        return bool(self.error or self.trouble or (self.serves_target and self.is_checked))
+        return bool(self.error or self.rejection or (self.serves_target and self.is_verified))
 
     def failure(self, uri: str) -> OnnxserveError | None:
-        """Why the newest version is not to be had, or not to be loaded; None: nothing is known against it."""
-        if self.trouble is not None:
-            return self.trouble.kind(self.words(uri))
-        return self.failed(self.error) if self.error else None
+        """Return why the newest version cannot be fetched or loaded, or None if no reason is known."""
+        if self.rejection is not None:
+            return self.rejection.error_class(self.message(uri))
+        return self.error_class(self.error) if self.error else None
 
-    def words(self, uri: str) -> str:
-        """What is wrong, for the status and the log; empty: nothing is."""
-        trouble = self.trouble
-        if trouble is None:
+    def message(self, uri: str) -> str:
+        """Return what is wrong, for the status and the log; empty if nothing is."""
+        rejection = self.rejection
+        if rejection is None:
             return self.error
-        named = f"version {trouble.version} {_CAUSE_TEXTS[trouble.cause]}: " if trouble.version else ""
+        named = f"version {rejection.version} {_CAUSE_TEXTS[rejection.cause]}: " if rejection.version else ""
         served = self.version
-        goes_on = served is not None and served.identity != trouble.identity
-        kept = f"; version {served.version} is served on" if goes_on and served is not None else ""
-        return "; ".join(filter(None, [self.error, f"{uri}: {named}{trouble.reason}{kept}"]))
+        is_other = served is not None and served.identity != rejection.identity
+        kept = f"; version {served.version} is served on" if is_other and served is not None else ""
+        return "; ".join(filter(None, [self.error, f"{uri}: {named}{rejection.reason}{kept}"]))
 
-    def refuse(self, error: str) -> None:
-        """The workers could not load `version`, the wanted one: back to what was served before it."""
+    def roll_back(self, error: str) -> None:
+        """Return to the previous version, because the workers could not load this one."""
         failed = self.version
         assert failed is not None
         self.unloadable = failed.identity
-        self.trouble = Rejection(failed.identity, failed.source, failed.model, failed.version, "load", error)
+        self.rejection = Rejection(failed.identity, failed.source, failed.model, failed.version, "load", error)
         if self.previous is not None:
             self.version, self.previous = self.previous, None
 
-    def look_anew(self) -> None:
-        """The registry is asked at once, and what was refused is tried again."""
-        self.due, self.trouble, self.unloadable, self.fetch_failures = 0.0, None, None, 0
+    def retry_now(self) -> None:
+        """Ask the registry at once, and try a rejected version again."""
+        self.next_poll, self.rejection, self.unloadable, self.fetch_failures = 0.0, None, None, 0
 
-    def to_tell(self) -> tuple[str, str] | None:
-        """The version and the error that its tag is to say from now on (empty: none); None: all is said."""
-        if self.trouble is not None:
-            wanted = self.trouble.source, self.trouble.reason
-        elif self.told[1] and self.version is not None and self.version.source == self.told[0]:
-            wanted = self.told[0], ""
+    def pending_report(self) -> tuple[str, str] | None:
+        """Return the source and the error for its tag (an empty one removes it); None if the tag is up to date."""
+        if self.rejection is not None:
+            report = self.rejection.source, self.rejection.reason
+        elif self.reported[1] and self.version is not None and self.version.source == self.reported[0]:
+            report = self.reported[0], ""
         else:
             return None
-        return wanted if wanted != self.told else None
+        return report if report != self.reported else None
 
 
 def wanted_variant(variant: VariantSpec, version: FetchedVersion) -> WantedVariant:
@@ -162,72 +173,65 @@ def wanted_variant(variant: VariantSpec, version: FetchedVersion) -> WantedVaria
     )
 
 
-_log = logging.getLogger(__name__)
+def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel], before: Followed) -> Followed:
+    """Write the checkpoint if it differs from `before`, and return its content."""
 
+    def known(version: FetchedVersion | None) -> KnownVersion | None:
+        return None if version is None else KnownVersion.model_validate(asdict(version))
 
-def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
-    """What was served before this start; only versions whose files are still whole."""
-    followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
-    found = {}
-    for reference in followed.references:
-        version, previous = _if_whole(reference.version), _if_whole(reference.previous)
-        if version is None:
-            version, previous = previous, None
-        if version is not None:
-            found[ModelRef(reference.model_uri, reference.require)] = FollowedModel(
-                version, previous, told=reference.told
+    now = Followed(
+        references=tuple(
+            FollowedReference(
+                model_uri=ref.uri,
+                require=ref.require,
+                version=known(model.version),
+                previous=known(model.previous),
+                told=model.reported,
             )
-    for wish, version in _wanted_versions(state_dir).items():
-        found.setdefault(wish, FollowedModel(version))
-    return found
-
-
-def carry_over(wish: ModelRef, served: WantedVariant | None, known: Mapping[ModelRef, FollowedModel]) -> FollowedModel:
-    """What is known of a variant's wish; what it serves already is not taken away by what is required from now on."""
-    if (tracked := known.get(wish)) is not None:
-        return tracked
-    for other, tracked in known.items():
-        is_served = served is not None and tracked.version is not None and tracked.version.folder == served.folder
-        if other.uri == wish.uri and is_served:
-            return FollowedModel(tracked.version, tracked.previous)
-    return FollowedModel()
-
-
-def checkpoint(state_dir: Path, tracked: Mapping[ModelRef, FollowedModel], before: Followed) -> Followed:
-    """Writes it down where it has changed; what stands there now."""
-    references = tuple(
-        FollowedReference(
-            model_uri=wish.uri,
-            require=wish.require,
-            version=_known_version(one.version),
-            previous=_known_version(one.previous),
-            told=one.told,
+            for ref, model in models.items()
+            if model.version is not None
         )
-        for wish, one in tracked.items()
-        if one.version is not None
     )
-    now = Followed(references=references)
     if now != before:
         write_state(state_dir / FOLLOWED, now)
     return now
 
 
-def _wanted_versions(state_dir: Path) -> dict[ModelRef, FetchedVersion]:
-    """By what the workers were told, whatever their endpoints required."""
+def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
+    """Return the models that were served before this start, if their files are still whole.
+
+    A reference that only wanted.json names is restored from there, without the requirements of its endpoint.
+    """
+    models = {}
+    followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
+    for reference in followed.references:
+        version, previous = _if_whole(reference.version), _if_whole(reference.previous)
+        if version is None:
+            version, previous = previous, None
+        if version is not None:
+            ref = ModelRef(reference.model_uri, reference.require)
+            models[ref] = FollowedModel(version, previous, reported=reference.told)
+    of_wanted: dict[ModelRef, FetchedVersion] = {}
     wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
-    versions = {}
     for endpoint in wanted.endpoints.values():
         for variant in endpoint.variants.values():
             known = KnownVersion(
                 model=variant.model, version=variant.version, folder=variant.folder, aspects=variant.aspects
             )
             if (version := _if_whole(known)) is not None:
-                versions[ModelRef(variant.model_uri)] = version
-    return versions
+                of_wanted[ModelRef(variant.model_uri)] = version
+    return models | {ref: FollowedModel(version) for ref, version in of_wanted.items() if ref not in models}
 
 
-def _known_version(version: FetchedVersion | None) -> KnownVersion | None:
-    return None if version is None else KnownVersion.model_validate(asdict(version))
+def carry_over(ref: ModelRef, served: WantedVariant | None, known: Mapping[ModelRef, FollowedModel]) -> FollowedModel:
+    """Return the state of a reference. A new requirement does not take away the version that is served already."""
+    if (model := known.get(ref)) is not None:
+        return model
+    for other, model in known.items():
+        is_served = served is not None and model.version is not None and model.version.folder == served.folder
+        if other.uri == ref.uri and is_served:
+            return FollowedModel(model.version, model.previous)
+    return FollowedModel()
 
 
 def _if_whole(known: KnownVersion | None) -> FetchedVersion | None:

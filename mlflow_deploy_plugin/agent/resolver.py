@@ -1,8 +1,8 @@
-"""Pursuing: model URIs → versions that lie ready on this disk, without ever waiting for anybody.
+"""Version resolution: model references become versions on this disk, without waiting for anybody.
 
-Looks at the registry and fetches run in threads of their own, so that one that hangs delays neither another model nor
-what needs no registry at all (a change of weights, going back, a command). Here their results are taken in, in the one
-thread that owns the memory of the agent.
+Polls of the registry and fetches run in threads of their own. One that hangs delays neither another model nor a change
+that needs no registry (of weights, a roll-back, a command). Their results are taken in here, in the one thread that
+owns the agent's state.
 """
 
 import logging
@@ -23,11 +23,11 @@ _log = logging.getLogger(__name__)
 _LONGEST_BACKOFF_SECONDS = 30.0
 _JITTER = 0.2
 _REGISTRY_ASPECTS = ("stage", "alias", "tag", "gate")
-"""Aspects that change while the version stays."""
+"""Aspects that change while the version stays the same."""
 
 
 class Registry(Protocol):
-    """What following needs of the world outside."""
+    """The calls that leave this process: to the model registry and the artifact store."""
 
     def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]: ...
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion: ...
@@ -36,12 +36,12 @@ class Registry(Protocol):
 
 @dataclass
 class PollPolicy:
-    """How often the registry is asked.
+    """The times at which the registry is polled.
 
     Attributes:
         follow: False resolves every reference once and then leaves it.
         clock: monotonic seconds.
-        uniform: random between two numbers, to spread the polls of many agents.
+        uniform: returns a random number between two others, which spreads the polls of many agents.
     """
 
     poll_seconds: float
@@ -50,7 +50,7 @@ class PollPolicy:
     uniform: Callable[[float, float], float] = random.uniform
 
     def pause(self, failures: int) -> float:
-        """Seconds until the next look, after so many failures in a row."""
+        """Return the seconds until the next poll, after so many failures in a row."""
         longest = max(self.poll_seconds, _LONGEST_BACKOFF_SECONDS)
         seconds = min(self.poll_seconds * 2.0 ** min(failures, 10), longest)
         return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
@@ -58,73 +58,73 @@ class PollPolicy:
 
 @dataclass
 class VersionResolver:
-    """Every wish, and what is under way for it.
+    """Brings every followed model to the version that the registry names.
 
     Args:
-        looks / fetches: threads that ask the registry, and that get files.
+        poll_pool, fetch_pool: threads that ask the registry, and threads that fetch files.
 
     Attributes:
-        ended: how many looks have, well or not.
-        has_told: some version's tag says another thing than what was last remembered.
+        finished_polls: counts polls, failed ones too.
+        has_reported: a version's tag has changed since the last checkpoint.
     """
 
     registry: Registry
-    looks: Executor
-    fetches: Executor
-    pace: PollPolicy
-    consent: PyfuncPolicy = field(default_factory=PyfuncPolicy)
-    tracked: dict[ModelRef, FollowedModel] = field(default_factory=dict)
-    ended: int = 0
-    has_told: bool = False
-    _fetching: dict[str, "Future[FetchedVersion]"] = field(default_factory=dict)
+    poll_pool: Executor
+    fetch_pool: Executor
+    polling: PollPolicy
+    pyfunc_policy: PyfuncPolicy = field(default_factory=PyfuncPolicy)
+    models: dict[ModelRef, FollowedModel] = field(default_factory=dict)
+    finished_polls: int = 0
+    has_reported: bool = False
+    _fetches: dict[str, "Future[FetchedVersion]"] = field(default_factory=dict)
 
-    def under_way(self) -> list["Future[Any]"]:
-        """What is waited for before every wish is settled."""
-        looks = [tracked.look for tracked in self.tracked.values() if tracked.look is not None]
-        return [*dict.fromkeys(looks), *self._fetching.values()]
+    def pending(self) -> list["Future[Any]"]:
+        """Return the polls and fetches under way."""
+        polls = [model.poll for model in self.models.values() if model.poll is not None]
+        return [*dict.fromkeys(polls), *self._fetches.values()]
 
-    def agree(self, consent: PyfuncPolicy) -> None:
-        """A version that was refused for want of consent is looked at again where there is one now."""
-        known = (consent.allowed - self.consent.allowed) | (consent.named - self.consent.named)
-        for wish, tracked in self.tracked.items():
-            if wish.uri in known and tracked.trouble is not None and tracked.trouble.cause == "consent":
-                tracked.look_anew()
-        self.consent = consent
+    def set_pyfunc_policy(self, policy: PyfuncPolicy) -> None:
+        """Take a new policy, and try again the versions that it no longer refuses."""
+        before = self.pyfunc_policy
+        agreed = (policy.allowed - before.allowed) | (policy.named - before.named)
+        for ref, model in self.models.items():
+            if ref.uri in agreed and model.rejection is not None and model.rejection.cause == "consent":
+                model.retry_now()
+        self.pyfunc_policy = policy
 
-    def look_now(self) -> None:
-        """Asks at once for what is asked for again and again; a look that is under way may have come too early."""
-        for tracked in self.tracked.values():
-            if tracked.due < NEVER or tracked.look is not None:
-                tracked.due = 0.0
+    def poll_now(self) -> None:
+        """Poll every followed reference at once, also after a poll that is under way: it may have come too early."""
+        for model in self.models.values():
+            if model.next_poll < NEVER or model.poll is not None:
+                model.next_poll = 0.0
 
     def advance(self) -> None:
-        """Starts what is due and takes in what has come."""
-        self._begin_looks()
-        self._end_looks()
-        for wish, tracked in self.tracked.items():
-            if tracked.target is not None and tracked.look is None:
-                self._pursue(wish, tracked, tracked.target)
-        targets = {tracked.target.identity for tracked in self.tracked.values() if tracked.target is not None}
-        for identity in [identity for identity, future in self._fetching.items() if future.done()]:
-            del self._fetching[identity]
-        for identity in self._fetching.keys() - targets:
-            self._fetching.pop(identity).cancel()  # the reference has moved on; one that runs ends by itself
-        self._tell()
+        """Start what is due, and take in the results that have come."""
+        self._start_polls()
+        self._finish_polls()
+        for ref, model in self.models.items():
+            if model.target is not None and model.poll is None:
+                self._move_to_target(ref, model, model.target)
+        targets = {model.target.identity for model in self.models.values() if model.target is not None}
+        for identity in [identity for identity, fetch in self._fetches.items() if fetch.done()]:
+            del self._fetches[identity]
+        for identity in self._fetches.keys() - targets:
+            self._fetches.pop(identity).cancel()  # the reference has moved on; a fetch that runs ends by itself
+        self._report_failures()
 
-    def _begin_looks(self) -> None:
-        """One look for each model of which some reference is due; all its followed references share it."""
-        now = self.pace.clock()
-        due = {lookup_key(wish.uri) for wish, one in self.tracked.items() if one.due <= now and one.look is None}
-        for model in sorted(due):
-            asked = [
-                (wish, one)
-                for wish, one in self.tracked.items()
-                if one.look is None and one.due < NEVER and lookup_key(wish.uri) == model
+    def _start_polls(self) -> None:
+        """Start one poll for each registered model with a reference that is due; its followed references share it."""
+        now = self.polling.clock()
+        due = {lookup_key(ref.uri) for ref, one in self.models.items() if one.next_poll <= now and one.poll is None}
+        for key in sorted(due):
+            polled = [
+                (ref, model)
+                for ref, model in self.models.items()
+                if model.poll is None and model.next_poll < NEVER and lookup_key(ref.uri) == key
             ]
-            uris = list(dict.fromkeys(wish.uri for wish, _ in asked))
-            look = self.looks.submit(self._resolve, uris)
-            for _, one in asked:
-                one.look, one.due = look, NEVER
+            poll = self.poll_pool.submit(self._resolve, list(dict.fromkeys(ref.uri for ref, _ in polled)))
+            for _, model in polled:
+                model.poll, model.next_poll = poll, NEVER
 
     def _resolve(self, uris: list[str]) -> dict[str, Resolution]:
         try:
@@ -133,53 +133,55 @@ class VersionResolver:
             _log.exception("asking for %s failed", ", ".join(uris))
             return dict.fromkeys(uris, RegistryUnavailable(f"asking for {uris[0]} failed: {type(error).__name__}"))
 
-    def _end_looks(self) -> None:
+    def _finish_polls(self) -> None:
         pauses: dict[int, float] = {}
-        for wish, tracked in self.tracked.items():
-            look = tracked.look
-            if look is None or not look.done():
+        for ref, model in self.models.items():
+            poll = model.poll
+            if poll is None or not poll.done():
                 continue
-            tracked.look = None
-            pause = pauses.setdefault(id(look), self.pace.pause(0))
-            is_asked_anew = tracked.due < NEVER
-            due = self._hear(wish, tracked, look.result()[wish.uri], pause)
-            tracked.due = 0.0 if is_asked_anew else due
-        self.ended += len(pauses)
+            model.poll = None
+            pause = pauses.setdefault(id(poll), self.polling.pause(0))
+            is_wanted_again = model.next_poll < NEVER
+            next_poll = self._take_resolution(ref, model, poll.result()[ref.uri], pause)
+            model.next_poll = 0.0 if is_wanted_again else next_poll
+        self.finished_polls += len(pauses)
 
-    def _hear(self, wish: ModelRef, tracked: FollowedModel, answer: Resolution, pause: float) -> float:
-        """Takes in what the registry has said; when to ask it again."""
-        now = self.pace.clock()
-        if isinstance(answer, ResolvedModel):
-            tracked.error, tracked.failures, tracked.target = "", 0, answer
-            waits_for_gate = bool(wish.require) and not answer.standing.passed
-            is_asked_again = waits_for_gate or (answer.followed and self.pace.follow)
-            return now + pause if is_asked_again else NEVER
-        tracked.failed = type(answer)
-        if isinstance(answer, NotFound | InvalidConfig):  # somebody may put it right at any moment
-            tracked.error = f"{wish.uri}: {answer.message}"
+    def _take_resolution(self, ref: ModelRef, model: FollowedModel, resolution: Resolution, pause: float) -> float:
+        """Take in the registry's answer, and return when to poll next."""
+        now = self.polling.clock()
+        if isinstance(resolution, ResolvedModel):
+            model.error, model.poll_failures, model.target = "", 0, resolution
+            waits_for_gate = bool(ref.require) and not resolution.standing.passed
+            is_polled_again = waits_for_gate or (resolution.followed and self.polling.follow)
+            return now + pause if is_polled_again else NEVER
+        model.error_class = type(resolution)
+        if isinstance(resolution, NotFound | InvalidConfig):  # somebody may put it right at any moment
+            model.error = f"{ref.uri}: {resolution.message}"
             return now + pause
-        tracked.error = answer.message
-        tracked.failures += 1
-        return now + self.pace.pause(tracked.failures)
+        model.error = resolution.message
+        model.poll_failures += 1
+        return now + self.polling.pause(model.poll_failures)
 
-    def _pursue(self, wish: ModelRef, tracked: FollowedModel, target: ResolvedModel) -> None:
-        """Brings `tracked` to its target, as far as that goes now."""
-        trouble = tracked.trouble
-        is_known = trouble is not None and trouble.identity == target.identity
-        if is_known and trouble is not None and trouble.cause != "gate" and self.pace.clock() < trouble.retry_at:
+    def _move_to_target(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> None:
+        """Serve the target if it can be served by now."""
+        rejection = model.rejection
+        is_rejected = rejection is not None and rejection.identity == target.identity and rejection.cause != "gate"
+        if is_rejected and rejection is not None and self.polling.clock() < rejection.retry_at:
             return
-        if tracked.serves_target and tracked.is_checked:
-            tracked.trouble = None
-            _refresh_aspects(tracked, target)
+        if model.serves_target and model.is_verified and model.version is not None:
+            model.rejection = None
+            lasting = {name: value for name, value in model.version.aspects.items() if name not in _REGISTRY_ASPECTS}
+            if (aspects := lasting | target.aspects) != model.version.aspects:
+                model.version = replace(model.version, aspects=aspects)
             return
-        if wish.require and not tracked.serves_target and not target.standing.passed:
-            reason = f"{target.standing.reason}, and this endpoint requires {wish.require}"
-            tracked.trouble = self._trouble(target, "gate", reason, retry_at=0.0)
+        if ref.require and not model.serves_target and not target.standing.passed:
+            reason = f"{target.standing.reason}, and this endpoint requires {ref.require}"
+            model.rejection = _rejection(target, "gate", reason, retry_at=0.0)
             return
-        if target.identity not in self._fetching:
-            self._fetching[target.identity] = self.fetches.submit(self._fetch, target)
-        if self._fetching[target.identity].done():
-            self._take_in(wish, tracked, target, self._fetching[target.identity])
+        if target.identity not in self._fetches:
+            self._fetches[target.identity] = self.fetch_pool.submit(self._fetch, target)
+        if self._fetches[target.identity].done():
+            self._take_fetched(ref, model, target, self._fetches[target.identity])
 
     def _fetch(self, target: ResolvedModel) -> FetchedVersion:
         try:
@@ -190,59 +192,50 @@ class VersionResolver:
             _log.exception("fetching %s failed", target.source)
             raise OnnxserveError(f"fetching it failed unexpectedly: {type(error).__name__}, see the log") from None
 
-    def _take_in(
-        self, wish: ModelRef, tracked: FollowedModel, target: ResolvedModel, fetch: "Future[FetchedVersion]"
+    def _take_fetched(
+        self, ref: ModelRef, model: FollowedModel, target: ResolvedModel, fetch: "Future[FetchedVersion]"
     ) -> None:
         try:
             fetched = fetch.result()
         except ModelError as error:
-            tracked.trouble = self._trouble(target, "artifact", error.message)
+            model.rejection = _rejection(target, "artifact", error.message)
             return
         except OnnxserveError as error:
-            tracked.fetch_failures += 1
-            retry_at = self.pace.clock() + self.pace.pause(tracked.fetch_failures)
-            tracked.trouble = self._trouble(target, "fetch", error.message, retry_at, type(error))
+            model.fetch_failures += 1
+            retry_at = self.polling.clock() + self.polling.pause(model.fetch_failures)
+            model.rejection = _rejection(target, "fetch", error.message, retry_at, type(error))
             return
-        tracked.fetch_failures = 0
+        model.fetch_failures = 0
         try:
             if fetched.runs_code:
-                self.consent.check(wish.uri, target.followed)
+                self.pyfunc_policy.check(ref.uri, target.followed)
         except ModelError as error:
-            tracked.trouble = self._trouble(target, "consent", error.message)
+            model.rejection = _rejection(target, "consent", error.message)
             return
-        if tracked.version is not None and tracked.version.folder != fetched.folder:
-            tracked.previous = tracked.version
-        tracked.version, tracked.is_checked, tracked.trouble = fetched, True, None
+        if model.version is not None and model.version.folder != fetched.folder:
+            model.previous = model.version
+        model.version, model.is_verified, model.rejection = fetched, True, None
 
-    def _trouble(
-        self,
-        target: ResolvedModel,
-        cause: RejectionCause,
-        reason: str,
-        retry_at: float = NEVER,
-        kind: type[OnnxserveError] = ModelError,
-    ) -> Rejection:
-        return Rejection(target.identity, target.source, target.name, target.version, cause, reason, retry_at, kind)
-
-    def _tell(self) -> None:
-        """Has the versions' tags say what is wrong with them; while the registry is away, later."""
-        for tracked in self.tracked.values():
-            if tracked.telling is not None and tracked.telling.done():
-                if tracked.telling.exception() is None and tracked.telling.result():
-                    tracked.told, self.has_told = tracked.saying, True
+    def _report_failures(self) -> None:
+        """Write to the versions' tags what is wrong with them. If the registry is down, try again later."""
+        for model in self.models.values():
+            if model.report is not None and model.report.done():
+                if model.report.exception() is None and model.report.result():
+                    model.reported, self.has_reported = model.reporting, True
                 else:
-                    tracked.tell_at = self.pace.clock() + self.pace.pause(1)
-                tracked.telling = None
-            text = tracked.to_tell()
-            if text is not None and tracked.telling is None and tracked.tell_at <= self.pace.clock():
-                tracked.saying = text
-                tracked.telling = self.looks.submit(self.registry.report_failure, *text)
+                    model.report_at = self.polling.clock() + self.polling.pause(1)
+                model.report = None
+            report = model.pending_report()
+            if report is not None and model.report is None and model.report_at <= self.polling.clock():
+                model.reporting = report
+                model.report = self.poll_pool.submit(self.registry.report_failure, *report)
 
 
-def _refresh_aspects(tracked: FollowedModel, target: ResolvedModel) -> None:
-    """The stage, alias, tag and gate that the served version has now."""
-    version = tracked.version
-    assert version is not None
-    own = {name: value for name, value in version.aspects.items() if name not in _REGISTRY_ASPECTS}
-    if (aspects := own | target.aspects) != version.aspects:
-        tracked.version = replace(version, aspects=aspects)
+def _rejection(
+    target: ResolvedModel,
+    cause: RejectionCause,
+    reason: str,
+    retry_at: float = NEVER,
+    error_class: type[OnnxserveError] = ModelError,
+) -> Rejection:
+    return Rejection(target.identity, target.source, target.name, target.version, cause, reason, retry_at, error_class)

@@ -1,13 +1,13 @@
-"""Shipping: the workers' spool → the inference log, Parquet partitioned by endpoint and by the hour of event time.
+"""Shipping: the workers' spool becomes the inference log, Parquet partitioned by endpoint and hour of event time.
 
     LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<segment>-<first offset>-<last offset>.parquet
-    LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-….parquet       what callers have said of them since
-    LOG/_failed/endpoint=…      as the first, rows without the model's columns of requests that got no answer
+    LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-….parquet       the feedback of callers on those rows
+    LOG/_failed/endpoint=…      like the first, without the model's columns: requests that got no answer
 
 At least once: how far a segment is shipped is written down (`<segment>.shipped`) after its rows are in the log, and the
 segment is deleted after its worker let go of it and all of it is shipped. After a crash in between, the same rows come
-again: under the same name where they are alone, and under another one with those that came since, so that what stands
-under a name never changes and a compactor may delete it. Readers drop doubles by (`_segment`, `_offset`, `_row`).
+again: under the same name if they are alone, and under another one with the rows that came since, so that the content
+of a name never changes and a compactor may delete it. Readers drop duplicates by (`_segment`, `_offset`, `_row`).
 
 A busy worker's segment is left to grow, so that few and large files come of it. A log that is down is asked less and
 less often.
@@ -16,21 +16,18 @@ less often.
 import logging
 import shutil
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from mlflow_deploy_plugin.agent.log_tables import captured_table, label_tables
+from mlflow_deploy_plugin.agent.log_tables import captured_file_name, captured_table, group_by_file, label_tables
 from mlflow_deploy_plugin.agent.progress import ShippingProgress
-from mlflow_deploy_plugin.agent.sink import Sink, open_sink, parquet
 from mlflow_deploy_plugin.errors import NotInstalled
-from mlflow_deploy_plugin.inference_log import LogLocation
-from mlflow_deploy_plugin.inference_log.storage import FAILURES
+from mlflow_deploy_plugin.inference_log import locate_log
+from mlflow_deploy_plugin.inference_log.storage import encode_parquet, write_file
 from mlflow_deploy_plugin.server.capture.feedback import FeedbackFrame
 from mlflow_deploy_plugin.server.capture.frames import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
 from mlflow_deploy_plugin.server.capture.reader import CapturedBatch, CapturedSegment, read_batches
@@ -40,20 +37,20 @@ _log = logging.getLogger(__name__)
 
 _BROKEN = ".broken"
 _MOST_BROKEN = 4
-"""Segments that make no sense and are kept to be looked at: at most 64 MiB, unless one request alone is larger."""
+"""Malformed segments that are kept to be looked at: at most 64 MiB, unless one request alone is larger."""
 _LONGEST_WAIT_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 30.0
-_TOLD_SECONDS = 10.0
-"""So seldom agent.json says anew until when the log is complete."""
+_STATE_SECONDS = 10.0
+"""agent.json says in steps of so many seconds until when the log is complete."""
 
 
 class _SegmentError(Exception):
-    """Something about one segment's own files; the others may be shipped, which makes room on a full disk."""
+    """A failure of one segment's own files. The others may be shipped, which makes room on a full disk."""
 
 
 @dataclass(frozen=True)
 class _Growth:
-    """How large a segment was at the last look, and since when some of it waits."""
+    """The size of a segment at the last look, and since when a part of it has waited."""
 
     size: int
     since: float
@@ -63,6 +60,7 @@ class Shipper:
     """Ships the segments in `spool` to the log at `log_uri`.
 
     Attributes:
+        location: the log.
         state: what goes wrong, for agent.json; another thread may read it.
         progress: how far everything is shipped.
 
@@ -82,7 +80,7 @@ class Shipper:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._spool = spool
-        self._sink: Sink = open_sink(log_uri)
+        self.location = locate_log(log_uri)
         self._now = now
         self.progress = ShippingProgress(spool)
         self._clock = clock
@@ -92,24 +90,23 @@ class Shipper:
         self.state = ShippingState()
 
     def round(self) -> int:
-        """Ships what is due and gives the number of rows: a segment that its worker let go of, that has not grown
-        since the last round, or of which something has waited for `_LONGEST_WAIT_SECONDS`."""
+        """Ship the segments that are due, and return the number of rows.
+
+        A segment is due if its worker has let go of it, if it has not grown since the last round, or if a part of it
+        has waited for `_LONGEST_WAIT_SECONDS`.
+        """
         if self._clock() < self._retry_at:
             return 0
-        return self._ship([segment for segment in self._listed() if self._is_due(segment)])
+        return self._ship([segment for segment in self._list_segments() if self._is_due(segment)])
 
     def ship(self) -> int:
-        """Ships all that is new in every segment, whatever happened before."""
-        return self._ship(self._listed())
+        """Ship all that is new in every segment, whatever happened before."""
+        return self._ship(self._list_segments())
 
-    @property
-    def location(self) -> LogLocation:
-        return self._sink.location
-
-    def _listed(self) -> list[Path]:
+    def _list_segments(self) -> list[Path]:
         moment = self._now()
         found = segments(self._spool)
-        self.progress.listed({segment.name for segment in found}, moment)
+        self.progress.set_segments({segment.name for segment in found}, moment)
         return found
 
     def _is_due(self, segment: Path) -> bool:
@@ -122,7 +119,7 @@ class Shipper:
         except OSError:
             return True  # shipping it says why it cannot be read
         if size <= shipped:
-            self.progress.reached(segment.name, moment)
+            self.progress.set_complete(segment.name, moment)
             return False
         before = self._growing.get(segment.name)
         self._growing[segment.name] = _Growth(size, before.since if before else now)
@@ -139,10 +136,10 @@ class Shipper:
             except MemoryError as failure:  # a smaller one may have room
                 error = f"segment {segment.name} cannot be shipped for want of memory: {failure}"
             except (OSError, NotInstalled) as failure:  # the next one would fail too, after as long a wait
-                error = f"the inference log {self._sink.location.shown} cannot be written: {failure}"
+                error = f"the inference log {self.location.shown} cannot be written: {failure}"
                 break
         self._report(error)
-        complete_until = self.progress.complete_until // _TOLD_SECONDS * _TOLD_SECONDS
+        complete_until = self.progress.complete_until // _STATE_SECONDS * _STATE_SECONDS
         if complete_until > self.state.complete_until:
             self.state = self.state.model_copy(update={"complete_until": complete_until})
         for left_over in self._spool.glob(f"*{SHIPPED}"):
@@ -153,7 +150,7 @@ class Shipper:
         return rows
 
     def _report(self, error: str) -> None:
-        """Logs an error when it comes, changes and goes, and backs off while there is one."""
+        """Log an error when it comes, changes and goes, and back off while there is one."""
         if error != self.state.error:
             _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log is written again")
             self.state = self.state.model_copy(update={"error": error})
@@ -171,13 +168,14 @@ class Shipper:
         except OSError as error:
             raise _SegmentError(f"segment {segment.name} cannot be read: {error}") from None
         rows = self._write(segment, captured) if size > start else 0
-        if captured.malformed:  # told once: what cannot be written now is read again
-            self._keep_a_copy(segment, captured.malformed)
+        if captured.malformed:  # reported once: a segment that cannot be written now is read again
+            self._keep_broken_copy(segment, captured.malformed)
         end, lost_bytes = captured.end, captured.lost_bytes
         self._growing.pop(segment.name, None)
         lost_bytes += size - end if is_final else 0
-        if lost_bytes:
-            self._tell_torn(segment, lost_bytes)
+        if lost_bytes:  # its worker was killed while it wrote, or something else wrote there; a disk may have gone bad
+            _log.warning("%d bytes of segment %s are no whole frame, and are lost", lost_bytes, segment.stem)
+            self.state = self.state.model_copy(update={"torn_segments": self.state.torn_segments + 1})
         if is_final:
             segment.unlink()
             segment.with_suffix(SHIPPED).unlink(missing_ok=True)
@@ -186,32 +184,52 @@ class Shipper:
                 write_atomically(segment.with_suffix(SHIPPED), str(end).encode())
             except OSError as error:
                 raise _SegmentError(f"how far {segment.name} is shipped cannot be written down: {error}") from None
-        self.progress.reached(segment.name, moment, is_gone=is_final)
+        self.progress.set_complete(segment.name, moment, is_gone=is_final)
         return rows
 
     def _write(self, segment: Path, captured: CapturedSegment) -> int:
-        """Writes what a segment holds, and down that it is shipped; gives the rows that are in the log now."""
+        """Write the content of a segment to the log, note it in the progress, and return the rows written."""
         counted = self.progress.totals.counted.get(segment.name, 0)
         shipped, lost = Counter[str](), Counter[str]()
         rows = 0
-        for group in _by_file(captured.batches):
-            written = self._write_file(segment.stem, group)
+        for group in group_by_file(captured.batches):
+            written = self._write_captured(segment.stem, group)
             rows += written
             for batch in group:
                 if not (batch.is_shadow or batch.is_failed):
                     fresh = int((batch.offsets >= counted).sum()) * batch.rows
                     (shipped if written else lost)[batch.endpoint] += fresh
         self._write_labels(segment.stem, captured.feedback)
-        self.progress.shipped(segment.name, captured.end, shipped, lost)
+        self.progress.add_shipped(segment.name, captured.end, shipped, lost)
         return rows
 
-    def _tell_torn(self, segment: Path, lost: int) -> None:
-        """Its worker was killed while it wrote, or something else has written there; a disk may have gone bad."""
-        _log.warning("%d bytes of segment %s are no whole frame, and are lost", lost, segment.stem)
-        self.state = self.state.model_copy(update={"torn_segments": self.state.torn_segments + 1})
+    def _write_captured(self, segment: str, group: Sequence[CapturedBatch]) -> int:
+        """Write one file. Requests that cannot be represented in it are left out, and do not take others with them."""
+        try:
+            table = captured_table(segment, group)
+            name, content = captured_file_name(segment, group), encode_parquet(table)
+        except MemoryError:  # another time there may be enough
+            raise
+        except Exception:  # noqa: BLE001 - the boundary of one file: arrow raises a dozen unrelated classes
+            requests = sum(len(batch.offsets) for batch in group)
+            _log.exception("%d requests of %s have no form in the log, and are left out", requests, segment)
+            return 0
+        write_file(self.location, name, content)
+        return len(table)
 
-    def _keep_a_copy(self, segment: Path, malformed: int) -> None:
-        """Of a segment that makes no sense in part, for whoever wants to know why; of the last few only."""
+    def _write_labels(self, segment: str, frames: Sequence[FeedbackFrame]) -> None:
+        try:
+            files = [(name, encode_parquet(labels)) for name, labels in label_tables(segment, frames)]
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - as above
+            _log.exception("labels of %s have no form in the log, and are left out", segment)
+            return
+        for name, content in files:
+            write_file(self.location, name, content)
+
+    def _keep_broken_copy(self, segment: Path, malformed: int) -> None:
+        """Copy a segment with malformed frames, for whoever looks for the cause; the last few copies are kept."""
         copy = segment.with_suffix(_BROKEN)
         _log.error("%d frames of segment %s make no sense and are left out: see %s", malformed, segment.stem, copy)
         try:
@@ -223,47 +241,3 @@ class Shipper:
         except OSError as error:  # a full disk: shipping makes room
             _log.error("%s cannot be kept: %s", copy.name, error)
         self.state = self.state.model_copy(update={"broken_segments": self.state.broken_segments + 1})
-
-    def _write_file(self, segment: str, group: Sequence[CapturedBatch]) -> int:
-        """Writes one file. Rows that have no form in it are left out, so that they do not take the others with them."""
-        try:
-            table = captured_table(segment, group)
-            name, content = _file_name(segment, group), parquet(table)
-        except MemoryError:  # another time they will have one
-            raise
-        except Exception:  # noqa: BLE001 - the boundary of one file: arrow raises a dozen unrelated classes
-            requests = sum(len(batch.offsets) for batch in group)
-            _log.exception("%d requests of %s have no form in the log, and are left out", requests, segment)
-            return 0
-        self._sink.write(name, content)
-        return len(table)
-
-    def _write_labels(self, segment: str, frames: Sequence[FeedbackFrame]) -> None:
-        """As `_write_file`."""
-        try:
-            files = [(name, parquet(labels)) for name, labels in label_tables(segment, frames)]
-        except MemoryError:
-            raise
-        except Exception:  # noqa: BLE001 - as there
-            _log.exception("labels of %s have no form in the log, and are left out", segment)
-            return
-        for name, content in files:
-            self._sink.write(name, content)
-
-
-def _by_file(batches: Sequence[CapturedBatch]) -> Iterable[list[CapturedBatch]]:
-    """Batches of one endpoint, hour and set of columns with their types; what failed is apart."""
-    groups: dict[tuple[Any, ...], list[CapturedBatch]] = defaultdict(list)
-    for batch in batches:
-        arrays = [*batch.feeds.items(), *batch.outputs.items(), *batch.masked.items()]
-        types = tuple((name, array.dtype, array.ndim) for name, array in arrays)
-        groups[batch.endpoint, batch.hour, batch.is_failed, id(batch.model), types].append(batch)
-    return groups.values()
-
-
-def _file_name(segment: str, group: Sequence[CapturedBatch]) -> str:
-    first = group[0]
-    moment = datetime.fromtimestamp(first.hour * 3600, UTC)
-    root = f"{FAILURES}/" if first.is_failed else ""
-    name = f"{segment}-{first.offsets[0]}-{max(int(batch.offsets[-1]) for batch in group)}"
-    return f"{root}endpoint={first.endpoint}/date={moment.date()}/hour={moment:%H}/{name}.parquet"

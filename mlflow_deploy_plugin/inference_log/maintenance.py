@@ -42,11 +42,11 @@ from mlflow_deploy_plugin.inference_log.storage import (
     LogLocation,
     list_days,
     list_files,
+    parquet_options,
     wrap_log_errors,
     write_file,
 )
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 QUIET = timedelta(minutes=10)
 """A file that was written since may be written again by its agent."""
@@ -200,7 +200,7 @@ def _compact_group(log: InferenceLog, folder: str, group: Sequence[_SmallFile]) 
     schema = unify_schemas(small.schema for small in group)
     if not set(IDENTITY) <= set(schema.names):
         return 0
-    with pq.ParquetWriter(content, schema, **_encoding(schema)) as writer:
+    with pq.ParquetWriter(content, schema, **parquet_options(schema)) as writer:
         for tables in group_tables(_distinct_rows(log, schema, group, whole), _GROUP_ROWS, GROUP_BYTES):
             writer.write_table(pa.concat_tables(tables), row_group_size=_GROUP_ROWS)
     if len(whole) < 2:
@@ -235,21 +235,6 @@ def _hashes(table: pa.Table) -> Array:
     for name in ("_prediction_id", "_key", "_label"):
         hashes = combine_hashes(hashes, hash_texts(table.column(name)))
     return combine_hashes(hashes, table.column("_row").fill_null(-1).to_numpy().astype("uint64"))
-
-
-def _encoding(schema: pa.Schema) -> dict[str, object]:
-    """As the agent writes it (`agent/sink.py`)."""
-    ascending = [name for name in (EVENT_TIME, "_received_time", "_offset") if name in schema.names]
-    return {
-        "compression": "zstd",
-        "use_dictionary": [
-            field.name
-            for field in schema
-            if field.type == pa.string() and field.name not in ("_prediction_id", "_request_id", "_key")
-        ],
-        "column_encoding": dict.fromkeys(ascending, "DELTA_BINARY_PACKED"),
-        "write_statistics": ascending[:1],
-    }
 
 
 def _delete(location: LogLocation, file: LogFile) -> bool:

@@ -43,21 +43,21 @@ def test_whoever_has_moved_a_reference_may_ask_for_a_look_at_once(case: Case) ->
 
 
 def test_a_look_that_is_asked_for_while_another_is_under_way_comes_after_it(case: Case) -> None:
-    looks, wish = Later(), ModelRef(STAGE)
-    pursuit = case.follower(looks=looks).pursuit
-    pursuit.tracked = {wish: FollowedModel()}
+    looks, ref = Later(), ModelRef(STAGE)
+    resolver = case.follower(looks=looks).resolver
+    resolver.models = {ref: FollowedModel()}
     case.world.versions[STAGE] = "1"
-    pursuit.advance()
+    resolver.advance()
     looks.go_on()
 
     case.world.versions[STAGE] = "2"
-    pursuit.look_now()
-    pursuit.advance()  # takes in what was asked before the move
-    pursuit.advance()
+    resolver.poll_now()
+    resolver.advance()  # takes in what was asked before the move
+    resolver.advance()
     looks.go_on()
-    pursuit.advance()
+    resolver.advance()
 
-    version = pursuit.tracked[wish].version
+    version = resolver.models[ref].version
     assert version is not None
     assert version.version == "2"
 

@@ -293,7 +293,7 @@ def test_rows_that_have_no_form_in_the_log_are_dropped_and_not_on_their_way(
     machine.answer(2)
     machine.shipper.ship()
     with monkeypatch.context() as patched:
-        patched.setattr("mlflow_deploy_plugin.agent.log_tables.as_rows", lambda *parts: 1 / 0)
+        patched.setattr("mlflow_deploy_plugin.agent.log_tables.to_log_columns", lambda *parts: 1 / 0)
         machine.answer(3)
         machine.shipper.ship()
     machine.watermark.end(is_shipped=True)
@@ -318,7 +318,7 @@ def test_the_last_word_counts_what_an_ended_server_has_left(machine: Machine) ->
 
 
 def test_it_is_said_soon_where_rows_are_counted_and_seldom_where_none_are(machine: Machine) -> None:
-    told = []
+    told: list[datetime] = []
     for second in range(1000, 1070, 2):
         machine.clock.now = second
         if second == 1050:
@@ -333,7 +333,7 @@ def test_it_is_said_soon_where_rows_are_counted_and_seldom_where_none_are(machin
 
 def test_a_progress_that_makes_no_sense_begins_anew_under_another_name(tmp_path: Path) -> None:
     first = ShippingProgress(tmp_path / "spool")
-    first.keep()
+    first.save()
     assert ShippingProgress(tmp_path / "spool").totals == first.totals
     (tmp_path / "progress.json").write_text('{"agent": ')
     assert ShippingProgress(tmp_path / "spool").totals.agent != first.totals.agent

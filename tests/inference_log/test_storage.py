@@ -25,7 +25,9 @@ def test_a_file_uri_is_a_folder_too() -> None:
         ("https://me:hidden@host/log", "credentials stand in AWS_ACCESS_KEY_ID"),
         ("s3://bucket/log?secret_key=hidden", "another S3 API in AWS_ENDPOINT_URL"),
         ("s3:///log", "neither a folder nor s3://BUCKET/PREFIX"),
-        ("gs://bucket/log", "neither a folder nor s3://BUCKET/PREFIX"),
+        ("s3:///x", "ONNXSERVE_LOG_URI: .* is neither a folder nor s3://BUCKET/PREFIX"),
+        ("gs://bucket/log", "ONNXSERVE_LOG_URI: .* is neither a folder nor s3://BUCKET/PREFIX"),
+        ("https://host/x", "ONNXSERVE_LOG_URI: .* is neither a folder nor s3://BUCKET/PREFIX"),
     ],
 )
 def test_another_uri_is_refused_without_a_word_of_its_secrets(uri: str, message: str) -> None:

@@ -120,9 +120,9 @@ class Case:
 
     def follower(self, follow: bool = True, looks: Executor | None = None, fetches: Executor | None = None) -> Follower:
         clock = lambda: self.now  # noqa: E731
-        pace = PollPolicy(2.0, follow, clock, uniform=lambda low, high: 1.0)
-        pursuit = VersionResolver(self.world, looks or AtOnce(), fetches or AtOnce(), pace)
-        return Follower(self.state_dir, pursuit, lambda: self.now + self.jumped)
+        polling = PollPolicy(2.0, follow, clock, uniform=lambda low, high: 1.0)
+        resolver = VersionResolver(self.world, looks or AtOnce(), fetches or AtOnce(), polling)
+        return Follower(self.state_dir, resolver, lambda: self.now + self.jumped)
 
     @property
     def wanted(self) -> Wanted:
