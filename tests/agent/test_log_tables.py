@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, v2
-from mlflow_deploy_plugin.server.protocols.v2_tensors import TensorHead, dtype_of, to_binary
+from mlflow_deploy_plugin.server.protocols.v2_tensors import TensorHeader, dtype_of, to_binary
 from tests.support.shipping import NOON
 
 COLUMNS = (
@@ -208,8 +208,8 @@ def test_a_large_body_of_numbers_keeps_its_doubles() -> None:
 
 def by_input(datatype: str, data: list[float]) -> Feeds:
     """One row of the graph's own input."""
-    head = TensorHead("X", (1, 5), datatype)
-    text = TensorHead("carrier", (1, 1), "BYTES")
+    head = TensorHeader("X", (1, 5), datatype)
+    text = TensorHeader("carrier", (1, 1), "BYTES")
     given = np.array([data], {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64}[datatype])
     return v2.bind_tensors({"X": (head, given), "carrier": (text, np.array([["UA"]], object))}, STACKED)
 
