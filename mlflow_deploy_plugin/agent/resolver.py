@@ -151,7 +151,7 @@ class VersionResolver:
         now = self.polling.clock()
         if isinstance(resolution, ResolvedModel):
             model.error, model.poll_failures, model.target = "", 0, resolution
-            waits_for_gate = bool(ref.require) and not resolution.standing.passed
+            waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
             is_polled_again = waits_for_gate or (resolution.followed and self.polling.follow)
             return now + pause if is_polled_again else NEVER
         model.error_class = type(resolution)
@@ -174,8 +174,8 @@ class VersionResolver:
             if (aspects := lasting | target.aspects) != model.version.aspects:
                 model.version = replace(model.version, aspects=aspects)
             return
-        if ref.require and not model.serves_target and not target.standing.passed:
-            reason = f"{target.standing.reason}, and this endpoint requires {ref.require}"
+        if ref.require and not model.serves_target and not target.gate_status.passed:
+            reason = f"{target.gate_status.reason}, and this endpoint requires {ref.require}"
             model.rejection = _rejection(target, "gate", reason, retry_at=0.0)
             return
         if target.identity not in self._fetches:

@@ -106,7 +106,7 @@ def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> _Know
     if not logged or not all(one.inputs for one in logged):
         return None
     inputs = dict.fromkeys(name for one in logged for name in one.inputs)
-    answers = [one.answers for one in logged]
+    answers = [one.outputs for one in logged]
     known = None if None in answers else tuple(dict.fromkeys(name for one in answers for name in one or ()))
     return _KnownColumns(tuple(inputs), known)
 

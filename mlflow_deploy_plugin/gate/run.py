@@ -10,10 +10,10 @@ from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permis
 from mlflow_deploy_plugin.gate.report import log_verdict, report_location, tag_verdict
 from mlflow_deploy_plugin.gate.verdict import GateVerdict
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel, registered_version, resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, GATE_POLICY_TAG
-from mlflow_deploy_plugin.registry.transitions import StageOrAlias, registered_version, version_at
+from mlflow_deploy_plugin.registry.transitions import StageOrAlias, version_at
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Store, open_store
 
@@ -98,7 +98,7 @@ def verdict_of_served(model: str, version: str, policy_file: Path | None = None)
         InvalidConfig / NotFound / RegistryUnavailable: as `run_gate`.
     """
     candidate, chosen = registered_version(model, version), choose_policy(model, policy_file)
-    standing = candidate.standing
+    standing = candidate.gate_status
     if not chosen.is_the_models or not standing.passed or _served(candidate, chosen.policy):
         return None
     # nobody else is in these places, so that whoever is there is the candidate

@@ -1,4 +1,4 @@
-"""The connection to MLflow: how long it may take, what it is called in messages, and what its failures mean."""
+"""The connection to MLflow: its client, its timeouts, and its errors as ours."""
 
 import os
 import re
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-_FOR_A_SERVICE = {
+_SERVICE_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     _TIMEOUT: "5",
@@ -27,69 +27,63 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # up to the last @: a password
 
 
 def set_service_timeouts() -> None:
-    """Makes MLflow give up on a silent server after seconds, and keep its progress bars out of the log.
+    """Make MLflow give up on a silent server after seconds, and keep its progress bars out of the log.
 
-    By its defaults one call may take ten minutes. What the environment already says is kept.
+    By MLflow's defaults one call may take ten minutes. Variables that the environment already sets are kept.
     """
-    for variable, value in _FOR_A_SERVICE.items():
+    for variable, value in _SERVICE_SETTINGS.items():
         os.environ.setdefault(variable, value)
+
+
+class _TimeoutSwitch:
+    """The request timeout of `set_service_timeouts`, which is off while at least one thread downloads files."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._downloads = 0
+        self._timeout: str | None = None
+
+    def off(self) -> None:
+        with self._lock:
+            if self._downloads == 0 and os.environ.get(_TIMEOUT) == _SERVICE_SETTINGS[_TIMEOUT]:
+                self._timeout = os.environ.pop(_TIMEOUT)
+            self._downloads += 1
+
+    def on(self) -> None:
+        with self._lock:
+            self._downloads -= 1
+            if self._downloads == 0 and self._timeout is not None:
+                os.environ[_TIMEOUT], self._timeout = self._timeout, None
+
+
+_timeout_switch = _TimeoutSwitch()
 
 
 @contextmanager
 def no_request_timeout() -> Iterator[None]:
-    """Takes back the time limit for as long as files are fetched.
+    """Take back the timeout of `set_service_timeouts` for the length of a download.
 
-    MLflow's server gets a whole file from its artifact store before it sends the first byte of it. The limit is the
-    whole process's: calls made meanwhile are patient too.
+    MLflow's server fetches a whole file from its artifact store before it sends the first byte. The timeout belongs to
+    the process: other calls made meanwhile have none either.
     """
-    with _patience:
-        _patience.ask()
+    _timeout_switch.off()
     try:
         yield
     finally:
-        with _patience:
-            _patience.release()
-
-
-class _Patience:
-    """Counts who needs it: several threads fetch at the same time. To be held while it is changed."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._needed_by = 0
-        self._limit: str | None = None
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def ask(self) -> None:
-        if self._needed_by == 0 and os.environ.get(_TIMEOUT) == _FOR_A_SERVICE[_TIMEOUT]:
-            self._limit = os.environ.pop(_TIMEOUT)
-        self._needed_by += 1
-
-    def release(self) -> None:
-        self._needed_by -= 1
-        if self._needed_by == 0 and self._limit is not None:
-            os.environ[_TIMEOUT], self._limit = self._limit, None
-
-
-_patience = _Patience()
+        _timeout_switch.on()
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a process that works with the same MLflow for itself, with patience of its own.
+    """Return the environment for a child process that uses the same MLflow with timeouts of its own.
 
-    What this process belongs to (a run, an experiment) is left out.
+    The run and the experiment of this process are left out.
     """
     import mlflow
 
     environment = {
         variable: value
         for variable, value in os.environ.items()
-        if _FOR_A_SERVICE.get(variable) != value and not variable.startswith(("MLFLOW_RUN_", "MLFLOW_EXPERIMENT_"))
+        if _SERVICE_SETTINGS.get(variable) != value and not variable.startswith(("MLFLOW_RUN_", "MLFLOW_EXPERIMENT_"))
     }
     return environment | {
         "MLFLOW_TRACKING_URI": str(mlflow.get_tracking_uri()),
@@ -98,9 +92,9 @@ def child_environment() -> dict[str, str]:
 
 
 def import_mlflow_without_pandas() -> None:
-    """Imports MLflow without pandas, in two thirds of the time: for a process that asks the registry and has no tables.
+    """Import MLflow without pandas, which takes two thirds of the time, in a process that only calls the registry.
 
-    MLflow takes that for an installation without pandas (mlflow-skinny), for as long as the process lives.
+    MLflow believes for the rest of the process that pandas is not installed (as with mlflow-skinny).
     """
     if "mlflow" in sys.modules or "pandas" in sys.modules:
         return
@@ -112,12 +106,12 @@ def import_mlflow_without_pandas() -> None:
 
 
 def registry_client() -> "MlflowClient":
-    """Return MLflow's client for where the environment says that MLflow is.
+    """Return a client for the MLflow that the environment names.
 
     Raises:
-        InvalidConfig: MLflow knows no such address.
+        InvalidConfig: MLflow does not support the address.
     """
-    from mlflow import MlflowClient  # here and below: a second, and not needed for a model on this disk
+    from mlflow import MlflowClient  # imported late: it takes a second, and a model on this disk does without
     from mlflow.exceptions import MlflowException
 
     try:
@@ -127,39 +121,40 @@ def registry_client() -> "MlflowClient":
 
 
 def registry_address() -> str:
-    """The registry's URI as it may be shown: without user and password."""
+    """Return the registry's URI without user and password."""
     import mlflow
 
     return redact_credentials(str(mlflow.get_registry_uri()))
 
 
 def redact_credentials(text: str) -> str:
+    """Remove the user and the password from each URI in a text."""
     return _CREDENTIALS.sub("", text)
 
 
 def redact_addresses(text: str) -> str:
-    """The text as anybody may read it who reaches the server: it does not say where MLflow and its files are."""
+    """Remove the addresses of MLflow and of its files from a text that any client of the server may read."""
     return _ADDRESS.sub("…", _MLFLOW_AT.sub("", text))
 
 
 @contextmanager
 def registry_errors(what: str, where: str = "") -> Iterator[None]:
-    """Turns MLflow's failures into ours.
+    """Turn MLflow's errors into ours.
 
     Args:
-        what: names the thing that is asked for, e.g. "run 1a2b".
-        where: who is asked, if that is not the registry.
+        what: the thing that is requested, for the message, e.g. "run 1a2b".
+        where: the server, if it is not the registry.
 
     Raises:
-        NotFound: the server answers that it does not exist.
-        RegistryUnavailable: it does not answer, refuses us, or fails.
+        NotFound: the server answers that the thing does not exist.
+        RegistryUnavailable: the server does not answer, refuses the request, or fails.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # stages are deprecated upstream, and are what is followed
+            warnings.simplefilter("ignore", FutureWarning)  # MLflow has deprecated stages
             yield
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
@@ -170,7 +165,7 @@ def registry_errors(what: str, where: str = "") -> Iterator[None]:
 
 
 def unavailable_message(what: str, where: str, error: Exception) -> str:
-    """The message of a `RegistryUnavailable`, in one line and without credentials."""
+    """Return the message for a `RegistryUnavailable`, in one line and without credentials."""
     return f"{what}: {where or f'MLflow at {registry_address()}'} does not answer as it should: {_one_line(error)}"
 
 

@@ -1,14 +1,15 @@
-"""One run in MLflow for one thing, however often it is reported and by how many at the same time.
+"""One MLflow run for one thing, however often it is reported and by however many processes at the same time.
 
-MLflow has no unique keys, so a run carries what it is the run of as tags, and whoever reports looks for it first. Two
-that look at the same time and find nothing make two; both look again, when their run is made and when it is filled, and
-agree on which one stands, without a word between them: one that is done before one that is not, then the older one.
+MLflow has no unique keys. So a run carries its identity as tags, and a process looks for it before it creates one. Two
+processes that look at the same time create two runs. Both look again, after they have created their run and after they
+have filled it, and agree without talking to each other on the one that counts, the primary: a complete run before an
+incomplete one, then the older one.
 """
 
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
@@ -26,38 +27,31 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 SUPERSEDED = "onnxserve.superseded_by"
-"""Of a run that does not count: the one that stands for it."""
+"""The tag of a run that does not count, with the id of the primary."""
 _TIMES = "onnxserve.reported"
-"""How often the run was begun."""
-_MOST = 50
-_MOST_TURNS = 5
+"""The tag with the number of times that the run was begun."""
+_MAX_RUNS = 50
+_MAX_ATTEMPTS = 5
 
 
+@dataclass(frozen=True)
 class IdempotentRun:
     """The run for one thing.
 
     Args:
-        what: names the run in the message of an error.
-        experiment: name of the experiment, which is made where needed.
-        identity: tags that say what it is the run of; their values hold no quotes.
-        done: the tag that a run has when all of it is logged, and its value; it is set last.
-        told_apart_by: tags with which a run of the same identity is one for another thing where it has another value; a
-            run without them, of an older onnxserve, is one for this.
+        what: the run, for the message of an error.
+        experiment: the name of the experiment, which is created if needed.
+        identity: tags that identify the thing; their values hold no quotes.
+        done: the tag of a complete run, and its value; it is set last.
+        optional_identity: further tags of the identity, which a run of an older onnxserve lacks: a run is for this
+            thing unless it has one of the tags with another value.
     """
 
-    def __init__(
-        self,
-        what: str,
-        experiment: str,
-        identity: Mapping[str, str],
-        done: tuple[str, str],
-        told_apart_by: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        self._what = what
-        self._experiment = experiment
-        self._identity = identity
-        self._done = done
-        self._told_apart_by = told_apart_by
+    what: str
+    experiment: str
+    identity: Mapping[str, str]
+    done: tuple[str, str]
+    optional_identity: Mapping[str, str] = field(default_factory=dict)
 
     def log(
         self,
@@ -65,51 +59,53 @@ class IdempotentRun:
         tags: Mapping[str, str],
         log_content: "Callable[[MlflowClient, str, int], None]",
     ) -> LoggedRun:
-        """Logs to the run of the MLflow project that this process belongs to, else to the one that is there, else to a
-        new one.
+        """Log to the run of the MLflow project that this process belongs to, else to the existing run or a new one.
 
         Args:
-            log_content: is given the run's id and how often it was begun before.
+            log_content: a function of the client, the run's id and the number of times that it was begun before.
 
         Raises:
-            RegistryUnavailable: MLflow does not answer. What was begun is gone on with by the next call.
+            RegistryUnavailable: MLflow does not answer. The next call continues the run.
         """
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a command's output is its own
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # only the command prints to stdout
         client = registry_client()
-        with registry_errors(self._what), no_request_timeout():
-            for _ in range(_MOST_TURNS):
-                logged = self._try(client, name, tags, log_content)
-                if logged is not None:
-                    break
-            else:
-                raise RegistryUnavailable(f"{self._what}: others delete its run again and again")
-            return logged_run(client, logged)
+        with registry_errors(self.what), no_request_timeout():
+            for _ in range(_MAX_ATTEMPTS):
+                run_id = self._try_log(client, name, tags, log_content)
+                if run_id is not None:
+                    return logged_run(client, run_id)
+            raise RegistryUnavailable(f"{self.what}: others delete its run again and again")
 
-    def _try(
+    def _try_log(
         self,
         client: "MlflowClient",
         name: str,
         tags: Mapping[str, str],
         log_content: "Callable[[MlflowClient, str, int], None]",
     ) -> str | None:
-        """The run that stands, with all that is to be logged; None where it was deleted meanwhile by who made it, for
-        which another stands."""
+        """Return the id of the primary, with all content, or None if another process has deleted the run meanwhile.
+
+        A process deletes only a run that it has created itself and that is not the primary.
+        """
         from mlflow.exceptions import MlflowException
 
         run_id, is_new = self._begin(client, name, tags)
-        if is_new and self._standing(client, run_id) != run_id:
+        if is_new and self._primary(client, run_id) != run_id:
             client.delete_run(run_id)
             run_id, is_new = self._begin(client, name, tags)
         try:
-            log_content(client, run_id, self._count(client, run_id))
-            standing = self._standing(client, run_id)
-            if standing == run_id:
-                self._end(client, run_id)
+            before = client.get_run(run_id).data.tags.get(_TIMES, "0")
+            times = int(before) if before.isdigit() else 0
+            tag_run(client, run_id, {_TIMES: str(times + 1)})
+            log_content(client, run_id, times)
+            primary = self._primary(client, run_id)
+            if primary == run_id:
+                self._finish(client, run_id)
             elif is_new:
                 client.delete_run(run_id)
             else:
-                tag_run(client, run_id, {SUPERSEDED: standing})
-            return standing
+                tag_run(client, run_id, {SUPERSEDED: primary})
+            return primary
         except Exception as error:
             with suppress(MlflowException):
                 if isinstance(error, MlflowException) and _is_deleted(client, run_id):
@@ -119,65 +115,59 @@ class IdempotentRun:
             raise
 
     def _begin(self, client: "MlflowClient", name: str, tags: Mapping[str, str]) -> tuple[str, bool]:
-        """The run to log to, with its tags, and whether it was made here."""
+        """Return the id of the run to log to, which has the tags, and True if it was created here."""
         from mlflow.exceptions import MlflowException
 
-        said = {**tags, **self._identity, **self._told_apart_by}
-        found = project_run_id()
-        if found is None:
-            experiment_id = get_or_create_experiment(client, self._experiment)
-            found = next((str(run.info.run_id) for run in self._runs(client, experiment_id)), None)
-            if found is None:
-                return str(client.create_run(experiment_id, run_name=name, tags=said).info.run_id), True
+        all_tags = {**tags, **self.identity, **self.optional_identity}
+        run_id = project_run_id()
+        if run_id is None:
+            experiment_id = get_or_create_experiment(client, self.experiment)
+            runs = self._runs(client, experiment_id)
+            if not runs:
+                return str(client.create_run(experiment_id, run_name=name, tags=all_tags).info.run_id), True
+            run_id = str(runs[0].info.run_id)
         try:
-            tag_run(client, found, said)
+            tag_run(client, run_id, all_tags)
         except MlflowException:
-            if _is_deleted(client, found):  # since it was found
+            if _is_deleted(client, run_id):  # since it was found
                 return self._begin(client, name, tags)
             raise
-        return found, False
+        return run_id, False
 
-    def _count(self, client: "MlflowClient", run_id: str) -> int:
-        """How often the run was begun before; counts this time."""
-        before = client.get_run(run_id).data.tags.get(_TIMES, "0")
-        count = int(before) if before.isdigit() else 0
-        tag_run(client, run_id, {_TIMES: str(count + 1)})
-        return count
-
-    def _standing(self, client: "MlflowClient", run_id: str) -> str:
-        """Which of all runs for this stands."""
-        experiment_id = client.get_run(run_id).info.experiment_id
-        return project_run_id() or str(next((run.info.run_id for run in self._runs(client, experiment_id)), run_id))
+    def _primary(self, client: "MlflowClient", run_id: str) -> str:
+        """Return the id of the run that counts among all runs for this thing in the experiment of `run_id`."""
+        runs = self._runs(client, client.get_run(run_id).info.experiment_id)
+        return project_run_id() or (str(runs[0].info.run_id) if runs else run_id)
 
     def _runs(self, client: "MlflowClient", experiment_id: str) -> "list[Run]":
-        """Those for this that count, the one that stands first."""
-        asked = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self._identity.items())
-        found = client.search_runs([experiment_id], asked, max_results=_MOST)
-        counting = [run for run in found if SUPERSEDED not in run.data.tags and self._is_for_this(run.data.tags)]
-        return sorted(
-            counting, key=lambda run: (self._done[0] not in run.data.tags, run.info.start_time, run.info.run_id)
-        )
+        """Return the runs for this thing that are not superseded, the primary first."""
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self.identity.items())
+        found = client.search_runs([experiment_id], query, max_results=_MAX_RUNS)
+        runs = [
+            run
+            for run in found
+            if SUPERSEDED not in run.data.tags
+            and all(run.data.tags.get(key, value) == value for key, value in self.optional_identity.items())
+        ]
+        return sorted(runs, key=lambda run: (self.done[0] not in run.data.tags, run.info.start_time, run.info.run_id))
 
-    def _is_for_this(self, tags: Mapping[str, str]) -> bool:
-        return all(tags.get(key, value) == value for key, value in self._told_apart_by.items())
-
-    def _end(self, client: "MlflowClient", run_id: str) -> None:
-        """Says that the run is done, and that the others do not count."""
+    def _finish(self, client: "MlflowClient", run_id: str) -> None:
+        """Tag the run as complete and the others as superseded."""
         from mlflow.exceptions import MlflowException
 
-        tag_run(client, run_id, dict([self._done]))
-        experiment_id = client.get_run(run_id).info.experiment_id
-        for other in self._runs(client, experiment_id):
-            if other.info.run_id == run_id:
+        tag_run(client, run_id, dict([self.done]))
+        for other in self._runs(client, client.get_run(run_id).info.experiment_id):
+            other_id = other.info.run_id
+            if other_id == run_id:
                 continue
             try:
-                tag_run(client, other.info.run_id, {SUPERSEDED: run_id})
+                tag_run(client, other_id, {SUPERSEDED: run_id})
             except MlflowException:
-                if not _is_deleted(client, other.info.run_id):  # by who made it, since it was found
+                if not _is_deleted(client, other_id):  # by the process that created it, since it was found
                     raise
-            if self._done[0] in other.data.tags:
-                with suppress(MlflowException):  # another took it away at the same time
-                    client.delete_tag(other.info.run_id, self._done[0])
+            if self.done[0] in other.data.tags:
+                with suppress(MlflowException):  # another process deleted the tag at the same time
+                    client.delete_tag(other_id, self.done[0])
         if not project_run_id():
             client.set_terminated(run_id, "FINISHED")
 

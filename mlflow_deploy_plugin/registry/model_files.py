@@ -1,11 +1,9 @@
-"""The files of one resolved version, from wherever MLflow keeps them, into a folder of ours."""
+"""The files of a resolved version: downloading them from where MLflow keeps them, and reading the MLmodel file."""
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 from mlflow_deploy_plugin.errors import (
@@ -24,7 +22,6 @@ from mlflow_deploy_plugin.registry.connection import (
     unavailable_message,
 )
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.runtime import FLAVOR, OUTPUT_PREFIX, PREDICTION
 
 _THROUGH_MLFLOW = ("mlflow-artifacts", "runs")
 _PACKAGES = {
@@ -34,20 +31,20 @@ _PACKAGES = {
     "abfss": "azure-storage-file-datalake azure-identity",
     "sftp": "pysftp",
 }
-"""What MLflow fetches from a store of this scheme with, as pip calls it."""
+"""The packages, in pip's words, with which MLflow downloads from a store of this scheme."""
 
 
 def download(source: str, destination: Path) -> Path:
-    """Copies what `source` (of a `ResolvedModel`) holds below the empty folder `destination`.
+    """Copy the files at `source` (of a `ResolvedModel`) into the empty folder `destination`.
 
     Returns:
         The folder of the MLmodel file, somewhere below `destination`.
 
     Raises:
         NotFound: the registry knows the version, but its files are gone.
-        InvalidArtifact: a link stands among the files.
+        InvalidArtifact: there is a link among the files.
         InvalidConfig: MLflow knows no artifact store of this scheme.
-        NotInstalled: the artifact store needs a package that is not here.
+        NotInstalled: the artifact store needs a package that is not installed.
         RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
     """
     location = _location(source)
@@ -58,7 +55,7 @@ def download(source: str, destination: Path) -> Path:
 
 
 def refuse_links(folder: Path) -> None:
-    """A model is made of plain files: a link could bring in any file of this machine.
+    """Refuse a model that is not made of plain files: a link could expose any file of this machine.
 
     Raises:
         InvalidArtifact: a symbolic or hard link, or something that is neither file nor folder.
@@ -75,7 +72,7 @@ def refuse_links(folder: Path) -> None:
 
 
 def _location(source: str) -> str:
-    """Where the artifact store keeps the files: the registry knows it for models:/, the tracking server for runs."""
+    """Return the address of the files in the artifact store; the registry knows it for models:/ URIs."""
     reference = parse_model_uri(source)
     match reference.kind:
         case "version":
@@ -89,7 +86,9 @@ def _location(source: str) -> str:
 
 
 def _fetch(source: str, location: str, destination: Path) -> Path:
-    from mlflow.artifacts import download_artifacts  # a second to import; a model on this disk does without
+    from mlflow.artifacts import (
+        download_artifacts,  # imported late: it takes a second, and a model on this disk does without
+    )
 
     scheme = urlparse(location).scheme
     where = "" if scheme in _THROUGH_MLFLOW else f"{scheme}://{urlparse(location).hostname}"
@@ -120,7 +119,7 @@ def _copy(folder: Path, destination: Path) -> Path:
     try:
         shutil.copytree(folder, copied, symlinks=True)
     except shutil.Error as error:
-        _, _, reason = error.args[0][0]  # of the first file; they vanish, or the disk is full
+        _, _, reason = error.args[0][0]  # of the first file: files vanish, or the disk is full
         raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
     except OSError as error:
         raise RegistryUnavailable(f"the files in {folder} cannot be copied: {error.strerror}") from None
@@ -129,39 +128,37 @@ def _copy(folder: Path, destination: Path) -> Path:
 
 @dataclass(frozen=True)
 class LoggedColumns:
-    """Columns of one model.
+    """The columns of one model in the inference log.
 
     Attributes:
-        inputs: of the signature; empty where there is none, or its only tensor has no name.
-        answers: `prediction`, `output.NAME`; None: the file does not say them (any flavor but ours).
+        inputs: those of the signature; empty if it has none, or if its only tensor has no name.
+        outputs: `prediction`, `output.NAME`; None if the MLmodel file does not name them (any flavor but ours).
     """
 
     inputs: tuple[str, ...]
-    answers: tuple[str, ...] | None
+    outputs: tuple[str, ...] | None
 
 
 def logged_columns(source: str) -> LoggedColumns:
-    """Return the columns of the model at `source` (of a `ResolvedModel`).
+    """Return the columns of the model at `source` (of a `ResolvedModel`); only its MLmodel file is downloaded.
 
     Raises:
         NotFound: it has no MLmodel file.
         RegistryUnavailable: MLflow, or the artifact store behind it, does not answer.
     """
-    from mlflow.models import get_model_info  # a second; few commands need it
+    from mlflow.models import get_model_info  # imported late: a second, and few commands need it
+
+    from mlflow_deploy_plugin.runtime import FLAVOR, OUTPUT_PREFIX, PREDICTION  # imported late: a quarter of a second
 
     with registry_errors(f"the model {source}"):
         info = get_model_info(source)
     inputs = info.signature.inputs if info.signature is not None else None
     names = inputs.input_names() if inputs is not None and inputs.has_input_names() else []
-    return LoggedColumns(tuple(map(str, names)), _answers(info.flavors.get(FLAVOR)))
-
-
-def _answers(section: Mapping[str, Any] | None) -> tuple[str, ...] | None:
-    if section is None:
-        return None
-    prediction = tuple(section.get("prediction") or ())
-    outputs: Sequence[Mapping[str, Any]] = section.get("outputs") or ()
-    return tuple(
-        PREDICTION if prediction == (one["name"],) and len(one["shape"]) == 1 else OUTPUT_PREFIX + one["name"]
-        for one in outputs
-    )
+    columns = None
+    if (section := info.flavors.get(FLAVOR)) is not None:
+        prediction = tuple(section.get("prediction") or ())
+        columns = tuple(
+            PREDICTION if prediction == (one["name"],) and len(one["shape"]) == 1 else OUTPUT_PREFIX + one["name"]
+            for one in section.get("outputs") or ()
+        )
+    return LoggedColumns(tuple(map(str, names)), columns)

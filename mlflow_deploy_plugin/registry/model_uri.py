@@ -1,13 +1,15 @@
-"""What a model URI refers to, read from its text alone: no registry is asked and mlflow is not imported."""
+"""Model URIs: parsing them from their text alone, without a call of the registry and without importing mlflow."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlparse
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import EndpointSpec
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.spec import EndpointSpec
 
 URIKind = Literal["path", "remote", "stage", "alias", "tag", "version", "latest", "logged_model", "run"]
 
@@ -20,14 +22,14 @@ _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
 _TAG = "tag:"
 _PROXIED = "/mlflow-artifacts/artifacts/"
 _PAGE = re.compile(r"/models/(?P<name>[^/?]+)(?:/versions/(?P<version>\d+))?")
-"""What the address of a model's page in MLflow's UI ends with."""
+"""The end of the address of a model's page in MLflow's UI."""
 _REGISTERED = re.compile(r"(?P<name>[^/.~@][^/@]*)(?:[/@][^/@]+)?")
-"""What looks like a registered model without its scheme: NAME, NAME/STAGE, NAME@ALIAS."""
+"""A registered model without its scheme: NAME, NAME/STAGE, NAME@ALIAS."""
 
 
 @dataclass(frozen=True)
 class ModelURI:
-    """A model URI, taken apart.
+    """A parsed model URI.
 
     Attributes:
         name: the registered model; the model id, the run id, the folder or the whole URI for the other kinds.
@@ -40,37 +42,37 @@ class ModelURI:
 
     @property
     def followed(self) -> bool:
-        """A stage, an alias or a tag is made to be moved; everything else stays what it was when it was resolved."""
+        """True for a stage, an alias and a tag, which can move to another version."""
         return self.kind in ("stage", "alias", "tag")
 
     @property
     def is_registered(self) -> bool:
-        """It names a registered model, by whatever selects its version."""
+        """True if it names a registered model."""
         return self.kind in ("stage", "alias", "tag", "version", "latest")
 
     @property
     def tag(self) -> tuple[str, str]:
-        """Key and value of a tag."""
+        """The key and the value of a tag."""
         key, _, value = self.selector.partition("=")
         return key, value
 
 
-def registered_model_uris(spec: EndpointSpec) -> list[ModelURI]:
-    """What the variants of an endpoint refer to, of the registry."""
+def registered_model_uris(spec: "EndpointSpec") -> list[ModelURI]:
+    """Return the URIs of registered models among those of an endpoint's variants."""
     parsed = [parse_model_uri(variant.model) for variant in spec.variants.values()]
     return [one for one in parsed if one.is_registered]
 
 
-def registered_model_names(spec: EndpointSpec) -> list[str]:
-    """The registered models that an endpoint serves, each once, in order."""
-    return sorted({reference.name for reference in registered_model_uris(spec)})
+def registered_model_names(spec: "EndpointSpec") -> list[str]:
+    """Return the names of the registered models that an endpoint serves, sorted."""
+    return sorted({uri.name for uri in registered_model_uris(spec)})
 
 
 def parse_model_uri(model_uri: str) -> ModelURI:
-    """Takes the URI apart by MLflow's rules.
+    """Parse the URI by MLflow's rules.
 
     Raises:
-        InvalidConfig: it is none of the known forms.
+        InvalidConfig: the URI has none of the known forms.
     """
     if not model_uri.strip():
         raise InvalidConfig(f"no model is named; it is {_FORMS}")
@@ -79,65 +81,64 @@ def parse_model_uri(model_uri: str) -> ModelURI:
         return ModelURI("path", model_uri)
     match scheme.group()[:-1].lower():
         case "models":
-            return _registered(model_uri)
+            return _parse_models_uri(model_uri)
         case "runs":
-            run_id, _, path = _path(model_uri).partition("/")
+            run_id, _, path = _path_of(model_uri).partition("/")
             if not run_id or not path:
                 raise InvalidConfig(f"{model_uri!r} is not a run's model; runs:/RUN_ID/PATH is expected")
             return ModelURI("run", run_id, path)
         case "file":
             return ModelURI("path", unquote(urlparse(model_uri).path))
         case "http" | "https":
-            _check_web(model_uri)
-            return ModelURI("remote", model_uri)
-        case _:
-            return ModelURI("remote", model_uri)
+            if _PROXIED not in urlparse(model_uri).path:
+                raise _not_fetchable(model_uri)
+    return ModelURI("remote", model_uri)
 
 
 def missing_folder_message(text: str) -> str:
-    """Return what to say of a path at which there is no folder: what it may have been meant for."""
+    """Return the error message for a path without a folder, with the URI that was probably meant."""
     path = Path(text).expanduser().absolute()
     if path.is_file():
         return f"{path} is a file; a model is a folder with an MLmodel file: mlflow_deploy_plugin.save_model makes one"
-    told = f"the folder {path} does not exist"
-    meant = _REGISTERED.fullmatch(text)
-    if meant is None:
-        return told
-    name = meant["name"]
+    message = f"the folder {path} does not exist"
+    registered = _REGISTERED.fullmatch(text)
+    if registered is None:
+        return message
+    name = registered["name"]
     if text != name:
-        return f"{told}; a registered model is models:/{text}"
-    return f"{told}; a registered model is models:/{name}/Production, models:/{name}@ALIAS or models:/{name}/VERSION"
+        return f"{message}; a registered model is models:/{text}"
+    return f"{message}; a registered model is models:/{name}/Production, models:/{name}@ALIAS or models:/{name}/VERSION"
 
 
 def default_endpoint_name(model_uri: str) -> str:
-    """A name for the endpoint that serves this model: models:/flight-delay/Production → flight-delay.
+    """Return a name for the endpoint that serves this model: models:/flight-delay/Production → flight-delay.
 
     Raises:
-        InvalidConfig: the URI is none of the known forms.
+        InvalidConfig: the URI has none of the known forms.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(parse_model_uri(model_uri))).strip("-._")
     return name[:63] or "model"
 
 
-def model_name(reference: ModelURI) -> str:
-    """The registered model's name, or the last part of the path."""
-    match reference.kind:
+def model_name(uri: ModelURI) -> str:
+    """Return the registered model's name, or the last part of the path."""
+    match uri.kind:
         case "path":
-            return Path(reference.name).absolute().name or "model"
+            return Path(uri.name).absolute().name or "model"
         case "remote":
-            return urlparse(reference.name).path.rstrip("/").rpartition("/")[2] or "model"
+            return urlparse(uri.name).path.rstrip("/").rpartition("/")[2] or "model"
         case "run":
-            return reference.selector.rstrip("/").rpartition("/")[2]
+            return uri.selector.rstrip("/").rpartition("/")[2]
         case _:
-            return reference.name
+            return uri.name
 
 
-def _registered(model_uri: str) -> ModelURI:
-    path = _path(model_uri)
+def _parse_models_uri(model_uri: str) -> ModelURI:
+    path = _path_of(model_uri)
     if path.startswith((".", "~")):
         raise InvalidConfig(f"{model_uri!r} names a folder, not a registered model; give the folder: {path}")
     if path.partition("/")[2].startswith(_TAG):
-        return _tagged(model_uri, path)
+        return _parse_tag_uri(model_uri, path)
     parts = path.split("/")
     if len(parts) > 2 or not all(part.strip() for part in parts) or urlparse(model_uri).netloc:
         raise InvalidConfig(f"{model_uri!r} is not a model URI; it is {_FORMS}")
@@ -156,29 +157,27 @@ def _registered(model_uri: str) -> ModelURI:
     return ModelURI("logged_model", parts[0])
 
 
-def _check_web(model_uri: str) -> None:
-    """Refuses an address from which MLflow fetches nothing: all but those of an MLflow server's own artifacts."""
+def _not_fetchable(model_uri: str) -> InvalidConfig:
+    """Return the error for a web address: MLflow fetches from none but an MLflow server's own artifacts."""
     address = urlparse(model_uri)
-    if _PROXIED in address.path:
-        return
     server = f"{address.scheme}://{(address.netloc.rpartition('@')[2])}"
-    shown = _PAGE.search(unquote(address.fragment))
-    name, version = (shown["name"], shown["version"] or "VERSION") if shown else ("NAME", "VERSION")
-    raise InvalidConfig(
+    page = _PAGE.search(unquote(address.fragment))
+    name, version = (page["name"], page["version"] or "VERSION") if page else ("NAME", "VERSION")
+    return InvalidConfig(
         f"a model cannot be fetched from the web address {server}{address.path}: if MLflow runs there, set "
         f"MLFLOW_TRACKING_URI={server} and name models:/{name}/{version}; else give a folder, or s3://…"
     )
 
 
-def _tagged(model_uri: str, path: str) -> ModelURI:
+def _parse_tag_uri(model_uri: str, path: str) -> ModelURI:
     name, _, selector = path.partition("/")
     key, equals, value = selector.removeprefix(_TAG).partition("=")
     if not (name.strip() and key.strip() and equals and value) or urlparse(model_uri).netloc:
         raise InvalidConfig(f"{model_uri!r} names no version by a tag; models:/NAME/tag:KEY=VALUE is expected")
-    if {"`", '"'} & set(key) or {"'", '"'} <= set(value):  # MLflow's filters have no way to write them
+    if {"`", '"'} & set(key) or {"'", '"'} <= set(value):  # MLflow's filters have no escape for them
         raise InvalidConfig(f"{model_uri!r}: MLflow cannot be asked for a tag with such quotes")
     return ModelURI("tag", name, f"{key}={value}")
 
 
-def _path(model_uri: str) -> str:
+def _path_of(model_uri: str) -> str:
     return model_uri.partition(":")[2].lstrip("/").rstrip("/")

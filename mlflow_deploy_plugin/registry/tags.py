@@ -1,4 +1,4 @@
-"""Tags on model versions: what serving and the gate learned about a version, where the MLflow UI shows it."""
+"""What onnxserve writes on a model version in MLflow: its tags, and a section of its description."""
 
 import re
 from collections.abc import Mapping
@@ -13,42 +13,45 @@ GATE_TAG = "onnxserve.gate"
 GATE_REASON_TAG = "onnxserve.gate.reason"
 """One line: what failed, what passed, or why and by whom it was forced."""
 GATE_REPORT_TAG = "onnxserve.gate.report"
-"""Where the report is: its page in MLflow, or RUN_ID/gate_report.html where the tracking server has no pages."""
+"""The address of the report in MLflow, or RUN_ID/gate_report.html if the tracking server has no pages."""
 GATE_AGAINST_TAG = "onnxserve.gate.against"
-"""What the version was compared with, e.g. models:/flight-delay/6; empty where nothing was served."""
+"""The version that it was compared with, e.g. models:/flight-delay/6; empty if nothing was served."""
 GATE_AT_TAG = "onnxserve.gate.at"
-"""When the verdict was given, as 2026-11-20T14:41:47+00:00."""
+"""The time of the verdict, as 2026-11-20T14:41:47+00:00."""
 GATE_POLICY_DIGEST_TAG = "onnxserve.gate.policy_digest"
-"""Which policy the verdict was given by: a verdict of another policy is not taken for one of this."""
+"""The digest of the verdict's policy: a verdict by another policy does not count."""
 GATE_POLICY_TAG = "onnxserve.gate.policy"
 """On the registered model: its gate policy, as YAML or JSON (`gate/policy.py`)."""
 
 PARENT_TAG = "onnxserve.parent"
-"""The version that was served when this one was trained; where that was incremental, also what it learned from."""
+"""The version that was served when this one was trained. Incremental training started from that version."""
 TRAINING_TAG = "onnxserve.training"
-"""How it was trained: `full`, or `incremental` and by which way."""
+"""`full`, or `incremental` and the method."""
 DATA_DIGEST_TAG = "onnxserve.training.data"
-"""SHA-256 of the file of labelled rows that it was trained on beside the built-in ones; empty where there was none."""
+"""SHA-256 of the file of labelled rows that it was trained on beside the built-in ones; empty if there was none."""
 CAUSE_TAG = "onnxserve.cause"
-"""Why it was trained, in a sentence."""
+"""The reason for its training, in a sentence."""
 CANDIDATE_TAG = "onnxserve.candidate"
-"""Of a version that a retraining made: `proposed`, `left`, or the rollout that brings it."""
-
-PASSING_GATE_STATES = ("passed", "forced")
-"""The states in which a version may be promoted and served: it passed, or somebody answers for it by name."""
+"""On a version that a retraining made: `proposed`, `left`, or the rollout that deploys it."""
 
 MAX_TAG_LENGTH = 5000
+MAX_DESCRIPTION_LENGTH = 5000
+"""Characters of a description that every store of MLflow keeps."""
+
+_BEGIN, _END = "<!-- onnxserve: what follows is replaced -->", "<!-- onnxserve: end -->"
+_TABLE = r"(?:\n(?:\|[^\n]*)?(?=\n|\Z))*"  # lines of a table and empty ones: without its end mark, no more is ours
+_SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_TABLE}\n*(?:{re.escape(_END)})?\n*")
 
 
 @dataclass(frozen=True)
 class GateStatus:
-    """Where a version stands before the gate.
+    """The verdict of the gate on a version, as its tags have it.
 
     Attributes:
-        passed: it may be promoted and served, because it passed, or because somebody forced it.
-        state: `passed`, `failed`, `forced`, or empty where it has never been judged.
+        passed: the version may be promoted and served: it passed, or a person forced it.
+        state: `passed`, `failed`, `forced`, or empty if it has never been judged.
         reason: one line for a person.
-        report: where the report is; empty where there is none.
+        report: the address of the report; empty if there is none.
     """
 
     passed: bool
@@ -58,15 +61,26 @@ class GateStatus:
 
 
 def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
-    """The standing that the tags of a version tell."""
+    """Return the gate status that the tags of a version hold."""
     state, reason, report = tags.get(GATE_TAG, ""), tags.get(GATE_REASON_TAG, ""), tags.get(GATE_REPORT_TAG, "")
     if not state:
         return GateStatus(False, "", "it has not been through the gate")
-    return GateStatus(state in PASSING_GATE_STATES, state, reason or f"the gate says {state}", report)
+    return GateStatus(state in ("passed", "forced"), state, reason or f"the gate says {state}", report)
+
+
+def read_gate_status(name: str, version: str) -> GateStatus:
+    """Return the gate status of a registered version, with one call of the registry.
+
+    Raises:
+        NotFound: there is no such version.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    with registry_errors(f"model {name} version {version}"):
+        return gate_status_of(registry_client().get_model_version(name, version).tags)
 
 
 def tag_version(name: str, version: str, key: str, value: str) -> None:
-    """Sets a tag of a registered version; of a long value, the beginning.
+    """Set a tag of a registered version; a long value is cut.
 
     Raises:
         NotFound: there is no such version.
@@ -77,7 +91,7 @@ def tag_version(name: str, version: str, key: str, value: str) -> None:
 
 
 def untag_version(name: str, version: str, key: str) -> None:
-    """Takes a tag of a registered version away, if it has it.
+    """Delete a tag of a registered version, if it has it.
 
     Raises:
         NotFound: there is no such version.
@@ -87,17 +101,8 @@ def untag_version(name: str, version: str, key: str) -> None:
         registry_client().delete_model_version_tag(name, version, key)
 
 
-MAX_DESCRIPTION_LENGTH = 5000
-"""Characters that every store of MLflow keeps of a description."""
-_BEGIN, _END = "<!-- onnxserve: what follows is replaced -->", "<!-- onnxserve: end -->"
-_LINES = (
-    r"(?:\n(?:\|[^\n]*)?(?=\n|\Z))*"  # of a table, and empty ones: where somebody took the end away, no more is ours
-)
-_SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_LINES}\n*(?:{re.escape(_END)})?\n*")
-
-
 def write_description_section(name: str, version: str, lines: list[str]) -> None:
-    """Replaces the section by these lines of a Markdown table, as many of them from the first on as there is room for.
+    """Replace onnxserve's section of the description with these lines of a Markdown table; the last ones may be cut.
 
     Raises:
         NotFound: there is no such version.
@@ -112,7 +117,7 @@ def write_description_section(name: str, version: str, lines: list[str]) -> None
 
 
 def with_description_section(description: str, lines: list[str]) -> str:
-    """The description with the section at its end; without it where there is no line, or no room for one."""
+    """Return the description with the section at its end, or without it if there is no room for a line."""
     own = _SECTION.sub("\n\n", description).strip("\n")
     head = f"{own}\n\n{_BEGIN}\n" if own else f"{_BEGIN}\n"
     kept: list[str] = []
@@ -123,14 +128,3 @@ def with_description_section(description: str, lines: list[str]) -> str:
             break
         kept.append(line)
     return "\n".join([head.rstrip("\n"), *kept, "", _END]) if kept else own
-
-
-def read_gate_status(name: str, version: str) -> GateStatus:
-    """The last verdict on a version.
-
-    Raises:
-        NotFound: there is no such version.
-        RegistryUnavailable: MLflow does not answer.
-    """
-    with registry_errors(f"model {name} version {version}"):
-        return gate_status_of(registry_client().get_model_version(name, version).tags)

@@ -2,144 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_uri import ModelURI
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel, all_versions, newest, resolve
+from mlflow_deploy_plugin.registry.resolve import ResolvedModel, all_versions, newest, resolve, selects
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
 ROLLED_BACK_TAG = "onnxserve.rolled_back"
-"""On a version that was served, or tried, and taken back: out of which endpoint, and why."""
-
-
-@dataclass(frozen=True)
-class PreviousVersion:
-    """A version that was served before another one, and how that is known."""
-
-    version: str
-    source: str
-
-
-def current_version(reference: ModelURI, registry: Any = None) -> str:
-    """The version that the stage, the alias or the tag means now; empty where there is none.
-
-    Args:
-        registry: MLflow's registry store, in MLflow's own server; None: this process is a client.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
-    """
-    with registry_errors(f"model {reference.name}"):
-        client = registry or registry_client()
-        if reference.kind == "alias":
-            aliases = client.get_registered_model(reference.name).aliases
-            return str(aliases.get(reference.selector, ""))
-        found = [version for version in all_versions(client, reference.name) if _means(reference, version)]
-    standing = newest(found)
-    return "" if standing is None else str(int(standing.version))
-
-
-def repoint(reference: ModelURI, version: str) -> None:
-    """Makes the stage, the alias or the tag mean `version`; fine if it does already.
-
-    What else is in the stage is archived, since its highest number counts; of a tag, the others lose it. That the
-    version was rolled back once is forgotten.
-
-    Raises:
-        InvalidConfig: MLflow refuses it; the message is MLflow's, or the gate's.
-        NotFound: there is no such version.
-        RegistryUnavailable: MLflow does not answer.
-    """
-    from mlflow.exceptions import MlflowException  # here: a second
-
-    name = reference.name
-    with registry_errors(f"model {name} version {version}"):
-        try:
-            client = registry_client()
-            _point(client, reference, version)
-            clear_rollback(client, name, version)
-        except MlflowException as error:
-            if error.error_code != "PERMISSION_DENIED":
-                raise
-            said = str(error).removeprefix("PERMISSION_DENIED: ")
-            raise InvalidConfig(f"MLflow refuses {name} version {version}: {said}") from None
-
-
-def previous_in_registry(reference: ModelURI, version: str, registry: Any = None) -> PreviousVersion | None:
-    """The version that the stage had before `version`, as the registry shows it; None where it does not.
-
-    Versions that were rolled back are no candidates. An alias and a tag leave no trace of where they were.
-
-    Args:
-        registry: as of `current_version`.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
-    """
-    if reference.kind != "stage":
-        return None
-    with registry_errors(f"model {reference.name}"):
-        found = all_versions(registry or registry_client(), reference.name)
-    versions = [one for one in found if str(one.version) != version]
-    sound = [one for one in versions if ROLLED_BACK_TAG not in one.tags]
-    lower = newest([one for one in sound if _means(reference, one)])
-    if lower is not None:
-        return PreviousVersion(str(lower.version), f"it is the next in {reference.selector}")
-    archived = [one for one in sound if one.current_stage == "Archived"]
-    if archived:
-        last = max(archived, key=lambda one: (one.last_updated_timestamp or 0, int(one.version)))
-        return PreviousVersion(str(last.version), "it was archived last")
-    return None
-
-
-def was_rolled_back(name: str, version: str, registry: Any = None) -> bool:
-    """Raises NotFound and RegistryUnavailable as `point`."""
-    with registry_errors(f"model {name} version {version}"):
-        return ROLLED_BACK_TAG in (registry or registry_client()).get_model_version(name, version).tags
-
-
-def clear_rollback(client: "MlflowClient", name: str, version: str) -> None:
-    """A version that was rolled back and is served again may be gone back to again."""
-    if ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
-        client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
-
-
-def _point(client: Any, reference: ModelURI, version: str) -> None:
-    name = reference.name
-    if reference.kind == "alias":
-        client.set_registered_model_alias(name, reference.selector, version)
-    elif reference.kind == "tag":
-        key, value = reference.tag
-        client.set_model_version_tag(name, version, key, value)
-        for other in all_versions(client, name):
-            if str(other.version) != version and _means(reference, other):
-                client.delete_model_version_tag(name, str(other.version), key)
-    else:
-        standing = [str(one.version) for one in all_versions(client, name) if _means(reference, one)]
-        if standing != [version]:
-            client.transition_model_version_stage(name, version, reference.selector, archive_existing_versions=True)
-
-
-def _means(reference: ModelURI, version: "ModelVersion") -> bool:
-    if reference.kind == "tag":
-        key, value = reference.tag
-        return bool(version.tags.get(key) == value)
-    return str(version.current_stage).lower() == reference.selector.lower()
-
-
+"""On a version that was served, or tried, and rolled back: the endpoint and the reason."""
 _STAGES = ("Production", "Staging", "Archived", "None")
-_KEEPS_ONE = ("Production", "Staging")  # MLflow archives the others of no other stage
+_ARCHIVES_OTHERS = ("Production", "Staging")  # MLflow archives the other versions of no other stage
 
 
 @dataclass(frozen=True)
 class StageOrAlias:
-    """A stage or an alias of a registered model."""
+    """A stage or an alias of a registered model, to which a version is promoted."""
 
     stage: str = ""
     alias: str = ""
@@ -149,16 +30,16 @@ class StageOrAlias:
 
     @property
     def is_served_from(self) -> bool:
-        """What is brought here is meant to be served: Production or an alias, and not a stage on the way."""
+        """True for Production and an alias: endpoints follow them. The other stages lead to Production or away."""
         return bool(self.alias) or self.stage == "Production"
 
     def uri(self, model: str) -> str:
-        """The reference that an endpoint follows."""
+        """Return the model URI that an endpoint follows."""
         return f"models:/{model}/{self.stage}" if self.stage else f"models:/{model}@{self.alias}"
 
 
 def parse_stage_or_alias(text: str) -> StageOrAlias:
-    """`Production` or `@champion`; the case of a stage does not matter.
+    """Parse `Production` or `@champion`; the case of a stage does not matter.
 
     Raises:
         InvalidConfig: neither a stage nor an alias.
@@ -172,10 +53,10 @@ def parse_stage_or_alias(text: str) -> StageOrAlias:
 
 
 def version_at(model: str, place: StageOrAlias, beside: str = "") -> ResolvedModel | None:
-    """The version that is at the place now (in a stage the highest number counts), or None.
+    """Return the version that has the stage (of several the highest number) or the alias now, or None.
 
     Args:
-        beside: a version that is left out: of one that was promoted already, this finds what it stands beside.
+        beside: a version that is left out: for one that is promoted already, the others are found.
 
     Raises:
         NotFound: there is no such model.
@@ -189,27 +70,16 @@ def version_at(model: str, place: StageOrAlias, beside: str = "") -> ResolvedMod
         else:
             found = all_versions(client, model)
             if not found:
-                client.get_registered_model(model)
+                client.get_registered_model(model)  # raises if there is no such model
             versions = [str(version.version) for version in found if version.current_stage == place.stage]
     versions = sorted((version for version in versions if version != beside), key=int)
     return resolve(f"models:/{model}/{versions[-1]}") if versions else None
 
 
-def rolled_back_refusal(model: str, version: str, place: StageOrAlias, tags: Mapping[str, str]) -> str:
-    """Say why a version that was rolled back does not go to a place where it would be served; empty where it may."""
-    if not place.is_served_from or ROLLED_BACK_TAG not in tags:
-        return ""
-    return (
-        f"{model} version {version} does not go to {place}, it was rolled back ({tags[ROLLED_BACK_TAG]}): "
-        f"`onnxserve promote {model} {version} --to {place} --force --why TEXT` promotes it all the same, and takes "
-        f"its tag {ROLLED_BACK_TAG} off"
-    )
-
-
 def move_version(model: str, version: str, place: StageOrAlias) -> None:
-    """Brings a version into a stage, whose other versions are archived, or sets an alias.
+    """Move a version to a stage, whose other versions are archived, or set an alias.
 
-    That the version was rolled back once is forgotten where it is to be served again.
+    If endpoints serve from there, the version's rolled-back tag is deleted.
 
     Raises:
         NotFound: there is no such version.
@@ -221,26 +91,130 @@ def move_version(model: str, version: str, place: StageOrAlias) -> None:
             client.set_registered_model_alias(model, place.alias, version)
         else:
             client.transition_model_version_stage(
-                model, version, place.stage, archive_existing_versions=place.stage in _KEEPS_ONE
+                model, version, place.stage, archive_existing_versions=place.stage in _ARCHIVES_OTHERS
             )
         if place.is_served_from:
             clear_rollback(client, model, version)
 
 
-def registered_version(model: str, version: str) -> ResolvedModel:
-    """One version of a registered model.
+def current_version(uri: ModelURI, registry: Any = None) -> str:
+    """Return the version that the stage, the alias or the tag selects now; empty if there is none.
+
+    Args:
+        registry: MLflow's registry store, within MLflow's own server; default: a client.
 
     Raises:
-        InvalidConfig: `model` is no name, or `version` no number.
-        NotFound / RegistryUnavailable: there is no such version, or MLflow does not say so.
+        RegistryUnavailable: MLflow does not answer.
     """
-    if "/" in model or ":" in model or Path(model).is_dir():
-        name = model.removeprefix("models:/").partition("/")[0].partition("@")[0] if model.startswith("models:") else ""
-        right = f"give its name alone, {name}" if name else "mlflow.register_model gives the model in a folder one"
-        raise InvalidConfig(f"{model!r} is no name of a registered model; {right}")
-    if not version.isdigit():
-        raise InvalidConfig(f"{version!r} is no version of {model}; give its number")
-    found = resolve(f"models:/{model}/{version}")
-    if not found.name:
-        raise NotFound(f"there is no model {model}")
-    return found
+    with registry_errors(f"model {uri.name}"):
+        client = registry or registry_client()
+        if uri.kind == "alias":
+            aliases = client.get_registered_model(uri.name).aliases
+            return str(aliases.get(uri.selector, ""))
+        found = newest([version for version in all_versions(client, uri.name) if selects(uri, version)])
+    return "" if found is None else str(int(found.version))
+
+
+def repoint(uri: ModelURI, version: str) -> None:
+    """Make the stage, the alias or the tag select `version`, and delete the version's rolled-back tag.
+
+    The other versions of the stage are archived, because the highest number counts; the others with the tag lose it.
+    Nothing is moved if the version is selected already.
+
+    Raises:
+        InvalidConfig: MLflow refuses it; the message is MLflow's, or the gate's.
+        NotFound: there is no such version.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException  # imported late: it takes a second
+
+    name = uri.name
+    with registry_errors(f"model {name} version {version}"):
+        try:
+            client = registry_client()
+            _repoint(client, uri, version)
+            clear_rollback(client, name, version)
+        except MlflowException as error:
+            if error.error_code != "PERMISSION_DENIED":
+                raise
+            text = str(error)
+            raise InvalidConfig(
+                f"MLflow refuses {name} version {version}: {text.removeprefix('PERMISSION_DENIED: ')}"
+            ) from None
+
+
+def _repoint(client: Any, uri: ModelURI, version: str) -> None:
+    if uri.kind == "alias":
+        client.set_registered_model_alias(uri.name, uri.selector, version)
+        return
+    if uri.kind == "tag":
+        client.set_model_version_tag(uri.name, version, *uri.tag)
+    selected = [str(one.version) for one in all_versions(client, uri.name) if selects(uri, one)]
+    if uri.kind == "tag":
+        for other in selected:
+            if other != version:
+                client.delete_model_version_tag(uri.name, other, uri.tag[0])
+    elif selected != [version]:
+        client.transition_model_version_stage(uri.name, version, uri.selector, archive_existing_versions=True)
+
+
+@dataclass(frozen=True)
+class PreviousVersion:
+    """The version that was served before another one, and how that is known."""
+
+    version: str
+    source: str
+
+
+def previous_in_registry(uri: ModelURI, version: str, registry: Any = None) -> PreviousVersion | None:
+    """Return the version that the stage had before `version`, or None if the registry does not show it.
+
+    Versions that were rolled back are left out. An alias and a tag leave no trace of where they were.
+
+    Args:
+        registry: as for `current_version`.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer.
+    """
+    if uri.kind != "stage":
+        return None
+    with registry_errors(f"model {uri.name}"):
+        found = all_versions(registry or registry_client(), uri.name)
+    candidates = [one for one in found if str(one.version) != version and ROLLED_BACK_TAG not in one.tags]
+    lower = newest([one for one in candidates if selects(uri, one)])
+    if lower is not None:
+        return PreviousVersion(str(lower.version), f"it is the next in {uri.selector}")
+    archived = [one for one in candidates if one.current_stage == "Archived"]
+    if archived:
+        last = max(archived, key=lambda one: (one.last_updated_timestamp or 0, int(one.version)))
+        return PreviousVersion(str(last.version), "it was archived last")
+    return None
+
+
+def was_rolled_back(name: str, version: str, registry: Any = None) -> bool:
+    """Return True if the version has the rolled-back tag.
+
+    Raises:
+        NotFound: there is no such version.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    with registry_errors(f"model {name} version {version}"):
+        return ROLLED_BACK_TAG in (registry or registry_client()).get_model_version(name, version).tags
+
+
+def clear_rollback(client: "MlflowClient", name: str, version: str) -> None:
+    """Delete the rolled-back tag of a version that is served again: a rollback may go back to it again."""
+    if ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
+        client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
+
+
+def rolled_back_refusal(model: str, version: str, place: StageOrAlias, tags: Mapping[str, str]) -> str:
+    """Return why a version that was rolled back is not promoted to a served stage or alias; empty if it may be."""
+    if not place.is_served_from or ROLLED_BACK_TAG not in tags:
+        return ""
+    return (
+        f"{model} version {version} does not go to {place}, it was rolled back ({tags[ROLLED_BACK_TAG]}): "
+        f"`onnxserve promote {model} {version} --to {place} --force --why TEXT` promotes it all the same, and takes "
+        f"its tag {ROLLED_BACK_TAG} off"
+    )

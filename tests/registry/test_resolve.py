@@ -10,8 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import set_service_timeouts
-from mlflow_deploy_plugin.registry.resolve import resolve
-from mlflow_deploy_plugin.registry.transitions import registered_version
+from mlflow_deploy_plugin.registry.resolve import registered_version, resolve
 
 
 @pytest.mark.parametrize(

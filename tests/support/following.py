@@ -82,8 +82,8 @@ class World:
         if isinstance(answer, OnnxserveError):
             return answer
         followed = not model_uri.rpartition("/")[2].isdigit()
-        standing = gate_status_of({"onnxserve.gate": self.gates[answer]} if answer in self.gates else {})
-        return ResolvedModel(model_uri, "tiny", answer, f"models:/tiny/{answer}", followed, standing=standing)
+        status = gate_status_of({"onnxserve.gate": self.gates[answer]} if answer in self.gates else {})
+        return ResolvedModel(model_uri, "tiny", answer, f"models:/tiny/{answer}", followed, gate_status=status)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
         self.fetched.append(resolved.version)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 _MOST_METRICS = 300  # more than a person looks at, and no more than one call's worth for every window
 
 
-def log_series(judgement: Judgement, figures: Mapping[str, float], told_apart_by: Mapping[str, str]) -> None:
+def log_series(judgement: Judgement, figures: Mapping[str, float], optional_identity: Mapping[str, str]) -> None:
     """Add the window's metrics; again the same changes nothing.
 
     Args:
-        told_apart_by: as of `IdempotentRun`.
+        optional_identity: as of `IdempotentRun`.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
@@ -42,5 +42,5 @@ def log_series(judgement: Judgement, figures: Mapping[str, float], told_apart_by
             "onnxserve.series": "windows",
         },
         ("onnxserve.series.until", judgement.window.end.isoformat()),
-        told_apart_by,
+        optional_identity,
     ).log(f"{judgement.monitor}: all windows", {"onnxserve.kind": judgement.kind}, log_content)
