@@ -1,6 +1,6 @@
-"""What people pass to `predict` → the body that /invocations takes.
+"""Predictions and explanations from a deployment's server, for any input that MLflow's clients take.
 
-The body is one of MLflow's forms: dataframe_split, dataframe_records, instances, inputs.
+The body of a request is one of MLflow's forms: dataframe_split, dataframe_records, instances, inputs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,35 +20,94 @@ from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotReady, OnnxserveError
 
 BODY_FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
+_MLFLOW_CLI_MODULE = "mlflow.deployments.cli"
 
 
-def score(url: str, route: Literal["invocations", "explain"], inputs: Any, timeout_seconds: float) -> dict[str, Any]:
-    """The server's answer to `inputs`: a JSON object, the predictions of /invocations under `predictions`.
+@dataclass(frozen=True)
+class ScoringTarget:
+    """The server that answers a request, and how long the client waits for it."""
+
+    url: str
+    timeout_seconds: float
+
+
+def scoring_target(deployments: Deployments, name: str | None, endpoint: str | None) -> ScoringTarget:
+    """Return the server of a deployment, or of an endpoint, which chooses by its traffic.
 
     Raises:
-        InvalidRequest: `inputs` are of no form that can be sent.
-        OnnxserveError: the server's own refusal, in its words; NotReady where it does not answer.
+        InvalidConfig: neither is given, or the deployment is not the only one that answers its endpoint.
+        NotFound: there is no such deployment or endpoint.
+        NotReady: it does not run.
     """
+    if name is not None:
+        deployment = deployments.get(name, endpoint)
+        observed = ObservedEndpoint(deployment.endpoint, deployment.observation)
+        stored = deployment.endpoint
+        answering = [one for one, weight in traffic_weights(stored.spec).items() if weight > 0]
+        if answering != [name]:
+            raise InvalidConfig(
+                f"{name!r} cannot be asked alone, the endpoint {stored.name!r} is answered by "
+                f"{', '.join(answering)}: ask by --endpoint {stored.name}"
+            )
+    elif endpoint is not None:
+        observed = deployments.get_endpoint(endpoint)
+    else:
+        raise InvalidConfig("say which deployment or which endpoint is asked")
+    seen = observed.observation
+    if not seen.url:
+        raise NotReady(f"{observed.endpoint.name}: {seen.state}; {seen.reason}")
+    return ScoringTarget(seen.url, observed.endpoint.spec.server.request_timeout_seconds)
+
+
+def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: Any) -> dict[str, Any]:
+    """Return the server's JSON object for `inputs`; /invocations has the predictions under `predictions`.
+
+    Raises:
+        InvalidRequest: `inputs` have no form that can be sent.
+        OnnxserveError: the server refuses, as `server_client.post` raises it; NotReady if it does not answer.
+    """
+    body = encode_body(inputs)
     with ServerSession() as session:
-        document = post(session, f"{url}/{route}", encode_body(inputs), "application/json", timeout_seconds)
+        document = post(session, f"{target.url}/{route}", body, "application/json", target.timeout_seconds)
     if route == "invocations" and "predictions" not in document:
-        raise OnnxserveError(f"the server at {url} answered without predictions")
+        raise OnnxserveError(f"the server at {target.url} answered without predictions")
     return document
 
 
 def encode_body(inputs: Any) -> bytes:
-    """The JSON body for a DataFrame, an ndarray, a dict of columns (or of one row), or a list of rows or records.
+    """Return the JSON body for a DataFrame, an ndarray, a dict of columns or of one row, or a list of rows or records.
 
-    A mapping, or a DataFrame made of a file by `pandas.read_json`, that is one of MLflow's forms is taken as that.
-    Numbers keep all their digits; NaN, NaT and None are null.
+    A mapping that is one of MLflow's forms is taken as that form; so is a DataFrame that `pandas.read_json` has made of
+    such a document. Numbers keep all their digits; NaN, NaT and None are null.
 
     Raises:
-        InvalidRequest: nothing of these, or something in it that JSON has no form for.
+        InvalidRequest: it is none of these, or holds a value that JSON has no form for.
     """
     try:
         return orjson.dumps(_body_document(inputs), default=_json_value, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as error:
         raise InvalidRequest(f"the input cannot be sent as JSON: {error}") from None
+
+
+def original_document(inputs: Any) -> Any:
+    """Return the JSON document of `mlflow deployments predict -I FILE`; other callers get `inputs` back.
+
+    The command of MLflow hands on the frame that `pandas.read_json` makes of the file: numbers out of texts, dates out
+    of columns with certain names, floats that have lost a digit, and none of MLflow's own forms recognised. So the file
+    is read once more, unless it is in one of pandas' own forms or is no file of this machine.
+    """
+    context = click.get_current_context(silent=True)
+    is_mlflow_command = context is not None and (
+        getattr(context.command.callback, "__module__", "") == _MLFLOW_CLI_MODULE
+    )
+    if context is None or not is_mlflow_command or not isinstance(inputs, pd.DataFrame):
+        return inputs
+    path = context.params.get("input_path")
+    try:
+        document = orjson.loads(Path(path).read_bytes()) if path else None
+    except (OSError, orjson.JSONDecodeError):  # a URL, a compressed file, NaN: pandas takes these
+        document = None
+    return inputs if document is None or _is_pandas_json(document) else document
 
 
 def _body_document(inputs: Any) -> Mapping[str, Any]:
@@ -84,14 +143,14 @@ def _mapping_document(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _document_read_by_pandas(frame: pd.DataFrame) -> Mapping[str, Any] | None:
-    """What stood in the file, where `frame` is what `pandas.read_json` makes of one of MLflow's forms; else None.
+    """Return the document in one of MLflow's forms that `pandas.read_json` made `frame` of; None for another frame.
 
-    It takes the form's name for the only column, and the keys or positions within for the index.
+    pandas takes the form's name for the only column, and the keys or positions within for the index.
     """
     if list(frame.columns) not in [[form] for form in BODY_FORMS]:
         return None
     form = str(frame.columns[0])
-    cells = [None if _is_missing(cell) else cell for cell in frame[form].tolist()]
+    cells = [None if pd.api.types.is_scalar(cell) and pd.isna(cell) else cell for cell in frame[form].tolist()]
     if all(isinstance(key, str) for key in frame.index):
         document = dict(zip(frame.index, cells, strict=True))
         is_split = {"columns", "data"} <= document.keys()
@@ -99,12 +158,8 @@ def _document_read_by_pandas(frame: pd.DataFrame) -> Mapping[str, Any] | None:
     return {form: cells}
 
 
-def _is_missing(cell: Any) -> bool:
-    return pd.api.types.is_scalar(cell) and bool(pd.isna(cell))
-
-
 def _json_value(value: Any) -> Any:
-    """What orjson does not know: numpy scalars and arrays that it cannot take as they are, and timestamps."""
+    """Return what orjson can encode for a numpy scalar, an array that it does not take, or a timestamp."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, pd.Timestamp):
@@ -112,72 +167,8 @@ def _json_value(value: Any) -> Any:
     raise TypeError(f"a value of the type {type(value).__name__} ({str(value)[:40]!r})")
 
 
-_MLFLOW_CLI_MODULE = "mlflow.deployments.cli"
-
-
-def original_document(inputs: Any) -> Any:
-    """The document that `inputs` was made of, where it is a frame that MLflow's own command has just read; `inputs`
-    itself from everybody else, and where the file is one of pandas' own forms or not here."""
-    path = _input_path()
-    if path is None or not isinstance(inputs, pd.DataFrame):
-        return inputs
-    try:
-        document = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):  # a URL, a compressed file, NaN: what pandas takes beside
-        return inputs
-    return inputs if _is_pandas_json(document) else document
-
-
-def _input_path() -> Path | None:
-    context = click.get_current_context(silent=True)
-    if context is None or getattr(context.command.callback, "__module__", "") != _MLFLOW_CLI_MODULE:
-        return None
-    path = context.params.get("input_path")
-    return Path(path) if path else None
-
-
 def _is_pandas_json(document: Any) -> bool:
-    """`{"a": {"0": 1, "1": 3}}`, as `DataFrame.to_json` writes it, column by column or row by row."""
+    """Return True for `{"a": {"0": 1, "1": 3}}`, which `DataFrame.to_json` writes by column or by row."""
     if not isinstance(document, dict) or any(form in document for form in BODY_FORMS):
         return False
     return all(isinstance(values, dict) for values in document.values())
-
-
-@dataclass(frozen=True)
-class ScoringTarget:
-    """Where a question goes, and how long its answer is waited for."""
-
-    url: str
-    timeout_seconds: float
-
-
-def scoring_target(deployments: Deployments, name: str | None, endpoint: str | None) -> ScoringTarget:
-    """The server of the deployment, which must be the only one that answers its endpoint; or that of the endpoint.
-
-    Raises:
-        InvalidConfig: neither is said, or the deployment is not the one that would answer.
-        NotFound: there is no such deployment or endpoint.
-        NotReady: it does not run.
-    """
-    if name is not None:
-        found = deployments.get(name, endpoint)
-        observed = ObservedEndpoint(found.endpoint, found.observation)
-        _check_answers_alone(name, observed)
-    elif endpoint is not None:
-        observed = deployments.get_endpoint(endpoint)
-    else:
-        raise InvalidConfig("say which deployment or which endpoint is asked")
-    seen = observed.observation
-    if not seen.url:
-        raise NotReady(f"{observed.endpoint.name}: {seen.state}; {seen.reason}")
-    return ScoringTarget(seen.url, observed.endpoint.spec.server.request_timeout_seconds)
-
-
-def _check_answers_alone(name: str, observed: ObservedEndpoint) -> None:
-    endpoint = observed.endpoint
-    answering = [one for one, weight in traffic_weights(endpoint.spec).items() if weight > 0]
-    if answering != [name]:
-        raise InvalidConfig(
-            f"{name!r} cannot be asked alone, the endpoint {endpoint.name!r} is answered by "
-            f"{', '.join(answering)}: ask by --endpoint {endpoint.name}"
-        )

@@ -1,5 +1,6 @@
-"""Asks a deployment's server for predictions and explanations."""
+"""HTTP requests to servers of this machine: one session class, and our errors for the server's refusals."""
 
+import time
 import warnings
 from typing import Any
 
@@ -18,10 +19,29 @@ from mlflow_deploy_plugin.errors import (
     UnsupportedMediaType,
 )
 
+_CONNECT_SECONDS = 5
+_MARGIN_SECONDS = 5
+"""Time beyond the server's own limit, so that the server itself says that a request took too long."""
+_MAX_PAUSE_SECONDS = 10
+_ERRORS_BY_STATUS = {
+    error.http_status: error
+    for error in (
+        InvalidRequest,
+        NotFound,
+        BodyTooLarge,
+        UnsupportedMediaType,
+        NotReady,
+        TooManyRequests,
+        DeadlineExceeded,
+    )
+}
+
 
 class ServerSession(requests.Session):
-    """For questions to servers of this machine: no proxy stands in between, nor anybody else, and a certificate names
-    the public host."""
+    """A session for servers of this machine.
+
+    No proxy stands in between. A certificate names the public host, so it is not verified here.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,49 +54,43 @@ class ServerSession(requests.Session):
             return super().request(*arguments, **named)
 
 
-_CONNECT_SECONDS = 5
-_MARGIN_SECONDS = 5
-_ERRORS_BY_STATUS = {
-    refusal.http_status: refusal
-    for refusal in (
-        InvalidRequest,
-        NotFound,
-        BodyTooLarge,
-        UnsupportedMediaType,
-        NotReady,
-        TooManyRequests,
-        DeadlineExceeded,
-    )
-}
-
-
 def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> dict[str, Any]:
-    """The JSON object that is answered to a body. Raises as `ask`."""
+    """Return the JSON object that the server answers.
+
+    Raises:
+        NotReady: the server does not answer.
+        OnnxserveError: the server refuses; the error is the one of its status, with the server's message.
+    """
     headers = {"Content-Type": content_type, "Accept": "application/json"}
-    patience = timeout_seconds + _MARGIN_SECONDS  # so that the server says itself that it took too long
+    read_seconds = timeout_seconds + _MARGIN_SECONDS
     try:
-        answer = session.post(url, data=body, headers=headers, timeout=(_CONNECT_SECONDS, patience))
+        response = session.post(url, data=body, headers=headers, timeout=(_CONNECT_SECONDS, read_seconds))
     except requests.Timeout:
-        raise NotReady(f"the server did not answer {url} in {patience:g} s") from None
+        raise NotReady(f"the server did not answer {url} in {read_seconds:g} s") from None
     except requests.RequestException:
         raise NotReady(f"there is no answer at {url}") from None
-    document = _json_object(answer)
-    if answer.ok:
-        return document
-    refusal = _ERRORS_BY_STATUS.get(answer.status_code, OnnxserveError)
-    message = document.get("message", f"the server answered with status {answer.status_code}")
-    raise refusal(str(message), _retry_after(answer.headers.get("Retry-After", "")))
-
-
-def _retry_after(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
-
-
-def _json_object(answer: requests.Response) -> dict[str, Any]:
     try:
-        document = orjson.loads(answer.content)
+        document = orjson.loads(response.content)
     except orjson.JSONDecodeError:
         document = None
     if not isinstance(document, dict):
-        raise OnnxserveError(f"the server answered with status {answer.status_code} and no JSON object")
-    return document
+        raise OnnxserveError(f"the server answered with status {response.status_code} and no JSON object")
+    if response.ok:
+        return document
+    retry_after = response.headers.get("Retry-After", "")
+    raise _ERRORS_BY_STATUS.get(response.status_code, OnnxserveError)(
+        str(document.get("message", f"the server answered with status {response.status_code}")),
+        int(retry_after) if retry_after.isdigit() else None,
+    )
+
+
+def post_with_retries(
+    session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float, tries: int
+) -> dict[str, Any]:
+    """Return the answer as `post` does; try again while the server is overloaded or is just being changed."""
+    for attempt in range(tries - 1):
+        try:
+            return post(session, url, body, content_type, timeout_seconds)
+        except (TooManyRequests, NotReady) as error:
+            time.sleep(min(error.retry_after or 2**attempt / 10, _MAX_PAUSE_SECONDS))
+    return post(session, url, body, content_type, timeout_seconds)

@@ -1,4 +1,4 @@
-"""The target URI and what `mlflow deployments help -t onnxserve` says about it."""
+"""The target URI `onnxserve`, and the text of `mlflow deployments help -t onnxserve`."""
 
 import textwrap
 
@@ -64,13 +64,13 @@ CONFIGURATION (-C NAME=VALUE; -C NAME= brings the default back)
 
 
 def check_target(uri: str) -> None:
-    """Raises InvalidConfig where `uri` names no backend of this version."""
+    """Raise InvalidConfig if `uri` names no backend of this version."""
     if uri.rstrip("/:") != TARGET:
         raise InvalidConfig(f"there is no target {uri!r}: it is `-t {TARGET}`, this machine; {_PLANNED}")
 
 
-def help_text() -> str:
-    """The whole help, the fields of `-C` from the spec itself."""
+def target_help() -> str:
+    """Return the help of the target; the fields of `-C` come from the spec itself."""
     lines = [_ABOUT]
     for name, kind, default, description in field_reference():
         lines.append(f"  {name} ({kind}{f', default {default}' if default else ''})")
