@@ -7,9 +7,8 @@ controllers in pods, and those beside other servers of the same store, neither d
 import uuid
 
 from mlflow_deploy_plugin.deployments.backends.local import state_dir
-from mlflow_deploy_plugin.deployments.locking import locked
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.statedir import write_atomically
+from mlflow_deploy_plugin.statedir import locked, write_atomically
 
 _NAME = ".place"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflow_deploy_plugin.deployments.backends.observation import State
+from mlflow_deploy_plugin.deployments.backends import DeploymentState
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.spec import VariantSpec
@@ -96,7 +96,7 @@ class EndpointSnapshot:
     """
 
     variants: Mapping[str, VariantSpec] | None
-    state: State = "running"
+    state: DeploymentState = "running"
     reason: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)

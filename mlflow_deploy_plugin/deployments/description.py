@@ -6,7 +6,7 @@ Plain values only; what is not known is an empty text.
 from datetime import UTC, datetime
 from typing import Any
 
-from mlflow_deploy_plugin.deployments.backends.observation import Observation
+from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.config import traffic_weights
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments

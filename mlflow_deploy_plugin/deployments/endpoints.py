@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import yaml
 
-from mlflow_deploy_plugin.deployments.backends import local
+from mlflow_deploy_plugin.deployments.backends import Observation, local
 from mlflow_deploy_plugin.deployments.backends.local import choose_port, is_port_free
-from mlflow_deploy_plugin.deployments.backends.observation import Observation
-from mlflow_deploy_plugin.deployments.locking import locked
 from mlflow_deploy_plugin.deployments.target import TARGET
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
+from mlflow_deploy_plugin.statedir import locked
 from mlflow_deploy_plugin.store import Endpoint, Store
 
 _PORT_ATTEMPTS = 5

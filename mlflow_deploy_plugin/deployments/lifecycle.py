@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_deploy_plugin.deployments.backends import local
-from mlflow_deploy_plugin.deployments.backends.observation import Observation
+from mlflow_deploy_plugin.deployments.backends import Observation, local
 from mlflow_deploy_plugin.deployments.config import absolute_model_uri, configure, sets_weight
 from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints, ObservedEndpoint
 from mlflow_deploy_plugin.deployments.monitor_checks import check_monitors

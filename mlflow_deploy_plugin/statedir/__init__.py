@@ -46,6 +46,7 @@ from mlflow_deploy_plugin.statedir.files import (
     write_atomically,
     write_state,
 )
+from mlflow_deploy_plugin.statedir.locks import is_locked, locked
 from mlflow_deploy_plugin.statedir.models import (
     AgentState,
     Command,
@@ -100,6 +101,8 @@ __all__ = [
     "WantedVariant",
     "WorkerState",
     "is_alive",
+    "is_locked",
+    "locked",
     "mark_loading",
     "read_state",
     "read_workers",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
-from mlflow_deploy_plugin.deployments.backends.observation import Observation
+from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound

@@ -1,1 +1,44 @@
 """Where deployments run. A backend is a module with `apply`, `observe`, `stop` and `remove`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlflow_deploy_plugin.statedir import RefusedVersion, WantedEndpoint, WorkerState
+
+DeploymentState = Literal["running", "starting", "stopped", "failed", "empty"]
+"""The state of an endpoint's server. `empty` is an endpoint without a deployment, which has no server."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """An endpoint's server at one moment, as a backend sees it.
+
+    Attributes:
+        reason: why it is not running, or what it still waits for; empty while all is well.
+        url: its address; empty while it does not answer.
+        pid: of the supervisor; None while it does not live.
+        started_at: of the supervisor, in seconds since the epoch.
+        restarts: how often gunicorn was killed and started anew since then; None if the backend does not count it.
+        wanted: the versions to be served, as the agent has resolved them.
+        workers: the state files of the living workers.
+        errors: variant → why a worker could not load the wanted version; the version before goes on answering.
+        refused: versions that the registry names and the agent does not let be served.
+        registry_error: why the agent's last look at the registry failed.
+        shipping_error: why captured requests do not get into the inference log.
+        log: the path of the server's log.
+    """
+
+    state: DeploymentState
+    reason: str = ""
+    url: str = ""
+    pid: int | None = None
+    started_at: float | None = None
+    restarts: int | None = None
+    wanted: WantedEndpoint | None = None
+    workers: tuple[WorkerState, ...] = ()
+    errors: Mapping[str, str] = field(default_factory=dict)
+    refused: tuple[RefusedVersion, ...] = ()
+    registry_error: str = ""
+    shipping_error: str = ""
+    log: str = ""

@@ -17,8 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from mlflow_deploy_plugin.deployments.backends import supervisor
-from mlflow_deploy_plugin.deployments.backends.observation import Observation, State
+from mlflow_deploy_plugin.deployments.backends import DeploymentState, Observation, supervisor
 from mlflow_deploy_plugin.deployments.backends.readiness import (
     AppliedSpec,
     read_applied_spec,
@@ -28,7 +27,6 @@ from mlflow_deploy_plugin.deployments.backends.readiness import (
     wait_until_served,
 )
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, server_environment
-from mlflow_deploy_plugin.deployments.locking import is_locked
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec
@@ -40,6 +38,7 @@ from mlflow_deploy_plugin.statedir import (
     SPEC,
     AgentState,
     ServerState,
+    is_locked,
     read_state,
     write_atomically,
 )
@@ -179,7 +178,7 @@ def _supervisor_pid(folder: Path) -> int | None:
     return supervisor.find(folder)
 
 
-def _state_without_server(name: str, folder: Path, settings: Settings) -> tuple[State, str]:
+def _state_without_server(name: str, folder: Path, settings: Settings) -> tuple[DeploymentState, str]:
     """The state of a server that has not written down, or not taken away, who it is; and the reason."""
     if is_locked(lock_path(name, settings)) or supervisor.find(folder) is not None:
         return "starting", _STARTING
@@ -189,7 +188,7 @@ def _state_without_server(name: str, folder: Path, settings: Settings) -> tuple[
     return "failed", f"the server is gone; `onnxserve start {name}` brings it back{said}"
 
 
-def _server_state(server: ServerState, report: AppliedSpec) -> tuple[State, str]:
+def _server_state(server: ServerState, report: AppliedSpec) -> tuple[DeploymentState, str]:
     """The state of a server whose supervisor lives, and the reason where it is not running."""
     if server.phase == "stopping":
         return "stopped", "it finishes the requests in flight"

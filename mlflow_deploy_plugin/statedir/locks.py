@@ -1,4 +1,4 @@
-"""Locks between processes of this machine: a file that is held by flock, and gone when nobody holds it."""
+"""Locks between processes of this machine: a file that is held by flock, and is removed when nobody holds it."""
 
 import fcntl
 import os
@@ -9,17 +9,19 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Waits for the lock and holds it. It ends with the process, however that ends."""
+    """Wait for the lock and hold it. It ends with the process, however that ends."""
     descriptor = _acquire(path)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: who waits for the old file sees that it is another one now
+        path.unlink(
+            missing_ok=True
+        )  # while it is held: a process that waits for the old file sees that it is another now
         os.close(descriptor)
 
 
 def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock at this moment."""
+    """Return True if some process holds the lock at this moment."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -42,5 +44,5 @@ def _acquire(path: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except FileNotFoundError:
-            pass  # its last holder has just taken the file away: the next one is another file
+            pass  # its last holder has just removed the file: the next one is another file
         os.close(descriptor)

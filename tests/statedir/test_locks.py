@@ -5,12 +5,12 @@ import sys
 import threading
 from pathlib import Path
 
-from mlflow_deploy_plugin.deployments.locking import is_locked, locked
+from mlflow_deploy_plugin.statedir import is_locked, locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from mlflow_deploy_plugin.deployments.locking import locked
+from mlflow_deploy_plugin.statedir import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
