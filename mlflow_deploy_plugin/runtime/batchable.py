@@ -1,4 +1,4 @@
-"""Whether requests to a version may be batched: found out by computing two rows alone and together."""
+"""A test if requests to a version may be batched: it computes two rows alone and together."""
 
 from collections.abc import Mapping
 

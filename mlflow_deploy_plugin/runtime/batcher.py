@@ -2,17 +2,16 @@
 
 Names and rules are those of Triton's dynamic batcher
 (https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/batcher.html): a batch is computed as soon
-as it has a preferred size or is full, or when its first request has waited for the delay; with a preferred size, no
+as it has a preferred size or is full, or when its first request has waited for the delay. With preferred sizes, no
 batch is larger than the largest of them.
 
-The request that has waited longest leads: its thread computes one batch, which it is part of, hands the lead to the
-next request that waits, and wakes those that it has computed. A version that is swapped out answers what it has been
-asked, since each request holds it. While a batch is computed, and ONNX Runtime has let go of the GIL, the next one
-gathers by itself.
+The oldest request leads: its thread computes one batch that includes it, passes the lead to the next request in the
+queue, and wakes the requests of the batch. A version that is swapped out still answers its requests, since each of them
+holds it. While a batch is computed, and ONNX Runtime has released the GIL, the next one gathers by itself.
 
-`run` blocks the caller's thread: alone, without a delay, it costs 6 µs and no change of threads, but among many each
+`run` blocks the caller's thread. Alone, without a delay, it costs 6 µs and no change of threads. Among many, each
 request pays for being put to sleep and woken under the GIL (40 µs, more than a small CNN computes). `submit` is for an
-event loop: the answers of a whole batch are given in one of the batcher's own threads.
+event loop: one of the batcher's own threads delivers the answers of a whole batch.
 
 A thread waits on a bare lock: 13 µs from release to wake-up; threading.Event and a Future take 18 µs (medians of the
 best runs on this project's machine).
@@ -34,7 +33,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 
 @dataclass(frozen=True)
 class BatchPolicy:
-    """What is joined, and how long it waits; the fields of `spec.ServerSpec`."""
+    """The limits of a batcher, as fields of `spec.ServerSpec`."""
 
     max_batch_size: int
     preferred_batch_size: tuple[int, ...] = ()
@@ -43,28 +42,29 @@ class BatchPolicy:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The sizes that are warmed: powers of two, the largest, and those that are preferred."""
+        """The batch sizes to warm up: powers of two, the largest size, and the preferred ones."""
         powers = {2**power for power in range(self.max_batch_size.bit_length())}
         return tuple(sorted(powers | {self.max_batch_size, *self.preferred_batch_size}))
 
 
 ResultCallback = Callable[["dict[str, Array] | Exception"], None]
-"""Is given the outputs of one request, or why there are none; it must not raise."""
+"""Receives the outputs of one request, or the error. It must not raise."""
 BatchCallback = Callable[[int, float, float], None]
-"""Is told of a batch: its rows, seconds that its first request waited, seconds that it was computed."""
+"""Receives the rows of a batch, the seconds that its first request waited, and the seconds of its computation."""
+Compute = Callable[[Feeds, Sequence[str] | None], dict[str, Array]]
 
 
 class RequestState(Enum):
     WAITING = auto()
-    LEADS = auto()  # its thread computes the next batch
-    TAKEN = auto()  # it is being computed
+    LEADER = auto()  # its thread computes the next batch
+    COMPUTING = auto()
     DONE = auto()
-    ALONE = auto()  # the batch failed: its thread computes it by itself
+    RETRY_ALONE = auto()  # the batch failed: its thread computes it by itself
     EXPIRED = auto()
 
 
 class QueuedRequest:
-    """One request in the queue; its thread waits on `wake`, or `done` is called."""
+    """One request in the queue. Its thread waits on `wake`; a submitted one has a `done` callback instead."""
 
     __slots__ = ("count", "deadline", "done", "feeds", "key", "outputs", "queued", "result", "rows", "state", "wake")
 
@@ -94,21 +94,21 @@ class QueuedRequest:
         self.wake = threading.Lock()
         self.wake.acquire()
 
-    def tell(self, state: RequestState) -> None:
-        """Wakes the thread of an entry that waits; the leader's own runs already, and `done` is called by who leads."""
-        leads, self.state = self.state is RequestState.LEADS, state
+    def set_state(self, state: RequestState) -> None:
+        """Change the state and wake the request's thread.
+
+        The leader's own thread runs already. A submitted request has no thread: the leader calls `done`.
+        """
+        leads, self.state = self.state is RequestState.LEADER, state
         if not leads and self.done is None:
             self.wake.release()
 
 
-Compute = Callable[[Feeds, Sequence[str] | None], dict[str, Array]]
-
-
 class Batcher:
-    """Joins the requests of one version.
+    """Batches the requests to one version.
 
     Args:
-        compute: runs the model on feeds whose first axis is the rows, each output with one entry a row.
+        compute: runs the model on feeds whose first axis is the rows; each output has one entry a row.
         clock: seconds, monotonic.
     """
 
@@ -135,37 +135,38 @@ class Batcher:
         deadline: float = float("inf"),
         count: BatchCallback = lambda rows, queue_seconds, compute_seconds: None,
     ) -> dict[str, Array]:
-        """Computes one request, joined with others; blocks the caller's thread.
+        """Compute one request, batched with others; blocks the caller's thread.
 
         Args:
-            deadline: of `clock`; a request that has not been taken for a batch by then is not computed.
-            count: is called in the thread that computes the batch.
+            deadline: a time of `clock`; a request that no batch includes by then is not computed.
+            count: called in the thread that computes the batch.
 
         Raises:
             TooManyRequests: the queue is full.
             DeadlineExceeded: the deadline passed.
             InferenceError: the model refuses this request's input.
         """
-        rows = _rows(feeds)
+        rows = _row_counts(feeds)
         if len(rows) != 1:
-            return self._compute(feeds, outputs)  # which input has how many rows is for the graph to judge
+            return self._compute(feeds, outputs)  # the graph decides if it takes inputs of different lengths
         entry = QueuedRequest(feeds, outputs, rows.pop(), self._clock(), deadline, count)
-        self._enter(entry)
-        if entry.state is not RequestState.LEADS:
+        self._enqueue(entry)
+        if entry.state is not RequestState.LEADER:
             self._wait(entry)
-        if entry.state is RequestState.LEADS:
+        if entry.state is RequestState.LEADER:
             self._lead(entry)
         return self._result(entry)
 
     def submit(
         self, feeds: Feeds, outputs: Sequence[str] | None, deadline: float, count: BatchCallback, done: ResultCallback
     ) -> None:
-        """As `run`, without blocking: `done` is called in another thread, or in this one where it cannot be queued.
+        """Compute one request as `run` does, without blocking.
 
-        While a batch is computed, a request whose time is up is told so only at its end.
+        `done` is called in another thread, or in this one if the queue is full. A request whose deadline passes while a
+        batch is computed is answered when the batch is done.
         """
-        rows = _rows(feeds)
-        # which input has how many rows is for the graph to judge: such a request is a batch of its own
+        rows = _row_counts(feeds)
+        # the graph decides if it takes inputs of different lengths: such a request is a batch of its own
         size = rows.pop() if len(rows) == 1 else self._limit
         entry = QueuedRequest(feeds, outputs, size, self._clock(), deadline, count, done)
         if rows:
@@ -173,17 +174,17 @@ class Batcher:
         if not self._threads:
             self._start()
         try:
-            self._enter(entry)
+            self._enqueue(entry)
         except TooManyRequests as error:
             done(error)
 
     def close(self) -> None:
-        """Ends the batcher's own threads; the caller holds the version no more, so that nothing is in the queue."""
+        """End the batcher's own threads. The queue is empty: no caller holds the version any more."""
         for _ in self._threads:
             self._leaders.put(None)
 
     def _start(self) -> None:
-        """Two threads: one gives the answers of a batch while the other computes the next."""
+        """Start two threads: one delivers the answers of a batch while the other computes the next."""
         with self._lock:
             if not self._threads:
                 names = ("onnxserve-batcher-0", "onnxserve-batcher-1")
@@ -195,13 +196,13 @@ class Batcher:
         while (leader := self._leaders.get()) is not None:
             try:
                 self._lead(leader)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is given to the one who asked
+            except Exception as error:  # noqa: BLE001 - the boundary: the request's callback receives it
                 leader.state, leader.result = RequestState.DONE, error
             self._finish(leader)
             del leader  # it holds the version
 
     def _finish(self, entry: QueuedRequest) -> None:
-        """Gives a submitted entry its answer."""
+        """Deliver the result of a submitted request."""
         if entry.done is None:
             return
         try:
@@ -216,17 +217,19 @@ class Batcher:
     def _result(self, entry: QueuedRequest) -> dict[str, Array]:
         if entry.state is RequestState.EXPIRED:
             raise DeadlineExceeded("the request's time was up before the model was free; nothing was computed")
-        if entry.state is RequestState.ALONE:
+        if entry.state is RequestState.RETRY_ALONE:
             return self._compute(entry.feeds, entry.outputs)
         if isinstance(entry.result, Exception):
             raise entry.result
         return entry.result
 
-    def _enter(self, entry: QueuedRequest) -> None:
+    def _enqueue(self, entry: QueuedRequest) -> None:
         with self._lock:
             if len(self._queue) >= self.policy.max_queue_size:
+                batches = sum(queued.rows for queued in self._queue) / self._limit
+                retry_after = min(max(1, ceil(batches * self._batch_seconds)), 60)  # until the queue is computed
                 raise TooManyRequests(
-                    f"{len(self._queue)} requests wait for this model already; ask again later", self._retry_after()
+                    f"{len(self._queue)} requests wait for this model already; ask again later", retry_after
                 )
             self._queue.append(entry)
             if not self._is_led:
@@ -239,20 +242,15 @@ class Batcher:
                     self._gatherer = None
 
     def _promote(self, entry: QueuedRequest) -> None:
-        """The entry leads: its own thread, or one of the batcher's."""
+        """Make a request the leader: in its own thread, or in one of the batcher's."""
         if entry.done is None:
-            entry.tell(RequestState.LEADS)
+            entry.set_state(RequestState.LEADER)
         else:
-            entry.state = RequestState.LEADS
+            entry.state = RequestState.LEADER
             self._leaders.put(entry)
 
-    def _retry_after(self) -> int:
-        """Seconds in which the queue, as it is, will have been computed; at least one."""
-        batches = sum(entry.rows for entry in self._queue) / self._limit
-        return min(max(1, ceil(batches * self._batch_seconds)), 60)
-
     def _wait(self, entry: QueuedRequest) -> None:
-        """Until the entry is done, alone, expired or leads."""
+        """Wait until the request is done, expired, to be retried alone, or the leader."""
         if entry.deadline == float("inf"):
             entry.wake.acquire()
             return
@@ -262,70 +260,65 @@ class Batcher:
             if entry.state is RequestState.WAITING:
                 entry.state = RequestState.EXPIRED
                 self._queue.remove(entry)
-        if entry.state is RequestState.TAKEN:
+        if entry.state is RequestState.COMPUTING:
             entry.wake.acquire()
 
     def _lead(self, leader: QueuedRequest) -> None:
-        """Computes one batch and answers it; whatever happens, the lead is handed on and nobody is left waiting."""
+        """Compute one batch and distribute its outputs. Whatever happens, the lead is passed on and nobody waits."""
         batch: list[QueuedRequest] = []
         results: list[dict[str, Array]] = []
         try:
-            batch = self._gather(leader)
+            batch = self._gather_batch(leader)
             if batch:
                 began = self._clock()
-                results = self._computed(batch)
+                results = self._compute_batch(batch)
                 self._batch_seconds = self._clock() - began
                 leader.count(sum(entry.rows for entry in batch), began - leader.queued, self._batch_seconds)
         except Exception:
             if len(batch) == 1:
                 raise
         finally:
-            self._hand_on(leader)
-            self._answer(batch, results, leader)
+            self._pass_lead(leader)
+            self._distribute(batch, results, leader)
 
-    def _answer(self, batch: list[QueuedRequest], results: list[dict[str, Array]], leader: QueuedRequest) -> None:
-        """Gives each entry its part, or lets it be computed alone where there is none."""
+    def _distribute(self, batch: list[QueuedRequest], results: list[dict[str, Array]], leader: QueuedRequest) -> None:
+        """Give each request its part of the outputs, or let it be computed alone if the batch failed."""
         for position, entry in enumerate(batch):
             if results:
                 entry.result = results[position]
-            entry.tell(RequestState.DONE if results else RequestState.ALONE)
+            entry.set_state(RequestState.DONE if results else RequestState.RETRY_ALONE)
             if entry is not leader:
                 self._finish(entry)
 
-    def _gather(self, leader: QueuedRequest) -> list[QueuedRequest]:
-        """Takes the batch out of the queue once it is worth computing; empty: the leader's own time is up."""
+    def _gather_batch(self, leader: QueuedRequest) -> list[QueuedRequest]:
+        """Take the batch out of the queue once it is worth computing; an empty one if the leader's deadline passed."""
         until = leader.queued + self._delay
         while True:
             with self._lock:
                 now = self._clock()
                 self._gatherer = None
-                late = self._expire(now)
+                late = [entry for entry in self._queue if entry.deadline <= now]
+                for entry in late:
+                    self._queue.remove(entry)
+                    entry.set_state(RequestState.EXPIRED)
             for entry in late:
                 if entry is not leader:
                     self._finish(entry)
             with self._lock:
                 if leader.state is RequestState.EXPIRED:
                     return []
-                batch, rows, is_complete = self._chosen(leader)
+                batch, rows, is_complete = self._select(leader)
                 if is_complete or now >= until:
                     for entry in batch[1:]:
-                        entry.state = RequestState.TAKEN
+                        entry.state = RequestState.COMPUTING
                     self._queue = [entry for entry in self._queue if entry.state is RequestState.WAITING]
                     return batch
-                leader.wake.acquire(blocking=False)  # what woke it up to here may have been a timeout
+                leader.wake.acquire(blocking=False)  # a timeout may have woken it: the lock may be free
                 self._gatherer, self._gathered_rows = leader, rows
             leader.wake.acquire(timeout=min(until, leader.deadline) - now)
 
-    def _expire(self, now: float) -> list[QueuedRequest]:
-        """Takes those out of the queue whose time is up."""
-        late = [entry for entry in self._queue if entry.deadline <= now]
-        for entry in late:
-            self._queue.remove(entry)
-            entry.tell(RequestState.EXPIRED)
-        return late
-
-    def _chosen(self, leader: QueuedRequest) -> tuple[list[QueuedRequest], int, bool]:
-        """The leader and those in the queue that fit behind it, their rows, and whether that is to be computed at once.
+    def _select(self, leader: QueuedRequest) -> tuple[list[QueuedRequest], int, bool]:
+        """Return the leader with the queued requests that fit behind it, their rows, and True if the batch is complete.
 
         A request of more rows than the limit is complete by itself.
         """
@@ -344,8 +337,8 @@ class Batcher:
                 break
         return chosen[:preferred] or chosen, rows, bool(preferred) or rows >= self._limit
 
-    def _computed(self, batch: list[QueuedRequest]) -> list[dict[str, Array]]:
-        """The outputs of each entry: views of the batch's."""
+    def _compute_batch(self, batch: list[QueuedRequest]) -> list[dict[str, Array]]:
+        """Return the outputs of each request: views of the batch's. Empty if they cannot be told apart."""
         first = batch[0]
         if len(batch) == 1:
             return [self._compute(first.feeds, first.outputs)]
@@ -353,13 +346,13 @@ class Batcher:
         outputs = self._compute(joined, first.outputs)
         ends = np.cumsum([entry.rows for entry in batch]).tolist()
         if any(array.shape[:1] != (ends[-1],) for array in outputs.values()):
-            return []  # not one entry a row after all: nobody can tell whose is whose
+            return []  # not one entry a row after all
         return [
             {name: array[end - entry.rows : end] for name, array in outputs.items()}
             for entry, end in zip(batch, ends, strict=True)
         ]
 
-    def _hand_on(self, leader: QueuedRequest) -> None:
+    def _pass_lead(self, leader: QueuedRequest) -> None:
         with self._lock:
             self._gatherer = None
             if self._queue and self._queue[0] is leader:  # it failed before it took itself
@@ -370,6 +363,6 @@ class Batcher:
                 self._is_led = False
 
 
-def _rows(feeds: Feeds) -> set[int]:
-    """How many rows the inputs have: one number, unless they do not belong together."""
+def _row_counts(feeds: Feeds) -> set[int]:
+    """Return the numbers of rows of the inputs: a single one unless they do not belong together."""
     return {array.shape[0] if array.ndim else 0 for array in feeds.values()}

@@ -1,4 +1,4 @@
-"""OnnxModel: one loaded version as a function of named arrays."""
+"""Loaded versions as functions of named arrays: the protocol that the data plane uses, and `OnnxModel`."""
 
 import math
 import threading
@@ -22,14 +22,25 @@ from mlflow_deploy_plugin.runtime.session import (
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.spec import Device
 
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    "tensor(string)": "str",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+_SMALL_RUN = (16,)
+"""The largest first dimension of a run after which the arena is not shrunk. A scalar has none, and compares as less."""
+
 
 class Predictor(Protocol):
-    """One version as a function of named arrays; `runtime.model.OnnxModel` is the usual one.
+    """One version as a function of named arrays; usually an `OnnxModel`.
 
     Attributes:
-        artifact: what its folder says, with inputs and outputs bound.
+        artifact: the content of its folder, with inputs and outputs bound.
         schema: turns columns, rows or tensors into feeds.
-        waited: the seconds that went by in this thread's last `run` (or `answer`) before its turn had come.
+        queue_seconds: the seconds that this thread's last `run` (or `answer`) waited for its turn.
     """
 
     artifact: Artifact
@@ -39,10 +50,10 @@ class Predictor(Protocol):
     def queue_seconds(self) -> float: ...
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
-        """Computes the named outputs (default: all) for feeds made by `schema`.
+        """Compute the named outputs (default: all) for feeds made by `schema`.
 
         Args:
-            deadline: in `time.perf_counter()`: what has to wait for its turn gives up then.
+            deadline: in `time.perf_counter()`; a call that still waits for its turn gives up then.
 
         Raises:
             InferenceError: the model refuses the input.
@@ -51,23 +62,23 @@ class Predictor(Protocol):
         ...
 
     def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
-        """What `predict` answers, from the outputs of `run`; `of_table`: the request was a table."""
+        """Return what `predict` returns, from the outputs of `run`; `of_table`: the request was a table."""
         ...
 
 
 @runtime_checkable
 class RemotePredictor(Protocol):
-    """A predictor that computes in a process of its own, which may be away."""
+    """A predictor that computes in a process of its own, which may be down."""
 
     @property
     def unavailable_reason(self) -> str:
-        """Why it cannot be asked just now; empty: it can."""
+        """The reason why it cannot compute just now; an empty text if it can."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class OpaqueBody:
-    """The body of a request that the version reads itself, since not all that it takes has a form as arrays."""
+    """The body of a request that the version reads itself, since not all of its inputs have a form as arrays."""
 
     content_type: str | None
     content: bytes
@@ -75,11 +86,11 @@ class OpaqueBody:
 
 @dataclass(frozen=True, slots=True)
 class OpaqueResponse:
-    """The JSON that answers a `Body`.
+    """The JSON that answers an `OpaqueBody`.
 
     Attributes:
-        feeds / outputs: what of the request and of its answer can be said as arrays, as `Predictor.run` names them;
-            empty: nothing.
+        feeds / outputs: the parts of the request and of its answer that have a form as arrays, named as in
+            `Predictor.run`. Empty if none has.
     """
 
     content: bytes
@@ -92,7 +103,7 @@ class OpaqueBodyPredictor(Protocol):
     """A predictor that reads bodies of `/invocations` itself: one whose artifact has the flavor python_function."""
 
     def answer(self, body: OpaqueBody, deadline: float = math.inf) -> OpaqueResponse:
-        """Reads, computes and writes; `deadline` as for `Predictor.run`.
+        """Read, compute and write; `deadline` as in `Predictor.run`.
 
         Raises:
             InvalidRequest, UnsupportedMediaType: the body cannot be read, or does not fit the model.
@@ -101,34 +112,20 @@ class OpaqueBodyPredictor(Protocol):
         ...
 
 
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(bool)": "bool",
-    "tensor(string)": "str",
-    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
-}
-
-
-_SMALL_RUN = (16,)
-"""The first dimension up to which a run is not worth giving its memory back for; a scalar has none, and is less."""
-
-
 class OnnxModel:
     """A model that is ready to answer.
 
     Attributes:
-        artifact: what its folder says, with inputs and outputs bound to the graph.
+        artifact: the content of its folder, with inputs and outputs bound to the graph.
         schema: turns columns, rows or tensors into feeds.
-        waited: nothing; see `runtime.predictor.Predictor`.
+        queue_seconds: always 0; see `Predictor`.
     """
 
     queue_seconds = 0.0
 
     def __init__(self, artifact: Artifact, session: Any) -> None:
         self._session = session
-        self.artifact = _named(artifact if artifact.inputs else _bind_to_graph(artifact, session), session)
+        self.artifact = _bind_to_graph(artifact, session)
         self.schema: Schema = compile_schema(
             self.artifact.columns, self.artifact.tensors, self.artifact.inputs, self.artifact.outputs
         )
@@ -140,23 +137,20 @@ class OnnxModel:
     def load(
         cls, folder: Path, device: Device = "cpu", intra_op_num_threads: int = 1, kept_graphs: Path | None = None
     ) -> "OnnxModel":
-        """Loads the MLmodel folder.
-
-        Args:
-            kept_graphs: see `runtime.session.open_session`.
+        """Load an MLmodel folder. `kept_graphs`: see `open_session`.
 
         Raises:
             InvalidArtifact: the folder or its graph cannot be used, or a file is not the one that was saved.
-            DeviceUnavailable, RuntimeMissing: see `runtime.session.open_session`.
+            DeviceUnavailable, RuntimeMissing: see `open_session`.
         """
         artifact = read_artifact(folder)
         check_digests(artifact)
         return cls(artifact, open_session(artifact.onnx_file, device, intra_op_num_threads, kept_graphs))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
-        """Computes the named outputs (default: all) for feeds made by `schema`; arrays by ONNX output name.
+        """Compute the named outputs (default: all) for feeds made by `schema`; arrays by ONNX output name.
 
-        A graph is computed by as many threads as ask, so that nothing waits for `deadline`.
+        Any number of threads compute a graph at the same time, so nothing waits, and `deadline` has no effect.
 
         Raises:
             InferenceError: the graph refuses the input.
@@ -169,18 +163,18 @@ class OnnxModel:
             raise InferenceError(f"the model cannot compute this input: {describe_error(error)}") from None
         for position, value in enumerate(values):
             if type(value) is list:
-                values[position] = _objects(value)
+                values[position] = _object_array(value)
         return dict(zip(names, values, strict=True))
 
     def try_out(self, feeds: Feeds, seconds: float) -> None:
-        """A run that is ended after so many seconds: of a graph that nobody has seen answering.
+        """Run a new graph for the first time, for at most so many seconds.
 
         Raises:
             InvalidArtifact: it takes longer.
             InferenceError: as `run`.
         """
         options = import_onnxruntime().RunOptions()
-        options.log_severity_level = 4  # what it refuses here is told by who tries it out
+        options.log_severity_level = 4  # the caller reports a refusal
         timer = threading.Timer(seconds, setattr, (options, "terminate", True))
         timer.daemon = True
         timer.start()
@@ -194,7 +188,7 @@ class OnnxModel:
             timer.cancel()
 
     def _is_large(self, feeds: Feeds) -> bool:
-        """Whether a run needs so much memory that it is to be given back; of columns, one says it for all."""
+        """Return True if a run needs so much memory that the arena is shrunk after it. Columns all have one length."""
         for array in feeds.values():
             if array.shape[:1] > _SMALL_RUN:
                 return True
@@ -203,21 +197,21 @@ class OnnxModel:
         return False
 
     def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
-        """What `predict` answers: the bare array of the one prediction output, or a mapping of several.
+        """Return what `predict` returns: the bare array of the one prediction output, or a mapping of several.
 
-        A stock `onnx` model answers as MLflow's pyfunc of it: always a mapping; for columns, and for a table where no
-        signature says that it is a tensor, an array of records, one a row, unless an output has several values a row,
-        which MLflow would spread over more rows than it was given.
+        A stock `onnx` model answers as its pyfunc in MLflow does, always with a mapping. For columns, and for a table
+        without a signature that calls it a tensor, that is an array of records, one a row. If an output has several
+        values a row, it stays a mapping of arrays: MLflow would spread it over more rows than it was given.
         """
         names = self.artifact.prediction
         if self.artifact.flavor == "onnx":
             named = {name: outputs[name] for name in names}
             is_table = bool(self.artifact.columns) or (of_table and not self.artifact.has_signature)
-            return _records(named) if is_table and _are_columns(named) else named
+            return _as_records(named) if is_table else named
         return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
 
     def example_feeds(self) -> Feeds:
-        """A row of zeros (empty strings), or a fixed batch of them, to warm up a graph that came without an example."""
+        """Return a row (or a fixed batch) of zeros and empty strings, to warm up a graph that has no example."""
         feeds: Feeds = {}
         for entry in self.artifact.inputs:
             shape = [1 if size == -1 else size for size in entry.shape]
@@ -226,21 +220,35 @@ class OnnxModel:
         return feeds
 
 
-def _are_columns(outputs: Mapping[str, Array]) -> bool:
-    """Whether every output has one value for each of the same rows."""
+def _as_records(outputs: dict[str, Array]) -> Array | dict[str, Array]:
+    """Return one mapping a row, or the outputs as they are unless each has one value for each of the same rows."""
     rows = {len(array) if array.ndim else -1 for array in outputs.values()}
-    return len(rows) == 1 and all(array.size == len(array) for array in outputs.values() if array.ndim)
-
-
-def _records(outputs: Mapping[str, Array]) -> Array:
+    if len(rows) != 1 or any(array.size != len(array) for array in outputs.values() if array.ndim):
+        return outputs
     columns = [array.reshape(-1).tolist() for array in outputs.values()]
-    return _objects([dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)])
+    return _object_array([dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)])
 
 
 def _bind_to_graph(artifact: Artifact, session: Any) -> Artifact:
-    """Binds the inputs of a stock `onnx` model: by name, else the columns stacked into the only input."""
+    """Add what only the graph knows: the names of the dimensions, and for a stock `onnx` model inputs and outputs."""
+    if not artifact.inputs:
+        artifact = _bind_stock_model(artifact, session)
+    names = {
+        node.name: tuple(size if isinstance(size, str) else "" for size in node.shape or ())
+        for node in session.get_inputs()
+    }
+    inputs = tuple(replace(entry, dimension_names=names.get(entry.name, ())) for entry in artifact.inputs)
+    return replace(artifact, inputs=inputs)
+
+
+def _bind_stock_model(artifact: Artifact, session: Any) -> Artifact:
+    """Bind the inputs of the graph to the signature by name, or else all columns, stacked, to the only input."""
     inputs = [Input(node.name, _dtype(node), _shape(node)) for node in session.get_inputs()]
-    outputs = tuple(Output(node.name, _output_dtype(node), _shape(node)) for node in session.get_outputs())
+    outputs = tuple(
+        # skl2onnx writes classifiers with ZipMap by default: one mapping from class to probability a row
+        Output(node.name, "map" if node.type.startswith("seq(map(") else _dtype(node), _shape(node))
+        for node in session.get_outputs()
+    )
     tensors = artifact.tensors
     if artifact.columns:
         names = tuple(column.name for column in artifact.columns)
@@ -263,17 +271,6 @@ def _bind_to_graph(artifact: Artifact, session: Any) -> Artifact:
     )
 
 
-def _named(artifact: Artifact, session: Any) -> Artifact:
-    """The inputs with the names of their dimensions, which only the graph says."""
-    symbols = {
-        node.name: tuple(size if isinstance(size, str) else "" for size in node.shape or ())
-        for node in session.get_inputs()
-    }
-    return replace(
-        artifact, inputs=tuple(replace(entry, dimension_names=symbols.get(entry.name, ())) for entry in artifact.inputs)
-    )
-
-
 def _dtype(node: Any) -> str:
     try:
         return _DTYPES[node.type]
@@ -281,13 +278,8 @@ def _dtype(node: Any) -> str:
         raise InvalidArtifact(f"the graph's {node.name!r} is a {node.type}, which cannot be served") from None
 
 
-def _output_dtype(node: Any) -> str:
-    """`map` for one mapping from class to probability a row: skl2onnx's default for classifiers (ZipMap)."""
-    return "map" if node.type.startswith("seq(map(") else _dtype(node)
-
-
-def _objects(values: list[Any]) -> Array:
-    """A sequence of the graph as an array of [N]: objects are never taken apart, as np.array would."""
+def _object_array(values: list[Any]) -> Array:
+    """Return a sequence of the graph as an array of [N]. np.array would take the objects apart."""
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array

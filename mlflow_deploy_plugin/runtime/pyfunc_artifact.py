@@ -1,8 +1,8 @@
-"""The MLmodel folder of a model without an ONNX form: what of its signature can be said as named arrays.
+"""The MLmodel folder of a model without an ONNX form: the part of its signature that has a form as named arrays.
 
-MLflow's signatures know more than arrays (objects, maps, nested arrays, Python type hints). Where one of those is an
-input, `Artifact.undescribed` says so, and the model is asked through `/invocations` alone. Dates and bytes are carried
-as strings: ISO 8601 and base64, as in MLflow's own JSON.
+MLflow's signatures know more than arrays (objects, maps, nested arrays, Python type hints). If one of those is an
+input, `Artifact.undescribed` says so, and only `/invocations` serves the model. Dates and bytes are carried as strings:
+ISO 8601 and base64, as in MLflow's own JSON.
 """
 
 import json
@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.values import Missing
 
 UNNAMED_OUTPUT = "prediction"
-"""The name of the one array that a model answers without a name."""
+"""The name of the only output of a model if it has none."""
 
 _AS_STRINGS = {"datetime", "binary"}
 _TENSOR_DTYPES = {
@@ -45,10 +45,10 @@ _ONLY_INPUT = "input"
 
 
 def read_served_artifact(folder: Path) -> Artifact:
-    """What the MLmodel file in `folder` says, of a model with an ONNX form (`read_artifact`) or of a pyfunc.
+    """Return the content of a model folder, be it a model with an ONNX form (`read_artifact`) or a pyfunc.
 
     Raises:
-        InvalidArtifact: it is no model that can be served.
+        InvalidArtifact: the model cannot be served.
     """
     document = read_mlmodel(folder)
     flavors = document.get("flavors")
@@ -63,9 +63,9 @@ def read_served_artifact(folder: Path) -> Artifact:
 
 @dataclass(frozen=True)
 class FrameSchema(Schema):
-    """The columns of a pyfunc, as MLflow's frame holds them: one that is optional may stay out, and a text be missing.
+    """The columns of a pyfunc as a pandas frame holds them: optional columns may be absent, and texts missing.
 
-    A graph has to be fed with something in their place; a model of pandas may tell the one from the other.
+    A graph has to be fed with something in their place; a model that takes a frame can tell the difference.
     """
 
     def from_columns(self, data: Mapping[str, Sequence[Any] | Array]) -> Feeds:
@@ -81,7 +81,7 @@ class FrameSchema(Schema):
 
 @dataclass(frozen=True)
 class UndescribedSchema(Schema):
-    """The schema of a pyfunc whose inputs are no named arrays: whatever is given as such is refused with `reason`."""
+    """The schema of a pyfunc whose inputs have no form as named arrays: it refuses every array with `reason`."""
 
     reason: str = ""
 
@@ -103,7 +103,7 @@ class UndescribedSchema(Schema):
 
 
 def pyfunc_schema(artifact: Artifact) -> Schema:
-    """How columns, rows and tensors become what feeds this pyfunc."""
+    """Return the schema that turns columns, rows and tensors into feeds of this pyfunc."""
     if artifact.undescribed:
         return UndescribedSchema((), (), (), reason=artifact.undescribed)
     schema = compile_schema(artifact.columns, artifact.tensors, artifact.inputs)
@@ -112,18 +112,13 @@ def pyfunc_schema(artifact: Artifact) -> Schema:
 
 def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
     signature = document.get("signature") or {}
-    columns, tensors, undescribed = _inputs(signature, bool(document.get("is_signature_from_type_hint")))
+    columns, tensors, undescribed = _read_inputs(signature, bool(document.get("is_signature_from_type_hint")))
     inputs = [Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns]
     inputs += [
-        Input(
-            tensor.name or _ONLY_INPUT,
-            tensor.dtype,
-            tensor.shape,
-            dimension_names=row_symbols(tensor.shape),
-        )
+        Input(tensor.name or _ONLY_INPUT, tensor.dtype, tensor.shape, dimension_names=row_symbols(tensor.shape))
         for tensor in tensors
     ]
-    outputs = _outputs(signature)
+    outputs = _read_outputs(signature)
     return Artifact(
         folder=folder,
         onnx_file=folder,
@@ -141,8 +136,10 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
     )
 
 
-def _inputs(signature: Mapping[str, Any], takes_objects: bool) -> tuple[tuple[Column, ...], tuple[Tensor, ...], str]:
-    """Columns, tensors, and why neither can be said."""
+def _read_inputs(
+    signature: Mapping[str, Any], takes_objects: bool
+) -> tuple[tuple[Column, ...], tuple[Tensor, ...], str]:
+    """Return the columns and the tensors of a signature, or the reason why it can be written as neither."""
     fields = json.loads(signature.get("inputs") or "[]")
     if not fields:
         return (), (), "this model has no signature that names its inputs; send it to /invocations, as JSON or CSV"
@@ -165,15 +162,15 @@ def _inputs(signature: Mapping[str, Any], takes_objects: bool) -> tuple[tuple[Co
     return tuple(columns), tuple(tensors), ""
 
 
-def _outputs(signature: Mapping[str, Any]) -> tuple[Output, ...]:
-    """The outputs as far as the signature says them; empty: nobody knows before the model has answered."""
+def _read_outputs(signature: Mapping[str, Any]) -> tuple[Output, ...]:
+    """Return the outputs that the signature names; none if only the first answer can show them."""
     fields = json.loads(signature.get("outputs") or "[]")
-    return tuple(_output(entry, len(fields)) for entry in fields)
-
-
-def _output(entry: Mapping[str, Any], count: int) -> Output:
-    name = str(entry.get("name") or UNNAMED_OUTPUT) if count == 1 else str(entry["name"])
-    if entry.get("type") == "tensor":
-        spec = entry["tensor-spec"]
-        return Output(name, _TENSOR_DTYPES.get(spec["dtype"], "object"), tuple(spec["shape"]))
-    return Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,))
+    outputs = []
+    for entry in fields:
+        name = str(entry.get("name") or UNNAMED_OUTPUT) if len(fields) == 1 else str(entry["name"])
+        if entry.get("type") == "tensor":
+            spec = entry["tensor-spec"]
+            outputs.append(Output(name, _TENSOR_DTYPES.get(spec["dtype"], "object"), tuple(spec["shape"])))
+        else:
+            outputs.append(Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,)))
+    return tuple(outputs)

@@ -1,12 +1,30 @@
-"""An ONNX Runtime session with everything said explicitly: providers, threads, and a device that is really used."""
+"""An ONNX Runtime session with everything said explicitly: providers, threads, and a device that is really used.
 
+Optimised graphs are kept beside the state of the server, so that the next start loads them as they are. Medians of 15
+loads side by side, with outputs identical to the bit:
+
+| graph | from the original | from the kept graph |
+|---|---|---|
+| ResNet18 (47 MB) | 87 ms | 46 ms |
+| 300 trees (4 MB) | 90 ms | 79 ms |
+| small CNN (0.4 MB) | 1.8 ms | 0.8 ms |
+
+Writing costs the first load of ResNet18 another 180 ms, so graphs below a megabyte are not kept. An optimised graph is
+made for one CPU and one ONNX Runtime. Its name is a digest of both and of the original file, which inode, size and time
+identify: a digest of 47 MB would take longer than the cache saves.
+"""
+
+import contextlib
 import ctypes
+import hashlib
 import os
+import platform
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
-from mlflow_deploy_plugin.runtime import graph_cache
 from mlflow_deploy_plugin.spec import Device
 
 _PROVIDERS: dict[Device, list[str]] = {
@@ -15,15 +33,22 @@ _PROVIDERS: dict[Device, list[str]] = {
     "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
 }
 _DRIVER = "libcuda.so.1"
+_CPU_INFO = Path("/proc/cpuinfo")
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_V1_CPU = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
 
+MAX_KEPT_BYTES = 4_000_000_000
+_MIN_GRAPH_BYTES = 1_000_000
+_MAX_GRAPH_BYTES = 1_000_000_000  # protobuf ends at two gigabytes, and ONNX Runtime puts the weights into the one file
+_SUFFIX = ".onnx"
+_ABANDONED_SECONDS = 3600.0
+
 
 def import_onnxruntime() -> Any:
-    """The module, or the error that says how to get it.
+    """Return the module.
 
     Raises:
-        RuntimeMissing: it is not installed.
+        RuntimeMissing: it is not installed; the message says how to install it.
     """
     try:
         import onnxruntime as module  # heavy, and of one of two distributions
@@ -36,34 +61,32 @@ def import_onnxruntime() -> Any:
 
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity and the cgroup's quota, which ONNX Runtime itself ignores."""
+    """Return the cores that this process may use.
+
+    They are limited by its affinity and by the quota of the cgroup (version 2, else version 1), which ONNX Runtime
+    itself ignores.
+    """
     affinity = len(os.sched_getaffinity(0))
-    quota = _cgroup_quota()
-    return affinity if quota is None else max(1, min(affinity, int(quota)))
-
-
-def _cgroup_quota() -> float | None:
-    """Cores that the cgroup (version 2, else version 1) allows, as a container sees it; None: no limit."""
     try:
         quota, period = _CGROUP_CPU_MAX.read_text().split()
     except (OSError, ValueError):
         try:
             quota, period = (path.read_text().strip() for path in _CGROUP_V1_CPU)
         except OSError:
-            return None
-    return None if quota in ("max", "-1") else int(quota) / int(period)
+            return affinity
+    return affinity if quota in ("max", "-1") else max(1, min(affinity, int(int(quota) / int(period))))
 
 
 def open_session(
     onnx_file: Path, device: Device = "cpu", intra_op_num_threads: int = 1, kept_graphs: Path | None = None
 ) -> Any:
-    """An `onnxruntime.InferenceSession` on `device`, and on nothing else.
+    """Return an `onnxruntime.InferenceSession` on `device`, and on nothing else.
 
     ONNX Runtime falls back to the CPU without a word where a GPU library is missing; here that is an error, and so is
     a node of the graph that the device cannot run (`session.disable_cpu_ep_fallback`).
 
     Args:
-        kept_graphs: the folder in which optimised graphs are kept for the next time (`runtime/graph_cache.py`).
+        kept_graphs: the folder in which optimised graphs are kept for the next time.
 
     Raises:
         RuntimeMissing: ONNX Runtime is not installed.
@@ -73,14 +96,10 @@ def open_session(
     ort = import_onnxruntime()
     check_device_libraries(ort, device)
     options = _session_options(ort, device, intra_op_num_threads)
-    place = (
-        graph_cache.optimized_graph_path(onnx_file, kept_graphs, ort.__version__)
-        if kept_graphs and device == "cpu"
-        else None
-    )
+    path = optimized_graph_path(onnx_file, kept_graphs, ort.__version__) if kept_graphs and device == "cpu" else None
     try:
-        if place is not None:
-            return _open_kept(ort, onnx_file, place, intra_op_num_threads)
+        if path is not None:
+            return _open_kept(ort, onnx_file, path, intra_op_num_threads)
         session = ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS[device])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         reason = describe_error(error)
@@ -107,48 +126,8 @@ def arena_shrinking_options() -> Any:
     return options
 
 
-def _session_options(ort: Any, device: Device, intra_op_num_threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = intra_op_num_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Spinning threads take the core from the other workers: measured, it matters from two sessions on few cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if device != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    return options
-
-
-def _open_kept(ort: Any, onnx_file: Path, place: Path, intra_op_num_threads: int) -> Any:
-    """A session of the optimised graph, or of the original, whose optimised form is then kept.
-
-    Whatever is wrong with the kept one (half of it after a full disk), or with keeping it: the original counts.
-    """
-    if place.is_file():
-        options = _session_options(ort, "cpu", intra_op_num_threads)
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            session = ort.InferenceSession(str(place), options, providers=_PROVIDERS["cpu"])
-        except Exception:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
-            place.unlink(missing_ok=True)
-        else:
-            graph_cache.mark_used(place)
-            return session
-    options = _session_options(ort, "cpu", intra_op_num_threads)
-    temporary = graph_cache.temporary_path(place)
-    options.optimized_model_filepath = str(temporary)
-    try:
-        session = ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS["cpu"])
-    except Exception:  # noqa: BLE001 - as above; the original alone says what is wrong with it
-        temporary.unlink(missing_ok=True)
-        options = _session_options(ort, "cpu", intra_op_num_threads)
-        return ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS["cpu"])
-    graph_cache.store_optimized_graph(temporary, place)
-    return session
-
-
 def describe_error(error: Exception) -> str:
-    """ONNX Runtime's message in one line, without its prefix codes and the paths of its build."""
+    """Return ONNX Runtime's message in one line, without its prefix codes and the paths of its build."""
     text = " ".join(str(error).split())
     text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
     words = [word for word in text.split(" ") if not word.startswith("/")]
@@ -156,7 +135,7 @@ def describe_error(error: Exception) -> str:
 
 
 def check_device_libraries(ort: Any, device: Device) -> None:
-    """Loads what `device` needs beside ONNX Runtime itself.
+    """Load the libraries that `device` needs beside ONNX Runtime itself.
 
     Raises:
         DeviceUnavailable: this ONNX Runtime was built without the device, or NVIDIA's driver is not there.
@@ -177,3 +156,88 @@ def check_device_libraries(ort: Any, device: Device) -> None:
         ) from None
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels
+
+
+def optimized_graph_path(onnx_file: Path, folder: Path, runtime_version: str) -> Path | None:
+    """Return the path in `folder` at which the optimised graph is kept, if it is there or not.
+
+    None if the graph is too small or too large, or if the folder cannot be written.
+    """
+    try:
+        # its weights may lie in files beside it
+        files = sorted(path for path in onnx_file.parent.iterdir() if path.is_file())
+        states = [(path.name, path.stat()) for path in files]
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    size = sum(state.st_size for _, state in states)
+    if not _MIN_GRAPH_BYTES <= size <= _MAX_GRAPH_BYTES or not os.access(folder, os.W_OK):
+        return None
+    identity = [(name, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states]
+    text = repr((onnx_file.name, identity, runtime_version, _cpu_features()))
+    return folder / (hashlib.blake2b(text.encode(), digest_size=20).hexdigest() + _SUFFIX)
+
+
+def _session_options(ort: Any, device: Device, intra_op_num_threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = intra_op_num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads take the core from the other workers: measured, it matters from two sessions on few cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if device != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+def _open_kept(ort: Any, onnx_file: Path, kept: Path, intra_op_num_threads: int) -> Any:
+    """Return a session of the kept graph, or of the original, whose optimised form is then kept.
+
+    The original decides if anything is wrong with the kept one (half of it after a full disk) or with keeping it.
+    """
+    if kept.is_file():
+        options = _session_options(ort, "cpu", intra_op_num_threads)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            session = ort.InferenceSession(str(kept), options, providers=_PROVIDERS["cpu"])
+        except Exception:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+            kept.unlink(missing_ok=True)
+        else:
+            with contextlib.suppress(OSError):
+                os.utime(kept)  # the least recently used graph is evicted first
+            return session
+    options = _session_options(ort, "cpu", intra_op_num_threads)
+    temporary = kept.with_name(f".{os.urandom(8).hex()}{_SUFFIX}")
+    options.optimized_model_filepath = str(temporary)
+    try:
+        session = ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS["cpu"])
+    except Exception:  # noqa: BLE001 - as above; the original alone says what is wrong with it
+        temporary.unlink(missing_ok=True)
+        options = _session_options(ort, "cpu", intra_op_num_threads)
+        return ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS["cpu"])
+    with contextlib.suppress(OSError):
+        os.replace(temporary, kept)
+        _evict_graphs(kept)
+    return session
+
+
+def _evict_graphs(newest: Path) -> None:
+    """Delete the least recently used graphs beyond `MAX_KEPT_BYTES`, and temporary files that somebody abandoned."""
+    states = [(path, path.stat()) for path in newest.parent.glob(f"*{_SUFFIX}")]
+    left = MAX_KEPT_BYTES
+    for path, state in sorted(states, key=lambda entry: entry[1].st_mtime_ns, reverse=True):
+        left -= state.st_size
+        is_abandoned = path.name.startswith(".") and state.st_mtime < time.time() - _ABANDONED_SECONDS
+        if path != newest and (left < 0 or is_abandoned):
+            path.unlink(missing_ok=True)
+
+
+@cache
+def _cpu_features() -> str:
+    """Return the properties of the CPU that the layout of an optimised graph depends on."""
+    try:
+        lines = _CPU_INFO.read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return platform.machine() + flags

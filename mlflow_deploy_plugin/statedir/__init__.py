@@ -17,7 +17,7 @@
     counted.json        gunicorn → agent            the rows that the last workers have counted
     progress.json       agent                       what it has shipped (`agent/progress.py`)
     mask.key            workers                     the key of masked columns (`server/capture/masking.py`)
-    graphs/             workers → workers           optimised graphs for the next start (`runtime/graph_cache.py`)
+    graphs/             workers → workers           optimised graphs for the next start (`runtime/session.py`)
 
 Every file has one writer and is replaced by an atomic rename, so that a reader sees the old content or the new, never
 half of one. If the registry is down, or after a restart, what `wanted.json` says goes on being served.

@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
-from mlflow_deploy_plugin.runtime import graph_cache, open_session
-from mlflow_deploy_plugin.runtime.graph_cache import optimized_graph_path
+from mlflow_deploy_plugin.runtime import open_session, session
+from mlflow_deploy_plugin.runtime.session import optimized_graph_path
 from tests.support.models import adder, parse_graph
 
 X = np.random.default_rng(1).random((3, 600), dtype=np.float32)
@@ -111,7 +111,7 @@ def test_a_broken_graph_is_refused_as_without_the_folder(graph: Path, folder: Pa
 def test_the_oldest_go_where_all_together_are_too_large(
     graph: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_cache, "MAX_KEPT_BYTES", 4_000_000)
+    monkeypatch.setattr(session, "MAX_KEPT_BYTES", 4_000_000)
     for number in range(5):
         graph.with_name("weights").write_bytes(b"x" * number)
         open_session(graph, kept_graphs=folder)
